@@ -1,0 +1,1 @@
+"""From RLDS directories to dataset directories."""

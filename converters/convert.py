@@ -1,0 +1,223 @@
+"""The conversion job: an RLDS directory becomes a dataset directory."""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from converters.rlds.source import STEPS, Episode, RldsSource, SourceShard
+from converters.standardize import SOURCE_ID, TASK_INDEX, SourceMapping
+from pipeline import statistics as stats
+from pipeline.errors import SchemaError, UserError
+from pipeline.manifest import FILE_NAME, FORMAT_VERSION, STATISTICS_NAME, Manifest, Shard
+from pipeline.record import RecordLayout, Values
+from pipeline.schema import Column, Feature, Schema, to_rest
+from pipeline.writer import ShardWriter, write_manifest
+
+_OWN_FILES = ("*.arrayrecord", "*.tmp", FILE_NAME, STATISTICS_NAME)
+
+
+def convert(
+    source: RldsSource,
+    destination: pathlib.Path,
+    mapping: SourceMapping,
+    *,
+    overwrite: bool = False,
+    on_episode: Callable[[int], None] = lambda num_steps: None,
+) -> Manifest:
+    """Writes every episode of `source` as a dataset directory.
+
+    Args:
+      source: What is read; each of its shards becomes one shard of every column.
+      destination: The dataset directory. Until its last file is written it does not open.
+      mapping: Which source key becomes which feature.
+      overwrite: Whether a dataset that stands there is replaced.
+      on_episode: Called with the number of steps after each episode.
+
+    Returns:
+      The manifest that was written.
+
+    Raises:
+      UserError: Where the destination is in use, or the source is not what it declares.
+    """
+    job = _Job(mapping, mapping.schema(source), destination)
+    _clear(destination, overwrite=overwrite)
+    for number, shard in enumerate(source.shards):
+        file = f"{number:05d}-of-{len(source.shards):05d}.arrayrecord"
+        job.convert_shard(source, shard, file, on_episode)
+    manifest = job.manifest(source)
+    write_manifest(destination, manifest, job.statistics())
+    return manifest
+
+
+@dataclasses.dataclass
+class _Job:
+    """A conversion under way: what has been written and seen so far."""
+
+    mapping: SourceMapping
+    schema: Schema
+    destination: pathlib.Path
+    tasks: dict[str, int] = dataclasses.field(default_factory=dict)
+    lengths: list[int] = dataclasses.field(default_factory=list)
+    episode_tasks: list[int] = dataclasses.field(default_factory=list)
+    shards: dict[str, list[Shard]] = dataclasses.field(default_factory=dict)
+    trajectories: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    num_steps: int = 0
+
+    def convert_shard(
+        self,
+        source: RldsSource,
+        shard: SourceShard,
+        file: str,
+        on_episode: Callable[[int], None],
+    ) -> None:
+        """Writes one shard of every column."""
+        with contextlib.ExitStack() as stack:
+            writers = {
+                column.name: stack.enter_context(
+                    ShardWriter(self.destination, f"{column.name}/{file}")
+                )
+                for column in self.schema.columns
+            }
+            for where, episode in source.episodes(shard):
+                values = standardize(episode, self.schema, self.mapping, self.tasks, where)
+                self._write(values, writers)
+                self._note(values)
+                on_episode(self.lengths[-1])
+        for name, writer in writers.items():
+            self.shards.setdefault(name, []).append(writer.finished())
+
+    def manifest(self, source: RldsSource) -> Manifest:
+        """What has been written, described."""
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            name=source.name,
+            schema=self.schema,
+            shards={name: tuple(shards) for name, shards in self.shards.items()},
+            episode_lengths=tuple(self.lengths),
+            episode_tasks=tuple(self.episode_tasks),
+            tasks=tuple(self.tasks),
+            conventions=self.mapping.conventions,
+            provenance={"source": source.name, "version": source.version, "split": source.split},
+        )
+
+    def statistics(self) -> dict[str, stats.FeatureStatistics]:
+        """Over every float32 trajectory."""
+        return {key: stats.compute(np.concatenate(kept)) for key, kept in self.trajectories.items()}
+
+    def _write(self, values: Mapping[str, np.ndarray | list[bytes]], writers: Mapping) -> None:
+        """Appends one episode to every column."""
+        num_steps = len(values[TASK_INDEX])
+        for column in self.schema.columns:
+            layout = RecordLayout(column)
+            write = writers[column.name].write
+            if column.per == "episode":
+                write(layout.encode(len(self.lengths), num_steps, _whole(values, column)))
+                continue
+            for t in range(num_steps):
+                write(layout.encode(self.num_steps + t, 1, _at(values, column, t)))
+
+    def _note(self, values: Mapping[str, np.ndarray | list[bytes]]) -> None:
+        """Counts an episode and keeps its low-dimensional values for the statistics."""
+        task_index = values[TASK_INDEX]
+        self.lengths.append(len(task_index))
+        self.episode_tasks.append(int(task_index[0]))
+        self.num_steps += len(task_index)
+        for column, feature in self.schema.features():
+            if column.per == "episode" and feature.dtype == "float32":
+                flat = np.asarray(values[feature.key]).reshape(len(task_index), -1)
+                self.trajectories.setdefault(feature.key, []).append(flat)
+
+
+def standardize(
+    episode: Episode, schema: Schema, mapping: SourceMapping, tasks: dict[str, int], where: str
+) -> dict[str, np.ndarray | list[bytes]]:
+    """A source episode under its feature keys, in its types at rest.
+
+    Args:
+      episode: By source key, as it was read.
+      schema: Of the dataset.
+      mapping: Names the instruction's key.
+      tasks: Index of every instruction so far; new ones are added.
+      where: File and episode, for errors.
+
+    Returns:
+      By feature key: arrays (t, *shape) in their rest dtype; a list of t encoded images; for the
+      source id, a list of one text.
+
+    Raises:
+      SchemaError: A value that the dtype law refuses, or text that is not UTF-8.
+    """
+    texts = [_decoded(text, f"{where}, {mapping.task}") for text in episode[mapping.task]]
+    num_steps = len(texts)
+    standardized: dict[str, np.ndarray | list[bytes]] = {}
+    for _, feature in schema.features():
+        if feature.key == TASK_INDEX:
+            indices = [tasks.setdefault(text, len(tasks)) for text in texts]
+            standardized[feature.key] = np.array(indices, np.int32)
+        else:
+            value = episode[feature.source]
+            if isinstance(value, np.ndarray):
+                value = to_rest(_each_step(value, feature, num_steps), feature, where)
+            standardized[feature.key] = value
+    return standardized
+
+
+def _each_step(value: np.ndarray, feature: Feature, num_steps: int) -> np.ndarray:
+    """A value of the whole episode, repeated for each of its steps."""
+    return value if feature.source.startswith(STEPS) else np.repeat(value, num_steps, axis=0)
+
+
+def _decoded(text: bytes, where: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise SchemaError(
+            where=where,
+            expected="a text in UTF-8",
+            found=repr(text[:40]),
+            remedy="Write the instruction in UTF-8 at the source.",
+        ) from error
+
+
+def _whole(values: Mapping[str, np.ndarray | list[bytes]], column: Column) -> Values:
+    """An episode's record: trajectories, and the one text of the source id."""
+    return {
+        f.key: b"".join(values[f.key]) if f.key == SOURCE_ID else np.asarray(values[f.key])
+        for f in column.features
+    }
+
+
+def _at(values: Mapping[str, np.ndarray | list[bytes]], column: Column, t: int) -> Values:
+    """The record of step `t`."""
+    return {f.key: values[f.key][t] for f in column.features}
+
+
+def _clear(destination: pathlib.Path, *, overwrite: bool) -> None:
+    """Makes room: an old dataset stops being one before any of its shards is touched."""
+    if destination.exists() and not destination.is_dir():
+        raise _in_use(destination, "a file", "Name another destination.")
+    destination.mkdir(parents=True, exist_ok=True)
+    files = [path for path in destination.rglob("*") if path.is_file()]
+    foreign = [p.name for p in files if not any(p.match(pattern) for pattern in _OWN_FILES)]
+    if foreign:
+        raise _in_use(destination, f"other files: {foreign[0]}", "Name another destination.")
+    manifest = destination / FILE_NAME
+    if manifest.exists():
+        if not overwrite:
+            raise _in_use(destination, "a dataset", "Replace it with --overwrite.")
+        manifest.unlink()
+    for path in destination.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _in_use(destination: pathlib.Path, found: str, remedy: str) -> UserError:
+    return UserError(
+        where=str(destination),
+        expected="an empty or new directory",
+        found=found,
+        remedy=remedy,
+    )

@@ -1,0 +1,1 @@
+"""Reading TFDS/RLDS directories without TensorFlow."""

@@ -1,0 +1,131 @@
+"""Which source key becomes which feature, and what its numbers mean: as data.
+
+A mapping takes or ignores every key of its source. A key that it does neither with is an error,
+so nothing is dropped unseen.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable
+
+from converters.rlds.source import RldsSource, SourceKey
+from pipeline.conventions import Conventions
+from pipeline.errors import SchemaError
+from pipeline.schema import Column, Feature, Schema, rest_dtype
+
+EPISODES = "episodes"
+IMAGES = "steps"
+TASK_INDEX = "task_index"
+SOURCE_ID = "source_id"
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMapping:
+    """One source key and the feature that it becomes."""
+
+    key: str
+    """Path in the batch, such as `observation/proprio`."""
+    source: str
+    """Key in the source, such as `steps/observation/state`."""
+    column: str = EPISODES
+    """`episodes` for low-dimensional trajectories, `steps` for images, or the name of a column of
+    its own, such as `vggt_tokens`."""
+    dims: tuple[str, ...] = ()
+    """Names of the last axis with their units."""
+    optional: bool = False
+    """Whether a source without the key is fine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceMapping:
+    """How the keys of one kind of source become a dataset."""
+
+    features: tuple[FeatureMapping, ...]
+    """What is taken."""
+    conventions: Conventions
+    """What the numbers mean."""
+    task: str = "steps/language_instruction"
+    """Key of the instruction."""
+    source_id: str | None = None
+    """Key of a text that names the episode; None where the source has none."""
+    ignore: tuple[str, ...] = ()
+    """Globs over keys that are left out on purpose."""
+
+    def __post_init__(self) -> None:
+        """Checks that no two source keys become one feature."""
+        keys = [m.key for m in self.features]
+        doubled = sorted({key for key in keys if keys.count(key) > 1})
+        if doubled:
+            raise ValueError(f"mapped more than once: {', '.join(doubled)}")
+
+    def schema(self, source: RldsSource) -> Schema:
+        """The columns that a source becomes.
+
+        Raises:
+          SchemaError: A mapped key that the source does not have or whose type does not fit, or
+            keys of the source that are neither mapped nor ignored; all of them at once.
+        """
+        where = str(source.directory / "features.json")
+        self._check_covered(source.keys, where)
+        taken = [m for m in self.features if m.source in source.keys]
+        episode = [_task_feature(self.task)]
+        episode += [
+            _feature(m, source.keys[m.source], where) for m in taken if m.column == EPISODES
+        ]
+        if self.source_id is not None:
+            episode.append(Feature(SOURCE_ID, "text", (), "utf8", None, self.source_id))
+        columns = [Column(EPISODES, "episode", tuple(episode))]
+        for name in dict.fromkeys(m.column for m in taken if m.column != EPISODES):
+            stored = (_feature(m, source.keys[m.source], where) for m in taken if m.column == name)
+            columns.append(Column(name, "step", tuple(stored)))
+        return Schema(tuple(columns))
+
+    def _ignores(self, key: str) -> bool:
+        return any(fnmatch.fnmatchcase(key, glob) for glob in self.ignore)
+
+    def _check_covered(self, keys: Iterable[str], where: str) -> None:
+        required = {m.source for m in self.features if not m.optional} | {self.task}
+        known = {m.source for m in self.features} | {self.task}
+        if self.source_id is not None:
+            required.add(self.source_id)
+            known.add(self.source_id)
+        missing = sorted(required - set(keys))
+        unknown = [key for key in keys if key not in known and not self._ignores(key)]
+        if missing or unknown:
+            raise SchemaError(
+                where=where,
+                expected="every key mapped or ignored, and every mapped key there",
+                found=f"unmapped: {', '.join(unknown) or 'none'}; "
+                f"missing: {', '.join(missing) or 'none'}",
+                remedy="Write a mapping: `python -m converters.rlds SRC --describe > mapping.toml`,"
+                " edit it, and convert with `--mapping mapping.toml`.",
+            )
+
+
+def _task_feature(source: str) -> Feature:
+    return Feature(TASK_INDEX, "tensor", (), "int32", "int32", source)
+
+
+def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
+    """The feature that a source key becomes, by the dtype law."""
+    where = f"{where}, {key.key}"
+    if key.kind == "text":
+        raise SchemaError(
+            where=where,
+            expected="numbers or an image",
+            found="a text",
+            remedy="Texts are stored once a task or episode: name the key as `task` or"
+            " `source_id`, or ignore it.",
+        )
+    if key.kind == "image" and (mapping.column == EPISODES or key.dtype != "uint8"):
+        raise SchemaError(
+            where=where,
+            expected="a uint8 image in a step column, such as `steps`",
+            found=f"{key.dtype} in the column {mapping.column}",
+            remedy='Set column = "steps" for it in the mapping, or ignore the key.',
+        )
+    dtype = rest_dtype(key.dtype, where)
+    batch_dtype = "float32" if dtype == "bfloat16" else dtype
+    return Feature(
+        mapping.key, key.kind, key.shape, dtype, batch_dtype, mapping.source, mapping.dims
+    )

@@ -1,0 +1,1 @@
+"""From dataset directories to typed, numeric, JAX-ready batches."""

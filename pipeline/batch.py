@@ -1,0 +1,113 @@
+"""The batch: the contract between the pipeline and the model, and its check.
+
+`b` batch, `w` window, `h` action horizon; in every mask True = real.
+
+    observation/image_primary        uint8    b w 256 256 3   stored size
+    observation/image_wrist          uint8    b w 256 256 3
+    observation/proprio              float32  b w 8           normalised
+    observation/vggt_tokens          float16  b w 261 2048    as the column declares
+    observation/timestep             int32    b w             step inside the episode
+    observation/timestep_pad_mask    bool     b w             False: before the first step
+    observation/pad_mask_dict/<key>  bool     b w             False: the dataset has no such key
+    task/language_instruction/input_ids       int32  b 16     T5 ids, 1 ends the text, 0 pads
+    task/language_instruction/attention_mask  int32  b 16
+    task/task_index                  int32    b               row of the run's task table
+    task/pad_mask_dict/language_instruction   bool   b        False: no instruction
+    action                           float32  b w h 7         normalised; gripper 1 = open
+    action_pad_mask                  bool     b w h 7         False: past the episode's end
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from pipeline.errors import SchemaError
+from pipeline.schema import BATCH_DTYPES
+
+FlatBatch = dict[str, np.ndarray]
+"""Arrays by path, such as `observation/proprio`."""
+
+_NUM_SAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafSpec:
+    """Type of one array of a batch."""
+
+    dtype: str
+    """One of `BATCH_DTYPES`."""
+    shape: tuple[int, ...]
+    """With the batch axis."""
+
+    def __str__(self) -> str:
+        """Such as `float32[16,2,8]`."""
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+BatchSpec = dict[str, LeafSpec]
+"""The type of every array of a batch, by path."""
+
+
+def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
+    """Raises `SchemaError`, naming every leaf of a batch that breaks the contract."""
+    problems = [
+        f"{key}: {spec[key]} expected, {_found(batch.get(key))}"
+        for key in spec
+        if not _fits(batch.get(key), spec[key])
+    ]
+    problems += [f"{key}: not in the contract, {_found(batch[key])}" for key in batch.keys() - spec]
+    if problems:
+        raise SchemaError(
+            where="batch",
+            expected=f"the contract's leaves, each of {', '.join(BATCH_DTYPES)}",
+            found="; ".join(sorted(problems)),
+            remedy="A transform changed a shape or dtype: cast inside it, to the contract's.",
+        )
+
+
+def fingerprint(batch: FlatBatch) -> str:
+    """8 hex digits: CRC32C over every path, type and byte, in the order of the paths."""
+    crc = google_crc32c.Checksum()
+    for key in sorted(batch):
+        crc.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
+        crc.update(batch[key].tobytes())
+    return crc.hexdigest().decode()
+
+
+def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries of a flat one: `a/b` becomes `["a"]["b"]`."""
+    nested: dict[str, Any] = {}
+    for key, value in batch.items():
+        *parents, leaf = key.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return nested
+
+
+def table(spec: BatchSpec) -> str:
+    """One line a leaf: its path and `dtype[shape]`."""
+    width = max(map(len, spec))
+    return "\n".join(f"{key:{width}}  {leaf}" for key, leaf in spec.items())
+
+
+def _fits(value: Any, leaf: LeafSpec) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.dtype(leaf.dtype)
+        and value.shape == leaf.shape
+    )
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "missing"
+    if not isinstance(value, np.ndarray):
+        return f"a {type(value).__name__} found"
+    samples = ", ".join(repr(item) for item in value.ravel()[:_NUM_SAMPLES].tolist())
+    shape = ",".join(map(str, value.shape))
+    return f"{value.dtype}[{shape}] found, such as {samples}"

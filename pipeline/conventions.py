@@ -1,0 +1,72 @@
+"""What the numbers of a dataset mean, as data: checked at training and at rollout."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+_OPEN_THRESHOLD = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """Signs, frames and rates that the arrays themselves cannot say."""
+
+    image_orientation: Literal["upright", "rotated_180", "flipped_vertically"]
+    """Of the stored pixels against the camera's true picture. Published LIBERO sets are the
+    simulator's vertically flipped frames turned by 180 degrees: called `rotated_180`, they show a
+    world mirrored left to right."""
+    rotation: Literal["axis_angle", "euler_xyz", "quaternion_xyzw", "none"]
+    """Representation of the action's rotation."""
+    control_frequency_hz: float
+    """Actions a second."""
+    no_op_filter: str
+    """How steps without motion were treated, in words."""
+    gripper_dim: int | None = None
+    """Index of the gripper in the action; None where there is none. Not normalised."""
+    gripper_open: float = 1.0
+    """Value of the stored action that opens the gripper."""
+    gripper_close: float = 0.0
+    """Value of the stored action that closes it."""
+
+    def __post_init__(self) -> None:
+        """Checks what one field alone cannot say."""
+        if self.gripper_dim is not None and self.gripper_open == self.gripper_close:
+            raise ValueError(
+                f"gripper_open and gripper_close are both {self.gripper_open}: "
+                "the two commands must differ"
+            )
+
+    def normalized_dims(self, action_dim: int) -> np.ndarray:
+        """Bool (a): True where the action is normalised, False for the gripper."""
+        mask = np.ones(action_dim, bool)
+        if self.gripper_dim is not None:
+            mask[self.gripper_dim] = False
+        return mask
+
+
+def standardize_gripper(action: np.ndarray, conventions: Conventions) -> np.ndarray:
+    """The action with its gripper as 1 = open, 0 = close; float32 (..., a), a new array.
+
+    Source: Octo's standardisation of LIBERO (clip to [0, 1], then invert). Here the stored range
+    is mapped linearly and then clipped: the same for commands that are fully open or closed.
+    """
+    if conventions.gripper_dim is None:
+        return action
+    span = conventions.gripper_open - conventions.gripper_close
+    gripper = (action[..., conventions.gripper_dim] - conventions.gripper_close) / span
+    standardized = action.copy()
+    standardized[..., conventions.gripper_dim] = np.clip(gripper, 0.0, 1.0)
+    return standardized
+
+
+def restore_gripper(action: np.ndarray, conventions: Conventions) -> np.ndarray:
+    """The inverse at rollout: above one half the command that opens, else the one that closes."""
+    if conventions.gripper_dim is None:
+        return action
+    is_open = action[..., conventions.gripper_dim] > _OPEN_THRESHOLD
+    restored = action.copy()
+    restored[..., conventions.gripper_dim] = np.where(
+        is_open, conventions.gripper_open, conventions.gripper_close
+    )
+    return restored

@@ -1,0 +1,164 @@
+"""A dataset directory opened for random reads: any record of any column, checked."""
+
+import dataclasses
+import functools
+import threading
+from typing import Any
+
+import numpy as np
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  (an extension)
+)
+from etils import epath
+
+from pipeline import statistics as stats
+from pipeline.errors import DataError
+from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, load_manifest
+from pipeline.record import RecordLayout, Values
+
+_READER_BUFFER_BYTES = 32768
+"""Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
+
+
+class ColumnReader:
+    """Reads single records of one column; safe to share between threads."""
+
+    def __init__(self, directory: epath.Path, layout: RecordLayout, shards: tuple[Shard, ...]):
+        self._directory = directory
+        self._layout = layout
+        self._shards = shards
+        self._starts = np.cumsum([0, *(shard.records for shard in shards)])
+        self._readers: list[Any] = [None] * len(shards)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Records of the column."""
+        return int(self._starts[-1])
+
+    def read(self, index: int) -> Values:
+        """The decoded values of record `index`, by feature key, as `RecordLayout.decode`.
+
+        Raises:
+          DataError: Where the shard or the record is not what the manifest says.
+        """
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        local = index - int(self._starts[shard])
+        where = f"{self._directory / self._shards[shard].file}, record {local}"
+        try:
+            (record,) = self._reader(shard).read(local, local + 1)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise DataError(
+                where=where,
+                expected="a readable record",
+                found=str(error),
+                remedy="The shard is damaged: convert the dataset again.",
+            ) from error
+        return self._layout.decode(record, index, where)
+
+    def close(self) -> None:
+        """Closes every open shard; a later read opens it again."""
+        with self._lock:
+            for reader in filter(None, self._readers):
+                reader.close()
+            self._readers = [None] * len(self._shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: they are opened again in the other process."""
+        return self.__dict__ | {"_readers": [None] * len(self._shards), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of this process."""
+        self.__dict__.update(state | {"_lock": threading.Lock()})
+
+    def _reader(self, shard: int) -> Any:
+        with self._lock:
+            if self._readers[shard] is None:
+                self._readers[shard] = self._open(self._shards[shard])
+            return self._readers[shard]
+
+    def _open(self, shard: Shard) -> Any:
+        """A reader, of a file that holds what the manifest says.
+
+        A truncated or empty ArrayRecord file opens without an error, as one of no records.
+        """
+        path = self._directory / shard.file
+        reader = array_record_module.ArrayRecordReader(
+            str(path), file_reader_buffer_size=_READER_BUFFER_BYTES
+        )
+        found = reader.num_records() if reader.ok() else 0
+        if not reader.ok() or found != shard.records:
+            raise DataError(
+                where=str(path),
+                expected=f"{shard.records} records in {shard.num_bytes} bytes",
+                found=f"{found} records" if path.exists() else "no such file",
+                remedy="The shard is damaged: convert the dataset again.",
+            )
+        return reader
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset directory: its manifest, statistics and a reader a column."""
+
+    path: str
+    """The directory, as the user named it."""
+    manifest: Manifest
+    """The content of `dataset.json`."""
+    statistics: dict[str, stats.FeatureStatistics]
+    """By feature key."""
+
+    @functools.cached_property
+    def columns(self) -> dict[str, ColumnReader]:
+        """A reader for every column; nothing is opened before the first read."""
+        return {
+            column.name: ColumnReader(
+                epath.Path(self.path), RecordLayout(column), self.manifest.shards[column.name]
+            )
+            for column in self.manifest.schema.columns
+        }
+
+    @functools.cached_property
+    def episode_starts(self) -> np.ndarray:
+        """int64 (episodes + 1): the first step of each episode, then the number of steps."""
+        return np.cumsum([0, *self.manifest.episode_lengths], dtype=np.int64)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all episodes."""
+        return int(self.episode_starts[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes."""
+        return len(self.manifest.episode_lengths)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """(episode, step inside it) of a step of the whole dataset."""
+        episode = int(np.searchsorted(self.episode_starts, step, side="right")) - 1
+        return episode, step - int(self.episode_starts[episode])
+
+
+def open_dataset(path: str) -> Dataset:
+    """Opens a dataset directory.
+
+    Raises:
+      DataError: Where there is none, or a shard's size is not what `dataset.json` says.
+      SchemaError: Where it declares types that the dtype law refuses.
+    """
+    directory = epath.Path(path)
+    manifest = load_manifest(directory)
+    for column, shards in manifest.shards.items():
+        for shard in shards:
+            _check_size(directory / shard.file, shard, column)
+    return Dataset(str(path), manifest, stats.load(directory / STATISTICS_NAME))
+
+
+def _check_size(path: epath.Path, shard: Shard, column: str) -> None:
+    found = f"{path.stat().length} bytes" if path.exists() else "no such file"
+    if found != f"{shard.num_bytes} bytes":
+        raise DataError(
+            where=f"{path}, column {column}",
+            expected=f"{shard.num_bytes} bytes",
+            found=found,
+            remedy="The copy is incomplete or damaged: copy or convert the dataset again.",
+        )

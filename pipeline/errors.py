@@ -1,0 +1,64 @@
+"""The one error that a user sees: where, what was expected, what was found, what to do."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake that a person can mend, told in one line.
+
+    Args:
+      where: The place: a path, a flag, or dataset, shard, record and key path.
+      expected: What had to be there.
+      found: What was there instead.
+      remedy: What to do now; a command where there is one.
+    """
+
+    def __init__(self, *, where: str, expected: str, found: str, remedy: str) -> None:
+        super().__init__(f"{where}: expected {expected}; found {found}. {remedy}")
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keeps the four fields when the error crosses a process border."""
+        return _rebuild, (type(self), self.where, self.expected, self.found, self.remedy)
+
+
+class SchemaError(UserError):
+    """Data that the declared types do not allow."""
+
+
+class DataError(UserError):
+    """A file that is missing, damaged or not what the manifest says."""
+
+
+def _rebuild(
+    kind: type[UserError], where: str, expected: str, found: str, remedy: str
+) -> UserError:
+    return kind(where=where, expected=expected, found=found, remedy=remedy)
+
+
+@contextlib.contextmanager
+def user_errors_exit(*, debug: bool = False) -> Iterator[None]:
+    """Turns a `UserError` inside the block into one line on stderr and exit code 2.
+
+    Args:
+      debug: Lets the error through with its traceback.
+
+    Raises:
+      SystemExit: With code 2, where a `UserError` was raised and `debug` is off.
+    """
+    try:
+        yield
+    except UserError as error:
+        if debug:
+            raise
+        logging.getLogger(__name__).debug("exit with a user error", exc_info=error)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(EXIT_USER_ERROR) from None

@@ -1,0 +1,57 @@
+"""Text files written whole or not at all, and JSON that is checked as it is read."""
+
+import json
+import os
+import pathlib
+import re
+from typing import Any, TypeVar
+
+import pydantic
+
+from pipeline.errors import DataError
+
+T = TypeVar("T")
+
+_NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
+
+
+def write_text_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes `text` so that a reader sees all of it or the file of before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def dump_json(values: object) -> str:
+    """Indented JSON with a newline at the end; a list of numbers stays on one line."""
+    return _NUMBERS_OVER_LINES.sub(_on_one_line, json.dumps(values, indent=1)) + "\n"
+
+
+def _on_one_line(match: re.Match[str]) -> str:
+    return "[" + re.sub(r"\s+", " ", match.group(1)) + "]"
+
+
+def to_json_values(value: object) -> Any:
+    """A dataclass, however nested, as plain JSON values."""
+    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str) -> T:
+    """A dataclass from JSON, every field checked against its annotation and none left over.
+
+    Raises:
+      DataError: All mismatches together, each with its place.
+    """
+    adapter = pydantic.TypeAdapter(kind)
+    try:
+        return adapter.validate_json(text, strict=True, extra="forbid")
+    except pydantic.ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
+        )
+        raise DataError(
+            where=where, expected=f"a valid {kind.__name__}", found=details, remedy=remedy
+        ) from error

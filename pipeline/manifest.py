@@ -1,0 +1,125 @@
+"""`dataset.json`: what a dataset directory holds, shard by shard, readable by a person."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+from etils import epath
+
+from pipeline.conventions import Conventions
+from pipeline.errors import DataError
+from pipeline.files import dump_json, from_json_text, to_json_values
+from pipeline.schema import Schema
+
+FORMAT_VERSION = 1
+FILE_NAME = "dataset.json"
+STATISTICS_NAME = "statistics.json"
+_CONVERT_AGAIN = "Convert the dataset again."
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file of a column."""
+
+    file: str
+    """Relative to the dataset directory."""
+    records: int
+    """Records that it must hold."""
+    num_bytes: int
+    """Size of the file."""
+    sha256: str
+    """Of the whole file, as `sha256sum` prints it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything about a dataset but its arrays."""
+
+    format_version: int
+    """Of the layout of directory, manifest and records."""
+    name: str
+    """Of the dataset, as the source calls it."""
+    schema: Schema
+    """Columns and features."""
+    shards: Mapping[str, tuple[Shard, ...]]
+    """Per column, in the order of their records."""
+    episode_lengths: tuple[int, ...]
+    """Steps of each episode, in the order of their records."""
+    episode_tasks: tuple[int, ...]
+    """Index into `tasks` of each episode's first step."""
+    tasks: tuple[str, ...]
+    """The instructions: text is stored here and nowhere else."""
+    conventions: Conventions
+    """What the numbers mean."""
+    provenance: Mapping[str, str]
+    """Where the data came from."""
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over the schema, tasks and every shard: the identity of the data."""
+        lines = [self.schema.hash(), *self.tasks]
+        lines += [s.sha256 for column in sorted(self.shards) for s in self.shards[column]]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def dumps(self) -> str:
+        """As the text of `dataset.json`."""
+        return dump_json(to_json_values(self))
+
+
+def load_manifest(directory: epath.Path) -> Manifest:
+    """Reads the manifest of a dataset directory.
+
+    Raises:
+      DataError: Where it is missing, of another version, or not what the converter writes.
+      SchemaError: Where it declares a type that the dtype law refuses.
+    """
+    path = directory / FILE_NAME
+    text = _read(path)
+    _check_version(text, path)
+    manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
+    manifest.schema.check(str(path))
+    _check_counts(manifest, path)
+    return manifest
+
+
+def _read(path: epath.Path) -> str:
+    if path.exists():
+        return path.read_text()
+    raise DataError(
+        where=str(path.parent),
+        expected=f"a dataset directory with a {FILE_NAME}",
+        found="none in it" if path.parent.exists() else "no such directory",
+        remedy=f"Convert an RLDS directory: python -m converters.rlds SRC {path.parent}",
+    )
+
+
+def _check_version(text: str, path: epath.Path) -> None:
+    """The version first: another format's fields would only confuse."""
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            where=str(path), expected="a JSON object", found=str(error), remedy=_CONVERT_AGAIN
+        ) from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            where=str(path),
+            expected=f"format version {FORMAT_VERSION}",
+            found=f"version {version}",
+            remedy="Read it with the release that wrote it, or convert the source again.",
+        )
+
+
+def _check_counts(manifest: Manifest, path: epath.Path) -> None:
+    """Every column must hold as many records as there are steps or episodes."""
+    counts = {"episode": len(manifest.episode_lengths), "step": sum(manifest.episode_lengths)}
+    for column in manifest.schema.columns:
+        found = sum(shard.records for shard in manifest.shards.get(column.name, ()))
+        if found != counts[column.per]:
+            raise DataError(
+                where=f"{path}, column {column.name}",
+                expected=f"{counts[column.per]} records, one a {column.per}",
+                found=str(found),
+                remedy=_CONVERT_AGAIN,
+            )

@@ -1,0 +1,73 @@
+"""Normalising arrays by the statistics of their dataset, and its exact inverse."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Self, assert_never
+
+import numpy as np
+
+from pipeline.config import Normalization
+from pipeline.statistics import FeatureStatistics
+
+_EPSILON = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """An affine map a dataset of the mixture; arrays are float32.
+
+    Source: Octo's `normalize_action_and_proprio`: `normal` is (x - mean) / (std + 1e-8); `bounds`
+    is 2 (x - p01) / (p99 - p01 + 1e-8) - 1, clipped to [-1, 1].
+    """
+
+    offset: np.ndarray
+    """(datasets, d): what becomes 0."""
+    scale: np.ndarray
+    """(datasets, d): the distance from there to 1."""
+    mask: np.ndarray
+    """bool (datasets, d): False where a dimension is left as it is."""
+    clip: bool
+    """Whether normalised values are cut to [-1, 1]."""
+
+    @classmethod
+    def create(
+        cls,
+        statistics: Sequence[FeatureStatistics],
+        masks: Sequence[np.ndarray],
+        kind: Normalization,
+    ) -> Self:
+        """From the statistics of each dataset and the dimensions to be normalised."""
+        match kind:
+            case "normal":
+                offset = [s.mean for s in statistics]
+                scale = [s.std + np.float32(_EPSILON) for s in statistics]
+            case "bounds":
+                half = [(s.p99 - s.p01 + np.float32(_EPSILON)) / np.float32(2) for s in statistics]
+                offset = [s.p01 + h for s, h in zip(statistics, half, strict=True)]
+                scale = half
+            case _:
+                assert_never(kind)
+        return cls(np.stack(offset), np.stack(scale), np.stack(masks), kind == "bounds")
+
+    def normalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
+        """The normalised values.
+
+        Args:
+          values: float32 (b ... d).
+          dataset: int (b), each sample's place in the mixture.
+        """
+        offset, scale, mask = self._rows(values.ndim, dataset)
+        normalized = (values - offset) / scale
+        if self.clip:
+            normalized = np.clip(normalized, -1, 1)
+        return np.where(mask, normalized, values)
+
+    def unnormalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize`, up to what it clipped."""
+        offset, scale, mask = self._rows(values.ndim, dataset)
+        return np.where(mask, values * scale + offset, values)
+
+    def _rows(self, ndim: int, dataset: np.ndarray) -> list[np.ndarray]:
+        """Offset, scale and mask of each sample, (b 1 ... d)."""
+        shape = (len(dataset), *[1] * (ndim - 2), self.offset.shape[-1])
+        return [table[dataset].reshape(shape) for table in (self.offset, self.scale, self.mask)]

@@ -1,0 +1,137 @@
+"""The bytes of one record: a header, tensors at fixed aligned offsets, then blobs.
+
+    offset 0   magic            4 bytes  "OGR1"
+           4   layout tag       uint32   CRC32C of the column's layout: another column's record
+                                         is refused
+           8   record index     uint64   place in its column: a record from another place is
+                                         refused
+          16   num_steps        uint32   steps of the episode; 1 in a step column
+          20   num_blobs        uint32
+          24   blob lengths     uint32 each
+               padding to 16, then each tensor, padded to 16, then the blobs back to back
+
+All numbers are little-endian, as every host that JAX runs on. A tensor of an episode column has a
+leading time axis of `num_steps`. An image is its encoded bytes, a text its UTF-8.
+"""
+
+import dataclasses
+import functools
+import struct
+from collections.abc import Mapping
+
+import google_crc32c
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.schema import Column, Feature
+
+_MAGIC = b"OGR1"
+_HEADER = struct.Struct("<4sIQII")
+_ALIGNMENT = 16
+
+Values = dict[str, np.ndarray | bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordLayout:
+    """Encodes and decodes the records of one column."""
+
+    column: Column
+    """The features, in the order of their bytes."""
+
+    @functools.cached_property
+    def tag(self) -> int:
+        """CRC32C over the names, types and shapes of the features."""
+        lines = [self.column.per]
+        lines += [f"{f.key}:{f.kind}:{f.dtype}:{f.shape}" for f in self.column.features]
+        return google_crc32c.value("\n".join(lines).encode())
+
+    @functools.cached_property
+    def tensors(self) -> tuple[Feature, ...]:
+        """The features at fixed offsets."""
+        return tuple(f for f in self.column.features if f.kind == "tensor")
+
+    @functools.cached_property
+    def blobs(self) -> tuple[Feature, ...]:
+        """The features of varying length: images and texts."""
+        return tuple(f for f in self.column.features if f.kind != "tensor")
+
+    def encode(self, index: int, num_steps: int, values: Mapping[str, np.ndarray | bytes]) -> bytes:
+        """The bytes of one record.
+
+        Args:
+          index: Its place in the column.
+          num_steps: Leading axis of an episode's tensors; 1 in a step column.
+          values: By feature key: arrays already at their rest dtype, bytes for images and texts.
+        """
+        blobs = [bytes(values[f.key]) for f in self.blobs]
+        header = _HEADER.pack(_MAGIC, self.tag, index, num_steps, len(blobs))
+        parts = [header, struct.pack(f"<{len(blobs)}I", *map(len, blobs))]
+        parts.append(bytes(_padding(len(header) + 4 * len(blobs))))
+        for feature in self.tensors:
+            data = np.ascontiguousarray(values[feature.key], feature.numpy_dtype).tobytes()
+            parts += [data, bytes(_padding(len(data)))]
+        return b"".join(parts + blobs)
+
+    def decode(self, record: bytes, index: int, where: str) -> Values:
+        """The inverse of `encode`, without a copy: tensors are read-only views of `record`.
+
+        Args:
+          record: The stored bytes.
+          index: The place that it was read from.
+          where: Dataset, shard and record, for the error.
+
+        Returns:
+          By feature key: tensors (*shape) or, of an episode, (t, *shape); bytes for the rest.
+
+        Raises:
+          DataError: Bytes that are no record of this column and place, or too few or many.
+        """
+        num_steps, lengths = self._read_header(record, index, where)
+        offset = _aligned(_HEADER.size + 4 * len(lengths))
+        values: Values = {}
+        for feature in self.tensors:
+            shape = (num_steps, *feature.shape) if self.column.per == "episode" else feature.shape
+            count = int(np.prod(shape, dtype=np.int64))
+            end = offset + count * feature.numpy_dtype.itemsize
+            if end > len(record):
+                raise _damaged(where, f"{end} bytes or more", f"{len(record)} bytes")
+            flat = np.frombuffer(record, feature.numpy_dtype, count, offset)
+            values[feature.key] = flat.reshape(shape)
+            offset = _aligned(end)
+        if offset + sum(lengths) != len(record):
+            raise _damaged(where, f"{offset + sum(lengths)} bytes", f"{len(record)} bytes")
+        for feature, length in zip(self.blobs, lengths, strict=True):
+            values[feature.key] = record[offset : offset + length]
+            offset += length
+        return values
+
+    def _read_header(self, record: bytes, index: int, where: str) -> tuple[int, tuple[int, ...]]:
+        """(num_steps, blob lengths) of a record that belongs to this column and place."""
+        if len(record) < _HEADER.size + 4 * len(self.blobs):
+            raise _damaged(where, "a record header", f"{len(record)} bytes")
+        magic, tag, stored_index, num_steps, num_blobs = _HEADER.unpack_from(record)
+        if magic != _MAGIC:
+            raise _damaged(where, f"a record that starts with {_MAGIC!r}", repr(magic))
+        if tag != self.tag or num_blobs != len(self.blobs):
+            raise _damaged(where, f"layout {self.tag:08x}", f"layout {tag:08x} of other features")
+        if stored_index != index:
+            raise _damaged(where, f"record {index}", f"record {stored_index}, out of its place")
+        return num_steps, struct.unpack_from(f"<{num_blobs}I", record, _HEADER.size)
+
+
+def _damaged(where: str, expected: str, found: str) -> DataError:
+    return DataError(
+        where=where,
+        expected=expected,
+        found=found,
+        remedy="The shard is damaged or of another dataset: convert this dataset again.",
+    )
+
+
+def _padding(size: int) -> int:
+    return -size % _ALIGNMENT
+
+
+def _aligned(size: int) -> int:
+    return size + _padding(size)

@@ -1,0 +1,218 @@
+"""What a dataset holds: features with their types at rest and in the batch, and the dtype law.
+
+| at the source                                | at rest             | in the batch          |
+| -------------------------------------------- | ------------------- | --------------------- |
+| uint8 image, encoded                         | the encoded bytes   | uint8 (h w 3)         |
+| float32, int32, uint8, bool                  | as is               | as is                 |
+| float64                                      | float32, if it fits | float32               |
+| int8, int16, int64, uint16, uint32, uint64   | int32, if it fits   | int32                 |
+| float16, bfloat16                            | as is, finite       | as declared           |
+| string, bytes                                | task table, episode | never                 |
+| object, complex, ragged                      | refused             | never                 |
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+from pipeline.errors import SchemaError
+
+BATCH_DTYPES = ("uint8", "int32", "float16", "float32", "bool")
+"""The dtypes that a batch leaf may have."""
+
+_DTYPES = {name: np.dtype(name) for name in ("uint8", "int32", "float16", "float32", "bool")} | {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16)
+}
+_REST_DTYPES = {name: name for name in _DTYPES} | {
+    "float64": "float32",
+    "int8": "int32",
+    "int16": "int32",
+    "int64": "int32",
+    "uint16": "int32",
+    "uint32": "int32",
+    "uint64": "int32",
+}
+_NUM_SAMPLES = 3
+
+Kind = Literal["tensor", "image", "text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One named array, image or text of a record."""
+
+    key: str
+    """Path in the batch, such as `observation/proprio`."""
+    kind: Kind
+    """How it is stored: typed bytes, an encoded image, or UTF-8 text (episode metadata)."""
+    shape: tuple[int, ...]
+    """Of one step, without the time axis; (h, w, 3) for an image, () for a text."""
+    dtype: str
+    """At rest; for an image, of its decoded pixels; `utf8` for a text."""
+    batch_dtype: str | None
+    """In the batch; None for a text, which never enters one."""
+    source: str
+    """The key that it has in the source, such as `steps/observation/state`."""
+    dims: tuple[str, ...] = ()
+    """Names of the last axis with their units, such as `x_m`; empty where not given."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one step of a tensor takes at rest."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """The dtype at rest as numpy's."""
+        return _DTYPES[self.dtype]
+
+    def check(self, where: str) -> None:
+        """Raises `SchemaError` where the declared types break the dtype law."""
+        if self.kind == "text":
+            return
+        if self.dtype not in _DTYPES:
+            raise SchemaError(
+                where=f"{where}, feature {self.key}",
+                expected=f"a dtype at rest among {', '.join(_DTYPES)}",
+                found=self.dtype,
+                remedy="Convert the dataset again; the converter writes only these.",
+            )
+        if self.batch_dtype not in BATCH_DTYPES:
+            raise SchemaError(
+                where=f"{where}, feature {self.key}",
+                expected=f"a dtype in the batch among {', '.join(BATCH_DTYPES)}",
+                found=str(self.batch_dtype),
+                remedy="Convert the dataset again; the converter declares only these.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """Features stored together in one series of shards, one record a step or an episode."""
+
+    name: str
+    """Folder inside the dataset directory."""
+    per: Literal["step", "episode"]
+    """What one record stands for. An episode's tensors have a leading time axis."""
+    features: tuple[Feature, ...]
+    """In the order of their bytes in a record."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """All columns of a dataset."""
+
+    columns: tuple[Column, ...]
+
+    def features(self) -> Iterator[tuple[Column, Feature]]:
+        """Yields every feature with the column that holds it."""
+        for column in self.columns:
+            for feature in column.features:
+                yield column, feature
+
+    def find(self, key: str, where: str) -> tuple[Column, Feature]:
+        """The feature of a batch key and its column.
+
+        Raises:
+          SchemaError: Where no column holds it.
+        """
+        for column, feature in self.features():
+            if feature.key == key:
+                return column, feature
+        held = ", ".join(feature.key for _, feature in self.features())
+        raise SchemaError(
+            where=where,
+            expected=f"a feature {key}",
+            found=f"only {held}",
+            remedy="Name another feature in the config, or convert a source that has this one.",
+        )
+
+    def hash(self) -> str:
+        """16 hex digits that change with any name, type or order; stored with checkpoints."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check(self, where: str) -> None:
+        """Raises `SchemaError` where a declared type breaks the dtype law."""
+        for _, feature in self.features():
+            feature.check(where)
+
+
+def rest_dtype(source_dtype: str, where: str) -> str:
+    """The dtype at rest of a source dtype.
+
+    Raises:
+      SchemaError: Where the law refuses it (object, string, complex and unknown ones).
+    """
+    if source_dtype not in _REST_DTYPES:
+        raise SchemaError(
+            where=where,
+            expected=f"a numeric dtype among {', '.join(_REST_DTYPES)}",
+            found=source_dtype,
+            remedy="Leave the key out in the mapping's `ignore`, or write the source with numbers.",
+        )
+    return _REST_DTYPES[source_dtype]
+
+
+def to_rest(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
+    """Brings a trajectory to its dtype at rest, or refuses it.
+
+    Args:
+      values: (t, *feature.shape) of any numeric dtype.
+      feature: What it has to become.
+      where: Dataset, shard and record, for the error.
+
+    Returns:
+      The same values as `feature.dtype`; no value changes beyond the rounding from float64 to
+      float32.
+
+    Raises:
+      SchemaError: Another shape, a dtype that the law refuses, an integer or float out of range,
+        or a non-finite half-precision value.
+    """
+    where = f"{where}, {feature.source}"
+    if values.shape[1:] != feature.shape:
+        raise SchemaError(
+            where=where,
+            expected=f"{feature.dtype}{list(feature.shape)} a step",
+            found=f"{values.dtype}{list(values.shape[1:])}",
+            remedy="Every step of a feature has one shape; pad it at the source or ignore the key.",
+        )
+    if rest_dtype(values.dtype.name, where) != feature.dtype:
+        raise SchemaError(
+            where=where,
+            expected=f"values that are stored as {feature.dtype}",
+            found=f"{values.dtype.name} values such as {_samples(values)}",
+            remedy="Write the source with the dtype that its features.json declares.",
+        )
+    misfits = _misfits(values, feature.numpy_dtype)
+    if misfits.any():
+        raise SchemaError(
+            where=where,
+            expected=f"values that fit {feature.dtype}",
+            found=f"{int(misfits.sum())} {values.dtype.name} values that do not, "
+            f"such as {_samples(values[misfits])}",
+            remedy="Rescale the feature at the source, or ignore the key in the mapping.",
+        )
+    return values.astype(feature.numpy_dtype, copy=False)
+
+
+def _misfits(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Boolean mask of the values that `dtype` cannot hold."""
+    if dtype in (np.float16, ml_dtypes.bfloat16):
+        return ~np.isfinite(values)
+    if dtype == np.int32 and values.dtype != np.int32:
+        limits = np.iinfo(np.int32)
+        return (values < limits.min) | (values > limits.max)
+    if dtype == np.float32 and values.dtype == np.float64:
+        return np.isfinite(values) & (np.abs(values) > np.finfo(np.float32).max)
+    return np.zeros(values.shape, bool)
+
+
+def _samples(values: np.ndarray) -> str:
+    return ", ".join(repr(value) for value in values.ravel()[:_NUM_SAMPLES].tolist())

@@ -1,0 +1,72 @@
+"""Instructions as T5's token ids, made once for every task of a run."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+
+from pipeline.errors import DataError
+from pipeline.hub import fetch
+
+END_ID = 1
+PAD_ID = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskTable:
+    """The instructions of a run, a row each."""
+
+    texts: tuple[str, ...]
+    """As the datasets hold them, each once."""
+    input_ids: np.ndarray
+    """int32 (tasks, length): ids, the end token, padding."""
+    attention_mask: np.ndarray
+    """int32 (tasks, length): 1 for ids and the end token."""
+    truncated: tuple[str, ...]
+    """The instructions that were cut to the length."""
+
+
+def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
+    """Opens a SentencePiece model: a path, or `hf://owner/name/file`.
+
+    Raises:
+      DataError: Where it is missing, cannot be fetched, or has other special ids than T5.
+    """
+    local = fetch(path)
+    vocabulary = sentencepiece.SentencePieceProcessor()
+    try:
+        vocabulary.Load(str(local))
+    except (OSError, RuntimeError) as error:
+        raise _unusable(path, str(error)) from error
+    if (vocabulary.pad_id(), vocabulary.eos_id()) != (PAD_ID, END_ID):
+        found = f"padding {vocabulary.pad_id()} and end {vocabulary.eos_id()}"
+        raise _unusable(path, found)
+    return vocabulary
+
+
+def tokenize(
+    texts: Sequence[str], vocabulary: sentencepiece.SentencePieceProcessor, max_length: int
+) -> TaskTable:
+    """T5's ids of each text, cut to `max_length` with the end token kept, and padded to it.
+
+    Source: the ids equal those of Hugging Face's T5 tokenizer with truncation and padding.
+    """
+    ids = [vocabulary.EncodeAsIds(text) for text in texts]
+    input_ids = np.full((len(texts), max_length), PAD_ID, np.int32)
+    attention_mask = np.zeros((len(texts), max_length), np.int32)
+    for row, text_ids in enumerate(ids):
+        kept = [*text_ids[: max_length - 1], END_ID]
+        input_ids[row, : len(kept)] = kept
+        attention_mask[row, : len(kept)] = 1
+    truncated = tuple(text for text, i in zip(texts, ids, strict=True) if len(i) >= max_length)
+    return TaskTable(tuple(texts), input_ids, attention_mask, truncated)
+
+
+def _unusable(path: str, found: str) -> DataError:
+    return DataError(
+        where=f"vocabulary {path}",
+        expected="T5's SentencePiece model (padding 0, end 1)",
+        found=found,
+        remedy="Fetch it again: hf download google-t5/t5-base spiece.model",
+    )

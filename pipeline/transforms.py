@@ -1,0 +1,84 @@
+"""Steps of the loader after the read: a batch in, a new batch out, nothing modified."""
+
+import dataclasses
+
+import numpy as np
+
+from pipeline.batch import BatchSpec, FlatBatch, check_batch, fingerprint, nest
+from pipeline.conventions import Conventions, standardize_gripper
+from pipeline.gather import ACTION, DATASET_INDEX
+from pipeline.normalize import Normalizer
+from pipeline.text import TaskTable
+
+TASK_INDEX = "task/task_index"
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardizeGripper:
+    """Makes the gripper of every action 1 = open, 0 = close, whatever its dataset's signs."""
+
+    conventions: tuple[Conventions, ...]
+    """Of each dataset of the mixture."""
+
+    def __call__(self, batch: FlatBatch) -> FlatBatch:
+        """Another `action`."""
+        action = batch[ACTION].copy()
+        for number, conventions in enumerate(self.conventions):
+            rows = batch[DATASET_INDEX] == number
+            action[rows] = standardize_gripper(action[rows], conventions)
+        return batch | {ACTION: action}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """Normalises one feature by the statistics of each sample's dataset."""
+
+    key: str
+    """Path in the batch."""
+    normalizer: Normalizer
+    """Of all datasets of the mixture."""
+
+    def __call__(self, batch: FlatBatch) -> FlatBatch:
+        """Another array at `key`."""
+        normalized = self.normalizer.normalize(batch[self.key], batch[DATASET_INDEX])
+        return batch | {self.key: normalized}
+
+
+@dataclasses.dataclass(frozen=True)
+class LookUpTask:
+    """Adds the token ids of each sample's instruction."""
+
+    table: TaskTable
+    """The instructions of the run."""
+    rows: tuple[np.ndarray, ...]
+    """int32 (tasks) of each dataset: the table's row of each of its own tasks."""
+
+    def __call__(self, batch: FlatBatch) -> FlatBatch:
+        """`task/language_instruction/*`, its pad mask, and `task/task_index` as a table's row."""
+        pairs = zip(batch[DATASET_INDEX], batch[TASK_INDEX], strict=True)
+        rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
+        has_text = np.array([bool(text) for text in self.table.texts])
+        return batch | {
+            "task/language_instruction/input_ids": self.table.input_ids[rows],
+            "task/language_instruction/attention_mask": self.table.attention_mask[rows],
+            "task/pad_mask_dict/language_instruction": has_text[rows],
+            TASK_INDEX: rows,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Seal:
+    """The exit: checks the batch against the contract and takes its fingerprint."""
+
+    spec: BatchSpec
+    """The contract."""
+
+    def __call__(self, batch: FlatBatch) -> tuple[dict, str]:
+        """(nested batch, fingerprint).
+
+        Raises:
+          SchemaError: Where any leaf is not what the contract says.
+        """
+        sealed = {key: value for key, value in batch.items() if key != DATASET_INDEX}
+        check_batch(sealed, self.spec)
+        return nest({key: sealed[key] for key in self.spec}), fingerprint(sealed)

@@ -1,0 +1,1 @@
+"""Finetuning Octo on batches of the pipeline."""
