@@ -15,6 +15,8 @@ class DatasetConfig:
     weight: float | None = None
     """Share of the samples, relative to the other weights; None for all of them: as many as each
     has steps."""
+    commands: tuple[str, ...] = ()
+    """Shell commands that make the directory; shown where it is missing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Loader:
     def fingerprint(self) -> str:
         """16 hex digits over all that decides what batch i holds."""
         config = to_json_values(self.config)
-        for name in ("num_threads", "prefetch_batches", "vocabulary", "datasets"):
+        for name in ("num_threads", "prefetch_batches", "vocabulary"):
             del config[name]
         config["datasets"] = [(d.manifest.digest, w) for d, w in self._weighted]
         config["tasks"] = self.tasks.input_ids.tolist()

@@ -208,11 +208,13 @@ def _leaves(
 
 def _source_key(key: str, feature: Any, where: str) -> SourceKey:
     """The declared type of a leaf feature of tensorflow-datasets; others are refused."""
+    shape: Any = feature.shape
+    np_dtype: Any = feature.np_dtype
+    dtype = np.dtype(np_dtype)
     if isinstance(feature, tfds.features.Text):
         return SourceKey(key, "text", (), "utf8")
-    shape = feature.shape
     if isinstance(feature, tfds.features.Image):
-        return SourceKey(key, "image", tuple(shape), np.dtype(feature.np_dtype).name)
+        return SourceKey(key, "image", tuple(shape), dtype.name)
     dense = isinstance(feature, tfds.features.Tensor) and None not in shape
     if not dense or not _stored_as_list(feature):
         raise SchemaError(
@@ -221,7 +223,6 @@ def _source_key(key: str, feature: Any, where: str) -> SourceKey:
             found=str(feature),
             remedy="Write the source with such a feature; ragged and nested ones are refused.",
         )
-    dtype = np.dtype(feature.np_dtype)
     if dtype.kind in "OSU" and shape == ():
         return SourceKey(key, "text", (), "utf8")
     return SourceKey(key, "tensor", tuple(shape), dtype.name)

@@ -1,0 +1,23 @@
+"""Octo-small-1.5 on the four LIBERO suites as published, without VGGT tokens: the baseline.
+
+python -m train.run --config configs/libero.py --config.save_dir=runs/libero
+"""
+
+from pipeline.config import DataConfig, DatasetConfig
+from train.config import TrainConfig
+from train.octo.config import octo_small
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+
+DEFAULT = TrainConfig(
+    data=DataConfig(
+        datasets=tuple(DatasetConfig(f"data/{suite}") for suite in SUITES),
+        vocabulary="hf://google-t5/t5-base/spiece.model",
+    ),
+    model=octo_small(),
+    pretrained_path="hf://rail-berkeley/octo-small-1.5",
+    pretrained_step=300000,
+    save_dir="runs/libero",
+)
+
+VARIANTS = {"default": DEFAULT}

@@ -1,0 +1,246 @@
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from pipeline.errors import UserError
+from train.octo.attention import attention_mask, rule_mask
+from train.octo.config import OctoConfig, VGGTTokenizerConfig, octo_small
+from train.octo.diffusion import SamplingNoise, TrainingNoise
+from train.octo.model import OctoModule
+from train.octo.policy import init_params, loss_fn
+from train.octo.tokens import TokenGroup, assemble, spans
+
+WHOLE_MODEL = 1e-4
+LAYER = 1e-5
+PREFIX = ["task_language"]
+TIMESTEP = ["obs_primary", "obs_wrist", "obs_task_language", "readout_action"]
+GROUPS = [*PREFIX, *TIMESTEP, "task", "obs"]
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    return dict(traverse_util.flatten_dict(tree, sep="/"))
+
+
+@pytest.fixture(scope="module")
+def forward(
+    module: OctoModule, params: dict[str, Any], batch: dict[str, Any]
+) -> tuple[dict[str, TokenGroup], dict[str, Any]]:
+    """The groups of the golden batch, and every module's output by its path."""
+
+    @jax.jit
+    def run(params: Any, observation: Any, task: Any) -> Any:
+        return module.apply({"params": params}, observation, task, capture_intermediates=True)
+
+    groups, state = run(params, batch["observation"], batch["task"])
+    return groups, {path: out[0] for path, out in flatten(state["intermediates"]).items()}
+
+
+@pytest.fixture(scope="module")
+def training_noise(recorded: dict[str, Any]) -> TrainingNoise:
+    return TrainingNoise(*(jnp.asarray(recorded["loss"][name]) for name in ("time", "noise")))
+
+
+def test_octo_small_has_exactly_the_arrays_of_the_released_checkpoint(golden_dir: Path) -> None:
+    text = (golden_dir / "param_tree_small.txt").read_text()
+    expected = dict(re.findall(r"^(\S+)  (\(.*\)) float32$", text, flags=re.MULTILINE))
+    shapes = jax.eval_shape(lambda: init_params(octo_small(), jax.random.key(0)))
+    flat = flatten(shapes)
+    assert {path: str(leaf.shape) for path, leaf in flat.items()} == expected
+    assert {leaf.dtype.name for leaf in flat.values()} == {"float32"}
+    assert len(flat) == 366
+    assert sum(leaf.size for leaf in flat.values()) == 136_670_604
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_tokens_and_mask_of_each_group_are_the_recorded_ones(
+    forward: tuple[dict[str, TokenGroup], Any], recorded: dict[str, Any], name: str
+) -> None:
+    group, expected = forward[0][name], recorded["out"][name]
+    np.testing.assert_allclose(group.tokens, expected["tokens"], atol=LAYER, rtol=0)
+    assert group.mask.dtype == bool
+    np.testing.assert_array_equal(group.mask, expected["mask"].astype(bool))
+
+
+def test_there_are_no_other_groups(forward: tuple[dict[str, TokenGroup], Any]) -> None:
+    assert set(forward[0]) == set(GROUPS)
+
+
+def test_every_recorded_layer_agrees(
+    forward: tuple[Any, dict[str, Any]], recorded: dict[str, Any]
+) -> None:
+    expected = flatten(recorded["intermediates"])
+    layers = [path for path in expected if path.endswith("__call__")]
+    assert len(layers) == 7
+    for path in layers:
+        found = forward[1][path]
+        tokens = found.tokens if isinstance(found, TokenGroup) else found
+        np.testing.assert_allclose(tokens, expected[path], atol=LAYER, rtol=0, err_msg=path)
+
+
+def test_attention_mask_is_the_recorded_one(
+    forward: tuple[dict[str, TokenGroup], Any], recorded: dict[str, Any]
+) -> None:
+    groups = forward[0]
+    prefix = {name: groups[name] for name in PREFIX}
+    timestep = {name: groups[name] for name in TIMESTEP}
+    _, real = assemble(prefix, timestep)
+    mask = attention_mask(rule_mask(spans(prefix), spans(timestep), window=2), real)
+    transformer = recorded["intermediates"]["octo_transformer"]
+    expected = transformer["BlockTransformer_0"]["attention_mask"]
+    np.testing.assert_array_equal(mask, expected)
+
+
+def without(inputs: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in inputs.items() if key not in keys}
+
+
+def variant(name: str, config: OctoConfig, batch: dict[str, Any]) -> tuple[OctoConfig, Any, Any]:
+    """Returns config, observation and task of a recorded variant."""
+    observation, task = batch["observation"], batch["task"]
+    match name:
+        case "no_wrist_obs":
+            config = dataclasses.replace(config, images=config.images[:1])
+        case "no_goal_images":
+            task = without(task, "image_primary", "image_wrist")
+        case "window1":
+            observation = jax.tree.map(lambda leaf: leaf[:, -1:], observation)
+        case "no_pad_mask_dict":
+            observation = without(observation, "pad_mask_dict")
+        case "no_repeat_task":
+            config = dataclasses.replace(config, repeat_task_tokens=False)
+        case _:
+            raise ValueError(name)
+    return config, observation, task
+
+
+@pytest.mark.parametrize(
+    "name", ["no_wrist_obs", "no_goal_images", "window1", "no_pad_mask_dict", "no_repeat_task"]
+)
+def test_other_inputs_and_settings_give_the_recorded_outputs(
+    config: OctoConfig,
+    params: dict[str, Any],
+    batch: dict[str, Any],
+    recorded_variants: dict[str, Any],
+    name: str,
+) -> None:
+    changed, observation, task = variant(name, config, batch)
+    run = jax.jit(OctoModule(changed).apply)
+    groups = run({"params": params}, observation, task)
+    expected = recorded_variants[name]
+    assert set(groups) == set(expected["groups"])
+    for group in ("task", "obs", "readout_action"):
+        tokens, mask = expected[group]["tokens"], expected[group]["mask"]
+        np.testing.assert_allclose(groups[group].tokens, tokens, atol=LAYER, rtol=0)
+        np.testing.assert_array_equal(groups[group].mask, mask.astype(bool))
+
+
+def test_loss_and_gradients_are_the_recorded_ones(
+    module: OctoModule,
+    params: dict[str, Any],
+    batch: dict[str, Any],
+    recorded: dict[str, Any],
+    training_noise: TrainingNoise,
+) -> None:
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_grad(params: Any) -> Any:
+        return module.apply({"params": params}, batch, training_noise, method="loss")
+
+    loss, grad = loss_and_grad(params)
+    np.testing.assert_allclose(loss, recorded["loss"]["loss"], atol=LAYER, rtol=0)
+    norms = {path: np.linalg.norm(leaf) for path, leaf in flatten(grad).items()}
+    total = np.sqrt(sum(norm**2 for norm in norms.values()))
+    np.testing.assert_allclose(total, recorded["grad"]["global_norm"], rtol=1e-4)
+    expected = flatten(recorded["grad_leaf_norm"])
+    assert norms.keys() == expected.keys()
+    for path, norm in norms.items():
+        # Gradients that are zero but for rounding have no relative error worth the name.
+        np.testing.assert_allclose(norm, expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    assert {float(norm) for path, norm in norms.items() if "hf_model" in path} == {0.0}
+
+
+def test_sampled_actions_are_the_recorded_ones(
+    module: OctoModule, params: dict[str, Any], batch: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    sample = jax.tree.map(jnp.asarray, recorded["sample"])
+    noise = SamplingNoise(sample["init_noise"], sample["step_noise"])
+
+    @jax.jit
+    def run(params: Any, observation: Any, task: Any) -> Any:
+        return module.apply({"params": params}, observation, task, noise, method="sample_actions")
+
+    actions = run(params, batch["observation"], batch["task"])
+    # In units of the actions' range, which is 5: the first reverse step multiplies the rounding
+    # of the readout by 31.6. `test_diffusion.py` has the head alone, in absolute units.
+    np.testing.assert_allclose(actions / 5, sample["actions"] / 5, atol=WHOLE_MODEL, rtol=0)
+
+
+def test_a_padded_step_does_not_change_the_readout_of_a_real_one(
+    module: OctoModule, params: dict[str, Any], batch: dict[str, Any]
+) -> None:
+    observation = dict(batch["observation"])
+    padded = jnp.zeros_like(observation["timestep_pad_mask"][:, :1])
+    observation["timestep_pad_mask"] = observation["timestep_pad_mask"].at[:, :1].set(padded)
+    image = observation["image_primary"]
+    changed = {**observation, "image_primary": image.at[:, 0].set(255 - image[:, 0])}
+    run = jax.jit(lambda o: module.apply({"params": params}, o, batch["task"], method="readout"))
+    before, after = run(observation), run(changed)
+    np.testing.assert_allclose(before[:, 1], after[:, 1], atol=1e-6)
+
+
+def test_a_window_beyond_the_position_embeddings_is_an_error(
+    module: OctoModule, params: dict[str, Any], batch: dict[str, Any]
+) -> None:
+    observation = jax.tree.map(lambda leaf: jnp.repeat(leaf, 3, axis=1), batch["observation"])
+    with pytest.raises(UserError, match="at most max_horizon 5 steps; found 6 steps"):
+        module.apply({"params": params}, observation, batch["task"])
+
+
+def test_actions_of_another_horizon_are_an_error(
+    module: OctoModule,
+    params: dict[str, Any],
+    batch: dict[str, Any],
+    training_noise: TrainingNoise,
+) -> None:
+    short = {**batch, "action": batch["action"][:, :, :2]}
+    with pytest.raises(UserError, match=r"last axes \(4, 7\).*found float32\[3, 2, 2, 7\]"):
+        module.apply({"params": params}, short, training_noise, method="loss")
+
+
+def test_geometry_tokens_are_a_group_of_their_own_and_learn(
+    config: OctoConfig, batch: dict[str, Any]
+) -> None:
+    vggt = VGGTTokenizerConfig(num_tokens=6, token_dim=16)
+    with_vggt = dataclasses.replace(config, vggt=vggt, images=())
+    module = OctoModule(with_vggt)
+    shapes = jax.eval_shape(lambda: init_params(with_vggt, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype), shapes
+    )
+    transformer = params["octo_transformer"]
+    assert transformer["obs_vggt_projection"]["kernel"].shape == (16, 64)
+    assert transformer["obs_vggt_pos_embedding"].shape == (1, 5, 6, 64)
+    assert transformer["observation_tokenizers_vggt"]["LayerNorm_0"]["scale"].shape == (16,)
+
+    tokens = jax.random.normal(jax.random.key(1), (3, 2, 6, 16)).astype(jnp.float16)
+    observation = {**batch["observation"], "vggt_tokens": tokens}
+    groups = jax.jit(module.apply)({"params": params}, observation, batch["task"])
+    assert groups["obs_vggt"].tokens.shape == (3, 2, 6, 64)
+    assert groups["obs"].tokens.shape == (3, 2, 6 + 16, 64)
+
+    gradient = jax.jit(jax.grad(lambda p, b: loss_fn(module, p, b, jax.random.key(2))))
+    grad = gradient(params, {**batch, "observation": observation})["octo_transformer"]
+    for part in (
+        grad["obs_vggt_projection"]["kernel"],
+        grad["obs_vggt_pos_embedding"][:, :2],
+        grad["observation_tokenizers_vggt"]["LayerNorm_0"]["scale"],
+    ):
+        assert np.abs(part).max() > 0

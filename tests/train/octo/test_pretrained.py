@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization
+
+from pipeline.errors import UserError
+from train.octo.config import OctoConfig
+from train.octo.pretrained import check_config, merge, read_octo_checkpoint
+
+SCORE = "heads_action/diffusion_model/reverse_network"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, golden_dir: Path) -> Path:
+    """A copy of the genuine checkpoint that a test may spoil."""
+    return Path(shutil.copytree(golden_dir / "ckpt_tiny", tmp_path / "ckpt"))
+
+
+def tree(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    """Returns parameters of ones; a double underscore stands for a level."""
+    nested: dict[str, Any] = {}
+    for path, shape in shapes.items():
+        *parents, leaf = path.split("__")
+        node = nested
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = np.ones(shape, dtype=np.float32)
+    return nested
+
+
+def test_a_genuine_checkpoint_is_read_whole(golden_dir: Path) -> None:
+    params = read_octo_checkpoint(golden_dir / "ckpt_tiny", 100)
+    assert set(params) == {"octo_transformer", "heads_action"}
+    kernel = params["octo_transformer"]["obs_primary_projection"]["kernel"]
+    assert isinstance(kernel, np.ndarray)
+    assert (kernel.shape, kernel.dtype) == ((64, 64), np.float32)
+
+
+def test_equal_trees_load_whole_and_keep_the_models_dtype() -> None:
+    target = {"a": {"kernel": jnp.zeros((2, 3), jnp.bfloat16)}}
+    merged, report = merge(target, tree(a__kernel=(2, 3)))
+    assert merged["a"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(merged["a"]["kernel"], np.ones((2, 3)))
+    np.testing.assert_array_equal(target["a"]["kernel"], np.zeros((2, 3)))
+    assert [dataclasses.astuple(row) for row in report.rows] == [
+        ("a/kernel", "loaded", (2, 3), (2, 3))
+    ]
+    assert report.summary() == "1 loaded (6 numbers)"
+
+
+def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported() -> None:
+    target = tree(obs_vggt=(4,), head=(2,), kept=(3,))
+    merged, report = merge(
+        {name: leaf * 7 for name, leaf in target.items()},
+        tree(obs_wrist=(5,), head=(9,), kept=(3,)),
+        expected_new=["obs_*", "head"],
+    )
+    assert {row.path: row.status for row in report.rows} == {
+        "head": "mismatched shape",
+        "kept": "loaded",
+        "obs_vggt": "new",
+        "obs_wrist": "unused",
+    }
+    assert {name: float(leaf[0]) for name, leaf in merged.items()} == {
+        "head": 7.0,
+        "kept": 1.0,
+        "obs_vggt": 7.0,
+    }
+
+
+def test_all_surprises_are_named_in_one_error() -> None:
+    with pytest.raises(UserError, match="3 others") as caught:
+        merge(tree(new=(4,), changed=(2,)), tree(unused=(5,), changed=(3,)), ["other/*"])
+    message = str(caught.value)
+    assert "new: new, (4,) here, None in the checkpoint" in message
+    assert "unused: unused, None here, (5,) in the checkpoint" in message
+    assert "changed: mismatched shape, (2,) here, (3,) in the checkpoint" in message
+    assert "['other/*']" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "ours", "theirs", "cause"),
+    [
+        ("obs_a_pos_embedding", (1, 12, 4, 8), (1, 10, 4, 8), "max_horizon is 12, .* has 10"),
+        ("obs_a_pos_embedding", (1, 10, 16, 8), (1, 10, 4, 8), "16 tokens, .* has 4"),
+        ("task_a_pos_embedding", (1, 20, 8), (1, 16, 8), "20 tokens, .* has 16.*max_length"),
+        ("obs_a_pos_embedding", (1, 10, 4, 9), (1, 10, 4, 8), "embedding_dim is 9, .* has 8"),
+    ],
+)
+def test_position_embeddings_that_do_not_fit_say_why(
+    path: str, ours: tuple[int, ...], theirs: tuple[int, ...], cause: str
+) -> None:
+    with pytest.raises(UserError, match=cause):
+        merge(tree(**{path: ours}), tree(**{path: theirs}))
+
+
+def test_another_action_horizon_is_told_by_the_inputs_of_the_score_network() -> None:
+    def head(flat_dim: int) -> dict[str, Any]:
+        path = SCORE.replace("/", "__")
+        return tree(
+            **{
+                f"{path}__Dense_0__kernel": (416 + flat_dim, 256),
+                f"{path}__Dense_1__bias": (flat_dim,),
+            }
+        )
+
+    with pytest.raises(UserError, match="action_horizon or action_dim differs") as caught:
+        merge(head(14), head(28))
+    assert "14 here, the checkpoint has 28: 430 against 444 inputs" in str(caught.value)
+
+
+def _no_config(path: Path) -> None:
+    (path / "config.json").unlink()
+
+
+def _no_directory(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def _no_step(path: Path) -> None:
+    (path / "100").rename(path / "300")
+
+
+def _no_file(path: Path) -> None:
+    (path / "100" / "default" / "checkpoint").unlink()
+
+
+def _foreign_config(path: Path) -> None:
+    (path / "config.json").write_text('{"architectures": ["T5EncoderModel"]}')
+
+
+def _broken_config(path: Path) -> None:
+    (path / "config.json").write_text('{"model": ')
+
+
+def _legacy_attention(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    del config["model"]["use_correct_attention"]
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def _foreign_params(path: Path) -> None:
+    params = serialization.msgpack_serialize({"encoder": np.ones(3)})
+    (path / "100" / "default" / "checkpoint").write_bytes(params)
+
+
+def _garbage(path: Path) -> None:
+    (path / "100" / "default" / "checkpoint").write_bytes(b"not msgpack at all")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_no_config, "config.json: expected .* found no such file"),
+        (_no_directory, "found no such directory"),
+        (_no_step, r"expected step 100; found the steps \[300\]"),
+        (_no_file, "default/checkpoint: .* found no such file"),
+        (_foreign_config, "expected the key 'model'"),
+        (_broken_config, "config.json: expected JSON"),
+        (_legacy_attention, "use_correct_attention true; .* octo-small-1.5"),
+        (_foreign_params, "keys .'heads_action', 'octo_transformer'.; found encoder"),
+        (_garbage, "default/checkpoint: expected"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_an_error(
+    checkpoint: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(checkpoint)
+    with pytest.raises(UserError, match=message):
+        read_octo_checkpoint(checkpoint, 100)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 40_000, 1_600_000, -1])
+def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, keep: int) -> None:
+    path = checkpoint / "100" / "default" / "checkpoint"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="bytes that end early or are damaged"):
+        read_octo_checkpoint(checkpoint, 100)
+
+
+def test_settings_that_no_shape_shows_are_compared(golden_dir: Path, config: OctoConfig) -> None:
+    directory = golden_dir / "ckpt_tiny"
+    check_config(directory, config)
+    other = dataclasses.replace(
+        config,
+        repeat_task_tokens=False,
+        head=dataclasses.replace(config.head, diffusion_steps=10),
+    )
+    with pytest.raises(UserError, match=r"repeat_task_tokens False, head\.diffusion_steps 10"):
+        check_config(directory, other)

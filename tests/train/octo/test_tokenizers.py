@@ -1,0 +1,172 @@
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from train.octo.config import OctoConfig, VGGTTokenizerConfig
+from train.octo.tokenizers import ImageTokenizer, LanguageTokenizer, StdConv, VGGTTokenizer
+
+VGGT = VGGTTokenizerConfig(num_tokens=5, token_dim=8)
+
+
+def apply(module: nn.Module, variables: Any, *inputs: Any, method: str = "__call__") -> Any:
+    return module.apply(variables, *inputs, method=method)
+
+
+def geometry(present: list[list[bool]] | None = None) -> dict[str, Any]:
+    """Returns an observation of 2 samples, 2 steps, whose first step is padding in sample 0."""
+    tokens = jax.random.normal(jax.random.key(0), (2, 2, 5, 8)).astype(jnp.float16) * 30
+    observation: dict[str, Any] = {
+        "vggt_tokens": tokens,
+        "timestep_pad_mask": jnp.array([[False, True], [True, True]]),
+    }
+    if present is not None:
+        observation["pad_mask_dict"] = {"vggt_tokens": jnp.array(present)}
+    return observation
+
+
+@pytest.fixture(scope="module")
+def wrist(config: OctoConfig, params: dict[str, Any]) -> tuple[ImageTokenizer, dict[str, Any]]:
+    weights = params["octo_transformer"]["observation_tokenizers_wrist"]
+    return ImageTokenizer(config.images[1]), {"params": weights}
+
+
+def test_a_standardised_convolution_ignores_scale_and_offset_of_its_kernel() -> None:
+    image = jax.random.normal(jax.random.key(1), (1, 8, 8, 6))
+    conv = StdConv(features=4)
+    variables = conv.init(jax.random.key(2), image)
+    changed = jax.tree.map(lambda leaf: 3.0 * leaf + 0.5 if leaf.ndim == 4 else leaf, variables)
+    output = apply(conv, variables, image)
+    assert output.shape == (1, 4, 4, 4)
+    np.testing.assert_allclose(output, apply(conv, changed, image), atol=1e-3)
+
+
+def test_image_tokens_are_the_recorded_ones(
+    wrist: tuple[ImageTokenizer, dict[str, Any]], batch: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    tokenizer, weights = wrist
+    group = apply(tokenizer, weights, batch["observation"], batch["task"])
+    transformer = recorded["intermediates"]["octo_transformer"]
+    expected = transformer["observation_tokenizers_wrist"]["__call__"]
+    np.testing.assert_allclose(group.tokens, expected, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(group.mask, recorded["out"]["obs_wrist"]["mask"])
+
+
+def test_a_missing_goal_is_a_black_one(
+    wrist: tuple[ImageTokenizer, dict[str, Any]], batch: dict[str, Any]
+) -> None:
+    tokenizer, weights = wrist
+    goal = batch["task"]["image_wrist"]
+    without = apply(tokenizer, weights, batch["observation"], {})
+    black = apply(tokenizer, weights, batch["observation"], {"image_wrist": jnp.zeros_like(goal)})
+    grey = apply(tokenizer, weights, batch["observation"], {"image_wrist": goal * 0 + 127})
+    np.testing.assert_array_equal(without.tokens, black.tokens)
+    assert np.abs(np.asarray(without.tokens - grey.tokens)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_wrist": None}, "'image_wrist', which the image tokenizer 'wrist' reads"),
+        (
+            {"image_wrist": jnp.zeros((3, 2, 64, 64, 3), jnp.uint8)},
+            r"uint8 with the last axes \(32, 32, 3\).*found uint8\[3, 2, 64, 64, 3\]",
+        ),
+        ({"image_wrist": jnp.zeros((3, 2, 32, 32, 3))}, "expected uint8.*found float32"),
+    ],
+)
+def test_an_image_that_is_missing_or_unlike_the_config_is_an_error(
+    wrist: tuple[ImageTokenizer, dict[str, Any]],
+    batch: dict[str, Any],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    tokenizer, weights = wrist
+    changed = {**batch["observation"], **change}
+    observation = {key: value for key, value in changed.items() if value is not None}
+    with pytest.raises(UserError, match=message):
+        apply(tokenizer, weights, observation, batch["task"])
+
+
+def test_the_error_for_a_missing_input_tells_what_there_is() -> None:
+    with pytest.raises(UserError, match="only image_primary, timestep_pad_mask"):
+        VGGTTokenizer(VGGT).init(
+            jax.random.key(0), {"timestep_pad_mask": None, "image_primary": None}
+        )
+
+
+def test_geometry_tokens_come_out_normalised_in_float32() -> None:
+    tokenizer = VGGTTokenizer(VGGT)
+    observation = geometry()
+    variables = tokenizer.init(jax.random.key(0), observation)
+    tokens = apply(tokenizer, variables, observation).tokens
+    assert (tokens.shape, tokens.dtype) == ((2, 2, 5, 8), jnp.float32)
+    np.testing.assert_allclose(jnp.mean(tokens, axis=-1), 0, atol=1e-5)
+    np.testing.assert_allclose(jnp.std(tokens, axis=-1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        (None, [[False, True], [True, True]]),
+        ([[True, True], [True, False]], [[False, True], [True, False]]),
+    ],
+)
+def test_padded_steps_and_missing_inputs_are_masked(
+    present: list[list[bool]] | None, expected: list[list[bool]]
+) -> None:
+    observation = geometry(present)
+    group, _ = VGGTTokenizer(VGGT).init_with_output(jax.random.key(0), observation)
+    assert group.mask.shape == (2, 2, 5)
+    np.testing.assert_array_equal(group.mask[..., 0], expected)
+    np.testing.assert_array_equal(group.mask[..., 0], group.mask[..., 4])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (jnp.zeros((2, 2, 5, 9), jnp.float16), r"last axes \(5, 8\)"),
+        (jnp.zeros((2, 2, 5, 8), jnp.int8), "float16 or bfloat16 or float32.*found int8"),
+    ],
+)
+def test_geometry_tokens_unlike_the_config_are_an_error(tokens: jax.Array, message: str) -> None:
+    observation = {**geometry(), "vggt_tokens": tokens}
+    with pytest.raises(UserError, match=message):
+        VGGTTokenizer(VGGT).init(jax.random.key(0), observation)
+
+
+@pytest.fixture(scope="module")
+def language(
+    config: OctoConfig, params: dict[str, Any]
+) -> tuple[LanguageTokenizer, dict[str, Any]]:
+    weights = params["octo_transformer"]["task_tokenizers_language"]
+    return LanguageTokenizer(config.language), {"params": weights}
+
+
+def test_an_encoded_instruction_stands_in_for_its_ids(
+    language: tuple[LanguageTokenizer, dict[str, Any]], batch: dict[str, Any]
+) -> None:
+    tokenizer, weights = language
+    instruction = batch["task"]["language_instruction"]
+    embedding = apply(tokenizer, weights, instruction, method="encode")
+    from_ids = apply(tokenizer, weights, batch["task"])
+    from_embedding = apply(
+        tokenizer,
+        weights,
+        {"language_embedding": embedding, "pad_mask_dict": batch["task"]["pad_mask_dict"]},
+    )
+    np.testing.assert_array_equal(from_ids.tokens, from_embedding.tokens)
+    np.testing.assert_array_equal(from_ids.mask, from_embedding.mask)
+    np.testing.assert_array_equal(from_ids.mask.all(axis=1), [True, False, True])
+
+
+def test_without_any_instruction_the_batch_is_refused(
+    language: tuple[LanguageTokenizer, dict[str, Any]],
+) -> None:
+    tokenizer, weights = language
+    with pytest.raises(UserError, match="'language_instruction', which the language tokenizer"):
+        apply(tokenizer, weights, {"task_index": jnp.zeros(3, jnp.int32)})

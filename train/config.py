@@ -1,0 +1,163 @@
+"""The configuration of a run, and how it comes from a file and flags."""
+
+import argparse
+import dataclasses
+import pathlib
+import runpy
+from collections.abc import Sequence
+
+import tyro
+
+from pipeline.config import DataConfig
+from pipeline.errors import UserError
+from train.octo.config import OctoConfig
+
+DEFAULT_VARIANT = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a warm-up and a cosine decay."""
+
+    learning_rate: float = 3e-4
+    """At the peak, after the warm-up."""
+    warmup_steps: int = 2000
+    """Steps of linear growth from 0."""
+    decay_steps: int | None = None
+    """Step at which the cosine reaches 0; None: num_steps."""
+    weight_decay: float = 0.01
+    """Of kernels only; not of biases, norms and embeddings."""
+    clip_norm: float = 1.0
+    """Bound of the gradient's global norm."""
+    frozen: tuple[str, ...] = ("*hf_model*",)
+    """Globs over parameter paths; those are never changed and take no optimizer memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    data: DataConfig
+    """What is read."""
+    model: OctoConfig
+    """What is trained."""
+    save_dir: str
+    """The run's directory."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How it is trained."""
+    pretrained_path: str | None = None
+    """Octo checkpoint to start from: a directory, or hf://owner/name; None: random weights."""
+    pretrained_step: int = 300000
+    """Its training step."""
+    pretrained_differs: tuple[str, ...] = ()
+    """Globs over parameter paths that may be new, unused or of another shape; any other
+    difference between model and checkpoint is an error."""
+    num_steps: int = 50000
+    """Steps of the whole run, those before a resume included."""
+    save_interval: int = 5000
+    """Steps between checkpoints; the last step is always saved."""
+    seed: int = 0
+    """Of fresh parameters and of the diffusion noise."""
+
+    def __post_init__(self) -> None:
+        """Checks that data and model speak of the same window, chunk and inputs."""
+        if self.data.window_size > self.model.max_horizon:
+            raise ValueError(
+                f"data.window_size {self.data.window_size} is beyond model.max_horizon "
+                f"{self.model.max_horizon}"
+            )
+        if self.data.action_horizon != self.model.head.action_horizon:
+            raise ValueError(
+                f"data.action_horizon {self.data.action_horizon} is not model.head.action_horizon "
+                f"{self.model.head.action_horizon}"
+            )
+        if self.data.max_text_length != self.model.language.max_length:
+            raise ValueError(
+                f"data.max_text_length {self.data.max_text_length} is not "
+                f"model.language.max_length {self.model.language.max_length}"
+            )
+        inputs = {image.observation_key for image in self.model.images}
+        if self.model.vggt is not None:
+            inputs.add(self.model.vggt.observation_key)
+        missing = sorted(inputs - set(self.data.observations))
+        if missing:
+            raise ValueError(
+                f"the model reads {', '.join(missing)}, data.observations has only "
+                f"{', '.join(self.data.observations)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Finetunes Octo on dataset directories."""
+
+    config: TrainConfig
+    """The run; the defaults are the config file's."""
+    resume: bool = False
+    """Go on with the run in save_dir from its last checkpoint."""
+    overwrite: bool = False
+    """Delete the run in save_dir and start anew."""
+    debug: bool = False
+    """Show a traceback with an error."""
+
+
+def parse_flags(arguments: Sequence[str]) -> Flags:
+    """Flags from a command line: `--config FILE[:VARIANT]`, then any field of the config.
+
+    Raises:
+      UserError: Where no config file is named, or it or its variant does not exist.
+      SystemExit: With code 2 after a message, for a flag that does not exist or does not parse.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    known, rest = parser.parse_known_args(arguments)
+    if known.config is None:
+        raise UserError(
+            where="command line",
+            expected="--config FILE[:VARIANT]",
+            found=" ".join(arguments) or "nothing",
+            remedy="Try `python -m train.run --config configs/libero_vggt.py:demo`.",
+        )
+    config = load_config(known.config)
+    try:
+        return tyro.cli(
+            Flags,
+            prog=f"python -m train.run --config {known.config}",
+            args=rest,
+            default=Flags(config),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+            use_underscores=True,
+        )
+    except ValueError as error:
+        raise UserError(
+            where="command line",
+            expected="flags that fit each other",
+            found=str(error),
+            remedy="Change one of the two.",
+        ) from error
+
+
+def load_config(name: str) -> TrainConfig:
+    """The config of `FILE[:VARIANT]`: an entry of the file's `VARIANTS`, by default `default`.
+
+    Raises:
+      UserError: Where there is no such file or variant.
+    """
+    file, _, variant = name.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise UserError(
+            where=f"--config {name}",
+            expected="a config file",
+            found="none at that path",
+            remedy="Those that come with the project lie in configs/.",
+        )
+    variants: dict[str, TrainConfig] = runpy.run_path(str(path))["VARIANTS"]
+    if (variant or DEFAULT_VARIANT) not in variants:
+        raise UserError(
+            where=f"--config {name}",
+            expected=f"a variant among {', '.join(variants)}",
+            found=variant,
+            remedy=f"Write for example --config {file}:{next(iter(variants))}.",
+        )
+    return variants[variant or DEFAULT_VARIANT]

@@ -1,0 +1,114 @@
+"""What a person sees of a run: a metrics file, TensorBoard events and a progress bar."""
+
+import dataclasses
+import json
+import pathlib
+import types
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from pipeline.files import write_text_atomically
+
+METRICS_NAME = "metrics.jsonl"
+_SMOOTHING = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """One line of `metrics.jsonl`."""
+
+    step: int
+    """Steps taken, this one included."""
+    loss: float
+    """Of the batch."""
+    grad_norm: float
+    """Global norm of the gradient before clipping."""
+    learning_rate: float
+    """That was applied."""
+    step_s: float
+    """Seconds from the step before to this one, waiting included."""
+    data_wait_s: float
+    """Seconds of these that were spent waiting for the batch."""
+    batch_fingerprint: str
+    """CRC32C over every byte of the batch."""
+
+
+class MetricsLog:
+    """Writes every step's metrics; a context manager.
+
+    Args:
+      run_directory: Gets `metrics.jsonl` and `tensorboard/`.
+      num_steps: Length of the progress bar.
+      first_step: Steps taken before; lines of later ones, of a killed run, are dropped.
+    """
+
+    def __init__(self, run_directory: pathlib.Path, num_steps: int, first_step: int = 0) -> None:
+        path = run_directory / METRICS_NAME
+        kept = [row for row in read_metrics(run_directory) if row.step <= first_step]
+        write_text_atomically(path, "".join(_line(row) for row in kept))
+        self._file = path.open("a", buffering=1)
+        self._events = SummaryWriter(str(run_directory / "tensorboard"), purge_step=first_step + 1)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task(
+            "training", total=num_steps, completed=first_step, status=""
+        )
+        self._step_s = self._wait_s = 0.0
+
+    def __enter__(self) -> Self:
+        """Shows the progress bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Closes the files and the bar."""
+        self._progress.stop()
+        self._file.close()
+        self._events.close()
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Appends one step."""
+        self._file.write(_line(metrics))
+        for name in ("loss", "grad_norm", "learning_rate", "step_s", "data_wait_s"):
+            self._events.add_scalar(name, getattr(metrics, name), metrics.step)
+        self._step_s = _smooth(self._step_s, metrics.step_s)
+        self._wait_s = _smooth(self._wait_s, metrics.data_wait_s)
+        status = (
+            f"loss {metrics.loss:.3f}  {self._step_s * 1e3:.0f} ms/step  "
+            f"{self._wait_s / self._step_s:.1%} waiting for data"
+        )
+        self._progress.update(self._task, completed=metrics.step, status=status)
+
+
+def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
+    """The lines of a run's `metrics.jsonl`; none where it has no such file.
+
+    A last line that a kill cut short is left out: its step is taken again.
+    """
+    path = run_directory / METRICS_NAME
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [StepMetrics(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _line(metrics: StepMetrics) -> str:
+    return json.dumps(dataclasses.asdict(metrics)) + "\n"
+
+
+def _smooth(before: float, now: float) -> float:
+    return now if before == 0 else _SMOOTHING * before + (1 - _SMOOTHING) * now

@@ -1,0 +1,239 @@
+"""What an Octo model is made of: frozen dataclasses, and the two presets that are in use."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The pre-LN transformer that every token passes through."""
+
+    num_layers: int
+    """Number of encoder blocks."""
+    mlp_dim: int
+    """Hidden size of each block's MLP."""
+    num_heads: int
+    """Attention heads; divides `OctoConfig.embedding_dim`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """One camera: its place in the batch, its size, and its convolutional stem."""
+
+    name: str
+    """Names the token group `obs_<name>` and its parameters."""
+    observation_key: str
+    """Key of the image under `observation`, and of the goal image under `task`."""
+    image_size: int
+    """Height and width of the square image in pixels, as the model sees it."""
+    stem_features: tuple[int, ...] = (32, 96, 192, 384)
+    """Channels of the stem's convolutions; each of them halves the image."""
+    stem_dim: int = 512
+    """Channels of the stem's output, one token a pixel."""
+
+    def __post_init__(self) -> None:
+        """Checks that the image and the channels can be divided as the stem divides them."""
+        if self.image_size % self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} of {self.name!r} is no multiple of {self.stride}, "
+                f"the stride of {len(self.stem_features)} stem_features"
+            )
+        odd = [features for features in self.stem_features if features % STEM_GROUPS]
+        if odd:
+            raise ValueError(
+                f"stem_features {odd} of {self.name!r} are no multiples of the "
+                f"{STEM_GROUPS} groups of their GroupNorm"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along one side of a token."""
+        return 2 ** len(self.stem_features)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens an image."""
+        return (self.image_size // self.stride) ** 2
+
+
+STEM_GROUPS = 32
+"""Groups of the stem's GroupNorms."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGTTokenizerConfig:
+    """Geometry tokens that were computed offline and enter as a group of their own."""
+
+    num_tokens: int
+    """Tokens a step, as the column declares."""
+    token_dim: int
+    """Size of a token, as the column declares."""
+    observation_key: str = "vggt_tokens"
+    """Key of the tokens under `observation`."""
+    name: str = "vggt"
+    """Names the token group `obs_<name>` and its parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """A T5 v1.0 encoder; the defaults are t5-base."""
+
+    vocab_size: int = 32128
+    """Rows of the embedding table; a token id beyond it gives NaN."""
+    d_model: int = 768
+    """Size of an embedding."""
+    d_kv: int = 64
+    """Size of one attention head; heads times d_kv need not be d_model."""
+    d_ff: int = 3072
+    """Hidden size of the feed-forward layers."""
+    num_layers: int = 12
+    """Number of blocks."""
+    num_heads: int = 12
+    """Attention heads."""
+    num_buckets: int = 32
+    """Buckets of the relative position, half of them for either direction."""
+    max_distance: int = 128
+    """Distance in tokens from which on all positions share a bucket."""
+
+    def __post_init__(self) -> None:
+        """Checks that the buckets can be laid out."""
+        if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
+            raise ValueError(
+                f"num_buckets {self.num_buckets} must be a multiple of 4 "
+                f"and max_distance {self.max_distance} more than a quarter of it"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """The instruction: its length and its encoder."""
+
+    t5: T5Config = T5Config()
+    """The frozen encoder."""
+    max_length: int = 16
+    """Token ids an instruction, padding included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The head that denoises a chunk of actions."""
+
+    action_horizon: int = 4
+    """Actions a chunk."""
+    action_dim: int = 7
+    """Numbers an action."""
+    diffusion_steps: int = 20
+    """Steps of the noise schedule, in training and in sampling."""
+    time_dim: int = 32
+    """Size of the encoded diffusion step; even."""
+    hidden_dim: int = 256
+    """Width of the score network."""
+    num_blocks: int = 3
+    """Residual blocks of the score network."""
+    max_action: float = 5.0
+    """Bound of the normalised actions: they are clipped to plus and minus this."""
+    n_diffusion_samples: int = 1
+    """Noise draws a chunk in the loss."""
+
+    def __post_init__(self) -> None:
+        """Checks that the encoded step splits into cosines and sines."""
+        if self.time_dim % 2:
+            raise ValueError(f"time_dim {self.time_dim} must be even: cosines, then sines")
+
+    @property
+    def flat_dim(self) -> int:
+        """Numbers a chunk."""
+        return self.action_horizon * self.action_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class OctoConfig:
+    """A whole Octo model."""
+
+    embedding_dim: int
+    """Size of every token in the transformer."""
+    max_horizon: int
+    """Longest window in steps: the rows of the position embeddings."""
+    transformer: TransformerConfig
+    """The transformer."""
+    images: tuple[ImageTokenizerConfig, ...]
+    """The cameras, in the order of their tokens."""
+    language: LanguageConfig
+    """The instruction."""
+    head: DiffusionConfig
+    """The action head."""
+    vggt: VGGTTokenizerConfig | None = None
+    """Geometry tokens, after the cameras' tokens; None: the model has no such input."""
+    repeat_task_tokens: bool = True
+    """Repeats the instruction's tokens in every step of the window."""
+
+    def __post_init__(self) -> None:
+        """Checks heads, names and keys across the parts."""
+        heads = self.transformer.num_heads
+        if self.embedding_dim % heads:
+            raise ValueError(
+                f"embedding_dim {self.embedding_dim} is no multiple of "
+                f"transformer.num_heads {heads}"
+            )
+        observations = (*self.images, *((self.vggt,) if self.vggt else ()))
+        if not observations:
+            raise ValueError("images is () and vggt is None: the model would see nothing")
+        for field in ("name", "observation_key"):
+            values = [getattr(observation, field) for observation in observations]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two observation tokenizers share one {field}: {values}")
+
+
+def octo_small(
+    *,
+    head: DiffusionConfig = DiffusionConfig(),
+    vggt: VGGTTokenizerConfig | None = None,
+) -> OctoConfig:
+    """Returns octo-small-1.5 (27.0 M parameters and 109.6 M of t5-base).
+
+    With the default head and no geometry tokens, every array of the released checkpoint has its
+    place.
+
+    Args:
+      head: The action head; another horizon or action size means a new head.
+      vggt: Geometry tokens beside the two cameras.
+    """
+    return OctoConfig(
+        embedding_dim=384,
+        max_horizon=10,
+        transformer=TransformerConfig(num_layers=12, mlp_dim=1536, num_heads=6),
+        images=(
+            ImageTokenizerConfig("primary", "image_primary", image_size=256),
+            ImageTokenizerConfig("wrist", "image_wrist", image_size=128),
+        ),
+        language=LanguageConfig(),
+        head=head,
+        vggt=vggt,
+    )
+
+
+def demo(
+    *,
+    head: DiffusionConfig = DiffusionConfig(hidden_dim=64),
+    vggt: VGGTTokenizerConfig | None = None,
+) -> OctoConfig:
+    """Returns the same model, small enough for a laptop's CPU; it reads t5-base's token ids.
+
+    Args:
+      head: The action head.
+      vggt: Geometry tokens beside the two cameras.
+    """
+    stem = (32, 32, 64, 64)
+    return OctoConfig(
+        embedding_dim=64,
+        max_horizon=5,
+        transformer=TransformerConfig(num_layers=2, mlp_dim=128, num_heads=2),
+        images=(
+            ImageTokenizerConfig("primary", "image_primary", 64, stem_features=stem, stem_dim=64),
+            ImageTokenizerConfig("wrist", "image_wrist", 64, stem_features=stem, stem_dim=64),
+        ),
+        language=LanguageConfig(
+            t5=T5Config(d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2)
+        ),
+        head=head,
+        vggt=vggt,
+    )

@@ -1,0 +1,281 @@
+"""The action head: a score network that denoises a chunk of actions.
+
+Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (the loss is equation 14, a
+reverse step algorithm 2); Nichol and Dhariwal 2021 (the cosine schedule, equation 17).
+"""
+
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from train.octo.config import DiffusionConfig
+
+
+class Schedule(typing.NamedTuple):
+    """How much noise each diffusion step adds; float32 `(steps)` each."""
+
+    betas: np.ndarray
+    """Variance that a step adds."""
+    alphas: np.ndarray
+    """What a step keeps: 1 - beta."""
+    alpha_hats: np.ndarray
+    """What is left of the action after all steps up to this one."""
+
+
+class ReverseStep(typing.NamedTuple):
+    """One reverse step, `scale * (x - shift * eps) + sigma * z`; float32 `(steps)` each."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+    sigma: np.ndarray
+
+
+def cosine_schedule(num_steps: int, s: float = 0.008) -> Schedule:
+    """Returns the cosine schedule, computed in float32 as the released models do.
+
+    The last beta is clipped to 0.999, so 1 - beta has few digits: in float64 the last reverse
+    step would differ by 1e-5.
+
+    Args:
+      num_steps: Diffusion steps.
+      s: Offset that keeps the first betas from vanishing.
+    """
+    t = np.linspace(0, num_steps, num_steps + 1, dtype=np.float32) / np.float32(num_steps)
+    angle = (t + np.float32(s)) / np.float32(1 + s) * np.float32(np.pi * 0.5)
+    remaining = np.square(np.cos(angle))
+    remaining = remaining / remaining[0]
+    betas = np.clip(1 - remaining[1:] / remaining[:-1], 0, np.float32(0.999))
+    alphas = 1 - betas
+    return Schedule(betas, alphas, np.cumprod(alphas))
+
+
+def reverse_steps(schedule: Schedule) -> ReverseStep:
+    """Returns the coefficients of every reverse step, in the order of the steps (0 first).
+
+    The step to 0 adds no noise.
+    """
+    betas, alphas, alpha_hats = schedule
+    sigma = np.sqrt(betas)
+    sigma[0] = 0
+    return ReverseStep(1 / np.sqrt(alphas), (1 - alphas) / np.sqrt(1 - alpha_hats), sigma)
+
+
+def add_noise(
+    schedule: Schedule,
+    actions: Float[Array, "n b w c"],
+    time: Int[Array, "n b w 1"],
+    noise: Float[Array, "n b w c"],
+) -> Float[Array, "n b w c"]:
+    """Returns the actions as they are after `time + 1` forward steps."""
+    alpha_hat = jnp.asarray(schedule.alpha_hats)[time]
+    return jnp.sqrt(alpha_hat) * actions + jnp.sqrt(1 - alpha_hat) * noise
+
+
+def masked_mean(x: Float[Array, "n b w c"], mask: Bool[Array, "n b w c"]) -> Float[Array, ""]:
+    """Returns the mean of `x` where `mask` is True; 0 where it is True nowhere."""
+    weight = mask.astype(x.dtype)
+    return jnp.mean(x * weight) / jnp.maximum(jnp.mean(weight), 1e-5)
+
+
+@typing.no_type_check
+@struct.dataclass
+class TrainingNoise:
+    """The random numbers of one loss; `n` is `n_diffusion_samples`."""
+
+    time: jax.Array
+    """Diffusion steps, int32 `(n b w 1)`, from 0 to `diffusion_steps - 1`."""
+    noise: jax.Array
+    """Standard normal, float32 `(n b w h*a)`."""
+
+
+@typing.no_type_check
+@struct.dataclass
+class SamplingNoise:
+    """The random numbers of one sampled chunk a sample."""
+
+    initial: jax.Array
+    """Standard normal, float32 `(b w h*a)`: where denoising starts."""
+    steps: jax.Array
+    """Standard normal, float32 `(diffusion_steps b w h*a)`, in the order of use."""
+
+
+def draw_training_noise(
+    config: DiffusionConfig, key: PRNGKeyArray | jax.Array, batch_shape: tuple[int, int]
+) -> TrainingNoise:
+    """Returns the random numbers of a loss.
+
+    Args:
+      config: The head.
+      key: A jax key; the same key gives the same numbers.
+      batch_shape: `b` and `w`.
+    """
+    time_key, noise_key = jax.random.split(key)
+    shape = (config.n_diffusion_samples, *batch_shape)
+    return TrainingNoise(
+        time=jax.random.randint(time_key, (*shape, 1), 0, config.diffusion_steps),
+        noise=jax.random.normal(noise_key, (*shape, config.flat_dim)),
+    )
+
+
+def draw_sampling_noise(
+    config: DiffusionConfig, key: PRNGKeyArray | jax.Array, batch_shape: tuple[int, int]
+) -> SamplingNoise:
+    """Returns the random numbers of `sample`; arguments as in `draw_training_noise`."""
+    initial_key, steps_key = jax.random.split(key)
+    shape = (*batch_shape, config.flat_dim)
+    return SamplingNoise(
+        initial=jax.random.normal(initial_key, shape),
+        steps=jax.random.normal(steps_key, (config.diffusion_steps, *shape)),
+    )
+
+
+class FourierFeatures(nn.Module):
+    """The diffusion step as cosines and sines of learned frequencies."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, time: Int[Array, "*batch 1"]) -> Float[Array, "*batch f"]:
+        """Returns `dim` features of the raw step number, which is not normalised."""
+        kernel = self.param("kernel", nn.initializers.normal(0.2), (self.dim // 2, 1))
+        angle = (2 * jnp.pi * time.astype(kernel.dtype)) @ kernel.T
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class StepEncoder(nn.Module):
+    """Two dense layers over the encoded diffusion step."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch f"]) -> Float[Array, "*batch f"]:
+        """Returns features of the same size."""
+        kernel_init = nn.initializers.xavier_uniform()
+        hidden = nn.swish(nn.Dense(2 * self.dim, kernel_init=kernel_init)(x))
+        return nn.Dense(self.dim, kernel_init=kernel_init)(hidden)
+
+
+class MLPResNetBlock(nn.Module):
+    """A pre-LN residual MLP."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch f"]) -> Float[Array, "*batch f"]:
+        """Returns features of the same size."""
+        hidden = nn.swish(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
+        return x + nn.Dense(x.shape[-1])(hidden)
+
+
+class MLPResNet(nn.Module):
+    """Residual blocks between two dense layers."""
+
+    config: DiffusionConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch f"]) -> Float[Array, "*batch c"]:
+        """Returns one number for each of a chunk."""
+        kernel_init = nn.initializers.xavier_uniform()
+        x = nn.Dense(self.config.hidden_dim, kernel_init=kernel_init)(x)
+        for _ in range(self.config.num_blocks):
+            x = MLPResNetBlock()(x)
+        return nn.Dense(self.config.flat_dim, kernel_init=kernel_init)(nn.swish(x))
+
+
+class ScoreNetwork(nn.Module):
+    """Predicts the noise in noisy actions."""
+
+    config: DiffusionConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        readout: Float[Array, "*batch d"],
+        noisy_actions: Float[Array, "*batch c"],
+        time: Int[Array, "*batch 1"],
+    ) -> Float[Array, "*batch c"]:
+        """Returns the predicted noise.
+
+        Args:
+          readout: What the transformer knows.
+          noisy_actions: Chunks, flattened.
+          time: Diffusion steps.
+        """
+        features = FourierFeatures(self.config.time_dim, name="time_preprocess")(time)
+        step = StepEncoder(self.config.time_dim, name="cond_encoder")(features)
+        x = jnp.concatenate([step, readout, noisy_actions], axis=-1)
+        return MLPResNet(self.config, name="reverse_network")(x)
+
+
+class DiffusionHead(nn.Module):
+    """The loss of a chunk of actions, and its sampling."""
+
+    config: DiffusionConfig
+
+    def setup(self) -> None:
+        """Names the score network as the released weights do."""
+        self.diffusion_model = ScoreNetwork(self.config)
+
+    def predict_noise(
+        self,
+        readout: Float[Array, "*batch d"],
+        noisy_actions: Float[Array, "*batch c"],
+        time: Int[Array, "*batch 1"],
+    ) -> Float[Array, "*batch c"]:
+        """Returns the score network's output; see `ScoreNetwork`."""
+        return self.diffusion_model(readout, noisy_actions, time)
+
+    def loss(
+        self,
+        readout: Float[Array, "b w d"],
+        action: Float[Array, "b w h a"],
+        mask: Bool[Array, "b w h a"],
+        noise: TrainingNoise,
+    ) -> Float[Array, ""]:
+        """Returns the mean squared error of the predicted noise, times `action_dim`.
+
+        Args:
+          readout: One embedding a step.
+          action: Normalised actions, clipped here to `max_action`.
+          mask: True where an action counts.
+          noise: Steps and noise.
+        """
+        samples = (noise.noise.shape[0], *readout.shape[:2])
+        flat = action.reshape(*readout.shape[:2], self.config.flat_dim)
+        flat = jnp.clip(flat, -self.config.max_action, self.config.max_action)
+        flat = jnp.broadcast_to(flat[None], noise.noise.shape)
+        schedule = cosine_schedule(self.config.diffusion_steps)
+        noisy = add_noise(schedule, flat, noise.time, noise.noise)
+        readout = jnp.broadcast_to(readout[None], (*samples, readout.shape[-1]))
+        error = jnp.square(self.predict_noise(readout, noisy, noise.time) - noise.noise)
+        counts = jnp.broadcast_to(mask.reshape(1, *flat.shape[1:]), error.shape)
+        return masked_mean(error, counts) * self.config.action_dim
+
+    def sample(self, readout: Float[Array, "b w d"], noise: SamplingNoise) -> Float[Array, "b h a"]:
+        """Returns normalised actions of the last step of the window, within `max_action`.
+
+        Args:
+          readout: One embedding a step; every step is denoised, only the last is returned.
+          noise: Where to start, and what the steps add.
+        """
+        config = self.config
+        coefficients = jax.tree.map(
+            lambda values: jnp.asarray(values[::-1]),
+            reverse_steps(cosine_schedule(config.diffusion_steps)),
+        )
+        times = jnp.arange(config.diffusion_steps)[::-1]
+
+        def denoise(
+            score: ScoreNetwork, x: jax.Array, step: tuple[jax.Array, ReverseStep, jax.Array]
+        ) -> tuple[jax.Array, None]:
+            time, (scale, shift, sigma), z = step
+            eps = score(readout, x, jnp.full((*x.shape[:-1], 1), time))
+            cleaner = scale * (x - shift * eps) + sigma * z
+            return jnp.clip(cleaner, -config.max_action, config.max_action), None
+
+        run = nn.scan(denoise, variable_broadcast="params", split_rngs={"params": False})
+        x, _ = run(self.diffusion_model, noise.initial, (times, coefficients, noise.steps))
+        return x[:, -1].reshape(-1, config.action_horizon, config.action_dim)

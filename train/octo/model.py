@@ -1,0 +1,193 @@
+"""Octo: every input becomes a group of tokens, one transformer reads them, a head acts.
+
+Source: Octo Model Team 2024, "Octo: An Open-Source Generalist Robot Policy"; module names are
+those of the released checkpoints (1.5), so that their weights load without renaming.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pipeline.errors import UserError
+from train.octo.attention import Kind
+from train.octo.config import OctoConfig
+from train.octo.diffusion import DiffusionHead, SamplingNoise, TrainingNoise
+from train.octo.tokenizers import (
+    ImageTokenizer,
+    Inputs,
+    LanguageTokenizer,
+    VGGTTokenizer,
+    check_array,
+    require,
+)
+from train.octo.tokens import TokenGroup, concatenate, repeat_over_window
+from train.octo.transformer import BlockTransformer
+
+READOUT = "readout_action"
+"""The token group whose output the head reads."""
+
+
+class OctoTransformer(nn.Module):
+    """Tokenizers, embeddings and the transformer."""
+
+    config: OctoConfig
+
+    def setup(self) -> None:
+        """Makes the tokenizers; linen joins attribute and key: `observation_tokenizers_wrist`."""
+        tokenizers: dict[str, nn.Module] = {
+            image.name: ImageTokenizer(image) for image in self.config.images
+        }
+        if self.config.vggt is not None:
+            tokenizers[self.config.vggt.name] = VGGTTokenizer(self.config.vggt)
+        self.observation_tokenizers = tokenizers
+        self.task_tokenizers = {"language": LanguageTokenizer(self.config.language)}
+
+    def encode_language(self, instruction: Inputs) -> Float[Array, "b n d"]:
+        """Returns T5's embeddings; see `LanguageTokenizer.encode`."""
+        return self.task_tokenizers["language"].encode(instruction)
+
+    @nn.compact
+    def __call__(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
+        """Returns the transformer's output by group, and the joined groups `task` and `obs`.
+
+        The sequence is [task | step 0: cameras, geometry, repeated task, readout | step 1 ...].
+        """
+        window = self._window(observation)
+        language = self._embed("task_language", self.task_tokenizers["language"](task))
+        prefix = {"task_language": language}
+        timestep = {
+            f"obs_{name}": self._embed(f"obs_{name}", group)
+            for name, group in self._observe(observation, task).items()
+        }
+        if self.config.repeat_task_tokens:
+            timestep["obs_task_language"] = repeat_over_window(language, window)
+        timestep[READOUT] = self._readout(language.tokens.shape[0], window)
+
+        groups = BlockTransformer(self.config.transformer, name="BlockTransformer_0")(
+            prefix, timestep
+        )
+        groups["task"] = concatenate([groups[name] for name in prefix])
+        groups["obs"] = concatenate([groups[name] for name in timestep if name != READOUT])
+        return groups
+
+    def _window(self, observation: Inputs) -> int:
+        mask = require(observation, "timestep_pad_mask", part="observation", reader="model")
+        window = mask.shape[1]
+        if window > self.config.max_horizon:
+            raise UserError(
+                where="batch, observation/timestep_pad_mask",
+                expected=f"a window of at most max_horizon {self.config.max_horizon} steps",
+                found=f"{window} steps",
+                remedy="Lower the window size; a larger max_horizon means new position embeddings",
+            )
+        return window
+
+    def _observe(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
+        groups = {
+            image.name: self.observation_tokenizers[image.name](observation, task)
+            for image in self.config.images
+        }
+        if self.config.vggt is not None:
+            name = self.config.vggt.name
+            groups[name] = self.observation_tokenizers[name](observation)
+        return groups
+
+    def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
+        """Projects a group's tokens to the transformer's size and adds their positions."""
+        tokens = nn.Dense(self.config.embedding_dim, name=f"{name}_projection")(group.tokens)
+        positions = self._positions(name, tokens)
+        return dataclasses.replace(group, tokens=tokens + jnp.broadcast_to(positions, tokens.shape))
+
+    def _readout(self, batch_size: int, window: int) -> TokenGroup:
+        """Makes the token that only reads: its position embedding, real in every step."""
+        shape = (batch_size, window, 1, self.config.embedding_dim)
+        tokens = jnp.broadcast_to(self._positions(READOUT, jnp.zeros(shape)), shape)
+        return TokenGroup(tokens, jnp.ones(shape[:-1], dtype=bool), Kind.READOUT)
+
+    def _positions(self, name: str, tokens: jax.Array) -> jax.Array:
+        """Returns a group's position embeddings, `(1 n d)`, or `(1 w n d)` over the window."""
+        *steps, num_tokens, dim = tokens.shape[1:]
+        shape = (1, *(self.config.max_horizon for _ in steps), num_tokens, dim)
+        positions = self.param(f"{name}_pos_embedding", nn.initializers.normal(0.02), shape)
+        return positions[:, : tokens.shape[1]]
+
+
+class OctoModule(nn.Module):
+    """The policy: `__call__` for the tokens, `loss` to train, `sample_actions` to act.
+
+    All random numbers are arguments; `policy.py` draws them. The batch is the one that the
+    pipeline makes, with images of the model's size.
+    """
+
+    config: OctoConfig
+
+    def setup(self) -> None:
+        """Names the parts as the released weights do."""
+        self.octo_transformer = OctoTransformer(self.config)
+        self.heads_action = DiffusionHead(self.config.head)
+
+    def __call__(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
+        """Returns the transformer's output, a group of tokens a name.
+
+        `task_language` and `task` are `(b n d)`; `obs_<name>`, `obs_task_language`, `obs` and
+        `readout_action` are `(b w n d)`.
+
+        Args:
+          observation: `observation` of the batch.
+          task: `task` of the batch; goal images are optional.
+
+        Raises:
+          UserError: An input is missing or has another shape than the config says, or the window
+            is longer than `max_horizon`.
+        """
+        return self.octo_transformer(observation, task)
+
+    def encode_language(self, instruction: Inputs) -> Float[Array, "b n d"]:
+        """Returns T5's embeddings of `language_instruction`.
+
+        T5 is frozen: encode each text once, and give `task` the result as `language_embedding`.
+        """
+        return self.octo_transformer.encode_language(instruction)
+
+    def readout(self, observation: Inputs, task: Inputs) -> Float[Array, "b w d"]:
+        """Returns what the head reads: one embedding a step."""
+        return jnp.mean(self(observation, task)[READOUT].tokens, axis=2)
+
+    def loss(self, batch: Inputs, noise: TrainingNoise) -> Float[Array, ""]:
+        """Returns the diffusion loss, a mean over the real actions of the batch.
+
+        Args:
+          batch: `observation`, `task`, `action` and `action_pad_mask`.
+          noise: From `draw_training_noise`.
+
+        Raises:
+          UserError: As `__call__`, or the actions are not of the head's horizon and size.
+        """
+        head = self.config.head
+        action = require(batch, "action", part="top level", reader="loss")
+        counts = require(batch, "action_pad_mask", part="top level", reader="loss")
+        check_array(action, (head.action_horizon, head.action_dim), ["float32"], "action")
+        real_step = batch["observation"]["timestep_pad_mask"][:, :, None, None]
+        readout = self.readout(batch["observation"], batch["task"])
+        return self.heads_action.loss(readout, action, real_step & counts, noise)
+
+    def predict_noise(
+        self, readout: Float[Array, "b w d"], noisy_actions: Float[Array, "b w c"], time: jax.Array
+    ) -> Float[Array, "b w c"]:
+        """Returns the score network's output for readouts; `time` is int32 `(b w 1)`."""
+        return self.heads_action.predict_noise(readout, noisy_actions, time)
+
+    def sample_actions(
+        self, observation: Inputs, task: Inputs, noise: SamplingNoise
+    ) -> Float[Array, "b h a"]:
+        """Returns normalised actions for the last step of the window.
+
+        Args:
+          observation: As in `__call__`.
+          task: As in `__call__`.
+          noise: From `draw_sampling_noise`.
+        """
+        return self.heads_action.sample(self.readout(observation, task), noise)

@@ -1,0 +1,100 @@
+"""What training and rollout call: parameters, loss and actions, each from one jax key."""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from train.octo.config import OctoConfig
+from train.octo.diffusion import draw_sampling_noise, draw_training_noise
+from train.octo.model import OctoModule
+from train.octo.tokenizers import Inputs
+
+Params = dict[str, Any]
+"""Nested dicts of arrays, as linen has them under `params`."""
+
+Key = PRNGKeyArray | jax.Array
+"""A jax key, typed or raw."""
+
+
+def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[str, Any]:
+    """Returns shape and dtype of the smallest batch that the model can be trained on.
+
+    The pipeline's batch has more keys (masks of single inputs, proprio); the model does not need
+    them.
+
+    Args:
+      config: The model.
+      batch_size: Samples a batch.
+      window_size: Steps a window.
+
+    Returns:
+      `jax.ShapeDtypeStruct`s, nested as in the batch.
+    """
+    steps = (batch_size, window_size)
+    observation = {"timestep_pad_mask": jax.ShapeDtypeStruct(steps, bool)}
+    for image in config.images:
+        shape = (*steps, image.image_size, image.image_size, 3)
+        observation[image.observation_key] = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    if config.vggt is not None:
+        shape = (*steps, config.vggt.num_tokens, config.vggt.token_dim)
+        observation[config.vggt.observation_key] = jax.ShapeDtypeStruct(shape, jnp.float16)
+    ids = jax.ShapeDtypeStruct((batch_size, config.language.max_length), jnp.int32)
+    chunk = (*steps, config.head.action_horizon, config.head.action_dim)
+    return {
+        "observation": observation,
+        "task": {"language_instruction": {"input_ids": ids, "attention_mask": ids}},
+        "action": jax.ShapeDtypeStruct(chunk, jnp.float32),
+        "action_pad_mask": jax.ShapeDtypeStruct(chunk, bool),
+    }
+
+
+def init_params(config: OctoConfig, key: Key) -> Params:
+    """Returns fresh parameters; works under `jax.jit` and `jax.eval_shape`.
+
+    No data is read, and no shape depends on the batch or the window. Under `jax.jit` the forward
+    pass that linen needs to find the parameters is compiled away.
+
+    Args:
+      config: The model.
+      key: A jax key.
+    """
+    params_key, noise_key = jax.random.split(key)
+    spec = input_spec(config, batch_size=1, window_size=1)
+    batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
+    noise = draw_training_noise(config.head, noise_key, (1, 1))
+    variables = OctoModule(config).init(params_key, batch, noise, method="loss")
+    return cast(Params, variables["params"])
+
+
+def loss_fn(module: OctoModule, params: Params, batch: Inputs, key: Key) -> Float[Array, ""]:
+    """Returns the loss of a batch; the same key gives the same loss.
+
+    Args:
+      module: The model.
+      params: Its parameters.
+      batch: As in `OctoModule.loss`.
+      key: A jax key for the noise.
+    """
+    noise = draw_training_noise(module.config.head, key, batch["action"].shape[:2])
+    loss = module.apply({"params": params}, batch, noise, method="loss")
+    return cast(jax.Array, loss)
+
+
+def sample_actions(
+    module: OctoModule, params: Params, observation: Inputs, task: Inputs, key: Key
+) -> Float[Array, "b h a"]:
+    """Returns normalised actions for the last step of the window.
+
+    Args:
+      module: The model.
+      params: Its parameters.
+      observation: As in `OctoModule.__call__`.
+      task: As in `OctoModule.__call__`.
+      key: A jax key for the noise.
+    """
+    shape = observation["timestep_pad_mask"].shape
+    noise = draw_sampling_noise(module.config.head, key, shape)
+    actions = module.apply({"params": params}, observation, task, noise, method="sample_actions")
+    return cast(jax.Array, actions)

@@ -1,0 +1,229 @@
+"""The encoder of T5 v1.0 (relu, no gate), named as the released Octo weights name it.
+
+The small modules that only hold others (`block`, `layer`, the numbers) are there for their names:
+`encoder/block/3/layer/0/SelfAttention/q/kernel`.
+
+Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning".
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from train.octo.config import T5Config
+
+Tokens = Float[Array, "b n d"]
+Real = Bool[Array, "b n"]
+PositionBias = Float[Array, "1 heads n n"]
+
+
+def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "q k"]:
+    """Returns the bucket of each pair of positions, queries in rows, keys in columns.
+
+    The lower half of the buckets is for keys at or before the query, the upper half for those
+    after it. In either half the first half is exact, the rest grows as the logarithm up to
+    `max_distance`.
+
+    Args:
+      length: Positions, the same for queries and keys.
+      num_buckets: Buckets in all; a multiple of 4.
+      max_distance: Distance of the last bucket.
+
+    Source: section 2.1; float32 as there, since a distance on a bucket's edge depends on it.
+    """
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]
+    half, exact = num_buckets // 2, num_buckets // 4
+    distance = np.abs(offset)
+    ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    growth = np.log(ratio + np.finfo(np.float32).eps) / np.log(max_distance / exact)
+    far = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
+    return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far)
+
+
+class RMSNorm(nn.Module):
+    """Scales by the root mean square; no mean is taken off and no bias added."""
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Returns `x` scaled to a mean square of one, times `weight`."""
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        scale = jnp.reciprocal(jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
+        return weight[None, None, :] * (x * scale)
+
+
+class T5SelfAttention(nn.Module):
+    """Attention without biases and without the scaling by the root of the head's size."""
+
+    config: T5Config
+    has_relative_bias: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        real: Real,
+        bias: PositionBias | None,
+    ) -> tuple[Tokens, PositionBias]:
+        """Returns new tokens and the position bias, which the first block makes for all.
+
+        Args:
+          x: Tokens.
+          real: True where a key may be attended to.
+          bias: The first block's bias; None in the first block.
+        """
+        heads, size = self.config.num_heads, self.config.d_kv
+        # Queries start small because the logits are not scaled.
+        q_init = nn.initializers.normal((self.config.d_model * size) ** -0.5)
+        inits = {
+            "q": q_init,
+            "k": nn.initializers.lecun_normal(),
+            "v": nn.initializers.lecun_normal(),
+        }
+        q, k, v = (
+            nn.Dense(heads * size, use_bias=False, kernel_init=init, name=name)(x).reshape(
+                *x.shape[:2], heads, size
+            )
+            for name, init in inits.items()
+        )
+        if self.has_relative_bias:
+            bias = self._relative_bias(x.shape[1])
+        assert bias is not None, "only the first block may come without a bias"
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) + bias
+        lowest = jnp.finfo(logits.dtype).min
+        weights = nn.softmax(jnp.where(real[:, None, None, :], logits, lowest))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:2], heads * size)
+        return nn.Dense(self.config.d_model, use_bias=False, name="o")(mixed), bias
+
+    def _relative_bias(self, length: int) -> PositionBias:
+        config = self.config
+        embed = nn.Embed(config.num_buckets, config.num_heads, name="relative_attention_bias")
+        buckets = relative_buckets(length, config.num_buckets, config.max_distance)
+        return embed(jnp.asarray(buckets)).transpose(2, 0, 1)[None]
+
+
+class DenseReluDense(nn.Module):
+    """The feed-forward layer."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Returns tokens of the same shape."""
+        hidden = nn.relu(nn.Dense(self.config.d_ff, use_bias=False, name="wi")(x))
+        return nn.Dense(self.config.d_model, use_bias=False, name="wo")(hidden)
+
+
+class AttentionLayer(nn.Module):
+    """`layer/0`: normalise, attend, add."""
+
+    config: T5Config
+    is_first: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        real: Real,
+        bias: PositionBias | None,
+    ) -> tuple[Tokens, PositionBias]:
+        """Returns new tokens and the position bias."""
+        attention = T5SelfAttention(self.config, self.is_first, name="SelfAttention")
+        change, bias = attention(RMSNorm(name="layer_norm")(x), real, bias)
+        return x + change, bias
+
+
+class FeedForwardLayer(nn.Module):
+    """`layer/1`: normalise, feed forward, add."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Returns tokens of the same shape."""
+        feed_forward = DenseReluDense(self.config, name="DenseReluDense")
+        return x + feed_forward(RMSNorm(name="layer_norm")(x))
+
+
+class BlockLayers(nn.Module):
+    """`layer`: the two layers of a block."""
+
+    config: T5Config
+    is_first: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        real: Real,
+        bias: PositionBias | None,
+    ) -> tuple[Tokens, PositionBias]:
+        """Returns new tokens and the position bias."""
+        x, bias = AttentionLayer(self.config, self.is_first, name="0")(x, real, bias)
+        return FeedForwardLayer(self.config, name="1")(x), bias
+
+
+class Block(nn.Module):
+    """`0`, `1`, ...: one block."""
+
+    config: T5Config
+    is_first: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        real: Real,
+        bias: PositionBias | None,
+    ) -> tuple[Tokens, PositionBias]:
+        """Returns new tokens and the position bias."""
+        return BlockLayers(self.config, self.is_first, name="layer")(x, real, bias)
+
+
+class Blocks(nn.Module):
+    """`block`: all blocks in turn."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Tokens, real: Real) -> Tokens:
+        """Returns tokens of the same shape."""
+        bias = None
+        for i in range(self.config.num_layers):
+            x, bias = Block(self.config, is_first=i == 0, name=str(i))(x, real, bias)
+        return x
+
+
+class Stack(nn.Module):
+    """`encoder`: the blocks and the last norm."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Tokens, real: Real) -> Tokens:
+        """Returns tokens of the same shape."""
+        x = Blocks(self.config, name="block")(x, real)
+        return RMSNorm(name="final_layer_norm")(x)
+
+
+class T5Encoder(nn.Module):
+    """Token ids to embeddings, without dropout."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, input_ids: Int[Array, "b n"], attention_mask: Int[Array, "b n"]) -> Tokens:
+        """Returns the last hidden states.
+
+        Args:
+          input_ids: Ids below `vocab_size`; others give NaN.
+          attention_mask: 1 for a token, 0 for padding: no token attends to it, but it has an
+            embedding in the output like any other.
+        """
+        embed = nn.Embed(
+            self.config.vocab_size,
+            self.config.d_model,
+            embedding_init=nn.initializers.normal(stddev=1.0),
+            name="shared",
+        )
+        return Stack(self.config, name="encoder")(embed(input_ids), attention_mask > 0)

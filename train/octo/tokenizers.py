@@ -1,0 +1,227 @@
+"""From the inputs of a batch to tokens: cameras, instruction, geometry tokens.
+
+A tokenizer's output still has its source's size; the projection to the transformer's size and the
+position embeddings are `model.py`'s, alike for all groups.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt8
+
+from pipeline.errors import UserError
+from train.octo.attention import Kind
+from train.octo.config import STEM_GROUPS, ImageTokenizerConfig, LanguageConfig, VGGTTokenizerConfig
+from train.octo.t5 import T5Encoder
+from train.octo.tokens import TokenGroup
+
+Inputs = Mapping[str, Any]
+"""`observation` or `task` of a batch: arrays, and mappings of arrays, by key."""
+
+
+def require(inputs: Inputs, key: str, *, part: str, reader: str) -> Any:
+    """Returns `inputs[key]`.
+
+    Args:
+      inputs: `observation` or `task` of a batch.
+      key: The wanted key.
+      part: Name of `inputs` in the batch, for the error.
+      reader: What reads the key, for the error.
+
+    Raises:
+      UserError: `inputs` lacks the key.
+    """
+    if key not in inputs:
+        raise UserError(
+            where=f"batch, {part}",
+            expected=f"{key!r}, which the {reader} reads",
+            found=f"only {', '.join(sorted(inputs))}",
+            remedy=f"Add {key!r} to what the run reads, or configure a model without it",
+        )
+    return inputs[key]
+
+
+def check_array(
+    array: jax.Array, shape: tuple[int, ...], dtypes: Sequence[str], where: str
+) -> None:
+    """Checks the dtype and the last axes of an input.
+
+    Args:
+      array: The input.
+      shape: Its last axes, as the config has them.
+      dtypes: Names of the dtypes that it may have.
+      where: Key path in the batch, for the error.
+
+    Raises:
+      UserError: Either differs.
+    """
+    if array.shape[-len(shape) :] != shape or array.dtype.name not in dtypes:
+        raise UserError(
+            where=f"batch, {where}",
+            expected=f"{' or '.join(dtypes)} with the last axes {shape}, as the model config says",
+            found=f"{array.dtype}{list(array.shape)}",
+            remedy="Give the model config the size of the data, or the data that of the model",
+        )
+
+
+def observation_mask(observation: Inputs, key: str, num_tokens: int) -> Bool[Array, "b w n"]:
+    """Returns True where a token is real: its step is no padding and its input not missing.
+
+    Args:
+      observation: Has `timestep_pad_mask`, bool `(b w)`, and may have `pad_mask_dict`; an input
+        that has no entry there is never missing.
+      key: The input's key.
+      num_tokens: Tokens a step.
+    """
+    real = observation["timestep_pad_mask"]
+    present = observation.get("pad_mask_dict", {}).get(key)
+    if present is not None:
+        real = real & present
+    return jnp.broadcast_to(real[:, :, None], (*real.shape, num_tokens))
+
+
+class StdConv(nn.Module):
+    """A 3x3 convolution of stride 2 whose kernel is standardised before use.
+
+    Source: Qiao et al. 2019, "Weight Standardization"; as in Octo, epsilon is added to the
+    standard deviation, not to the variance.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 f"]:
+        """Returns the image at half its size."""
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        mean = jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
+        std = jnp.std(kernel, axis=(0, 1, 2), keepdims=True)
+        y = jax.lax.conv_general_dilated(
+            x,
+            (kernel - mean) / (std + 1e-5),
+            window_strides=(2, 2),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + bias[None, None, None, :]
+
+
+class SmallStem16(nn.Module):
+    """A few convolutions that turn an image of 6 channels (camera, goal) into a grid of tokens.
+
+    Source: Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
+    """
+
+    config: ImageTokenizerConfig
+
+    @nn.compact
+    def __call__(self, image: UInt8[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
+        """Returns the tokens on their grid; the image's range 0 to 255 becomes -1 to 1."""
+        x = image.astype(jnp.float32) / 127.5 - 1.0
+        for features in self.config.stem_features:
+            x = nn.relu(nn.GroupNorm(num_groups=STEM_GROUPS)(StdConv(features)(x)))
+        return nn.Conv(self.config.stem_dim, (1, 1), padding="VALID", name="embedding")(x)
+
+
+class ImageTokenizer(nn.Module):
+    """A camera's tokens, from its image stacked with the goal image of the task."""
+
+    config: ImageTokenizerConfig
+
+    @nn.compact
+    def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
+        """Returns tokens `(b w n stem_dim)`, row by row of the image.
+
+        Args:
+          observation: Has the image, uint8 `(b w H W 3)`.
+          task: May have a goal image, uint8 `(b H W 3)`, under the same key. Without one the goal
+            is black (-1 once normalised, not 0), as in pretraining. It enters no mask.
+
+        Raises:
+          UserError: The image is missing, or not of the configured size and dtype.
+        """
+        key, size = self.config.observation_key, self.config.image_size
+        reader = f"image tokenizer {self.config.name!r}"
+        image = require(observation, key, part="observation", reader=reader)
+        check_array(image, (size, size, 3), ["uint8"], f"observation/{key}")
+        b, w = image.shape[:2]
+        goal = task.get(key)
+        if goal is None:
+            goal = jnp.zeros_like(image[:, 0])
+        check_array(goal, (size, size, 3), ["uint8"], f"task/{key}")
+        goal = jnp.broadcast_to(goal[:, None], image.shape)
+        stacked = jnp.concatenate([image, goal], axis=-1).reshape(b * w, size, size, 6)
+        tokens = SmallStem16(self.config)(stacked).reshape(b, w, self.config.num_tokens, -1)
+        mask = observation_mask(observation, key, self.config.num_tokens)
+        return TokenGroup(tokens, mask, Kind.OBSERVATION)
+
+
+class VGGTTokenizer(nn.Module):
+    """Geometry tokens, normalised: layer norms even out the scales of the encoder's layers."""
+
+    config: VGGTTokenizerConfig
+
+    @nn.compact
+    def __call__(self, observation: Inputs) -> TokenGroup:
+        """Returns tokens `(b w n token_dim)`, float32.
+
+        Args:
+          observation: Has the tokens, `(b w n token_dim)`: float16, bfloat16 or float32.
+
+        Raises:
+          UserError: The tokens are missing, or not of the configured shape, or no floats.
+        """
+        key = self.config.observation_key
+        reader = f"VGGT tokenizer {self.config.name!r}"
+        tokens = require(observation, key, part="observation", reader=reader)
+        shape = (self.config.num_tokens, self.config.token_dim)
+        check_array(tokens, shape, ["float16", "bfloat16", "float32"], f"observation/{key}")
+        mask = observation_mask(observation, key, self.config.num_tokens)
+        return TokenGroup(nn.LayerNorm()(tokens.astype(jnp.float32)), mask, Kind.OBSERVATION)
+
+
+class LanguageTokenizer(nn.Module):
+    """The instruction's tokens, from the frozen T5."""
+
+    config: LanguageConfig
+
+    def setup(self) -> None:
+        """Names the encoder as the released weights do."""
+        self.hf_model = T5Encoder(self.config.t5)
+
+    def encode(self, instruction: Inputs) -> Float[Array, "b n d"]:
+        """Returns T5's embeddings of token ids; no gradient flows into T5.
+
+        Args:
+          instruction: Has `input_ids` and `attention_mask`, int32 `(b n)`.
+        """
+        states = self.hf_model(instruction["input_ids"], instruction["attention_mask"])
+        return jax.lax.stop_gradient(states)
+
+    def __call__(self, task: Inputs) -> TokenGroup:
+        """Returns tokens `(b n d_model)`, real for padding too: the pretrained model reads it.
+
+        Args:
+          task: Has `language_instruction` (see `encode`) or, in its stead,
+            `language_embedding`: what `encode` returned for it. `pad_mask_dict` may say which
+            samples have an instruction, bool `(b)`; without it all do.
+
+        Raises:
+          UserError: Neither is there, or it has another length than the config says.
+        """
+        if "language_embedding" in task:
+            tokens = task["language_embedding"]
+        else:
+            key, reader = "language_instruction", "language tokenizer"
+            tokens = self.encode(require(task, key, part="task", reader=reader))
+        shape = (self.config.max_length, self.config.t5.d_model)
+        check_array(tokens, shape, ["float32"], "task/language_instruction once encoded")
+        present = task.get("pad_mask_dict", {}).get("language_instruction")
+        if present is None:
+            present = jnp.ones(tokens.shape[:1], dtype=bool)
+        mask = jnp.broadcast_to(present[:, None], tokens.shape[:2])
+        return TokenGroup(tokens, mask, Kind.TASK)

@@ -1,0 +1,53 @@
+"""The optimizer: AdamW where it belongs, and nothing for frozen parameters."""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from train.config import OptimizerConfig
+
+_TRAINED, _FROZEN = "trained", "frozen"
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """From 0 up to the peak, then down a cosine to 0 at `decay_steps` or else `num_steps`."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps, config.decay_steps or num_steps
+    )
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clipped AdamW for the trained parameters; frozen ones take no memory and no decay.
+
+    Source: Octo's `create_optimizer` with its finetuning values (betas 0.9 and 0.999).
+    """
+    adamw = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, num_steps), weight_decay=config.weight_decay, mask=_is_kernel
+        ),
+    )
+    return optax.multi_transform(
+        {_TRAINED: adamw, _FROZEN: optax.set_to_zero()},
+        lambda params: _labels(params, config.frozen),
+    )
+
+
+def _labels(params: Any, frozen: Sequence[str]) -> Any:
+    """`trained` or `frozen` for each parameter."""
+
+    def label(path: jax.tree_util.KeyPath, _: jax.Array) -> str:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return _FROZEN if any(fnmatch.fnmatchcase(name, glob) for glob in frozen) else _TRAINED
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _is_kernel(params: Any) -> Any:
+    """True for the parameters that decay."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
+    )

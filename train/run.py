@@ -1,0 +1,205 @@
+"""`python -m train.run --config FILE[:VARIANT]`: finetunes Octo."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import optax
+
+from pipeline import device, statistics
+from pipeline.batch import table
+from pipeline.errors import UserError, user_errors_exit
+from pipeline.files import dump_json, to_json_values, write_text_atomically
+from pipeline.loader import LoadedBatch, Loader
+from train.checkpoints import Checkpoints, count_parameters
+from train.config import Flags, TrainConfig, parse_flags
+from train.directory import prepare
+from train.inputs import open_inputs
+from train.logging import MetricsLog, StepMetrics
+from train.octo.pretrained import check_config, merge, read_octo_checkpoint
+from train.optimizer import learning_rate, make_optimizer
+from train.state import TrainState, init_state
+from train.step import TrainStep, make_train_step
+
+_log = logging.getLogger("train.run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one run computes with, compiled before the first batch is read."""
+
+    optimizer: optax.GradientTransformation
+    """Of the config."""
+    train_step: TrainStep
+    """Compiled for exactly the contract's batch."""
+    state_structs: TrainState
+    """Shapes, dtypes and shardings of the state."""
+    batch_sharding: jax.sharding.NamedSharding
+    """Of every leaf of a batch."""
+
+
+def main() -> None:
+    """Parses the command line and runs."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    for package in ("train", "pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    debug = "--debug" in sys.argv[1:]
+    with user_errors_exit(debug=debug):
+        run(parse_flags(sys.argv[1:]))
+
+
+def run(flags: Flags) -> pathlib.Path:
+    """Trains, and returns the run directory.
+
+    Raises:
+      UserError: Anything that a person can mend.
+    """
+    config = flags.config
+    inputs = open_inputs(config)
+    loader = Loader(config.data, inputs.datasets, inputs.vocabulary)
+    directory = prepare(config, resume=flags.resume, overwrite=flags.overwrite)
+    _explain(config, loader, directory)
+    program = compile_program(config, loader)
+    with Checkpoints(directory) as checkpoints:
+        if flags.resume:
+            state, loader_state = checkpoints.restore(program.state_structs)
+            position = loader.restore(loader_state)
+            _log.info("resumed at step %d", position)
+        else:
+            state = _initial_state(config, program, inputs.checkpoint, directory)
+            position = 0
+        batches = device.one_ahead(loader.batches(position), program.batch_sharding)
+        with MetricsLog(directory, config.num_steps, position) as log:
+            for trained, taken in _train(config, program, state, batches, log):
+                if taken % config.save_interval == 0 or taken == config.num_steps:
+                    checkpoints.save(trained, loader.state(taken))
+    _log.info("run directory: %s", directory)
+    return directory
+
+
+def compile_program(config: TrainConfig, loader: Loader) -> Program:
+    """Compiles the step from the config and the contract alone."""
+    started = time.perf_counter()
+    mesh = device.data_mesh()
+    sharding = device.batch_sharding(mesh, config.data.batch_size)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    schedule = learning_rate(config.optimizer, config.num_steps)
+    shapes = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed))
+    replicated = device.replicated(mesh)
+    structs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
+    )
+    step = jax.jit(
+        make_train_step(config.model, optimizer, schedule, config.seed),
+        donate_argnums=0,
+        out_shardings=replicated,
+    )
+    compiled = step.lower(structs, device.shape_structs(loader.spec, sharding)).compile()
+    _log.info("step compiled in %.1f s", time.perf_counter() - started)
+    return Program(optimizer, compiled, structs, sharding)
+
+
+def _initial_state(
+    config: TrainConfig, program: Program, checkpoint: pathlib.Path | None, directory: pathlib.Path
+) -> TrainState:
+    """Fresh parameters, with the pretrained ones in their places."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state_structs)
+    init = jax.jit(
+        lambda: init_state(config.model, program.optimizer, config.seed),
+        out_shardings=shardings,
+        compiler_options={"xla_backend_optimization_level": 0},  # runs once: 8 s become 4
+    )
+    state = init()
+    if checkpoint is None:
+        return state
+    check_config(checkpoint, config.model)
+    weights = read_octo_checkpoint(checkpoint, config.pretrained_step)
+    params, report = merge(state.params, weights, config.pretrained_differs)
+    write_text_atomically(directory / "load_report.json", dump_json(to_json_values(report)))
+    _log.info("weights of %s: %s", checkpoint, report.summary())
+    return dataclasses.replace(state, params=jax.device_put(params, shardings.params))
+
+
+def _train(
+    config: TrainConfig,
+    program: Program,
+    state: TrainState,
+    batches: Iterator[tuple[dict[str, Any], LoadedBatch]],
+    log: MetricsLog,
+) -> Iterator[tuple[TrainState, int]]:
+    """Yields (state, steps taken) after each step; a step's metrics are read one step later."""
+    first = int(state.step)
+    unread = None
+    before = time.perf_counter()
+    for step in range(first + 1, config.num_steps + 1):
+        asked = time.perf_counter()
+        arrays, batch = next(batches)
+        wait_s = time.perf_counter() - asked
+        state, metrics = program.train_step(state, arrays)
+        if unread is not None:
+            _write(log, *unread)
+        now = time.perf_counter()
+        unread = (step, metrics, now - before, wait_s, batch.fingerprint)
+        before = now
+        yield state, step
+    if unread is not None:
+        _write(log, *unread)
+
+
+def _write(
+    log: MetricsLog,
+    step: int,
+    metrics: dict[str, jax.Array],
+    step_s: float,
+    wait_s: float,
+    fingerprint: str,
+) -> None:
+    """Waits for a step's metrics and writes them.
+
+    Raises:
+      UserError: Where the loss is not finite.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    log.write(
+        StepMetrics(
+            step=step, step_s=step_s, data_wait_s=wait_s, batch_fingerprint=fingerprint, **values
+        )
+    )
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            where=f"step {step}, batch {fingerprint}",
+            expected="a finite loss",
+            found=str(values["loss"]),
+            remedy="Resume from the last checkpoint with a lower optimizer.learning_rate.",
+        )
+
+
+def _explain(config: TrainConfig, loader: Loader, directory: pathlib.Path) -> None:
+    """Says and saves what the run is made of."""
+    for dataset in loader.datasets:
+        kept = f"statistics-{dataset.manifest.name}.json"
+        write_text_atomically(directory / kept, statistics.dumps(dataset.statistics))
+        _log.info(
+            "dataset %s: %d episodes, %d steps, %d tasks, digest %s",
+            dataset.path,
+            dataset.num_episodes,
+            dataset.num_steps,
+            len(dataset.manifest.tasks),
+            dataset.manifest.digest,
+        )
+    for text in loader.tasks.truncated:
+        _log.info("instruction cut to %d tokens: %s", config.data.max_text_length, text)
+    shapes = jax.eval_shape(lambda: init_state(config.model, optax.identity(), config.seed))
+    _log.info("batch:\n%s", table(loader.spec))
+    _log.info("devices: %s", ", ".join(map(str, jax.devices())))
+    _log.info("parameters: %s", f"{count_parameters(shapes.params):,}")
+
+
+if __name__ == "__main__":
+    main()
