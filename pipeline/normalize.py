@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self, assert_never
+from typing import assert_never
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Normalizer:
         statistics: Sequence[FeatureStatistics],
         masks: Sequence[np.ndarray],
         kind: Normalization,
-    ) -> Self:
+    ) -> "Normalizer":
         """From the statistics of each dataset and the dimensions to be normalised."""
         match kind:
             case "normal":

@@ -7,7 +7,7 @@ linearly interpolated 1st and 99th percentile), but accumulated in float64.
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -38,7 +38,7 @@ class FeatureStatistics:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
+    def from_json(cls, values: Mapping[str, Any]) -> "FeatureStatistics":
         """The inverse of `to_json`."""
         arrays = {k: np.asarray(v, np.float32) for k, v in values.items() if k != "count"}
         return cls(**arrays, count=int(values["count"]))

@@ -8,7 +8,6 @@ import hashlib
 import os
 import pathlib
 import types
-from typing import Self
 
 from array_record.python import (
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  (an extension)
@@ -40,7 +39,7 @@ class ShardWriter:
         self._count = 0
         self._shard: Shard | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardWriter":
         """Opens the temporary file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), WRITER_OPTIONS)

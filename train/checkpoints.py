@@ -1,7 +1,7 @@
 """Checkpoints: state and loader position in one Orbax step, asynchronous and atomic."""
 
 import pathlib
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,7 +21,7 @@ class Checkpoints:
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         """Itself."""
         return self
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import types
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -64,7 +63,7 @@ class MetricsLog:
         )
         self._step_s = self._wait_s = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsLog":
         """Shows the progress bar."""
         self._progress.start()
         return self

@@ -1,6 +1,6 @@
 """Makes vocabulary.model: a small SentencePiece model with T5's special ids.
 
-    python tests/data/make_vocabulary.py
+python tests/data/make_vocabulary.py
 """
 
 import itertools

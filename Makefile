@@ -1,0 +1,43 @@
+# `make demo` and `make test` each work alone on a fresh clone: they make .venv by themselves.
+# PYTHON names the interpreter to build it with; by default the first one of 3.11 or later.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+DEMO_STEPS ?= 300
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint format clean
+
+demo: $(INSTALLED)
+	@echo "==> converting the bundled RLDS set to data/libero_mini"
+	@$(BIN)/python -m converters.rlds tests/data/libero_mini data/libero_mini --overwrite
+	@echo "==> finetuning on it for $(DEMO_STEPS) steps"
+	@$(BIN)/python -m train.run --config configs/libero_vggt.py:demo \
+		--config.num_steps=$(DEMO_STEPS) --config.save_dir=runs/demo --overwrite
+
+test: $(INSTALLED)
+	@echo "==> running the tests"
+	@$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)
+	@echo "==> checking style and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv data/libero_mini runs/demo
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; name one:" \
+		"make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "==> installing into .venv (once, about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
