@@ -8,10 +8,22 @@ from train.config import TrainConfig
 from train.octo.config import octo_small
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+DOWNLOAD = (
+    "hf download openvla/modified_libero_rlds --repo-type dataset --local-dir data/rlds"
+    " --include '{suite}_no_noops/*'"
+)
+CONVERT = "python -m converters.rlds data/rlds/{suite}_no_noops data/{suite}"
+
+
+def suite_dataset(suite: str) -> DatasetConfig:
+    """One suite, with the commands that fetch and convert it."""
+    commands = (DOWNLOAD.format(suite=suite), CONVERT.format(suite=suite))
+    return DatasetConfig(f"data/{suite}", commands=commands)
+
 
 DEFAULT = TrainConfig(
     data=DataConfig(
-        datasets=tuple(DatasetConfig(f"data/{suite}") for suite in SUITES),
+        datasets=tuple(map(suite_dataset, SUITES)),
         vocabulary="hf://google-t5/t5-base/spiece.model",
     ),
     model=octo_small(),

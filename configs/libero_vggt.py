@@ -3,7 +3,8 @@
     python -m train.run --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
 
 reads data/libero_{spatial,object,goal,10}, converted from RLDS sets that carry `vggt_tokens`
-(float16 261x2048 a step), and starts from octo-small-1.5 on the hub. One training sample is 2.3 MB.
+(float16 261x2048 a step; the published sets do not: see configs/libero.py for those), and starts
+from octo-small-1.5 on the hub. A sample of two steps is 2.6 MB.
 
     python -m train.run --config configs/libero_vggt.py:demo
 
@@ -18,9 +19,17 @@ from train.octo.config import VGGTTokenizerConfig, demo, octo_small
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
+
+def suite_dataset(suite: str) -> DatasetConfig:
+    """One suite, with the command that converts an RLDS set which carries tokens."""
+    command = f"python -m converters.rlds data/rlds/{suite}_vggt data/{suite}"
+    source = "RLDS with observation/vggt_tokens, float16 261x2048 a step"
+    return DatasetConfig(f"data/{suite}", commands=(f"{command}  # from {source}",))
+
+
 DEFAULT = TrainConfig(
     data=DataConfig(
-        datasets=tuple(DatasetConfig(f"data/{suite}") for suite in SUITES),
+        datasets=tuple(map(suite_dataset, SUITES)),
         vocabulary="hf://google-t5/t5-base/spiece.model",
         observations=OBSERVATIONS,
     ),
@@ -33,7 +42,12 @@ DEFAULT = TrainConfig(
 
 DEMO = TrainConfig(
     data=DataConfig(
-        datasets=(DatasetConfig("data/libero_mini"),),
+        datasets=(
+            DatasetConfig(
+                "data/libero_mini",
+                commands=("python -m converters.rlds tests/data/libero_mini data/libero_mini",),
+            ),
+        ),
         vocabulary="tests/data/vocabulary.model",
         observations=OBSERVATIONS,
         batch_size=16,

@@ -17,7 +17,11 @@ from pipeline.record import RecordLayout, Values
 from pipeline.schema import Column, Feature, Schema, to_rest
 from pipeline.writer import ShardWriter, write_manifest
 
-_OWN_FILES = ("*.arrayrecord", "*.tmp", FILE_NAME, STATISTICS_NAME)
+_OWN_FILES = {
+    1: (FILE_NAME, STATISTICS_NAME, ".*.tmp"),
+    2: ("[0-9]*-of-[0-9]*.arrayrecord", ".*.tmp"),
+}
+"""By depth: a folder of several datasets is not one, and is never cleared."""
 
 
 def convert(
@@ -83,7 +87,7 @@ class _Job:
                 for column in self.schema.columns
             }
             for where, episode in source.episodes(shard):
-                values = standardize(episode, self.schema, self.mapping, self.tasks, where)
+                values = standardize(episode, self.schema, self.tasks, where)
                 self._write(values, writers)
                 self._note(values)
                 on_episode(self.lengths[-1])
@@ -133,14 +137,13 @@ class _Job:
 
 
 def standardize(
-    episode: Episode, schema: Schema, mapping: SourceMapping, tasks: dict[str, int], where: str
+    episode: Episode, schema: Schema, tasks: dict[str, int], where: str
 ) -> dict[str, np.ndarray | list[bytes]]:
     """A source episode under its feature keys, in its types at rest.
 
     Args:
       episode: By source key, as it was read.
       schema: Of the dataset.
-      mapping: Names the instruction's key.
       tasks: Index of every instruction so far; new ones are added.
       where: File and episode, for errors.
 
@@ -151,24 +154,29 @@ def standardize(
     Raises:
       SchemaError: A value that the dtype law refuses, or text that is not UTF-8.
     """
-    texts = [_decoded(text, f"{where}, {mapping.task}") for text in episode[mapping.task]]
-    num_steps = len(texts)
+    num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
     standardized: dict[str, np.ndarray | list[bytes]] = {}
     for _, feature in schema.features():
-        if feature.key == TASK_INDEX:
-            indices = [tasks.setdefault(text, len(tasks)) for text in texts]
-            standardized[feature.key] = np.array(indices, np.int32)
-        else:
-            value = episode[feature.source]
-            if isinstance(value, np.ndarray):
-                value = to_rest(_each_step(value, feature, num_steps), feature, where)
-            standardized[feature.key] = value
+        value = _each_step(episode[feature.source], feature, num_steps)
+        if isinstance(value, np.ndarray):
+            value = to_rest(value, feature, where)
+        elif feature.kind != "image":
+            texts = [_decoded(text, f"{where}, {feature.source}") for text in value]
+            if feature.key == TASK_INDEX:
+                value = np.array([tasks.setdefault(text, len(tasks)) for text in texts], np.int32)
+        standardized[feature.key] = value
     return standardized
 
 
-def _each_step(value: np.ndarray, feature: Feature, num_steps: int) -> np.ndarray:
-    """A value of the whole episode, repeated for each of its steps."""
-    return value if feature.source.startswith(STEPS) else np.repeat(value, num_steps, axis=0)
+def _each_step(
+    value: np.ndarray | list[bytes], feature: Feature, num_steps: int
+) -> np.ndarray | list[bytes]:
+    """A value of the whole episode, repeated for each of its steps; its text stays one."""
+    if feature.source.startswith(STEPS) or feature.kind == "text":
+        return value
+    if isinstance(value, np.ndarray):
+        return np.repeat(value, num_steps, axis=0)
+    return value * num_steps
 
 
 def _decoded(text: bytes, where: str) -> str:
@@ -179,7 +187,7 @@ def _decoded(text: bytes, where: str) -> str:
             where=where,
             expected="a text in UTF-8",
             found=repr(text[:40]),
-            remedy="Write the instruction in UTF-8 at the source.",
+            remedy="Write the text in UTF-8 at the source.",
         ) from error
 
 
@@ -193,18 +201,26 @@ def _whole(values: Mapping[str, np.ndarray | list[bytes]], column: Column) -> Va
 
 def _at(values: Mapping[str, np.ndarray | list[bytes]], column: Column, t: int) -> Values:
     """The record of step `t`."""
-    return {f.key: values[f.key][t] for f in column.features}
+    taken: Values = {}
+    for feature in column.features:
+        value = values[feature.key]
+        taken[feature.key] = value[t, ...] if isinstance(value, np.ndarray) else value[t]
+    return taken
 
 
 def _clear(destination: pathlib.Path, *, overwrite: bool) -> None:
     """Makes room: an old dataset stops being one before any of its shards is touched."""
     if destination.exists() and not destination.is_dir():
         raise _in_use(destination, "a file", "Name another destination.")
-    destination.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _in_use(destination, str(error), "Name another destination.") from error
     files = [path for path in destination.rglob("*") if path.is_file()]
-    foreign = [p.name for p in files if not any(p.match(pattern) for pattern in _OWN_FILES)]
+    foreign = [p for p in files if not _is_own(p.relative_to(destination))]
     if foreign:
-        raise _in_use(destination, f"other files: {foreign[0]}", "Name another destination.")
+        found = f"other files: {foreign[0].relative_to(destination)}"
+        raise _in_use(destination, found, "Name another destination.")
     manifest = destination / FILE_NAME
     if manifest.exists():
         if not overwrite:
@@ -212,6 +228,11 @@ def _clear(destination: pathlib.Path, *, overwrite: bool) -> None:
         manifest.unlink()
     for path in destination.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_own(path: pathlib.PurePath) -> bool:
+    """Whether a file, relative to the destination, is one that this job writes."""
+    return any(path.match(pattern) for pattern in _OWN_FILES.get(len(path.parts), ()))
 
 
 def _in_use(destination: pathlib.Path, found: str, remedy: str) -> UserError:

@@ -93,7 +93,7 @@ def read_mapping(path: pathlib.Path) -> SourceMapping:
     """
     try:
         values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or no TOML
         raise DataError(
             where=str(path),
             expected="a mapping in TOML",

@@ -6,9 +6,10 @@ so nothing is dropped unseen.
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
-from converters.rlds.source import RldsSource, SourceKey
+from converters.rlds.source import STEPS, RldsSource, SourceKey
 from pipeline.conventions import Conventions
 from pipeline.errors import SchemaError
 from pipeline.schema import Column, Feature, Schema, rest_dtype
@@ -17,6 +18,8 @@ EPISODES = "episodes"
 IMAGES = "steps"
 TASK_INDEX = "task_index"
 SOURCE_ID = "source_id"
+
+_NUM_CHANNELS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,11 @@ class FeatureMapping:
     """Names of the last axis with their units."""
     optional: bool = False
     """Whether a source without the key is fine."""
+
+    def __post_init__(self) -> None:
+        """Checks that the column is a folder inside the dataset directory."""
+        if not re.fullmatch(r"\w[\w.-]*", self.column):
+            raise ValueError(f"column {self.column!r} of {self.key} must be the name of a folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +61,7 @@ class SourceMapping:
 
     def __post_init__(self) -> None:
         """Checks that no two source keys become one feature."""
-        keys = [m.key for m in self.features]
+        keys = [TASK_INDEX, SOURCE_ID, *(m.key for m in self.features)]
         doubled = sorted({key for key in keys if keys.count(key) > 1})
         if doubled:
             raise ValueError(f"mapped more than once: {', '.join(doubled)}")
@@ -67,6 +75,7 @@ class SourceMapping:
         """
         where = str(source.directory / "features.json")
         self._check_covered(source.keys, where)
+        self._check_texts(source.keys, where)
         taken = [m for m in self.features if m.source in source.keys]
         episode = [_task_feature(self.task)]
         episode += [
@@ -79,6 +88,23 @@ class SourceMapping:
             stored = (_feature(m, source.keys[m.source], where) for m in taken if m.column == name)
             columns.append(Column(name, "step", tuple(stored)))
         return Schema(tuple(columns))
+
+    def _check_texts(self, keys: Mapping[str, SourceKey], where: str) -> None:
+        for role, key in (("task", self.task), ("source_id", self.source_id)):
+            if key is not None and keys[key].kind != "text":
+                raise SchemaError(
+                    where=f"{where}, {key}",
+                    expected=f"a text, as {role} of the mapping",
+                    found=f"{keys[key].dtype}{list(keys[key].shape)}",
+                    remedy=f"Name the key of a text as {role}.",
+                )
+        if self.source_id is not None and self.source_id.startswith(STEPS):
+            raise SchemaError(
+                where=f"{where}, {self.source_id}",
+                expected="one text an episode, as source_id of the mapping",
+                found="one a step",
+                remedy="Name a key outside `steps/` as source_id, or none.",
+            )
 
     def _ignores(self, key: str) -> bool:
         return any(fnmatch.fnmatchcase(key, glob) for glob in self.ignore)
@@ -123,6 +149,13 @@ def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
             expected="a uint8 image in a step column, such as `steps`",
             found=f"{key.dtype} in the column {mapping.column}",
             remedy='Set column = "steps" for it in the mapping, or ignore the key.',
+        )
+    if key.kind == "image" and key.shape[-1] != _NUM_CHANNELS:
+        raise SchemaError(
+            where=where,
+            expected=f"an image of {_NUM_CHANNELS} channels",
+            found=f"{list(key.shape)}",
+            remedy="Write the source with such images, or ignore the key.",
         )
     dtype = rest_dtype(key.dtype, where)
     batch_dtype = "float32" if dtype == "bfloat16" else dtype

@@ -1,7 +1,10 @@
 """What a loader needs to know, as frozen data."""
 
 import dataclasses
+import math
 from typing import Literal
+
+import tyro
 
 Normalization = Literal["normal", "bounds"]
 
@@ -15,7 +18,7 @@ class DatasetConfig:
     weight: float | None = None
     """Share of the samples, relative to the other weights; None for all of them: as many as each
     has steps."""
-    commands: tuple[str, ...] = ()
+    commands: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Shell commands that make the directory; shown where it is missing."""
 
 
@@ -53,6 +56,8 @@ class DataConfig:
             raise ValueError("datasets is empty: name at least one dataset directory")
         if None in weights and any(weight is not None for weight in weights):
             raise ValueError(f"weights must be given for every dataset or for none, not {weights}")
+        if any(weight is not None and not 0 < weight < math.inf for weight in weights):
+            raise ValueError(f"weights must be positive and finite, not {weights}")
         for name in ("batch_size", "window_size", "action_horizon", "max_text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -61,10 +61,13 @@ def one_ahead(
     def put(batch: LoadedBatch) -> tuple[dict[str, Any], LoadedBatch]:
         return jax.device_put(batch.arrays, sharding), batch
 
-    ahead = put(next(batches))
+    ahead = None
     for batch in batches:
         current, ahead = ahead, put(batch)
-        yield current
+        if current is not None:
+            yield current
+    if ahead is not None:
+        yield ahead
 
 
 def resize_images(

@@ -82,6 +82,10 @@ class Loader:
         for name in ("num_threads", "prefetch_batches", "vocabulary"):
             del config[name]
         config["datasets"] = [(d.manifest.digest, w) for d, w in self._weighted]
+        config["conventions"] = [to_json_values(d.manifest.conventions) for d in self.datasets]
+        config["statistics"] = [
+            [s.to_json() for s in self._statistics(key)] for key in self.normalizers()
+        ]
         config["tasks"] = self.tasks.input_ids.tolist()
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -42,9 +42,12 @@ class Normalizer:
                 offset = [s.mean for s in statistics]
                 scale = [s.std + np.float32(_EPSILON) for s in statistics]
             case "bounds":
-                half = [(s.p99 - s.p01 + np.float32(_EPSILON)) / np.float32(2) for s in statistics]
-                offset = [s.p01 + h for s, h in zip(statistics, half, strict=True)]
-                scale = half
+                # In float32 the epsilon would vanish beside the bound of a constant dimension.
+                low = [s.p01.astype(np.float64) for s in statistics]
+                scale = [
+                    (s.p99 - p01 + _EPSILON) / 2 for s, p01 in zip(statistics, low, strict=True)
+                ]
+                offset = [p01 + half for p01, half in zip(low, scale, strict=True)]
             case _:
                 assert_never(kind)
         return cls(np.stack(offset), np.stack(scale), np.stack(masks), kind == "bounds")
@@ -60,12 +63,12 @@ class Normalizer:
         normalized = (values - offset) / scale
         if self.clip:
             normalized = np.clip(normalized, -1, 1)
-        return np.where(mask, normalized, values)
+        return np.where(mask, normalized, values).astype(np.float32, copy=False)
 
     def unnormalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
         """The inverse of `normalize`, up to what it clipped."""
         offset, scale, mask = self._rows(values.ndim, dataset)
-        return np.where(mask, values * scale + offset, values)
+        return np.where(mask, values * scale + offset, values).astype(np.float32, copy=False)
 
     def _rows(self, ndim: int, dataset: np.ndarray) -> list[np.ndarray]:
         """Offset, scale and mask of each sample, (b 1 ... d)."""

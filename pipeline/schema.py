@@ -37,6 +37,7 @@ _REST_DTYPES = {name: name for name in _DTYPES} | {
     "uint32": "int32",
     "uint64": "int32",
 }
+_HALF_DTYPES = ("float16", "bfloat16")
 _NUM_SAMPLES = 3
 
 Kind = Literal["tensor", "image", "text"]
@@ -82,10 +83,18 @@ class Feature:
                 found=self.dtype,
                 remedy="Convert the dataset again; the converter writes only these.",
             )
-        if self.batch_dtype not in BATCH_DTYPES:
+        if self.kind == "image" and (self.dtype, self.shape[2:]) != ("uint8", (3,)):
             raise SchemaError(
                 where=f"{where}, feature {self.key}",
-                expected=f"a dtype in the batch among {', '.join(BATCH_DTYPES)}",
+                expected="an image of uint8[h, w, 3]",
+                found=f"{self.dtype}{list(self.shape)}",
+                remedy="Convert the dataset again; the converter writes only such images.",
+            )
+        allowed = batch_dtypes(self.dtype)
+        if self.batch_dtype not in allowed:
+            raise SchemaError(
+                where=f"{where}, feature {self.key}",
+                expected=f"{' or '.join(allowed)} in the batch, for {self.dtype} at rest",
                 found=str(self.batch_dtype),
                 remedy="Convert the dataset again; the converter declares only these.",
             )
@@ -157,6 +166,12 @@ def rest_dtype(source_dtype: str, where: str) -> str:
             remedy="Leave the key out in the mapping's `ignore`, or write the source with numbers.",
         )
     return _REST_DTYPES[source_dtype]
+
+
+def batch_dtypes(rest: str) -> tuple[str, ...]:
+    """The dtypes that a batch may have of values at rest: the same, or float32 for a half one."""
+    kept = tuple(dtype for dtype in BATCH_DTYPES if dtype == rest)
+    return (*kept, "float32") if rest in _HALF_DTYPES else kept
 
 
 def to_rest(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:

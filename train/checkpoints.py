@@ -38,8 +38,17 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The last checkpoint's state, and the loader's.
+    def loader_state(self) -> dict[str, Any]:
+        """The loader's state in the last checkpoint.
+
+        Raises:
+          DataError: Where there is no complete checkpoint.
+        """
+        args = ocp.args.Composite(loader=ocp.args.JsonRestore())
+        return self._manager.restore(self._latest(), args=args)["loader"]
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The state in the last checkpoint.
 
         Args:
           like: `jax.ShapeDtypeStruct`s with the wanted shardings.
@@ -47,6 +56,10 @@ class Checkpoints:
         Raises:
           DataError: Where there is no complete checkpoint.
         """
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._manager.restore(self._latest(), args=args)["state"]
+
+    def _latest(self) -> int:
         step = self._manager.latest_step()
         if step is None:
             raise DataError(
@@ -55,13 +68,7 @@ class Checkpoints:
                 found="none",
                 remedy="Start the run anew with --overwrite.",
             )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), loader=ocp.args.JsonRestore()
-            ),
-        )
-        return restored["state"], restored["loader"]
+        return step
 
 
 def count_parameters(params: Any) -> int:

@@ -106,35 +106,36 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
 
     Raises:
       UserError: Where no config file is named, or it or its variant does not exist.
-      SystemExit: With code 2 after a message, for a flag that does not exist or does not parse.
+      SystemExit: With code 2 after a message: a flag that does not exist, does not parse, or does
+        not fit the others.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser = argparse.ArgumentParser(
+        prog="python -m train.run",
+        description="Finetunes Octo on dataset directories.",
+        epilog="The fields of a config: python -m train.run --config FILE --help",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="such as configs/libero.py")
     known, rest = parser.parse_known_args(arguments)
     if known.config is None:
+        if {"-h", "--help"} & set(rest):
+            parser.print_help()
+            raise SystemExit(0)
         raise UserError(
             where="command line",
             expected="--config FILE[:VARIANT]",
             found=" ".join(arguments) or "nothing",
             remedy="Try `python -m train.run --config configs/libero_vggt.py:demo`.",
         )
-    config = load_config(known.config)
-    try:
-        return tyro.cli(
-            Flags,
-            prog=f"python -m train.run --config {known.config}",
-            args=rest,
-            default=Flags(config),
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
-            use_underscores=True,
-        )
-    except ValueError as error:
-        raise UserError(
-            where="command line",
-            expected="flags that fit each other",
-            found=str(error),
-            remedy="Change one of the two.",
-        ) from error
+    return tyro.cli(
+        Flags,
+        prog=f"python -m train.run --config {known.config}",
+        args=rest,
+        default=Flags(load_config(known.config)),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+        use_underscores=True,
+    )
 
 
 def load_config(name: str) -> TrainConfig:

@@ -2,15 +2,17 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import sentencepiece
 
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UserError
-from pipeline.hub import SCHEME, fetch
+from pipeline.hub import fetch_directory
 from pipeline.text import load_vocabulary
 from train.config import TrainConfig
+from train.octo.pretrained import check_config, read_octo_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Inputs:
     """In the config's order."""
     vocabulary: sentencepiece.SentencePieceProcessor
     """T5's."""
-    checkpoint: pathlib.Path | None
-    """Directory of the pretrained weights; None: the run starts from random ones."""
+    weights: dict[str, Any] | None
+    """Pretrained parameters, nested numpy arrays; None: the run starts from random ones."""
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
@@ -33,23 +35,23 @@ def open_inputs(config: TrainConfig) -> Inputs:
     """
     problems: list[UserError] = []
     datasets: list[Dataset] = []
-    vocabulary = checkpoint = None
+    vocabulary = weights = None
     for dataset in config.data.datasets:
         try:
             datasets.append(_open_dataset(dataset, config))
         except UserError as error:
             problems.append(error)
     try:
-        vocabulary = load_vocabulary(config.data.vocabulary)
+        vocabulary = _open_vocabulary(config)
     except UserError as error:
         problems.append(error)
     try:
-        checkpoint = _find_checkpoint(config)
+        weights = _read_weights(config)
     except UserError as error:
         problems.append(error)
     if problems or vocabulary is None:
         raise _combined(problems)
-    return Inputs(tuple(datasets), vocabulary, checkpoint)
+    return Inputs(tuple(datasets), vocabulary, weights)
 
 
 def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
@@ -66,22 +68,36 @@ def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
     return opened
 
 
-def _find_checkpoint(config: TrainConfig) -> pathlib.Path | None:
-    """The local directory of the pretrained checkpoint, with the files that are read of it."""
-    path = config.pretrained_path
-    if path is None or not path.startswith(SCHEME):
-        return None if path is None else pathlib.Path(path)
-    fetch(f"{path}/{config.pretrained_step}/default/checkpoint")
-    return fetch(f"{path}/config.json").parent
+def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcessor:
+    """T5's vocabulary, no larger than the encoder's table: an id beyond it would give NaN."""
+    vocabulary = load_vocabulary(config.data.vocabulary)
+    rows = config.model.language.t5.vocab_size
+    if vocabulary.GetPieceSize() > rows:
+        raise UserError(
+            where=f"vocabulary {config.data.vocabulary}",
+            expected=f"at most {rows} pieces, the rows of model.language.t5.vocab_size",
+            found=str(vocabulary.GetPieceSize()),
+            remedy="Name the vocabulary that the encoder was trained with.",
+        )
+    return vocabulary
+
+
+def _read_weights(config: TrainConfig) -> dict[str, Any] | None:
+    """The pretrained parameters, of a model with the same meaning as the config's."""
+    if config.pretrained_path is None:
+        return None
+    files = ["config.json", f"{config.pretrained_step}/default/checkpoint"]
+    directory = fetch_directory(config.pretrained_path, files)
+    check_config(directory, config.model)
+    return read_octo_checkpoint(directory, config.pretrained_step)
 
 
 def _combined(problems: list[UserError]) -> UserError:
     if len(problems) == 1:
         return problems[0]
-    lines = "".join(f"\n  - {problem}" for problem in problems)
     return UserError(
         where="inputs of the run",
         expected="all of them",
-        found=f"{len(problems)} that cannot be used:{lines}\n",
-        remedy="Run the commands above, or name other paths in the config.",
+        found=f"{len(problems)} that cannot be used",
+        remedy="Mend each:" + "".join(f"\n  - {problem}" for problem in problems),
     )

@@ -22,7 +22,7 @@ from train.config import Flags, TrainConfig, parse_flags
 from train.directory import prepare
 from train.inputs import open_inputs
 from train.logging import MetricsLog, StepMetrics
-from train.octo.pretrained import check_config, merge, read_octo_checkpoint
+from train.octo.pretrained import account, merge
 from train.optimizer import learning_rate, make_optimizer
 from train.state import TrainState, init_state
 from train.step import TrainStep, make_train_step
@@ -30,32 +30,19 @@ from train.step import TrainStep, make_train_step
 _log = logging.getLogger("train.run")
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What one run computes with, compiled before the first batch is read."""
-
-    optimizer: optax.GradientTransformation
-    """Of the config."""
-    train_step: TrainStep
-    """Compiled for exactly the contract's batch."""
-    state_structs: TrainState
-    """Shapes, dtypes and shardings of the state."""
-    batch_sharding: jax.sharding.NamedSharding
-    """Of every leaf of a batch."""
-
-
 def main() -> None:
     """Parses the command line and runs."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     for package in ("train", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
-    debug = "--debug" in sys.argv[1:]
-    with user_errors_exit(debug=debug):
+    with user_errors_exit(debug="--debug" in sys.argv[1:]):
         run(parse_flags(sys.argv[1:]))
 
 
 def run(flags: Flags) -> pathlib.Path:
     """Trains, and returns the run directory.
+
+    Everything that can be checked without compiling is checked before the directory is touched.
 
     Raises:
       UserError: Anything that a person can mend.
@@ -63,72 +50,90 @@ def run(flags: Flags) -> pathlib.Path:
     config = flags.config
     inputs = open_inputs(config)
     loader = Loader(config.data, inputs.datasets, inputs.vocabulary)
+    mesh = device.data_mesh()
+    sharding = device.batch_sharding(mesh, config.data.batch_size)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    structs = _state_structs(config, optimizer, device.replicated(mesh))
+    if inputs.weights is not None:
+        account(structs.params, inputs.weights, config.pretrained_differs)
     directory = prepare(config, resume=flags.resume, overwrite=flags.overwrite)
-    _explain(config, loader, directory)
-    program = compile_program(config, loader)
     with Checkpoints(directory) as checkpoints:
+        position = loader.restore(checkpoints.loader_state()) if flags.resume else 0
+        _explain(config, loader, directory, structs)
+        train_step = _compile(
+            config, optimizer, structs, device.shape_structs(loader.spec, sharding)
+        )
         if flags.resume:
-            state, loader_state = checkpoints.restore(program.state_structs)
-            position = loader.restore(loader_state)
+            state = checkpoints.restore(structs)
             _log.info("resumed at step %d", position)
         else:
-            state = _initial_state(config, program, inputs.checkpoint, directory)
-            position = 0
-        batches = device.one_ahead(loader.batches(position), program.batch_sharding)
+            state = _fresh_state(config, optimizer, structs)
+            if inputs.weights is not None:
+                state = _place_weights(config, state, inputs.weights, directory)
+        batches = device.one_ahead(loader.batches(position), sharding)
         with MetricsLog(directory, config.num_steps, position) as log:
-            for trained, taken in _train(config, program, state, batches, log):
+            for trained, taken in _train(config, train_step, state, batches, log):
                 if taken % config.save_interval == 0 or taken == config.num_steps:
                     checkpoints.save(trained, loader.state(taken))
     _log.info("run directory: %s", directory)
     return directory
 
 
-def compile_program(config: TrainConfig, loader: Loader) -> Program:
-    """Compiles the step from the config and the contract alone."""
-    started = time.perf_counter()
-    mesh = device.data_mesh()
-    sharding = device.batch_sharding(mesh, config.data.batch_size)
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    schedule = learning_rate(config.optimizer, config.num_steps)
-    shapes = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed))
-    replicated = device.replicated(mesh)
-    structs = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
-    )
-    step = jax.jit(
-        make_train_step(config.model, optimizer, schedule, config.seed),
-        donate_argnums=0,
-        out_shardings=replicated,
-    )
-    compiled = step.lower(structs, device.shape_structs(loader.spec, sharding)).compile()
-    _log.info("step compiled in %.1f s", time.perf_counter() - started)
-    return Program(optimizer, compiled, structs, sharding)
-
-
-def _initial_state(
-    config: TrainConfig, program: Program, checkpoint: pathlib.Path | None, directory: pathlib.Path
+def _state_structs(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    sharding: jax.sharding.NamedSharding,
 ) -> TrainState:
-    """Fresh parameters, with the pretrained ones in their places."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state_structs)
+    """Shape, dtype and sharding of every array of the state; nothing is computed."""
+    shapes = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def _compile(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    state_structs: TrainState,
+    batch_structs: dict[str, Any],
+) -> TrainStep:
+    """The step, compiled for exactly these shapes before a batch is read."""
+    started = time.perf_counter()
+    schedule = learning_rate(config.optimizer, config.num_steps)
+    step = make_train_step(config.model, optimizer, schedule, config.seed)
+    replicated = state_structs.step.sharding
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated)
+    compiled = jitted.lower(state_structs, batch_structs).compile()
+    _log.info("step compiled in %.1f s", time.perf_counter() - started)
+    return compiled
+
+
+def _fresh_state(
+    config: TrainConfig, optimizer: optax.GradientTransformation, structs: TrainState
+) -> TrainState:
+    """Random parameters, placed as `structs` says."""
     init = jax.jit(
-        lambda: init_state(config.model, program.optimizer, config.seed),
-        out_shardings=shardings,
+        lambda: init_state(config.model, optimizer, config.seed),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, structs),
         compiler_options={"xla_backend_optimization_level": 0},  # runs once: 8 s become 4
     )
-    state = init()
-    if checkpoint is None:
-        return state
-    check_config(checkpoint, config.model)
-    weights = read_octo_checkpoint(checkpoint, config.pretrained_step)
+    return init()
+
+
+def _place_weights(
+    config: TrainConfig, state: TrainState, weights: dict[str, Any], directory: pathlib.Path
+) -> TrainState:
+    """The state with the pretrained weights in their places, and an account of them on disk."""
     params, report = merge(state.params, weights, config.pretrained_differs)
     write_text_atomically(directory / "load_report.json", dump_json(to_json_values(report)))
-    _log.info("weights of %s: %s", checkpoint, report.summary())
-    return dataclasses.replace(state, params=jax.device_put(params, shardings.params))
+    _log.info("weights of %s: %s", config.pretrained_path, report.summary())
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    return dataclasses.replace(state, params=jax.device_put(params, shardings))
 
 
 def _train(
     config: TrainConfig,
-    program: Program,
+    train_step: TrainStep,
     state: TrainState,
     batches: Iterator[tuple[dict[str, Any], LoadedBatch]],
     log: MetricsLog,
@@ -141,7 +146,7 @@ def _train(
         asked = time.perf_counter()
         arrays, batch = next(batches)
         wait_s = time.perf_counter() - asked
-        state, metrics = program.train_step(state, arrays)
+        state, metrics = train_step(state, arrays)
         if unread is not None:
             _write(log, *unread)
         now = time.perf_counter()
@@ -180,7 +185,9 @@ def _write(
         )
 
 
-def _explain(config: TrainConfig, loader: Loader, directory: pathlib.Path) -> None:
+def _explain(
+    config: TrainConfig, loader: Loader, directory: pathlib.Path, structs: TrainState
+) -> None:
     """Says and saves what the run is made of."""
     for dataset in loader.datasets:
         kept = f"statistics-{dataset.manifest.name}.json"
@@ -195,10 +202,9 @@ def _explain(config: TrainConfig, loader: Loader, directory: pathlib.Path) -> No
         )
     for text in loader.tasks.truncated:
         _log.info("instruction cut to %d tokens: %s", config.data.max_text_length, text)
-    shapes = jax.eval_shape(lambda: init_state(config.model, optax.identity(), config.seed))
     _log.info("batch:\n%s", table(loader.spec))
     _log.info("devices: %s", ", ".join(map(str, jax.devices())))
-    _log.info("parameters: %s", f"{count_parameters(shapes.params):,}")
+    _log.info("parameters: %s", f"{count_parameters(structs.params):,}")
 
 
 if __name__ == "__main__":

@@ -46,10 +46,11 @@ def make_train_step(
         )
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python and array scalars
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            rate = jnp.asarray(schedule(state.step), jnp.float32)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(gradients),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": optax.tree.norm(gradients),
+            "learning_rate": rate,
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics

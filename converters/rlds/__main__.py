@@ -69,6 +69,7 @@ def _convert(source: RldsSource, args: Args) -> None:
         TextColumn("episodes"),
         TimeRemainingColumn(),
         console=console,
+        disable=not console.is_terminal,  # in a log an error stays the only line
     ) as progress:
         task = progress.add_task(source.name, total=num_episodes)
         manifest = convert(

@@ -1,5 +1,6 @@
 """A TFDS/RLDS directory: its declared types, its files, and its episodes as numpy arrays."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError, Message
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
@@ -97,23 +99,15 @@ def open_source(path: str, split: str = "train") -> RldsSource:
     directory = _find_version(epath.Path(path))
     for file in ("features.json", "dataset_info.json"):
         _check_json(directory / file)
-    info = tfds.builder_from_directory(directory).info
-    if split not in info.splits:
-        raise DataError(
-            where=str(directory),
-            expected=f"a split {split}",
-            found=", ".join(info.splits) or "none",
-            remedy="Name one of these with --split.",
-        )
-    split_info = info.splits[split]
-    files = zip(split_info.filepaths, split_info.shard_lengths, strict=True)
+    with _named_as_broken(directory):
+        info = tfds.builder_from_directory(directory).info
     return RldsSource(
         directory=directory,
         name=info.name,
         version=str(info.version),
         split=split,
         keys=_declared_keys(info.features, str(directory / "features.json")),
-        shards=tuple(SourceShard(epath.Path(file), count) for file, count in files),
+        shards=_declared_shards(info, split, directory),
     )
 
 
@@ -143,6 +137,9 @@ def parse_episode(record: bytes, keys: Mapping[str, SourceKey], where: str) -> E
     if undeclared:
         raise _mismatch(where, "only keys of features.json", ", ".join(undeclared))
     episode = {key: _read_value(stored, spec, where) for key, spec in keys.items()}
+    for key, value in episode.items():
+        if not key.startswith(STEPS) and len(value) != 1:
+            raise _mismatch(f"{where}, {key}", "one value an episode", str(len(value)))
     lengths = {key: len(value) for key, value in episode.items() if key.startswith(STEPS)}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise _mismatch(where, "the same number of steps for every key, at least 1", str(lengths))
@@ -167,7 +164,19 @@ def _read_value(stored: Mapping[str, Any], spec: SourceKey, where: str) -> np.nd
     size = int(np.prod(spec.shape, dtype=np.int64))
     if size == 0 or flat.size % size:
         raise _mismatch(where, f"a multiple of {size} values", f"{flat.size}")
-    return flat.reshape(-1, *spec.shape).astype(spec.dtype, copy=False)
+    return _as_declared(flat, spec.dtype, where).reshape(-1, *spec.shape)
+
+
+def _as_declared(flat: np.ndarray, dtype: str, where: str) -> np.ndarray:
+    """The values of a list in their declared dtype; a uint64 is stored as an int64 of its bits.
+
+    A float16 that overflows becomes infinite, which the dtype law refuses.
+    """
+    with np.errstate(over="ignore"):
+        values = flat.astype(dtype, copy=False)
+    if flat.dtype == np.int64 and (changed := values.astype(np.int64) != flat).any():
+        raise _mismatch(where, f"{dtype} values", f"values such as {flat[changed][0]}")
+    return values
 
 
 def _packed_floats(values: Message, count: int) -> np.ndarray:
@@ -186,9 +195,33 @@ def _stored_kind(spec: SourceKey) -> str:
     return "float_list" if spec.dtype in _FLOATS else "int64_list"
 
 
+def _declared_shards(info: Any, split: str, directory: epath.Path) -> tuple[SourceShard, ...]:
+    where = str(directory / "dataset_info.json")
+    if info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise DataError(
+            where=where,
+            expected="files in TFRecord",
+            found=str(info.file_format.value),
+            remedy="Prepare the dataset again with file_format='tfrecord'.",
+        )
+    if split not in info.splits or not info.splits[split].shard_lengths:
+        raise DataError(
+            where=where,
+            expected=f"a split {split} with shards",
+            found=", ".join(info.splits) or "none",
+            remedy="Name another split with --split.",
+        )
+    with _named_as_broken(directory):
+        paths = info.splits[split].filepaths
+    lengths = info.splits[split].shard_lengths
+    return tuple(
+        SourceShard(epath.Path(path), length) for path, length in zip(paths, lengths, strict=True)
+    )
+
+
 def _declared_keys(features: Any, where: str) -> dict[str, SourceKey]:
     if not isinstance(features, tfds.features.FeaturesDict) or "steps" not in features:
-        raise _mismatch(where, "an RLDS feature dictionary with `steps`", str(features))
+        raise _mismatch(where, "an RLDS feature dictionary with `steps`", _one_line(features))
     leaves = dict(_leaves(features, ""))
     return {key: _source_key(key, leaves[key], where) for key in sorted(leaves)}
 
@@ -209,28 +242,29 @@ def _leaves(
 def _source_key(key: str, feature: Any, where: str) -> SourceKey:
     """The declared type of a leaf feature of tensorflow-datasets; others are refused."""
     shape: Any = feature.shape
-    np_dtype: Any = feature.np_dtype
-    dtype = np.dtype(np_dtype)
+    np_dtype: Any = feature.np_dtype  # of a nested feature a dict, which numpy refuses
     if isinstance(feature, tfds.features.Text):
         return SourceKey(key, "text", (), "utf8")
-    if isinstance(feature, tfds.features.Image):
-        return SourceKey(key, "image", tuple(shape), dtype.name)
+    if isinstance(feature, tfds.features.Image) and None not in shape:
+        return SourceKey(key, "image", tuple(shape), np.dtype(np_dtype).name)
+    encoding = _encoding(feature)
     dense = isinstance(feature, tfds.features.Tensor) and None not in shape
-    if not dense or not _stored_as_list(feature):
+    if not dense or encoding != "none":
         raise SchemaError(
             where=f"{where}, {key}",
-            expected="a text, an image, or a tensor of known shape without an encoding",
-            found=str(feature),
+            expected="a text, or an image or tensor of known shape without an encoding",
+            found=f"{_one_line(feature)} with the encoding {encoding}",
             remedy="Write the source with such a feature; ragged and nested ones are refused.",
         )
+    dtype = np.dtype(np_dtype)
     if dtype.kind in "OSU" and shape == ():
         return SourceKey(key, "text", (), "utf8")
     return SourceKey(key, "tensor", tuple(shape), dtype.name)
 
 
-def _stored_as_list(feature: tfds.features.FeatureConnector) -> bool:
-    """Whether the values are a plain list; a scalar's and a class label's always are."""
-    return getattr(feature.to_json_content(), "encoding", "none") in ("", "none")
+def _encoding(feature: tfds.features.FeatureConnector) -> str:
+    """How the values are packed; `none` is a plain list, as a class label's always are."""
+    return getattr(feature.to_json_content(), "encoding", "") or "none"
 
 
 def _find_version(path: epath.Path) -> epath.Path:
@@ -260,6 +294,28 @@ def _check_json(path: epath.Path) -> None:
             found=f"{type(error).__name__}: {error}",
             remedy="The download is incomplete: fetch the directory again.",
         ) from error
+
+
+@contextlib.contextmanager
+def _named_as_broken(directory: epath.Path) -> Iterator[None]:
+    """Names the directory where tensorflow-datasets fails inside the block.
+
+    It raises whatever its parsers raise: of protobuf for JSON of another form, a ValueError for a
+    feature class or version that it does not know, an ImportError for one that needs TensorFlow.
+    """
+    try:
+        yield
+    except (ParseError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+        raise DataError(
+            where=str(directory),
+            expected="a features.json and a dataset_info.json that tensorflow-datasets reads",
+            found=f"{type(error).__name__}: {_one_line(error)}",
+            remedy="Fetch the directory again, or write it with tensorflow-datasets' own features.",
+        ) from error
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
 
 
 def _mismatch(where: str, expected: str, found: str) -> SchemaError:

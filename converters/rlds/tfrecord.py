@@ -34,8 +34,9 @@ def read_records(path: epath.Path) -> Iterator[bytes]:
             _check_crc(header[:8], length_crc, f"{where}, length")
             data = file.read(length)
             footer = file.read(_FOOTER.size)
-            if len(data) + len(footer) < length + _FOOTER.size:
-                raise _damaged(where, f"{length + _FOOTER.size} bytes", f"{len(data)} bytes")
+            found = len(data) + len(footer)
+            if found < length + _FOOTER.size:
+                raise _damaged(where, f"{length + _FOOTER.size} bytes", f"{found} bytes")
             _check_crc(data, _FOOTER.unpack(footer)[0], f"{where}, data")
             yield data
             index += 1

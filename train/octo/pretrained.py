@@ -58,18 +58,17 @@ class LoadReport:
         )
 
 
-def merge(
+def account(
     target_params: Mapping[str, Any],
     checkpoint_params: Mapping[str, Any],
     expected_new: Sequence[str] = (),
-) -> tuple[dict[str, Any], LoadReport]:
-    """Returns the model's parameters with the checkpoint's values, and the account of it.
+) -> LoadReport:
+    """Returns what becomes of every tensor, before any is moved.
 
-    A tensor is taken over where path and shape agree, in the model's dtype. Everything else must
-    be expected.
+    A tensor is taken over where path and shape agree. Everything else must be expected.
 
     Args:
-      target_params: Fresh parameters of the model; not modified.
+      target_params: Parameters of the model, or their `jax.ShapeDtypeStruct`s.
       checkpoint_params: From `read_octo_checkpoint`.
       expected_new: Globs over paths (`*` matches `/` too) of tensors that may be new, unused or
         of another shape: `octo_transformer/obs_vggt_*`.
@@ -81,13 +80,32 @@ def merge(
     target, checkpoint = _flatten(target_params), _flatten(checkpoint_params)
     rows = tuple(_row(path, target, checkpoint) for path in sorted({*target, *checkpoint}))
     _check_expected(rows, expected_new)
+    return LoadReport(rows)
+
+
+def merge(
+    target_params: Mapping[str, Any],
+    checkpoint_params: Mapping[str, Any],
+    expected_new: Sequence[str] = (),
+) -> tuple[dict[str, Any], LoadReport]:
+    """Returns the model's parameters with the checkpoint's values, and the account of it.
+
+    Args:
+      target_params: Fresh parameters of the model; not modified. Their dtypes are kept.
+      checkpoint_params: As in `account`.
+      expected_new: As in `account`.
+
+    Raises:
+      UserError: As in `account`.
+    """
+    report = account(target_params, checkpoint_params, expected_new)
+    target, checkpoint = _flatten(target_params), _flatten(checkpoint_params)
     loaded = {
         row.path: jnp.asarray(checkpoint[row.path], dtype=target[row.path].dtype)
-        for row in rows
+        for row in report.rows
         if row.status == "loaded"
     }
-    merged = traverse_util.unflatten_dict(target | loaded, sep="/")
-    return merged, LoadReport(rows)
+    return traverse_util.unflatten_dict(target | loaded, sep="/"), report
 
 
 def read_octo_checkpoint(directory: Path, step: int) -> dict[str, Any]:

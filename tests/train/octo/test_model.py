@@ -172,14 +172,13 @@ def test_sampled_actions_are_the_recorded_ones(
     sample = jax.tree.map(jnp.asarray, recorded["sample"])
     noise = SamplingNoise(sample["init_noise"], sample["step_noise"])
 
-    @jax.jit
-    def run(params: Any, observation: Any, task: Any) -> Any:
-        return module.apply({"params": params}, observation, task, noise, method="sample_actions")
-
-    actions = run(params, batch["observation"], batch["task"])
-    # In units of the actions' range, which is 5: the first reverse step multiplies the rounding
-    # of the readout by 31.6. `test_diffusion.py` has the head alone, in absolute units.
-    np.testing.assert_allclose(actions / 5, sample["actions"] / 5, atol=WHOLE_MODEL, rtol=0)
+    # Op by op, as the recorded numbers were made: the first reverse step multiplies rounding by
+    # 31.6, and compiled as a whole the model rounds differently enough to reach 1.65e-4.
+    with jax.disable_jit():
+        actions = module.apply(
+            {"params": params}, batch["observation"], batch["task"], noise, method="sample_actions"
+        )
+    np.testing.assert_allclose(actions, sample["actions"], atol=WHOLE_MODEL, rtol=0)
 
 
 def test_a_padded_step_does_not_change_the_readout_of_a_real_one(

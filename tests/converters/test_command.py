@@ -1,0 +1,100 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.dataset import open_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "converters.rlds", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_a_conversion_ends_with_a_summary(mini_rlds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(mini_rlds, out)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("4 episodes, 455 steps, 2 tasks in ")
+    assert [line.partition(":")[0].strip() for line in lines[1:]] == [
+        "episodes",
+        "steps",
+        "vggt_tokens",
+        "dataset",
+    ]
+    assert "vggt_tokens float16[21, 64]" in lines[3]
+    assert open_dataset(str(out)).num_steps == 455
+
+
+def test_a_described_mapping_converts_a_dataset_without_one_built_in(
+    toy: Any, tmp_path: Path
+) -> None:
+    source, mapping, out = toy.write(tmp_path), tmp_path / "mapping.toml", tmp_path / "out"
+    described = run(source, "--describe")
+    assert (described.returncode, described.stderr) == (0, "")
+    mapping.write_text(described.stdout)
+    result = run(source, out, "--mapping", mapping)
+    assert (result.returncode, result.stderr) == (0, "")
+    again = run(source, out, "--mapping", mapping, "--overwrite")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert open_dataset(str(out)).manifest.tasks == ("lift the cup",)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ("gone", ["out"], "error: .*/gone: expected an RLDS directory with features.json"),
+        ("toy", [], "error: command line: expected a destination; found only SRC"),
+        ("toy", ["out"], r"error: .*a dataset named libero_\*.*found toy.*--describe"),
+        ("libero_mini", ["taken"], "error: .*/taken: .*found a dataset. Replace it with --overwr"),
+        ("libero_mini", ["out", "--split", "val"], "error: .*a split val with shards; found train"),
+        ("toy", ["out", "--mapping", "gone.toml"], "error: gone.toml: expected a mapping in TOML"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    toy: Any, mini_rlds: Path, tmp_path: Path, source: str, arguments: list[str], message: str
+) -> None:
+    toy.write(tmp_path)
+    (tmp_path / "libero_mini").symlink_to(mini_rlds.parent)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "dataset.json").write_text("{}")
+    paths = [tmp_path / a if a in ("out", "taken") else a for a in arguments]
+    result = run(tmp_path / source, *paths)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert re.match(message, line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run(tmp_path / "gone", tmp_path / "out", "--debug")
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+    assert "no such directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["src", "dst", "--overwrit"], ["Unrecognized options: --overwrit", "--overwrite"]),
+        ([], ["RLDS directory: the folder with features.json"]),
+    ],
+)
+def test_a_wrong_command_line_is_explained_with_exit_code_2(
+    arguments: list[str], words: list[str]
+) -> None:
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words)

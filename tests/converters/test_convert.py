@@ -1,0 +1,352 @@
+"""What was converted equals the source, and what was not converted whole does not open."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+from flax import traverse_util
+from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
+
+from converters.convert import convert
+from converters.mappings import LIBERO
+from converters.rlds.source import open_source
+from converters.rlds.tfrecord import frame, read_records
+from converters.standardize import FeatureMapping
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.images import decode_image
+
+HEADER_BYTES = 32
+"""Of a record without blobs: 24, padded to 16."""
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a directory."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+# --- against tensorflow-datasets' own decoding
+
+
+def check_episode(dataset: Dataset, index: int, record: bytes, features: Any) -> int:
+    """Compares every value of an episode with tensorflow-datasets' own; returns its steps."""
+    theirs = features.deserialize_example_np(record)
+    steps = [traverse_util.flatten_dict({"steps": s}, sep="/") for s in theirs["steps"]]
+    stored = tf_example.Example.FromString(record).features.feature
+    ours = dataset.columns["episodes"].read(index)
+    first = int(dataset.episode_starts[index])
+    assert len(steps) == dataset.manifest.episode_lengths[index]
+    assert bytes(ours["source_id"]) == theirs["episode_metadata"]["file_path"]
+    unseen = set(steps[0])
+    for column, feature in dataset.manifest.schema.features():
+        unseen.discard(feature.source)
+        for t, step in enumerate(steps):
+            expected = step.get(feature.source)
+            if feature.key == "task_index":
+                text = dataset.manifest.tasks[np.asarray(ours["task_index"])[t]]
+                assert text.encode() == expected
+            elif feature.kind == "image":
+                encoded = dataset.columns[column.name].read(first + t)[feature.key]
+                assert encoded == stored[feature.source].bytes_list.value[t]
+                pixels = np.empty(feature.shape, np.uint8)
+                decode_image(bytes(encoded), pixels, "here")
+                np.testing.assert_array_equal(pixels, expected, strict=True)
+            elif feature.kind == "tensor":
+                per_step = column.per == "step"
+                found = dataset.columns[column.name].read(first + t) if per_step else ours
+                value = found[feature.key] if per_step else found[feature.key][t]
+                np.testing.assert_array_equal(value, expected)
+                assert np.asarray(value).dtype == np.asarray(expected).dtype
+    assert not unseen
+    return len(steps)
+
+
+def check_all(rlds: Path, dataset: Dataset) -> list[int]:
+    """Compares every episode; returns their lengths."""
+    features = tfds.builder_from_directory(rlds).info.features
+    files = sorted(epath.Path(rlds).glob("*.tfrecord*"))
+    records = [record for file in files for record in read_records(file)]
+    assert len(records) == dataset.num_episodes
+    return [check_episode(dataset, i, record, features) for i, record in enumerate(records)]
+
+
+def test_every_value_is_the_one_that_tensorflow_datasets_decodes(
+    mini_rlds: Path, mini_dataset: Path
+) -> None:
+    lengths = check_all(mini_rlds, open_dataset(str(mini_dataset)))
+    assert lengths == [102, 124, 123, 106]
+
+
+def test_tokens_of_the_full_size_are_the_ones_that_tensorflow_datasets_decodes(
+    shared: Path, tmp_path: Path
+) -> None:
+    rlds = shared / "libero" / "rlds" / "libero_sim_vggt" / "1.0.0"
+    if not rlds.exists():
+        pytest.skip("libero_sim_vggt is missing")
+    convert(open_source(str(rlds)), tmp_path / "out", LIBERO)
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert check_all(rlds, dataset) == [6, 6]
+    (column,) = (c for c in dataset.manifest.schema.columns if c.name == "vggt_tokens")
+    assert [(f.dtype, f.shape) for f in column.features] == [("float16", (261, 2048))]
+
+
+# --- what a dataset directory holds
+
+
+def test_half_precision_tokens_cost_two_bytes_a_value(mini_dataset: Path) -> None:
+    shards = open_dataset(str(mini_dataset)).manifest.shards["vggt_tokens"]
+    for shard in shards:
+        reader = array_record_module.ArrayRecordReader(str(mini_dataset / shard.file))
+        sizes = {len(record) for record in reader.read_all()}
+        reader.close()
+        assert sizes == {HEADER_BYTES + 2 * 21 * 64}
+
+
+def test_the_manifest_lists_every_file_with_its_size_and_digest(mini_dataset: Path) -> None:
+    manifest = open_dataset(str(mini_dataset)).manifest
+    listed = {s.file: s.sha256 for shards in manifest.shards.values() for s in shards}
+    found = contents(mini_dataset)
+    assert found.keys() - listed.keys() == {"dataset.json", "statistics.json"}
+    assert {file: found[file] for file in listed} == listed
+    assert sorted(manifest.shards) == ["episodes", "steps", "vggt_tokens"]
+    records = {c: [s.records for s in shards] for c, shards in manifest.shards.items()}
+    assert records == {"episodes": [2, 2], "steps": [226, 229], "vggt_tokens": [226, 229]}
+    assert manifest.provenance == {"source": "libero_mini", "version": "1.0.0", "split": "train"}
+
+
+def test_statistics_are_those_of_the_source(mini_rlds: Path, mini_dataset: Path) -> None:
+    source = open_source(str(mini_rlds))
+    episodes = [episode for shard in source.shards for _, episode in source.episodes(shard)]
+    found = open_dataset(str(mini_dataset)).statistics
+    keys = {
+        "action": "action",
+        "observation/proprio": "observation/state",
+        "observation/joint_state": "observation/joint_state",
+        "reward": "reward",
+        "discount": "discount",
+    }
+    assert found.keys() == keys.keys()
+    for key, name in keys.items():
+        values = np.concatenate([e[f"steps/{name}"] for e in episodes]).astype(np.float64)
+        values = values.reshape(len(values), -1)
+        expected = {
+            "mean": np.mean(values, axis=0),
+            "std": np.std(values, axis=0),
+            "min": np.min(values, axis=0),
+            "max": np.max(values, axis=0),
+            "p01": np.quantile(values, 0.01, axis=0),
+            "p99": np.quantile(values, 0.99, axis=0),
+        }
+        assert found[key].count == 455
+        for name_of, value in expected.items():
+            np.testing.assert_array_equal(getattr(found[key], name_of), value.astype(np.float32))
+
+
+def test_two_conversions_are_the_same_to_the_byte(
+    mini_rlds: Path, mini_dataset: Path, tmp_path: Path
+) -> None:
+    convert(open_source(str(mini_rlds)), tmp_path / "again", LIBERO)
+    assert contents(tmp_path / "again") == contents(mini_dataset)
+
+
+def test_progress_is_told_by_the_steps_of_each_episode(toy: Any, tmp_path: Path) -> None:
+    told: list[int] = []
+    convert(toy.open(tmp_path), tmp_path / "out", toy.mapping, on_episode=told.append)
+    assert told == [3, 3, 3, 3]
+
+
+def test_a_shard_without_episodes_is_one_without_records(toy: Any, tmp_path: Path) -> None:
+    directory = toy.write(tmp_path)
+    info = json.loads((directory / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["2", "0"]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    (directory / "toy-train.tfrecord-00001-of-00002").write_bytes(b"")
+    convert(open_source(str(directory)), tmp_path / "out", toy.mapping)
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert [s.records for s in dataset.manifest.shards["steps"]] == [6, 0]
+    assert dataset.columns["steps"].read(5).keys() == {"observation/image_primary"}
+
+
+def test_a_number_may_have_a_column_of_its_own(toy: Any, tmp_path: Path) -> None:
+    feature = tfds.features.Scalar(np.float16)
+    toy = toy.declaring("steps/depth_m", feature).holding("steps/depth_m", [0.5, 1.5, 2.5])
+    toy = toy.taking(FeatureMapping("depth_m", "steps/depth_m", "depth"))
+    convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
+    column = open_dataset(str(tmp_path / "out")).columns["depth"]
+    assert [float(column.read(i)["depth_m"]) for i in range(9, 12)] == [0.5, 1.5, 2.5]
+
+
+# --- the destination
+
+
+@pytest.fixture
+def out(toy: Any, tmp_path: Path) -> Path:
+    """The toy, converted."""
+    convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
+    return tmp_path / "out"
+
+
+def test_a_dataset_is_not_replaced_unasked(toy: Any, out: Path, tmp_path: Path) -> None:
+    before = contents(out)
+    with pytest.raises(UserError, match=r"found a dataset\. Replace it with --overwrite"):
+        convert(toy.open(tmp_path / "again"), out, toy.mapping)
+    assert contents(out) == before
+
+
+def test_overwrite_replaces_every_file(toy: Any, out: Path, tmp_path: Path) -> None:
+    flag = tfds.features.Scalar(np.bool_)
+    other = toy.declaring("steps/flag", flag).holding("steps/flag", [1, 0, 1])
+    other = other.taking(FeatureMapping("flag", "steps/flag", "flags"))
+    convert(other.open(tmp_path / "first"), out, other.mapping, overwrite=True)
+    assert "flags" in open_dataset(str(out)).columns
+    convert(toy.open(tmp_path / "second"), out, toy.mapping, overwrite=True)
+    convert(open_source(str(tmp_path / "second" / "toy")), tmp_path / "fresh", toy.mapping)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "notes.txt",
+        "steps/notes.txt",
+        "model.arrayrecord",
+        "other_dataset/dataset.json",
+        "other_dataset/steps/00000-of-00001.arrayrecord",
+        "records/mine.arrayrecord",
+        "draft.tmp",
+    ],
+)
+def test_a_folder_with_other_files_is_left_alone(
+    toy: Any, tmp_path: Path, file: str, *, overwrite: bool
+) -> None:
+    path = tmp_path / "out" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(UserError, match=f"empty or new directory; found other files: {file}"):
+        convert(toy.open(tmp_path), tmp_path / "out", toy.mapping, overwrite=overwrite)
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("destination", "message"),
+    [("file", "file: expected an empty or new directory; found a file"), ("file/out", "file/out")],
+)
+def test_a_file_is_no_destination(toy: Any, tmp_path: Path, destination: str, message: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match=message):
+        convert(toy.open(tmp_path), tmp_path / destination, toy.mapping, overwrite=True)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_mapping_that_does_not_fit_leaves_the_old_dataset(
+    toy: Any, out: Path, tmp_path: Path
+) -> None:
+    before = contents(out)
+    toy = toy.taking(FeatureMapping("reward", "steps/reward"))
+    with pytest.raises(SchemaError, match="missing: steps/reward"):
+        convert(toy.open(tmp_path / "again"), out, toy.mapping, overwrite=True)
+    assert contents(out) == before
+
+
+# --- a conversion that does not end
+
+
+def test_a_failure_in_the_middle_leaves_nothing_that_opens_and_a_rerun_succeeds(
+    toy: Any, out: Path, tmp_path: Path
+) -> None:
+    undisturbed = contents(out)
+    source = open_source(str(tmp_path / "toy"))
+    damaged = source.shards[1].path
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"toy-train.tfrecord-00001-of-00002, record 1: expected"):
+        convert(source, out, toy.mapping, overwrite=True)
+    left = contents(out)
+    assert {Path(file).name for file in left} == {"00000-of-00002.arrayrecord"}
+    with pytest.raises(DataError, match=r"a dataset directory with a dataset\.json; found none"):
+        open_dataset(str(out))
+    damaged.write_bytes(whole)
+    convert(source, out, toy.mapping)
+    assert contents(out) == undisturbed
+
+
+def _many_shards(mini_rlds: Path, directory: Path, num_shards: int) -> Path:
+    """The bundled set's two files over and over, as links: seconds to convert, nothing to write."""
+    directory.mkdir()
+    shutil.copy(mini_rlds / "features.json", directory)
+    info = json.loads((mini_rlds / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["2"] * num_shards
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    for i in range(num_shards):
+        name = f"libero_mini-train.tfrecord-{i:05d}-of-{num_shards:05d}"
+        (directory / name).symlink_to(
+            mini_rlds / f"libero_mini-train.tfrecord-{i % 2:05d}-of-00002"
+        )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def long_source(mini_rlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _many_shards(mini_rlds, tmp_path_factory.mktemp("long") / "1.0.0", 16)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    convert(open_source(str(long_source)), out, LIBERO)
+    digests = contents(out)
+    shutil.rmtree(out)
+    return digests
+
+
+def _wait_for(directory: Path, pattern: str, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(directory.glob(pattern))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"), [("*/.*.tmp", 1), ("steps/*.arrayrecord", 1), ("steps/*.arrayrecord", 5)]
+)
+def test_a_killed_conversion_leaves_nothing_that_opens_and_a_rerun_is_undisturbed(
+    long_source: Path, undisturbed: dict[str, str], tmp_path: Path, pattern: str, count: int
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "converters.rlds", str(long_source), str(out)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    _wait_for(out, pattern, count)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert contents(out)
+    with pytest.raises(DataError, match=r"dataset\.json; found none in it"):
+        open_dataset(str(out))
+    convert(open_source(str(long_source)), out, LIBERO)
+    assert contents(out) == undisturbed
+
+
+def test_an_episode_too_many_is_noticed_before_there_is_a_manifest(
+    toy: Any, tmp_path: Path
+) -> None:
+    source = toy.open(tmp_path)
+    path = source.shards[1].path
+    path.write_bytes(path.read_bytes() + frame(next(read_records(path))))
+    with pytest.raises(DataError, match=r"2 episodes, as dataset_info\.json says; found 3"):
+        convert(source, tmp_path / "out", toy.mapping)
+    assert not (tmp_path / "out" / "dataset.json").exists()

@@ -1,0 +1,288 @@
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from converters.convert import convert, standardize
+from converters.mappings import LIBERO
+from converters.rlds.source import open_source
+from converters.standardize import FeatureMapping
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import SchemaError
+
+Scalar = tfds.features.Scalar
+Tensor = tfds.features.Tensor
+Image = tfds.features.Image
+X = FeatureMapping("x", "steps/x")
+
+
+def converted(toy: Any, directory: Path) -> Dataset:
+    convert(toy.open(directory), directory / "out", toy.mapping)
+    return open_dataset(str(directory / "out"))
+
+
+def mapped(toy: Any, **changes: Any) -> Any:
+    """The same directory under a mapping with other fields."""
+    return dataclasses.replace(toy, mapping=dataclasses.replace(toy.mapping, **changes))
+
+
+# --- the dtype law
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "at_rest", "in_batch"),
+    [
+        (np.uint8, [0, 7, 255], "uint8", "uint8"),
+        (np.bool_, [True, False, True], "bool", "bool"),
+        (np.int32, [-(2**31), 0, 2**31 - 1], "int32", "int32"),
+        (np.int8, [-128, 0, 127], "int32", "int32"),
+        (np.int64, [-(2**31), 0, 2**31 - 1], "int32", "int32"),
+        (np.uint32, [0, 1, 2**31 - 1], "int32", "int32"),
+        (np.float16, [0.1, -65504.0, 6e-8], "float16", "float16"),
+        (ml_dtypes.bfloat16, [0.1, -3e38, 1e-38], "bfloat16", "float32"),
+        (np.float32, [0.1, -3.4e38, 1e-45], "float32", "float32"),
+        (np.float64, [0.1, -3.4e38, 1e-45], "float32", "float32"),
+    ],
+)
+def test_values_that_the_law_allows_are_stored_exactly(
+    toy: Any, tmp_path: Path, dtype: Any, values: list, at_rest: str, in_batch: str
+) -> None:
+    source = np.array(values).astype(dtype)
+    wide = np.float32 if isinstance(values[1], float) else np.int64
+    dataset = converted(toy.having("steps/x", Scalar(dtype), source.astype(wide)), tmp_path)
+    _, feature = dataset.manifest.schema.find("x", "here")
+    assert (feature.dtype, feature.batch_dtype) == (at_rest, in_batch)
+    stored = np.asarray(dataset.columns["episodes"].read(3)["x"])
+    assert stored.dtype.name == at_rest
+    np.testing.assert_array_equal(stored, source.astype(at_rest))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "message"),
+    [
+        (np.int64, [1, 2**31, -(2**40)], "fit int32; found 2 int64 .* 2147483648, -1099511627776"),
+        (np.uint64, [1, -1, 2], "values that fit int32; found 1 uint64 .* 18446744073709551615"),
+        (np.float16, [1.0, 70000.0, 2.0], "values that fit float16; found 1 float16 .* as inf"),
+        (np.float16, [np.nan, 1.0, -np.inf], "fit float16; found 2 float16 .* nan, -inf"),
+        (ml_dtypes.bfloat16, [1.0, np.nan, 2.0], "fit bfloat16; found 1 bfloat16 .* nan"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_with_place_and_samples(
+    toy: Any, tmp_path: Path, dtype: Any, values: list, message: str
+) -> None:
+    toy = toy.having("steps/x", Scalar(dtype), values)
+    place = "toy-train.tfrecord-00000-of-00002, episode 0, steps/x: expected"
+    with pytest.raises(SchemaError, match=f"{place} .*{message}.*Rescale"):
+        converted(toy, tmp_path)
+
+
+def test_a_float64_beyond_float32_is_refused(toy: Any, tmp_path: Path) -> None:
+    # A tf.train.Example cannot carry one: the episode is made by hand.
+    source = toy.having("steps/x", Scalar(np.float64), [0.0] * 3).open(tmp_path)
+    schema = toy.taking(X).mapping.schema(source)
+    _, episode = next(source.episodes(source.shards[0]))
+    episode["steps/x"] = np.array([1.0, 1e300, 2.0])
+    with pytest.raises(SchemaError, match=r"there, steps/x: expected values that fit float32.*1e"):
+        standardize(episode, schema, {}, "there")
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        (
+            Tensor(shape=(2,), dtype=np.str_),
+            "features.json, steps/x: .*numeric dtype.*found object",
+        ),
+        (Tensor(shape=(2,), dtype=np.object_), "numeric dtype.*found object.*`ignore`"),
+        (Tensor(shape=(2,), dtype=np.complex64), "numeric dtype.*found complex64"),
+        (tfds.features.Text(), "steps/x: expected numbers or an image; found a text.*`task`"),
+        (Scalar(np.str_), "expected numbers or an image; found a text"),
+        (
+            Image(shape=(8, 8, 3)),
+            'uint8 image in a step column.*found uint8 in the column episodes.*column = "steps"',
+        ),
+    ],
+)
+def test_types_that_the_law_refuses_are_refused_before_a_record_is_read(
+    toy: Any, tmp_path: Path, feature: Any, message: str
+) -> None:
+    toy = toy.declaring("steps/x", feature).taking(X)
+    with pytest.raises(SchemaError, match=message):
+        toy.mapping.schema(toy.open(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        (Image(shape=(8, 8, 1), dtype=np.uint16, encoding_format="png"), "uint8 image.*uint16"),
+        (Image(shape=(8, 8, 1)), r"an image of 3 channels; found \[8, 8, 1\]"),
+    ],
+)
+def test_images_that_are_not_rgb_of_8_bits_are_refused(
+    toy: Any, tmp_path: Path, feature: Any, message: str
+) -> None:
+    toy = toy.declaring("steps/x", feature).taking(FeatureMapping("x", "steps/x", "steps"))
+    with pytest.raises(SchemaError, match=f"features.json, steps/x: expected .*{message}"):
+        toy.mapping.schema(toy.open(tmp_path))
+
+
+# --- coverage of the source
+
+
+def test_unmapped_and_missing_keys_are_told_at_once(toy: Any, tmp_path: Path) -> None:
+    toy = toy.declaring("steps/depth", Scalar(np.float32)).declaring("steps/b", Scalar(np.int32))
+    toy = toy.taking(FeatureMapping("reward", "steps/reward"))
+    message = "unmapped: steps/b, steps/depth; missing: steps/reward. .*--describe > mapping.toml"
+    with pytest.raises(SchemaError, match=message):
+        toy.mapping.schema(toy.open(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"task": "steps/task"}, "missing: steps/task"),
+        ({"source_id": "episode_metadata/id"}, "missing: episode_metadata/id"),
+    ],
+)
+def test_a_missing_text_is_told(
+    toy: Any, tmp_path: Path, changes: dict[str, str], missing: str
+) -> None:
+    with pytest.raises(SchemaError, match=missing):
+        mapped(toy, **changes).mapping.schema(toy.open(tmp_path))
+
+
+def test_an_unmapped_key_alone_is_told(toy: Any, tmp_path: Path) -> None:
+    toy = toy.declaring("steps/depth", Scalar(np.float32))
+    with pytest.raises(SchemaError, match="unmapped: steps/depth; missing: none"):
+        toy.mapping.schema(toy.open(tmp_path))
+
+
+@pytest.mark.parametrize("glob", ["steps/depth/*", "*depth*", "steps/depth/[ab]"])
+def test_ignored_keys_are_left_out(toy: Any, tmp_path: Path, glob: str) -> None:
+    toy = toy.declaring("steps/depth/a", Scalar(np.float32)).holding("steps/depth/a", [0.0] * 3)
+    dataset = converted(mapped(toy, ignore=(glob,)), tmp_path)
+    assert "depth" not in dataset.manifest.dumps()
+
+
+def test_an_optional_key_may_be_absent(toy: Any, tmp_path: Path) -> None:
+    tokens = FeatureMapping("tokens", "steps/tokens", "vggt_tokens", optional=True)
+    dataset = converted(toy.taking(tokens), tmp_path)
+    assert list(dataset.columns) == ["episodes", "steps"]
+
+
+@pytest.mark.parametrize("key", ["action", "task_index", "source_id"])
+def test_two_sources_of_one_feature_are_refused(toy: Any, key: str) -> None:
+    with pytest.raises(ValueError, match=f"mapped more than once: {key}"):
+        toy.taking(FeatureMapping(key, "steps/other"))
+
+
+@pytest.mark.parametrize("column", ["", "..", "../elsewhere", "/tmp", "a/b"])
+def test_a_column_is_a_folder_of_the_dataset(column: str) -> None:
+    with pytest.raises(ValueError, match=f"column '{re.escape(column)}' of x must be the name"):
+        FeatureMapping("x", "steps/x", column)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "steps/x"}, r"steps/x: expected a text, as task of the mapping; found float32\["),
+        ({"source_id": "steps/x"}, "expected a text, as source_id of the mapping"),
+        ({"source_id": "steps/note"}, "one text an episode, as source_id .*; found one a step"),
+    ],
+)
+def test_texts_are_named_by_the_keys_of_texts(
+    toy: Any, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    toy = toy.declaring("steps/x", Scalar(np.float32))
+    toy = toy.declaring("steps/note", tfds.features.Text())
+    with pytest.raises(SchemaError, match=message):
+        mapped(toy, ignore=("*",), **changes).mapping.schema(toy.open(tmp_path))
+
+
+def test_published_libero_becomes_these_columns(mini_rlds: Path) -> None:
+    schema = LIBERO.schema(open_source(str(mini_rlds)))
+    assert {column.name: [f.key for f in column.features] for column in schema.columns} == {
+        "episodes": [
+            "task_index",
+            "action",
+            "observation/proprio",
+            "observation/joint_state",
+            "reward",
+            "discount",
+            "is_first",
+            "is_last",
+            "is_terminal",
+            "source_id",
+        ],
+        "steps": ["observation/image_primary", "observation/image_wrist"],
+        "vggt_tokens": ["observation/vggt_tokens"],
+    }
+
+
+# --- texts and values of the whole episode
+
+
+def tasks_of(dataset: Dataset) -> list[str]:
+    """The instruction of every step of the first episode."""
+    indices = np.asarray(dataset.columns["episodes"].read(0)["task_index"])
+    assert indices.dtype == np.int32
+    return [dataset.manifest.tasks[i] for i in indices]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["open the drawer", "open the drawer", "close it"],
+        ["", "", ""],
+        ["öffne die Schublade", "打开抽屉", "öffne die Schublade"],
+    ],
+)
+def test_every_step_keeps_its_instruction(toy: Any, tmp_path: Path, texts: list[str]) -> None:
+    toy = toy.holding("steps/language_instruction", [text.encode() for text in texts])
+    dataset = converted(toy, tmp_path)
+    assert tasks_of(dataset) == texts
+    assert dataset.manifest.tasks == tuple(dict.fromkeys(texts))
+    assert dataset.manifest.episode_tasks == (0, 0, 0, 0)
+
+
+def test_an_instruction_of_the_whole_episode_is_that_of_each_step(toy: Any, tmp_path: Path) -> None:
+    toy = mapped(toy, task="episode_metadata/file_path", source_id=None, ignore=("steps/lang*",))
+    dataset = converted(toy, tmp_path)
+    assert tasks_of(dataset) == ["demo_0"] * 3
+    assert dataset.manifest.episode_lengths == (3, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("steps/language_instruction", [b"lift", b"\xe9t\xe9", b"lift"]),
+        ("episode_metadata/file_path", [b"d\xe9mo"]),
+    ],
+)
+def test_a_text_that_is_not_utf8_is_refused(
+    toy: Any, tmp_path: Path, key: str, values: list[bytes]
+) -> None:
+    message = rf"00000-of-00002, episode 0, {key}: expected a text in UTF-8; found b'.*\\xe9"
+    with pytest.raises(SchemaError, match=message):
+        converted(toy.holding(key, values), tmp_path)
+
+
+def test_a_number_of_the_whole_episode_is_repeated_for_each_step(toy: Any, tmp_path: Path) -> None:
+    mass = Tensor(shape=(2,), dtype=np.float32)
+    dataset = converted(toy.having("episode_metadata/mass_kg", mass, [0.5, 2.0]), tmp_path)
+    stored = dataset.columns["episodes"].read(2)["mass_kg"]
+    np.testing.assert_array_equal(np.asarray(stored), [[0.5, 2.0]] * 3)
+
+
+def test_an_image_of_the_whole_episode_is_repeated_for_each_step(toy: Any, tmp_path: Path) -> None:
+    goal = toy.episodes[0]["steps/observation/image"][0]
+    toy = toy.declaring("episode_metadata/goal", Image(shape=(8, 8, 3), encoding_format="jpeg"))
+    toy = toy.holding("episode_metadata/goal", [goal])
+    toy = toy.taking(FeatureMapping("goal", "episode_metadata/goal", "steps"))
+    column = converted(toy, tmp_path).columns["steps"]
+    assert all(column.read(i)["goal"] == goal for i in range(12))

@@ -1,0 +1,65 @@
+"""Builders over the bundled dataset: damaged copies, edited manifests, small loaders."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sentencepiece
+
+from pipeline.config import DataConfig, DatasetConfig
+from pipeline.dataset import open_dataset
+from pipeline.loader import Loader
+from pipeline.text import load_vocabulary
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def copied(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the bundled dataset, to be damaged."""
+    return pathlib.Path(shutil.copytree(mini_dataset, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def edit_json() -> Callable[[pathlib.Path, Edit], None]:
+    """Changes the content of a JSON file in place."""
+
+    def edit(path: pathlib.Path, change: Edit) -> None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def vocabulary(vocabulary_path: pathlib.Path) -> sentencepiece.SentencePieceProcessor:
+    return load_vocabulary(str(vocabulary_path))
+
+
+@pytest.fixture(scope="session")
+def make_loader(
+    vocabulary: sentencepiece.SentencePieceProcessor, vocabulary_path: pathlib.Path
+) -> Callable[..., Loader]:
+    """A loader of directories, with every setting of `DataConfig` by name."""
+
+    def make(
+        *paths: pathlib.Path,
+        weights: tuple[float, ...] | None = None,
+        kind: type[Loader] = Loader,
+        **settings: Any,
+    ) -> Loader:
+        names = map(str, paths)
+        shares = weights or (None,) * len(paths)
+        settings = {"batch_size": 4, "num_threads": 0} | settings
+        config = DataConfig(
+            datasets=tuple(DatasetConfig(n, w) for n, w in zip(names, shares, strict=True)),
+            vocabulary=str(vocabulary_path),
+            **settings,
+        )
+        return kind(config, [open_dataset(d.path) for d in config.datasets], vocabulary)
+
+    return make

@@ -1,0 +1,152 @@
+import concurrent.futures
+import pathlib
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import DataError
+
+SHARD = "steps/00000-of-00002.arrayrecord"
+
+
+def flip_a_bit(path: pathlib.Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_dataset_knows_its_sizes(mini_dataset: pathlib.Path) -> None:
+    dataset = open_dataset(str(mini_dataset))
+    assert (dataset.num_episodes, dataset.num_steps) == (4, 455)
+    assert {name: len(reader) for name, reader in dataset.columns.items()} == {
+        "episodes": 4,
+        "steps": 455,
+        "vggt_tokens": 455,
+    }
+    np.testing.assert_array_equal(dataset.episode_starts, [0, 102, 226, 349, 455])
+
+
+@pytest.mark.parametrize(
+    ("step", "place"),
+    [(0, (0, 0)), (101, (0, 101)), (102, (1, 0)), (348, (2, 122)), (454, (3, 105))],
+)
+def test_step_of_the_dataset_lies_in_one_episode(
+    mini_dataset: pathlib.Path, step: int, place: tuple[int, int]
+) -> None:
+    assert open_dataset(str(mini_dataset)).locate(step) == place
+
+
+@pytest.mark.parametrize(
+    ("keep", "found"), [(100_000, "100000 bytes"), (0, "0 bytes"), (None, "no such file")]
+)
+def test_shard_of_another_size_does_not_open(
+    copied: pathlib.Path, keep: int | None, found: str
+) -> None:
+    path = copied / SHARD
+    data = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(data[:keep])
+    message = f"{SHARD}, column steps: expected {len(data)} bytes; found {found}.*copy or convert"
+    with pytest.raises(DataError, match=message):
+        open_dataset(str(copied))
+
+
+@pytest.mark.parametrize(
+    ("keep", "found"), [(100_000, "0 records"), (0, "0 records"), (None, "no such file")]
+)
+def test_shard_that_is_damaged_after_opening_is_refused_at_the_read(
+    copied: pathlib.Path, keep: int | None, found: str
+) -> None:
+    # ArrayRecord itself opens a truncated file without an error, as one of no records.
+    dataset = open_dataset(str(copied))
+    path = copied / SHARD
+    data = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(data[:keep])
+    with pytest.raises(DataError, match=f"{SHARD}: expected 226 records in .*found {found}.*conv"):
+        dataset.columns["steps"].read(0)
+
+
+def test_flipped_bit_names_the_shard_and_the_record_and_spares_the_others(
+    copied: pathlib.Path,
+) -> None:
+    flip_a_bit(copied / SHARD)
+    reader = open_dataset(str(copied)).columns["steps"]
+    errors = []
+    for index in range(226):
+        try:
+            reader.read(index)
+        except DataError as error:
+            errors.append((index, str(error)))
+    ((index, message),) = errors
+    assert f"{SHARD}, record {index}: expected a readable record" in message
+    assert "convert the dataset again" in message
+
+
+def test_shard_in_the_place_of_another_is_refused(copied: pathlib.Path) -> None:
+    # The two shards of the column `episodes` have two records and 131072 bytes each.
+    first, second = sorted((copied / "episodes").iterdir())
+    first.write_bytes(second.read_bytes())
+    reader = open_dataset(str(copied)).columns["episodes"]
+    with pytest.raises(DataError, match=r"00000-of.*, record 1: expected record 1; found record 3"):
+        reader.read(1)
+
+
+def test_directory_without_a_manifest_does_not_open(copied: pathlib.Path) -> None:
+    (copied / "dataset.json").unlink()
+    with pytest.raises(DataError, match=r"copied: expected .* dataset.json; found none in it"):
+        open_dataset(str(copied))
+
+
+def test_directory_without_statistics_does_not_open(copied: pathlib.Path) -> None:
+    (copied / "statistics.json").unlink()
+    with pytest.raises(DataError, match=r"statistics.json: expected statistics"):
+        open_dataset(str(copied))
+
+
+def test_count_that_the_shard_does_not_have_is_refused(
+    copied: pathlib.Path, edit_json: Callable
+) -> None:
+    def shift(manifest: dict) -> None:
+        shards = manifest["shards"]["steps"]
+        shards[0]["records"] += 1
+        shards[1]["records"] -= 1
+
+    edit_json(copied / "dataset.json", shift)
+    dataset = open_dataset(str(copied))
+    with pytest.raises(DataError, match="expected 227 records in 3211264 bytes; found 226 records"):
+        dataset.columns["steps"].read(0)
+
+
+def first_bytes(dataset: Dataset, index: int) -> bytes:
+    return dataset.columns["steps"].read(index)["observation/image_primary"]
+
+
+def test_dataset_and_reader_work_in_another_process(mini_dataset: pathlib.Path) -> None:
+    dataset = open_dataset(str(mini_dataset))
+    expected = first_bytes(dataset, 300)  # opens a shard, which does not cross the border
+    assert first_bytes(pickle.loads(pickle.dumps(dataset)), 300) == expected
+    reader = pickle.loads(pickle.dumps(dataset.columns["steps"]))
+    assert reader.read(300)["observation/image_primary"] == expected
+
+
+def test_closed_reader_opens_again(mini_dataset: pathlib.Path) -> None:
+    dataset = open_dataset(str(mini_dataset))
+    expected = first_bytes(dataset, 0)
+    dataset.columns["steps"].close()
+    assert first_bytes(dataset, 0) == expected
+
+
+def test_threads_that_read_at_once_get_the_right_records(mini_dataset: pathlib.Path) -> None:
+    indices = np.random.default_rng(0).integers(0, 455, 800).tolist()
+    alone = open_dataset(str(mini_dataset))
+    expected = {index: first_bytes(alone, index) for index in set(indices)}
+    shared = open_dataset(str(mini_dataset))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: first_bytes(shared, index), indices))
+    assert found == [expected[index] for index in indices]

@@ -1,0 +1,43 @@
+import pickle
+
+import pytest
+
+from pipeline.errors import DataError, SchemaError, UserError, user_errors_exit
+
+FIELDS = {
+    "where": "libero, shard 3",
+    "expected": "7 records",
+    "found": "none",
+    "remedy": "Convert it again.",
+}
+
+
+def test_message_says_where_what_was_expected_what_was_found_and_what_to_do() -> None:
+    assert str(UserError(**FIELDS)) == (
+        "libero, shard 3: expected 7 records; found none. Convert it again."
+    )
+
+
+@pytest.mark.parametrize("kind", [UserError, SchemaError, DataError])
+def test_fields_and_kind_survive_a_process_border(kind: type[UserError]) -> None:
+    error = pickle.loads(pickle.dumps(kind(**FIELDS)))
+    assert type(error) is kind
+    assert {name: getattr(error, name) for name in FIELDS} == FIELDS
+    assert str(error) == str(kind(**FIELDS))
+
+
+def test_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, user_errors_exit():
+        raise DataError(**FIELDS)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {DataError(**FIELDS)}\n"
+
+
+def test_debug_keeps_the_traceback() -> None:
+    with pytest.raises(DataError, match="7 records"), user_errors_exit(debug=True):
+        raise DataError(**FIELDS)
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(ZeroDivisionError), user_errors_exit():
+        raise ZeroDivisionError

@@ -1,0 +1,60 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataError, SchemaError
+from pipeline.images import decode_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+
+
+def encode(kind: str, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def decode(encoded: bytes, shape: tuple = (12, 16, 3)) -> np.ndarray:
+    out = np.zeros(shape, np.uint8)
+    decode_image(encoded, out, "libero, record 3, image_primary")
+    return out
+
+
+def test_png_keeps_every_pixel() -> None:
+    np.testing.assert_array_equal(decode(encode("PNG")), PIXELS)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA")])
+def test_pixels_are_those_that_pillow_decodes(kind: str, mode: str) -> None:
+    encoded = encode(kind, mode)
+    expected = Image.open(io.BytesIO(encoded)).convert("RGB")
+    np.testing.assert_array_equal(decode(encoded), np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_image_is_decoded_into_a_part_of_a_batch(kind: str) -> None:
+    batch = np.zeros((2, 2, 12, 16, 3), np.uint8)
+    decode_image(encode(kind), batch[1, 0], "here")
+    np.testing.assert_array_equal(batch[1, 0], decode(encode(kind)))
+    assert not batch[0].any()
+    assert not batch[1, 1].any()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_image_of_another_size_is_refused(kind: str) -> None:
+    message = "record 3, image_primary: expected an image of 16x12, .*found 12x16.*resize it"
+    with pytest.raises(SchemaError, match=message):
+        decode(encode(kind), (16, 12, 3))
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"", b"no image", encode("JPEG")[:-20], encode("JPEG")[:30], encode("PNG")[:-40]],
+    ids=["empty", "other", "cut JPEG", "JPEG header", "cut PNG"],
+)
+def test_unreadable_image_is_refused_with_its_place(encoded: bytes) -> None:
+    message = f"record 3, image_primary: expected a readable .*found {len(encoded)} bytes.*Mend"
+    with pytest.raises(DataError, match=message):
+        decode(encoded)

@@ -1,0 +1,75 @@
+"""What the packages import, checked in a fresh process and in their source."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+JAX_ONLY_IN = {"device.py"}
+
+_IMPORT_ALL = """
+import importlib, pkgutil, sys
+for name in sys.argv[1:]:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        importlib.import_module(module.name)
+print(*sorted({"tensorflow", "torch"} & sys.modules.keys()))
+"""
+
+
+def frameworks(root: pathlib.Path, *packages: str) -> list[str]:
+    """Which of TensorFlow and torch are there once every module of the packages is imported."""
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", _IMPORT_ALL, *packages]
+    result = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def importers(directory: pathlib.Path, package: str) -> set[str]:
+    """The files below `directory` that import `package` themselves."""
+    found = set()
+    for path in directory.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            if any(name.split(".")[0] == package for name in names):
+                found.add(str(path.relative_to(directory)))
+    return found
+
+
+def test_no_module_brings_tensorflow_or_torch() -> None:
+    assert frameworks(REPOSITORY, "pipeline", "converters", "train") == []
+
+
+def test_the_check_sees_an_import_deep_inside_a_package(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "torch.py").touch()
+    inner = tmp_path / "package" / "inner"
+    inner.mkdir(parents=True)
+    for directory in (inner.parent, inner):
+        (directory / "__init__.py").touch()
+    assert frameworks(tmp_path, "package") == []
+    (inner / "module.py").write_text("def f():\n    pass\nimport torch\n")
+    assert frameworks(tmp_path, "package") == ["torch"]
+
+
+def test_only_the_device_file_of_the_pipeline_imports_jax() -> None:
+    assert importers(REPOSITORY / "pipeline", "jax") == JAX_ONLY_IN
+
+
+def test_importers_are_found_wherever_the_import_stands(tmp_path: pathlib.Path) -> None:
+    sources = {
+        "plain.py": "import jax",
+        "sub.py": "import numpy, jax.numpy as jnp",
+        "from.py": "from jax.sharding import Mesh",
+        "late.py": "def f():\n    import jax",
+        "other.py": "import jaxtyping\nfrom . import jax\n# import jax",
+    }
+    for name, source in sources.items():
+        (tmp_path / name).write_text(source)
+    assert importers(tmp_path, "jax") == set(sources) - {"other.py"}

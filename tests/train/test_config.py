@@ -1,0 +1,92 @@
+import dataclasses
+import re
+
+import pytest
+
+from pipeline.config import DatasetConfig
+from pipeline.errors import UserError
+from train.config import load_config, parse_flags
+
+
+def test_flags_override_the_file_to_any_depth(tiny_config_path):
+    flags = parse_flags(
+        [
+            "--config",
+            str(tiny_config_path),
+            "--config.num_steps=7",
+            "--config.data.datasets.0.path=elsewhere",
+            "--config.optimizer.learning_rate=0.5",
+            "--resume",
+        ]
+    )
+    assert flags.config.num_steps == 7
+    assert flags.config.data.datasets == (DatasetConfig("elsewhere"),)
+    assert flags.config.optimizer.learning_rate == 0.5
+    assert (flags.resume, flags.overwrite, flags.debug) == (True, False, False)
+
+
+def test_a_variant_is_an_entry_of_the_file(tiny_config_path):
+    assert load_config(str(tiny_config_path)).model.vggt is not None
+    assert load_config(f"{tiny_config_path}:untokened").model.vggt is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"expected --config FILE\[:VARIANT\]; found nothing"),
+        (["--config", "configs/none.py"], "expected a config file; found none at that path"),
+        (["--config", "{file}:big"], "expected a variant among default, untokened; found big"),
+    ],
+)
+def test_what_cannot_be_run_says_why(arguments, message, tiny_config_path):
+    with pytest.raises(UserError, match=message):
+        parse_flags([a.replace("{file}", str(tiny_config_path)) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.num_stesp=3", "--config.num_steps INT"),
+        ("--config.num_steps=many", "invalid choice|many"),
+        ("--config.data.action_horizon=8", "8 is not model.head.action_horizon 4"),
+        ("--config.data.window_size=3", "data.window_size 3 is beyond model.max_horizon 2"),
+    ],
+)
+def test_a_flag_that_does_not_fit_ends_with_code_2_and_the_reason(
+    flag, message, tiny_config_path, capsys
+):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_flags(["--config", str(tiny_config_path), flag])
+    assert exit_info.value.code == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_text_length": 8}, "data.max_text_length 8 is not model.language.max_length 16"),
+        ({"observations": ("proprio",)}, "the model reads image_primary, vggt_tokens, data.obs"),
+    ],
+)
+def test_data_and_model_must_fit(tiny_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, **change))
+
+
+@pytest.mark.parametrize("name", ["configs/libero_vggt.py", "configs/libero_vggt.py:demo"])
+def test_the_configs_of_the_project_load(name, monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    assert load_config(name).data.observations[-1] == "vggt_tokens"
+
+
+def test_the_real_config_is_octo_small_on_four_suites(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    config = load_config("configs/libero_vggt.py")
+    assert [d.path for d in config.data.datasets] == [
+        "data/libero_spatial",
+        "data/libero_object",
+        "data/libero_goal",
+        "data/libero_10",
+    ]
+    assert config.pretrained_path == "hf://rail-berkeley/octo-small-1.5"
+    assert config.model.embedding_dim == 384

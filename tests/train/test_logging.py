@@ -1,0 +1,50 @@
+import dataclasses
+
+import pytest
+from etils import epath
+from tensorboardX.proto import event_pb2
+
+from converters.rlds.tfrecord import read_records
+from train.logging import MetricsLog, StepMetrics, read_metrics
+
+
+def metrics(step: int) -> StepMetrics:
+    return StepMetrics(step, 1.0 / step, 2.0, 3e-4, 0.5, 0.01, f"{step:08x}")
+
+
+def write(directory, steps, first_step=0):
+    with MetricsLog(directory, num_steps=10, first_step=first_step) as log:
+        for step in steps:
+            log.write(metrics(step))
+
+
+def test_metrics_come_back_as_they_were_written(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    assert read_metrics(tmp_path) == [metrics(1), metrics(2), metrics(3)]
+
+
+def test_a_resumed_log_drops_the_steps_that_are_taken_again(tmp_path):
+    write(tmp_path, [1, 2, 3, 4])
+    write(tmp_path, [3, 4, 5], first_step=2)
+    assert [row.step for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    write(tmp_path, [1, 2])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [row.step for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    write(tmp_path, [1, 2])
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = [event_pb2.Event.FromString(record) for record in read_records(epath.Path(path))]
+    found = {
+        (value.tag, event.step): value.simple_value
+        for event in events
+        for value in event.summary.value
+    }
+    fields = [f.name for f in dataclasses.fields(StepMetrics)]
+    assert {tag for tag, _ in found} == set(fields) - {"step", "batch_fingerprint"}
+    assert found["loss", 2] == pytest.approx(0.5)

@@ -1,0 +1,206 @@
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from pipeline.config import DatasetConfig
+from pipeline.errors import DataError, UserError
+from train.config import Flags
+from train.logging import read_metrics
+from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
+from train.octo.pretrained import read_octo_checkpoint
+from train.run import run
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def command(config_path, *flags: str, env: dict[str, str] | None = None):
+    """Runs `python -m train.run` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "train.run", "--config", str(config_path), *flags],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100", **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def losses_and_fingerprints(directory):
+    rows = read_metrics(pathlib.Path(directory))
+    return [(row.step, row.loss, row.batch_fingerprint) for row in rows]
+
+
+def saved_params(directory, step):
+    path = pathlib.Path(directory).absolute() / "checkpoints" / str(step) / "state"
+    return ocp.StandardCheckpointer().restore(path)["params"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_config_path, mini_dataset, tmp_path_factory):
+    """20 steps in one process: (output, run directory)."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    flags = [f"--config.data.datasets.0.path={mini_dataset}", f"--config.save_dir={directory}"]
+    return command(tiny_config_path, *flags), directory
+
+
+def test_a_run_says_what_it_is_made_of(whole_run):
+    done, directory = whole_run
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "4 episodes, 455 steps, 2 tasks",
+        "instruction cut to 16 tokens: pick up the black bowl",
+        "devices: ",
+        "parameters: ",
+        f"run directory: {directory}",
+    ):
+        assert line in done.stderr
+    assert re.search(r"observation/vggt_tokens +float16\[4,2,21,64\]", done.stderr)
+    assert re.search(r"20/20 loss \d+\.\d+ +\d+ ms/step +\d+\.\d% waiting", done.stderr)
+
+
+def test_a_run_directory_explains_itself(whole_run):
+    _, directory = whole_run
+    names = {path.name for path in directory.iterdir()}
+    assert names == {
+        "config.json",
+        "statistics-libero_mini.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+    }
+    checkpoints = {int(p.name) for p in (directory / "checkpoints").iterdir()}
+    assert checkpoints == {10, 15, 20}
+    first = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
+    assert list(first) == [
+        "step",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "step_s",
+        "data_wait_s",
+        "batch_fingerprint",
+    ]
+
+
+def test_ten_steps_and_a_resume_in_a_fresh_process_equal_twenty_bit_for_bit(
+    whole_run, tiny_config_path, mini_dataset, tmp_path
+):
+    flags = [f"--config.data.datasets.0.path={mini_dataset}", f"--config.save_dir={tmp_path}/run"]
+    first = command(tiny_config_path, *flags, "--config.num_steps=10")
+    assert first.returncode == 0, first.stderr
+    second = command(tiny_config_path, *flags, "--resume")
+    assert second.returncode == 0, second.stderr
+    assert "resumed at step 10" in second.stderr
+    assert losses_and_fingerprints(tmp_path / "run") == losses_and_fingerprints(whole_run[1])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        saved_params(tmp_path / "run", 20),
+        saved_params(whole_run[1], 20),
+    )
+
+
+def test_steps_that_were_not_saved_are_taken_again(tiny_config):
+    run(Flags(dataclasses.replace(tiny_config, num_steps=7)))
+    whole = losses_and_fingerprints(tiny_config.save_dir)
+    last = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "7"
+    last.rename(last.with_name("lost"))
+    run(Flags(dataclasses.replace(tiny_config, num_steps=7), resume=True))
+    assert losses_and_fingerprints(tiny_config.save_dir) == whole
+
+
+def test_other_data_is_not_resumed_on(tiny_config, mini_dataset, tmp_path):
+    run(Flags(dataclasses.replace(tiny_config, num_steps=1)))
+    manifest = json.loads((mini_dataset / "dataset.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in mini_dataset.iterdir():
+        (other / path.name).symlink_to(path)
+    (other / "dataset.json").unlink()
+    manifest["tasks"][0] = "wave"
+    (other / "dataset.json").write_text(json.dumps(manifest))
+    config_path = pathlib.Path(tiny_config.save_dir) / "config.json"
+    config_path.write_text(config_path.read_text().replace(str(mini_dataset), str(other)))
+    data = dataclasses.replace(tiny_config.data, datasets=(DatasetConfig(str(other)),))
+    config = dataclasses.replace(tiny_config, data=data, num_steps=2)
+    with pytest.raises(DataError, match=r"loader state.*Resume with the run's own config"):
+        run(Flags(config, resume=True))
+
+
+def test_a_run_without_any_checkpoint_cannot_be_resumed(tiny_config):
+    run(Flags(dataclasses.replace(tiny_config, num_steps=1)))
+    step = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1"
+    step.rename(step.with_name("lost"))
+    with pytest.raises(DataError, match=r"a complete checkpoint; found none.*--overwrite"):
+        run(Flags(tiny_config, resume=True))
+
+
+def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, caplog):
+    weights = ROOT / "tests" / "data" / "golden" / "octo" / "ckpt_tiny"
+    images = tuple(
+        ImageTokenizerConfig(name, f"image_{name}", size, (32, 32, 64, 64), stem_dim=64)
+        for name, size in (("primary", 64), ("wrist", 32))
+    )
+    t5 = T5Config(vocab_size=200, d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2)
+    config = dataclasses.replace(
+        tiny_config,
+        data=dataclasses.replace(
+            tiny_config.data, observations=("image_primary", "image_wrist", "vggt_tokens")
+        ),
+        model=dataclasses.replace(
+            demo(vggt=tiny_config.model.vggt), images=images, language=LanguageConfig(t5=t5)
+        ),
+        pretrained_path=str(weights),
+        pretrained_step=100,
+        num_steps=1,
+    )
+    with pytest.raises(UserError, match="octo_transformer/obs_vggt_projection/kernel: new"):
+        run(Flags(config))
+    assert not pathlib.Path(config.save_dir).exists()
+
+    with caplog.at_level("INFO"):
+        run(Flags(dataclasses.replace(config, pretrained_differs=("octo_transformer/*vggt*",))))
+    assert "126 loaded" in caplog.text
+    rows = json.loads((pathlib.Path(config.save_dir) / "load_report.json").read_text())["rows"]
+    new = {row["path"] for row in rows if row["status"] != "loaded"}
+    assert new == {
+        "octo_transformer/obs_vggt_pos_embedding",
+        "octo_transformer/obs_vggt_projection/bias",
+        "octo_transformer/obs_vggt_projection/kernel",
+        "octo_transformer/observation_tokenizers_vggt/LayerNorm_0/bias",
+        "octo_transformer/observation_tokenizers_vggt/LayerNorm_0/scale",
+    }
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        saved_params(config.save_dir, 1)["octo_transformer"]["task_tokenizers_language"],
+        read_octo_checkpoint(weights, 100)["octo_transformer"]["task_tokenizers_language"],
+    )
+
+
+@pytest.mark.parametrize("name", ["configs/libero_vggt.py", "configs/libero.py"])
+def test_without_data_or_network_one_message_names_all_that_is_missing(name, tmp_path):
+    done = command(name, env={"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "6 that cannot be used" in done.stderr
+    for suite in ("spatial", "object", "goal", "10"):
+        assert f"data/libero_{suite}: expected a dataset directory; found none" in done.stderr
+        assert f" data/libero_{suite}" in done.stderr
+    assert "hf download google-t5/t5-base spiece.model" in done.stderr
+    weights = "hf download rail-berkeley/octo-small-1.5 config.json 300000/default/checkpoint"
+    assert weights in done.stderr
+
+
+def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, tmp_path):
+    flags = [f"--config.data.datasets.0.path={tmp_path}/none"]
+    assert "Traceback" not in command(tiny_config_path, *flags).stderr
+    assert "Traceback" in command(tiny_config_path, *flags, "--debug").stderr
