@@ -152,14 +152,17 @@ def standardize(
       source id, a list of one text.
 
     Raises:
-      SchemaError: A value that the dtype law refuses, or text that is not UTF-8.
+      SchemaError: A value that the dtype law refuses, a low-dimensional one that is not finite
+        (its statistics would not be either), or text that is not UTF-8.
     """
     num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
     standardized: dict[str, np.ndarray | list[bytes]] = {}
-    for _, feature in schema.features():
+    for column, feature in schema.features():
         value = _each_step(episode[feature.source], feature, num_steps)
         if isinstance(value, np.ndarray):
             value = to_rest(value, feature, where)
+            if column.per == "episode" and feature.dtype == "float32":
+                _check_finite(value, f"{where}, {feature.source}")
         elif feature.kind != "image":
             texts = [_decoded(text, f"{where}, {feature.source}") for text in value]
             if feature.key == TASK_INDEX:
@@ -177,6 +180,17 @@ def _each_step(
     if isinstance(value, np.ndarray):
         return np.repeat(value, num_steps, axis=0)
     return value * num_steps
+
+
+def _check_finite(values: np.ndarray, where: str) -> None:
+    steps = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if steps.size:
+        raise SchemaError(
+            where=f"{where}, step {steps[0]}",
+            expected="finite values, for its statistics",
+            found=f"{values[steps[0]].tolist()}, and {steps.size - 1} more such steps",
+            remedy="Mend the episode at the source, or ignore the key in the mapping.",
+        )
 
 
 def _decoded(text: bytes, where: str) -> str:
