@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from converters.rlds.source import STEPS, Episode, RldsSource, SourceShard
-from converters.standardize import SOURCE_ID, TASK_INDEX, SourceMapping
+from converters.standardize import SourceMapping
 from pipeline import statistics as stats
 from pipeline.errors import SchemaError, UserError
 from pipeline.manifest import FILE_NAME, FORMAT_VERSION, STATISTICS_NAME, Manifest, Shard
 from pipeline.record import RecordLayout, Values
-from pipeline.schema import Column, Feature, Schema, to_rest
+from pipeline.schema import SOURCE_ID, TASK_INDEX, Column, Feature, Schema, to_rest
 from pipeline.writer import ShardWriter, write_manifest
 
 _OWN_FILES = {

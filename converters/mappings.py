@@ -6,10 +6,11 @@ import pathlib
 import tomllib
 
 from converters.rlds.source import STEPS, RldsSource, SourceKey
-from converters.standardize import EPISODES, IMAGES, FeatureMapping, SourceMapping
+from converters.standardize import IMAGES, FeatureMapping, SourceMapping
 from pipeline.conventions import Conventions
 from pipeline.errors import DataError, UserError
 from pipeline.files import from_json_text
+from pipeline.schema import EPISODES
 
 _TOKEN_VALUES = 512
 """Tensors from this many values a step on are proposed as a column of their own."""

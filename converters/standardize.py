@@ -12,13 +12,17 @@ from collections.abc import Iterable, Mapping
 from converters.rlds.source import STEPS, RldsSource, SourceKey
 from pipeline.conventions import Conventions
 from pipeline.errors import SchemaError
-from pipeline.schema import Column, Feature, Schema, rest_dtype
+from pipeline.schema import (
+    EPISODES,
+    SOURCE_ID,
+    TASK_INDEX,
+    Column,
+    Feature,
+    Schema,
+    rest_dtype,
+)
 
-EPISODES = "episodes"
 IMAGES = "steps"
-TASK_INDEX = "task_index"
-SOURCE_ID = "source_id"
-
 _NUM_CHANNELS = 3
 
 

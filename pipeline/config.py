@@ -32,8 +32,6 @@ class DataConfig:
     """SentencePiece model of T5: a path, or hf://owner/name/file."""
     observations: tuple[str, ...] = ("image_primary", "image_wrist", "proprio")
     """Features below observation/ that a batch holds; columns not named are not read."""
-    batch_size: int = 256
-    """Samples a step, over all devices."""
     window_size: int = 2
     """Steps of history, the current one included."""
     action_horizon: int = 4
@@ -58,7 +56,7 @@ class DataConfig:
             raise ValueError(f"weights must be given for every dataset or for none, not {weights}")
         if any(weight is not None and not 0 < weight < math.inf for weight in weights):
             raise ValueError(f"weights must be positive and finite, not {weights}")
-        for name in ("batch_size", "window_size", "action_horizon", "max_text_length"):
+        for name in ("window_size", "action_horizon", "max_text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.num_threads <= self.prefetch_batches:

@@ -30,7 +30,7 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     num_devices = mesh.shape[DATA_AXIS]
     if batch_size % num_devices:
         raise UserError(
-            where="config.data.batch_size",
+            where="config.batch_size",
             expected=f"a multiple of {num_devices}, the number of devices",
             found=str(batch_size),
             remedy=f"Take {batch_size - batch_size % num_devices or num_devices}.",

@@ -9,10 +9,9 @@ from pipeline.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.config import DataConfig
 from pipeline.dataset import Dataset
 from pipeline.images import decode_image
-from pipeline.schema import Feature
+from pipeline.schema import ACTION, EPISODES, TASK_INDEX, Feature
 from pipeline.windows import chunk_indices, history_indices
 
-ACTION = "action"
 DATASET_INDEX = "dataset_index"
 """Each sample's place in the mixture; leaves the batch before the contract is checked."""
 _OBSERVATION = "observation/"
@@ -61,7 +60,7 @@ class Gather:
         spec["observation/timestep_pad_mask"] = LeafSpec("bool", (b, w))
         for name in self.config.observations:
             spec[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (b, w))
-        spec[ACTION] = LeafSpec("float32", (b, w, h, *action.shape))
+        spec[ACTION] = LeafSpec(str(action.batch_dtype), (b, w, h, *action.shape))
         spec["action_pad_mask"] = LeafSpec("bool", (b, w, h, *action.shape))
         spec["task/task_index"] = LeafSpec("int32", (b,))
         spec[DATASET_INDEX] = LeafSpec("int32", (b,))
@@ -108,21 +107,22 @@ class Gather:
 
     def _read_episode(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills the low-dimensional arrays of one sample from its episode's record."""
-        columns = self.datasets[windows.dataset[sample]].columns
-        record = columns["episodes"].read(int(windows.episode[sample]))
+        place = windows.dataset[sample]
+        record = self.datasets[place].columns[EPISODES].read(int(windows.episode[sample]))
         history = windows.history[sample]
-        batch["task/task_index"][sample] = record["task_index"][history[-1]]
+        batch["task/task_index"][sample] = record[TASK_INDEX][history[-1]]
         batch[ACTION][sample] = record[ACTION][windows.chunk[sample]]
-        for key in self._keys_by_column.get("episodes", ()):
+        for key in self._keys_by_column[place].get(EPISODES, ()):
             batch[key][sample] = record[key][history]
 
     def _read_steps(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills images and tokens of one sample, a record a step; padding is copied, not read."""
-        dataset = self.datasets[windows.dataset[sample]]
+        place = windows.dataset[sample]
+        dataset = self.datasets[place]
         first = int(dataset.episode_starts[windows.episode[sample]])
         history = windows.history[sample].tolist()
-        for column, keys in self._keys_by_column.items():
-            if column == "episodes":
+        for column, keys in self._keys_by_column[place].items():
+            if column == EPISODES:
                 continue
             for slot, t in enumerate(history):
                 if slot and t == history[slot - 1]:
@@ -135,12 +135,14 @@ class Gather:
                     _place(record[key], batch[key][sample, slot], f"{where}, {key}")
 
     @functools.cached_property
-    def _keys_by_column(self) -> dict[str, tuple[str, ...]]:
-        """The observations that are read from each column."""
-        schema = self.datasets[0].manifest.schema
+    def _keys_by_column(self) -> tuple[dict[str, tuple[str, ...]], ...]:
+        """The observations that are read from each column, of each dataset."""
+        return tuple(self._group_by_column(dataset) for dataset in self.datasets)
+
+    def _group_by_column(self, dataset: Dataset) -> dict[str, tuple[str, ...]]:
         keys: dict[str, tuple[str, ...]] = {}
         for feature in self.features[1:]:
-            column, _ = schema.find(feature.key, self.datasets[0].path)
+            column, _ = dataset.manifest.schema.find(feature.key, dataset.path)
             keys[column.name] = (*keys.get(column.name, ()), feature.key)
         return keys
 

@@ -91,7 +91,7 @@ def _download(repository: str, files: Sequence[str]) -> pathlib.Path:
         raise DataError(
             where=path,
             expected=f"{', '.join(files)} in the hub's cache, or a network to fetch it",
-            found=str(error).splitlines()[0],
+            found=" ".join(str(error).split()) or type(error).__name__,
             remedy=f"Run `{command}` where there is a network; the cache may be copied.",
         ) from error
     depth = len(pathlib.PurePosixPath(files[0]).parts)

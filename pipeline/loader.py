@@ -17,9 +17,10 @@ from pipeline.config import DataConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, SchemaError
 from pipeline.files import to_json_values
-from pipeline.gather import ACTION, DATASET_INDEX, Gather
+from pipeline.gather import DATASET_INDEX, Gather
 from pipeline.normalize import Normalizer
 from pipeline.sampling import index_stream
+from pipeline.schema import ACTION, EPISODES
 from pipeline.statistics import FeatureStatistics
 from pipeline.text import TaskTable, tokenize
 from pipeline.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
@@ -45,6 +46,7 @@ class Loader:
 
     Args:
       config: What is read, and how.
+      batch_size: Samples a batch, over all devices.
       datasets: The opened directories of `config.datasets`, in order.
       vocabulary: T5's SentencePiece model.
 
@@ -55,10 +57,12 @@ class Loader:
     def __init__(
         self,
         config: DataConfig,
+        batch_size: int,
         datasets: Sequence[Dataset],
         vocabulary: sentencepiece.SentencePieceProcessor,
     ) -> None:
         self.config = config
+        self.batch_size = batch_size
         self.datasets = tuple(datasets)
         self._gather = Gather(self.datasets, config)
         _check_alike(self.datasets, self._gather)
@@ -68,8 +72,10 @@ class Loader:
     @functools.cached_property
     def spec(self) -> BatchSpec:
         """The contract: every leaf's type, known without reading a record."""
-        b, length = self.config.batch_size, self.config.max_text_length
+        b, length = self.batch_size, self.config.max_text_length
         spec = {k: v for k, v in self._gather.spec(b).items() if k != DATASET_INDEX}
+        for key in self.normalizers():
+            spec[key] = LeafSpec("float32", spec[key].shape)
         for name in ("input_ids", "attention_mask"):
             spec[f"task/language_instruction/{name}"] = LeafSpec("int32", (b, length))
         spec["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", (b,))
@@ -81,6 +87,7 @@ class Loader:
         config = to_json_values(self.config)
         for name in ("num_threads", "prefetch_batches", "vocabulary"):
             del config[name]
+        config["batch_size"] = self.batch_size
         config["datasets"] = [(d.manifest.digest, w) for d, w in self._weighted]
         config["conventions"] = [to_json_values(d.manifest.conventions) for d in self.datasets]
         config["statistics"] = [
@@ -127,7 +134,7 @@ class Loader:
         """
         stream = index_stream(
             [d.num_steps for d in self.datasets], [w for _, w in self._weighted], self.config.seed
-        ).batch(self.config.batch_size)
+        ).batch(self.batch_size)
         for transform in self.transforms():
             stream = stream.map(transform)
         options = grain.ReadOptions(self.config.num_threads, self.config.prefetch_batches)
@@ -162,18 +169,40 @@ class Loader:
         return [(d, float(d.num_steps if c.weight is None else c.weight)) for d, c in pairs]
 
     def _statistics(self, key: str) -> list[FeatureStatistics]:
-        return [dataset.statistics[key] for dataset in self.datasets]
+        """Of each dataset, with one value a dimension."""
+        return [_find_statistics(dataset, key) for dataset in self.datasets]
 
     def _rows(self, dataset: Dataset) -> np.ndarray:
         """int32 (tasks): the table's row of each task of a dataset."""
         return np.array([self.tasks.texts.index(t) for t in dataset.manifest.tasks], np.int32)
 
 
+def _find_statistics(dataset: Dataset, key: str) -> FeatureStatistics:
+    """The statistics that a feature is normalised by."""
+    _, feature = dataset.manifest.schema.find(key, dataset.path)
+    found = dataset.statistics.get(key)
+    if found is None or found.mean.shape != feature.shape:
+        raise DataError(
+            where=f"{dataset.path}/statistics.json, {key}",
+            expected=f"statistics of {feature.dtype}{list(feature.shape)}",
+            found="none" if found is None else f"those of {len(found.mean)} dimensions",
+            remedy="Only vectors of float32 are normalised: convert the dataset again with one.",
+        )
+    return found
+
+
 def _check_alike(datasets: Sequence[Dataset], gather: Gather) -> None:
     """Every dataset must hold the features of the first, with the same types."""
     for dataset in datasets:
         for feature in gather.features:
-            _, found = dataset.manifest.schema.find(feature.key, dataset.path)
+            column, found = dataset.manifest.schema.find(feature.key, dataset.path)
+            if feature.key == ACTION and column.name != EPISODES:
+                raise SchemaError(
+                    where=f"{dataset.path}, {ACTION}",
+                    expected=f"a trajectory in the column {EPISODES}",
+                    found=f"the column {column.name}",
+                    remedy="Convert the dataset again, without a `column` for the action.",
+                )
             if (found.shape, found.batch_dtype) != (feature.shape, feature.batch_dtype):
                 raise SchemaError(
                     where=f"{dataset.path}, {feature.key}",

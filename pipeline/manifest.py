@@ -57,8 +57,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over the schema, tasks and every shard: the identity of the data."""
-        lines = [self.schema.hash(), *self.tasks]
+        """16 hex digits over schema, tasks, lengths and every shard: the identity of the data."""
+        lines = [self.schema.hash(), *self.tasks, str(self.episode_lengths)]
         lines += [s.sha256 for column in sorted(self.shards) for s in self.shards[column]]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

@@ -62,14 +62,17 @@ class RecordLayout:
         Args:
           index: Its place in the column.
           num_steps: Leading axis of an episode's tensors; 1 in a step column.
-          values: By feature key: arrays already at their rest dtype, bytes for images and texts.
+          values: By feature key: arrays of their rest dtype and shape, bytes for images and texts.
+
+        Raises:
+          ValueError: An array of another dtype or shape; nothing is cast here.
         """
         blobs = [bytes(values[f.key]) for f in self.blobs]
         header = _HEADER.pack(_MAGIC, self.tag, index, num_steps, len(blobs))
         parts = [header, struct.pack(f"<{len(blobs)}I", *map(len, blobs))]
         parts.append(bytes(_padding(len(header) + 4 * len(blobs))))
         for feature in self.tensors:
-            data = np.ascontiguousarray(values[feature.key], feature.numpy_dtype).tobytes()
+            data = self._checked(feature, num_steps, values[feature.key]).tobytes()
             parts += [data, bytes(_padding(len(data)))]
         return b"".join(parts + blobs)
 
@@ -91,7 +94,7 @@ class RecordLayout:
         offset = _aligned(_HEADER.size + 4 * len(lengths))
         values: Values = {}
         for feature in self.tensors:
-            shape = (num_steps, *feature.shape) if self.column.per == "episode" else feature.shape
+            shape = self._shape(feature, num_steps)
             count = int(np.prod(shape, dtype=np.int64))
             end = offset + count * feature.numpy_dtype.itemsize
             if end > len(record):
@@ -105,6 +108,19 @@ class RecordLayout:
             values[feature.key] = record[offset : offset + length]
             offset += length
         return values
+
+    def _shape(self, feature: Feature, num_steps: int) -> tuple[int, ...]:
+        return (num_steps, *feature.shape) if self.column.per == "episode" else feature.shape
+
+    def _checked(self, feature: Feature, num_steps: int, value: np.ndarray | bytes) -> np.ndarray:
+        array = np.asarray(value)
+        shape = self._shape(feature, num_steps)
+        if array.dtype != feature.numpy_dtype or array.shape != shape:
+            raise ValueError(
+                f"{feature.key} must be {feature.dtype}{list(shape)}, "
+                f"not {array.dtype}{list(array.shape)}"
+            )
+        return array
 
     def _read_header(self, record: bytes, index: int, where: str) -> tuple[int, tuple[int, ...]]:
         """(num_steps, blob lengths) of a record that belongs to this column and place."""

@@ -40,6 +40,15 @@ _REST_DTYPES = {name: name for name in _DTYPES} | {
 _HALF_DTYPES = ("float16", "bfloat16")
 _NUM_SAMPLES = 3
 
+EPISODES = "episodes"
+"""The column of trajectories, one record an episode."""
+TASK_INDEX = "task_index"
+"""Its int32 feature: the row of `Manifest.tasks` of every step."""
+SOURCE_ID = "source_id"
+"""Its text: what the source calls the episode."""
+ACTION = "action"
+"""Its feature that a policy learns."""
+
 Kind = Literal["tensor", "image", "text"]
 
 

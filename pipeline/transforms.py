@@ -6,11 +6,12 @@ import numpy as np
 
 from pipeline.batch import BatchSpec, FlatBatch, check_batch, fingerprint, nest
 from pipeline.conventions import Conventions, standardize_gripper
-from pipeline.gather import ACTION, DATASET_INDEX
+from pipeline.gather import DATASET_INDEX
 from pipeline.normalize import Normalizer
+from pipeline.schema import ACTION
 from pipeline.text import TaskTable
 
-TASK_INDEX = "task/task_index"
+_TASK_INDEX = "task/task_index"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +56,14 @@ class LookUpTask:
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
         """`task/language_instruction/*`, its pad mask, and `task/task_index` as a table's row."""
-        pairs = zip(batch[DATASET_INDEX], batch[TASK_INDEX], strict=True)
+        pairs = zip(batch[DATASET_INDEX], batch[_TASK_INDEX], strict=True)
         rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
         has_text = np.array([bool(text) for text in self.table.texts])
         return batch | {
             "task/language_instruction/input_ids": self.table.input_ids[rows],
             "task/language_instruction/attention_mask": self.table.attention_mask[rows],
             "task/pad_mask_dict/language_instruction": has_text[rows],
-            TASK_INDEX: rows,
+            _TASK_INDEX: rows,
         }
 
 

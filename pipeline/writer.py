@@ -57,14 +57,15 @@ class ShardWriter:
         traceback: types.TracebackType | None,
     ) -> None:
         """Closes, checks and renames the file, or removes it after an exception."""
-        self._writer.close()
-        if error is not None:
+        try:
+            self._writer.close()
+            if error is None:
+                self._check()
+                digest, num_bytes = _sync_and_digest(self._temporary)
+                self._temporary.replace(self._path)
+                self._shard = Shard(self._file, self._count, num_bytes, digest)
+        finally:
             self._temporary.unlink(missing_ok=True)
-            return
-        self._check()
-        digest, num_bytes = _sync_and_digest(self._temporary)
-        self._temporary.replace(self._path)
-        self._shard = Shard(self._file, self._count, num_bytes, digest)
 
     def finished(self) -> Shard:
         """Describes the file, once the block has been left normally."""

@@ -43,6 +43,8 @@ class TrainConfig:
     """What is trained."""
     save_dir: str
     """The run's directory."""
+    batch_size: int = 256
+    """Samples a step, over all devices."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
     pretrained_path: str | None = None
@@ -60,7 +62,10 @@ class TrainConfig:
     """Of fresh parameters and of the diffusion noise."""
 
     def __post_init__(self) -> None:
-        """Checks that data and model speak of the same window, chunk and inputs."""
+        """Checks counts, and that data and model speak of the same window, chunk and inputs."""
+        for name in ("batch_size", "num_steps", "save_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.data.window_size > self.model.max_horizon:
             raise ValueError(
                 f"data.window_size {self.data.window_size} is beyond model.max_horizon "

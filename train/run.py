@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import optax
 
-from pipeline import device, statistics
+from pipeline import device
 from pipeline.batch import table
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically
@@ -49,9 +49,9 @@ def run(flags: Flags) -> pathlib.Path:
     """
     config = flags.config
     inputs = open_inputs(config)
-    loader = Loader(config.data, inputs.datasets, inputs.vocabulary)
+    loader = Loader(config.data, config.batch_size, inputs.datasets, inputs.vocabulary)
     mesh = device.data_mesh()
-    sharding = device.batch_sharding(mesh, config.data.batch_size)
+    sharding = device.batch_sharding(mesh, config.batch_size)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     structs = _state_structs(config, optimizer, device.replicated(mesh))
     if inputs.weights is not None:
@@ -189,9 +189,12 @@ def _explain(
     config: TrainConfig, loader: Loader, directory: pathlib.Path, structs: TrainState
 ) -> None:
     """Says and saves what the run is made of."""
+    kept = {
+        dataset.path: {key: value.to_json() for key, value in dataset.statistics.items()}
+        for dataset in loader.datasets
+    }
+    write_text_atomically(directory / "statistics.json", dump_json(kept))
     for dataset in loader.datasets:
-        kept = f"statistics-{dataset.manifest.name}.json"
-        write_text_atomically(directory / kept, statistics.dumps(dataset.statistics))
         _log.info(
             "dataset %s: %d episodes, %d steps, %d tasks, digest %s",
             dataset.path,

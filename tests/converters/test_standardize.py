@@ -286,3 +286,12 @@ def test_an_image_of_the_whole_episode_is_repeated_for_each_step(toy: Any, tmp_p
     toy = toy.taking(FeatureMapping("goal", "episode_metadata/goal", "steps"))
     column = converted(toy, tmp_path).columns["steps"]
     assert all(column.read(i)["goal"] == goal for i in range(12))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_trajectory_that_is_not_finite_is_refused_for_its_statistics(
+    toy: Any, tmp_path: Path, value: float
+) -> None:
+    spoiled = toy.having("steps/x", Scalar(np.float32), np.array([0, value, value], np.float32))
+    with pytest.raises(SchemaError, match=r"steps/x, step 1: expected finite.*and 1 more such"):
+        converted(spoiled, tmp_path)

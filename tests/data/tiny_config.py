@@ -20,7 +20,6 @@ TINY = TrainConfig(
         datasets=(DatasetConfig("data/libero_mini"),),
         vocabulary=str(pathlib.Path(__file__).with_name("vocabulary.model")),
         observations=("image_primary", "proprio", "vggt_tokens"),
-        batch_size=4,
         num_threads=2,
     ),
     model=OctoConfig(
@@ -39,6 +38,7 @@ TINY = TrainConfig(
         vggt=VGGTTokenizerConfig(num_tokens=21, token_dim=64),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=20),
+    batch_size=4,
     num_steps=20,
     save_interval=5,
     save_dir="runs/tiny",

@@ -54,12 +54,14 @@ def make_loader(
     ) -> Loader:
         names = map(str, paths)
         shares = weights or (None,) * len(paths)
-        settings = {"batch_size": 4, "num_threads": 0} | settings
+        batch_size = settings.pop("batch_size", 4)
+        settings = {"num_threads": 0} | settings
         config = DataConfig(
             datasets=tuple(DatasetConfig(n, w) for n, w in zip(names, shares, strict=True)),
             vocabulary=str(vocabulary_path),
             **settings,
         )
-        return kind(config, [open_dataset(d.path) for d in config.datasets], vocabulary)
+        datasets = [open_dataset(d.path) for d in config.datasets]
+        return kind(config, batch_size, datasets, vocabulary)
 
     return make

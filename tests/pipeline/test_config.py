@@ -25,7 +25,6 @@ def test_sound_settings_pass(change: dict) -> None:
         (weighted(1.0, 0.0), r"weights must be positive and finite, not \[1.0, 0.0\]"),
         (weighted(-1.0, 2.0), r"weights must be positive and finite, not \[-1.0, 2.0\]"),
         (weighted(float("nan")), r"weights must be positive and finite, not \[nan\]"),
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"window_size": 0}, "window_size must be at least 1, not 0"),
         ({"action_horizon": -1}, "action_horizon must be at least 1, not -1"),
         ({"max_text_length": 0}, "max_text_length must be at least 1, not 0"),

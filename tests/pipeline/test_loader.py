@@ -251,6 +251,27 @@ def test_dataset_without_a_feature_of_the_first_is_refused(
         make_loader(*twice, observations=TOKENS)
 
 
+def test_feature_without_statistics_cannot_be_normalised(
+    make_loader: Callable, copied: pathlib.Path, edit_json: Callable
+) -> None:
+    edit_json(copied / "statistics.json", lambda statistics: statistics.pop("action"))
+    message = r"statistics.json, action: expected statistics of float32\[7\]; found none"
+    with pytest.raises(DataError, match=message):
+        next(make_loader(copied).batches())
+
+
+def test_action_must_be_a_trajectory(
+    make_loader: Callable, copied: pathlib.Path, edit_json: Callable
+) -> None:
+    def move(manifest: dict) -> None:
+        episodes, steps, _ = manifest["schema"]["columns"]
+        steps["features"].append(episodes["features"].pop(1))
+
+    edit_json(copied / "dataset.json", move)
+    with pytest.raises(SchemaError, match="a trajectory in the column episodes; found the column"):
+        make_loader(copied)
+
+
 def spoiled(leaf: Callable[[np.ndarray], object]) -> type[Loader]:
     """A loader whose user changed the proprioception before the exit."""
 

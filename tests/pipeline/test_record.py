@@ -170,3 +170,15 @@ def test_record_of_another_layout_is_refused(other: Column) -> None:
 def test_record_of_another_place_is_refused() -> None:
     with pytest.raises(DataError, match="expected record 3; found record 2, out of its place"):
         STEP.decode(STEP.encode(2, 1, VALUES), 3, "here")
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros(3, np.float64), r"x must be float32\[3\], not float64\[3\]"),
+        (np.zeros(2, np.float32), r"x must be float32\[3\], not float32\[2\]"),
+    ],
+)
+def test_nothing_is_cast_while_encoding(x: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        STEP.encode(0, 1, VALUES | {"x": x})

@@ -72,7 +72,7 @@ def test_a_run_directory_explains_itself(whole_run):
     names = {path.name for path in directory.iterdir()}
     assert names == {
         "config.json",
-        "statistics-libero_mini.json",
+        "statistics.json",
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
