@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
@@ -125,8 +125,8 @@ class Loader:
             normalizers[_PROPRIO] = Normalizer.create(statistics, masks, kind)
         return normalizers
 
-    def batches(self, position: int = 0) -> Iterator[LoadedBatch]:
-        """Yields batches without end, from the one after `position` batches.
+    def batches(self, position: int = 0) -> Generator[LoadedBatch]:
+        """Yields batches without end, from the one after `position` batches; close it after use.
 
         Raises:
           DataError: A damaged shard, record or image.
@@ -140,9 +140,12 @@ class Loader:
         options = grain.ReadOptions(self.config.num_threads, self.config.prefetch_batches)
         iterator = iter(stream.to_iter_dataset(options))
         iterator.set_state({"next_index": position})
-        for arrays, fingerprint in iterator:
-            yield LoadedBatch(arrays, fingerprint, position)
-            position += 1
+        try:
+            for arrays, fingerprint in iterator:
+                yield LoadedBatch(arrays, fingerprint, position)
+                position += 1
+        finally:
+            iterator.close()
 
     def state(self, position: int) -> dict[str, Any]:
         """What a checkpoint keeps of the loader after `position` batches."""

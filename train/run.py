@@ -1,5 +1,6 @@
 """`python -m train.run --config FILE[:VARIANT]`: finetunes Octo."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -70,11 +71,13 @@ def run(flags: Flags) -> pathlib.Path:
             state = _fresh_state(config, optimizer, structs)
             if inputs.weights is not None:
                 state = _place_weights(config, state, inputs.weights, directory)
-        batches = device.one_ahead(loader.batches(position), sharding)
-        with MetricsLog(directory, config.num_steps, position) as log:
-            for trained, taken in _train(config, train_step, state, batches, log):
-                if taken % config.save_interval == 0 or taken == config.num_steps:
-                    checkpoints.save(trained, loader.state(taken))
+        with (
+            contextlib.closing(loader.batches(position)) as batches,
+            MetricsLog(directory, config.num_steps, position) as log,
+        ):
+            on_device = device.one_ahead(batches, sharding)
+            for trained in _train(config, train_step, state, on_device, log):
+                checkpoints.save(trained, loader.state(int(trained.step)))
     _log.info("run directory: %s", directory)
     return directory
 
@@ -137,12 +140,15 @@ def _train(
     state: TrainState,
     batches: Iterator[tuple[dict[str, Any], LoadedBatch]],
     log: MetricsLog,
-) -> Iterator[tuple[TrainState, int]]:
-    """Yields (state, steps taken) after each step; a step's metrics are read one step later."""
-    first = int(state.step)
+) -> Iterator[TrainState]:
+    """Yields the state whenever it is to be saved.
+
+    A step's metrics are read while the next one computes, but before its state is saved: a state
+    that follows a loss which is not finite never becomes a checkpoint.
+    """
     unread = None
     before = time.perf_counter()
-    for step in range(first + 1, config.num_steps + 1):
+    for step in range(int(state.step) + 1, config.num_steps + 1):
         asked = time.perf_counter()
         arrays, batch = next(batches)
         wait_s = time.perf_counter() - asked
@@ -152,9 +158,10 @@ def _train(
         now = time.perf_counter()
         unread = (step, metrics, now - before, wait_s, batch.fingerprint)
         before = now
-        yield state, step
-    if unread is not None:
-        _write(log, *unread)
+        if step % config.save_interval == 0 or step == config.num_steps:
+            _write(log, *unread)
+            unread = None
+            yield state
 
 
 def _write(

@@ -101,11 +101,12 @@ def test_ten_steps_and_a_resume_in_a_fresh_process_equal_twenty_bit_for_bit(
     assert second.returncode == 0, second.stderr
     assert "resumed at step 10" in second.stderr
     assert losses_and_fingerprints(tmp_path / "run") == losses_and_fingerprints(whole_run[1])
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        saved_params(tmp_path / "run", 20),
-        saved_params(whole_run[1], 20),
-    )
+    for step in (10, 20):  # 10 ends the one run and is written beside steps of the other
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            saved_params(tmp_path / "run", step),
+            saved_params(whole_run[1], step),
+        )
 
 
 def test_steps_that_were_not_saved_are_taken_again(tiny_config):
@@ -204,3 +205,15 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
     flags = [f"--config.data.datasets.0.path={tmp_path}/none"]
     assert "Traceback" not in command(tiny_config_path, *flags).stderr
     assert "Traceback" in command(tiny_config_path, *flags, "--debug").stderr
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tiny_config):
+    optimizer = dataclasses.replace(tiny_config.optimizer, learning_rate=1e30, clip_norm=1e30)
+    config = dataclasses.replace(tiny_config, optimizer=optimizer, save_interval=1)
+    with pytest.raises(UserError, match=r"step \d+, batch .*expected a finite loss; found (nan|inf)"):
+        run(Flags(config))
+    rows = read_metrics(pathlib.Path(config.save_dir))
+    assert not np.isfinite(rows[-1].loss)
+    saved = [int(p.name) for p in (pathlib.Path(config.save_dir) / "checkpoints").iterdir()]
+    assert rows[-1].step not in saved
+    assert max(saved) == rows[-1].step - 1
