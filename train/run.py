@@ -101,13 +101,14 @@ def _compile(
     batch_structs: dict[str, Any],
 ) -> TrainStep:
     """The step, compiled for exactly these shapes before a batch is read."""
+    _log.info("compiling the step")
     started = time.perf_counter()
     schedule = learning_rate(config.optimizer, config.num_steps)
     step = make_train_step(config.model, optimizer, schedule, config.seed)
     replicated = state_structs.step.sharding
     jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated)
     compiled = jitted.lower(state_structs, batch_structs).compile()
-    _log.info("step compiled in %.1f s", time.perf_counter() - started)
+    _log.info("compiled in %.1f s", time.perf_counter() - started)
     return compiled
 
 
@@ -213,7 +214,7 @@ def _explain(
     for text in loader.tasks.truncated:
         _log.info("instruction cut to %d tokens: %s", config.data.max_text_length, text)
     _log.info("batch:\n%s", table(loader.spec))
-    _log.info("devices: %s", ", ".join(map(str, jax.devices())))
+    _log.info("devices: %d x %s", jax.device_count(), jax.devices()[0].device_kind)
     _log.info("parameters: %s", f"{count_parameters(structs.params):,}")
 
 

@@ -90,10 +90,8 @@ def _summarize(manifest: Manifest, destination: pathlib.Path, seconds: float) ->
     ]
     for column in manifest.schema.columns:
         num_bytes = sum(shard.num_bytes for shard in manifest.shards[column.name])
-        features = ", ".join(
-            f"{f.key.rpartition('/')[2]} {f.dtype}{list(f.shape)}" for f in column.features
-        )
-        lines.append(f"  {column.name}: {num_bytes / _MB:.1f} MB; {features}")
+        lines.append(f"{column.name}: {num_bytes / _MB:.1f} MB, one record per {column.per}")
+        lines += [f"  {f.key:26} {f.dtype}{list(f.shape)}" for f in column.features]
     lines.append(f"dataset: {destination}")
     sys.stdout.write("\n".join(lines) + "\n")
 

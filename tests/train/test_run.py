@@ -210,7 +210,9 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tiny_config):
     optimizer = dataclasses.replace(tiny_config.optimizer, learning_rate=1e30, clip_norm=1e30)
     config = dataclasses.replace(tiny_config, optimizer=optimizer, save_interval=1)
-    with pytest.raises(UserError, match=r"step \d+, batch .*expected a finite loss; found (nan|inf)"):
+    with pytest.raises(
+        UserError, match=r"step \d+, batch .*expected a finite loss; found (nan|inf)"
+    ):
         run(Flags(config))
     rows = read_metrics(pathlib.Path(config.save_dir))
     assert not np.isfinite(rows[-1].loss)
