@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from converters.rlds.source import STEPS, Episode, RldsSource, SourceShard
-from converters.standardize import SourceMapping
+from converters.rlds.source import RldsSource
+from converters.standardize import SourceMapping, Standardized, standardize
 from pipeline import statistics as stats
-from pipeline.errors import SchemaError, UserError
+from pipeline.errors import UserError
 from pipeline.manifest import FILE_NAME, FORMAT_VERSION, STATISTICS_NAME, Manifest, Shard
 from pipeline.record import RecordLayout, Values
-from pipeline.schema import SOURCE_ID, TASK_INDEX, Column, Feature, Schema, to_rest
+from pipeline.schema import SOURCE_ID, TASK_INDEX, Column, Schema
 from pipeline.writer import ShardWriter, write_manifest
 
 _OWN_FILES = {
@@ -49,9 +49,8 @@ def convert(
     """
     job = _Job(mapping, mapping.schema(source), destination)
     _clear(destination, overwrite=overwrite)
-    for number, shard in enumerate(source.shards):
-        file = f"{number:05d}-of-{len(source.shards):05d}.arrayrecord"
-        job.convert_shard(source, shard, file, on_episode)
+    for number in range(len(source.shards)):
+        job.convert_shard(source, number, on_episode)
     manifest = job.manifest(source)
     write_manifest(destination, manifest, job.statistics())
     return manifest
@@ -69,16 +68,12 @@ class _Job:
     episode_tasks: list[int] = dataclasses.field(default_factory=list)
     shards: dict[str, list[Shard]] = dataclasses.field(default_factory=dict)
     trajectories: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
-    num_steps: int = 0
 
     def convert_shard(
-        self,
-        source: RldsSource,
-        shard: SourceShard,
-        file: str,
-        on_episode: Callable[[int], None],
+        self, source: RldsSource, number: int, on_episode: Callable[[int], None]
     ) -> None:
-        """Writes one shard of every column."""
+        """Writes one shard of every column from the source's shard of that number."""
+        file = f"{number:05d}-of-{len(source.shards):05d}.arrayrecord"
         with contextlib.ExitStack() as stack:
             writers = {
                 column.name: stack.enter_context(
@@ -86,9 +81,9 @@ class _Job:
                 )
                 for column in self.schema.columns
             }
-            for where, episode in source.episodes(shard):
+            for where, episode in source.episodes(source.shards[number]):
                 values = standardize(episode, self.schema, self.tasks, where)
-                self._write(values, writers)
+                self._write(values, number, writers)
                 self._note(values)
                 on_episode(self.lengths[-1])
         for name, writer in writers.items():
@@ -112,100 +107,37 @@ class _Job:
         """Over every float32 trajectory."""
         return {key: stats.compute(np.concatenate(kept)) for key, kept in self.trajectories.items()}
 
-    def _write(self, values: Mapping[str, np.ndarray | list[bytes]], writers: Mapping) -> None:
-        """Appends one episode to every column."""
+    def _write(
+        self,
+        values: Standardized,
+        shard: int,
+        writers: Mapping[str, ShardWriter],
+    ) -> None:
+        """Appends one episode to every column's shard."""
         num_steps = len(values[TASK_INDEX])
         for column in self.schema.columns:
             layout = RecordLayout(column)
-            write = writers[column.name].write
+            writer = writers[column.name]
             if column.per == "episode":
-                write(layout.encode(len(self.lengths), num_steps, _whole(values, column)))
+                place = (shard, writer.count)
+                writer.write(layout.encode(place, num_steps, _whole(values, column)))
                 continue
             for t in range(num_steps):
-                write(layout.encode(self.num_steps + t, 1, _at(values, column, t)))
+                place = (shard, writer.count)
+                writer.write(layout.encode(place, 1, _at(values, column, t)))
 
-    def _note(self, values: Mapping[str, np.ndarray | list[bytes]]) -> None:
+    def _note(self, values: Standardized) -> None:
         """Counts an episode and keeps its low-dimensional values for the statistics."""
         task_index = values[TASK_INDEX]
         self.lengths.append(len(task_index))
         self.episode_tasks.append(int(task_index[0]))
-        self.num_steps += len(task_index)
         for column, feature in self.schema.features():
             if column.per == "episode" and feature.dtype == "float32":
                 flat = np.asarray(values[feature.key]).reshape(len(task_index), -1)
                 self.trajectories.setdefault(feature.key, []).append(flat)
 
 
-def standardize(
-    episode: Episode, schema: Schema, tasks: dict[str, int], where: str
-) -> dict[str, np.ndarray | list[bytes]]:
-    """A source episode under its feature keys, in its types at rest.
-
-    Args:
-      episode: By source key, as it was read.
-      schema: Of the dataset.
-      tasks: Index of every instruction so far; new ones are added.
-      where: File and episode, for errors.
-
-    Returns:
-      By feature key: arrays (t, *shape) in their rest dtype; a list of t encoded images; for the
-      source id, a list of one text.
-
-    Raises:
-      SchemaError: A value that the dtype law refuses, a low-dimensional one that is not finite
-        (its statistics would not be either), or text that is not UTF-8.
-    """
-    num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
-    standardized: dict[str, np.ndarray | list[bytes]] = {}
-    for column, feature in schema.features():
-        value = _each_step(episode[feature.source], feature, num_steps)
-        if isinstance(value, np.ndarray):
-            value = to_rest(value, feature, where)
-            if column.per == "episode" and feature.dtype == "float32":
-                _check_finite(value, f"{where}, {feature.source}")
-        elif feature.kind != "image":
-            texts = [_decoded(text, f"{where}, {feature.source}") for text in value]
-            if feature.key == TASK_INDEX:
-                value = np.array([tasks.setdefault(text, len(tasks)) for text in texts], np.int32)
-        standardized[feature.key] = value
-    return standardized
-
-
-def _each_step(
-    value: np.ndarray | list[bytes], feature: Feature, num_steps: int
-) -> np.ndarray | list[bytes]:
-    """A value of the whole episode, repeated for each of its steps; its text stays one."""
-    if feature.source.startswith(STEPS) or feature.kind == "text":
-        return value
-    if isinstance(value, np.ndarray):
-        return np.repeat(value, num_steps, axis=0)
-    return value * num_steps
-
-
-def _check_finite(values: np.ndarray, where: str) -> None:
-    steps = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-    if steps.size:
-        raise SchemaError(
-            where=f"{where}, step {steps[0]}",
-            expected="finite values, for its statistics",
-            found=f"{values[steps[0]].tolist()}, and {steps.size - 1} more such steps",
-            remedy="Mend the episode at the source, or ignore the key in the mapping.",
-        )
-
-
-def _decoded(text: bytes, where: str) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise SchemaError(
-            where=where,
-            expected="a text in UTF-8",
-            found=repr(text[:40]),
-            remedy="Write the text in UTF-8 at the source.",
-        ) from error
-
-
-def _whole(values: Mapping[str, np.ndarray | list[bytes]], column: Column) -> Values:
+def _whole(values: Standardized, column: Column) -> Values:
     """An episode's record: trajectories, and the one text of the source id."""
     return {
         f.key: b"".join(values[f.key]) if f.key == SOURCE_ID else np.asarray(values[f.key])
@@ -213,7 +145,7 @@ def _whole(values: Mapping[str, np.ndarray | list[bytes]], column: Column) -> Va
     }
 
 
-def _at(values: Mapping[str, np.ndarray | list[bytes]], column: Column, t: int) -> Values:
+def _at(values: Standardized, column: Column, t: int) -> Values:
     """The record of step `t`."""
     taken: Values = {}
     for feature in column.features:

@@ -9,9 +9,12 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 
-from converters.rlds.source import STEPS, RldsSource, SourceKey
+import numpy as np
+
+from converters.rlds.source import STEPS, Episode, RldsSource, SourceKey
 from pipeline.conventions import Conventions
 from pipeline.errors import SchemaError
+from pipeline.images import check_image
 from pipeline.schema import (
     EPISODES,
     SOURCE_ID,
@@ -20,9 +23,14 @@ from pipeline.schema import (
     Feature,
     Schema,
     rest_dtype,
+    to_rest,
 )
 
 IMAGES = "steps"
+
+Standardized = dict[str, np.ndarray | list[bytes]]
+"""An episode by feature key, in its types at rest."""
+
 _NUM_CHANNELS = 3
 
 
@@ -166,3 +174,76 @@ def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
     return Feature(
         mapping.key, key.kind, key.shape, dtype, batch_dtype, mapping.source, mapping.dims
     )
+
+
+def standardize(
+    episode: Episode, schema: Schema, tasks: dict[str, int], where: str
+) -> Standardized:
+    """A source episode under its feature keys, in its types at rest.
+
+    Args:
+      episode: By source key, as it was read.
+      schema: Of the dataset.
+      tasks: Index of every instruction so far; new ones are added.
+      where: File and episode, for errors.
+
+    Returns:
+      By feature key: arrays (t, *shape) in their rest dtype; a list of t encoded images; for the
+      source id, a list of one text.
+
+    Raises:
+      SchemaError: A value that the dtype law refuses, a low-dimensional one that is not finite
+        (its statistics would not be either), an image of another size, or text that is not UTF-8.
+      DataError: An image whose header is not readable.
+    """
+    num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
+    standardized: Standardized = {}
+    for column, feature in schema.features():
+        value = _each_step(episode[feature.source], feature, num_steps)
+        if isinstance(value, np.ndarray):
+            value = to_rest(value, feature, where)
+            if column.per == "episode" and feature.dtype == "float32":
+                _check_finite(value, f"{where}, {feature.source}")
+        elif feature.kind == "image":
+            for t, encoded in enumerate(value):
+                check_image(encoded, feature.shape, f"{where}, {feature.source}, step {t}")
+        else:
+            texts = [_decoded(text, f"{where}, {feature.source}") for text in value]
+            if feature.key == TASK_INDEX:
+                value = np.array([tasks.setdefault(text, len(tasks)) for text in texts], np.int32)
+        standardized[feature.key] = value
+    return standardized
+
+
+def _each_step(
+    value: np.ndarray | list[bytes], feature: Feature, num_steps: int
+) -> np.ndarray | list[bytes]:
+    """A value of the whole episode, repeated for each of its steps; its text stays one."""
+    if feature.source.startswith(STEPS) or feature.kind == "text":
+        return value
+    if isinstance(value, np.ndarray):
+        return np.repeat(value, num_steps, axis=0)
+    return value * num_steps
+
+
+def _check_finite(values: np.ndarray, where: str) -> None:
+    steps = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if steps.size:
+        raise SchemaError(
+            where=f"{where}, step {steps[0]}",
+            expected="finite values, for its statistics",
+            found=f"{values[steps[0]].tolist()}, and {steps.size - 1} more such steps",
+            remedy="Mend the episode at the source, or ignore the key in the mapping.",
+        )
+
+
+def _decoded(text: bytes, where: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise SchemaError(
+            where=where,
+            expected="a text in UTF-8",
+            found=repr(text[:40]),
+            remedy="Write the text in UTF-8 at the source.",
+        ) from error

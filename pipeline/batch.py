@@ -8,7 +8,7 @@
     observation/vggt_tokens          float16  b w 261 2048    as the column declares
     observation/timestep             int32    b w             step inside the episode
     observation/timestep_pad_mask    bool     b w             False: before the first step
-    observation/pad_mask_dict/<key>  bool     b w             False: the dataset has no such key
+    observation/pad_mask_dict/<key>  bool     b w             True: every dataset has the key
     task/language_instruction/input_ids       int32  b 16     T5 ids, 1 ends the text, 0 pads
     task/language_instruction/attention_mask  int32  b 16
     task/task_index                  int32    b               row of the run's task table
@@ -73,7 +73,7 @@ def fingerprint(batch: FlatBatch) -> str:
     crc = google_crc32c.Checksum()
     for key in sorted(batch):
         crc.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
-        crc.update(batch[key].tobytes())
+        crc.update(np.ascontiguousarray(batch[key]).reshape(-1).view(np.uint8))
     return crc.hexdigest().decode()
 
 

@@ -53,7 +53,7 @@ class ColumnReader:
                 found=str(error),
                 remedy="The shard is damaged: convert the dataset again.",
             ) from error
-        return self._layout.decode(record, index, where)
+        return self._layout.decode(record, (shard, local), where)
 
     def close(self) -> None:
         """Closes every open shard; a later read opens it again."""

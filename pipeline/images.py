@@ -1,4 +1,4 @@
-"""Decoding camera images into arrays that are already there."""
+"""Encoded camera images: their size from the header, and decoding into arrays that exist."""
 
 import io
 
@@ -8,13 +8,15 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DataError, SchemaError
 
+_UNREADABLE = (ValueError, OSError, UnidentifiedImageError)
 
-def decode_image(encoded: bytes, out: np.ndarray, where: str) -> None:
-    """Decodes an RGB image into `out`.
+
+def check_image(encoded: bytes, shape: tuple[int, ...], where: str) -> None:
+    """Checks the size of an image by its header; no pixel is decoded.
 
     Args:
       encoded: JPEG, or any other format that Pillow reads, such as PNG.
-      out: uint8 (h w 3), contiguous; overwritten.
+      shape: (h, w, 3), as the schema declares.
       where: Dataset, record and feature, for errors.
 
     Raises:
@@ -23,27 +25,46 @@ def decode_image(encoded: bytes, out: np.ndarray, where: str) -> None:
     """
     try:
         if simplejpeg.is_jpeg(encoded):
-            height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-            _check_size((int(height), int(width)), out, where)
-            simplejpeg.decode_jpeg(encoded, "RGB", buffer=out)
+            height, width = map(int, simplejpeg.decode_jpeg_header(encoded)[:2])
         else:
-            image = Image.open(io.BytesIO(encoded))
-            _check_size((image.height, image.width), out, where)
-            out[...] = np.asarray(image.convert("RGB"))
-    except (ValueError, OSError, UnidentifiedImageError) as error:
-        raise DataError(
-            where=where,
-            expected="a readable JPEG or PNG image",
-            found=f"{len(encoded)} bytes: {error}",
-            remedy="Mend the image at the source and convert again.",
-        ) from error
-
-
-def _check_size(found: tuple[int, int], out: np.ndarray, where: str) -> None:
-    if found != out.shape[:2]:
+            width, height = Image.open(io.BytesIO(encoded)).size
+    except _UNREADABLE as error:
+        raise _unreadable(encoded, error, where) from error
+    if (height, width) != shape[:2]:
         raise SchemaError(
             where=where,
-            expected=f"an image of {out.shape[0]}x{out.shape[1]}, as the schema declares",
-            found=f"{found[0]}x{found[1]}",
+            expected=f"an image of {shape[0]}x{shape[1]}, as the schema declares",
+            found=f"{height}x{width}",
             remedy="Every image of a feature has one size: resize it at the source.",
         )
+
+
+def decode_image(encoded: bytes, out: np.ndarray, where: str) -> None:
+    """Decodes an RGB image into `out`.
+
+    Args:
+      encoded: As in `check_image`.
+      out: uint8 (h w 3), contiguous; overwritten.
+      where: As in `check_image`.
+
+    Raises:
+      DataError: Bytes that are no readable image.
+      SchemaError: An image of another size.
+    """
+    check_image(encoded, out.shape, where)
+    try:
+        if simplejpeg.is_jpeg(encoded):
+            simplejpeg.decode_jpeg(encoded, "RGB", buffer=out)
+        else:
+            out[...] = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    except _UNREADABLE as error:
+        raise _unreadable(encoded, error, where) from error
+
+
+def _unreadable(encoded: bytes, error: Exception, where: str) -> DataError:
+    return DataError(
+        where=where,
+        expected="a readable JPEG or PNG image",
+        found=f"{len(encoded)} bytes: {error}",
+        remedy="Mend the image at the source and convert again.",
+    )

@@ -3,8 +3,8 @@
     offset 0   magic            4 bytes  "OGR1"
            4   layout tag       uint32   CRC32C of the column's layout: another column's record
                                          is refused
-           8   record index     uint64   place in its column: a record from another place is
-                                         refused
+           8   shard            uint32   number of its shard, and
+          12   index            uint32   place in it: a record from another place is refused
           16   num_steps        uint32   steps of the episode; 1 in a step column
           20   num_blobs        uint32
           24   blob lengths     uint32 each
@@ -26,10 +26,12 @@ from pipeline.errors import DataError
 from pipeline.schema import Column, Feature
 
 _MAGIC = b"OGR1"
-_HEADER = struct.Struct("<4sIQII")
+_HEADER = struct.Struct("<4sIIIII")
 _ALIGNMENT = 16
 
 Values = dict[str, np.ndarray | bytes]
+Place = tuple[int, int]
+"""Number of a shard, and a record's place in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +58,13 @@ class RecordLayout:
         """The features of varying length: images and texts."""
         return tuple(f for f in self.column.features if f.kind != "tensor")
 
-    def encode(self, index: int, num_steps: int, values: Mapping[str, np.ndarray | bytes]) -> bytes:
+    def encode(
+        self, place: Place, num_steps: int, values: Mapping[str, np.ndarray | bytes]
+    ) -> bytes:
         """The bytes of one record.
 
         Args:
-          index: Its place in the column.
+          place: Number of its shard, and its place in it.
           num_steps: Leading axis of an episode's tensors; 1 in a step column.
           values: By feature key: arrays of their rest dtype and shape, bytes for images and texts.
 
@@ -68,7 +72,7 @@ class RecordLayout:
           ValueError: An array of another dtype or shape; nothing is cast here.
         """
         blobs = [bytes(values[f.key]) for f in self.blobs]
-        header = _HEADER.pack(_MAGIC, self.tag, index, num_steps, len(blobs))
+        header = _HEADER.pack(_MAGIC, self.tag, *place, num_steps, len(blobs))
         parts = [header, struct.pack(f"<{len(blobs)}I", *map(len, blobs))]
         parts.append(bytes(_padding(len(header) + 4 * len(blobs))))
         for feature in self.tensors:
@@ -76,12 +80,12 @@ class RecordLayout:
             parts += [data, bytes(_padding(len(data)))]
         return b"".join(parts + blobs)
 
-    def decode(self, record: bytes, index: int, where: str) -> Values:
+    def decode(self, record: bytes, place: Place, where: str) -> Values:
         """The inverse of `encode`, without a copy: tensors are read-only views of `record`.
 
         Args:
           record: The stored bytes.
-          index: The place that it was read from.
+          place: Where it was read from: number of the shard, place in it.
           where: Dataset, shard and record, for the error.
 
         Returns:
@@ -90,7 +94,7 @@ class RecordLayout:
         Raises:
           DataError: Bytes that are no record of this column and place, or too few or many.
         """
-        num_steps, lengths = self._read_header(record, index, where)
+        num_steps, lengths = self._read_header(record, place, where)
         offset = _aligned(_HEADER.size + 4 * len(lengths))
         values: Values = {}
         for feature in self.tensors:
@@ -122,17 +126,18 @@ class RecordLayout:
             )
         return array
 
-    def _read_header(self, record: bytes, index: int, where: str) -> tuple[int, tuple[int, ...]]:
+    def _read_header(self, record: bytes, place: Place, where: str) -> tuple[int, tuple[int, ...]]:
         """(num_steps, blob lengths) of a record that belongs to this column and place."""
         if len(record) < _HEADER.size + 4 * len(self.blobs):
             raise _damaged(where, "a record header", f"{len(record)} bytes")
-        magic, tag, stored_index, num_steps, num_blobs = _HEADER.unpack_from(record)
+        magic, tag, *stored, num_steps, num_blobs = _HEADER.unpack_from(record)
         if magic != _MAGIC:
             raise _damaged(where, f"a record that starts with {_MAGIC!r}", repr(magic))
         if tag != self.tag or num_blobs != len(self.blobs):
             raise _damaged(where, f"layout {self.tag:08x}", f"layout {tag:08x} of other features")
-        if stored_index != index:
-            raise _damaged(where, f"record {index}", f"record {stored_index}, out of its place")
+        if tuple(stored) != place:
+            expected, found = (f"record {i} of shard {s}" for s, i in (place, stored))
+            raise _damaged(where, expected, f"{found}, out of its place")
         return num_steps, struct.unpack_from(f"<{num_blobs}I", record, _HEADER.size)
 
 

@@ -151,7 +151,7 @@ class Schema:
         )
 
     def hash(self) -> str:
-        """16 hex digits that change with any name, type or order; stored with checkpoints."""
+        """16 hex digits that change with any name, type or order."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

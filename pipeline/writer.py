@@ -36,7 +36,8 @@ class ShardWriter:
         self._file = file
         self._path = directory / file
         self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        self._count = 0
+        self.count = 0
+        """Records written; the place of the next one."""
         self._shard: Shard | None = None
 
     def __enter__(self) -> "ShardWriter":
@@ -48,7 +49,7 @@ class ShardWriter:
     def write(self, record: bytes) -> None:
         """Appends one record."""
         self._writer.write(record)
-        self._count += 1
+        self.count += 1
 
     def __exit__(
         self,
@@ -63,7 +64,7 @@ class ShardWriter:
                 self._check()
                 digest, num_bytes = _sync_and_digest(self._temporary)
                 self._temporary.replace(self._path)
-                self._shard = Shard(self._file, self._count, num_bytes, digest)
+                self._shard = Shard(self._file, self.count, num_bytes, digest)
         finally:
             self._temporary.unlink(missing_ok=True)
 
@@ -77,10 +78,10 @@ class ShardWriter:
         reader = array_record_module.ArrayRecordReader(str(self._temporary))
         found = reader.num_records() if reader.ok() else 0
         reader.close()
-        if found != self._count:
+        if found != self.count:
             raise DataError(
                 where=str(self._path),
-                expected=f"{self._count} records after writing",
+                expected=f"{self.count} records after writing",
                 found=f"{found} (disk full?)",
                 remedy="Free space on the device and run the same command again.",
             )

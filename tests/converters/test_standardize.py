@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from converters.convert import convert, standardize
+from converters.convert import convert
 from converters.mappings import LIBERO
 from converters.rlds.source import open_source
-from converters.standardize import FeatureMapping
+from converters.standardize import FeatureMapping, standardize
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import SchemaError
 

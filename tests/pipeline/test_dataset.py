@@ -93,7 +93,7 @@ def test_shard_in_the_place_of_another_is_refused(copied: pathlib.Path) -> None:
     first, second = sorted((copied / "episodes").iterdir())
     first.write_bytes(second.read_bytes())
     reader = open_dataset(str(copied)).columns["episodes"]
-    with pytest.raises(DataError, match=r"00000-of.*, record 1: expected record 1; found record 3"):
+    with pytest.raises(DataError, match=r"00000-of.*, record 1: expected record 1 of shard 0; found record 1 of shard 1"):
         reader.read(1)
 
 

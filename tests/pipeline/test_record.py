@@ -62,7 +62,7 @@ ANY_RECORD = {
     "parts": FEATURES,
     "per": st.sampled_from(["step", "episode"]),
     "num_steps": st.integers(0, 5),
-    "index": st.integers(0, 2**64 - 1),
+    "place": st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
     "data": st.data(),
 }
 
@@ -70,10 +70,10 @@ ANY_RECORD = {
 @settings(max_examples=80, derandomize=True, deadline=None)
 @given(**ANY_RECORD)
 def test_decoding_undoes_encoding_bit_for_bit(
-    parts: list, per: str, num_steps: int, index: int, data: st.DataObject
+    parts: list, per: str, num_steps: int, place: tuple, data: st.DataObject
 ) -> None:
     layout, num_steps, values = any_record(data, parts, per, num_steps)
-    decoded = layout.decode(layout.encode(index, num_steps, values), index, "here")
+    decoded = layout.decode(layout.encode(place, num_steps, values), place, "here")
     assert decoded.keys() == values.keys()
     for key, value in values.items():
         if isinstance(value, bytes):
@@ -86,19 +86,19 @@ def test_decoding_undoes_encoding_bit_for_bit(
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(**ANY_RECORD)
 def test_no_shorter_and_no_longer_record_decodes(
-    parts: list, per: str, num_steps: int, index: int, data: st.DataObject
+    parts: list, per: str, num_steps: int, place: tuple, data: st.DataObject
 ) -> None:
     layout, num_steps, values = any_record(data, parts, per, num_steps)
-    encoded = layout.encode(index, num_steps, values)
+    encoded = layout.encode(place, num_steps, values)
     kept = data.draw(st.integers(0, len(encoded) - 1))
     for other in (encoded[:kept], encoded + b"\0"):
         with pytest.raises(DataError, match=r"here: expected .* bytes\. .*convert"):
-            layout.decode(other, index, "here")
+            layout.decode(other, place, "here")
 
 
 def test_decoded_tensors_are_read_only_views_of_the_record() -> None:
-    encoded = STEP.encode(0, 1, VALUES)
-    decoded = STEP.decode(encoded, 0, "here")
+    encoded = STEP.encode((0, 0), 1, VALUES)
+    decoded = STEP.decode(encoded, (0, 0), "here")
     assert np.shares_memory(decoded["x"], np.frombuffer(encoded, np.uint8))
     with pytest.raises(ValueError, match="read-only"):
         decoded["x"][0] = 0
@@ -108,7 +108,7 @@ def test_tensors_start_at_multiples_of_sixteen_bytes() -> None:
     features = (feature("a", shape=(1,), dtype="uint8"), feature("b"), feature("text", "text"))
     layout = RecordLayout(Column("steps", "step", features))
     values = {"a": np.array([7], np.uint8), "b": VALUES["x"], "text": b"abc"}
-    encoded = layout.encode(0, 1, values)
+    encoded = layout.encode((0, 0), 1, values)
     assert encoded[32] == 7  # 24 bytes of header, 4 of one blob length, 4 of padding
     assert encoded[48:60] == VALUES["x"].tobytes()
     assert encoded[64:] == b"abc"
@@ -116,10 +116,11 @@ def test_tensors_start_at_multiples_of_sixteen_bytes() -> None:
 
 def test_bytes_of_a_record_are_pinned() -> None:
     # May change with the format version only: older datasets would no longer be read.
-    assert STEP.encode(5, 1, VALUES).hex() == (
+    assert STEP.encode((1, 5), 1, VALUES).hex() == (
         "4f475231"
         "caa0fee3"
-        "0500000000000000"
+        "01000000"
+        "05000000"
         "01000000"
         "01000000"
         "09000000"
@@ -141,14 +142,14 @@ def test_bytes_of_a_record_are_pinned() -> None:
         (lambda r: r[:-1], f"{48 + 9} bytes; found {48 + 8} bytes"),
         (lambda r: r + b"\0", f"{48 + 9} bytes; found {48 + 10} bytes"),
         (lambda r: b"NOPE" + r[4:], "starts with b'OGR1'; found b'NOPE'"),
-        (lambda r: r[:8] + struct.pack("<Q", 6) + r[16:], "record 5; found record 6, out of its"),
+        (lambda r: r[:12] + struct.pack("<I", 6) + r[16:], "record 6 of shard 1, out of its place"),
         (lambda r: r[:20] + struct.pack("<I", 9) + r[24:], "found layout .* of other features"),
     ],
 )
 def test_damaged_record_is_refused_with_its_place(damage: Any, message: str) -> None:
-    record = damage(STEP.encode(5, 1, VALUES))
+    record = damage(STEP.encode((1, 5), 1, VALUES))
     with pytest.raises(DataError, match=f"shard 1, record 5: expected .*{message}.*convert"):
-        STEP.decode(record, 5, "shard 1, record 5")
+        STEP.decode(record, (1, 5), "shard 1, record 5")
 
 
 @pytest.mark.parametrize(
@@ -164,12 +165,14 @@ def test_damaged_record_is_refused_with_its_place(damage: Any, message: str) -> 
 )
 def test_record_of_another_layout_is_refused(other: Column) -> None:
     with pytest.raises(DataError, match=r"expected layout .*; found layout .* of other features"):
-        RecordLayout(other).decode(STEP.encode(0, 1, VALUES), 0, "here")
+        RecordLayout(other).decode(STEP.encode((0, 0), 1, VALUES), (0, 0), "here")
 
 
-def test_record_of_another_place_is_refused() -> None:
-    with pytest.raises(DataError, match="expected record 3; found record 2, out of its place"):
-        STEP.decode(STEP.encode(2, 1, VALUES), 3, "here")
+@pytest.mark.parametrize("other", [(0, 3), (1, 2)])
+def test_record_of_another_place_is_refused(other: tuple[int, int]) -> None:
+    message = "expected record {1} of shard {0}; found record 2 of shard 0, out of".format(*other)
+    with pytest.raises(DataError, match=message):
+        STEP.decode(STEP.encode((0, 2), 1, VALUES), other, "here")
 
 
 @pytest.mark.parametrize(
@@ -181,4 +184,4 @@ def test_record_of_another_place_is_refused() -> None:
 )
 def test_nothing_is_cast_while_encoding(x: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        STEP.encode(0, 1, VALUES | {"x": x})
+        STEP.encode((0, 0), 1, VALUES | {"x": x})
