@@ -29,6 +29,7 @@ DEFAULT = TrainConfig(
     model=octo_small(),
     pretrained_path="hf://rail-berkeley/octo-small-1.5",
     pretrained_step=300000,
+    batch_size=64,
     save_dir="runs/libero",
 )
 

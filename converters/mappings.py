@@ -125,13 +125,19 @@ def describe(source: RldsSource) -> str:
         'image_orientation = "upright"  # CHECK: upright, rotated_180 or flipped_vertically',
         'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw or none',
         "control_frequency_hz = 10.0  # CHECK: actions a second",
-        "gripper_dim = 6  # CHECK: index in the action; without a gripper, delete the line",
+        f"gripper_dim = {_last_dim(source)}  # CHECK: index in the action; none: delete the line",
         "gripper_open = 1.0  # CHECK: the command that opens it",
         "gripper_close = 0.0  # CHECK: the command that closes it",
         'no_op_filter = "none"  # CHECK: how steps without motion were treated',
     ]
     proposed = [_propose(key) for key in source.keys.values() if key.kind != "text"]
     return "\n".join(lines + [line for lines in proposed for line in lines]) + "\n"
+
+
+def _last_dim(source: RldsSource) -> int:
+    """Index of the last dimension of the action, where a gripper usually is."""
+    action = source.keys.get(f"{STEPS}action")
+    return action.shape[-1] - 1 if action and action.shape else 0
 
 
 def _propose(key: SourceKey) -> list[str]:

@@ -16,6 +16,7 @@ from pipeline.conventions import Conventions
 from pipeline.errors import SchemaError
 from pipeline.images import check_image
 from pipeline.schema import (
+    ACTION,
     EPISODES,
     SOURCE_ID,
     TASK_INDEX,
@@ -88,6 +89,7 @@ class SourceMapping:
         where = str(source.directory / "features.json")
         self._check_covered(source.keys, where)
         self._check_texts(source.keys, where)
+        self._check_gripper(source.keys, where)
         taken = [m for m in self.features if m.source in source.keys]
         episode = [_task_feature(self.task)]
         episode += [
@@ -118,6 +120,17 @@ class SourceMapping:
                 remedy="Name a key outside `steps/` as source_id, or none.",
             )
 
+    def _check_gripper(self, keys: Mapping[str, SourceKey], where: str) -> None:
+        dim = self.conventions.gripper_dim
+        for mapping in self.features:
+            if mapping.key == ACTION and dim is not None and (dim,) >= keys[mapping.source].shape:
+                raise SchemaError(
+                    where=f"{where}, {mapping.source}",
+                    expected=f"an action with the gripper_dim {dim} of the mapping",
+                    found=f"{keys[mapping.source].dtype}{list(keys[mapping.source].shape)}",
+                    remedy="Set conventions.gripper_dim to an index of the action.",
+                )
+
     def _ignores(self, key: str) -> bool:
         return any(fnmatch.fnmatchcase(key, glob) for glob in self.ignore)
 
@@ -134,7 +147,7 @@ class SourceMapping:
                 where=where,
                 expected="every key mapped or ignored, and every mapped key there",
                 found=f"unmapped: {', '.join(unknown) or 'none'}; "
-                f"missing: {', '.join(missing) or 'none'}",
+                f"missing: {', '.join(map(repr, missing)) or 'none'}",
                 remedy="Write a mapping: `python -m converters.rlds SRC --describe > mapping.toml`,"
                 " edit it, and convert with `--mapping mapping.toml`.",
             )

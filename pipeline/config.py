@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+from pipeline.schema import ACTION
+
 Normalization = Literal["normal", "bounds"]
 
 
@@ -47,9 +49,16 @@ class DataConfig:
     prefetch_batches: int = 4
     """Batches made ahead, those under way included: what bounds the loader's memory."""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the features that are read: the action, then the observations."""
+        return (ACTION, *(f"observation/{name}" for name in self.observations))
+
     def __post_init__(self) -> None:
         """Checks ranges and that weights are given for all datasets or none."""
         weights = [dataset.weight for dataset in self.datasets]
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
         if not self.datasets:
             raise ValueError("datasets is empty: name at least one dataset directory")
         if None in weights and any(weight is not None for weight in weights):

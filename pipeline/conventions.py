@@ -30,7 +30,13 @@ class Conventions:
     """Value of the stored action that closes it."""
 
     def __post_init__(self) -> None:
-        """Checks what one field alone cannot say."""
+        """Checks ranges, and that the gripper's two commands differ."""
+        if self.control_frequency_hz <= 0:
+            raise ValueError(
+                f"control_frequency_hz must be above 0, not {self.control_frequency_hz}"
+            )
+        if self.gripper_dim is not None and self.gripper_dim < 0:
+            raise ValueError(f"gripper_dim must be at least 0, not {self.gripper_dim}")
         if self.gripper_dim is not None and self.gripper_open == self.gripper_close:
             raise ValueError(
                 f"gripper_open and gripper_close are both {self.gripper_open}: "

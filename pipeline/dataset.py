@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline import statistics as stats
 from pipeline.errors import DataError
 from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, load_manifest
 from pipeline.record import RecordLayout, Values
+from pipeline.schema import EPISODES
 
 _READER_BUFFER_BYTES = 32768
 """Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
@@ -138,17 +140,26 @@ class Dataset:
         return episode, step - int(self.episode_starts[episode])
 
 
-def open_dataset(path: str) -> Dataset:
+def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
     """Opens a dataset directory.
+
+    Args:
+      path: The directory that holds `dataset.json`.
+      keys: Features that will be read; the shards of other columns are not looked at and may be
+        missing. None: all features.
 
     Raises:
       DataError: Where there is none, or a shard's size is not what `dataset.json` says.
-      SchemaError: Where it declares types that the dtype law refuses.
+      SchemaError: Where it declares types that the dtype law refuses, or lacks a key.
     """
     directory = epath.Path(path)
     manifest = load_manifest(directory)
-    for column, shards in manifest.shards.items():
-        for shard in shards:
+    if keys is None:
+        columns = set(manifest.shards)
+    else:
+        columns = {EPISODES, *(manifest.schema.find(key, path)[0].name for key in keys)}
+    for column in columns:
+        for shard in manifest.shards[column]:
             _check_size(directory / shard.file, shard, column)
     return Dataset(str(path), manifest, stats.load(directory / STATISTICS_NAME))
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -48,14 +49,20 @@ def _rebuild(
 def user_errors_exit(*, debug: bool = False) -> Iterator[None]:
     """Turns a `UserError` inside the block into one line on stderr and exit code 2.
 
+    Ctrl-C becomes one line as well, and exit code 130.
+
     Args:
       debug: Lets the error through with its traceback.
 
     Raises:
-      SystemExit: With code 2, where a `UserError` was raised and `debug` is off.
+      SystemExit: With code 2, where a `UserError` was raised and `debug` is off; with code 130
+        after Ctrl-C.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except UserError as error:
         if debug:
             raise

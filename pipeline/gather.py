@@ -14,7 +14,6 @@ from pipeline.windows import chunk_indices, history_indices
 
 DATASET_INDEX = "dataset_index"
 """Each sample's place in the mixture; leaves the batch before the contract is checked."""
-_OBSERVATION = "observation/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +47,12 @@ class Gather:
     def features(self) -> tuple[Feature, ...]:
         """The action, then the observations in the config's order."""
         first = self.datasets[0]
-        keys = [ACTION, *(_OBSERVATION + name for name in self.config.observations)]
-        return tuple(first.manifest.schema.find(key, first.path)[1] for key in keys)
+        return tuple(first.manifest.schema.find(key, first.path)[1] for key in self.config.keys)
+
+    @functools.cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns that are read, of any dataset."""
+        return frozenset({EPISODES}.union(*self._keys_by_column))
 
     def spec(self, batch_size: int) -> BatchSpec:
         """The types of the arrays that a call makes of `batch_size` samples."""

@@ -27,6 +27,8 @@ from pipeline.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
 
 _log = logging.getLogger(__name__)
 _PROPRIO = "observation/proprio"
+_VERSION = 1
+"""Grows whenever the same config and data give other batches; the tests pin their content."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,10 @@ class Loader:
         for name in ("num_threads", "prefetch_batches", "vocabulary"):
             del config[name]
         config["batch_size"] = self.batch_size
-        config["datasets"] = [(d.manifest.digest, w) for d, w in self._weighted]
+        config["version"] = _VERSION
+        config["datasets"] = [
+            (d.manifest.digest(self._gather.columns), w) for d, w in self._weighted
+        ]
         config["conventions"] = [to_json_values(d.manifest.conventions) for d in self.datasets]
         config["statistics"] = [
             [s.to_json() for s in self._statistics(key)] for key in self.normalizers()
@@ -177,7 +182,8 @@ class Loader:
 
     def _rows(self, dataset: Dataset) -> np.ndarray:
         """int32 (tasks): the table's row of each task of a dataset."""
-        return np.array([self.tasks.texts.index(t) for t in dataset.manifest.tasks], np.int32)
+        rows = {text: row for row, text in enumerate(self.tasks.texts)}
+        return np.array([rows[text] for text in dataset.manifest.tasks], np.int32)
 
 
 def _find_statistics(dataset: Dataset, key: str) -> FeatureStatistics:
@@ -195,7 +201,7 @@ def _find_statistics(dataset: Dataset, key: str) -> FeatureStatistics:
 
 
 def _check_alike(datasets: Sequence[Dataset], gather: Gather) -> None:
-    """Every dataset must hold the features of the first, with the same types."""
+    """Every dataset must hold the features of the first, with the same types and meaning."""
     for dataset in datasets:
         for feature in gather.features:
             column, found = dataset.manifest.schema.find(feature.key, dataset.path)
@@ -213,3 +219,20 @@ def _check_alike(datasets: Sequence[Dataset], gather: Gather) -> None:
                     found=f"{found.batch_dtype}{list(found.shape)}",
                     remedy="Train on datasets of one shape, or convert them to it.",
                 )
+        _check_meaning(dataset, datasets[0])
+
+
+def _check_meaning(dataset: Dataset, first: Dataset) -> None:
+    """What the loader does not bring to one convention must be the same in all datasets."""
+    names = ("image_orientation", "rotation", "control_frequency_hz", "gripper_dim")
+    ours, theirs = (
+        {name: getattr(d.manifest.conventions, name) for name in names} for d in (first, dataset)
+    )
+    if ours != theirs:
+        differing = [name for name in names if ours[name] != theirs[name]]
+        raise SchemaError(
+            where=f"{dataset.path}, conventions",
+            expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
+            found=", ".join(f"{name} {theirs[name]}" for name in differing),
+            remedy="Train on datasets of one convention; mend a wrong one in dataset.json.",
+        )

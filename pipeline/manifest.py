@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from etils import epath
 
@@ -55,11 +55,15 @@ class Manifest:
     provenance: Mapping[str, str]
     """Where the data came from."""
 
-    @property
-    def digest(self) -> str:
-        """16 hex digits over schema, tasks, lengths and every shard: the identity of the data."""
-        lines = [self.schema.hash(), *self.tasks, str(self.episode_lengths)]
-        lines += [s.sha256 for column in sorted(self.shards) for s in self.shards[column]]
+    def digest(self, columns: Collection[str] | None = None) -> str:
+        """16 hex digits: the identity of the data in some columns, or in all of them.
+
+        They cover the columns' features and shards, the tasks and the episodes' lengths; a column
+        that is added or dropped beside them does not change them.
+        """
+        taken = tuple(c for c in self.schema.columns if columns is None or c.name in columns)
+        lines = [Schema(taken).hash(), *self.tasks, str(self.episode_lengths)]
+        lines += [shard.sha256 for column in taken for shard in self.shards[column.name]]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def dumps(self) -> str:
@@ -80,6 +84,7 @@ def load_manifest(directory: epath.Path) -> Manifest:
     manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
     manifest.schema.check(str(path))
     _check_counts(manifest, path)
+    _check_episodes(manifest, path)
     return manifest
 
 
@@ -108,6 +113,19 @@ def _check_version(text: str, path: epath.Path) -> None:
             expected=f"format version {FORMAT_VERSION}",
             found=f"version {version}",
             remedy="Read it with the release that wrote it, or convert the source again.",
+        )
+
+
+def _check_episodes(manifest: Manifest, path: epath.Path) -> None:
+    """Every episode must have steps and a task."""
+    tasks, lengths = manifest.episode_tasks, manifest.episode_lengths
+    rows = range(len(manifest.tasks))
+    if len(tasks) != len(lengths) or min(lengths, default=0) < 1 or not set(tasks) <= set(rows):
+        raise DataError(
+            where=str(path),
+            expected="episodes of at least one step, each with one of the tasks",
+            found=f"{len(lengths)} lengths, {len(tasks)} tasks of episodes, {rows.stop} tasks",
+            remedy=_CONVERT_AGAIN,
         )
 
 

@@ -23,6 +23,8 @@ class TaskTable:
     """int32 (tasks, length): ids, the end token, padding."""
     attention_mask: np.ndarray
     """int32 (tasks, length): 1 for ids and the end token."""
+    has_text: np.ndarray
+    """bool (tasks): False for an empty instruction."""
     truncated: tuple[str, ...]
     """The instructions that were cut to the length."""
 
@@ -60,7 +62,8 @@ def tokenize(
         input_ids[row, : len(kept)] = kept
         attention_mask[row, : len(kept)] = 1
     truncated = tuple(text for text, i in zip(texts, ids, strict=True) if len(i) >= max_length)
-    return TaskTable(tuple(texts), input_ids, attention_mask, truncated)
+    has_text = np.array([bool(text) for text in texts])
+    return TaskTable(tuple(texts), input_ids, attention_mask, has_text, truncated)
 
 
 def _unusable(path: str, found: str) -> DataError:

@@ -58,11 +58,10 @@ class LookUpTask:
         """`task/language_instruction/*`, its pad mask, and `task/task_index` as a table's row."""
         pairs = zip(batch[DATASET_INDEX], batch[_TASK_INDEX], strict=True)
         rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
-        has_text = np.array([bool(text) for text in self.table.texts])
         return batch | {
             "task/language_instruction/input_ids": self.table.input_ids[rows],
             "task/language_instruction/attention_mask": self.table.attention_mask[rows],
-            "task/pad_mask_dict/language_instruction": has_text[rows],
+            "task/pad_mask_dict/language_instruction": self.table.has_text[rows],
             _TASK_INDEX: rows,
         }
 

@@ -3,7 +3,6 @@
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from pipeline.errors import DataError
@@ -15,7 +14,7 @@ DIRECTORY = "checkpoints"
 class Checkpoints:
     """The checkpoints of a run directory; a context manager that waits for the last write."""
 
-    def __init__(self, run_directory: pathlib.Path, max_to_keep: int = 3) -> None:
+    def __init__(self, run_directory: pathlib.Path, max_to_keep: int) -> None:
         self._directory = (run_directory / DIRECTORY).absolute()
         self._manager = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
@@ -69,8 +68,3 @@ class Checkpoints:
                 remedy="Start the run anew with --overwrite.",
             )
         return step
-
-
-def count_parameters(params: Any) -> int:
-    """Numbers in a tree of arrays or shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -32,6 +32,14 @@ class OptimizerConfig:
     frozen: tuple[str, ...] = ("*hf_model*",)
     """Globs over parameter paths; those are never changed and take no optimizer memory."""
 
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"learning_rate {self.learning_rate} and clip_norm {self.clip_norm} must be above "
+                f"0, weight_decay {self.weight_decay} at least 0"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -58,14 +66,28 @@ class TrainConfig:
     """Steps of the whole run, those before a resume included."""
     save_interval: int = 5000
     """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 3
+    """Checkpoints that are kept; older ones are deleted."""
     seed: int = 0
     """Of fresh parameters and of the diffusion noise."""
 
     def __post_init__(self) -> None:
         """Checks counts, and that data and model speak of the same window, chunk and inputs."""
-        for name in ("batch_size", "num_steps", "save_interval"):
+        for name in ("batch_size", "num_steps", "save_interval", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        decay_steps = self.optimizer.decay_steps or self.num_steps
+        if self.num_steps > decay_steps:
+            raise ValueError(
+                f"num_steps {self.num_steps} is beyond optimizer.decay_steps {decay_steps}: "
+                "from there on the learning rate is 0"
+            )
+        if self.optimizer.warmup_steps >= decay_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than "
+                f"{decay_steps}, the step at which the learning rate has decayed "
+                "(optimizer.decay_steps, or else num_steps)"
+            )
         if self.data.window_size > self.model.max_horizon:
             raise ValueError(
                 f"data.window_size {self.data.window_size} is beyond model.max_horizon "
@@ -158,7 +180,7 @@ def load_config(name: str) -> TrainConfig:
             found="none at that path",
             remedy="Those that come with the project lie in configs/.",
         )
-    variants: dict[str, TrainConfig] = runpy.run_path(str(path))["VARIANTS"]
+    variants = _read_variants(path)
     if (variant or DEFAULT_VARIANT) not in variants:
         raise UserError(
             where=f"--config {name}",
@@ -167,3 +189,15 @@ def load_config(name: str) -> TrainConfig:
             remedy=f"Write for example --config {file}:{next(iter(variants))}.",
         )
     return variants[variant or DEFAULT_VARIANT]
+
+
+def _read_variants(path: pathlib.Path) -> dict[str, TrainConfig]:
+    try:
+        return runpy.run_path(str(path))["VARIANTS"]
+    except (SyntaxError, ImportError, LookupError, NameError, TypeError, ValueError) as error:
+        raise UserError(
+            where=f"--config {path}",
+            expected="Python that defines VARIANTS, a dictionary of TrainConfigs by name",
+            found=f"{type(error).__name__}: {error}",
+            remedy="Mend the file; --debug shows where it fails.",
+        ) from error

@@ -1,83 +1,109 @@
-"""The run directory: who may write into it, and what explains it."""
+"""The run directory: who may write into it, and the config that explains it."""
 
-import json
 import pathlib
 import shutil
 
 from pipeline.errors import DataError, UserError
-from pipeline.files import dump_json, to_json_values, write_text_atomically
-from train.checkpoints import DIRECTORY
+from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
 from train.config import TrainConfig
 
 CONFIG_NAME = "config.json"
-_MAY_DIFFER = (
+_DAMAGED = "Start a new run in another save_dir."
+_MAY_DIFFER = {
     "save_dir",
     "save_interval",
+    "keep_checkpoints",
     "num_steps",
+    "pretrained_path",
+    "data.datasets",
+    "data.vocabulary",
     "data.num_threads",
     "data.prefetch_batches",
-)
-"""Fields that a resumed run may change: they change no batch, gradient or update."""
+}
+"""Fields that a resumed run may change: they change no batch, gradient or update, or, as the data,
+are known by their content, which the loader's fingerprint compares."""
 
 
-def prepare(config: TrainConfig, *, resume: bool, overwrite: bool) -> pathlib.Path:
-    """The directory of the run, with its resolved config in it.
+def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Raises where the run may not use its directory; changes nothing.
 
     Args:
       config: The run.
       resume: Whether the run in the directory goes on.
-      overwrite: Whether a run in the directory is deleted.
+      overwrite: Whether a run in the directory is to be deleted.
 
     Raises:
-      UserError: Where the directory is in use and neither flag is given, both are, there is
-        nothing to resume, or the run to resume has another config.
+      UserError: Where the directory is in use and neither flag is given, both are, it holds
+        something else than a run, there is nothing to resume, or that run has another config.
     """
     directory = pathlib.Path(config.save_dir)
-    path = directory / CONFIG_NAME
+    if "://" in config.save_dir:
+        raise _refused(config, "a local directory", config.save_dir, "Name a path on this machine.")
     if resume and overwrite:
-        raise _refused(directory, "--resume or --overwrite", "both", "Choose one.")
+        raise _refused(config, "--resume or --overwrite", "both", "Choose one.")
+    before = _read_config(directory)
     if resume:
-        _check_same_run(config, path)
-    elif path.exists():
-        if not overwrite:
-            found = "a run, with its checkpoints" if (directory / DIRECTORY).exists() else "a run"
-            remedy = "Go on with it: --resume. Delete it: --overwrite. Or name another save_dir."
-            raise _refused(directory, "a new or empty directory", found, remedy)
-        shutil.rmtree(directory)
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        _check_same_run(config, before)
+    elif before is not None and not overwrite:
+        remedy = "Go on with it: --resume. Delete it: --overwrite. Or name another save_dir."
+        raise _refused(config, "a new or empty directory", "a run", remedy)
+    elif before is None and directory.is_file():
+        raise _refused(config, "a directory", "a file", "Name another save_dir.")
+    elif before is None and directory.exists() and any(directory.iterdir()):
         remedy = "Name another save_dir."
-        raise _refused(directory, "a new or empty directory", "files that are no run", remedy)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, dump_json(to_json_values(config)))
+        raise _refused(config, "a new or empty directory", "files that are no run", remedy)
+
+
+def prepare(config: TrainConfig, *, resume: bool) -> pathlib.Path:
+    """Makes the run's directory, without what stood there unless it is resumed; call `check` first.
+
+    Raises:
+      UserError: Where it cannot be made.
+    """
+    directory = pathlib.Path(config.save_dir)
+    try:
+        if directory.exists() and not resume:
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(config)))
+    except OSError as error:
+        raise _refused(
+            config, "a directory that can be written", str(error), "Name another save_dir."
+        ) from error
     return directory
 
 
-def _check_same_run(config: TrainConfig, path: pathlib.Path) -> None:
-    if not path.exists():
-        raise _refused(path.parent, "a run to resume", "none", "Start it without --resume.")
+def _read_config(directory: pathlib.Path) -> TrainConfig | None:
+    """The config of the run in a directory; None where there is no run."""
+    path = directory / CONFIG_NAME
+    if not path.is_file():
+        return None
     try:
-        before = _flatten(json.loads(path.read_text()))
-    except ValueError as error:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
         raise DataError(
-            where=str(path),
-            expected="the run's config",
-            found=str(error),
-            remedy="The run directory is damaged: start anew with --overwrite.",
+            where=str(path), expected="a run's config", found=str(error), remedy=_DAMAGED
         ) from error
-    now = _flatten(to_json_values(config))
+    return from_json_text(TrainConfig, text, where=str(path), remedy=_DAMAGED)
+
+
+def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
+    if before is None:
+        raise _refused(config, "a run to resume", "none", "Start it without --resume.")
+    then, now = _flatten(to_json_values(before)), _flatten(to_json_values(config))
     differing = [
-        f"{key}: {before.get(key)} then, {now.get(key)} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _MAY_DIFFER
+        f"{key}: {then.get(key)} then, {now.get(key)} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and key not in _MAY_DIFFER
     ]
-    if before["num_steps"] != now["num_steps"] and config.optimizer.decay_steps is None:
+    if before.num_steps != config.num_steps and config.optimizer.decay_steps is None:
         differing.append(
-            f"num_steps: {before['num_steps']} then, {now['num_steps']} now, and the learning "
+            f"num_steps: {before.num_steps} then, {config.num_steps} now, and the learning "
             "rate decays over num_steps unless optimizer.decay_steps is set"
         )
     if differing:
         remedy = "Resume with the run's own values, or start a new run in another save_dir."
-        raise _refused(path.parent, "the config of the run", "; ".join(differing), remedy)
+        raise _refused(config, "the config of the run", "; ".join(differing), remedy)
 
 
 def _flatten(values: object, prefix: str = "") -> dict[str, object]:
@@ -90,5 +116,7 @@ def _flatten(values: object, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _refused(directory: pathlib.Path, expected: str, found: str, remedy: str) -> UserError:
-    return UserError(where=f"save_dir {directory}", expected=expected, found=found, remedy=remedy)
+def _refused(config: TrainConfig, expected: str, found: str, remedy: str) -> UserError:
+    return UserError(
+        where=f"save_dir {config.save_dir}", expected=expected, found=found, remedy=remedy
+    )

@@ -1,10 +1,10 @@
 """All that a run needs from the disk or the hub, found before anything is computed."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import sentencepiece
+from etils import epath
 
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
@@ -24,11 +24,11 @@ class Inputs:
     vocabulary: sentencepiece.SentencePieceProcessor
     """T5's."""
     weights: dict[str, Any] | None
-    """Pretrained parameters, nested numpy arrays; None: the run starts from random ones."""
+    """Pretrained parameters, nested numpy arrays; None: random ones, or a resumed run's own."""
 
 
-def open_inputs(config: TrainConfig) -> Inputs:
-    """Opens datasets, vocabulary and pretrained weights.
+def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
+    """Opens datasets, vocabulary and, unless the run is resumed, pretrained weights.
 
     Raises:
       UserError: Naming everything that is missing at once, each with the commands that get it.
@@ -46,7 +46,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     except UserError as error:
         problems.append(error)
     try:
-        weights = _read_weights(config)
+        weights = None if resume else _read_weights(config)
     except UserError as error:
         problems.append(error)
     if problems or vocabulary is None:
@@ -55,17 +55,14 @@ def open_inputs(config: TrainConfig) -> Inputs:
 
 
 def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
-    if dataset.commands and not pathlib.Path(dataset.path).exists():
+    if dataset.commands and not epath.Path(dataset.path).exists():
         raise UserError(
             where=dataset.path,
             expected="a dataset directory",
             found="none",
             remedy="Get it with:" + "".join(f"\n      {line}" for line in dataset.commands),
         )
-    opened = open_dataset(dataset.path)
-    for name in config.data.observations:
-        opened.manifest.schema.find(f"observation/{name}", dataset.path)
-    return opened
+    return open_dataset(dataset.path, config.data.keys)
 
 
 def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcessor:

@@ -46,8 +46,8 @@ class MetricsLog:
 
     def __init__(self, run_directory: pathlib.Path, num_steps: int, first_step: int = 0) -> None:
         path = run_directory / METRICS_NAME
-        kept = [row for row in read_metrics(run_directory) if row.step <= first_step]
-        write_text_atomically(path, "".join(_line(row) for row in kept))
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
+        write_text_atomically(path, "".join(kept))
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(run_directory / "tensorboard"), purge_step=first_step + 1)
         self._progress = Progress(
@@ -98,11 +98,13 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
 
     A last line that a kill cut short is left out: its step is taken again.
     """
-    path = run_directory / METRICS_NAME
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [StepMetrics(**json.loads(line)) for line in lines if line.endswith("\n")]
+    return [StepMetrics(**json.loads(line)) for line in _lines(run_directory / METRICS_NAME)]
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """The complete lines of a file, which may not exist."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 def _line(metrics: StepMetrics) -> str:

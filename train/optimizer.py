@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from train.config import OptimizerConfig
@@ -22,12 +23,16 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Clipped AdamW for the trained parameters; frozen ones take no memory and no decay.
 
-    Source: Octo's `create_optimizer` with its finetuning values (betas 0.9 and 0.999).
+    Source: Octo's `create_optimizer` with its finetuning values: betas 0.9 and 0.999, the first
+    moment in bfloat16.
     """
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate(config, num_steps), weight_decay=config.weight_decay, mask=_is_kernel
+            learning_rate(config, num_steps),
+            weight_decay=config.weight_decay,
+            mask=_is_kernel,
+            mu_dtype=jnp.bfloat16,
         ),
     )
     return optax.multi_transform(

@@ -25,6 +25,11 @@ class TrainState:
     """Of the trained parameters."""
 
 
+def count_parameters(params: Any) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def init_state(
     config: OctoConfig, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:

@@ -13,7 +13,7 @@ from converters.mappings import LIBERO
 from converters.rlds.source import open_source
 from converters.standardize import FeatureMapping, standardize
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import SchemaError
+from pipeline.errors import DataError, SchemaError
 
 Scalar = tfds.features.Scalar
 Tensor = tfds.features.Tensor
@@ -294,4 +294,20 @@ def test_a_trajectory_that_is_not_finite_is_refused_for_its_statistics(
 ) -> None:
     spoiled = toy.having("steps/x", Scalar(np.float32), np.array([0, value, value], np.float32))
     with pytest.raises(SchemaError, match=r"steps/x, step 1: expected finite.*and 1 more such"):
+        converted(spoiled, tmp_path)
+
+
+def test_a_gripper_beyond_the_action_is_refused(toy: Any, tmp_path: Path) -> None:
+    conventions = dataclasses.replace(toy.mapping.conventions, gripper_dim=9)
+    with pytest.raises(
+        SchemaError, match=r"steps/action: expected an action with the gripper_dim 9"
+    ):
+        converted(mapped(toy, conventions=conventions), tmp_path)
+
+
+def test_an_image_of_another_size_is_refused_while_converting(toy: Any, tmp_path: Path) -> None:
+    images = list(toy.episodes[0]["steps/observation/image"])
+    images[1] = images[1][:2]
+    spoiled = toy.holding("steps/observation/image", images)
+    with pytest.raises(DataError, match=r"steps/observation/image, step 1: expected a readable"):
         converted(spoiled, tmp_path)

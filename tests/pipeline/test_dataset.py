@@ -1,5 +1,6 @@
 import concurrent.futures
 import pathlib
+import shutil
 import pickle
 from collections.abc import Callable
 
@@ -93,7 +94,10 @@ def test_shard_in_the_place_of_another_is_refused(copied: pathlib.Path) -> None:
     first, second = sorted((copied / "episodes").iterdir())
     first.write_bytes(second.read_bytes())
     reader = open_dataset(str(copied)).columns["episodes"]
-    with pytest.raises(DataError, match=r"00000-of.*, record 1: expected record 1 of shard 0; found record 1 of shard 1"):
+    with pytest.raises(
+        DataError,
+        match=r"00000-of.*, record 1: expected record 1 of shard 0; found record 1 of shard 1",
+    ):
         reader.read(1)
 
 
@@ -150,3 +154,11 @@ def test_threads_that_read_at_once_get_the_right_records(mini_dataset: pathlib.P
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda index: first_bytes(shared, index), indices))
     assert found == [expected[index] for index in indices]
+
+
+def test_columns_that_are_not_read_may_be_missing(copied: pathlib.Path) -> None:
+    shutil.rmtree(copied / "vggt_tokens")
+    keys = ("action", "observation/image_primary")
+    assert open_dataset(str(copied), keys).num_steps == 455
+    with pytest.raises(DataError, match=r"vggt_tokens.*no such file"):
+        open_dataset(str(copied), (*keys, "observation/vggt_tokens"))

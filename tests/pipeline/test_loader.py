@@ -272,6 +272,19 @@ def test_action_must_be_a_trajectory(
         make_loader(copied)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [("image_orientation", "upright", "rotated_180"), ("control_frequency_hz", 5.0, "20.0")],
+)
+def test_datasets_of_different_conventions_are_refused(
+    make_loader: Callable, twice: tuple, edit_json: Callable, name: str, value: object, found: str
+) -> None:
+    edit_json(twice[0] / "dataset.json", lambda m: m["conventions"].update({name: value}))
+    message = f"second, conventions: expected {name} {value}, as .*first; found {name} {found}"
+    with pytest.raises(SchemaError, match=message):
+        make_loader(*twice)
+
+
 def spoiled(leaf: Callable[[np.ndarray], object]) -> type[Loader]:
     """A loader whose user changed the proprioception before the exit."""
 

@@ -64,8 +64,34 @@ def test_digest_is_the_identity_of_the_data(copied: pathlib.Path, edit_json: Cal
     def damage(content: dict) -> None:
         content["shards"]["steps"][1]["sha256"] = "0" * 64
 
-    before = load_manifest(epath.Path(copied)).digest
+    before = load_manifest(epath.Path(copied)).digest()
     edit_json(copied / "dataset.json", lambda content: content["provenance"].clear())
-    assert load_manifest(epath.Path(copied)).digest == before
+    assert load_manifest(epath.Path(copied)).digest() == before
     edit_json(copied / "dataset.json", damage)
-    assert load_manifest(epath.Path(copied)).digest != before
+    assert load_manifest(epath.Path(copied)).digest() != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["episode_tasks"].pop(),
+        lambda manifest: manifest["tasks"].clear(),
+        lambda manifest: manifest["episode_tasks"].__setitem__(0, -1),
+    ],
+)
+def test_an_episode_without_a_task_is_refused(copied, edit_json, change) -> None:
+    edit_json(copied / "dataset.json", change)
+    with pytest.raises(DataError, match="episodes of at least one step, each with one of the tas"):
+        load_manifest(epath.Path(copied))
+
+
+def test_the_digest_of_some_columns_does_not_know_the_others(copied, edit_json) -> None:
+    before = load_manifest(epath.Path(copied))
+
+    def drop(manifest: dict) -> None:
+        del manifest["schema"]["columns"][2], manifest["shards"]["vggt_tokens"]
+
+    edit_json(copied / "dataset.json", drop)
+    after = load_manifest(epath.Path(copied))
+    assert after.digest({"episodes", "steps"}) == before.digest({"episodes", "steps"})
+    assert after.digest() != before.digest()

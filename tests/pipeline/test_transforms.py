@@ -17,6 +17,7 @@ TABLE = TaskTable(
     ("pick", "", "place"),
     np.array([[5, 1], [1, 0], [6, 1]], np.int32),
     np.array([[1, 1], [1, 0], [1, 1]], np.int32),
+    np.array([True, False, True]),
     (),
 )
 

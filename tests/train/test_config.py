@@ -35,6 +35,8 @@ def test_a_variant_is_an_entry_of_the_file(tiny_config_path):
     [
         ([], r"expected --config FILE\[:VARIANT\]; found nothing"),
         (["--config", "configs/none.py"], "expected a config file; found none at that path"),
+        (["--config", "README.md"], "expected Python that defines VARIANTS.*found SyntaxError"),
+        (["--config", "tests/data/make_vocabulary.py"], "found KeyError: 'VARIANTS'"),
         (["--config", "{file}:big"], "expected a variant among default, untokened; found big"),
     ],
 )
@@ -48,6 +50,10 @@ def test_what_cannot_be_run_says_why(arguments, message, tiny_config_path):
     [
         ("--config.num_stesp=3", "--config.num_steps INT"),
         ("--config.num_steps=many", "invalid choice|many"),
+        ("--config.num_steps=30", "num_steps 30 is beyond optimizer.decay_steps 20"),
+        ("--config.optimizer.warmup_steps=20", "warmup_steps 20 must be less than 20"),
+        ("--config.optimizer.learning_rate=-1", "learning_rate -1.0 and clip_norm 1.0 must be ab"),
+        ("--config.batch_size=0", "batch_size must be at least 1, not 0"),
         ("--config.data.action_horizon=8", "8 is not model.head.action_horizon 4"),
         ("--config.data.window_size=3", "data.window_size 3 is beyond model.max_horizon 2"),
     ],

@@ -1,11 +1,28 @@
+from functools import partial
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from train.config import OptimizerConfig
 from train.optimizer import learning_rate, make_optimizer
+
+
+@pytest.fixture(scope="module")
+def golden():
+    path = Path(__file__).parents[1] / "data" / "golden" / "octo" / "units" / "optimizer.npz"
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def nested(golden, prefix):
+    """The arrays below a name, nested."""
+    flat = {k.removeprefix(f"{prefix}/"): v for k, v in golden.items() if k.startswith(prefix)}
+    return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
 
 
 def params():
@@ -51,11 +68,26 @@ def test_frozen_parameters_stay_bitwise_and_take_no_memory():
     assert sum(leaf.size for leaf in moments) == 2 * (4 + 2)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_the_gradient_is_clipped_before_adam(scale):
+def test_six_updates_equal_the_originals(golden):
+    params = nested(golden, "params")
+    config = OptimizerConfig(learning_rate=0.03, warmup_steps=2, decay_steps=8)
+    optimizer = make_optimizer(config, num_steps=8)
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(params)
+        for update in range(6):
+            gradients = nested(golden, f"grads/{update}")
+            updates, state = optimizer.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+            expected = nested(golden, f"finetune_full/params_after/{update}")
+            jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6, rtol=0), params, expected)
+
+
+def test_the_gradient_is_clipped_to_its_global_norm():
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=1, weight_decay=0.0)
-    after, state = step(config, jax.tree.map(lambda p: scale * jnp.ones_like(p), params()))
-    trained = state.inner_states["trained"].inner_state
-    mu = optax.tree_utils.tree_get(trained, "mu")
-    np.testing.assert_allclose(mu["head"]["bias"], 0.19 / np.sqrt(6), rtol=1e-5)
-    assert float(after["head"]["bias"][0]) < 2.0
+    gradients = jax.tree.map(jnp.ones_like, params())
+    _, small = step(config, gradients)
+    _, large = step(config, jax.tree.map(lambda g: 1000 * g, gradients))
+    for clipped in (small, large):
+        nu = optax.tree_utils.tree_get(clipped.inner_states["trained"].inner_state, "nu")
+        # Six trained numbers of equal gradients: each is 1 / sqrt(6) once clipped.
+        np.testing.assert_allclose(nu["head"]["bias"], (0.001 + 0.000999) / 6, rtol=1e-5)
