@@ -147,7 +147,7 @@ class SourceMapping:
                 where=where,
                 expected="every key mapped or ignored, and every mapped key there",
                 found=f"unmapped: {', '.join(unknown) or 'none'}; "
-                f"missing: {', '.join(map(repr, missing)) or 'none'}",
+                f"missing: {', '.join(key or repr(key) for key in missing) or 'none'}",
                 remedy="Write a mapping: `python -m converters.rlds SRC --describe > mapping.toml`,"
                 " edit it, and convert with `--mapping mapping.toml`.",
             )

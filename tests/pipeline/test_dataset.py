@@ -1,7 +1,7 @@
 import concurrent.futures
 import pathlib
-import shutil
 import pickle
+import shutil
 from collections.abc import Callable
 
 import numpy as np
