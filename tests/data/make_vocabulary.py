@@ -3,6 +3,7 @@
 python tests/data/make_vocabulary.py
 """
 
+import io
 import itertools
 import pathlib
 
@@ -18,9 +19,10 @@ def main() -> None:
         f"pick up the {thing} {place} and place it {goal}"
         for thing, place, goal in itertools.product(_OBJECTS, _PLACES, _GOALS)
     ]
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(texts),
-        model_prefix=str(pathlib.Path(__file__).with_name("vocabulary")),
+        model_writer=model,
         vocab_size=64,
         hard_vocab_limit=False,
         pad_id=0,
@@ -32,6 +34,7 @@ def main() -> None:
         num_threads=1,
         minloglevel=2,
     )
+    pathlib.Path(__file__).with_name("vocabulary.model").write_bytes(model.getvalue())
 
 
 if __name__ == "__main__":
