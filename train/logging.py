@@ -4,11 +4,13 @@ import dataclasses
 import json
 import pathlib
 import types
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from pipeline.errors import DataError
 from pipeline.files import write_text_atomically
 
 METRICS_NAME = "metrics.jsonl"
@@ -46,7 +48,7 @@ class MetricsLog:
 
     def __init__(self, run_directory: pathlib.Path, num_steps: int, first_step: int = 0) -> None:
         path = run_directory / METRICS_NAME
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
+        kept = [line for line in _lines(path) if _parse(line, path)["step"] <= first_step]
         write_text_atomically(path, "".join(kept))
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(run_directory / "tensorboard"), purge_step=first_step + 1)
@@ -98,13 +100,33 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
 
     A last line that a kill cut short is left out: its step is taken again.
     """
-    return [StepMetrics(**json.loads(line)) for line in _lines(run_directory / METRICS_NAME)]
+    path = run_directory / METRICS_NAME
+    return [StepMetrics(**_parse(line, path)) for line in _lines(path)]
 
 
 def _lines(path: pathlib.Path) -> list[str]:
     """The complete lines of a file, which may not exist."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
+
+
+def _parse(line: str, path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise _damaged(line, path) from error
+    if not isinstance(values, dict) or "step" not in values:
+        raise _damaged(line, path)
+    return values
+
+
+def _damaged(line: str, path: pathlib.Path) -> DataError:
+    return DataError(
+        where=str(path),
+        expected="a JSON object with a step on every line",
+        found=repr(line[:40]),
+        remedy="Delete that line, or start a new run in another save_dir.",
+    )
 
 
 def _line(metrics: StepMetrics) -> str:

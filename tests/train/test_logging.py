@@ -5,6 +5,7 @@ from etils import epath
 from tensorboardX.proto import event_pb2
 
 from converters.rlds.tfrecord import read_records
+from pipeline.errors import DataError
 from train.logging import MetricsLog, StepMetrics, read_metrics
 
 
@@ -48,3 +49,12 @@ def test_tensorboard_gets_every_number(tmp_path):
     fields = [f.name for f in dataclasses.fields(StepMetrics)]
     assert {tag for tag, _ in found} == set(fields) - {"step", "batch_fingerprint"}
     assert found["loss", 2] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("line", ["garbage", "[]", '{"loss": 1.0}'])
+def test_a_damaged_line_is_named_and_nothing_is_dropped(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DataError, match=r"metrics.jsonl: expected a JSON .*Delete that"):
+        write(tmp_path, [2], first_step=1)
+    assert path.read_text() == line + "\n"
