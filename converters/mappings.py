@@ -2,8 +2,9 @@
 
 import fnmatch
 import json
-import pathlib
 import tomllib
+
+from etils import epath
 
 from converters.rlds.source import STEPS, RldsSource, SourceKey
 from converters.standardize import IMAGES, FeatureMapping, SourceMapping
@@ -55,9 +56,13 @@ LIBERO = SourceMapping(
         gripper_dim=6,
         gripper_open=-1.0,
         gripper_close=1.0,
-        no_op_filter="removed before publication",
+        no_ops="removed_at_source",
     ),
     source_id="episode_metadata/file_path",
+    licence="CC-BY-4.0",
+    column_licences={
+        "vggt_tokens": "CC-BY-4.0, by weights that may be CC-BY-NC-4.0 (facebook/VGGT-1B)"
+    },
 )
 """LIBERO as published in RLDS, with or without VGGT tokens.
 
@@ -86,14 +91,14 @@ def find_mapping(source: RldsSource) -> SourceMapping:
     )
 
 
-def read_mapping(path: pathlib.Path) -> SourceMapping:
+def read_mapping(path: epath.PathLike) -> SourceMapping:
     """Reads a mapping in TOML; `--describe` prints one.
 
     Raises:
       DataError: Where it is missing, no TOML, or has fields that a mapping does not have.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(epath.Path(path).read_text())
     except (OSError, ValueError) as error:  # no UTF-8, or no TOML
         raise DataError(
             where=str(path),
@@ -120,6 +125,7 @@ def describe(source: RldsSource) -> str:
         f'task = "{task or ""}"' + ("" if task else "  # CHECK: no text found; name one"),
         *([f'source_id = "{source_id}"'] if source_id else []),
         f"ignore = {json.dumps(rest)}  # globs over keys to leave out",
+        'licence = "unknown"  # CHECK: of the data, such as CC-BY-4.0',
         "",
         "[conventions]",
         'image_orientation = "upright"  # CHECK: upright, rotated_180 or flipped_vertically',
@@ -128,7 +134,8 @@ def describe(source: RldsSource) -> str:
         f"gripper_dim = {_last_dim(source)}  # CHECK: index in the action; none: delete the line",
         "gripper_open = 1.0  # CHECK: the command that opens it",
         "gripper_close = 0.0  # CHECK: the command that closes it",
-        'no_op_filter = "none"  # CHECK: how steps without motion were treated',
+        'no_ops = "kept"  # CHECK: kept, removed_at_source, or removed_at_conversion with',
+        "# no_op_threshold = 0.0001  # the norm of an action without its gripper that is no motion",
     ]
     proposed = [_propose(key) for key in source.keys.values() if key.kind != "text"]
     return "\n".join(lines + [line for lines in proposed for line in lines]) + "\n"

@@ -7,19 +7,20 @@ so nothing is dropped unseen.
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from converters.rlds.source import STEPS, Episode, RldsSource, SourceKey
-from pipeline.conventions import Conventions
+from converters.rlds.example import Episode
+from converters.rlds.source import STEPS, RldsSource, SourceKey
+from pipeline.conventions import Conventions, is_no_op
 from pipeline.errors import SchemaError
 from pipeline.images import check_image
 from pipeline.schema import (
     ACTION,
     EPISODES,
     SOURCE_ID,
-    TASK_INDEX,
+    Blob,
     Column,
     Feature,
     Schema,
@@ -29,8 +30,7 @@ from pipeline.schema import (
 
 IMAGES = "steps"
 
-Standardized = dict[str, np.ndarray | list[bytes]]
-"""An episode by feature key, in its types at rest."""
+_IS_FIRST = f"{STEPS}is_first"
 
 _NUM_CHANNELS = 3
 
@@ -71,13 +71,19 @@ class SourceMapping:
     """Key of a text that names the episode; None where the source has none."""
     ignore: tuple[str, ...] = ()
     """Globs over keys that are left out on purpose."""
+    licence: str = "unknown"
+    """Of the data, as an SPDX identifier or in words."""
+    column_licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of the columns that have another one."""
 
     def __post_init__(self) -> None:
         """Checks that no two source keys become one feature."""
-        keys = [TASK_INDEX, SOURCE_ID, *(m.key for m in self.features)]
+        keys = [SOURCE_ID, *(m.key for m in self.features)]
         doubled = sorted({key for key in keys if keys.count(key) > 1})
         if doubled:
             raise ValueError(f"mapped more than once: {', '.join(doubled)}")
+        if self.conventions.no_ops == "removed_at_conversion" and ACTION not in keys:
+            raise ValueError(f"no_ops = removed_at_conversion needs a feature {ACTION}")
 
     def schema(self, source: RldsSource) -> Schema:
         """The columns that a source becomes.
@@ -91,12 +97,9 @@ class SourceMapping:
         self._check_texts(source.keys, where)
         self._check_gripper(source.keys, where)
         taken = [m for m in self.features if m.source in source.keys]
-        episode = [_task_feature(self.task)]
-        episode += [
-            _feature(m, source.keys[m.source], where) for m in taken if m.column == EPISODES
-        ]
+        episode = [_feature(m, source.keys[m.source], where) for m in taken if m.column == EPISODES]
         if self.source_id is not None:
-            episode.append(Feature(SOURCE_ID, "text", (), "utf8", None, self.source_id))
+            episode.append(Feature(SOURCE_ID, "text", (), "utf8", None, self.source_id, "utf8"))
         columns = [Column(EPISODES, "episode", tuple(episode))]
         for name in dict.fromkeys(m.column for m in taken if m.column != EPISODES):
             stored = (_feature(m, source.keys[m.source], where) for m in taken if m.column == name)
@@ -153,10 +156,6 @@ class SourceMapping:
             )
 
 
-def _task_feature(source: str) -> Feature:
-    return Feature(TASK_INDEX, "tensor", (), "int32", "int32", source)
-
-
 def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
     """The feature that a source key becomes, by the dtype law."""
     where = f"{where}, {key.key}"
@@ -185,24 +184,44 @@ def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
     dtype = rest_dtype(key.dtype, where)
     batch_dtype = "float32" if dtype == "bfloat16" else dtype
     return Feature(
-        mapping.key, key.kind, key.shape, dtype, batch_dtype, mapping.source, mapping.dims
+        mapping.key,
+        key.kind,
+        key.shape,
+        dtype,
+        batch_dtype,
+        mapping.source,
+        key.dtype,
+        mapping.dims,
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Standardized:
+    """An episode in its types at rest."""
+
+    values: Mapping[str, np.ndarray | list[Blob]]
+    """By feature key: (t, *shape), or t encoded images; for the source id, one text."""
+    tasks: tuple[str, ...]
+    """The instruction of each of the t steps."""
+    removed: tuple[str, ...]
+    """The instructions of the steps that the no-op filter left out."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are left; 0 where none moves."""
+        return len(self.tasks)
+
+
 def standardize(
-    episode: Episode, schema: Schema, tasks: dict[str, int], where: str
+    episode: Episode, schema: Schema, mapping: SourceMapping, where: str
 ) -> Standardized:
-    """A source episode under its feature keys, in its types at rest.
+    """A source episode under its feature keys, in its types at rest, without no-ops.
 
     Args:
       episode: By source key, as it was read.
       schema: Of the dataset.
-      tasks: Index of every instruction so far; new ones are added.
+      mapping: Names the instruction and the no-op filter.
       where: File and episode, for errors.
-
-    Returns:
-      By feature key: arrays (t, *shape) in their rest dtype; a list of t encoded images; for the
-      source id, a list of one text.
 
     Raises:
       SchemaError: A value that the dtype law refuses, a low-dimensional one that is not finite
@@ -210,7 +229,7 @@ def standardize(
       DataError: An image whose header is not readable.
     """
     num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
-    standardized: Standardized = {}
+    values: dict[str, np.ndarray | list[Blob]] = {}
     for column, feature in schema.features():
         value = _each_step(episode[feature.source], feature, num_steps)
         if isinstance(value, np.ndarray):
@@ -221,16 +240,44 @@ def standardize(
             for t, encoded in enumerate(value):
                 check_image(encoded, feature.shape, f"{where}, {feature.source}, step {t}")
         else:
-            texts = [_decoded(text, f"{where}, {feature.source}") for text in value]
-            if feature.key == TASK_INDEX:
-                value = np.array([tasks.setdefault(text, len(tasks)) for text in texts], np.int32)
-        standardized[feature.key] = value
-    return standardized
+            _decoded(value, f"{where}, {feature.source}")
+        values[feature.key] = value
+    texts = _decoded(episode[mapping.task], f"{where}, {mapping.task}")
+    tasks = tuple(texts * (num_steps // len(texts)))
+    if mapping.conventions.no_ops != "removed_at_conversion":
+        return Standardized(values, tasks, ())
+    return _without_no_ops(values, tasks, schema, mapping.conventions)
+
+
+def _without_no_ops(
+    values: Mapping[str, np.ndarray | list[Blob]],
+    tasks: tuple[str, ...],
+    schema: Schema,
+    conventions: Conventions,
+) -> Standardized:
+    """The steps that move; the first of them has `is_first`."""
+    removed = is_no_op(np.asarray(values[ACTION]), conventions)
+    if not removed.any():
+        return Standardized(values, tasks, ())
+    kept = np.flatnonzero(~removed).tolist()
+    filtered: dict[str, np.ndarray | list[Blob]] = {}
+    for _, feature in schema.features():
+        value = values[feature.key]
+        if feature.kind == "text":
+            filtered[feature.key] = value
+        elif isinstance(value, np.ndarray):
+            filtered[feature.key] = value[kept]
+        else:
+            filtered[feature.key] = [value[t] for t in kept]
+        if feature.source == _IS_FIRST and kept:
+            filtered[feature.key] = np.arange(len(kept)) == 0
+    left_out = np.flatnonzero(removed).tolist()
+    return Standardized(filtered, tuple(tasks[t] for t in kept), tuple(tasks[t] for t in left_out))
 
 
 def _each_step(
-    value: np.ndarray | list[bytes], feature: Feature, num_steps: int
-) -> np.ndarray | list[bytes]:
+    value: np.ndarray | list[Blob], feature: Feature, num_steps: int
+) -> np.ndarray | list[Blob]:
     """A value of the whole episode, repeated for each of its steps; its text stays one."""
     if feature.source.startswith(STEPS) or feature.kind == "text":
         return value
@@ -250,13 +297,17 @@ def _check_finite(values: np.ndarray, where: str) -> None:
         )
 
 
-def _decoded(text: bytes, where: str) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise SchemaError(
-            where=where,
-            expected="a text in UTF-8",
-            found=repr(text[:40]),
-            remedy="Write the text in UTF-8 at the source.",
-        ) from error
+def _decoded(texts: Sequence[Blob] | np.ndarray, where: str) -> list[str]:
+    """Texts from their UTF-8."""
+    decoded = []
+    for text in texts:
+        try:
+            decoded.append(bytes(text).decode())
+        except UnicodeDecodeError as error:
+            raise SchemaError(
+                where=where,
+                expected="a text in UTF-8",
+                found=repr(bytes(text[:40])),
+                remedy="Write the text in UTF-8 at the source.",
+            ) from error
+    return decoded

@@ -20,20 +20,28 @@ class Conventions:
     """Representation of the action's rotation."""
     control_frequency_hz: float
     """Actions a second."""
-    no_op_filter: str
-    """How steps without motion were treated, in words."""
+    no_ops: Literal["kept", "removed_at_source", "removed_at_conversion"]
+    """How steps without motion were treated."""
     gripper_dim: int | None = None
     """Index of the gripper in the action; None where there is none. Not normalised."""
     gripper_open: float = 1.0
     """Value of the stored action that opens the gripper."""
     gripper_close: float = 0.0
     """Value of the stored action that closes it."""
+    no_op_threshold: float | None = None
+    """Norm of an action without its gripper below which it is no motion; for
+    `removed_at_conversion` alone."""
 
     def __post_init__(self) -> None:
         """Checks ranges, and that the gripper's two commands differ."""
         if self.control_frequency_hz <= 0:
             raise ValueError(
                 f"control_frequency_hz must be above 0, not {self.control_frequency_hz}"
+            )
+        if (self.no_ops == "removed_at_conversion") != (self.no_op_threshold is not None):
+            raise ValueError(
+                "no_op_threshold belongs to no_ops = removed_at_conversion, "
+                f"not to {self.no_ops} with {self.no_op_threshold}"
             )
         if self.gripper_dim is not None and self.gripper_dim < 0:
             raise ValueError(f"gripper_dim must be at least 0, not {self.gripper_dim}")
@@ -49,6 +57,32 @@ class Conventions:
         if self.gripper_dim is not None:
             mask[self.gripper_dim] = False
         return mask
+
+
+def is_no_op(action: np.ndarray, conventions: Conventions) -> np.ndarray:
+    """Bool (t): the steps of an episode that move nothing, for `removed_at_conversion`.
+
+    A step is one where the norm of its action without the gripper is below `no_op_threshold` and
+    its gripper command is that of the last step that stays. The last step is none unless all are:
+    it bears `is_last` and the reward.
+
+    Args:
+      action: (t, a), as stored.
+      conventions: Name the gripper and the threshold.
+
+    Source: the filter that made the `_no_noops` sets of OpenVLA, which removes the last step too.
+    """
+    is_arm = conventions.normalized_dims(action.shape[1])
+    motion = np.linalg.norm(action[:, is_arm], axis=1)
+    commands = action[:, ~is_arm].tolist()
+    removed = np.zeros(len(action), bool)
+    last = None
+    for t, command in enumerate(commands):
+        removed[t] = motion[t] < conventions.no_op_threshold and last in (None, command)
+        last = last if removed[t] else command
+    if not removed.all():
+        removed[-1] = False
+    return removed
 
 
 def standardize_gripper(action: np.ndarray, conventions: Conventions) -> np.ndarray:

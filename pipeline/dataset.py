@@ -14,7 +14,7 @@ from etils import epath
 
 from pipeline import statistics as stats
 from pipeline.errors import DataError
-from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, load_manifest
+from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
 from pipeline.record import RecordLayout, Values
 from pipeline.schema import EPISODES
 
@@ -133,6 +133,22 @@ class Dataset:
     def num_episodes(self) -> int:
         """Episodes."""
         return len(self.manifest.episode_lengths)
+
+    def task_index(self, episode: int, step: int) -> int:
+        """The row of `manifest.tasks` of a step inside an episode."""
+        index = self.manifest.episode_tasks[episode]
+        for change in self._task_changes.get(episode, ()):
+            if change.step <= step:
+                index = change.task
+        return index
+
+    @functools.cached_property
+    def _task_changes(self) -> dict[int, tuple[TaskChange, ...]]:
+        """By episode, of those whose instruction changes."""
+        changes: dict[int, tuple[TaskChange, ...]] = {}
+        for change in self.manifest.task_changes:
+            changes[change.episode] = (*changes.get(change.episode, ()), change)
+        return changes
 
     def locate(self, step: int) -> tuple[int, int]:
         """(episode, step inside it) of a step of the whole dataset."""

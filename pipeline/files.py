@@ -7,6 +7,7 @@ import re
 from typing import Any, TypeVar
 
 import pydantic
+from etils import epath
 
 from pipeline.errors import DataError
 
@@ -15,14 +16,46 @@ T = TypeVar("T")
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 
-def write_text_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes `text` so that a reader sees all of it or the file of before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+TEMPORARIES = ".*.tmp"
+"""Glob over the names that `temporary_path` gives."""
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path names an object store, such as `gs://bucket/folder`."""
+    return "://" in os.fspath(path)
+
+
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
+    """Where a file is written until it is whole: beside it, hidden, of this process alone."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def sync(path: pathlib.Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomically(path: epath.PathLike, text: str) -> None:
+    """Writes `text` so that a reader sees all of it or the file of before.
+
+    An object store does so by itself.
+    """
+    if is_remote(path):
+        epath.Path(path).write_text(text)
+        return
+    local = pathlib.Path(path)
+    temporary = temporary_path(local)
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        temporary.replace(local)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(local.parent)
 
 
 def dump_json(values: object) -> str:

@@ -9,7 +9,7 @@ from pipeline.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.config import DataConfig
 from pipeline.dataset import Dataset
 from pipeline.images import decode_image
-from pipeline.schema import ACTION, EPISODES, TASK_INDEX, Feature
+from pipeline.schema import ACTION, EPISODES, Feature
 from pipeline.windows import chunk_indices, history_indices
 
 DATASET_INDEX = "dataset_index"
@@ -111,9 +111,10 @@ class Gather:
     def _read_episode(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills the low-dimensional arrays of one sample from its episode's record."""
         place = windows.dataset[sample]
-        record = self.datasets[place].columns[EPISODES].read(int(windows.episode[sample]))
+        dataset, episode = self.datasets[place], int(windows.episode[sample])
+        record = dataset.columns[EPISODES].read(episode)
         history = windows.history[sample]
-        batch["task/task_index"][sample] = record[TASK_INDEX][history[-1]]
+        batch["task/task_index"][sample] = dataset.task_index(episode, int(history[-1]))
         batch[ACTION][sample] = record[ACTION][windows.chunk[sample]]
         for key in self._keys_by_column[place].get(EPISODES, ()):
             batch[key][sample] = record[key][history]

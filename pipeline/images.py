@@ -7,11 +7,12 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DataError, SchemaError
+from pipeline.schema import Blob
 
 _UNREADABLE = (ValueError, OSError, UnidentifiedImageError)
 
 
-def check_image(encoded: bytes, shape: tuple[int, ...], where: str) -> None:
+def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
     """Checks the size of an image by its header; no pixel is decoded.
 
     Args:
@@ -39,7 +40,7 @@ def check_image(encoded: bytes, shape: tuple[int, ...], where: str) -> None:
         )
 
 
-def decode_image(encoded: bytes, out: np.ndarray, where: str) -> None:
+def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
     """Decodes an RGB image into `out`.
 
     Args:
@@ -61,7 +62,7 @@ def decode_image(encoded: bytes, out: np.ndarray, where: str) -> None:
         raise _unreadable(encoded, error, where) from error
 
 
-def _unreadable(encoded: bytes, error: Exception, where: str) -> DataError:
+def _unreadable(encoded: Blob, error: Exception, where: str) -> DataError:
     return DataError(
         where=where,
         expected="a readable JPEG or PNG image",

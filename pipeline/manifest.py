@@ -28,8 +28,20 @@ class Shard:
     """Records that it must hold."""
     num_bytes: int
     """Size of the file."""
-    sha256: str
-    """Of the whole file, as `sha256sum` prints it."""
+    digest: str
+    """XXH3 of 128 bits over the bytes of its records, one after the other, as 32 hex digits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskChange:
+    """A new instruction inside an episode."""
+
+    episode: int
+    """Its place among the episodes."""
+    step: int
+    """The first step of the episode that has it; 1 or more."""
+    task: int
+    """Index into `Manifest.tasks`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,28 +54,39 @@ class Manifest:
     """Of the dataset, as the source calls it."""
     schema: Schema
     """Columns and features."""
+    schema_hash: str
+    """`Schema.hash` of it, for programs that compare; a schema edited by hand is refused."""
     shards: Mapping[str, tuple[Shard, ...]]
     """Per column, in the order of their records."""
     episode_lengths: tuple[int, ...]
     """Steps of each episode, in the order of their records."""
     episode_tasks: tuple[int, ...]
     """Index into `tasks` of each episode's first step."""
+    task_changes: tuple[TaskChange, ...]
+    """The instructions that begin later than their episode, in the order of the steps."""
     tasks: tuple[str, ...]
     """The instructions: text is stored here and nowhere else."""
+    task_source: str
+    """The key that they have in the source, such as `steps/language_instruction`."""
+    removed_steps: tuple[int, ...]
+    """Steps without motion that the conversion left out, by task."""
     conventions: Conventions
     """What the numbers mean."""
+    licences: Mapping[str, str]
+    """Of each column, as an SPDX identifier or in words."""
     provenance: Mapping[str, str]
     """Where the data came from."""
 
     def digest(self, columns: Collection[str] | None = None) -> str:
         """16 hex digits: the identity of the data in some columns, or in all of them.
 
-        They cover the columns' features and shards, the tasks and the episodes' lengths; a column
+        They cover the columns' features and shards, and the episodes' lengths and tasks; a column
         that is added or dropped beside them does not change them.
         """
         taken = tuple(c for c in self.schema.columns if columns is None or c.name in columns)
         lines = [Schema(taken).hash(), *self.tasks, str(self.episode_lengths)]
-        lines += [shard.sha256 for column in taken for shard in self.shards[column.name]]
+        lines += [str(self.episode_tasks), str(self.task_changes)]
+        lines += [shard.digest for column in taken for shard in self.shards[column.name]]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def dumps(self) -> str:
@@ -83,6 +106,7 @@ def load_manifest(directory: epath.Path) -> Manifest:
     _check_version(text, path)
     manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
     manifest.schema.check(str(path))
+    _check_schema_hash(manifest, path)
     _check_counts(manifest, path)
     _check_episodes(manifest, path)
     return manifest
@@ -116,11 +140,23 @@ def _check_version(text: str, path: epath.Path) -> None:
         )
 
 
+def _check_schema_hash(manifest: Manifest, path: epath.Path) -> None:
+    found = manifest.schema.hash()
+    if found != manifest.schema_hash:
+        raise DataError(
+            where=f"{path}, schema",
+            expected=f"the hash {manifest.schema_hash} that was written with it",
+            found=f"{found}: the schema was changed",
+            remedy=_CONVERT_AGAIN,
+        )
+
+
 def _check_episodes(manifest: Manifest, path: epath.Path) -> None:
     """Every episode must have steps and a task."""
     tasks, lengths = manifest.episode_tasks, manifest.episode_lengths
     rows = range(len(manifest.tasks))
-    if len(tasks) != len(lengths) or min(lengths, default=0) < 1 or not set(tasks) <= set(rows):
+    used = {*tasks, *(change.task for change in manifest.task_changes)}
+    if len(tasks) != len(lengths) or min(lengths, default=0) < 1 or not used <= set(rows):
         raise DataError(
             where=str(path),
             expected="episodes of at least one step, each with one of the tasks",

@@ -18,12 +18,13 @@ import dataclasses
 import functools
 import struct
 from collections.abc import Mapping
+from typing import cast
 
 import google_crc32c
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.schema import Column, Feature
+from pipeline.schema import Blob, Column, Feature
 
 _MAGIC = b"OGR1"
 _HEADER = struct.Struct("<4sIIIII")
@@ -59,7 +60,7 @@ class RecordLayout:
         return tuple(f for f in self.column.features if f.kind != "tensor")
 
     def encode(
-        self, place: Place, num_steps: int, values: Mapping[str, np.ndarray | bytes]
+        self, place: Place, num_steps: int, values: Mapping[str, np.ndarray | Blob]
     ) -> bytes:
         """The bytes of one record.
 
@@ -71,12 +72,12 @@ class RecordLayout:
         Raises:
           ValueError: An array of another dtype or shape; nothing is cast here.
         """
-        blobs = [bytes(values[f.key]) for f in self.blobs]
+        blobs = [cast("Blob", values[f.key]) for f in self.blobs]
         header = _HEADER.pack(_MAGIC, self.tag, *place, num_steps, len(blobs))
-        parts = [header, struct.pack(f"<{len(blobs)}I", *map(len, blobs))]
+        parts: list[Blob] = [header, struct.pack(f"<{len(blobs)}I", *map(len, blobs))]
         parts.append(bytes(_padding(len(header) + 4 * len(blobs))))
         for feature in self.tensors:
-            data = self._checked(feature, num_steps, values[feature.key]).tobytes()
+            data = _bytes_of(self._checked(feature, num_steps, values[feature.key]))
             parts += [data, bytes(_padding(len(data)))]
         return b"".join(parts + blobs)
 
@@ -116,7 +117,7 @@ class RecordLayout:
     def _shape(self, feature: Feature, num_steps: int) -> tuple[int, ...]:
         return (num_steps, *feature.shape) if self.column.per == "episode" else feature.shape
 
-    def _checked(self, feature: Feature, num_steps: int, value: np.ndarray | bytes) -> np.ndarray:
+    def _checked(self, feature: Feature, num_steps: int, value: np.ndarray | Blob) -> np.ndarray:
         array = np.asarray(value)
         shape = self._shape(feature, num_steps)
         if array.dtype != feature.numpy_dtype or array.shape != shape:
@@ -139,6 +140,11 @@ class RecordLayout:
             expected, found = (f"record {i} of shard {s}" for s, i in (place, stored))
             raise _damaged(where, expected, f"{found}, out of its place")
         return num_steps, struct.unpack_from(f"<{num_blobs}I", record, _HEADER.size)
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """The bytes of an array, without a copy where they lie in order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _damaged(where: str, expected: str, found: str) -> DataError:

@@ -1,40 +1,53 @@
 """`python -m converters.rlds SRC DST`: converts an RLDS directory to a dataset directory."""
 
 import dataclasses
-import pathlib
+import os
+import re
+import shlex
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Literal, assert_never
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from converters import mappings
-from converters.convert import convert
+from converters import mappings, progress
+from converters.convert import LocalRunner, Runner, convert
 from converters.rlds.source import RldsSource, open_source
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.manifest import Manifest
 
 _MB = 1e6
+_BYTES_A_WORKER = 256e6
+"""A process takes 2 s to start, in which another one converts this much."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Converts a TFDS/RLDS directory to typed ArrayRecord shards, without TensorFlow."""
+    """Converts a TFDS/RLDS directory to typed ArrayRecord shards, without TensorFlow.
+
+    A job that was killed goes on where it stood when the same command is run again.
+    """
 
     src: tyro.conf.Positional[str]
-    """RLDS directory: the folder with features.json, or its parent."""
-    dst: tyro.conf.Positional[pathlib.Path | None] = None
-    """Dataset directory to write; not needed with --describe."""
+    """RLDS directory: the folder with features.json, or its parent; may be gs:// or s3://."""
+    dst: tyro.conf.Positional[str | None] = None
+    """Dataset directory to write; may be gs:// or s3://. Not needed with --describe."""
     split: str = "train"
     """Split of the source."""
-    mapping: pathlib.Path | None = None
+    episodes: str | None = None
+    """Range A:B of episodes to convert, from A to before B; all where it is not given."""
+    mapping: str | None = None
     """TOML file that maps source keys to features; LIBERO's is built in."""
     describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a mapping for SRC to start from, and write nothing."""
+    workers: int | None = None
+    """Processes, each with a shard at a time; by default a core for every 256 MB of the source."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the dataset at DST."""
+    """Replace what stands at DST: a dataset, or an unfinished conversion."""
+    runner: Literal["local", "beam"] = "local"
+    """Where the shards are converted; beam needs the extra `beam`."""
+    beam_options: str = ""
+    """Flags of Apache Beam in one string, such as "--runner=DataflowRunner --project=..."."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -47,7 +60,19 @@ def main() -> None:
         if args.describe:
             sys.stdout.write(mappings.describe(source))
         else:
-            _convert(source, args)
+            _convert(source if args.episodes is None else _select(source, args.episodes), args)
+
+
+def _select(source: RldsSource, episodes: str) -> RldsSource:
+    match = re.fullmatch(r"(\d+):(\d+)", episodes)
+    if match is None:
+        raise UserError(
+            where="--episodes",
+            expected="a range A:B of whole numbers, such as 0:100",
+            found=episodes,
+            remedy="B is the first episode that is not converted any more.",
+        )
+    return source.select(int(match[1]), int(match[2]))
 
 
 def _convert(source: RldsSource, args: Args) -> None:
@@ -59,35 +84,48 @@ def _convert(source: RldsSource, args: Args) -> None:
             remedy="Add one: `python -m converters.rlds SRC DST`.",
         )
     mapping = mappings.read_mapping(args.mapping) if args.mapping else mappings.find_mapping(source)
-    console = Console(stderr=True)
     started = time.perf_counter()
     num_episodes = sum(shard.num_episodes for shard in source.shards)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("episodes"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,  # in a log an error stays the only line
-    ) as progress:
-        task = progress.add_task(source.name, total=num_episodes)
+    with progress.shown(source.name, num_episodes) as on_progress:
         manifest = convert(
             source,
             args.dst,
             mapping,
             overwrite=args.overwrite,
-            on_episode=lambda _: progress.advance(task),
+            runner=_runner(source, args),
+            on_progress=on_progress,
         )
     _summarize(manifest, args.dst, time.perf_counter() - started)
 
 
-def _summarize(manifest: Manifest, destination: pathlib.Path, seconds: float) -> None:
+def _runner(source: RldsSource, args: Args) -> Runner:
+    match args.runner:
+        case "local":
+            return LocalRunner(_num_workers(source) if args.workers is None else args.workers)
+        case "beam":
+            from converters.beam import BeamRunner  # noqa: PLC0415  (an extra)
+
+            return BeamRunner(tuple(shlex.split(args.beam_options)))
+        case _:
+            assert_never(args.runner)
+
+
+def _num_workers(source: RldsSource) -> int:
+    """As many as there are cores, but none that would only start and end."""
+    total = sum(shard.path.stat().length for shard in source.shards if shard.path.exists())
+    return max(1, min(len(os.sched_getaffinity(0)), int(total // _BYTES_A_WORKER)))
+
+
+def _summarize(manifest: Manifest, destination: str, seconds: float) -> None:
     """Prints what a person wants to know: how much, of what, and where."""
     lines = [
         f"{len(manifest.episode_lengths)} episodes, {sum(manifest.episode_lengths)} steps, "
         f"{len(manifest.tasks)} tasks in {seconds:.1f} s"
     ]
+    if any(manifest.removed_steps):
+        lines.append(f"no-ops removed: {sum(manifest.removed_steps)} steps")
+        pairs = zip(manifest.removed_steps, manifest.tasks, strict=True)
+        lines += [f"  {count:6} of {text!r}" for count, text in pairs]
     for column in manifest.schema.columns:
         num_bytes = sum(shard.num_bytes for shard in manifest.shards[column.name])
         lines.append(f"{column.name}: {num_bytes / _MB:.1f} MB, one record per {column.per}")

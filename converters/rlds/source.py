@@ -1,4 +1,4 @@
-"""A TFDS/RLDS directory: its declared types, its files, and its episodes as numpy arrays."""
+"""A TFDS/RLDS directory: its declared types, its files, and the records of its episodes."""
 
 import contextlib
 import dataclasses
@@ -10,21 +10,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf.json_format import ParseError
-from google.protobuf.message import DecodeError, Message
-from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.rlds.tfrecord import read_records
-from pipeline.errors import DataError, SchemaError
+from pipeline.errors import DataError, SchemaError, UserError
 
 STEPS = "steps/"
 """Prefix of every key that has one value a step."""
-
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-Episode = dict[str, np.ndarray | list[bytes]]
-"""By source key: a tensor (t, *shape), or a list of t encoded images or UTF-8 texts.
-
-Keys outside `steps/` have one value: t is 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +38,17 @@ class SourceShard:
 
     path: epath.Path
     """Where it lies."""
-    num_episodes: int
-    """Records that `dataset_info.json` promises."""
+    num_records: int
+    """Episodes that `dataset_info.json` promises."""
+    start: int = 0
+    """The first of them that is read."""
+    stop: int | None = None
+    """The first after `start` that is not read any more; None: all are."""
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes that are read."""
+        return (self.num_records if self.stop is None else self.stop) - self.start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,26 +67,53 @@ class RldsSource:
     """By key, in the order of their names."""
     shards: tuple[SourceShard, ...]
     """In the order of their episodes."""
+    selection: str = ""
+    """The range of episodes that is read, such as `0:100 of 432`; empty where all are."""
 
-    def episodes(self, shard: SourceShard) -> Iterator[tuple[str, Episode]]:
-        """Yields (place for errors, episode) for every record of a shard.
+    def records(self, shard: SourceShard) -> Iterator[tuple[str, bytes]]:
+        """Yields (place for errors, serialized episode) for every record that is read of a shard.
 
         Raises:
           DataError: A damaged file, or one with another number of records than declared.
-          SchemaError: A value that is not what `features.json` declares.
         """
-        count = 0
-        for record in read_records(shard.path):
-            where = f"{shard.path}, episode {count}"
-            yield where, parse_episode(record, self.keys, where)
-            count += 1
-        if count != shard.num_episodes:
+        number = shard.start
+        for record in read_records(shard.path, skip=shard.start):
+            if number == shard.stop:
+                return
+            yield f"{shard.path}, episode {number}", record
+            number += 1
+        if number != shard.num_records:
             raise DataError(
                 where=str(shard.path),
-                expected=f"{shard.num_episodes} episodes, as dataset_info.json says",
-                found=f"{count}",
+                expected=f"{shard.num_records} episodes, as dataset_info.json says",
+                found=f"{number}",
                 remedy="The file is damaged or its download incomplete: fetch it again.",
             )
+
+    def select(self, start: int, stop: int) -> "RldsSource":
+        """The episodes from `start` to before `stop`, counted over all shards.
+
+        Raises:
+          UserError: Where there are no such episodes.
+        """
+        total = sum(shard.num_episodes for shard in self.shards)
+        if not 0 <= start < stop <= total:
+            raise UserError(
+                where=f"{self.directory}, split {self.split}",
+                expected=f"a range A:B of episodes with 0 <= A < B <= {total}",
+                found=f"{start}:{stop}",
+                remedy="Name another one with --episodes.",
+            )
+        shards = []
+        first = 0
+        for shard in self.shards:
+            inside = range(max(start - first, 0), min(stop - first, shard.num_records))
+            if inside:
+                stop_here = None if inside.stop == shard.num_records else inside.stop
+                shards.append(dataclasses.replace(shard, start=inside.start, stop=stop_here))
+            first += shard.num_records
+        selection = f"{start}:{stop} of {total}"
+        return dataclasses.replace(self, shards=tuple(shards), selection=selection)
 
 
 def open_source(path: str, split: str = "train") -> RldsSource:
@@ -111,90 +138,6 @@ def open_source(path: str, split: str = "train") -> RldsSource:
     )
 
 
-def parse_episode(record: bytes, keys: Mapping[str, SourceKey], where: str) -> Episode:
-    """The values of one serialized `tf.train.Example` that holds an episode.
-
-    Args:
-      record: The serialized message.
-      keys: What it has to hold.
-      where: File and episode, for errors.
-
-    Raises:
-      DataError: Bytes that are no such message.
-      SchemaError: A key that is missing or undeclared, values of another kind, number or length.
-    """
-    try:
-        example = tf_example.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
-    except DecodeError as error:
-        raise DataError(
-            where=where,
-            expected="a serialized tf.train.Example",
-            found=str(error),
-            remedy="Convert from a directory that tensorflow-datasets wrote.",
-        ) from error
-    stored = example.features.feature
-    undeclared = sorted(set(stored) - set(keys))
-    if undeclared:
-        raise _mismatch(where, "only keys of features.json", ", ".join(undeclared))
-    episode = {key: _read_value(stored, spec, where) for key, spec in keys.items()}
-    for key, value in episode.items():
-        if not key.startswith(STEPS) and len(value) != 1:
-            raise _mismatch(f"{where}, {key}", "one value an episode", str(len(value)))
-    lengths = {key: len(value) for key, value in episode.items() if key.startswith(STEPS)}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise _mismatch(where, "the same number of steps for every key, at least 1", str(lengths))
-    return episode
-
-
-def _read_value(stored: Mapping[str, Any], spec: SourceKey, where: str) -> np.ndarray | list[bytes]:
-    where = f"{where}, {spec.key}"
-    if spec.key not in stored:
-        raise _mismatch(where, f"{spec.dtype}{list(spec.shape)}", "no such key")
-    feature = stored[spec.key]
-    kind = feature.WhichOneof("kind")
-    expected = _stored_kind(spec)
-    if kind != expected:
-        raise _mismatch(where, expected, str(kind))
-    if kind == "bytes_list":
-        return list(feature.bytes_list.value)
-    if kind == "float_list":
-        flat = _packed_floats(feature.float_list, len(feature.float_list.value))
-    else:
-        flat = np.array(feature.int64_list.value, np.int64)
-    size = int(np.prod(spec.shape, dtype=np.int64))
-    if size == 0 or flat.size % size:
-        raise _mismatch(where, f"a multiple of {size} values", f"{flat.size}")
-    return _as_declared(flat, spec.dtype, where).reshape(-1, *spec.shape)
-
-
-def _as_declared(flat: np.ndarray, dtype: str, where: str) -> np.ndarray:
-    """The values of a list in their declared dtype; a uint64 is stored as an int64 of its bits.
-
-    A float16 that overflows becomes infinite, which the dtype law refuses.
-    """
-    with np.errstate(over="ignore"):
-        values = flat.astype(dtype, copy=False)
-    if flat.dtype == np.int64 and (changed := values.astype(np.int64) != flat).any():
-        raise _mismatch(where, f"{dtype} values", f"values such as {flat[changed][0]}")
-    return values
-
-
-def _packed_floats(values: Message, count: int) -> np.ndarray:
-    """float32 (n) of a float list, through its packed bytes.
-
-    TFDS stores a float16 tensor as such a list: 534,528 values a step of 261 tokens. Taking them
-    one by one through Python costs 20 times what reading the file does.
-    """
-    packed = values.SerializeToString()
-    return np.frombuffer(packed, "<f4", offset=len(packed) - 4 * count)
-
-
-def _stored_kind(spec: SourceKey) -> str:
-    if spec.kind != "tensor":
-        return "bytes_list"
-    return "float_list" if spec.dtype in _FLOATS else "int64_list"
-
-
 def _declared_shards(info: Any, split: str, directory: epath.Path) -> tuple[SourceShard, ...]:
     where = str(directory / "dataset_info.json")
     if info.file_format != tfds.core.FileFormat.TFRECORD:
@@ -204,10 +147,10 @@ def _declared_shards(info: Any, split: str, directory: epath.Path) -> tuple[Sour
             found=str(info.file_format.value),
             remedy="Prepare the dataset again with file_format='tfrecord'.",
         )
-    if split not in info.splits or not info.splits[split].shard_lengths:
+    if split not in info.splits or not sum(info.splits[split].shard_lengths):
         raise DataError(
             where=where,
-            expected=f"a split {split} with shards",
+            expected=f"a split {split} with episodes",
             found=", ".join(info.splits) or "none",
             remedy="Name another split with --split.",
         )
@@ -221,7 +164,7 @@ def _declared_shards(info: Any, split: str, directory: epath.Path) -> tuple[Sour
 
 def _declared_keys(features: Any, where: str) -> dict[str, SourceKey]:
     if not isinstance(features, tfds.features.FeaturesDict) or "steps" not in features:
-        raise _mismatch(where, "an RLDS feature dictionary with `steps`", _one_line(features))
+        raise mismatch(where, "an RLDS feature dictionary with `steps`", _one_line(features))
     leaves = dict(_leaves(features, ""))
     return {key: _source_key(key, leaves[key], where) for key in sorted(leaves)}
 
@@ -318,7 +261,8 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def _mismatch(where: str, expected: str, found: str) -> SchemaError:
+def mismatch(where: str, expected: str, found: str) -> SchemaError:
+    """Records and declarations that differ."""
     return SchemaError(
         where=where,
         expected=expected,

@@ -32,7 +32,7 @@ MAPPING = SourceMapping(
         FeatureMapping("action", "steps/action"),
         FeatureMapping("observation/image_primary", "steps/observation/image", IMAGES),
     ),
-    conventions=Conventions("upright", "none", control_frequency_hz=10.0, no_op_filter="none"),
+    conventions=Conventions("upright", "none", control_frequency_hz=10.0, no_ops="kept"),
     source_id="episode_metadata/file_path",
 )
 

@@ -119,7 +119,7 @@ def test_half_precision_tokens_cost_two_bytes_a_value(mini_dataset: Path) -> Non
 
 def test_the_manifest_lists_every_file_with_its_size_and_digest(mini_dataset: Path) -> None:
     manifest = open_dataset(str(mini_dataset)).manifest
-    listed = {s.file: s.sha256 for shards in manifest.shards.values() for s in shards}
+    listed = {s.file: s.digest for shards in manifest.shards.values() for s in shards}
     found = contents(mini_dataset)
     assert found.keys() - listed.keys() == {"dataset.json", "statistics.json"}
     assert {file: found[file] for file in listed} == listed
@@ -131,7 +131,9 @@ def test_the_manifest_lists_every_file_with_its_size_and_digest(mini_dataset: Pa
 
 def test_statistics_are_those_of_the_source(mini_rlds: Path, mini_dataset: Path) -> None:
     source = open_source(str(mini_rlds))
-    episodes = [episode for shard in source.shards for _, episode in source.episodes(shard)]
+    episodes = [
+        episode for shard in source.shards for _, _, episode in read_episodes(source, shard)
+    ]
     found = open_dataset(str(mini_dataset)).statistics
     keys = {
         "action": "action",

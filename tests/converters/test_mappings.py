@@ -21,7 +21,7 @@ ignore = ["steps/depth"]
 image_orientation = "upright"
 rotation = "none"
 control_frequency_hz = 10
-no_op_filter = "none"
+no_ops = "kept"
 
 [[features]]
 key = "action"
@@ -128,7 +128,7 @@ def test_a_described_mapping_leaves_marks_where_it_cannot_know(mini_rlds: Path) 
         "gripper_dim",
         "gripper_open",
         "gripper_close",
-        "no_op_filter",
+        "no_ops",
     ]
 
 

@@ -18,7 +18,7 @@ FIRST_SHARD = "toy-train.tfrecord-00000-of-00002"
 
 
 def read(source: RldsSource) -> list[dict[str, Any]]:
-    return [episode for shard in source.shards for _, episode in source.episodes(shard)]
+    return [episode for shard in source.shards for _, _, episode in read_episodes(source, shard)]
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.conventions import Conventions, restore_gripper, standardize_gripper
 
-LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "none", 6, -1.0, 1.0)
+LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 6, -1.0, 1.0)
 UNIT = dataclasses.replace(LIBERO, gripper_open=1.0, gripper_close=0.0)
 NO_GRIPPER = dataclasses.replace(LIBERO, gripper_dim=None)
 

@@ -62,7 +62,7 @@ def test_wrong_fields_are_named_all_together(
 
 def test_digest_is_the_identity_of_the_data(copied: pathlib.Path, edit_json: Callable) -> None:
     def damage(content: dict) -> None:
-        content["shards"]["steps"][1]["sha256"] = "0" * 64
+        content["shards"]["steps"][1]["digest"] = "0" * 32
 
     before = load_manifest(epath.Path(copied)).digest()
     edit_json(copied / "dataset.json", lambda content: content["provenance"].clear())

@@ -11,7 +11,7 @@ from pipeline.statistics import compute
 from pipeline.text import TaskTable
 from pipeline.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
 
-LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "none", 2, -1.0, 1.0)
+LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 2, -1.0, 1.0)
 UNIT = dataclasses.replace(LIBERO, gripper_open=1.0, gripper_close=0.0)
 TABLE = TaskTable(
     ("pick", "", "place"),

@@ -1,0 +1,53 @@
+"""Converting on Apache Beam: Dataflow, Flink and Spark schedule the same shards."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from converters.shards import ShardJob
+from converters.workers import OnProgress
+from pipeline.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamRunner:
+    """Converts the shards as one Beam pipeline, and waits for its end.
+
+    The workers need this package and the source and destination under the same paths, such as
+    `gs://`; they write what the local runner writes.
+    """
+
+    options: tuple[str, ...] = ()
+    """Beam's own flags, such as `--runner=DataflowRunner`."""
+
+    def __call__(self, job: ShardJob, numbers: Sequence[int], on_progress: OnProgress) -> None:
+        """Converts the shards; of those that fail, the first is raised when the others are done."""
+        if not numbers:
+            return
+        pipeline = beam.Pipeline(options=PipelineOptions(list(self.options)))
+        _ = (
+            pipeline
+            | "shards" >> beam.Create(list(numbers))
+            | "spread" >> beam.Reshuffle()
+            | "convert" >> beam.Map(_convert, job)
+        )
+        pipeline.run().wait_until_finish()
+        for number in numbers:
+            if not job.is_done(number):
+                raise job.failure(number)
+            on_progress(job.source.shards[number].num_episodes, 0)
+
+
+def _convert(number: int, job: ShardJob) -> None:
+    """Leaves a user's mistake in the destination: Beam would repeat it and bury it in a log."""
+    try:
+        job.convert(number, _ignore)
+    except UserError as error:
+        job.fail(number, error)
+
+
+def _ignore(num_bytes: Any) -> None:
+    """Progress is Beam's own to show."""

@@ -1,0 +1,84 @@
+"""How far a job is: a bar in a terminal, a line every half minute in a log."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+_LOG_INTERVAL_S = 30.0
+_MB = 1e6
+
+
+@dataclasses.dataclass
+class Status:
+    """Counts of a job under way, and what they say about its speed."""
+
+    total: int
+    """Episodes to do."""
+    done: int = 0
+    """Of them, done: now or by an earlier run."""
+    num_episodes: int = 0
+    """Done now."""
+    num_bytes: int = 0
+    """Of the source, read now."""
+
+    def add(self, num_episodes: int, num_bytes: int) -> None:
+        """Counts episodes; those without bytes were done by an earlier run."""
+        self.done += num_episodes
+        if num_bytes:
+            self.num_episodes += num_episodes
+            self.num_bytes += num_bytes
+
+    def text(self, seconds: float) -> str:
+        """Such as `120/432 episodes, 31.2 episodes/s, 98.1 MB/s, 0:10 left`."""
+        counts = f"{self.done}/{self.total} episodes"
+        if not self.num_episodes or seconds <= 0:
+            return counts
+        rate = self.num_episodes / seconds
+        left = round((self.total - self.done) / rate)
+        hours, minutes = divmod(left // 60, 60)
+        clock = f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
+        megabytes = self.num_bytes / seconds / _MB
+        return f"{counts}, {rate:.1f} episodes/s, {megabytes:.1f} MB/s, {clock} left"
+
+
+@contextlib.contextmanager
+def shown(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Shows the progress of a job on stderr.
+
+    Args:
+      name: Of what is done.
+      total: Episodes.
+
+    Yields:
+      What to call with the episodes and bytes done since the last call. In a log, short jobs stay
+      silent: an error stays their only line.
+    """
+    console = Console(stderr=True)
+    status = Status(total)
+    started = time.perf_counter()
+    logged = started
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
+        row = bar.add_task(name, total=total, status=status.text(0.0))
+
+        def on_progress(num_episodes: int, num_bytes: int) -> None:
+            nonlocal logged
+            status.add(num_episodes, num_bytes)
+            now = time.perf_counter()
+            text = status.text(now - started)
+            bar.update(row, advance=num_episodes, status=text)
+            if not console.is_terminal and now - logged > _LOG_INTERVAL_S:
+                logged = now
+                sys.stderr.write(f"{name}: {text}\n")
+
+        yield on_progress

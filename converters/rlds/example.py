@@ -1,0 +1,186 @@
+"""An episode from the bytes of its `tf.train.Example`, as numpy arrays of the declared types.
+
+    Example   1: Features
+    Features  1: entries of a map, one a key: 1: the key, 2: Feature
+    Feature   one of 1: BytesList, 2: FloatList, 3: Int64List
+    lists     1: bytes, one field a value; or all numbers packed in one field
+
+The levels above the lists are walked here, and bytes and packed floats are taken as views of the
+record: protobuf's own classes copy each value twice, which for tokens (534,528 floats a step) costs
+ten times what reading the file does. Integers, few and of varying length, are left to protobuf.
+
+Source: `tensorflow/core/example/{example,feature}.proto` and protobuf's encoding guide.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_feature_generated_pb2 as tf_feature
+
+from converters.rlds.source import STEPS, RldsSource, SourceKey, SourceShard, mismatch
+from pipeline.errors import DataError
+
+Blob = bytes | memoryview
+Episode = dict[str, np.ndarray | list[Blob]]
+"""By source key: a tensor (t, *shape), or a list of t encoded images or UTF-8 texts.
+
+Keys outside `steps/` have one value: t is 1."""
+
+_KINDS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
+_BYTES = 2
+"""The wire type of a field that begins with its length."""
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def read_episodes(source: RldsSource, shard: SourceShard) -> Iterator[tuple[str, int, Episode]]:
+    """Yields (place for errors, bytes of the record, episode) for every episode of a shard.
+
+    Raises:
+      DataError: A damaged file, or one with another number of records than declared.
+      SchemaError: A value that is not what `features.json` declares.
+    """
+    for where, record in source.records(shard):
+        yield where, len(record), parse_episode(record, source.keys, where)
+
+
+def parse_episode(record: Blob, keys: Mapping[str, SourceKey], where: str) -> Episode:
+    """The values of one serialized `tf.train.Example` that holds an episode.
+
+    Args:
+      record: The serialized message; the values are views of it where their type allows.
+      keys: What it has to hold.
+      where: File and episode, for errors.
+
+    Raises:
+      DataError: Bytes that are no such message.
+      SchemaError: A key that is missing or undeclared, values of another kind, number or length.
+    """
+    try:
+        stored = _features(memoryview(record))
+        undeclared = sorted(set(stored) - set(keys))
+        if undeclared:
+            raise mismatch(where, "only keys of features.json", ", ".join(undeclared))
+        episode = {key: _read_value(stored, spec, where) for key, spec in keys.items()}
+    except (DecodeError, IndexError, UnicodeDecodeError) as error:
+        raise DataError(
+            where=where,
+            expected="a serialized tf.train.Example",
+            found=f"{len(record)} bytes: {error}",
+            remedy="Convert from a directory that tensorflow-datasets wrote.",
+        ) from error
+    _check_lengths(episode, where)
+    return episode
+
+
+def _check_lengths(episode: Episode, where: str) -> None:
+    """Every key must have a value for each of the same steps, and others one in all."""
+    for key, value in episode.items():
+        if not key.startswith(STEPS) and len(value) != 1:
+            raise mismatch(f"{where}, {key}", "one value an episode", str(len(value)))
+    lengths = {key: len(value) for key, value in episode.items() if key.startswith(STEPS)}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise mismatch(where, "the same number of steps for every key, at least 1", str(lengths))
+
+
+def _read_value(
+    stored: Mapping[str, memoryview], spec: SourceKey, where: str
+) -> np.ndarray | list[Blob]:
+    where = f"{where}, {spec.key}"
+    if spec.key not in stored:
+        raise mismatch(where, f"{spec.dtype}{list(spec.shape)}", "no such key")
+    kind, values = _list(stored[spec.key])
+    expected = _stored_kind(spec)
+    if kind != expected:
+        raise mismatch(where, expected, str(kind))
+    if isinstance(values, list):
+        return values
+    size = int(np.prod(spec.shape, dtype=np.int64))
+    if size == 0 or values.size % size:
+        raise mismatch(where, f"a multiple of {size} values", f"{values.size}")
+    return _as_declared(values, spec.dtype, where).reshape(-1, *spec.shape)
+
+
+def _stored_kind(spec: SourceKey) -> str:
+    if spec.kind != "tensor":
+        return "bytes_list"
+    return "float_list" if spec.dtype in _FLOATS else "int64_list"
+
+
+def _as_declared(flat: np.ndarray, dtype: str, where: str) -> np.ndarray:
+    """The values of a list in their declared dtype; a uint64 is stored as an int64 of its bits.
+
+    A float16 that overflows becomes infinite, which the dtype law refuses.
+    """
+    with np.errstate(over="ignore"):
+        values = flat.astype(dtype, copy=False)
+    if flat.dtype == np.int64 and (changed := values.astype(np.int64) != flat).any():
+        raise mismatch(where, f"{dtype} values", f"values such as {flat[changed][0]}")
+    return values
+
+
+# --- protobuf's encoding
+
+
+def _features(record: memoryview) -> dict[str, memoryview]:
+    """The serialized `Feature` of every key of a serialized `Example`."""
+    features: dict[str, memoryview] = {}
+    for _, message in _fields(record):
+        for _, entry in _fields(message):
+            parts = dict(_fields(entry))
+            features[bytes(parts.get(1, b"")).decode()] = parts.get(2, memoryview(b""))
+    return features
+
+
+def _list(feature: memoryview) -> tuple[str | None, np.ndarray | list[Blob]]:
+    """(kind, values) of a serialized `Feature`: float32 or int64 (n), or n byte strings."""
+    kind = None
+    content = memoryview(b"")
+    for number, field in _fields(feature):
+        kind, content = _KINDS.get(number), field
+    if kind == "bytes_list":
+        return kind, [value for _, value in _fields(content)]
+    if kind == "float_list":
+        return kind, _floats(content)
+    return kind, np.array(tf_feature.Int64List.FromString(bytes(content)).value, np.int64)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _floats(content: memoryview) -> np.ndarray:
+    """float32 (n) of a serialized `FloatList`, a view where it is one packed field."""
+    if content and content[0] == 1 << 3 | _BYTES:
+        length, start = _varint(content, 1)
+        if start + length == len(content) and length % 4 == 0:
+            return np.frombuffer(content, "<f4", length // 4, start)
+    values = tf_feature.FloatList.FromString(bytes(content)).value  # pyright: ignore[reportAttributeAccessIssue]
+    return np.array(values, np.float32)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yields (number, content) of the length-delimited fields of a message, in order.
+
+    Raises:
+      DecodeError: Where a field ends beyond the message, or is of another wire type: a
+        `tf.train.Example` has no such field above its lists of numbers.
+    """
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        if tag & 7 != _BYTES:
+            raise DecodeError(f"a field of wire type {tag & 7} at byte {position}")
+        length, start = _varint(message, position)
+        position = start + length
+        if position > len(message):
+            raise DecodeError(f"a field of {length} bytes at byte {start} of {len(message)}")
+        yield tag >> 3, message[start:position]
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """(value, position after it) of a varint; an IndexError where the message ends inside it."""
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7

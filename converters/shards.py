@@ -1,0 +1,200 @@
+"""One shard: the unit of work of every runner, which may be repeated at any time.
+
+What it writes is a function of its source shard alone, so any number of workers in any order, and a
+run after a kill, write the same bytes.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from converters.rlds.example import read_episodes
+from converters.rlds.source import RldsSource
+from converters.standardize import SourceMapping, Standardized, standardize
+from converters.workers import Report
+from pipeline.errors import DataError, UserError
+from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
+from pipeline.manifest import Shard, TaskChange
+from pipeline.record import RecordLayout
+from pipeline.schema import Blob, Column, Schema
+from pipeline.writer import ShardWriter
+
+WORK = ".conversion"
+"""Folder in the destination that holds what the job knows while it runs; gone at its end."""
+
+PART_SUFFIX = ".part.json"
+"""Of the file in it that marks a shard as done, after the shard's number."""
+_FAILURE_SUFFIX = ".failure.json"
+_START_OVER = "Start over with --overwrite."
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """The fields of a `UserError`."""
+
+    where: str
+    expected: str
+    found: str
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What was written from one source shard; the file that holds it marks the shard as done."""
+
+    shards: Mapping[str, Shard]
+    """By column."""
+    episode_lengths: tuple[int, ...]
+    """Steps of each episode that has any left."""
+    tasks: tuple[str, ...]
+    """Instructions in the order in which they first occur."""
+    episode_tasks: tuple[int, ...]
+    """Index into `tasks` of each episode's first step."""
+    task_changes: tuple[TaskChange, ...]
+    """Counting episodes and tasks of this part."""
+    removed_steps: tuple[int, ...]
+    """Steps that the no-op filter left out, by task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """All that a worker needs to convert any shard of a source."""
+
+    source: RldsSource
+    mapping: SourceMapping
+    schema: Schema
+    destination: epath.Path
+
+    def convert(self, number: int, report: Report) -> None:
+        """Writes one shard of every column from the source's shard of that number.
+
+        Raises:
+          UserError: Where the source is not what it declares, or the file cannot be written.
+        """
+        file = f"{number:05d}-of-{len(self.source.shards):05d}.arrayrecord"
+        notes = _Notes()
+        with contextlib.ExitStack() as stack:
+            writers = {
+                column.name: stack.enter_context(
+                    ShardWriter(self.destination, f"{column.name}/{file}")
+                )
+                for column in self.schema.columns
+            }
+            shard = self.source.shards[number]
+            for where, num_bytes, episode in read_episodes(self.source, shard):
+                standardized = standardize(episode, self.schema, self.mapping, where)
+                notes.add(standardized)
+                if standardized.num_steps:
+                    self._write(standardized, number, writers)
+                report(num_bytes)
+        part = notes.part({name: writer.finished() for name, writer in writers.items()})
+        write_text_atomically(self._path(number, PART_SUFFIX), dump_json(to_json_values(part)))
+
+    def is_done(self, number: int) -> bool:
+        """Whether the shard has been written."""
+        return self._path(number, PART_SUFFIX).exists()
+
+    def part(self, number: int) -> Part:
+        """What was written from a shard that is done.
+
+        Raises:
+          DataError: Where the file that says so is not what `convert` writes.
+        """
+        path = self._path(number, PART_SUFFIX)
+        return from_json_text(Part, path.read_text(), where=str(path), remedy=_START_OVER)
+
+    def fail(self, number: int, error: UserError) -> None:
+        """Notes why a shard could not be converted, for a runner far away."""
+        failure = Failure(error.where, error.expected, error.found, error.remedy)
+        text = dump_json(to_json_values(failure))
+        write_text_atomically(self._path(number, _FAILURE_SUFFIX), text)
+
+    def failure(self, number: int) -> DataError:
+        """Why a shard is not done."""
+        path = self._path(number, _FAILURE_SUFFIX)
+        if not path.exists():
+            return DataError(
+                where=str(self.source.shards[number].path),
+                expected="its shard to be converted",
+                found="neither a result nor a reason",
+                remedy="See the runner's own log, and run the same command again.",
+            )
+        failure = from_json_text(Failure, path.read_text(), where=str(path), remedy=_START_OVER)
+        return DataError(**dataclasses.asdict(failure))
+
+    def _path(self, number: int, suffix: str) -> epath.Path:
+        return self.destination / WORK / f"{number:05d}{suffix}"
+
+    def _write(
+        self, episode: Standardized, number: int, writers: Mapping[str, ShardWriter]
+    ) -> None:
+        """Appends one episode to every column's shard."""
+        for column in self.schema.columns:
+            layout = RecordLayout(column)
+            writer = writers[column.name]
+            if column.per == "episode":
+                values = _whole(episode, column)
+                writer.write(layout.encode((number, writer.count), episode.num_steps, values))
+                continue
+            for t in range(episode.num_steps):
+                values = _at(episode, column, t)
+                writer.write(layout.encode((number, writer.count), 1, values))
+
+
+@dataclasses.dataclass
+class _Notes:
+    """What the manifest will say of the episodes of one shard."""
+
+    lengths: list[int] = dataclasses.field(default_factory=list)
+    tasks: dict[str, int] = dataclasses.field(default_factory=dict)
+    episode_tasks: list[int] = dataclasses.field(default_factory=list)
+    changes: list[TaskChange] = dataclasses.field(default_factory=list)
+    removed: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, episode: Standardized) -> None:
+        for text in episode.removed:
+            task = self._index(text)
+            self.removed[task] = self.removed.get(task, 0) + 1
+        if not episode.num_steps:
+            return
+        indices = [self._index(text) for text in episode.tasks]
+        for step, (before, task) in enumerate(itertools.pairwise(indices), 1):
+            if task != before:
+                self.changes.append(TaskChange(len(self.lengths), step, task))
+        self.lengths.append(episode.num_steps)
+        self.episode_tasks.append(indices[0])
+
+    def part(self, shards: Mapping[str, Shard]) -> Part:
+        return Part(
+            shards=shards,
+            episode_lengths=tuple(self.lengths),
+            tasks=tuple(self.tasks),
+            episode_tasks=tuple(self.episode_tasks),
+            task_changes=tuple(self.changes),
+            removed_steps=tuple(self.removed.get(i, 0) for i in range(len(self.tasks))),
+        )
+
+    def _index(self, text: str) -> int:
+        return self.tasks.setdefault(text, len(self.tasks))
+
+
+def _whole(episode: Standardized, column: Column) -> dict[str, np.ndarray | Blob]:
+    """An episode's record: trajectories, and the one text of the source id."""
+    return {f.key: _trajectory(episode.values[f.key]) for f in column.features}
+
+
+def _trajectory(value: np.ndarray | list[Blob]) -> np.ndarray | Blob:
+    return value if isinstance(value, np.ndarray) else b"".join(value)
+
+
+def _at(episode: Standardized, column: Column, t: int) -> dict[str, np.ndarray | Blob]:
+    """The record of step `t`."""
+    taken: dict[str, np.ndarray | Blob] = {}
+    for feature in column.features:
+        value = episode.values[feature.key]
+        taken[feature.key] = value[t, ...] if isinstance(value, np.ndarray) else value[t]
+    return taken

@@ -1,0 +1,120 @@
+"""Running a task for every shard, here or in spawned processes."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from pipeline.errors import EXIT_INTERRUPTED, UserError
+
+Report = Callable[[int], None]
+"""Told the bytes of every source episode after it was written."""
+Task = Callable[[int, Report], None]
+"""What is done for the shard of a number."""
+OnProgress = Callable[[int, int], None]
+"""Told how many episodes, and bytes of them, were written since it was last told."""
+
+_POLL_S = 0.2
+
+
+def run(task: Task, numbers: Sequence[int], num_workers: int, on_progress: OnProgress) -> None:
+    """Runs a task for every number, in this process or in spawned ones.
+
+    Args:
+      task: Must be picklable where there is more than one worker.
+      numbers: What it is called with.
+      num_workers: Processes; 1 is this one.
+      on_progress: Called now and then, in this process.
+
+    Raises:
+      UserError: The first one of a task, or where a worker was killed; the others are stopped.
+    """
+    if num_workers == 1:
+        for number in numbers:
+            task(number, lambda num_bytes: on_progress(1, num_bytes))
+        return
+    context = multiprocessing.get_context("spawn")
+    counts = context.Array("q", 2)
+    with _children_terminated_on_error():
+        executor = concurrent.futures.ProcessPoolExecutor(
+            num_workers, context, initializer=_start_worker, initargs=(task, counts)
+        )
+        with executor:
+            try:
+                _await([executor.submit(_work, n) for n in numbers], counts, on_progress)
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _await(
+    futures: Sequence[concurrent.futures.Future[None]], counts: Any, on_progress: OnProgress
+) -> None:
+    """Returns when all are done, telling the progress meanwhile; raises what one of them raises."""
+    pending = set(futures)
+    told = [0, 0]
+    while pending:
+        done, pending = concurrent.futures.wait(
+            pending, _POLL_S, concurrent.futures.FIRST_COMPLETED
+        )
+        now = list(counts)
+        on_progress(now[0] - told[0], now[1] - told[1])
+        told = now
+        try:
+            for future in done:
+                future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                where="a worker process",
+                expected="to live until its shard is done",
+                found="it was killed, perhaps for want of memory",
+                remedy="Run the same command again with fewer --workers: it goes on from here.",
+            ) from error
+
+
+@contextlib.contextmanager
+def _children_terminated_on_error() -> Iterator[None]:
+    """Stops the processes that were started inside the block where it ends by an error."""
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+
+
+# --- in a worker
+
+_state: dict[str, Any] = {}
+
+
+def _start_worker(task: Task, counts: Any) -> None:
+    """Prepares a spawned process: it leaves Ctrl-C to its parent, and dies with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _state.update(task=task, counts=counts)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(EXIT_INTERRUPTED)
+
+
+def _work(number: int) -> None:
+    _state["task"](number, _report)
+
+
+def _report(num_bytes: int) -> None:
+    counts = _state["counts"]
+    with counts.get_lock():
+        counts[0] += 1
+        counts[1] += num_bytes
