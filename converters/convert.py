@@ -15,7 +15,7 @@ from pipeline import statistics as stats
 from pipeline.dataset import ColumnReader
 from pipeline.errors import DataError
 from pipeline.files import dump_json, to_json_values
-from pipeline.manifest import FORMAT_VERSION, Manifest, TaskChange
+from pipeline.manifest import FILE_NAME, FORMAT_VERSION, Manifest, TaskChange, load_manifest
 from pipeline.record import RecordLayout
 from pipeline.schema import EPISODES
 from pipeline.writer import write_manifest
@@ -68,6 +68,8 @@ def convert(
     destination = epath.Path(destination)
     job = ShardJob(source, mapping, mapping.schema(source), destination)
     with claim(destination, _plan(job), overwrite=overwrite):
+        if (destination / FILE_NAME).exists():  # killed after its last file
+            return load_manifest(destination)
         numbers = range(len(source.shards))
         pending = [number for number in numbers if not job.is_done(number)]
         done = set(numbers) - set(pending)
@@ -81,7 +83,7 @@ def convert(
 def _plan(job: ShardJob) -> str:
     """What decides the bytes of the dataset, as JSON."""
     source = job.source
-    shards = [[s.path.name, s.path.stat().length, s.start, s.stop] for s in source.shards]
+    shards = [[s.path.name, s.num_records, s.start, s.stop] for s in source.shards]
     return dump_json(
         {
             "format_version": FORMAT_VERSION,

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from converters.shards import PART_SUFFIX, WORK
+from converters.shards import PART_SUFFIX
 from pipeline.errors import UserError
 from pipeline.files import TEMPORARIES, is_remote, write_text_atomically
-from pipeline.manifest import FILE_NAME, STATISTICS_NAME
+from pipeline.manifest import FILE_NAME, STATISTICS_NAME, WORK
 
 _PLAN = "plan.json"
 _LOCK = "lock"
@@ -53,7 +53,7 @@ def claim(destination: epath.Path, plan: str, *, overwrite: bool) -> Iterator[No
         _remove_temporaries(destination)
         yield
         _remove_temporaries(destination)
-        (destination / WORK).rmtree()
+        _remove_work(destination)
 
 
 def _check_own(destination: epath.Path) -> None:
@@ -98,6 +98,14 @@ def _clear(destination: epath.Path) -> None:
             path.rmtree()
         else:
             path.unlink()
+
+
+def _remove_work(destination: epath.Path) -> None:
+    """Removes what the job knew; the plan last: with it a rerun knows that only this is left."""
+    for path in _children(destination / WORK):
+        if path.name != _PLAN:
+            path.unlink()
+    (destination / WORK).rmtree()
 
 
 def _remove_temporaries(destination: epath.Path) -> None:

@@ -18,16 +18,13 @@ from converters.standardize import SourceMapping, Standardized, standardize
 from converters.workers import Report
 from pipeline.errors import DataError, UserError
 from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
-from pipeline.manifest import Shard, TaskChange
+from pipeline.manifest import WORK, Shard, TaskChange
 from pipeline.record import RecordLayout
 from pipeline.schema import Blob, Column, Schema
 from pipeline.writer import ShardWriter
 
-WORK = ".conversion"
-"""Folder in the destination that holds what the job knows while it runs; gone at its end."""
-
 PART_SUFFIX = ".part.json"
-"""Of the file in it that marks a shard as done, after the shard's number."""
+"""Of the file in `WORK` that marks a shard as done, after the shard's number."""
 _FAILURE_SUFFIX = ".failure.json"
 _START_OVER = "Start over with --overwrite."
 
@@ -46,6 +43,8 @@ class Failure:
 class Part:
     """What was written from one source shard; the file that holds it marks the shard as done."""
 
+    source_bytes: int
+    """Size of the source's file. Where another one lies there now, it is converted again."""
     shards: Mapping[str, Shard]
     """By column."""
     episode_lengths: tuple[int, ...]
@@ -91,12 +90,19 @@ class ShardJob:
                 if standardized.num_steps:
                     self._write(standardized, number, writers)
                 report(num_bytes)
-        part = notes.part({name: writer.finished() for name, writer in writers.items()})
+        written = {name: writer.finished() for name, writer in writers.items()}
+        part = notes.part(self._source_bytes(number), written)
         write_text_atomically(self._path(number, PART_SUFFIX), dump_json(to_json_values(part)))
 
     def is_done(self, number: int) -> bool:
-        """Whether the shard has been written."""
-        return self._path(number, PART_SUFFIX).exists()
+        """Whether the shard has been written, from the file that lies there now."""
+        path = self._path(number, PART_SUFFIX)
+        return path.exists() and self.part(number).source_bytes == self._source_bytes(number)
+
+    def _source_bytes(self, number: int) -> int:
+        """-1 where the file is missing."""
+        path = self.source.shards[number].path
+        return path.stat().length if path.exists() else -1
 
     def part(self, number: int) -> Part:
         """What was written from a shard that is done.
@@ -168,8 +174,9 @@ class _Notes:
         self.lengths.append(episode.num_steps)
         self.episode_tasks.append(indices[0])
 
-    def part(self, shards: Mapping[str, Shard]) -> Part:
+    def part(self, source_bytes: int, shards: Mapping[str, Shard]) -> Part:
         return Part(
+            source_bytes=source_bytes,
             shards=shards,
             episode_lengths=tuple(self.lengths),
             tasks=tuple(self.tasks),

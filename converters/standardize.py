@@ -270,7 +270,9 @@ def _without_no_ops(
         else:
             filtered[feature.key] = [value[t] for t in kept]
         if feature.source == _IS_FIRST and kept:
-            filtered[feature.key] = np.arange(len(kept)) == 0
+            first = np.zeros((len(kept), *feature.shape), feature.numpy_dtype)
+            first[0] = 1
+            filtered[feature.key] = first
     left_out = np.flatnonzero(removed).tolist()
     return Standardized(filtered, tuple(tasks[t] for t in kept), tuple(tasks[t] for t in left_out))
 

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError
+from pipeline.memory import keep_freed_memory
 
 Report = Callable[[int], None]
 """Told the bytes of every source episode after it was written."""
@@ -98,6 +99,7 @@ _state: dict[str, Any] = {}
 def _start_worker(task: Task, counts: Any) -> None:
     """Prepares a spawned process: it leaves Ctrl-C to its parent, and dies with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _state.update(task=task, counts=counts)
 

@@ -73,7 +73,8 @@ def is_no_op(action: np.ndarray, conventions: Conventions) -> np.ndarray:
     Source: the filter that made the `_no_noops` sets of OpenVLA, which removes the last step too.
     """
     is_arm = conventions.normalized_dims(action.shape[1])
-    motion = np.linalg.norm(action[:, is_arm], axis=1)
+    arm = action[:, is_arm]
+    motion = np.linalg.norm(arm.astype(np.promote_types(arm.dtype, np.float32)), axis=1)
     commands = action[:, ~is_arm].tolist()
     removed = np.zeros(len(action), bool)
     last = None

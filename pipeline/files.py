@@ -1,5 +1,6 @@
 """Text files written whole or not at all, and JSON that is checked as it is read."""
 
+import functools
 import json
 import os
 import pathlib
@@ -69,7 +70,13 @@ def _on_one_line(match: re.Match[str]) -> str:
 
 def to_json_values(value: object) -> Any:
     """A dataclass, however nested, as plain JSON values."""
-    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:  # beartype knows no TypeAdapter[T]
+    """What checks and writes a dataclass; it takes milliseconds to build."""
+    return pydantic.TypeAdapter(kind)
 
 
 def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str) -> T:
@@ -78,9 +85,8 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
     Raises:
       DataError: All mismatches together, each with its place.
     """
-    adapter = pydantic.TypeAdapter(kind)
     try:
-        return adapter.validate_json(text, strict=True, extra="forbid")
+        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         details = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()

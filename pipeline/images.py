@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.errors import DataError, SchemaError
 from pipeline.schema import Blob
 
+_JPEG = b"\xff\xd8"
 _UNREADABLE = (ValueError, OSError, UnidentifiedImageError)
 
 
@@ -25,8 +26,8 @@ def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
       SchemaError: An image of another size.
     """
     try:
-        if simplejpeg.is_jpeg(encoded):
-            height, width = map(int, simplejpeg.decode_jpeg_header(encoded)[:2])
+        if encoded[:2] == _JPEG:
+            height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
         else:
             width, height = Image.open(io.BytesIO(encoded)).size
     except _UNREADABLE as error:
@@ -54,7 +55,7 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
     """
     check_image(encoded, out.shape, where)
     try:
-        if simplejpeg.is_jpeg(encoded):
+        if encoded[:2] == _JPEG:
             simplejpeg.decode_jpeg(encoded, "RGB", buffer=out)
         else:
             out[...] = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))

@@ -15,6 +15,8 @@ from pipeline.schema import Schema
 FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
 STATISTICS_NAME = "statistics.json"
+WORK = ".conversion"
+"""Folder of what a conversion knows while it runs; gone at its end."""
 _CONVERT_AGAIN = "Convert the dataset again."
 
 
@@ -115,6 +117,13 @@ def load_manifest(directory: epath.Path) -> Manifest:
 def _read(path: epath.Path) -> str:
     if path.exists():
         return path.read_text()
+    if (path.parent / WORK).exists():
+        raise DataError(
+            where=str(path.parent),
+            expected=f"a dataset directory with a {FILE_NAME}",
+            found="an unfinished conversion",
+            remedy="Run the same `python -m converters.rlds` again: it goes on where it stopped.",
+        )
     raise DataError(
         where=str(path.parent),
         expected=f"a dataset directory with a {FILE_NAME}",
@@ -161,6 +170,15 @@ def _check_episodes(manifest: Manifest, path: epath.Path) -> None:
             where=str(path),
             expected="episodes of at least one step, each with one of the tasks",
             found=f"{len(lengths)} lengths, {len(tasks)} tasks of episodes, {rows.stop} tasks",
+            remedy=_CONVERT_AGAIN,
+        )
+    places = [(change.episode, change.step) for change in manifest.task_changes]
+    inside = all(0 <= e < len(lengths) and 1 <= step < lengths[e] for e, step in places)
+    if not inside or places != sorted(set(places)):
+        raise DataError(
+            where=f"{path}, task_changes",
+            expected="steps inside their episodes, in their order",
+            found=str(places),
             remedy=_CONVERT_AGAIN,
         )
 

@@ -73,13 +73,21 @@ class RecordLayout:
           ValueError: An array of another dtype or shape; nothing is cast here.
         """
         blobs = [cast("Blob", values[f.key]) for f in self.blobs]
-        header = _HEADER.pack(_MAGIC, self.tag, *place, num_steps, len(blobs))
-        parts: list[Blob] = [header, struct.pack(f"<{len(blobs)}I", *map(len, blobs))]
-        parts.append(bytes(_padding(len(header) + 4 * len(blobs))))
+        shard, index = place
+        lengths = map(len, blobs)
+        header = self._header.pack(_MAGIC, self.tag, shard, index, num_steps, len(blobs), *lengths)
+        parts: list[Blob] = [header]
         for feature in self.tensors:
             data = _bytes_of(self._checked(feature, num_steps, values[feature.key]))
             parts += [data, bytes(_padding(len(data)))]
         return b"".join(parts + blobs)
+
+    @functools.cached_property
+    def _header(self) -> struct.Struct:
+        """The header with its blob lengths and its padding."""
+        num_blobs = len(self.blobs)
+        padding = _padding(_HEADER.size + 4 * num_blobs)
+        return struct.Struct(f"{_HEADER.format}{num_blobs}I{padding}x")
 
     def decode(self, record: bytes, place: Place, where: str) -> Values:
         """The inverse of `encode`, without a copy: tensors are read-only views of `record`.

@@ -70,8 +70,9 @@ class Accumulator:
     While all values fit into 16 MiB (600,000 steps of a 7-D action) the result is that of
     `compute`. Beyond, mean and deviation are merged piece by piece in float64, and the percentiles
     come from a histogram over the leading 18 bits of every float32 (sign, exponent, 9 of 23 bits of
-    the mantissa), whose error is at most 2**-10 of the value, 0.1 %. The result depends on the
-    order of the pieces, so callers add them in the order of the episodes.
+    the mantissa), whose error is at most 2**-10 (0.1 %) of the larger of the two values that a
+    percentile lies between. The result depends on the order of the pieces, so callers add them in
+    the order of the episodes.
 
     Source: Chan, Golub and LeVeque (1979) for merging moments; DDSketch (Masson et al., 2019) for
     quantiles of relative accuracy.
@@ -85,7 +86,7 @@ class Accumulator:
 
     def add(self, values: np.ndarray) -> None:
         """Takes float32 (t, *shape), t at least 1."""
-        flat = values.reshape(len(values), -1)
+        flat = values.reshape(len(values), -1).copy()  # a view would keep its whole record
         self._held.append(flat)
         self._held_bytes += flat.nbytes
         if self._held_bytes > self._exact_bytes:

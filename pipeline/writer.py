@@ -60,8 +60,10 @@ class ShardWriter:
 
     def write(self, record: bytes) -> None:
         """Appends one record."""
-        with self._explained():
+        try:
             self._writer.write(record)
+        except RuntimeError as error:
+            raise self._failed(str(error)) from error
         self._digest.update(record)
         self.count += 1
 

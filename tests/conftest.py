@@ -1,13 +1,22 @@
 """Settings of the whole test suite, and the bundled data that several tests read."""
 
+import contextlib
+import io
 import os
 import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import jax
 import pytest
+from etils import epath
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.registry import _registry as fsspec_implementations
 
 from converters.convert import convert
 from converters.mappings import LIBERO
@@ -17,6 +26,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 _DATA = pathlib.Path(__file__).parent / "data"
+_NOBODY = 65534
 _SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
@@ -32,6 +42,88 @@ def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("mini") / "libero_mini"
     convert(open_source(str(mini_rlds)), directory, LIBERO)
     return directory
+
+
+class _Upload(MemoryFile):
+    """A file that is in the store when it has been closed, not before."""
+
+    def __init__(self, fs: MemoryFileSystem, path: str) -> None:
+        super().__init__(fs, path)
+        self._is_stored = False
+
+    def close(self) -> None:
+        if not self._is_stored:
+            self.fs.store[self.path] = MemoryFile(self.fs, self.path, self.getvalue())
+            self._is_stored = True
+
+
+class _ObjectStore(MemoryFileSystem):
+    """Objects in memory under `s3://`; as in a bucket, a folder is no more than a prefix."""
+
+    protocol = "s3"
+    root_marker = ""
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(one) for one in path]
+        return os.fspath(path).removeprefix("s3://").strip("/")
+
+    def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:  # noqa: FBT001, FBT002
+        """Nothing: folders are not stored."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Nothing: folders are not stored."""
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BytesIO:
+        path = self._strip_protocol(path)
+        if mode == "wb":
+            return _Upload(self, path)
+        if path not in self.store:
+            raise FileNotFoundError(path)
+        return io.BytesIO(self.store[path].getvalue())
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[epath.Path]:
+    """An empty bucket `s3://bucket` in the memory of this process."""
+    monkeypatch.setitem(fsspec_implementations, "s3", _ObjectStore)
+    _ObjectStore.clear_instance_cache()
+    _ObjectStore.store.clear()
+    fsspec_backend._get_filesystem.cache_clear()
+    yield epath.Path("s3://bucket")
+    fsspec_backend._get_filesystem.cache_clear()
+
+
+@pytest.fixture
+def as_nobody(tmp_path: pathlib.Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """A block under a user whom permissions hold back; root heeds none.
+
+    `tmp_path` stays within the reach of that user.
+    """
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(_NOBODY)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    opened: list[tuple[pathlib.Path, int]] = []
+    if os.geteuid() == 0:
+        for folder in (tmp_path, *tmp_path.parents):
+            mode = folder.stat().st_mode & 0o7777
+            if not mode & 0o001:
+                opened.append((folder, mode))
+                folder.chmod(mode | 0o011)
+    yield block
+    for folder, mode in opened:
+        folder.chmod(mode)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import shlex
 import sys
 import time
 from typing import Annotated, Literal, assert_never
@@ -15,6 +14,7 @@ from converters.convert import LocalRunner, Runner, convert
 from converters.rlds.source import RldsSource, open_source
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.manifest import Manifest
+from pipeline.memory import keep_freed_memory
 
 _MB = 1e6
 _BYTES_A_WORKER = 256e6
@@ -45,22 +45,29 @@ class Args:
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace what stands at DST: a dataset, or an unfinished conversion."""
     runner: Literal["local", "beam"] = "local"
-    """Where the shards are converted; beam needs the extra `beam`."""
-    beam_options: str = ""
-    """Flags of Apache Beam in one string, such as "--runner=DataflowRunner --project=..."."""
+    """Where the shards are converted; beam needs the extra `beam`, and takes Beam's own flags after
+    a lone `--`, such as `--runner beam -- --runner=FlinkRunner`."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
 
 def main() -> None:
     """Parses the command line and runs the job."""
-    args = tyro.cli(Args, prog="python -m converters.rlds")
+    own, beam_flags = _split(sys.argv[1:])
+    args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
     with user_errors_exit(debug=args.debug):
         source = open_source(args.src, args.split)
         if args.describe:
             sys.stdout.write(mappings.describe(source))
         else:
-            _convert(source if args.episodes is None else _select(source, args.episodes), args)
+            selected = source if args.episodes is None else _select(source, args.episodes)
+            _convert(selected, args, _runner(selected, args, beam_flags))
+
+
+def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The arguments before and after a lone `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], tuple(arguments[end + 1 :])
 
 
 def _select(source: RldsSource, episodes: str) -> RldsSource:
@@ -75,7 +82,7 @@ def _select(source: RldsSource, episodes: str) -> RldsSource:
     return source.select(int(match[1]), int(match[2]))
 
 
-def _convert(source: RldsSource, args: Args) -> None:
+def _convert(source: RldsSource, args: Args, runner: Runner) -> None:
     if args.dst is None:
         raise UserError(
             where="command line",
@@ -84,6 +91,7 @@ def _convert(source: RldsSource, args: Args) -> None:
             remedy="Add one: `python -m converters.rlds SRC DST`.",
         )
     mapping = mappings.read_mapping(args.mapping) if args.mapping else mappings.find_mapping(source)
+    keep_freed_memory()
     started = time.perf_counter()
     num_episodes = sum(shard.num_episodes for shard in source.shards)
     with progress.shown(source.name, num_episodes) as on_progress:
@@ -92,22 +100,44 @@ def _convert(source: RldsSource, args: Args) -> None:
             args.dst,
             mapping,
             overwrite=args.overwrite,
-            runner=_runner(source, args),
+            runner=runner,
             on_progress=on_progress,
         )
     _summarize(manifest, args.dst, time.perf_counter() - started)
 
 
-def _runner(source: RldsSource, args: Args) -> Runner:
+def _runner(source: RldsSource, args: Args, beam_flags: tuple[str, ...]) -> Runner:
     match args.runner:
         case "local":
+            if beam_flags:
+                raise _misused(f"no flags after -- with --runner {args.runner}", beam_flags[0])
+            if args.workers is not None and args.workers < 1:
+                raise _misused("at least 1 with --workers", str(args.workers))
             return LocalRunner(_num_workers(source) if args.workers is None else args.workers)
         case "beam":
-            from converters.beam import BeamRunner  # noqa: PLC0415  (an extra)
-
-            return BeamRunner(tuple(shlex.split(args.beam_options)))
+            if args.workers is not None:
+                raise _misused("a flag of Beam's own runner after --", "--workers")
+            return _beam_runner(beam_flags)
         case _:
             assert_never(args.runner)
+
+
+def _beam_runner(flags: tuple[str, ...]) -> Runner:
+    try:
+        from converters.beam import BeamRunner  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise UserError(
+            where="--runner beam",
+            expected="Apache Beam",
+            found=str(error),
+            remedy="Install it: pip install -c constraints.txt -e '.[beam]'",
+        ) from error
+    return BeamRunner(flags)
+
+
+def _misused(expected: str, found: str) -> UserError:
+    remedy = "See `python -m converters.rlds --help`."
+    return UserError(where="command line", expected=expected, found=found, remedy=remedy)
 
 
 def _num_workers(source: RldsSource) -> int:

@@ -30,6 +30,7 @@ Keys outside `steps/` have one value: t is 1."""
 _KINDS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
 _BYTES = 2
 """The wire type of a field that begins with its length."""
+_VARINT_BYTES = 10
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -125,9 +126,9 @@ def _as_declared(flat: np.ndarray, dtype: str, where: str) -> np.ndarray:
 def _features(record: memoryview) -> dict[str, memoryview]:
     """The serialized `Feature` of every key of a serialized `Example`."""
     features: dict[str, memoryview] = {}
-    for _, message in _fields(record):
-        for _, entry in _fields(message):
-            parts = dict(_fields(entry))
+    for _, message in _fields(record, 1):
+        for _, entry in _fields(message, 1):
+            parts = dict(_fields(entry, 2))
             features[bytes(parts.get(1, b"")).decode()] = parts.get(2, memoryview(b""))
     return features
 
@@ -136,10 +137,10 @@ def _list(feature: memoryview) -> tuple[str | None, np.ndarray | list[Blob]]:
     """(kind, values) of a serialized `Feature`: float32 or int64 (n), or n byte strings."""
     kind = None
     content = memoryview(b"")
-    for number, field in _fields(feature):
-        kind, content = _KINDS.get(number), field
+    for number, field in _fields(feature, len(_KINDS)):
+        kind, content = _KINDS[number], field
     if kind == "bytes_list":
-        return kind, [value for _, value in _fields(content)]
+        return kind, [value for _, value in _fields(content, 1)]
     if kind == "float_list":
         return kind, _floats(content)
     return kind, np.array(tf_feature.Int64List.FromString(bytes(content)).value, np.int64)  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,32 +156,43 @@ def _floats(content: memoryview) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _fields(message: memoryview, last: int) -> Iterator[tuple[int, memoryview]]:
     """Yields (number, content) of the length-delimited fields of a message, in order.
 
+    Args:
+      message: The serialized message.
+      last: The highest number of a field that it may have.
+
     Raises:
-      DecodeError: Where a field ends beyond the message, or is of another wire type: a
-        `tf.train.Example` has no such field above its lists of numbers.
+      DecodeError: Where a field ends beyond the message, has another number, or is of another
+        wire type: a `tf.train.Example` has no such field above its lists of numbers.
     """
     position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        if tag & 7 != _BYTES:
+    end = len(message)
+    while position < end:
+        tag = message[position]  # below 16 fields, one byte
+        if tag & 7 != _BYTES or tag > 0x7F:
             raise DecodeError(f"a field of wire type {tag & 7} at byte {position}")
-        length, start = _varint(message, position)
+        if not 1 <= tag >> 3 <= last:
+            raise DecodeError(f"a field {tag >> 3} at byte {position}")
+        length, start = _varint(message, position + 1)
         position = start + length
-        if position > len(message):
-            raise DecodeError(f"a field of {length} bytes at byte {start} of {len(message)}")
+        if position > end:
+            raise DecodeError(f"a field of {length} bytes at byte {start} of {end}")
         yield tag >> 3, message[start:position]
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """(value, position after it) of a varint; an IndexError where the message ends inside it."""
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
+    """(value, position after it) of a varint.
+
+    Raises:
+      IndexError: Where the message ends inside it.
+      DecodeError: Where it is longer than protobuf's are.
+    """
+    value = 0
+    for index in range(_VARINT_BYTES):
+        byte = message[position + index]
+        value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
-            return value, position
-        shift += 7
+            return value, position + index + 1
+    raise DecodeError(f"a number of more than {_VARINT_BYTES} bytes at byte {position}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -77,12 +78,13 @@ class RldsSource:
           DataError: A damaged file, or one with another number of records than declared.
         """
         number = shard.start
-        for record in read_records(shard.path, skip=shard.start):
-            if number == shard.stop:
-                return
+        stored = read_records(shard.path, skip=shard.start)
+        # Not one more than is read: what lies after it may be damaged.
+        wanted = stored if shard.stop is None else itertools.islice(stored, shard.num_episodes)
+        for record in wanted:
             yield f"{shard.path}, episode {number}", record
             number += 1
-        if number != shard.num_records:
+        if number != shard.start + shard.num_episodes:
             raise DataError(
                 where=str(shard.path),
                 expected=f"{shard.num_records} episodes, as dataset_info.json says",
@@ -104,6 +106,8 @@ class RldsSource:
                 found=f"{start}:{stop}",
                 remedy="Name another one with --episodes.",
             )
+        if (start, stop) == (0, total):
+            return self
         shards = []
         first = 0
         for shard in self.shards:
@@ -112,7 +116,7 @@ class RldsSource:
                 stop_here = None if inside.stop == shard.num_records else inside.stop
                 shards.append(dataclasses.replace(shard, start=inside.start, stop=stop_here))
             first += shard.num_records
-        selection = f"{start}:{stop} of {total}"
+        selection = "" if (start, stop) == (0, total) else f"{start}:{stop} of {total}"
         return dataclasses.replace(self, shards=tuple(shards), selection=selection)
 
 

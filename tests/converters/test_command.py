@@ -58,7 +58,11 @@ def test_a_described_mapping_converts_a_dataset_without_one_built_in(
         ("toy", [], "error: command line: expected a destination; found only SRC"),
         ("toy", ["out"], r"error: .*a dataset named libero_\*.*found toy.*--describe"),
         ("libero_mini", ["taken"], "error: .*/taken: .*found a dataset. Replace it with --overwr"),
-        ("libero_mini", ["out", "--split", "val"], "error: .*a split val with shards; found train"),
+        (
+            "libero_mini",
+            ["out", "--split", "val"],
+            "error: .*a split val with episodes; found train",
+        ),
         ("toy", ["out", "--mapping", "gone.toml"], "error: gone.toml: expected a mapping in TOML"),
     ],
 )

@@ -1,18 +1,15 @@
 """What was converted equals the source, and what was not converted whole does not open."""
 
+import dataclasses
 import hashlib
 import json
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import xxhash
 from array_record.python import array_record_module
 from etils import epath
 from flax import traverse_util
@@ -20,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.convert import convert
 from converters.mappings import LIBERO
+from converters.rlds.example import read_episodes
 from converters.rlds.source import open_source
 from converters.rlds.tfrecord import frame, read_records
 from converters.standardize import FeatureMapping
@@ -52,15 +50,15 @@ def check_episode(dataset: Dataset, index: int, record: bytes, features: Any) ->
     first = int(dataset.episode_starts[index])
     assert len(steps) == dataset.manifest.episode_lengths[index]
     assert bytes(ours["source_id"]) == theirs["episode_metadata"]["file_path"]
-    unseen = set(steps[0])
+    task_key = dataset.manifest.task_source
+    for t, step in enumerate(steps):
+        assert dataset.manifest.tasks[dataset.task_index(index, t)].encode() == step[task_key]
+    unseen = set(steps[0]) - {task_key}
     for column, feature in dataset.manifest.schema.features():
         unseen.discard(feature.source)
         for t, step in enumerate(steps):
             expected = step.get(feature.source)
-            if feature.key == "task_index":
-                text = dataset.manifest.tasks[np.asarray(ours["task_index"])[t]]
-                assert text.encode() == expected
-            elif feature.kind == "image":
+            if feature.kind == "image":
                 encoded = dataset.columns[column.name].read(first + t)[feature.key]
                 assert encoded == stored[feature.source].bytes_list.value[t]
                 pixels = np.empty(feature.shape, np.uint8)
@@ -119,10 +117,16 @@ def test_half_precision_tokens_cost_two_bytes_a_value(mini_dataset: Path) -> Non
 
 def test_the_manifest_lists_every_file_with_its_size_and_digest(mini_dataset: Path) -> None:
     manifest = open_dataset(str(mini_dataset)).manifest
-    listed = {s.file: s.digest for shards in manifest.shards.values() for s in shards}
-    found = contents(mini_dataset)
-    assert found.keys() - listed.keys() == {"dataset.json", "statistics.json"}
-    assert {file: found[file] for file in listed} == listed
+    listed = {s.file: s for shards in manifest.shards.values() for s in shards}
+    found = {str(p.relative_to(mini_dataset)) for p in mini_dataset.rglob("*") if p.is_file()}
+    assert found - listed.keys() == {"dataset.json", "statistics.json"}
+    for file, shard in listed.items():
+        reader = array_record_module.ArrayRecordReader(str(mini_dataset / file))
+        records = reader.read_all()
+        reader.close()
+        size = (mini_dataset / file).stat().st_size
+        assert (shard.records, shard.num_bytes) == (len(records), size)
+        assert shard.digest == xxhash.xxh3_128(b"".join(records)).hexdigest()
     assert sorted(manifest.shards) == ["episodes", "steps", "vggt_tokens"]
     records = {c: [s.records for s in shards] for c, shards in manifest.shards.items()}
     assert records == {"episodes": [2, 2], "steps": [226, 229], "vggt_tokens": [226, 229]}
@@ -166,10 +170,68 @@ def test_two_conversions_are_the_same_to_the_byte(
     assert contents(tmp_path / "again") == contents(mini_dataset)
 
 
-def test_progress_is_told_by_the_steps_of_each_episode(toy: Any, tmp_path: Path) -> None:
-    told: list[int] = []
-    convert(toy.open(tmp_path), tmp_path / "out", toy.mapping, on_episode=told.append)
-    assert told == [3, 3, 3, 3]
+def test_progress_is_told_by_the_bytes_of_each_episode(toy: Any, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    source = toy.open(tmp_path)
+    convert(
+        source,
+        tmp_path / "out",
+        toy.mapping,
+        on_progress=lambda num_episodes, num_bytes: told.append((num_episodes, num_bytes)),
+    )
+    sizes = [len(record) for shard in source.shards for record in read_records(shard.path)]
+    assert told == [(0, 0), *((1, size) for size in sizes)]
+
+
+@pytest.mark.parametrize(
+    ("selected", "lengths", "records"),
+    [((0, 4), [3, 3, 3, 3], [6, 6]), ((1, 4), [3, 3, 3], [3, 6]), ((2, 3), [3], [3])],
+)
+def test_a_range_of_episodes_is_converted_alone(
+    toy: Any, tmp_path: Path, selected: tuple[int, int], lengths: list[int], records: list[int]
+) -> None:
+    source = toy.open(tmp_path).select(*selected)
+    manifest = convert(source, tmp_path / "out", toy.mapping)
+    assert list(manifest.episode_lengths) == lengths
+    assert [shard.records for shard in manifest.shards["steps"]] == records
+    expected = {} if selected == (0, 4) else {"episodes": f"{selected[0]}:{selected[1]} of 4"}
+    assert manifest.provenance.get("episodes") == expected.get("episodes")
+    dataset = open_dataset(str(tmp_path / "out"))
+    ids = [bytes(dataset.columns["episodes"].read(i)["source_id"]) for i in range(len(lengths))]
+    assert ids == [f"demo_{i}".encode() for i in range(*selected)]
+
+
+def test_no_ops_are_removed_and_counted_by_task(toy: Any, tmp_path: Path) -> None:
+    conventions = dataclasses.replace(
+        toy.mapping.conventions, no_ops="removed_at_conversion", no_op_threshold=1e-3
+    )
+    mapping = dataclasses.replace(toy.mapping, conventions=conventions)
+    still, moving = [0.0, 0.0], [1.0, 0.0]
+    actions = [[still, moving, moving], [moving, still, still], [still] * 3, [moving] * 3]
+    texts = [b"a", b"b", b"b", b"b"]
+    episodes = tuple(
+        {**e, "steps/action": np.float32(a), "steps/language_instruction": [text] * 3}
+        for e, a, text in zip(toy.episodes, actions, texts, strict=True)
+    )
+    toy = dataclasses.replace(toy, episodes=episodes)
+    manifest = convert(toy.open(tmp_path), tmp_path / "out", mapping)
+    assert manifest.episode_lengths == (2, 2, 3)  # the last step stays; an episode of none goes
+    assert (manifest.tasks, manifest.removed_steps) == (("a", "b"), (1, 4))
+    assert open_dataset(str(tmp_path / "out")).statistics["action"].count == 7
+
+
+def test_a_task_that_the_no_op_filter_empties_is_refused(toy: Any, tmp_path: Path) -> None:
+    conventions = dataclasses.replace(
+        toy.mapping.conventions, no_ops="removed_at_conversion", no_op_threshold=1e3
+    )
+    mapping = dataclasses.replace(toy.mapping, conventions=conventions)
+    message = (
+        r"1\.0\.0, no-op filter: expected steps of every task whose action is above the threshold "
+        r"1000\.0; found all 12 steps of 'lift the cup' below it\. Lower conventions\.no_op_thresh"
+    )
+    with pytest.raises(DataError, match=message):
+        convert(toy.open(tmp_path), tmp_path / "out", mapping)
+    assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_a_shard_without_episodes_is_one_without_records(toy: Any, tmp_path: Path) -> None:
@@ -264,83 +326,6 @@ def test_a_mapping_that_does_not_fit_leaves_the_old_dataset(
     with pytest.raises(SchemaError, match="missing: steps/reward"):
         convert(toy.open(tmp_path / "again"), out, toy.mapping, overwrite=True)
     assert contents(out) == before
-
-
-# --- a conversion that does not end
-
-
-def test_a_failure_in_the_middle_leaves_nothing_that_opens_and_a_rerun_succeeds(
-    toy: Any, out: Path, tmp_path: Path
-) -> None:
-    undisturbed = contents(out)
-    source = open_source(str(tmp_path / "toy"))
-    damaged = source.shards[1].path
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=r"toy-train.tfrecord-00001-of-00002, record 1: expected"):
-        convert(source, out, toy.mapping, overwrite=True)
-    left = contents(out)
-    assert {Path(file).name for file in left} == {"00000-of-00002.arrayrecord"}
-    with pytest.raises(DataError, match=r"a dataset directory with a dataset\.json; found none"):
-        open_dataset(str(out))
-    damaged.write_bytes(whole)
-    convert(source, out, toy.mapping)
-    assert contents(out) == undisturbed
-
-
-def _many_shards(mini_rlds: Path, directory: Path, num_shards: int) -> Path:
-    """The bundled set's two files over and over, as links: seconds to convert, nothing to write."""
-    directory.mkdir()
-    shutil.copy(mini_rlds / "features.json", directory)
-    info = json.loads((mini_rlds / "dataset_info.json").read_text())
-    info["splits"][0]["shardLengths"] = ["2"] * num_shards
-    (directory / "dataset_info.json").write_text(json.dumps(info))
-    for i in range(num_shards):
-        name = f"libero_mini-train.tfrecord-{i:05d}-of-{num_shards:05d}"
-        (directory / name).symlink_to(
-            mini_rlds / f"libero_mini-train.tfrecord-{i % 2:05d}-of-00002"
-        )
-    return directory
-
-
-@pytest.fixture(scope="module")
-def long_source(mini_rlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _many_shards(mini_rlds, tmp_path_factory.mktemp("long") / "1.0.0", 16)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(long_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    out = tmp_path_factory.mktemp("undisturbed")
-    convert(open_source(str(long_source)), out, LIBERO)
-    digests = contents(out)
-    shutil.rmtree(out)
-    return digests
-
-
-def _wait_for(directory: Path, pattern: str, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(list(directory.glob(pattern))) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "count"), [("*/.*.tmp", 1), ("steps/*.arrayrecord", 1), ("steps/*.arrayrecord", 5)]
-)
-def test_a_killed_conversion_leaves_nothing_that_opens_and_a_rerun_is_undisturbed(
-    long_source: Path, undisturbed: dict[str, str], tmp_path: Path, pattern: str, count: int
-) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "converters.rlds", str(long_source), str(out)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-    _wait_for(out, pattern, count)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert contents(out)
-    with pytest.raises(DataError, match=r"dataset\.json; found none in it"):
-        open_dataset(str(out))
-    convert(open_source(str(long_source)), out, LIBERO)
-    assert contents(out) == undisturbed
 
 
 def test_an_episode_too_many_is_noticed_before_there_is_a_manifest(

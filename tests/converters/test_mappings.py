@@ -1,4 +1,5 @@
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ def written(directory: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["libero_spatial", "libero_10_no_noops", "liber_o10"])
-def test_libero_is_found_by_the_name_inside(mini_rlds: Path, name: str) -> None:
-    source = dataclasses.replace(open_source(str(mini_rlds)), name=name)
+@pytest.mark.parametrize("suffix", ["", "_no_noops", "_vggt"])
+@pytest.mark.parametrize(
+    "suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10", "liber_o10"]
+)
+def test_libero_is_found_by_the_name_inside(mini_rlds: Path, suite: str, suffix: str) -> None:
+    source = dataclasses.replace(open_source(str(mini_rlds)), name=suite + suffix)
     assert find_mapping(source) is LIBERO
 
 
@@ -122,6 +126,7 @@ def test_a_described_mapping_leaves_marks_where_it_cannot_know(mini_rlds: Path) 
     lines = describe(open_source(str(mini_rlds))).splitlines()
     marked = [line.partition(" =")[0] for line in lines if "# CHECK" in line]
     assert marked == [
+        "licence",
         "image_orientation",
         "rotation",
         "control_frequency_hz",
@@ -146,3 +151,84 @@ def test_a_source_without_texts_is_described_with_a_mark(toy: Any, tmp_path: Pat
     features = {k: v for k, v in toy.features.items() if k == "steps/action"}
     text = describe(dataclasses.replace(toy, features=features).open(tmp_path))
     assert 'task = ""  # CHECK: no text found; name one' in text
+
+
+# --- licences
+
+
+def test_the_licence_of_a_column_is_its_own_or_that_of_the_data(toy: Any, tmp_path: Path) -> None:
+    text = TOML.replace("[conventions]", 'licence = "MIT"\n[conventions]', 1)
+    text += '\n[column_licences]\nsteps = "CC-BY-4.0"\n'
+    mapping = read_mapping(written(tmp_path, text))
+    assert (mapping.licence, mapping.column_licences) == ("MIT", {"steps": "CC-BY-4.0"})
+    mapping = dataclasses.replace(mapping, ignore=("episode_metadata/*",))
+    manifest = convert(toy.open(tmp_path), tmp_path / "out", mapping)
+    assert manifest.licences == {"episodes": "MIT", "steps": "CC-BY-4.0"}
+    assert open_dataset(str(tmp_path / "out")).manifest.licences == manifest.licences
+
+
+def test_a_licence_that_nobody_named_is_unknown(toy: Any, tmp_path: Path) -> None:
+    assert read_mapping(written(tmp_path, TOML)).licence == "unknown"
+    manifest = convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
+    assert manifest.licences == {"episodes": "unknown", "steps": "unknown"}
+
+
+def test_libero_s_licences_are_in_its_manifest(mini_dataset: Path) -> None:
+    assert open_dataset(str(mini_dataset)).manifest.licences == {
+        "episodes": "CC-BY-4.0",
+        "steps": "CC-BY-4.0",
+        "vggt_tokens": "CC-BY-4.0, by weights that may be CC-BY-NC-4.0 (facebook/VGGT-1B)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("licence = 3", "licence: .*valid string"),
+        ("column_licences = 3", "column_licences: Input should be an object"),
+        ("column_licences = {steps = 3}", r"column_licences.steps: .*valid string"),
+        ("license = 'MIT'", "license: Unexpected keyword argument"),
+    ],
+)
+def test_a_wrong_licence_is_told_by_its_field(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_mapping(written(tmp_path, line + "\n" + TOML))
+
+
+def test_a_described_mapping_of_any_source_reads_back_and_covers_it(
+    toy: Any, tmp_path: Path
+) -> None:
+    toy = toy.having("steps/count", tfds.features.Scalar(np.int64), [1, 2, 3])
+    tokens = tfds.features.Tensor(shape=(32, 16), dtype=np.float32)
+    toy = toy.having("steps/tokens", tokens, np.zeros((3, 32, 16), np.float32))
+    toy = toy.having("episode_metadata/mass_kg", tfds.features.Scalar(np.float32), [0.5])
+    source = toy.open(tmp_path)
+    text = describe(source)
+    values = tomllib.loads(text)
+    assert (values["licence"], values["conventions"]["no_ops"]) == ("unknown", "kept")
+    mapping = read_mapping(written(tmp_path, text))
+    assert [(m.source, m.column) for m in mapping.features] == [
+        ("episode_metadata/mass_kg", "episodes"),
+        ("steps/action", "episodes"),
+        ("steps/count", "episodes"),
+        ("steps/observation/image", "steps"),
+        ("steps/tokens", "tokens"),
+    ]
+    assert mapping.conventions.gripper_dim == 1
+    convert(source, tmp_path / "out", mapping)
+    columns = open_dataset(str(tmp_path / "out")).columns
+    assert {name: len(column) for name, column in columns.items()} == {
+        "episodes": 4,
+        "steps": 12,
+        "tokens": 12,
+    }
+
+
+def test_the_line_about_no_ops_is_valid_once_its_comment_is_followed(
+    toy: Any, tmp_path: Path
+) -> None:
+    text = describe(toy.open(tmp_path))
+    text = text.replace('no_ops = "kept"', 'no_ops = "removed_at_conversion"')
+    text = text.replace("# no_op_threshold", "no_op_threshold")
+    conventions = read_mapping(written(tmp_path, text)).conventions
+    assert (conventions.no_ops, conventions.no_op_threshold) == ("removed_at_conversion", 0.0001)

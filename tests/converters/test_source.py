@@ -1,24 +1,28 @@
+import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from converters.rlds.source import RldsSource, SourceKey, open_source
-from converters.rlds.tfrecord import frame
-from pipeline.errors import DataError, SchemaError
+from pipeline.errors import DataError, SchemaError, UserError
 
 Tensor = tfds.features.Tensor
 FIRST_SHARD = "toy-train.tfrecord-00000-of-00002"
+MISSING = f"{FIRST_SHARD}: expected a TFRecord file that can be read; found No such file or direct"
 
 
-def read(source: RldsSource) -> list[dict[str, Any]]:
-    return [episode for shard in source.shards for _, _, episode in read_episodes(source, shard)]
+def read(source: RldsSource) -> list[str]:
+    """The place of every record that is read, as `shard/episode`."""
+    places = [where for shard in source.shards for where, _ in source.records(shard)]
+    pattern = r"toy-train.tfrecord-0*(\d+)-of-\d+, episode (\d+)$"
+    return ["/".join(match.groups()) for p in places if (match := re.search(pattern, p))]
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
@@ -44,47 +48,6 @@ def test_a_source_knows_its_keys_and_shards_without_reading_an_episode(
         (FIRST_SHARD, 2),
         ("toy-train.tfrecord-00001-of-00002", 2),
     ]
-
-
-def test_episodes_come_back_as_they_were_written(toy: Any, tmp_path: Path) -> None:
-    episodes = read(toy.open(tmp_path))
-    assert len(episodes) == len(toy.episodes)
-    for found, written in zip(episodes, toy.episodes, strict=True):
-        assert sorted(found) == sorted(written)
-        assert found["steps/action"].dtype == np.float32
-        for key, values in written.items():
-            np.testing.assert_array_equal(found[key], values)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "values"),
-    [
-        (np.bool_, [True, False, True]),
-        (np.uint8, [0, 128, 255]),
-        (np.int8, [-128, 0, 127]),
-        (np.int32, [-(2**31), 0, 2**31 - 1]),
-        (np.int64, [-(2**63), 0, 2**63 - 1]),
-        (np.float16, [0.1, -65504.0, 6e-8]),
-        (ml_dtypes.bfloat16, [0.1, -3e38, 1e-38]),
-        (np.float32, [0.1, -3.4e38, 1e-45]),
-        (np.float64, [0.5, -3.0, 1e10]),
-    ],
-)
-def test_every_declared_dtype_comes_back_exactly(
-    toy: Any, tmp_path: Path, dtype: Any, values: list[Any]
-) -> None:
-    array = np.array(values).astype(dtype)
-    # Stored as float32 or int64, the two numeric lists of a tf.train.Example.
-    wide = np.float32 if np.issubdtype(np.array(values).dtype, np.floating) else np.int64
-    toy = toy.having("steps/x", tfds.features.Scalar(dtype), array.astype(wide))
-    for episode in read(toy.open(tmp_path)):
-        assert episode["steps/x"].dtype == array.dtype
-        np.testing.assert_array_equal(episode["steps/x"], array)
-
-
-def test_a_uint64_is_read_from_the_bits_of_an_int64(toy: Any, tmp_path: Path) -> None:
-    toy = toy.having("steps/x", tfds.features.Scalar(np.uint64), [1, -1, 0])
-    assert read(toy.open(tmp_path))[0]["steps/x"].tolist() == [1, 2**64 - 1, 0]
 
 
 # --- the directory
@@ -119,7 +82,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_split_is_told_the_splits_there_are(toy: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected a split val with shards; found train.*--split"):
+    with pytest.raises(DataError, match=r"a split val with episodes; found train.*--split"):
         open_source(str(toy.write(tmp_path)), split="val")
 
 
@@ -164,9 +127,9 @@ READS = "that tensorflow-datasets reads"
         ),
         ("dataset_info.json", _without("name"), READS),
         ("dataset_info.json", _without("version"), "Invalid version ''"),
-        ("dataset_info.json", _without("splits"), "a split train with shards; found none"),
+        ("dataset_info.json", _without("splits"), "a split train with episodes; found none"),
         ("dataset_info.json", _with_split(shardLengths=["two"]), "'two'"),
-        ("dataset_info.json", _with_split(shardLengths=[]), "a split train with shards"),
+        ("dataset_info.json", _with_split(shardLengths=[]), "a split train with episodes"),
         ("features.json", lambda _: {}, READS),
         ("features.json", lambda _: [1], READS),
         ("features.json", lambda _: {"shape": 1}, 'no field named "shape"'),
@@ -230,60 +193,105 @@ def test_a_shard_of_another_length_is_refused(toy: Any, tmp_path: Path, promised
 def test_a_missing_shard_is_named(toy: Any, tmp_path: Path) -> None:
     source = toy.open(tmp_path)
     (tmp_path / "toy" / "1.0.0" / FIRST_SHARD).unlink()
-    with pytest.raises(DataError, match=f"{FIRST_SHARD}: expected a TFRecord file; found no such"):
+    with pytest.raises(DataError, match=MISSING):
         read(source)
 
 
-def test_bytes_that_are_no_example_are_refused(toy: Any, tmp_path: Path) -> None:
-    source = toy.open(tmp_path)
-    (tmp_path / "toy" / "1.0.0" / FIRST_SHARD).write_bytes(frame(b"\xff\xff\xff"))
-    with pytest.raises(DataError, match=r"episode 0: expected a serialized tf.train.Example"):
-        read(source)
+# --- a range of episodes
 
-
-WORDS = [b"a", b"b", b"c"]
+ALL_SIX = ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1"]
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "message"),
+    ("start", "stop", "ranges", "read_places"),
     [
-        ("steps/reward", [0.0] * 3, "only keys of features.json; found steps/reward"),
-        ("steps/action", [1, 2, 3, 4, 5, 6], "steps/action: expected float_list; found int64_list"),
-        ("steps/action", WORDS, "steps/action: expected float_list; found bytes_list"),
-        ("steps/count", [1.0] * 3, "steps/count: expected int64_list; found float_list"),
-        ("steps/observation/image", [1.0] * 3, "image: expected bytes_list; found float_list"),
-        ("steps/action", [0.0] * 5, "steps/action: expected a multiple of 2 values; found 5"),
-        ("steps/action", [0.0] * 4, r"same number of steps for every key.*'steps/action': 2"),
-        ("steps/language_instruction", WORDS[:2], "'steps/language_instruction': 2"),
         (
-            "steps/count",
-            [1, 300, 2],
-            "steps/count: expected uint8 values; found values such as 300",
+            0,
+            6,
+            [(0, 0, None), (1, 0, None), (2, 0, None)],
+            ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1"],
         ),
-        ("steps/count", [1, -1, 2], "steps/count: expected uint8 values; found values such as -1"),
-        ("episode_metadata/file_path", WORDS, "file_path: expected one value an episode; found 3"),
+        (0, 1, [(0, 0, 1)], ["0/0"]),
+        (0, 2, [(0, 0, None)], ["0/0", "0/1"]),
+        (1, 2, [(0, 1, None)], ["0/1"]),
+        (1, 3, [(0, 1, None), (1, 0, 1)], ["0/1", "1/0"]),
+        (2, 4, [(1, 0, None)], ["1/0", "1/1"]),
+        (2, 3, [(1, 0, 1)], ["1/0"]),
+        (3, 6, [(1, 1, None), (2, 0, None)], ["1/1", "2/0", "2/1"]),
+        (1, 5, [(0, 1, None), (1, 0, None), (2, 0, 1)], ["0/1", "1/0", "1/1", "2/0"]),
+        (5, 6, [(2, 1, None)], ["2/1"]),
     ],
 )
-def test_an_episode_unlike_its_declaration_is_refused(
-    toy: Any, tmp_path: Path, key: str, values: list, message: str
+def test_a_range_of_episodes_crosses_shards(
+    toy: Any, tmp_path: Path, start: int, stop: int, ranges: list, read_places: list[str]
 ) -> None:
-    toy = toy.having("steps/count", tfds.features.Scalar(np.uint8), [1, 2, 3])
-    with pytest.raises(SchemaError, match=f"{FIRST_SHARD}, episode 0.*{message}"):
-        read(toy.holding(key, values).open(tmp_path))
+    source = six(toy).open(tmp_path)
+    assert source.selection == ""
+    selected = source.select(start, stop)
+    is_whole = (start, stop) == (0, 6)
+    assert selected.selection == ("" if is_whole else f"{start}:{stop} of 6")
+    numbers = {shard.path: number for number, shard in enumerate(source.shards)}
+    assert [(numbers[s.path], s.start, s.stop) for s in selected.shards] == ranges
+    assert sum(shard.num_episodes for shard in selected.shards) == stop - start
+    assert {shard.num_records for shard in selected.shards} == {2}
+    assert read(selected) == read_places
+    assert len(read(source)) == 6
 
 
-def test_a_declared_key_that_an_episode_lacks_is_refused(toy: Any, tmp_path: Path) -> None:
-    message = r"episode 0, steps/action: expected float32\[2\]; found no such key"
-    with pytest.raises(SchemaError, match=message):
-        read(toy.without("steps/action").open(tmp_path))
+def six(toy: Any) -> Any:
+    """The same source with six episodes, in three shards."""
+    return dataclasses.replace(toy, episodes=(*toy.episodes, *toy.episodes[:2]))
 
 
-def test_an_episode_without_steps_is_refused(toy: Any, tmp_path: Path) -> None:
-    toy = toy.having("steps/reward", tfds.features.Scalar(np.float32), [])
-    for key in ("steps/language_instruction", "steps/observation/image"):
-        toy = toy.without(key)
-    features = {k: v for k, v in toy.features.items() if k in ("steps/action", "steps/reward")}
-    toy = type(toy)(features, toy.episodes).holding("steps/action", [])
-    toy = toy.without("episode_metadata/file_path")
-    with pytest.raises(SchemaError, match=r"at least 1; found \{'steps/action': 0, 'steps/reward'"):
-        read(toy.open(tmp_path))
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 0), (2, 1), (3, 3), (0, 7), (6, 7), (6, 6), (-1, 2), (-2, -1)]
+)
+def test_a_range_beyond_the_episodes_is_refused(
+    toy: Any, tmp_path: Path, start: int, stop: int
+) -> None:
+    message = (
+        f"1.0.0, split train: expected a range A:B of episodes with 0 <= A < B <= 6; "
+        f"found {start}:{stop}. .*--episodes"
+    )
+    with pytest.raises(UserError, match=message):
+        six(toy).open(tmp_path).select(start, stop)
+
+
+def spoil(path: Path, number: int) -> None:
+    """Flips a bit in the data of a record."""
+    content = bytearray(path.read_bytes())
+    offset = 0
+    for _ in range(number):
+        offset += int.from_bytes(content[offset : offset + 8], "little") + 16
+    content[offset + 12] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_records_outside_the_range_may_be_damaged(toy: Any, tmp_path: Path) -> None:
+    source = six(toy).open(tmp_path)
+    spoil(tmp_path / "toy" / "1.0.0" / "toy-train.tfrecord-00000-of-00003", 0)
+    spoil(tmp_path / "toy" / "1.0.0" / "toy-train.tfrecord-00002-of-00003", 1)
+    assert read(source.select(1, 5)) == ["0/1", "1/0", "1/1", "2/0"]
+    for start, stop, damaged in (
+        (0, 5, "0000-of-00003, record 0"),
+        (1, 6, "02-of-00003, record 1"),
+    ):
+        with pytest.raises(DataError, match=f"{damaged}, data: expected CRC32C"):
+            read(source.select(start, stop))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 2), (0, 1), (1, 2)])
+def test_a_range_of_a_shard_that_ends_early_is_refused(
+    toy: Any, tmp_path: Path, start: int, stop: int
+) -> None:
+    source = toy.open(tmp_path).select(start, stop)
+    (tmp_path / "toy" / "1.0.0" / FIRST_SHARD).write_bytes(b"")
+    with pytest.raises(DataError, match=f"{FIRST_SHARD}: expected 2 episodes, as dataset_info"):
+        read(source)
+
+
+def test_a_shard_without_permission_is_named(toy: Any, tmp_path: Path, as_nobody: Callable) -> None:
+    source = toy.open(tmp_path)
+    (tmp_path / "toy" / "1.0.0" / FIRST_SHARD).chmod(0o000)
+    with as_nobody(), pytest.raises(DataError, match=f"{FIRST_SHARD}: .*found Permission denied"):
+        read(source)

@@ -1,17 +1,20 @@
 import dataclasses
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
 from converters.convert import convert
 from converters.mappings import LIBERO
+from converters.rlds.example import read_episodes
 from converters.rlds.source import open_source
-from converters.standardize import FeatureMapping, standardize
+from converters.standardize import FeatureMapping, Standardized, standardize
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, SchemaError
 
@@ -85,10 +88,10 @@ def test_a_float64_beyond_float32_is_refused(toy: Any, tmp_path: Path) -> None:
     # A tf.train.Example cannot carry one: the episode is made by hand.
     source = toy.having("steps/x", Scalar(np.float64), [0.0] * 3).open(tmp_path)
     schema = toy.taking(X).mapping.schema(source)
-    _, episode = next(source.episodes(source.shards[0]))
+    _, _, episode = next(read_episodes(source, source.shards[0]))
     episode["steps/x"] = np.array([1.0, 1e300, 2.0])
     with pytest.raises(SchemaError, match=r"there, steps/x: expected values that fit float32.*1e"):
-        standardize(episode, schema, {}, "there")
+        standardize(episode, schema, toy.mapping, "there")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ def test_an_optional_key_may_be_absent(toy: Any, tmp_path: Path) -> None:
     assert list(dataset.columns) == ["episodes", "steps"]
 
 
-@pytest.mark.parametrize("key", ["action", "task_index", "source_id"])
+@pytest.mark.parametrize("key", ["action", "source_id"])
 def test_two_sources_of_one_feature_are_refused(toy: Any, key: str) -> None:
     with pytest.raises(ValueError, match=f"mapped more than once: {key}"):
         toy.taking(FeatureMapping(key, "steps/other"))
@@ -208,7 +211,6 @@ def test_published_libero_becomes_these_columns(mini_rlds: Path) -> None:
     schema = LIBERO.schema(open_source(str(mini_rlds)))
     assert {column.name: [f.key for f in column.features] for column in schema.columns} == {
         "episodes": [
-            "task_index",
             "action",
             "observation/proprio",
             "observation/joint_state",
@@ -229,9 +231,8 @@ def test_published_libero_becomes_these_columns(mini_rlds: Path) -> None:
 
 def tasks_of(dataset: Dataset) -> list[str]:
     """The instruction of every step of the first episode."""
-    indices = np.asarray(dataset.columns["episodes"].read(0)["task_index"])
-    assert indices.dtype == np.int32
-    return [dataset.manifest.tasks[i] for i in indices]
+    steps = range(dataset.manifest.episode_lengths[0])
+    return [dataset.manifest.tasks[dataset.task_index(0, step)] for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -311,3 +312,132 @@ def test_an_image_of_another_size_is_refused_while_converting(toy: Any, tmp_path
     spoiled = toy.holding("steps/observation/image", images)
     with pytest.raises(DataError, match=r"steps/observation/image, step 1: expected a readable"):
         converted(spoiled, tmp_path)
+
+
+# --- steps without motion
+
+FEATURES = {
+    "steps/is_first": Scalar(np.bool_),
+    "steps/is_last": Scalar(np.bool_),
+    "steps/reward": Scalar(np.float32),
+    "steps/tokens": Tensor(shape=(2, 3), dtype=np.float16),
+    "episode_metadata/mass_kg": Scalar(np.float32),
+}
+TEXTS = [b"open", b"open", b"close", b"close", b"close", b"wait"]
+TOKENS = np.arange(36).reshape(6, 2, 3).astype(np.float32)
+
+
+def moving(toy: Any, arm: list[float], gripper: list[float] | None = None) -> Any:
+    """Episodes of six steps whose still ones are removed, below a motion of one half."""
+    conventions = dataclasses.replace(
+        toy.mapping.conventions,
+        no_ops="removed_at_conversion",
+        no_op_threshold=0.5,
+        gripper_dim=1,
+    )
+    toy = mapped(toy, conventions=conventions)
+    values = {
+        "steps/action": np.array([arm, gripper or [0.0] * 6], np.float32).T,
+        "steps/observation/image": [jpeg(t) for t in range(6)],
+        "steps/language_instruction": TEXTS,
+        "steps/is_first": [1, 0, 0, 0, 0, 0],
+        "steps/is_last": [0, 0, 0, 0, 0, 1],
+        "steps/reward": np.arange(6, dtype=np.float32),
+        "steps/tokens": TOKENS,
+        "episode_metadata/mass_kg": np.array([2.5], np.float32),
+    }
+    for key, feature in FEATURES.items():
+        column = "tokens" if key.endswith("tokens") else "episodes"
+        toy = toy.declaring(key, feature)
+        toy = toy.taking(FeatureMapping(key.rpartition("/")[2], key, column))
+    for key, value in values.items():
+        toy = toy.holding(key, value)
+    return toy
+
+
+def jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    out = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+def standardized(toy: Any, directory: Path) -> Standardized:
+    """The first episode."""
+    source = toy.open(directory)
+    _, _, episode = next(read_episodes(source, source.shards[0]))
+    return standardize(episode, toy.mapping.schema(source), toy.mapping, "there")
+
+
+@pytest.mark.parametrize(
+    ("arm", "gripper", "kept"),
+    [
+        ([1, 1, 1, 1, 1, 1], None, [0, 1, 2, 3, 4, 5]),
+        ([0, 0, 1, 0, 1, 0], None, [2, 4, 5]),
+        ([0, 0, 1, 0, 1, 1], None, [2, 4, 5]),
+        ([1, 0, 0, 0, 0, 0], None, [0, 5]),
+        ([1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 2, 4, 5]),
+        ([0, 0, 0, 0, 0, 1], None, [5]),
+    ],
+)
+def test_every_feature_loses_the_same_steps(
+    toy: Any, tmp_path: Path, arm: list, gripper: list | None, kept: list[int]
+) -> None:
+    found = standardized(moving(toy, arm, gripper), tmp_path)
+    removed = [t for t in range(6) if t not in kept]
+    values = found.values
+    assert found.num_steps == len(kept)
+    assert found.tasks == tuple(TEXTS[t].decode() for t in kept)
+    assert found.removed == tuple(TEXTS[t].decode() for t in removed)
+    assert np.asarray(values["action"])[:, 0].tolist() == [arm[t] for t in kept]
+    assert np.asarray(values["reward"]).tolist() == kept
+    assert np.asarray(values["mass_kg"]).tolist() == [2.5] * len(kept)
+    np.testing.assert_array_equal(np.asarray(values["tokens"]), TOKENS[kept].astype(np.float16))
+    assert [bytes(image) for image in values["observation/image_primary"]] == [
+        jpeg(t) for t in kept
+    ]
+    assert [bytes(text) for text in values["source_id"]] == [b"demo_0"]
+    assert np.asarray(values["is_first"]).tolist() == [True] + [False] * (len(kept) - 1)
+    assert np.asarray(values["is_last"]).tolist() == [False] * (len(kept) - 1) + [True]
+
+
+def test_an_episode_that_never_moves_has_no_steps(toy: Any, tmp_path: Path) -> None:
+    found = standardized(moving(toy, [0, 0, 0.4, 0, -0.4, 0]), tmp_path)
+    assert (found.num_steps, found.tasks) == (0, ())
+    assert found.removed == tuple(text.decode() for text in TEXTS)
+    assert {len(value) for key, value in found.values.items() if key != "source_id"} == {0}
+    assert np.asarray(found.values["tokens"]).shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("no_ops", ["kept", "removed_at_source"])
+def test_without_the_filter_every_step_stays(toy: Any, tmp_path: Path, no_ops: str) -> None:
+    toy = moving(toy, [0, 0, 0, 0, 0, 0])
+    conventions = dataclasses.replace(toy.mapping.conventions, no_ops=no_ops, no_op_threshold=None)
+    found = standardized(mapped(toy, conventions=conventions), tmp_path)
+    assert (found.num_steps, found.removed) == (6, ())
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int64, np.float32])
+def test_the_first_step_keeps_the_dtype_of_its_mark(toy: Any, tmp_path: Path, dtype: Any) -> None:
+    toy = moving(toy, [0, 1, 0, 1, 0, 1]).declaring("steps/is_first", Scalar(dtype))
+    if dtype == np.float32:
+        toy = toy.holding("steps/is_first", np.array([1, 0, 0, 0, 0, 0], np.float32))
+    dataset = converted(toy, tmp_path)
+    _, feature = dataset.manifest.schema.find("is_first", "here")
+    stored = np.asarray(dataset.columns["episodes"].read(0)["is_first"])
+    assert stored.dtype == feature.numpy_dtype
+    assert stored.tolist() == [1, 0, 0]
+
+
+def test_the_filter_does_without_a_mark_of_the_first_step(toy: Any, tmp_path: Path) -> None:
+    toy = moving(toy, [0, 1, 0, 1, 0, 1])
+    kept = tuple(m for m in toy.mapping.features if m.key != "is_first")
+    found = standardized(mapped(toy, features=kept, ignore=("steps/is_first",)), tmp_path)
+    assert "is_first" not in found.values
+    assert found.num_steps == 3
+
+
+def test_the_filter_needs_an_action(toy: Any) -> None:
+    conventions = moving(toy, [1] * 6).mapping.conventions
+    with pytest.raises(ValueError, match="no_ops = removed_at_conversion needs a feature action"):
+        mapped(toy, conventions=conventions, features=())

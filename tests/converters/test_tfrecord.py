@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from pipeline.errors import DataError
 
 HEADER, FOOTER = 12, 4
 RECORDS = [b"first", b"", b"the third"]
+UNREADABLE = r"x.tfrecord: expected a TFRecord file that can be read; found {}\. .* allow reading"
 
 
-def read(path: Path) -> list[bytes]:
-    return list(read_records(epath.Path(path)))
+def read(path: Path, skip: int = 0) -> list[bytes]:
+    return [bytes(record) for record in read_records(epath.Path(path), skip=skip)]
 
 
 def written(directory: Path, content: bytes) -> Path:
@@ -42,7 +44,7 @@ def test_an_empty_file_holds_no_record(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x.tfrecord: .* found no such file\. .* fetch it again"):
+    with pytest.raises(DataError, match=UNREADABLE.format("No such file or directory")):
         read(tmp_path / "x.tfrecord")
 
 
@@ -93,3 +95,49 @@ def test_every_truncation_but_between_records_is_refused(tmp_path: Path) -> None
         else:
             with pytest.raises(DataError, match="download incomplete"):
                 read(path)
+
+
+# --- skipping
+
+
+@pytest.mark.parametrize("skip", range(6))
+def test_skipped_records_are_passed_over(tmp_path: Path, skip: int) -> None:
+    path = written(tmp_path, b"".join(map(frame, RECORDS)))
+    assert read(path, skip) == RECORDS[skip:]
+
+
+@pytest.mark.parametrize("offset", [HEADER, HEADER + 4, HEADER + 5, HEADER + 8])
+def test_the_data_of_a_skipped_record_is_not_checked(tmp_path: Path, offset: int) -> None:
+    content = bytearray(b"".join(map(frame, RECORDS)))
+    content[offset] ^= 0x10
+    path = written(tmp_path, bytes(content))
+    assert read(path, 1) == RECORDS[1:]
+    with pytest.raises(DataError, match="record 0, data: expected CRC32C"):
+        read(path)
+
+
+@pytest.mark.parametrize("offset", [0, 7, 8, HEADER - 1])
+def test_the_length_of_a_skipped_record_is_checked(tmp_path: Path, offset: int) -> None:
+    content = bytearray(b"".join(map(frame, RECORDS)))
+    content[offset] ^= 0x10
+    with pytest.raises(DataError, match=r"record 0, length: expected CRC32C .*; found"):
+        read(written(tmp_path, bytes(content)), 2)
+
+
+def test_skipped_and_later_records_are_named_by_their_place(tmp_path: Path) -> None:
+    content = b"".join(map(frame, RECORDS)) + frame(b"last")[:-1]
+    with pytest.raises(DataError, match="record 3: expected 8 bytes; found 7 bytes"):
+        read(written(tmp_path, content), 2)
+
+
+def test_a_file_without_permission_is_named(tmp_path: Path, as_nobody: Callable) -> None:
+    path = written(tmp_path, frame(b"secret"))
+    path.chmod(0o000)
+    with as_nobody(), pytest.raises(DataError, match=UNREADABLE.format("Permission denied")):
+        read(path)
+
+
+def test_a_folder_is_no_file_to_read(tmp_path: Path) -> None:
+    (tmp_path / "x.tfrecord").mkdir()
+    with pytest.raises(DataError, match=UNREADABLE.format("Is a directory")):
+        read(tmp_path / "x.tfrecord")

@@ -11,7 +11,9 @@ import sentencepiece
 
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import open_dataset
+from pipeline.files import from_json_text
 from pipeline.loader import Loader
+from pipeline.schema import Schema
 from pipeline.text import load_vocabulary
 
 Edit = Callable[[dict[str, Any]], None]
@@ -31,6 +33,22 @@ def edit_json() -> Callable[[pathlib.Path, Edit], None]:
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def edit_schema(edit_json: Callable) -> Callable[[pathlib.Path, Edit], None]:
+    """Changes the manifest of a directory in place, as if it had been written with that schema."""
+
+    def edit(directory: pathlib.Path, change: Edit) -> None:
+        def change_and_hash(manifest: dict[str, Any]) -> None:
+            change(manifest)
+            text = json.dumps(manifest["schema"])
+            schema = from_json_text(Schema, text, where="the changed schema", remedy="")
+            manifest["schema_hash"] = schema.hash()
+
+        edit_json(directory / "dataset.json", change_and_hash)
 
     return edit
 

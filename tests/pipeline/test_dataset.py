@@ -11,6 +11,7 @@ from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError
 
 SHARD = "steps/00000-of-00002.arrayrecord"
+LENGTHS = list(enumerate([102, 124, 123, 106]))
 
 
 def flip_a_bit(path: pathlib.Path) -> None:
@@ -162,3 +163,49 @@ def test_columns_that_are_not_read_may_be_missing(copied: pathlib.Path) -> None:
     assert open_dataset(str(copied), keys).num_steps == 455
     with pytest.raises(DataError, match=r"vggt_tokens.*no such file"):
         open_dataset(str(copied), (*keys, "observation/vggt_tokens"))
+
+
+CHANGES = [
+    {"episode": 1, "step": 5, "task": 1},
+    {"episode": 1, "step": 9, "task": 0},
+    {"episode": 1, "step": 123, "task": 1},
+    {"episode": 3, "step": 1, "task": 0},
+]
+
+
+@pytest.mark.parametrize(
+    ("episode", "step", "task"),
+    [
+        (0, 0, 0),
+        (0, 101, 0),
+        (1, 0, 0),
+        (1, 4, 0),
+        (1, 5, 1),
+        (1, 8, 1),
+        (1, 9, 0),
+        (1, 122, 0),
+        (1, 123, 1),
+        (2, 0, 1),
+        (2, 122, 1),
+        (3, 0, 1),
+        (3, 1, 0),
+        (3, 105, 0),
+    ],
+)
+def test_a_step_has_the_instruction_that_began_last(
+    copied: pathlib.Path, edit_json: Callable, episode: int, step: int, task: int
+) -> None:
+    edit_json(
+        copied / "dataset.json",
+        lambda manifest: manifest.update(task_changes=CHANGES, episode_tasks=[0, 0, 1, 1]),
+    )
+    assert open_dataset(str(copied)).task_index(episode, step) == task
+
+
+def test_without_changes_every_step_has_the_instruction_of_its_episode(
+    mini_dataset: pathlib.Path,
+) -> None:
+    dataset = open_dataset(str(mini_dataset))
+    assert dataset.manifest.task_changes == ()
+    first_and_last = [[dataset.task_index(e, t) for t in (0, n - 1)] for e, n in LENGTHS]
+    assert first_and_last == [[task, task] for task in dataset.manifest.episode_tasks]

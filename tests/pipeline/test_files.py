@@ -1,11 +1,23 @@
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 
 import pytest
+from etils import epath
 
 from pipeline.errors import DataError
-from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
+from pipeline.files import (
+    TEMPORARIES,
+    dump_json,
+    from_json_text,
+    is_remote,
+    sync,
+    temporary_path,
+    to_json_values,
+    write_text_atomically,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +88,74 @@ def test_text_that_cannot_be_written_leaves_the_file_of_before(tmp_path: pathlib
     with pytest.raises(UnicodeEncodeError):
         write_text_atomically(path, "second \ud800")
     assert path.read_text() == "first"
+
+
+# --- files
+
+
+def test_a_temporary_is_hidden_beside_its_file_and_of_this_process_alone() -> None:
+    path = pathlib.Path("folder") / "0.arrayrecord"
+    temporary = temporary_path(path)
+    assert temporary == path.with_name(f".0.arrayrecord.{os.getpid()}.tmp")
+    assert temporary.match(TEMPORARIES)
+    assert not path.match(TEMPORARIES)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/set", "gs://bucket", epath.Path("gs://bucket/set")])
+def test_an_object_store_is_told_by_its_scheme(path: epath.PathLike) -> None:
+    assert is_remote(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/set", "set", "a:b/c", pathlib.Path("set"), epath.Path("set")]
+)
+def test_another_path_is_local(path: epath.PathLike) -> None:
+    assert not is_remote(path)
+
+
+def test_syncing_what_is_missing_names_it(tmp_path: pathlib.Path) -> None:
+    sync(tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        sync(tmp_path / "gone")
+
+
+def test_text_is_written_to_an_object_store_whole(object_store: epath.Path) -> None:
+    path = object_store / "set" / "dataset.json"
+    for text in ("first", "second"):
+        write_text_atomically(path, text)
+        assert path.read_text() == text
+    write_text_atomically(str(object_store / "set" / "plan.json"), "third")
+    assert sorted(p.name for p in (object_store / "set").iterdir()) == ["dataset.json", "plan.json"]
+
+
+def test_an_object_appears_when_its_upload_ends(object_store: epath.Path) -> None:
+    path = object_store / "set" / "0"
+    with path.open("wb") as file:
+        file.write(b"half")
+        assert not path.exists()
+    assert path.read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("text", ["second \ud800", "second"])
+def test_a_failed_write_leaves_the_file_of_before_and_nothing_else(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    path = tmp_path / "dataset.json"
+    write_text_atomically(path, "first")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(
+        (UnicodeEncodeError, OSError), match=r"surrogates not allowed|No space left"
+    ):
+        write_text_atomically(path, text)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_for_a_missing_folder_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone/\.x\.\d+\.tmp"):
+        write_text_atomically(tmp_path / "gone" / "x", "text")
+    assert list(tmp_path.iterdir()) == []

@@ -50,7 +50,7 @@ def test_arrays_are_the_stored_ones_of_each_step(make: Callable) -> None:
     for sample, (episode, steps) in enumerate([(1, (0, 0)), (2, (73, 74))]):
         record = dataset.columns["episodes"].read(episode)
         np.testing.assert_array_equal(batch["observation/timestep"][sample], steps)
-        assert batch["task/task_index"][sample] == record["task_index"][steps[-1]]
+        assert batch["task/task_index"][sample] == dataset.manifest.episode_tasks[episode]
         for slot, t in enumerate(steps):
             proprio = batch["observation/proprio"][sample, slot]
             np.testing.assert_array_equal(proprio, record["observation/proprio"][t])
@@ -61,6 +61,18 @@ def test_arrays_are_the_stored_ones_of_each_step(make: Callable) -> None:
             np.testing.assert_array_equal(
                 batch["observation/vggt_tokens"][sample, slot], tokens["observation/vggt_tokens"]
             )
+
+
+def test_the_instruction_of_a_window_is_that_of_its_last_step(
+    make: Callable, copied: pathlib.Path, edit_json: Callable
+) -> None:
+    changes = [{"episode": 1, "step": 10, "task": 1}, {"episode": 1, "step": 20, "task": 0}]
+    edit_json(
+        copied / "dataset.json",
+        lambda manifest: manifest.update(task_changes=changes, episode_tasks=[1, 0, 1, 1]),
+    )
+    batch = make(copied, observations=("proprio",))(at(101, 102, 111, 112, 121, 122, 226))
+    np.testing.assert_array_equal(batch["task/task_index"], [1, 0, 0, 1, 1, 0, 1])
 
 
 def test_padding_repeats_the_first_frame(make: Callable) -> None:
@@ -81,7 +93,7 @@ def test_column_that_the_config_does_not_name_is_not_read(
 
 
 def test_observation_that_no_column_holds_is_named(make: Callable) -> None:
-    message = "expected a feature observation/depth; found only task_index, action,.*Name another"
+    message = "expected a feature observation/depth; found only action,.*Name another"
     with pytest.raises(SchemaError, match=message):
         _ = make(observations=("depth",)).features
 

@@ -232,21 +232,21 @@ def test_without_weights_each_dataset_gives_as_many_samples_as_it_has_steps(
 
 
 def test_datasets_of_different_shapes_are_refused(
-    make_loader: Callable, twice: tuple, edit_json: Callable
+    make_loader: Callable, twice: tuple, edit_schema: Callable
 ) -> None:
     def widen(manifest: dict) -> None:
-        manifest["schema"]["columns"][0]["features"][2]["shape"] = [9]
+        manifest["schema"]["columns"][0]["features"][1]["shape"] = [9]
 
-    edit_json(twice[1] / "dataset.json", widen)
+    edit_schema(twice[1], widen)
     message = r"second, observation/proprio: expected float32\[8\], as .*first; found float32\[9\]"
     with pytest.raises(SchemaError, match=message):
         make_loader(*twice)
 
 
 def test_dataset_without_a_feature_of_the_first_is_refused(
-    make_loader: Callable, twice: tuple, edit_json: Callable
+    make_loader: Callable, twice: tuple, edit_schema: Callable
 ) -> None:
-    edit_json(twice[1] / "dataset.json", lambda manifest: manifest["schema"]["columns"].pop())
+    edit_schema(twice[1], lambda manifest: manifest["schema"]["columns"].pop())
     with pytest.raises(SchemaError, match="second: expected a feature observation/vggt_tokens"):
         make_loader(*twice, observations=TOKENS)
 
@@ -261,13 +261,13 @@ def test_feature_without_statistics_cannot_be_normalised(
 
 
 def test_action_must_be_a_trajectory(
-    make_loader: Callable, copied: pathlib.Path, edit_json: Callable
+    make_loader: Callable, copied: pathlib.Path, edit_schema: Callable
 ) -> None:
     def move(manifest: dict) -> None:
         episodes, steps, _ = manifest["schema"]["columns"]
-        steps["features"].append(episodes["features"].pop(1))
+        steps["features"].append(episodes["features"].pop(0))
 
-    edit_json(copied / "dataset.json", move)
+    edit_schema(copied, move)
     with pytest.raises(SchemaError, match="a trajectory in the column episodes; found the column"):
         make_loader(copied)
 

@@ -1,9 +1,12 @@
 import json
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
 from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import statistics as stats
 from pipeline.errors import DataError
@@ -68,3 +71,166 @@ def test_unreadable_statistics_are_named(
         path.write_text(text)
     with pytest.raises(DataError, match=f"statistics.json: expected .*; found {found}.*Convert"):
         stats.load(path)
+
+
+# --- values in pieces
+
+FLOATS = st.one_of(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(-2, 2, width=32),
+    st.floats(-(2.0**-126), 2.0**-126, width=32),
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-149, -(2.0**-149), 2.0**-126]),
+)
+PIECES = st.one_of(
+    st.lists(st.lists(FLOATS, min_size=1, max_size=30), min_size=1, max_size=6),
+    st.tuples(FLOATS, st.lists(st.integers(1, 40), min_size=1, max_size=4)).map(
+        lambda drawn: [[drawn[0]] * n for n in drawn[1]]
+    ),
+)
+
+
+def accumulated(pieces: list[np.ndarray], exact_bytes: int = 1 << 20) -> stats.FeatureStatistics:
+    accumulator = stats.Accumulator(exact_bytes)
+    for piece in pieces:
+        accumulator.add(piece)
+    return accumulator.finish()
+
+
+def assert_same_bits(found: stats.FeatureStatistics, expected: stats.FeatureStatistics) -> None:
+    assert found.count == expected.count
+    for name in MOMENTS:
+        left, right = getattr(found, name), getattr(expected, name)
+        assert (name, left.dtype, left.tobytes()) == (name, right.dtype, right.tobytes())
+
+
+def assert_close(found: stats.FeatureStatistics, values: np.ndarray) -> None:
+    """What the folded branch promises, against the exact statistics of (t, d)."""
+    exact = values.astype(np.float64)
+    largest = np.abs(exact).max()
+    expected = stats.compute(values)
+    assert found.count == expected.count
+    assert {getattr(found, name).dtype.name for name in MOMENTS} == {"float32"}
+    rounding = 1e-12 * largest + 2.0**-149
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6, atol=rounding)
+    np.testing.assert_allclose(found.std, expected.std, rtol=1e-6, atol=rounding)
+    np.testing.assert_array_equal(found.min, expected.min)
+    np.testing.assert_array_equal(found.max, expected.max)
+    for name, q in (("p01", 0.01), ("p99", 0.99)):
+        ranks = [np.quantile(exact, q, axis=0, method=m) for m in ("lower", "higher")]
+        # 2**-136 is half the width of a bin where floats are subnormal, 2**-23 two roundings.
+        bound = (2.0**-10 + 2.0**-23) * np.max(np.abs(ranks), axis=0) + 2.0**-136
+        error = np.abs(getattr(found, name).astype(np.float64) - np.quantile(exact, q, axis=0))
+        assert (error <= bound).all(), (name, error, bound)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(pieces=PIECES)
+def test_pieces_that_fit_have_the_exact_statistics_bit_for_bit(pieces: list) -> None:
+    arrays = [np.array(piece, np.float32)[:, None] for piece in pieces]
+    assert_same_bits(accumulated(arrays), stats.compute(np.concatenate(arrays)))
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(pieces=PIECES, exact_bytes=st.sampled_from([0, 40, 400]))
+def test_pieces_that_do_not_fit_have_nearly_the_exact_statistics(
+    pieces: list, exact_bytes: int
+) -> None:
+    arrays = [np.array(piece, np.float32)[:, None] for piece in pieces]
+    values = np.concatenate(arrays)
+    found = accumulated(arrays, exact_bytes)
+    if values.nbytes > exact_bytes:
+        assert_close(found, values)
+    else:
+        assert_same_bits(found, stats.compute(values))
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-6, 1.0, 1e20])
+@pytest.mark.parametrize("shift", [0.0, -3.0, 1000.0])
+@pytest.mark.parametrize("exact_bytes", [0, 10_000, 1_000_000])
+def test_many_values_of_any_magnitude_have_nearly_the_exact_statistics(
+    scale: float, shift: float, exact_bytes: int
+) -> None:
+    rng = np.random.default_rng(0)
+    values = ((rng.normal(size=(20_000, 3)) * [1, 10, 0.1] + shift) * scale).astype(np.float32)
+    pieces = np.split(values, np.sort(rng.integers(1, 20_000, 60)))
+    assert_close(accumulated([p for p in pieces if len(p)], exact_bytes), values)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -1.0, 0.1, 3e38, -3e38, 1e-45, -1e-45, 1e-39])
+def test_a_constant_has_itself_as_every_percentile(value: float) -> None:
+    values = np.full((100, 1), value, np.float32)
+    found = accumulated([values] * 3, 0)
+    for name in ("min", "max", "p01", "p99"):
+        assert getattr(found, name) == values[0]
+    np.testing.assert_allclose(found.mean, values[0], rtol=1e-6)
+    np.testing.assert_allclose(found.std, 0, atol=1e-12 * abs(value))
+
+
+def test_values_of_any_shape_are_counted_flat_by_step() -> None:
+    values = np.arange(24, dtype=np.float32)
+    for shape, dims in (((4, 2, 3), 6), ((24,), 1), ((24, 1), 1), ((6, 4), 4)):
+        for exact_bytes in (0, 1 << 20):
+            found = accumulated([values.reshape(shape)], exact_bytes)
+            assert (found.count, found.mean.shape) == (shape[0], (dims,))
+            np.testing.assert_array_equal(found.min, values.reshape(shape[0], -1).min(0))
+
+
+def test_the_order_of_the_pieces_changes_no_more_than_a_rounding() -> None:
+    values = np.random.default_rng(0).normal(size=(60, 50, 2)).astype(np.float32)
+    forward, backward = accumulated(list(values), 0), accumulated(list(values[::-1]), 0)
+    again = accumulated(list(values), 0)
+    assert_same_bits(again, forward)
+    for name in ("mean", "std"):
+        np.testing.assert_allclose(
+            getattr(forward, name), getattr(backward, name), rtol=1e-6, atol=1e-9
+        )
+    for name in ("min", "max", "p01", "p99"):
+        np.testing.assert_array_equal(getattr(forward, name), getattr(backward, name))
+
+
+def test_percentiles_of_a_folded_ramp_are_pinned() -> None:
+    # May change with the number of bits of a bin only; statistics.json of large sets then change.
+    ramp = np.arange(1001, dtype=np.float32)[:, None]
+    found = accumulated(np.split(ramp, 7 * [0] + [500])[7:], 0)
+    assert (found.p01.item(), found.p99.item()) == (10.0078125, 990.5)
+    assert (found.mean.item(), found.count) == (500.0, 1001)
+
+
+def test_statistics_so_far_may_be_asked_for_before_more_is_added() -> None:
+    values = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    accumulator = stats.Accumulator(600)
+    for end in range(10, 101, 10):
+        accumulator.add(values[end - 10 : end])
+        assert accumulator.finish().count == end
+    assert_close(accumulator.finish(), values)
+
+
+def test_values_are_not_kept_beyond_the_bytes_that_were_allowed() -> None:
+    accumulator = stats.Accumulator(10_000_000)
+    record = np.zeros((100, 25_000), np.float32)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(30):
+            # A small part of a large record, as the episodes' records are.
+            accumulator.add(record.copy()[:, :10])
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 30 * 100 * 10 * 4 + 50_000
+
+
+def test_pieces_beyond_the_bytes_are_folded_away() -> None:
+    accumulator = stats.Accumulator(100_000)
+    piece = np.random.default_rng(0).normal(size=(10_000, 1)).astype(np.float32)
+    for _ in range(3):
+        accumulator.add(piece)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            accumulator.add(piece)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+    assert accumulator.finish().count == 1_030_000

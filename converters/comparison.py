@@ -1,0 +1,133 @@
+"""Comparing what a dataset holds with what it has to hold, value by value."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from converters.expected import Expected
+from converters.findings import Findings
+from pipeline import statistics as stats
+from pipeline.errors import DataError
+from pipeline.manifest import Manifest
+from pipeline.record import Values
+from pipeline.schema import EPISODES, Feature
+
+_SHOWN_BYTES = 60
+
+
+def differences(stored: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Bool (*shape): where a stored value is not the source's under the dtype law.
+
+    Integers must be the same numbers, floats the same bits after the rounding of float64 to
+    float32; a value that this rounding makes infinite differs.
+
+    Args:
+      stored: (*shape) of a dtype at rest.
+      source: (*shape) of the source's dtype.
+    """
+    if source.dtype.kind in "iub":
+        return stored != source
+    with np.errstate(over="ignore"):
+        expected = source.astype(stored.dtype, copy=False)
+    bits = f"u{stored.dtype.itemsize}"
+    differ = stored.view(bits) != expected.view(bits)
+    if source.dtype == np.float64:
+        differ |= np.isfinite(source) & ~np.isfinite(expected)
+    return differ
+
+
+def compare_record(
+    values: Values,
+    features: Sequence[Feature],
+    expected: Expected,
+    step: int | None,
+    where: str,
+    findings: Findings,
+) -> None:
+    """Compares the values of one record with the source's; one finding a feature at most.
+
+    Args:
+      values: Of the record, by feature key.
+      features: Those that are compared.
+      expected: The episode of the source.
+      step: Of the episode, for a record of a step column; None for one of a whole episode.
+      where: File and record.
+      findings: Take what differs.
+    """
+    for feature in features:
+        place = f"{where}, {feature.key}"
+        value = values[feature.key]
+        if isinstance(value, np.ndarray):
+            if step is None:
+                _compare(value, expected.tensors(feature), place, expected.where, findings)
+            else:
+                source = expected.tensor(feature, step)[np.newaxis]
+                at = f"{expected.where}, step {step}"
+                _compare(value[np.newaxis], source, place, at, findings)
+        elif bytes(value) != (blob := bytes(expected.blob(feature.source, step or 0))):
+            at = expected.where if step is None else f"{expected.where}, step {step}"
+            findings.add(place, f"{_shortened(blob)}, as {at}", _shortened(bytes(value)))
+
+
+def _compare(
+    stored: np.ndarray, source: np.ndarray, place: str, origin: str, findings: Findings
+) -> None:
+    """Compares (t, *shape) with (t, *shape); t is 1 for a record of a single step."""
+    if stored.shape != source.shape:
+        expected = f"{list(source.shape)}, as {origin}"
+        findings.add(place, expected, f"{stored.dtype}{list(stored.shape)}")
+        return
+    differ = differences(stored, source)
+    if not differ.any():
+        return
+    first = tuple(int(axis[0]) for axis in np.nonzero(differ))
+    findings.add(
+        f"{place}, step {first[0]}" if len(stored) > 1 else place,
+        f"{source[first]} at {list(first[1:])}, as {origin}",
+        f"{stored[first]}, and {int(differ.sum()) - 1} more values that differ",
+    )
+
+
+def _shortened(blob: bytes) -> str:
+    return f"{len(blob)} bytes {blob[:12]!r}" if len(blob) > _SHOWN_BYTES else repr(blob)
+
+
+class StatisticsCheck:
+    """Computes the statistics of a dataset again, episode by episode."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        episodes = next(c for c in manifest.schema.columns if c.name == EPISODES)
+        self.features = tuple(f for f in episodes.features if f.dtype == "float32")
+        """Those that have statistics."""
+        self._accumulators = {feature.key: stats.Accumulator() for feature in self.features}
+        self._unknown: set[str] = set()
+
+    def add(self, values: Values | None) -> None:
+        """Takes the next episode; a feature that it lacks is no longer compared.
+
+        Args:
+          values: By feature key, float32 (t, *shape); None for an episode that is not readable.
+        """
+        for key, accumulator in self._accumulators.items():
+            if values is None or key not in values:
+                self._unknown.add(key)
+            elif key not in self._unknown:
+                accumulator.add(np.asarray(values[key]))
+
+    def compare(self, path: epath.Path, findings: Findings) -> None:
+        """Compares a `statistics.json`, exactly; one finding a number of a feature."""
+        try:
+            stored = stats.load(path)
+        except DataError as error:
+            findings.add_error(error)
+            return
+        if stored.keys() != self._accumulators.keys():
+            findings.add(str(path), f"{sorted(self._accumulators)}", f"{sorted(stored)}")
+        for key, accumulator in self._accumulators.items():
+            if key in self._unknown or key not in stored:
+                continue
+            computed = accumulator.finish().to_json()
+            for name, found in stored[key].to_json().items():
+                if found != computed[name]:
+                    findings.add(f"{path}, {key}, {name}", str(computed[name]), str(found))

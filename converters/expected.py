@@ -1,0 +1,168 @@
+"""What a dataset has to hold by its source: read afresh, and mapped as the dataset itself says.
+
+Nothing here goes through the conversion's own code but the reading of the source and the rule for
+steps without motion, so a mistake in the conversion is not made twice.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from converters.findings import Findings
+from converters.rlds.example import Episode, parse_episode
+from converters.rlds.source import STEPS, RldsSource
+from pipeline.conventions import is_no_op
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+from pipeline.schema import ACTION, Blob, Feature, rest_dtype
+
+_IS_FIRST = f"{STEPS}is_first"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """An episode of the source, without the steps that the conversion had to leave out."""
+
+    where: str
+    """File and episode of the source."""
+    episode: Episode
+    """By source key, all its steps."""
+    steps: np.ndarray
+    """int64 (t): those that stay."""
+    is_filtered: bool
+    """Whether any does not."""
+
+    def tensors(self, feature: Feature) -> np.ndarray:
+        """(t, *shape) of a tensor feature, in the dtype of the source."""
+        if self.is_filtered and feature.source == _IS_FIRST:
+            return np.arange(len(self.steps)) == 0
+        values = np.asarray(self.episode[feature.source])
+        if not feature.source.startswith(STEPS):
+            return np.repeat(values, len(self.steps), axis=0)
+        return values[self.steps] if self.is_filtered else values
+
+    def tensor(self, feature: Feature, step: int) -> np.ndarray:
+        """(*shape) of step `step` of those that stay."""
+        if self.is_filtered and feature.source == _IS_FIRST:
+            return np.asarray(step == 0)
+        values = np.asarray(self.episode[feature.source])
+        is_whole = not feature.source.startswith(STEPS)
+        return values[0 if is_whole else self.steps[step], ...]
+
+    def blob(self, key: str, step: int) -> Blob:
+        """The encoded image or text that a source key has at step `step` of those that stay."""
+        values = self.episode[key]
+        value = values[int(self.steps[step]) if key.startswith(STEPS) else 0]
+        assert not isinstance(value, np.ndarray)
+        return value
+
+
+class ExpectedEpisodes:
+    """The episodes that a dataset has to hold, shard by shard.
+
+    Keys of the source whose declared type is not the one that the dataset was made from are
+    findings, and their values are not compared.
+    """
+
+    def __init__(self, source: RldsSource, manifest: Manifest, findings: Findings) -> None:
+        self.source = source
+        self._manifest = manifest
+        self._findings = findings
+        self._removed: Counter[bytes] = Counter()
+        self.broken: set[int] = set()
+        """Shards of the source that were not readable to their end."""
+        self.num_bytes = 0
+        """Of the source, read so far."""
+        self._declared = str(source.directory / "features.json")
+        self.compared = {
+            feature.key for _, feature in manifest.schema.features() if self._is_declared(feature)
+        }
+        """Feature keys whose values can be compared."""
+        task = source.keys.get(manifest.task_source)
+        self.has_tasks = task is not None and task.kind == "text"
+        """Whether the source has the instruction."""
+        if not self.has_tasks:
+            found = task.dtype if task else "no such key"
+            findings.add(f"{self._declared}, {manifest.task_source}", "a text", found)
+
+    def not_converted(self) -> list[str]:
+        """Keys of the source that the dataset does not hold."""
+        held = {feature.source for _, feature in self._manifest.schema.features()}
+        return sorted(set(self.source.keys) - held - {self._manifest.task_source})
+
+    def shard(self, number: int) -> Iterator[tuple[str, Expected | None]]:
+        """Yields (place, episode) for those of one shard with steps left; None: unreadable."""
+        if number >= len(self.source.shards):
+            return
+        try:
+            for where, record in self.source.records(self.source.shards[number]):
+                self.num_bytes += len(record)
+                try:
+                    episode = parse_episode(record, self.source.keys, where)
+                except UserError as error:
+                    self._break(number, error)
+                    yield where, None
+                    continue
+                expected = self._filtered(where, episode)
+                del record, episode  # `expected` alone keeps the memory of the episode
+                if len(expected.steps):
+                    yield where, expected
+                del expected
+        except UserError as error:  # the rest of the file cannot be read
+            self._break(number, error)
+
+    def check_removed(self, where: str) -> None:
+        """Compares how many steps of each task had to be left out, once all shards were read."""
+        found = dict(zip(self._manifest.tasks, self._manifest.removed_steps, strict=False))
+        for task in dict.fromkeys([*self._manifest.tasks, *map(_text, self._removed)]):
+            expected = self._removed.get(task.encode(), 0)
+            if not self.broken and found.get(task, 0) != expected:
+                place = f"{where}, removed_steps of {task!r}"
+                self._findings.add(place, str(expected), str(found.get(task, 0)))
+
+    def _break(self, number: int, error: UserError) -> None:
+        self._findings.add_error(error)
+        self.broken.add(number)
+
+    def _filtered(self, where: str, episode: Episode) -> Expected:
+        """An episode with the steps that stay; the others are counted by task."""
+        num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
+        removed = self._no_ops(episode, num_steps)
+        every = Expected(where, episode, np.arange(num_steps), is_filtered=False)
+        if not removed.any():
+            return every
+        task = self._manifest.task_source
+        if self.has_tasks:
+            left_out = np.flatnonzero(removed).tolist()
+            self._removed.update(bytes(every.blob(task, t)) for t in left_out)
+        return Expected(where, episode, np.flatnonzero(~removed), is_filtered=True)
+
+    def _no_ops(self, episode: Episode, num_steps: int) -> np.ndarray:
+        """Bool (t): the steps that the conversion had to leave out."""
+        conventions = self._manifest.conventions
+        if conventions.no_ops != "removed_at_conversion" or ACTION not in self.compared:
+            return np.zeros(num_steps, bool)
+        _, feature = self._manifest.schema.find(ACTION, self._declared)
+        action = np.asarray(episode[feature.source]).astype(feature.numpy_dtype)
+        return is_no_op(action, conventions)
+
+    def _is_declared(self, feature: Feature) -> bool:
+        """Whether the source declares a feature as it did when it was converted."""
+        dtype = feature.source_dtype or feature.dtype
+        expected = f"{feature.kind} of {dtype}{list(feature.shape)}"
+        key = self.source.keys.get(feature.source)
+        found = f"{key.kind} of {key.dtype}{list(key.shape)}" if key else "no such key"
+        where = f"{self._declared}, {feature.source}"
+        if found != expected:
+            self._findings.add(where, expected, found)
+            return False
+        if feature.kind == "tensor" and rest_dtype(dtype, where) != feature.dtype:
+            self._findings.add(where, f"a dtype stored as {feature.dtype}", dtype)
+            return False
+        return True
+
+
+def _text(text: bytes) -> str:
+    return text.decode(errors="replace")

@@ -1,0 +1,220 @@
+"""`python -m converters.export DST [OUT] --to rlds`: a dataset directory becomes RLDS again.
+
+tensorflow-datasets reads what is written; every feature has its key and dtype of the source, and
+images are the bytes that the source held. A converted export is the same dataset.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from converters import progress
+from converters.rlds.encoding import serialize_episode
+from converters.rlds.restoration import Formats, declared_features, read_episode
+from converters.rlds.tfrecord import frame
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import DataError, UserError, user_errors_exit
+from pipeline.files import is_remote, sync, temporary_path
+from pipeline.manifest import Manifest
+from pipeline.schema import EPISODES
+
+_MB = 1e6
+_DEFAULT_VERSION = "1.0.0"
+_OWN_FILES = ("features.json", "dataset_info.json", "*.tfrecord-[0-9]*-of-[0-9]*")
+_DEPTH = 2
+"""Of these files: in the folder of a version."""
+
+OnProgress = Callable[[int, int], None]
+"""Told episodes and bytes as they are done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Writes a dataset directory as RLDS that tensorflow-datasets reads, without TensorFlow."""
+
+    dst: tyro.conf.Positional[str]
+    """Dataset directory."""
+    out: tyro.conf.Positional[str | None] = None
+    """Folder to write, which gets one of the version inside; by default DST with `_rlds` added."""
+    to: Literal["rlds"] = "rlds"
+    """Format."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace an export that stands at OUT."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line and runs the export."""
+    args = tyro.cli(Args, prog="python -m converters.export")
+    with user_errors_exit(debug=args.debug):
+        dataset = open_dataset(args.dst)
+        started = time.perf_counter()
+        with progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:
+            version = export(dataset, args.out, overwrite=args.overwrite, on_progress=on_progress)
+        sys.stdout.write(_summary(dataset, version, time.perf_counter() - started))
+
+
+def export(
+    dataset: Dataset,
+    out: str | None = None,
+    *,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda num_episodes, num_bytes: None,
+) -> pathlib.Path:
+    """Writes a dataset as RLDS; nothing stands at `out` until all of it does.
+
+    Args:
+      dataset: What is written, an episode at a time; each of its shards becomes a file.
+      out: Folder that gets one of the version inside; None: the dataset's with `_rlds` added.
+      overwrite: Whether an export that stands there is replaced.
+      on_progress: Told episodes, and bytes written, as they are done.
+
+    Returns:
+      The folder of the version, which `tfds.builder_from_directory` reads.
+
+    Raises:
+      UserError: Where `out` is in use, remote or may not be written, or the dataset is damaged.
+    """
+    source = pathlib.Path(dataset.path).absolute()
+    folder = pathlib.Path(out or source.with_name(f"{source.name}_rlds")).absolute()
+    if is_remote(out or dataset.path):
+        raise _in_use(out or dataset.path, "an object store", "Copy the export there afterwards.")
+    _check_free(folder, overwrite=overwrite)
+    with _replacing(folder) as temporary:
+        _Export(dataset, temporary / _version(dataset.manifest)).write(on_progress)
+    return folder / _version(dataset.manifest)
+
+
+def _version(manifest: Manifest) -> str:
+    return manifest.provenance.get("version", _DEFAULT_VERSION)
+
+
+# --- the destination
+
+
+def _check_free(folder: pathlib.Path, *, overwrite: bool) -> None:
+    """Refuses a destination that is in use; with `overwrite` only one that is not an export."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise _in_use(folder, "one that exists", "Replace it with --overwrite.")
+    if not folder.is_dir():
+        raise _in_use(folder, "a file", "Name another destination.")
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        is_own = len(inside.parts) == _DEPTH and any(inside.match(name) for name in _OWN_FILES)
+        if not path.is_dir() and not is_own:
+            found = f"other files: {inside}"
+            raise _in_use(folder, found, "Name another destination.")
+
+
+@contextlib.contextmanager
+def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder beside `folder` that takes its place at a normal end, and is gone at another."""
+    temporary = temporary_path(folder)
+    old = temporary.with_suffix(".old.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.replace(old)
+        temporary.replace(folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise DataError(
+            where=str(error.filename or folder),
+            expected="to write the export",
+            found=error.strerror or str(error),
+            remedy="Free space on the device or allow writing, and run the same command again.",
+        ) from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _in_use(folder: pathlib.Path | str, found: str, remedy: str) -> UserError:
+    return UserError(where=str(folder), expected="a new local folder", found=found, remedy=remedy)
+
+
+# --- the files
+
+
+@dataclasses.dataclass
+class _Export:
+    """One dataset on its way into the folder of a version."""
+
+    dataset: Dataset
+    directory: pathlib.Path
+    formats: Formats = dataclasses.field(default_factory=dict)
+    num_bytes: int = 0
+
+    def write(self, on_progress: OnProgress) -> None:
+        """Writes the TFRecord files, then what describes them."""
+        self.directory.mkdir()
+        manifest = self.dataset.manifest
+        split = manifest.provenance.get("split", "train")
+        lengths = [shard.records for shard in manifest.shards[EPISODES]]
+        first = 0
+        for number, length in enumerate(lengths):
+            file = f"{manifest.name}-{split}.tfrecord-{number:05d}-of-{len(lengths):05d}"
+            self._write_shard(file, range(first, first + length), on_progress)
+            first += length
+        declared_features(manifest, self.formats).save_config(str(self.directory))
+        info = _info(manifest, split, lengths, self.num_bytes)
+        (self.directory / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+        for path in (*self.directory.iterdir(), self.directory):
+            sync(path)
+
+    def _write_shard(self, file: str, episodes: range, on_progress: OnProgress) -> None:
+        with (self.directory / file).open("wb") as target:
+            for index in episodes:
+                record = serialize_episode(read_episode(self.dataset, index, self.formats))
+                target.write(frame(record))
+                self.num_bytes += len(record)
+                on_progress(1, len(record))
+
+
+def _info(manifest: Manifest, split: str, lengths: list[int], num_bytes: int) -> dict[str, Any]:
+    """The content of `dataset_info.json`."""
+    licences = [f"{column}: {licence}" for column, licence in manifest.licences.items()]
+    return {
+        "name": manifest.name,
+        "version": _version(manifest),
+        "fileFormat": "tfrecord",
+        "redistributionInfo": {"license": "; ".join(licences)},
+        "splits": [
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "shardLengths": [str(length) for length in lengths],
+                "numBytes": str(num_bytes),
+            }
+        ],
+    }
+
+
+def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
+    """What was written, and how it is read."""
+    num_bytes = sum(path.stat().st_size for path in version.iterdir())
+    split = dataset.manifest.provenance.get("split", "train")
+    return (
+        f"{dataset.num_episodes} episodes, {dataset.num_steps} steps, {num_bytes / _MB:.1f} MB"
+        f" in {seconds:.1f} s, {num_bytes / _MB / seconds:.1f} MB/s\n"
+        f"RLDS: {version}\n"
+        f'load: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The way back from a dataset: an episode by its source keys, and the features to declare."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+
+from converters.rlds.source import STEPS
+from pipeline.dataset import Dataset
+from pipeline.errors import DataError
+from pipeline.manifest import Manifest
+from pipeline.record import Values
+from pipeline.schema import Blob, Column, Feature
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+SourceValues = dict[str, np.ndarray | list[Blob]]
+"""By source key: tensors (t, *shape), or t encoded images or texts."""
+Formats = dict[str, set[str]]
+"""By source key of an image: the formats that its bytes have."""
+
+
+def declared_features(
+    manifest: Manifest, formats: Mapping[str, set[str]]
+) -> tfds.features.FeaturesDict:
+    """The features of `features.json`, under the keys and of the dtypes that the source had.
+
+    Args:
+      manifest: Names them.
+      formats: By source key of an image, `jpeg` or `png`; with both, none is declared.
+    """
+    leaves: dict[str, Any] = {manifest.task_source: tfds.features.Text()}
+    for _, feature in manifest.schema.features():
+        leaves[feature.source] = _declared(feature, formats.get(feature.source, set()))
+    steps = {key.removeprefix(STEPS): leaf for key, leaf in leaves.items() if key.startswith(STEPS)}
+    others = {key: leaf for key, leaf in leaves.items() if not key.startswith(STEPS)}
+    tree = _nested(others) | {"steps": tfds.features.Dataset(_nested(steps))}
+    return tfds.features.FeaturesDict(tree)
+
+
+def _declared(feature: Feature, formats: set[str]) -> Any:
+    match feature.kind:
+        case "text":
+            return tfds.features.Text()
+        case "image":
+            (encoding,) = formats if len(formats) == 1 else (None,)
+            return tfds.features.Image(shape=feature.shape, encoding_format=encoding)
+        case "tensor":
+            dtype = np.dtype(feature.source_dtype or feature.dtype)
+            return tfds.features.Tensor(shape=feature.shape, dtype=dtype)
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Paths such as `observation/state` as dictionaries in dictionaries."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues:
+    """The values of an episode by source key; those outside `steps/` once.
+
+    Args:
+      dataset: Holds them.
+      index: Of the episode.
+      formats: Takes the formats of the images.
+
+    Raises:
+      DataError: Where a record is damaged, or an image neither JPEG nor PNG.
+    """
+    num_steps = dataset.manifest.episode_lengths[index]
+    values: SourceValues = {dataset.manifest.task_source: _tasks(dataset, index, num_steps)}
+    for column in dataset.manifest.schema.columns:
+        reader = dataset.columns[column.name]
+        if column.per == "episode":
+            record = reader.read(index)
+            for feature in column.features:
+                value = record[feature.key]
+                values[feature.source] = value if isinstance(value, np.ndarray) else [value]
+            continue
+        first = int(dataset.episode_starts[index])
+        records = (reader.read(first + t) for t in range(num_steps))
+        values |= _stacked(records, column, num_steps)
+    _note_formats(values, dataset, index, formats)
+    return {key: value if key.startswith(STEPS) else value[:1] for key, value in values.items()}
+
+
+def _tasks(dataset: Dataset, index: int, num_steps: int) -> list[Blob]:
+    """The instruction of each step."""
+    tasks = dataset.manifest.tasks
+    return [tasks[dataset.task_index(index, t)].encode() for t in range(num_steps)]
+
+
+def _stacked(records: Iterable[Values], column: Column, num_steps: int) -> SourceValues:
+    """The records of the steps of one episode, by source key.
+
+    Half-precision values become float32 here, as TFRecord holds them, so that they lie in memory
+    once.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    blobs: dict[str, list[Blob]] = {f.source: [] for f in column.features if f.kind != "tensor"}
+    for feature in column.features:
+        if feature.kind == "tensor":
+            is_half = feature.dtype in ("float16", "bfloat16")
+            dtype = np.dtype(np.float32) if is_half else feature.numpy_dtype
+            tensors[feature.source] = np.empty((num_steps, *feature.shape), dtype)
+    for t, record in enumerate(records):
+        for feature in column.features:
+            value = record[feature.key]
+            if isinstance(value, np.ndarray):
+                tensors[feature.source][t] = value
+            else:
+                blobs[feature.source].append(value)
+    return {**tensors, **blobs}
+
+
+def _note_formats(values: SourceValues, dataset: Dataset, index: int, formats: Formats) -> None:
+    for _, feature in dataset.manifest.schema.features():
+        if feature.kind == "image":
+            where = f"{dataset.path}, episode {index}, {feature.key}"
+            found = {image_format(blob, where) for blob in values[feature.source]}
+            formats.setdefault(feature.source, set()).update(found)
+
+
+def image_format(encoded: Blob, where: str) -> str:
+    """`jpeg` or `png`, by the first bytes of an image.
+
+    Raises:
+      DataError: Where it is neither: tensorflow-datasets declares no other.
+    """
+    if simplejpeg.is_jpeg(encoded):
+        return "jpeg"
+    if encoded[:8] == _PNG_SIGNATURE:
+        return "png"
+    raise DataError(
+        where=where,
+        expected="a JPEG or PNG image",
+        found=f"bytes such as {bytes(encoded[:8])!r}",
+        remedy="Check the dataset: python -m converters.verify DST",
+    )

@@ -1,0 +1,111 @@
+"""`python -m converters.verify SRC DST`: compares a dataset directory with its RLDS source.
+
+With DST alone everything in the dataset directory is read again and checked against its manifest.
+"""
+
+import dataclasses
+import re
+import sys
+import time
+from collections import Counter
+from typing import Annotated
+
+import tyro
+from etils import epath
+
+from converters import progress
+from converters.rlds.source import RldsSource, open_source
+from converters.verifier import Verifier
+from pipeline.errors import DataError, user_errors_exit
+from pipeline.manifest import Manifest, load_manifest
+
+_MB = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Reads a dataset directory again and checks every value, against its RLDS source if given."""
+
+    src: tyro.conf.Positional[str]
+    """RLDS directory that was converted; alone, the dataset directory to check by itself."""
+    dst: tyro.conf.Positional[str | None] = None
+    """Dataset directory to compare with SRC."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line and runs the checks."""
+    args = tyro.cli(Args, prog="python -m converters.verify")
+    with user_errors_exit(debug=args.debug):
+        directory = epath.Path(args.dst or args.src)
+        manifest = load_manifest(directory)
+        source = open_converted(args.src, manifest) if args.dst else None
+        started = time.perf_counter()
+        with progress.shown(manifest.name, len(manifest.episode_lengths)) as on_progress:
+            verifier = Verifier(directory, manifest, source)
+            verifier.run(on_progress)
+        _conclude(verifier, str(directory), time.perf_counter() - started)
+
+
+def open_converted(path: str, manifest: Manifest) -> RldsSource:
+    """The source of a dataset: the split and the range of episodes that it was converted from.
+
+    Raises:
+      UserError: Where there is none, or it has another number of episodes than it had.
+    """
+    source = open_source(path, manifest.provenance.get("split", "train"))
+    selection = manifest.provenance.get("episodes")
+    if selection is None:
+        return source
+    total = sum(shard.num_episodes for shard in source.shards)
+    match = re.fullmatch(r"(\d+):(\d+) of (\d+)", selection)
+    if match is None or int(match[3]) != total:
+        raise DataError(
+            where=str(source.directory),
+            expected=f"the episodes {selection}, as the dataset's provenance says",
+            found=f"{total} episodes",
+            remedy="Name the source that was converted, or convert this one.",
+        )
+    return source.select(int(match[1]), int(match[2]))
+
+
+def _conclude(verifier: Verifier, directory: str, seconds: float) -> None:
+    """Prints what was checked, or what is wrong.
+
+    Raises:
+      DataError: Where anything is.
+    """
+    if verifier.findings.count:
+        sys.stderr.write(verifier.findings.text() + "\n")
+        raise DataError(
+            where=directory,
+            expected="a dataset that is what its files and its source say",
+            found=f"{verifier.findings.count} mismatches",
+            remedy="Mend or fetch again what is damaged, or convert the source again.",
+        )
+    sys.stdout.write(summary(verifier, seconds))
+
+
+def summary(verifier: Verifier, seconds: float) -> str:
+    """What was checked, in a few lines."""
+    manifest = verifier.manifest
+    num_steps = sum(manifest.episode_lengths)
+    num_episodes = len(manifest.episode_lengths)
+    kinds = Counter(feature.kind for _, feature in manifest.schema.features())
+    num_texts = num_steps + kinds["text"] * num_episodes
+    how = "whole and of their declared types" if verifier.expected is None else "as in the source"
+    lines = [
+        f"{num_episodes} episodes, {num_steps} steps, {len(manifest.tasks)} tasks: {how}",
+        f"{kinds['tensor'] * num_steps} tensors, {kinds['image'] * num_steps} images, "
+        f"{num_texts} texts, {len(verifier.statistics.features)} statistics",
+    ]
+    if verifier.expected is not None and (keys := verifier.expected.not_converted()):
+        lines.append(f"not converted: {', '.join(keys)}")
+    megabytes = verifier.num_bytes / _MB
+    lines.append(f"{megabytes:.1f} MB read in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

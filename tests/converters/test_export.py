@@ -1,0 +1,349 @@
+"""What is exported is what tensorflow-datasets read in the source, or nothing is there at all."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+from flax import traverse_util
+from PIL import Image
+
+from converters import export as command
+from converters.convert import convert
+from converters.export import export
+from converters.mappings import LIBERO
+from converters.rlds.source import open_source
+from converters.rlds.tfrecord import read_records
+from converters.standardize import FeatureMapping
+from pipeline.dataset import open_dataset
+from pipeline.errors import DataError, UserError
+
+TYPES = {
+    "float64": np.array([0.5, 1e-30, -3.25]),
+    "int8": np.array([-128, 0, 127]),
+    "int32": np.array([-5, 0, 5]),
+    "int64": np.array([-(2**31), 0, 2**31 - 1]),
+    "uint16": np.array([0, 1, 2**16 - 1]),
+    "uint64": np.array([0, 1, 2**31 - 1]),
+    "uint8": np.array([0, 1, 255]),
+    "bool": np.array([1, 0, 1]),
+    "float16": np.array([0.5, 1.0, -2.0]),
+    "bfloat16": np.array([0.5, 1.0, -2.0]),
+}
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def decoded(version: Path) -> Iterator[dict[str, list[Any]]]:
+    """The values of each episode as tensorflow-datasets decodes them, by source key."""
+    features = tfds.builder_from_directory(version).info.features
+    for path in sorted(version.glob("*.tfrecord-*")):
+        for record in read_records(epath.Path(path)):
+            episode: Any = features.deserialize_example_np(bytes(record))
+            steps = list(episode.pop("steps"))
+            values = {k: [v] for k, v in traverse_util.flatten_dict(episode, sep="/").items()}
+            for step in steps:
+                for key, value in traverse_util.flatten_dict({"steps": step}, sep="/").items():
+                    values.setdefault(key, []).append(value)
+            yield values
+
+
+def check_same(exported: Path, source: Path) -> int:
+    """Compares two RLDS directories by tensorflow-datasets' decoding; returns their episodes."""
+    episodes = list(zip(decoded(exported), decoded(source), strict=True))
+    for ours, theirs in episodes:
+        assert ours.keys() == theirs.keys()
+        for key, values in theirs.items():
+            assert len(ours[key]) == len(values)
+            for found, expected in zip(ours[key], values, strict=True):
+                np.testing.assert_array_equal(found, expected)
+                assert np.asarray(found).dtype == np.asarray(expected).dtype
+    return len(episodes)
+
+
+def converted(toy: Any, directory: Path) -> tuple[Path, Path]:
+    """(dataset, source)."""
+    source = toy.write(directory / "its_source")
+    convert(open_source(str(source)), directory / "out", toy.mapping)
+    return directory / "out", source
+
+
+@pytest.fixture
+def out(toy: Any, tmp_path: Path) -> Path:
+    return converted(toy, tmp_path)[0]
+
+
+def export_of(dataset: Path) -> Path:
+    return export(open_dataset(str(dataset)))
+
+
+# --- what is written
+
+
+def test_the_bundled_set_comes_back_as_tensorflow_datasets_reads_it(
+    mini_rlds: Path, mini_dataset: Path, tmp_path: Path
+) -> None:
+    version = export(open_dataset(str(mini_dataset)), str(tmp_path / "mini"))
+    assert version == tmp_path / "mini" / "1.0.0"
+    assert check_same(version, mini_rlds) == 4
+    info, source = (json.loads((v / "dataset_info.json").read_text()) for v in (version, mini_rlds))
+    (split,), (source_split,) = info["splits"], source["splits"]
+    assert split == source_split
+    assert (info["name"], info["version"]) == ("libero_mini", "1.0.0")
+    assert {path.name for path in version.iterdir()} == {path.name for path in mini_rlds.iterdir()}
+
+
+def test_a_converted_export_is_the_same_dataset(mini_dataset: Path, tmp_path: Path) -> None:
+    version = export(open_dataset(str(mini_dataset)), str(tmp_path / "mini"))
+    convert(open_source(str(version)), tmp_path / "again", LIBERO)
+    assert contents(tmp_path / "again") == contents(mini_dataset)
+
+
+def test_tokens_of_the_full_size_come_back(shared: Path, tmp_path: Path) -> None:
+    source = shared / "libero" / "rlds" / "libero_sim_vggt" / "1.0.0"
+    if not source.exists():
+        pytest.skip("libero_sim_vggt is missing")
+    convert(open_source(str(source)), tmp_path / "out", LIBERO)
+    assert check_same(export_of(tmp_path / "out"), source) == 2
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("name", TYPES)
+def test_every_dtype_is_that_of_the_source_again(
+    toy: Any, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    values = np.broadcast_to(TYPES[name].reshape(3, *(1 for _ in shape)), (3, *shape))
+    listed = np.float32(values) if "float" in name else np.int64(values)
+    feature = tfds.features.Tensor(shape=shape, dtype=dtype)
+    dataset, source = converted(toy.having("steps/value", feature, listed), tmp_path)
+    version = export_of(dataset)
+    assert check_same(version, source) == 4
+    found = next(decoded(version))["steps/value"]
+    assert {np.asarray(value).dtype for value in found} == {dtype}
+    np.testing.assert_array_equal(np.float64(found), np.float64(listed))
+
+
+def test_half_precision_in_a_column_of_its_own_comes_back(toy: Any, tmp_path: Path) -> None:
+    for name, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
+        key = f"steps/observation/{name}"
+        feature = tfds.features.Tensor(shape=(2,), dtype=np.dtype(dtype))
+        toy = toy.declaring(key, feature).holding(key, np.arange(6.0).reshape(3, 2))
+        toy = toy.taking(FeatureMapping(name, key, f"tokens_{name}"))
+    dataset, source = converted(toy, tmp_path)
+    assert check_same(export_of(dataset), source) == 4
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("images", "encoding"),
+    [(["png", "png", "png"], "png"), (["jpeg", "jpeg", "jpeg"], "jpeg"), (["png", "jpeg"], None)],
+)
+def test_images_are_the_same_bytes_and_their_format_is_declared(
+    toy: Any, tmp_path: Path, images: list[str], encoding: str | None
+) -> None:
+    key = "steps/observation/image"
+    jpegs = toy.episodes[0][key]
+    held = [png(t) if kind == "png" else jpegs[t] for t, kind in enumerate(images)]
+    toy = dataclasses.replace(
+        toy,
+        episodes=tuple(
+            {k: v[: len(held)] if k.startswith("steps/") else v for k, v in e.items()}
+            for e in toy.episodes
+        ),
+    ).holding(key, held)
+    toy = toy.declaring(key, tfds.features.Image(shape=(8, 8, 3)))
+    dataset, source = converted(toy, tmp_path)
+    version = export_of(dataset)
+    assert check_same(version, source) == 4
+    declared: Any = tfds.builder_from_directory(version).info.features
+    content = declared["steps"]["observation"]["image"].to_json_content()
+    assert (content.encoding_format or None) == encoding
+    convert(open_source(str(version)), tmp_path / "again", toy.mapping)
+    assert contents(tmp_path / "again") == contents(dataset)
+
+
+def test_values_and_texts_of_the_whole_episode_are_written_once(toy: Any, tmp_path: Path) -> None:
+    toy = toy.having("episode_metadata/mass_kg", tfds.features.Scalar(np.float64), [2.5])
+    toy = toy.declaring("task", tfds.features.Text()).holding("task", ["öffne".encode()])
+    toy = toy.without("steps/language_instruction")
+    features = {k: v for k, v in toy.features.items() if k != "steps/language_instruction"}
+    mapping = dataclasses.replace(toy.mapping, task="task")
+    toy = dataclasses.replace(toy, features=features, mapping=mapping)
+    dataset, source = converted(toy, tmp_path)
+    assert check_same(export_of(dataset), source) == 4
+
+
+def test_instructions_that_change_come_back(toy: Any, tmp_path: Path) -> None:
+    toy = toy.holding("steps/language_instruction", [b"lift", b"lift", b"place"])
+    dataset, source = converted(toy, tmp_path)
+    assert check_same(export_of(dataset), source) == 4
+
+
+def test_split_name_and_version_are_those_of_the_source(out: Path) -> None:
+    manifest = json.loads((out / "dataset.json").read_text())
+    manifest["provenance"] |= {"version": "2.3.0", "split": "val"}
+    (out / "dataset.json").write_text(json.dumps(manifest))
+    version = export_of(out)
+    assert version == out.parent / "out_rlds" / "2.3.0"
+    source = open_source(str(version), "val")
+    assert (source.name, source.version) == ("toy", "2.3.0")
+    assert [shard.num_episodes for shard in source.shards] == [2, 2]
+    assert source.shards[0].path.name == "toy-val.tfrecord-00000-of-00002"
+
+
+def test_sizes_are_those_of_the_records(out: Path) -> None:
+    version = export_of(out)
+    (split,) = json.loads((version / "dataset_info.json").read_text())["splits"]
+    records = [
+        r for path in sorted(version.glob("*.tfrecord*")) for r in read_records(epath.Path(path))
+    ]
+    assert split["numBytes"] == str(sum(map(len, records)))
+    assert split["shardLengths"] == ["2", "2"]
+
+
+def test_progress_is_told_an_episode_at_a_time(out: Path) -> None:
+    told: list[tuple[int, int]] = []
+    version = export(open_dataset(str(out)), on_progress=lambda n, size: told.append((n, size)))
+    sizes = [
+        len(r)
+        for path in sorted(version.glob("*.tfrecord*"))
+        for r in read_records(epath.Path(path))
+    ]
+    assert told == [(1, size) for size in sizes]
+
+
+# --- the destination
+
+
+def test_an_export_is_not_replaced_unasked(out: Path) -> None:
+    version = export_of(out)
+    before = contents(version)
+    with pytest.raises(UserError, match=r"out_rlds: expected a new .* Replace it with --overwrite"):
+        export_of(out)
+    assert contents(version) == before
+
+
+def test_overwrite_replaces_the_whole_export(toy: Any, out: Path, tmp_path: Path) -> None:
+    longer = dataclasses.replace(toy, episodes=toy.episodes + toy.episodes[:2])
+    dataset, _ = converted(longer, tmp_path / "longer")
+    target = tmp_path / "target"
+    export(open_dataset(str(dataset)), str(target))
+    export(open_dataset(str(out)), str(target), overwrite=True)
+    assert contents(target) == contents(export_of(out).parent)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "file", ["notes.txt", "features.json", "1.0.0/notes.txt", "1.0.0/more/features.json"]
+)
+def test_a_folder_with_other_files_is_left_alone(out: Path, tmp_path: Path, file: str) -> None:
+    path = tmp_path / "target" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(UserError, match=f"found other files: {file}. Name another destination"):
+        export(open_dataset(str(out)), str(tmp_path / "target"), overwrite=True)
+    assert path.read_text() == "precious"
+
+
+def test_the_dataset_itself_is_no_destination(out: Path) -> None:
+    before = contents(out)
+    with pytest.raises(UserError, match=r"found other files: dataset\.json"):
+        export(open_dataset(str(out)), str(out), overwrite=True)
+    assert contents(out) == before
+
+
+def test_a_file_is_no_destination(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match="expected a new local folder; found a file"):
+        export(open_dataset(str(out)), str(tmp_path / "file"), overwrite=True)
+    with pytest.raises(DataError, match=r"file.*: expected to write the export; found "):
+        export(open_dataset(str(out)), str(tmp_path / "file" / "below"))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_object_store_is_no_destination(out: Path) -> None:
+    with pytest.raises(UserError, match=r"gs://bucket/toy: expected a new local folder"):
+        export(open_dataset(str(out)), "gs://bucket/toy")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_failure_in_the_middle_leaves_what_was_there(out: Path, *, overwrite: bool) -> None:
+    before = contents(export_of(out).parent) if overwrite else {}
+    shard = out / "steps" / "00001-of-00002.arrayrecord"
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"JFIF")] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=r"00001-of-00002\.arrayrecord, record 0: .* readable"):
+        export(open_dataset(str(out)), overwrite=overwrite)
+    assert contents(out.parent / "out_rlds") == before
+    assert not list(out.parent.glob(".*"))
+
+
+def test_a_rename_that_fails_puts_the_old_export_back(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export_of(out).parent
+    before = contents(folder)
+    rename = Path.replace
+
+    def fail_once(path: Path, target: Path) -> Path:
+        if path.name.startswith(".") and not path.name.endswith(".old.tmp"):
+            raise OSError(28, "No space left on device", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    with pytest.raises(DataError, match="to write the export; found No space left on device"):
+        export(open_dataset(str(out)), overwrite=True)
+    assert contents(folder) == before
+    assert not list(out.parent.glob(".*"))
+
+
+def test_images_of_another_format_are_refused(toy: Any, tmp_path: Path) -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(encoded, "BMP")
+    toy = toy.holding("steps/observation/image", [encoded.getvalue()] * 3)
+    dataset, _ = converted(toy, tmp_path)
+    message = r"episode 0, observation/image_primary: expected a JPEG or PNG image; .*b'BM"
+    with pytest.raises(DataError, match=message):
+        export_of(dataset)
+
+
+# --- the command
+
+
+def test_the_command_tells_how_to_load_what_it_wrote(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", str(out), "--to", "rlds"])
+    command.main()
+    lines = capsys.readouterr().out.splitlines()
+    version = out.parent / "out_rlds" / "1.0.0"
+    assert re.fullmatch(r"4 episodes, 12 steps, \d+\.\d MB in \d+\.\d s, \d+\.\d MB/s", lines[0])
+    assert lines[1] == f"RLDS: {version}"
+    assert lines[2] == f'load: tfds.builder_from_directory("{version}").as_dataset(split="train")'
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert re.fullmatch(r"error: .*found one that exists.*\n", capsys.readouterr().err)
