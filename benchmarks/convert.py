@@ -38,6 +38,8 @@ class Args:
     """RLDS directory that has a built-in mapping."""
     rounds: int = 5
     """Processes of each."""
+    directory: pathlib.Path | None = None
+    """Where both write; a file system in memory, such as /dev/shm, keeps the disk's noise out."""
     only: Literal["floor", "convert"] | None = None
     """Measure one of them in this process; prints its CPU seconds."""
 
@@ -47,11 +49,11 @@ def main() -> None:
     args = tyro.cli(Args, prog="python -m benchmarks.convert")
     source = open_source(args.src)
     if args.only == "floor":
-        result: object = _measure(lambda directory: _copy(source, directory))
+        result: object = _measure(lambda directory: _copy(source, directory), args.directory)
     elif args.only == "convert":
         keep_freed_memory()  # as the command line does
         mapping = find_mapping(source)
-        result = _measure(lambda directory: convert(source, directory, mapping))
+        result = _measure(lambda directory: convert(source, directory, mapping), args.directory)
     else:
         result = _compare(source, args)
     sys.stdout.write(json.dumps(result) + "\n")
@@ -78,14 +80,15 @@ def _compare(source: RldsSource, args: Args) -> dict[str, str | float]:
 
 def _in_a_process(args: Args, only: str) -> float:
     command = [sys.executable, "-m", "benchmarks.convert", args.src, "--only", only]
+    command += ["--directory", str(args.directory)] if args.directory else []
     return float(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
-def _measure(work: Callable[[pathlib.Path], object]) -> float:
+def _measure(work: Callable[[pathlib.Path], object], parent: pathlib.Path | None) -> float:
     """Median CPU seconds, after one time that is not counted."""
     seconds = []
     for _ in range(1 + _NUM_MEASURED):
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory(dir=parent) as directory:
             started = time.process_time()
             work(pathlib.Path(directory) / "out")
             seconds.append(time.process_time() - started)

@@ -1,7 +1,9 @@
 """The conversion job: an RLDS directory becomes a dataset directory."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -14,7 +16,7 @@ from converters.standardize import SourceMapping
 from pipeline import statistics as stats
 from pipeline.dataset import ColumnReader
 from pipeline.errors import DataError
-from pipeline.files import dump_json, to_json_values
+from pipeline.files import dump_json, is_remote, to_json_values
 from pipeline.manifest import FILE_NAME, FORMAT_VERSION, Manifest, TaskChange, load_manifest
 from pipeline.record import RecordLayout
 from pipeline.schema import EPISODES
@@ -83,7 +85,7 @@ def convert(
 def _plan(job: ShardJob) -> str:
     """What decides the bytes of the dataset, as JSON."""
     source = job.source
-    shards = [[s.path.name, s.num_records, s.start, s.stop] for s in source.shards]
+    shards = [[s.path.name, s.start, s.stop] for s in source.shards]
     return dump_json(
         {
             "format_version": FORMAT_VERSION,
@@ -159,10 +161,28 @@ def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureSta
     column = next(column for column in job.schema.columns if column.name == EPISODES)
     keys = [feature.key for feature in column.features if feature.dtype == "float32"]
     accumulators = {key: stats.Accumulator() for key in keys}
-    reader = ColumnReader(job.destination, RecordLayout(column), manifest.shards[EPISODES])
-    for index in range(len(reader)):
-        episode = reader.read(index)
-        for key, accumulator in accumulators.items():
-            accumulator.add(np.asarray(episode[key]))
-    reader.close()
+    shards = manifest.shards[EPISODES]
+    first = 0
+    for shard in shards:
+        with _at_hand(job.destination, shard.file) as directory:
+            reader = ColumnReader(directory, RecordLayout(column), shards)
+            for index in range(first, first + shard.records):
+                episode = reader.read(index)
+                for key, accumulator in accumulators.items():
+                    accumulator.add(np.asarray(episode[key]))
+            reader.close()
+        first += shard.records
     return {key: accumulator.finish() for key, accumulator in accumulators.items()}
+
+
+@contextlib.contextmanager
+def _at_hand(directory: epath.Path, file: str) -> Iterator[epath.Path]:
+    """A directory on this machine that holds a file: the same, or one with a copy."""
+    if not is_remote(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = epath.Path(temporary) / file
+        copy.parent.mkdir(parents=True)
+        (directory / file).copy(copy)
+        yield epath.Path(temporary)

@@ -120,6 +120,7 @@ def describe(source: RldsSource) -> str:
     task = next((key for key in texts if "language" in key or "instruction" in key), None)
     source_id = next((key for key in texts if not key.startswith(STEPS)), None)
     rest = [key for key in texts if key not in (task, source_id)]
+    rest += [key.key for key in source.keys.values() if key.kind == "other"]
     lines = [
         f"# Mapping of {source.name} {source.version}. Look at every line marked CHECK.",
         f'task = "{task or ""}"' + ("" if task else "  # CHECK: no text found; name one"),
@@ -137,7 +138,7 @@ def describe(source: RldsSource) -> str:
         'no_ops = "kept"  # CHECK: kept, removed_at_source, or removed_at_conversion with',
         "# no_op_threshold = 0.0001  # the norm of an action without its gripper that is no motion",
     ]
-    proposed = [_propose(key) for key in source.keys.values() if key.kind != "text"]
+    proposed = [_propose(k) for k in source.keys.values() if k.kind in ("tensor", "image")]
     return "\n".join(lines + [line for lines in proposed for line in lines]) + "\n"
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
 from pipeline.manifest import WORK, Shard, TaskChange
 from pipeline.record import RecordLayout
-from pipeline.schema import Blob, Column, Schema
+from pipeline.schema import Blob, Schema
 from pipeline.writer import ShardWriter
 
 PART_SUFFIX = ".part.json"
@@ -43,8 +43,8 @@ class Failure:
 class Part:
     """What was written from one source shard; the file that holds it marks the shard as done."""
 
-    source_bytes: int
-    """Size of the source's file. Where another one lies there now, it is converted again."""
+    source: tuple[int, int]
+    """Bytes and records of the source's file. Where they are others now, it is converted again."""
     shards: Mapping[str, Shard]
     """By column."""
     episode_lengths: tuple[int, ...]
@@ -75,34 +75,39 @@ class ShardJob:
           UserError: Where the source is not what it declares, or the file cannot be written.
         """
         file = f"{number:05d}-of-{len(self.source.shards):05d}.arrayrecord"
+        wanted = {feature.source for _, feature in self.schema.features()} | {self.mapping.task}
         notes = _Notes()
         with contextlib.ExitStack() as stack:
-            writers = {
-                column.name: stack.enter_context(
-                    ShardWriter(self.destination, f"{column.name}/{file}")
+            writers = [
+                _ColumnWriter(
+                    number,
+                    RecordLayout(column),
+                    stack.enter_context(ShardWriter(self.destination, f"{column.name}/{file}")),
                 )
                 for column in self.schema.columns
-            }
+            ]
             shard = self.source.shards[number]
-            for where, num_bytes, episode in read_episodes(self.source, shard):
+            for where, num_bytes, episode in read_episodes(self.source, shard, wanted):
                 standardized = standardize(episode, self.schema, self.mapping, where)
                 notes.add(standardized)
                 if standardized.num_steps:
-                    self._write(standardized, number, writers)
+                    for writer in writers:
+                        writer.write(standardized)
                 report(num_bytes)
-        written = {name: writer.finished() for name, writer in writers.items()}
-        part = notes.part(self._source_bytes(number), written)
+        written = {writer.layout.column.name: writer.file.finished() for writer in writers}
+        part = notes.part(self._source(number), written)
         write_text_atomically(self._path(number, PART_SUFFIX), dump_json(to_json_values(part)))
 
     def is_done(self, number: int) -> bool:
         """Whether the shard has been written, from the file that lies there now."""
         path = self._path(number, PART_SUFFIX)
-        return path.exists() and self.part(number).source_bytes == self._source_bytes(number)
+        return path.exists() and self.part(number).source == self._source(number)
 
-    def _source_bytes(self, number: int) -> int:
-        """-1 where the file is missing."""
-        path = self.source.shards[number].path
-        return path.stat().length if path.exists() else -1
+    def _source(self, number: int) -> tuple[int, int]:
+        """Bytes, -1 where the file is missing, and declared records of a shard of the source."""
+        shard = self.source.shards[number]
+        num_bytes = shard.path.stat().length if shard.path.exists() else -1
+        return int(num_bytes), shard.num_records
 
     def part(self, number: int) -> Part:
         """What was written from a shard that is done.
@@ -135,20 +140,27 @@ class ShardJob:
     def _path(self, number: int, suffix: str) -> epath.Path:
         return self.destination / WORK / f"{number:05d}{suffix}"
 
-    def _write(
-        self, episode: Standardized, number: int, writers: Mapping[str, ShardWriter]
-    ) -> None:
-        """Appends one episode to every column's shard."""
-        for column in self.schema.columns:
-            layout = RecordLayout(column)
-            writer = writers[column.name]
-            if column.per == "episode":
-                values = _whole(episode, column)
-                writer.write(layout.encode((number, writer.count), episode.num_steps, values))
-                continue
-            for t in range(episode.num_steps):
-                values = _at(episode, column, t)
-                writer.write(layout.encode((number, writer.count), 1, values))
+
+@dataclasses.dataclass(frozen=True)
+class _ColumnWriter:
+    """Appends episodes to one column's shard."""
+
+    number: int
+    layout: RecordLayout
+    file: ShardWriter
+
+    def write(self, episode: Standardized) -> None:
+        """Appends one record, or one for each step."""
+        values = {f.key: episode.values[f.key] for f in self.layout.column.features}
+        if self.layout.column.per == "episode":
+            self._append(episode.num_steps, {k: _whole(v) for k, v in values.items()})
+            return
+        for t in range(episode.num_steps):
+            self._append(1, {k: _at(v, t) for k, v in values.items()})
+
+    def _append(self, num_steps: int, values: Mapping[str, np.ndarray | Blob]) -> None:
+        place = (self.number, self.file.count)
+        self.file.write(self.layout.encode(place, num_steps, values))
 
 
 @dataclasses.dataclass
@@ -174,9 +186,9 @@ class _Notes:
         self.lengths.append(episode.num_steps)
         self.episode_tasks.append(indices[0])
 
-    def part(self, source_bytes: int, shards: Mapping[str, Shard]) -> Part:
+    def part(self, source: tuple[int, int], shards: Mapping[str, Shard]) -> Part:
         return Part(
-            source_bytes=source_bytes,
+            source=source,
             shards=shards,
             episode_lengths=tuple(self.lengths),
             tasks=tuple(self.tasks),
@@ -189,19 +201,9 @@ class _Notes:
         return self.tasks.setdefault(text, len(self.tasks))
 
 
-def _whole(episode: Standardized, column: Column) -> dict[str, np.ndarray | Blob]:
-    """An episode's record: trajectories, and the one text of the source id."""
-    return {f.key: _trajectory(episode.values[f.key]) for f in column.features}
-
-
-def _trajectory(value: np.ndarray | list[Blob]) -> np.ndarray | Blob:
+def _whole(value: np.ndarray | list[Blob]) -> np.ndarray | Blob:
     return value if isinstance(value, np.ndarray) else b"".join(value)
 
 
-def _at(episode: Standardized, column: Column, t: int) -> dict[str, np.ndarray | Blob]:
-    """The record of step `t`."""
-    taken: dict[str, np.ndarray | Blob] = {}
-    for feature in column.features:
-        value = episode.values[feature.key]
-        taken[feature.key] = value[t, ...] if isinstance(value, np.ndarray) else value[t]
-    return taken
+def _at(value: np.ndarray | list[Blob], t: int) -> np.ndarray | Blob:
+    return value[t, ...] if isinstance(value, np.ndarray) else value[t]

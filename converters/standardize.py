@@ -95,7 +95,7 @@ class SourceMapping:
         where = str(source.directory / "features.json")
         self._check_covered(source.keys, where)
         self._check_texts(source.keys, where)
-        self._check_gripper(source.keys, where)
+        self._check_action(source.keys, where)
         taken = [m for m in self.features if m.source in source.keys]
         episode = [_feature(m, source.keys[m.source], where) for m in taken if m.column == EPISODES]
         if self.source_id is not None:
@@ -123,10 +123,12 @@ class SourceMapping:
                 remedy="Name a key outside `steps/` as source_id, or none.",
             )
 
-    def _check_gripper(self, keys: Mapping[str, SourceKey], where: str) -> None:
-        dim = self.conventions.gripper_dim
+    def _check_action(self, keys: Mapping[str, SourceKey], where: str) -> None:
+        dim = self.conventions.gripper_dim or 0
+        if self.conventions.gripper_dim is None and self.conventions.no_op_threshold is None:
+            return
         for mapping in self.features:
-            if mapping.key == ACTION and dim is not None and (dim,) >= keys[mapping.source].shape:
+            if mapping.key == ACTION and (dim,) >= keys[mapping.source].shape:
                 raise SchemaError(
                     where=f"{where}, {mapping.source}",
                     expected=f"an action with the gripper_dim {dim} of the mapping",
@@ -159,6 +161,13 @@ class SourceMapping:
 def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
     """The feature that a source key becomes, by the dtype law."""
     where = f"{where}, {key.key}"
+    if key.kind == "other":
+        raise SchemaError(
+            where=where,
+            expected="a text, or an image or tensor of known shape without an encoding",
+            found=key.dtype,
+            remedy="Write the source with such a feature, or ignore the key in the mapping.",
+        )
     if key.kind == "text":
         raise SchemaError(
             where=where,

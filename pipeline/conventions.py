@@ -1,6 +1,7 @@
 """What the numbers of a dataset mean, as data: checked at training and at rollout."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
@@ -34,9 +35,9 @@ class Conventions:
 
     def __post_init__(self) -> None:
         """Checks ranges, and that the gripper's two commands differ."""
-        if self.control_frequency_hz <= 0:
+        if not 0 < self.control_frequency_hz < math.inf:
             raise ValueError(
-                f"control_frequency_hz must be above 0, not {self.control_frequency_hz}"
+                f"control_frequency_hz must be above 0 and finite, not {self.control_frequency_hz}"
             )
         if (self.no_ops == "removed_at_conversion") != (self.no_op_threshold is not None):
             raise ValueError(

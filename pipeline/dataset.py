@@ -14,12 +14,14 @@ from etils import epath
 
 from pipeline import statistics as stats
 from pipeline.errors import DataError
+from pipeline.files import is_remote
 from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
 from pipeline.record import RecordLayout, Values
 from pipeline.schema import EPISODES
 
 _READER_BUFFER_BYTES = 32768
 """Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
+_COPY_AGAIN = "It is damaged or may not be read: copy it again, or convert the dataset again."
 
 
 class ColumnReader:
@@ -53,7 +55,7 @@ class ColumnReader:
                 where=where,
                 expected="a readable record",
                 found=str(error),
-                remedy="The shard is damaged: convert the dataset again.",
+                remedy=_COPY_AGAIN,
             ) from error
         return self._layout.decode(record, (shard, local), where)
 
@@ -92,8 +94,8 @@ class ColumnReader:
             raise DataError(
                 where=str(path),
                 expected=f"{shard.records} records in {shard.num_bytes} bytes",
-                found=f"{found} records" if path.exists() else "no such file",
-                remedy="The shard is damaged: convert the dataset again.",
+                found=describe_unreadable(path, found),
+                remedy=_COPY_AGAIN,
             )
         return reader
 
@@ -168,6 +170,13 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
       DataError: Where there is none, or a shard's size is not what `dataset.json` says.
       SchemaError: Where it declares types that the dtype law refuses, or lacks a key.
     """
+    if is_remote(path):
+        raise DataError(
+            where=path,
+            expected="a directory on a disk, where single records are read in microseconds",
+            found="an object store",
+            remedy="Copy the directory to a disk, or mount the bucket.",
+        )
     directory = epath.Path(path)
     manifest = load_manifest(directory)
     if keys is None:
@@ -180,6 +189,20 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
     return Dataset(str(path), manifest, stats.load(directory / STATISTICS_NAME))
 
 
+def describe_unreadable(path: epath.Path, num_records: int) -> str:
+    """Why a shard is refused in which ArrayRecord found that many records.
+
+    ArrayRecord itself finds none in a file that is missing or may not be read.
+    """
+    if not path.exists():
+        return "no such file"
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return f"{num_records} records"
+
+
 def _check_size(path: epath.Path, shard: Shard, column: str) -> None:
     found = f"{path.stat().length} bytes" if path.exists() else "no such file"
     if found != f"{shard.num_bytes} bytes":
@@ -187,5 +210,5 @@ def _check_size(path: epath.Path, shard: Shard, column: str) -> None:
             where=f"{path}, column {column}",
             expected=f"{shard.num_bytes} bytes",
             found=found,
-            remedy="The copy is incomplete or damaged: copy or convert the dataset again.",
+            remedy="It is incomplete, or another file: copy or convert the dataset again.",
         )

@@ -1,6 +1,7 @@
 """Encoded camera images: their size from the header, and decoding into arrays that exist."""
 
 import io
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -10,14 +11,22 @@ from pipeline.errors import DataError, SchemaError
 from pipeline.schema import Blob
 
 _JPEG = b"\xff\xd8"
-_UNREADABLE = (ValueError, OSError, UnidentifiedImageError)
+_PNG = ("PNG",)
+_UNREADABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
+"""The last two are Pillow's, of a broken PNG and of one that claims a size beyond any camera's."""
+_SHOWN_BYTES = 8
+
+
+def image_format(encoded: Blob) -> Literal["jpeg", "png"]:
+    """What an image has to be, by its first bytes; whether it is one shows when it is read."""
+    return "jpeg" if encoded[:2] == _JPEG else "png"
 
 
 def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
     """Checks the size of an image by its header; no pixel is decoded.
 
     Args:
-      encoded: JPEG, or any other format that Pillow reads, such as PNG.
+      encoded: JPEG or PNG.
       shape: (h, w, 3), as the schema declares.
       where: Dataset, record and feature, for errors.
 
@@ -26,10 +35,10 @@ def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
       SchemaError: An image of another size.
     """
     try:
-        if encoded[:2] == _JPEG:
+        if image_format(encoded) == "jpeg":
             height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
         else:
-            width, height = Image.open(io.BytesIO(encoded)).size
+            width, height = Image.open(io.BytesIO(encoded), formats=_PNG).size
     except _UNREADABLE as error:
         raise _unreadable(encoded, error, where) from error
     if (height, width) != shape[:2]:
@@ -55,18 +64,21 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
     """
     check_image(encoded, out.shape, where)
     try:
-        if encoded[:2] == _JPEG:
+        if image_format(encoded) == "jpeg":
             simplejpeg.decode_jpeg(encoded, "RGB", buffer=out)
         else:
-            out[...] = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+            out[...] = np.asarray(Image.open(io.BytesIO(encoded), formats=_PNG).convert("RGB"))
     except _UNREADABLE as error:
         raise _unreadable(encoded, error, where) from error
 
 
 def _unreadable(encoded: Blob, error: Exception, where: str) -> DataError:
+    # Pillow's own words for bytes of no format name an object in memory.
+    reason = "no header of one" if isinstance(error, UnidentifiedImageError) else str(error)
     return DataError(
         where=where,
         expected="a readable JPEG or PNG image",
-        found=f"{len(encoded)} bytes: {error}",
+        found=f"{len(encoded)} bytes that start with {bytes(encoded[:_SHOWN_BYTES])!r}: "
+        f"{reason.rstrip('.')}",
         remedy="Mend the image at the source and convert again.",
     )

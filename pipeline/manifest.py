@@ -3,14 +3,15 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 
 from etils import epath
 
 from pipeline.conventions import Conventions
 from pipeline.errors import DataError
 from pipeline.files import dump_json, from_json_text, to_json_values
-from pipeline.schema import Schema
+from pipeline.schema import ACTION, EPISODES, Schema
 
 FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
@@ -86,10 +87,17 @@ class Manifest:
         that is added or dropped beside them does not change them.
         """
         taken = tuple(c for c in self.schema.columns if columns is None or c.name in columns)
-        lines = [Schema(taken).hash(), *self.tasks, str(self.episode_lengths)]
-        lines += [str(self.episode_tasks), str(self.task_changes)]
-        lines += [shard.digest for column in taken for shard in self.shards[column.name]]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        changes = [[change.episode, change.step, change.task] for change in self.task_changes]
+        covered = {
+            "schema_hash": Schema(taken).hash(),
+            "digests": [s.digest for column in taken for s in self.shards[column.name]],
+            "episode_lengths": self.episode_lengths,
+            "episode_tasks": self.episode_tasks,
+            "task_changes": changes,
+            "tasks": self.tasks,
+        }
+        text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def dumps(self) -> str:
         """As the text of `dataset.json`."""
@@ -109,14 +117,21 @@ def load_manifest(directory: epath.Path) -> Manifest:
     manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
     manifest.schema.check(str(path))
     _check_schema_hash(manifest, path)
-    _check_counts(manifest, path)
-    _check_episodes(manifest, path)
+    _check_consistency(manifest, path)
     return manifest
 
 
 def _read(path: epath.Path) -> str:
-    if path.exists():
-        return path.read_text()
+    try:
+        if path.exists():
+            return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            where=str(path),
+            expected="a JSON object",
+            found=str(error),
+            remedy="Allow reading it, or convert the dataset again.",
+        ) from error
     if (path.parent / WORK).exists():
         raise DataError(
             where=str(path.parent),
@@ -160,38 +175,92 @@ def _check_schema_hash(manifest: Manifest, path: epath.Path) -> None:
         )
 
 
-def _check_episodes(manifest: Manifest, path: epath.Path) -> None:
-    """Every episode must have steps and a task."""
+def _check_consistency(manifest: Manifest, path: epath.Path) -> None:
+    """Names all places where the manifest contradicts itself."""
+    problems = [
+        *_column_problems(manifest),
+        *_feature_problems(manifest),
+        *_episode_problems(manifest),
+    ]
+    if problems:
+        raise DataError(
+            where=str(path),
+            expected="a manifest that agrees with itself",
+            found="; ".join(problems),
+            remedy=_CONVERT_AGAIN,
+        )
+
+
+def _column_problems(manifest: Manifest) -> Iterator[str]:
+    """Every column is a folder of its own, whose shards cover the same episodes as the others'."""
+    names = [column.name for column in manifest.schema.columns]
+    if set(manifest.licences) != set(names):
+        yield f"licences: expected one of each column; found {sorted(manifest.licences)}"
+    if sorted(manifest.shards) != sorted(names) or EPISODES not in names:
+        found = f"{names}, shards of {sorted(manifest.shards)}"
+        yield f"columns: expected {EPISODES}, and shards of each; found {found}"
+        return
+    counts = {"episode": len(manifest.episode_lengths), "step": sum(manifest.episode_lengths)}
+    borders = _borders(manifest)
+    for column in manifest.schema.columns:
+        place = f"column {column.name}"
+        shards = manifest.shards[column.name]
+        if not all(_is_inside(shard.file, column.name) for shard in shards):
+            yield f"{place}: expected files in its folder; found {[s.file for s in shards]}"
+        found = [shard.records for shard in shards]
+        if sum(found) != counts[column.per] or min(found, default=0) < 0:
+            expected = f"{counts[column.per]} records, one a {column.per}"
+            yield f"{place}: expected {expected}; found {sum(found)} in shards of {found}"
+        elif found != borders[column.per]:
+            expected = f"the episodes' shards, of {borders[column.per]} records"
+            yield f"{place}: expected {expected}; found {found}"
+
+
+def _is_inside(file: str, column: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*", column) is not None and (
+        re.fullmatch(rf"{re.escape(column)}/\w[\w.-]*", file) is not None
+    )
+
+
+def _borders(manifest: Manifest) -> dict[str, list[int]]:
+    """Episodes of each shard, and their steps."""
+    first = 0
+    episodes = [shard.records for shard in manifest.shards[EPISODES]]
+    steps = []
+    for records in episodes:
+        steps.append(sum(manifest.episode_lengths[first : first + records]))
+        first += records
+    return {"episode": episodes, "step": steps}
+
+
+def _feature_problems(manifest: Manifest) -> Iterator[str]:
+    """Every key stands for one feature, whose declared sizes and names fit each other."""
+    features = [feature for _, feature in manifest.schema.features()]
+    keys = [feature.key for feature in features]
+    for key in sorted({key for key in keys if keys.count(key) > 1}):
+        yield f"feature {key}: expected once; found {keys.count(key)} times"
+    for feature in features:
+        if min(feature.shape, default=1) < 1:
+            yield f"feature {feature.key}: expected sizes above 0; found {list(feature.shape)}"
+        if feature.dims and feature.shape[-1:] != (len(feature.dims),):
+            found = f"{len(feature.dims)} names for {list(feature.shape)}"
+            yield f"feature {feature.key}: expected dims of its last axis; found {found}"
+        dim = manifest.conventions.gripper_dim
+        if feature.key == ACTION and dim is not None and (dim,) >= feature.shape[-1:]:
+            yield f"gripper_dim: expected a dimension of {list(feature.shape)}; found {dim}"
+
+
+def _episode_problems(manifest: Manifest) -> Iterator[str]:
+    """Every episode has steps and tasks."""
     tasks, lengths = manifest.episode_tasks, manifest.episode_lengths
     rows = range(len(manifest.tasks))
     used = {*tasks, *(change.task for change in manifest.task_changes)}
     if len(tasks) != len(lengths) or min(lengths, default=0) < 1 or not used <= set(rows):
-        raise DataError(
-            where=str(path),
-            expected="episodes of at least one step, each with one of the tasks",
-            found=f"{len(lengths)} lengths, {len(tasks)} tasks of episodes, {rows.stop} tasks",
-            remedy=_CONVERT_AGAIN,
-        )
+        found = f"{len(lengths)} lengths, {len(tasks)} tasks of episodes, {rows.stop} tasks"
+        yield f"expected episodes of at least one step, each with one of the tasks; found {found}"
+    if len(manifest.removed_steps) != rows.stop:
+        yield f"removed_steps: expected one of each task; found {len(manifest.removed_steps)}"
     places = [(change.episode, change.step) for change in manifest.task_changes]
     inside = all(0 <= e < len(lengths) and 1 <= step < lengths[e] for e, step in places)
     if not inside or places != sorted(set(places)):
-        raise DataError(
-            where=f"{path}, task_changes",
-            expected="steps inside their episodes, in their order",
-            found=str(places),
-            remedy=_CONVERT_AGAIN,
-        )
-
-
-def _check_counts(manifest: Manifest, path: epath.Path) -> None:
-    """Every column must hold as many records as there are steps or episodes."""
-    counts = {"episode": len(manifest.episode_lengths), "step": sum(manifest.episode_lengths)}
-    for column in manifest.schema.columns:
-        found = sum(shard.records for shard in manifest.shards.get(column.name, ()))
-        if found != counts[column.per]:
-            raise DataError(
-                where=f"{path}, column {column.name}",
-                expected=f"{counts[column.per]} records, one a {column.per}",
-                found=str(found),
-                remedy=_CONVERT_AGAIN,
-            )
+        yield f"task_changes: expected steps inside their episodes, in order; found {places}"

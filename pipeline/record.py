@@ -16,9 +16,9 @@ leading time axis of `num_steps`. An image is its encoded bytes, a text its UTF-
 
 import dataclasses
 import functools
+import json
 import struct
 from collections.abc import Mapping
-from typing import cast
 
 import google_crc32c
 import numpy as np
@@ -44,10 +44,10 @@ class RecordLayout:
 
     @functools.cached_property
     def tag(self) -> int:
-        """CRC32C over the names, types and shapes of the features."""
-        lines = [self.column.per]
-        lines += [f"{f.key}:{f.kind}:{f.dtype}:{f.shape}" for f in self.column.features]
-        return google_crc32c.value("\n".join(lines).encode())
+        """CRC32C over the names, types and shapes of the features, as JSON."""
+        features = [[f.key, f.kind, f.dtype, f.shape] for f in self.column.features]
+        text = json.dumps([self.column.per, features], separators=(",", ":"))
+        return google_crc32c.value(text.encode())
 
     @functools.cached_property
     def tensors(self) -> tuple[Feature, ...]:
@@ -72,15 +72,18 @@ class RecordLayout:
         Raises:
           ValueError: An array of another dtype or shape; nothing is cast here.
         """
-        blobs = [cast("Blob", values[f.key]) for f in self.blobs]
-        shard, index = place
+        tensors: list[Blob] = []
+        blobs: list[Blob] = []
+        for feature in self.column.features:
+            value = values[feature.key]
+            if isinstance(value, np.ndarray):
+                data = _bytes_of(self._checked(feature, num_steps, value))
+                tensors += [data, bytes(_padding(len(data)))]
+            else:
+                blobs.append(value)
         lengths = map(len, blobs)
-        header = self._header.pack(_MAGIC, self.tag, shard, index, num_steps, len(blobs), *lengths)
-        parts: list[Blob] = [header]
-        for feature in self.tensors:
-            data = _bytes_of(self._checked(feature, num_steps, values[feature.key]))
-            parts += [data, bytes(_padding(len(data)))]
-        return b"".join(parts + blobs)
+        header = self._header.pack(_MAGIC, self.tag, *place, num_steps, len(blobs), *lengths)
+        return b"".join([header, *tensors, *blobs])
 
     @functools.cached_property
     def _header(self) -> struct.Struct:
@@ -125,8 +128,7 @@ class RecordLayout:
     def _shape(self, feature: Feature, num_steps: int) -> tuple[int, ...]:
         return (num_steps, *feature.shape) if self.column.per == "episode" else feature.shape
 
-    def _checked(self, feature: Feature, num_steps: int, value: np.ndarray | Blob) -> np.ndarray:
-        array = np.asarray(value)
+    def _checked(self, feature: Feature, num_steps: int, array: np.ndarray) -> np.ndarray:
         shape = self._shape(feature, num_steps)
         if array.dtype != feature.numpy_dtype or array.shape != shape:
             raise ValueError(
@@ -143,10 +145,11 @@ class RecordLayout:
         if magic != _MAGIC:
             raise _damaged(where, f"a record that starts with {_MAGIC!r}", repr(magic))
         if tag != self.tag or num_blobs != len(self.blobs):
-            raise _damaged(where, f"layout {self.tag:08x}", f"layout {tag:08x} of other features")
+            expected = f"layout {self.tag:08x}"
+            raise _foreign(where, expected, f"layout {tag:08x} of other features")
         if tuple(stored) != place:
             expected, found = (f"record {i} of shard {s}" for s, i in (place, stored))
-            raise _damaged(where, expected, f"{found}, out of its place")
+            raise _foreign(where, expected, f"{found}, out of its place")
         return num_steps, struct.unpack_from(f"<{num_blobs}I", record, _HEADER.size)
 
 
@@ -161,6 +164,17 @@ def _damaged(where: str, expected: str, found: str) -> DataError:
         expected=expected,
         found=found,
         remedy="The shard is damaged or of another dataset: convert this dataset again.",
+    )
+
+
+def _foreign(where: str, expected: str, found: str) -> DataError:
+    """A whole record that belongs elsewhere."""
+    return DataError(
+        where=where,
+        expected=expected,
+        found=found,
+        remedy="Another shard lies under this name: put the right one back, or convert the dataset "
+        "again.",
     )
 
 

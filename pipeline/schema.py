@@ -226,7 +226,7 @@ def to_rest(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
             expected=f"values that fit {feature.dtype}",
             found=f"{int(misfits.sum())} {values.dtype.name} values that do not, "
             f"such as {_samples(values[misfits])}",
-            remedy="Rescale the feature at the source, or ignore the key in the mapping.",
+            remedy="Mend or rescale them at the source, or ignore the key in the mapping.",
         )
     return values.astype(feature.numpy_dtype, copy=False)
 

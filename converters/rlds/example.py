@@ -12,7 +12,8 @@ ten times what reading the file does. Integers, few and of varying length, are l
 Source: `tensorflow/core/example/{example,feature}.proto` and protobuf's encoding guide.
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -34,24 +35,37 @@ _VARINT_BYTES = 10
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def read_episodes(source: RldsSource, shard: SourceShard) -> Iterator[tuple[str, int, Episode]]:
+def read_episodes(
+    source: RldsSource, shard: SourceShard, wanted: Collection[str] | None = None
+) -> Iterator[tuple[str, int, Episode]]:
     """Yields (place for errors, bytes of the record, episode) for every episode of a shard.
+
+    Args:
+      source: Declares the keys.
+      shard: One of its shards.
+      wanted: As in `parse_episode`.
 
     Raises:
       DataError: A damaged file, or one with another number of records than declared.
       SchemaError: A value that is not what `features.json` declares.
     """
     for where, record in source.records(shard):
-        yield where, len(record), parse_episode(record, source.keys, where)
+        yield where, len(record), parse_episode(record, source.keys, where, wanted)
 
 
-def parse_episode(record: Blob, keys: Mapping[str, SourceKey], where: str) -> Episode:
+def parse_episode(
+    record: Blob,
+    keys: Mapping[str, SourceKey],
+    where: str,
+    wanted: Collection[str] | None = None,
+) -> Episode:
     """The values of one serialized `tf.train.Example` that holds an episode.
 
     Args:
       record: The serialized message; the values are views of it where their type allows.
       keys: What it has to hold.
       where: File and episode, for errors.
+      wanted: The keys whose values are taken and checked; None: all but those of kind `other`.
 
     Raises:
       DataError: Bytes that are no such message.
@@ -59,10 +73,15 @@ def parse_episode(record: Blob, keys: Mapping[str, SourceKey], where: str) -> Ep
     """
     try:
         stored = _features(memoryview(record))
-        undeclared = sorted(set(stored) - set(keys))
+        undeclared = [key for key in stored if key not in keys and not _is_nested(key, keys)]
         if undeclared:
-            raise mismatch(where, "only keys of features.json", ", ".join(undeclared))
-        episode = {key: _read_value(stored, spec, where) for key, spec in keys.items()}
+            raise mismatch(where, "only keys of features.json", ", ".join(sorted(undeclared)))
+        taken = [
+            spec
+            for key, spec in keys.items()
+            if (spec.kind != "other" if wanted is None else key in wanted)
+        ]
+        episode = {spec.key: _read_value(stored, spec, where) for spec in taken}
     except (DecodeError, IndexError, UnicodeDecodeError) as error:
         raise DataError(
             where=where,
@@ -72,6 +91,12 @@ def parse_episode(record: Blob, keys: Mapping[str, SourceKey], where: str) -> Ep
         ) from error
     _check_lengths(episode, where)
     return episode
+
+
+def _is_nested(key: str, keys: Mapping[str, SourceKey]) -> bool:
+    """Whether a stored key is a part of a declared one, such as the row lengths of a ragged one."""
+    parents = itertools.accumulate(key.split("/"), lambda parent, name: f"{parent}/{name}")
+    return any(parent in keys and keys[parent].kind == "other" for parent in parents)
 
 
 def _check_lengths(episode: Episode, where: str) -> None:

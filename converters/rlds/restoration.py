@@ -4,17 +4,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import tensorflow_datasets as tfds
 
 from converters.rlds.source import STEPS
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError
+from pipeline.images import image_format
 from pipeline.manifest import Manifest
 from pipeline.record import Values
 from pipeline.schema import Blob, Column, Feature
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 SourceValues = dict[str, np.ndarray | list[Blob]]
 """By source key: tensors (t, *shape), or t encoded images or texts."""
@@ -88,7 +85,7 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
         first = int(dataset.episode_starts[index])
         records = (reader.read(first + t) for t in range(num_steps))
         values |= _stacked(records, column, num_steps)
-    _note_formats(values, dataset, index, formats)
+    _note_formats(values, dataset, formats)
     return {key: value if key.startswith(STEPS) else value[:1] for key, value in values.items()}
 
 
@@ -121,27 +118,8 @@ def _stacked(records: Iterable[Values], column: Column, num_steps: int) -> Sourc
     return {**tensors, **blobs}
 
 
-def _note_formats(values: SourceValues, dataset: Dataset, index: int, formats: Formats) -> None:
+def _note_formats(values: SourceValues, dataset: Dataset, formats: Formats) -> None:
     for _, feature in dataset.manifest.schema.features():
         if feature.kind == "image":
-            where = f"{dataset.path}, episode {index}, {feature.key}"
-            found = {image_format(blob, where) for blob in values[feature.source]}
+            found = {image_format(blob) for blob in values[feature.source]}
             formats.setdefault(feature.source, set()).update(found)
-
-
-def image_format(encoded: Blob, where: str) -> str:
-    """`jpeg` or `png`, by the first bytes of an image.
-
-    Raises:
-      DataError: Where it is neither: tensorflow-datasets declares no other.
-    """
-    if simplejpeg.is_jpeg(encoded):
-        return "jpeg"
-    if encoded[:8] == _PNG_SIGNATURE:
-        return "png"
-    raise DataError(
-        where=where,
-        expected="a JPEG or PNG image",
-        found=f"bytes such as {bytes(encoded[:8])!r}",
-        remedy="Check the dataset: python -m converters.verify DST",
-    )

@@ -25,12 +25,13 @@ class SourceKey:
 
     key: str
     """Its path, such as `steps/observation/state`."""
-    kind: Literal["tensor", "image", "text"]
-    """What it holds."""
+    kind: Literal["tensor", "image", "text", "other"]
+    """What it holds; `other` is what only a mapping's `ignore` can take: ragged, nested, encoded
+    and texts of more than one value."""
     shape: tuple[int, ...]
     """Of one value."""
     dtype: str
-    """As declared; of the decoded pixels for an image, `utf8` for a text."""
+    """As declared; of the decoded pixels for an image, `utf8` for a text; in words for `other`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ class RldsSource:
                 where=str(shard.path),
                 expected=f"{shard.num_records} episodes, as dataset_info.json says",
                 found=f"{number}",
-                remedy="The file is damaged or its download incomplete: fetch it again.",
+                remedy="One of the two is not what was written: fetch both files again.",
             )
 
     def select(self, start: int, stop: int) -> "RldsSource":
@@ -155,8 +156,9 @@ def _declared_shards(info: Any, split: str, directory: epath.Path) -> tuple[Sour
         raise DataError(
             where=where,
             expected=f"a split {split} with episodes",
-            found=", ".join(info.splits) or "none",
-            remedy="Name another split with --split.",
+            found="; ".join(f"{s.name} of {sum(s.shard_lengths)}" for s in info.splits.values())
+            or "none",
+            remedy="Name another split with --split, or fetch the directory again.",
         )
     with _named_as_broken(directory):
         paths = info.splits[split].filepaths
@@ -170,7 +172,7 @@ def _declared_keys(features: Any, where: str) -> dict[str, SourceKey]:
     if not isinstance(features, tfds.features.FeaturesDict) or "steps" not in features:
         raise mismatch(where, "an RLDS feature dictionary with `steps`", _one_line(features))
     leaves = dict(_leaves(features, ""))
-    return {key: _source_key(key, leaves[key], where) for key in sorted(leaves)}
+    return {key: _source_key(key, leaves[key]) for key in sorted(leaves)}
 
 
 def _leaves(
@@ -186,8 +188,8 @@ def _leaves(
         yield path, feature
 
 
-def _source_key(key: str, feature: Any, where: str) -> SourceKey:
-    """The declared type of a leaf feature of tensorflow-datasets; others are refused."""
+def _source_key(key: str, feature: Any) -> SourceKey:
+    """The declared type of a leaf feature of tensorflow-datasets."""
     shape: Any = feature.shape
     np_dtype: Any = feature.np_dtype  # of a nested feature a dict, which numpy refuses
     if isinstance(feature, tfds.features.Text):
@@ -197,16 +199,13 @@ def _source_key(key: str, feature: Any, where: str) -> SourceKey:
     encoding = _encoding(feature)
     dense = isinstance(feature, tfds.features.Tensor) and None not in shape
     if not dense or encoding != "none":
-        raise SchemaError(
-            where=f"{where}, {key}",
-            expected="a text, or an image or tensor of known shape without an encoding",
-            found=f"{_one_line(feature)} with the encoding {encoding}",
-            remedy="Write the source with such a feature; ragged and nested ones are refused.",
-        )
+        return SourceKey(key, "other", (), f"{_one_line(feature)} with the encoding {encoding}")
     dtype = np.dtype(np_dtype)
-    if dtype.kind in "OSU" and shape == ():
+    if dtype.kind not in "OSU":
+        return SourceKey(key, "tensor", tuple(shape), dtype.name)
+    if shape == ():
         return SourceKey(key, "text", (), "utf8")
-    return SourceKey(key, "tensor", tuple(shape), dtype.name)
+    return SourceKey(key, "other", (), f"{_one_line(feature)}, of texts")
 
 
 def _encoding(feature: tfds.features.FeatureConnector) -> str:
@@ -217,12 +216,14 @@ def _encoding(feature: tfds.features.FeatureConnector) -> str:
 def _find_version(path: epath.Path) -> epath.Path:
     if (path / "features.json").exists():
         return path
-    versions = []
-    if path.is_dir():
-        versions = sorted(p for p in path.iterdir() if (p / "features.json").exists())
+    try:
+        folders = sorted(path.iterdir()) if path.is_dir() else []
+        versions = [folder for folder in folders if (folder / "features.json").exists()]
+        found = ", ".join(folder.name for folder in versions) or "none"
+    except OSError as error:
+        versions, found = [], error.strerror or str(error)
     if len(versions) == 1:
         return versions[0]
-    found = ", ".join(p.name for p in versions) if versions else "none"
     raise DataError(
         where=str(path),
         expected="an RLDS directory with features.json, or one version folder that has it",
@@ -239,7 +240,7 @@ def _check_json(path: epath.Path) -> None:
             where=str(path),
             expected="a JSON file that tensorflow-datasets wrote",
             found=f"{type(error).__name__}: {error}",
-            remedy="The download is incomplete: fetch the directory again.",
+            remedy="Allow reading it, or fetch the directory again.",
         ) from error
 
 

@@ -6,7 +6,7 @@ Source: the format as documented in `tensorflow/core/lib/io/record_writer.h`.
 import os
 import struct
 from collections.abc import Iterator
-from typing import IO
+from typing import Any
 
 import google_crc32c
 from etils import epath
@@ -41,7 +41,7 @@ def read_records(path: epath.Path, *, skip: int = 0) -> Iterator[bytes]:
         ) from error
 
 
-def _read(file: IO[bytes], path: str, skip: int) -> Iterator[bytes]:
+def _read(file: Any, path: str, skip: int) -> Iterator[bytes]:
     index = 0
     while header := file.read(_HEADER.size):
         where = f"{path}, record {index}"
@@ -56,7 +56,7 @@ def _read(file: IO[bytes], path: str, skip: int) -> Iterator[bytes]:
         index += 1
 
 
-def _read_data(file: IO[bytes], length: int, where: str) -> bytes:
+def _read_data(file: Any, length: int, where: str) -> bytes:
     data = file.read(length)
     footer = file.read(_FOOTER.size)
     found = len(data) + len(footer)

@@ -16,7 +16,7 @@ from flax import traverse_util
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.convert import convert
-from converters.mappings import LIBERO
+from converters.mappings import LIBERO, describe
 from converters.rlds.example import read_episodes
 from converters.rlds.source import open_source
 from converters.rlds.tfrecord import frame, read_records
@@ -253,6 +253,63 @@ def test_a_number_may_have_a_column_of_its_own(toy: Any, tmp_path: Path) -> None
     convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
     column = open_dataset(str(tmp_path / "out")).columns["depth"]
     assert [float(column.read(i)["depth_m"]) for i in range(9, 12)] == [0.5, 1.5, 2.5]
+
+
+RAGGED = tfds.features.Tensor(shape=(None,), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("feature", "stored"),
+    [
+        (RAGGED, {"": [1.0, 2.0, 3.0]}),
+        (
+            tfds.features.Sequence(RAGGED),
+            {"/ragged_flat_values": [1.0], "/row_lengths": [1]},
+        ),
+        (tfds.features.Tensor(shape=(2,), dtype=np.str_), {"": [b"a"] * 6}),
+    ],
+)
+def test_what_cannot_be_stored_may_be_ignored(
+    toy: Any, tmp_path: Path, feature: Any, stored: dict[str, Any]
+) -> None:
+    toy = toy.declaring("steps/notes", feature)
+    for suffix, values in stored.items():
+        toy = toy.holding(f"steps/notes{suffix}", values)
+    source = toy.open(tmp_path)
+    with pytest.raises(SchemaError, match="unmapped: steps/notes; missing: none"):
+        convert(source, tmp_path / "out", toy.mapping)
+    assert 'ignore = ["steps/notes"]' in describe(source)
+    ignoring = dataclasses.replace(toy.mapping, ignore=("steps/notes",))
+    assert convert(source, tmp_path / "out", ignoring).episode_lengths == (3, 3, 3, 3)
+
+
+def test_ignored_values_are_not_looked_at(toy: Any, tmp_path: Path) -> None:
+    toy = toy.declaring("steps/count", tfds.features.Scalar(np.uint8))
+    source = toy.holding("steps/count", [1, 300, -1]).open(tmp_path)
+    ignoring = dataclasses.replace(toy.mapping, ignore=("steps/count",))
+    assert convert(source, tmp_path / "out", ignoring).episode_lengths == (3, 3, 3, 3)
+
+
+def test_source_and_destination_may_be_in_an_object_store(
+    toy: Any, tmp_path: Path, object_store: epath.Path
+) -> None:
+    local = toy.open(tmp_path)
+    for path in Path(local.directory).iterdir():
+        (object_store / "rlds" / path.name).write_bytes(path.read_bytes())
+    source = open_source(str(object_store / "rlds"))
+    convert(source, object_store / "out", toy.mapping)
+    convert(local, tmp_path / "out", toy.mapping)
+    expected = {p.relative_to(tmp_path / "out"): p for p in (tmp_path / "out").glob("**/*.*")}
+    for name, path in expected.items():
+        assert (object_store / "out" / str(name)).read_bytes() == path.read_bytes()
+    left = sorted(path.name for path in (object_store / "out").iterdir())
+    assert left == ["dataset.json", "episodes", "statistics.json", "steps"]
+    with pytest.raises(UserError, match="found a dataset"):
+        convert(source, object_store / "out", toy.mapping)
+    convert(source.select(0, 2), object_store / "out", toy.mapping, overwrite=True)
+    assert b"0:2 of 4" in (object_store / "out" / "dataset.json").read_bytes()
+    with pytest.raises(DataError, match=r"found an object store\. Copy the directory"):
+        open_dataset(str(object_store / "out"))
 
 
 # --- the destination

@@ -321,16 +321,6 @@ def test_a_rename_that_fails_puts_the_old_export_back(
     assert not list(out.parent.glob(".*"))
 
 
-def test_images_of_another_format_are_refused(toy: Any, tmp_path: Path) -> None:
-    encoded = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(encoded, "BMP")
-    toy = toy.holding("steps/observation/image", [encoded.getvalue()] * 3)
-    dataset, _ = converted(toy, tmp_path)
-    message = r"episode 0, observation/image_primary: expected a JPEG or PNG image; .*b'BM"
-    with pytest.raises(DataError, match=message):
-        export_of(dataset)
-
-
 # --- the command
 
 

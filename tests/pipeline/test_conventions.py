@@ -160,8 +160,14 @@ def test_no_ops_are_those_of_a_loop_over_the_episode(steps: list, threshold: flo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"control_frequency_hz": 0.0}, r"control_frequency_hz must be above 0, not 0\.0"),
-        ({"control_frequency_hz": -1.0}, r"control_frequency_hz must be above 0, not -1\.0"),
+        (
+            {"control_frequency_hz": 0.0},
+            r"control_frequency_hz must be above 0 and finite, not 0\.0",
+        ),
+        (
+            {"control_frequency_hz": -1.0},
+            r"control_frequency_hz must be above 0 and finite, not -1\.0",
+        ),
         ({"gripper_dim": -1}, "gripper_dim must be at least 0, not -1"),
         ({"gripper_close": -1.0}, r"gripper_open and gripper_close are both -1\.0: the two comm"),
         (

@@ -118,9 +118,11 @@ def test_count_that_the_shard_does_not_have_is_refused(
     copied: pathlib.Path, edit_json: Callable
 ) -> None:
     def shift(manifest: dict) -> None:
-        shards = manifest["shards"]["steps"]
-        shards[0]["records"] += 1
-        shards[1]["records"] -= 1
+        manifest["episode_lengths"] = [102, 125, 122, 106]
+        for column in ("steps", "vggt_tokens"):
+            first, second = manifest["shards"][column]
+            first["records"] += 1
+            second["records"] -= 1
 
     edit_json(copied / "dataset.json", shift)
     dataset = open_dataset(str(copied))

@@ -49,10 +49,25 @@ def test_image_of_another_size_is_refused(kind: str) -> None:
         decode(encode(kind), (16, 12, 3))
 
 
+def png_with_a_short_chunk() -> bytes:
+    """Its second chunk seems to begin amid the pixels."""
+    encoded = encode("PNG")
+    place = encoded.index(b"IDAT")
+    return encoded[: place - 4] + (8).to_bytes(4, "big") + encoded[place:]
+
+
 @pytest.mark.parametrize(
     "encoded",
-    [b"", b"no image", encode("JPEG")[:-20], encode("JPEG")[:30], encode("PNG")[:-40]],
-    ids=["empty", "other", "cut JPEG", "JPEG header", "cut PNG"],
+    [
+        b"",
+        b"no image",
+        encode("BMP"),
+        encode("JPEG")[:-20],
+        encode("JPEG")[:30],
+        encode("PNG")[:-40],
+        png_with_a_short_chunk(),
+    ],
+    ids=["empty", "other", "BMP", "cut JPEG", "JPEG header", "cut PNG", "broken PNG"],
 )
 def test_unreadable_image_is_refused_with_its_place(encoded: bytes) -> None:
     message = f"record 3, image_primary: expected a readable .*found {len(encoded)} bytes.*Mend"

@@ -235,7 +235,9 @@ def test_datasets_of_different_shapes_are_refused(
     make_loader: Callable, twice: tuple, edit_schema: Callable
 ) -> None:
     def widen(manifest: dict) -> None:
-        manifest["schema"]["columns"][0]["features"][1]["shape"] = [9]
+        proprio = manifest["schema"]["columns"][0]["features"][1]
+        proprio["shape"] = [9]
+        proprio["dims"].append("gripper_middle_m")
 
     edit_schema(twice[1], widen)
     message = r"second, observation/proprio: expected float32\[8\], as .*first; found float32\[9\]"
@@ -246,7 +248,11 @@ def test_datasets_of_different_shapes_are_refused(
 def test_dataset_without_a_feature_of_the_first_is_refused(
     make_loader: Callable, twice: tuple, edit_schema: Callable
 ) -> None:
-    edit_schema(twice[1], lambda manifest: manifest["schema"]["columns"].pop())
+    def drop(manifest: dict) -> None:
+        name = manifest["schema"]["columns"].pop()["name"]
+        del manifest["shards"][name], manifest["licences"][name]
+
+    edit_schema(twice[1], drop)
     with pytest.raises(SchemaError, match="second: expected a feature observation/vggt_tokens"):
         make_loader(*twice, observations=TOKENS)
 

@@ -1,4 +1,6 @@
+import math
 import pathlib
+import re
 from collections.abc import Callable
 
 import pytest
@@ -47,7 +49,11 @@ def test_other_content_is_refused(tmp_path: pathlib.Path, text: str, message: st
         ({"episode_lengths": [1.5]}, r"episode_lengths.0: Input should be a valid integer"),
         ({"episode_lengths": [102, 124]}, "column episodes: expected 2 records, one a episode"),
         ({"episode_lengths": [1, 1, 1, 1]}, "column steps: expected 4 records, .*found 455"),
-        ({"shards": {}}, "column episodes: expected 4 records, .*found 0"),
+        ({"shards": {}}, r"columns: expected episodes, and shards of each; .*, shards of \[\]"),
+        (
+            {"shards": {"episodes": [], "steps": [], "vggt_tokens": []}},
+            "column episodes: expected 4 records, .*found 0",
+        ),
         ({"conventions": {}}, "conventions.image_orientation: Field required"),
         ({"tasks": None, "name": 3}, "name: .*valid string; tasks: .*valid array"),
     ],
@@ -89,7 +95,8 @@ def test_the_digest_of_some_columns_does_not_know_the_others(copied, edit_schema
     before = load_manifest(epath.Path(copied))
 
     def drop(manifest: dict) -> None:
-        del manifest["schema"]["columns"][2], manifest["shards"]["vggt_tokens"]
+        del manifest["schema"]["columns"][2]
+        del manifest["shards"]["vggt_tokens"], manifest["licences"]["vggt_tokens"]
 
     edit_schema(copied, drop)
     after = load_manifest(epath.Path(copied))
@@ -146,7 +153,7 @@ def test_the_digest_covers_the_tasks_of_every_step(copied, edit_json, field, val
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("licences", {}),
+        ("licences", dict.fromkeys(("episodes", "steps", "vggt_tokens"), "unknown")),
         ("removed_steps", [3, 4]),
         ("task_source", "steps/task"),
         ("provenance", {}),
@@ -182,6 +189,297 @@ def test_a_change_outside_its_episode_or_out_of_order_is_refused(
     copied, edit_json, changes, found
 ) -> None:
     edit_json(copied / "dataset.json", lambda manifest: manifest.update(task_changes=changes))
-    message = f"task_changes: expected steps inside their episodes, in their order; found .{found}"
+    message = f"task_changes: expected steps inside their episodes, in order; found .{found}"
+    with pytest.raises(DataError, match=message):
+        load_manifest(epath.Path(copied))
+
+
+def feature(manifest: dict, key: str) -> dict:
+    """The declaration of a feature, to be changed in place."""
+    features = [f for column in manifest["schema"]["columns"] for f in column["features"]]
+    return next(f for f in features if f["key"] == key)
+
+
+def rename_episodes(manifest: dict) -> None:
+    manifest["schema"]["columns"][0]["name"] = "trajectories"
+    for named in (manifest["shards"], manifest["licences"]):
+        named["trajectories"] = named.pop("episodes")
+    for shard in manifest["shards"]["trajectories"]:
+        shard["file"] = shard["file"].replace("episodes", "trajectories")
+
+
+def double_a_column(manifest: dict) -> None:
+    manifest["schema"]["columns"].append({"name": "steps", "per": "step", "features": []})
+
+
+def add_shards(manifest: dict) -> None:
+    manifest["shards"]["depth"] = []
+
+
+def name_column(name: str) -> Callable[[dict], None]:
+    """Another name of the column of tokens, everywhere."""
+
+    def change(manifest: dict) -> None:
+        manifest["schema"]["columns"][2]["name"] = name
+        for named in (manifest["shards"], manifest["licences"]):
+            named[name] = named.pop("vggt_tokens")
+        for shard in manifest["shards"][name]:
+            shard["file"] = shard["file"].replace("vggt_tokens", name)
+
+    return change
+
+
+def name_file(file: str) -> Callable[[dict], None]:
+    """Another file of the second shard of steps."""
+    return lambda manifest: manifest["shards"]["steps"][1].update(file=file)
+
+
+def count(column: str, *records: int) -> Callable[[dict], None]:
+    """Other numbers of records of the shards of a column."""
+
+    def change(manifest: dict) -> None:
+        for shard, number in zip(manifest["shards"][column], records, strict=True):
+            shard["records"] = number
+
+    return change
+
+
+def leave_one_shard(manifest: dict) -> None:
+    manifest["shards"]["steps"].pop()
+    manifest["shards"]["steps"][0]["records"] = 455
+
+
+def add_another_column_of_episodes(manifest: dict) -> None:
+    manifest["schema"]["columns"].append({"name": "more", "per": "episode", "features": []})
+    manifest["licences"]["more"] = "unknown"
+    shard = {"num_bytes": 131072, "digest": "0" * 32}
+    manifest["shards"]["more"] = [
+        {"file": "more/0", "records": 1} | shard,
+        {"file": "more/1", "records": 3} | shard,
+    ]
+
+
+def declare(key: str, /, **fields: object) -> Callable[[dict], None]:
+    """Other fields of a feature."""
+    return lambda manifest: feature(manifest, key).update(fields)
+
+
+def set_gripper(manifest: dict) -> None:
+    manifest["conventions"]["gripper_dim"] = 7
+
+
+def give_action_two_axes(manifest: dict) -> None:
+    feature(manifest, "action").update(shape=[8, 2], dims=[])
+
+
+def contradict_everywhere(manifest: dict) -> None:
+    add_shards(manifest)
+    del manifest["licences"]["steps"]
+    declare("reward", key="discount")(manifest)
+    declare("observation/vggt_tokens", shape=[0, 64])(manifest)
+    declare("observation/proprio", dims=["x_m"])(manifest)
+    set_gripper(manifest)
+    manifest["episode_tasks"].pop()
+    manifest["removed_steps"].pop()
+    manifest["task_changes"].append(change(0, 0, 1))
+
+
+def spoil_every_column(manifest: dict) -> None:
+    count("episodes", 2, 1)(manifest)
+    name_file("../x")(manifest)
+    count("steps", 226, 228)(manifest)
+    count("vggt_tokens", -1, 456)(manifest)
+
+
+COLUMNS = "columns: expected episodes, and shards of each; found "
+STEPS_FOLDER = (
+    "column steps: expected files in its folder; found ['steps/00000-of-00002.arrayrecord', "
+)
+BORDERS = "expected the episodes' shards, of [226, 229] records; found "
+CONTRADICTIONS = {
+    "no column of episodes": (
+        rename_episodes,
+        [
+            COLUMNS + "['trajectories', 'steps', 'vggt_tokens'], "
+            "shards of ['steps', 'trajectories', 'vggt_tokens']"
+        ],
+    ),
+    "a column twice": (
+        double_a_column,
+        [
+            COLUMNS + "['episodes', 'steps', 'vggt_tokens', 'steps'], "
+            "shards of ['episodes', 'steps', 'vggt_tokens']"
+        ],
+    ),
+    "shards of no column": (
+        add_shards,
+        [
+            COLUMNS + "['episodes', 'steps', 'vggt_tokens'], "
+            "shards of ['depth', 'episodes', 'steps', 'vggt_tokens']"
+        ],
+    ),
+    "a column without shards": (
+        lambda manifest: manifest["shards"].pop("steps"),
+        [COLUMNS + "['episodes', 'steps', 'vggt_tokens'], shards of ['episodes', 'vggt_tokens']"],
+    ),
+    **{
+        f"the file {file!r}": (name_file(file), [f"{STEPS_FOLDER}{file!r}]"])
+        for file in (
+            *("../x", "other/0", "/etc/passwd", "steps/../x", "steps/more/0", "./steps/0"),
+            *("steps/", "steps", "", "steps/.x", "steps/0\n", "stepsx/0"),
+        )
+    },
+    **{
+        f"the column {name!r}": (
+            name_column(name),
+            [f"column {name}: expected files in its folder; found ['{name}/00000-of-00002"],
+        )
+        for name in ("..", "/tmp", "a/b", ".hidden")
+    },
+    "an absolute column": (name_column(""), ["column : expected files in its folder; found ['/0"]),
+    "negative counts of steps": (
+        count("steps", -1, 456),
+        ["column steps: expected 455 records, one a step; found 455 in shards of [-1, 456]"],
+    ),
+    "negative counts of episodes": (
+        count("episodes", 5, -1),
+        [
+            "column episodes: expected 4 records, one a episode; found 4 in shards of [5, -1]",
+            *(
+                f"column {name}: expected the episodes' shards, of [455, 0] records; "
+                "found [226, 229]"
+                for name in ("steps", "vggt_tokens")
+            ),
+        ],
+    ),
+    "one record less": (
+        count("vggt_tokens", 226, 228),
+        ["column vggt_tokens: expected 455 records, one a step; found 454 in shards of [226, 228]"],
+    ),
+    "other borders": (count("steps", 227, 228), [f"column steps: {BORDERS}[227, 228]"]),
+    "fewer shards": (leave_one_shard, [f"column steps: {BORDERS}[455]"]),
+    "other borders of episodes": (
+        count("episodes", 1, 3),
+        [
+            f"column {name}: expected the episodes' shards, of [102, 353] records; found [226, 229]"
+            for name in ("steps", "vggt_tokens")
+        ],
+    ),
+    "borders of another column of episodes": (
+        add_another_column_of_episodes,
+        ["column more: expected the episodes' shards, of [2, 2] records; found [1, 3]"],
+    ),
+    "a key twice": (
+        declare("reward", key="discount"),
+        ["feature discount: expected once; found 2 times"],
+    ),
+    "a key in two columns": (
+        declare("observation/image_wrist", key="reward"),
+        ["feature reward: expected once; found 2 times"],
+    ),
+    "a size of 0": (
+        declare("observation/vggt_tokens", shape=[0, 64]),
+        ["feature observation/vggt_tokens: expected sizes above 0; found [0, 64]"],
+    ),
+    "a negative size": (
+        declare("observation/image_primary", shape=[128, -1, 3]),
+        ["feature observation/image_primary: expected sizes above 0; found [128, -1, 3]"],
+    ),
+    "fewer dims": (
+        declare("observation/proprio", dims=["x_m", "y_m"]),
+        ["feature observation/proprio: expected dims of its last axis; found 2 names for [8]"],
+    ),
+    "dims of the first axis": (
+        declare("observation/vggt_tokens", dims=["token"] * 21),
+        [
+            "feature observation/vggt_tokens: expected dims of its last axis; "
+            "found 21 names for [21, 64]"
+        ],
+    ),
+    "dims of a scalar": (
+        declare("reward", dims=["reward"]),
+        ["feature reward: expected dims of its last axis; found 1 names for []"],
+    ),
+    "a gripper beyond the action": (
+        set_gripper,
+        ["gripper_dim: expected a dimension of [7]; found 7"],
+    ),
+    "a gripper beyond the last axis": (
+        give_action_two_axes,
+        ["gripper_dim: expected a dimension of [8, 2]; found 6"],
+    ),
+    "a gripper of a scalar": (
+        declare("action", shape=[], dims=[]),
+        ["gripper_dim: expected a dimension of []; found 6"],
+    ),
+    "a licence less": (
+        lambda manifest: manifest["licences"].pop("steps"),
+        ["licences: expected one of each column; found ['episodes', 'vggt_tokens']"],
+    ),
+    "a licence more": (
+        lambda manifest: manifest["licences"].update(depth="unknown"),
+        [
+            "licences: expected one of each column; "
+            "found ['depth', 'episodes', 'steps', 'vggt_tokens']"
+        ],
+    ),
+    "an episode without steps": (
+        lambda manifest: manifest.update(episode_lengths=[226, 0, 123, 106]),
+        ["expected episodes of at least one step, each with one of the tasks; found 4 lengths"],
+    ),
+    "removed steps of fewer tasks": (
+        lambda manifest: manifest["removed_steps"].pop(),
+        ["removed_steps: expected one of each task; found 1"],
+    ),
+    "removed steps of more tasks": (
+        lambda manifest: manifest["removed_steps"].append(0),
+        ["removed_steps: expected one of each task; found 3"],
+    ),
+    "several at once": (
+        contradict_everywhere,
+        [
+            "licences: expected one of each column; found ['episodes', 'vggt_tokens']",
+            COLUMNS,
+            "feature discount: expected once; found 2 times",
+            "gripper_dim: expected a dimension of [7]; found 7",
+            "feature observation/proprio: expected dims of its last axis; found 1 names for [8]",
+            "feature observation/vggt_tokens: expected sizes above 0; found [0, 64]",
+            "each with one of the tasks; found 4 lengths, 3 tasks of episodes, 2 tasks",
+            "removed_steps: expected one of each task; found 1",
+            "task_changes: expected steps inside their episodes, in order; found [(0, 0)]",
+        ],
+    ),
+    "several columns at once": (
+        spoil_every_column,
+        [
+            "column episodes: expected 4 records, one a episode; found 3 in shards of [2, 1]",
+            STEPS_FOLDER + "'../x']",
+            "column steps: expected 455 records, one a step; found 454 in shards of [226, 228]",
+            "column vggt_tokens: expected 455 records, one a step; found 455 in shards of [-1, 456",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_manifest_that_contradicts_itself_is_refused(copied, edit_schema, case: str) -> None:
+    contradict, found = CONTRADICTIONS[case]
+    edit_schema(copied, contradict)
+    message = "dataset.json: expected a manifest that agrees with itself; found .*" + ".*; ".join(
+        map(re.escape, found)
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        load_manifest(epath.Path(copied))
+    assert str(caught.value).count("expected ") == 1 + len(found)
+    assert str(caught.value).endswith(". Convert the dataset again.")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_a_control_frequency_that_is_no_rate_is_refused(copied, edit_json, value: float) -> None:
+    def change(manifest: dict) -> None:
+        manifest["conventions"]["control_frequency_hz"] = value  # NaN and Infinity in JSON
+
+    edit_json(copied / "dataset.json", change)
+    message = f"conventions: .*control_frequency_hz must be above 0 and finite, not {value}. Conv"
     with pytest.raises(DataError, match=message):
         load_manifest(epath.Path(copied))

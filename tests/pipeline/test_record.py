@@ -118,7 +118,7 @@ def test_bytes_of_a_record_are_pinned() -> None:
     # May change with the format version only: older datasets would no longer be read.
     assert STEP.encode((1, 5), 1, VALUES).hex() == (
         "4f475231"
-        "caa0fee3"
+        "44456bc5"
         "01000000"
         "05000000"
         "01000000"

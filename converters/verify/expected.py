@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from converters.findings import Findings
 from converters.rlds.example import Episode, parse_episode
 from converters.rlds.source import STEPS, RldsSource
+from converters.verify.findings import Findings
 from pipeline.conventions import is_no_op
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from converters.comparison import StatisticsCheck, compare_record
-from converters.expected import Expected, ExpectedEpisodes
-from converters.findings import Findings
 from converters.rlds.source import RldsSource
-from converters.stored import ColumnWalk, ValueCheck, check_files, check_tables
+from converters.verify.comparison import StatisticsCheck, compare_record
+from converters.verify.expected import Expected, ExpectedEpisodes
+from converters.verify.findings import Findings
+from converters.verify.stored import ColumnWalk, ValueCheck, check_files, check_tasks
 from pipeline.dataset import Dataset
 from pipeline.manifest import FILE_NAME, STATISTICS_NAME, Manifest
 from pipeline.record import Values
@@ -65,7 +65,7 @@ class Verifier:
           on_progress: Told episodes and bytes as they are done.
         """
         check_files(self._directory, self.manifest, self.findings)
-        check_tables(self._directory, self.manifest, self.findings)
+        check_tasks(self._directory, self.manifest, self.findings)
         if self.expected is not None:
             self._check_origin(self.expected.source)
         stops = np.cumsum([0, *(s.records for s in self.manifest.shards[EPISODES])]).tolist()

@@ -15,7 +15,7 @@ from etils import epath
 
 from converters import progress
 from converters.rlds.source import RldsSource, open_source
-from converters.verifier import Verifier
+from converters.verify.verifier import Verifier
 from pipeline.errors import DataError, user_errors_exit
 from pipeline.manifest import Manifest, load_manifest
 

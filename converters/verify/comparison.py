@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from converters.expected import Expected
-from converters.findings import Findings
+from converters.verify.expected import Expected
+from converters.verify.findings import Findings
 from pipeline import statistics as stats
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest

@@ -1,0 +1,1 @@
+"""Whether a dataset is what its files and its source say."""

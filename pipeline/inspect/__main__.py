@@ -1,0 +1,114 @@
+"""`python -m pipeline.inspect DST`: what a dataset directory holds, as text, JSON or a picture."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Annotated
+
+import pydantic
+import tyro
+from rich.console import Console
+
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import UserError, user_errors_exit
+from pipeline.files import dump_json, temporary_path
+from pipeline.inspect.episode import EpisodeSummary, summarize_episode
+from pipeline.inspect.picture import read_picture
+from pipeline.inspect.summary import Summary, summarize
+from pipeline.inspect.tables import to_text
+
+_PLAIN_WIDTH = 120
+"""Characters of a line where stdout is no terminal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Shows what a dataset directory holds: columns, features, tasks, statistics, conventions."""
+
+    dst: tyro.conf.Positional[str]
+    """Dataset directory: the folder with dataset.json; may be gs:// or s3://."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object instead of tables."""
+    episode: int | None = None
+    """Show this episode, counted from 0, instead of the whole dataset."""
+    plot: pathlib.Path | None = None
+    """PNG file to draw: camera images, and the values of actions and observations."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def to_json(summary: Summary | EpisodeSummary) -> str:
+    """One JSON object with the summary's fields as keys; a number that is not finite is null."""
+    values = pydantic.TypeAdapter(type(summary)).dump_json(summary)
+    return dump_json(json.loads(values))
+
+
+def main() -> None:
+    """Parses the command line and prints."""
+    args = tyro.cli(Args, prog="python -m pipeline.inspect")
+    with user_errors_exit(debug=args.debug):
+        _inspect(args)
+
+
+def _inspect(args: Args) -> None:
+    if args.plot is not None:
+        _check_target(args.plot)
+    dataset = open_dataset(args.dst)
+    if args.episode is None:
+        summary = summarize(dataset)
+    else:
+        summary = summarize_episode(dataset, args.episode)
+    if args.plot is not None:
+        _plot(dataset, args.episode, args.plot)
+    sys.stdout.write(to_json(summary) if args.json else to_text(summary, _console()))
+    if args.plot is not None:
+        sys.stderr.write(f"picture: {args.plot}\n")
+
+
+def _check_target(target: pathlib.Path) -> None:
+    """Before anything is read: a slow command must not fail at its end over a typing error."""
+    is_png = target.suffix.lower() == ".png"
+    if not is_png or not target.parent.is_dir():
+        raise UserError(
+            where=f"--plot {target}",
+            expected="a file that ends in .png, in a folder that exists",
+            found=f"no folder {target.parent}" if is_png else target.suffix or "no suffix",
+            remedy="Name a file such as out.png in a folder of yours.",
+        )
+
+
+def _plot(dataset: Dataset, episode: int | None, target: pathlib.Path) -> None:
+    """Writes the picture whole or not at all."""
+    from pipeline.inspect.drawing import draw_picture  # noqa: PLC0415  (matplotlib takes 0.5 s)
+
+    data = draw_picture(read_picture(dataset, episode))
+    temporary = temporary_path(target)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(
+            where=f"--plot {target}",
+            expected="a file that can be written",
+            found=str(error),
+            remedy="Name a file such as out.png in a folder of yours with space left.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _console() -> Console:
+    """A terminal as it is; else plain text of a fixed width."""
+    is_terminal = sys.stdout.isatty()
+    return Console(
+        force_terminal=is_terminal,
+        width=None if is_terminal else _PLAIN_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

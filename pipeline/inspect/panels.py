@@ -1,0 +1,143 @@
+"""Values of a picture: for each dimension the curve of an episode, and a histogram of many."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.dataset import Dataset
+from pipeline.inspect.names import dim_names, short_name
+from pipeline.inspect.strips import spread
+from pipeline.schema import ACTION, EPISODES, Feature
+from pipeline.statistics import FeatureStatistics
+
+MAX_EPISODES = 512
+"""That are read for the histograms, spread evenly over the dataset."""
+MAX_PANELS = 16
+"""Dimensions of a feature that are drawn."""
+NUM_BINS = 40
+_NUM_OTHERS = 16
+"""Other episodes drawn behind the curve."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The episodes whose values are drawn."""
+
+    shown: int
+    """As the curve."""
+    behind: tuple[int, ...]
+    """As curves behind it."""
+    counted: tuple[int, ...]
+    """In the histograms."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """The values of one dimension."""
+
+    name: str
+    """With its unit, such as `x_m`."""
+    min: float
+    """Of the dataset, as are the next three."""
+    max: float
+    p01: float
+    p99: float
+    limits: tuple[float, float]
+    """Of the axis, from `axis_limits`."""
+    shares: np.ndarray
+    """float64 (NUM_BINS): bins of one width between the limits, as shares of all values counted,
+    those beyond the limits too."""
+    curve: np.ndarray
+    """float64 (t): of the episode that is shown."""
+    others: tuple[np.ndarray, ...]
+    """float64 (t): of other episodes, each of its own length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PanelGroup:
+    """The dimensions of one feature."""
+
+    key: str
+    note: str
+    """What is left out; empty where nothing is."""
+    panels: tuple[Panel, ...]
+
+
+def select_episodes(num_episodes: int, shown: int) -> Selection:
+    """All episodes, or a sample of them, to be counted and to be drawn behind `shown`."""
+    counted = spread(num_episodes, MAX_EPISODES)
+    behind = [counted[place] for place in spread(len(counted), _NUM_OTHERS)]
+    return Selection(shown, tuple(n for n in behind if n != shown), tuple(counted))
+
+
+def axis_limits(low: float, high: float, p01: float, p99: float) -> tuple[float, float]:
+    """The range that an axis shows: (low, high), with outliers cut off, and never empty.
+
+    What lies further beyond p01 or p99 than they lie apart is cut off.
+    """
+    span = p99 - p01
+    if span > 0:
+        low, high = max(low, p01 - span), min(high, p99 + span)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def read_panels(dataset: Dataset, selection: Selection) -> tuple[PanelGroup, ...]:
+    """The action and the low-dimensional observations that have statistics.
+
+    Raises:
+      DataError: A damaged record.
+    """
+    features = _drawn_features(dataset)
+    if not features:
+        return ()
+    values: dict[str, dict[int, np.ndarray]] = {feature.key: {} for feature in features}
+    for episode in {selection.shown, *selection.counted}:
+        record = dataset.columns[EPISODES].read(episode)
+        for key, episodes in values.items():
+            episodes[episode] = _flat(record[key])
+    return tuple(_group(f, dataset.statistics[f.key], values[f.key], selection) for f in features)
+
+
+def _drawn_features(dataset: Dataset) -> list[Feature]:
+    return [
+        feature
+        for column, feature in dataset.manifest.schema.features()
+        if column.name == EPISODES
+        and feature.key in dataset.statistics
+        and (feature.key == ACTION or feature.key.startswith("observation/"))
+    ]
+
+
+def _flat(values: Any) -> np.ndarray:
+    """float64 (t, d): the first dimensions of a trajectory (t, *shape), a new array."""
+    return values.reshape(len(values), -1)[:, :MAX_PANELS].astype(np.float64)
+
+
+def _group(
+    feature: Feature,
+    statistics: FeatureStatistics,
+    values: Mapping[int, np.ndarray],
+    selection: Selection,
+) -> PanelGroup:
+    names = dim_names(feature)
+    fields = (statistics.min, statistics.max, statistics.p01, statistics.p99)
+    rows = zip(names[:MAX_PANELS], *(np.ravel(field).tolist() for field in fields), strict=False)
+    panels = []
+    for dim, (name, *bounds) in enumerate(rows):
+        limits = axis_limits(*bounds)
+        counted = np.concatenate([values[episode][:, dim] for episode in selection.counted])
+        panels.append(
+            Panel(
+                name or short_name(feature.key),
+                *bounds,
+                limits=limits,
+                shares=np.histogram(counted, NUM_BINS, limits)[0] / len(counted),
+                curve=values[selection.shown][:, dim],
+                others=tuple(values[episode][:, dim] for episode in selection.behind),
+            )
+        )
+    is_cut = len(panels) < len(names)
+    note = f"the first {len(panels)} of {len(names)} dimensions" if is_cut else ""
+    return PanelGroup(feature.key, note, tuple(panels))

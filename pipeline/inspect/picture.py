@@ -1,0 +1,108 @@
+"""What a picture of a dataset or an episode shows, with its headings and notes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.dataset import Dataset
+from pipeline.inspect.episode import EpisodeTask, episode_tasks
+from pipeline.inspect.panels import PanelGroup, Selection, read_panels, select_episodes
+from pipeline.inspect.strips import Strip, read_episode_strips, read_task_strips
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """What is drawn."""
+
+    title: tuple[str, ...]
+    """Name of the dataset, or the instructions of the episode: a paragraph each."""
+    subtitle: str
+    strips: tuple[Strip, ...]
+    images_note: str
+    """What the pixels are."""
+    groups: tuple[PanelGroup, ...]
+    panels_note: str
+    """What curves and histograms show."""
+    step_s: float
+    """Seconds of a step."""
+    changes: tuple[int, ...]
+    """Steps at which the shown episode's instruction changes."""
+
+
+def read_picture(dataset: Dataset, episode: int | None) -> Picture:
+    """What a picture shows; reads at most 512 episode records, and a few dozen images.
+
+    Args:
+      dataset: The opened directory.
+      episode: The one whose images and curves are shown, from 0 to before `num_episodes`. None:
+        images of several tasks, and the curves of an episode of median length.
+
+    Raises:
+      DataError: A damaged record or image.
+    """
+    manifest = dataset.manifest
+    shown = _median_episode(manifest.episode_lengths) if episode is None else episode
+    selection = select_episodes(dataset.num_episodes, shown)
+    tasks = episode_tasks(manifest, shown)
+    if episode is None:
+        title, subtitle = (manifest.name,), _dataset_words(dataset)
+        strips = read_task_strips(dataset)
+    else:
+        title, subtitle = _instructions(tasks), _episode_words(dataset, episode)
+        strips = read_episode_strips(dataset, episode)
+    return Picture(
+        title=title,
+        subtitle=subtitle,
+        strips=strips,
+        images_note=_images_note(dataset, None if episode is not None else len(strips)),
+        groups=read_panels(dataset, selection),
+        panels_note=_panels_note(dataset, selection, has_changes=len(tasks) > 1),
+        step_s=1 / manifest.conventions.control_frequency_hz,
+        changes=tuple(task.step for task in tasks[1:]),
+    )
+
+
+def _median_episode(lengths: Sequence[int]) -> int:
+    return int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+
+
+def _instructions(tasks: Sequence[EpisodeTask]) -> tuple[str, ...]:
+    return (tasks[0].text, *(f"from step {task.step}: {task.text}" for task in tasks[1:]))
+
+
+def _dataset_words(dataset: Dataset) -> str:
+    counts = f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps"
+    hz = dataset.manifest.conventions.control_frequency_hz
+    return f"{counts}, {len(dataset.manifest.tasks)} tasks, {hz:g} Hz"
+
+
+def _episode_words(dataset: Dataset, episode: int) -> str:
+    manifest = dataset.manifest
+    steps = manifest.episode_lengths[episode]
+    seconds = steps / manifest.conventions.control_frequency_hz
+    return f"{manifest.name}, episode {episode}: {steps:,} steps, {seconds:.1f} s"
+
+
+def _images_note(dataset: Dataset, num_tasks_shown: int | None) -> str:
+    """What the pixels are, and which tasks; `num_tasks_shown` is None for an episode."""
+    orientation = dataset.manifest.conventions.image_orientation
+    note = f"Pixels as stored; image orientation: {orientation}."
+    num_tasks = len(dataset.manifest.tasks)
+    if num_tasks_shown in (None, num_tasks):
+        return note
+    return f"{num_tasks_shown} of {num_tasks} tasks, evenly spread. {note}"
+
+
+def _panels_note(dataset: Dataset, selection: Selection, *, has_changes: bool) -> str:
+    num_counted, num_others = len(selection.counted), len(selection.behind)
+    steps = sum(dataset.manifest.episode_lengths[episode] for episode in selection.counted)
+    over = f"all {steps:,} steps"
+    if num_counted < dataset.num_episodes:
+        of_all = f"{num_counted} of {dataset.num_episodes:,} episodes"
+        over = f"a sample: {steps:,} steps of {of_all}, evenly spread"
+    others = f"; grey: {num_others} other episodes" if num_others else ""
+    return (
+        f"Blue: episode {selection.shown}{others}. Bars: {over}, with the share of the longest "
+        "one. Dashed: 1st and 99th percentile of the dataset."
+    ) + (" Dotted: a new instruction." if has_changes else "")
