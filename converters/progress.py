@@ -34,7 +34,7 @@ class Status:
             self.num_bytes += num_bytes
 
     def text(self, seconds: float) -> str:
-        """Such as `120/432 episodes, 31.2 episodes/s, 98.1 MB/s, 0:10 left`."""
+        """Such as `120/432 episodes, 31.2 ep/s, 98.1 MB/s, 0:10 left`."""
         counts = f"{self.done}/{self.total} episodes"
         if not self.num_episodes or seconds <= 0:
             return counts
@@ -43,7 +43,7 @@ class Status:
         hours, minutes = divmod(left // 60, 60)
         clock = f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
         megabytes = self.num_bytes / seconds / _MB
-        return f"{counts}, {rate:.1f} episodes/s, {megabytes:.1f} MB/s, {clock} left"
+        return f"{counts}, {rate:.1f} ep/s, {megabytes:.1f} MB/s, {clock} left"
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def shown(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
     logged = started
     with Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TextColumn("{task.fields[status]}"),
         console=console,
         disable=not console.is_terminal,

@@ -15,19 +15,19 @@ from converters.progress import Status, shown
         ([(0, 0)], 5.0, "0/432 episodes"),
         ([(1, 10)], 0.0, "1/432 episodes"),
         ([(100, 0)], 5.0, "100/432 episodes"),  # by an earlier run, at no speed of this one
-        ([(1, 2_000_000)], 2.0, "1/432 episodes, 0.5 episodes/s, 1.0 MB/s, 14:22 left"),
-        ([(120, 98_100_000)], 10.0, "120/432 episodes, 12.0 episodes/s, 9.8 MB/s, 0:26 left"),
+        ([(1, 2_000_000)], 2.0, "1/432 episodes, 0.5 ep/s, 1.0 MB/s, 14:22 left"),
+        ([(120, 98_100_000)], 10.0, "120/432 episodes, 12.0 ep/s, 9.8 MB/s, 0:26 left"),
         (
             [(100, 0), (20, 50_000_000)],
             10.0,
-            "120/432 episodes, 2.0 episodes/s, 5.0 MB/s, 2:36 left",
+            "120/432 episodes, 2.0 ep/s, 5.0 MB/s, 2:36 left",
         ),
-        ([(1, 1)] * 432, 10.0, "432/432 episodes, 43.2 episodes/s, 0.0 MB/s, 0:00 left"),
+        ([(1, 1)] * 432, 10.0, "432/432 episodes, 43.2 ep/s, 0.0 MB/s, 0:00 left"),
         ([(432, 0)], 10.0, "432/432 episodes"),
-        ([(1, 1_000_000)], 60.0, "1/432 episodes, 0.0 episodes/s, 0.0 MB/s, 7:11:00 left"),
-        ([(1, 1_000_000)], 3601.0, "1/432 episodes, 0.0 episodes/s, 0.0 MB/s, 431:07:11 left"),
-        ([(372, 4_320_000)], 372.0, "372/432 episodes, 1.0 episodes/s, 0.0 MB/s, 1:00 left"),
-        ([(373, 4_320_000)], 373.0, "373/432 episodes, 1.0 episodes/s, 0.0 MB/s, 0:59 left"),
+        ([(1, 1_000_000)], 60.0, "1/432 episodes, 0.0 ep/s, 0.0 MB/s, 7:11:00 left"),
+        ([(1, 1_000_000)], 3601.0, "1/432 episodes, 0.0 ep/s, 0.0 MB/s, 431:07:11 left"),
+        ([(372, 4_320_000)], 372.0, "372/432 episodes, 1.0 ep/s, 0.0 MB/s, 1:00 left"),
+        ([(373, 4_320_000)], 373.0, "373/432 episodes, 1.0 ep/s, 0.0 MB/s, 0:59 left"),
     ],
 )
 def test_status_tells_what_is_done_how_fast_and_how_long_it_takes(
@@ -71,4 +71,4 @@ def test_a_long_job_writes_a_line_every_half_minute(
             clock(10.0)
             on_progress(1, 5_000_000)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert lines == ["set: 4/10 episodes, 0.1 episodes/s, 0.5 MB/s, 1:00 left"]
+    assert lines == ["set: 4/10 episodes, 0.1 ep/s, 0.5 MB/s, 1:00 left"]

@@ -444,7 +444,8 @@ CONTRADICTIONS = {
             "gripper_dim: expected a dimension of [7]; found 7",
             "feature observation/proprio: expected dims of its last axis; found 1 names for [8]",
             "feature observation/vggt_tokens: expected sizes above 0; found [0, 64]",
-            "each with one of the tasks; found 4 lengths, 3 tasks of episodes, 2 tasks",
+            "expected episodes of at least one step, each with one of the tasks; "
+            "found 4 lengths, 3 tasks of episodes, 2 tasks",
             "removed_steps: expected one of each task; found 1",
             "task_changes: expected steps inside their episodes, in order; found [(0, 0)]",
         ],
