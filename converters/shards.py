@@ -94,6 +94,7 @@ class ShardJob:
                     for writer in writers:
                         writer.write(standardized)
                 report(num_bytes)
+                del episode, standardized  # before the next one is read
         written = {writer.layout.column.name: writer.file.finished() for writer in writers}
         part = notes.part(self._source(number), written)
         write_text_atomically(self._path(number, PART_SUFFIX), dump_json(to_json_values(part)))

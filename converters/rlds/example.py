@@ -51,6 +51,7 @@ def read_episodes(
     """
     for where, record in source.records(shard):
         yield where, len(record), parse_episode(record, source.keys, where, wanted)
+        del record  # before the next one is read
 
 
 def parse_episode(

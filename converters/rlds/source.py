@@ -84,6 +84,7 @@ class RldsSource:
         wanted = stored if shard.stop is None else itertools.islice(stored, shard.num_episodes)
         for record in wanted:
             yield f"{shard.path}, episode {number}", record
+            del record  # before the next one is read
             number += 1
         if number != shard.start + shard.num_episodes:
             raise DataError(

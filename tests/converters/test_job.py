@@ -1,5 +1,6 @@
 """The job as a whole: any runner, any kill and any rerun give the same bytes, one job at a time."""
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from converters.convert import LocalRunner, convert
 from converters.mappings import LIBERO, describe, read_mapping
@@ -143,6 +146,51 @@ def test_flags_that_contradict_are_explained(
     assert (job.returncode, output) == (2, "")
     assert message in errors
     assert not (tmp_path / "out").exists()
+
+
+# --- memory
+
+
+_PEAK = """
+import pathlib, runpy
+runpy.run_module("converters.rlds", run_name="__main__")
+(line,) = (s for s in pathlib.Path("/proc/self/status").read_text().splitlines() if "VmHWM" in s)
+print(line)
+"""
+
+
+def _peak_bytes(source: Path, out: Path, mapping: Path) -> int:
+    arguments = [source, out, "--mapping", mapping, "--workers", "1"]
+    command = [sys.executable, "-c", _PEAK, *map(str, arguments)]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return int(output.split()[-2]) * 1024
+
+
+def test_memory_is_three_records_and_does_not_grow_with_the_episodes(
+    toy: Any, tmp_path: Path
+) -> None:
+    tokens = np.random.default_rng(0).normal(size=(3, 2_000_000)).astype(np.float32)
+    toy = toy.having("steps/tokens", tfds.features.Tensor(shape=(2_000_000,), dtype=np.float16), [])
+    toy = dataclasses.replace(toy, episodes=toy.episodes[:2]).holding("steps/tokens", tokens)
+    few = toy.write(tmp_path)
+    many = tmp_path / "many"
+    many.mkdir()
+    shutil.copy(few / "features.json", many)
+    info = json.loads((few / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["2"] * 10
+    (many / "dataset_info.json").write_text(json.dumps(info))
+    (shard,) = few.glob("*tfrecord*")
+    for i in range(10):
+        (many / f"toy-train.tfrecord-{i:05d}-of-00010").symlink_to(shard)
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text(describe(open_source(str(few))))
+    record_bytes = shard.stat().st_size // 2
+    peaks = [
+        _peak_bytes(source, tmp_path / f"out_{source.name}", mapping) for source in (few, many)
+    ]
+    assert record_bytes > 24_000_000
+    assert max(peaks) < 250_000_000 + 3 * record_bytes
+    assert peaks[1] - peaks[0] < record_bytes / 2
 
 
 # --- kills
