@@ -25,6 +25,7 @@ from converters.convert import convert
 from converters.mappings import find_mapping
 from converters.rlds.source import RldsSource, open_source
 from converters.rlds.tfrecord import read_records
+from pipeline.errors import user_errors_exit
 from pipeline.memory import keep_freed_memory
 
 _NUM_MEASURED = 3
@@ -45,8 +46,13 @@ class Args:
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Parses the command line and prints one JSON object."""
     args = tyro.cli(Args, prog="python -m benchmarks.convert")
+    with user_errors_exit():
+        _run(args)
+
+
+def _run(args: Args) -> None:
     source = open_source(args.src)
     if args.only == "floor":
         result: object = _measure(lambda directory: _copy(source, directory), args.directory)
@@ -81,7 +87,7 @@ def _compare(source: RldsSource, args: Args) -> dict[str, str | float]:
 def _in_a_process(args: Args, only: str) -> float:
     command = [sys.executable, "-m", "benchmarks.convert", args.src, "--only", only]
     command += ["--directory", str(args.directory)] if args.directory else []
-    return float(subprocess.run(command, capture_output=True, check=True).stdout)
+    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def _measure(work: Callable[[pathlib.Path], object], parent: pathlib.Path | None) -> float:

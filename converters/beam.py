@@ -27,7 +27,25 @@ class BeamRunner:
         """Converts the shards; of those that fail, the first is raised when the others are done."""
         if not numbers:
             return
-        pipeline = beam.Pipeline(options=PipelineOptions(list(self.options)))
+        for number in numbers:
+            job.forget_failure(number)
+        try:
+            self._run(job, numbers)
+        except Exception as error:
+            raise UserError(
+                where="Apache Beam",
+                expected="the pipeline to run to its end",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+                remedy="See Beam's own log, and run the same command again: it goes on from here.",
+            ) from error
+        for number in numbers:
+            if not job.is_done(number):
+                raise job.failure(number)
+            on_progress(job.source.shards[number].num_episodes, 0)
+
+    def _run(self, job: ShardJob, numbers: Sequence[int]) -> None:
+        quiet = "--default_sdk_harness_log_level=WARNING"
+        pipeline = beam.Pipeline(options=PipelineOptions([quiet, *self.options]))
         _ = (
             pipeline
             | "shards" >> beam.Create(list(numbers))
@@ -35,10 +53,6 @@ class BeamRunner:
             | "convert" >> beam.Map(_convert, job)
         )
         pipeline.run().wait_until_finish()
-        for number in numbers:
-            if not job.is_done(number):
-                raise job.failure(number)
-            on_progress(job.source.shards[number].num_episodes, 0)
 
 
 def _convert(number: int, job: ShardJob) -> None:

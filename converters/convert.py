@@ -15,9 +15,16 @@ from converters.shards import Part, ShardJob
 from converters.standardize import SourceMapping
 from pipeline import statistics as stats
 from pipeline.dataset import ColumnReader
-from pipeline.errors import DataError
-from pipeline.files import dump_json, is_remote, to_json_values
-from pipeline.manifest import FILE_NAME, FORMAT_VERSION, Manifest, TaskChange, load_manifest
+from pipeline.errors import DataError, UserError
+from pipeline.files import is_remote, open_path, writing
+from pipeline.manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    Manifest,
+    TaskChange,
+    check_consistency,
+    load_manifest,
+)
 from pipeline.record import RecordLayout
 from pipeline.schema import EPISODES
 from pipeline.writer import write_manifest
@@ -67,9 +74,10 @@ def convert(
     Raises:
       UserError: Where the destination is in use, or the source is not what it declares.
     """
-    destination = epath.Path(destination)
+    destination = open_path(destination)
+    _check_apart(source, destination)
     job = ShardJob(source, mapping, mapping.schema(source), destination)
-    with claim(destination, _plan(job), overwrite=overwrite):
+    with claim(destination, job.plan, overwrite=overwrite):
         if (destination / FILE_NAME).exists():  # killed after its last file
             return load_manifest(destination)
         numbers = range(len(source.shards))
@@ -78,23 +86,22 @@ def convert(
         on_progress(sum(source.shards[number].num_episodes for number in done), 0)
         runner(job, pending, on_progress)
         manifest = _manifest(job, [job.part(number) for number in numbers])
-        write_manifest(destination, manifest, _statistics(job, manifest))
+        check_consistency(manifest, str(destination))
+        statistics = _statistics(job, manifest)
+        with writing(destination):
+            write_manifest(destination, manifest, statistics)
     return manifest
 
 
-def _plan(job: ShardJob) -> str:
-    """What decides the bytes of the dataset, as JSON."""
-    source = job.source
-    shards = [[s.path.name, s.start, s.stop] for s in source.shards]
-    return dump_json(
-        {
-            "format_version": FORMAT_VERSION,
-            "source": [source.name, source.version, source.split],
-            "shards": shards,
-            "schema_hash": job.schema.hash(),
-            "mapping": to_json_values(job.mapping),
-        }
-    )
+def _check_apart(source: RldsSource, destination: epath.Path) -> None:
+    """Refuses to write into the source."""
+    if destination.resolve().is_relative_to(source.directory.resolve()):
+        raise UserError(
+            where=str(destination),
+            expected="a destination outside the source",
+            found=f"one inside {source.directory}",
+            remedy="Name another destination.",
+        )
 
 
 def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:

@@ -2,11 +2,12 @@
 
 While the job runs, `.conversion/` in it holds the lock, the plan (what is converted, and how) and
 one file for each shard that is done. A rerun of the same plan goes on from there; another plan is
-refused. On an object store there is no lock; the plan alone keeps jobs apart.
+refused. On an object store there is no lock; there the plan alone keeps jobs apart.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +16,13 @@ from etils import epath
 
 from converters.shards import PART_SUFFIX
 from pipeline.errors import UserError
-from pipeline.files import TEMPORARIES, is_remote, write_text_atomically
+from pipeline.files import (
+    TEMPORARIES,
+    is_remote,
+    temporary_path,
+    write_text_atomically,
+    writing,
+)
 from pipeline.manifest import FILE_NAME, STATISTICS_NAME, WORK
 
 _PLAN = "plan.json"
@@ -25,6 +32,16 @@ _OWN_FILES = {
     2: ("[0-9]*-of-[0-9]*.arrayrecord", TEMPORARIES),
 }
 """By depth: a folder of several datasets is not one, and is never cleared."""
+
+
+_WORDS = {
+    "format_version": "another format",
+    "source": "another source",
+    "shards": "other shards or episodes of it",
+    "schema_hash": "other types",
+    "mapping": "another mapping",
+}
+"""By field of a plan."""
 
 
 @contextlib.contextmanager
@@ -40,20 +57,32 @@ def claim(destination: epath.Path, plan: str, *, overwrite: bool) -> Iterator[No
       UserError: Where another job is at work in it, it holds a dataset, other files or the
         unfinished conversion of another plan, or may not be written.
     """
-    with _explained(destination), contextlib.ExitStack() as stack:
-        _check_own(destination)
-        if not overwrite:
-            _resumes(destination, plan)
-        (destination / WORK).mkdir(parents=True, exist_ok=True)
-        if not is_remote(destination):
-            stack.enter_context(_lock(destination))
-        if overwrite or not _resumes(destination, plan):
-            _clear(destination)
-        write_text_atomically(destination / WORK / _PLAN, plan)
-        _remove_temporaries(destination)
-        yield
-        _remove_temporaries(destination)
-        _remove_work(destination)
+    with contextlib.ExitStack() as stack:
+        with writing(destination):
+            _prepare(destination, plan, stack, overwrite=overwrite)
+        try:
+            yield
+        finally:
+            _remove_temporaries(destination)
+        done = _set_aside(destination)
+    with contextlib.suppress(OSError):  # the dataset is complete; what is left of this is harmless
+        done.rmtree()
+
+
+def _prepare(
+    destination: epath.Path, plan: str, stack: contextlib.ExitStack, *, overwrite: bool
+) -> None:
+    """Leaves the lock held until the end of `stack`, and the plan noted."""
+    _check_own(destination)
+    if not overwrite:
+        _resumes(destination, plan)
+    (destination / WORK).mkdir(parents=True, exist_ok=True)
+    if not is_remote(destination):
+        stack.enter_context(_lock(destination))
+    if overwrite or not _resumes(destination, plan):
+        _clear(destination)
+    write_text_atomically(destination / WORK / _PLAN, plan)
+    _remove_temporaries(destination)
 
 
 def _check_own(destination: epath.Path) -> None:
@@ -76,13 +105,20 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
         return True
     if (destination / FILE_NAME).exists():
         raise _in_use(destination, "a dataset", "Replace it with --overwrite.")
-    if any((destination / WORK).glob(f"[0-9]*{PART_SUFFIX}")):
+    is_begun = any((destination / WORK).glob(f"[0-9]*{PART_SUFFIX}"))
+    if started.exists() and (is_begun or is_remote(destination)):
         raise _in_use(
             destination,
-            "an unfinished conversion of another source, mapping or range of episodes",
+            f"an unfinished conversion with {_difference(started.read_text(), plan)}",
             f"See {started}: finish that one, or start over with --overwrite.",
         )
     return False
+
+
+def _difference(one: str, other: str) -> str:
+    """What two plans do not share, such as `another mapping`."""
+    ours, theirs = json.loads(one), json.loads(other)
+    return " and ".join(words for key, words in _WORDS.items() if ours.get(key) != theirs.get(key))
 
 
 def _clear(destination: epath.Path) -> None:
@@ -100,19 +136,23 @@ def _clear(destination: epath.Path) -> None:
             path.unlink()
 
 
-def _remove_work(destination: epath.Path) -> None:
-    """Removes what the job knew; the plan last: with it a rerun knows that only this is left."""
-    for path in _children(destination / WORK):
-        if path.name != _PLAN:
-            path.unlink()
-    (destination / WORK).rmtree()
+def _set_aside(destination: epath.Path) -> epath.Path:
+    """Moves what the job knew to a name that no other job uses, with the lock still held."""
+    work = destination / WORK
+    if is_remote(destination):
+        return work
+    aside = epath.Path(temporary_path(pathlib.Path(work)))
+    work.rename(aside)
+    return aside
 
 
 def _remove_temporaries(destination: epath.Path) -> None:
-    """Removes what killed workers left behind."""
-    for path in _files(destination):
-        if path.match(TEMPORARIES):
-            (destination / path).unlink(missing_ok=True)
+    """Removes what killed jobs and workers left behind."""
+    folders = [path for path in _children(destination) if path.is_dir()]
+    for folder in (destination, *folders):
+        for path in _children(folder):
+            if path.match(TEMPORARIES):
+                path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
@@ -120,9 +160,11 @@ def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
     pending = [destination]
     while pending:
         for path in _children(pending.pop()):
-            if path.name != WORK and path.is_dir():
+            if path.name == WORK or (path.is_dir() and path.match(TEMPORARIES)):
+                continue
+            if path.is_dir():
                 pending.append(path)
-            elif path.name != WORK:
+            else:
                 yield pathlib.PurePath(path.relative_to(destination))
 
 
@@ -150,20 +192,6 @@ def _lock(destination: epath.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _explained(destination: epath.Path) -> Iterator[None]:
-    """Names the destination where the system refuses what is done to it inside the block."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            where=str(error.filename or destination),
-            expected="a destination that can be written",
-            found=error.strerror or str(error),
-            remedy="Allow writing, free space, or name another destination.",
-        ) from error
 
 
 def _in_use(destination: epath.Path, found: str, remedy: str) -> UserError:

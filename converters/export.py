@@ -7,7 +7,9 @@ images are the bytes that the source held. A converted export is the same datase
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import shutil
 import sys
 import time
@@ -22,7 +24,7 @@ from converters.rlds.restoration import Formats, declared_features, read_episode
 from converters.rlds.tfrecord import frame
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, UserError, user_errors_exit
-from pipeline.files import is_remote, sync, temporary_path
+from pipeline.files import TEMPORARIES, is_remote, sync, temporary_path
 from pipeline.manifest import Manifest
 from pipeline.schema import EPISODES
 
@@ -38,11 +40,13 @@ OnProgress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Writes a dataset directory as RLDS that tensorflow-datasets reads, without TensorFlow."""
+    """Writes a dataset directory as RLDS that tensorflow-datasets reads."""
 
-    dst: tyro.conf.Positional[str]
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Dataset directory."""
-    out: tyro.conf.Positional[str | None] = None
+    out: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]", help_behavior_hint="")
+    ] = None
     """Folder to write, which gets one of the version inside; by default DST with `_rlds` added."""
     to: Literal["rlds"] = "rlds"
     """Format."""
@@ -82,14 +86,18 @@ def export(
       The folder of the version, which `tfds.builder_from_directory` reads.
 
     Raises:
-      UserError: Where `out` is in use, remote or may not be written, or the dataset is damaged.
+      UserError: Where `out` is in use, inside the dataset, remote or may not be written, or the
+        dataset is damaged.
     """
     source = pathlib.Path(dataset.path).absolute()
     folder = pathlib.Path(out or source.with_name(f"{source.name}_rlds")).absolute()
     if is_remote(out or dataset.path):
         raise _in_use(out or dataset.path, "an object store", "Copy the export there afterwards.")
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise _in_use(folder, "the dataset or a folder inside it", "Name another destination.")
+    _clear_leftovers(folder)
     _check_free(folder, overwrite=overwrite)
-    with _replacing(folder) as temporary:
+    with _named_errors(folder), _replacing(folder) as temporary:
         _Export(dataset, temporary / _version(dataset.manifest)).write(on_progress)
     return folder / _version(dataset.manifest)
 
@@ -99,6 +107,33 @@ def _version(manifest: Manifest) -> str:
 
 
 # --- the destination
+
+
+def _clear_leftovers(folder: pathlib.Path) -> None:
+    """Removes what killed exports to `folder` left; one that they were about to replace is kept."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}\.)?(\d+)(\.old)?\.tmp")
+    with _named_errors(folder):
+        for path in sorted(folder.parent.glob(TEMPORARIES)):
+            match = name.fullmatch(path.name)
+            if match is None or _is_alive(int(match[2])):
+                continue
+            if match[3] and not folder.exists():
+                path.replace(folder)
+            else:
+                shutil.rmtree(path)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether another process has that number; what this one's left is of an earlier process."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def _check_free(folder: pathlib.Path, *, overwrite: bool) -> None:
@@ -129,6 +164,18 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             folder.replace(old)
         temporary.replace(folder)
         sync(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named_errors(folder: pathlib.Path) -> Iterator[None]:
+    """Names the file that the system refused inside the block."""
+    try:
+        yield
     except OSError as error:
         raise DataError(
             where=str(error.filename or folder),
@@ -136,11 +183,6 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             found=error.strerror or str(error),
             remedy="Free space on the device or allow writing, and run the same command again.",
         ) from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _in_use(folder: pathlib.Path | str, found: str, remedy: str) -> UserError:
@@ -209,10 +251,11 @@ def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
     num_bytes = sum(path.stat().st_size for path in version.iterdir())
     split = dataset.manifest.provenance.get("split", "train")
     return (
-        f"{dataset.num_episodes} episodes, {dataset.num_steps} steps, {num_bytes / _MB:.1f} MB"
-        f" in {seconds:.1f} s, {num_bytes / _MB / seconds:.1f} MB/s\n"
+        f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps, "
+        f"{num_bytes / _MB:,.1f} MB in {seconds:,.1f} s, {num_bytes / _MB / seconds:,.1f} MB/s\n"
         f"RLDS: {version}\n"
-        f'load: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'
+        f'with TensorFlow: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'
+        "without it: see Back to RLDS in docs/conversion.md\n"
     )
 
 

@@ -1,20 +1,39 @@
 """The mappings that are built in, reading one from a file, and proposing one for a new source."""
 
+import dataclasses
 import fnmatch
+import glob
+import itertools
 import json
+import math
+import re
+import textwrap
 import tomllib
+from collections.abc import Iterable, Iterator
 
 from etils import epath
 
 from converters.rlds.source import STEPS, RldsSource, SourceKey
 from converters.standardize import IMAGES, FeatureMapping, SourceMapping
+from pipeline.config import DataConfig
 from pipeline.conventions import Conventions
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import from_json_text
-from pipeline.schema import EPISODES
+from pipeline.schema import ACTION, EPISODES, SOURCE_ID, rest_dtype
 
 _TOKEN_VALUES = 512
 """Tensors from this many values a step on are proposed as a column of their own."""
+
+_TASK_WORDS = ("instruction", "language", "lang", "prompt", "task")
+_ACTION_WORDS = ("action", "cmd", "control")
+"""In the keys that are likely to be one, the likeliest first."""
+
+_RENAMED = {"image": "image_primary", "wrist_image": "image_wrist", "state": "proprio"}
+"""Leaves below `observation/`, to what training reads by default."""
+
+_READ_BY_DEFAULT = (ACTION, *(f"observation/{name}" for name in DataConfig.observations))
+_WIDE_INTEGERS = ("int64", "uint32", "uint64")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 _POSE = ("x_m", "y_m", "z_m", "rx_rad", "ry_rad", "rz_rad")
 
@@ -114,60 +133,194 @@ def read_mapping(path: epath.PathLike) -> SourceMapping:
     )
 
 
+# --- a mapping for a new source
+
+
+@dataclasses.dataclass(frozen=True)
+class _Proposal:
+    """A source key that can be stored, with the feature that it becomes."""
+
+    source: SourceKey
+    feature: FeatureMapping
+
+    @property
+    def is_vector(self) -> bool:
+        return self.source.kind == "tensor" and len(self.source.shape) == 1
+
+
 def describe(source: RldsSource) -> str:
-    """A mapping for a source, in TOML, to be edited: what cannot be known is marked CHECK."""
-    texts = [key.key for key in source.keys.values() if key.kind == "text"]
-    task = next((key for key in texts if "language" in key or "instruction" in key), None)
-    source_id = next((key for key in texts if not key.startswith(STEPS)), None)
-    rest = [key for key in texts if key not in (task, source_id)]
-    rest += [key.key for key in source.keys.values() if key.kind == "other"]
+    """A mapping for a source, in TOML, to be edited: what cannot be known is marked CHECK.
+
+    It is valid as it stands, unless the source has no text that could be the instruction.
+    """
+    keys = list(source.keys.values())
+    texts = [key.key for key in keys if key.kind == "text"]
+    task, task_line = _task(texts)
+    named = [key for key in texts if key != task and not key.startswith(STEPS)]
+    source_id = named[0] if named else None
+    refused = {key.key: _refusal(key) for key in keys if key.key not in (task, source_id)}
+    proposals = _proposals(key for key in keys if refused.get(key.key, "text") is None)
+    candidate = _action_candidate(proposals)
     lines = [
         f"# Mapping of {source.name} {source.version}. Look at every line marked CHECK.",
-        f'task = "{task or ""}"' + ("" if task else "  # CHECK: no text found; name one"),
-        *([f'source_id = "{source_id}"'] if source_id else []),
-        f"ignore = {json.dumps(rest)}  # globs over keys to leave out",
+        task_line,
+        *([f"source_id = {_quoted(source_id)}"] if source_id else []),
+        *_ignore_lines({key: reason for key, reason in refused.items() if reason}),
+        *([] if proposals else ["features = []  # CHECK: the source has none that can be stored"]),
         'licence = "unknown"  # CHECK: of the data, such as CC-BY-4.0',
         "",
+        *_conventions_lines(next((p for p in proposals if p.feature.key == ACTION), None)),
+    ]
+    if candidate is None:
+        lines += ["", f"# CHECK: training needs a feature named {ACTION}; no key looks like one"]
+    for proposal in proposals:
+        lines += _feature_lines(proposal, is_candidate=proposal is candidate)
+    return "\n".join(lines) + "\n"
+
+
+def _task(texts: list[str]) -> tuple[str | None, str]:
+    """The key of the instruction, and its line."""
+    likely = [key for word in _TASK_WORDS for key in texts if word in key.lower()]
+    steps = [key for key in texts if key.startswith(STEPS)]
+    candidates = list(dict.fromkeys(likely)) or steps or texts
+    if not candidates:
+        return None, 'task = ""  # CHECK: the source has no text, but training needs an instruction'
+    line = f"task = {_quoted(candidates[0])}"
+    others = ", ".join(map(_quoted, candidates[1:]))
+    if others:
+        line += f"  # CHECK: the instruction, which training needs; or {others}"
+    elif not likely:
+        line += "  # CHECK: the instruction, which training needs; no other text could be it"
+    return candidates[0], line
+
+
+def _refusal(key: SourceKey) -> str | None:
+    """Why a key cannot be a feature; None where it can."""
+    shape = f"{key.dtype}{list(key.shape)}"
+    if key.kind == "text":
+        return "a text: only task and source_id are stored"
+    if key.kind == "other":
+        return textwrap.shorten(f"cannot be stored: {key.dtype}", 80, placeholder=" ...")
+    if min(key.shape, default=1) < 1:
+        return f"{shape}: empty"
+    if key.kind == "image" and (key.dtype, key.shape[2:]) != ("uint8", (3,)):
+        return f"{shape}: only uint8 images of 3 channels are stored"
+    try:
+        rest_dtype(key.dtype, key.key)
+    except SchemaError:
+        return f"{shape}: only numbers that training reads are stored"
+    return None
+
+
+def _proposals(keys: Iterable[SourceKey]) -> list[_Proposal]:
+    """Every key as a feature of its own; where two want one name, the step's and literal one wins."""
+    keys = list(keys)
+    names, columns = {SOURCE_ID}, {EPISODES, IMAGES}
+    proposals = {}
+    for key in sorted(keys, key=lambda key: (not key.key.startswith(STEPS), _is_renamed(key.key))):
+        features = (FeatureMapping(name, key.key) for name in _names(key) if _is_free(name, names))
+        feature = next(features)
+        column = _column(key, feature.key, columns)
+        names.add(feature.key)
+        columns.add(column)
+        proposals[key.key] = _Proposal(key, dataclasses.replace(feature, column=column))
+    return [proposals[key.key] for key in keys]
+
+
+def _is_renamed(key: str) -> bool:
+    parent, _, leaf = key.rpartition("/")
+    return parent == f"{STEPS}observation" and leaf in _RENAMED
+
+
+def _names(key: SourceKey) -> Iterator[str]:
+    """Names for the feature of a key, the best first; an image is no action."""
+    name = "/".join(re.sub(r"[^\w-]", "_", part) or "_" for part in key.key.split("/"))
+    short = name.removeprefix(STEPS)
+    if _is_renamed(key.key):
+        yield f"observation/{_RENAMED[key.key.rpartition('/')[2]]}"
+    if key.kind != "image" or short != ACTION:
+        yield short
+    full = name if name != short else f"episode/{name}"
+    yield full
+    yield from (f"{full}_{number}" for number in itertools.count(2))
+
+
+def _is_free(name: str, taken: set[str]) -> bool:
+    """Whether a feature may have a name that no other has."""
+    try:
+        FeatureMapping(name, "")
+    except ValueError:  # one that the loader fills itself
+        return False
+    return name not in taken
+
+
+def _column(key: SourceKey, name: str, taken: set[str]) -> str:
+    """The column of a key; one of its own has a name that no other has."""
+    if key.kind == "image":
+        return IMAGES
+    if name == ACTION or math.prod(key.shape) < _TOKEN_VALUES:
+        return EPISODES
+    leaf = re.sub(r"[^\w-]", "_", key.key.rpartition("/")[2])
+    column = leaf if re.match(r"\w", leaf) else f"_{leaf}"
+    numbered = (f"{column}_{number}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([column], numbered) if free not in taken)
+
+
+def _action_candidate(proposals: list[_Proposal]) -> _Proposal | None:
+    """What is the action, or is most likely to be it: a vector of floats."""
+    for proposal in proposals:
+        if proposal.feature.key == ACTION:
+            return proposal
+    vectors = [p for p in proposals if p.is_vector and p.source.dtype in _FLOATS]
+    likely = (p for word in _ACTION_WORDS for p in vectors if word in p.source.key.lower())
+    return next(likely, None)
+
+
+def _ignore_lines(reasons: dict[str, str]) -> list[str]:
+    if not reasons:
+        return ["ignore = []  # globs over keys to leave out"]
+    globs = [f"    {_quoted(glob.escape(key))},  # {reason}" for key, reason in reasons.items()]
+    return ["ignore = [  # globs over keys to leave out", *globs, "]"]
+
+
+def _conventions_lines(action: _Proposal | None) -> list[str]:
+    """The conventions; the last dimension of an action usually is its gripper."""
+    gripper = "# gripper_dim = 6  # CHECK: index in the action, once there is one of one axis"
+    if action is not None and action.is_vector:
+        gripper = f"gripper_dim = {action.source.shape[0] - 1}"
+        gripper += "  # CHECK: index in the action; none: delete the line"
+    return [
         "[conventions]",
-        'image_orientation = "upright"  # CHECK: upright, rotated_180 or flipped_vertically',
+        'image_orientation = "upright"  # CHECK: upright, flipped_vertically, or rotated_180 for'
+        " published LIBERO sets, which are mirrored (docs/format.md)",
         'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw or none',
         "control_frequency_hz = 10.0  # CHECK: actions a second",
-        f"gripper_dim = {_last_dim(source)}  # CHECK: index in the action; none: delete the line",
+        gripper,
         "gripper_open = 1.0  # CHECK: the command that opens it",
         "gripper_close = 0.0  # CHECK: the command that closes it",
         'no_ops = "kept"  # CHECK: kept, removed_at_source, or removed_at_conversion with',
         "# no_op_threshold = 0.0001  # the norm of an action without its gripper that is no motion",
     ]
-    proposed = [_propose(k) for k in source.keys.values() if k.kind in ("tensor", "image")]
-    return "\n".join(lines + [line for lines in proposed for line in lines]) + "\n"
 
 
-def _last_dim(source: RldsSource) -> int:
-    """Index of the last dimension of the action, where a gripper usually is."""
-    action = source.keys.get(f"{STEPS}action")
-    return action.shape[-1] - 1 if action and action.shape else 0
+def _feature_lines(proposal: _Proposal, *, is_candidate: bool) -> list[str]:
+    """The lines of one feature."""
+    source, feature = proposal.source, proposal.feature
+    check = "  # CHECK: must fit int32" if source.dtype in _WIDE_INTEGERS else ""
+    mark = ""
+    if feature.key in _READ_BY_DEFAULT:
+        mark = "  # training reads it by default"
+    elif is_candidate:
+        mark = f"  # CHECK: training needs a feature named {ACTION}: this one?"
+    return [
+        "",
+        f"[[features]]  # {source.dtype}{list(source.shape)}{check}",
+        f"key = {_quoted(feature.key)}{mark}",
+        f"source = {_quoted(source.key)}",
+        *([f"column = {_quoted(feature.column)}"] if feature.column != EPISODES else []),
+    ]
 
 
-def _propose(key: SourceKey) -> list[str]:
-    """The TOML lines of one feature."""
-    name = _proposed_name(key)
-    column = _proposed_column(key)
-    shape = f"{key.dtype}{list(key.shape)}"
-    lines = ["", f"[[features]]  # {shape}", f'key = "{name}"', f'source = "{key.key}"']
-    return lines + ([f'column = "{column}"'] if column != EPISODES else [])
-
-
-def _proposed_name(key: SourceKey) -> str:
-    name = key.key.removeprefix(STEPS)
-    parent, _, leaf = name.rpartition("/")
-    renamed = {"image": "image_primary", "wrist_image": "image_wrist", "state": "proprio"}
-    return f"{parent}/{renamed.get(leaf, leaf)}" if parent == "observation" else name
-
-
-def _proposed_column(key: SourceKey) -> str:
-    if key.kind == "image":
-        return IMAGES
-    size = 1
-    for length in key.shape:
-        size *= length
-    return key.key.rpartition("/")[2] if size >= _TOKEN_VALUES else EPISODES
+def _quoted(text: str) -> str:
+    """As a basic string of TOML."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -6,6 +6,8 @@ run after a kill, write the same bytes.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import itertools
 from collections.abc import Mapping
 
@@ -16,9 +18,15 @@ from converters.rlds.example import read_episodes
 from converters.rlds.source import RldsSource
 from converters.standardize import SourceMapping, Standardized, standardize
 from converters.workers import Report
-from pipeline.errors import DataError, UserError
-from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
-from pipeline.manifest import WORK, Shard, TaskChange
+from pipeline.errors import UserError
+from pipeline.files import (
+    dump_json,
+    from_json_text,
+    to_json_values,
+    write_text_atomically,
+    writing,
+)
+from pipeline.manifest import FORMAT_VERSION, WORK, Shard, TaskChange
 from pipeline.record import RecordLayout
 from pipeline.schema import Blob, Schema
 from pipeline.writer import ShardWriter
@@ -43,6 +51,8 @@ class Failure:
 class Part:
     """What was written from one source shard; the file that holds it marks the shard as done."""
 
+    plan: str
+    """Digest of the plan that it belongs to."""
     source: tuple[int, int]
     """Bytes and records of the source's file. Where they are others now, it is converted again."""
     shards: Mapping[str, Shard]
@@ -67,6 +77,25 @@ class ShardJob:
     mapping: SourceMapping
     schema: Schema
     destination: epath.Path
+
+    @functools.cached_property
+    def plan(self) -> str:
+        """What decides the bytes of the dataset, as JSON."""
+        source = self.source
+        return dump_json(
+            {
+                "format_version": FORMAT_VERSION,
+                "source": [source.name, source.version, source.split],
+                "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
+                "schema_hash": self.schema.hash(),
+                "mapping": to_json_values(self.mapping),
+            }
+        )
+
+    @functools.cached_property
+    def plan_digest(self) -> str:
+        """16 hex digits of the plan."""
+        return hashlib.sha256(self.plan.encode()).hexdigest()[:16]
 
     def convert(self, number: int, report: Report) -> None:
         """Writes one shard of every column from the source's shard of that number.
@@ -96,13 +125,25 @@ class ShardJob:
                 report(num_bytes)
                 del episode, standardized  # before the next one is read
         written = {writer.layout.column.name: writer.file.finished() for writer in writers}
-        part = notes.part(self._source(number), written)
-        write_text_atomically(self._path(number, PART_SUFFIX), dump_json(to_json_values(part)))
+        part = notes.part(self.plan_digest, self._source(number), written)
+        path = self._path(number, PART_SUFFIX)
+        with writing(path):
+            write_text_atomically(path, dump_json(to_json_values(part)))
 
     def is_done(self, number: int) -> bool:
-        """Whether the shard has been written, from the file that lies there now."""
-        path = self._path(number, PART_SUFFIX)
-        return path.exists() and self.part(number).source == self._source(number)
+        """Whether the shard has been written by this plan, from the file that lies there now."""
+        if not self._path(number, PART_SUFFIX).exists():
+            return False
+        part = self.part(number)
+        return (
+            part.plan == self.plan_digest
+            and part.source == self._source(number)
+            and all(self._is_there(shard) for shard in part.shards.values())
+        )
+
+    def _is_there(self, shard: Shard) -> bool:
+        path = self.destination / shard.file
+        return path.exists() and path.stat().length == shard.num_bytes
 
     def _source(self, number: int) -> tuple[int, int]:
         """Bytes, -1 where the file is missing, and declared records of a shard of the source."""
@@ -119,24 +160,28 @@ class ShardJob:
         path = self._path(number, PART_SUFFIX)
         return from_json_text(Part, path.read_text(), where=str(path), remedy=_START_OVER)
 
+    def forget_failure(self, number: int) -> None:
+        """Removes the note of an earlier run."""
+        self._path(number, _FAILURE_SUFFIX).unlink(missing_ok=True)
+
     def fail(self, number: int, error: UserError) -> None:
         """Notes why a shard could not be converted, for a runner far away."""
         failure = Failure(error.where, error.expected, error.found, error.remedy)
         text = dump_json(to_json_values(failure))
         write_text_atomically(self._path(number, _FAILURE_SUFFIX), text)
 
-    def failure(self, number: int) -> DataError:
+    def failure(self, number: int) -> UserError:
         """Why a shard is not done."""
         path = self._path(number, _FAILURE_SUFFIX)
         if not path.exists():
-            return DataError(
+            return UserError(
                 where=str(self.source.shards[number].path),
                 expected="its shard to be converted",
                 found="neither a result nor a reason",
                 remedy="See the runner's own log, and run the same command again.",
             )
         failure = from_json_text(Failure, path.read_text(), where=str(path), remedy=_START_OVER)
-        return DataError(**dataclasses.asdict(failure))
+        return UserError(**dataclasses.asdict(failure))
 
     def _path(self, number: int, suffix: str) -> epath.Path:
         return self.destination / WORK / f"{number:05d}{suffix}"
@@ -187,8 +232,9 @@ class _Notes:
         self.lengths.append(episode.num_steps)
         self.episode_tasks.append(indices[0])
 
-    def part(self, source: tuple[int, int], shards: Mapping[str, Shard]) -> Part:
+    def part(self, plan: str, source: tuple[int, int], shards: Mapping[str, Shard]) -> Part:
         return Part(
+            plan=plan,
             source=source,
             shards=shards,
             episode_lengths=tuple(self.lengths),

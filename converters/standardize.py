@@ -31,6 +31,8 @@ from pipeline.schema import (
 IMAGES = "steps"
 
 _IS_FIRST = f"{STEPS}is_first"
+_RESERVED = ("action_pad_mask", "observation/timestep", "observation/timestep_pad_mask", "task")
+_RESERVED_FOLDERS = ("task/", "observation/pad_mask_dict")
 
 _NUM_CHANNELS = 3
 
@@ -52,8 +54,11 @@ class FeatureMapping:
     """Whether a source without the key is fine."""
 
     def __post_init__(self) -> None:
-        """Checks that the column is a folder inside the dataset directory."""
-        if not re.fullmatch(r"\w[\w.-]*", self.column):
+        """Checks that the key is a path of a batch, and the column a folder of the dataset."""
+        is_path = re.fullmatch(r"[\w-]+(/[\w-]+)*", self.key)
+        if not is_path or self.key in _RESERVED or self.key.startswith(_RESERVED_FOLDERS):
+            raise ValueError(f"key {self.key!r} must be a path that no mask or task has")
+        if not re.fullmatch(r"\w[\w.-]*", self.column) or self.column.endswith(".json"):
             raise ValueError(f"column {self.column!r} of {self.key} must be the name of a folder")
 
 
@@ -82,8 +87,12 @@ class SourceMapping:
         doubled = sorted({key for key in keys if keys.count(key) > 1})
         if doubled:
             raise ValueError(f"mapped more than once: {', '.join(doubled)}")
-        if self.conventions.no_ops == "removed_at_conversion" and ACTION not in keys:
-            raise ValueError(f"no_ops = removed_at_conversion needs a feature {ACTION}")
+        speaks_of_action = (self.conventions.gripper_dim, self.conventions.no_op_threshold)
+        if ACTION not in keys and speaks_of_action != (None, None):
+            raise ValueError(f"gripper_dim and no_op_threshold need a feature {ACTION}")
+        strange = set(self.column_licences) - {EPISODES, *(m.column for m in self.features)}
+        if strange:
+            raise ValueError(f"column_licences of no column: {', '.join(sorted(strange))}")
 
     def schema(self, source: RldsSource) -> Schema:
         """The columns that a source becomes.
@@ -124,15 +133,26 @@ class SourceMapping:
             )
 
     def _check_action(self, keys: Mapping[str, SourceKey], where: str) -> None:
-        dim = self.conventions.gripper_dim or 0
-        if self.conventions.gripper_dim is None and self.conventions.no_op_threshold is None:
-            return
+        """The action is a trajectory; what the conventions say of it fits its dimensions."""
+        dim = self.conventions.gripper_dim
+        is_flat = dim is not None or self.conventions.no_op_threshold is not None
         for mapping in self.features:
-            if mapping.key == ACTION and (dim,) >= keys[mapping.source].shape:
+            if mapping.key != ACTION:
+                continue
+            shape = keys[mapping.source].shape
+            place = f"{where}, {mapping.source}"
+            if mapping.column != EPISODES:
                 raise SchemaError(
-                    where=f"{where}, {mapping.source}",
-                    expected=f"an action with the gripper_dim {dim} of the mapping",
-                    found=f"{keys[mapping.source].dtype}{list(keys[mapping.source].shape)}",
+                    where=place,
+                    expected=f"the feature {ACTION} in the column {EPISODES}",
+                    found=f"the column {mapping.column}",
+                    remedy="Leave its column out of the mapping.",
+                )
+            if is_flat and (len(shape) != 1 or (dim or 0) >= shape[0]):
+                raise SchemaError(
+                    where=place,
+                    expected=f"an action of one axis with the gripper_dim {dim} of the mapping",
+                    found=f"{keys[mapping.source].dtype}{list(shape)}",
                     remedy="Set conventions.gripper_dim to an index of the action.",
                 )
 
@@ -189,6 +209,13 @@ def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
             expected=f"an image of {_NUM_CHANNELS} channels",
             found=f"{list(key.shape)}",
             remedy="Write the source with such images, or ignore the key.",
+        )
+    if mapping.dims and key.shape[-1:] != (len(mapping.dims),):
+        raise SchemaError(
+            where=where,
+            expected=f"{len(mapping.dims)} values on the last axis, as dims of {mapping.key} says",
+            found=f"{key.dtype}{list(key.shape)}",
+            remedy="Name each of its dimensions in the mapping's dims, or none.",
         )
     dtype = rest_dtype(key.dtype, where)
     batch_dtype = "float32" if dtype == "bfloat16" else dtype

@@ -41,10 +41,13 @@ def run(task: Task, numbers: Sequence[int], num_workers: int, on_progress: OnPro
             task(number, lambda num_bytes: on_progress(1, num_bytes))
         return
     context = multiprocessing.get_context("spawn")
-    counts = context.Array("q", 2)
+    counts = context.RawArray("q", 2 * num_workers)  # a pair a worker: no lock to die with
+    slots = context.SimpleQueue()
+    for slot in range(num_workers):
+        slots.put(slot)
     with _children_terminated_on_error():
         executor = concurrent.futures.ProcessPoolExecutor(
-            num_workers, context, initializer=_start_worker, initargs=(task, counts)
+            num_workers, context, initializer=_start_worker, initargs=(task, counts, slots)
         )
         with executor:
             try:
@@ -64,7 +67,7 @@ def _await(
         done, pending = concurrent.futures.wait(
             pending, _POLL_S, concurrent.futures.FIRST_COMPLETED
         )
-        now = list(counts)
+        now = [sum(counts[0::2]), sum(counts[1::2])]
         on_progress(now[0] - told[0], now[1] - told[1])
         told = now
         try:
@@ -86,8 +89,11 @@ def _children_terminated_on_error() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for process in set(multiprocessing.active_children()) - others:
+        started = set(multiprocessing.active_children()) - others
+        for process in started:
             process.terminate()
+        for process in started:
+            process.join()
         raise
 
 
@@ -96,12 +102,12 @@ def _children_terminated_on_error() -> Iterator[None]:
 _state: dict[str, Any] = {}
 
 
-def _start_worker(task: Task, counts: Any) -> None:
+def _start_worker(task: Task, counts: Any, slots: Any) -> None:
     """Prepares a spawned process: it leaves Ctrl-C to its parent, and dies with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _state.update(task=task, counts=counts)
+    _state.update(task=task, counts=counts, slot=slots.get())
 
 
 def _die_with_parent() -> None:
@@ -116,7 +122,6 @@ def _work(number: int) -> None:
 
 
 def _report(num_bytes: int) -> None:
-    counts = _state["counts"]
-    with counts.get_lock():
-        counts[0] += 1
-        counts[1] += num_bytes
+    counts, slot = _state["counts"], _state["slot"]
+    counts[2 * slot] += 1
+    counts[2 * slot + 1] += num_bytes

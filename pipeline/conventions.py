@@ -44,6 +44,15 @@ class Conventions:
                 "no_op_threshold belongs to no_ops = removed_at_conversion, "
                 f"not to {self.no_ops} with {self.no_op_threshold}"
             )
+        if self.no_op_threshold is not None and not 0 < self.no_op_threshold < math.inf:
+            raise ValueError(
+                f"no_op_threshold must be above 0 and finite, not {self.no_op_threshold}"
+            )
+        if not (math.isfinite(self.gripper_open) and math.isfinite(self.gripper_close)):
+            raise ValueError(
+                f"gripper_open {self.gripper_open} and gripper_close {self.gripper_close} "
+                "must be finite"
+            )
         if self.gripper_dim is not None and self.gripper_dim < 0:
             raise ValueError(f"gripper_dim must be at least 0, not {self.gripper_dim}")
         if self.gripper_dim is not None and self.gripper_open == self.gripper_close:

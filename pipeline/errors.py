@@ -46,13 +46,16 @@ def _rebuild(
 
 
 @contextlib.contextmanager
-def user_errors_exit(*, debug: bool = False) -> Iterator[None]:
+def user_errors_exit(
+    *, debug: bool = False, interrupted: str = "interrupted"
+) -> Iterator[None]:
     """Turns a `UserError` inside the block into one line on stderr and exit code 2.
 
     Ctrl-C becomes one line as well, and exit code 130.
 
     Args:
       debug: Lets the error through with its traceback.
+      interrupted: The line after Ctrl-C.
 
     Raises:
       SystemExit: With code 2, where a `UserError` was raised and `debug` is off; with code 130
@@ -61,7 +64,7 @@ def user_errors_exit(*, debug: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write(f"{interrupted}\n")
         raise SystemExit(EXIT_INTERRUPTED) from None
     except UserError as error:
         if debug:

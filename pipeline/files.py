@@ -1,16 +1,21 @@
 """Text files written whole or not at all, and JSON that is checked as it is read."""
 
+import contextlib
+import dataclasses
+import difflib
 import functools
 import json
 import os
 import pathlib
 import re
-from typing import Any, TypeVar
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pydantic
 from etils import epath
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 
 T = TypeVar("T")
 
@@ -26,9 +31,47 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def open_path(path: epath.PathLike) -> epath.Path:
+    """A path on a disk or in an object store whose client is installed and answers.
+
+    Raises:
+      UserError: Where it does not.
+    """
+    try:
+        opened = epath.Path(path)
+        if is_remote(path):
+            opened.exists()
+    except Exception as error:
+        raise UserError(
+            where=os.fspath(path),
+            expected="a path on a disk, or of an object store that can be reached",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            remedy="Install the store's client (gs://: gcsfs, s3://: s3fs), check its credentials.",
+        ) from error
+    return opened
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """Names the path where the system refuses what is written to it inside the block.
+
+    Raises:
+      UserError: Where it does.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            where=str(error.filename or path),
+            expected="a destination that can be written",
+            found=error.strerror or str(error),
+            remedy="Allow writing, free space, or name another destination.",
+        ) from error
+
+
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
-    """Where a file is written until it is whole: beside it, hidden, of this process alone."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Where a file is written until it is whole: beside it, hidden, named by no one else."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
 
 
 def sync(path: pathlib.Path) -> None:
@@ -88,9 +131,34 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
     try:
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
-        )
+        details = "; ".join(_told(kind, e["type"], e["loc"], e["msg"]) for e in error.errors())
         raise DataError(
             where=where, expected=f"a valid {kind.__name__}", found=details, remedy=remedy
         ) from error
+
+
+def _told(kind: type, error: str, location: Sequence[str | int], message: str) -> str:
+    """A mismatch that pydantic found, with its place where it is not the whole."""
+    if error == "unexpected_keyword_argument":
+        *location, name = location
+        similar = difflib.get_close_matches(str(name), _field_names(kind, location), n=1)
+        message = f"unknown field {name}" + "".join(f" ({field}?)" for field in similar)
+    place = ".".join(map(str, location))
+    return (f"{place}: " if place else "") + message.removeprefix("Value error, ")
+
+
+def _field_names(kind: type, location: Sequence[str | int]) -> list[str]:
+    """The fields that the dataclass at a place below another one has."""
+    kinds = [kind]
+    for name in location:
+        hints = [get_type_hints(outer) for outer in kinds]
+        kinds = [k for h in hints if name in h for k in _dataclasses(h[str(name)])] or kinds
+    return [field.name for k in kinds for field in dataclasses.fields(k)]
+
+
+def _dataclasses(annotation: Any) -> Iterator[Any]:
+    """Those that an annotation names, such as `tuple[Part, ...]`."""
+    if dataclasses.is_dataclass(annotation):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _dataclasses(argument)

@@ -117,7 +117,7 @@ def load_manifest(directory: epath.Path) -> Manifest:
     manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
     manifest.schema.check(str(path))
     _check_schema_hash(manifest, path)
-    _check_consistency(manifest, path)
+    check_consistency(manifest, str(path))
     return manifest
 
 
@@ -139,12 +139,28 @@ def _read(path: epath.Path) -> str:
             found="an unfinished conversion",
             remedy="Run the same `python -m converters.rlds` again: it goes on where it stopped.",
         )
+    if _is_rlds(path.parent):
+        raise DataError(
+            where=str(path.parent),
+            expected=f"a dataset directory with a {FILE_NAME}",
+            found="an RLDS directory",
+            remedy=f"Convert it: python -m converters.rlds {path.parent} DST; "
+            f"compare the two: python -m converters.verify {path.parent} DST",
+        )
     raise DataError(
         where=str(path.parent),
         expected=f"a dataset directory with a {FILE_NAME}",
         found="none in it" if path.parent.exists() else "no such directory",
         remedy=f"Convert an RLDS directory: python -m converters.rlds SRC {path.parent}",
     )
+
+
+def _is_rlds(directory: epath.Path) -> bool:
+    """Whether it is what a dataset is converted from, or the folder of such versions."""
+    if (directory / "features.json").exists():
+        return True
+    folders = directory.iterdir() if directory.is_dir() else ()
+    return any((folder / "features.json").exists() for folder in folders)
 
 
 def _check_version(text: str, path: epath.Path) -> None:
@@ -175,8 +191,8 @@ def _check_schema_hash(manifest: Manifest, path: epath.Path) -> None:
         )
 
 
-def _check_consistency(manifest: Manifest, path: epath.Path) -> None:
-    """Names all places where the manifest contradicts itself."""
+def check_consistency(manifest: Manifest, where: str) -> None:
+    """Raises `DataError` that names all places where a manifest contradicts itself."""
     problems = [
         *_column_problems(manifest),
         *_feature_problems(manifest),
@@ -184,7 +200,7 @@ def _check_consistency(manifest: Manifest, path: epath.Path) -> None:
     ]
     if problems:
         raise DataError(
-            where=str(path),
+            where=where,
             expected="a manifest that agrees with itself",
             found="; ".join(problems),
             remedy=_CONVERT_AGAIN,

@@ -17,6 +17,7 @@ from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 
 _MB = 1e6
+_INTERRUPTED = "interrupted; run the same command again to go on"
 _BYTES_A_WORKER = 256e6
 """A process takes 2 s to start, in which another one converts this much."""
 
@@ -28,25 +29,28 @@ class Args:
     A job that was killed goes on where it stood when the same command is run again.
     """
 
-    src: tyro.conf.Positional[str]
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """RLDS directory: the folder with features.json, or its parent; may be gs:// or s3://."""
-    dst: tyro.conf.Positional[str | None] = None
+    dst: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DST]", help_behavior_hint="")
+    ] = None
     """Dataset directory to write; may be gs:// or s3://. Not needed with --describe."""
-    split: str = "train"
+    split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "train"
     """Split of the source."""
-    episodes: str | None = None
+    episodes: Annotated[str | None, tyro.conf.arg(metavar="A:B", help_behavior_hint="")] = None
     """Range A:B of episodes to convert, from A to before B; all where it is not given."""
-    mapping: str | None = None
+    mapping: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """TOML file that maps source keys to features; LIBERO's is built in."""
     describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a mapping for SRC to start from, and write nothing."""
-    workers: int | None = None
+    workers: Annotated[
+        int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
+    ] = None
     """Processes, each with a shard at a time; by default a core for every 256 MB of the source."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace what stands at DST: a dataset, or an unfinished conversion."""
     runner: Literal["local", "beam"] = "local"
-    """Where the shards are converted; beam needs the extra `beam`, and takes Beam's own flags after
-    a lone `--`, such as `--runner beam -- --runner=FlinkRunner`."""
+    """Where the shards are converted; beam needs that extra, and takes Beam's flags after `--`."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -55,7 +59,7 @@ def main() -> None:
     """Parses the command line and runs the job."""
     own, beam_flags = _split(sys.argv[1:])
     args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
         source = open_source(args.src, args.split)
         if args.describe:
             sys.stdout.write(mappings.describe(source))
@@ -83,7 +87,7 @@ def _select(source: RldsSource, episodes: str) -> RldsSource:
 
 
 def _convert(source: RldsSource, args: Args, runner: Runner) -> None:
-    if args.dst is None:
+    if not args.dst:
         raise UserError(
             where="command line",
             expected="a destination",
@@ -143,17 +147,19 @@ def _misused(expected: str, found: str) -> UserError:
 def _num_workers(source: RldsSource) -> int:
     """As many as there are cores, but none that would only start and end."""
     total = sum(shard.path.stat().length for shard in source.shards if shard.path.exists())
-    return max(1, min(len(os.sched_getaffinity(0)), int(total // _BYTES_A_WORKER)))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, and counts what is allowed
+    num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(num_cores, int(total // _BYTES_A_WORKER)))
 
 
 def _summarize(manifest: Manifest, destination: str, seconds: float) -> None:
     """Prints what a person wants to know: how much, of what, and where."""
     lines = [
-        f"{len(manifest.episode_lengths)} episodes, {sum(manifest.episode_lengths)} steps, "
+        f"{len(manifest.episode_lengths):,} episodes, {sum(manifest.episode_lengths):,} steps, "
         f"{len(manifest.tasks)} tasks in {seconds:.1f} s"
     ]
     if any(manifest.removed_steps):
-        lines.append(f"no-ops removed: {sum(manifest.removed_steps)} steps")
+        lines.append(f"no-ops removed: {sum(manifest.removed_steps):,} steps")
         pairs = zip(manifest.removed_steps, manifest.tasks, strict=True)
         lines += [f"  {count:6} of {text!r}" for count, text in pairs]
     for column in manifest.schema.columns:

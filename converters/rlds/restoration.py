@@ -1,6 +1,7 @@
 """The way back from a dataset: an episode by its source keys, and the features to declare."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pipeline.dataset import Dataset
 from pipeline.images import image_format
 from pipeline.manifest import Manifest
 from pipeline.record import Values
-from pipeline.schema import Blob, Column, Feature
+from pipeline.schema import Blob, Column, Feature, Schema
 
 SourceValues = dict[str, np.ndarray | list[Blob]]
 """By source key: tensors (t, *shape), or t encoded images or texts."""
@@ -29,12 +30,20 @@ def declared_features(
       formats: By source key of an image, `jpeg` or `png`; with both, none is declared.
     """
     leaves: dict[str, Any] = {manifest.task_source: tfds.features.Text()}
-    for _, feature in manifest.schema.features():
+    for _, feature in _each_source(manifest.schema):
         leaves[feature.source] = _declared(feature, formats.get(feature.source, set()))
     steps = {key.removeprefix(STEPS): leaf for key, leaf in leaves.items() if key.startswith(STEPS)}
     others = {key: leaf for key, leaf in leaves.items() if not key.startswith(STEPS)}
     tree = _nested(others) | {"steps": tfds.features.Dataset(_nested(steps))}
     return tfds.features.FeaturesDict(tree)
+
+
+def _each_source(schema: Schema) -> list[tuple[Column, Feature]]:
+    """(column, feature) for every key of the source; the features of one key hold the same."""
+    taken: dict[str, tuple[Column, Feature]] = {}
+    for column, feature in schema.features():
+        taken.setdefault(feature.source, (column, feature))
+    return list(taken.values())
 
 
 def _declared(feature: Feature, formats: set[str]) -> Any:
@@ -74,17 +83,18 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
     """
     num_steps = dataset.manifest.episode_lengths[index]
     values: SourceValues = {dataset.manifest.task_source: _tasks(dataset, index, num_steps)}
-    for column in dataset.manifest.schema.columns:
+    for column, pairs in itertools.groupby(_each_source(dataset.manifest.schema), lambda p: p[0]):
         reader = dataset.columns[column.name]
+        features = [feature for _, feature in pairs]
         if column.per == "episode":
             record = reader.read(index)
-            for feature in column.features:
+            for feature in features:
                 value = record[feature.key]
                 values[feature.source] = value if isinstance(value, np.ndarray) else [value]
             continue
         first = int(dataset.episode_starts[index])
         records = (reader.read(first + t) for t in range(num_steps))
-        values |= _stacked(records, column, num_steps)
+        values |= _stacked(records, features, num_steps)
     _note_formats(values, dataset, formats)
     return {key: value if key.startswith(STEPS) else value[:1] for key, value in values.items()}
 
@@ -95,21 +105,23 @@ def _tasks(dataset: Dataset, index: int, num_steps: int) -> list[Blob]:
     return [tasks[dataset.task_index(index, t)].encode() for t in range(num_steps)]
 
 
-def _stacked(records: Iterable[Values], column: Column, num_steps: int) -> SourceValues:
+def _stacked(
+    records: Iterable[Values], features: Sequence[Feature], num_steps: int
+) -> SourceValues:
     """The records of the steps of one episode, by source key.
 
     Half-precision values become float32 here, as TFRecord holds them, so that they lie in memory
     once.
     """
     tensors: dict[str, np.ndarray] = {}
-    blobs: dict[str, list[Blob]] = {f.source: [] for f in column.features if f.kind != "tensor"}
-    for feature in column.features:
+    blobs: dict[str, list[Blob]] = {f.source: [] for f in features if f.kind != "tensor"}
+    for feature in features:
         if feature.kind == "tensor":
             is_half = feature.dtype in ("float16", "bfloat16")
             dtype = np.dtype(np.float32) if is_half else feature.numpy_dtype
             tensors[feature.source] = np.empty((num_steps, *feature.shape), dtype)
     for t, record in enumerate(records):
-        for feature in column.features:
+        for feature in features:
             value = record[feature.key]
             if isinstance(value, np.ndarray):
                 tensors[feature.source][t] = value
@@ -119,7 +131,7 @@ def _stacked(records: Iterable[Values], column: Column, num_steps: int) -> Sourc
 
 
 def _note_formats(values: SourceValues, dataset: Dataset, formats: Formats) -> None:
-    for _, feature in dataset.manifest.schema.features():
+    for _, feature in _each_source(dataset.manifest.schema):
         if feature.kind == "image":
             found = {image_format(blob) for blob in values[feature.source]}
             formats.setdefault(feature.source, set()).update(found)

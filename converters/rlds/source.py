@@ -14,6 +14,7 @@ from google.protobuf.json_format import ParseError
 
 from converters.rlds.tfrecord import read_records
 from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.files import open_path
 
 STEPS = "steps/"
 """Prefix of every key that has one value a step."""
@@ -90,7 +91,7 @@ class RldsSource:
             raise DataError(
                 where=str(shard.path),
                 expected=f"{shard.num_records} episodes, as dataset_info.json says",
-                found=f"{number}",
+                found=f"{number}" if number > shard.start or not number else f"at most {number}",
                 remedy="One of the two is not what was written: fetch both files again.",
             )
 
@@ -100,6 +101,8 @@ class RldsSource:
         Raises:
           UserError: Where there are no such episodes.
         """
+        if self.selection:
+            raise ValueError(f"these are already the episodes {self.selection}")
         total = sum(shard.num_episodes for shard in self.shards)
         if not 0 <= start < stop <= total:
             raise UserError(
@@ -129,7 +132,7 @@ def open_source(path: str, split: str = "train") -> RldsSource:
       DataError: Where there is none, its files are not readable, or the split is not there.
       SchemaError: Where `features.json` declares what this project cannot store.
     """
-    directory = _find_version(epath.Path(path))
+    directory = _find_version(open_path(path))
     for file in ("features.json", "dataset_info.json"):
         _check_json(directory / file)
     with _named_as_broken(directory):

@@ -17,6 +17,7 @@ from converters import progress
 from converters.rlds.source import RldsSource, open_source
 from converters.verify.verifier import Verifier
 from pipeline.errors import DataError, user_errors_exit
+from pipeline.files import is_remote
 from pipeline.manifest import Manifest, load_manifest
 
 _MB = 1e6
@@ -24,11 +25,13 @@ _MB = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Reads a dataset directory again and checks every value, against its RLDS source if given."""
+    """Checks every value of a dataset directory, against its RLDS source if given."""
 
-    src: tyro.conf.Positional[str]
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """RLDS directory that was converted; alone, the dataset directory to check by itself."""
-    dst: tyro.conf.Positional[str | None] = None
+    dst: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DST]", help_behavior_hint="")
+    ] = None
     """Dataset directory to compare with SRC."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
@@ -38,7 +41,7 @@ def main() -> None:
     """Parses the command line and runs the checks."""
     args = tyro.cli(Args, prog="python -m converters.verify")
     with user_errors_exit(debug=args.debug):
-        directory = epath.Path(args.dst or args.src)
+        directory = _on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
         source = open_converted(args.src, manifest) if args.dst else None
         started = time.perf_counter()
@@ -46,6 +49,18 @@ def main() -> None:
             verifier = Verifier(directory, manifest, source)
             verifier.run(on_progress)
         _conclude(verifier, str(directory), time.perf_counter() - started)
+
+
+def _on_disk(path: str) -> epath.Path:
+    """The dataset directory; ArrayRecord reads no object store."""
+    if is_remote(path):
+        raise DataError(
+            where=path,
+            expected="a dataset directory on a disk",
+            found="an object store",
+            remedy="Copy the directory to a disk, or mount the bucket.",
+        )
+    return epath.Path(path)
 
 
 def open_converted(path: str, manifest: Manifest) -> RldsSource:
@@ -81,7 +96,7 @@ def _conclude(verifier: Verifier, directory: str, seconds: float) -> None:
         raise DataError(
             where=directory,
             expected="a dataset that is what its files and its source say",
-            found=f"{verifier.findings.count} mismatches",
+            found=verifier.findings.counted(),
             remedy="Mend or fetch again what is damaged, or convert the source again.",
         )
     sys.stdout.write(summary(verifier, seconds))
@@ -96,14 +111,14 @@ def summary(verifier: Verifier, seconds: float) -> str:
     num_texts = num_steps + kinds["text"] * num_episodes
     how = "whole and of their declared types" if verifier.expected is None else "as in the source"
     lines = [
-        f"{num_episodes} episodes, {num_steps} steps, {len(manifest.tasks)} tasks: {how}",
-        f"{kinds['tensor'] * num_steps} tensors, {kinds['image'] * num_steps} images, "
-        f"{num_texts} texts, {len(verifier.statistics.features)} statistics",
+        f"{num_episodes:,} episodes, {num_steps:,} steps, {len(manifest.tasks):,} tasks: {how}",
+        f"{kinds['tensor'] * num_steps:,} tensors, {kinds['image'] * num_steps:,} images, "
+        f"{num_texts:,} texts, {len(verifier.statistics.features)} statistics",
     ]
     if verifier.expected is not None and (keys := verifier.expected.not_converted()):
         lines.append(f"not converted: {', '.join(keys)}")
     megabytes = verifier.num_bytes / _MB
-    lines.append(f"{megabytes:.1f} MB read in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s")
+    lines.append(f"{megabytes:,.1f} MB read in {seconds:,.1f} s, {megabytes / seconds:,.1f} MB/s")
     return "\n".join(lines) + "\n"
 
 

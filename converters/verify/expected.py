@@ -37,7 +37,9 @@ class Expected:
     def tensors(self, feature: Feature) -> np.ndarray:
         """(t, *shape) of a tensor feature, in the dtype of the source."""
         if self.is_filtered and feature.source == _IS_FIRST:
-            return np.arange(len(self.steps)) == 0
+            first = np.zeros((len(self.steps), *feature.shape), feature.numpy_dtype)
+            first[:1] = 1
+            return first
         values = np.asarray(self.episode[feature.source])
         if not feature.source.startswith(STEPS):
             return np.repeat(values, len(self.steps), axis=0)
@@ -46,7 +48,7 @@ class Expected:
     def tensor(self, feature: Feature, step: int) -> np.ndarray:
         """(*shape) of step `step` of those that stay."""
         if self.is_filtered and feature.source == _IS_FIRST:
-            return np.asarray(step == 0)
+            return np.full(feature.shape, step == 0, feature.numpy_dtype)
         values = np.asarray(self.episode[feature.source])
         is_whole = not feature.source.startswith(STEPS)
         return values[0 if is_whole else self.steps[step], ...]
@@ -87,10 +89,16 @@ class ExpectedEpisodes:
             found = task.dtype if task else "no such key"
             findings.add(f"{self._declared}, {manifest.task_source}", "a text", found)
 
+        sources = {feature.source for _, feature in manifest.schema.features()}
+        self._held = sources | {manifest.task_source}
+        """Keys of the source that the dataset holds."""
+        readable = {key for key, spec in source.keys.items() if spec.kind != "other"}
+        self._wanted = self._held & readable
+        """Those whose values are read; the others may be anything, as in the conversion."""
+
     def not_converted(self) -> list[str]:
         """Keys of the source that the dataset does not hold."""
-        held = {feature.source for _, feature in self._manifest.schema.features()}
-        return sorted(set(self.source.keys) - held - {self._manifest.task_source})
+        return sorted(set(self.source.keys) - self._held)
 
     def shard(self, number: int) -> Iterator[tuple[str, Expected | None]]:
         """Yields (place, episode) for those of one shard with steps left; None: unreadable."""
@@ -100,7 +108,7 @@ class ExpectedEpisodes:
             for where, record in self.source.records(self.source.shards[number]):
                 self.num_bytes += len(record)
                 try:
-                    episode = parse_episode(record, self.source.keys, where)
+                    episode = parse_episode(record, self.source.keys, where, self._wanted)
                 except UserError as error:
                     self._break(number, error)
                     yield where, None

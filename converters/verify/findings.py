@@ -40,4 +40,13 @@ class Findings:
     def text(self) -> str:
         """The lines, and how many mismatches have none."""
         more = self.count - len(self.lines)
-        return "\n".join([*self.lines, *([f"... and {more} more mismatches"] if more else [])])
+        rest = [f"... and {more:,} more {_mismatches(more)}"] if more else []
+        return "\n".join([*self.lines, *rest])
+
+    def counted(self) -> str:
+        """Their number in words, such as `1 mismatch`."""
+        return f"{self.count:,} {_mismatches(self.count)}"
+
+
+def _mismatches(count: int) -> str:
+    return "mismatch" if count == 1 else "mismatches"

@@ -24,15 +24,19 @@ _PLAIN_WIDTH = 120
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Shows what a dataset directory holds: columns, features, tasks, statistics, conventions."""
+    """Shows what a dataset directory holds, as tables, JSON or a picture."""
 
-    dst: tyro.conf.Positional[str]
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Dataset directory: the folder with dataset.json; may be gs:// or s3://."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object instead of tables."""
-    episode: int | None = None
+    episode: Annotated[
+        int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
+    ] = None
     """Show this episode, counted from 0, instead of the whole dataset."""
-    plot: pathlib.Path | None = None
+    plot: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
     """PNG file to draw: camera images, and the values of actions and observations."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""

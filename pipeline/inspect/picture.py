@@ -10,6 +10,13 @@ from pipeline.inspect.episode import EpisodeTask, episode_tasks
 from pipeline.inspect.panels import PanelGroup, Selection, read_panels, select_episodes
 from pipeline.inspect.strips import Strip, read_episode_strips, read_task_strips
 
+_ORIENTATIONS = {
+    "upright": "as the camera sees the world",
+    "flipped_vertically": "upside down",
+    "rotated_180": "upright, but mirrored left to right against the world",
+}
+"""What the values of `image_orientation` look like."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -87,7 +94,7 @@ def _episode_words(dataset: Dataset, episode: int) -> str:
 def _images_note(dataset: Dataset, num_tasks_shown: int | None) -> str:
     """What the pixels are, and which tasks; `num_tasks_shown` is None for an episode."""
     orientation = dataset.manifest.conventions.image_orientation
-    note = f"Pixels as stored; image orientation: {orientation}."
+    note = f"Pixels as stored; {orientation}: {_ORIENTATIONS[orientation]} (docs/format.md)."
     num_tasks = len(dataset.manifest.tasks)
     if num_tasks_shown in (None, num_tasks):
         return note

@@ -1,17 +1,26 @@
 """Summaries as tables for a person."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.files import to_json_values
 from pipeline.inspect.episode import RANGES, EpisodeSummary, EpisodeTask, RecordRange
+from pipeline.inspect.layout import (
+    fits,
+    indented,
+    pairs,
+    section,
+    stacked,
+    table,
+    title,
+    to_lines,
+)
 from pipeline.inspect.summary import (
     MOMENTS,
     ColumnSummary,
@@ -25,30 +34,19 @@ from pipeline.schema import ACTION
 _MB = 1e6
 _MAX_DIM_ROWS = 32
 """Dimensions of a feature that the text shows; JSON has all of them."""
-_UNLIMITED = 10_000
-"""Characters of a line that no table needs."""
+_TYPE_HEADINGS = ("at\nrest", "in\nbatch", "shape", "bytes\na step:>")
 _SMALLEST, _LARGEST = 1e-3, 1e6
 """Numbers in between are written without an exponent."""
 
 
 def to_text(summary: Summary | EpisodeSummary, console: Console) -> str:
     """Tables as wide as the console and in its colours; a cell that is too long is folded."""
-    parts = _dataset_parts(summary) if isinstance(summary, Summary) else _episode_parts(summary)
-    for table in parts:
-        if isinstance(table, Table):
-            table.columns[0].no_wrap = _fits(table, console)
-    with console.capture() as capture:
-        console.print(Group(*parts))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    if isinstance(summary, Summary):
+        return to_lines(_dataset_parts(summary, console), console)
+    return to_lines(_episode_parts(summary, console), console)
 
 
-def _fits(table: Table, console: Console) -> bool:
-    """Whether the console has room for the longest word of every column."""
-    unlimited = console.options.update_width(_UNLIMITED)
-    return Measurement.get(console, unlimited, table).minimum <= console.width
-
-
-def _dataset_parts(summary: Summary) -> list[RenderableType]:
+def _dataset_parts(summary: Summary, console: Console) -> list[RenderableType]:
     lengths = summary.lengths
     num_bytes = sum(column.num_bytes for column in summary.columns)
     about = {
@@ -59,20 +57,21 @@ def _dataset_parts(summary: Summary) -> list[RenderableType]:
     counts = f"{lengths.episodes:,} episodes, {lengths.total:,} steps, {len(summary.tasks)} tasks"
     hz = summary.conventions.control_frequency_hz
     return [
-        *_title(summary.name, f"{counts}, {_short_number(num_bytes / _MB)} MB in {summary.path}"),
-        _pairs(about),
-        *_section("Columns", _column_table(summary.columns)),
-        *_section("Features", _feature_table(summary.features)),
-        *_section("Tasks", _task_table(summary.tasks)),
-        *_section("Episode lengths", _length_table(lengths, hz)),
-        *_section(
-            f"Statistics over {lengths.total:,} steps", _dims_table(MOMENTS, summary.statistics)
+        *title(summary.name, f"{counts}, {_short_number(num_bytes / _MB)} MB in {summary.path}"),
+        pairs(about),
+        *section("Columns", *_columns(summary.columns, console)),
+        *section("Features", *_features(summary.features, console)),
+        *section("Tasks", _task_table(summary.tasks)),
+        *section("Episode lengths", _length_table(lengths, hz)),
+        *section(
+            f"Statistics over {lengths.total:,} steps",
+            *_dims(MOMENTS, summary.statistics, console),
         ),
-        *_section("Conventions", _pairs(_convention_words(summary))),
+        *section("Conventions", pairs(_convention_words(summary))),
     ]
 
 
-def _episode_parts(summary: EpisodeSummary) -> list[RenderableType]:
+def _episode_parts(summary: EpisodeSummary, console: Console) -> list[RenderableType]:
     about = {
         "source id": summary.source_id or "not known",
         "length": f"{summary.steps:,} steps, {summary.duration_s:.1f} s",
@@ -80,116 +79,182 @@ def _episode_parts(summary: EpisodeSummary) -> list[RenderableType]:
         **summary.texts,
     }
     return [
-        *_title(f"{summary.name}, episode {summary.episode}", f"of {summary.episodes:,} episodes"),
-        _pairs(about),
-        *_section("Tasks", _episode_task_table(summary.tasks)),
-        *_section("Records", _record_table(summary.records)),
-        *_section("Values", _dims_table(RANGES, summary.values)),
+        *title(f"{summary.name}, episode {summary.episode}", f"of {summary.episodes:,} episodes"),
+        pairs(about),
+        *section("Tasks", _episode_task_table(summary.tasks)),
+        *section("Records", _record_table(summary.records)),
+        *section("Values", *_dims(RANGES, summary.values, console)),
     ]
 
 
-def _title(name: str, below: str) -> list[RenderableType]:
-    return [Text(name, "bold"), Text(below), Text()]
+def _columns(columns: Sequence[ColumnSummary], console: Console) -> list[RenderableType]:
+    wide = _column_table(columns, has_licence=True)
+    if fits(wide, console):
+        return [wide]
+    licences = stacked((c.name, c.licence or "not known") for c in columns)
+    return [_column_table(columns, has_licence=False), Text(), Text(" licence", "dim"), *licences]
 
 
-def _section(heading: str, content: RenderableType) -> list[RenderableType]:
-    return [Text(), Text(heading, "bold cyan"), content]
-
-
-def _pairs(rows: Mapping[str, str]) -> RenderableType:
-    """Names and what they are, without a heading."""
-    table = Table.grid(padding=(0, 3))
-    table.add_column(style="dim", overflow="fold")
-    table.add_column(overflow="fold")
-    for name, text in rows.items():
-        table.add_row(name, Text(text))
-    return Padding(table, (0, 0, 0, 1))
-
-
-def _table(*headings: str) -> Table:
-    """A table with a line below its headings; `:>` behind one puts its column to the right."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
-    for heading in headings:
-        name, _, right = heading.partition(":")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    return table
-
-
-def _column_table(columns: Iterable[ColumnSummary]) -> Table:
-    table = _table("column", "per", "records:>", "shards:>", "MB:>", "bytes a step:>", "licence")
+def _column_table(columns: Iterable[ColumnSummary], *, has_licence: bool) -> Table:
+    headings = ["column", "per", "records:>", "shards:>", "MB:>", "bytes\na step:>"]
+    rows = table(*headings, *(["licence"] if has_licence else []))
     for c in columns:
-        table.add_row(
+        cells = [
             Text(c.name),
             c.per,
             f"{c.records:,}",
             f"{c.shards:,}",
             _short_number(c.num_bytes / _MB),
             f"{c.bytes_per_step:,.0f}",
-            Text(c.licence or "not known"),
-        )
-    return table
+        ]
+        rows.add_row(*cells, *([Text(c.licence or "not known")] if has_licence else []))
+    return rows
+
+
+def _features(features: Sequence[FeatureSummary], console: Console) -> list[RenderableType]:
+    wide = _feature_table(features)
+    if fits(wide, console):
+        return [wide]
+    short = _short_feature_table(features)
+    if not fits(short, console):
+        headings = Text(" column, at rest, in batch, shape, bytes a step, dims", "dim")
+        cells = ((f.key, " ".join([f.column, *_type_cells(f), *f.dims])) for f in features)
+        return [headings, *stacked(cells)]
+    dims = stacked((f.key, " ".join(f.dims)) for f in features if f.dims)
+    return [short, Text(), Text(" dims", "dim"), *dims]
 
 
 def _feature_table(features: Iterable[FeatureSummary]) -> Table:
-    table = _table("feature", "column", "at\nrest", "in\nbatch", "shape", "bytes\na step:>", "dims")
+    rows = table("feature", "column", *_TYPE_HEADINGS, "dims")
     for f in features:
-        table.add_row(
-            Text(f.key),
-            Text(f.column),
-            "encoded" if f.kind == "image" else f.dtype,
-            f.batch_dtype or "never",
-            " ".join(map(str, f.shape)) or "scalar",
-            "varies" if f.bytes_per_step is None else f"{f.bytes_per_step:,}",
-            Text(" ".join(f.dims)),
-        )
-    return table
+        rows.add_row(Text(f.key), Text(f.column), *_type_cells(f), Text(" ".join(f.dims)))
+    return rows
+
+
+def _short_feature_table(features: Iterable[FeatureSummary]) -> Table:
+    """The name of a column above its features, and no dims."""
+    rows = table("feature", *_TYPE_HEADINGS)
+    for column, members in itertools.groupby(features, lambda f: f.column):
+        rows.add_row(Text(column, "dim"))
+        for f in members:
+            rows.add_row(indented(f.key), *_type_cells(f))
+    return rows
+
+
+def _type_cells(feature: FeatureSummary) -> list[str]:
+    """Below `_TYPE_HEADINGS`."""
+    num_bytes = feature.bytes_per_step
+    return [
+        "encoded" if feature.kind == "image" else feature.dtype,
+        feature.batch_dtype or "never",
+        " ".join(map(str, feature.shape)) or "scalar",
+        "varies" if num_bytes is None else f"{num_bytes:,}",
+    ]
 
 
 def _task_table(tasks: Sequence[TaskSummary]) -> Table:
     removed = ["no-ops removed:>"] if any(task.removed_steps for task in tasks) else []
-    table = _table("task:>", "episodes:>", "steps:>", *removed, "instruction")
+    rows = table("task:>", "episodes:>", "steps:>", *removed, "instruction")
     for t in tasks:
         left_out = [f"{t.removed_steps:,}"] if removed else []
-        table.add_row(str(t.index), f"{t.episodes:,}", f"{t.steps:,}", *left_out, Text(t.text))
-    return table
+        rows.add_row(str(t.index), f"{t.episodes:,}", f"{t.steps:,}", *left_out, Text(t.text))
+    return rows
 
 
 def _length_table(lengths: LengthSummary, hz: float) -> Table:
-    table = _table("", "min:>", "median:>", "max:>", "total:>")
+    rows = table("", "min:>", "median:>", "max:>", "total:>")
     values = (lengths.min, lengths.median, lengths.max, lengths.total)
-    table.add_row("steps", *(f"{value:,.10g}" for value in values))
-    table.add_row("seconds", *(f"{value / hz:,.1f}" for value in values))
-    return table
+    rows.add_row("steps", *(f"{value:,.10g}" for value in values))
+    rows.add_row("seconds", *(f"{value / hz:,.1f}" for value in values))
+    return rows
 
 
 def _episode_task_table(tasks: Iterable[EpisodeTask]) -> Table:
-    table = _table("from step:>", "task:>", "instruction")
+    rows = table("from step:>", "task:>", "instruction")
     for task in tasks:
-        table.add_row(str(task.step), str(task.index), Text(task.text))
-    return table
+        rows.add_row(str(task.step), str(task.index), Text(task.text))
+    return rows
 
 
 def _record_table(records: Iterable[RecordRange]) -> Table:
-    table = _table("column", "file", "first record:>", "last record:>")
+    rows = table("column", "file", "first\nrecord:>", "last\nrecord:>")
     for place in records:
-        table.add_row(Text(place.column), Text(place.file), str(place.first), str(place.last))
-    return table
+        rows.add_row(Text(place.column), Text(place.file), str(place.first), str(place.last))
+    return rows
 
 
-def _dims_table(names: Sequence[str], rows: Mapping[str, Sequence[Any]]) -> Table:
+def _dims(
+    names: Sequence[str], features: Mapping[str, Sequence[Any]], console: Console
+) -> list[RenderableType]:
     """Every feature with a line for each of its dimensions, the numbers under their names."""
-    table = _table("feature", *(f"{name}:>" for name in names))
-    for key, dims in rows.items():
-        numbers = [_row_numbers([getattr(dim, name) for name in names]) for dim in dims]
-        if len(dims) == 1 and not dims[0].dim:
-            table.add_row(Text(key, "bold"), *numbers[0])
+    rows = {key: _dim_rows(names, dims) for key, dims in features.items()}
+    return _number_tables(names, rows, console)
+
+
+def _number_tables(
+    names: Sequence[str], features: Mapping[str, Sequence[Sequence[str]]], console: Console
+) -> list[RenderableType]:
+    """One table, or more of fewer numbers where the console is too narrow for all of them."""
+    wide = _number_table(names, features)
+    if fits(wide, console):
+        return [wide]
+    heading, *parts = _short_number_tables(names, features)
+    if fits(heading, console) or len(names) == 1:
+        return [heading, *parts]
+    half = (len(names) + 1) // 2
+    first = {key: [row[: 1 + half] for row in rows] for key, rows in features.items()}
+    rest = {key: [[row[0], *row[1 + half :]] for row in rows] for key, rows in features.items()}
+    return [
+        *_number_tables(names[:half], first, console),
+        Text(),
+        *_number_tables(names[half:], rest, console),
+    ]
+
+
+def _number_table(names: Sequence[str], features: Mapping[str, Sequence[Sequence[str]]]) -> Table:
+    """The name of a feature above its dimensions, or beside the numbers where it is a scalar."""
+    numbers = table("feature", *(f"{name}:>" for name in names))
+    for key, rows in features.items():
+        if len(rows) == 1 and not rows[0][0]:
+            numbers.add_row(Text(key, "bold"), *rows[0][1:])
             continue
-        table.add_row(Text(key, "bold"))
-        for dim, row in zip(dims[:_MAX_DIM_ROWS], numbers, strict=False):
-            table.add_row(Text(f"  {dim.dim}"), *row)
-        if len(dims) > _MAX_DIM_ROWS:
-            table.add_row(f"  and {len(dims) - _MAX_DIM_ROWS} more with --json")
-    return table
+        numbers.add_row(Text(key, "bold"))
+        for label, *cells in rows:
+            numbers.add_row(indented(label), *cells)
+    return numbers
+
+
+def _short_number_tables(
+    names: Sequence[str], features: Mapping[str, Sequence[Sequence[str]]]
+) -> list[Any]:
+    """A table of headings alone, then each feature's name on a line of its own above its table."""
+    every = [["", *names], *(row for rows in features.values() for row in rows)]
+    widths = [max(map(len, cells)) for cells in itertools.zip_longest(*every, fillvalue="")]
+    parts: list[Any] = [_of_widths(names, widths)]
+    for key, rows in features.items():
+        numbers = _of_widths(names, widths)
+        numbers.show_header = False
+        for label, *cells in rows:
+            numbers.add_row(Text(label), *cells)
+        parts += [Text(key, "bold"), numbers]
+    return parts
+
+
+def _of_widths(names: Sequence[str], widths: Sequence[int]) -> Table:
+    empty = table("", *(f"{name}:>" for name in names))
+    for column, width in zip(empty.columns, widths, strict=True):
+        column.min_width = width
+    return empty
+
+
+def _dim_rows(names: Sequence[str], dims: Sequence[Any]) -> list[list[str]]:
+    """Name and numbers of each dimension; of many only the first."""
+    rows = [
+        [dim.dim, *_row_numbers([getattr(dim, name) for name in names])]
+        for dim in dims[:_MAX_DIM_ROWS]
+    ]
+    more = len(dims) - _MAX_DIM_ROWS
+    return [*rows, [f"and {more} more with --json"]] if more > 0 else rows
 
 
 def _convention_words(summary: Summary) -> dict[str, str]:

@@ -602,7 +602,7 @@ DOUBLED = '\n[[features]]\nkey = "action"\nsource = "steps/other"\n'
 MAPPINGS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "an unknown field": (
         lambda text: text.replace("licence =", "license ="),
-        r"license: Unexpected keyword argument",
+        r"found unknown field license \(licence\?\)\.",
     ),
     "a field of another type": (
         lambda text: text.replace("control_frequency_hz = 10.0", 'control_frequency_hz = "fast"'),

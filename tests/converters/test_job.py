@@ -103,7 +103,7 @@ def test_beam_writes_the_same_bytes(
     job = start(long_source, tmp_path / "out", "--runner", "beam", "--", *flags)
     output, errors = job.communicate()
     assert job.returncode == 0, errors
-    assert output.startswith("32 episodes, 3640 steps, 2 tasks")
+    assert output.startswith("32 episodes, 3,640 steps, 2 tasks")
     assert contents(tmp_path / "out") == undisturbed
 
 
@@ -294,7 +294,8 @@ def test_an_interrupted_job_stops_its_workers_and_says_so(
     workers = _workers_of(job)
     job.send_signal(signal.SIGINT)
     output, errors = job.communicate()
-    assert (job.returncode, output, errors) == (130, "", "interrupted\n")
+    line = "interrupted; run the same command again to go on\n"
+    assert (job.returncode, output, errors) == (130, "", line)
     wait_for(lambda: not any(map(_command, workers)))
 
 
@@ -343,7 +344,7 @@ def test_an_unfinished_conversion_of_another_plan_is_not_continued(
     toy: Any, unfinished: Path, tmp_path: Path
 ) -> None:
     other = open_source(str(tmp_path / "toy")).select(0, 3)
-    message = "an unfinished conversion of another source, mapping or range of .*start over with"
+    message = "an unfinished conversion with other shards or episodes of it.*start over with"
     with pytest.raises(UserError, match=message):
         convert(other, unfinished, toy.mapping)
     convert(other, unfinished, toy.mapping, overwrite=True)
@@ -376,3 +377,72 @@ def test_a_rerun_converts_only_what_is_missing(toy: Any, unfinished: Path, tmp_p
     assert told[0] == (2, 0)
     after = (unfinished / "steps" / "00000-of-00002.arrayrecord").stat().st_mtime_ns
     assert after == before
+
+
+def test_a_finished_shard_that_went_missing_or_was_cut_is_converted_again(
+    toy: Any, unfinished: Path, tmp_path: Path
+) -> None:
+    source = open_source(str(tmp_path / "toy"))
+    convert(source, tmp_path / "fresh", toy.mapping)
+    (unfinished / "steps" / "00000-of-00002.arrayrecord").unlink()
+    convert(source, unfinished, toy.mapping)
+    assert contents(unfinished) == contents(tmp_path / "fresh")
+
+
+def test_a_shard_of_another_plan_is_not_taken_for_done(
+    toy: Any, unfinished: Path, tmp_path: Path
+) -> None:
+    """As a late worker of a killed job leaves it."""
+    part = unfinished / ".conversion" / "00000.part.json"
+    content = json.loads(part.read_text())
+    part.write_text(json.dumps(content | {"plan": "0" * 16}))
+    source = open_source(str(tmp_path / "toy"))
+    told: list[int] = []
+    convert(
+        source,
+        unfinished,
+        toy.mapping,
+        on_progress=lambda num_episodes, num_bytes: told.append(num_episodes),
+    )
+    assert told == [0, 1, 1, 1, 1]
+
+
+def test_a_failed_job_leaves_no_temporaries(toy: Any, tmp_path: Path) -> None:
+    source = toy.write(tmp_path)
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text(describe(open_source(str(source))))
+    (source / "toy-train.tfrecord-00001-of-00002").write_bytes(b"junk")
+    for num_workers in (1, 2):
+        job = start(source, tmp_path / "out", "--mapping", mapping, "--workers", num_workers)
+        assert job.communicate()[1].startswith("error: ")
+        assert not list(tmp_path.glob("out/**/.*.tmp"))
+
+
+def test_a_destination_inside_the_source_is_refused(toy: Any, tmp_path: Path) -> None:
+    source = toy.open(tmp_path)
+    inside = Path(source.directory) / "out"
+    with pytest.raises(UserError, match="out: expected a destination outside the source; found on"):
+        convert(source, inside, toy.mapping)
+    assert not inside.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gs://bucket/set", "out"], "error: gs://bucket/set: expected a path on a disk, or of an"),
+        (["foo://bucket/set", "out"], "error: foo://bucket/set: expected a path on a disk, or of"),
+    ],
+)
+def test_a_store_without_its_client_is_one_line(arguments: list[str], message: str) -> None:
+    job = start(*arguments)
+    output, errors = job.communicate()
+    assert (job.returncode, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith(message)
+
+
+def test_a_runner_that_beam_does_not_have_is_one_line(long_source: Path, tmp_path: Path) -> None:
+    job = start(long_source, tmp_path / "out", "--runner", "beam", "--", "--runner=NoSuchRunner")
+    _, errors = job.communicate()
+    last = errors.splitlines()[-1]
+    assert job.returncode == 2
+    assert last.startswith("error: Apache Beam: expected the pipeline to run to its end; found Val")

@@ -301,7 +301,7 @@ def test_a_trajectory_that_is_not_finite_is_refused_for_its_statistics(
 def test_a_gripper_beyond_the_action_is_refused(toy: Any, tmp_path: Path) -> None:
     conventions = dataclasses.replace(toy.mapping.conventions, gripper_dim=9)
     with pytest.raises(
-        SchemaError, match=r"steps/action: expected an action with the gripper_dim 9"
+        SchemaError, match=r"steps/action: expected an action of one axis with the gripper_dim 9"
     ):
         converted(mapped(toy, conventions=conventions), tmp_path)
 
@@ -439,5 +439,5 @@ def test_the_filter_does_without_a_mark_of_the_first_step(toy: Any, tmp_path: Pa
 
 def test_the_filter_needs_an_action(toy: Any) -> None:
     conventions = moving(toy, [1] * 6).mapping.conventions
-    with pytest.raises(ValueError, match="no_ops = removed_at_conversion needs a feature action"):
+    with pytest.raises(ValueError, match="gripper_dim and no_op_threshold need a feature action"):
         mapped(toy, conventions=conventions, features=())

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 
 import pytest
 from etils import epath
@@ -96,7 +97,9 @@ def test_text_that_cannot_be_written_leaves_the_file_of_before(tmp_path: pathlib
 def test_a_temporary_is_hidden_beside_its_file_and_of_this_process_alone() -> None:
     path = pathlib.Path("folder") / "0.arrayrecord"
     temporary = temporary_path(path)
-    assert temporary == path.with_name(f".0.arrayrecord.{os.getpid()}.tmp")
+    assert temporary.parent == path.parent
+    assert re.fullmatch(rf"\.0\.arrayrecord\.[0-9a-f]{{8}}\.{os.getpid()}\.tmp", temporary.name)
+    assert temporary_path(path) != temporary
     assert temporary.match(TEMPORARIES)
     assert not path.match(TEMPORARIES)
 
@@ -156,6 +159,6 @@ def test_a_failed_write_leaves_the_file_of_before_and_nothing_else(
 
 
 def test_text_for_a_missing_folder_is_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone/\.x\.\d+\.tmp"):
+    with pytest.raises(FileNotFoundError, match=r"gone/\.x\.[0-9a-f]+\.\d+\.tmp"):
         write_text_atomically(tmp_path / "gone" / "x", "text")
     assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,7 @@ def test_other_content_is_refused(tmp_path: pathlib.Path, text: str, message: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"extra": 1}, "extra: Unexpected keyword argument"),
+        ({"extra": 1}, "found unknown field extra[.]"),
         ({"episode_lengths": [1.5]}, r"episode_lengths.0: Input should be a valid integer"),
         ({"episode_lengths": [102, 124]}, "column episodes: expected 2 records, one a episode"),
         ({"episode_lengths": [1, 1, 1, 1]}, "column steps: expected 4 records, .*found 455"),
