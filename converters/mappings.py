@@ -9,7 +9,7 @@ import math
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -153,19 +153,19 @@ def describe(source: RldsSource) -> str:
 
     It is valid as it stands, unless the source has no text that could be the instruction.
     """
-    keys = list(source.keys.values())
-    texts = [key.key for key in keys if key.kind == "text"]
+    texts = [key.key for key in source.keys.values() if key.kind == "text"]
     task, task_line = _task(texts)
-    named = [key for key in texts if key != task and not key.startswith(STEPS)]
-    source_id = named[0] if named else None
-    refused = {key.key: _refusal(key) for key in keys if key.key not in (task, source_id)}
-    proposals = _proposals(key for key in keys if refused.get(key.key, "text") is None)
+    names = (key for key in texts if key != task and not key.startswith(STEPS))
+    source_id = next(names, None)
+    rest = [key for key in source.keys.values() if key.key not in (task, source_id)]
+    refused = {key.key: reason for key in rest if (reason := _refusal(key))}
+    proposals = _proposals([key for key in rest if key.key not in refused])
     candidate = _action_candidate(proposals)
     lines = [
         f"# Mapping of {source.name} {source.version}. Look at every line marked CHECK.",
         task_line,
         *([f"source_id = {_quoted(source_id)}"] if source_id else []),
-        *_ignore_lines({key: reason for key, reason in refused.items() if reason}),
+        *_ignore_lines(refused),
         *([] if proposals else ["features = []  # CHECK: the source has none that can be stored"]),
         'licence = "unknown"  # CHECK: of the data, such as CC-BY-4.0',
         "",
@@ -200,7 +200,10 @@ def _refusal(key: SourceKey) -> str | None:
     if key.kind == "text":
         return "a text: only task and source_id are stored"
     if key.kind == "other":
-        return textwrap.shorten(f"cannot be stored: {key.dtype}", 80, placeholder=" ...")
+        words = "".join(letter if letter.isprintable() else " " for letter in key.dtype)
+        return textwrap.shorten(
+            f"ragged, nested, encoded or texts: {words}", 120, placeholder=" ..."
+        )
     if min(key.shape, default=1) < 1:
         return f"{shape}: empty"
     if key.kind == "image" and (key.dtype, key.shape[2:]) != ("uint8", (3,)):
@@ -212,9 +215,8 @@ def _refusal(key: SourceKey) -> str | None:
     return None
 
 
-def _proposals(keys: Iterable[SourceKey]) -> list[_Proposal]:
-    """Every key as a feature of its own; where two want one name, the step's and literal one wins."""
-    keys = list(keys)
+def _proposals(keys: Sequence[SourceKey]) -> list[_Proposal]:
+    """Every key as a feature of its own; a name that two want goes to a step's literal one."""
     names, columns = {SOURCE_ID}, {EPISODES, IMAGES}
     proposals = {}
     for key in sorted(keys, key=lambda key: (not key.key.startswith(STEPS), _is_renamed(key.key))):
@@ -276,7 +278,7 @@ def _action_candidate(proposals: list[_Proposal]) -> _Proposal | None:
     return next(likely, None)
 
 
-def _ignore_lines(reasons: dict[str, str]) -> list[str]:
+def _ignore_lines(reasons: Mapping[str, str]) -> list[str]:
     if not reasons:
         return ["ignore = []  # globs over keys to leave out"]
     globs = [f"    {_quoted(glob.escape(key))},  # {reason}" for key, reason in reasons.items()]

@@ -46,9 +46,7 @@ def _rebuild(
 
 
 @contextlib.contextmanager
-def user_errors_exit(
-    *, debug: bool = False, interrupted: str = "interrupted"
-) -> Iterator[None]:
+def user_errors_exit(*, debug: bool = False, interrupted: str = "interrupted") -> Iterator[None]:
     """Turns a `UserError` inside the block into one line on stderr and exit code 2.
 
     Ctrl-C becomes one line as well, and exit code 130.

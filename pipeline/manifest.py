@@ -157,9 +157,10 @@ def _read(path: epath.Path) -> str:
 
 def _is_rlds(directory: epath.Path) -> bool:
     """Whether it is what a dataset is converted from, or the folder of such versions."""
-    if (directory / "features.json").exists():
-        return True
-    folders = directory.iterdir() if directory.is_dir() else ()
+    try:
+        folders = [directory, *directory.iterdir()]
+    except OSError:  # missing, a file or not readable: no RLDS either, for all that can be seen
+        return False
     return any((folder / "features.json").exists() for folder in folders)
 
 

@@ -92,7 +92,8 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["src", "dst", "--overwrit"], ["Unrecognized options: --overwrit", "--overwrite"]),
-        ([], ["RLDS directory: the folder with features.json"]),
+        ([], ["SRC", "RLDS directory: the folder with features.json"]),
+        (["src", "dst", "--workers", "two"], ["Error parsing --workers: ", "'two'", "--workers N"]),
     ],
 )
 def test_a_wrong_command_line_is_explained_with_exit_code_2(
@@ -102,3 +103,24 @@ def test_a_wrong_command_line_is_explained_with_exit_code_2(
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words)
+
+
+@pytest.mark.parametrize(
+    ("module", "usage"),
+    [
+        ("converters.rlds", "[-h] [OPTIONS] SRC [DST]"),
+        ("converters.verify", "[-h] SRC [DST] [--debug]"),
+        ("converters.export", "[-h] DST [OUT] [--to {rlds}] [--overwrite] [--debug]"),
+        ("pipeline.inspect", "[-h] DST [--json] [--episode N] [--plot FILE] [--debug]"),
+    ],
+)
+def test_help_names_what_a_flag_takes(module: str, usage: str) -> None:
+    command = [sys.executable, "-m", module, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.startswith(f"usage: python -m {module} {usage}\n")
+    assert not re.search(r"STR|INT|PATH|None", result.stdout)
+
+
+def test_help_names_each_flag_of_a_conversion() -> None:
+    shown = re.findall(r"--\w+ [A-Z][A-Z:]*(?= )", run("--help").stdout)
+    assert shown == ["--split NAME", "--episodes A:B", "--mapping FILE", "--workers N"]

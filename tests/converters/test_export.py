@@ -4,7 +4,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +199,47 @@ def test_values_and_texts_of_the_whole_episode_are_written_once(toy: Any, tmp_pa
     assert check_same(export_of(dataset), source) == 4
 
 
+@pytest.mark.parametrize(
+    ("key", "column"),
+    [
+        ("steps/observation/image", "steps"),
+        ("steps/observation/image", "images"),
+        ("steps/action", "episodes"),
+        ("steps/action", "commands"),
+        ("steps/tokens", "tokens"),
+    ],
+)
+def test_one_source_key_of_two_features_is_written_once(
+    toy: Any, tmp_path: Path, key: str, column: str
+) -> None:
+    feature = tfds.features.Tensor(shape=(2,), dtype=np.float16)
+    toy = toy.declaring("steps/tokens", feature).holding("steps/tokens", np.arange(6.0))
+    toy = toy.taking(FeatureMapping("observation/tokens", "steps/tokens", "tokens"))
+    toy = toy.taking(FeatureMapping("observation/again", key, column))
+    dataset, source = converted(toy, tmp_path)
+    version = export_of(dataset)
+    assert check_same(version, source) == 4
+    convert(open_source(str(version)), tmp_path / "again", toy.mapping)
+    assert contents(tmp_path / "again") == contents(dataset)
+
+
+def test_the_documented_way_reads_an_export_without_tensorflow(out: Path) -> None:
+    version = export_of(out)
+    document = Path(__file__).parents[2] / "docs" / "conversion.md"
+    _, _, section = document.read_text().partition("## Back to RLDS")
+    code = section.partition("```python\n")[2].partition("```")[0]
+    check = 'import sys; sys.exit("tensorflow" in sys.modules)'
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("DST_rlds/1.0.0", str(version)) + check],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=document.parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("b'lift the cup' (8, 8, 3) [") == 12
+
+
 def test_instructions_that_change_come_back(toy: Any, tmp_path: Path) -> None:
     toy = toy.holding("steps/language_instruction", [b"lift", b"lift", b"place"])
     dataset, source = converted(toy, tmp_path)
@@ -270,9 +314,13 @@ def test_a_folder_with_other_files_is_left_alone(out: Path, tmp_path: Path, file
 
 def test_the_dataset_itself_is_no_destination(out: Path) -> None:
     before = contents(out)
-    with pytest.raises(UserError, match=r"found other files: dataset\.json"):
-        export(open_dataset(str(out)), str(out), overwrite=True)
+    (out.parent / "link").symlink_to(out)
+    for folder in (out, out / "steps", out / "new" / "folder", out.parent / "link" / "new"):
+        message = rf"{folder}: .*found the dataset or a folder inside it\. Name another"
+        with pytest.raises(UserError, match=message):
+            export(open_dataset(str(out)), str(folder), overwrite=True)
     assert contents(out) == before
+    assert not (out / "new").exists()
 
 
 def test_a_file_is_no_destination(out: Path, tmp_path: Path) -> None:
@@ -287,6 +335,16 @@ def test_a_file_is_no_destination(out: Path, tmp_path: Path) -> None:
 def test_an_object_store_is_no_destination(out: Path) -> None:
     with pytest.raises(UserError, match=r"gs://bucket/toy: expected a new local folder"):
         export(open_dataset(str(out)), "gs://bucket/toy")
+
+
+def test_an_object_store_is_no_source(
+    object_store: epath.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", str(object_store / "out"), "--to", "rlds"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"error: s3://bucket/out: .*found an object store\. Copy .*\n", told)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -321,6 +379,57 @@ def test_a_rename_that_fails_puts_the_old_export_back(
     assert not list(out.parent.glob(".*"))
 
 
+def killed_export(dataset: Path, *, before_rename: int) -> int:
+    """The exit code of a process that replaces an export and is killed before the n-th rename."""
+    code = f"""
+import itertools, os, pathlib, signal
+from converters.export import export
+from pipeline.dataset import open_dataset
+
+dataset, count, rename = open_dataset({str(dataset)!r}), itertools.count(1), pathlib.Path.replace
+
+def replace(path, target):
+    if next(count) == {before_rename}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+
+pathlib.Path.replace = replace
+export(dataset, overwrite=True)
+"""
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode
+
+
+@pytest.mark.parametrize("before_rename", [1, 2])
+def test_a_killed_export_leaves_the_old_one_to_the_next(out: Path, before_rename: int) -> None:
+    folder = export_of(out).parent
+    before = contents(folder)
+    assert killed_export(out, before_rename=before_rename) == -signal.SIGKILL
+    assert len(list(out.parent.glob(".*"))) == before_rename
+    assert folder.exists() == (before_rename == 1)
+    with pytest.raises(UserError, match=r"found one that exists\. Replace it with --overwrite"):
+        export_of(out)
+    assert contents(folder) == before
+    assert not list(out.parent.glob(".*"))
+    export(open_dataset(str(out)), overwrite=True)
+    assert contents(folder) == before
+
+
+def test_what_a_killed_export_left_beside_a_whole_one_goes(out: Path) -> None:
+    folder = export_of(out).parent
+    before = contents(folder)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    pids = (f"0123abcd.{dead.pid}", str(dead.pid), str(os.getpid()))
+    gone = [f".out_rlds.{pid}{end}" for pid in pids for end in (".tmp", ".old.tmp")]
+    kept = [f".out_rlds.{os.getppid()}.tmp", f".other.{dead.pid}.tmp", ".out_rlds.mine.tmp"]
+    for name in (*gone, *kept):
+        (out.parent / name / "1.0.0").mkdir(parents=True)
+    export(open_dataset(str(out)), overwrite=True)
+    assert contents(folder) == before
+    assert {path.name for path in out.parent.glob(".*")} == set(kept)
+
+
 # --- the command
 
 
@@ -333,7 +442,11 @@ def test_the_command_tells_how_to_load_what_it_wrote(
     version = out.parent / "out_rlds" / "1.0.0"
     assert re.fullmatch(r"4 episodes, 12 steps, \d+\.\d MB in \d+\.\d s, \d+\.\d MB/s", lines[0])
     assert lines[1] == f"RLDS: {version}"
-    assert lines[2] == f'load: tfds.builder_from_directory("{version}").as_dataset(split="train")'
+    load = f'tfds.builder_from_directory("{version}").as_dataset(split="train")'
+    assert lines[2:] == [
+        f"with TensorFlow: {load}",
+        "without it: see Back to RLDS in docs/conversion.md",
+    ]
     with pytest.raises(SystemExit, match="2"):
         command.main()
     assert re.fullmatch(r"error: .*found one that exists.*\n", capsys.readouterr().err)

@@ -229,19 +229,25 @@ def test_a_killed_command_leaves_nothing_that_opens_and_a_rerun_goes_on(
     out = tmp_path / "out"
     parts = out / ".conversion"
     job = start(long_source, out, "--workers", num_workers)
-    wait_for(lambda: list(out.glob("steps/*")) and len(list(parts.glob("*.part*"))) >= num_shards)
+    wait_for(
+        lambda: (
+            list(out.glob("steps/*")) and len(list(parts.glob("[0-9]*.part.json"))) >= num_shards
+        )
+    )
     job.kill()
     job.communicate()
     assert job.returncode == -signal.SIGKILL
     with pytest.raises(DataError, match="found an unfinished conversion"):
         open_dataset(str(out))
     time.sleep(0.2)  # its workers die with it
-    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.part*")}
+    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("[0-9]*.part.json")}
     assert len(done) >= num_shards
     written: dict[str, int] = {}
 
     def look(num_episodes: int, num_bytes: int) -> None:
-        written.update({path.name: path.stat().st_mtime_ns for path in parts.glob("*.part*")})
+        written.update(
+            {path.name: path.stat().st_mtime_ns for path in parts.glob("[0-9]*.part.json")}
+        )
 
     convert(open_source(str(long_source)), out, LIBERO, on_progress=look)
     assert contents(out) == undisturbed

@@ -1,18 +1,23 @@
 import dataclasses
+import string
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
 
 from converters.convert import convert
 from converters.mappings import LIBERO, describe, find_mapping, read_mapping
-from converters.rlds.source import open_source
-from converters.standardize import IMAGES, FeatureMapping
+from converters.rlds.source import RldsSource, SourceKey, open_source
+from converters.standardize import IMAGES, FeatureMapping, SourceMapping
 from pipeline.dataset import open_dataset
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, SchemaError, UserError
 
 TOML = """
 task = "steps/language_instruction"
@@ -159,12 +164,6 @@ def test_texts_that_are_no_instruction_are_described_as_ignored(toy: Any, tmp_pa
     assert len(convert(source, tmp_path / "out", mapping).episode_lengths) == 4
 
 
-def test_a_source_without_texts_is_described_with_a_mark(toy: Any, tmp_path: Path) -> None:
-    features = {k: v for k, v in toy.features.items() if k == "steps/action"}
-    text = describe(dataclasses.replace(toy, features=features).open(tmp_path))
-    assert 'task = ""  # CHECK: no text found; name one' in text
-
-
 # --- licences
 
 
@@ -247,3 +246,317 @@ def test_the_line_about_no_ops_is_valid_once_its_comment_is_followed(
     text = text.replace("# no_op_threshold", "no_op_threshold")
     conventions = read_mapping(written(tmp_path, text)).conventions
     assert (conventions.no_ops, conventions.no_op_threshold) == ("removed_at_conversion", 0.0001)
+
+
+def tensor(dtype: Any, *shape: int | None) -> Any:
+    return tfds.features.Tensor(shape=shape, dtype=dtype)
+
+
+def image(dtype: Any, channels: int) -> Any:
+    return tfds.features.Image(shape=(8, 8, channels), dtype=dtype, encoding_format="png")
+
+
+TEXT = tfds.features.Text()
+ACTION = {"steps/action": tensor(np.float32, 7)}
+TASK = {"steps/language_instruction": TEXT}
+PLAIN = ACTION | TASK
+
+# what is declared, and lines of what is printed
+ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
+    "float64": (
+        {"steps/observation/state": tensor(np.float64, 8), **PLAIN},
+        [
+            "[[features]]  # float64[8]",
+            'key = "observation/proprio"  # training reads it by default',
+        ],
+    ),
+    "integers that may not fit": (
+        {"steps/stamp": tensor(np.int64), "steps/id": tensor(np.uint64, 1), **PLAIN},
+        [
+            "[[features]]  # int64[]  # CHECK: must fit int32",
+            "[[features]]  # uint64[1]  # CHECK: must fit int32",
+        ],
+    ),
+    "integers that do fit": (
+        {"steps/stamp": tensor(np.uint16), **PLAIN},
+        ["[[features]]  # uint16[]"],
+    ),
+    "depth": (
+        {
+            "steps/observation/depth": image(np.uint16, 1),
+            "steps/observation/range": image(np.float32, 1),
+            "steps/observation/mask": image(np.uint8, 1),
+            "steps/observation/image": image(np.uint8, 3),
+            **PLAIN,
+        },
+        [
+            '    "steps/observation/depth",  # uint16[8, 8, 1]: only uint8 images of 3 channels'
+            " are stored",
+            '    "steps/observation/range",  # float32[8, 8, 1]: only uint8 images of 3 channels'
+            " are stored",
+            '    "steps/observation/mask",  # uint8[8, 8, 1]: only uint8 images of 3 channels'
+            " are stored",
+            'key = "observation/image_primary"  # training reads it by default',
+        ],
+    ),
+    "complex": (
+        {"steps/wave": tensor(np.complex64, 2), **PLAIN},
+        ['    "steps/wave",  # complex64[2]: only numbers that training reads are stored'],
+    ),
+    "ragged": (
+        {"steps/points": tfds.features.Sequence(tensor(np.float32, 3)), **PLAIN},
+        [
+            '    "steps/points",  # ragged, nested, encoded or texts:'
+            " Sequence(Tensor(shape=(3,), dtype=float32)) with the encoding none"
+        ],
+    ),
+    "unknown length": (
+        {"steps/points": tensor(np.float32, None, 3), **PLAIN},
+        [
+            '    "steps/points",  # ragged, nested, encoded or texts:'
+            " Tensor(shape=(None, 3), dtype=float32) with the encoding none"
+        ],
+    ),
+    "empty": (
+        {"steps/nothing": tensor(np.float32, 0), **PLAIN},
+        ['    "steps/nothing",  # float32[0]: empty'],
+    ),
+    "texts in a tensor": (
+        {"steps/words": tensor(np.str_, 3), **PLAIN},
+        [
+            '    "steps/words",  # ragged, nested, encoded or texts:'
+            " Tensor(shape=(3,), dtype=string), of texts"
+        ],
+    ),
+    "nested": (
+        {"steps/boxes": tfds.features.Sequence({"x": tensor(np.float32)}), **PLAIN},
+        [
+            '    "steps/boxes",  # ragged, nested, encoded or texts:'
+            " Sequence({ 'x': float32, }) with the encoding none"
+        ],
+    ),
+    "deeply nested": (
+        {"steps/boxes": tfds.features.Sequence(dict.fromkeys("abcdefghi", np.float32)), **PLAIN},
+        [
+            '    "steps/boxes",  # ragged, nested, encoded or texts: Sequence({'
+            " 'a': float32, 'b': float32, 'c': float32, 'd': float32, 'e': float32, ..."
+        ],
+    ),
+    "metadata with a blank": (
+        {"episode_metadata/my key": tensor(np.float32), **PLAIN},
+        ['key = "episode_metadata/my_key"', 'source = "episode_metadata/my key"'],
+    ),
+    "quotes and brackets": (
+        {'steps/a "b" [c]*': tensor(np.float32), 'steps/"[d]"': image(np.uint8, 1), **PLAIN},
+        [
+            'key = "a__b___c__"',
+            'source = "steps/a \\"b\\" [c]*"',
+            '    "steps/\\"[[]d]\\"",  # uint8[8, 8, 1]: only uint8 images of 3 channels'
+            " are stored",
+        ],
+    ),
+    "state beside proprio": (
+        {
+            "steps/observation/state": tensor(np.float32, 8),
+            "steps/observation/proprio": tensor(np.float32, 7),
+            **PLAIN,
+        },
+        [
+            'key = "observation/proprio"  # training reads it by default\n'
+            'source = "steps/observation/proprio"',
+            'key = "observation/state"\nsource = "steps/observation/state"',
+        ],
+    ),
+    "image beside image_primary": (
+        {
+            "steps/observation/image": image(np.uint8, 3),
+            "steps/observation/image_primary": image(np.uint8, 3),
+            **PLAIN,
+        },
+        [
+            'key = "observation/image"\nsource = "steps/observation/image"\ncolumn = "steps"',
+            'source = "steps/observation/image_primary"\ncolumn = "steps"',
+        ],
+    ),
+    "a reward a step and one an episode": (
+        {"steps/reward": tensor(np.float32), "reward": tensor(np.float32), **PLAIN},
+        ['key = "reward"\nsource = "steps/reward"', 'key = "episode/reward"\nsource = "reward"'],
+    ),
+    "names that the dataset has itself": (
+        {
+            "steps/source_id": tensor(np.int32),
+            "steps/task": tensor(np.int32),
+            "steps/observation/timestep": tensor(np.int32),
+            **PLAIN,
+        },
+        [
+            'key = "steps/source_id"\nsource = "steps/source_id"',
+            'key = "steps/task"\nsource = "steps/task"',
+            'key = "steps/observation/timestep"\nsource = "steps/observation/timestep"',
+        ],
+    ),
+    "columns that are no folders": (
+        {
+            "steps/dataset.json": tensor(np.float32, 512),
+            "steps/.tokens of a model": tensor(np.float32, 512),
+            "steps/-": tensor(np.float32, 512),
+            "steps/episodes": tensor(np.float32, 512),
+            "steps/left/tokens": tensor(np.float32, 512),
+            "steps/right/tokens": tensor(np.float32, 512),
+            **PLAIN,
+        },
+        [
+            'column = "dataset_json"',
+            'column = "_tokens_of_a_model"',
+            'column = "_-"',
+            'column = "episodes_2"',
+            'source = "steps/left/tokens"\ncolumn = "tokens"',
+            'source = "steps/right/tokens"\ncolumn = "tokens_2"',
+        ],
+    ),
+    "no action": (
+        {"steps/observation/state": tensor(np.float32, 8), **TASK},
+        [
+            "# gripper_dim = 6  # CHECK: index in the action, once there is one of one axis",
+            "# CHECK: training needs a feature named action; no key looks like one",
+        ],
+    ),
+    "an action of another name": (
+        {"steps/cmd_stamp": tensor(np.int32, 1), "steps/joint_cmd": tensor(np.float64, 7), **TASK},
+        [
+            "# gripper_dim = 6  # CHECK: index in the action, once there is one of one axis",
+            'key = "joint_cmd"  # CHECK: training needs a feature named action: this one?',
+        ],
+    ),
+    "an action in parts": (
+        {
+            "steps/action/gripper": tensor(np.float32),
+            "steps/action/pose": tensor(np.float32, 6),
+            **TASK,
+        },
+        ['key = "action/pose"  # CHECK: training needs a feature named action: this one?'],
+    ),
+    "an action of two axes": (
+        {"steps/action": tensor(np.float32, 4, 7), **TASK},
+        [
+            'key = "action"  # training reads it by default',
+            "# gripper_dim = 6  # CHECK: index in the action, once there is one of one axis",
+        ],
+    ),
+    "an action of many values": (
+        {"steps/action": tensor(np.float32, 600), **TASK},
+        ["gripper_dim = 599  # CHECK: index in the action; none: delete the line"],
+    ),
+    "an action that is an image": (
+        {"steps/action": image(np.uint8, 3), **TASK},
+        ['key = "steps/action"\nsource = "steps/action"\ncolumn = "steps"'],
+    ),
+    "one text of another name": (
+        {"steps/goal": TEXT, "episode_metadata/file_path": TEXT, **ACTION},
+        [
+            'task = "steps/goal"  # CHECK: the instruction, which training needs;'
+            " no other text could be it",
+            'source_id = "episode_metadata/file_path"',
+        ],
+    ),
+    "several texts of other names": (
+        {"steps/goal": TEXT, "steps/note": TEXT, **ACTION},
+        ['task = "steps/goal"  # CHECK: the instruction, which training needs; or "steps/note"'],
+    ),
+    "several instructions": (
+        {"steps/language_instruction_2": TEXT, **PLAIN},
+        [
+            'task = "steps/language_instruction"  # CHECK: the instruction, which training needs;'
+            ' or "steps/language_instruction_2"',
+        ],
+    ),
+    "an instruction an episode": (
+        {"episode_metadata/Prompt": TEXT, "steps/note": TEXT, **ACTION},
+        [
+            'task = "episode_metadata/Prompt"',
+            '    "steps/note",  # a text: only task and source_id are stored',
+        ],
+    ),
+    "nothing but texts": (
+        TASK,
+        ["features = []  # CHECK: the source has none that can be stored"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_described_is_accepted(toy: Any, tmp_path: Path, name: str) -> None:
+    features, lines = ODD[name]
+    source = dataclasses.replace(toy, features=features).open(tmp_path)
+    text = describe(source)
+    for line in lines:
+        assert f"\n{line}\n" in text
+    check_accepted(source, text, tmp_path)
+
+
+def check_accepted(source: RldsSource, text: str, directory: Path) -> SourceMapping:
+    """Every key that the dtype law takes is a feature of its own."""
+    mapping = read_mapping(written(directory, text))
+    mapping.schema(source)
+    taken = {m.source for m in mapping.features}
+    assert len(taken) == len(mapping.features)
+    texts = {key.key for key in source.keys.values() if key.kind == "text"}
+    assert not taken & texts
+    return mapping
+
+
+def test_a_source_without_texts_is_described_with_a_mark(toy: Any, tmp_path: Path) -> None:
+    source = dataclasses.replace(toy, features=ACTION).open(tmp_path)
+    text = describe(source)
+    mark = "# CHECK: the source has no text, but training needs an instruction"
+    assert f'\ntask = ""  {mark}\n' in text
+    with pytest.raises(SchemaError, match="unmapped: none; missing: ''"):
+        read_mapping(written(tmp_path, text)).schema(source)
+
+
+def test_the_mark_at_the_orientation_names_the_published_libero_sets(mini_rlds: Path) -> None:
+    assert (
+        'image_orientation = "upright"  # CHECK: upright, flipped_vertically, or rotated_180 for'
+        " published LIBERO sets, which are mirrored (docs/format.md)\n"
+    ) in describe(open_source(str(mini_rlds)))
+
+
+def test_what_training_reads_by_default_is_marked(mini_rlds: Path) -> None:
+    lines = describe(open_source(str(mini_rlds))).splitlines()
+    assert [line.partition("  #")[0] for line in lines if line.endswith("by default")] == [
+        'key = "action"',
+        'key = "observation/image_primary"',
+        'key = "observation/proprio"',
+        'key = "observation/image_wrist"',
+    ]
+
+
+LEAVES = st.sampled_from(["action", "image", "state", "proprio", "task", "reward"]) | st.text(
+    string.ascii_letters
+    + string.digits
+    + string.punctuation.replace("/", "")
+    + " \x7f\n\u00e9\U0001f916",
+    min_size=1,
+    max_size=4,
+)
+PATHS = st.tuples(st.sampled_from(["", "steps/", "steps/observation/"]), LEAVES).map("".join)
+DTYPES = ["uint8", "float64", "int64", "bool", "bfloat16", "complex64", "uint16"]
+TYPES = st.one_of(
+    st.just(("text", (), "utf8")),
+    st.tuples(st.just("other"), st.just(()), st.text(max_size=200)),
+    st.tuples(
+        st.just("tensor"), st.sampled_from([(), (7,), (0,), (32, 16)]), st.sampled_from(DTYPES)
+    ),
+    st.tuples(st.just("image"), st.sampled_from([(8, 8, 3), (8, 8, 1)]), st.sampled_from(DTYPES)),
+)
+
+
+@given(st.dictionaries(PATHS, TYPES, max_size=12))
+def test_any_source_with_a_text_is_described_as_a_valid_mapping(
+    tmp_path_factory: pytest.TempPathFactory, types: dict[str, Any]
+) -> None:
+    directory = tmp_path_factory.mktemp("source")
+    types = {**types, "steps/language_instruction": ("text", (), "utf8")}
+    keys = {key: SourceKey(key, *types[key]) for key in sorted(types)}
+    source = RldsSource(epath.Path(directory), "toy", "1.0.0", "train", keys, ())
+    check_accepted(source, describe(source), directory)

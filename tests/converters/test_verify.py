@@ -188,6 +188,36 @@ def test_the_removed_steps_are_counted_again(still: Any, tmp_path: Path) -> None
     )
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("dtype", [np.bool_, np.float32])
+@pytest.mark.parametrize("column", ["episodes", "flags"])
+def test_the_new_first_step_has_the_shape_of_the_source(
+    still: Any, tmp_path: Path, shape: tuple[int, ...], dtype: type, column: str
+) -> None:
+    taken = tuple(m for m in still.mapping.features if m.source != "steps/is_first")
+    taken = (*taken, FeatureMapping("is_first", "steps/is_first", column))
+    toy = dataclasses.replace(still, mapping=dataclasses.replace(still.mapping, features=taken))
+    held = np.array([1, 0, 0], np.float32 if dtype is np.float32 else np.int64)
+    toy = toy.declaring("steps/is_first", tfds.features.Tensor(shape=shape, dtype=dtype))
+    dataset, source = converted(toy.holding("steps/is_first", held), tmp_path)
+    assert text(dataset, source) == ""
+
+
+@pytest.mark.parametrize("values", [[1.0], [[1.0, 2.0]] * 2, [b"words"]])
+def test_keys_that_were_ignored_may_hold_anything(toy: Any, tmp_path: Path, values: Any) -> None:
+    toy = toy.declaring("steps/debug", tfds.features.Scalar(np.float32))
+    mapping = dataclasses.replace(toy.mapping, ignore=("steps/debug",))
+    toy = dataclasses.replace(toy.holding("steps/debug", values), mapping=mapping)
+    dataset, source = converted(toy, tmp_path)
+    assert text(dataset, source) == ""
+
+
+def test_one_key_may_be_two_features(toy: Any, tmp_path: Path) -> None:
+    toy = toy.taking(FeatureMapping("observation/command", "steps/action"))
+    dataset, source = converted(toy, tmp_path)
+    assert text(dataset, source) == ""
+
+
 # --- a dataset by itself
 
 
@@ -501,6 +531,53 @@ def test_values_differ_where_the_dtype_law_does_not_make_one_of_the_other(
 
 
 # --- the command
+
+
+def test_mismatches_are_counted_in_words() -> None:
+    found = Findings()
+    found.add("file", "this", "that")
+    assert found.counted() == "1 mismatch"
+    found.count = 1234
+    assert found.counted() == "1,234 mismatches"
+    found.count = 2
+    assert found.text().endswith("\n... and 1 more mismatch")
+
+
+def test_many_steps_are_grouped_in_the_summary(out: Path) -> None:
+    verifier = Verifier(epath.Path(out), load_manifest(epath.Path(out)))
+    lengths = (1000, 1000, 1000, 1000)
+    verifier.manifest = dataclasses.replace(verifier.manifest, episode_lengths=lengths)
+    assert verify.summary(verifier, 1.0).startswith(
+        "4 episodes, 4,000 steps, 1 tasks: whole and of their declared types\n"
+        "4,000 tensors, 4,000 images, 4,004 texts, 1 statistics\n"
+    )
+
+
+@pytest.mark.parametrize("with_source", [False, True])
+def test_an_object_store_is_refused(
+    rlds: Path,
+    object_store: epath.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    with_source: bool,
+) -> None:
+    source = [str(rlds)] if with_source else []
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *source, str(object_store / "out"))
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"error: s3://bucket/out: .*found an object store\. Copy .*\n", told)
+
+
+def test_an_rlds_directory_alone_is_told_how_to_verify(
+    rlds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, str(rlds))
+    told = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"error: .*found an RLDS directory\. .*converters\.verify {rlds} DST\n", told
+    )
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 
 import pytest
 from etils import epath
@@ -26,11 +27,21 @@ class Part:
     name: str
     sizes: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a part has a name")
+
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
     parts: tuple[Part, ...]
     rate_hz: float | None = None
+    named: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    best: Part | None = None
+
+    def __post_init__(self) -> None:
+        if self.rate_hz is not None and self.rate_hz <= 0:
+            raise ValueError("rate_hz must be positive")
 
 
 WHOLE = Whole((Part("a", (1, 2)), Part("b")), 20.0)
@@ -44,10 +55,16 @@ def test_dataclass_survives_its_text() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("{", "the file: Invalid JSON"),
-        ("[]", "the file: .*object"),
+        ("{", "Invalid JSON"),
+        ("[]", "Input should be an object"),
         ("{}", "parts: Field required"),
-        ('{"parts": [], "more": 1}', "more: Unexpected keyword argument"),
+        ('{"parts": [], "more": 1}', "unknown field more[.]"),
+        ('{"parts": [], "rate": 1}', r"unknown field rate \(rate_hz\?\)"),
+        ('{"parts": [{"name": "a", "size": []}]}', r"parts.0: unknown field size \(sizes\?\)"),
+        ('{"parts": [{"name": "a", "rate_h": 1}]}', "parts.0: unknown field rate_h[.]"),
+        ('{"parts": [], "named": {"a": {"nam": 1}}}', r".*named.a: unknown field nam \(name\?\)"),
+        ('{"parts": [], "rate_hz": -1}', "rate_hz must be positive[.]"),
+        ('{"parts": [], "best": {"name": ""}}', "best: a part has a name[.]"),
         (
             '{"parts": [{"name": 1, "sizes": ["2"]}]}',
             "parts.0.name: .*; parts.0.sizes.0: .*integer",

@@ -31,9 +31,12 @@ def make(mini_rlds: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pathl
     def build(*features: FeatureMapping) -> pathlib.Path:
         source = open_source(str(mini_rlds))
         taken = {LIBERO.task, *(f.source for f in features)}
+        conventions = dataclasses.replace(LIBERO.conventions, gripper_dim=None)
         mapping = dataclasses.replace(
             LIBERO,
             features=features,
+            conventions=conventions,
+            column_licences={},
             source_id=None,
             ignore=tuple(key for key in source.keys if key not in taken),
         )

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
+from etils import epath
 
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
@@ -138,6 +139,13 @@ def test_failed_write_is_one_line_and_keeps_the_picture_of_before(
     )
     assert target.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_object_store_is_refused(
+    run: Callable[..., tuple[str, str]], object_store: epath.Path
+) -> None:
+    with pytest.raises(UserError, match=r"s3://bucket/out: .*found an object store\. Copy the"):
+        run(object_store / "out", "--debug")
 
 
 def test_folder_that_is_read_only_is_one_line(

@@ -13,7 +13,8 @@ def test_picture_of_a_dataset_shows_its_tasks(mini_dataset: pathlib.Path) -> Non
     assert picture.title == ("libero_mini",)
     assert picture.subtitle == "4 episodes, 455 steps, 2 tasks, 20 Hz"
     assert len(picture.strips) == 2
-    assert picture.images_note == "Pixels as stored; image orientation: rotated_180."
+    mirrored = "rotated_180: upright, but mirrored left to right against the world"
+    assert picture.images_note == f"Pixels as stored; {mirrored} (docs/format.md)."
     assert "Blue: episode 2; grey: 3 other episodes. Bars: all 455 steps," in picture.panels_note
 
 

@@ -37,7 +37,7 @@ def test_text_shows_every_part_without_colour(summary: Summary) -> None:
     assert "control frequency   20 Hz" in text
 
 
-@pytest.mark.parametrize("width", [100, 120, 200])
+@pytest.mark.parametrize("width", [60, 80, 85, 90, 94, 100, 120, 200])
 def test_lines_fit_and_no_cell_is_cut_off(summary: Summary, width: int) -> None:
     text = to_text(summary, plain(width))
     assert max(map(len, text.splitlines())) <= width
@@ -58,14 +58,52 @@ def test_text_of_an_episode(mini_dataset: pathlib.Path) -> None:
     assert re.search(r"is_last +false +true +false +true", text)
 
 
-@pytest.mark.parametrize("width", [30, 40, 60, 80, 85, 90, 94])
-def test_narrow_tables_fold_and_lose_no_character(summary: Summary, width: int) -> None:
-    def characters(text: str) -> Counter[str]:
-        return Counter(re.sub(r"[\s─]", "", text))
-
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_no_word_of_an_episode_is_broken(mini_dataset: pathlib.Path, width: int) -> None:
+    summary = summarize_episode(open_dataset(str(mini_dataset)), 1)
     text = to_text(summary, plain(width))
     assert max(map(len, text.splitlines())) <= width
-    assert characters(text) == characters(to_text(summary, plain(400)))
+    assert set(to_text(summary, plain(400)).split()) <= set(text.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 94])
+def test_narrow_tables_show_every_word_of_wide_ones(summary: Summary, width: int) -> None:
+    wide, narrow = (
+        to_text(summary, plain(columns)).replace(",", " ").split() for columns in (400, width)
+    )
+    assert {word for word in wide if "─" not in word} <= set(narrow)
+    numbers = [Counter(word for word in words if "." in word) for words in (wide, narrow)]
+    assert numbers[0] == numbers[1]
+
+
+def test_narrow_dims_have_a_block_of_their_own(summary: Summary) -> None:
+    text = to_text(summary, plain(80))
+    assert re.search(r"\n dims\n action\n   dx dy dz drx dry drz gripper\n", text)
+    assert re.search(r"\n steps *\n   observation/image_primary +encoded +uint8 +128 128 3", text)
+    assert re.search(r"\nobservation/joint_state\n joint_0_rad +0\.0628 ", text)
+
+
+def test_a_long_key_and_wide_numbers_are_not_broken_either(summary: Summary) -> None:
+    key = "observation/" + "_".join(["position_of_the_left_wrist"] * 2)
+    dims = tuple(
+        dataclasses.replace(dim, mean=-1.5e-30, std=-2.5e-30, min=-3.5e8, p01=-4.5e8, max=-5.5e8)
+        for dim in summary.statistics["action"]
+    )
+    features = (dataclasses.replace(summary.features[0], key=key), *summary.features[1:])
+    changed = dataclasses.replace(summary, features=features, statistics={key: dims})
+    text = to_text(changed, plain(80))
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(rf"\n {key}\n   episodes float32 float32 7 28 dx dy dz ", text)
+    assert text.count(f"\n{key}\n") == 2
+    assert re.search(r"\n gripper +-1\.500e-30 +-2\.500e-30 +-3\.500e\+08\n", text)
+
+
+@pytest.mark.parametrize("width", [30, 40])
+def test_very_narrow_tables_fold_and_lose_no_key(summary: Summary, width: int) -> None:
+    text = to_text(summary, plain(width))
+    assert max(map(len, text.splitlines())) <= width
+    characters = re.sub(r"[\s─]", "", text)
+    assert all(feature.key in characters for feature in summary.features)
 
 
 def test_steps_that_were_left_out_have_a_column_of_their_own(summary: Summary) -> None:

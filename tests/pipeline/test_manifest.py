@@ -26,6 +26,13 @@ def test_directory_without_a_manifest_is_no_dataset(tmp_path: pathlib.Path) -> N
         load_manifest(epath.Path(tmp_path / "missing"))
 
 
+def test_an_rlds_directory_is_called_one(mini_rlds: pathlib.Path) -> None:
+    for directory in (mini_rlds, mini_rlds.parent):
+        commands = rf"converters\.rlds {directory} DST; .*converters\.verify {directory} DST"
+        with pytest.raises(DataError, match=f"found an RLDS directory. Convert it: .*{commands}"):
+            load_manifest(epath.Path(directory))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
