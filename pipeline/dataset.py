@@ -158,6 +158,22 @@ class Dataset:
         return episode, step - int(self.episode_starts[episode])
 
 
+def on_disk(path: str) -> epath.Path:
+    """A directory whose single records can be read.
+
+    Raises:
+      DataError: Where it is in an object store, which ArrayRecord does not read.
+    """
+    if is_remote(path):
+        raise DataError(
+            where=path,
+            expected="a directory on a disk, where single records are read in microseconds",
+            found="an object store",
+            remedy="Copy the directory to a disk, or mount the bucket.",
+        )
+    return epath.Path(path)
+
+
 def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
     """Opens a dataset directory.
 
@@ -170,14 +186,7 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
       DataError: Where there is none, or a shard's size is not what `dataset.json` says.
       SchemaError: Where it declares types that the dtype law refuses, or lacks a key.
     """
-    if is_remote(path):
-        raise DataError(
-            where=path,
-            expected="a directory on a disk, where single records are read in microseconds",
-            found="an object store",
-            remedy="Copy the directory to a disk, or mount the bucket.",
-        )
-    directory = epath.Path(path)
+    directory = on_disk(path)
     manifest = load_manifest(directory)
     if keys is None:
         columns = set(manifest.shards)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from converters.rlds.source import STEPS
+from pipeline.batch import nest
 from pipeline.dataset import Dataset
 from pipeline.images import image_format
 from pipeline.manifest import Manifest
@@ -34,7 +35,7 @@ def declared_features(
         leaves[feature.source] = _declared(feature, formats.get(feature.source, set()))
     steps = {key.removeprefix(STEPS): leaf for key, leaf in leaves.items() if key.startswith(STEPS)}
     others = {key: leaf for key, leaf in leaves.items() if not key.startswith(STEPS)}
-    tree = _nested(others) | {"steps": tfds.features.Dataset(_nested(steps))}
+    tree = nest(others) | {"steps": tfds.features.Dataset(nest(steps))}
     return tfds.features.FeaturesDict(tree)
 
 
@@ -56,18 +57,6 @@ def _declared(feature: Feature, formats: set[str]) -> Any:
         case "tensor":
             dtype = np.dtype(feature.source_dtype or feature.dtype)
             return tfds.features.Tensor(shape=feature.shape, dtype=dtype)
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Paths such as `observation/state` as dictionaries in dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues:

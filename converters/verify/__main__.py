@@ -11,13 +11,12 @@ from collections import Counter
 from typing import Annotated
 
 import tyro
-from etils import epath
 
 from converters import progress
 from converters.rlds.source import RldsSource, open_source
 from converters.verify.verifier import Verifier
+from pipeline.dataset import on_disk
 from pipeline.errors import DataError, user_errors_exit
-from pipeline.files import is_remote
 from pipeline.manifest import Manifest, load_manifest
 
 _MB = 1e6
@@ -41,7 +40,7 @@ def main() -> None:
     """Parses the command line and runs the checks."""
     args = tyro.cli(Args, prog="python -m converters.verify")
     with user_errors_exit(debug=args.debug):
-        directory = _on_disk(args.dst or args.src)
+        directory = on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
         source = open_converted(args.src, manifest) if args.dst else None
         started = time.perf_counter()
@@ -49,18 +48,6 @@ def main() -> None:
             verifier = Verifier(directory, manifest, source)
             verifier.run(on_progress)
         _conclude(verifier, str(directory), time.perf_counter() - started)
-
-
-def _on_disk(path: str) -> epath.Path:
-    """The dataset directory; ArrayRecord reads no object store."""
-    if is_remote(path):
-        raise DataError(
-            where=path,
-            expected="a dataset directory on a disk",
-            found="an object store",
-            remedy="Copy the directory to a disk, or mount the bucket.",
-        )
-    return epath.Path(path)
 
 
 def open_converted(path: str, manifest: Manifest) -> RldsSource:

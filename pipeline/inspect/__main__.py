@@ -27,7 +27,7 @@ class Args:
     """Shows what a dataset directory holds, as tables, JSON or a picture."""
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Dataset directory: the folder with dataset.json; may be gs:// or s3://."""
+    """Dataset directory: the folder with dataset.json."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object instead of tables."""
     episode: Annotated[
