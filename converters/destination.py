@@ -33,7 +33,6 @@ _OWN_FILES = {
 }
 """By depth: a folder of several datasets is not one, and is never cleared."""
 
-
 _WORDS = {
     "format_version": "another format",
     "source": "another source",
@@ -115,10 +114,14 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
     return False
 
 
-def _difference(one: str, other: str) -> str:
-    """What two plans do not share, such as `another mapping`."""
-    ours, theirs = json.loads(one), json.loads(other)
-    return " and ".join(words for key, words in _WORDS.items() if ours.get(key) != theirs.get(key))
+def _difference(noted: str, plan: str) -> str:
+    """What the plan that was noted does not share with this one, such as `another mapping`."""
+    try:
+        theirs = json.loads(noted)
+    except ValueError:
+        return "a plan that is damaged"
+    ours = json.loads(plan)
+    return " and ".join(words for key, words in _WORDS.items() if ours[key] != theirs.get(key))
 
 
 def _clear(destination: epath.Path) -> None:

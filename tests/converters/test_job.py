@@ -358,6 +358,13 @@ def test_an_unfinished_conversion_of_another_plan_is_not_continued(
     assert contents(unfinished) == contents(tmp_path / "fresh")
 
 
+def test_a_damaged_plan_is_not_continued(toy: Any, unfinished: Path, tmp_path: Path) -> None:
+    (unfinished / ".conversion" / "plan.json").write_text("{")
+    source = open_source(str(tmp_path / "toy"))
+    with pytest.raises(UserError, match=r"with a plan that is damaged\. .* with --overwrite"):
+        convert(source, unfinished, toy.mapping)
+
+
 def test_an_unfinished_conversion_without_a_shard_is_replaced(toy: Any, tmp_path: Path) -> None:
     source = toy.open(tmp_path)
     path = source.shards[0].path
