@@ -26,6 +26,7 @@ from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.files import TEMPORARIES, is_remote, sync, temporary_path
 from pipeline.manifest import Manifest
+from pipeline.memory import keep_freed_memory
 from pipeline.schema import EPISODES
 
 _MB = 1e6
@@ -59,6 +60,7 @@ class Args:
 def main() -> None:
     """Parses the command line and runs the export."""
     args = tyro.cli(Args, prog="python -m converters.export")
+    keep_freed_memory()
     with user_errors_exit(debug=args.debug):
         dataset = open_dataset(args.dst)
         started = time.perf_counter()

@@ -19,6 +19,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically
 from pipeline.loader import LoadedBatch, Loader
+from pipeline.memory import keep_freed_memory
 from train import directory
 from train.checkpoints import Checkpoints
 from train.config import Flags, TrainConfig, parse_flags
@@ -37,6 +38,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     for package in ("train", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
+    keep_freed_memory()
     with user_errors_exit(debug="--debug" in sys.argv[1:]):
         run(parse_flags(sys.argv[1:]))
 

@@ -18,6 +18,7 @@ from converters.verify.verifier import Verifier
 from pipeline.dataset import on_disk
 from pipeline.errors import DataError, user_errors_exit
 from pipeline.manifest import Manifest, load_manifest
+from pipeline.memory import keep_freed_memory
 
 _MB = 1e6
 
@@ -39,6 +40,7 @@ class Args:
 def main() -> None:
     """Parses the command line and runs the checks."""
     args = tyro.cli(Args, prog="python -m converters.verify")
+    keep_freed_memory()
     with user_errors_exit(debug=args.debug):
         directory = on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
