@@ -172,7 +172,7 @@ def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureSta
     first = 0
     for shard in shards:
         with _at_hand(job.destination, shard.file) as directory:
-            reader = ColumnReader(directory, RecordLayout(column), shards)
+            reader = ColumnReader(str(directory), RecordLayout(column), shards)
             for index in range(first, first + shard.records):
                 episode = reader.read(index)
                 for key, accumulator in accumulators.items():

@@ -5,24 +5,32 @@
     observation/image_primary        uint8    b w 256 256 3   stored size
     observation/image_wrist          uint8    b w 256 256 3
     observation/proprio              float32  b w 8           normalised
-    observation/vggt_tokens          float16  b w 261 2048    as the column declares
+    observation/vggt_tokens          float16  b w 261 2048    as the column declares; b 1 261 2048
+                                                              where only the current step is read
     observation/timestep             int32    b w             step inside the episode
     observation/timestep_pad_mask    bool     b w             False: before the first step
-    observation/pad_mask_dict/<key>  bool     b w             True: every dataset has the key
+    observation/pad_mask_dict/<key>  bool     b w             False: not read, or the set has none
     task/language_instruction/input_ids       int32  b 16     T5 ids, 1 ends the text, 0 pads
     task/language_instruction/attention_mask  int32  b 16
     task/task_index                  int32    b               row of the run's task table
     task/pad_mask_dict/language_instruction   bool   b        False: no instruction
+    task/image_primary, image_wrist  uint8    b 256 256 3     goal images; zeros where masked  (1)
+    task/pad_mask_dict/image_primary bool     b               False: the instruction tells it  (1)
+    task/timestep                    int32    b               step of the goal                 (1)
     action                           float32  b w h 7         normalised; gripper 1 = open
-    action_pad_mask                  bool     b w h 7         False: past the episode's end
+    action_pad_mask                  bool     b w h 7         False: past the end or the goal
+    sample_index                     int32    b               place in the run, modulo 2**31
+
+(1) with `image_conditioned` and `multimodal` alone.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import google_crc32c
 import numpy as np
+import xxhash
 
 from pipeline.errors import SchemaError
 from pipeline.schema import BATCH_DTYPES
@@ -41,6 +49,11 @@ class LeafSpec:
     """One of `BATCH_DTYPES`."""
     shape: tuple[int, ...]
     """With the batch axis."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
         """Such as `float32[16,2,8]`."""
@@ -69,12 +82,12 @@ def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
 
 
 def fingerprint(batch: FlatBatch) -> str:
-    """8 hex digits: CRC32C over every path, type and byte, in the order of the paths."""
-    crc = google_crc32c.Checksum()
+    """16 hex digits: XXH3 over every path, type and byte, in the order of the paths."""
+    digest = xxhash.xxh3_64()
     for key in sorted(batch):
-        crc.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
-        crc.update(np.ascontiguousarray(batch[key]).reshape(-1).view(np.uint8))
-    return crc.hexdigest().decode()
+        digest.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
+        digest.update(np.ascontiguousarray(batch[key]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def nest(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,20 +8,38 @@ import tyro
 
 from pipeline.schema import ACTION
 
-Normalization = Literal["normal", "bounds"]
+Normalization = Literal["normal", "bounds", "quantile"]
+Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
+Split = Literal["train", "validation", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
-    """One dataset of the mixture."""
+    """One dataset of the mixture, or a part of it."""
 
     path: str
     """Dataset directory, the one that holds dataset.json."""
     weight: float | None = None
     """Share of the samples, relative to the other weights; None for all of them: as many as each
-    has steps."""
+    has selected steps."""
+    tasks: tuple[str, ...] = ()
+    """Globs over instructions; only steps with one of them are sampled. Empty: all."""
+    episodes: tuple[int, int] | None = None
+    """First episode that is sampled and the one after the last, counted from 0; None: all."""
+    missing: tuple[str, ...] = ()
+    """Observations that this dataset lacks: its samples have zeros, and False in the pad mask."""
+    excluded: tuple[str, ...] = ()
+    """Damaged records that are not read, each FILE:RECORD as an error names it. Samples that would
+    read one are replaced by the next that does not; all others stay where they are."""
     commands: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Shell commands that make the directory; shown where it is missing."""
+
+    def __post_init__(self) -> None:
+        """Checks the range of episodes."""
+        if self.episodes is not None and not 0 <= self.episodes[0] < self.episodes[1]:
+            raise ValueError(
+                f"episodes must be the first and the one after the last, not {self.episodes}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,37 +52,65 @@ class DataConfig:
     """SentencePiece model of T5: a path, or hf://owner/name/file."""
     observations: tuple[str, ...] = ("image_primary", "image_wrist", "proprio")
     """Features below observation/ that a batch holds; columns not named are not read."""
+    balance: bool = False
+    """Multiply the weights by each dataset's selected steps: weights of 1 make every step equally
+    likely. Without weights that is so anyway."""
+    split: Split = "train"
+    """Episodes that are sampled: those held out for validation, all others, or all."""
+    validation_fraction: float = 0.0
+    """Share of the episodes that is held out. Which ones depends on their actions alone: an
+    episode stays on its side when others are added or moved."""
     window_size: int = 2
     """Steps of history, the current one included."""
+    current_only: tuple[str, ...] = ()
+    """Observations that are read for the current step alone: their window has one step."""
     action_horizon: int = 4
     """Actions of a chunk."""
+    octo_action_mask: bool = False
+    """Count actions as real up to the step after the episode's end or the goal, as the original
+    Octo does, instead of only recorded ones before the goal."""
+    conditioning: Conditioning = "language_conditioned"
+    """What tells the policy its task: the instruction; the images of a later step of the episode;
+    or, for each sample, one of the two."""
+    keep_image_prob: float = 0.5
+    """Probability that a sample keeps its goal images and loses its instruction; of `multimodal`
+    alone. A sample without an instruction always keeps them."""
     normalization: Normalization = "normal"
-    """`normal`: zero mean, unit deviation; `bounds`: 1st to 99th percentile onto [-1, 1]."""
+    """`normal`: zero mean, unit deviation; `bounds`: 1st to 99th percentile onto [-1, 1], clipped
+    there; `quantile`: the same, not clipped."""
+    statistics: Literal["dataset", "mixture"] = "dataset"
+    """Normalise each sample by its own dataset's statistics, or all by those of the mixture,
+    merged by weight."""
     max_text_length: int = 16
     """Tokens of an instruction, the end token included."""
     seed: int = 42
-    """Of the order of the samples."""
+    """Of the order of the samples, of goals and of what conditions a sample."""
     num_threads: int = 2
     """Threads that make batches, one each at a time; 0: the training thread does."""
     prefetch_batches: int = 4
     """Batches made ahead, those under way included: what bounds the loader's memory."""
+    ram_budget_gb: float | None = None
+    """Most memory that the loader may take, in 10^9 bytes; a run that needs more does not start.
+    None: no bound."""
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Of the features that are read: the action, then the observations."""
         return (ACTION, *(f"observation/{name}" for name in self.observations))
 
+    @property
+    def has_goals(self) -> bool:
+        """Whether a batch holds goal images."""
+        return self.conditioning != "language_conditioned"
+
+    def window_of(self, name: str) -> int:
+        """Steps of an observation's window."""
+        return 1 if name in self.current_only else self.window_size
+
     def __post_init__(self) -> None:
-        """Checks ranges and that weights are given for all datasets or none."""
-        weights = [dataset.weight for dataset in self.datasets]
+        """Checks ranges, and that weights are given for all datasets or none."""
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
-        if not self.datasets:
-            raise ValueError("datasets is empty: name at least one dataset directory")
-        if None in weights and any(weight is not None for weight in weights):
-            raise ValueError(f"weights must be given for every dataset or for none, not {weights}")
-        if any(weight is not None and not 0 < weight < math.inf for weight in weights):
-            raise ValueError(f"weights must be positive and finite, not {weights}")
         for name in ("window_size", "action_horizon", "max_text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -73,3 +119,44 @@ class DataConfig:
                 f"num_threads must be between 0 and prefetch_batches ({self.prefetch_batches}), "
                 f"not {self.num_threads}"
             )
+        if not 0 <= self.keep_image_prob <= 1:
+            raise ValueError(f"keep_image_prob must be in [0, 1], not {self.keep_image_prob}")
+        if self.ram_budget_gb is not None and not 0 < self.ram_budget_gb < math.inf:
+            raise ValueError(f"ram_budget_gb must be above 0 and finite, not {self.ram_budget_gb}")
+        self._check_split()
+        self._check_mixture()
+        self._check_names()
+
+    def _check_split(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction must be in [0, 1), not {self.validation_fraction}"
+            )
+        if self.split == "validation" and self.validation_fraction == 0:
+            raise ValueError("split is validation, but validation_fraction is 0: nothing is in it")
+
+    def _check_mixture(self) -> None:
+        weights = [dataset.weight for dataset in self.datasets]
+        if not self.datasets:
+            raise ValueError("datasets is empty: name at least one dataset directory")
+        if None in weights and any(weight is not None for weight in weights):
+            raise ValueError(f"weights must be given for every dataset or for none, not {weights}")
+        if any(weight is not None and not 0 < weight < math.inf for weight in weights):
+            raise ValueError(f"weights must be positive and finite, not {weights}")
+
+    def _check_names(self) -> None:
+        """Whatever is said of an observation is said of one that is read."""
+        said = {"current_only": self.current_only} | {
+            f"datasets.{number}.missing": dataset.missing
+            for number, dataset in enumerate(self.datasets)
+        }
+        for field, names in said.items():
+            unknown = sorted(set(names) - set(self.observations))
+            if unknown:
+                raise ValueError(
+                    f"{field} names {', '.join(unknown)}, but observations are "
+                    f"{', '.join(self.observations)}"
+                )
+        for name in self.observations:
+            if all(name in dataset.missing for dataset in self.datasets):
+                raise ValueError(f"{name} is missing in every dataset: leave it out")

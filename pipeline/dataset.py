@@ -1,7 +1,9 @@
 """A dataset directory opened for random reads: any record of any column, checked."""
 
+import bisect
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -13,7 +15,7 @@ from array_record.python import (
 from etils import epath
 
 from pipeline import statistics as stats
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RecordError
 from pipeline.files import is_remote
 from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
 from pipeline.record import RecordLayout, Values
@@ -27,37 +29,70 @@ _COPY_AGAIN = "It is damaged or may not be read: copy it again, or convert the d
 class ColumnReader:
     """Reads single records of one column; safe to share between threads."""
 
-    def __init__(self, directory: epath.Path, layout: RecordLayout, shards: tuple[Shard, ...]):
-        self._directory = directory
+    def __init__(self, dataset: str, layout: RecordLayout, shards: tuple[Shard, ...]):
+        self._dataset = dataset
         self._layout = layout
         self._shards = shards
-        self._starts = np.cumsum([0, *(shard.records for shard in shards)])
+        self._starts = [0, *itertools.accumulate(shard.records for shard in shards)]
         self._readers: list[Any] = [None] * len(shards)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Records of the column."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def read(self, index: int) -> Values:
         """The decoded values of record `index`, by feature key, as `RecordLayout.decode`.
 
         Raises:
-          DataError: Where the shard or the record is not what the manifest says.
+          RecordError: Where the record is not what the manifest says.
+          DataError: Where its shard is not.
         """
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        local = index - int(self._starts[shard])
-        where = f"{self._directory / self._shards[shard].file}, record {local}"
+        shard, local = self._place(index)
         try:
             (record,) = self._reader(shard).read(local, local + 1)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(
-                where=where,
-                expected="a readable record",
-                found=str(error),
-                remedy=_COPY_AGAIN,
+            raise self.damaged(
+                index, expected="a readable record", found=str(error), remedy=_COPY_AGAIN
             ) from error
-        return self._layout.decode(record, (shard, local), where)
+        try:
+            return self._layout.decode(record, (shard, local), self._shards[shard].file)
+        except DataError as error:
+            raise self.damaged(
+                index, expected=error.expected, found=error.found, remedy=error.remedy
+            ) from error
+
+    def describe(self, index: int) -> str:
+        """Where record `index` lies, for errors: path of the shard and place in it."""
+        shard, local = self._place(index)
+        return f"{epath.Path(self._dataset) / self._shards[shard].file}, record {local}"
+
+    def damaged(
+        self, index: int, *, expected: str, found: str, remedy: str, feature: str = ""
+    ) -> RecordError:
+        """The error of a record that cannot be used, which names it so that it can be excluded."""
+        shard, local = self._place(index)
+        return RecordError(
+            where=self.describe(index) + (f", {feature}" if feature else ""),
+            expected=expected,
+            found=found,
+            remedy=remedy,
+            dataset=self._dataset,
+            record=f"{self._shards[shard].file}:{local}",
+        )
+
+    def find(self, name: str) -> int | None:
+        """The index of the record that is called FILE:RECORD; None where there is none."""
+        file, _, local = name.rpartition(":")
+        for start, shard in zip(self._starts, self._shards, strict=False):
+            if shard.file == file and local.isdecimal() and int(local) < shard.records:
+                return start + int(local)
+        return None
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Number of a record's shard, and its place in it."""
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
 
     def close(self) -> None:
         """Closes every open shard; a later read opens it again."""
@@ -85,7 +120,7 @@ class ColumnReader:
 
         A truncated or empty ArrayRecord file opens without an error, as one of no records.
         """
-        path = self._directory / shard.file
+        path = epath.Path(self._dataset) / shard.file
         reader = array_record_module.ArrayRecordReader(
             str(path), file_reader_buffer_size=_READER_BUFFER_BYTES
         )
@@ -116,7 +151,7 @@ class Dataset:
         """A reader for every column; nothing is opened before the first read."""
         return {
             column.name: ColumnReader(
-                epath.Path(self.path), RecordLayout(column), self.manifest.shards[column.name]
+                self.path, RecordLayout(column), self.manifest.shards[column.name]
             )
             for column in self.manifest.schema.columns
         }
@@ -139,23 +174,23 @@ class Dataset:
     def task_index(self, episode: int, step: int) -> int:
         """The row of `manifest.tasks` of a step inside an episode."""
         index = self.manifest.episode_tasks[episode]
-        for change in self._task_changes.get(episode, ()):
+        for change in self.task_changes.get(episode, ()):
             if change.step <= step:
                 index = change.task
         return index
 
     @functools.cached_property
-    def _task_changes(self) -> dict[int, tuple[TaskChange, ...]]:
-        """By episode, of those whose instruction changes."""
+    def task_changes(self) -> dict[int, tuple[TaskChange, ...]]:
+        """The later instructions, by episode, of those whose instruction changes."""
         changes: dict[int, tuple[TaskChange, ...]] = {}
         for change in self.manifest.task_changes:
             changes[change.episode] = (*changes.get(change.episode, ()), change)
         return changes
 
-    def locate(self, step: int) -> tuple[int, int]:
-        """(episode, step inside it) of a step of the whole dataset."""
-        episode = int(np.searchsorted(self.episode_starts, step, side="right")) - 1
-        return episode, step - int(self.episode_starts[episode])
+    def locate(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(episode, step inside it), int64 (b), of steps (b) of the whole dataset."""
+        episode = np.searchsorted(self.episode_starts, steps, side="right") - 1
+        return episode, steps - self.episode_starts[episode]
 
 
 def on_disk(path: str) -> epath.Path:

@@ -11,6 +11,7 @@ from jaxtyping import Array, UInt8
 from pipeline.batch import BatchSpec, nest
 from pipeline.errors import UserError
 from pipeline.loader import LoadedBatch
+from pipeline.sampling import HostShard
 
 DATA_AXIS = "data"
 
@@ -38,6 +39,25 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
+def host_shard(sharding: NamedSharding, batch_size: int) -> HostShard:
+    """The rows of every global batch that this process's devices hold.
+
+    Raises:
+      UserError: Where they do not lie together, as the loader makes them.
+    """
+    shard = HostShard(jax.process_index(), jax.process_count())
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    rows = {row for part in parts if part is not None for row in range(batch_size)[part[0]]}
+    if rows != set(shard.rows(batch_size)):
+        raise UserError(
+            where=f"process {shard.index} of {shard.count}",
+            expected=f"devices that hold the rows {shard.rows(batch_size)} of a batch",
+            found=f"rows {sorted(rows)}",
+            remedy="Give the mesh the devices in the order of their processes.",
+        )
+    return shard
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -53,21 +73,35 @@ def shape_structs(spec: BatchSpec, sharding: NamedSharding) -> dict[str, Any]:
     )
 
 
+def to_devices(batch: LoadedBatch, sharding: NamedSharding) -> dict[str, Any]:
+    """The global batch as jax arrays, of which each process gives its rows; transfers begin."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch.arrays, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch.arrays
+    )
+
+
 def one_ahead(
     batches: Iterator[LoadedBatch], sharding: NamedSharding
 ) -> Iterator[tuple[dict[str, Any], LoadedBatch]]:
-    """Yields (arrays on the devices, batch), with the next batch's transfer already begun."""
+    """Yields (arrays on the devices, batch), with the next batch's transfer already begun.
 
-    def put(batch: LoadedBatch) -> tuple[dict[str, Any], LoadedBatch]:
-        return jax.device_put(batch.arrays, sharding), batch
-
-    ahead = None
-    for batch in batches:
-        current, ahead = ahead, put(batch)
+    Where a batch cannot be made, the one before it is yielded before the error is raised.
+    """
+    ahead = failure = None
+    while failure is None:
+        current = ahead
+        try:
+            batch = next(batches, None)
+        except UserError as error:
+            batch, failure = None, error
+        ahead = None if batch is None else (to_devices(batch, sharding), batch)
         if current is not None:
             yield current
-    if ahead is not None:
-        yield ahead
+        if batch is None and failure is None:
+            return
+    raise failure
 
 
 def resize_images(

@@ -27,8 +27,8 @@ class UserError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keeps the four fields when the error crosses a process border."""
-        return _rebuild, (type(self), self.where, self.expected, self.found, self.remedy)
+        """Keeps the fields when the error crosses a process border."""
+        return _rebuild, (type(self), dict(self.__dict__))
 
 
 class SchemaError(UserError):
@@ -39,10 +39,28 @@ class DataError(UserError):
     """A file that is missing, damaged or not what the manifest says."""
 
 
-def _rebuild(
-    kind: type[UserError], where: str, expected: str, found: str, remedy: str
-) -> UserError:
-    return kind(where=where, expected=expected, found=found, remedy=remedy)
+class RecordError(DataError):
+    """One record that cannot be used, in a dataset that is otherwise readable.
+
+    Args:
+      where: As of every `UserError`.
+      expected: As of every `UserError`.
+      found: As of every `UserError`.
+      remedy: As of every `UserError`.
+      dataset: The dataset directory, as the user named it.
+      record: The record as FILE:RECORD, such as `steps/00000-of-00001.arrayrecord:17`.
+    """
+
+    def __init__(
+        self, *, where: str, expected: str, found: str, remedy: str, dataset: str, record: str
+    ) -> None:
+        super().__init__(where=where, expected=expected, found=found, remedy=remedy)
+        self.dataset = dataset
+        self.record = record
+
+
+def _rebuild(kind: type[UserError], fields: dict[str, str]) -> UserError:
+    return kind(**fields)
 
 
 @contextlib.contextmanager

@@ -6,14 +6,23 @@ import functools
 import numpy as np
 
 from pipeline.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.buffers import Buffers
 from pipeline.config import DataConfig
-from pipeline.dataset import Dataset
+from pipeline.dataset import ColumnReader, Dataset
+from pipeline.errors import UserError
+from pipeline.goals import keeps_goal_images, uniform_goals
 from pipeline.images import decode_image
+from pipeline.sampling import Samples
 from pipeline.schema import ACTION, EPISODES, Feature
-from pipeline.windows import chunk_indices, history_indices
+from pipeline.selection import Selection
+from pipeline.windows import action_mask, chunk_indices, history_indices, octo_action_mask
 
 DATASET_INDEX = "dataset_index"
 """Each sample's place in the mixture; leaves the batch before the contract is checked."""
+KEEPS_TEXT = "keeps_text"
+"""Whether the instruction tells a sample its task; leaves the batch as well."""
+INTERNAL = frozenset({DATASET_INDEX, KEEPS_TEXT})
+"""What a gathered batch holds for the next transforms alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +33,10 @@ class Windows:
     """int (b): place in the mixture."""
     episode: np.ndarray
     """int (b): record of the episode column."""
+    first: np.ndarray
+    """int (b): first step of that episode in the dataset."""
+    task: np.ndarray
+    """int (b): the dataset's task at the current step."""
     history: np.ndarray
     """int (b w): steps inside the episode."""
     history_mask: np.ndarray
@@ -31,128 +44,247 @@ class Windows:
     chunk: np.ndarray
     """int (b w h): steps of the actions."""
     chunk_mask: np.ndarray
-    """bool (b w h): False past the last step."""
+    """bool (b w h): False past the last action that counts."""
+    goal: np.ndarray
+    """int (b): step of the goal; the last step where no goal images tell the task."""
+    has_goal: np.ndarray
+    """bool (b): whether goal images tell the task, and not the instruction."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Makes a batch of (dataset, step) pairs: windows, chunks and masks, as stored."""
+    """Makes a batch of samples: windows, chunks, goals and masks, as stored."""
 
     datasets: tuple[Dataset, ...]
-    """The mixture; all hold the same features."""
+    """The mixture; all hold the same features, but for what the config calls missing."""
+    selections: tuple[Selection, ...]
+    """Of each dataset."""
     config: DataConfig
-    """Names the observations, the window and the horizon."""
+    """Names the observations, the window, the horizon and the goals."""
+    buffers: Buffers = dataclasses.field(default_factory=Buffers, compare=False, repr=False)
+    """Where the arrays of a batch lie."""
 
     @functools.cached_property
     def features(self) -> tuple[Feature, ...]:
         """The action, then the observations in the config's order."""
-        first = self.datasets[0]
-        return tuple(first.manifest.schema.find(key, first.path)[1] for key in self.config.keys)
+        return tuple(self._find(key) for key in self.config.keys)
 
     @functools.cached_property
-    def columns(self) -> frozenset[str]:
-        """The columns that are read, of any dataset."""
-        return frozenset({EPISODES}.union(*self._keys_by_column))
+    def columns(self) -> tuple[frozenset[str], ...]:
+        """The columns that are read of each dataset."""
+        return tuple(frozenset({EPISODES, *keys}) for keys in self._keys_by_column)
+
+    @functools.cached_property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the observations that are images."""
+        return tuple(
+            name
+            for name, feature in zip(self.config.observations, self.features[1:], strict=True)
+            if feature.kind == "image"
+        )
 
     def spec(self, batch_size: int) -> BatchSpec:
         """The types of the arrays that a call makes of `batch_size` samples."""
         b, w, h = batch_size, self.config.window_size, self.config.action_horizon
         action, *observations = self.features
-        spec = {f.key: LeafSpec(str(f.batch_dtype), (b, w, *f.shape)) for f in observations}
+        spec = {DATASET_INDEX: LeafSpec("int32", (b,)), KEEPS_TEXT: LeafSpec("bool", (b,))}
+        for name, feature in zip(self.config.observations, observations, strict=True):
+            shape = (b, self.config.window_of(name), *feature.shape)
+            spec[feature.key] = LeafSpec(str(feature.batch_dtype), shape)
+            spec[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (b, w))
         spec["observation/timestep"] = LeafSpec("int32", (b, w))
         spec["observation/timestep_pad_mask"] = LeafSpec("bool", (b, w))
-        for name in self.config.observations:
-            spec[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (b, w))
         spec[ACTION] = LeafSpec(str(action.batch_dtype), (b, w, h, *action.shape))
         spec["action_pad_mask"] = LeafSpec("bool", (b, w, h, *action.shape))
         spec["task/task_index"] = LeafSpec("int32", (b,))
-        spec[DATASET_INDEX] = LeafSpec("int32", (b,))
+        spec["sample_index"] = LeafSpec("int32", (b,))
+        if self.config.has_goals:
+            spec["task/timestep"] = LeafSpec("int32", (b,))
+            for name in self.cameras:
+                shape = self._find(f"observation/{name}").shape
+                spec[f"task/{name}"] = LeafSpec("uint8", (b, *shape))
+                spec[f"task/pad_mask_dict/{name}"] = LeafSpec("bool", (b,))
         return spec
 
-    def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> FlatBatch:
+    def __call__(self, samples: Samples) -> FlatBatch:
         """Reads a batch.
-
-        Args:
-          indices: int (b) places in the mixture and int (b) steps of those datasets.
 
         Returns:
           Arrays as `spec` says; `task/task_index` counts each dataset's own tasks.
 
         Raises:
-          DataError: A damaged shard, record or image.
+          RecordError: A damaged record or image.
+          DataError: A damaged shard.
         """
-        windows = self.locate(*map(np.asarray, indices))
+        windows = self.locate(samples)
         spec = self.spec(len(windows.dataset))
-        batch = {key: np.empty(leaf.shape, leaf.dtype) for key, leaf in spec.items()}
+        batch = {key: self.buffers.empty(leaf.shape, leaf.dtype) for key, leaf in spec.items()}
+        batch["sample_index"][...] = samples.index % 2**31
         batch[DATASET_INDEX][...] = windows.dataset
+        batch[KEEPS_TEXT][...] = ~windows.has_goal
         batch["observation/timestep"][...] = windows.history
         batch["observation/timestep_pad_mask"][...] = windows.history_mask
         batch["action_pad_mask"][...] = windows.chunk_mask[..., None]
-        for name in self.config.observations:
-            batch[f"observation/pad_mask_dict/{name}"][...] = True
+        batch["task/task_index"][...] = windows.task
+        if self.config.has_goals:
+            batch["task/timestep"][...] = windows.goal
+        self._mask_inputs(batch, windows)
         for sample in range(len(windows.dataset)):
             self._read_episode(batch, windows, sample)
             self._read_steps(batch, windows, sample)
+            self._read_goal(batch, windows, sample)
         return batch
 
-    def locate(self, dataset: np.ndarray, step: np.ndarray) -> Windows:
-        """The windows of int (b) steps of int (b) datasets; arithmetic only."""
-        places = [
-            (self.datasets[d].locate(s), self.datasets[d].manifest.episode_lengths)
-            for d, s in zip(dataset.tolist(), step.tolist(), strict=True)
-        ]
-        episode = np.array([place[0] for place, _ in places])
-        t = np.array([place[1] for place, _ in places])
-        lengths = np.array([lengths[place[0]] for place, lengths in places])
+    def locate(self, samples: Samples) -> Windows:
+        """The windows of samples; arithmetic only."""
+        t, length, first, episode, task = (np.empty_like(samples.step) for _ in range(5))
+        has_text = np.ones(len(t), bool)
+        for number, dataset in enumerate(self.datasets):
+            rows = np.flatnonzero(samples.dataset == number)
+            episode[rows], t[rows] = dataset.locate(samples.step[rows])
+            first[rows] = dataset.episode_starts[episode[rows]]
+            length[rows] = dataset.episode_starts[episode[rows] + 1] - first[rows]
+            for row in rows.tolist():
+                task[row] = dataset.task_index(int(episode[row]), int(t[row]))
+                has_text[row] = bool(dataset.manifest.tasks[task[row]])
+        goal, has_goal = self._choose_goals(samples, first, t, length, has_text)
         history, history_mask = history_indices(t, self.config.window_size)
-        chunk, chunk_mask = chunk_indices(history, lengths, self.config.action_horizon)
-        return Windows(dataset, episode, history, history_mask, chunk, chunk_mask)
+        horizon = self.config.action_horizon
+        if self.config.octo_action_mask:
+            mask = octo_action_mask(t, goal, self.config.window_size, horizon)
+        else:
+            mask = action_mask(history, np.where(has_goal, goal, length), horizon)
+        return Windows(
+            dataset=samples.dataset,
+            episode=episode,
+            first=first,
+            task=task,
+            history=history,
+            history_mask=history_mask,
+            chunk=chunk_indices(history, length, horizon),
+            chunk_mask=mask,
+            goal=goal,
+            has_goal=has_goal,
+        )
+
+    def _choose_goals(
+        self,
+        samples: Samples,
+        first: np.ndarray,
+        t: np.ndarray,
+        length: np.ndarray,
+        has_text: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(goal, has_goal) of each sample, as in `Windows`."""
+        if not self.config.has_goals:
+            return length - 1, np.zeros(len(t), bool)
+        goal = first + uniform_goals(t, length, samples.draws[:, 0])
+        for number, selection in enumerate(self.selections):
+            rows = samples.dataset == number
+            goal[rows] = selection.goals(samples.step[rows], goal[rows])
+        is_multimodal = self.config.conditioning == "multimodal"
+        probability = self.config.keep_image_prob if is_multimodal else 1.0
+        has_goal = keeps_goal_images(has_text, probability, samples.draws[:, 1])
+        return np.where(has_goal, goal - first, length - 1), has_goal
+
+    def _mask_inputs(self, batch: FlatBatch, windows: Windows) -> None:
+        """Fills the pad masks of single inputs; what is missing becomes zeros."""
+        for name in self.config.observations:
+            missing = [name in part.missing for part in self.config.datasets]
+            rows = np.array(missing)[windows.dataset]
+            mask = batch[f"observation/pad_mask_dict/{name}"]
+            mask[...] = ~rows[:, None]
+            mask[:, : -self.config.window_of(name)] = False
+            batch[f"observation/{name}"][rows] = 0
+            if self.config.has_goals and name in self.cameras:
+                present = windows.has_goal & ~rows
+                batch[f"task/pad_mask_dict/{name}"][...] = present
+                batch[f"task/{name}"][~present] = 0
 
     def _read_episode(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills the low-dimensional arrays of one sample from its episode's record."""
         place = windows.dataset[sample]
-        dataset, episode = self.datasets[place], int(windows.episode[sample])
-        record = dataset.columns[EPISODES].read(episode)
+        record = self.datasets[place].columns[EPISODES].read(int(windows.episode[sample]))
         history = windows.history[sample]
-        batch["task/task_index"][sample] = dataset.task_index(episode, int(history[-1]))
         batch[ACTION][sample] = record[ACTION][windows.chunk[sample]]
         for key in self._keys_by_column[place].get(EPISODES, ()):
-            batch[key][sample] = record[key][history]
+            batch[key][sample] = record[key][history[-batch[key].shape[1] :]]
 
     def _read_steps(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills images and tokens of one sample, a record a step; padding is copied, not read."""
         place = windows.dataset[sample]
-        dataset = self.datasets[place]
-        first = int(dataset.episode_starts[windows.episode[sample]])
-        history = windows.history[sample].tolist()
+        first = int(windows.first[sample])
         for column, keys in self._keys_by_column[place].items():
             if column == EPISODES:
                 continue
-            for slot, t in enumerate(history):
-                if slot and t == history[slot - 1]:
-                    for key in keys:
-                        batch[key][sample, slot] = batch[key][sample, slot - 1]
-                    continue
-                record = dataset.columns[column].read(first + t)
-                where = f"{dataset.path}, column {column}, record {first + t}"
-                for key in keys:
-                    _place(record[key], batch[key][sample, slot], f"{where}, {key}")
+            reader = self.datasets[place].columns[column]
+            windows_of = {key: batch[key].shape[1] for key in keys}
+            history = windows.history[sample][-max(windows_of.values()) :].tolist()
+            for back in range(len(history), 0, -1):  # steps from the window's end
+                is_again = back < len(history) and history[-back] == history[-back - 1]
+                wanted = [key for key in keys if back <= windows_of[key]]
+                copied = [key for key in wanted if is_again and back < windows_of[key]]
+                for key in copied:
+                    batch[key][sample, -back] = batch[key][sample, -back - 1]
+                out = {key: batch[key][sample, -back] for key in wanted if key not in copied}
+                if out:
+                    _read(reader, first + history[-back], out)
+
+    def _read_goal(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
+        """Fills the goal images of one sample; one that is the current image is copied."""
+        if not windows.has_goal[sample]:
+            return
+        place = windows.dataset[sample]
+        goal, now = windows.goal[sample], windows.history[sample, -1]
+        for column, keys in self._keys_by_column[place].items():
+            names = [k.removeprefix("observation/") for k in keys]
+            cameras = [name for name in names if name in self.cameras]
+            if goal == now:
+                for name in cameras:
+                    batch[f"task/{name}"][sample] = batch[f"observation/{name}"][sample, -1]
+            elif cameras:
+                reader = self.datasets[place].columns[column]
+                out = {f"observation/{name}": batch[f"task/{name}"][sample] for name in cameras}
+                _read(reader, int(windows.first[sample] + goal), out)
 
     @functools.cached_property
     def _keys_by_column(self) -> tuple[dict[str, tuple[str, ...]], ...]:
         """The observations that are read from each column, of each dataset."""
-        return tuple(self._group_by_column(dataset) for dataset in self.datasets)
+        return tuple(map(self._group_by_column, range(len(self.datasets))))
 
-    def _group_by_column(self, dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    def _group_by_column(self, place: int) -> dict[str, tuple[str, ...]]:
+        dataset, part = self.datasets[place], self.config.datasets[place]
         keys: dict[str, tuple[str, ...]] = {}
-        for feature in self.features[1:]:
-            column, _ = dataset.manifest.schema.find(feature.key, dataset.path)
-            keys[column.name] = (*keys.get(column.name, ()), feature.key)
+        for name in self.config.observations:
+            if name not in part.missing:
+                key = f"observation/{name}"
+                column, _ = dataset.manifest.schema.find(key, dataset.path)
+                keys[column.name] = (*keys.get(column.name, ()), key)
         return keys
 
+    def _find(self, key: str) -> Feature:
+        """A feature, of the first dataset that is to have it."""
+        name = key.removeprefix("observation/")
+        pairs = zip(self.datasets, self.config.datasets, strict=True)
+        dataset = next(dataset for dataset, part in pairs if name not in part.missing)
+        return dataset.manifest.schema.find(key, dataset.path)[1]
 
-def _place(value: np.ndarray | bytes, out: np.ndarray, where: str) -> None:
-    if isinstance(value, bytes):
-        decode_image(value, out, where)
-    else:
-        out[...] = value
+
+def _read(reader: ColumnReader, index: int, out: dict[str, np.ndarray]) -> None:
+    """Reads one record and decodes the wanted features into the arrays of `out`."""
+    record = reader.read(index)
+    for key, array in out.items():
+        value = record[key]
+        if isinstance(value, np.ndarray):
+            array[...] = value
+            continue
+        try:
+            decode_image(value, array, key)
+        except UserError as error:
+            raise reader.damaged(
+                index,
+                expected=error.expected,
+                found=error.found,
+                remedy=error.remedy,
+                feature=key,
+            ) from error

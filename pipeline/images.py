@@ -62,14 +62,18 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
       DataError: Bytes that are no readable image.
       SchemaError: An image of another size.
     """
-    check_image(encoded, out.shape, where)
     try:
         if image_format(encoded) == "jpeg":
-            simplejpeg.decode_jpeg(encoded, "RGB", buffer=out)
+            found = simplejpeg.decode_jpeg(encoded, "RGB", buffer=out).shape
         else:
+            check_image(encoded, out.shape, where)
+            found = out.shape
             out[...] = np.asarray(Image.open(io.BytesIO(encoded), formats=_PNG).convert("RGB"))
     except _UNREADABLE as error:
+        check_image(encoded, out.shape, where)  # what does not fit is told as such
         raise _unreadable(encoded, error, where) from error
+    if found != out.shape:
+        check_image(encoded, out.shape, where)
 
 
 def _unreadable(encoded: Blob, error: Exception, where: str) -> DataError:

@@ -4,31 +4,44 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-import sentencepiece
 
+from pipeline import statistics as stats
 from pipeline.batch import BatchSpec, LeafSpec
 from pipeline.config import DataConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, SchemaError
 from pipeline.files import to_json_values
-from pipeline.gather import DATASET_INDEX, Gather
+from pipeline.gather import INTERNAL, Gather
+from pipeline.memory import LoaderMemory
 from pipeline.normalize import Normalizer
-from pipeline.sampling import index_stream
+from pipeline.position import LoaderState, MixtureChange, MixturePart, continued
+from pipeline.sampling import WHOLE_BATCH, HostShard, SampleOrder
 from pipeline.schema import ACTION, EPISODES
+from pipeline.selection import select
 from pipeline.statistics import FeatureStatistics
-from pipeline.text import TaskTable, tokenize
+from pipeline.text import Encode, TaskTable, tokenize
 from pipeline.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
 
-_log = logging.getLogger(__name__)
 _PROPRIO = "observation/proprio"
-_VERSION = 1
+_VERSION = 2
 """Grows whenever the same config and data give other batches; the tests pin their content."""
+_NOT_CONTENT = (
+    "datasets",
+    "balance",
+    "split",
+    "validation_fraction",
+    "statistics",
+    "vocabulary",
+    "num_threads",
+    "prefetch_batches",
+    "ram_budget_gb",
+)
+"""Fields of the config that change no batch, or only through what the mixture's parts cover."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +61,15 @@ class Loader:
 
     Args:
       config: What is read, and how.
-      batch_size: Samples a batch, over all devices.
+      batch_size: Samples of a global batch, over all processes and devices.
       datasets: The opened directories of `config.datasets`, in order.
-      vocabulary: T5's SentencePiece model.
+      encode: The token ids of an instruction, as the model's language encoder knows them.
+      shard: The rows of every global batch that this process makes.
 
     Raises:
-      SchemaError: Where a dataset lacks a feature, or has another type than the first.
+      SchemaError: Where a dataset lacks a feature, or has another type than the others.
+      UserError: Where a filter leaves nothing, processes do not divide the batch, or the memory
+        budget is too small.
     """
 
     def __init__(
@@ -61,85 +77,47 @@ class Loader:
         config: DataConfig,
         batch_size: int,
         datasets: Sequence[Dataset],
-        vocabulary: sentencepiece.SentencePieceProcessor,
+        encode: Encode,
+        shard: HostShard = WHOLE_BATCH,
     ) -> None:
         self.config = config
         self.batch_size = batch_size
         self.datasets = tuple(datasets)
-        self._gather = Gather(self.datasets, config)
-        _check_alike(self.datasets, self._gather)
+        self.shard = shard
+        self._changes: tuple[MixtureChange, ...] = ()
+        parts = zip(self.datasets, config.datasets, strict=True)
+        self._selections = tuple(select(dataset, part, config) for dataset, part in parts)
+        self._gather = Gather(self.datasets, self._selections, config)
+        _check_alike(self._gather)
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
-        self.tasks: TaskTable = tokenize(texts, vocabulary, config.max_text_length)
+        self.tasks: TaskTable = tokenize(texts, encode, config.max_text_length)
+        self.memory.check(config.ram_budget_gb)
 
     @functools.cached_property
     def spec(self) -> BatchSpec:
-        """The contract: every leaf's type, known without reading a record."""
-        b, length = self.batch_size, self.config.max_text_length
-        spec = {k: v for k, v in self._gather.spec(b).items() if k != DATASET_INDEX}
-        for key in self.normalizers():
-            spec[key] = LeafSpec("float32", spec[key].shape)
-        for name in ("input_ids", "attention_mask"):
-            spec[f"task/language_instruction/{name}"] = LeafSpec("int32", (b, length))
-        spec["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", (b,))
-        return dict(sorted(spec.items()))
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits over all that decides what batch i holds."""
-        config = to_json_values(self.config)
-        for name in ("num_threads", "prefetch_batches", "vocabulary"):
-            del config[name]
-        config["batch_size"] = self.batch_size
-        config["version"] = _VERSION
-        config["datasets"] = [
-            (d.manifest.digest(self._gather.columns), w) for d, w in self._weighted
-        ]
-        config["conventions"] = [to_json_values(d.manifest.conventions) for d in self.datasets]
-        config["statistics"] = [
-            [s.to_json() for s in self._statistics(key)] for key in self.normalizers()
-        ]
-        config["tasks"] = self.tasks.input_ids.tolist()
-        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all datasets."""
-        return sum(dataset.num_steps for dataset in self.datasets)
+        """The contract: every leaf's type in a global batch, known without reading a record."""
+        return self._spec(self.batch_size)
 
     def transforms(self) -> list[Callable[[Any], Any]]:
-        """What happens to a batch of indices, in order."""
+        """What happens to a batch of samples, in order."""
         conventions = tuple(d.manifest.conventions for d in self.datasets)
-        normalizers = self.normalizers()
         return [
             self._gather,
             StandardizeGripper(conventions),
-            *(Normalize(key, normalizer) for key, normalizer in normalizers.items()),
+            *(Normalize(key, normalizer) for key, normalizer in self.normalizers.items()),
             LookUpTask(self.tasks, tuple(map(self._rows, self.datasets))),
-            Seal(self.spec),
+            Seal(self._spec(len(self.shard.rows(self.batch_size)))),
         ]
-
-    def normalizers(self) -> dict[str, Normalizer]:
-        """Of the action (the gripper is left as it is) and of the proprioception."""
-        kind = self.config.normalization
-        dims = self._gather.features[0].shape[0]
-        masks = [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]
-        normalizers = {ACTION: Normalizer.create(self._statistics(ACTION), masks, kind)}
-        if "proprio" in self.config.observations:
-            statistics = self._statistics(_PROPRIO)
-            masks = [np.ones(s.mean.shape, bool) for s in statistics]
-            normalizers[_PROPRIO] = Normalizer.create(statistics, masks, kind)
-        return normalizers
 
     def batches(self, position: int = 0) -> Generator[LoadedBatch]:
         """Yields batches without end, from the one after `position` batches; close it after use.
 
         Raises:
-          DataError: A damaged shard, record or image.
+          RecordError: A damaged record or image, after the last batch that does not need it.
+          DataError: A damaged shard.
           SchemaError: A batch that breaks the contract.
         """
-        stream = index_stream(
-            [d.num_steps for d in self.datasets], [w for _, w in self._weighted], self.config.seed
-        ).batch(self.batch_size)
+        stream: Any = grain.MapDataset.source(self.order())
         for transform in self.transforms():
             stream = stream.map(transform)
         options = grain.ReadOptions(self.config.num_threads, self.config.prefetch_batches)
@@ -152,38 +130,166 @@ class Loader:
         finally:
             iterator.close()
 
-    def state(self, position: int) -> dict[str, Any]:
-        """What a checkpoint keeps of the loader after `position` batches."""
-        return {"position": position, "fingerprint": self.fingerprint}
+    def order(self) -> SampleOrder:
+        """Where the samples of every batch come from, in this process's rows."""
+        return SampleOrder(
+            self._selections, self.shares, self.config.seed, self.batch_size, self.shard
+        )
 
-    def restore(self, state: dict[str, Any]) -> int:
-        """The position of a kept state.
-
-        Raises:
-          DataError: Where it was kept with other data, order or shapes.
-        """
-        if state["fingerprint"] != self.fingerprint:
-            raise DataError(
-                where="loader state of the checkpoint",
-                expected=f"fingerprint {self.fingerprint}, of this config and these datasets",
-                found=state["fingerprint"],
-                remedy="Resume with the run's own config and datasets, or start a new run.",
-            )
-        return int(state["position"])
+    @functools.cached_property
+    def shares(self) -> tuple[float, ...]:
+        """Of the samples that each dataset gives; they sum to 1."""
+        weights = []
+        for selection, part in zip(self._selections, self.config.datasets, strict=True):
+            by_steps = self.config.balance or part.weight is None
+            weights.append((part.weight or 1.0) * (selection.num_steps if by_steps else 1))
+        return tuple(weight / sum(weights) for weight in weights)
 
     @property
-    def _weighted(self) -> list[tuple[Dataset, float]]:
-        pairs = zip(self.datasets, self.config.datasets, strict=True)
-        return [(d, float(d.num_steps if c.weight is None else c.weight)) for d, c in pairs]
+    def num_steps(self) -> int:
+        """Selected steps of all datasets."""
+        return sum(selection.num_steps for selection in self._selections)
+
+    @functools.cached_property
+    def normalizers(self) -> dict[str, Normalizer]:
+        """Of the action (the gripper is left as it is) and of the proprioception."""
+        dims = self._gather.features[0].shape[0]
+        masks = [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]
+        normalizers = {ACTION: self._normalizer(ACTION, masks)}
+        if "proprio" in self.config.observations:
+            has_it = ["proprio" not in part.missing for part in self.config.datasets]
+            dims = self.statistics[_PROPRIO][0].mean.shape
+            masks = [np.full(dims, has) for has in has_it]
+            normalizers[_PROPRIO] = self._normalizer(_PROPRIO, masks)
+        return normalizers
+
+    @functools.cached_property
+    def statistics(self) -> dict[str, list[FeatureStatistics]]:
+        """What each dataset's samples are normalised by, by feature."""
+        keys = [ACTION, *([_PROPRIO] if "proprio" in self.config.observations else [])]
+        return {key: self._statistics(key) for key in keys}
+
+    def describe_datasets(self) -> dict[str, Any]:
+        """By path, what a policy needs to know of the data that it was trained on; JSON values."""
+        return {dataset.path: self._describe(n) for n, dataset in enumerate(self.datasets)}
+
+    def _describe(self, number: int) -> dict[str, Any]:
+        manifest = self.datasets[number].manifest
+        statistics = self.datasets[number].statistics
+        used = {key: of_each[number] for key, of_each in self.statistics.items()}
+        return {
+            "name": manifest.name,
+            "digest": manifest.digest(),
+            "schema_hash": manifest.schema.hash(),
+            "conventions": to_json_values(manifest.conventions),
+            "normalization": self.config.normalization,
+            "statistics": {k: s.to_json() for k, s in (statistics | used).items()},
+        }
+
+    @functools.cached_property
+    def memory(self) -> LoaderMemory:
+        """What the loader will take."""
+        local = self._spec(len(self.shard.rows(self.batch_size)))
+        largest = max(
+            shard.num_bytes // max(shard.records, 1)
+            for dataset, columns in zip(self.datasets, self._gather.columns, strict=True)
+            for column in columns
+            for shard in dataset.manifest.shards[column]
+        )
+        return LoaderMemory.predict(
+            batch_bytes=sum(leaf.nbytes for leaf in local.values()),
+            record_bytes=largest,
+            num_threads=self.config.num_threads,
+            prefetch_batches=self.config.prefetch_batches,
+        )
+
+    def state(self, position: int) -> LoaderState:
+        """What a checkpoint keeps of the loader after `position` batches."""
+        return LoaderState(position, self.fingerprint, self._mixture, self._changes)
+
+    def restore(self, state: LoaderState, *, new_mixture: bool = False) -> int:
+        """The position of a kept state; its earlier mixtures are kept in later states.
+
+        Args:
+          state: As `state` returned it.
+          new_mixture: Whether the mixture may be another one from here on.
+
+        Raises:
+          DataError: Where it was kept with another order, other shapes or, unless `new_mixture`,
+            another mixture.
+        """
+        continuing = continued(state, self.state(0), new_mixture=new_mixture)
+        self._changes = continuing.changes
+        return continuing.position
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over all but the mixture that decides what batch i holds."""
+        config = to_json_values(self.config)
+        for name in _NOT_CONTENT:
+            del config[name]
+        config["batch_size"] = self.batch_size
+        config["version"] = _VERSION
+        return _digest(config)
+
+    @functools.cached_property
+    def _mixture(self) -> tuple[MixturePart, ...]:
+        return tuple(map(self._part, range(len(self.datasets))))
+
+    def _part(self, number: int) -> MixturePart:
+        """A dataset as a state knows it: by all that decides what its samples hold."""
+        dataset, selection = self.datasets[number], self._selections[number]
+        content = {
+            "data": dataset.manifest.digest(self._gather.columns[number]),
+            "selection": selection.digest(),
+            "share": self.shares[number],
+            "conventions": to_json_values(dataset.manifest.conventions),
+            "statistics": {k: s[number].to_json() for k, s in self.statistics.items()},
+            "tasks": self.tasks.input_ids[self._rows(dataset)].tolist(),
+            "missing": self.config.datasets[number].missing,
+        }
+        return MixturePart(
+            name=dataset.manifest.name,
+            steps=selection.num_steps,
+            share=round(self.shares[number], 6),
+            digest=_digest(content),
+            excluded=self.config.datasets[number].excluded,
+        )
+
+    def _spec(self, batch_size: int) -> BatchSpec:
+        spec = {k: v for k, v in self._gather.spec(batch_size).items() if k not in INTERNAL}
+        for key in self.normalizers:
+            spec[key] = LeafSpec("float32", spec[key].shape)
+        for name in ("input_ids", "attention_mask"):
+            shape = (batch_size, self.config.max_text_length)
+            spec[f"task/language_instruction/{name}"] = LeafSpec("int32", shape)
+        spec["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", (batch_size,))
+        return dict(sorted(spec.items()))
+
+    def _normalizer(self, key: str, masks: Sequence[np.ndarray]) -> Normalizer:
+        return Normalizer.create(self.statistics[key], masks, self.config.normalization)
 
     def _statistics(self, key: str) -> list[FeatureStatistics]:
-        """Of each dataset, with one value a dimension."""
-        return [_find_statistics(dataset, key) for dataset in self.datasets]
+        """Of each dataset or, for each, of all; those of the others where it lacks the feature."""
+        name = key.removeprefix("observation/")
+        own = {
+            number: _find_statistics(dataset, key)
+            for number, dataset in enumerate(self.datasets)
+            if name not in self.config.datasets[number].missing
+        }
+        merged = stats.merge(list(own.values()), [self.shares[number] for number in own])
+        if self.config.statistics == "mixture":
+            own = {}
+        return [own.get(number, merged) for number in range(len(self.datasets))]
 
     def _rows(self, dataset: Dataset) -> np.ndarray:
         """int32 (tasks): the table's row of each task of a dataset."""
         rows = {text: row for row, text in enumerate(self.tasks.texts)}
         return np.array([rows[text] for text in dataset.manifest.tasks], np.int32)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _find_statistics(dataset: Dataset, key: str) -> FeatureStatistics:
@@ -200,10 +306,14 @@ def _find_statistics(dataset: Dataset, key: str) -> FeatureStatistics:
     return found
 
 
-def _check_alike(datasets: Sequence[Dataset], gather: Gather) -> None:
-    """Every dataset must hold the features of the first, with the same types and meaning."""
-    for dataset in datasets:
+def _check_alike(gather: Gather) -> None:
+    """Every dataset must hold the same features, with the same types and meaning."""
+    first = gather.datasets[0]
+    for dataset, part in zip(gather.datasets, gather.config.datasets, strict=True):
+        missing = {f"observation/{name}" for name in part.missing}
         for feature in gather.features:
+            if feature.key in missing:
+                continue
             column, found = dataset.manifest.schema.find(feature.key, dataset.path)
             if feature.key == ACTION and column.name != EPISODES:
                 raise SchemaError(
@@ -215,11 +325,11 @@ def _check_alike(datasets: Sequence[Dataset], gather: Gather) -> None:
             if (found.shape, found.batch_dtype) != (feature.shape, feature.batch_dtype):
                 raise SchemaError(
                     where=f"{dataset.path}, {feature.key}",
-                    expected=f"{feature.batch_dtype}{list(feature.shape)}, as {datasets[0].path}",
+                    expected=f"{feature.batch_dtype}{list(feature.shape)}, as {first.path}",
                     found=f"{found.batch_dtype}{list(found.shape)}",
                     remedy="Train on datasets of one shape, or convert them to it.",
                 )
-        _check_meaning(dataset, datasets[0])
+        _check_meaning(dataset, first)
 
 
 def _check_meaning(dataset: Dataset, first: Dataset) -> None:

@@ -1,11 +1,74 @@
-"""How the process treats memory that it has freed."""
+"""The memory of a process: what the loader will take of it, and what becomes of freed memory."""
 
 import ctypes
+import dataclasses
+
+from pipeline.errors import UserError
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 64 << 20
 _LARGEST_MMAP_THRESHOLD = 32 << 20
+_GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderMemory:
+    """What a loader takes at most, beside the libraries."""
+
+    batch_bytes: int
+    """Of one batch, in this process."""
+    num_batches: int
+    """Batches at once: made ahead or under way, one in use, and one on its way to the device."""
+    other_bytes: int
+    """Records that are being decoded, and freed memory that is kept."""
+
+    @classmethod
+    def predict(
+        cls, *, batch_bytes: int, record_bytes: int, num_threads: int, prefetch_batches: int
+    ) -> "LoaderMemory":
+        """From sizes that are known before anything is read.
+
+        Args:
+          batch_bytes: Of one batch, in this process.
+          record_bytes: Of the largest record, on average over its shard.
+          num_threads: Threads that make batches.
+          prefetch_batches: Batches made ahead.
+        """
+        ahead = prefetch_batches if num_threads else 0
+        return cls(
+            batch_bytes=batch_bytes,
+            num_batches=ahead + 2,
+            other_bytes=2 * max(num_threads, 1) * record_bytes,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all together."""
+        return self.num_batches * self.batch_bytes + self.other_bytes
+
+    def check(self, budget_gb: float | None) -> None:
+        """Raises `UserError` where a budget is too small."""
+        if budget_gb is None or self.num_bytes <= budget_gb * _GB:
+            return
+        fitting = int((budget_gb * _GB - self.other_bytes) // self.batch_bytes) - 2
+        if fitting > 0:
+            remedy = f"Lower data.prefetch_batches to {fitting}, or raise the budget."
+        else:
+            remedy = "Lower batch_size, read fewer observations, or raise the budget."
+        raise UserError(
+            where=f"data.ram_budget_gb {budget_gb}",
+            expected=f"at least {self.num_bytes / _GB:.3f}",
+            found=str(self),
+            remedy=remedy,
+        )
+
+    def __str__(self) -> str:
+        """Such as `6 batches x 46.8 MB + 4.3 MB = 285.1 MB`."""
+        batch, other, total = (
+            f"{n / 1e6:.1f} MB" for n in (self.batch_bytes, self.other_bytes, self.num_bytes)
+        )
+        return f"{self.num_batches} batches x {batch} + {other} = {total}"
 
 
 def keep_freed_memory() -> None:

@@ -10,14 +10,18 @@ from pipeline.config import Normalization
 from pipeline.statistics import FeatureStatistics
 
 _EPSILON = 1e-8
+_QUANTILE_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalizer:
     """An affine map a dataset of the mixture; arrays are float32.
 
-    Source: Octo's `normalize_action_and_proprio`: `normal` is (x - mean) / (std + 1e-8); `bounds`
-    is 2 (x - p01) / (p99 - p01 + 1e-8) - 1, clipped to [-1, 1].
+    `normal` is (x - mean) / (std + 1e-8); `bounds` is 2 (x - p01) / (p99 - p01 + 1e-8) - 1, clipped
+    to [-1, 1]; `quantile` is the same with 1e-6 and without the clip, so it loses nothing.
+
+    Source: `normal` and `bounds` are Octo's `normalize_action_and_proprio`; `quantile` is openpi's
+    `Normalize` with `use_quantiles`.
     """
 
     offset: np.ndarray
@@ -41,11 +45,12 @@ class Normalizer:
             case "normal":
                 offset = [s.mean for s in statistics]
                 scale = [s.std + np.float32(_EPSILON) for s in statistics]
-            case "bounds":
+            case "bounds" | "quantile":
                 # In float32 the epsilon would vanish beside the bound of a constant dimension.
+                epsilon = _EPSILON if kind == "bounds" else _QUANTILE_EPSILON
                 low = [s.p01.astype(np.float64) for s in statistics]
                 scale = [
-                    (s.p99 - p01 + _EPSILON) / 2 for s, p01 in zip(statistics, low, strict=True)
+                    (s.p99 - p01 + epsilon) / 2 for s, p01 in zip(statistics, low, strict=True)
                 ]
                 offset = [p01 + half for p01, half in zip(low, scale, strict=True)]
             case _:

@@ -17,6 +17,7 @@ leading time axis of `num_steps`. An image is its encoded bytes, a text its UTF-
 import dataclasses
 import functools
 import json
+import math
 import struct
 from collections.abc import Mapping
 
@@ -111,7 +112,7 @@ class RecordLayout:
         values: Values = {}
         for feature in self.tensors:
             shape = self._shape(feature, num_steps)
-            count = int(np.prod(shape, dtype=np.int64))
+            count = math.prod(shape)
             end = offset + count * feature.numpy_dtype.itemsize
             if end > len(record):
                 raise _damaged(where, f"{end} bytes or more", f"{len(record)} bytes")

@@ -6,7 +6,7 @@ linearly interpolated 1st and 99th percentile), but accumulated in float64.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -190,6 +190,49 @@ def _centers(bins: np.ndarray) -> np.ndarray:
     ordered = (bins * width + width // 2).astype(np.uint32)
     bits = np.where(ordered >> 31, ordered & np.uint32(0x7FFFFFFF), ~ordered)
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def merge(statistics: Sequence[FeatureStatistics], shares: Sequence[float]) -> FeatureStatistics:
+    """Statistics of one feature over a mixture of datasets.
+
+    Mean, deviation and range are exact. Percentiles take each dataset's distribution as linear
+    between its minimum, 1st and 99th percentile and maximum: exact where the datasets agree.
+
+    Args:
+      statistics: Of each dataset.
+      shares: Of the samples that each gives, of any scale.
+    """
+    weights = np.asarray(shares, np.float64) / np.sum(shares)
+    fields = ("mean", "std", "min", "max", "p01", "p99")
+    stacked = {f: np.stack([getattr(s, f) for s in statistics]).astype(np.float64) for f in fields}
+    mean = weights @ stacked["mean"]
+    variance = weights @ (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)
+    knots = np.stack([stacked[f] for f in ("min", "p01", "p99", "max")], axis=-1)
+    p01, p99 = np.array([_mixed_quantiles(dim, weights) for dim in knots.transpose(1, 0, 2)]).T
+    merged = {
+        "mean": mean,
+        "std": np.sqrt(variance),
+        "min": stacked["min"].min(0),
+        "max": stacked["max"].max(0),
+        "p01": p01,
+        "p99": p99,
+    }
+    return FeatureStatistics(
+        **{name: value.astype(np.float32) for name, value in merged.items()},
+        count=sum(s.count for s in statistics),
+    )
+
+
+def _mixed_quantiles(knots: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """float64 (2): 1st and 99th percentile of a mixture of piecewise linear distributions.
+
+    Args:
+      knots: float64 (datasets 4): where each distribution is 0, 0.01, 0.99 and 1.
+      weights: float64 (datasets): shares that sum to 1.
+    """
+    values = np.unique(knots)
+    shares = weights @ np.stack([np.interp(values, row, [0, 0.01, 0.99, 1]) for row in knots])
+    return np.interp([0.01, 0.99], shares, values)
 
 
 def dumps(statistics: Mapping[str, FeatureStatistics]) -> str:

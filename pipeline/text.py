@@ -1,13 +1,16 @@
 """Instructions as T5's token ids, made once for every task of a run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import sentencepiece
 
 from pipeline.errors import DataError
 from pipeline.hub import fetch
+
+Encode = Callable[[str], Sequence[int]]
+"""The token ids of a text, without an end token; a SentencePiece model's `EncodeAsIds`."""
 
 END_ID = 1
 PAD_ID = 0
@@ -47,14 +50,12 @@ def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
     return vocabulary
 
 
-def tokenize(
-    texts: Sequence[str], vocabulary: sentencepiece.SentencePieceProcessor, max_length: int
-) -> TaskTable:
+def tokenize(texts: Sequence[str], encode: Encode, max_length: int) -> TaskTable:
     """T5's ids of each text, cut to `max_length` with the end token kept, and padded to it.
 
     Source: the ids equal those of Hugging Face's T5 tokenizer with truncation and padding.
     """
-    ids = [vocabulary.EncodeAsIds(text) for text in texts]
+    ids = [encode(text) for text in texts]
     input_ids = np.full((len(texts), max_length), PAD_ID, np.int32)
     attention_mask = np.zeros((len(texts), max_length), np.int32)
     for row, text_ids in enumerate(ids):
@@ -64,6 +65,12 @@ def tokenize(
     truncated = tuple(text for text, i in zip(texts, ids, strict=True) if len(i) >= max_length)
     has_text = np.array([bool(text) for text in texts])
     return TaskTable(tuple(texts), input_ids, attention_mask, has_text, truncated)
+
+
+def blank(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) of an empty text, int32 (length) each: the end token, padding."""
+    is_end = np.arange(length) == 0
+    return np.where(is_end, END_ID, PAD_ID).astype(np.int32), is_end.astype(np.int32)
 
 
 def _unusable(path: str, found: str) -> DataError:

@@ -6,10 +6,10 @@ import numpy as np
 
 from pipeline.batch import BatchSpec, FlatBatch, check_batch, fingerprint, nest
 from pipeline.conventions import Conventions, standardize_gripper
-from pipeline.gather import DATASET_INDEX
+from pipeline.gather import DATASET_INDEX, INTERNAL, KEEPS_TEXT
 from pipeline.normalize import Normalizer
 from pipeline.schema import ACTION
-from pipeline.text import TaskTable
+from pipeline.text import TaskTable, blank
 
 _TASK_INDEX = "task/task_index"
 
@@ -55,13 +55,24 @@ class LookUpTask:
     """int32 (tasks) of each dataset: the table's row of each of its own tasks."""
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
-        """`task/language_instruction/*`, its pad mask, and `task/task_index` as a table's row."""
+        """`task/language_instruction/*`, its pad mask, and `task/task_index` as a table's row.
+
+        Where goal images tell the task, the instruction is that of an empty text.
+        """
         pairs = zip(batch[DATASET_INDEX], batch[_TASK_INDEX], strict=True)
         rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
+        keeps = batch[KEEPS_TEXT]
+        empty = blank(self.table.input_ids.shape[1])
+        ids, mask = (
+            np.where(keeps[:, None], table[rows], row)
+            for table, row in zip(
+                (self.table.input_ids, self.table.attention_mask), empty, strict=True
+            )
+        )
         return batch | {
-            "task/language_instruction/input_ids": self.table.input_ids[rows],
-            "task/language_instruction/attention_mask": self.table.attention_mask[rows],
-            "task/pad_mask_dict/language_instruction": self.table.has_text[rows],
+            "task/language_instruction/input_ids": ids,
+            "task/language_instruction/attention_mask": mask,
+            "task/pad_mask_dict/language_instruction": keeps & self.table.has_text[rows],
             _TASK_INDEX: rows,
         }
 
@@ -79,6 +90,6 @@ class Seal:
         Raises:
           SchemaError: Where any leaf is not what the contract says.
         """
-        sealed = {key: value for key, value in batch.items() if key != DATASET_INDEX}
+        sealed = {key: value for key, value in batch.items() if key not in INTERNAL}
         check_batch(sealed, self.spec)
         return nest({key: sealed[key] for key in self.spec}), fingerprint(sealed)

@@ -24,25 +24,57 @@ def history_indices(t: np.ndarray, window_size: int) -> tuple[np.ndarray, np.nda
     return np.maximum(steps, 0), steps >= 0
 
 
-def chunk_indices(
-    steps: np.ndarray, lengths: np.ndarray, action_horizon: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The actions that follow each step; past the episode's end, the last action again.
+def chunk_indices(steps: np.ndarray, lengths: np.ndarray, action_horizon: int) -> np.ndarray:
+    """The actions that follow each step, int (b w h); past the episode's end, the last one again.
 
         steps = [[3, 4]], lengths = [6], action_horizon = 3
-        indices [[[3 4 5] [4 5 5]]]    mask [[[T T T] [T T F]]]
+        [[[3 4 5] [4 5 5]]]
 
     Args:
       steps: int (b w), as `history_indices` gives them.
       lengths: int (b), steps of each sample's episode.
       action_horizon: h, at least 1.
 
-    Returns:
-      (indices, mask): int (b w h) and bool (b w h), True where the action was recorded.
-
-    Source: Octo's `chunk_act_obs`. Its mask calls an action past the end two steps too late; here
-    it is exact.
+    Source: Octo's `chunk_act_obs`.
     """
     actions = steps[..., None] + np.arange(action_horizon)
-    last = (lengths - 1)[:, None, None]
-    return np.minimum(actions, last), actions <= last
+    return np.minimum(actions, (lengths - 1)[:, None, None])
+
+
+def action_mask(steps: np.ndarray, ends: np.ndarray, action_horizon: int) -> np.ndarray:
+    """Bool (b w h): True where an action of a chunk was recorded and comes before the goal.
+
+        steps = [[3, 4]], action_horizon = 3
+        ends = [6]:  [[[T T T] [T T F]]]      the episode has 6 steps
+        ends = [5]:  [[[T T F] [T F F]]]      the goal is what step 5 sees
+
+    Args:
+      steps: As in `chunk_indices`.
+      ends: int (b): the step whose observation is the goal image or, without one, the length of
+        the episode.
+      action_horizon: As in `chunk_indices`.
+
+    Source: what Octo's `chunk_act_obs` means to compute; `octo_action_mask` is what it does.
+    """
+    return steps[..., None] + np.arange(action_horizon) < ends[:, None, None]
+
+
+def octo_action_mask(
+    t: np.ndarray, goals: np.ndarray, window_size: int, action_horizon: int
+) -> np.ndarray:
+    """Bool (b w h): the mask of the original Octo, for comparison with what it trained.
+
+    It ends two steps later than `action_mask` after a goal image, one step later at the end of an
+    episode, and does not repeat the first step in the padding of the history.
+
+    Args:
+      t: As in `history_indices`.
+      goals: int (b): the step of the goal image; without one the episode's last step.
+      window_size: As in `history_indices`.
+      action_horizon: As in `chunk_indices`.
+
+    Source: Octo's `chunk_act_obs`: an action is past the goal where
+    goal - (t - (window_size + 1) + w + h) <= 0; with window_size - 1 it would be exact.
+    """
+    steps = t[:, None, None] + np.arange(1 - window_size, 1)[:, None] + np.arange(action_horizon)
+    return steps < goals[:, None, None] + 2

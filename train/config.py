@@ -42,6 +42,36 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the camera images in training; a range of one value changes nothing."""
+
+    cropped: tuple[str, ...] | None = None
+    """Cameras that are cropped. None: image_primary or, where the model reads precomputed tokens,
+    which show the whole picture, none. A wrist camera's view moves by itself."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Least and largest share of the image's area."""
+    crop_ratio: tuple[float, float] = (0.9, 1.1)
+    """Least and largest width over height."""
+    brightness: float = 0.1
+    """Largest shift of all colours, whose range is 1."""
+    contrast: tuple[float, float] = (0.9, 1.1)
+    """Least and largest factor."""
+    saturation: tuple[float, float] = (0.9, 1.1)
+    """Least and largest factor."""
+    hue: float = 0.05
+    """Largest turn of the hue, of a full circle of 1."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("crop_scale", "crop_ratio", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name == "crop_scale" and high > 1):
+                raise ValueError(f"{name} must be a least and a largest value, not {low} {high}")
+        if not (0 <= self.brightness <= 1 and 0 <= self.hue <= 1):
+            raise ValueError(f"brightness {self.brightness} and hue {self.hue} must be in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A whole run."""
 
@@ -53,6 +83,8 @@ class TrainConfig:
     """The run's directory."""
     batch_size: int = 256
     """Samples a step, over all devices."""
+    augment: AugmentConfig | None = AugmentConfig()
+    """How the images are changed; None: not at all."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
     pretrained_path: str | None = None
@@ -69,7 +101,17 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """Checkpoints that are kept; older ones are deleted."""
     seed: int = 0
-    """Of fresh parameters and of the diffusion noise."""
+    """Of fresh parameters, of augmentation and of the diffusion noise."""
+
+    @property
+    def cropped(self) -> tuple[str, ...]:
+        """Cameras that are cropped at random."""
+        if self.augment is None:
+            return ()
+        if self.augment.cropped is not None:
+            return self.augment.cropped
+        wanted = () if self.model.vggt is not None else ("image_primary",)
+        return tuple(name for name in wanted if name in self.data.observations)
 
     def __post_init__(self) -> None:
         """Checks counts, and that data and model speak of the same window, chunk and inputs."""
@@ -103,7 +145,12 @@ class TrainConfig:
                 f"data.max_text_length {self.data.max_text_length} is not "
                 f"model.language.max_length {self.model.language.max_length}"
             )
-        inputs = {image.observation_key for image in self.model.images}
+        self._check_inputs()
+        self._check_crops()
+
+    def _check_inputs(self) -> None:
+        cameras = {image.observation_key for image in self.model.images}
+        inputs = set(cameras)
         if self.model.vggt is not None:
             inputs.add(self.model.vggt.observation_key)
         missing = sorted(inputs - set(self.data.observations))
@@ -111,6 +158,26 @@ class TrainConfig:
             raise ValueError(
                 f"the model reads {', '.join(missing)}, data.observations has only "
                 f"{', '.join(self.data.observations)}"
+            )
+        cut = sorted(cameras & set(self.data.current_only))
+        if cut and self.data.window_size > 1:
+            raise ValueError(
+                f"data.current_only names {', '.join(cut)}, but the model reads a camera in every "
+                f"step of the window of {self.data.window_size}"
+            )
+
+    def _check_crops(self) -> None:
+        unknown = sorted(set(self.cropped) - set(self.data.observations))
+        if unknown:
+            raise ValueError(
+                f"augment.cropped names {', '.join(unknown)}, data.observations has only "
+                f"{', '.join(self.data.observations)}"
+            )
+        if self.cropped and self.model.vggt is not None:
+            raise ValueError(
+                f"augment.cropped names {', '.join(self.cropped)}, but the model reads precomputed "
+                f"{self.model.vggt.observation_key}: they were made of the whole picture and would "
+                "not follow the crop. Leave augment.cropped empty, or read no tokens"
             )
 
 
@@ -124,6 +191,9 @@ class Flags:
     """Go on with the run in save_dir from its last checkpoint."""
     overwrite: bool = False
     """Delete the run in save_dir and start anew."""
+    new_mixture: bool = False
+    """With resume: go on with other datasets, weights or filters than the run had so far; its
+    checkpoints record the change."""
     debug: bool = False
     """Show a traceback with an error."""
 

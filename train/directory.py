@@ -16,12 +16,17 @@ _MAY_DIFFER = {
     "num_steps",
     "pretrained_path",
     "data.datasets",
+    "data.balance",
+    "data.split",
+    "data.validation_fraction",
+    "data.statistics",
     "data.vocabulary",
     "data.num_threads",
     "data.prefetch_batches",
+    "data.ram_budget_gb",
 }
 """Fields that a resumed run may change: they change no batch, gradient or update, or, as the data,
-are known by their content, which the loader's fingerprint compares."""
+are known by their content, which the loader's state compares."""
 
 
 def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:

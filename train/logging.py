@@ -12,9 +12,9 @@ from tensorboardX import SummaryWriter
 
 from pipeline.errors import DataError
 from pipeline.files import write_text_atomically
+from pipeline.meter import Meter
 
 METRICS_NAME = "metrics.jsonl"
-_SMOOTHING = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StepMetrics:
     data_wait_s: float
     """Seconds of these that were spent waiting for the batch."""
     batch_fingerprint: str
-    """CRC32C over every byte of the batch."""
+    """XXH3 over every byte of the batch."""
 
 
 class MetricsLog:
@@ -43,18 +43,20 @@ class MetricsLog:
     Args:
       run_directory: Gets `metrics.jsonl` and `tensorboard/`.
       num_steps: Length of the progress bar.
+      meter: Tells the pace beside it.
       first_step: Steps taken before; lines of later ones, of a killed run, are dropped.
     """
 
-    def __init__(self, run_directory: pathlib.Path, num_steps: int, first_step: int = 0) -> None:
+    def __init__(
+        self, run_directory: pathlib.Path, num_steps: int, meter: Meter, first_step: int = 0
+    ) -> None:
         path = run_directory / METRICS_NAME
         kept = [line for line in _lines(path) if _parse(line, path)["step"] <= first_step]
         write_text_atomically(path, "".join(kept))
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(run_directory / "tensorboard"), purge_step=first_step + 1)
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
@@ -63,7 +65,7 @@ class MetricsLog:
         self._task = self._progress.add_task(
             "training", total=num_steps, completed=first_step, status=""
         )
-        self._step_s = self._wait_s = 0.0
+        self._meter = meter
 
     def __enter__(self) -> "MetricsLog":
         """Shows the progress bar."""
@@ -86,12 +88,8 @@ class MetricsLog:
         self._file.write(_line(metrics))
         for name in ("loss", "grad_norm", "learning_rate", "step_s", "data_wait_s"):
             self._events.add_scalar(name, getattr(metrics, name), metrics.step)
-        self._step_s = _smooth(self._step_s, metrics.step_s)
-        self._wait_s = _smooth(self._wait_s, metrics.data_wait_s)
-        status = (
-            f"loss {metrics.loss:.3f}  {self._step_s * 1e3:.0f} ms/step  "
-            f"{self._wait_s / self._step_s:.1%} waiting for data"
-        )
+        self._meter.add(metrics.step_s, metrics.data_wait_s)
+        status = f"loss {metrics.loss:.3f}, {self._meter.line()}"
         self._progress.update(self._task, completed=metrics.step, status=status)
 
 
@@ -131,7 +129,3 @@ def _damaged(line: str, path: pathlib.Path) -> DataError:
 
 def _line(metrics: StepMetrics) -> str:
     return json.dumps(dataclasses.asdict(metrics)) + "\n"
-
-
-def _smooth(before: float, now: float) -> float:
-    return now if before == 0 else _SMOOTHING * before + (1 - _SMOOTHING) * now

@@ -15,11 +15,11 @@ import optax
 
 from pipeline import device
 from pipeline.batch import table
-from pipeline.dataset import Dataset
-from pipeline.errors import UserError, user_errors_exit
+from pipeline.errors import RecordError, UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically
 from pipeline.loader import LoadedBatch, Loader
 from pipeline.memory import keep_freed_memory
+from pipeline.meter import Meter
 from train import directory
 from train.checkpoints import Checkpoints
 from train.config import Flags, TrainConfig, parse_flags
@@ -54,18 +54,24 @@ def run(flags: Flags) -> pathlib.Path:
     config = flags.config
     directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
     inputs = open_inputs(config, resume=flags.resume)
-    loader = Loader(config.data, config.batch_size, inputs.datasets, inputs.vocabulary)
     mesh = device.data_mesh()
     sharding = device.batch_sharding(mesh, config.batch_size)
+    loader = Loader(
+        config.data,
+        config.batch_size,
+        inputs.datasets,
+        inputs.vocabulary.EncodeAsIds,
+        device.host_shard(sharding, config.batch_size),
+    )
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     schedule = learning_rate(config.optimizer, config.num_steps)
-    step = make_train_step(config.model, optimizer, schedule, config.seed)
+    step = make_train_step(config, optimizer, schedule)
     structs = _state_structs(config, optimizer, device.replicated(mesh))
     batch_structs = device.shape_structs(loader.spec, sharding)
     jax.eval_shape(step, structs, batch_structs)
     if inputs.weights is not None:
         account(structs.params, inputs.weights, config.pretrained_differs)
-    position = _resume_position(config, loader) if flags.resume else 0
+    position = _resume_position(flags, loader) if flags.resume else 0
     path = directory.prepare(config, resume=flags.resume)
     _explain(config, loader, path, structs)
     train_step = _compile(step, structs, batch_structs)
@@ -79,19 +85,21 @@ def run(flags: Flags) -> pathlib.Path:
                 state = _place_weights(config, state, inputs.weights, path)
         with (
             contextlib.closing(loader.batches(position)) as batches,
-            MetricsLog(path, config.num_steps, position) as log,
+            MetricsLog(path, config.num_steps, _meter(loader), position) as log,
         ):
             on_device = device.one_ahead(batches, sharding)
-            for trained in _train(config, train_step, state, on_device, log):
-                checkpoints.save(trained, loader.state(int(trained.step)))
+            for trained in _train(flags, train_step, state, on_device, log):
+                kept = loader.state(int(trained.step))
+                checkpoints.save(trained, kept, loader.describe_datasets())
     _log.info("run directory: %s", path)
     return path
 
 
-def _resume_position(config: TrainConfig, loader: Loader) -> int:
+def _resume_position(flags: Flags, loader: Loader) -> int:
     """Batches used by the last checkpoint of the run, if it is of this config and data."""
+    config = flags.config
     with Checkpoints(pathlib.Path(config.save_dir), config.keep_checkpoints) as checkpoints:
-        position = loader.restore(checkpoints.loader_state())
+        position = loader.restore(checkpoints.loader_state(), new_mixture=flags.new_mixture)
     if position >= config.num_steps:
         raise UserError(
             where=f"save_dir {config.save_dir}",
@@ -151,8 +159,12 @@ def _place_weights(
     return dataclasses.replace(state, params=jax.device_put(params, shardings))
 
 
+def _meter(loader: Loader) -> Meter:
+    return Meter(loader.batch_size, loader.memory.batch_bytes)
+
+
 def _train(
-    config: TrainConfig,
+    flags: Flags,
     train_step: TrainStep,
     state: TrainState,
     batches: Iterator[tuple[dict[str, Any], LoadedBatch]],
@@ -162,12 +174,23 @@ def _train(
 
     A step's metrics are read while the next one computes, but before its state is saved: a state
     that follows a loss which is not finite never becomes a checkpoint.
+
+    Raises:
+      UserError: Where a batch cannot be made, once the state before it has been yielded.
     """
-    unread = None
+    config, unread = flags.config, None
+    saved = int(state.step) if flags.resume else None
     before = time.perf_counter()
     for step in range(int(state.step) + 1, config.num_steps + 1):
         asked = time.perf_counter()
-        arrays, batch = next(batches)
+        try:
+            arrays, batch = next(batches)
+        except UserError as error:
+            if unread is not None:
+                _write(log, *unread)
+            if saved != step - 1:
+                yield state
+            raise _without_batch(error, config, step - 1) from error
         wait_s = time.perf_counter() - asked
         state, metrics = train_step(state, arrays)
         if unread is not None:
@@ -177,8 +200,21 @@ def _train(
         before = now
         if step % config.save_interval == 0 or step == config.num_steps:
             _write(log, *unread)
-            unread = None
+            unread, saved = None, step
             yield state
+
+
+def _without_batch(error: UserError, config: TrainConfig, num_steps: int) -> UserError:
+    """The error of a batch that cannot be made, with where the run stands and how it goes on."""
+    remedy = f"{error.remedy} The run is saved at step {num_steps}: go on with --resume."
+    if isinstance(error, RecordError):
+        number = [part.path for part in config.data.datasets].index(error.dataset)
+        excluded = (*config.data.datasets[number].excluded, error.record)
+        remedy += (
+            f" To go on without that record, add "
+            f"--config.data.datasets.{number}.excluded {' '.join(excluded)}"
+        )
+    return UserError(where=error.where, expected=error.expected, found=error.found, remedy=remedy)
 
 
 def _write(
@@ -211,8 +247,7 @@ def _write(
 
 def _explain(config: TrainConfig, loader: Loader, path: pathlib.Path, structs: TrainState) -> None:
     """Says and saves what the run is made of."""
-    kept = {dataset.path: _identity(dataset) for dataset in loader.datasets}
-    write_text_atomically(path / "datasets.json", dump_json(kept))
+    write_text_atomically(path / "datasets.json", dump_json(loader.describe_datasets()))
     for dataset in loader.datasets:
         _log.info(
             "dataset %s: %d episodes, %d steps, %d tasks, digest %s",
@@ -222,22 +257,16 @@ def _explain(config: TrainConfig, loader: Loader, path: pathlib.Path, structs: T
             len(dataset.manifest.tasks),
             dataset.manifest.digest(),
         )
+    for part in loader.state(0).mixture:
+        _log.info("sampled from %s: %d steps, %.1f%%", part.name, part.steps, 100 * part.share)
+    for path_and_file in (f"{d.path}: {r}" for d in config.data.datasets for r in d.excluded):
+        _log.info("excluded from %s", path_and_file)
     for text in loader.tasks.truncated:
         _log.info("instruction cut to %d tokens: %s", config.data.max_text_length, text)
     _log.info("batch:\n%s", table(loader.spec))
+    _log.info("memory of the loader: %s", loader.memory)
     _log.info("devices: %d x %s", jax.device_count(), jax.devices()[0].device_kind)
     _log.info("parameters: %s", f"{count_parameters(structs.params):,}")
-
-
-def _identity(dataset: Dataset) -> dict[str, Any]:
-    """What a policy needs to know of the data that it was trained on."""
-    return {
-        "name": dataset.manifest.name,
-        "digest": dataset.manifest.digest(),
-        "schema_hash": dataset.manifest.schema.hash(),
-        "conventions": to_json_values(dataset.manifest.conventions),
-        "statistics": {key: value.to_json() for key, value in dataset.statistics.items()},
-    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One finetune step: images to the model's size, loss, gradients, update."""
+"""One finetune step: images to the model's size and augmented, loss, gradients, update."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from pipeline.device import resize_images
+from train.augment import augment
+from train.config import TrainConfig
 from train.octo.config import OctoConfig
 from train.octo.model import OctoModule
 from train.octo.policy import loss_fn
@@ -19,28 +21,28 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    config: OctoConfig,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    seed: int,
+    config: TrainConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule
 ) -> TrainStep:
     """The step as a pure function, to be jitted.
 
     Args:
-      config: The model.
+      config: The run. Of its seed, step k draws the diffusion noise from (seed, k) alone, and
+        sample i its augmentation from (seed, i).
       optimizer: As `make_optimizer` returns it.
       schedule: Its learning rate, to be logged.
-      seed: Of the diffusion noise; step k draws from (seed, k) alone.
 
     Returns:
       A function of (state, batch) to (next state, metrics `loss`, `grad_norm` before
       clipping, and the applied `learning_rate`).
     """
-    module = OctoModule(config)
+    module = OctoModule(config.model)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        inputs = to_model_size(batch, config)
+        noise_key, augment_key = jax.random.split(jax.random.key(config.seed))
+        key = jax.random.fold_in(noise_key, state.step)
+        inputs = to_model_size(batch, config.model)
+        if config.augment is not None:
+            inputs = augment(inputs, config.augment, config.cropped, augment_key)
         loss, gradients = jax.value_and_grad(lambda params: loss_fn(module, params, inputs, key))(
             state.params
         )

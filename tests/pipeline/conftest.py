@@ -80,6 +80,6 @@ def make_loader(
             **settings,
         )
         datasets = [open_dataset(d.path) for d in config.datasets]
-        return kind(config, batch_size, datasets, vocabulary)
+        return kind(config, batch_size, datasets, vocabulary.EncodeAsIds)
 
     return make

@@ -170,7 +170,9 @@ class VGGTTokenizer(nn.Module):
         """Returns tokens `(b w n token_dim)`, float32.
 
         Args:
-          observation: Has the tokens, `(b w n token_dim)`: float16, bfloat16 or float32.
+          observation: Has the tokens, `(b w n token_dim)` or, where only the current step was
+            read, `(b 1 n token_dim)`: float16, bfloat16 or float32. Steps without tokens are
+            masked.
 
         Raises:
           UserError: The tokens are missing, or not of the configured shape, or no floats.
@@ -181,7 +183,11 @@ class VGGTTokenizer(nn.Module):
         shape = (self.config.num_tokens, self.config.token_dim)
         check_array(tokens, shape, ["float16", "bfloat16", "float32"], f"observation/{key}")
         mask = observation_mask(observation, key, self.config.num_tokens)
-        return TokenGroup(nn.LayerNorm()(tokens.astype(jnp.float32)), mask, Kind.OBSERVATION)
+        num_unread = mask.shape[1] - tokens.shape[1]
+        tokens = nn.LayerNorm()(tokens.astype(jnp.float32))
+        tokens = jnp.pad(tokens, ((0, 0), (num_unread, 0), (0, 0), (0, 0)))
+        mask = mask.at[:, :num_unread].set(False)
+        return TokenGroup(tokens, mask, Kind.OBSERVATION)
 
 
 class LanguageTokenizer(nn.Module):

@@ -1,0 +1,1 @@
+"""What the loader costs, beside what reading and decoding alone cost."""

@@ -1,0 +1,122 @@
+"""The floor: reading and decoding what a series of samples needs, and nothing else."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  (an extension)
+)
+from etils import epath
+
+from pipeline.dataset import Dataset
+from pipeline.gather import Gather
+from pipeline.images import decode_image, image_format
+from pipeline.sampling import Samples
+from pipeline.schema import EPISODES
+
+_BUFFER_BYTES = 32768
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An encoded image inside a record, counted from the record's end."""
+
+    start: int
+    """First byte; below 0."""
+    end: int | None
+    """The byte after the last; None: the record's end."""
+    shape: tuple[int, ...]
+    """(h, w, 3)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """One record that samples need, and what is decoded of it."""
+
+    reader: Any
+    """An open ArrayRecord file."""
+    index: int
+    """Place in it."""
+    images: tuple[Image, ...]
+    """Those that are wanted."""
+
+
+class Floor:
+    """The least work that makes the loader's samples.
+
+    Args:
+      gather: The loader's, whose records are read.
+    """
+
+    def __init__(self, gather: Gather) -> None:
+        self._gather = gather
+        self._files: dict[str, Any] = {}
+        self._buffers: dict[tuple[int, ...], np.ndarray] = {}
+
+    def plan(self, samples: Samples) -> list[Read]:
+        """All reads of a batch; what a window repeats is read once."""
+        windows = self._gather.locate(samples)
+        reads: list[Read] = []
+        for sample, place in enumerate(windows.dataset.tolist()):
+            dataset = self._gather.datasets[place]
+            first = int(windows.first[sample])
+            steps = dict.fromkeys(first + t for t in windows.history[sample].tolist())
+            reads += self._plan(dataset, EPISODES, [int(windows.episode[sample])])
+            for column in sorted(self._gather.columns[place] - {EPISODES}):
+                taken = list(steps)[-self._window_of(dataset, column) :]
+                reads += self._plan(dataset, column, taken)
+        return reads
+
+    def run(self, reads: Sequence[Read], *, decode: bool = True) -> None:
+        """Does the work of a plan."""
+        for read in reads:
+            (record,) = read.reader.read(read.index, read.index + 1)
+            for image in read.images if decode else ():
+                self._decode(record[image.start : image.end], image.shape)
+
+    def _decode(self, encoded: bytes, shape: tuple[int, ...]) -> None:
+        buffer = self._buffers.setdefault(shape, np.empty(shape, np.uint8))
+        if image_format(encoded) == "jpeg":
+            simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer)
+        else:
+            decode_image(encoded, buffer, "floor")
+
+    def _window_of(self, dataset: Dataset, column: str) -> int:
+        """Steps of the longest window of a column's wanted features."""
+        config = self._gather.config
+        return max(
+            config.window_of(name)
+            for name in config.observations
+            if dataset.manifest.schema.find(f"observation/{name}", "")[0].name == column
+        )
+
+    def _plan(self, dataset: Dataset, column: str, indices: Sequence[int]) -> Iterator[Read]:
+        reader = dataset.columns[column]
+        shards = dataset.manifest.shards[column]
+        starts = np.cumsum([0, *(shard.records for shard in shards)])
+        for index in indices:
+            number = int(np.searchsorted(starts, index, side="right")) - 1
+            file = str(epath.Path(dataset.path) / shards[number].file)
+            images = tuple(self._images(dataset, column, reader.read(index)))
+            yield Read(self._open(file), index - int(starts[number]), images)
+
+    def _images(self, dataset: Dataset, column: str, values: dict[str, Any]) -> Iterator[Image]:
+        """Where the wanted images lie: a record ends with its blobs."""
+        (layout,) = (c for c in dataset.manifest.schema.columns if c.name == column)
+        blobs = [feature for feature in layout.features if feature.kind != "tensor"]
+        start = -sum(len(values[feature.key]) for feature in blobs)
+        for feature in blobs:
+            end = start + len(values[feature.key])
+            if feature in self._gather.features:
+                yield Image(start, end or None, feature.shape)
+            start = end
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            self._files[file] = array_record_module.ArrayRecordReader(
+                file, file_reader_buffer_size=_BUFFER_BYTES
+            )
+        return self._files[file]

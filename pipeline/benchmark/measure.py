@@ -1,0 +1,186 @@
+"""Measuring a loader and its floor on the same samples, in one process."""
+
+import dataclasses
+import itertools
+import re
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.benchmark.floor import Floor, Read
+from pipeline.config import DataConfig
+from pipeline.dataset import open_dataset
+from pipeline.gather import Gather
+from pipeline.loader import LoadedBatch, Loader
+
+_IDLE_S = 0.05
+_IDLE_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What a loader takes. CPU times count all threads."""
+
+    samples_per_s: float
+    """Of wall time, with nothing else to do."""
+    cpu_ms_per_sample: float
+    """The whole chain, median of the rounds."""
+    floor_cpu_ms_per_sample: float
+    """Reading and decoding the same records alone, on one thread, median of the rounds."""
+    ratio: float
+    """Of the two, median of the rounds' ratios."""
+    ratio_min: float
+    """The least of the rounds."""
+    ratio_max: float
+    """The largest of the rounds."""
+    first_batch_s: float
+    """From opening the dataset to the first batch."""
+    peak_rss_mb: float
+    """Largest resident set of the process, with every batch made ahead that may be."""
+    predicted_rss_mb: float
+    """What was predicted before the first read: the libraries, and what the loader may take."""
+    stages: dict[str, float]
+    """CPU milliseconds a sample of each step of the chain, on one thread; `read` and `decode` are
+    the floor's two parts."""
+
+
+def measure(
+    config: DataConfig, batch_size: int, num_batches: int, rounds: int
+) -> tuple[Measurement, Loader]:
+    """Measures a loader, and returns it with the figures.
+
+    Loader and floor take turns, so that a machine that slows down slows both.
+
+    Raises:
+      UserError: As `open_dataset` and `Loader`.
+    """
+    before_mb = _peak_rss_mb()
+    started = time.perf_counter()
+    datasets = [open_dataset(part.path, config.keys) for part in config.datasets]
+    loader = Loader(config, batch_size, datasets, _no_ids)
+    batches = loader.batches()
+    try:
+        held = next(batches)
+        first_batch_s = time.perf_counter() - started
+        held = (held, next(batches))  # as a run does: one in use, one on its way to the device
+        _settle()
+        peak_mb = _peak_rss_mb()
+        del held
+        timed = [_round(loader, batches, num_batches) for _ in range(rounds)]
+    finally:
+        batches.close()
+    walls, cpus, floors = np.array(timed).T.tolist()
+    ratios = [cpu / floor for cpu, floor in zip(cpus, floors, strict=True)]
+    num_samples = num_batches * batch_size
+    to_ms = 1e3 / num_samples
+    measurement = Measurement(
+        samples_per_s=num_samples / statistics.median(walls),
+        cpu_ms_per_sample=statistics.median(cpus) * to_ms,
+        floor_cpu_ms_per_sample=statistics.median(floors) * to_ms,
+        ratio=statistics.median(ratios),
+        ratio_min=min(ratios),
+        ratio_max=max(ratios),
+        first_batch_s=first_batch_s,
+        peak_rss_mb=peak_mb,
+        predicted_rss_mb=before_mb + loader.memory.num_bytes / 1e6,
+        stages=_stages(loader, num_batches),
+    )
+    return measurement, loader
+
+
+def _no_ids(text: str) -> list[int]:
+    """The ids are looked up, one row a task: which ones they are costs nothing."""
+    del text
+    return []
+
+
+def _settle() -> None:
+    """Returns when the loader has made all the batches that it may make ahead."""
+    share = 1.0
+    while share > _IDLE_SHARE:
+        before = time.process_time()
+        threading.Event().wait(_IDLE_S)
+        share = (time.process_time() - before) / _IDLE_S
+
+
+def _round(
+    loader: Loader, batches: Iterator[LoadedBatch], num_batches: int
+) -> tuple[float, float, float]:
+    """(wall seconds, cpu, cpu of the floor) for a number of batches and the same samples.
+
+    CPU time is counted from one moment when nothing is left to make ahead to the next, so that it
+    is that of exactly these batches; wall time without those that were made before.
+    """
+    ahead = next(batches)
+    num_ready = loader.config.prefetch_batches if loader.config.num_threads else 0
+    first = ahead.position + 1 + num_ready
+    floor, plans = _plan(loader, range(first, first + num_batches))  # warms the page cache too
+    _settle()
+    cpu = time.process_time()
+    for _ in itertools.islice(batches, num_ready):
+        pass
+    wall = time.perf_counter()
+    for _ in itertools.islice(batches, num_batches - num_ready):
+        pass
+    wall = (time.perf_counter() - wall) * num_batches / (num_batches - num_ready)
+    _settle()
+    cpu = time.process_time() - cpu
+    return wall, cpu, _time_floor(floor, plans)
+
+
+def _plan(loader: Loader, positions: Sequence[int]) -> tuple[Floor, list[list[Read]]]:
+    order, floor = loader.order(), Floor(_gather(loader))
+    return floor, [floor.plan(order[position]) for position in positions]
+
+
+def _time_floor(floor: Floor, plans: list[list[Read]], *, decode: bool = True) -> float:
+    """CPU seconds of reading, and decoding, for the samples of some batches."""
+    started = time.process_time()
+    for plan in plans:
+        floor.run(plan, decode=decode)
+    return time.process_time() - started
+
+
+def _gather(loader: Loader) -> Gather:
+    (gather,) = (t for t in loader.transforms() if isinstance(t, Gather))
+    return gather
+
+
+def _stages(loader: Loader, num_batches: int) -> dict[str, float]:
+    order, transforms = loader.order(), loader.transforms()
+    to_ms = 1e3 / (num_batches * loader.batch_size)
+    positions = range(num_batches)
+    floor, plans = _plan(loader, positions)
+    read = _time_floor(floor, plans, decode=False)
+    seconds = {"read": read, "decode": _time_floor(floor, plans) - read, "order": 0.0}
+    for position in positions:
+        batch, spent = _timed(order.__getitem__, position)
+        seconds["order"] += spent
+        for transform in transforms:
+            batch, spent = _timed(transform, batch)
+            name = _name(transform)
+            seconds[name] = seconds.get(name, 0.0) + spent
+    return {name: value * to_ms for name, value in seconds.items()}
+
+
+def _timed(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
+    started = time.thread_time()
+    result = function(argument)
+    return result, time.thread_time() - started
+
+
+def _name(transform: object) -> str:
+    """Such as `standardize_gripper`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(transform).__name__).lower()
+
+
+def _peak_rss_mb() -> float:
+    """The largest resident set of this process until now."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,114 @@
+"""The same samples through plain tf.data, for comparison, where TensorFlow happens to be there."""
+
+import dataclasses
+import importlib
+import importlib.util
+import time
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from pipeline.errors import UserError
+from pipeline.loader import Loader
+from pipeline.schema import ACTION
+
+_SHUFFLE_SAMPLES = 1000
+_WARM_UP_BATCHES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What tf.data takes."""
+
+    samples_per_s: float
+    """Of wall time."""
+    cpu_ms_per_sample: float
+    """All threads."""
+    first_batch_s: float
+    """From opening the directory to the first batch, TensorFlow's import not counted."""
+
+
+def check(rlds: str | None) -> None:
+    """Raises `UserError` where nothing can be compared."""
+    if rlds is None:
+        raise UserError(
+            where="--compare tfds",
+            expected="--rlds SRC, the RLDS directory that the dataset was converted from",
+            found="none",
+            remedy="Add it.",
+        )
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            where="--compare tfds",
+            expected="TensorFlow, which nothing else here needs",
+            found="no such package",
+            remedy="Install it beside this one, in an environment made for the comparison.",
+        )
+
+
+def measure(rlds: str, loader: Loader, num_batches: int) -> Comparison:
+    """Windows, chunks and decoded images of the loader's features, batched by tf.data.
+
+    Episodes become windows of encoded images, shuffled in a buffer of 1,000, then decoded and
+    batched; nothing is resized, augmented or normalised.
+    """
+    tf = importlib.import_module("tensorflow")
+    started = time.perf_counter()
+    batches = iter(_dataset(tf, rlds, loader))
+    next(batches)
+    first_batch_s = time.perf_counter() - started
+    for _ in range(_WARM_UP_BATCHES):
+        next(batches)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(num_batches):
+        next(batches)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    num_samples = num_batches * loader.batch_size
+    return Comparison(num_samples / wall, cpu / num_samples * 1e3, first_batch_s)
+
+
+def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
+    config, (dataset,) = loader.config, loader.datasets
+    sources = {
+        key: dataset.manifest.schema.find(key, dataset.path)[1].source.split("/")[1:]
+        for key in config.keys
+    }
+    images = [f"observation/{name}" for name in config.observations if "image" in name]
+
+    def windows(episode: Any) -> Any:
+        steps = {key: _find(episode["steps"], path) for key, path in sources.items()}
+        length = tf.shape(steps[ACTION])[0]
+        t = tf.range(length)[:, None]
+        history = tf.maximum(t + tf.range(1 - config.window_size, 1), 0)
+        chunk = tf.minimum(history[..., None] + tf.range(config.action_horizon), length - 1)
+        cut = {k: tf.gather(v, chunk if k == ACTION else history) for k, v in steps.items()}
+        return tf.data.Dataset.from_tensor_slices(cut)
+
+    def decode(sample: Any) -> Any:
+        decoded = {
+            key: tf.map_fn(tf.io.decode_jpeg, sample[key], fn_output_signature=tf.uint8)
+            for key in images
+        }
+        return sample | decoded
+
+    builder: Any = tfds.builder_from_directory(rlds)
+    skip = {"steps": {"observation": {sources[k][-1]: tfds.decode.SkipDecoding() for k in images}}}
+    episodes = builder.as_dataset(
+        split=dataset.manifest.provenance.get("split", "train"), decoders=skip
+    )
+    episodes = episodes.map(lambda e: {"steps": e["steps"].batch(100_000).get_single_element()})
+    threads = config.num_threads or 1
+    return (
+        episodes.repeat()
+        .flat_map(windows)
+        .shuffle(_SHUFFLE_SAMPLES, seed=0)
+        .map(decode, num_parallel_calls=threads)
+        .batch(loader.batch_size)
+        .prefetch(config.prefetch_batches)
+    )
+
+
+def _find(steps: Any, path: list[str]) -> Any:
+    for name in path:
+        steps = steps[name]
+    return steps
