@@ -109,8 +109,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges, and that weights are given for all datasets or none."""
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be between 0 and 2**63 - 1, not {self.seed}")
         for name in ("window_size", "action_horizon", "max_text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -105,14 +105,14 @@ def one_ahead(
 
 
 def resize_images(
-    images: UInt8[Array, "*batch y x 3"], size: int
-) -> UInt8[Array, "*batch {size} {size} 3"]:
-    """Square images of `size` pixels, rounded back to uint8; runs inside the jitted step.
+    images: UInt8[Array, "*batch y x 3"], height: int, width: int
+) -> UInt8[Array, "*batch {height} {width} 3"]:
+    """Images of another size, rounded back to uint8; runs inside the jitted step.
 
     Source: `tf.image.resize` with lanczos3 and antialiasing, then round and clip, as in Octo.
     """
-    if images.shape[-3:-1] == (size, size):
+    if images.shape[-3:-1] == (height, width):
         return images
-    shape = (*images.shape[:-3], size, size, 3)
+    shape = (*images.shape[:-3], height, width, 3)
     resized = jax.image.resize(images.astype(jnp.float32), shape, "lanczos3", antialias=True)
     return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)

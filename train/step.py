@@ -67,6 +67,6 @@ def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
         for part in resized.values():
             if image.observation_key in part:
                 part[image.observation_key] = resize_images(
-                    part[image.observation_key], image.image_size
+                    part[image.observation_key], image.image_size, image.image_size
                 )
     return batch | resized

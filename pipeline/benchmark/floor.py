@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from array_record.python import (
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  (an extension)
 )
@@ -13,7 +12,7 @@ from etils import epath
 
 from pipeline.dataset import Dataset
 from pipeline.gather import Gather
-from pipeline.images import decode_image, image_format
+from pipeline.images import decode_image, decode_jpeg, image_format
 from pipeline.sampling import Samples
 from pipeline.schema import EPISODES
 
@@ -80,7 +79,7 @@ class Floor:
     def _decode(self, encoded: bytes, shape: tuple[int, ...]) -> None:
         buffer = self._buffers.setdefault(shape, np.empty(shape, np.uint8))
         if image_format(encoded) == "jpeg":
-            simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer)
+            decode_jpeg(encoded, buffer)
         else:
             decode_image(encoded, buffer, "floor")
 

@@ -13,8 +13,9 @@ from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import open_dataset
 from pipeline.files import from_json_text
 from pipeline.loader import Loader
+from pipeline.sampling import WHOLE_BATCH, HostShard
 from pipeline.schema import Schema
-from pipeline.text import load_vocabulary
+from pipeline.text import Encode, load_vocabulary
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -62,24 +63,34 @@ def vocabulary(vocabulary_path: pathlib.Path) -> sentencepiece.SentencePieceProc
 def make_loader(
     vocabulary: sentencepiece.SentencePieceProcessor, vocabulary_path: pathlib.Path
 ) -> Callable[..., Loader]:
-    """A loader of directories, with every setting of `DataConfig` by name."""
+    """A loader of directories, with every setting of `DataConfig` by name.
+
+    `parts` has the fields of each `DatasetConfig`.
+    """
 
     def make(
         *paths: pathlib.Path,
         weights: tuple[float, ...] | None = None,
+        parts: tuple[dict[str, Any], ...] | None = None,
         kind: type[Loader] = Loader,
+        encode: Encode = vocabulary.EncodeAsIds,
+        shard: HostShard = WHOLE_BATCH,
         **settings: Any,
     ) -> Loader:
         names = map(str, paths)
         shares = weights or (None,) * len(paths)
+        others = parts or ({},) * len(paths)
         batch_size = settings.pop("batch_size", 4)
         settings = {"num_threads": 0} | settings
         config = DataConfig(
-            datasets=tuple(DatasetConfig(n, w) for n, w in zip(names, shares, strict=True)),
+            datasets=tuple(
+                DatasetConfig(name, share, **other)
+                for name, share, other in zip(names, shares, others, strict=True)
+            ),
             vocabulary=str(vocabulary_path),
             **settings,
         )
         datasets = [open_dataset(d.path) for d in config.datasets]
-        return kind(config, batch_size, datasets, vocabulary.EncodeAsIds)
+        return kind(config, batch_size, datasets, encode, shard)
 
     return make

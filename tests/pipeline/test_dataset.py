@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RecordError
 
 SHARD = "steps/00000-of-00002.arrayrecord"
 LENGTHS = list(enumerate([102, 124, 123, 106]))
@@ -31,14 +31,29 @@ def test_dataset_knows_its_sizes(mini_dataset: pathlib.Path) -> None:
     np.testing.assert_array_equal(dataset.episode_starts, [0, 102, 226, 349, 455])
 
 
-@pytest.mark.parametrize(
-    ("step", "place"),
-    [(0, (0, 0)), (101, (0, 101)), (102, (1, 0)), (348, (2, 122)), (454, (3, 105))],
-)
-def test_step_of_the_dataset_lies_in_one_episode(
-    mini_dataset: pathlib.Path, step: int, place: tuple[int, int]
-) -> None:
-    assert open_dataset(str(mini_dataset)).locate(step) == place
+def test_steps_of_the_dataset_lie_in_one_episode_each(mini_dataset: pathlib.Path) -> None:
+    steps = np.array([0, 101, 102, 348, 454])
+    episodes, inside = open_dataset(str(mini_dataset)).locate(steps)
+    np.testing.assert_array_equal(episodes, [0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(inside, [0, 101, 0, 122, 105])
+
+
+def test_record_is_found_by_the_name_that_an_error_gives_it(mini_dataset: pathlib.Path) -> None:
+    reader = open_dataset(str(mini_dataset)).columns["steps"]
+    error = reader.damaged(230, expected="a", found="b", remedy="c", feature="d")
+    assert error.record == "steps/00001-of-00002.arrayrecord:4"
+    assert error.dataset == str(mini_dataset)
+    assert error.where == f"{mini_dataset}/steps/00001-of-00002.arrayrecord, record 4, d"
+    assert reader.find(error.record) == 230
+    names = ("steps/00001-of-00002.arrayrecord:229", "steps/00002-of-00002.arrayrecord:0", "4")
+    assert [reader.find(name) for name in names] == [None, None, None]
+
+
+def test_damaged_record_keeps_its_name_across_a_process_border(mini_dataset: pathlib.Path) -> None:
+    reader = open_dataset(str(mini_dataset)).columns["steps"]
+    error = reader.damaged(3, expected="a", found="b", remedy="c")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.record) == (RecordError, str(error), error.record)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from pipeline.errors import DataError, SchemaError
 from pipeline.images import decode_image
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "golden" / "octo" / "data"
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
 
 
@@ -26,11 +28,23 @@ def test_png_keeps_every_pixel() -> None:
     np.testing.assert_array_equal(decode(encode("PNG")), PIXELS)
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA")])
-def test_pixels_are_those_that_pillow_decodes(kind: str, mode: str) -> None:
-    encoded = encode(kind, mode)
-    expected = Image.open(io.BytesIO(encoded)).convert("RGB")
-    np.testing.assert_array_equal(decode(encoded), np.asarray(expected))
+@pytest.mark.parametrize("file", ["decode_resize_256", "image_128"])
+def test_pixels_of_a_jpeg_are_to_the_bit_those_that_octo_was_trained_on(file: str) -> None:
+    with np.load(GOLDEN / f"{file}.npz") as arrays:
+        expected = arrays["decoded" if file == "decode_resize_256" else "jpeg_decoded"]
+        found = decode(arrays["jpeg_bytes"].tobytes(), expected.shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_transparency_of_a_png_is_left_out() -> None:
+    np.testing.assert_array_equal(decode(encode("PNG", "RGBA")), PIXELS)
+
+
+def test_grey_jpeg_has_three_equal_channels() -> None:
+    decoded = decode(encode("JPEG", "L"))
+    np.testing.assert_array_equal(decoded, np.repeat(decoded[..., :1], 3, axis=-1))
+    grey = np.asarray(Image.fromarray(PIXELS).convert("L")).astype(int)
+    assert np.abs(decoded[..., 0] - grey).mean() < 8
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -1,20 +1,25 @@
-import io
 import itertools
 import pathlib
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, SchemaError
+from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.files import to_json_values
+from pipeline.images import decode_image
 from pipeline.loader import LoadedBatch, Loader
-from pipeline.sampling import index_stream
+from pipeline.sampling import HostShard, index_stream
+from pipeline.statistics import merge
 from pipeline.windows import chunk_indices, history_indices
 
+ROOT = pathlib.Path(__file__).parents[2]
 TOKENS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 NUMERIC = {"uint8", "int32", "float16", "float32", "bool"}
 
@@ -37,11 +42,17 @@ def positions(loader: Loader, weights: list[float], num_samples: int) -> list[tu
     return [stream[i] for i in range(num_samples)]
 
 
+def place_of(dataset: Dataset, step: int) -> tuple[int, int]:
+    """(episode, step inside it)."""
+    episode, inside = dataset.locate(np.array([step]))
+    return int(episode[0]), int(inside[0])
+
+
 def stored_actions(dataset: Dataset, step: int) -> np.ndarray:
     """float32 (2 4 7): the stored chunks of a sample's window."""
-    episode, t = dataset.locate(step)
+    episode, t = place_of(dataset, step)
     length = np.array([dataset.manifest.episode_lengths[episode]])
-    chunk, _ = chunk_indices(history_indices(np.array([t]), 2)[0], length, 4)
+    chunk = chunk_indices(history_indices(np.array([t]), 2)[0], length, 4)
     return dataset.columns["episodes"].read(episode)["action"][chunk[0]]
 
 
@@ -79,6 +90,7 @@ def test_contract_is_pinned(make_loader: Callable, mini_dataset: pathlib.Path) -
         "observation/timestep": "int32[3,2]",
         "observation/timestep_pad_mask": "bool[3,2]",
         "observation/vggt_tokens": "float16[3,2,21,64]",
+        "sample_index": "int32[3]",
         "task/language_instruction/attention_mask": "int32[3,16]",
         "task/language_instruction/input_ids": "int32[3,16]",
         "task/pad_mask_dict/language_instruction": "bool[3]",
@@ -135,7 +147,11 @@ def test_order_and_content_are_pinned(make_loader: Callable, mini_dataset: pathl
     # May change with the bundled data, the order of the samples, the normalisation or the
     # contract; a run that is resumed over such a change reads other batches.
     loader = make_loader(mini_dataset, observations=("proprio", "vggt_tokens"))
-    assert [b.fingerprint for b in take(loader, 3)] == ["946aaac4", "93ce93b0", "ecd06f71"]
+    assert [b.fingerprint for b in take(loader, 3)] == [
+        "041dafd20a9ee9ef",
+        "98a06e8566f632ec",
+        "099296bceb24b59f",
+    ]
 
 
 def test_gripper_is_one_for_open_and_everything_else_is_normalised(
@@ -161,7 +177,7 @@ def test_proprioception_is_normalised_in_every_dimension(
     s = dataset.statistics["observation/proprio"]
     proprio = take(loader, 1)[0].arrays["observation"]["proprio"][:, -1]
     for found, (_, step) in zip(proprio, positions(loader, [1.0], 4), strict=True):
-        episode, t = dataset.locate(step)
+        episode, t = place_of(dataset, step)
         stored = dataset.columns["episodes"].read(episode)["observation/proprio"][t]
         expected = np.clip(2 * (stored - s.p01) / (s.p99 - s.p01 + 1e-8) - 1, -1, 1)
         np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -174,7 +190,7 @@ def test_tokens_and_images_are_the_stored_ones(
     (dataset,) = loader.datasets
     observation = take(loader, 1)[0].arrays["observation"]
     for sample, (_, step) in enumerate(positions(loader, [1.0], 4)):
-        _, t = dataset.locate(step)
+        _, t = place_of(dataset, step)
         first = step - t
         for slot, local in enumerate((max(t - 1, 0), t)):
             assert observation["timestep"][sample, slot] == local
@@ -184,8 +200,9 @@ def test_tokens_and_images_are_the_stored_ones(
             assert found.tobytes() == tokens.tobytes()
             images = dataset.columns["steps"].read(first + local)
             for name in ("image_primary", "image_wrist"):
-                pillow = Image.open(io.BytesIO(images[f"observation/{name}"]))
-                np.testing.assert_array_equal(observation[name][sample, slot], np.asarray(pillow))
+                decoded = np.empty((128, 128, 3), np.uint8)
+                decode_image(images[f"observation/{name}"], decoded, name)
+                np.testing.assert_array_equal(observation[name][sample, slot], decoded)
 
 
 def test_instruction_is_that_of_the_episode(
@@ -194,7 +211,7 @@ def test_instruction_is_that_of_the_episode(
     loader = make_loader(mini_dataset, observations=("proprio",), batch_size=16)
     (dataset,) = loader.datasets
     task = take(loader, 1)[0].arrays["task"]
-    rows = [dataset.manifest.episode_tasks[dataset.locate(s)[0]] for _, s in
+    rows = [dataset.manifest.episode_tasks[place_of(dataset, s)[0]] for _, s in
             positions(loader, [1.0], 16)]  # fmt: skip
     assert set(rows) == {0, 1}
     np.testing.assert_array_equal(task["task_index"], rows)
@@ -216,7 +233,7 @@ def test_each_sample_of_a_mixture_has_its_own_statistics_and_tasks(
         s = dataset.statistics["action"]
         expected = (stored_actions(dataset, step) - s.mean) / (s.std + np.float32(1e-8))
         np.testing.assert_array_equal(arrays["action"][sample, ..., :6], expected[..., :6])
-        text = dataset.manifest.tasks[dataset.manifest.episode_tasks[dataset.locate(step)[0]]]
+        text = dataset.manifest.tasks[dataset.manifest.episode_tasks[place_of(dataset, step)[0]]]
         assert loader.tasks.texts[arrays["task"]["task_index"][sample]] == text
 
 
@@ -229,6 +246,114 @@ def test_without_weights_each_dataset_gives_as_many_samples_as_it_has_steps(
     )
     assert [b.fingerprint for b in take(given, 4)] == [b.fingerprint for b in take(left_out, 4)]
     assert given.num_steps == 910
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({}, (102 / 557, 455 / 557)),
+        ({"weights": (1.0, 1.0)}, (0.5, 0.5)),
+        ({"weights": (1.0, 3.0)}, (0.25, 0.75)),
+        ({"weights": (1.0, 1.0), "balance": True}, (102 / 557, 455 / 557)),
+        ({"weights": (2.0, 1.0), "balance": True}, (204 / 659, 455 / 659)),
+    ],
+)
+def test_shares_are_weights_or_weighted_steps(
+    make_loader: Callable, twice: tuple, settings: dict, shares: tuple
+) -> None:
+    loader = make_loader(*twice, parts=({"episodes": (0, 1)}, {}), **settings)
+    np.testing.assert_allclose(loader.shares, shares)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("conditioning", ["language_conditioned", "multimodal"])
+def test_rows_of_all_hosts_united_are_the_batch_of_one(
+    make_loader: Callable, mini_dataset: pathlib.Path, count: int, conditioning: str
+) -> None:
+    settings = {"observations": TOKENS, "batch_size": 8, "conditioning": conditioning}
+    whole = take(make_loader(mini_dataset, **settings), 3, position=5)
+    parts = [
+        take(make_loader(mini_dataset, shard=HostShard(index, count), **settings), 3, position=5)
+        for index in range(count)
+    ]
+    for batch, *of_hosts in zip(whole, *parts, strict=True):
+        leaves = [flatten(part.arrays) for part in of_hosts]
+        for key, array in flatten(batch.arrays).items():
+            united = np.concatenate([part[key] for part in leaves])
+            np.testing.assert_array_equal(united, array, strict=True)
+
+
+def test_contract_is_that_of_the_global_batch(
+    make_loader: Callable, mini_dataset: pathlib.Path
+) -> None:
+    loader = make_loader(mini_dataset, batch_size=8, shard=HostShard(1, 4))
+    assert loader.spec["action"].shape[0] == 8
+    assert take(loader, 1)[0].arrays["action"].shape[0] == 2
+
+
+def test_batch_of_goals_is_as_the_contract_says(
+    make_loader: Callable, mini_dataset: pathlib.Path
+) -> None:
+    loader = make_loader(mini_dataset, conditioning="multimodal", batch_size=32)
+    assert {key: str(leaf) for key, leaf in loader.spec.items() if key.startswith("task/")} == {
+        "task/image_primary": "uint8[32,128,128,3]",
+        "task/image_wrist": "uint8[32,128,128,3]",
+        "task/language_instruction/attention_mask": "int32[32,16]",
+        "task/language_instruction/input_ids": "int32[32,16]",
+        "task/pad_mask_dict/image_primary": "bool[32]",
+        "task/pad_mask_dict/image_wrist": "bool[32]",
+        "task/pad_mask_dict/language_instruction": "bool[32]",
+        "task/task_index": "int32[32]",
+        "task/timestep": "int32[32]",
+    }
+    task = take(loader, 1)[0].arrays["task"]
+    masks = task["pad_mask_dict"]
+    np.testing.assert_array_equal(masks["image_primary"], ~masks["language_instruction"])
+    assert 5 < masks["image_primary"].sum() < 27
+    blank = task["language_instruction"]["attention_mask"].sum(1) == 1
+    np.testing.assert_array_equal(blank, masks["image_primary"])
+
+
+def test_all_samples_may_have_the_statistics_of_the_mixture(
+    make_loader: Callable, twice: tuple
+) -> None:
+    settings = {"weights": (1.0, 3.0), "observations": ("proprio",), "batch_size": 80}
+    loader = make_loader(*twice, statistics="mixture", **settings)
+    own = [dataset.statistics["action"] for dataset in loader.datasets]
+    merged = merge(own, [0.25, 0.75])
+    arrays = take(loader, 1)[0].arrays
+    for sample, (number, step) in enumerate(positions(loader, [1.0, 3.0], 80)):
+        stored = stored_actions(loader.datasets[number], step)
+        expected = (stored - merged.mean) / (merged.std + np.float32(1e-8))
+        np.testing.assert_array_equal(arrays["action"][sample, ..., :6], expected[..., :6])
+
+
+def test_dataset_that_lacks_a_feature_may_join_where_the_config_says_so(
+    make_loader: Callable, twice: tuple, edit_schema: Callable
+) -> None:
+    def drop(manifest: dict) -> None:
+        episodes, steps, _ = manifest["schema"]["columns"]
+        del steps["features"][1], episodes["features"][1]
+
+    edit_schema(twice[1], drop)
+    names = ("image_wrist", "proprio")
+    with pytest.raises(SchemaError, match="expected a feature observation/image_wrist"):
+        make_loader(*twice)
+    loader = make_loader(*twice, parts=({}, {"missing": names}), batch_size=16)
+    assert loader.statistics["observation/proprio"][0].mean.shape == (8,)
+    spec = loader.spec
+    assert str(spec["observation/image_wrist"]) == "uint8[16,2,128,128,3]"
+
+
+def test_memory_is_bounded_before_anything_is_read(
+    make_loader: Callable, mini_dataset: pathlib.Path
+) -> None:
+    loader = make_loader(mini_dataset, observations=TOKENS, num_threads=2, batch_size=16)
+    image, tokens = 16 * 2 * 128 * 128 * 3, 16 * 2 * 21 * 64 * 2
+    assert loader.memory.batch_bytes == pytest.approx(2 * image + tokens, rel=0.01)
+    assert loader.memory.num_batches == 6
+    with pytest.raises(UserError, match=r"ram_budget_gb 0.01: expected at least 0\.0\d+; found 6"):
+        make_loader(mini_dataset, num_threads=2, batch_size=16, ram_budget_gb=0.01)
 
 
 def test_datasets_of_different_shapes_are_refused(
@@ -350,6 +475,20 @@ def test_state_of_the_same_config_is_restored(
     loader = make_loader(mini_dataset)
     state = loader.state(17)
     assert loader.restore(state) == 17
+    assert to_json_values(state) == {
+        "position": 17,
+        "fingerprint": loader.fingerprint,
+        "mixture": [
+            {
+                "name": "libero_mini",
+                "steps": 455,
+                "share": 1.0,
+                "digest": state.mixture[0].digest,
+                "excluded": [],
+            }
+        ],
+        "changes": [],
+    }
     # These change how fast batches come, not what they hold.
     other = make_loader(mini_dataset, num_threads=2, prefetch_batches=8)
     assert other.restore(state) == 17
@@ -365,6 +504,9 @@ def test_state_of_the_same_config_is_restored(
         {"normalization": "bounds"},
         {"observations": ("proprio",)},
         {"max_text_length": 4},
+        {"octo_action_mask": True},
+        {"conditioning": "multimodal"},
+        {"current_only": ("proprio",)},
     ],
 )
 def test_state_of_another_config_is_refused(
@@ -372,7 +514,7 @@ def test_state_of_another_config_is_refused(
 ) -> None:
     state = make_loader(mini_dataset).state(17)
     other = make_loader(mini_dataset, **change)
-    message = f"fingerprint {other.fingerprint}, .*found {state['fingerprint']}. Resume with"
+    message = f"fingerprint {other.fingerprint}, .*found {state.fingerprint}. Resume with"
     with pytest.raises(DataError, match=message):
         other.restore(state)
 
@@ -391,5 +533,94 @@ def test_state_of_other_data_is_refused(
 ) -> None:
     state = make_loader(copied).state(17)
     edit_json(copied / file, change)
-    with pytest.raises(DataError, match=r"of this config and these datasets; .*start a new run"):
+    with pytest.raises(DataError, match=r"the mixture of this config; found .* digest \w+ then, "):
         make_loader(copied).restore(state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": (1.0, 2.0)},
+        {"balance": True, "parts": ({"episodes": (0, 1)}, {})},
+        {"statistics": "mixture"},
+        {"parts": ({"tasks": ("*",), "episodes": (0, 3)}, {})},
+        {"split": "validation", "validation_fraction": 0.5},
+    ],
+)
+def test_another_mixture_is_resumed_with_leave_alone_and_recorded(
+    make_loader: Callable, twice: tuple, change: dict
+) -> None:
+    state = make_loader(*twice, weights=(1.0, 1.0)).state(17)
+    loader = make_loader(*twice, **({"weights": (1.0, 1.0)} | change))
+    with pytest.raises(DataError, match=r"to go on with these, .*add --new_mixture"):
+        loader.restore(state)
+    assert loader.restore(state, new_mixture=True) == 17
+    (recorded,) = loader.state(40).changes
+    assert (recorded.position, recorded.before) == (17, state.mixture)
+
+
+def test_excluding_a_record_changes_the_samples_that_would_read_it_alone(
+    make_loader: Callable, mini_dataset: pathlib.Path
+) -> None:
+    settings = {"observations": ("proprio",), "batch_size": 1}
+    record = "steps/00000-of-00002.arrayrecord:50"
+    whole = take(make_loader(mini_dataset, **settings), 455)
+    excluding = make_loader(mini_dataset, parts=({"excluded": (record,)},), **settings)
+    differing = [
+        positions(excluding, [1.0], 455)[before.position][1]
+        for before, after in zip(whole, take(excluding, 455), strict=True)
+        if before.fingerprint != after.fingerprint
+    ]
+    assert sorted(differing) == [50, 51]
+
+
+_READER = """
+import pathlib, sys
+from pipeline.config import DataConfig, DatasetConfig
+from pipeline.dataset import open_dataset
+from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
+from pipeline.loader import Loader
+from pipeline.position import LoaderState
+
+if __name__ == "__main__":
+    dataset, num_threads, state_path, log_path = sys.argv[1:]
+    config = DataConfig(
+        (DatasetConfig(dataset),), "", ("proprio", "vggt_tokens"), num_threads=int(num_threads)
+    )
+    loader = Loader(config, 4, [open_dataset(dataset)], lambda text: [7])
+    path = pathlib.Path(state_path)
+    position = 0
+    if path.exists():
+        state = from_json_text(LoaderState, path.read_text(), where="", remedy="")
+        position = loader.restore(state)
+    with open(log_path, "a", buffering=1) as log:
+        for batch in loader.batches(position):
+            log.write(batch.fingerprint + chr(10))
+            if batch.position == 99 and not path.exists():
+                write_text_atomically(path, dump_json(to_json_values(loader.state(100))))
+            if batch.position == 199:
+                break
+"""
+
+
+@pytest.mark.parametrize("num_threads", [0, 4])
+def test_killed_and_resumed_reader_gives_the_batches_of_one_that_was_not(
+    make_loader: Callable, mini_dataset: pathlib.Path, tmp_path: pathlib.Path, num_threads: int
+) -> None:
+    state, log = tmp_path / "state.json", tmp_path / "log"
+    command = [sys.executable, "-c", _READER, str(mini_dataset), str(num_threads), state, log]
+    first = subprocess.Popen([*map(str, command)], cwd=ROOT)
+    try:
+        while not state.exists():
+            assert first.poll() is None
+            time.sleep(0.001)
+    finally:
+        first.kill()
+        first.wait()
+    taken = log.read_text().split()[:100]
+    log.unlink()
+    subprocess.run([*map(str, command)], cwd=ROOT, check=True)
+    resumed = log.read_text().split()
+    settings = {"observations": ("proprio", "vggt_tokens"), "num_threads": num_threads}
+    loader = make_loader(mini_dataset, encode=lambda text: [7], **settings)
+    assert taken + resumed == [batch.fingerprint for batch in take(loader, 200)]

@@ -1,6 +1,11 @@
 import subprocess
 import sys
 
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.memory import LoaderMemory
+
 _FAULTS = """
 import resource, sys
 from pipeline.memory import keep_freed_memory
@@ -23,3 +28,43 @@ def faults(argument: str) -> int:
 def test_memory_that_was_freed_is_used_again_without_a_fault_for_every_page() -> None:
     assert faults("given back") > 20 * 8_000_000 / 4096
     assert faults("kept") < 100
+
+
+def memory(num_threads: int = 2, prefetch_batches: int = 4) -> LoaderMemory:
+    return LoaderMemory.predict(
+        batch_bytes=50_000_000,
+        record_bytes=1_000_000,
+        num_threads=num_threads,
+        prefetch_batches=prefetch_batches,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "prefetch_batches", "num_bytes"),
+    [(2, 4, 6 * 50e6 + 4e6), (4, 8, 10 * 50e6 + 8e6), (0, 4, 2 * 50e6 + 2e6)],
+)
+def test_memory_is_that_of_the_batches_under_way(
+    num_threads: int, prefetch_batches: int, num_bytes: float
+) -> None:
+    assert memory(num_threads, prefetch_batches).num_bytes == num_bytes
+
+
+def test_memory_is_told_as_a_sum() -> None:
+    assert str(memory()) == "6 batches x 50.0 MB + 4.0 MB = 304.0 MB"
+
+
+@pytest.mark.parametrize(
+    ("budget_gb", "remedy"),
+    [(0.3, "Lower data.prefetch_batches to 3, or"), (0.12, "Lower batch_size, read fewer")],
+)
+def test_budget_that_is_too_small_is_refused_with_what_would_fit(
+    budget_gb: float, remedy: str
+) -> None:
+    message = rf"ram_budget_gb {budget_gb}: expected at least 0.304; found 6 batches.*{remedy}"
+    with pytest.raises(UserError, match=message):
+        memory().check(budget_gb)
+
+
+@pytest.mark.parametrize("budget_gb", [None, 0.304, 10.0])
+def test_budget_that_suffices_passes(budget_gb: float | None) -> None:
+    memory().check(budget_gb)

@@ -8,7 +8,8 @@ from pipeline.normalize import Normalizer
 from pipeline.statistics import FeatureStatistics, compute
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "golden" / "octo" / "data"
-KINDS = ["normal", "bounds"]
+RECORDED = ["normal", "bounds"]
+KINDS = [*RECORDED, "quantile"]
 
 
 def draw(seed: int, scale: float = 1.0) -> np.ndarray:
@@ -20,7 +21,7 @@ def normalizer(kind: str, *values: np.ndarray) -> Normalizer:
     return Normalizer.create([compute(v) for v in values], [np.ones(3, bool)] * len(values), kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECORDED)
 @pytest.mark.parametrize("feature", ["action", "proprio"])
 def test_values_are_those_of_the_original(kind: str, feature: str) -> None:
     recorded = json.loads((GOLDEN / "stats.json").read_text())
@@ -63,6 +64,19 @@ def test_bounds_are_clipped_at_the_percentiles() -> None:
     assert (normalized.min(), normalized.max()) == (-1, 1)
     # Two of 200 values lie below the first percentile and two above the 99th.
     np.testing.assert_array_equal((np.abs(normalized) == 1).sum(0), [4, 4, 4])
+
+
+def test_quantile_is_bounds_that_are_not_clipped() -> None:
+    values, zeros = draw(0), np.zeros(200, np.int32)
+    bounds, quantile = (
+        normalizer(kind, values).normalize(values, zeros) for kind in ("bounds", "quantile")
+    )
+    np.testing.assert_allclose(np.clip(quantile, -1, 1), bounds, atol=2e-6)
+    assert quantile.min() < -1.1
+    assert quantile.max() > 1.1
+    np.testing.assert_allclose(
+        normalizer("quantile", values).unnormalize(quantile, zeros), values, atol=1e-6
+    )
 
 
 def test_unmasked_dimension_is_left_as_it_is() -> None:

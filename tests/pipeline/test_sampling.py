@@ -1,8 +1,18 @@
 import collections
 
+import numpy as np
 import pytest
 
-from pipeline.sampling import index_stream
+from pipeline.sampling import HostShard, SampleOrder, index_stream, sample_draws
+from pipeline.selection import Selection
+
+
+def everything(*num_steps: int) -> list[Selection]:
+    """Datasets of one episode each, all of whose steps are selected."""
+    return [
+        Selection(np.array([0]), np.array([0, n]), np.array([], np.int64), 2, np.array([0, n]))
+        for n in num_steps
+    ]
 
 
 def test_order_is_pinned() -> None:
@@ -65,3 +75,61 @@ def test_datasets_of_one_size_have_their_own_orders() -> None:
     stream = index_stream([100, 100], [1.0, 1.0], seed=0)
     steps = [[s for d, s in map(stream.__getitem__, range(200)) if d == n] for n in (0, 1)]
     assert steps[0] != steps[1]
+
+
+def test_draws_are_pinned() -> None:
+    # May change with the source of the draws only: resumed runs would draw other goals.
+    np.testing.assert_allclose(
+        sample_draws(42, 0, 2),
+        [
+            [0.820198148, 0.189245624, 0.867660815, 0.39458147],
+            [0.368128451, 0.434446254, 0.194635491, 0.062248211],
+        ],
+        atol=1e-9,
+    )
+
+
+def test_draws_belong_to_a_sample_wherever_a_batch_begins() -> None:
+    whole = sample_draws(7, 0, 100)
+    assert whole.shape == (100, 4)
+    assert whole.min() >= 0
+    assert whole.max() < 1
+    np.testing.assert_array_equal(sample_draws(7, 37, 10), whole[37:47])
+    assert not np.isin(sample_draws(8, 0, 100), whole).any()
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    draws = sample_draws(0, 10**12, 40_000)
+    np.testing.assert_allclose(draws.mean(0), 0.5, atol=0.01)
+    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(4), atol=0.02)
+
+
+def test_batch_says_where_its_samples_come_from() -> None:
+    order = SampleOrder(everything(5, 3), [1.0, 3.0], seed=42, batch_size=4)
+    stream = index_stream([5, 3], [1.0, 3.0], seed=42)
+    samples = order[2]
+    np.testing.assert_array_equal(samples.index, [8, 9, 10, 11])
+    pairs = list(zip(samples.dataset.tolist(), samples.step.tolist(), strict=True))
+    assert pairs == [stream[i] for i in range(8, 12)]
+    np.testing.assert_array_equal(samples.draws, sample_draws(42, 8, 4))
+
+
+def test_numbers_of_selected_steps_become_steps() -> None:
+    selection = Selection(
+        np.array([10, 50]), np.array([0, 2, 5]), np.array([], np.int64), 2, np.array([0, 90])
+    )
+    order = SampleOrder([selection], [1.0], seed=0, batch_size=5)
+    assert sorted(order[0].step.tolist()) == [10, 11, 50, 51, 52]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_batch_is_the_same_on_any_number_of_hosts(count: int) -> None:
+    whole = SampleOrder(everything(50, 70), [1.0, 2.0], seed=3, batch_size=8)
+    parts = [
+        SampleOrder(everything(50, 70), [1.0, 2.0], 3, 8, HostShard(index, count))
+        for index in range(count)
+    ]
+    for batch in (0, 1, 999):
+        for field in ("index", "dataset", "step", "draws"):
+            united = np.concatenate([getattr(part[batch], field) for part in parts])
+            np.testing.assert_array_equal(united, getattr(whole[batch], field))

@@ -234,3 +234,46 @@ def test_pieces_beyond_the_bytes_are_folded_away() -> None:
         tracemalloc.stop()
     assert held < 200_000
     assert accumulator.finish().count == 1_030_000
+
+
+def test_merged_moments_are_those_of_all_values_together() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(3.0, 2.0, (400, 3)).astype(np.float32)
+    second = rng.normal(-1.0, 0.5, (100, 3)).astype(np.float32)
+    merged = stats.merge([stats.compute(first), stats.compute(second)], [400.0, 100.0])
+    together = stats.compute(np.concatenate([first, second]))
+    for name in ("mean", "std", "min", "max"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(together, name), rtol=1e-5)
+    assert merged.count == 500
+
+
+def test_merging_weighs_by_share_not_by_size() -> None:
+    first, second = (
+        stats.compute(np.full((n, 1), value, np.float32)) for n, value in ((9, 0), (1, 4))
+    )
+    merged = stats.merge([first, second], [0.5, 0.5])
+    np.testing.assert_allclose([merged.mean, merged.std], [[2.0], [2.0]])
+
+
+def test_merging_copies_of_one_dataset_changes_nothing() -> None:
+    one = stats.compute(np.random.default_rng(1).normal(size=(500, 4)).astype(np.float32))
+    merged = stats.merge([one, one, one], [1.0, 2.0, 3.0])
+    for name in ("mean", "std", "min", "max", "p01", "p99"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(one, name), rtol=1e-6)
+
+
+def test_merged_percentiles_are_near_those_of_all_values() -> None:
+    # Off by 7 % of the range between them: a tail is taken to be straight up to the minimum.
+    rng = np.random.default_rng(2)
+    values = [rng.normal(mean, 1.0, (5000, 2)).astype(np.float32) for mean in (0.0, 0.5, 2.0)]
+    merged = stats.merge([stats.compute(v) for v in values], [1.0, 1.0, 1.0])
+    together = stats.compute(np.concatenate(values))
+    span = together.p99 - together.p01
+    assert (np.abs(merged.p01 - together.p01) / span).max() < 0.08
+    assert (np.abs(merged.p99 - together.p99) / span).max() < 0.08
+
+
+def test_constant_dimension_stays_constant() -> None:
+    constant = stats.compute(np.full((10, 2), 0.5, np.float32))
+    merged = stats.merge([constant, constant], [1.0, 1.0])
+    np.testing.assert_array_equal([merged.p01, merged.p99], np.full((2, 2), 0.5))

@@ -5,7 +5,7 @@ import pytest
 import sentencepiece
 
 from pipeline.errors import DataError
-from pipeline.text import load_vocabulary, tokenize
+from pipeline.text import blank, load_vocabulary, tokenize
 
 LONG = "pick up the black bowl on the stove and place it on the plate"
 
@@ -14,7 +14,7 @@ def test_ids_end_with_one_and_are_padded_with_zero(
     vocabulary: sentencepiece.SentencePieceProcessor,
 ) -> None:
     # May change with tests/data/vocabulary.model only.
-    table = tokenize(["pick up the milk", LONG, "", "fly"], vocabulary, 8)
+    table = tokenize(["pick up the milk", LONG, "", "fly"], vocabulary.EncodeAsIds, 8)
     np.testing.assert_array_equal(
         table.input_ids,
         [
@@ -32,15 +32,25 @@ def test_ids_end_with_one_and_are_padded_with_zero(
 def test_text_is_cut_only_where_the_end_token_would_not_fit(
     vocabulary: sentencepiece.SentencePieceProcessor, length: int, cut: tuple
 ) -> None:
-    table = tokenize(["pick up the milk"], vocabulary, length)
+    table = tokenize(["pick up the milk"], vocabulary.EncodeAsIds, length)
     assert table.truncated == cut
     assert table.input_ids[0, -1] == 1
     assert table.attention_mask.all()
 
 
+def test_blank_is_the_row_of_an_empty_text(
+    vocabulary: sentencepiece.SentencePieceProcessor,
+) -> None:
+    table = tokenize([""], vocabulary.EncodeAsIds, 6)
+    ids, mask = blank(6)
+    np.testing.assert_array_equal(ids, table.input_ids[0])
+    np.testing.assert_array_equal(mask, table.attention_mask[0])
+    assert (ids.dtype, mask.dtype) == (np.int32, np.int32)
+
+
 def test_real_vocabulary_gives_the_ids_of_t5(shared: pathlib.Path) -> None:
     vocabulary = load_vocabulary(str(shared / "t5" / "spiece.model"))
-    table = tokenize(["Hello world"], vocabulary, 5)
+    table = tokenize(["Hello world"], vocabulary.EncodeAsIds, 5)
     np.testing.assert_array_equal(table.input_ids, [[8774, 296, 1, 0, 0]])
 
 

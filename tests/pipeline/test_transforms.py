@@ -28,6 +28,7 @@ def make_batch() -> dict[str, np.ndarray]:
         "action": np.array([[[[1, 2, 1.0]]], [[[3, 4, 1.0]]]], np.float32),
         "task/task_index": np.array([0, 1], np.int32),
         "dataset_index": np.array([1, 0], np.int32),
+        "keeps_text": np.array([True, True]),
     }
 
 
@@ -66,6 +67,19 @@ def test_empty_instruction_is_masked() -> None:
         looked_up["task/pad_mask_dict/language_instruction"], [True, False]
     )
     np.testing.assert_array_equal(looked_up["task/language_instruction/input_ids"][1], [1, 0])
+
+
+def test_instruction_is_blank_where_goal_images_tell_the_task() -> None:
+    looked_up = LOOK_UP(make_batch() | {"keeps_text": np.array([True, False])})
+    np.testing.assert_array_equal(
+        looked_up["task/pad_mask_dict/language_instruction"], [True, False]
+    )
+    np.testing.assert_array_equal(
+        looked_up["task/language_instruction/input_ids"], [[5, 1], [1, 0]]
+    )
+    np.testing.assert_array_equal(
+        looked_up["task/language_instruction/attention_mask"], [[1, 1], [1, 0]]
+    )
 
 
 @pytest.mark.parametrize("transform", [StandardizeGripper((LIBERO, UNIT)), normalize(), LOOK_UP])

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import UserError
-from train.config import load_config, parse_flags
+from train.config import AugmentConfig, load_config, parse_flags
 
 
 def test_flags_override_the_file_to_any_depth(tiny_config_path):
@@ -77,6 +77,34 @@ def test_a_flag_that_does_not_fit_ends_with_code_2_and_the_reason(
 def test_data_and_model_must_fit(tiny_config, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, **change))
+
+
+def test_precomputed_tokens_are_not_cropped_away_from(tiny_config):
+    assert tiny_config.cropped == ()
+    message = "cropped names image_primary, but the model reads precomputed vggt_tokens: they were"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny_config, augment=AugmentConfig(cropped=("image_primary",)))
+
+
+@pytest.mark.parametrize(
+    ("augment", "cropped"),
+    [(AugmentConfig(), ("image_primary",)), (AugmentConfig(cropped=()), ()), (None, ())],
+)
+def test_without_tokens_the_main_camera_is_cropped(tiny_config_path, augment, cropped):
+    config = load_config(f"{tiny_config_path}:untokened")
+    assert dataclasses.replace(config, augment=augment).cropped == cropped
+
+
+def test_camera_that_is_not_read_cannot_be_cropped(tiny_config_path):
+    config = load_config(f"{tiny_config_path}:untokened")
+    with pytest.raises(ValueError, match=r"cropped names image_wrist, data.observations has only"):
+        dataclasses.replace(config, augment=AugmentConfig(cropped=("image_wrist",)))
+
+
+def test_camera_is_read_in_every_step_of_the_window(tiny_config):
+    data = dataclasses.replace(tiny_config.data, current_only=("image_primary",))
+    with pytest.raises(ValueError, match="current_only names image_primary, but the model reads"):
+        dataclasses.replace(tiny_config, data=data)
 
 
 @pytest.mark.parametrize("name", ["configs/libero_vggt.py", "configs/libero_vggt.py:demo"])

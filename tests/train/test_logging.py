@@ -6,6 +6,7 @@ from tensorboardX.proto import event_pb2
 
 from converters.rlds.tfrecord import read_records
 from pipeline.errors import DataError
+from pipeline.meter import Meter
 from train.logging import MetricsLog, StepMetrics, read_metrics
 
 
@@ -14,7 +15,7 @@ def metrics(step: int) -> StepMetrics:
 
 
 def write(directory, steps, first_step=0):
-    with MetricsLog(directory, num_steps=10, first_step=first_step) as log:
+    with MetricsLog(directory, 10, Meter(4, 1000), first_step) as log:
         for step in steps:
             log.write(metrics(step))
 

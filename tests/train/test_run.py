@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, UserError
-from train.config import Flags
+from train.config import Flags, load_config
 from train.directory import prepare
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
@@ -65,7 +66,10 @@ def test_a_run_says_what_it_is_made_of(whole_run):
     ):
         assert line in done.stderr
     assert re.search(r"observation/vggt_tokens +float16\[4,2,21,64\]", done.stderr)
-    assert re.search(r"20/20 loss \d+\.\d+ +\d+ ms/step +\d+\.\d% waiting", done.stderr)
+    assert re.search(r"sampled from libero_mini: 455 steps, 100\.0%", done.stderr)
+    assert re.search(r"memory of the loader: 6 batches x \d\.\d MB \+", done.stderr)
+    line = r"20/20 loss \d+\.\d+, \d+ samples/s, \d+\.\d% waiting \(p99 \d+ ms\), \d.* [kM]B/s"
+    assert re.search(line, done.stderr)
 
 
 def test_a_run_directory_explains_itself(whole_run):
@@ -134,8 +138,95 @@ def test_other_data_is_not_resumed_on(tiny_config, mini_dataset, tmp_path):
     (other / "dataset.json").write_text(json.dumps(manifest))
     data = dataclasses.replace(tiny_config.data, datasets=(DatasetConfig(str(other)),))
     config = dataclasses.replace(tiny_config, data=data, num_steps=2)
-    with pytest.raises(DataError, match=r"loader state.*Resume with the run's own config"):
+    with pytest.raises(DataError, match=r"expected the mixture of this config; .*--new_mixture"):
         run(Flags(config, resume=True))
+    run(Flags(config, resume=True, new_mixture=True))
+    kept = kept_of_step(tiny_config.save_dir, 2, "loader")
+    assert [change["position"] for change in kept["changes"]] == [1]
+
+
+def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_dataset, tmp_path):
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(mini_dataset, spoiled)
+    path = spoiled / "steps" / "00000-of-00002.arrayrecord"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    config = replaced(tiny_config, spoiled, num_steps=20, batch_size=32, save_interval=100)
+    with pytest.raises(UserError, match=r"saved at step \d+: go on with --resume") as caught:
+        run(Flags(config))
+    told = str(caught.value)
+    assert re.search(r"steps/00000-of-00002.arrayrecord, record \d+: expected a readable", told)
+    at = int(re.search(r"saved at step (\d+)", told).group(1))
+    record = re.search(r"--config.data.datasets.0.excluded (\S+)$", told).group(1)
+    assert kept_of_step(config.save_dir, at, "loader")["position"] == at
+    assert [row.step for row in read_metrics(pathlib.Path(config.save_dir))] == [*range(1, at + 1)]
+
+    with pytest.raises(UserError, match=rf"saved at step {at}: go on with"):
+        run(Flags(config, resume=True))  # nothing has been mended
+    excluding = replaced(config, spoiled, excluded=(record,))
+    run(Flags(excluding, resume=True))
+    rows = losses_and_fingerprints(config.save_dir)
+    assert [step for step, *_ in rows] == [*range(1, 21)]
+    (change,) = kept_of_step(config.save_dir, 20, "loader")["changes"]
+    assert (change["position"], change["before"][0]["excluded"]) == (at, [])
+
+    # All that does not read the record is as in a run on the sound dataset.
+    sound = replaced(config, mini_dataset, save_dir=str(tmp_path / "sound"))
+    run(Flags(sound))
+    expected = losses_and_fingerprints(sound.save_dir)
+    assert rows[:at] == expected[:at]
+    assert rows[at][2] != expected[at][2]
+    later = [(a[2], b[2]) for a, b in zip(rows[at + 1 :], expected[at + 1 :], strict=True)]
+    assert sum(a == b for a, b in later) >= len(later) - 2
+
+    with pytest.raises(DataError, match=f"excluded {record} then, not now"):
+        run(Flags(dataclasses.replace(config, num_steps=21), resume=True))
+
+
+def replaced(config, dataset, *, excluded=(), **changes):
+    """A config of another dataset, with other fields."""
+    part = DatasetConfig(str(dataset), excluded=excluded)
+    data = dataclasses.replace(config.data, datasets=(part,))
+    optimizer = dataclasses.replace(config.optimizer, decay_steps=100)
+    return dataclasses.replace(config, data=data, optimizer=optimizer, **changes)
+
+
+def kept_of_step(directory, step, item):
+    """The JSON that a checkpoint keeps."""
+    path = pathlib.Path(directory) / "checkpoints" / str(step) / item / "metadata"
+    return json.loads(path.read_text())
+
+
+def test_a_checkpoint_has_the_statistics_that_its_policy_needs(whole_run):
+    _, directory = whole_run
+    kept = kept_of_step(directory, 20, "datasets")
+    assert kept == json.loads((directory / "datasets.json").read_text())
+    (dataset,) = kept.values()
+    assert dataset["normalization"] == "normal"
+    assert len(dataset["statistics"]["action"]["mean"]) == 7
+
+
+def test_a_memory_budget_that_is_too_small_is_told_before_anything_is_made(tiny_config):
+    data = dataclasses.replace(tiny_config.data, ram_budget_gb=0.001)
+    with pytest.raises(UserError, match=r"ram_budget_gb 0.001: expected at least 0.0\d+"):
+        run(Flags(dataclasses.replace(tiny_config, data=data)))
+    assert not pathlib.Path(tiny_config.save_dir).exists()
+
+
+def test_a_run_with_goal_images_trains(tiny_config_path, mini_dataset, tmp_path):
+    config = load_config(f"{tiny_config_path}:untokened")
+    data = dataclasses.replace(config.data, conditioning="multimodal")
+    config = dataclasses.replace(config, data=data, save_dir=str(tmp_path / "run"))
+    config = replaced(config, mini_dataset, num_steps=2)
+    run(Flags(config))
+    assert len(read_metrics(tmp_path / "run")) == 2
+
+
+def test_a_run_that_reads_tokens_of_the_current_step_alone_trains(tiny_config):
+    data = dataclasses.replace(tiny_config.data, current_only=("vggt_tokens",))
+    run(Flags(dataclasses.replace(tiny_config, data=data, num_steps=2)))
+    assert len(read_metrics(pathlib.Path(tiny_config.save_dir))) == 2
 
 
 def test_a_run_without_any_checkpoint_cannot_be_resumed(tiny_config):
