@@ -47,9 +47,9 @@ class Meter:
         return float(np.quantile([wait for _, wait in self._steps], 0.99))
 
     def line(self) -> str:
-        """Such as `812 samples/s, 1.2% waiting (p99 4 ms), 640 MB/s`."""
+        """Such as `812 samples/s, wait 1.2% (p99 4 ms), 640 MB/s`."""
         return (
-            f"{self.samples_per_s:.0f} samples/s, {self.wait_share:.1%} waiting "
+            f"{self.samples_per_s:.0f} samples/s, wait {self.wait_share:.1%} "
             f"(p99 {self.wait_p99_s * 1e3:.0f} ms), {_rate(self.bytes_per_s)}"
         )
 

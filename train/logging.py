@@ -15,6 +15,8 @@ from pipeline.files import write_text_atomically
 from pipeline.meter import Meter
 
 METRICS_NAME = "metrics.jsonl"
+_WIDTH_WITH_A_BAR = 122
+"""Columns of a terminal; a narrower one shows the numbers alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +57,13 @@ class MetricsLog:
         write_text_atomically(path, "".join(kept))
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(run_directory / "tensorboard"), purge_step=first_step + 1)
+        console = Console(stderr=True)
         self._progress = Progress(
-            BarColumn(bar_width=None),
+            *([BarColumn()] if console.width >= _WIDTH_WITH_A_BAR else []),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
         )
         self._task = self._progress.add_task(
             "training", total=num_steps, completed=first_step, status=""

@@ -70,7 +70,7 @@ def measure(rlds: str, loader: Loader, num_batches: int) -> Comparison:
 def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
     config, (dataset,) = loader.config, loader.datasets
     sources = {
-        key: dataset.manifest.schema.find(key, dataset.path)[1].source.split("/")[1:]
+        key: dataset.manifest.schema.find(key, dataset.path)[1].source.split("/")[1:] or [key]
         for key in config.keys
     }
     images = [f"observation/{name}" for name in config.observations if "image" in name]
@@ -92,6 +92,7 @@ def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
         return sample | decoded
 
     builder: Any = tfds.builder_from_directory(rlds)
+    _check_features(builder.info.features["steps"], sources, rlds)
     skip = {"steps": {"observation": {sources[k][-1]: tfds.decode.SkipDecoding() for k in images}}}
     episodes = builder.as_dataset(
         split=dataset.manifest.provenance.get("split", "train"), decoders=skip
@@ -106,6 +107,21 @@ def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
         .batch(loader.batch_size)
         .prefetch(config.prefetch_batches)
     )
+
+
+def _check_features(features: Any, sources: dict[str, list[str]], rlds: str) -> None:
+    for key, path in sources.items():
+        found = features
+        for name in path:
+            if name not in found:
+                raise UserError(
+                    where=f"--rlds {rlds}",
+                    expected=f"steps/{'/'.join(path)}, which became {key}",
+                    found="no such feature",
+                    remedy="Name the directory that the dataset was converted from, or other "
+                    "--observations.",
+                )
+            found = found[name]
 
 
 def _find(steps: Any, path: list[str]) -> Any:

@@ -36,4 +36,4 @@ def test_old_steps_are_forgotten() -> None:
 def test_line_says_all_of_it(num_bytes: int, rate: str) -> None:
     meter = Meter(samples_per_step=16, bytes_per_step=num_bytes)
     meter.add(1.0, 0.025)
-    assert meter.line() == f"16 samples/s, 2.5% waiting (p99 25 ms), {rate}"
+    assert meter.line() == f"16 samples/s, wait 2.5% (p99 25 ms), {rate}"

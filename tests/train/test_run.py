@@ -68,7 +68,7 @@ def test_a_run_says_what_it_is_made_of(whole_run):
     assert re.search(r"observation/vggt_tokens +float16\[4,2,21,64\]", done.stderr)
     assert re.search(r"sampled from libero_mini: 455 steps, 100\.0%", done.stderr)
     assert re.search(r"memory of the loader: 6 batches x \d\.\d MB \+", done.stderr)
-    line = r"20/20 loss \d+\.\d+, \d+ samples/s, \d+\.\d% waiting \(p99 \d+ ms\), \d.* [kM]B/s"
+    line = r"20/20 loss \d+\.\d+, \d+ samples/s, wait \d+\.\d% \(p99 \d+ ms\), \d.* [kM]B/s"
     assert re.search(line, done.stderr)
 
 

@@ -170,3 +170,16 @@ def test_without_any_instruction_the_batch_is_refused(
     tokenizer, weights = language
     with pytest.raises(UserError, match="'language_instruction', which the language tokenizer"):
         apply(tokenizer, weights, {"task_index": jnp.zeros(3, jnp.int32)})
+
+
+def test_steps_whose_geometry_tokens_were_not_read_are_masked() -> None:
+    module = VGGTTokenizer(VGGTTokenizerConfig(num_tokens=5, token_dim=6))
+    tokens = jax.random.normal(jax.random.key(0), (2, 3, 5, 6))
+    whole = {"vggt_tokens": tokens, "timestep_pad_mask": jnp.ones((2, 3), bool)}
+    current = whole | {"vggt_tokens": tokens[:, -1:]}
+    variables = module.init(jax.random.key(1), whole)
+    expected, found = (module.apply(variables, observation) for observation in (whole, current))
+    assert found.tokens.shape == (2, 3, 5, 6)
+    np.testing.assert_array_equal(found.tokens[:, -1], expected.tokens[:, -1])
+    np.testing.assert_array_equal(found.mask.all(-1), [[False, False, True]] * 2)
+    assert expected.mask.all()

@@ -1,0 +1,127 @@
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipeline.benchmark import tfdata
+from pipeline.benchmark.floor import Floor
+from pipeline.benchmark.measure import Measurement, measure
+from pipeline.config import DataConfig, DatasetConfig
+from pipeline.errors import UserError
+from pipeline.gather import Gather
+from pipeline.images import decode_jpeg
+from pipeline.loader import Loader
+
+ROOT = pathlib.Path(__file__).parents[2]
+CAMERAS = ("image_primary", "image_wrist")
+SHORT = ["--num_batches", "6", "--rounds", "1", "--batch_size", "4"]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.benchmark", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def gather_of(loader: Loader) -> Gather:
+    gather = loader.transforms()[0]
+    assert isinstance(gather, Gather)
+    return gather
+
+
+@pytest.mark.parametrize("settings", [{}, {"window_size": 3, "current_only": ("vggt_tokens",)}])
+def test_floor_reads_each_record_of_the_samples_once_and_decodes_their_images(
+    make_loader: Callable, mini_dataset: pathlib.Path, settings: dict
+) -> None:
+    loader = make_loader(mini_dataset, observations=(*CAMERAS, "vggt_tokens"), **settings)
+    gather, samples = gather_of(loader), loader.order()[0]
+    batch = gather(samples)
+    reads = Floor(gather).plan(samples)
+    windows = gather.locate(samples)
+    steps = [len(set(history)) for history in windows.history.tolist()]
+    num_tokens = len(steps) if settings else sum(steps)
+    assert len(reads) == len(steps) + sum(steps) + num_tokens  # episodes, images, tokens
+    decoded = []
+    for read in reads:
+        (record,) = read.reader.read(read.index, read.index + 1)
+        for image in read.images:
+            pixels = np.empty(image.shape, np.uint8)
+            decode_jpeg(record[image.start : image.end], pixels)
+            decoded.append(pixels)
+    primary, wrist = decoded[: 2 * steps[0] : 2], decoded[1 : 2 * steps[0] : 2]
+    for name, images in (("image_primary", primary), ("image_wrist", wrist)):
+        np.testing.assert_array_equal(images[-1], batch[f"observation/{name}"][0, -1])
+
+
+def test_measurement_adds_up(mini_dataset: pathlib.Path) -> None:
+    config = DataConfig((DatasetConfig(str(mini_dataset)),), "", CAMERAS)
+    found, loader = measure(config, batch_size=8, num_batches=8, rounds=2)
+    assert isinstance(found, Measurement)
+    assert loader.batch_size == 8
+    assert found.ratio_min <= found.ratio <= found.ratio_max
+    assert 0 < found.floor_cpu_ms_per_sample < found.cpu_ms_per_sample * 1.5
+    assert 0 < found.stages["read"] < found.stages["gather"]
+    assert list(found.stages) == [
+        "read",
+        "decode",
+        "order",
+        "gather",
+        "standardize_gripper",
+        "normalize",
+        "look_up_task",
+        "seal",
+    ]
+
+
+def test_last_line_is_one_json_object(mini_dataset: pathlib.Path) -> None:
+    done = command(str(mini_dataset), "--json", *SHORT)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    figures = json.loads(last)
+    assert set(figures) >= {
+        "samples_per_s",
+        "cpu_ms_per_sample",
+        "floor_cpu_ms_per_sample",
+        "first_batch_s",
+        "peak_rss_mb",
+        "predicted_rss_mb",
+        "stages",
+    }
+    assert any("times the floor" in line for line in lines)
+    assert max(map(len, lines)) <= 100 or str(mini_dataset) in max(lines, key=len)
+    # Small batches: nearly all of it is the libraries.
+    assert figures["peak_rss_mb"] == pytest.approx(figures["predicted_rss_mb"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compare", "tfds"], "--compare tfds: expected --rlds SRC, .*found none. Add it."),
+        (["--num_batches", "4"], "rounds, each of more than the 4 batches made ahead; found"),
+        (["--observations", "depth"], "expected a feature observation/depth"),
+        (["--current_only", "depth"], "current_only names depth, but observations are"),
+    ],
+)
+def test_what_cannot_be_measured_says_why(
+    mini_dataset: pathlib.Path, arguments: list, message: str
+) -> None:
+    done = command(str(mini_dataset), *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_comparison_without_tensorflow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="expected TensorFlow, which nothing else here needs"):
+        tfdata.check("rlds")
