@@ -94,6 +94,9 @@ class TrainConfig:
     pretrained_differs: tuple[str, ...] = ()
     """Globs over parameter paths that may be new, unused or of another shape; any other
     difference between model and checkpoint is an error."""
+    pretrained_resized: tuple[str, ...] = ()
+    """Globs over position embeddings that are fitted to the model's shape: fewer steps, or another
+    grid of tokens."""
     num_steps: int = 50000
     """Steps of the whole run, those before a resume included."""
     save_interval: int = 5000
@@ -140,29 +143,37 @@ class TrainConfig:
                 f"data.action_horizon {self.data.action_horizon} is not model.head.action_horizon "
                 f"{self.model.head.action_horizon}"
             )
-        if self.data.max_text_length != self.model.language.max_length:
-            raise ValueError(
-                f"data.max_text_length {self.data.max_text_length} is not "
-                f"model.language.max_length {self.model.language.max_length}"
-            )
+        self._check_language()
         self._check_inputs()
         self._check_crops()
 
+    def _check_language(self) -> None:
+        language = self.model.language
+        if language is None:
+            if self.data.conditioning != "image_conditioned":
+                raise ValueError(
+                    "model.language is None, so data.conditioning must be image_conditioned, not "
+                    f"{self.data.conditioning}"
+                )
+        elif self.data.max_text_length != language.max_length:
+            raise ValueError(
+                f"data.max_text_length {self.data.max_text_length} is not "
+                f"model.language.max_length {language.max_length}"
+            )
+
     def _check_inputs(self) -> None:
-        cameras = {image.observation_key for image in self.model.images}
-        inputs = set(cameras)
-        if self.model.vggt is not None:
-            inputs.add(self.model.vggt.observation_key)
+        inputs = {observation.observation_key for observation in self.model.observations}
         missing = sorted(inputs - set(self.data.observations))
         if missing:
             raise ValueError(
                 f"the model reads {', '.join(missing)}, data.observations has only "
                 f"{', '.join(self.data.observations)}"
             )
-        cut = sorted(cameras & set(self.data.current_only))
+        tokens = set() if self.model.vggt is None else {self.model.vggt.observation_key}
+        cut = sorted((inputs - tokens) & set(self.data.current_only))
         if cut and self.data.window_size > 1:
             raise ValueError(
-                f"data.current_only names {', '.join(cut)}, but the model reads a camera in every "
+                f"data.current_only names {', '.join(cut)}, but the model reads them in every "
                 f"step of the window of {self.data.window_size}"
             )
 

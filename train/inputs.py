@@ -1,6 +1,7 @@
 """All that a run needs from the disk or the hub, found before anything is computed."""
 
 import dataclasses
+import math
 from typing import Any
 
 import sentencepiece
@@ -12,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.hub import fetch_directory
 from pipeline.text import load_vocabulary
 from train.config import TrainConfig
-from train.octo.pretrained import check_config, read_octo_checkpoint
+from train.octo.pretrained import check_config, load_pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
 def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcessor:
     """T5's vocabulary, no larger than the encoder's table: an id beyond it would give NaN."""
     vocabulary = load_vocabulary(config.data.vocabulary)
-    rows = config.model.language.t5.vocab_size
+    language = config.model.language
+    rows = math.inf if language is None else language.t5.vocab_size
     if vocabulary.GetPieceSize() > rows:
         raise UserError(
             where=f"vocabulary {config.data.vocabulary}",
@@ -85,8 +87,9 @@ def _read_weights(config: TrainConfig) -> dict[str, Any] | None:
         return None
     files = ["config.json", f"{config.pretrained_step}/default/checkpoint"]
     directory = fetch_directory(config.pretrained_path, files)
-    check_config(directory, config.model)
-    return read_octo_checkpoint(directory, config.pretrained_step)
+    pretrained = load_pretrained(directory, config.pretrained_step)
+    check_config(pretrained.config, config.model, str(directory / "config.json"))
+    return pretrained.params
 
 
 def _combined(problems: list[UserError]) -> UserError:

@@ -25,7 +25,7 @@ from train.checkpoints import Checkpoints
 from train.config import Flags, TrainConfig, parse_flags
 from train.inputs import open_inputs
 from train.logging import MetricsLog, StepMetrics
-from train.octo.pretrained import account, merge
+from train.octo.pretrained import Allowed, account, merge
 from train.optimizer import learning_rate, make_optimizer
 from train.state import TrainState, count_parameters, init_state
 from train.step import TrainStep, make_train_step
@@ -70,7 +70,7 @@ def run(flags: Flags) -> pathlib.Path:
     batch_structs = device.shape_structs(loader.spec, sharding)
     jax.eval_shape(step, structs, batch_structs)
     if inputs.weights is not None:
-        account(structs.params, inputs.weights, config.pretrained_differs)
+        account(structs.params, inputs.weights, _allowed(config))
     position = _resume_position(flags, loader) if flags.resume else 0
     path = directory.prepare(config, resume=flags.resume)
     _explain(config, loader, path, structs)
@@ -148,11 +148,15 @@ def _fresh_state(
     return init()
 
 
+def _allowed(config: TrainConfig) -> Allowed:
+    return Allowed(config.pretrained_differs, config.pretrained_resized)
+
+
 def _place_weights(
     config: TrainConfig, state: TrainState, weights: dict[str, Any], path: pathlib.Path
 ) -> TrainState:
     """The state with the pretrained weights in their places, and an account of them on disk."""
-    params, report = merge(state.params, weights, config.pretrained_differs)
+    params, report = merge(state.params, weights, _allowed(config))
     write_text_atomically(path / "load_report.json", dump_json(to_json_values(report)))
     _log.info("weights of %s: %s", config.pretrained_path, report.summary())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)

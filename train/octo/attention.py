@@ -51,7 +51,7 @@ def rule(query: Span, key: Span) -> Rule:
 
 
 def layout(
-    prefix: Sequence[Span], timestep: Sequence[Span], window: int
+    prefix: Sequence[Span], timestep: Sequence[Span], window: int, *, legacy: bool = False
 ) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " t"]]:
     """Returns the group and the step of every token of the sequence.
 
@@ -64,15 +64,14 @@ def layout(
       prefix: Groups before the window.
       timestep: Groups that every step of the window has.
       window: Steps of the window.
+      legacy: Count the first token of each group but the first to the group before it.
 
     Returns:
       Indices into `(*prefix, *timestep)`, and steps from -1 (the prefix) to `window - 1`.
     """
     first = len(prefix)
-    prefix_groups = np.repeat(np.arange(first), [span.num_tokens for span in prefix])
-    step_groups = np.repeat(
-        np.arange(first, first + len(timestep)), [span.num_tokens for span in timestep]
-    )
+    prefix_groups = _groups(prefix, legacy=legacy)
+    step_groups = first + _groups(timestep, legacy=legacy)
     groups = np.concatenate([prefix_groups, np.tile(step_groups, window)])
     steps = np.concatenate(
         [
@@ -83,13 +82,26 @@ def layout(
     return groups, steps
 
 
+def _groups(spans: Sequence[Span], *, legacy: bool) -> Int[np.ndarray, " t"]:
+    ends = np.cumsum([span.num_tokens for span in spans], dtype=np.int64)
+    places = np.arange(ends[-1] if len(ends) else 0)
+    return np.searchsorted(ends, places, side="left" if legacy else "right")
+
+
 def rule_mask(
-    prefix: Sequence[Span], timestep: Sequence[Span], window: int
+    prefix: Sequence[Span], timestep: Sequence[Span], window: int, *, legacy: bool = False
 ) -> Bool[np.ndarray, "t t"]:
-    """Returns the rules as a matrix, queries in rows, keys in columns; True: may attend."""
+    """Returns the rules as a matrix, queries in rows, keys in columns; True: may attend.
+
+    Args:
+      prefix: As in `layout`.
+      timestep: As in `layout`.
+      window: As in `layout`.
+      legacy: With the fault of the models of December 2023; see `layout`.
+    """
     spans = (*prefix, *timestep)
     causal = np.array([[rule(query, key) is Rule.CAUSAL for key in spans] for query in spans])
-    groups, steps = layout(prefix, timestep, window)
+    groups, steps = layout(prefix, timestep, window, legacy=legacy)
     return causal[groups[:, None], groups[None, :]] & (steps[None, :] <= steps[:, None])
 
 

@@ -1,6 +1,10 @@
-"""What an Octo model is made of: frozen dataclasses, and the two presets that are in use."""
+"""What an Octo model is made of: frozen dataclasses, and the presets that are in use."""
 
 import dataclasses
+from typing import Literal
+
+Pooling = Literal["mean", "map"]
+"""`mean` of the tokens, or attention by a learned probe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,35 @@ class VGGTTokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BinsConfig:
+    """Numbers as one of a fixed set of bins."""
+
+    num_bins: int = 256
+    """Bins."""
+    spacing: Literal["uniform", "normal"] = "uniform"
+    """`uniform`: of one width between `low` and `high`; `normal`: each with the same share of a
+    standard normal distribution."""
+    low: float = 0.0
+    """Lowest value of uniform bins; lower ones fall into the first bin."""
+    high: float = 1.0
+    """Highest value of uniform bins; higher ones fall into the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LowdimTokenizerConfig:
+    """A vector of a step, such as proprioception, as one token a number."""
+
+    name: str
+    """Names the token group `obs_<name>` and its parameters."""
+    observation_key: str
+    """Key of the vector under `observation`."""
+    num_dims: int
+    """Numbers a step: tokens a step."""
+    bins: BinsConfig | None = None
+    """Makes a token the one-hot code of its bin; None: a token is the number itself."""
+
+
+@dataclasses.dataclass(frozen=True)
 class T5Config:
     """A T5 v1.0 encoder; the defaults are t5-base."""
 
@@ -111,6 +144,8 @@ class LanguageConfig:
     """The frozen encoder."""
     max_length: int = 16
     """Token ids an instruction, padding included."""
+    finetune: bool = False
+    """Trains the encoder; it then runs in every step. Else its output is computed once a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +168,8 @@ class DiffusionConfig:
     """Bound of the normalised actions: they are clipped to plus and minus this."""
     n_diffusion_samples: int = 1
     """Noise draws a chunk in the loss."""
+    pooling: Pooling = "mean"
+    """From the readout tokens of a step to one embedding."""
 
     def __post_init__(self) -> None:
         """Checks that the encoded step splits into cosines and sines."""
@@ -143,6 +180,31 @@ class DiffusionConfig:
     def flat_dim(self) -> int:
         """Numbers a chunk."""
         return self.action_horizon * self.action_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionConfig:
+    """The head that predicts a chunk of actions at once."""
+
+    error: Literal["l1", "mse"] = "l1"
+    """Absolute or squared."""
+    action_horizon: int = 4
+    """Actions a chunk."""
+    action_dim: int = 7
+    """Numbers an action."""
+    pooling: Pooling = "map"
+    """From the readout tokens of a step to one embedding."""
+    max_action: float = 5.0
+    """Bound of the predicted actions: the prediction is `max_action * tanh(x / max_action)`."""
+
+    @property
+    def flat_dim(self) -> int:
+        """Numbers a chunk."""
+        return self.action_horizon * self.action_dim
+
+
+HeadConfig = DiffusionConfig | RegressionConfig
+"""The action heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,14 +219,21 @@ class OctoConfig:
     """The transformer."""
     images: tuple[ImageTokenizerConfig, ...]
     """The cameras, in the order of their tokens."""
-    language: LanguageConfig
-    """The instruction."""
-    head: DiffusionConfig
+    language: LanguageConfig | None
+    """The instruction; None: the model reads none."""
+    head: HeadConfig
     """The action head."""
+    lowdims: tuple[LowdimTokenizerConfig, ...] = ()
+    """Vectors, after the cameras' tokens."""
+    num_readouts: int = 1
+    """Readout tokens a step."""
     vggt: VGGTTokenizerConfig | None = None
-    """Geometry tokens, after the cameras' tokens; None: the model has no such input."""
+    """Geometry tokens, after all others; None: the model has no such input."""
     repeat_task_tokens: bool = True
     """Repeats the instruction's tokens in every step of the window."""
+    legacy_attention: bool = False
+    """Attends as the models of December 2023 do, which give the first token of a group the rules of
+    the group before it."""
 
     def __post_init__(self) -> None:
         """Checks heads, names and keys across the parts."""
@@ -174,18 +243,26 @@ class OctoConfig:
                 f"embedding_dim {self.embedding_dim} is no multiple of "
                 f"transformer.num_heads {heads}"
             )
-        observations = (*self.images, *((self.vggt,) if self.vggt else ()))
-        if not observations:
-            raise ValueError("images is () and vggt is None: the model would see nothing")
+        if self.num_readouts < 1:
+            raise ValueError(f"num_readouts must be at least 1, not {self.num_readouts}")
+        if not self.observations:
+            raise ValueError("no images, lowdims or vggt: the model would see nothing")
         for field in ("name", "observation_key"):
-            values = [getattr(observation, field) for observation in observations]
+            values = [getattr(observation, field) for observation in self.observations]
             if len(set(values)) < len(values):
                 raise ValueError(f"two observation tokenizers share one {field}: {values}")
+
+    @property
+    def observations(
+        self,
+    ) -> tuple[ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig, ...]:
+        """All that the model sees, in the order of its tokens."""
+        return (*self.images, *self.lowdims, *((self.vggt,) if self.vggt else ()))
 
 
 def octo_small(
     *,
-    head: DiffusionConfig = DiffusionConfig(),
+    head: HeadConfig = DiffusionConfig(),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns octo-small-1.5 (27.0 M parameters and 109.6 M of t5-base).
@@ -211,9 +288,27 @@ def octo_small(
     )
 
 
+def octo_base(
+    *,
+    head: HeadConfig = DiffusionConfig(),
+    vggt: VGGTTokenizerConfig | None = None,
+) -> OctoConfig:
+    """Returns octo-base-1.5: octo-small with a ViT-B as its transformer.
+
+    Args:
+      head: As in `octo_small`.
+      vggt: As in `octo_small`.
+    """
+    return dataclasses.replace(
+        octo_small(head=head, vggt=vggt),
+        embedding_dim=768,
+        transformer=TransformerConfig(num_layers=12, mlp_dim=3072, num_heads=12),
+    )
+
+
 def demo(
     *,
-    head: DiffusionConfig = DiffusionConfig(hidden_dim=64),
+    head: HeadConfig = DiffusionConfig(hidden_dim=64),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns the same model, small enough for a laptop's CPU; it reads t5-base's token ids.

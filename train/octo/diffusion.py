@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from train.octo.config import DiffusionConfig
+from train.octo.pooling import MapHead
 
 
 class Schedule(typing.NamedTuple):
@@ -216,21 +217,27 @@ class DiffusionHead(nn.Module):
     config: DiffusionConfig
 
     def setup(self) -> None:
-        """Names the score network as the released weights do."""
+        """Names the parts as the released weights do."""
+        if self.config.pooling == "map":
+            self.map_head = MapHead()
         self.diffusion_model = ScoreNetwork(self.config)
+
+    def embed(self, readout: Float[Array, "b w n d"]) -> Float[Array, "b w d"]:
+        """Returns one embedding a step, of its readout tokens."""
+        return self.map_head(readout) if self.config.pooling == "map" else readout.mean(axis=2)
 
     def predict_noise(
         self,
-        readout: Float[Array, "*batch d"],
+        embedding: Float[Array, "*batch d"],
         noisy_actions: Float[Array, "*batch c"],
         time: Int[Array, "*batch 1"],
     ) -> Float[Array, "*batch c"]:
         """Returns the score network's output; see `ScoreNetwork`."""
-        return self.diffusion_model(readout, noisy_actions, time)
+        return self.diffusion_model(embedding, noisy_actions, time)
 
     def loss(
         self,
-        readout: Float[Array, "b w d"],
+        readout: Float[Array, "b w n d"],
         action: Float[Array, "b w h a"],
         mask: Bool[Array, "b w h a"],
         noise: TrainingNoise,
@@ -238,27 +245,31 @@ class DiffusionHead(nn.Module):
         """Returns the mean squared error of the predicted noise, times `action_dim`.
 
         Args:
-          readout: One embedding a step.
+          readout: The readout tokens of each step.
           action: Normalised actions, clipped here to `max_action`.
           mask: True where an action counts.
           noise: Steps and noise.
         """
-        samples = (noise.noise.shape[0], *readout.shape[:2])
-        flat = action.reshape(*readout.shape[:2], self.config.flat_dim)
+        embedding = self.embed(readout)
+        samples = (noise.noise.shape[0], *embedding.shape[:2])
+        flat = action.reshape(*embedding.shape[:2], self.config.flat_dim)
         flat = jnp.clip(flat, -self.config.max_action, self.config.max_action)
         flat = jnp.broadcast_to(flat[None], noise.noise.shape)
         schedule = cosine_schedule(self.config.diffusion_steps)
         noisy = add_noise(schedule, flat, noise.time, noise.noise)
-        readout = jnp.broadcast_to(readout[None], (*samples, readout.shape[-1]))
-        error = jnp.square(self.predict_noise(readout, noisy, noise.time) - noise.noise)
+        embedding = jnp.broadcast_to(embedding[None], (*samples, embedding.shape[-1]))
+        error = jnp.square(self.predict_noise(embedding, noisy, noise.time) - noise.noise)
         counts = jnp.broadcast_to(mask.reshape(1, *flat.shape[1:]), error.shape)
         return masked_mean(error, counts) * self.config.action_dim
 
-    def sample(self, readout: Float[Array, "b w d"], noise: SamplingNoise) -> Float[Array, "b h a"]:
+    def sample(
+        self, readout: Float[Array, "b w n d"], noise: SamplingNoise
+    ) -> Float[Array, "b h a"]:
         """Returns normalised actions of the last step of the window, within `max_action`.
 
         Args:
-          readout: One embedding a step; every step is denoised, only the last is returned.
+          readout: The readout tokens of each step; every step is denoised, only the last is
+            returned.
           noise: Where to start, and what the steps add.
         """
         config = self.config
@@ -267,12 +278,13 @@ class DiffusionHead(nn.Module):
             reverse_steps(cosine_schedule(config.diffusion_steps)),
         )
         times = jnp.arange(config.diffusion_steps)[::-1]
+        embedding = self.embed(readout)
 
         def denoise(
             score: ScoreNetwork, x: jax.Array, step: tuple[jax.Array, ReverseStep, jax.Array]
         ) -> tuple[jax.Array, None]:
             time, (scale, shift, sigma), z = step
-            eps = score(readout, x, jnp.full((*x.shape[:-1], 1), time))
+            eps = score(embedding, x, jnp.full((*x.shape[:-1], 1), time))
             cleaner = scale * (x - shift * eps) + sigma * z
             return jnp.clip(cleaner, -config.max_action, config.max_action), None
 

@@ -5,6 +5,7 @@ those of the released checkpoints (1.5), so that their weights load without rena
 """
 
 import dataclasses
+from typing import assert_never
 
 import flax.linen as nn
 import jax
@@ -13,12 +14,22 @@ from jaxtyping import Array, Float
 
 from pipeline.errors import UserError
 from train.octo.attention import Kind
-from train.octo.config import OctoConfig
+from train.octo.config import (
+    DiffusionConfig,
+    HeadConfig,
+    ImageTokenizerConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    RegressionConfig,
+    VGGTTokenizerConfig,
+)
 from train.octo.diffusion import DiffusionHead, SamplingNoise, TrainingNoise
+from train.octo.regression import RegressionHead
 from train.octo.tokenizers import (
     ImageTokenizer,
     Inputs,
     LanguageTokenizer,
+    LowdimTokenizer,
     VGGTTokenizer,
     check_array,
     require,
@@ -37,13 +48,11 @@ class OctoTransformer(nn.Module):
 
     def setup(self) -> None:
         """Makes the tokenizers; linen joins attribute and key: `observation_tokenizers_wrist`."""
-        tokenizers: dict[str, nn.Module] = {
-            image.name: ImageTokenizer(image) for image in self.config.images
+        self.observation_tokenizers = {
+            observation.name: _tokenizer(observation) for observation in self.config.observations
         }
-        if self.config.vggt is not None:
-            tokenizers[self.config.vggt.name] = VGGTTokenizer(self.config.vggt)
-        self.observation_tokenizers = tokenizers
-        self.task_tokenizers = {"language": LanguageTokenizer(self.config.language)}
+        if self.config.language is not None:
+            self.task_tokenizers = {"language": LanguageTokenizer(self.config.language)}
 
     def encode_language(self, instruction: Inputs) -> Float[Array, "b n d"]:
         """Returns T5's embeddings; see `LanguageTokenizer.encode`."""
@@ -55,25 +64,31 @@ class OctoTransformer(nn.Module):
 
         The sequence is [task | step 0: cameras, geometry, repeated task, readout | step 1 ...].
         """
-        window = self._window(observation)
-        language = self._embed("task_language", self.task_tokenizers["language"](task))
-        prefix = {"task_language": language}
+        batch_size, window = self._steps(observation)
+        prefix: dict[str, TokenGroup] = {}
+        if self.config.language is not None:
+            language = self.task_tokenizers["language"](task)
+            prefix["task_language"] = self._embed("task_language", language)
         timestep = {
             f"obs_{name}": self._embed(f"obs_{name}", group)
             for name, group in self._observe(observation, task).items()
         }
         if self.config.repeat_task_tokens:
-            timestep["obs_task_language"] = repeat_over_window(language, window)
-        timestep[READOUT] = self._readout(language.tokens.shape[0], window)
+            for name, group in prefix.items():
+                timestep[f"obs_{name}"] = repeat_over_window(group, window)
+        timestep[READOUT] = self._readout(batch_size, window)
 
-        groups = BlockTransformer(self.config.transformer, name="BlockTransformer_0")(
-            prefix, timestep
+        transformer = BlockTransformer(
+            self.config.transformer, self.config.legacy_attention, name="BlockTransformer_0"
         )
-        groups["task"] = concatenate([groups[name] for name in prefix])
+        groups = transformer(prefix, timestep)
+        if prefix:
+            groups["task"] = concatenate([groups[name] for name in prefix])
         groups["obs"] = concatenate([groups[name] for name in timestep if name != READOUT])
         return groups
 
-    def _window(self, observation: Inputs) -> int:
+    def _steps(self, observation: Inputs) -> tuple[int, int]:
+        """Returns samples of the batch and steps of the window."""
         mask = require(observation, "timestep_pad_mask", part="observation", reader="model")
         window = mask.shape[1]
         if window > self.config.max_horizon:
@@ -83,17 +98,13 @@ class OctoTransformer(nn.Module):
                 found=f"{window} steps",
                 remedy="Lower the window size; a larger max_horizon means new position embeddings",
             )
-        return window
+        return mask.shape[0], window
 
     def _observe(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
-        groups = {
-            image.name: self.observation_tokenizers[image.name](observation, task)
-            for image in self.config.images
+        return {
+            name: tokenizer(observation, task)
+            for name, tokenizer in self.observation_tokenizers.items()
         }
-        if self.config.vggt is not None:
-            name = self.config.vggt.name
-            groups[name] = self.observation_tokenizers[name](observation)
-        return groups
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
         """Projects a group's tokens to the transformer's size and adds their positions."""
@@ -102,8 +113,8 @@ class OctoTransformer(nn.Module):
         return dataclasses.replace(group, tokens=tokens + jnp.broadcast_to(positions, tokens.shape))
 
     def _readout(self, batch_size: int, window: int) -> TokenGroup:
-        """Makes the token that only reads: its position embedding, real in every step."""
-        shape = (batch_size, window, 1, self.config.embedding_dim)
+        """Makes the tokens that only read: position embeddings, real in every step."""
+        shape = (batch_size, window, self.config.num_readouts, self.config.embedding_dim)
         tokens = jnp.broadcast_to(self._positions(READOUT, jnp.zeros(shape)), shape)
         return TokenGroup(tokens, jnp.ones(shape[:-1], dtype=bool), Kind.READOUT)
 
@@ -113,6 +124,30 @@ class OctoTransformer(nn.Module):
         shape = (1, *(self.config.max_horizon for _ in steps), num_tokens, dim)
         positions = self.param(f"{name}_pos_embedding", nn.initializers.normal(0.02), shape)
         return positions[:, : tokens.shape[1]]
+
+
+def _tokenizer(
+    config: ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig,
+) -> nn.Module:
+    match config:
+        case ImageTokenizerConfig():
+            return ImageTokenizer(config)
+        case LowdimTokenizerConfig():
+            return LowdimTokenizer(config)
+        case VGGTTokenizerConfig():
+            return VGGTTokenizer(config)
+        case _:
+            assert_never(config)
+
+
+def _head(config: HeadConfig) -> nn.Module:
+    match config:
+        case DiffusionConfig():
+            return DiffusionHead(config)
+        case RegressionConfig():
+            return RegressionHead(config)
+        case _:
+            assert_never(config)
 
 
 class OctoModule(nn.Module):
@@ -127,7 +162,7 @@ class OctoModule(nn.Module):
     def setup(self) -> None:
         """Names the parts as the released weights do."""
         self.octo_transformer = OctoTransformer(self.config)
-        self.heads_action = DiffusionHead(self.config.head)
+        self.heads_action = _head(self.config.head)
 
     def __call__(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
         """Returns the transformer's output, a group of tokens a name.
@@ -152,16 +187,16 @@ class OctoModule(nn.Module):
         """
         return self.octo_transformer.encode_language(instruction)
 
-    def readout(self, observation: Inputs, task: Inputs) -> Float[Array, "b w d"]:
-        """Returns what the head reads: one embedding a step."""
-        return jnp.mean(self(observation, task)[READOUT].tokens, axis=2)
+    def readout(self, observation: Inputs, task: Inputs) -> Float[Array, "b w n d"]:
+        """Returns what the head reads: the readout tokens of each step."""
+        return self(observation, task)[READOUT].tokens
 
-    def loss(self, batch: Inputs, noise: TrainingNoise) -> Float[Array, ""]:
-        """Returns the diffusion loss, a mean over the real actions of the batch.
+    def loss(self, batch: Inputs, noise: TrainingNoise | None) -> Float[Array, ""]:
+        """Returns the head's loss, a mean over the real actions of the batch.
 
         Args:
           batch: `observation`, `task`, `action` and `action_pad_mask`.
-          noise: From `draw_training_noise`.
+          noise: From `draw_training_noise`; None for a head that needs none.
 
         Raises:
           UserError: As `__call__`, or the actions are not of the head's horizon and size.
@@ -175,19 +210,22 @@ class OctoModule(nn.Module):
         return self.heads_action.loss(readout, action, real_step & counts, noise)
 
     def predict_noise(
-        self, readout: Float[Array, "b w d"], noisy_actions: Float[Array, "b w c"], time: jax.Array
+        self,
+        embedding: Float[Array, "b w d"],
+        noisy_actions: Float[Array, "b w c"],
+        time: jax.Array,
     ) -> Float[Array, "b w c"]:
-        """Returns the score network's output for readouts; `time` is int32 `(b w 1)`."""
-        return self.heads_action.predict_noise(readout, noisy_actions, time)
+        """Returns a diffusion head's score for embeddings of the readout; `time` is `(b w 1)`."""
+        return self.heads_action.predict_noise(embedding, noisy_actions, time)
 
     def sample_actions(
-        self, observation: Inputs, task: Inputs, noise: SamplingNoise
+        self, observation: Inputs, task: Inputs, noise: SamplingNoise | None
     ) -> Float[Array, "b h a"]:
         """Returns normalised actions for the last step of the window.
 
         Args:
           observation: As in `__call__`.
           task: As in `__call__`.
-          noise: From `draw_sampling_noise`.
+          noise: From `draw_sampling_noise`; None for a head that needs none.
         """
         return self.heads_action.sample(self.readout(observation, task), noise)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from train.octo.config import OctoConfig
-from train.octo.diffusion import draw_sampling_noise, draw_training_noise
+from train.octo.config import DiffusionConfig, HeadConfig, OctoConfig
+from train.octo.diffusion import TrainingNoise, draw_sampling_noise, draw_training_noise
 from train.octo.model import OctoModule
 from train.octo.tokenizers import Inputs
 
@@ -37,14 +37,21 @@ def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[st
     for image in config.images:
         shape = (*steps, image.image_size, image.image_size, 3)
         observation[image.observation_key] = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    for lowdim in config.lowdims:
+        observation[lowdim.observation_key] = jax.ShapeDtypeStruct(
+            (*steps, lowdim.num_dims), jnp.float32
+        )
     if config.vggt is not None:
         shape = (*steps, config.vggt.num_tokens, config.vggt.token_dim)
         observation[config.vggt.observation_key] = jax.ShapeDtypeStruct(shape, jnp.float16)
-    ids = jax.ShapeDtypeStruct((batch_size, config.language.max_length), jnp.int32)
+    task = {}
+    if config.language is not None:
+        ids = jax.ShapeDtypeStruct((batch_size, config.language.max_length), jnp.int32)
+        task["language_instruction"] = {"input_ids": ids, "attention_mask": ids}
     chunk = (*steps, config.head.action_horizon, config.head.action_dim)
     return {
         "observation": observation,
-        "task": {"language_instruction": {"input_ids": ids, "attention_mask": ids}},
+        "task": task,
         "action": jax.ShapeDtypeStruct(chunk, jnp.float32),
         "action_pad_mask": jax.ShapeDtypeStruct(chunk, bool),
     }
@@ -63,7 +70,7 @@ def init_params(config: OctoConfig, key: Key) -> Params:
     params_key, noise_key = jax.random.split(key)
     spec = input_spec(config, batch_size=1, window_size=1)
     batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
-    noise = draw_training_noise(config.head, noise_key, (1, 1))
+    noise = _training_noise(config.head, noise_key, (1, 1))
     variables = OctoModule(config).init(params_key, batch, noise, method="loss")
     return cast(Params, variables["params"])
 
@@ -77,7 +84,7 @@ def loss_fn(module: OctoModule, params: Params, batch: Inputs, key: Key) -> Floa
       batch: As in `OctoModule.loss`.
       key: A jax key for the noise.
     """
-    noise = draw_training_noise(module.config.head, key, batch["action"].shape[:2])
+    noise = _training_noise(module.config.head, key, batch["action"].shape[:2])
     loss = module.apply({"params": params}, batch, noise, method="loss")
     return cast(jax.Array, loss)
 
@@ -95,6 +102,12 @@ def sample_actions(
       key: A jax key for the noise.
     """
     shape = observation["timestep_pad_mask"].shape
-    noise = draw_sampling_noise(module.config.head, key, shape)
+    head = module.config.head
+    is_diffusion = isinstance(head, DiffusionConfig)
+    noise = draw_sampling_noise(head, key, shape) if is_diffusion else None
     actions = module.apply({"params": params}, observation, task, noise, method="sample_actions")
     return cast(jax.Array, actions)
+
+
+def _training_noise(head: HeadConfig, key: Key, shape: tuple[int, int]) -> TrainingNoise | None:
+    return draw_training_noise(head, key, shape) if isinstance(head, DiffusionConfig) else None

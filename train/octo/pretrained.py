@@ -9,21 +9,30 @@ import dataclasses
 import fnmatch
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import serialization, traverse_util
 
 from pipeline.errors import DataError, UserError
-from train.octo.config import OctoConfig
+from train.octo.config import DiffusionConfig, OctoConfig
+from train.octo.translate import translate
 
-Status = Literal["loaded", "new", "unused", "mismatched shape"]
-"""`new`: only the model has it; `unused`: only the checkpoint; `mismatched shape`: the model's
-fresh values are kept."""
+Status = Literal["loaded", "resized", "new", "unused", "mismatched shape"]
+"""`resized`: fitted to the model's shape; `new`: only the model has it; `unused`: only the
+checkpoint; `mismatched shape`: the model's fresh values are kept."""
 
 Shape = tuple[int, ...]
+
+_INPUT = re.compile(
+    r"octo_transformer/(?:obs_(\w+?)_(?:projection|pos_embedding)"
+    r"|(?:observation|task)_tokenizers_(\w+?)/)"
+)
+"""Parameters that belong to one input; its name is in one of the groups."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +47,35 @@ class LoadRow:
     """Its shape in the model; None: the model has no such tensor."""
     checkpoint_shape: Shape | None
     """Its shape in the checkpoint; None: the checkpoint has no such tensor."""
+    how: str = ""
+    """What was done to a resized one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A released checkpoint."""
+
+    config: OctoConfig
+    """Of its model."""
+    params: dict[str, Any]
+    """Nested dicts of numpy arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """Which tensors need not come from the checkpoint as they are: globs over paths.
+
+    `*` matches `/` too, as in `octo_transformer/obs_vggt_*`.
+    """
+
+    differing: Sequence[str] = ()
+    """May be new, unused or of another shape."""
+    resized: Sequence[str] = ()
+    """Position embeddings that are fitted to the model's shape."""
+
+
+NOTHING = Allowed()
+"""Every tensor must come from the checkpoint as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,55 +99,55 @@ class LoadReport:
 def account(
     target_params: Mapping[str, Any],
     checkpoint_params: Mapping[str, Any],
-    expected_new: Sequence[str] = (),
+    allowed: Allowed = NOTHING,
 ) -> LoadReport:
     """Returns what becomes of every tensor, before any is moved.
 
-    A tensor is taken over where path and shape agree. Everything else must be expected.
+    A tensor is taken over where path and shape agree. Everything else must be allowed.
 
     Args:
       target_params: Parameters of the model, or their `jax.ShapeDtypeStruct`s.
-      checkpoint_params: From `read_octo_checkpoint`.
-      expected_new: Globs over paths (`*` matches `/` too) of tensors that may be new, unused or
-        of another shape: `octo_transformer/obs_vggt_*`.
+      checkpoint_params: Of a checkpoint.
+      allowed: What may be otherwise.
 
     Raises:
-      UserError: Tensors that no glob covers are new, unused or of another shape; it names all of
-        them.
+      UserError: Tensors that no glob covers are new, unused or of another shape, or one that was
+        to be resized cannot be; it names all of them.
     """
     target, checkpoint = _flatten(target_params), _flatten(checkpoint_params)
-    rows = tuple(_row(path, target, checkpoint) for path in sorted({*target, *checkpoint}))
-    _check_expected(rows, expected_new)
+    paths = sorted({*target, *checkpoint})
+    rows = tuple(_row(path, target, checkpoint, allowed.resized) for path in paths)
+    _check_expected(rows, allowed.differing)
     return LoadReport(rows)
 
 
 def merge(
     target_params: Mapping[str, Any],
     checkpoint_params: Mapping[str, Any],
-    expected_new: Sequence[str] = (),
+    allowed: Allowed = NOTHING,
 ) -> tuple[dict[str, Any], LoadReport]:
     """Returns the model's parameters with the checkpoint's values, and the account of it.
 
     Args:
       target_params: Fresh parameters of the model; not modified. Their dtypes are kept.
       checkpoint_params: As in `account`.
-      expected_new: As in `account`.
+      allowed: As in `account`.
 
     Raises:
       UserError: As in `account`.
     """
-    report = account(target_params, checkpoint_params, expected_new)
+    report = account(target_params, checkpoint_params, allowed)
     target, checkpoint = _flatten(target_params), _flatten(checkpoint_params)
     loaded = {
-        row.path: jnp.asarray(checkpoint[row.path], dtype=target[row.path].dtype)
+        row.path: jnp.asarray(_fit(row, checkpoint), dtype=target[row.path].dtype)
         for row in report.rows
-        if row.status == "loaded"
+        if row.status in ("loaded", "resized")
     }
     return traverse_util.unflatten_dict(target | loaded, sep="/"), report
 
 
-def read_octo_checkpoint(directory: Path, step: int) -> dict[str, Any]:
-    """Returns the parameters of a released checkpoint, nested dicts of numpy arrays.
+def load_pretrained(directory: Path, step: int) -> Pretrained:
+    """Returns a released checkpoint with the config of its model, of Octo 1.0 or 1.5.
 
     Args:
       directory: Has `config.json` and a folder a step. One msgpack file,
@@ -117,17 +155,28 @@ def read_octo_checkpoint(directory: Path, step: int) -> dict[str, Any]:
       step: The training step.
 
     Raises:
-      UserError: The directory, the step or the file is missing, or the model is one of December
-        2023, whose attention this code does not have.
+      UserError: The directory, the step or the file is missing, or the model is one that this code
+        has no counterpart for.
       DataError: The file is damaged or holds something else.
     """
-    if read_model_config(directory).get("use_correct_attention", False) is not True:
-        raise UserError(
-            where=str(directory / "config.json"),
-            expected="model.use_correct_attention true",
-            found="false or nothing, as in the models of December 2023",
-            remedy="Take a checkpoint of version 1.5: octo-small-1.5 or octo-base-1.5",
-        )
+    model = read_model_config(directory)
+    params = read_octo_checkpoint(directory, step)
+    shapes = {path: tuple(leaf.shape) for path, leaf in _flatten(params).items()}
+    return Pretrained(translate(model, shapes, str(directory / "config.json")), params)
+
+
+def read_octo_checkpoint(directory: Path, step: int) -> dict[str, Any]:
+    """Returns the parameters of a released checkpoint, nested dicts of numpy arrays.
+
+    Args:
+      directory: As in `load_pretrained`.
+      step: As in `load_pretrained`.
+
+    Raises:
+      UserError: The directory or the step is missing.
+      DataError: The file is missing, damaged or holds something else.
+    """
+    read_model_config(directory)
     path = _find_step(directory, step) / "default" / "checkpoint"
     if not path.is_file():
         raise DataError(
@@ -162,32 +211,65 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     return model
 
 
-def check_config(directory: Path, config: OctoConfig) -> None:
+def check_config(theirs: OctoConfig, ours: OctoConfig, where: str) -> None:
     """Checks what no shape shows: settings that change the model's meaning but not its weights.
 
     Args:
-      directory: The checkpoint.
-      config: The model that is to take its weights.
+      theirs: Of the checkpoint.
+      ours: Of the model that is to take its weights.
+      where: The checkpoint, for the error.
 
     Raises:
       UserError: Settings differ; it names all of them.
     """
-    model = read_model_config(directory)
-    head = model.get("heads", {}).get("action", {}).get("kwargs", {})
-    # Octo leaves defaults out of its config; these are the ones of its code.
-    pairs = {
-        "repeat_task_tokens": (config.repeat_task_tokens, model.get("repeat_task_tokens", False)),
-        "head.diffusion_steps": (config.head.diffusion_steps, head.get("diffusion_steps", 20)),
-        "head.max_action": (config.head.max_action, head.get("max_action", 5.0)),
-    }
+    names = ["repeat_task_tokens", "legacy_attention"]
+    pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in names}
+    if isinstance(ours.head, DiffusionConfig) and isinstance(theirs.head, DiffusionConfig):
+        steps = (ours.head.diffusion_steps, theirs.head.diffusion_steps)
+        pairs["head.diffusion_steps"] = steps
+    if type(ours.head) is type(theirs.head):
+        pairs["head.max_action"] = (ours.head.max_action, theirs.head.max_action)
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if differing:
         raise UserError(
-            where=str(directory / "config.json"),
-            expected=", ".join(f"{name} {ours}" for name, (ours, _) in differing.items()),
-            found=", ".join(f"{name} {theirs}" for name, (_, theirs) in differing.items()),
+            where=where,
+            expected=", ".join(f"{name} {mine}" for name, (mine, _) in differing.items()),
+            found=", ".join(f"{name} {other}" for name, (_, other) in differing.items()),
             remedy="Set the model config to the checkpoint's values",
         )
+
+
+def resize_positions(values: Any, shape: Shape) -> tuple[jax.Array, str]:
+    """Returns position embeddings of another shape, and how they were made.
+
+    Steps of the window are cut off at its end; a square grid of tokens is interpolated bilinearly,
+    antialiased where it shrinks.
+
+    Args:
+      values: `(1 steps tokens d)` or `(1 tokens d)`.
+      shape: The wanted one.
+
+    Raises:
+      ValueError: Too few steps, tokens that are no square grids, or another difference.
+    """
+    array = jnp.asarray(values)
+    how = []
+    if len(shape) != array.ndim or shape[0] != array.shape[0] or shape[-1] != array.shape[-1]:
+        raise ValueError(f"{array.shape} and {shape} differ in more than steps and tokens")
+    if array.ndim == 4 and shape[1] != array.shape[1]:
+        if shape[1] > array.shape[1]:
+            raise ValueError(f"{shape[1]} steps are wanted, {array.shape[1]} were trained")
+        how.append(f"the first {shape[1]} of {array.shape[1]} steps")
+        array = array[:, : shape[1]]
+    if shape[-2] != array.shape[-2]:
+        sides = [math.isqrt(count) for count in (array.shape[-2], shape[-2])]
+        if sides[0] ** 2 != array.shape[-2] or sides[1] ** 2 != shape[-2]:
+            raise ValueError(f"{array.shape[-2]} and {shape[-2]} tokens are no square grids")
+        grid = array.reshape(*array.shape[:-2], sides[0], sides[0], array.shape[-1])
+        wanted = (*grid.shape[:-3], sides[1], sides[1], grid.shape[-1])
+        array = jax.image.resize(grid, wanted, "bilinear", antialias=True).reshape(shape)
+        how.append(f"{sides[0]}x{sides[0]} tokens to {sides[1]}x{sides[1]}, bilinear")
+    return array, ", ".join(how)
 
 
 def _find_step(directory: Path, step: int) -> Path:
@@ -221,7 +303,7 @@ def _restore(path: Path) -> dict[str, Any]:
             where=str(path),
             expected=f"parameters with the keys {sorted(parts)}",
             found=found or "nothing",
-            remedy="Give an Octo checkpoint with a diffusion head",
+            remedy="Give an Octo checkpoint",
         )
     return params
 
@@ -230,39 +312,53 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     return dict(traverse_util.flatten_dict(dict(params), sep="/"))
 
 
-def _row(path: str, target: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> LoadRow:
+def _fit(row: LoadRow, checkpoint: Mapping[str, Any]) -> Any:
+    if row.status == "resized" and row.target_shape is not None:
+        return resize_positions(checkpoint[row.path], row.target_shape)[0]
+    return checkpoint[row.path]
+
+
+def _row(
+    path: str, target: Mapping[str, Any], checkpoint: Mapping[str, Any], resized: Sequence[str]
+) -> LoadRow:
     ours = tuple(target[path].shape) if path in target else None
     theirs = tuple(checkpoint[path].shape) if path in checkpoint else None
-    status: Status
     if theirs is None:
-        status = "new"
-    elif ours is None:
-        status = "unused"
-    else:
-        status = "loaded" if ours == theirs else "mismatched shape"
-    return LoadRow(path, status, ours, theirs)
+        return LoadRow(path, "new", ours, theirs)
+    if ours is None:
+        return LoadRow(path, "unused", ours, theirs)
+    if ours == theirs:
+        return LoadRow(path, "loaded", ours, theirs)
+    if path.endswith("_pos_embedding") and any(fnmatch.fnmatchcase(path, g) for g in resized):
+        try:
+            _, how = resize_positions(checkpoint[path], ours)
+        except ValueError as error:
+            return LoadRow(path, "mismatched shape", ours, theirs, f"cannot be resized: {error}")
+        return LoadRow(path, "resized", ours, theirs, how)
+    return LoadRow(path, "mismatched shape", ours, theirs)
 
 
 def _check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
     surprises = [
         row
         for row in rows
-        if row.status != "loaded"
+        if row.status not in ("loaded", "resized")
         and not any(fnmatch.fnmatchcase(row.path, glob) for glob in expected)
     ]
     if surprises:
         target = {row.path: row.target_shape for row in rows}
         checkpoint = {row.path: row.checkpoint_shape for row in rows}
         lines = [
-            f"\n  {row.path}: {row.status}, {row.target_shape} here, "
-            f"{row.checkpoint_shape} in the checkpoint{_cause(row, target, checkpoint)}"
+            f"\n  {row.path}: {row.status}, {row.target_shape or 'none'} here, "
+            f"{row.checkpoint_shape or 'none'} in the checkpoint{_cause(row, target, checkpoint)}"
             for row in surprises
         ]
         raise UserError(
             where="pretrained weights",
             expected=f"every tensor loaded, but for {list(expected) or 'none'}",
             found=f"{len(surprises)} others:{''.join(lines)}\n",
-            remedy="Fit the model config to the checkpoint, or list what may differ as globs",
+            remedy="Fit the model config to the checkpoint, or list what may differ as globs in "
+            "pretrained_differs; position embeddings can be fitted, see pretrained_resized",
         )
 
 
@@ -271,7 +367,11 @@ def _cause(
 ) -> str:
     """Says in words what a mismatch most likely comes from; nothing where it is plain."""
     ours, theirs = row.target_shape, row.checkpoint_shape
-    if ours is None or theirs is None or len(ours) != len(theirs):
+    if row.how:
+        return f" ({row.how})"
+    if ours is None or theirs is None:
+        return _missing_cause(row, target, checkpoint)
+    if len(ours) != len(theirs):
         return ""
     if row.path.endswith("_pos_embedding"):
         return _position_cause(ours, theirs)
@@ -284,6 +384,31 @@ def _cause(
             f"the checkpoint has {there[0]}{inputs})"
         )
     return ""
+
+
+_HEAD_PARTS = {
+    "heads_action/diffusion_model/": "a diffusion head",
+    "heads_action/mean_proj/": "an L1 or MSE head",
+    "heads_action/map_head/": "a head with attention pooling",
+}
+
+
+def _missing_cause(
+    row: LoadRow, target: Mapping[str, Shape | None], checkpoint: Mapping[str, Shape | None]
+) -> str:
+    """Says which input or head only one of the two has."""
+    here, there = ("the model", "the checkpoint")
+    has, lacks = (here, there) if row.status == "new" else (there, here)
+    for part, name in _HEAD_PARTS.items():
+        if row.path.startswith(part):
+            return f" ({has} has {name}, {lacks} has none)"
+    match = _INPUT.match(row.path)
+    if match is None:
+        return ""
+    name = match[1] or match[2]
+    other = checkpoint if row.status == "new" else target
+    stands_there = any(shape is not None and f"_{name}" in path for path, shape in other.items())
+    return "" if stands_there else f" ({has} has the input {name!r}, {lacks} has not)"
 
 
 def _position_cause(ours: Shape, theirs: Shape) -> str:

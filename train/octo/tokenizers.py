@@ -10,13 +10,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from pipeline.errors import UserError
 from train.octo.attention import Kind
-from train.octo.config import STEM_GROUPS, ImageTokenizerConfig, LanguageConfig, VGGTTokenizerConfig
+from train.octo.config import (
+    STEM_GROUPS,
+    BinsConfig,
+    ImageTokenizerConfig,
+    LanguageConfig,
+    LowdimTokenizerConfig,
+    VGGTTokenizerConfig,
+)
 from train.octo.t5 import T5Encoder
 from train.octo.tokens import TokenGroup
+
+_BIN_EPSILON = 1e-6
 
 Inputs = Mapping[str, Any]
 """`observation` or `task` of a batch: arrays, and mappings of arrays, by key."""
@@ -166,17 +175,19 @@ class VGGTTokenizer(nn.Module):
     config: VGGTTokenizerConfig
 
     @nn.compact
-    def __call__(self, observation: Inputs) -> TokenGroup:
+    def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
         """Returns tokens `(b w n token_dim)`, float32.
 
         Args:
           observation: Has the tokens, `(b w n token_dim)` or, where only the current step was
             read, `(b 1 n token_dim)`: float16, bfloat16 or float32. Steps without tokens are
             masked.
+          task: Is not read.
 
         Raises:
           UserError: The tokens are missing, or not of the configured shape, or no floats.
         """
+        del task
         key = self.config.observation_key
         reader = f"VGGT tokenizer {self.config.name!r}"
         tokens = require(observation, key, part="observation", reader=reader)
@@ -188,6 +199,65 @@ class VGGTTokenizer(nn.Module):
         tokens = jnp.pad(tokens, ((0, 0), (num_unread, 0), (0, 0), (0, 0)))
         mask = mask.at[:, :num_unread].set(False)
         return TokenGroup(tokens, mask, Kind.OBSERVATION)
+
+
+class LowdimTokenizer(nn.Module):
+    """The numbers of a vector, a token each."""
+
+    config: LowdimTokenizerConfig
+
+    @nn.compact
+    def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
+        """Returns tokens `(b w n 1)` or, of bins, `(b w n num_bins)`.
+
+        Args:
+          observation: Has the vector, float32 `(b w n)`.
+          task: Is not read.
+
+        Raises:
+          UserError: The vector is missing, or not of the configured size and dtype.
+        """
+        del task
+        key = self.config.observation_key
+        reader = f"low-dimensional tokenizer {self.config.name!r}"
+        values = require(observation, key, part="observation", reader=reader)
+        check_array(values, (self.config.num_dims,), ["float32"], f"observation/{key}")
+        mask = observation_mask(observation, key, self.config.num_dims)
+        if self.config.bins is None:
+            return TokenGroup(values[..., None], mask, Kind.OBSERVATION)
+        bins = jax.nn.one_hot(to_bins(values, self.config.bins), self.config.bins.num_bins)
+        return TokenGroup(bins, mask, Kind.OBSERVATION)
+
+
+def bin_edges(config: BinsConfig) -> Float[Array, " edges"]:
+    """Returns the borders of the bins, one more than there are bins.
+
+    Source: Octo's `BinTokenizer`; normal bins are cut at 1e-6 of either tail.
+    """
+    if config.spacing == "uniform":
+        return jnp.linspace(config.low, config.high, config.num_bins + 1, dtype=jnp.float32)
+    shares = jnp.linspace(_BIN_EPSILON, 1 - _BIN_EPSILON, config.num_bins + 1, dtype=jnp.float32)
+    return jax.scipy.stats.norm.ppf(shares)
+
+
+def to_bins(values: Float[Array, "*b"], config: BinsConfig) -> Int[Array, "*b"]:
+    """Returns the bin of each value: int32 from 0.
+
+    Values beyond uniform bins fall into the nearest; beyond normal ones, into the first: so it is
+    in Octo.
+    """
+    edges = bin_edges(config)
+    if config.spacing == "uniform":
+        values = jnp.clip(values, config.low + _BIN_EPSILON, config.high - _BIN_EPSILON)
+    bins = jnp.searchsorted(edges, values, side="right") - 1
+    inside = (bins >= 0) & (bins < config.num_bins)
+    return jnp.where(inside, bins, 0).astype(jnp.int32)
+
+
+def from_bins(bins: Int[Array, "*b"], config: BinsConfig) -> Float[Array, "*b"]:
+    """Returns the center of each bin; the inverse of `to_bins` up to a bin's width."""
+    edges = bin_edges(config)
+    return ((edges[1:] + edges[:-1]) / 2)[bins]
 
 
 class LanguageTokenizer(nn.Module):

@@ -61,6 +61,7 @@ class BlockTransformer(nn.Module):
     """Lays the groups out as one sequence, runs it, and cuts it into the groups again."""
 
     config: TransformerConfig
+    legacy_attention: bool = False
 
     @nn.compact
     def __call__(self, prefix: Groups, timestep: Groups) -> dict[str, TokenGroup]:
@@ -72,5 +73,6 @@ class BlockTransformer(nn.Module):
         """
         tokens, real = assemble(prefix, timestep)
         window = next(iter(timestep.values())).tokens.shape[1]
-        mask = attention_mask(rule_mask(spans(prefix), spans(timestep), window), real)
+        rules = rule_mask(spans(prefix), spans(timestep), window, legacy=self.legacy_attention)
+        mask = attention_mask(rules, real)
         return split(Transformer(self.config)(tokens, mask), prefix, timestep)

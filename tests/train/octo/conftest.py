@@ -1,6 +1,7 @@
 """The golden model: a tiny octo-small with recorded inputs and outputs of the original code."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def _nest(path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden_nest() -> Callable[[str], dict[str, Any]]:
+    """The arrays of a recorded file, such as `b/params`, as nested jax arrays."""
+    return lambda name: jax.tree.map(jnp.asarray, _nest(GOLDEN / f"{name}.npz"))
 
 
 @pytest.fixture(scope="session")

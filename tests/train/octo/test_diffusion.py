@@ -74,7 +74,7 @@ def test_sampled_actions_are_the_recorded_ones(
     noise = SamplingNoise(sample["init_noise"], sample["step_noise"])
     # Op by op, as it was recorded: the first reverse step multiplies rounding by 31.6.
     with jax.disable_jit():
-        readout = jnp.asarray(recorded["denoiser"]["embeddings"])
+        readout = jnp.asarray(recorded["denoiser"]["embeddings"])[:, :, None]
         actions = apply_head(weights, readout, noise, method="sample")
     np.testing.assert_allclose(actions, sample["actions"], atol=1e-4, rtol=0)
 
@@ -88,7 +88,7 @@ def test_masked_mean_counts_real_entries_alone() -> None:
 
 def test_masked_chunks_do_not_enter_the_loss(weights: dict[str, Any]) -> None:
     noise = draw_training_noise(HEAD, jax.random.key(0), (2, 1))
-    readout, action = jnp.ones((2, 1, 64)), jnp.zeros((2, 1, 4, 7))
+    readout, action = jnp.ones((2, 1, 1, 64)), jnp.zeros((2, 1, 4, 7))
     mask = jnp.zeros(action.shape, dtype=bool).at[0].set(True)
 
     @jax.jit
@@ -113,7 +113,7 @@ def test_draws_have_their_ranges_and_depend_on_the_key_alone() -> None:
 
 
 def test_samples_are_bounded_and_of_the_last_step(weights: dict[str, Any]) -> None:
-    readout = jax.random.normal(jax.random.key(3), (2, 2, 64))
+    readout = jax.random.normal(jax.random.key(3), (2, 2, 1, 64))
     noise = draw_sampling_noise(HEAD, jax.random.key(4), (2, 2))
 
     @jax.jit

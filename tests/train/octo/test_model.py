@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from pipeline.errors import UserError
-from train.octo.attention import attention_mask, rule_mask
+from train.octo.attention import Kind, Span, attention_mask, rule_mask
 from train.octo.config import OctoConfig, VGGTTokenizerConfig, octo_small
 from train.octo.diffusion import SamplingNoise, TrainingNoise
 from train.octo.model import OctoModule
@@ -115,13 +115,27 @@ def variant(name: str, config: OctoConfig, batch: dict[str, Any]) -> tuple[OctoC
             observation = without(observation, "pad_mask_dict")
         case "no_repeat_task":
             config = dataclasses.replace(config, repeat_task_tokens=False)
+        case "no_language":
+            config = dataclasses.replace(config, language=None)
+            task = without(task, "language_instruction")
+        case "legacy_attention":
+            config = dataclasses.replace(config, legacy_attention=True)
         case _:
             raise ValueError(name)
     return config, observation, task
 
 
 @pytest.mark.parametrize(
-    "name", ["no_wrist_obs", "no_goal_images", "window1", "no_pad_mask_dict", "no_repeat_task"]
+    "name",
+    [
+        "no_wrist_obs",
+        "no_goal_images",
+        "no_language",
+        "window1",
+        "no_pad_mask_dict",
+        "no_repeat_task",
+        "legacy_attention",
+    ],
 )
 def test_other_inputs_and_settings_give_the_recorded_outputs(
     config: OctoConfig,
@@ -135,10 +149,26 @@ def test_other_inputs_and_settings_give_the_recorded_outputs(
     groups = run({"params": params}, observation, task)
     expected = recorded_variants[name]
     assert set(groups) == set(expected["groups"])
-    for group in ("task", "obs", "readout_action"):
+    for group in {"task", "obs", "readout_action"} & expected.keys():
         tokens, mask = expected[group]["tokens"], expected[group]["mask"]
         np.testing.assert_allclose(groups[group].tokens, tokens, atol=LAYER, rtol=0)
         np.testing.assert_array_equal(groups[group].mask, mask.astype(bool))
+
+
+def test_legacy_attention_is_the_recorded_one(recorded_variants: dict[str, Any]) -> None:
+    expected = recorded_variants["legacy_attention"]["attention_mask"]
+    prefix = [Span("task_language", Kind.TASK, 16)]
+    timestep = [
+        Span("obs_primary", Kind.OBSERVATION, 16),
+        Span("obs_wrist", Kind.OBSERVATION, 4),
+        Span("obs_task_language", Kind.OBSERVATION, 16),
+        Span("readout_action", Kind.READOUT, 1),
+    ]
+    rules = rule_mask(prefix, timestep, 2, legacy=True)
+    assert (rules != rule_mask(prefix, timestep, 2)).any()
+    # Where every key is real, the recorded mask is that of the rules.
+    assert not (expected[:, 0] & ~rules).any()
+    np.testing.assert_array_equal(expected.any((0, 1)), rules & expected.any((0, 1, 2)))
 
 
 def test_loss_and_gradients_are_the_recorded_ones(

@@ -1,18 +1,32 @@
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import serialization
 
 from pipeline.errors import UserError
-from train.octo.config import OctoConfig
-from train.octo.pretrained import check_config, merge, read_octo_checkpoint
+from train.octo.config import (
+    DiffusionConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    RegressionConfig,
+)
+from train.octo.policy import init_params
+from train.octo.pretrained import (
+    Allowed,
+    account,
+    check_config,
+    load_pretrained,
+    merge,
+    read_octo_checkpoint,
+    resize_positions,
+)
 
 SCORE = "heads_action/diffusion_model/reverse_network"
 
@@ -50,7 +64,7 @@ def test_equal_trees_load_whole_and_keep_the_models_dtype() -> None:
     np.testing.assert_array_equal(merged["a"]["kernel"], np.ones((2, 3)))
     np.testing.assert_array_equal(target["a"]["kernel"], np.zeros((2, 3)))
     assert [dataclasses.astuple(row) for row in report.rows] == [
-        ("a/kernel", "loaded", (2, 3), (2, 3))
+        ("a/kernel", "loaded", (2, 3), (2, 3), "")
     ]
     assert report.summary() == "1 loaded (6 numbers)"
 
@@ -60,7 +74,7 @@ def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported() -> 
     merged, report = merge(
         {name: leaf * 7 for name, leaf in target.items()},
         tree(obs_wrist=(5,), head=(9,), kept=(3,)),
-        expected_new=["obs_*", "head"],
+        Allowed(differing=["obs_*", "head"]),
     )
     assert {row.path: row.status for row in report.rows} == {
         "head": "mismatched shape",
@@ -77,10 +91,10 @@ def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported() -> 
 
 def test_all_surprises_are_named_in_one_error() -> None:
     with pytest.raises(UserError, match="3 others") as caught:
-        merge(tree(new=(4,), changed=(2,)), tree(unused=(5,), changed=(3,)), ["other/*"])
+        merge(tree(new=(4,), changed=(2,)), tree(unused=(5,), changed=(3,)), Allowed(["other/*"]))
     message = str(caught.value)
-    assert "new: new, (4,) here, None in the checkpoint" in message
-    assert "unused: unused, None here, (5,) in the checkpoint" in message
+    assert "new: new, (4,) here, none in the checkpoint" in message
+    assert "unused: unused, none here, (5,) in the checkpoint" in message
     assert "changed: mismatched shape, (2,) here, (3,) in the checkpoint" in message
     assert "['other/*']" in message
 
@@ -140,12 +154,6 @@ def _broken_config(path: Path) -> None:
     (path / "config.json").write_text('{"model": ')
 
 
-def _legacy_attention(path: Path) -> None:
-    config = json.loads((path / "config.json").read_text())
-    del config["model"]["use_correct_attention"]
-    (path / "config.json").write_text(json.dumps(config))
-
-
 def _foreign_params(path: Path) -> None:
     params = serialization.msgpack_serialize({"encoder": np.ones(3)})
     (path / "100" / "default" / "checkpoint").write_bytes(params)
@@ -164,7 +172,6 @@ def _garbage(path: Path) -> None:
         (_no_file, "default/checkpoint: .* found no such file"),
         (_foreign_config, "expected the key 'model'"),
         (_broken_config, "config.json: expected JSON"),
-        (_legacy_attention, "use_correct_attention true; .* octo-small-1.5"),
         (_foreign_params, "keys .'heads_action', 'octo_transformer'.; found encoder"),
         (_garbage, "default/checkpoint: expected"),
     ],
@@ -186,12 +193,104 @@ def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, keep: int) -> None
 
 
 def test_settings_that_no_shape_shows_are_compared(golden_dir: Path, config: OctoConfig) -> None:
-    directory = golden_dir / "ckpt_tiny"
-    check_config(directory, config)
+    theirs = load_pretrained(golden_dir / "ckpt_tiny", 100).config
+    check_config(theirs, config, "here")
     other = dataclasses.replace(
         config,
         repeat_task_tokens=False,
+        legacy_attention=True,
         head=dataclasses.replace(config.head, diffusion_steps=10),
     )
-    with pytest.raises(UserError, match=r"repeat_task_tokens False, head\.diffusion_steps 10"):
-        check_config(directory, other)
+    message = r"repeat_task_tokens False, legacy_attention True, head\.diffusion_steps 10; found"
+    with pytest.raises(UserError, match=message):
+        check_config(theirs, other, "here")
+
+
+def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
+    golden_dir: Path, config: OctoConfig
+) -> None:
+    pretrained = load_pretrained(golden_dir / "ckpt_tiny", 100)
+    assert pretrained.config == config
+    fresh = init_params(pretrained.config, jax.random.key(0))
+    _, report = merge(fresh, pretrained.params)
+    assert {row.status for row in report.rows} == {"loaded"}
+    assert len(report.rows) == 126
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (
+            {"images": slice(0, 1)},
+            "unused, none here.*the checkpoint has the input 'wrist'",
+        ),
+        (
+            {"lowdims": (LowdimTokenizerConfig("proprio", "proprio", 8),)},
+            "obs_proprio_pos_embedding: new.*the model has the input 'proprio', the checkpoint has",
+        ),
+        ({"head": RegressionConfig()}, "the checkpoint has a diffusion head, the model has none"),
+        ({"head": RegressionConfig()}, "the model has an L1 or MSE head, the checkpoint has none"),
+        ({"max_horizon": 12}, r"max_horizon is 12, the checkpoint has 5"),
+        ({"head": DiffusionConfig(2, hidden_dim=64)}, "product is 14 here, the checkpoint has 28"),
+        ({"embedding_dim": 32}, "embedding_dim is 32, the checkpoint has 64"),
+    ],
+)
+def test_mismatch_is_told_with_its_likely_cause(
+    golden_dir: Path, config: OctoConfig, change: dict, cause: str
+) -> None:
+    pretrained = load_pretrained(golden_dir / "ckpt_tiny", 100)
+    if "images" in change:
+        change = {"images": config.images[change["images"]]}
+    changed = dataclasses.replace(config, **change)
+    shapes = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
+    with pytest.raises(UserError, match=cause):
+        account(shapes, pretrained.params)
+
+
+def test_another_image_size_is_told_and_fitted_on_request(
+    golden_dir: Path, config: OctoConfig
+) -> None:
+    pretrained = load_pretrained(golden_dir / "ckpt_tiny", 100)
+    larger = dataclasses.replace(config.images[0], image_size=96)
+    changed = dataclasses.replace(config, images=(larger, config.images[1]), max_horizon=3)
+    fresh = init_params(changed, jax.random.key(0))
+    with pytest.raises(UserError, match=r"36 tokens, the checkpoint has 16: another image_size"):
+        merge(fresh, pretrained.params)
+    merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
+    how = {row.path: row.how for row in report.rows if row.status == "resized"}
+    assert how == {
+        "octo_transformer/obs_primary_pos_embedding": "the first 3 of 5 steps, "
+        "4x4 tokens to 6x6, bilinear",
+        "octo_transformer/obs_wrist_pos_embedding": "the first 3 of 5 steps",
+        "octo_transformer/readout_action_pos_embedding": "the first 3 of 5 steps",
+    }
+    wrist = merged["octo_transformer"]["obs_wrist_pos_embedding"]
+    kept = pretrained.params["octo_transformer"]["obs_wrist_pos_embedding"][:, :3]
+    np.testing.assert_array_equal(wrist, kept)
+
+
+def test_smooth_positions_stay_what_they_were_on_another_grid() -> None:
+    # A plane over the grid is reproduced inside it.
+    def plane(side: int) -> np.ndarray:
+        center = (np.arange(side) + 0.5) / side
+        x, y = np.meshgrid(center, center)
+        return np.stack([x, y, x + y], axis=-1).reshape(1, 1, side**2, 3).astype(np.float32)
+
+    resized, how = resize_positions(plane(8), (1, 1, 256, 3))
+    inside = np.asarray(resized).reshape(16, 16, 3)[1:-1, 1:-1]
+    np.testing.assert_allclose(inside, plane(16).reshape(16, 16, 3)[1:-1, 1:-1], atol=1e-5)
+    assert how == "8x8 tokens to 16x16, bilinear"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ((1, 12, 4, 8), (1, 10, 4, 8), "12 steps are wanted, 10 were trained"),
+        ((1, 10, 5, 8), (1, 10, 4, 8), "4 and 5 tokens are no square grids"),
+        ((1, 10, 4, 9), (1, 10, 4, 8), "differ in more than steps and tokens"),
+    ],
+)
+def test_positions_that_cannot_be_fitted_say_why(ours: tuple, theirs: tuple, message: str) -> None:
+    pairs = {"x_pos_embedding": ours}, {"x_pos_embedding": theirs}
+    with pytest.raises(UserError, match=f"cannot be resized: {message}|{message}"):
+        account(tree(**pairs[0]), tree(**pairs[1]), Allowed(resized=("*",)))

@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from train.octo.config import OctoConfig, VGGTTokenizerConfig
-from train.octo.tokenizers import ImageTokenizer, LanguageTokenizer, StdConv, VGGTTokenizer
+from train.octo.config import BinsConfig, LowdimTokenizerConfig, OctoConfig, VGGTTokenizerConfig
+from train.octo.tokenizers import (
+    ImageTokenizer,
+    LanguageTokenizer,
+    LowdimTokenizer,
+    StdConv,
+    VGGTTokenizer,
+    bin_edges,
+    from_bins,
+    to_bins,
+)
 
 VGGT = VGGTTokenizerConfig(num_tokens=5, token_dim=8)
 
@@ -95,15 +104,15 @@ def test_an_image_that_is_missing_or_unlike_the_config_is_an_error(
 def test_the_error_for_a_missing_input_tells_what_there_is() -> None:
     with pytest.raises(UserError, match="only image_primary, timestep_pad_mask"):
         VGGTTokenizer(VGGT).init(
-            jax.random.key(0), {"timestep_pad_mask": None, "image_primary": None}
+            jax.random.key(0), {"timestep_pad_mask": None, "image_primary": None}, {}
         )
 
 
 def test_geometry_tokens_come_out_normalised_in_float32() -> None:
     tokenizer = VGGTTokenizer(VGGT)
     observation = geometry()
-    variables = tokenizer.init(jax.random.key(0), observation)
-    tokens = apply(tokenizer, variables, observation).tokens
+    variables = tokenizer.init(jax.random.key(0), observation, {})
+    tokens = apply(tokenizer, variables, observation, {}).tokens
     assert (tokens.shape, tokens.dtype) == ((2, 2, 5, 8), jnp.float32)
     np.testing.assert_allclose(jnp.mean(tokens, axis=-1), 0, atol=1e-5)
     np.testing.assert_allclose(jnp.std(tokens, axis=-1), 1, atol=1e-4)
@@ -120,7 +129,7 @@ def test_padded_steps_and_missing_inputs_are_masked(
     present: list[list[bool]] | None, expected: list[list[bool]]
 ) -> None:
     observation = geometry(present)
-    group, _ = VGGTTokenizer(VGGT).init_with_output(jax.random.key(0), observation)
+    group, _ = VGGTTokenizer(VGGT).init_with_output(jax.random.key(0), observation, {})
     assert group.mask.shape == (2, 2, 5)
     np.testing.assert_array_equal(group.mask[..., 0], expected)
     np.testing.assert_array_equal(group.mask[..., 0], group.mask[..., 4])
@@ -136,7 +145,7 @@ def test_padded_steps_and_missing_inputs_are_masked(
 def test_geometry_tokens_unlike_the_config_are_an_error(tokens: jax.Array, message: str) -> None:
     observation = {**geometry(), "vggt_tokens": tokens}
     with pytest.raises(UserError, match=message):
-        VGGTTokenizer(VGGT).init(jax.random.key(0), observation)
+        VGGTTokenizer(VGGT).init(jax.random.key(0), observation, {})
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +186,41 @@ def test_steps_whose_geometry_tokens_were_not_read_are_masked() -> None:
     tokens = jax.random.normal(jax.random.key(0), (2, 3, 5, 6))
     whole = {"vggt_tokens": tokens, "timestep_pad_mask": jnp.ones((2, 3), bool)}
     current = whole | {"vggt_tokens": tokens[:, -1:]}
-    variables = module.init(jax.random.key(1), whole)
-    expected, found = (module.apply(variables, observation) for observation in (whole, current))
+    variables = module.init(jax.random.key(1), whole, {})
+    expected, found = (module.apply(variables, observation, {}) for observation in (whole, current))
     assert found.tokens.shape == (2, 3, 5, 6)
     np.testing.assert_array_equal(found.tokens[:, -1], expected.tokens[:, -1])
     np.testing.assert_array_equal(found.mask.all(-1), [[False, False, True]] * 2)
     assert expected.mask.all()
+
+
+@pytest.mark.parametrize(
+    ("name", "bins"),
+    [
+        ("uniform", BinsConfig(16, "uniform", -2.0, 2.0)),
+        ("normal", BinsConfig(16, "normal")),
+        ("default256", BinsConfig()),
+    ],
+)
+def test_bins_are_those_of_the_original(golden_nest: Any, name: str, bins: BinsConfig) -> None:
+    recorded = golden_nest("units/bin_tokenizer")
+    np.testing.assert_allclose(bin_edges(bins), recorded[name]["thresholds"], atol=1e-5)
+    found = to_bins(recorded["x"], bins)
+    np.testing.assert_array_equal(found, recorded[name]["tokens"])
+    np.testing.assert_allclose(from_bins(found, bins), recorded[name]["decoded"], atol=1e-5)
+
+
+def test_binned_vector_is_that_of_the_original(golden_nest: Any) -> None:
+    recorded = golden_nest("units/lowdim_discrete")
+    config = LowdimTokenizerConfig("proprio", "proprio", 8, BinsConfig(16, "normal"))
+    real = jnp.ones((3, 2), bool)
+    observation = {"proprio": recorded["proprio"], "timestep_pad_mask": real}
+    group = LowdimTokenizer(config).apply({}, observation, {})
+    np.testing.assert_array_equal(group.tokens, recorded["tokens"])
+    np.testing.assert_array_equal(group.mask, recorded["mask"].astype(bool))
+
+
+def test_vector_of_another_size_is_an_error() -> None:
+    observation = {"proprio": jnp.zeros((1, 2, 7)), "timestep_pad_mask": jnp.ones((1, 2), bool)}
+    with pytest.raises(UserError, match=r"observation/proprio: expected float32 .*\(8,\)"):
+        LowdimTokenizer(LowdimTokenizerConfig("proprio", "proprio", 8)).apply({}, observation, {})

@@ -1,0 +1,32 @@
+"""From the readout tokens of a step to the one embedding that a head reads."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from train.octo.transformer import MlpBlock
+
+_NUM_HEADS = 8
+
+
+class MapHead(nn.Module):
+    """Attention pooling: a learned probe attends to the tokens, then an MLP is added.
+
+    Source: Lee et al. 2019, "Set Transformer"; as in Zhai et al. 2022, "Scaling Vision
+    Transformers". Octo drops 10 % of the MLP in training; here nothing is dropped.
+    """
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w d"]:
+        """Returns one embedding a step; all tokens count."""
+        b, w, n, d = tokens.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, d))
+        attention = nn.MultiHeadDotProductAttention(
+            num_heads=_NUM_HEADS,
+            kernel_init=nn.initializers.xavier_uniform(),
+            name="MultiHeadDotProductAttention_0",
+        )
+        flat = tokens.reshape(b * w, n, d)
+        pooled = attention(jnp.broadcast_to(probe, (b * w, 1, d)), flat)
+        pooled = pooled + MlpBlock(4 * d)(nn.LayerNorm()(pooled))
+        return pooled.reshape(b, w, d)
