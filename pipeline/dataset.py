@@ -52,8 +52,9 @@ class ColumnReader:
         try:
             (record,) = self._reader(shard).read(local, local + 1)
         except (RuntimeError, ValueError, IndexError) as error:
+            reason = str(error).split(" (")[0].split(";")[0]  # hashes and offsets help nobody
             raise self.damaged(
-                index, expected="a readable record", found=str(error), remedy=_COPY_AGAIN
+                index, expected="a readable record", found=reason, remedy=_COPY_AGAIN
             ) from error
         try:
             return self._layout.decode(record, (shard, local), self._shards[shard].file)

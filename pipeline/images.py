@@ -80,7 +80,7 @@ def decode_jpeg(encoded: Blob, out: np.ndarray) -> tuple[int, ...]:
     """Decodes an RGB image into `out`, which has its size, and returns the size that it had.
 
     The fast integer DCT is what TensorFlow's `decode_image` uses, so pixels are to the bit those
-    that Octo was trained on. The accurate one differs by 1.2 grey levels on average, 7 at most.
+    that Octo was trained on. The accurate one differs by 1.2 grey levels on average.
 
     Raises:
       ValueError: Where it is no JPEG, or larger than `out`.

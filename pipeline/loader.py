@@ -239,10 +239,8 @@ class Loader:
     def _part(self, number: int) -> MixturePart:
         """A dataset as a state knows it: by all that decides what its samples hold."""
         dataset, selection = self.datasets[number], self._selections[number]
-        content = {
-            "data": dataset.manifest.digest(self._gather.columns[number]),
+        settings = {
             "selection": selection.digest(),
-            "share": self.shares[number],
             "conventions": to_json_values(dataset.manifest.conventions),
             "statistics": {k: s[number].to_json() for k, s in self.statistics.items()},
             "tasks": self.tasks.input_ids[self._rows(dataset)].tolist(),
@@ -250,9 +248,11 @@ class Loader:
         }
         return MixturePart(
             name=dataset.manifest.name,
+            path=dataset.path,
             steps=selection.num_steps,
-            share=round(self.shares[number], 6),
-            digest=_digest(content),
+            share=self.shares[number],
+            data=dataset.manifest.digest(self._gather.columns[number]),
+            settings=_digest(settings),
             excluded=self.config.datasets[number].excluded,
         )
 

@@ -20,8 +20,10 @@ class LoaderMemory:
     """Of one batch, in this process."""
     num_batches: int
     """Batches at once: made ahead or under way, one in use, and one on its way to the device."""
+    num_threads: int
+    """Threads that make batches."""
     other_bytes: int
-    """Records that are being decoded, and freed memory that is kept."""
+    """Records that are being decoded."""
 
     @classmethod
     def predict(
@@ -39,6 +41,7 @@ class LoaderMemory:
         return cls(
             batch_bytes=batch_bytes,
             num_batches=ahead + 2,
+            num_threads=num_threads,
             other_bytes=2 * max(num_threads, 1) * record_bytes,
         )
 
@@ -53,7 +56,8 @@ class LoaderMemory:
             return
         fitting = int((budget_gb * _GB - self.other_bytes) // self.batch_bytes) - 2
         if fitting > 0:
-            remedy = f"Lower data.prefetch_batches to {fitting}, or raise the budget."
+            threads = f" and data.num_threads to {fitting}" if fitting < self.num_threads else ""
+            remedy = f"Lower data.prefetch_batches to {fitting}{threads}, or raise the budget."
         else:
             remedy = "Lower batch_size, read fewer observations, or raise the budget."
         raise UserError(

@@ -3,7 +3,8 @@
 As JSON, with one dataset and nothing left out:
 
     {"position": 1200, "fingerprint": "5f0c1d7e21a40b1c", "changes": [], "mixture": [
-    {"name": "libero_spatial", "steps": 52970, "share": 1.0, "digest": "8a...", "excluded": []}]}
+    {"name": "libero_spatial", "path": "data/libero_spatial", "steps": 52970, "share": 1.0,
+    "data": "8a...", "settings": "3c...", "excluded": []}]}
 """
 
 import dataclasses
@@ -20,18 +21,33 @@ class MixturePart:
 
     name: str
     """Of the dataset."""
+    path: str
+    """Where it lay; it may have moved since."""
     steps: int
     """Selected steps."""
     share: float
     """Of the samples."""
-    digest: str
-    """16 hex digits over all else that decides what its samples hold."""
+    data: str
+    """Digest of the columns that are read."""
+    settings: str
+    """16 hex digits over all else that decides what its samples hold: which steps are selected,
+    statistics, conventions, token ids, missing observations."""
     excluded: tuple[str, ...]
     """Records that are not read."""
 
-    def is_same(self, other: "MixturePart") -> bool:
-        """Whether both give the same samples, but for excluded records."""
-        return dataclasses.replace(self, excluded=()) == dataclasses.replace(other, excluded=())
+    def differences(self, other: "MixturePart") -> list[str]:
+        """In words, what makes the samples of another one differ, but for excluded records."""
+        fields = ("name", "steps", "share", "data", "settings")
+        pairs = {field: (getattr(self, field), getattr(other, field)) for field in fields}
+        return [
+            f"{field} {before} then, {after} now"
+            for field, (before, after) in pairs.items()
+            if before != after
+        ]
+
+
+Mixture = tuple[MixturePart, ...]
+"""The datasets of a loader, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +56,7 @@ class MixtureChange:
 
     position: int
     """Batches that were used when it changed."""
-    before: tuple[MixturePart, ...]
+    before: Mixture
     """What it was until then."""
 
 
@@ -52,7 +68,7 @@ class LoaderState:
     """Batches that were used."""
     fingerprint: str
     """16 hex digits over the settings that decide what a batch holds."""
-    mixture: tuple[MixturePart, ...]
+    mixture: Mixture
     """The datasets, in order."""
     changes: tuple[MixtureChange, ...] = ()
     """The mixtures before this one, oldest first."""
@@ -77,6 +93,14 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
             remedy="Resume with the run's own config, or start a new run.",
         )
     differences = list(_differences(kept.mixture, now.mixture))
+    forgotten = list(_forgotten(kept.mixture, now.mixture))
+    if forgotten and not differences and not new_mixture:
+        raise DataError(
+            where=_WHERE,
+            expected="the records that the run excludes",
+            found="fewer",
+            remedy=f"Exclude them again: {' '.join(forgotten)}",
+        )
     if differences and not new_mixture:
         raise DataError(
             where=_WHERE,
@@ -86,21 +110,30 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
             "samples from here on, add --new_mixture.",
         )
     changes = kept.changes
-    if kept.mixture != now.mixture:
+    if differences or _excluded(kept.mixture) != _excluded(now.mixture):
         changes = (*changes, MixtureChange(kept.position, kept.mixture))
     return dataclasses.replace(now, position=kept.position, changes=changes)
 
 
-def _differences(kept: tuple[MixturePart, ...], now: tuple[MixturePart, ...]) -> Iterator[str]:
-    """What is no longer so; excluding further records is no difference."""
-    if [part.name for part in kept] != [part.name for part in now]:
-        before, after = (", ".join(part.name for part in parts) for parts in (kept, now))
+def _differences(kept: Mixture, now: Mixture) -> Iterator[str]:
+    """What is no longer so, but for excluded records."""
+    if len(kept) != len(now):
+        before, after = (", ".join(part.path for part in parts) for parts in (kept, now))
         yield f"{before} then, {after} now"
         return
     for before, after in zip(kept, now, strict=True):
-        if not before.is_same(after):
-            told = (f"{p.steps} steps, share {p.share}, digest {p.digest}" for p in (before, after))
-            yield f"{before.name}: " + " then, ".join(told) + " now"
-        restored = sorted(set(before.excluded) - set(after.excluded))
-        if restored:
-            yield f"{before.name}: excluded {', '.join(restored)} then, not now"
+        differences = before.differences(after)
+        if differences:
+            yield f"{after.path}: {', '.join(differences)}"
+
+
+def _forgotten(kept: Mixture, now: Mixture) -> Iterator[str]:
+    """The flags that exclude again what is no longer excluded."""
+    for number, (before, after) in enumerate(zip(kept, now, strict=False)):
+        if set(before.excluded) - set(after.excluded):
+            excluded = dict.fromkeys((*before.excluded, *after.excluded))
+            yield f"--config.data.datasets.{number}.excluded {' '.join(excluded)}"
+
+
+def _excluded(mixture: Mixture) -> list[set[str]]:
+    return [set(part.excluded) for part in mixture]

@@ -12,6 +12,7 @@
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -147,12 +148,14 @@ class Schema:
         for column, feature in self.features():
             if feature.key == key:
                 return column, feature
-        held = ", ".join(feature.key for _, feature in self.features())
+        held = [feature.key for _, feature in self.features()]
+        similar = difflib.get_close_matches(key, held, n=1)
         raise SchemaError(
             where=where,
             expected=f"a feature {key}",
-            found=f"only {held}",
-            remedy="Name another feature in the config, or convert a source that has this one.",
+            found=f"only {', '.join(held)}",
+            remedy="".join(f"Did you mean {name}? " for name in similar)
+            + "Name another feature, or convert a source that has this one.",
         )
 
     def hash(self) -> str:

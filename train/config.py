@@ -275,7 +275,14 @@ def load_config(name: str) -> TrainConfig:
 def _read_variants(path: pathlib.Path) -> dict[str, TrainConfig]:
     try:
         return runpy.run_path(str(path))["VARIANTS"]
-    except (SyntaxError, ImportError, LookupError, NameError, TypeError, ValueError) as error:
+    except ValueError as error:
+        raise UserError(
+            where=f"--config {path}",
+            expected="settings that fit each other",
+            found=str(error),
+            remedy="Mend them in the file; --debug shows where.",
+        ) from error
+    except (SyntaxError, ImportError, LookupError, NameError, TypeError) as error:
         raise UserError(
             where=f"--config {path}",
             expected="Python that defines VARIANTS, a dictionary of TrainConfigs by name",

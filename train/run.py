@@ -31,6 +31,7 @@ from train.state import TrainState, count_parameters, init_state
 from train.step import TrainStep, make_train_step
 
 _log = logging.getLogger("train.run")
+_INTERRUPTED = "interrupted; the same command with --resume goes on from the last checkpoint"
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     for package in ("train", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     keep_freed_memory()
-    with user_errors_exit(debug="--debug" in sys.argv[1:]):
+    with user_errors_exit(debug="--debug" in sys.argv[1:], interrupted=_INTERRUPTED):
         run(parse_flags(sys.argv[1:]))
 
 
@@ -52,6 +53,13 @@ def run(flags: Flags) -> pathlib.Path:
       UserError: Anything that a person can mend.
     """
     config = flags.config
+    if flags.new_mixture and not flags.resume:
+        raise UserError(
+            where="command line",
+            expected="--new_mixture with --resume",
+            found="it alone",
+            remedy="A new run needs no leave for its mixture: leave it out.",
+        )
     directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
     inputs = open_inputs(config, resume=flags.resume)
     mesh = device.data_mesh()
@@ -262,7 +270,7 @@ def _explain(config: TrainConfig, loader: Loader, path: pathlib.Path, structs: T
             dataset.manifest.digest(),
         )
     for part in loader.state(0).mixture:
-        _log.info("sampled from %s: %d steps, %.1f%%", part.name, part.steps, 100 * part.share)
+        _log.info("sampled from %s: %d steps, %.1f%%", part.path, part.steps, 100 * part.share)
     for path_and_file in (f"{d.path}: {r}" for d in config.data.datasets for r in d.excluded):
         _log.info("excluded from %s", path_and_file)
     for text in loader.tasks.truncated:

@@ -27,7 +27,7 @@ class Args:
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Dataset directory: the folder with dataset.json."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """End with one JSON object on a line of its own."""
+    """Print one JSON object on a line of its own; the table goes to stderr."""
     observations: tuple[str, ...] = ()
     """Features below observation/ that a batch holds; where none is named, the cameras, the token
     columns and proprio, as far as the dataset has them."""
@@ -59,15 +59,15 @@ class Args:
 
 def main() -> None:
     """Parses the command line, measures and prints."""
-    args = tyro.cli(Args, prog="python -m pipeline.benchmark")
+    args = tyro.cli(Args, prog="python -m pipeline.benchmark", use_underscores=True)
     keep_freed_memory()  # as a run does
     with user_errors_exit(debug=args.debug):
         _benchmark(args)
 
 
 def _benchmark(args: Args) -> None:
-    if args.compare is not None:
-        tfdata.check(args.rlds)
+    if args.compare is not None or args.rlds is not None:
+        tfdata.check(args.compare, args.rlds)
     config = _config(args)
     measurement, loader = measure(config, args.batch_size, args.num_batches, args.rounds)
     figures = dataclasses.asdict(measurement)
@@ -81,11 +81,13 @@ def _benchmark(args: Args) -> None:
 
 
 def _config(args: Args) -> DataConfig:
-    if args.num_batches <= args.prefetch_batches or args.rounds < 1:
+    if args.num_batches <= args.prefetch_batches or min(args.rounds, args.batch_size) < 1:
         raise UserError(
             where="command line",
-            expected=f"rounds, each of more than the {args.prefetch_batches} batches made ahead",
-            found=f"--num_batches {args.num_batches}, --rounds {args.rounds}",
+            expected=f"rounds, each of more than the {args.prefetch_batches} batches made ahead, "
+            "and samples in a batch",
+            found=f"--num_batches {args.num_batches}, --rounds {args.rounds}, "
+            f"--batch_size {args.batch_size}",
             remedy="Raise them.",
         )
     names = args.observations or _default_observations(open_dataset(args.dst))
@@ -122,7 +124,8 @@ def _default_observations(dataset: Dataset) -> tuple[str, ...]:
 def _print(
     measurement: Measurement, compared: tfdata.Comparison | None, config: DataConfig, args: Args
 ) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    stream = sys.stderr if args.json else sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else 100)
     console.print(
         f"{args.dst}: {', '.join(config.observations)}; window {config.window_size}, "
         f"horizon {config.action_horizon}, batch {args.batch_size}, {config.num_threads} threads",

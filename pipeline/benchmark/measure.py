@@ -158,7 +158,8 @@ def _stages(loader: Loader, num_batches: int) -> dict[str, float]:
     positions = range(num_batches)
     floor, plans = _plan(loader, positions)
     read = _time_floor(floor, plans, decode=False)
-    seconds = {"read": read, "decode": _time_floor(floor, plans) - read, "order": 0.0}
+    decode = max(_time_floor(floor, plans) - read, 0.0)
+    seconds = {"read": read, "decode": decode, "order": 0.0}
     for position in positions:
         batch, spent = _timed(order.__getitem__, position)
         seconds["order"] += spent

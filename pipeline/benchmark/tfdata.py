@@ -28,14 +28,14 @@ class Comparison:
     """From opening the directory to the first batch, TensorFlow's import not counted."""
 
 
-def check(rlds: str | None) -> None:
+def check(compare: str | None, rlds: str | None) -> None:
     """Raises `UserError` where nothing can be compared."""
-    if rlds is None:
+    if compare is None or rlds is None:
         raise UserError(
-            where="--compare tfds",
-            expected="--rlds SRC, the RLDS directory that the dataset was converted from",
-            found="none",
-            remedy="Add it.",
+            where="command line",
+            expected="--compare tfds and --rlds SRC, the directory that was converted, together",
+            found="one of them",
+            remedy="Add the other.",
         )
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(

@@ -83,11 +83,11 @@ def test_measurement_adds_up(mini_dataset: pathlib.Path) -> None:
     ]
 
 
-def test_last_line_is_one_json_object(mini_dataset: pathlib.Path) -> None:
+def test_json_is_one_object_on_stdout(mini_dataset: pathlib.Path) -> None:
     done = command(str(mini_dataset), "--json", *SHORT)
     assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
-    figures = json.loads(last)
+    figures = json.loads(done.stdout)
+    lines = done.stderr.splitlines()
     assert set(figures) >= {
         "samples_per_s",
         "cpu_ms_per_sample",
@@ -106,8 +106,11 @@ def test_last_line_is_one_json_object(mini_dataset: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--compare", "tfds"], "--compare tfds: expected --rlds SRC, .*found none. Add it."),
-        (["--num_batches", "4"], "rounds, each of more than the 4 batches made ahead; found"),
+        (["--compare", "tfds"], "--compare tfds and --rlds SRC, .*found one of them. Add the oth"),
+        (["--rlds", "nowhere"], "--compare tfds and --rlds SRC, .*found one of them. Add the oth"),
+        (["--num_batches", "4"], "each of more than the 4 batches made ahead, and samples in a b"),
+        (["--batch_size", "0"], "found --num_batches 20, --rounds 5, --batch_size 0"),
+        (["--observations", "propio"], "Did you mean observation/proprio"),
         (["--observations", "depth"], "expected a feature observation/depth"),
         (["--current_only", "depth"], "current_only names depth, but observations are"),
     ],
@@ -124,4 +127,4 @@ def test_what_cannot_be_measured_says_why(
 def test_comparison_without_tensorflow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="expected TensorFlow, which nothing else here needs"):
-        tfdata.check("rlds")
+        tfdata.check("tfds", "rlds")

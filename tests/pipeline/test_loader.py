@@ -481,9 +481,11 @@ def test_state_of_the_same_config_is_restored(
         "mixture": [
             {
                 "name": "libero_mini",
+                "path": str(mini_dataset),
                 "steps": 455,
                 "share": 1.0,
-                "digest": state.mixture[0].digest,
+                "data": state.mixture[0].data,
+                "settings": state.mixture[0].settings,
                 "excluded": [],
             }
         ],
@@ -533,7 +535,7 @@ def test_state_of_other_data_is_refused(
 ) -> None:
     state = make_loader(copied).state(17)
     edit_json(copied / file, change)
-    with pytest.raises(DataError, match=r"the mixture of this config; found .* digest \w+ then, "):
+    with pytest.raises(DataError, match=r"mixture of this config; found .* \w+ then, \w+ now. "):
         make_loader(copied).restore(state)
 
 

@@ -55,7 +55,11 @@ def test_memory_is_told_as_a_sum() -> None:
 
 @pytest.mark.parametrize(
     ("budget_gb", "remedy"),
-    [(0.3, "Lower data.prefetch_batches to 3, or"), (0.12, "Lower batch_size, read fewer")],
+    [
+        (0.3, "Lower data.prefetch_batches to 3, or"),
+        (0.16, "Lower data.prefetch_batches to 1 and data.num_threads to 1, or"),
+        (0.12, "Lower batch_size, read fewer"),
+    ],
 )
 def test_budget_that_is_too_small_is_refused_with_what_would_fit(
     budget_gb: float, remedy: str

@@ -6,8 +6,9 @@ from pipeline.errors import DataError
 from pipeline.files import dump_json, from_json_text, to_json_values
 from pipeline.position import LoaderState, MixtureChange, MixturePart, continued
 
-SPATIAL = MixturePart("libero_spatial", 900, 0.75, "a" * 16, ())
-GOAL = MixturePart("libero_goal", 300, 0.25, "b" * 16, ("steps/00000-of-00001.arrayrecord:3",))
+SPATIAL = MixturePart("libero_spatial", "data/spatial", 900, 0.75, "a" * 16, "c" * 16, ())
+BAD = "steps/00000-of-00001.arrayrecord:3"
+GOAL = MixturePart("libero_goal", "data/goal", 300, 0.25, "b" * 16, "d" * 16, (BAD,))
 KEPT = LoaderState(120, "f" * 16, (SPATIAL, GOAL))
 RESHARED = (
     dataclasses.replace(SPATIAL, share=0.5),
@@ -39,12 +40,15 @@ def test_other_settings_are_never_resumed_on() -> None:
 @pytest.mark.parametrize(
     ("mixture", "found"),
     [
-        (RESHARED, "libero_spatial: 900 steps, share 0.75, digest a+ then, 900 steps, share 0.5,"),
-        ((SPATIAL,), "libero_spatial, libero_goal then, libero_spatial now"),
-        ((GOAL, SPATIAL), "libero_spatial, libero_goal then, libero_goal, libero_spatial now"),
         (
-            (SPATIAL, dataclasses.replace(GOAL, excluded=())),
-            "libero_goal: excluded steps/00000-of-00001.arrayrecord:3 then, not now",
+            RESHARED,
+            "data/spatial: share 0.75 then, 0.5 now; data/goal: share 0.25 then, 0.5 now. Resume",
+        ),
+        ((SPATIAL,), "data/spatial, data/goal then, data/spatial now"),
+        ((GOAL, SPATIAL), "data/goal: name libero_spatial then, libero_goal now, steps 900 then"),
+        (
+            (dataclasses.replace(SPATIAL, settings="e" * 16), GOAL),
+            "found data/spatial: settings c+ then, e+ now. Resume",
         ),
     ],
 )
@@ -55,6 +59,20 @@ def test_another_mixture_needs_leave_and_is_recorded(mixture: tuple, found: str)
     assert state.position == 120
     assert state.mixture == mixture
     assert state.changes == (MixtureChange(120, KEPT.mixture),)
+
+
+def test_exclusion_that_is_forgotten_is_told_with_the_flag_that_repeats_it() -> None:
+    forgetting = now(SPATIAL, dataclasses.replace(GOAL, excluded=("a:1",)))
+    with pytest.raises(DataError, match=rf"again: --config.data.datasets.1.excluded {BAD} a:1$"):
+        continued(KEPT, forgetting, new_mixture=False)
+    assert continued(KEPT, forgetting, new_mixture=True).position == 120
+
+
+def test_dataset_that_has_moved_is_the_same() -> None:
+    moved = now(dataclasses.replace(SPATIAL, path="elsewhere"), GOAL)
+    state = continued(KEPT, moved, new_mixture=False)
+    assert state.changes == ()
+    assert state.mixture[0].path == "elsewhere"
 
 
 def test_excluding_another_record_needs_no_leave_and_is_recorded() -> None:

@@ -79,6 +79,15 @@ def test_data_and_model_must_fit(tiny_config, change, message):
         dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, **change))
 
 
+def test_config_file_whose_settings_do_not_fit_says_which(tiny_config_path, tmp_path):
+    path = tmp_path / "mine.py"
+    text = tiny_config_path.read_text().replace("__file__", repr(str(tiny_config_path)))
+    path.write_text(text.replace("batch_size=4", "batch_size=0"))
+    message = r"mine.py: expected settings that fit each other; found batch_size must be at least 1"
+    with pytest.raises(UserError, match=message):
+        load_config(str(path))
+
+
 def test_precomputed_tokens_are_not_cropped_away_from(tiny_config):
     assert tiny_config.cropped == ()
     message = "cropped names image_primary, but the model reads precomputed vggt_tokens: they were"

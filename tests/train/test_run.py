@@ -66,7 +66,7 @@ def test_a_run_says_what_it_is_made_of(whole_run):
     ):
         assert line in done.stderr
     assert re.search(r"observation/vggt_tokens +float16\[4,2,21,64\]", done.stderr)
-    assert re.search(r"sampled from libero_mini: 455 steps, 100\.0%", done.stderr)
+    assert re.search(r"sampled from \S+/libero_mini: 455 steps, 100\.0%", done.stderr)
     assert re.search(r"memory of the loader: 6 batches x \d\.\d MB \+", done.stderr)
     line = r"20/20 loss \d+\.\d+, \d+ samples/s, wait \d+\.\d% \(p99 \d+ ms\), \d.* [kM]B/s"
     assert re.search(line, done.stderr)
@@ -180,7 +180,9 @@ def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_
     later = [(a[2], b[2]) for a, b in zip(rows[at + 1 :], expected[at + 1 :], strict=True)]
     assert sum(a == b for a, b in later) >= len(later) - 2
 
-    with pytest.raises(DataError, match=f"excluded {record} then, not now"):
+    with pytest.raises(
+        DataError, match=f"Exclude them again: --config.data.datasets.0.excluded {record}"
+    ):
         run(Flags(dataclasses.replace(config, num_steps=21), resume=True))
 
 
@@ -310,6 +312,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tiny_config):
     saved = [int(p.name) for p in (pathlib.Path(config.save_dir) / "checkpoints").iterdir()]
     assert rows[-1].step not in saved
     assert max(saved) == rows[-1].step - 1
+
+
+def test_leave_for_another_mixture_goes_with_a_resume(tiny_config):
+    with pytest.raises(UserError, match="expected --new_mixture with --resume; found it alone"):
+        run(Flags(tiny_config, new_mixture=True))
 
 
 def test_a_complete_run_is_not_resumed(whole_run, tiny_config_path, mini_dataset):
