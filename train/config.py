@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import fnmatch
 import pathlib
 import runpy
 from collections.abc import Sequence
@@ -149,6 +150,18 @@ class TrainConfig:
 
     def _check_language(self) -> None:
         language = self.model.language
+        encoder = "octo_transformer/task_tokenizers_language/hf_model/encoder"
+        frozen = [g for g in self.optimizer.frozen if fnmatch.fnmatchcase(encoder, g)]
+        if language is not None and language.finetune and frozen:
+            raise ValueError(
+                f"model.language.finetune is True, but optimizer.frozen {frozen} freezes the "
+                "encoder"
+            )
+        if language is not None and not language.finetune and not frozen:
+            raise ValueError(
+                "model.language.finetune is False, but optimizer.frozen does not name the encoder, "
+                "such as by *hf_model*: weight decay alone would shrink it"
+            )
         if language is None:
             if self.data.conditioning != "image_conditioned":
                 raise ValueError(

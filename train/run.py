@@ -7,7 +7,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from pipeline.files import dump_json, to_json_values, write_text_atomically
 from pipeline.loader import LoadedBatch, Loader
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
+from pipeline.text import TaskTable
 from train import directory
 from train.checkpoints import Checkpoints
 from train.config import Flags, TrainConfig, parse_flags
@@ -28,7 +29,13 @@ from train.logging import MetricsLog, StepMetrics
 from train.octo.pretrained import Allowed, account, merge
 from train.optimizer import learning_rate, make_optimizer
 from train.state import TrainState, count_parameters, init_state
-from train.step import TrainStep, make_train_step
+from train.step import (
+    LanguageTable,
+    Metrics,
+    TrainStep,
+    make_language_table,
+    make_train_step,
+)
 
 _log = logging.getLogger("train.run")
 _INTERRUPTED = "interrupted; the same command with --resume goes on from the last checkpoint"
@@ -76,13 +83,14 @@ def run(flags: Flags) -> pathlib.Path:
     step = make_train_step(config, optimizer, schedule)
     structs = _state_structs(config, optimizer, device.replicated(mesh))
     batch_structs = device.shape_structs(loader.spec, sharding)
-    jax.eval_shape(step, structs, batch_structs)
+    table_structs = _language_structs(config, structs, loader.tasks)
+    jax.eval_shape(step, structs, batch_structs, table_structs)
     if inputs.weights is not None:
         account(structs.params, inputs.weights, _allowed(config))
     position = _resume_position(flags, loader) if flags.resume else 0
     path = directory.prepare(config, resume=flags.resume)
     _explain(config, loader, path, structs)
-    train_step = _compile(step, structs, batch_structs)
+    train_step = _compile(step, structs, batch_structs, table_structs)
     with Checkpoints(path, config.keep_checkpoints) as checkpoints:
         if flags.resume:
             state = checkpoints.restore(structs)
@@ -91,12 +99,15 @@ def run(flags: Flags) -> pathlib.Path:
             state = _fresh_state(config, optimizer, structs)
             if inputs.weights is not None:
                 state = _place_weights(config, state, inputs.weights, path)
+        table = _encode_language(config, state, loader.tasks)
         with (
             contextlib.closing(loader.batches(position)) as batches,
             MetricsLog(path, config.num_steps, _meter(loader), position) as log,
         ):
             on_device = device.one_ahead(batches, sharding)
-            for trained in _train(flags, train_step, state, on_device, log):
+            for trained in _train(
+                flags, lambda s, batch: train_step(s, batch, table), state, on_device, log
+            ):
                 kept = loader.state(int(trained.step))
                 checkpoints.save(trained, kept, loader.describe_datasets())
     _log.info("run directory: %s", path)
@@ -130,14 +141,37 @@ def _state_structs(
     )
 
 
+def _language_structs(
+    config: TrainConfig, structs: TrainState, tasks: TaskTable
+) -> jax.ShapeDtypeStruct | None:
+    """Shape and sharding of the language table; nothing is computed."""
+    shape = jax.eval_shape(
+        lambda params: make_language_table(config.model, params, tasks), structs.params
+    )
+    sharding = structs.step.sharding
+    return shape and jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _encode_language(config: TrainConfig, state: TrainState, tasks: TaskTable) -> LanguageTable:
+    """What a frozen encoder gives for every instruction of the run, computed once."""
+    encode = jax.jit(
+        lambda params: make_language_table(config.model, params, tasks),
+        out_shardings=state.step.sharding,
+    )
+    return encode(state.params)
+
+
 def _compile(
-    step: TrainStep, state_structs: TrainState, batch_structs: dict[str, Any]
+    step: TrainStep,
+    state_structs: TrainState,
+    batch_structs: dict[str, Any],
+    table_structs: jax.ShapeDtypeStruct | None,
 ) -> TrainStep:
     """The step, compiled for exactly these shapes before a batch is read."""
     _log.info("compiling the step")
     started = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=state_structs.step.sharding)
-    compiled = jitted.lower(state_structs, batch_structs).compile()
+    compiled = jitted.lower(state_structs, batch_structs, table_structs).compile()
     _log.info("compiled in %.1f s", time.perf_counter() - started)
     return compiled
 
@@ -177,7 +211,7 @@ def _meter(loader: Loader) -> Meter:
 
 def _train(
     flags: Flags,
-    train_step: TrainStep,
+    train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]],
     state: TrainState,
     batches: Iterator[tuple[dict[str, Any], LoadedBatch]],
     log: MetricsLog,

@@ -5,19 +5,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from pipeline.device import resize_images
+from pipeline.text import TaskTable, blank
 from train.augment import augment
 from train.config import TrainConfig
 from train.octo.config import OctoConfig
 from train.octo.model import OctoModule
-from train.octo.policy import loss_fn
+from train.octo.policy import encode_texts, loss_fn
 from train.state import TrainState
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+LanguageTable = jax.Array | None
+"""Float32 (texts + 1, n, d): the frozen encoder's output for each text of a run, then for an empty
+one. None where the encoder runs in the step, or the model reads no language."""
+TrainStep = Callable[[TrainState, Batch, LanguageTable], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -32,17 +37,21 @@ def make_train_step(
       schedule: Its learning rate, to be logged.
 
     Returns:
-      A function of (state, batch) to (next state, metrics `loss`, `grad_norm` before
-      clipping, and the applied `learning_rate`).
+      A function of (state, batch, language table) to (next state, metrics `loss`, `grad_norm`
+      before clipping, and the applied `learning_rate`).
     """
     module = OctoModule(config.model)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, table: LanguageTable
+    ) -> tuple[TrainState, Metrics]:
         noise_key, augment_key = jax.random.split(jax.random.key(config.seed))
         key = jax.random.fold_in(noise_key, state.step)
         inputs = to_model_size(batch, config.model)
         if config.augment is not None:
             inputs = augment(inputs, config.augment, config.cropped, augment_key)
+        if table is not None:
+            inputs = look_up_language(inputs, table)
         loss, gradients = jax.value_and_grad(lambda params: loss_fn(module, params, inputs, key))(
             state.params
         )
@@ -70,3 +79,27 @@ def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
                     part[image.observation_key], image.image_size, image.image_size
                 )
     return batch | resized
+
+
+def make_language_table(config: OctoConfig, params: Any, tasks: TaskTable) -> LanguageTable:
+    """The table that a run's step looks its instructions up in; works under `jax.eval_shape`.
+
+    Args:
+      config: The model.
+      params: Its parameters.
+      tasks: The instructions of the run.
+    """
+    if config.language is None or config.language.finetune:
+        return None
+    empty_ids, empty_mask = blank(config.language.max_length)
+    ids = jnp.asarray(np.concatenate([tasks.input_ids, empty_ids[None]]))
+    mask = jnp.asarray(np.concatenate([tasks.attention_mask, empty_mask[None]]))
+    return encode_texts(OctoModule(config), params, ids, mask)
+
+
+def look_up_language(batch: Batch, table: jax.Array) -> Batch:
+    """The batch with `task/language_embedding`, float32 (b n d), of each sample's instruction."""
+    task = batch["task"]
+    has_text = task["pad_mask_dict"]["language_instruction"]
+    rows = jnp.where(has_text, task["task_index"], table.shape[0] - 1)
+    return batch | {"task": task | {"language_embedding": table[rows]}}

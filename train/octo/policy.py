@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from train.octo.config import DiffusionConfig, HeadConfig, OctoConfig
 from train.octo.diffusion import TrainingNoise, draw_sampling_noise, draw_training_noise
@@ -87,6 +87,24 @@ def loss_fn(module: OctoModule, params: Params, batch: Inputs, key: Key) -> Floa
     noise = _training_noise(module.config.head, key, batch["action"].shape[:2])
     loss = module.apply({"params": params}, batch, noise, method="loss")
     return cast(jax.Array, loss)
+
+
+def encode_texts(
+    module: OctoModule,
+    params: Params,
+    input_ids: Int[Array, "texts n"],
+    attention_mask: Int[Array, "texts n"],
+) -> Float[Array, "texts n d"]:
+    """Returns the language encoder's output for texts: what `task/language_embedding` takes.
+
+    Args:
+      module: The model.
+      params: Its parameters.
+      input_ids: Token ids.
+      attention_mask: 1 for a token, 0 for padding.
+    """
+    instruction = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return cast(jax.Array, module.apply({"params": params}, instruction, method="encode_language"))
 
 
 def sample_actions(

@@ -261,7 +261,7 @@ def from_bins(bins: Int[Array, "*b"], config: BinsConfig) -> Float[Array, "*b"]:
 
 
 class LanguageTokenizer(nn.Module):
-    """The instruction's tokens, from the frozen T5."""
+    """The instruction's tokens, from T5."""
 
     config: LanguageConfig
 
@@ -270,13 +270,13 @@ class LanguageTokenizer(nn.Module):
         self.hf_model = T5Encoder(self.config.t5)
 
     def encode(self, instruction: Inputs) -> Float[Array, "b n d"]:
-        """Returns T5's embeddings of token ids; no gradient flows into T5.
+        """Returns T5's embeddings of token ids; no gradient flows into a frozen T5.
 
         Args:
           instruction: Has `input_ids` and `attention_mask`, int32 `(b n)`.
         """
         states = self.hf_model(instruction["input_ids"], instruction["attention_mask"])
-        return jax.lax.stop_gradient(states)
+        return states if self.config.finetune else jax.lax.stop_gradient(states)
 
     def __call__(self, task: Inputs) -> TokenGroup:
         """Returns tokens `(b n d_model)`, real for padding too: the pretrained model reads it.
