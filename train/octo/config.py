@@ -231,6 +231,12 @@ class OctoConfig:
     """Geometry tokens, after all others; None: the model has no such input."""
     repeat_task_tokens: bool = True
     """Repeats the instruction's tokens in every step of the window."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the stems and the transformer. Parameters, means and variances of norms, softmax, the
+    language encoder and the head are float32 in any case."""
+    remat: bool = False
+    """Computes each transformer block again in the backward pass instead of keeping its
+    activations: less memory, more time."""
     legacy_attention: bool = False
     """Attends as the models of December 2023 do, which give the first token of a group the rules of
     the group before it."""

@@ -49,7 +49,8 @@ class OctoTransformer(nn.Module):
     def setup(self) -> None:
         """Makes the tokenizers; linen joins attribute and key: `observation_tokenizers_wrist`."""
         self.observation_tokenizers = {
-            observation.name: _tokenizer(observation) for observation in self.config.observations
+            observation.name: _tokenizer(observation, self.config.compute_dtype)
+            for observation in self.config.observations
         }
         if self.config.language is not None:
             self.task_tokenizers = {"language": LanguageTokenizer(self.config.language)}
@@ -79,7 +80,11 @@ class OctoTransformer(nn.Module):
         timestep[READOUT] = self._readout(batch_size, window)
 
         transformer = BlockTransformer(
-            self.config.transformer, self.config.legacy_attention, name="BlockTransformer_0"
+            self.config.transformer,
+            self.config.legacy_attention,
+            self.config.compute_dtype,
+            self.config.remat,
+            name="BlockTransformer_0",
         )
         groups = transformer(prefix, timestep)
         if prefix:
@@ -108,14 +113,17 @@ class OctoTransformer(nn.Module):
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
         """Projects a group's tokens to the transformer's size and adds their positions."""
-        tokens = nn.Dense(self.config.embedding_dim, name=f"{name}_projection")(group.tokens)
-        positions = self._positions(name, tokens)
+        dtype = self.config.compute_dtype
+        projection = nn.Dense(self.config.embedding_dim, dtype=dtype, name=f"{name}_projection")
+        tokens = projection(group.tokens)
+        positions = self._positions(name, tokens).astype(dtype)
         return dataclasses.replace(group, tokens=tokens + jnp.broadcast_to(positions, tokens.shape))
 
     def _readout(self, batch_size: int, window: int) -> TokenGroup:
         """Makes the tokens that only read: position embeddings, real in every step."""
         shape = (batch_size, window, self.config.num_readouts, self.config.embedding_dim)
-        tokens = jnp.broadcast_to(self._positions(READOUT, jnp.zeros(shape)), shape)
+        positions = self._positions(READOUT, jnp.zeros(shape)).astype(self.config.compute_dtype)
+        tokens = jnp.broadcast_to(positions, shape)
         return TokenGroup(tokens, jnp.ones(shape[:-1], dtype=bool), Kind.READOUT)
 
     def _positions(self, name: str, tokens: jax.Array) -> jax.Array:
@@ -128,10 +136,11 @@ class OctoTransformer(nn.Module):
 
 def _tokenizer(
     config: ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig,
+    dtype: str,
 ) -> nn.Module:
     match config:
         case ImageTokenizerConfig():
-            return ImageTokenizer(config)
+            return ImageTokenizer(config, dtype)
         case LowdimTokenizerConfig():
             return LowdimTokenizer(config)
         case VGGTTokenizerConfig():

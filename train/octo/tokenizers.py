@@ -100,23 +100,25 @@ class StdConv(nn.Module):
     """
 
     features: int
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 f"]:
-        """Returns the image at half its size."""
+        """Returns the image at half its size; the kernel is standardised in float32."""
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         mean = jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
         std = jnp.std(kernel, axis=(0, 1, 2), keepdims=True)
+        standardized = (kernel - mean) / (std + 1e-5)
         y = jax.lax.conv_general_dilated(
-            x,
-            (kernel - mean) / (std + 1e-5),
+            x.astype(self.dtype),
+            standardized.astype(self.dtype),
             window_strides=(2, 2),
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias[None, None, None, :]
+        return y + bias.astype(self.dtype)[None, None, None, :]
 
 
 class SmallStem16(nn.Module):
@@ -126,20 +128,27 @@ class SmallStem16(nn.Module):
     """
 
     config: ImageTokenizerConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
         """Returns the tokens on their grid; the image's range 0 to 255 becomes -1 to 1."""
         x = image.astype(jnp.float32) / 127.5 - 1.0
         for features in self.config.stem_features:
-            x = nn.relu(nn.GroupNorm(num_groups=STEM_GROUPS)(StdConv(features)(x)))
-        return nn.Conv(self.config.stem_dim, (1, 1), padding="VALID", name="embedding")(x)
+            x = StdConv(features, self.dtype)(x)
+            x = nn.GroupNorm(num_groups=STEM_GROUPS)(x.astype(jnp.float32)).astype(self.dtype)
+            x = nn.relu(x)
+        embedding = nn.Conv(
+            self.config.stem_dim, (1, 1), padding="VALID", dtype=self.dtype, name="embedding"
+        )
+        return embedding(x)
 
 
 class ImageTokenizer(nn.Module):
     """A camera's tokens, from its image stacked with the goal image of the task."""
 
     config: ImageTokenizerConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
@@ -164,7 +173,9 @@ class ImageTokenizer(nn.Module):
         check_array(goal, (size, size, 3), ["uint8"], f"task/{key}")
         goal = jnp.broadcast_to(goal[:, None], image.shape)
         stacked = jnp.concatenate([image, goal], axis=-1).reshape(b * w, size, size, 6)
-        tokens = SmallStem16(self.config)(stacked).reshape(b, w, self.config.num_tokens, -1)
+        tokens = SmallStem16(self.config, self.dtype)(stacked).reshape(
+            b, w, self.config.num_tokens, -1
+        )
         mask = observation_mask(observation, key, self.config.num_tokens)
         return TokenGroup(tokens, mask, Kind.OBSERVATION)
 

@@ -1,6 +1,11 @@
 """A pre-LN transformer over groups of tokens."""
 
+import functools
+import math
+
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from train.octo.attention import attention_mask, rule_mask
@@ -12,49 +17,81 @@ class MlpBlock(nn.Module):
     """Two dense layers with a tanh-approximate GELU between them."""
 
     mlp_dim: int
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Returns tokens of the same shape."""
         kernel_init = nn.initializers.xavier_uniform()
         bias_init = nn.initializers.normal(stddev=1e-6)
-        hidden = nn.Dense(self.mlp_dim, kernel_init=kernel_init, bias_init=bias_init)(x)
-        hidden = nn.gelu(hidden, approximate=True)
-        return nn.Dense(x.shape[-1], kernel_init=kernel_init, bias_init=bias_init)(hidden)
+        dense = functools.partial(
+            nn.Dense, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype
+        )
+        hidden = nn.gelu(dense(self.mlp_dim)(x), approximate=True)
+        return dense(x.shape[-1])(hidden)
 
 
 class EncoderBlock(nn.Module):
     """Attention, then an MLP, each on normalised tokens and added to its input."""
 
     config: TransformerConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t d"], mask: Bool[Array, "b 1 t t"]
     ) -> Float[Array, "b t d"]:
-        """Returns tokens of the same shape."""
+        """Returns tokens of the same shape and dtype."""
         attention = nn.MultiHeadDotProductAttention(
             num_heads=self.config.num_heads,
             kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            attention_fn=_attend if self.dtype == "bfloat16" else nn.dot_product_attention,
             name="MultiHeadDotProductAttention_0",
         )
-        x = x + attention(nn.LayerNorm()(x), mask=mask)
-        return x + MlpBlock(self.config.mlp_dim)(nn.LayerNorm()(x))
+        x = x + attention(self._normalized(x), mask=mask)
+        return x + MlpBlock(self.config.mlp_dim, self.dtype)(self._normalized(x))
+
+    def _normalized(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return nn.LayerNorm()(x.astype(jnp.float32)).astype(self.dtype)
+
+
+def _attend(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b s n d"],
+    value: Float[Array, "b s n d"],
+    *,
+    mask: Bool[Array, "b 1 t s"],
+    **_: object,
+) -> Float[Array, "b t n d"]:
+    """Attention as linen's, but for the softmax, which is float32 whatever the tokens are.
+
+    Linen's other arguments are those of a dropout that there is none of. In float32 linen's own is
+    used: its rounding is that of the released models.
+    """
+    scaled = query / math.sqrt(query.shape[-1])
+    logits = jnp.einsum("btnd,bsnd->bnts", scaled, key, preferred_element_type=jnp.float32)
+    weights = nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min))
+    return jnp.einsum("bnts,bsnd->btnd", weights.astype(value.dtype), value)
 
 
 class Transformer(nn.Module):
     """The stack of blocks, normalised at its end; positions are the embedder's affair."""
 
     config: TransformerConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t d"], mask: Bool[Array, "b 1 t t"]
     ) -> Float[Array, "b t d"]:
-        """Returns tokens of the same shape."""
+        """Returns tokens of the same shape, float32."""
+        block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
+        x = x.astype(self.dtype)
         for i in range(self.config.num_layers):
-            x = EncoderBlock(self.config, name=f"encoderblock_{i}")(x, mask)
-        return nn.LayerNorm(name="encoder_norm")(x)
+            x = block(self.config, self.dtype, name=f"encoderblock_{i}")(x, mask)
+        return nn.LayerNorm(name="encoder_norm")(x.astype(jnp.float32))
 
 
 class BlockTransformer(nn.Module):
@@ -62,6 +99,8 @@ class BlockTransformer(nn.Module):
 
     config: TransformerConfig
     legacy_attention: bool = False
+    dtype: jax.typing.DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, prefix: Groups, timestep: Groups) -> dict[str, TokenGroup]:
@@ -75,4 +114,5 @@ class BlockTransformer(nn.Module):
         window = next(iter(timestep.values())).tokens.shape[1]
         rules = rule_mask(spans(prefix), spans(timestep), window, legacy=self.legacy_attention)
         mask = attention_mask(rules, real)
-        return split(Transformer(self.config)(tokens, mask), prefix, timestep)
+        transformer = Transformer(self.config, self.dtype, self.remat)
+        return split(transformer(tokens, mask), prefix, timestep)

@@ -273,3 +273,46 @@ def test_geometry_tokens_are_a_group_of_their_own_and_learn(
         grad["observation_tokenizers_vggt"]["LayerNorm_0"]["scale"],
     ):
         assert np.abs(part).max() > 0
+
+
+def test_bfloat16_is_near_float32(
+    config: OctoConfig, params: dict[str, Any], batch: dict[str, Any]
+) -> None:
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        module = OctoModule(dataclasses.replace(config, compute_dtype=dtype))
+        groups = jax.jit(module.apply)({"params": params}, batch["observation"], batch["task"])
+        outputs.append(groups)
+    exact, rounded = outputs
+    for name in (*TIMESTEP, *PREFIX):
+        assert rounded[name].tokens.dtype == jnp.float32
+        error = jnp.linalg.norm(rounded[name].tokens - exact[name].tokens)
+        share = error / jnp.linalg.norm(exact[name].tokens)
+        assert 1e-4 < share < 0.02, name
+
+
+def test_bfloat16_keeps_parameters_and_gradients_in_float32(
+    config: OctoConfig, params: dict[str, Any], batch: dict[str, Any], training_noise: TrainingNoise
+) -> None:
+    module = OctoModule(dataclasses.replace(config, compute_dtype="bfloat16"))
+    fresh = jax.eval_shape(lambda: init_params(module.config, jax.random.key(0)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(fresh)} == {"float32"}
+    grad = jax.jit(
+        jax.grad(lambda p: module.apply({"params": p}, batch, training_noise, method="loss"))
+    )
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(grad(params))} == {"float32"}
+
+
+def test_computing_blocks_again_changes_no_gradient(
+    config: OctoConfig, params: dict[str, Any], batch: dict[str, Any], training_noise: TrainingNoise
+) -> None:
+    grads = []
+    for remat in (False, True):
+        module = OctoModule(dataclasses.replace(config, remat=remat))
+        grad = jax.grad(
+            lambda p, m=module: m.apply({"params": p}, batch, training_noise, method="loss")
+        )
+        grads.append(flatten(jax.jit(grad)(params)))
+    assert grads[0].keys() == grads[1].keys()
+    for path, leaf in grads[0].items():
+        np.testing.assert_allclose(leaf, grads[1][path], atol=1e-5, rtol=1e-4, err_msg=path)
