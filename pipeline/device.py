@@ -91,7 +91,7 @@ def one_ahead(
     """
     ahead = failure = None
     while failure is None:
-        current = ahead
+        current, batch = ahead, None
         try:
             batch = next(batches, None)
         except UserError as error:

@@ -75,6 +75,11 @@ class Gather:
         return tuple(frozenset({EPISODES, *keys}) for keys in self._keys_by_column)
 
     @functools.cached_property
+    def _has_camera(self) -> np.ndarray:
+        """Bool (datasets): whether a sample can have goal images; else it keeps its text."""
+        return np.array([bool(set(self.cameras) - set(p.missing)) for p in self.config.datasets])
+
+    @functools.cached_property
     def cameras(self) -> tuple[str, ...]:
         """Names of the observations that are images."""
         return tuple(
@@ -185,6 +190,7 @@ class Gather:
         is_multimodal = self.config.conditioning == "multimodal"
         probability = self.config.keep_image_prob if is_multimodal else 1.0
         has_goal = keeps_goal_images(has_text, probability, samples.draws[:, 1])
+        has_goal &= self._has_camera[samples.dataset]
         return np.where(has_goal, goal - first, length - 1), has_goal
 
     def _mask_inputs(self, batch: FlatBatch, windows: Windows) -> None:

@@ -14,13 +14,13 @@ from pipeline import statistics as stats
 from pipeline.batch import BatchSpec, LeafSpec
 from pipeline.config import DataConfig
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, SchemaError
+from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import to_json_values
 from pipeline.gather import INTERNAL, Gather
 from pipeline.memory import LoaderMemory
 from pipeline.normalize import Normalizer
 from pipeline.position import LoaderState, MixtureChange, MixturePart, continued
-from pipeline.sampling import WHOLE_BATCH, HostShard, SampleOrder
+from pipeline.sampling import WHOLE_BATCH, HostShard, SampleOrder, Turns
 from pipeline.schema import ACTION, EPISODES
 from pipeline.selection import select
 from pipeline.statistics import FeatureStatistics
@@ -51,7 +51,7 @@ class LoadedBatch:
     arrays: dict[str, Any]
     """Nested numpy arrays, as the contract says."""
     fingerprint: str
-    """8 hex digits over every byte."""
+    """16 hex digits over every byte."""
     position: int
     """Batches before this one; what the loader resumes from once this one is used is one more."""
 
@@ -89,6 +89,7 @@ class Loader:
         self._selections = tuple(select(dataset, part, config) for dataset, part in parts)
         self._gather = Gather(self.datasets, self._selections, config)
         _check_alike(self._gather)
+        _check_goals(self._gather)
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
         self.tasks: TaskTable = tokenize(texts, encode, config.max_text_length)
         self.memory.check(config.ram_budget_gb)
@@ -133,17 +134,21 @@ class Loader:
     def order(self) -> SampleOrder:
         """Where the samples of every batch come from, in this process's rows."""
         return SampleOrder(
-            self._selections, self.shares, self.config.seed, self.batch_size, self.shard
+            self._selections, self._weights, self.config.seed, self.batch_size, self.shard
         )
 
     @functools.cached_property
     def shares(self) -> tuple[float, ...]:
         """Of the samples that each dataset gives; they sum to 1."""
+        return Turns(self._weights).shares
+
+    @functools.cached_property
+    def _weights(self) -> tuple[float, ...]:
         weights = []
         for selection, part in zip(self._selections, self.config.datasets, strict=True):
             by_steps = self.config.balance or part.weight is None
             weights.append((part.weight or 1.0) * (selection.num_steps if by_steps else 1))
-        return tuple(weight / sum(weights) for weight in weights)
+        return tuple(weights)
 
     @property
     def num_steps(self) -> int:
@@ -330,6 +335,22 @@ def _check_alike(gather: Gather) -> None:
                     remedy="Train on datasets of one shape, or convert them to it.",
                 )
         _check_meaning(dataset, first)
+
+
+def _check_goals(gather: Gather) -> None:
+    """Goal images need cameras; in `image_conditioned` every dataset needs one."""
+    if not gather.config.has_goals:
+        return
+    for dataset, part in zip(gather.datasets, gather.config.datasets, strict=True):
+        cameras = set(gather.cameras) - set(part.missing)
+        if not cameras and (not gather.cameras or gather.config.conditioning != "multimodal"):
+            raise UserError(
+                where=f"{dataset.path}, conditioning {gather.config.conditioning}",
+                expected="a camera, whose later images tell the task",
+                found=f"observations {', '.join(gather.config.observations)}"
+                + (f", of which it lacks {', '.join(part.missing)}" if part.missing else ""),
+                remedy="Read a camera, or take conditioning language_conditioned.",
+            )
 
 
 def _check_meaning(dataset: Dataset, first: Dataset) -> None:

@@ -10,6 +10,7 @@ _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 64 << 20
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 _GB = 1e9
+_BATCHES_IN_USE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,8 @@ class LoaderMemory:
     batch_bytes: int
     """Of one batch, in this process."""
     num_batches: int
-    """Batches at once: made ahead or under way, one in use, and one on its way to the device."""
+    """Batches at once: made ahead or under way, one handed over, one on its way to the device and
+    one in use."""
     num_threads: int
     """Threads that make batches."""
     other_bytes: int
@@ -40,7 +42,7 @@ class LoaderMemory:
         ahead = prefetch_batches if num_threads else 0
         return cls(
             batch_bytes=batch_bytes,
-            num_batches=ahead + 2,
+            num_batches=ahead + _BATCHES_IN_USE,
             num_threads=num_threads,
             other_bytes=2 * max(num_threads, 1) * record_bytes,
         )
@@ -54,7 +56,7 @@ class LoaderMemory:
         """Raises `UserError` where a budget is too small."""
         if budget_gb is None or self.num_bytes <= budget_gb * _GB:
             return
-        fitting = int((budget_gb * _GB - self.other_bytes) // self.batch_bytes) - 2
+        fitting = int((budget_gb * _GB - self.other_bytes) // self.batch_bytes) - _BATCHES_IN_USE
         if fitting > 0:
             threads = f" and data.num_threads to {fitting}" if fitting < self.num_threads else ""
             remedy = f"Lower data.prefetch_batches to {fitting}{threads}, or raise the budget."

@@ -2,8 +2,7 @@
 
 import dataclasses
 import fnmatch
-import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import xxhash
@@ -11,9 +10,11 @@ import xxhash
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
-from pipeline.schema import ACTION, EPISODES
+from pipeline.schema import ACTION, EPISODES, Column
 
 _HASH_RANGE = 2**64
+_SCATTERED_ATTEMPTS = 64
+_NONE = np.array([], np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,10 @@ class Selection:
     """int64 (runs): first step of each stretch of selected steps, ascending."""
     counts: np.ndarray
     """int64 (runs + 1): selected steps before each stretch, then their number."""
-    unreadable: np.ndarray
-    """int64, ascending: steps that have an excluded record."""
-    window_size: int
-    """Steps that a sample reads, its own included."""
-    episode_starts: np.ndarray
-    """int64 (episodes + 1): first step of each episode of the dataset, then the number of all."""
+    unsampled: np.ndarray = dataclasses.field(default_factory=lambda: _NONE)
+    """int64, ascending: steps whose samples would read an excluded record."""
+    unseen: np.ndarray = dataclasses.field(default_factory=lambda: _NONE)
+    """int64, ascending: steps whose images are in an excluded record."""
 
     @property
     def num_steps(self) -> int:
@@ -37,20 +36,21 @@ class Selection:
         return int(self.counts[-1])
 
     def steps(self, numbers: np.ndarray) -> np.ndarray:
-        """The steps of the dataset that samples read for selected steps; int64 (b).
+        """The steps of the dataset that samples stand at for selected steps; int64 (b).
 
-        A step whose window has an excluded record gives way to the next selected one that has
-        none, after the last to the first.
+        A step that may not be sampled gives way to another selected one, chosen by a hash of its
+        number, so that no step takes the place of many.
 
         Args:
-          numbers: int (b), each at least 0 and less than `num_steps`.
+          numbers: int64 (b), each at least 0 and less than `num_steps`.
         """
         steps = self._at(numbers)
-        bad = np.isin(steps, self._without)
+        bad = np.isin(steps, self.unsampled)
+        attempt = 0
         while bad.any():
-            numbers = np.where(bad, (numbers + 1) % self.num_steps, numbers)
-            steps = self._at(numbers)
-            bad = np.isin(steps, self._without)
+            attempt += 1
+            steps[bad] = self._at(_stand_ins(numbers[bad], attempt, self.num_steps))
+            bad = np.isin(steps, self.unsampled)
         return steps
 
     def goals(self, first: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -62,30 +62,21 @@ class Selection:
           first: int (b), steps that samples stand at; `steps` gave them.
           goal: int (b), steps of the same episodes, none before `first`.
         """
-        bad = np.isin(goal, self.unreadable) & (goal > first)
+        bad = np.isin(goal, self.unseen) & (goal > first)
         while bad.any():
             goal = np.where(bad, goal - 1, goal)
-            bad = np.isin(goal, self.unreadable) & (goal > first)
+            bad = np.isin(goal, self.unseen) & (goal > first)
         return goal
-
-    @functools.cached_property
-    def _without(self) -> np.ndarray:
-        """int64: selected steps that no sample may stand at."""
-        windows = self.unreadable[:, None] + np.arange(self.window_size)
-        episodes = (
-            np.searchsorted(self.episode_starts, steps, side="right")
-            for steps in (windows, self.unreadable[:, None])
-        )
-        same_episode = np.equal(*episodes)
-        return np.unique(windows[same_episode])
 
     def check(self, where: str) -> None:
         """Raises `DataError` where nothing would be left to read."""
-        numbers = np.arange(self.num_steps) if len(self.unreadable) else np.zeros(1, np.int64)
-        if np.isin(self._at(numbers), self._without).all():
+        left = self.num_steps
+        for start, end in zip(self.starts, self.starts + np.diff(self.counts), strict=True):
+            left -= int(np.diff(np.searchsorted(self.unsampled, [start, end]))[0])
+        if not left:
             raise DataError(
                 where=where,
-                expected="a selected step whose window has no excluded record",
+                expected="a selected step whose sample reads no excluded record",
                 found=f"none among {self.num_steps}",
                 remedy="Leave the dataset out, or convert it again from an undamaged source.",
             )
@@ -99,13 +90,28 @@ class Selection:
         return self.starts[run] + numbers - self.counts[run]
 
 
+def _stand_ins(numbers: np.ndarray, attempt: int, num_steps: int) -> np.ndarray:
+    """int64 (b) below `num_steps`; each number reaches all of them within `num_steps` attempts.
+
+    Source: the multipliers of SplitMix64 (Steele et al. 2014).
+    """
+    if attempt > _SCATTERED_ATTEMPTS:
+        return (numbers + attempt) % num_steps
+    mixed = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(attempt)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((mixed >> np.uint64(11)) % np.uint64(num_steps)).astype(np.int64)
+
+
 def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selection:
     """The steps of a dataset that a run samples.
 
     Raises:
       UserError: Where a filter names what the dataset does not have, or nothing is left.
+      RecordError: A damaged trajectory, where a split needs all of them.
     """
-    episodes = _in_range(dataset, part) & _in_split(dataset, config)
+    excluded = [_find(dataset, name) for name in part.excluded]
+    lost = {index for column, index in excluded if column.per == "episode"}
+    episodes = _in_range(dataset, part) & _in_split(dataset, config, lost)
     wanted = _wanted_tasks(dataset, part)
     runs = np.array(list(_runs(dataset, episodes, wanted)), np.int64).reshape(-1, 2)
     if not len(runs):
@@ -115,12 +121,16 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
             found=f"none with {_describe(part, config)}",
             remedy="Loosen one of these filters.",
         )
+    unsampled, unseen = _NONE, _NONE
+    for column, index in excluded:
+        unsampled = np.union1d(unsampled, _steps_that_read(dataset, column, index, config))
+        if any(feature.kind == "image" for feature in column.features):
+            unseen = np.union1d(unseen, [index])
     selection = Selection(
         starts=runs[:, 0],
         counts=np.cumsum([0, *(runs[:, 1] - runs[:, 0])]),
-        unreadable=np.unique([s for name in part.excluded for s in _steps_of(dataset, name)]),
-        window_size=config.window_size,
-        episode_starts=dataset.episode_starts,
+        unsampled=unsampled,
+        unseen=unseen,
     )
     selection.check(dataset.path)
     return selection
@@ -140,11 +150,11 @@ def _in_range(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
     return (first <= numbers) & (numbers < end)
 
 
-def _in_split(dataset: Dataset, config: DataConfig) -> np.ndarray:
+def _in_split(dataset: Dataset, config: DataConfig, lost: Collection[int]) -> np.ndarray:
     """Bool (episodes)."""
     if config.split == "all" or config.validation_fraction == 0:
         return np.ones(dataset.num_episodes, bool)
-    places = episode_places(dataset)
+    places = episode_places(dataset, lost)
     held_out = places < config.validation_fraction
     chosen = held_out if config.split == "validation" else ~held_out
     if not chosen.any():
@@ -159,19 +169,26 @@ def _in_split(dataset: Dataset, config: DataConfig) -> np.ndarray:
     return chosen
 
 
-def episode_places(dataset: Dataset) -> np.ndarray:
+def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
     """float64 (episodes): a number in [0, 1) that depends on the actions of an episode alone.
 
     Episodes below a fraction are held out; so adding, removing or moving others changes no side,
     and two copies of one episode are on the same side.
+
+    Args:
+      dataset: All of whose trajectories are read.
+      lost: Episodes that are not read; their number is 1.
+
+    Raises:
+      RecordError: A damaged trajectory.
     """
     reader = dataset.columns[EPISODES]
-    return np.array(
-        [
-            xxhash.xxh3_64_intdigest(np.asarray(reader.read(i)[ACTION]).tobytes()) / _HASH_RANGE
-            for i in range(dataset.num_episodes)
-        ]
-    )
+    places = np.ones(dataset.num_episodes)
+    for i in range(dataset.num_episodes):
+        if i not in lost:
+            actions = np.asarray(reader.read(i)[ACTION])
+            places[i] = xxhash.xxh3_64_intdigest(actions.tobytes()) / _HASH_RANGE
+    return places
 
 
 def _wanted_tasks(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
@@ -204,21 +221,31 @@ def _runs(dataset: Dataset, episodes: np.ndarray, wanted: np.ndarray) -> Iterato
             yield start, end
 
 
-def _steps_of(dataset: Dataset, name: str) -> range:
-    """The steps that a record holds values of."""
+def _find(dataset: Dataset, name: str) -> tuple[Column, int]:
+    """The column of a record that is called FILE:RECORD, and its index there."""
     for column in dataset.manifest.schema.columns:
         index = dataset.columns[column.name].find(name)
-        if index is None:
-            continue
-        if column.per == "step":
-            return range(index, index + 1)
-        return range(*dataset.episode_starts[index : index + 2].tolist())
+        if index is not None:
+            return column, index
     raise UserError(
         where=f"{dataset.path}, excluded",
         expected="FILE:RECORD of one of its shards, such as steps/00000-of-00001.arrayrecord:17",
         found=name,
         remedy="Copy it from the error that names the damaged record.",
     )
+
+
+def _steps_that_read(
+    dataset: Dataset, column: Column, index: int, config: DataConfig
+) -> np.ndarray:
+    """int64: the steps whose samples read a record; none where its column is not read."""
+    if column.per == "episode":
+        return np.arange(*dataset.episode_starts[index : index + 2])
+    keys = {feature.key for feature in column.features}
+    names = [name for name in config.observations if f"observation/{name}" in keys]
+    window = max(map(config.window_of, names), default=0)
+    end = dataset.episode_starts[np.searchsorted(dataset.episode_starts, index, side="right")]
+    return np.arange(index, min(index + window, end))
 
 
 def _describe(part: DatasetConfig, config: DataConfig) -> str:

@@ -17,6 +17,8 @@ from pipeline.files import dump_json
 
 _EXACT_BYTES = 8 << 20
 _BIN_BITS = 18
+_KNOT_SHARES = (0.0, 0.01, 0.99, 1.0)
+"""Of a dataset's values that lie below its minimum, 1st and 99th percentile and maximum."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +233,11 @@ def _mixed_quantiles(knots: np.ndarray, weights: np.ndarray) -> np.ndarray:
       weights: float64 (datasets): shares that sum to 1.
     """
     values = np.unique(knots)
-    shares = weights @ np.stack([np.interp(values, row, [0, 0.01, 0.99, 1]) for row in knots])
-    return np.interp([0.01, 0.99], shares, values)
+    # Where knots coincide a distribution jumps: both sides of it are points of the curve.
+    above = np.stack([np.interp(values, row, _KNOT_SHARES) for row in knots])
+    below = 1 - np.stack([np.interp(-values, -row[::-1], _KNOT_SHARES) for row in knots])
+    shares = np.stack([weights @ below, weights @ above], axis=1).ravel()
+    return np.interp(_KNOT_SHARES[1:3], shares, np.repeat(values, 2))
 
 
 def dumps(statistics: Mapping[str, FeatureStatistics]) -> str:

@@ -9,6 +9,8 @@ the same number; here they are not.
 """
 
 import dataclasses
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -44,20 +46,24 @@ class Draws:
 
 
 def augment(
-    batch: dict[str, Any], config: AugmentConfig, cropped: tuple[str, ...], key: jax.Array
+    batch: dict[str, Any],
+    config: AugmentConfig,
+    cameras: Sequence[str],
+    cropped: Sequence[str],
+    key: jax.Array,
 ) -> dict[str, Any]:
-    """The batch with every camera's window and goal image changed.
+    """The batch with the window and the goal image of cameras changed.
 
     Args:
       batch: Has uint8 images with their `pad_mask_dict`, and `sample_index`.
       config: The ranges.
-      cropped: Cameras that are cropped.
+      cameras: Whose images are changed.
+      cropped: Those of them that are cropped.
       key: A jax key, the same in every step of a run.
     """
     parts = {part: dict(batch[part]) for part in ("observation", "task")}
-    cameras = sorted(name for name, leaf in parts["observation"].items() if _is_image(leaf))
-    for number, camera in enumerate(cameras):
-        camera_key = jax.random.fold_in(key, number)
+    for camera in cameras:
+        camera_key = jax.random.fold_in(key, zlib.crc32(camera.encode()))
         draws = draw(config, camera_key, batch["sample_index"])
         for part in parts.values():
             if camera in part:
@@ -229,7 +235,3 @@ def _per_sample(values: jax.Array) -> jax.Array:
 def _where_real(mask: jax.Array, changed: jax.Array, images: jax.Array) -> jax.Array:
     """`changed`, but an image that stands for a missing one stays as it is: black."""
     return jnp.where(jnp.expand_dims(mask, (-3, -2, -1)), changed, images)
-
-
-def _is_image(leaf: Any) -> bool:
-    return not isinstance(leaf, dict) and leaf.dtype == jnp.uint8 and leaf.ndim == 5

@@ -6,6 +6,7 @@ import fnmatch
 import pathlib
 import runpy
 from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
@@ -46,6 +47,8 @@ class OptimizerConfig:
 class AugmentConfig:
     """Random changes of the camera images in training; a range of one value changes nothing."""
 
+    enabled: bool = True
+    """Whether they are changed at all."""
     cropped: tuple[str, ...] | None = None
     """Cameras that are cropped. None: image_primary or, where the model reads precomputed tokens,
     which show the whole picture, none. A wrist camera's view moves by itself."""
@@ -84,8 +87,8 @@ class TrainConfig:
     """The run's directory."""
     batch_size: int = 256
     """Samples a step, over all devices."""
-    augment: AugmentConfig | None = AugmentConfig()
-    """How the images are changed; None: not at all."""
+    augment: AugmentConfig = AugmentConfig()
+    """How the images are changed."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
     pretrained_path: str | None = None
@@ -110,7 +113,7 @@ class TrainConfig:
     @property
     def cropped(self) -> tuple[str, ...]:
         """Cameras that are cropped at random."""
-        if self.augment is None:
+        if not self.augment.enabled:
             return ()
         if self.augment.cropped is not None:
             return self.augment.cropped
@@ -209,7 +212,7 @@ class TrainConfig:
 class Flags:
     """Finetunes Octo on dataset directories."""
 
-    config: TrainConfig
+    config: Annotated[TrainConfig, tyro.conf.FlagConversionOff]
     """The run; the defaults are the config file's."""
     resume: bool = False
     """Go on with the run in save_dir from its last checkpoint."""

@@ -20,11 +20,12 @@ from pipeline.files import dump_json, to_json_values, write_text_atomically
 from pipeline.loader import LoadedBatch, Loader
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
+from pipeline.sampling import HostShard
 from pipeline.text import TaskTable
 from train import directory
 from train.checkpoints import Checkpoints
 from train.config import Flags, TrainConfig, parse_flags
-from train.inputs import open_inputs
+from train.inputs import Inputs, open_inputs
 from train.logging import MetricsLog, StepMetrics
 from train.octo.pretrained import Allowed, account, merge
 from train.optimizer import learning_rate, make_optimizer
@@ -71,13 +72,7 @@ def run(flags: Flags) -> pathlib.Path:
     inputs = open_inputs(config, resume=flags.resume)
     mesh = device.data_mesh()
     sharding = device.batch_sharding(mesh, config.batch_size)
-    loader = Loader(
-        config.data,
-        config.batch_size,
-        inputs.datasets,
-        inputs.vocabulary.EncodeAsIds,
-        device.host_shard(sharding, config.batch_size),
-    )
+    loader = _make_loader(config, inputs, device.host_shard(sharding, config.batch_size))
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     schedule = learning_rate(config.optimizer, config.num_steps)
     step = make_train_step(config, optimizer, schedule)
@@ -112,6 +107,14 @@ def run(flags: Flags) -> pathlib.Path:
                 checkpoints.save(trained, kept, loader.describe_datasets())
     _log.info("run directory: %s", path)
     return path
+
+
+def _make_loader(config: TrainConfig, inputs: Inputs, shard: HostShard) -> Loader:
+    encode = inputs.vocabulary.EncodeAsIds
+    try:
+        return Loader(config.data, config.batch_size, inputs.datasets, encode, shard)
+    except RecordError as error:
+        raise _excludable(error, config) from error
 
 
 def _resume_position(flags: Flags, loader: Loader) -> int:
@@ -229,6 +232,7 @@ def _train(
     before = time.perf_counter()
     for step in range(int(state.step) + 1, config.num_steps + 1):
         asked = time.perf_counter()
+        arrays = batch = None  # the memory of the batch before is free for the next one
         try:
             arrays, batch = next(batches)
         except UserError as error:
@@ -252,15 +256,32 @@ def _train(
 
 def _without_batch(error: UserError, config: TrainConfig, num_steps: int) -> UserError:
     """The error of a batch that cannot be made, with where the run stands and how it goes on."""
-    remedy = f"{error.remedy} The run is saved at step {num_steps}: go on with --resume."
-    if isinstance(error, RecordError):
-        number = [part.path for part in config.data.datasets].index(error.dataset)
-        excluded = (*config.data.datasets[number].excluded, error.record)
-        remedy += (
-            f" To go on without that record, add "
-            f"--config.data.datasets.{number}.excluded {' '.join(excluded)}"
-        )
-    return UserError(where=error.where, expected=error.expected, found=error.found, remedy=remedy)
+    told = _excludable(error, config)
+    saved = f"The run is saved at step {num_steps}: go on with --resume."
+    return UserError(
+        where=told.where,
+        expected=told.expected,
+        found=told.found,
+        remedy=f"{saved} {told.remedy}",
+    )
+
+
+def _excludable(error: UserError, config: TrainConfig) -> UserError:
+    """The error, with the flags that go on without a damaged record."""
+    if not isinstance(error, RecordError):
+        return error
+    flags = [
+        f"--config.data.datasets.{number}.excluded "
+        + " ".join(dict.fromkeys((*part.excluded, error.record)))
+        for number, part in enumerate(config.data.datasets)
+        if part.path == error.dataset
+    ]
+    return UserError(
+        where=error.where,
+        expected=error.expected,
+        found=error.found,
+        remedy=f"{error.remedy} To go on without that record, add {' '.join(flags)}",
+    )
 
 
 def _write(

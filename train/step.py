@@ -41,6 +41,7 @@ def make_train_step(
       before clipping, and the applied `learning_rate`).
     """
     module = OctoModule(config.model)
+    cameras = [image.observation_key for image in config.model.images]
 
     def train_step(
         state: TrainState, batch: Batch, table: LanguageTable
@@ -48,8 +49,8 @@ def make_train_step(
         noise_key, augment_key = jax.random.split(jax.random.key(config.seed))
         key = jax.random.fold_in(noise_key, state.step)
         inputs = to_model_size(batch, config.model)
-        if config.augment is not None:
-            inputs = augment(inputs, config.augment, config.cropped, augment_key)
+        if config.augment.enabled:
+            inputs = augment(inputs, config.augment, cameras, config.cropped, augment_key)
         if table is not None:
             inputs = look_up_language(inputs, table)
         loss, gradients = jax.value_and_grad(lambda params: loss_fn(module, params, inputs, key))(

@@ -1,3 +1,4 @@
+import sys
 import threading
 
 import jax
@@ -78,3 +79,24 @@ def test_threads_never_share_memory() -> None:
     for thread in threads:
         thread.join()
     assert not faults
+
+
+def test_where_counts_say_nothing_every_array_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.buffers.sys.getrefcount", lambda block: 1)
+    buffers = Buffers()
+    kept = [buffers.empty(SHAPE, "uint8") for _ in range(3)]
+    assert len({address(array) for array in kept}) == 3
+    assert buffers.num_bytes == 0
+
+
+@pytest.mark.parametrize("offset", [-1, 2])
+def test_count_of_a_free_block_is_measured(monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
+    count = sys.getrefcount
+    monkeypatch.setattr("pipeline.buffers.sys.getrefcount", lambda block: count(block) + offset)
+    buffers = Buffers()
+    array = buffers.empty(SHAPE, "uint8")
+    place = address(array)
+    assert address(buffers.empty(SHAPE, "uint8")) != place
+    del array
+    assert place in {address(buffers.empty(SHAPE, "uint8")), address(buffers.empty(SHAPE, "uint8"))}
+    assert buffers.num_bytes == 2 * 2 * (1 << 20)

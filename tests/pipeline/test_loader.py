@@ -11,11 +11,13 @@ import pytest
 
 from pipeline.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.dataset import Dataset
+from pipeline.device import batch_sharding, data_mesh, one_ahead
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import to_json_values
 from pipeline.images import decode_image
 from pipeline.loader import LoadedBatch, Loader
-from pipeline.sampling import HostShard, index_stream
+from pipeline.sampling import HostShard, SampleOrder
+from pipeline.selection import Selection
 from pipeline.statistics import merge
 from pipeline.windows import chunk_indices, history_indices
 
@@ -37,9 +39,10 @@ def flatten(tree: dict, prefix: str = "") -> FlatBatch:
 
 
 def positions(loader: Loader, weights: list[float], num_samples: int) -> list[tuple[int, int]]:
-    """(dataset, step) of the first samples."""
-    stream = index_stream([d.num_steps for d in loader.datasets], weights, loader.config.seed)
-    return [stream[i] for i in range(num_samples)]
+    """(dataset, step) of the first samples of unfiltered datasets."""
+    whole = [Selection(np.array([0]), np.array([0, d.num_steps])) for d in loader.datasets]
+    samples = SampleOrder(whole, weights, loader.config.seed, num_samples)[0]
+    return list(zip(samples.dataset.tolist(), samples.step.tolist(), strict=True))
 
 
 def place_of(dataset: Dataset, step: int) -> tuple[int, int]:
@@ -351,8 +354,8 @@ def test_memory_is_bounded_before_anything_is_read(
     loader = make_loader(mini_dataset, observations=TOKENS, num_threads=2, batch_size=16)
     image, tokens = 16 * 2 * 128 * 128 * 3, 16 * 2 * 21 * 64 * 2
     assert loader.memory.batch_bytes == pytest.approx(2 * image + tokens, rel=0.01)
-    assert loader.memory.num_batches == 6
-    with pytest.raises(UserError, match=r"ram_budget_gb 0.01: expected at least 0\.0\d+; found 6"):
+    assert loader.memory.num_batches == 7
+    with pytest.raises(UserError, match=r"ram_budget_gb 0.01: expected at least 0\.0\d+; found 7"):
         make_loader(mini_dataset, num_threads=2, batch_size=16, ram_budget_gb=0.01)
 
 
@@ -469,6 +472,70 @@ def test_damaged_record_ends_the_batches_with_its_place(
         take(loader, 114)
 
 
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_no_more_batches_exist_than_were_predicted(
+    make_loader: Callable, mini_dataset: pathlib.Path, num_threads: int
+) -> None:
+    loader = make_loader(mini_dataset, observations=TOKENS, batch_size=16, num_threads=num_threads)
+    sharding = batch_sharding(data_mesh(), 16)
+    batches = loader.batches()
+    in_use = None
+    for arrays, _ in itertools.islice(one_ahead(batches, sharding), 12):
+        in_use = arrays  # as a step that is computing holds it
+        time.sleep(0.02)
+    batches.close()
+    large = sum(leaf.nbytes for leaf in loader.spec.values() if leaf.nbytes >= 1 << 20)
+    gather = loader.transforms()[0]
+    assert in_use is not None
+    assert 0 < gather.buffers.num_bytes <= loader.memory.num_batches * large
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"observations": ("proprio",), "conditioning": "image_conditioned"}, ()),
+        ({"observations": ("proprio",), "conditioning": "multimodal"}, ()),
+        ({"conditioning": "image_conditioned"}, ("image_primary", "image_wrist")),
+    ],
+)
+def test_goals_without_a_camera_are_refused(
+    make_loader: Callable, twice: tuple, settings: dict, missing: tuple
+) -> None:
+    with pytest.raises(UserError, match="expected a camera, whose later images tell the task"):
+        make_loader(*twice, parts=({}, {"missing": missing}), **settings)
+
+
+def test_sample_of_a_dataset_without_cameras_keeps_its_instruction(
+    make_loader: Callable, twice: tuple
+) -> None:
+    cameras = ("image_primary", "image_wrist")
+    loader = make_loader(
+        *twice, parts=({}, {"missing": cameras}), conditioning="multimodal", batch_size=64
+    )
+    masks = take(loader, 1)[0].arrays["task"]["pad_mask_dict"]
+    told = masks["language_instruction"] | masks["image_primary"]
+    assert told.all()
+    assert 10 < masks["image_primary"].sum() < 22
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": ({"episodes": (0, 1)}, {})},
+        {"parts": ({"missing": ("proprio",)}, {})},
+    ],
+)
+def test_what_decides_the_samples_of_a_dataset_is_in_its_settings(
+    make_loader: Callable, twice: tuple, change: dict
+) -> None:
+    before, after = (
+        make_loader(*twice, weights=(1.0, 1.0), parts=parts).state(0).mixture[0]
+        for parts in (None, change["parts"])
+    )
+    assert before.settings != after.settings
+    assert before.data == after.data
+
+
 def test_state_of_the_same_config_is_restored(
     make_loader: Callable, mini_dataset: pathlib.Path
 ) -> None:
@@ -564,7 +631,7 @@ def test_another_mixture_is_resumed_with_leave_alone_and_recorded(
 def test_excluding_a_record_changes_the_samples_that_would_read_it_alone(
     make_loader: Callable, mini_dataset: pathlib.Path
 ) -> None:
-    settings = {"observations": ("proprio",), "batch_size": 1}
+    settings = {"observations": ("image_wrist",), "batch_size": 1}
     record = "steps/00000-of-00002.arrayrecord:50"
     whole = take(make_loader(mini_dataset, **settings), 455)
     excluding = make_loader(mini_dataset, parts=({"excluded": (record,)},), **settings)

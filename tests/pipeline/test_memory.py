@@ -41,7 +41,7 @@ def memory(num_threads: int = 2, prefetch_batches: int = 4) -> LoaderMemory:
 
 @pytest.mark.parametrize(
     ("num_threads", "prefetch_batches", "num_bytes"),
-    [(2, 4, 6 * 50e6 + 4e6), (4, 8, 10 * 50e6 + 8e6), (0, 4, 2 * 50e6 + 2e6)],
+    [(2, 4, 7 * 50e6 + 4e6), (4, 8, 11 * 50e6 + 8e6), (0, 4, 3 * 50e6 + 2e6)],
 )
 def test_memory_is_that_of_the_batches_under_way(
     num_threads: int, prefetch_batches: int, num_bytes: float
@@ -50,25 +50,25 @@ def test_memory_is_that_of_the_batches_under_way(
 
 
 def test_memory_is_told_as_a_sum() -> None:
-    assert str(memory()) == "6 batches x 50.0 MB + 4.0 MB = 304.0 MB"
+    assert str(memory()) == "7 batches x 50.0 MB + 4.0 MB = 354.0 MB"
 
 
 @pytest.mark.parametrize(
     ("budget_gb", "remedy"),
     [
-        (0.3, "Lower data.prefetch_batches to 3, or"),
-        (0.16, "Lower data.prefetch_batches to 1 and data.num_threads to 1, or"),
+        (0.32, "Lower data.prefetch_batches to 3, or"),
+        (0.21, "Lower data.prefetch_batches to 1 and data.num_threads to 1, or"),
         (0.12, "Lower batch_size, read fewer"),
     ],
 )
 def test_budget_that_is_too_small_is_refused_with_what_would_fit(
     budget_gb: float, remedy: str
 ) -> None:
-    message = rf"ram_budget_gb {budget_gb}: expected at least 0.304; found 6 batches.*{remedy}"
+    message = rf"ram_budget_gb {budget_gb}: expected at least 0.354; found 7 batches.*{remedy}"
     with pytest.raises(UserError, match=message):
         memory().check(budget_gb)
 
 
-@pytest.mark.parametrize("budget_gb", [None, 0.304, 10.0])
+@pytest.mark.parametrize("budget_gb", [None, 0.354, 10.0])
 def test_budget_that_suffices_passes(budget_gb: float | None) -> None:
     memory().check(budget_gb)

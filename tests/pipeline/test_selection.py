@@ -10,7 +10,7 @@ from converters.mappings import LIBERO
 from converters.rlds.source import RldsSource, open_source
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, RecordError, UserError
 from pipeline.selection import Selection, episode_places, select
 
 # Episodes of the bundled set: 102, 124, 123 and 106 steps, from 0, 102, 226 and 349.
@@ -131,39 +131,83 @@ def test_empty_side_of_a_split_is_refused_with_a_fraction_that_fits(
 
 
 STEP_9 = "steps/00000-of-00002.arrayrecord:9"
-LAST = "steps/00001-of-00002.arrayrecord:228"
+TOKENS_9 = "vggt_tokens/00000-of-00002.arrayrecord:9"
+EVERYTHING = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 
 
-def test_sample_whose_window_has_an_excluded_record_gives_way_to_the_next(
+def unsampled(selection: Selection) -> list[int]:
+    """Selected steps that no sample stands at."""
+    everything = set(range(selection.num_steps))
+    return sorted(everything - set(steps(selection)))
+
+
+def test_sample_whose_window_has_an_excluded_record_gives_way_to_another(
     dataset: Dataset,
 ) -> None:
     selection = chosen(dataset, window_size=3, excluded=(STEP_9,))
-    assert steps(selection)[7:14] == [7, 8, 12, 12, 12, 12, 13]
-    assert selection.digest() == chosen(dataset, window_size=3).digest()
+    assert unsampled(selection) == [9, 10, 11]
     others = [step for step in range(455) if step not in (9, 10, 11)]
     assert [steps(selection)[step] for step in others] == others
+    assert selection.digest() == chosen(dataset, window_size=3).digest()
 
 
-def test_last_sample_gives_way_to_the_first(dataset: Dataset) -> None:
-    assert steps(chosen(dataset, excluded=(LAST,)))[-2:] == [453, 0]
+def test_stand_ins_are_pinned_and_scattered(dataset: Dataset) -> None:
+    # May change with their hash only: a resumed run would read other steps.
+    assert steps(chosen(dataset, window_size=3, excluded=(STEP_9,)))[9:12] == [319, 122, 444]
+    lost = chosen(dataset, excluded=("episodes/00000-of-00002.arrayrecord:1",))
+    assert unsampled(lost) == list(range(102, 226))
+    counts = np.bincount(steps(lost), minlength=455)
+    assert counts.max() <= 5  # 124 steps give way to 331
 
 
 def test_windows_of_the_next_episode_are_not_concerned(dataset: Dataset) -> None:
-    selection = chosen(dataset, window_size=3, excluded=("steps/00000-of-00002.arrayrecord:101",))
-    assert steps(selection)[100:104] == [100, 102, 102, 103]
+    excluded = ("steps/00000-of-00002.arrayrecord:101",)
+    assert unsampled(chosen(dataset, window_size=3, excluded=excluded)) == [101]
+    last = ("steps/00001-of-00002.arrayrecord:228",)
+    assert unsampled(chosen(dataset, window_size=3, excluded=last)) == [454]
 
 
-def test_excluded_trajectory_takes_its_whole_episode(dataset: Dataset) -> None:
-    selection = chosen(dataset, excluded=("episodes/00000-of-00002.arrayrecord:1",))
-    assert set(steps(selection)) == {*range(102), *range(226, 455)}
+def test_only_samples_that_would_read_the_record_are_concerned(dataset: Dataset) -> None:
+    unread = chosen(dataset, excluded=(TOKENS_9,))
+    assert unsampled(unread) == []
+    read = chosen(dataset, excluded=(TOKENS_9,), observations=EVERYTHING, window_size=3)
+    assert unsampled(read) == [9, 10, 11]
+    current = chosen(
+        dataset,
+        excluded=(TOKENS_9,),
+        observations=EVERYTHING,
+        window_size=3,
+        current_only=("vggt_tokens",),
+    )
+    assert unsampled(current) == [9]
 
 
-def test_goal_with_an_excluded_record_gives_way_to_the_one_before(dataset: Dataset) -> None:
+def test_goal_with_an_excluded_image_gives_way_to_the_one_before(dataset: Dataset) -> None:
     selection = chosen(dataset, excluded=(STEP_9,))
     found = selection.goals(np.array([3, 8, 11]), np.array([9, 9, 12]))
     np.testing.assert_array_equal(found, [8, 8, 12])
+    tokens = chosen(dataset, excluded=(TOKENS_9,), observations=EVERYTHING)
+    np.testing.assert_array_equal(tokens.goals(np.array([3]), np.array([9])), [9])
+
+
+def test_excluded_trajectory_is_not_needed_for_the_split(
+    copied: pathlib.Path,
+) -> None:
+    path = copied / "episodes" / "00001-of-00002.arrayrecord"
+    actions = open_dataset(str(copied)).columns["episodes"].read(2)["action"]
+    data = bytearray(path.read_bytes())
+    data[data.index(np.asarray(actions).tobytes())] ^= 1
+    path.write_bytes(data)
+    spoiled = open_dataset(str(copied))
+    with pytest.raises(RecordError) as caught:
+        chosen(spoiled, validation_fraction=0.3)
+    record = caught.value.record
+    assert record == "episodes/00001-of-00002.arrayrecord:0"
+    kept = chosen(spoiled, validation_fraction=0.3, excluded=(record,))
+    episodes = set(spoiled.locate(np.array(steps(kept)))[0].tolist())
+    assert episodes == {1, 3}  # the first one is held out
 
 
 def test_nothing_left_to_read_is_an_error(dataset: Dataset) -> None:
-    with pytest.raises(DataError, match="a selected step whose window has no excluded record"):
+    with pytest.raises(DataError, match="a selected step whose sample reads no excluded record"):
         chosen(dataset, episodes=(1, 2), excluded=("episodes/00000-of-00002.arrayrecord:1",))

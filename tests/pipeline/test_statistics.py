@@ -277,3 +277,13 @@ def test_constant_dimension_stays_constant() -> None:
     constant = stats.compute(np.full((10, 2), 0.5, np.float32))
     merged = stats.merge([constant, constant], [1.0, 1.0])
     np.testing.assert_array_equal([merged.p01, merged.p99], np.full((2, 2), 0.5))
+
+
+def test_merging_keeps_a_percentile_that_is_the_maximum() -> None:
+    # A command that is often at its bound, such as a clipped action.
+    values = np.concatenate([np.linspace(-1, 0.9375, 60), np.full(40, 0.9375)])[:, None]
+    one = stats.compute(np.concatenate([values, -values], axis=1).astype(np.float32))
+    assert (one.p99[0], one.p01[1]) == (one.max[0], one.min[1])
+    merged = stats.merge([one, one], [1.0, 1.0])
+    np.testing.assert_allclose(merged.p99, one.p99, rtol=1e-6)
+    np.testing.assert_allclose(merged.p01, one.p01, rtol=1e-6)

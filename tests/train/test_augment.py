@@ -22,6 +22,7 @@ from train.config import AugmentConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "golden" / "octo" / "data"
 KEY = jax.random.key(0)
+CAMERAS = ("image_primary", "image_wrist")
 CONFIG = AugmentConfig()
 STAYS = AugmentConfig(
     crop_scale=(1.0, 1.0),
@@ -144,8 +145,8 @@ def test_draws_are_independent_and_within_their_ranges():
 
 
 def test_sample_is_changed_alike_wherever_it_stands_in_a_batch():
-    together = augment(batch(8), CONFIG, ("image_primary",), KEY)
-    alone = augment(batch(2, first=5), CONFIG, ("image_primary",), KEY)
+    together = augment(batch(8), CONFIG, CAMERAS, ("image_primary",), KEY)
+    alone = augment(batch(2, first=5), CONFIG, CAMERAS, ("image_primary",), KEY)
     for name in ("image_primary", "image_wrist"):
         np.testing.assert_array_equal(
             together["observation"][name][5:7], alone["observation"][name]
@@ -154,7 +155,7 @@ def test_sample_is_changed_alike_wherever_it_stands_in_a_batch():
 
 def test_window_and_goal_are_changed_alike_and_samples_and_cameras_are_not():
     images = batch()
-    changed = augment(images, CONFIG, ("image_primary",), KEY)
+    changed = augment(images, CONFIG, CAMERAS, ("image_primary",), KEY)
     primary, wrist = (changed["observation"][f"image_{n}"] for n in ("primary", "wrist"))
     np.testing.assert_array_equal(primary[:, 0], primary[:, 1])
     # Of another shape, the mean of an image is rounded differently.
@@ -167,15 +168,22 @@ def test_window_and_goal_are_changed_alike_and_samples_and_cameras_are_not():
 
 def test_only_named_cameras_are_cropped():
     changed = augment(
-        batch(), dataclasses.replace(STAYS, crop_scale=(0.5, 0.5)), ("image_wrist",), KEY
+        batch(), dataclasses.replace(STAYS, crop_scale=(0.5, 0.5)), CAMERAS, ("image_wrist",), KEY
     )
     before = batch()["observation"]
     assert (changed["observation"]["image_wrist"] != before["image_wrist"]).any()
     np.testing.assert_array_equal(changed["observation"]["image_primary"], before["image_primary"])
 
 
+def test_draws_of_a_camera_do_not_depend_on_the_others():
+    alone = augment(batch(), CONFIG, ("image_wrist",), (), KEY)["observation"]
+    together = augment(batch(), CONFIG, CAMERAS, (), KEY)["observation"]
+    np.testing.assert_array_equal(alone["image_wrist"], together["image_wrist"])
+    np.testing.assert_array_equal(alone["image_primary"], batch()["observation"]["image_primary"])
+
+
 def test_ranges_of_one_value_change_nothing():
-    changed = augment(batch(), STAYS, ("image_primary", "image_wrist"), KEY)
+    changed = augment(batch(), STAYS, CAMERAS, CAMERAS, KEY)
     for name in ("image_primary", "image_wrist"):
         np.testing.assert_array_equal(changed["observation"][name], batch()["observation"][name])
 
@@ -184,7 +192,7 @@ def test_missing_image_stays_black():
     images = batch()
     images["task"]["image_primary"] = jnp.zeros_like(images["task"]["image_primary"])
     images["task"]["pad_mask_dict"]["image_primary"] = jnp.asarray([True, False, False])
-    goal = augment(images, CONFIG, ("image_primary",), KEY)["task"]["image_primary"]
+    goal = augment(images, CONFIG, CAMERAS, ("image_primary",), KEY)["task"]["image_primary"]
     np.testing.assert_array_equal(goal[1:], 0)
 
 

@@ -16,12 +16,14 @@ def test_flags_override_the_file_to_any_depth(tiny_config_path):
             "--config.num_steps=7",
             "--config.data.datasets.0.path=elsewhere",
             "--config.optimizer.learning_rate=0.5",
+            "--config.augment.enabled=False",
             "--resume",
         ]
     )
     assert flags.config.num_steps == 7
     assert flags.config.data.datasets == (DatasetConfig("elsewhere"),)
     assert flags.config.optimizer.learning_rate == 0.5
+    assert not flags.config.augment.enabled
     assert (flags.resume, flags.overwrite, flags.debug) == (True, False, False)
 
 
@@ -97,7 +99,11 @@ def test_precomputed_tokens_are_not_cropped_away_from(tiny_config):
 
 @pytest.mark.parametrize(
     ("augment", "cropped"),
-    [(AugmentConfig(), ("image_primary",)), (AugmentConfig(cropped=()), ()), (None, ())],
+    [
+        (AugmentConfig(), ("image_primary",)),
+        (AugmentConfig(cropped=()), ()),
+        (AugmentConfig(enabled=False, cropped=("image_primary",)), ()),
+    ],
 )
 def test_without_tokens_the_main_camera_is_cropped(tiny_config_path, augment, cropped):
     config = load_config(f"{tiny_config_path}:untokened")

@@ -13,13 +13,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from pipeline.config import DatasetConfig
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, RecordError, UserError
 from train.config import Flags, load_config
 from train.directory import prepare
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
 from train.octo.pretrained import read_octo_checkpoint
-from train.run import run
+from train.run import _excludable, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def test_a_run_says_what_it_is_made_of(whole_run):
         assert line in done.stderr
     assert re.search(r"observation/vggt_tokens +float16\[4,2,21,64\]", done.stderr)
     assert re.search(r"sampled from \S+/libero_mini: 455 steps, 100\.0%", done.stderr)
-    assert re.search(r"memory of the loader: 6 batches x \d\.\d MB \+", done.stderr)
+    assert re.search(r"memory of the loader: 7 batches x \d\.\d MB \+", done.stderr)
     line = r"20/20 loss \d+\.\d+, \d+ samples/s, wait \d+\.\d% \(p99 \d+ ms\), \d.* [kM]B/s"
     assert re.search(line, done.stderr)
 
@@ -184,6 +184,24 @@ def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_
         DataError, match=f"Exclude them again: --config.data.datasets.0.excluded {record}"
     ):
         run(Flags(dataclasses.replace(config, num_steps=21), resume=True))
+
+
+def test_flags_that_exclude_a_record_name_every_part_that_reads_it(tiny_config):
+    error = RecordError(
+        where="w", expected="e", found="f", remedy="Mend it.", dataset="data/a", record="steps/x:3"
+    )
+    parts = (
+        DatasetConfig("data/b"),
+        DatasetConfig("data/a", episodes=(0, 2), excluded=("steps/x:1",)),
+        DatasetConfig("data/a", episodes=(2, 4), excluded=("steps/x:3",)),
+    )
+    data = dataclasses.replace(tiny_config.data, datasets=parts)
+    told = _excludable(error, dataclasses.replace(tiny_config, data=data))
+    assert told.remedy == (
+        "Mend it. To go on without that record, add "
+        "--config.data.datasets.1.excluded steps/x:1 steps/x:3 "
+        "--config.data.datasets.2.excluded steps/x:3"
+    )
 
 
 def replaced(config, dataset, *, excluded=(), **changes):
