@@ -78,6 +78,23 @@ def prepare(config: TrainConfig, *, resume: bool) -> pathlib.Path:
     return directory
 
 
+def read_config(directory: pathlib.Path) -> TrainConfig:
+    """The config of a run.
+
+    Raises:
+      UserError: Where there is no run in the directory.
+    """
+    config = _read_config(directory)
+    if config is None:
+        raise UserError(
+            where=str(directory),
+            expected=f"a run directory with a {CONFIG_NAME}",
+            found="none in it" if directory.is_dir() else "no such directory",
+            remedy="Name the save_dir of a run.",
+        )
+    return config
+
+
 def _read_config(directory: pathlib.Path) -> TrainConfig | None:
     """The config of the run in a directory; None where there is no run."""
     path = directory / CONFIG_NAME

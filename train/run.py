@@ -27,6 +27,7 @@ from train.checkpoints import Checkpoints
 from train.config import Flags, TrainConfig, parse_flags
 from train.inputs import Inputs, open_inputs
 from train.logging import MetricsLog, StepMetrics
+from train.octo.picture import draw_parameters, draw_tokens
 from train.octo.pretrained import Allowed, account, merge
 from train.optimizer import learning_rate, make_optimizer
 from train.state import TrainState, count_parameters, init_state
@@ -333,7 +334,9 @@ def _explain(config: TrainConfig, loader: Loader, path: pathlib.Path, structs: T
     _log.info("batch:\n%s", table(loader.spec))
     _log.info("memory of the loader: %s", loader.memory)
     _log.info("devices: %d x %s", jax.device_count(), jax.devices()[0].device_kind)
+    _log.info("model: %s", draw_tokens(config.model, config.data.window_size))
     _log.info("parameters: %s", f"{count_parameters(structs.params):,}")
+    _log.info("%s", draw_parameters(structs.params))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from train.config import Flags, load_config
 from train.directory import prepare
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
-from train.octo.pretrained import read_octo_checkpoint
+from train.octo.pretrained import load_pretrained, read_octo_checkpoint
 from train.run import _excludable, run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +61,10 @@ def test_a_run_says_what_it_is_made_of(whole_run):
         "4 episodes, 455 steps, 2 tasks",
         "instruction cut to 16 tokens: pick up the black bowl",
         "devices: ",
+        "tokens: 16, then ",
+        " 5 readout_action           1   x  o  o  o  o",
         "parameters: ",
+        "octo_transformer/task_tokenizers_language",
         f"run directory: {directory}",
     ):
         assert line in done.stderr
@@ -225,6 +228,34 @@ def test_a_checkpoint_has_the_statistics_that_its_policy_needs(whole_run):
     (dataset,) = kept.values()
     assert dataset["normalization"] == "normal"
     assert len(dataset["statistics"]["action"]["mean"]) == 7
+
+
+def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset, tiny_config_path):
+    config = load_config(f"{tiny_config_path}:untokened")
+    config = dataclasses.replace(config, save_dir=str(tmp_path / "run"))
+    run(Flags(replaced(config, mini_dataset, num_steps=3, save_interval=2)))
+    done = export(tmp_path / "run", tmp_path / "octo")
+    assert done.returncode == 0, done.stderr
+    assert f"octo checkpoint: {tmp_path / 'octo'}, step 3" in done.stdout
+    statistics = json.loads((tmp_path / "octo" / "dataset_statistics.json").read_text())
+    assert set(statistics) == {"action", "num_transitions", "proprio"}
+    assert statistics["action"]["mask"] == [True] * 6 + [False]
+    # The exported model finds its place in a model of its own kind, whose size it tells.
+    loaded = load_pretrained(tmp_path / "octo", 3)
+    expected = saved_params(tmp_path / "run", 3)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+    assert loaded.config.images == config.model.images
+
+    assert export(tmp_path / "run", tmp_path / "octo").returncode == 2
+    other = export(tmp_path / "run", tmp_path / "other", "--step", "7")
+    assert re.search(r"expected a checkpoint of step 7; found the steps \[2, 3\]", other.stderr)
+    nowhere = export(tmp_path / "none", tmp_path / "other")
+    assert "expected a run directory with a config.json; found no such directory" in nowhere.stderr
+
+
+def export(*arguments):
+    command = [sys.executable, "-m", "train.export", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_a_memory_budget_that_is_too_small_is_told_before_anything_is_made(tiny_config):

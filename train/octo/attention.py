@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+READOUT = "readout_action"
+"""The token group whose output the head reads."""
+
 PREFIX_TIMESTEP = -1
 """The step of tokens that stand before the window."""
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pipeline.errors import UserError
-from train.octo.attention import Kind
+from train.octo.attention import READOUT, Kind
 from train.octo.config import (
     DiffusionConfig,
     HeadConfig,
@@ -36,9 +36,6 @@ from train.octo.tokenizers import (
 )
 from train.octo.tokens import TokenGroup, concatenate, repeat_over_window
 from train.octo.transformer import BlockTransformer
-
-READOUT = "readout_action"
-"""The token group whose output the head reads."""
 
 
 class OctoTransformer(nn.Module):

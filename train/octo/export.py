@@ -1,0 +1,205 @@
+"""Writes a model as the original Octo saves one, so that its code loads what was trained here.
+
+Source: the layout of `OctoModel.save_pretrained` of Octo 1.5.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization
+
+from pipeline.errors import UserError
+from pipeline.files import write_text_atomically
+from train.octo.config import (
+    HeadConfig,
+    ImageTokenizerConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    RegressionConfig,
+)
+from train.octo.policy import input_spec
+
+_T5 = "t5-base"
+
+
+@dataclasses.dataclass(frozen=True)
+class OctoExport:
+    """All that the original's checkpoint holds."""
+
+    config: OctoConfig
+    """Of the model."""
+    params: Mapping[str, Any]
+    """Its parameters."""
+    statistics: Mapping[str, Any]
+    """JSON values: of the single dataset, or by its name of each."""
+    window_size: int
+    """Steps of the window that it was trained with."""
+
+
+def export_octo(
+    export: OctoExport, directory: pathlib.Path, step: int, language_encoder: str = _T5
+) -> None:
+    """Writes `config.json`, statistics, an example batch and the parameters of one step.
+
+    Args:
+      export: What is written.
+      directory: Is made; must be new or empty.
+      step: Names the folder of the parameters.
+      language_encoder: The Hugging Face name of the T5, which the original looks up.
+
+    Raises:
+      UserError: The directory is in use, or the original has no counterpart for a part.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(
+            where=str(directory),
+            expected="a new or empty directory",
+            found="files",
+            remedy="Name another.",
+        )
+    config = {
+        "model": octo_model(export.config, language_encoder),
+        "window_size": export.window_size,
+        "text_processor": _text_processor(export.config, language_encoder),
+        "optimizer": {"frozen_keys": ["*hf_model*"]},
+    }
+    folder = directory / str(step) / "default"
+    folder.mkdir(parents=True, exist_ok=True)
+    params = jax.tree.map(np.asarray, dict(export.params))
+    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(params))
+    example = serialization.msgpack_serialize(_example_batch(export))
+    (directory / "example_batch.msgpack").write_bytes(example)
+    for name, values in (("dataset_statistics", export.statistics), ("config", config)):
+        write_text_atomically(directory / f"{name}.json", json.dumps(values, indent=1) + "\n")
+
+
+def octo_model(config: OctoConfig, language_encoder: str = _T5) -> dict[str, Any]:
+    """The part `model` of the original's config; `translate` is the inverse.
+
+    Raises:
+      UserError: The original has no counterpart for a part.
+    """
+    if config.vggt is not None:
+        raise UserError(
+            where="model.vggt",
+            expected="a model that the original Octo can load",
+            found="geometry tokens, for which it has no tokenizer",
+            remedy="Load the run's own checkpoint here instead.",
+        )
+    observations = {
+        o.name: _observation(o)
+        for o in config.observations
+        if isinstance(o, ImageTokenizerConfig | LowdimTokenizerConfig)
+    }
+    tasks = {}
+    if config.language is not None:
+        kwargs = {"encoder": language_encoder, "finetune_encoder": config.language.finetune}
+        tasks["language"] = _spec("model.components.tokenizers", "LanguageTokenizer", kwargs)
+    return {
+        "observation_tokenizers": observations,
+        "task_tokenizers": tasks,
+        "heads": {"action": _head(config.head)},
+        "readouts": {"action": config.num_readouts},
+        "token_embedding_size": config.embedding_dim,
+        "transformer_kwargs": {
+            "num_layers": config.transformer.num_layers,
+            "mlp_dim": config.transformer.mlp_dim,
+            "num_attention_heads": config.transformer.num_heads,
+            "dropout_rate": 0.0,
+            "attention_dropout_rate": 0.0,
+            "add_position_embedding": False,
+        },
+        "max_horizon": config.max_horizon,
+        "repeat_task_tokens": config.repeat_task_tokens,
+        "use_correct_attention": not config.legacy_attention,
+    }
+
+
+def _spec(module: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {"module": f"octo.{module}", "name": name, "args": [], "kwargs": kwargs}
+
+
+def _observation(config: ImageTokenizerConfig | LowdimTokenizerConfig) -> dict[str, Any]:
+    tokenizers = "model.components.tokenizers"
+    if isinstance(config, ImageTokenizerConfig):
+        stem = {"features": list(config.stem_features), "num_features": config.stem_dim}
+        keys = [config.observation_key]
+        kwargs = {
+            "obs_stack_keys": keys,
+            "task_stack_keys": keys,
+            "encoder": _spec("model.components.vit_encoders", "SmallStem16", stem),
+        }
+        return _spec(tokenizers, "ImageTokenizer", kwargs)
+    kwargs = {"obs_keys": [config.observation_key], "discretize": config.bins is not None}
+    if config.bins is not None:
+        bins = config.bins
+        kwargs |= {"n_bins": bins.num_bins, "bin_type": bins.spacing}
+        kwargs |= {"low": bins.low, "high": bins.high}
+    return _spec(tokenizers, "LowdimObsTokenizer", kwargs)
+
+
+def _head(config: HeadConfig) -> dict[str, Any]:
+    heads = "model.components.action_heads"
+    kwargs: dict[str, Any] = {
+        "readout_key": "readout_action",
+        "use_map": config.pooling == "map",
+        "action_horizon": config.action_horizon,
+        "action_dim": config.action_dim,
+        "max_action": config.max_action,
+    }
+    if isinstance(config, RegressionConfig):
+        name = "L1ActionHead" if config.error == "l1" else "MSEActionHead"
+        return _spec(heads, name, kwargs)
+    kwargs |= {
+        "diffusion_steps": config.diffusion_steps,
+        "time_dim": config.time_dim,
+        "hidden_dim": config.hidden_dim,
+        "num_blocks": config.num_blocks,
+        "n_diffusion_samples": config.n_diffusion_samples,
+        "dropout_rate": 0.0,
+    }
+    return _spec(heads, "DiffusionActionHead", kwargs)
+
+
+def _text_processor(config: OctoConfig, language_encoder: str) -> dict[str, Any] | None:
+    if config.language is None:
+        return None
+    tokenizer = {
+        "max_length": config.language.max_length,
+        "padding": "max_length",
+        "truncation": True,
+        "return_tensors": "np",
+    }
+    kwargs = {
+        "tokenizer_name": language_encoder,
+        "encode_with_model": False,
+        "tokenizer_kwargs": tokenizer,
+    }
+    return _spec("data.utils.text_processing", "HFTokenizer", kwargs)
+
+
+def _example_batch(export: OctoExport) -> dict[str, Any]:
+    """Zeros, of the types that the original's loader gives: ids are int64 there."""
+    spec = input_spec(export.config, 1, export.window_size)
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
+    observation, task = batch["observation"], batch["task"]
+    real = np.ones((1, export.window_size), bool)
+    names = [o.observation_key for o in export.config.observations]
+    observation["timestep"] = np.zeros(real.shape, np.int32)
+    observation["timestep_pad_mask"] = real
+    observation["pad_mask_dict"] = dict.fromkeys([*names, "timestep"], real)
+    task["pad_mask_dict"] = {}
+    if "language_instruction" in task:
+        ids = task["language_instruction"]
+        task["language_instruction"] = {k: v.astype(np.int64) for k, v in ids.items()}
+        task["pad_mask_dict"]["language_instruction"] = np.ones(1, bool)
+    for image in export.config.images:
+        shape = (1, image.image_size, image.image_size, 3)
+        task[image.observation_key] = np.zeros(shape, np.uint8)
+        task["pad_mask_dict"][image.observation_key] = np.zeros(1, bool)
+    return batch

@@ -1,0 +1,84 @@
+"""A model as a person sees it: its tokens, who attends to whom, and its parameters."""
+
+import collections
+import math
+from typing import Any
+
+from flax import traverse_util
+
+from train.octo.attention import READOUT, Kind, Rule, Span, rule
+from train.octo.config import (
+    ImageTokenizerConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    VGGTTokenizerConfig,
+)
+
+
+def group_spans(config: OctoConfig) -> tuple[list[Span], list[Span]]:
+    """The groups of a model's sequence: before the window, and in every step of it."""
+    language = config.language
+    prefix = [] if language is None else [Span("task_language", Kind.TASK, language.max_length)]
+    timestep = [
+        Span(f"obs_{o.name}", Kind.OBSERVATION, _num_tokens(o)) for o in config.observations
+    ]
+    if config.repeat_task_tokens:
+        timestep += [Span(f"obs_{s.name}", Kind.OBSERVATION, s.num_tokens) for s in prefix]
+    return prefix, [*timestep, Span(READOUT, Kind.READOUT, config.num_readouts)]
+
+
+def draw_tokens(config: OctoConfig, window: int) -> str:
+    """Groups with their tokens, and a matrix of who attends to whom, a line a group.
+
+    Args:
+      config: The model.
+      window: Steps of the window.
+    """
+    prefix, timestep = group_spans(config)
+    spans = [*prefix, *timestep]
+    width = max(len(span.name) for span in spans)
+    before, step = (sum(s.num_tokens for s in part) for part in (prefix, timestep))
+    numbers = " ".join(f"{i:>2}" for i in range(1, len(spans) + 1))
+    lines = [
+        f"{before + window * step} tokens: {before}, then {step} in each of {window} steps",
+        f"{'':{width + 3}}   tokens  attends to (o: also in earlier steps)",
+        f"{'':{width + 3}}           {numbers}",
+    ]
+    for number, query in enumerate(spans, 1):
+        marks = " ".join(f"{_mark(query, key):>2}" for key in spans)
+        lines.append(f"{number:>2} {query.name:{width}} {query.num_tokens:>8}  {marks}")
+    return "\n".join(lines)
+
+
+def draw_parameters(params: Any) -> str:
+    """A table of the parameters by part: arrays and numbers, a line a part and one for all.
+
+    Args:
+      params: Nested arrays or shapes.
+    """
+    arrays = collections.Counter[str]()
+    numbers = collections.Counter[str]()
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(params))
+    for path, leaf in flat.items():
+        part = "/".join(path[:2])
+        arrays[part] += 1
+        numbers[part] += math.prod(leaf.shape)
+    width = max(map(len, arrays))
+    lines = [f"{'':{width}}  arrays      numbers"]
+    lines += [f"{part:{width}}  {arrays[part]:>6}  {numbers[part]:>11,}" for part in sorted(arrays)]
+    lines.append(f"{'all':{width}}  {arrays.total():>6}  {numbers.total():>11,}")
+    return "\n".join(lines)
+
+
+def _num_tokens(
+    observation: ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig,
+) -> int:
+    if isinstance(observation, LowdimTokenizerConfig):
+        return observation.num_dims
+    return observation.num_tokens
+
+
+def _mark(query: Span, key: Span) -> str:
+    if rule(query, key) is Rule.NEVER:
+        return "."
+    return "x" if key.kind is Kind.TASK else "o"
