@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from train.config import OptimizerConfig
 
@@ -41,12 +42,33 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     )
 
 
+def split_frozen(params: Any, frozen: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trained, frozen) parameters by path; `join_frozen` is the inverse.
+
+    Args:
+      params: Nested.
+      frozen: Globs over paths.
+    """
+    flat: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep="/"))
+    held = {path: leaf for path, leaf in flat.items() if _is_frozen(path, frozen)}
+    return {path: leaf for path, leaf in flat.items() if path not in held}, held
+
+
+def join_frozen(trained: dict[str, Any], frozen: dict[str, Any]) -> Any:
+    """The nested parameters of both."""
+    return traverse_util.unflatten_dict(trained | frozen, sep="/")
+
+
+def _is_frozen(path: str, frozen: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, glob) for glob in frozen)
+
+
 def _labels(params: Any, frozen: Sequence[str]) -> Any:
     """`trained` or `frozen` for each parameter."""
 
     def label(path: jax.tree_util.KeyPath, _: jax.Array) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return _FROZEN if any(fnmatch.fnmatchcase(name, glob) for glob in frozen) else _TRAINED
+        return _FROZEN if _is_frozen(name, frozen) else _TRAINED
 
     return jax.tree_util.tree_map_with_path(label, params)
 

@@ -1,7 +1,7 @@
 """One finetune step: images to the model's size and augmented, loss, gradients, update."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from train.config import TrainConfig
 from train.octo.config import OctoConfig
 from train.octo.model import OctoModule
 from train.octo.policy import encode_texts, loss_fn
+from train.optimizer import join_frozen, split_frozen
 from train.state import TrainState
 
 Batch = dict[str, Any]
@@ -37,8 +38,8 @@ def make_train_step(
       schedule: Its learning rate, to be logged.
 
     Returns:
-      A function of (state, batch, language table) to (next state, metrics `loss`, `grad_norm`
-      before clipping, and the applied `learning_rate`).
+      A function of (state, batch, language table) to (next state, metrics `loss`, `grad_norm` of
+      the trained parameters before clipping, and the applied `learning_rate`).
     """
     module = OctoModule(config.model)
     cameras = [image.observation_key for image in config.model.images]
@@ -53,18 +54,26 @@ def make_train_step(
             inputs = augment(inputs, config.augment, cameras, config.cropped, augment_key)
         if table is not None:
             inputs = look_up_language(inputs, table)
-        loss, gradients = jax.value_and_grad(lambda params: loss_fn(module, params, inputs, key))(
-            state.params
-        )
+        trained, frozen = split_frozen(state.params, config.optimizer.frozen)
+
+        def loss_of(trained: dict[str, Any]) -> jax.Array:
+            return loss_fn(module, join_frozen(trained, frozen), inputs, key)
+
+        loss, gradients = jax.value_and_grad(loss_of)(trained)
+        # Frozen parameters have no gradient; the optimizer does not look at these zeros.
+        zeros = jax.tree.map(jnp.zeros_like, frozen)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python and array scalars
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(
+                join_frozen(gradients, zeros), state.opt_state, state.params
+            )
             rate = jnp.asarray(schedule(state.step), jnp.float32)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": rate,
         }
-        params = optax.apply_updates(state.params, updates)
+        changes, _ = split_frozen(updates, config.optimizer.frozen)
+        params = join_frozen(cast(dict[str, Any], optax.apply_updates(trained, changes)), frozen)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

@@ -1,0 +1,186 @@
+"""What one training step of octo-small costs: compilation, time, memory, and its share of the peak.
+
+    python -m benchmarks.train_step [--batch_size 4] [--variants cached in_step cached_bfloat16]
+
+Each variant runs in a process of its own, so that its peak memory is its own. The step is that of a
+run: images brought to the model's size and augmented, forward, backward, optimizer. The matmul rate
+is measured in the same process, on square float32 (or bfloat16) matrices.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from pipeline.config import DataConfig, DatasetConfig
+from pipeline.text import TaskTable
+from train.config import OptimizerConfig, TrainConfig
+from train.octo.config import octo_small
+from train.optimizer import learning_rate, make_optimizer
+from train.state import init_state
+from train.step import make_language_table, make_train_step
+
+Variant = Literal["cached", "in_step", "cached_bfloat16", "cached_remat"]
+_MATMUL_SIZE = 4096
+_STORED_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Measures the training step of octo-small."""
+
+    batch_size: int = 4
+    """Samples."""
+    window_size: int = 2
+    """Steps of history."""
+    num_steps: int = 3
+    """Steps that are timed, after one that is not."""
+    variants: tuple[Variant, ...] = ("cached", "in_step", "cached_bfloat16")
+    """`cached`: T5's output is looked up; `in_step`: T5 runs in the step."""
+    only: Variant | None = None
+    """Measure one variant in this process; prints one JSON object."""
+
+
+def main() -> None:
+    """Parses the command line and prints one JSON object a variant."""
+    args = tyro.cli(Args, prog="python -m benchmarks.train_step", use_underscores=True)
+    if args.only is not None:
+        sys.stdout.write(json.dumps(measure(args, args.only)) + "\n")
+        return
+    for variant in args.variants:
+        command = [sys.executable, "-m", "benchmarks.train_step", "--only", variant]
+        command += [f"--batch_size={args.batch_size}", f"--window_size={args.window_size}"]
+        subprocess.run([*command, f"--num_steps={args.num_steps}"], check=True)
+
+
+def measure(args: Args, variant: Variant) -> dict[str, Any]:
+    """Compile and step times in seconds, memory in MB, GFLOP of a step and GFLOP/s."""
+    config = _config(args, variant)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    schedule = learning_rate(config.optimizer, config.num_steps)
+    step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0)
+    state = jax.jit(lambda: init_state(config.model, optimizer, 0))()
+    table = None
+    if variant != "in_step":
+        table = jax.jit(lambda p: make_language_table(config.model, p, _tasks()))(state.params)
+    batch = jax.device_put(_batch(args))
+    started = time.perf_counter()
+    lowered = step.lower(state, batch, table)
+    trace_s = time.perf_counter() - started
+    started = time.perf_counter()
+    compiled = lowered.compile()
+    compile_s = time.perf_counter() - started
+    times = []
+    for _ in range(args.num_steps + 1):
+        wall, cpu = time.perf_counter(), time.process_time()
+        state, metrics = compiled(state, batch, table)
+        loss = float(metrics["loss"])
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    step_s, cpu_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
+    gflop = (compiled.cost_analysis() or {}).get("flops", float("nan")) / 1e9
+    rate = _matmul_gflop_s(config.model.compute_dtype)
+    return {
+        "variant": variant,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "batch_size": args.batch_size,
+        "trace_s": round(trace_s, 2),
+        "compile_s": round(compile_s, 2),
+        "step_s": round(step_s, 3),
+        "cpu_s": round(cpu_s, 3),
+        "gflop": round(gflop, 1),
+        "gflop_s": round(gflop / step_s, 1),
+        "matmul_gflop_s": round(rate, 1),
+        "share_of_matmul_rate": round(gflop / step_s / rate, 3),
+        "peak_mb": round(_peak_mb()),
+        "loss": round(loss, 4),
+    }
+
+
+def _config(args: Args, variant: Variant) -> TrainConfig:
+    model = octo_small()
+    if variant == "cached_bfloat16":
+        model = dataclasses.replace(model, compute_dtype="bfloat16")
+    if variant == "cached_remat":
+        model = dataclasses.replace(model, remat=True)
+    return TrainConfig(
+        data=DataConfig((DatasetConfig("unused"),), "unused", window_size=args.window_size),
+        model=model,
+        save_dir="unused",
+        batch_size=args.batch_size,
+        optimizer=OptimizerConfig(warmup_steps=10),
+        num_steps=1000,
+    )
+
+
+def _tasks() -> TaskTable:
+    """One instruction of the full length; which one does not matter."""
+    ids = np.full((1, 16), 5, np.int32)
+    return TaskTable(("text",), ids, np.ones_like(ids), np.ones(1, bool), ())
+
+
+def _batch(args: Args) -> dict[str, Any]:
+    """Random images and actions as the loader gives them for LIBERO."""
+    rng = np.random.default_rng(0)
+    b, w = args.batch_size, args.window_size
+    real = np.ones((b, w), bool)
+    image = (b, w, _STORED_SIZE, _STORED_SIZE, 3)
+    tasks = _tasks()
+    return {
+        "observation": {
+            "image_primary": rng.integers(0, 256, image, np.uint8),
+            "image_wrist": rng.integers(0, 256, image, np.uint8),
+            "timestep_pad_mask": real,
+            "pad_mask_dict": {"image_primary": real, "image_wrist": real},
+        },
+        "task": {
+            "language_instruction": {
+                "input_ids": np.repeat(tasks.input_ids, b, 0),
+                "attention_mask": np.repeat(tasks.attention_mask, b, 0),
+            },
+            "pad_mask_dict": {"language_instruction": np.ones(b, bool)},
+            "task_index": np.zeros(b, np.int32),
+        },
+        "action": rng.standard_normal((b, w, 4, 7), np.float32),
+        "action_pad_mask": np.ones((b, w, 4, 7), bool),
+        "sample_index": np.arange(b, dtype=np.int32),
+    }
+
+
+def _matmul_gflop_s(dtype: str) -> float:
+    size = _MATMUL_SIZE if jax.default_backend() != "cpu" else _MATMUL_SIZE // 2
+    matrix = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda x: x @ x)
+    seconds = _seconds(lambda: multiply(matrix).block_until_ready())
+    return 2 * size**3 / seconds / 1e9
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Median of five, after one that is not counted."""
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def _peak_mb() -> float:
+    """Of the device's memory or, on a CPU, of the process."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()
