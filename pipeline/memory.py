@@ -39,7 +39,7 @@ class LoaderMemory:
           num_threads: Threads that make batches.
           prefetch_batches: Batches made ahead.
         """
-        ahead = prefetch_batches if num_threads else 0
+        ahead = prefetch_batches if num_threads else 1  # without threads, the one that is made
         return cls(
             batch_bytes=batch_bytes,
             num_batches=ahead + _BATCHES_IN_USE,

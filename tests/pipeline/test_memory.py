@@ -41,7 +41,7 @@ def memory(num_threads: int = 2, prefetch_batches: int = 4) -> LoaderMemory:
 
 @pytest.mark.parametrize(
     ("num_threads", "prefetch_batches", "num_bytes"),
-    [(2, 4, 7 * 50e6 + 4e6), (4, 8, 11 * 50e6 + 8e6), (0, 4, 3 * 50e6 + 2e6)],
+    [(2, 4, 7 * 50e6 + 4e6), (4, 8, 11 * 50e6 + 8e6), (0, 4, 4 * 50e6 + 2e6)],
 )
 def test_memory_is_that_of_the_batches_under_way(
     num_threads: int, prefetch_batches: int, num_bytes: float
