@@ -29,6 +29,11 @@ class Checkpoint:
     """As `Loader.describe_datasets` returned it."""
 
 
+def is_run(directory: pathlib.Path) -> bool:
+    """Whether a directory holds the checkpoints of a run."""
+    return (directory / DIRECTORY).is_dir()
+
+
 def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Checkpoint:
     """A checkpoint of a run, on the host.
 

@@ -92,7 +92,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
     pretrained_path: str | None = None
-    """Octo checkpoint to start from: a directory, or hf://owner/name; None: random weights."""
+    """Checkpoint to start from: Octo's in a directory or at hf://owner/name, or the directory of
+    another run; None: random weights."""
     pretrained_step: int = 300000
     """Its training step."""
     pretrained_differs: tuple[str, ...] = ()

@@ -258,6 +258,30 @@ def export(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def test_a_run_starts_from_the_weights_of_another(tiny_config, mini_dataset, tmp_path, caplog):
+    run(Flags(replaced(tiny_config, mini_dataset, num_steps=2)))
+    later = replaced(
+        tiny_config,
+        mini_dataset,
+        num_steps=1,
+        save_dir=str(tmp_path / "later"),
+        pretrained_path=tiny_config.save_dir,
+        pretrained_step=2,
+    )
+    with caplog.at_level("INFO"):
+        run(Flags(later))
+    rows = json.loads((tmp_path / "later" / "load_report.json").read_text())["rows"]
+    assert {row["status"] for row in rows} == {"loaded"}
+    # The first step's learning rate is 0: what is saved is what was loaded.
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        saved_params(later.save_dir, 1),
+        saved_params(tiny_config.save_dir, 2),
+    )
+    with pytest.raises(UserError, match=r"a checkpoint of step 9; found the steps \[2\]"):
+        run(Flags(dataclasses.replace(later, pretrained_step=9), overwrite=True))
+
+
 def test_a_memory_budget_that_is_too_small_is_told_before_anything_is_made(tiny_config):
     data = dataclasses.replace(tiny_config.data, ram_budget_gb=0.001)
     with pytest.raises(UserError, match=r"ram_budget_gb 0.001: expected at least 0.0\d+"):
