@@ -10,6 +10,8 @@ import pytest
 from flax import traverse_util
 
 from pipeline.errors import UserError
+from pipeline.normalize import Normalizer
+from pipeline.statistics import FeatureStatistics
 from train.octo.attention import Kind, Span, attention_mask, rule_mask
 from train.octo.config import OctoConfig, VGGTTokenizerConfig, octo_small
 from train.octo.diffusion import SamplingNoise, TrainingNoise
@@ -316,3 +318,31 @@ def test_computing_blocks_again_changes_no_gradient(
     assert grads[0].keys() == grads[1].keys()
     for path, leaf in grads[0].items():
         np.testing.assert_allclose(leaf, grads[1][path], atol=1e-5, rtol=1e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("kind", ["normal", "bounds"])
+def test_unnormalised_actions_are_the_recorded_ones(
+    module: OctoModule,
+    params: dict[str, Any],
+    batch: dict[str, Any],
+    golden_nest: Any,
+    kind: Any,
+) -> None:
+    recorded = golden_nest("a/sample_actions")
+    stats = {name: np.asarray(v) for name, v in recorded["stats"]["action"].items()}
+    mask = stats.pop("mask")
+    moments = {name: values.astype(np.float32) for name, values in stats.items()}
+    normalizer = Normalizer.create([FeatureStatistics(**moments, count=1)], [mask], kind)
+    noise = SamplingNoise(recorded[kind]["init_noise"], recorded[kind]["step_noise"])
+    with jax.disable_jit():  # as the recorded numbers were made, see above
+        actions = module.apply(
+            {"params": params},
+            batch["observation"],
+            recorded["tasks"],
+            noise,
+            method="sample_actions",
+        )
+    found = normalizer.unnormalize(np.asarray(actions), np.zeros(3, np.int32))
+    scale = np.where(mask, normalizer.scale[0], 1)
+    difference = (found - np.asarray(recorded[kind]["actions"])) / scale
+    np.testing.assert_allclose(difference, 0, atol=WHOLE_MODEL)
