@@ -30,7 +30,7 @@ from train.optimizer import learning_rate, make_optimizer
 from train.state import init_state
 from train.step import make_language_table, make_train_step
 
-Variant = Literal["cached", "in_step", "cached_bfloat16", "cached_remat"]
+Variant = Literal["cached", "in_step", "cached_by_head", "cached_bfloat16", "cached_remat"]
 _MATMUL_SIZE = 4096
 _STORED_SIZE = 256
 
@@ -45,7 +45,7 @@ class Args:
     """Steps of history."""
     num_steps: int = 3
     """Steps that are timed, after one that is not."""
-    variants: tuple[Variant, ...] = ("cached", "in_step", "cached_bfloat16")
+    variants: tuple[Variant, ...] = ("cached", "in_step", "cached_by_head", "cached_bfloat16")
     """`cached`: T5's output is looked up; `in_step`: T5 runs in the step."""
     only: Variant | None = None
     """Measure one variant in this process; prints one JSON object."""
@@ -110,6 +110,8 @@ def _config(args: Args, variant: Variant) -> TrainConfig:
     model = octo_small()
     if variant == "cached_bfloat16":
         model = dataclasses.replace(model, compute_dtype="bfloat16")
+    if variant == "cached_by_head":
+        model = dataclasses.replace(model, attention="by_head")
     if variant == "cached_remat":
         model = dataclasses.replace(model, remat=True)
     return TrainConfig(

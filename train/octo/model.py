@@ -81,6 +81,7 @@ class OctoTransformer(nn.Module):
             self.config.legacy_attention,
             self.config.compute_dtype,
             self.config.remat,
+            self.config.attention,
             name="BlockTransformer_0",
         )
         groups = transformer(prefix, timestep)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,7 @@ class EncoderBlock(nn.Module):
 
     config: TransformerConfig
     dtype: jax.typing.DTypeLike = jnp.float32
+    attention: str = "full"
 
     @nn.compact
     def __call__(
@@ -46,11 +48,16 @@ class EncoderBlock(nn.Module):
             num_heads=self.config.num_heads,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
-            attention_fn=_attend if self.dtype == "bfloat16" else nn.dot_product_attention,
+            attention_fn=self._attention(),
             name="MultiHeadDotProductAttention_0",
         )
         x = x + attention(self._normalized(x), mask=mask)
         return x + MlpBlock(self.config.mlp_dim, self.dtype)(self._normalized(x))
+
+    def _attention(self) -> Callable[..., jax.Array]:
+        if self.attention == "by_head":
+            return _attend_by_head
+        return _attend if self.dtype == "bfloat16" else nn.dot_product_attention
 
     def _normalized(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return nn.LayerNorm()(x.astype(jnp.float32)).astype(self.dtype)
@@ -75,12 +82,36 @@ def _attend(
     return jnp.einsum("bnts,bsnd->btnd", weights.astype(value.dtype), value)
 
 
+def _attend_by_head(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b s n d"],
+    value: Float[Array, "b s n d"],
+    *,
+    mask: Bool[Array, "b 1 t s"],
+    **_: object,
+) -> Float[Array, "b t n d"]:
+    """`_attend` one head after the other, keeping no attention map for the backward pass.
+
+    The loop is what makes it so: what is computed again inside one is not merged with the first
+    time by XLA.
+    """
+
+    @jax.checkpoint
+    def attend(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        q, k, v = (part[:, :, None] for part in head)
+        return _attend(q, k, v, mask=mask)[:, :, 0]
+
+    heads = tuple(jnp.moveaxis(part, 2, 0) for part in (query, key, value))
+    return jnp.moveaxis(jax.lax.map(attend, heads), 0, 2)
+
+
 class Transformer(nn.Module):
     """The stack of blocks, normalised at its end; positions are the embedder's affair."""
 
     config: TransformerConfig
     dtype: jax.typing.DTypeLike = jnp.float32
     remat: bool = False
+    attention: str = "full"
 
     @nn.compact
     def __call__(
@@ -90,7 +121,7 @@ class Transformer(nn.Module):
         block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         x = x.astype(self.dtype)
         for i in range(self.config.num_layers):
-            x = block(self.config, self.dtype, name=f"encoderblock_{i}")(x, mask)
+            x = block(self.config, self.dtype, self.attention, name=f"encoderblock_{i}")(x, mask)
         return nn.LayerNorm(name="encoder_norm")(x.astype(jnp.float32))
 
 
@@ -101,6 +132,7 @@ class BlockTransformer(nn.Module):
     legacy_attention: bool = False
     dtype: jax.typing.DTypeLike = jnp.float32
     remat: bool = False
+    attention: str = "full"
 
     @nn.compact
     def __call__(self, prefix: Groups, timestep: Groups) -> dict[str, TokenGroup]:
@@ -114,5 +146,5 @@ class BlockTransformer(nn.Module):
         window = next(iter(timestep.values())).tokens.shape[1]
         rules = rule_mask(spans(prefix), spans(timestep), window, legacy=self.legacy_attention)
         mask = attention_mask(rules, real)
-        transformer = Transformer(self.config, self.dtype, self.remat)
+        transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
         return split(transformer(tokens, mask), prefix, timestep)

@@ -305,12 +305,17 @@ def test_bfloat16_keeps_parameters_and_gradients_in_float32(
     assert {leaf.dtype.name for leaf in jax.tree.leaves(grad(params))} == {"float32"}
 
 
-def test_computing_blocks_again_changes_no_gradient(
-    config: OctoConfig, params: dict[str, Any], batch: dict[str, Any], training_noise: TrainingNoise
+@pytest.mark.parametrize("change", [{"remat": True}, {"attention": "by_head"}])
+def test_saving_memory_changes_no_gradient(
+    config: OctoConfig,
+    params: dict[str, Any],
+    batch: dict[str, Any],
+    training_noise: TrainingNoise,
+    change: dict[str, Any],
 ) -> None:
     grads = []
-    for remat in (False, True):
-        module = OctoModule(dataclasses.replace(config, remat=remat))
+    for settings in ({}, change):
+        module = OctoModule(dataclasses.replace(config, **settings))
         grad = jax.grad(
             lambda p, m=module: m.apply({"params": p}, batch, training_noise, method="loss")
         )
@@ -318,6 +323,16 @@ def test_computing_blocks_again_changes_no_gradient(
     assert grads[0].keys() == grads[1].keys()
     for path, leaf in grads[0].items():
         np.testing.assert_allclose(leaf, grads[1][path], atol=1e-5, rtol=1e-4, err_msg=path)
+
+
+def test_attention_by_head_gives_the_recorded_tokens(
+    config: OctoConfig, params: dict[str, Any], batch: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    module = OctoModule(dataclasses.replace(config, attention="by_head"))
+    groups = jax.jit(module.apply)({"params": params}, batch["observation"], batch["task"])
+    for name in (*PREFIX, *TIMESTEP):
+        expected = recorded["out"][name]["tokens"]
+        np.testing.assert_allclose(groups[name].tokens, expected, atol=LAYER, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["normal", "bounds"])
