@@ -257,32 +257,28 @@ def _train(
 
 def _without_batch(error: UserError, config: TrainConfig, num_steps: int) -> UserError:
     """The error of a batch that cannot be made, with where the run stands and how it goes on."""
-    told = _excludable(error, config)
     saved = f"The run is saved at step {num_steps}: go on with --resume."
-    return UserError(
-        where=told.where,
-        expected=told.expected,
-        found=told.found,
-        remedy=f"{saved} {told.remedy}",
-    )
+    remedy = f"{error.remedy} {saved}{_exclusion(error, config)}"
+    return UserError(where=error.where, expected=error.expected, found=error.found, remedy=remedy)
 
 
 def _excludable(error: UserError, config: TrainConfig) -> UserError:
     """The error, with the flags that go on without a damaged record."""
+    remedy = error.remedy + _exclusion(error, config)
+    return UserError(where=error.where, expected=error.expected, found=error.found, remedy=remedy)
+
+
+def _exclusion(error: UserError, config: TrainConfig) -> str:
+    """The flags that leave a damaged record out, in words; nothing for another error."""
     if not isinstance(error, RecordError):
-        return error
+        return ""
     flags = [
         f"--config.data.datasets.{number}.excluded "
         + " ".join(dict.fromkeys((*part.excluded, error.record)))
         for number, part in enumerate(config.data.datasets)
         if part.path == error.dataset
     ]
-    return UserError(
-        where=error.where,
-        expected=error.expected,
-        found=error.found,
-        remedy=f"{error.remedy} To go on without that record, add {' '.join(flags)}",
-    )
+    return f" To go on without that record, add {' '.join(flags)}"
 
 
 def _write(
