@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from pipeline.schema import ACTION
+from pipeline.schema import ACTION, Column
 
 Normalization = Literal["normal", "bounds", "quantile"]
 Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
@@ -106,6 +106,12 @@ class DataConfig:
     def window_of(self, name: str) -> int:
         """Steps of an observation's window."""
         return 1 if name in self.current_only else self.window_size
+
+    def longest_window(self, column: Column) -> int:
+        """Steps of the longest window of a column's features; 0 where none of them is read."""
+        keys = {feature.key for feature in column.features}
+        names = [name for name in self.observations if f"observation/{name}" in keys]
+        return max(map(self.window_of, names), default=0)
 
     def __post_init__(self) -> None:
         """Checks ranges, and that weights are given for all datasets or none."""

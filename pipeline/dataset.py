@@ -63,6 +63,11 @@ class ColumnReader:
                 index, expected=error.expected, found=error.found, remedy=error.remedy
             ) from error
 
+    def raw(self, index: int) -> tuple[Any, int]:
+        """The open ArrayRecord file of a record and its place there, for reads without a check."""
+        shard, local = self._place(index)
+        return self._reader(shard), local
+
     def describe(self, index: int) -> str:
         """Where record `index` lies, for errors: path of the shard and place in it."""
         shard, local = self._place(index)

@@ -241,11 +241,8 @@ def _steps_that_read(
     """int64: the steps whose samples read a record; none where its column is not read."""
     if column.per == "episode":
         return np.arange(*dataset.episode_starts[index : index + 2])
-    keys = {feature.key for feature in column.features}
-    names = [name for name in config.observations if f"observation/{name}" in keys]
-    window = max(map(config.window_of, names), default=0)
     end = dataset.episode_starts[np.searchsorted(dataset.episode_starts, index, side="right")]
-    return np.arange(index, min(index + window, end))
+    return np.arange(index, min(index + config.longest_window(column), end))
 
 
 def _describe(part: DatasetConfig, config: DataConfig) -> str:

@@ -5,18 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python import (
-    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  (an extension)
-)
-from etils import epath
 
 from pipeline.dataset import Dataset
 from pipeline.gather import Gather
 from pipeline.images import decode_image, decode_jpeg, image_format
 from pipeline.sampling import Samples
-from pipeline.schema import EPISODES
-
-_BUFFER_BYTES = 32768
+from pipeline.schema import EPISODES, Column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +46,6 @@ class Floor:
 
     def __init__(self, gather: Gather) -> None:
         self._gather = gather
-        self._files: dict[str, Any] = {}
         self._buffers: dict[tuple[int, ...], np.ndarray] = {}
 
     def plan(self, samples: Samples) -> list[Read]:
@@ -63,10 +56,12 @@ class Floor:
             dataset = self._gather.datasets[place]
             first = int(windows.first[sample])
             steps = dict.fromkeys(first + t for t in windows.history[sample].tolist())
-            reads += self._plan(dataset, EPISODES, [int(windows.episode[sample])])
-            for column in sorted(self._gather.columns[place] - {EPISODES}):
-                taken = list(steps)[-self._window_of(dataset, column) :]
-                reads += self._plan(dataset, column, taken)
+            for column in dataset.manifest.schema.columns:
+                if column.name == EPISODES:
+                    reads += self._plan(dataset, column, [int(windows.episode[sample])])
+                elif column.name in self._gather.columns[place]:
+                    window = self._gather.config.longest_window(column)
+                    reads += self._plan(dataset, column, list(steps)[-window:])
         return reads
 
     def run(self, reads: Sequence[Read], *, decode: bool = True) -> None:
@@ -83,39 +78,18 @@ class Floor:
         else:
             decode_image(encoded, buffer, "floor")
 
-    def _window_of(self, dataset: Dataset, column: str) -> int:
-        """Steps of the longest window of a column's wanted features."""
-        config = self._gather.config
-        return max(
-            config.window_of(name)
-            for name in config.observations
-            if dataset.manifest.schema.find(f"observation/{name}", "")[0].name == column
-        )
-
-    def _plan(self, dataset: Dataset, column: str, indices: Sequence[int]) -> Iterator[Read]:
-        reader = dataset.columns[column]
-        shards = dataset.manifest.shards[column]
-        starts = np.cumsum([0, *(shard.records for shard in shards)])
+    def _plan(self, dataset: Dataset, column: Column, indices: Sequence[int]) -> Iterator[Read]:
+        reader = dataset.columns[column.name]
         for index in indices:
-            number = int(np.searchsorted(starts, index, side="right")) - 1
-            file = str(epath.Path(dataset.path) / shards[number].file)
-            images = tuple(self._images(dataset, column, reader.read(index)))
-            yield Read(self._open(file), index - int(starts[number]), images)
+            images = tuple(self._images(column, reader.read(index)))
+            yield Read(*reader.raw(index), images)
 
-    def _images(self, dataset: Dataset, column: str, values: dict[str, Any]) -> Iterator[Image]:
+    def _images(self, column: Column, values: dict[str, Any]) -> Iterator[Image]:
         """Where the wanted images lie: a record ends with its blobs."""
-        (layout,) = (c for c in dataset.manifest.schema.columns if c.name == column)
-        blobs = [feature for feature in layout.features if feature.kind != "tensor"]
+        blobs = [feature for feature in column.features if feature.kind != "tensor"]
         start = -sum(len(values[feature.key]) for feature in blobs)
         for feature in blobs:
             end = start + len(values[feature.key])
             if feature in self._gather.features:
                 yield Image(start, end or None, feature.shape)
             start = end
-
-    def _open(self, file: str) -> Any:
-        if file not in self._files:
-            self._files[file] = array_record_module.ArrayRecordReader(
-                file, file_reader_buffer_size=_BUFFER_BYTES
-            )
-        return self._files[file]
