@@ -90,3 +90,14 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system: what a compiler took, between other blocks.
+
+    After compiling the step of octo-small and making its parameters, 1.4 of 2.4 GB. Nothing happens
+    where the C library has no `malloc_trim`.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -94,8 +94,8 @@ class TrainConfig:
     pretrained_path: str | None = None
     """Checkpoint to start from: Octo's in a directory or at hf://owner/name, or the directory of
     another run; None: random weights."""
-    pretrained_step: int = 300000
-    """Its training step."""
+    pretrained_step: int | None = None
+    """Its training step; None: the last one in the directory. On the hub it must be named."""
     pretrained_differs: tuple[str, ...] = ()
     """Globs over parameter paths that may be new, unused or of another shape; any other
     difference between model and checkpoint is an error."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 from typing import Any
 
 import sentencepiece
@@ -11,12 +10,10 @@ from etils import epath
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UserError
-from pipeline.hub import fetch_directory
 from pipeline.text import load_vocabulary
-from train.checkpoints import is_run, read_checkpoint
 from train.config import TrainConfig
-from train.directory import read_config
-from train.octo.pretrained import check_config, load_pretrained
+from train.octo.pretrained import check_config
+from train.pretrained import load_pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +85,8 @@ def _read_weights(config: TrainConfig) -> dict[str, Any] | None:
     """The pretrained parameters, of a model with the same meaning as the config's."""
     if config.pretrained_path is None:
         return None
-    run = pathlib.Path(config.pretrained_path)
-    if is_run(run):
-        check_config(read_config(run).model, config.model, str(run))
-        return read_checkpoint(run, config.pretrained_step).params
-    files = ["config.json", f"{config.pretrained_step}/default/checkpoint"]
-    directory = fetch_directory(config.pretrained_path, files)
-    pretrained = load_pretrained(directory, config.pretrained_step)
-    check_config(pretrained.config, config.model, str(directory / "config.json"))
+    pretrained = load_pretrained(config.pretrained_path, config.pretrained_step)
+    check_config(pretrained.config, config.model, f"config of {config.pretrained_path}")
     return pretrained.params
 
 

@@ -18,7 +18,7 @@ from pipeline.batch import table
 from pipeline.errors import RecordError, UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically
 from pipeline.loader import LoadedBatch, Loader
-from pipeline.memory import keep_freed_memory
+from pipeline.memory import keep_freed_memory, release_freed_memory
 from pipeline.meter import Meter
 from pipeline.sampling import HostShard
 from pipeline.text import TaskTable
@@ -30,7 +30,7 @@ from train.logging import MetricsLog, StepMetrics
 from train.octo.picture import draw_parameters, draw_tokens
 from train.octo.pretrained import Allowed, account, merge
 from train.optimizer import learning_rate, make_optimizer
-from train.state import TrainState, count_parameters, init_state
+from train.state import TrainState, count_parameters, fresh_state, init_state
 from train.step import (
     LanguageTable,
     Metrics,
@@ -92,7 +92,8 @@ def run(flags: Flags) -> pathlib.Path:
             state = checkpoints.restore(structs)
             _log.info("resumed at step %d", position)
         else:
-            state = _fresh_state(config, optimizer, structs)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, structs)
+            state = fresh_state(config.model, optimizer, config.seed, shardings)
             if inputs.weights is not None:
                 state = _place_weights(config, state, inputs.weights, path)
         table = _encode_language(config, state, loader.tasks)
@@ -177,21 +178,8 @@ def _compile(
     jitted = jax.jit(step, donate_argnums=0, out_shardings=state_structs.step.sharding)
     compiled = jitted.lower(state_structs, batch_structs, table_structs).compile()
     _log.info("compiled in %.1f s", time.perf_counter() - started)
+    release_freed_memory()
     return compiled
-
-
-def _fresh_state(
-    config: TrainConfig, optimizer: optax.GradientTransformation, structs: TrainState
-) -> TrainState:
-    """Random parameters, placed as `structs` says."""
-    # It runs once: on a CPU, 8 s of compilation become 4.
-    quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(
-        lambda: init_state(config.model, optimizer, config.seed),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, structs),
-        compiler_options=quickly,
-    )
-    return init()
 
 
 def _allowed(config: TrainConfig) -> Allowed:

@@ -18,7 +18,7 @@ from train.config import Flags, load_config
 from train.directory import prepare
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
-from train.octo.pretrained import load_pretrained, read_octo_checkpoint
+from train.octo.pretrained import read_octo, read_octo_checkpoint
 from train.run import _excludable, run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -241,7 +241,7 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
     assert set(statistics) == {"action", "num_transitions", "proprio"}
     assert statistics["action"]["mask"] == [True] * 6 + [False]
     # The exported model finds its place in a model of its own kind, whose size it tells.
-    loaded = load_pretrained(tmp_path / "octo", 3)
+    loaded = read_octo(tmp_path / "octo", 3)
     expected = saved_params(tmp_path / "run", 3)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
     assert loaded.config.images == config.model.images

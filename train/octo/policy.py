@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from pipeline.text import Encode, tokenize
 from train.octo.config import DiffusionConfig, HeadConfig, OctoConfig
 from train.octo.diffusion import TrainingNoise, draw_sampling_noise, draw_training_noise
 from train.octo.model import OctoModule
@@ -105,6 +106,35 @@ def encode_texts(
     """
     instruction = {"input_ids": input_ids, "attention_mask": attention_mask}
     return cast(jax.Array, module.apply({"params": params}, instruction, method="encode_language"))
+
+
+class InstructionEncoder:
+    """Encodes instructions as they come, each text once: what a policy asks for at rollout.
+
+    Args:
+      config: The model, which has a language tokenizer.
+      params: Its parameters.
+      encode: The vocabulary's encoding.
+    """
+
+    def __init__(self, config: OctoConfig, params: Params, encode: Encode) -> None:
+        if config.language is None:
+            raise ValueError("the model reads no language")
+        module = OctoModule(config)
+        self._max_length = config.language.max_length
+        self._encode = encode
+        self._run = jax.jit(lambda ids, mask: encode_texts(module, params, ids, mask))
+        self._embeddings: dict[str, jax.Array] = {}
+
+    def __call__(self, text: str) -> Float[Array, "n d"]:
+        """Returns the embedding of a text, a row of `task/language_embedding`.
+
+        The text is cut to the model's length, as in training.
+        """
+        if text not in self._embeddings:
+            table = tokenize([text], self._encode, self._max_length)
+            self._embeddings[text] = self._run(table.input_ids, table.attention_mask)[0]
+        return self._embeddings[text]
 
 
 def sample_actions(

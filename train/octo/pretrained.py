@@ -99,13 +99,13 @@ def merge(
     return traverse_util.unflatten_dict(target | loaded, sep="/"), report
 
 
-def load_pretrained(directory: Path, step: int) -> Pretrained:
+def read_octo(directory: Path, step: int | None) -> Pretrained:
     """Returns a released checkpoint with the config of its model, of Octo 1.0 or 1.5.
 
     Args:
       directory: Has `config.json` and a folder a step. One msgpack file,
         `<step>/default/checkpoint`, holds all parameters (Orbax's "aggregate" layout of 2023).
-      step: The training step.
+      step: The training step; None: the last one.
 
     Raises:
       UserError: The directory, the step or the file is missing, or the model is one that this code
@@ -118,12 +118,12 @@ def load_pretrained(directory: Path, step: int) -> Pretrained:
     return Pretrained(translate(model, shapes, str(directory / "config.json")), params)
 
 
-def read_octo_checkpoint(directory: Path, step: int) -> dict[str, Any]:
+def read_octo_checkpoint(directory: Path, step: int | None) -> dict[str, Any]:
     """Returns the parameters of a released checkpoint, nested dicts of numpy arrays.
 
     Args:
-      directory: As in `load_pretrained`.
-      step: As in `load_pretrained`.
+      directory: As in `read_octo`.
+      step: As in `read_octo`.
 
     Raises:
       UserError: The directory or the step is missing.
@@ -225,17 +225,16 @@ def resize_positions(values: Any, shape: Shape) -> tuple[jax.Array, str]:
     return array, ", ".join(how)
 
 
-def _find_step(directory: Path, step: int) -> Path:
-    path = directory / str(step)
-    if not path.is_dir():
-        steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
+def _find_step(directory: Path, step: int | None) -> Path:
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    if not steps or (step is not None and step not in steps):
         raise UserError(
             where=str(directory),
-            expected=f"step {step}",
+            expected="a training step" if step is None else f"step {step}",
             found=f"the steps {steps}" if steps else "no step at all",
             remedy="Set pretrained_step to one that is there",
         )
-    return path
+    return directory / str(steps[-1] if step is None else step)
 
 
 def _restore(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -118,11 +119,30 @@ class Transformer(nn.Module):
         self, x: Float[Array, "b t d"], mask: Bool[Array, "b 1 t t"]
     ) -> Float[Array, "b t d"]:
         """Returns tokens of the same shape, float32."""
-        block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         x = x.astype(self.dtype)
-        for i in range(self.config.num_layers):
-            x = block(self.config, self.dtype, self.attention, name=f"encoderblock_{i}")(x, mask)
+        names = [f"encoderblock_{i}" for i in range(self.config.num_layers)]
+        if self.remat and not self.is_initializing():
+            x = self._scan(names, x, mask)
+        else:
+            for name in names:
+                x = EncoderBlock(self.config, self.dtype, self.attention, name=name)(x, mask)
         return nn.LayerNorm(name="encoder_norm")(x.astype(jnp.float32))
+
+    def _scan(self, names: list[str], x: jax.Array, mask: jax.Array) -> jax.Array:
+        """The blocks as one loop that keeps only each block's input for the backward pass.
+
+        The loop is what saves memory: of blocks that follow each other, XLA merges the second
+        computation with the first. It is compiled once for all blocks.
+        """
+        params = [self.variables["params"][name] for name in names]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        block = EncoderBlock(self.config, self.dtype, self.attention, parent=None)
+
+        @jax.checkpoint
+        def step(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
+            return cast(jax.Array, block.apply({"params": params}, x, mask)), None
+
+        return jax.lax.scan(step, x, stacked)[0]
 
 
 class BlockTransformer(nn.Module):

@@ -18,7 +18,7 @@ from train.octo.config import (
 )
 from train.octo.export import OctoExport, export_octo, octo_model
 from train.octo.policy import init_params
-from train.octo.pretrained import Pretrained, load_pretrained
+from train.octo.pretrained import Pretrained, read_octo
 from train.octo.translate import translate
 
 
@@ -28,7 +28,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pretrained(golden_dir: Path) -> Pretrained:
-    return load_pretrained(golden_dir / "ckpt_tiny", 100)
+    return read_octo(golden_dir / "ckpt_tiny", 100)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def exported(pretrained: Pretrained, tmp_path: Path) -> Path:
 
 
 def test_genuine_checkpoint_comes_back_bit_for_bit(pretrained: Pretrained, exported: Path) -> None:
-    again = load_pretrained(exported, 100)
+    again = read_octo(exported, 100)
     assert again.config == pretrained.config
     ours, theirs = flat(again.params), flat(pretrained.params)
     assert ours.keys() == theirs.keys()

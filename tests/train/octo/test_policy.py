@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import jax
@@ -5,9 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.octo.config import VGGTTokenizerConfig, demo
+from pipeline.text import tokenize
+from train.octo.config import OctoConfig, VGGTTokenizerConfig, demo
 from train.octo.model import OctoModule
-from train.octo.policy import init_params, input_spec, loss_fn, sample_actions
+from train.octo.policy import (
+    InstructionEncoder,
+    encode_texts,
+    init_params,
+    input_spec,
+    loss_fn,
+    sample_actions,
+)
 
 
 @pytest.mark.parametrize("vggt", [None, VGGTTokenizerConfig(num_tokens=6, token_dim=16)])
@@ -37,3 +46,30 @@ def test_the_key_decides_the_loss(
     assert first == again
     assert first != other
     assert np.isfinite(first)
+
+
+def test_an_instruction_is_encoded_once_as_in_training(
+    config: OctoConfig, module: OctoModule, params: dict[str, Any]
+) -> None:
+    asked = []
+
+    def encode(text: str) -> list[int]:
+        asked.append(text)
+        return [len(word) + 1 for word in text.split()]
+
+    encoder = InstructionEncoder(config, params, encode)
+    text = "put the bowl on the plate"
+    table = tokenize([text], encode, 16)
+    expected = encode_texts(
+        module, params, *map(jnp.asarray, (table.input_ids, table.attention_mask))
+    )[0]
+    asked.clear()
+    for _ in range(2):
+        np.testing.assert_allclose(encoder(text), expected, atol=1e-6, rtol=0)
+    assert asked == [text]
+    assert float(jnp.abs(encoder("open the drawer") - encoder(text)).max()) > 0.1
+
+
+def test_a_model_that_reads_no_language_encodes_none(config: OctoConfig) -> None:
+    with pytest.raises(ValueError, match="reads no language"):
+        InstructionEncoder(dataclasses.replace(config, language=None), {}, list)

@@ -22,8 +22,8 @@ from train.octo.pretrained import (
     Allowed,
     account,
     check_config,
-    load_pretrained,
     merge,
+    read_octo,
     read_octo_checkpoint,
     resize_positions,
 )
@@ -193,7 +193,7 @@ def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, keep: int) -> None
 
 
 def test_settings_that_no_shape_shows_are_compared(golden_dir: Path, config: OctoConfig) -> None:
-    theirs = load_pretrained(golden_dir / "ckpt_tiny", 100).config
+    theirs = read_octo(golden_dir / "ckpt_tiny", 100).config
     check_config(theirs, config, "here")
     other = dataclasses.replace(
         config,
@@ -209,7 +209,7 @@ def test_settings_that_no_shape_shows_are_compared(golden_dir: Path, config: Oct
 def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
     golden_dir: Path, config: OctoConfig
 ) -> None:
-    pretrained = load_pretrained(golden_dir / "ckpt_tiny", 100)
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
     assert pretrained.config == config
     fresh = init_params(pretrained.config, jax.random.key(0))
     _, report = merge(fresh, pretrained.params)
@@ -238,7 +238,7 @@ def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
 def test_mismatch_is_told_with_its_likely_cause(
     golden_dir: Path, config: OctoConfig, change: dict, cause: str
 ) -> None:
-    pretrained = load_pretrained(golden_dir / "ckpt_tiny", 100)
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
     if "images" in change:
         change = {"images": config.images[change["images"]]}
     changed = dataclasses.replace(config, **change)
@@ -250,7 +250,7 @@ def test_mismatch_is_told_with_its_likely_cause(
 def test_another_image_size_is_told_and_fitted_on_request(
     golden_dir: Path, config: OctoConfig
 ) -> None:
-    pretrained = load_pretrained(golden_dir / "ckpt_tiny", 100)
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
     larger = dataclasses.replace(config.images[0], image_size=96)
     changed = dataclasses.replace(config, images=(larger, config.images[1]), max_horizon=3)
     fresh = init_params(changed, jax.random.key(0))
