@@ -16,6 +16,7 @@ from train.octo.config import (
     LowdimTokenizerConfig,
     OctoConfig,
     RegressionConfig,
+    VGGTTokenizerConfig,
 )
 from train.octo.policy import init_params
 from train.octo.pretrained import (
@@ -245,6 +246,29 @@ def test_mismatch_is_told_with_its_likely_cause(
     shapes = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
     with pytest.raises(UserError, match=cause):
         account(shapes, pretrained.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "differing", "new", "unused"),
+    [
+        ({"vggt": VGGTTokenizerConfig(6, 16)}, "octo_transformer/*vggt*", 5, 0),
+        ({"lowdims": (LowdimTokenizerConfig("proprio", "proprio", 8),)}, "*/obs_proprio_*", 3, 0),
+        ({"head": RegressionConfig()}, "heads_action/*", 17, 27),
+        ({"images": 1}, "octo_transformer/*wrist*", 0, 21),
+    ],
+)
+def test_a_model_is_adapted_by_naming_what_may_differ(
+    golden_dir: Path, config: OctoConfig, change: dict, differing: str, new: int, unused: int
+) -> None:
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    if "images" in change:
+        change = {"images": config.images[: change["images"]]}
+    changed = dataclasses.replace(config, **change)
+    shapes = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
+    report = account(shapes, pretrained.params, Allowed((differing,)))
+    statuses = [row.status for row in report.rows]
+    assert (statuses.count("new"), statuses.count("unused")) == (new, unused)
+    assert statuses.count("loaded") == 126 - unused
 
 
 def test_another_image_size_is_told_and_fitted_on_request(
