@@ -1,5 +1,6 @@
 """From host arrays to the devices: shardings, one batch ahead, and resizing inside the step."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,29 +15,53 @@ from pipeline.loader import LoadedBatch
 from pipeline.sampling import HostShard
 
 DATA_AXIS = "data"
+FSDP_AXIS = "fsdp"
 
 
-def data_mesh() -> Mesh:
-    """A mesh of all devices along one axis, `data`."""
-    # Explicit axes, the default, would ask for a sharding at every reshape in the model.
-    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+def make_mesh(fsdp_devices: int = 1) -> Mesh:
+    """A mesh of all devices along the axes `data` and `fsdp`, in the order of their processes.
 
-
-def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
-    """The sharding of every leaf of a batch: its first axis over `data`.
+    Args:
+      fsdp_devices: Devices along `fsdp`: over these the parameters are cut into parts.
 
     Raises:
-      UserError: Where the devices do not divide the batch.
+      UserError: Where it does not divide the devices.
     """
-    num_devices = mesh.shape[DATA_AXIS]
-    if batch_size % num_devices:
+    num_devices = jax.device_count()
+    if num_devices % fsdp_devices:
+        divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+        raise UserError(
+            where="config.fsdp_devices",
+            expected=f"a divisor of {num_devices}, the number of devices",
+            found=str(fsdp_devices),
+            remedy=f"Take one of {', '.join(map(str, divisors))}.",
+        )
+    shape = (num_devices // fsdp_devices, fsdp_devices)
+    # Explicit axes, the default, would ask for a sharding at every reshape in the model.
+    return jax.make_mesh(shape, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh, batch_size: int, num_parts: int = 1) -> NamedSharding:
+    """The sharding of every leaf of a batch: its first axis over all devices.
+
+    Args:
+      mesh: As `make_mesh` returned it.
+      batch_size: Samples.
+      num_parts: That the batch is processed in, one after the other.
+
+    Raises:
+      UserError: Where the devices do not divide each part.
+    """
+    wanted = mesh.size * num_parts
+    if batch_size % wanted:
+        parts = f" times {num_parts}, optimizer.accumulation_steps" if num_parts > 1 else ""
         raise UserError(
             where="config.batch_size",
-            expected=f"a multiple of {num_devices}, the number of devices",
+            expected=f"a multiple of {wanted}: {mesh.size}, the number of devices{parts}",
             found=str(batch_size),
-            remedy=f"Take {batch_size - batch_size % num_devices or num_devices}.",
+            remedy=f"Take {batch_size - batch_size % wanted or wanted}.",
         )
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
 
 
 def host_shard(sharding: NamedSharding, batch_size: int) -> HostShard:
@@ -63,6 +88,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def local_size(struct: jax.ShapeDtypeStruct) -> int:
+    """Numbers of an array that one device holds."""
+    if struct.sharding is None:
+        return struct.size
+    return math.prod(struct.sharding.shard_shape(struct.shape))
+
+
 def shape_structs(spec: BatchSpec, sharding: NamedSharding) -> dict[str, Any]:
     """The batch as `jax.ShapeDtypeStruct`s, nested: what a step is compiled for."""
     return nest(
@@ -75,11 +107,14 @@ def shape_structs(spec: BatchSpec, sharding: NamedSharding) -> dict[str, Any]:
 
 def to_devices(batch: LoadedBatch, sharding: NamedSharding) -> dict[str, Any]:
     """The global batch as jax arrays, of which each process gives its rows; transfers begin."""
+    return arrays_to_devices(batch.arrays, sharding)
+
+
+def arrays_to_devices(arrays: dict[str, Any], sharding: NamedSharding) -> dict[str, Any]:
+    """As `to_devices`, of a batch's arrays alone."""
     if jax.process_count() == 1:
-        return jax.device_put(batch.arrays, sharding)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch.arrays
-    )
+        return jax.device_put(arrays, sharding)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), arrays)
 
 
 def one_ahead(

@@ -20,7 +20,14 @@ from pipeline.gather import INTERNAL, Gather
 from pipeline.memory import LoaderMemory
 from pipeline.normalize import Normalizer
 from pipeline.position import LoaderState, MixtureChange, MixturePart, continued
-from pipeline.sampling import WHOLE_BATCH, HostShard, SampleOrder, Turns
+from pipeline.sampling import (
+    WHOLE_BATCH,
+    HostShard,
+    SampleOrder,
+    Samples,
+    Turns,
+    sample_draws,
+)
 from pipeline.schema import ACTION, EPISODES
 from pipeline.selection import select
 from pipeline.statistics import FeatureStatistics
@@ -130,6 +137,31 @@ class Loader:
                 position += 1
         finally:
             iterator.close()
+
+    def read(self, dataset: int, steps: Sequence[int]) -> dict[str, Any]:
+        """The batch whose samples are given steps, as `batches` would make it; nested arrays.
+
+        Args:
+          dataset: Place in the mixture.
+          steps: Steps of that dataset, as many as this process makes of a batch. What the samples
+            draw (goals, what conditions them) is that of the first samples of a run.
+
+        Raises:
+          RecordError: A damaged record or image.
+        """
+        batch: Any = Samples(
+            index=np.arange(len(steps)),
+            dataset=np.full(len(steps), dataset),
+            step=np.asarray(steps, np.int64),
+            draws=sample_draws(self.config.seed, 0, len(steps)),
+        )
+        for transform in self.transforms():
+            batch = transform(batch)
+        return batch[0]
+
+    def first_step(self, dataset: int) -> int:
+        """The first selected step of a dataset of the mixture."""
+        return int(self._selections[dataset].starts[0])
 
     def order(self) -> SampleOrder:
         """Where the samples of every batch come from, in this process's rows."""

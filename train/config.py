@@ -3,10 +3,11 @@
 import argparse
 import dataclasses
 import fnmatch
+import math
 import pathlib
 import runpy
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,29 +18,75 @@ from train.octo.config import OctoConfig
 DEFAULT_VARIANT = "default"
 
 
+FinetuningMode = Literal["full", "head_only", "head_mlp_only"]
+"""`full`: everything but what `optimizer.frozen` names is trained; `head_only`: only the action
+head; `head_mlp_only`: of a head with attention pooling, only what follows the attention."""
+
+_FROZEN_BY_MODE: Mapping[FinetuningMode, tuple[str, ...]] = {
+    "full": (),
+    "head_only": ("octo_transformer/*",),
+    "head_mlp_only": (
+        "octo_transformer/*",
+        "heads_*/map_head/probe",
+        "heads_*/map_head/MultiHeadDotProductAttention_0/*",
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a warm-up and a cosine decay."""
+    """AdamW with a warm-up and a decay."""
 
     learning_rate: float = 3e-4
     """At the peak, after the warm-up."""
+    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
+    """After the warm-up. `cosine`: down to 0 at decay_steps; `rsqrt`: by the inverse square root of
+    (steps since + rsqrt_timescale); `constant`: stays."""
     warmup_steps: int = 2000
     """Steps of linear growth from 0."""
     decay_steps: int | None = None
-    """Step at which the cosine reaches 0; None: num_steps."""
+    """Step at which the cosine reaches 0; None: num_steps. Of `cosine` alone."""
+    rsqrt_timescale: int = 10000
+    """Steps; the rate halves in three times as many. Of `rsqrt` alone."""
     weight_decay: float = 0.01
     """Of kernels only; not of biases, norms and embeddings."""
-    clip_norm: float = 1.0
-    """Bound of the gradient's global norm."""
+    clip_norm: float | None = 1.0
+    """Bound of the gradient's global norm, of the whole batch; None: no bound."""
     frozen: tuple[str, ...] = ("*hf_model*",)
     """Globs over parameter paths; those are never changed and take no optimizer memory."""
+    accumulation_steps: int = 1
+    """Parts that a batch is computed in, one after the other, before the one update: less memory
+    for the same result."""
+    ema_decay: float | None = None
+    """Of the exponential moving average of the parameters, such as 0.999, which policies then use;
+    None: there is none."""
+    max_skipped: int = 3
+    """Updates in a row that may be skipped for a loss or gradient that is not finite; the next one
+    ends the run."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.weight_decay < 0:
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"optimizer.{name} must be above 0 and finite, not {value}")
+        for name, least in (
+            ("accumulation_steps", 1),
+            ("rsqrt_timescale", 1),
+            ("warmup_steps", 0),
+            ("max_skipped", 0),
+            ("weight_decay", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"optimizer.{name} must be at least {least}, not {getattr(self, name)}"
+                )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optimizer.ema_decay must be in (0, 1), not {self.ema_decay}")
+        if self.decay_steps is not None and self.schedule != "cosine":
             raise ValueError(
-                f"learning_rate {self.learning_rate} and clip_norm {self.clip_norm} must be above "
-                f"0, weight_decay {self.weight_decay} at least 0"
+                f"optimizer.decay_steps is {self.decay_steps}, but the schedule {self.schedule!r} "
+                "does not end: leave it out, or take 'cosine'"
             )
 
 
@@ -76,6 +123,36 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """Measuring on the episodes that data.validation_fraction holds out."""
+
+    interval: int = 5000
+    """Steps between validations; the last step is validated too."""
+    num_batches: int = 8
+    """Batches of held-out samples, the same every time."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("interval", "num_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"validation.{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+    """Metrics to Weights & Biases, with the extra `wandb`. A resumed run goes on in its own run."""
+
+    project: str | None = None
+    """Project; None: nothing is sent."""
+    entity: str | None = None
+    """Team or user; None: the account's own."""
+    group: str | None = None
+    """Group of runs."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes into the run directory; `wandb sync` sends it later."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A whole run."""
 
@@ -85,12 +162,19 @@ class TrainConfig:
     """What is trained."""
     save_dir: str
     """The run's directory."""
+    name: str | None = None
+    """Of the run, in reports and Weights & Biases; None: the last part of save_dir."""
     batch_size: int = 256
     """Samples a step, over all devices."""
     augment: AugmentConfig = AugmentConfig()
     """How the images are changed."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
+    finetuning_mode: FinetuningMode = "full"
+    """What is trained: all that is not frozen, the head, or the head's last layers."""
+    fsdp_devices: int = 1
+    """Devices that the parameters and the optimizer's state are cut over; must divide the number of
+    devices. 1: each device holds all of them. The batch is always cut over all devices."""
     pretrained_path: str | None = None
     """Checkpoint to start from: Octo's in a directory or at hf://owner/name, or the directory of
     another run; None: random weights."""
@@ -107,9 +191,27 @@ class TrainConfig:
     save_interval: int = 5000
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 3
-    """Checkpoints that are kept; older ones are deleted."""
+    """Last checkpoints that are kept; older ones are deleted."""
+    keep_every: int | None = None
+    """Steps between checkpoints that are kept for good; None: none are."""
+    validation: ValidationConfig = ValidationConfig()
+    """How it is measured."""
+    wandb: WandbConfig = WandbConfig()
+    """Where metrics go besides the run's directory."""
+    compilation_cache: str | None = "~/.cache/octograin"
+    """Directory of compiled programs, which a later run of the same shapes takes; None: none."""
     seed: int = 0
     """Of fresh parameters, of augmentation and of the diffusion noise."""
+
+    @property
+    def title(self) -> str:
+        """The run's name."""
+        return self.name or pathlib.PurePath(self.save_dir).name
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Globs over the paths of parameters that are not trained."""
+        return (*self.optimizer.frozen, *_FROZEN_BY_MODE[self.finetuning_mode])
 
     @property
     def cropped(self) -> tuple[str, ...]:
@@ -123,21 +225,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks counts, and that data and model speak of the same window, chunk and inputs."""
-        for name in ("batch_size", "num_steps", "save_interval", "keep_checkpoints"):
+        counts = ("batch_size", "num_steps", "save_interval", "keep_checkpoints", "fsdp_devices")
+        for name in (*counts, *(["keep_every"] if self.keep_every is not None else [])):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        decay_steps = self.optimizer.decay_steps or self.num_steps
-        if self.num_steps > decay_steps:
+        if self.keep_every is not None and self.keep_every % self.save_interval:
             raise ValueError(
-                f"num_steps {self.num_steps} is beyond optimizer.decay_steps {decay_steps}: "
-                "from there on the learning rate is 0"
+                f"keep_every {self.keep_every} is no multiple of save_interval "
+                f"{self.save_interval}: no checkpoint would be kept"
             )
-        if self.optimizer.warmup_steps >= decay_steps:
+        if self.batch_size % self.optimizer.accumulation_steps:
             raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than "
-                f"{decay_steps}, the step at which the learning rate has decayed "
-                "(optimizer.decay_steps, or else num_steps)"
+                f"batch_size {self.batch_size} is no multiple of optimizer.accumulation_steps "
+                f"{self.optimizer.accumulation_steps}"
             )
+        self._check_schedule()
+        self._check_mode()
         if self.data.window_size > self.model.max_horizon:
             raise ValueError(
                 f"data.window_size {self.data.window_size} is beyond model.max_horizon "
@@ -152,14 +255,37 @@ class TrainConfig:
         self._check_inputs()
         self._check_crops()
 
+    def _check_mode(self) -> None:
+        if self.finetuning_mode == "head_mlp_only" and self.model.head.pooling != "map":
+            raise ValueError(
+                "finetuning_mode is head_mlp_only, but the head has no attention pooling "
+                f"(model.head.pooling is {self.model.head.pooling!r}): head_only is the same for it"
+            )
+
+    def _check_schedule(self) -> None:
+        if self.optimizer.schedule != "cosine":
+            return
+        decay_steps = self.optimizer.decay_steps or self.num_steps
+        if self.num_steps > decay_steps:
+            raise ValueError(
+                f"num_steps {self.num_steps} is beyond optimizer.decay_steps {decay_steps}: "
+                "from there on the learning rate is 0"
+            )
+        if self.optimizer.warmup_steps >= decay_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than "
+                f"{decay_steps}, the step at which the learning rate has decayed "
+                "(optimizer.decay_steps, or else num_steps)"
+            )
+
     def _check_language(self) -> None:
         language = self.model.language
         encoder = "octo_transformer/task_tokenizers_language/hf_model/encoder"
-        frozen = [g for g in self.optimizer.frozen if fnmatch.fnmatchcase(encoder, g)]
+        frozen = [glob for glob in self.frozen if fnmatch.fnmatchcase(encoder, glob)]
         if language is not None and language.finetune and frozen:
             raise ValueError(
-                f"model.language.finetune is True, but optimizer.frozen {frozen} freezes the "
-                "encoder"
+                f"model.language.finetune is True, but {', '.join(frozen)} (optimizer.frozen or "
+                "finetuning_mode) freezes the encoder"
             )
         if language is not None and not language.finetune and not frozen:
             raise ValueError(
@@ -215,8 +341,13 @@ class Flags:
 
     config: Annotated[TrainConfig, tyro.conf.FlagConversionOff]
     """The run; the defaults are the config file's."""
+    name: str | None = None
+    """Name of the run, as --config.name."""
     resume: bool = False
-    """Go on with the run in save_dir from its last checkpoint."""
+    """Go on with the run in save_dir from its last checkpoint, or from its start where it was
+    killed before the first one."""
+    dry_run: bool = False
+    """Check config, data, weights and machine, say all that is found, and train nothing."""
     overwrite: bool = False
     """Delete the run in save_dir and start anew."""
     new_mixture: bool = False
@@ -224,6 +355,8 @@ class Flags:
     checkpoints record the change."""
     debug: bool = False
     """Show a traceback with an error."""
+    unchanged: tyro.conf.Suppress[TrainConfig | None] = None
+    """The config as its file has it."""
 
 
 def parse_flags(arguments: Sequence[str]) -> Flags:
@@ -253,14 +386,29 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
             found=" ".join(arguments) or "nothing",
             remedy="Try `python -m train.run --config configs/libero_vggt.py:demo`.",
         )
-    return tyro.cli(
+    config = load_config(known.config)
+    flags = tyro.cli(
         Flags,
         prog=f"python -m train.run --config {known.config}",
         args=rest,
-        default=Flags(load_config(known.config)),
+        default=Flags(config, unchanged=config),
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
         use_underscores=True,
     )
+    if flags.name is None:
+        return flags
+    return dataclasses.replace(flags, config=dataclasses.replace(flags.config, name=flags.name))
+
+
+def check_flags(flags: Flags) -> None:
+    """Raises `UserError` where flags ask for what cannot be together."""
+    if flags.new_mixture and not flags.resume:
+        raise UserError(
+            where="command line",
+            expected="--new_mixture with --resume",
+            found="it alone",
+            remedy="A new run needs no leave for its mixture: leave it out.",
+        )
 
 
 def load_config(name: str) -> TrainConfig:

@@ -1,7 +1,14 @@
 """The run directory: who may write into it, and the config that explains it."""
 
+import contextlib
+import fcntl
+import fnmatch
+import os
 import pathlib
 import shutil
+import socket
+from collections.abc import Iterator
+from typing import TextIO
 
 from pipeline.errors import DataError, UserError
 from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
@@ -9,10 +16,20 @@ from train.config import TrainConfig
 
 CONFIG_NAME = "config.json"
 _DAMAGED = "Start a new run in another save_dir."
-_MAY_DIFFER = {
+LOCK_NAME = ".lock"
+_MAY_DIFFER = (
+    "name",
     "save_dir",
     "save_interval",
     "keep_checkpoints",
+    "keep_every",
+    "validation.*",
+    "wandb.*",
+    "compilation_cache",
+    "fsdp_devices",
+    "model.remat",
+    "optimizer.accumulation_steps",
+    "optimizer.max_skipped",
     "num_steps",
     "pretrained_path",
     "data.datasets",
@@ -24,9 +41,9 @@ _MAY_DIFFER = {
     "data.num_threads",
     "data.prefetch_batches",
     "data.ram_budget_gb",
-}
-"""Fields that a resumed run may change: they change no batch, gradient or update, or, as the data,
-are known by their content, which the loader's state compares."""
+)
+"""Globs over fields that a resumed run may change: they change no batch, gradient or update but for
+rounding, or, as the data, are known by their content, which the loader's state compares."""
 
 
 def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
@@ -54,28 +71,59 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         raise _refused(config, "a new or empty directory", "a run", remedy)
     elif before is None and directory.is_file():
         raise _refused(config, "a directory", "a file", "Name another save_dir.")
-    elif before is None and directory.exists() and any(directory.iterdir()):
+    elif before is None and directory.exists() and _entries(directory):
         remedy = "Name another save_dir."
         raise _refused(config, "a new or empty directory", "files that are no run", remedy)
 
 
-def prepare(config: TrainConfig, *, resume: bool) -> pathlib.Path:
-    """Makes the run's directory, without what stood there unless it is resumed; call `check` first.
+@contextlib.contextmanager
+def claimed(config: TrainConfig, *, resume: bool) -> Iterator[pathlib.Path]:
+    """The run's directory, for this process alone while the block lasts; call `check` first.
+
+    What stood there is deleted unless the run is resumed. The claim ends with the process, however
+    it ends.
 
     Raises:
-      UserError: Where it cannot be made.
+      UserError: Where it cannot be made, or another process has it.
     """
     directory = pathlib.Path(config.save_dir)
     try:
-        if directory.exists() and not resume:
-            shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(config)))
+        lock = (directory / LOCK_NAME).open("a+")
     except OSError as error:
+        raise _unwritable(config, error) from error
+    with lock:
+        _lock(config, lock)
+        try:
+            for entry in [] if resume else _entries(directory):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(config)))
+        except OSError as error:
+            raise _unwritable(config, error) from error
+        yield directory
+
+
+def _lock(config: TrainConfig, file: TextIO) -> None:
+    """Claims a file, and writes into it who has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
         raise _refused(
-            config, "a directory that can be written", str(error), "Name another save_dir."
+            config,
+            "a run that no process is at work on",
+            f"{holder} at work on it",
+            "Wait for it or stop it, or name another save_dir.",
         ) from error
-    return directory
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+
+
+def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
+    """What is in a directory, but for the claim."""
+    return [entry for entry in directory.iterdir() if entry.name != LOCK_NAME]
 
 
 def read_config(directory: pathlib.Path) -> TrainConfig:
@@ -112,13 +160,15 @@ def _read_config(directory: pathlib.Path) -> TrainConfig | None:
 def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
     if before is None:
         raise _refused(config, "a run to resume", "none", "Start it without --resume.")
-    then, now = _flatten(to_json_values(before)), _flatten(to_json_values(config))
+    then, now = flatten(to_json_values(before)), flatten(to_json_values(config))
     differing = [
         f"{key}: {then.get(key)} then, {now.get(key)} now"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key not in _MAY_DIFFER
+        if then.get(key) != now.get(key)
+        and not any(fnmatch.fnmatchcase(key, glob) for glob in _MAY_DIFFER)
     ]
-    if before.num_steps != config.num_steps and config.optimizer.decay_steps is None:
+    decays = config.optimizer.schedule == "cosine" and config.optimizer.decay_steps is None
+    if before.num_steps != config.num_steps and decays:
         differing.append(
             f"num_steps: {before.num_steps} then, {config.num_steps} now, and the learning "
             "rate decays over num_steps unless optimizer.decay_steps is set"
@@ -128,14 +178,19 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
         raise _refused(config, "the config of the run", "; ".join(differing), remedy)
 
 
-def _flatten(values: object, prefix: str = "") -> dict[str, object]:
+def flatten(values: object, prefix: str = "") -> dict[str, object]:
     """Leaves by dotted path."""
     if not isinstance(values, dict):
         return {prefix: values}
     flat: dict[str, object] = {}
     for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
     return flat
+
+
+def _unwritable(config: TrainConfig, error: OSError) -> UserError:
+    remedy = "Name another save_dir."
+    return _refused(config, "a directory that can be written", str(error), remedy)
 
 
 def _refused(config: TrainConfig, expected: str, found: str, remedy: str) -> UserError:

@@ -13,6 +13,8 @@ from tensorboardX import SummaryWriter
 from pipeline.errors import DataError
 from pipeline.files import write_text_atomically
 from pipeline.meter import Meter
+from train.tracking import Tracking
+from train.validation import ValidationMetrics
 
 METRICS_NAME = "metrics.jsonl"
 _WIDTH_WITH_A_BAR = 122
@@ -28,15 +30,27 @@ class StepMetrics:
     loss: float
     """Of the batch."""
     grad_norm: float
-    """Global norm of the gradient before clipping."""
+    """Global norm of the gradient of the trained parameters, before clipping."""
+    update_norm: float
+    """Global norm of their change."""
+    param_norm: float
+    """Global norm of the trained parameters before it."""
     learning_rate: float
-    """That was applied."""
+    """Of the step."""
+    applied: int
+    """1; or 0, where the loss or gradient is not finite and the update was skipped."""
     step_s: float
     """Seconds from the step before to this one, waiting included."""
     data_wait_s: float
-    """Seconds of these that were spent waiting for the batch."""
+    """Seconds of these, at most, in which the devices had nothing to do for want of the batch."""
+    memory_gb: float
+    """Largest memory in use so far, in 10^9 bytes: of the first device, on a CPU of the process."""
     batch_fingerprint: str
     """XXH3 over every byte of the batch."""
+
+
+_NUMBERS = tuple(f.name for f in dataclasses.fields(StepMetrics) if f.type in (int, float))[1:]
+"""All but the step itself."""
 
 
 class MetricsLog:
@@ -45,12 +59,18 @@ class MetricsLog:
     Args:
       run_directory: Gets `metrics.jsonl` and `tensorboard/`.
       num_steps: Length of the progress bar.
+      tracking: Gets the same numbers, where there is one.
       meter: Tells the pace beside it.
       first_step: Steps taken before; lines of later ones, of a killed run, are dropped.
     """
 
     def __init__(
-        self, run_directory: pathlib.Path, num_steps: int, meter: Meter, first_step: int = 0
+        self,
+        run_directory: pathlib.Path,
+        num_steps: int,
+        meter: Meter,
+        first_step: int = 0,
+        tracking: Tracking | None = None,
     ) -> None:
         path = run_directory / METRICS_NAME
         kept = [line for line in _lines(path) if _parse(line, path)["step"] <= first_step]
@@ -69,6 +89,7 @@ class MetricsLog:
             "training", total=num_steps, completed=first_step, status=""
         )
         self._meter = meter
+        self._tracking = tracking
 
     def __enter__(self) -> "MetricsLog":
         """Shows the progress bar."""
@@ -85,24 +106,55 @@ class MetricsLog:
         self._progress.stop()
         self._file.close()
         self._events.close()
+        if self._tracking is not None:
+            self._tracking.close()
 
     def write(self, metrics: StepMetrics) -> None:
         """Appends one step."""
         self._file.write(_line(metrics))
-        for name in ("loss", "grad_norm", "learning_rate", "step_s", "data_wait_s"):
-            self._events.add_scalar(name, getattr(metrics, name), metrics.step)
+        values = dataclasses.asdict(metrics)
+        self._scalars(metrics.step, {name: values[name] for name in _NUMBERS}, "train")
         self._meter.add(metrics.step_s, metrics.data_wait_s)
         status = f"loss {metrics.loss:.3f}, {self._meter.line()}"
         self._progress.update(self._task, completed=metrics.step, status=status)
+
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        """Adds the numbers of a validation."""
+        values = {"loss": metrics.loss, "action_error": metrics.action_error}
+        values |= {f"action_error/{dim}": error for dim, error in metrics.by_dim.items()}
+        self._scalars(metrics.step, values, "validation")
+
+    def _scalars(self, step: int, values: dict[str, float], group: str) -> None:
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self._events.add_scalar(name, value, step)
+        if self._tracking is not None:
+            self._tracking.write(step, named)
 
 
 def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
     """The lines of a run's `metrics.jsonl`; none where it has no such file.
 
     A last line that a kill cut short is left out: its step is taken again.
+
+    Raises:
+      DataError: A damaged line, or one with other fields.
     """
     path = run_directory / METRICS_NAME
-    return [StepMetrics(**_parse(line, path)) for line in _lines(path)]
+    return [_to_metrics(_parse(line, path), path) for line in _lines(path)]
+
+
+def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
+    expected = {field.name for field in dataclasses.fields(StepMetrics)}
+    if values.keys() == expected:
+        return StepMetrics(**values)
+    raise DataError(
+        where=f"{path}, step {values['step']}",
+        expected=f"the fields {', '.join(sorted(expected))}",
+        found=f"without {', '.join(sorted(expected - values.keys())) or 'none'}, "
+        f"with {', '.join(sorted(values.keys() - expected)) or 'no'} others",
+        remedy="Read it with the release that wrote it.",
+    )
 
 
 def _lines(path: pathlib.Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""The optimizer: AdamW where it belongs, and nothing for frozen parameters."""
+"""The optimizer: schedule, clipped AdamW where it belongs, and nothing for frozen parameters."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,36 +9,44 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from pipeline.errors import UserError
 from train.config import OptimizerConfig
 
-_TRAINED, _FROZEN = "trained", "frozen"
+Parameters = dict[str, jax.Array]
+"""Arrays by path, joined by `/`."""
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """From 0 up to the peak, then down a cosine to 0 at `decay_steps` or else `num_steps`."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, config.decay_steps or num_steps
-    )
+    """The rate of each step: from 0 up to the peak, then as the config's `schedule` says.
 
-
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipped AdamW for the trained parameters; frozen ones take no memory and no decay.
-
-    Source: Octo's `create_optimizer` with its finetuning values: betas 0.9 and 0.999, the first
-    moment in bfloat16.
+    Source: Octo's `create_lr_schedule`.
     """
-    adamw = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, num_steps),
-            weight_decay=config.weight_decay,
-            mask=_is_kernel,
-            mu_dtype=jnp.bfloat16,
-        ),
-    )
-    return optax.multi_transform(
-        {_TRAINED: adamw, _FROZEN: optax.set_to_zero()},
-        lambda params: _labels(params, config.frozen),
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "cosine":
+        end = config.decay_steps or num_steps
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, end)
+    rise = optax.linear_schedule(0.0, peak, warmup)
+
+    def decay(step: jax.typing.ArrayLike) -> jax.Array:
+        if config.schedule == "constant":
+            return jnp.full_like(step, peak, jnp.float32)
+        timescale = float(config.rsqrt_timescale)
+        return peak / jnp.sqrt((jnp.asarray(step, jnp.float32) + timescale) / timescale)
+
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipped AdamW over trained parameters by path, for a rate of 1: the step scales its updates.
+
+    Source: Octo's `create_optimizer`: betas 0.9 and 0.999, the first moment in bfloat16, decay of
+    kernels alone.
+    """
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(mu_dtype=jnp.bfloat16),
+        optax.add_decayed_weights(config.weight_decay, _kernels),
     )
 
 
@@ -59,22 +67,39 @@ def join_frozen(trained: dict[str, Any], frozen: dict[str, Any]) -> Any:
     return traverse_util.unflatten_dict(trained | frozen, sep="/")
 
 
+def check_frozen(paths: Iterable[str], frozen: Sequence[str]) -> None:
+    """Raises where a glob names no parameter, or all of them are frozen.
+
+    Args:
+      paths: Of all parameters.
+      frozen: Globs over them.
+
+    Raises:
+      UserError: Either is so.
+    """
+    paths = list(paths)
+    chosen = set(frozen) - set(OptimizerConfig().frozen)  # a model without language has no encoder
+    idle = [glob for glob in chosen if not any(fnmatch.fnmatchcase(path, glob) for path in paths)]
+    if idle:
+        raise UserError(
+            where="config.optimizer.frozen",
+            expected="globs that name parameters of the model, such as octo_transformer/*",
+            found=f"{', '.join(idle)}, which name none",
+            remedy="Mend or remove them; the paths are those of load_report.json, joined by /.",
+        )
+    if all(_is_frozen(path, frozen) for path in paths):
+        raise UserError(
+            where="config.optimizer.frozen",
+            expected="something that is trained",
+            found=f"all {len(paths)} parameters frozen by {', '.join(frozen)}",
+            remedy="Freeze less.",
+        )
+
+
 def _is_frozen(path: str, frozen: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, glob) for glob in frozen)
 
 
-def _labels(params: Any, frozen: Sequence[str]) -> Any:
-    """`trained` or `frozen` for each parameter."""
-
-    def label(path: jax.tree_util.KeyPath, _: jax.Array) -> str:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return _FROZEN if _is_frozen(name, frozen) else _TRAINED
-
-    return jax.tree_util.tree_map_with_path(label, params)
-
-
-def _is_kernel(params: Any) -> Any:
+def _kernels(params: Parameters) -> dict[str, bool]:
     """True for the parameters that decay."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
-    )
+    return {path: path.endswith("kernel") for path in params}

@@ -13,9 +13,10 @@ from pipeline.text import TaskTable, blank
 from train.augment import augment
 from train.config import TrainConfig
 from train.octo.config import OctoConfig
+from train.octo.diffusion import TrainingNoise
 from train.octo.model import OctoModule
-from train.octo.policy import encode_texts, loss_fn
-from train.optimizer import join_frozen, split_frozen
+from train.octo.policy import encode_texts, loss_fn, training_noise
+from train.optimizer import Parameters, join_frozen, split_frozen
 from train.state import TrainState
 
 Batch = dict[str, Any]
@@ -31,52 +32,135 @@ def make_train_step(
 ) -> TrainStep:
     """The step as a pure function, to be jitted.
 
+    An update whose loss or gradient is not finite is not applied: parameters, average and optimizer
+    state stay what they were, and only the step's number grows.
+
     Args:
       config: The run. Of its seed, step k draws the diffusion noise from (seed, k) alone, and
         sample i its augmentation from (seed, i).
       optimizer: As `make_optimizer` returns it.
-      schedule: Its learning rate, to be logged.
+      schedule: The learning rate of each step.
 
     Returns:
-      A function of (state, batch, language table) to (next state, metrics `loss`, `grad_norm` of
-      the trained parameters before clipping, and the applied `learning_rate`).
+      A function of (state, batch, language table) to (next state, metrics): `loss`; the global
+      norms of the trained parameters' gradient before clipping, of their update and of themselves,
+      `grad_norm`, `update_norm` and `param_norm`; the `learning_rate` of the step; and `applied`,
+      1 or 0.
     """
     module = OctoModule(config.model)
-    cameras = [image.observation_key for image in config.model.images]
+    noise_key, augment_key = _noise_key(config), augmentation_key(config)
 
     def train_step(
         state: TrainState, batch: Batch, table: LanguageTable
     ) -> tuple[TrainState, Metrics]:
-        noise_key, augment_key = jax.random.split(jax.random.key(config.seed))
+        trained, frozen = split_frozen(state.params, config.frozen)
         key = jax.random.fold_in(noise_key, state.step)
-        inputs = to_model_size(batch, config.model)
-        if config.augment.enabled:
-            inputs = augment(inputs, config.augment, cameras, config.cropped, augment_key)
-        if table is not None:
-            inputs = look_up_language(inputs, table)
-        trained, frozen = split_frozen(state.params, config.optimizer.frozen)
+        noise = training_noise(config.model.head, key, batch["action"].shape[:2])
 
-        def loss_of(trained: dict[str, Any]) -> jax.Array:
-            return loss_fn(module, join_frozen(trained, frozen), inputs, key)
+        def loss_of(trained: Parameters, batch: Batch, noise: TrainingNoise | None) -> jax.Array:
+            inputs = model_inputs(batch, config, table, augment_key)
+            return loss_fn(module, join_frozen(trained, frozen), inputs, noise)
 
-        loss, gradients = jax.value_and_grad(loss_of)(trained)
-        # Frozen parameters have no gradient; the optimizer does not look at these zeros.
-        zeros = jax.tree.map(jnp.zeros_like, frozen)
+        gradient_of = jax.value_and_grad(loss_of)
+        parts = config.optimizer.accumulation_steps
+        loss, gradients = _accumulate(gradient_of, trained, batch, noise, parts)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python and array scalars
-            updates, opt_state = optimizer.update(
-                join_frozen(gradients, zeros), state.opt_state, state.params
-            )
             rate = jnp.asarray(schedule(state.step), jnp.float32)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+            updates = jax.tree.map(lambda update: -rate * update, updates)
+            after = cast(Parameters, optax.apply_updates(trained, updates))
+            ema = _average(config.optimizer.ema_decay, state.ema, after)
+        grad_norm = optax.tree.norm(gradients)
+        applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+
+        params = join_frozen(keep(after, trained), frozen)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(trained),
             "learning_rate": rate,
+            "applied": applied.astype(jnp.int32),
         }
-        changes, _ = split_frozen(updates, config.optimizer.frozen)
-        params = join_frozen(cast(dict[str, Any], optax.apply_updates(trained, changes)), frozen)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        kept = keep(opt_state, state.opt_state), keep(ema, state.ema)
+        return TrainState(state.step + 1, params, *kept), metrics
 
     return train_step
+
+
+def _accumulate(
+    gradient_of: Callable[[Parameters, Batch, TrainingNoise | None], tuple[jax.Array, Parameters]],
+    trained: Parameters,
+    batch: Batch,
+    noise: TrainingNoise | None,
+    num_parts: int,
+) -> tuple[jax.Array, Parameters]:
+    """Loss and gradients of the whole batch, computed part after part.
+
+    The loss is a mean over the real actions, so each part counts by how many it has: the result is
+    that of the batch at once, but for rounding. Part i has every `num_parts`-th sample, so that
+    every device has samples of every part.
+    """
+    if num_parts == 1:
+        return gradient_of(trained, batch, noise)
+
+    def split(leaf: jax.Array, axis: int) -> jax.Array:
+        shape = (*leaf.shape[:axis], leaf.shape[axis] // num_parts, num_parts)
+        return jnp.moveaxis(leaf.reshape(*shape, *leaf.shape[axis + 1 :]), axis + 1, 0)
+
+    parts = jax.tree.map(lambda leaf: split(leaf, 0), batch)
+    noises = jax.tree.map(lambda leaf: split(leaf, 1), noise)
+    real = parts["action_pad_mask"] & parts["observation"]["timestep_pad_mask"][..., None, None]
+    counts = real.sum(axis=(1, 2, 3, 4)).astype(jnp.float32)
+    weights = counts / jnp.maximum(counts.sum(), 1.0)
+
+    def add(
+        total: tuple[jax.Array, Parameters],
+        part: tuple[Batch, TrainingNoise | None, jax.Array],
+    ) -> tuple[tuple[jax.Array, Parameters], None]:
+        batch, noise, weight = part
+        found = gradient_of(trained, batch, noise)
+        return jax.tree.map(lambda sum_, one: sum_ + weight * one, total, found), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    total, _ = jax.lax.scan(add, zeros, (parts, noises, weights))
+    return total
+
+
+def _average(decay: float | None, ema: Parameters, after: Parameters) -> Parameters:
+    if decay is None:
+        return ema
+    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, ema, after)
+
+
+def augmentation_key(config: TrainConfig) -> jax.Array:
+    """The key that a run's augmentation is drawn from, with each sample's index."""
+    return jax.random.split(jax.random.key(config.seed))[1]
+
+
+def _noise_key(config: TrainConfig) -> jax.Array:
+    return jax.random.split(jax.random.key(config.seed))[0]
+
+
+def model_inputs(
+    batch: Batch, config: TrainConfig, table: LanguageTable, augment_key: jax.Array | None = None
+) -> Batch:
+    """The batch as the model takes it.
+
+    Args:
+      batch: As the loader makes it.
+      config: The run.
+      table: As `make_language_table` returns it.
+      augment_key: Of the augmentation; None: none.
+    """
+    inputs = to_model_size(batch, config.model)
+    if config.augment.enabled and augment_key is not None:
+        cameras = [image.observation_key for image in config.model.images]
+        inputs = augment(inputs, config.augment, cameras, config.cropped, augment_key)
+    return inputs if table is None else look_up_language(inputs, table)
 
 
 def to_model_size(batch: Batch, config: OctoConfig) -> Batch:

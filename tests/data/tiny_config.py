@@ -42,6 +42,7 @@ TINY = TrainConfig(
     num_steps=20,
     save_interval=5,
     save_dir="runs/tiny",
+    compilation_cache=None,
 )
 
 UNTOKENED = dataclasses.replace(

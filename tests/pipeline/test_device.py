@@ -20,8 +20,8 @@ from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import open_dataset
 from pipeline.device import (
     batch_sharding,
-    data_mesh,
     host_shard,
+    make_mesh,
     one_ahead,
     replicated,
     resize_images,
@@ -45,7 +45,7 @@ def counted(num_batches: int, taken: list[int]) -> Iterator[LoadedBatch]:
 
 @pytest.mark.parametrize("num_batches", [0, 1, 2, 5])
 def test_one_ahead_keeps_the_order_and_loses_none(num_batches: int) -> None:
-    sharding = batch_sharding(data_mesh(), 4)
+    sharding = batch_sharding(make_mesh(), 4)
     pairs = list(one_ahead(counted(num_batches, []), sharding))
     assert [batch.position for _, batch in pairs] == list(range(num_batches))
     for arrays, batch in pairs:
@@ -55,15 +55,15 @@ def test_one_ahead_keeps_the_order_and_loses_none(num_batches: int) -> None:
 
 def test_next_batch_is_taken_before_this_one_is_given() -> None:
     taken: list[int] = []
-    ahead = one_ahead(counted(5, taken), batch_sharding(data_mesh(), 4))
+    ahead = one_ahead(counted(5, taken), batch_sharding(make_mesh(), 4))
     next(ahead)
     assert taken == [0, 1]
 
 
 def test_batch_is_split_over_the_devices() -> None:
-    placed = jax.device_put(np.zeros((4, 2), np.float32), batch_sharding(data_mesh(), 4))
+    placed = jax.device_put(np.zeros((4, 2), np.float32), batch_sharding(make_mesh(), 4))
     assert [shard.data.shape for shard in placed.addressable_shards] == [(2, 2), (2, 2)]
-    whole = jax.device_put(np.zeros((4, 2), np.float32), replicated(data_mesh()))
+    whole = jax.device_put(np.zeros((4, 2), np.float32), replicated(make_mesh()))
     assert [shard.data.shape for shard in whole.addressable_shards] == [(4, 2), (4, 2)]
 
 
@@ -74,7 +74,7 @@ def failing_after(num_batches: int) -> Iterator[LoadedBatch]:
 
 @pytest.mark.parametrize("num_batches", [0, 1, 3])
 def test_batches_before_a_failure_are_given_before_it_is_raised(num_batches: int) -> None:
-    ahead = one_ahead(failing_after(num_batches), batch_sharding(data_mesh(), 4))
+    ahead = one_ahead(failing_after(num_batches), batch_sharding(make_mesh(), 4))
     for position in range(num_batches):
         assert next(ahead)[1].position == position
     with pytest.raises(UserError, match="record 3: expected a"):
@@ -82,7 +82,7 @@ def test_batches_before_a_failure_are_given_before_it_is_raised(num_batches: int
 
 
 def test_single_process_makes_the_whole_batch() -> None:
-    shard = host_shard(batch_sharding(data_mesh(), 4), 4)
+    shard = host_shard(batch_sharding(make_mesh(), 4), 4)
     assert shard == HostShard(0, 1)
     assert shard.rows(4) == range(4)
 
@@ -101,7 +101,7 @@ if __name__ == "__main__":
     from pipeline.dataset import open_dataset
     from pipeline.loader import Loader
 
-    sharding = device.batch_sharding(device.data_mesh(), 8)
+    sharding = device.batch_sharding(device.make_mesh(), 8)
     config = DataConfig((DatasetConfig(dataset),), "", ("image_primary", "proprio"))
     shard = device.host_shard(sharding, 8)
     loader = Loader(config, 8, [open_dataset(dataset)], lambda text: [7], shard)
@@ -146,13 +146,26 @@ def test_two_processes_make_the_global_batch_of_one(
 
 @pytest.mark.parametrize(("batch_size", "remedy"), [(5, 4), (3, 2), (1, 2)])
 def test_uneven_batch_is_refused_with_one_that_fits(batch_size: int, remedy: int) -> None:
-    message = f"a multiple of 2, the number of devices; found {batch_size}. Take {remedy}."
+    message = f"a multiple of 2: 2, the number of devices; found {batch_size}. Take {remedy}."
     with pytest.raises(UserError, match=message):
-        batch_sharding(data_mesh(), batch_size)
+        batch_sharding(make_mesh(), batch_size)
+
+
+def test_batch_that_is_computed_in_parts_is_divided_by_devices_and_parts() -> None:
+    message = "a multiple of 8: 2, the number of devices times 4, optimizer.accumulation_steps"
+    with pytest.raises(UserError, match=message):
+        batch_sharding(make_mesh(), 20, num_parts=4)
+    assert batch_sharding(make_mesh(), 16, num_parts=4).shard_shape((16, 3)) == (8, 3)
+
+
+def test_mesh_has_devices_along_fsdp_that_divide_all() -> None:
+    assert dict(make_mesh(2).shape) == {"data": 1, "fsdp": 2}
+    with pytest.raises(UserError, match=r"fsdp_devices: expected a divisor of 2.*Take one of 1, 2"):
+        make_mesh(3)
 
 
 def test_structs_are_the_nested_contract() -> None:
-    sharding = batch_sharding(data_mesh(), 4)
+    sharding = batch_sharding(make_mesh(), 4)
     spec = {"a/b": LeafSpec("float16", (4, 3)), "c": LeafSpec("bool", (4,))}
     assert shape_structs(spec, sharding) == {
         "a": {"b": jax.ShapeDtypeStruct((4, 3), jnp.float16, sharding=sharding)},

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.dataset import Dataset
-from pipeline.device import batch_sharding, data_mesh, one_ahead
+from pipeline.device import batch_sharding, make_mesh, one_ahead
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import to_json_values
 from pipeline.images import decode_image
@@ -477,7 +477,7 @@ def test_no_more_batches_exist_than_were_predicted(
     make_loader: Callable, mini_dataset: pathlib.Path, num_threads: int
 ) -> None:
     loader = make_loader(mini_dataset, observations=TOKENS, batch_size=16, num_threads=num_threads)
-    sharding = batch_sharding(data_mesh(), 16)
+    sharding = batch_sharding(make_mesh(), 16)
     batches = loader.batches()
     in_use = None
     for arrays, _ in itertools.islice(one_ahead(batches, sharding), 12):

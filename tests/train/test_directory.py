@@ -6,13 +6,13 @@ import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, UserError
-from train.directory import check, prepare
+from train.directory import check, claimed
 
 
 def started(config):
     check(config, resume=False, overwrite=False)
-    directory = prepare(config, resume=False)
-    (directory / "checkpoints").mkdir()
+    with claimed(config, resume=False) as directory:
+        (directory / "checkpoints").mkdir()
     return directory
 
 
@@ -31,8 +31,28 @@ def test_a_run_is_not_written_over(tiny_config):
 def test_overwrite_deletes_the_run(tiny_config):
     directory = started(tiny_config)
     check(tiny_config, resume=False, overwrite=True)
-    prepare(tiny_config, resume=False)
-    assert [path.name for path in directory.iterdir()] == ["config.json"]
+    with claimed(tiny_config, resume=False):
+        assert {path.name for path in directory.iterdir()} == {".lock", "config.json"}
+
+
+def test_a_run_is_one_processs_alone(tiny_config):
+    config = dataclasses.replace(tiny_config, num_steps=7)
+    with claimed(tiny_config, resume=False) as directory:
+        for resume in (True, False):
+            with (
+                pytest.raises(UserError, match=r"found process \d+ on .* at work on it"),
+                claimed(config, resume=resume),
+            ):
+                pass
+        assert json.loads((directory / "config.json").read_text())["num_steps"] == 20
+    with claimed(config, resume=True):
+        assert json.loads((directory / "config.json").read_text())["num_steps"] == 7
+
+
+def test_a_directory_that_was_claimed_and_left_empty_is_new(tiny_config):
+    (started(tiny_config) / "config.json").unlink()
+    (pathlib.Path(tiny_config.save_dir) / "checkpoints").rmdir()
+    check(tiny_config, resume=False, overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +89,9 @@ def test_a_run_directory_is_a_directory_of_this_machine(tiny_config, tmp_path, s
 def test_a_directory_that_cannot_be_made_is_named(tiny_config, tmp_path):
     (tmp_path / "file").touch()
     config = dataclasses.replace(tiny_config, save_dir=str(tmp_path / "file" / "run"))
-    with pytest.raises(UserError, match=r"can be written; found .*Not a directory"):
-        prepare(config, resume=False)
+    message = r"can be written; found .*Not a directory"
+    with pytest.raises(UserError, match=message), claimed(config, resume=False):
+        pass
 
 
 def test_there_must_be_a_run_to_resume(tiny_config):

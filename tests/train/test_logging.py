@@ -11,7 +11,19 @@ from train.logging import MetricsLog, StepMetrics, read_metrics
 
 
 def metrics(step: int) -> StepMetrics:
-    return StepMetrics(step, 1.0 / step, 2.0, 3e-4, 0.5, 0.01, f"{step:08x}")
+    return StepMetrics(
+        step=step,
+        loss=1.0 / step,
+        grad_norm=2.0,
+        update_norm=1e-3,
+        param_norm=40.0,
+        learning_rate=3e-4,
+        applied=1,
+        step_s=0.5,
+        data_wait_s=0.01,
+        memory_gb=1.5,
+        batch_fingerprint=f"{step:08x}",
+    )
 
 
 def write(directory, steps, first_step=0):
@@ -47,9 +59,9 @@ def test_tensorboard_gets_every_number(tmp_path):
         for event in events
         for value in event.summary.value
     }
-    fields = [f.name for f in dataclasses.fields(StepMetrics)]
-    assert {tag for tag, _ in found} == set(fields) - {"step", "batch_fingerprint"}
-    assert found["loss", 2] == pytest.approx(0.5)
+    fields = {f.name for f in dataclasses.fields(StepMetrics)} - {"step", "batch_fingerprint"}
+    assert {tag for tag, _ in found} == {f"train/{field}" for field in fields}
+    assert found["train/loss", 2] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("line", ["garbage", "[]", '{"loss": 1.0}'])
@@ -59,3 +71,9 @@ def test_a_damaged_line_is_named_and_nothing_is_dropped(tmp_path, line):
     with pytest.raises(DataError, match=r"metrics.jsonl: expected a JSON .*Delete that"):
         write(tmp_path, [2], first_step=1)
     assert path.read_text() == line + "\n"
+
+
+def test_lines_of_another_release_are_refused_with_the_fields_that_differ(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0, "speed": 2.0}\n')
+    with pytest.raises(DataError, match=r"step 7: .*without .*grad_norm.*, with speed others"):
+        read_metrics(tmp_path)

@@ -15,11 +15,12 @@ import pytest
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, RecordError, UserError
 from train.config import Flags, load_config
-from train.directory import prepare
+from train.directory import claimed
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
 from train.octo.pretrained import read_octo, read_octo_checkpoint
-from train.run import _excludable, run
+from train.run import run
+from train.setup import excludable
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -79,11 +80,14 @@ def test_a_run_directory_explains_itself(whole_run):
     _, directory = whole_run
     names = {path.name for path in directory.iterdir()}
     assert names == {
+        ".lock",
         "config.json",
         "datasets.json",
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
+        "views.png",
+        "report.html",
     }
     checkpoints = {int(p.name) for p in (directory / "checkpoints").iterdir()}
     assert checkpoints == {10, 15, 20}
@@ -95,9 +99,13 @@ def test_a_run_directory_explains_itself(whole_run):
         "step",
         "loss",
         "grad_norm",
+        "update_norm",
+        "param_norm",
         "learning_rate",
+        "applied",
         "step_s",
         "data_wait_s",
+        "memory_gb",
         "batch_fingerprint",
     ]
 
@@ -199,7 +207,7 @@ def test_flags_that_exclude_a_record_name_every_part_that_reads_it(tiny_config):
         DatasetConfig("data/a", episodes=(2, 4), excluded=("steps/x:3",)),
     )
     data = dataclasses.replace(tiny_config.data, datasets=parts)
-    told = _excludable(error, dataclasses.replace(tiny_config, data=data))
+    told = excludable(error, dataclasses.replace(tiny_config, data=data))
     assert told.remedy == (
         "Mend it. To go on without that record, add "
         "--config.data.datasets.1.excluded steps/x:1 steps/x:3 "
@@ -304,12 +312,14 @@ def test_a_run_that_reads_tokens_of_the_current_step_alone_trains(tiny_config):
     assert len(read_metrics(pathlib.Path(tiny_config.save_dir))) == 2
 
 
-def test_a_run_without_any_checkpoint_cannot_be_resumed(tiny_config):
-    run(Flags(dataclasses.replace(tiny_config, num_steps=1)))
-    step = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1"
+def test_a_run_without_any_checkpoint_is_resumed_at_its_start(tiny_config, caplog):
+    run(Flags(dataclasses.replace(tiny_config, num_steps=2)))
+    whole = losses_and_fingerprints(tiny_config.save_dir)
+    step = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "2"
     step.rename(step.with_name("lost"))
-    with pytest.raises(DataError, match=r"a complete checkpoint; found none.*--overwrite"):
-        run(Flags(tiny_config, resume=True))
+    run(Flags(dataclasses.replace(tiny_config, num_steps=2), resume=True))
+    assert "has no checkpoint yet: the run begins anew" in caplog.text
+    assert losses_and_fingerprints(tiny_config.save_dir) == whole
 
 
 def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, caplog):
@@ -375,16 +385,25 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
     assert "Traceback" in command(tiny_config_path, *flags, "--debug").stderr
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tiny_config):
-    optimizer = dataclasses.replace(tiny_config.optimizer, learning_rate=1e30, clip_norm=1e30)
+def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(tiny_config, caplog):
+    # Gradients of a huge rate's parameters overflow; with a bound of 2 the third one ends the run.
+    optimizer = dataclasses.replace(
+        tiny_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2
+    )
     config = dataclasses.replace(tiny_config, optimizer=optimizer, save_interval=1)
-    with pytest.raises(UserError, match=r"step \d+, batch .*expected a finite loss and gradient"):
+    message = r"step \d+, batch .*: expected a finite loss and gradient after 2 skipped in a row"
+    with pytest.raises(UserError, match=message):
         run(Flags(config))
-    rows = read_metrics(pathlib.Path(config.save_dir))
-    assert not np.isfinite(rows[-1].loss)
-    saved = [int(p.name) for p in (pathlib.Path(config.save_dir) / "checkpoints").iterdir()]
-    assert rows[-1].step not in saved
-    assert max(saved) == rows[-1].step - 1
+    directory = pathlib.Path(config.save_dir)
+    skipped = [row for row in read_metrics(directory) if not row.applied]
+    assert len(skipped) == 3
+    assert [row.step for row in skipped] == list(range(skipped[0].step, skipped[0].step + 3))
+    assert "its update is skipped; the batch is in" in caplog.text
+    with np.load(directory / "skipped" / f"step_{skipped[0].step}_process_0.npz") as arrays:
+        assert arrays["action"].shape == (4, 2, 4, 7)
+    # What was saved after them is what was before them.
+    before, after = (saved_params(directory, skipped[n].step) for n in (0, 2))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_leave_for_another_mixture_goes_with_a_resume(tiny_config):
@@ -401,7 +420,8 @@ def test_a_complete_run_is_not_resumed(whole_run, tiny_config_path, mini_dataset
 
 def test_a_model_that_does_not_fit_the_data_is_told_before_a_run_is_deleted(tiny_config):
     kept = pathlib.Path(tiny_config.save_dir) / "config.json"
-    prepare(tiny_config, resume=False)
+    with claimed(tiny_config, resume=False):
+        pass
     before = kept.read_bytes()
     vggt = dataclasses.replace(tiny_config.model.vggt, num_tokens=261)
     config = dataclasses.replace(

@@ -6,12 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from pipeline.dataset import open_dataset
+from pipeline.device import batch_sharding, make_mesh
 from pipeline.loader import Loader
 from pipeline.text import load_vocabulary
-from train.optimizer import learning_rate, make_optimizer
-from train.state import TrainState, init_state
+from train.optimizer import learning_rate, make_optimizer, split_frozen
+from train.sharding import shard_structs
+from train.state import TrainState, averaged_params, init_state
 from train.step import look_up_language, make_language_table, make_train_step
 
 
@@ -39,9 +42,9 @@ def batch(loader):
 
 
 def started(config) -> tuple[TrainState, object]:
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer)
     step = make_train_step(config, optimizer, learning_rate(config.optimizer, config.num_steps))
-    return init_state(config.model, optimizer, config.seed), step
+    return init_state(config, optimizer), step
 
 
 def test_table_has_a_row_for_each_instruction_and_one_for_none(config, loader):
@@ -108,7 +111,7 @@ def test_frozen_language_encoder_stays_to_the_bit(config, loader, batch):
 @pytest.mark.parametrize(
     ("finetune", "frozen", "message"),
     [
-        (True, ("*hf_model*",), "finetune is True, but optimizer.frozen .* freezes the encoder"),
+        (True, ("*hf_model*",), r"finetune is True, but \*hf_model\* .* freezes the encoder"),
         (False, (), "finetune is False, but optimizer.frozen does not name the encoder"),
     ],
 )
@@ -120,3 +123,140 @@ def test_encoder_is_either_frozen_or_trained(tiny_config, finetune, frozen, mess
             model=dataclasses.replace(tiny_config.model, language=language),
             optimizer=dataclasses.replace(tiny_config.optimizer, frozen=frozen),
         )
+
+
+def changed(config, **optimizer):
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer))
+
+
+def descending(config):
+    """A state and a step that takes the clipped gradient from the parameters, without Adam.
+
+    Adam gives a gradient that is zero but for rounding, as the attention's key bias has it, the
+    size of any other.
+    """
+    optimizer = optax.clip_by_global_norm(config.optimizer.clip_norm)
+    return init_state(config, optimizer), make_train_step(config, optimizer, lambda step: 1.0)
+
+
+def flat(params):
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def batch_of(config):
+    datasets = [open_dataset(part.path) for part in config.data.datasets]
+    encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
+    loader = Loader(config.data, config.batch_size, datasets, encode)
+    with contextlib.closing(loader.batches()) as batches:
+        return next(batches).arrays
+
+
+def test_four_parts_of_eight_give_the_step_of_thirty_two(config):
+    large = dataclasses.replace(changed(config, warmup_steps=0), batch_size=32)
+    batch = batch_of(large)
+    real = batch["action_pad_mask"].sum(axis=(1, 2, 3)).reshape(8, 4).sum(axis=0)
+    assert len(set(real.tolist())) > 1  # the parts have more and fewer real actions
+    results = []
+    for parts in (1, 4):
+        state, step = descending(changed(large, accumulation_steps=parts))
+        results.append(jax.jit(step)(state, batch, None))
+    (whole, told), (in_parts, told_in_parts) = results
+    for name in ("loss", "grad_norm", "update_norm"):
+        np.testing.assert_allclose(told_in_parts[name], told[name], rtol=1e-5)
+    assert 0.1 < float(told["update_norm"]) <= 1.001  # clipped once, as a whole
+    for path, leaf in flat(whole.params).items():
+        np.testing.assert_allclose(flat(in_parts.params)[path], leaf, atol=1e-5, err_msg=path)
+
+
+def test_what_is_not_finite_changes_nothing_but_the_steps_number(config, batch):
+    state, step = started(changed(config, warmup_steps=0, ema_decay=0.5))
+    spoiled = batch | {"action": batch["action"].copy()}
+    spoiled["action"][0, -1, 0, 0] = np.nan
+    spoiled["action_pad_mask"] = np.ones_like(batch["action_pad_mask"])
+    run = jax.jit(step)
+    after, told = run(state, spoiled, None)
+    assert not np.isfinite(told["loss"])
+    assert (int(told["applied"]), int(after.step)) == (0, 1)
+    for name in ("params", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+    later, told = run(after, batch, None)
+    assert int(told["applied"]) == 1
+    assert float(told["param_norm"]) > 0
+    assert optax.tree.norm(optax.tree.sub(later.params, state.params)) > 1e-3
+
+
+def test_average_follows_the_trained_parameters(config, batch):
+    state, step = started(changed(config, warmup_steps=0, ema_decay=0.75))
+    after, _ = jax.jit(step)(state, batch, None)
+    assert not any("hf_model" in path for path in after.ema)
+    for path, mean in after.ema.items():
+        before, now = flat(state.params)[path], flat(after.params)[path]
+        np.testing.assert_allclose(mean, 0.75 * before + 0.25 * now, rtol=1e-6, atol=1e-7)
+    averaged = flat(averaged_params(after.params, after.ema, config.frozen))
+    assert averaged.keys() == flat(after.params).keys()
+    np.testing.assert_array_equal(averaged[path], after.ema[path])
+
+
+@pytest.mark.parametrize(
+    ("mode", "frozen", "trained"),
+    [
+        ("full", ("*hf_model*", "*/obs_*"), {"octo_transformer", "heads_action"}),
+        ("head_only", ("*hf_model*",), {"heads_action"}),
+        ("head_mlp_only", ("*hf_model*",), {"heads_action"}),
+    ],
+)
+def test_frozen_parameters_stay_to_the_bit_and_take_no_memory(config, batch, mode, frozen, trained):
+    head = dataclasses.replace(config.model.head, pooling="map")
+    config = dataclasses.replace(
+        changed(config, warmup_steps=0, frozen=frozen),
+        finetuning_mode=mode,
+        model=dataclasses.replace(config.model, head=head),
+    )
+    state, step = started(config)
+    after, told = jax.jit(step)(state, batch, None)
+    before, now = flat(state.params), flat(after.params)
+    moved = {path for path in before if not np.array_equal(before[path], now[path])}
+    held = set(split_frozen(state.params, config.frozen)[1])
+    assert moved <= set(before) - held
+    # With one readout token there is nothing to choose: these get no gradient.
+    idle = {path for path in set(before) - held - moved if "/map_head/" not in path}
+    assert not idle
+    assert {path.split("/")[0] for path in moved} == trained
+    attention = {path for path in before if "/map_head/Multi" in path or path.endswith("/probe")}
+    assert (attention <= held) == (mode == "head_mlp_only")
+    # Adam's moments: float32 and bfloat16 for each trained number, and two counts.
+    size = sum(leaf.size for path, leaf in before.items() if path not in held)
+    taken = sum(leaf.nbytes for leaf in jax.tree.leaves(after.opt_state))
+    assert size * 6 <= taken <= size * 6 + 64
+    assert float(told["grad_norm"]) > 0
+
+
+def test_logged_rate_is_that_of_the_update(config, batch):
+    state, step = started(changed(config, warmup_steps=2, weight_decay=0.0))
+    run = jax.jit(step)
+    for expected in (0.0, 5e-4, 1e-3):
+        state, told = run(state, batch, None)
+        np.testing.assert_allclose(told["learning_rate"], expected, rtol=1e-6)
+        # Adam's update has the size of the rate in every trained number, but for small gradients.
+        trained = sum(leaf.size for leaf in split_frozen(state.params, config.frozen)[0].values())
+        assert float(told["update_norm"]) <= 1.01 * expected * np.sqrt(trained)
+        assert float(told["update_norm"]) >= 0.2 * expected * np.sqrt(trained)
+
+
+@pytest.mark.parametrize("fsdp_devices", [1, 2])
+def test_two_devices_give_the_step_of_one(config, fsdp_devices):
+    batch = batch_of(config)
+    state, step = descending(config)
+    alone, told_alone = jax.jit(step)(state, batch, None)
+    mesh = make_mesh(fsdp_devices)
+    structs = shard_structs(jax.eval_shape(lambda: state), mesh, smallest_bytes=1024)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, structs)
+    sharded = jax.device_put(state, shardings)
+    arrays = jax.device_put(batch, batch_sharding(mesh, config.batch_size))
+    together, told = jax.jit(step, out_shardings=(shardings, None))(sharded, arrays, None)
+    kernel = flat(together.params)["octo_transformer/obs_vggt_projection/kernel"]
+    parts = {str(shard.index) for shard in kernel.addressable_shards}
+    assert len(parts) == fsdp_devices
+    np.testing.assert_allclose(told["loss"], told_alone["loss"], rtol=1e-5)
+    for path, leaf in flat(alone.params).items():
+        np.testing.assert_allclose(flat(together.params)[path], leaf, atol=1e-5, err_msg=path)

@@ -71,23 +71,35 @@ def init_params(config: OctoConfig, key: Key) -> Params:
     params_key, noise_key = jax.random.split(key)
     spec = input_spec(config, batch_size=1, window_size=1)
     batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
-    noise = _training_noise(config.head, noise_key, (1, 1))
+    noise = training_noise(config.head, noise_key, (1, 1))
     variables = OctoModule(config).init(params_key, batch, noise, method="loss")
     return cast(Params, variables["params"])
 
 
-def loss_fn(module: OctoModule, params: Params, batch: Inputs, key: Key) -> Float[Array, ""]:
-    """Returns the loss of a batch; the same key gives the same loss.
+def loss_fn(
+    module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
+) -> Float[Array, ""]:
+    """Returns the loss of a batch.
 
     Args:
       module: The model.
       params: Its parameters.
       batch: As in `OctoModule.loss`.
-      key: A jax key for the noise.
+      noise: From `training_noise`.
     """
-    noise = _training_noise(module.config.head, key, batch["action"].shape[:2])
     loss = module.apply({"params": params}, batch, noise, method="loss")
     return cast(jax.Array, loss)
+
+
+def training_noise(head: HeadConfig, key: Key, shape: tuple[int, int]) -> TrainingNoise | None:
+    """Returns the random numbers of a loss; None for a head that needs none.
+
+    Args:
+      head: The head.
+      key: A jax key; the same key gives the same numbers.
+      shape: Samples of the batch and steps of the window.
+    """
+    return draw_training_noise(head, key, shape) if isinstance(head, DiffusionConfig) else None
 
 
 def encode_texts(
@@ -155,7 +167,3 @@ def sample_actions(
     noise = draw_sampling_noise(head, key, shape) if is_diffusion else None
     actions = module.apply({"params": params}, observation, task, noise, method="sample_actions")
     return cast(jax.Array, actions)
-
-
-def _training_noise(head: HeadConfig, key: Key, shape: tuple[int, int]) -> TrainingNoise | None:
-    return draw_training_noise(head, key, shape) if isinstance(head, DiffusionConfig) else None

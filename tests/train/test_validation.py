@@ -1,0 +1,118 @@
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from pipeline.dataset import open_dataset
+from pipeline.device import batch_sharding, make_mesh
+from pipeline.errors import DataError
+from pipeline.sampling import WHOLE_BATCH
+from pipeline.selection import episode_places
+from pipeline.text import load_vocabulary
+from train.octo.policy import init_params
+from train.step import make_language_table
+from train.validation import (
+    ValidationMetrics,
+    Validator,
+    append_validation,
+    read_episode,
+    read_validation,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config_path, mini_dataset):
+    from pipeline.config import DatasetConfig
+    from train.config import ValidationConfig, load_config
+
+    config = load_config(str(tiny_config_path))
+    data = dataclasses.replace(
+        config.data, datasets=(DatasetConfig(str(mini_dataset)),), validation_fraction=0.3
+    )
+    return dataclasses.replace(
+        config, data=data, validation=ValidationConfig(num_batches=3), batch_size=4
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(mini_dataset):
+    return open_dataset(str(mini_dataset))
+
+
+@pytest.fixture(scope="module")
+def validator(config, dataset):
+    encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
+    sharding = batch_sharding(make_mesh(), 4)
+    return Validator(config, [dataset], encode, WHOLE_BATCH, sharding)
+
+
+@pytest.fixture(scope="module")
+def model(config, validator):
+    """(parameters, language table) of a random model."""
+    params = init_params(config.model, jax.random.key(0))
+    return params, make_language_table(config.model, params, validator._loader.tasks)
+
+
+def test_the_same_samples_give_the_same_numbers_every_time(validator, model):
+    first, again = (validator.run(*model, step) for step in (5, 10))
+    assert (first.step, again.step) == (5, 10)
+    assert dataclasses.replace(again, step=5) == first
+    assert first.num_samples == 12
+    assert list(first.by_dim) == ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+    np.testing.assert_allclose(first.action_error, np.mean(list(first.by_dim.values())), rtol=1e-6)
+
+
+def test_errors_are_those_of_the_sampled_chunks(validator, model, config):
+    found = validator.run(*model, 0)
+    # A random model's samples are within the bound, and the tasks are those held out.
+    assert 0 < found.action_error < 2 * config.model.head.max_action
+    tasks = set(validator._loader.tasks.texts)
+    assert set(found.by_task) <= tasks
+    assert found.loss > 0
+
+
+def test_the_episode_is_one_that_is_held_out(validator, model, dataset, tmp_path):
+    found = validator.episode(*model)
+    held_out = np.flatnonzero(episode_places(dataset) < 0.3)
+    assert found.episode == held_out[0]
+    assert found.is_held_out
+    steps = np.diff(dataset.episode_starts)[found.episode]
+    assert found.actions.shape == (steps, 7)
+    assert found.chunks.shape == (steps, 4, 7)
+    recorded = dataset.columns["episodes"].read(found.episode)["action"]
+    np.testing.assert_allclose(found.actions[:, :6], recorded[:, :6], atol=1e-5)
+    assert set(np.unique(found.actions[:, 6])) <= {0.0, 1.0}  # standardised: 1 = open
+    assert found.frames.shape == (6, 1, 128, 128, 3)
+    assert found.frame_steps.tolist()[0] == 0
+    assert found.frame_steps.tolist()[-1] == steps - 1
+    found.save(tmp_path)
+    again = read_episode(tmp_path)
+    for field in dataclasses.fields(found):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
+
+
+def metrics(step: int) -> ValidationMetrics:
+    return ValidationMetrics(step, 1.5, 0.25, {"dx": 0.25}, {"open the drawer": 0.25}, 8)
+
+
+def test_lines_of_steps_that_are_taken_again_are_replaced(tmp_path):
+    for step in (5, 10, 5):
+        append_validation(tmp_path, metrics(step))
+    assert read_validation(tmp_path) == [metrics(5)]
+    append_validation(tmp_path, metrics(10))
+    assert [one.step for one in read_validation(tmp_path)] == [5, 10]
+
+
+def test_nothing_is_read_where_there_is_nothing(tmp_path):
+    assert read_validation(tmp_path) == []
+    assert read_episode(tmp_path) is None
+
+
+def test_a_damaged_line_is_named(tmp_path: pathlib.Path):
+    good = json.dumps(dataclasses.asdict(metrics(5)))
+    (tmp_path / "validation.jsonl").write_text(f'{good}\n{{"step": 6}}\n')
+    with pytest.raises(DataError, match=r"validation.jsonl, line 2: .*Delete that line"):
+        read_validation(tmp_path)

@@ -1,0 +1,294 @@
+"""`--dry_run`: config, data, weights and machine checked against each other, in plain words."""
+
+import dataclasses
+import logging
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import jax
+import numpy as np
+
+from pipeline import device
+from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.schema import ACTION
+from train import directory
+from train.checkpoints import checkpoint_bytes, has_checkpoint, is_run, read_datasets
+from train.config import Flags, TrainConfig, check_flags
+from train.describe import describe_config, describe_devices
+from train.inputs import Inputs, open_inputs
+from train.memory import estimate_memory
+from train.octo.picture import draw_tokens
+from train.optimizer import split_frozen
+from train.setup import Setup, set_up
+from train.state import count_parameters
+from train.tracking import import_wandb
+
+Level = Literal["ok", "warning", "error"]
+_MARKS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
+_SMALLEST_STD = 1e-3
+"""Of a normalised dimension: below it, noise would be blown up."""
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    """`error`: the run would not start, or not be what it is meant to be."""
+    about: str
+    """What was looked at."""
+    text: str
+    """What was found and, unless it is well, what to do."""
+
+
+def examine(flags: Flags) -> int:
+    """Prints every finding; returns the exit code: 0, or 2 where there is an error."""
+    logging.getLogger("train").setLevel(logging.WARNING)
+    out = sys.stdout.write
+    out(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
+    findings = diagnose(flags)
+    for finding in findings:
+        out(f"{_MARKS[finding.level]} {finding.about}: {finding.text}\n")
+    errors = sum(finding.level == "error" for finding in findings)
+    warnings = sum(finding.level == "warning" for finding in findings)
+    verdict = "this run cannot start" if errors else "the same command without --dry_run trains"
+    out(f"\n{errors} errors, {warnings} warnings: {verdict}\n")
+    return EXIT_USER_ERROR if errors else 0
+
+
+def diagnose(flags: Flags) -> list[Finding]:
+    """All that can be said of a run without compiling it or reading a record.
+
+    Args:
+      flags: Of the command line.
+    """
+    config = flags.config
+    found = _Findings()
+    found.attempt("flags", lambda: check_flags(flags))
+    found.attempt(
+        "run directory",
+        lambda: directory.check(config, resume=flags.resume, overwrite=flags.overwrite),
+        config.save_dir,
+    )
+    goes_on = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
+    found.attempt("devices and batch", lambda: _check_batch(config), _describe_batch(config))
+    if config.wandb.project is not None:
+        found.attempt("wandb", import_wandb, config.wandb.project)
+    _look_at_backend(found)
+    inputs = found.attempt("datasets, vocabulary, weights", lambda: _open(config, goes_on), "found")
+    if inputs is None:
+        return found.all
+    setup = found.attempt("config, data and model", lambda: set_up(config, inputs), "fit together")
+    if setup is None:
+        return found.all
+    found.add("ok", "model", _summarize_model(setup))
+    found.attempt("weights", lambda: _account(setup))
+    found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")
+    _look_at_statistics(found, setup)
+    _look_at_origin(found, setup)
+    _look_at_texts(found, setup)
+    _look_at_validation(found, setup)
+    _look_at_disk(found, setup)
+    _look_at_memory(found, setup)
+    return found.all
+
+
+class _Findings:
+    """Collects findings; an error in one does not hide the others."""
+
+    def __init__(self) -> None:
+        self.all: list[Finding] = []
+
+    def add(self, level: Level, about: str, text: str) -> None:
+        """One more."""
+        self.all.append(Finding(level, about, text))
+
+    def attempt(self, about: str, work: Callable[[], T], good: str | None = None) -> T | None:
+        """Does the work; its `UserError` is a finding, and so is `good` or a text it returns."""
+        try:
+            done = work()
+        except UserError as error:
+            self.add("error", about, str(error))
+            return None
+        text = done if isinstance(done, str) else good
+        if text is not None:
+            self.add("ok", about, text)
+        return done
+
+
+def _open(config: TrainConfig, goes_on: bool) -> Inputs:  # noqa: FBT001  (one flag of a run)
+    return open_inputs(config, resume=goes_on)
+
+
+def _check_batch(config: TrainConfig) -> None:
+    mesh = device.make_mesh(config.fsdp_devices)
+    sharding = device.batch_sharding(mesh, config.batch_size, config.optimizer.accumulation_steps)
+    device.host_shard(sharding, config.batch_size)
+
+
+def _describe_batch(config: TrainConfig) -> str:
+    parts = config.optimizer.accumulation_steps
+    in_parts = f" in {parts} parts" if parts > 1 else ""
+    share = config.batch_size // max(jax.device_count() * parts, 1)
+    return (
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}: batch {config.batch_size}"
+        f"{in_parts}, {share} samples a device at a time"
+    )
+
+
+def _look_at_backend(found: _Findings) -> None:
+    if jax.default_backend() == "cpu" and shutil.which("nvidia-smi") is not None:
+        found.add(
+            "warning",
+            "devices",
+            "this machine has an NVIDIA driver, but jax sees only the CPU: "
+            "pip install 'octograin[cuda]'",
+        )
+
+
+def _summarize_model(setup: Setup) -> str:
+    _, held = split_frozen(setup.state.params, setup.config.frozen)
+    tokens = draw_tokens(setup.config.model, setup.config.data.window_size).splitlines()[0]
+    return (
+        f"{count_parameters(setup.state.params):,} parameters, {count_parameters(held):,} frozen; "
+        f"{tokens}; {describe_devices(setup.mesh)}"
+    )
+
+
+def _account(setup: Setup) -> str:
+    report = setup.account()
+    if report is None:
+        return "none are loaded: all parameters are random, the language encoder's too"
+    return f"{setup.config.pretrained_path}: {report.summary()}"
+
+
+def _look_at_statistics(found: _Findings, setup: Setup) -> None:
+    """Dimensions that hardly vary, and statistics of more than what is trained on."""
+    for key, of_each in setup.loader.statistics.items():
+        normalizer = setup.loader.normalizers[key]
+        for dataset, part, mask in zip(
+            setup.loader.datasets, of_each, normalizer.mask, strict=True
+        ):
+            flat = np.flatnonzero((part.std < _SMALLEST_STD) & mask)
+            if len(flat):
+                where = ", ".join(f"{key}[{dim}] (std {part.std[dim]:.2g})" for dim in flat)
+                found.add(
+                    "warning",
+                    f"statistics of {dataset.path}",
+                    f"{where} hardly varies: normalised, its noise is as large as the others' "
+                    "signal. Check that dimension, or leave it out at conversion",
+                )
+    used = ", ".join(
+        f"{d.path}: {s.count:,} steps"
+        for d, s in zip(setup.loader.datasets, setup.loader.statistics[ACTION], strict=True)
+    )
+    found.add("ok", "statistics", f"{setup.config.data.normalization}, of {used}")
+
+
+def _look_at_origin(found: _Findings, setup: Setup) -> None:
+    """Data that another run, whose weights are taken, was trained on otherwise."""
+    path = setup.config.pretrained_path
+    if path is None or not is_run(pathlib.Path(path)):
+        return
+    before = list(read_datasets(pathlib.Path(path), setup.config.pretrained_step).values())
+    for where, now in setup.loader.describe_datasets().items():
+        for field in ("conventions", "normalization"):
+            theirs = [one[field] for one in before]
+            if now[field] not in theirs:
+                found.add(
+                    "warning",
+                    f"{field} of {where}",
+                    f"{now[field]}, but the weights of {path} were trained with {theirs[0]}: what "
+                    "they learnt of these numbers does not hold here",
+                )
+        if now["statistics"] not in [one["statistics"] for one in before]:
+            found.add(
+                "warning",
+                f"statistics of {where}",
+                f"others than those of the run {path}: its actions mean other movements here. "
+                "That is right for other data; for the same data, convert it the same way",
+            )
+
+
+def _look_at_texts(found: _Findings, setup: Setup) -> None:
+    tasks = setup.loader.tasks
+    for text in tasks.truncated:
+        found.add(
+            "warning",
+            "instruction",
+            f"cut to {setup.config.data.max_text_length} tokens: {text}",
+        )
+    without = int((~tasks.has_text).sum())
+    if without and not setup.config.data.has_goals:
+        found.add(
+            "warning",
+            "instruction",
+            "some steps have none, and no goal images tell their task: set data.conditioning",
+        )
+
+
+def _look_at_validation(found: _Findings, setup: Setup) -> None:
+    fraction = setup.config.data.validation_fraction
+    if setup.validator is None:
+        found.add(
+            "warning",
+            "validation",
+            "no episode is held out: set data.validation_fraction, such as 0.05",
+        )
+        return
+    found.add("ok", "validation", f"{100 * fraction:.3g} % of the episodes are held out")
+
+
+def _look_at_disk(found: _Findings, setup: Setup) -> None:
+    """Room for all checkpoints that will be there at once, one being written included."""
+    config = setup.config
+    one = checkpoint_bytes(setup.state)
+    forever = 0 if config.keep_every is None else config.num_steps // config.keep_every
+    last = min(config.keep_checkpoints, -(-config.num_steps // config.save_interval))
+    needed = one * (last + forever + 1)
+    place = pathlib.Path(config.save_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    text = (
+        f"a checkpoint takes {one / 1e9:.2f} GB, all that are kept {needed / 1e9:.2f}; "
+        f"{free / 1e9:.0f} GB are free"
+    )
+    if free < needed:
+        found.add("error", "disk", f"{text}. Free space, or lower keep_checkpoints")
+    else:
+        found.add("ok", "disk", text)
+
+
+def _look_at_memory(found: _Findings, setup: Setup) -> None:
+    estimate = estimate_memory(setup)
+    available = _device_bytes()
+    text = f"{estimate} on each device"
+    if available is None:
+        found.add("ok", "memory", text)
+    elif estimate.total > available:
+        found.add(
+            "warning",
+            "memory",
+            f"{text}, which has {available / 1e9:.1f} GB. Lower batch_size, raise "
+            "optimizer.accumulation_steps, or set model.remat=True, "
+            "model.compute_dtype=bfloat16 or fsdp_devices",
+        )
+    else:
+        found.add("ok", "memory", f"{text}, which has {available / 1e9:.1f} GB")
+
+
+def _device_bytes() -> int | None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if jax.default_backend() != "cpu":
+        return None
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024 // jax.local_device_count()
+    return None

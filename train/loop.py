@@ -1,0 +1,282 @@
+"""The loop: a batch, a step, and what is due after it: logs, checkpoints, validation."""
+
+import dataclasses
+import itertools
+import logging
+import pathlib
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from pipeline import device
+from pipeline.errors import UserError
+from pipeline.loader import LoadedBatch
+from train import cluster
+from train.checkpoints import Checkpoints, Constants
+from train.interrupt import StopRequests
+from train.logging import MetricsLog, StepMetrics
+from train.setup import Setup, excludable
+from train.state import TrainState, averaged_params
+from train.step import LanguageTable, Metrics, TrainStep
+from train.validation import ValidationMetrics, append_validation
+from train.views import save_views
+
+SKIPPED = "skipped"
+"""Folder of a run directory: the batches whose updates were skipped."""
+_log = logging.getLogger("train.run")
+_MOST_SAVED_BATCHES = 4
+_ASKED_EVERY = 10
+"""Steps between asking other processes whether one is to stop: each time all of them wait."""
+
+
+class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
+    """The run was asked to stop, and is saved."""
+
+    def __init__(self, by: signal.Signals | None) -> None:
+        super().__init__()
+        self.by = by
+        """The signal; None: another process got it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step whose metrics are not read yet: they are, while the next one computes."""
+
+    step: int
+    metrics: Metrics
+    step_s: float
+    wait_s: float
+    fingerprint: str
+
+
+class Loop:
+    """Trains from a state to the last step.
+
+    Args:
+      setup: The run.
+      train_step: Compiled.
+      table: As `make_language_table` returns it.
+      checkpoints: Where states go.
+      log: Where metrics go; None in processes that do not write.
+      directory: The run's.
+      requests: To stop.
+    """
+
+    def __init__(  # noqa: PLR0913  (the parts of a run, once)
+        self,
+        setup: Setup,
+        train_step: TrainStep,
+        table: LanguageTable,
+        checkpoints: Checkpoints,
+        log: MetricsLog | None,
+        directory: pathlib.Path,
+        requests: StopRequests,
+    ) -> None:
+        self._setup = setup
+        self._config = setup.config
+        self._step = train_step
+        self._table = table
+        self._checkpoints = checkpoints
+        self._log = log
+        self._directory = directory
+        self._requests = requests
+        self._constants = Constants(
+            setup.config,
+            setup.loader.describe_datasets(),
+            setup.inputs.vocabulary.serialized_model_proto(),
+        )
+        self._saved: int | None = None
+        self._skipped = 0
+
+    def run(self, state: TrainState, *, is_saved: bool) -> TrainState:
+        """Trains, saves and validates as the config says; returns the last state.
+
+        Args:
+          state: To start from; its arrays are used up.
+          is_saved: Whether the last checkpoint is of this state.
+
+        Raises:
+          UserError: Where a batch cannot be made, too many updates in a row were skipped, or a
+            checkpoint cannot be written. The state before it is saved where that is possible.
+          Stopped: On request, once the state is saved.
+        """
+        first = int(state.step)
+        self._saved = first if is_saved else None
+        pending: _Pending | None = None
+        with self._batches(first) as batches:
+            before = time.perf_counter()
+            for step in range(first + 1, self._config.num_steps + 1):
+                if self._is_asked_to_stop(step):
+                    self._flush(pending)
+                    self._save(state)
+                    raise Stopped(self._requests.received)
+                asked = time.perf_counter()
+                try:
+                    arrays, batch = next(batches)
+                except UserError as error:
+                    self._flush(pending)
+                    self._save(state)
+                    raise self._resumable(excludable(error, self._config), step - 1) from error
+                wait_s = time.perf_counter() - asked
+                if pending is not None and not _is_ready(pending.metrics["loss"]):
+                    wait_s = 0.0  # the devices were still at work on the step before
+                if self._log is not None and step == 1:
+                    save_views(self._config, batch.arrays, self._directory)
+                state, metrics = self._step(state, arrays, self._table)
+                arrays = None  # its memory is free for the next one
+                self._flush(pending, state)
+                now = time.perf_counter()
+                pending = _Pending(step, metrics, now - before, wait_s, batch.fingerprint)
+                before = now
+                if self._is_due(step):
+                    self._flush(pending, state)
+                    pending = None
+                    self._after(step, state)
+                    before = time.perf_counter()
+        return state
+
+    def _batches(self, position: int) -> "_Batches":
+        batches = self._setup.loader.batches(position)
+        return _Batches(batches, device.one_ahead(batches, self._setup.sharding))
+
+    def _is_asked_to_stop(self, step: int) -> bool:
+        asked = self._requests.received is not None
+        if jax.process_count() == 1:
+            return asked
+        return step % _ASKED_EVERY == 0 and cluster.any_process(asked)
+
+    def _is_due(self, step: int) -> bool:
+        return (
+            step == self._config.num_steps
+            or step % self._config.save_interval == 0
+            or (self._setup.validator is not None and step % self._config.validation.interval == 0)
+        )
+
+    def _after(self, step: int, state: TrainState) -> None:
+        is_last = step == self._config.num_steps
+        if is_last or step % self._config.save_interval == 0:
+            self._save(state)
+        if is_last or step % self._config.validation.interval == 0:
+            self._validate(step, state)
+
+    def _save(self, state: TrainState) -> None:
+        step = int(state.step)
+        if self._saved != step:
+            self._checkpoints.save(state, self._setup.loader.state(step), self._constants)
+            self._saved = step
+
+    def _validate(self, step: int, state: TrainState) -> None:
+        validator = self._setup.validator
+        if validator is None:
+            return
+        params = averaged_params(state.params, state.ema, self._config.frozen)
+        found = validator.run(params, self._table, step)
+        if self._log is not None:
+            self._log.write_validation(found)
+            append_validation(self._directory, found)
+            _log.info("%s", _describe(found))
+
+    def _flush(self, pending: _Pending | None, state: TrainState | None = None) -> None:
+        """Waits for a step's metrics and writes them.
+
+        Raises:
+          UserError: Where one update too many was skipped; `state`, if given, is saved before.
+        """
+        if pending is None:
+            return
+        values = {name: float(value) for name, value in pending.metrics.items()}
+        applied = int(values.pop("applied"))
+        if self._log is not None:
+            self._log.write(
+                StepMetrics(
+                    step=pending.step,
+                    applied=applied,
+                    step_s=pending.step_s,
+                    data_wait_s=pending.wait_s,
+                    memory_gb=_memory_gb(),
+                    batch_fingerprint=pending.fingerprint,
+                    **values,
+                )
+            )
+        if applied:
+            self._skipped = 0
+            return
+        self._skipped += 1
+        place = self._keep_batch(pending)
+        found = f"loss {values['loss']}, grad_norm {values['grad_norm']}"
+        _log.warning("step %d: %s; its update is skipped%s", pending.step, found, place)
+        if self._skipped > self._config.optimizer.max_skipped:
+            if state is not None:
+                self._save(state)
+            raise UserError(
+                where=f"step {pending.step}, batch {pending.fingerprint}",
+                expected=f"a finite loss and gradient after {self._skipped - 1} skipped in a row",
+                found=found + place,
+                remedy="Look at the batch; or start a new run with a lower "
+                "optimizer.learning_rate.",
+            )
+
+    def _keep_batch(self, pending: _Pending) -> str:
+        """Saves a batch for inspection, made again: it is a function of the step alone."""
+        folder = self._directory / SKIPPED
+        path = folder / f"step_{pending.step}_process_{jax.process_index()}.npz"
+        folder.mkdir(exist_ok=True)
+        if len(list(folder.iterdir())) >= _MOST_SAVED_BATCHES:
+            return ""
+        batches = self._setup.loader.batches(pending.step - 1)
+        try:
+            arrays = next(itertools.islice(batches, 1)).arrays
+        finally:
+            batches.close()
+        flat: dict[str, Any] = dict(traverse_util.flatten_dict(arrays, sep="/"))
+        np.savez(path, allow_pickle=False, **flat)
+        return f"; the batch is in {path}"
+
+    def _resumable(self, error: UserError, step: int) -> UserError:
+        """The error of a batch that cannot be made, with where the run stands."""
+        remedy = f"The run is saved at step {step}: go on with --resume. {error.remedy}"
+        return UserError(
+            where=error.where, expected=error.expected, found=error.found, remedy=remedy
+        )
+
+
+class _Batches:
+    """Batches on their way to the devices; a context manager that ends the loader's threads."""
+
+    def __init__(
+        self, batches: Any, on_devices: Iterator[tuple[dict[str, Any], LoadedBatch]]
+    ) -> None:
+        self._batches = batches
+        self._on_devices = on_devices
+
+    def __enter__(self) -> Iterator[tuple[dict[str, Any], LoadedBatch]]:
+        return self._on_devices
+
+    def __exit__(self, *error: object) -> None:
+        self._batches.close()
+
+
+def _is_ready(array: Any) -> bool:
+    """Whether it is computed; jax's stubs do not know the method."""
+    return array.is_ready()
+
+
+def _memory_gb() -> float:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return round(stats["peak_bytes_in_use"] / 1e9, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+
+
+def _describe(found: ValidationMetrics) -> str:
+    dims = ", ".join(f"{name} {error:.3f}" for name, error in found.by_dim.items())
+    return (
+        f"step {found.step}: validation loss {found.loss:.3f}, action error "
+        f"{found.action_error:.3f} ({dims}) on {found.num_samples} samples"
+    )

@@ -1,0 +1,227 @@
+"""Draws curves with matplotlib as SVG; the words around them are the page's."""
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from train.report.colors import BLUE, FONTS, GREY, INK, ORANGE, PALE, PALE_BLUE
+from train.report.numbers import short
+from train.report.series import finite, has_log_scale, smooth, thin
+
+_POINTS_A_PIXEL = 0.75
+_INCHES_A_PIXEL = 1 / 96
+_FONT_PX = 11.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 22, 10, 36
+"""Pixels around the axes."""
+_MAX_MARKED = 30
+"""Points of a line up to which each has a marker."""
+_PIXELS_A_TICK = 85
+_PIXELS_A_BIN = 2
+"""Of a thinned curve: its lowest and highest point stand in so many."""
+_MARK_HEIGHT = 0.03
+"""Of marks above the foot of the axes, as a share of these."""
+_SHORT_LOG = 1e3
+"""Largest over smallest value up to which a logarithmic axis has ticks between powers of ten."""
+_LOG_TICKS = {False: (1.0,), True: (1.0, 2.0, 5.0)}
+"""Multiples of powers of ten with a tick, by whether the axis is short."""
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": ["DejaVu Sans"],
+    "font.size": _FONT_PX * _POINTS_A_PIXEL,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6,
+    "axes.labelcolor": GREY,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": PALE,
+    "grid.linewidth": 0.5,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.size": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Of a chart, in CSS pixels."""
+
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Points of a curve by step."""
+
+    steps: np.ndarray
+    """(n), ascending."""
+    values: np.ndarray
+    """(n); points that are not finite are not drawn."""
+    color: str = BLUE
+    """Of the line."""
+
+
+def draw_loss(
+    train: Line, validation: Line, skipped: np.ndarray, size: Size, last_step: int
+) -> str:
+    """The loss of every step, pale, and smoothed; that of validations; marks of skipped updates.
+
+    Args:
+      train: Of every step.
+      validation: Of every validation; may be empty.
+      skipped: Steps whose update was not applied.
+      size: Of the chart.
+      last_step: Where the axis ends.
+    """
+    steps, values = finite(train.steps, train.values)
+
+    def paint(axes: Axes) -> None:
+        _plot(axes, Line(steps, values, PALE_BLUE), width=0.8)
+        _plot(axes, Line(steps, smooth(values)), width=1.8)
+        _plot(axes, validation, width=1.5)
+        if len(skipped):
+            foot = axes.get_xaxis_transform()
+            marks = np.full(len(skipped), _MARK_HEIGHT)
+            axes.plot(skipped, marks, "|", color=INK, ms=7, mew=1.2, transform=foot)
+        _scale(axes, np.concatenate([values, finite(validation.steps, validation.values)[1]]))
+
+    return _draw(paint, size, last_step)
+
+
+def draw_curve(
+    line: Line, size: Size, last_step: int, *, smoothed: bool = False, from_zero: bool = False
+) -> str:
+    """One curve.
+
+    Args:
+      line: The curve.
+      size: Of the chart.
+      last_step: Where the axis ends.
+      smoothed: Draws the points pale and their smoothed curve over them.
+      from_zero: Draws a linear axis that starts at 0.
+    """
+    steps, values = finite(line.steps, line.values)
+
+    def paint(axes: Axes) -> None:
+        if smoothed:
+            _plot(axes, Line(steps, values, PALE_BLUE), width=0.8)
+        _plot(axes, Line(steps, smooth(values) if smoothed else values, line.color), width=1.5)
+        if from_zero:
+            axes.set_ylim(0, 1.08 * values.max(initial=0.0) or 1.0)
+            _number_ticks(axes)
+        else:
+            _scale(axes, values)
+
+    return _draw(paint, size, last_step)
+
+
+def draw_chunks(actions: np.ndarray, chunks: np.ndarray, every: int, size: Size) -> str:
+    """The recorded values of one dimension as a line, and chunks as segments from their dots.
+
+    Args:
+      actions: (steps).
+      chunks: (steps, horizon): sampled at each step; what lies beyond the episode is not drawn.
+      every: Steps from a drawn chunk to the next.
+      size: Of the chart.
+    """
+    num_steps = len(actions)
+    starts = np.arange(0, num_steps, every)
+    segments = [
+        np.stack([np.arange(t, t + len(part)), part], axis=1)
+        for t, part in ((t, chunks[t, : num_steps - t]) for t in starts.tolist())
+    ]
+
+    def paint(axes: Axes) -> None:
+        axes.plot(np.arange(num_steps), actions, color=INK, linewidth=1.0)
+        axes.add_collection(LineCollection(segments, colors=ORANGE, linewidths=1.6))
+        axes.plot(starts, chunks[starts, 0], "o", color=ORANGE, ms=2.6, linestyle="none")
+        _pad(axes, np.concatenate([actions, *(segment[:, 1] for segment in segments)]))
+        _number_ticks(axes)
+
+    return _draw(paint, size, num_steps - 1)
+
+
+def _plot(axes: Axes, line: Line, width: float) -> None:
+    max_bins = round(axes.bbox.width / _POINTS_A_PIXEL / _PIXELS_A_BIN)
+    steps, values = thin(*finite(line.steps, line.values), max_bins)
+    style: dict[str, Any] = {"color": line.color, "linewidth": width}
+    if len(values) <= _MAX_MARKED:
+        style |= {"marker": "o", "markersize": 3.5, "clip_on": False}
+    axes.plot(steps, values, **style)
+
+
+def _scale(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic axis where that is read more easily, else a linear one."""
+    if not has_log_scale(values):
+        _pad(axes, values)
+        _number_ticks(axes)
+        return
+    axes.set_yscale("log")
+    axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
+    is_short = values.max() / values.min() < _SHORT_LOG
+    axes.yaxis.set_major_locator(LogLocator(subs=_LOG_TICKS[is_short], numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _pad(axes: Axes, values: np.ndarray) -> None:
+    """The range of the values with a little room, and never empty."""
+    shown = values[np.isfinite(values)]
+    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+    axes.set_ylim(low - room, high + room)
+
+
+def _number_ticks(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _draw(paint: Callable[[Axes], None], size: Size, last_step: int) -> str:
+    """An SVG whose axes leave room for tick labels and the word `step`."""
+    with rc_context(_STYLE):
+        inches = size.width * _INCHES_A_PIXEL, size.height * _INCHES_A_PIXEL
+        figure = Figure(figsize=inches, dpi=72, facecolor="none")
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes(_inner(size), facecolor="none")
+        paint(axes)
+        axes.set_xlim(0, max(last_step, 1))
+        ticks = max(2, size.width // _PIXELS_A_TICK)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.set_xlabel("step", labelpad=2)
+        return _save(figure)
+
+
+def _inner(size: Size) -> tuple[float, float, float, float]:
+    width, height = size.width - _LEFT - _RIGHT, size.height - _TOP - _BOTTOM
+    return (
+        _LEFT / size.width,
+        _BOTTOM / size.height,
+        width / size.width,
+        height / size.height,
+    )
+
+
+def _save(figure: Figure) -> str:
+    buffer = io.StringIO()
+    nothing: Sequence[str] = ("Creator", "Date", "Format", "Type")
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(nothing))
+    return buffer.getvalue().replace("'DejaVu Sans'", FONTS)

@@ -1,0 +1,128 @@
+"""What a run directory holds that its page tells of; each file may be missing."""
+
+import dataclasses
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import DataError, UserError
+from pipeline.files import from_json_text
+from train.directory import CONFIG_NAME
+from train.logging import METRICS_NAME, StepMetrics, read_metrics
+from train.octo.report import LoadReport
+from train.validation import (
+    EPISODE_NAME,
+    EpisodePrediction,
+    ValidationMetrics,
+    read_episode,
+    read_validation,
+)
+from train.validation import METRICS_NAME as VALIDATION_NAME
+
+LOAD_REPORT_NAME = "load_report.json"
+DATASETS_NAME = "datasets.json"
+VIEWS_NAME = "views.png"
+_NAMES = (
+    CONFIG_NAME,
+    METRICS_NAME,
+    VALIDATION_NAME,
+    EPISODE_NAME,
+    VIEWS_NAME,
+    LOAD_REPORT_NAME,
+    DATASETS_NAME,
+)
+_REMEDY = "Delete that file: the page then says that it is missing."
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The files of a run, read."""
+
+    name: str
+    """Of the run: its directory's."""
+    config: dict[str, Any]
+    """`config.json`: the fields of `TrainConfig`, nested; empty where it is missing."""
+    metrics: tuple[StepMetrics, ...]
+    """By step; empty where no step was logged."""
+    validation: tuple[ValidationMetrics, ...]
+    """By step; empty where nothing was validated."""
+    episode: EpisodePrediction | None
+    """None where it is missing."""
+    views: bytes | None
+    """`views.png`; None where it is missing."""
+    load_report: LoadReport | None
+    """None where it is missing."""
+    datasets: dict[str, Any]
+    """`datasets.json`, by path; empty where it is missing."""
+
+    def setting(self, path: str) -> Any:
+        """The config's value at a dotted path; None where the config has none."""
+        value: Any = self.config
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether validation is on episodes that the model was not trained on."""
+        return bool(self.setting("data.validation_fraction"))
+
+
+def read_run(directory: pathlib.Path) -> RunFiles:
+    """Everything in a run directory that its page tells of.
+
+    Raises:
+      UserError: Where no such directory exists, or none of these files is in it.
+      DataError: A damaged file.
+    """
+    if not any((directory / name).is_file() for name in _NAMES):
+        raise UserError(
+            where=str(directory),
+            expected=f"a run directory with a {CONFIG_NAME}",
+            found="none of a run's files in it" if directory.is_dir() else "no such directory",
+            remedy="Name the save_dir of a run.",
+        )
+    load_report = _read(directory / LOAD_REPORT_NAME, _to_load_report)
+    return RunFiles(
+        name=directory.resolve().name,
+        config=_read(directory / CONFIG_NAME, _to_object) or {},
+        metrics=tuple(read_metrics(directory)),
+        validation=tuple(read_validation(directory)),
+        episode=_read_episode(directory),
+        views=_read(directory / VIEWS_NAME, lambda path: path.read_bytes()),
+        load_report=load_report,
+        datasets=_read(directory / DATASETS_NAME, _to_object) or {},
+    )
+
+
+def _read(path: pathlib.Path, parse: Callable[[pathlib.Path], Any]) -> Any:
+    """What `parse` makes of a file; None where it is missing."""
+    return parse(path) if path.is_file() else None
+
+
+def _to_load_report(path: pathlib.Path) -> LoadReport:
+    return from_json_text(LoadReport, path.read_text(), where=str(path), remedy=_REMEDY)
+
+
+def _to_object(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise _damaged(path, "a JSON object", str(error)) from error
+    if not isinstance(values, dict):
+        raise _damaged(path, "a JSON object", type(values).__name__)
+    return values
+
+
+def _read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
+    try:
+        return read_episode(directory)
+    except (OSError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
+        path = directory / EPISODE_NAME
+        raise _damaged(path, "the arrays of an EpisodePrediction", str(error)) from error
+
+
+def _damaged(path: pathlib.Path, expected: str, found: str) -> DataError:
+    return DataError(where=str(path), expected=expected, found=found, remedy=_REMEDY)

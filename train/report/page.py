@@ -1,0 +1,133 @@
+"""The page as a whole: title, numbers, contents, sections; and how it comes onto the disk."""
+
+import pathlib
+
+from pipeline.files import write_text_atomically, writing
+from train.report.episode import episode_section, views_section
+from train.report.inputs import RunFiles, read_run
+from train.report.markup import Html, tag
+from train.report.numbers import count, duration, three_digits
+from train.report.provenance import config_section, datasets_section, weights_section
+from train.report.quality import error_section, task_section
+from train.report.styles import STYLES
+from train.report.summary import NUM_LAST_STEPS, Summary, summarize
+from train.report.training import loss_section, optimizer_section, pace_section
+
+REPORT_NAME = "report.html"
+_UNKNOWN = "\N{EN DASH}"
+_CONTENTS = {
+    "loss": "Loss",
+    "error": "Action error",
+    "tasks": "Tasks",
+    "episode": "Episode",
+    "views": "Step 0",
+    "updates": "Updates",
+    "pace": "Pace",
+    "weights": "Weights",
+    "datasets": "Datasets",
+    "config": "Config",
+}
+"""Sections in their order, by anchor."""
+
+
+def write_report(run_directory: pathlib.Path) -> pathlib.Path:
+    """Writes `report.html` into a run directory, in place of one of before; returns its path.
+
+    The page stands alone: it loads nothing. A file of the run that is missing is no error; its
+    section says why.
+
+    Raises:
+      UserError: Where no such directory exists, it holds no run, or it cannot be written.
+      DataError: A damaged file of the run.
+    """
+    path = run_directory / REPORT_NAME
+    page = to_page(read_run(run_directory))
+    with writing(path):
+        write_text_atomically(path, page)
+    return path
+
+
+def to_page(run: RunFiles) -> str:
+    """The page of a run as HTML."""
+    summary = summarize(run)
+    sections = [
+        loss_section(run, summary),
+        error_section(run),
+        task_section(run),
+        episode_section(run),
+        views_section(run),
+        optimizer_section(run),
+        pace_section(run),
+        weights_section(run),
+        datasets_section(run),
+        config_section(run),
+    ]
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{run.name}: training report"),
+        tag("style", Html(STYLES)),
+    )
+    body = tag("body", _header(run, summary), tag("main", *sections))
+    return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def _header(run: RunFiles, summary: Summary) -> Html:
+    links = [tag("a", name, href=f"#{anchor}") for anchor, name in _CONTENTS.items()]
+    return tag(
+        "header",
+        tag("p", "Training report", class_="kind"),
+        tag("h1", run.name),
+        tag("p", _origin(run), class_="origin"),
+        tag("dl", *(_figure(*parts) for parts in _figures(run, summary)), class_="figures"),
+        tag("nav", *links, aria_label="Contents"),
+    )
+
+
+def _origin(run: RunFiles) -> str:
+    """What was trained, on what, in a sentence."""
+    source = run.setting("pretrained_path")
+    begun = f"Octo finetuned from {source}" if source else "Octo trained from random weights"
+    begun = begun if run.config else "Octo"
+    names = [str(values.get("name", path)) for path, values in run.datasets.items()]
+    data = f" on {', '.join(names)}" if names else ""
+    batch_size = run.setting("batch_size")
+    batch = f"; {count(batch_size, 'sample')} a step" if batch_size else ""
+    return f"{begun}{data}{batch}."
+
+
+def _figure(name: str, value: str, detail: str) -> Html:
+    return tag("div", tag("dt", name), tag("dd", value, tag("small", detail)))
+
+
+def _figures(run: RunFiles, summary: Summary) -> list[tuple[str, str, str]]:
+    """(name, value, detail) of the numbers at the top."""
+    planned = run.setting("num_steps")
+    validated = f"step {run.validation[-1].step:,}" if run.validation else "not validated"
+    fast = ("samples/s", summary.samples_per_s)
+    if summary.samples_per_s is None:
+        fast = ("steps/s", summary.steps_per_s)
+    wait = summary.wait_share
+    return [
+        ("Steps", _whole(summary.steps), f"of {planned:,}" if planned else ""),
+        ("Final loss", _short(summary.loss), f"last {NUM_LAST_STEPS} steps"),
+        ("Validation loss", _short(summary.validation_loss), validated),
+        ("Action error", _short(summary.action_error), validated),
+        (
+            "Wall time",
+            _UNKNOWN if summary.wall_s is None else duration(summary.wall_s),
+            "sum over steps",
+        ),
+        (fast[0].capitalize(), _short(fast[1]), "over all steps"),
+        ("Wait share", _UNKNOWN if wait is None else f"{100 * wait:.1f} %", "waiting for data"),
+        ("Skipped", _whole(summary.skipped), "updates"),
+    ]
+
+
+def _short(value: float | None) -> str:
+    return _UNKNOWN if value is None else three_digits(value)
+
+
+def _whole(value: int | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,}"

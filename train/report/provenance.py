@@ -1,0 +1,214 @@
+"""Sections on what the run is made of: pretrained weights, datasets, config."""
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pipeline.files import dump_json
+from train.octo.report import LoadRow, Shape, Status
+from train.report.inputs import CONFIG_NAME, DATASETS_NAME, LOAD_REPORT_NAME, RunFiles
+from train.report.markup import Html, join, tag
+from train.report.numbers import count, percent, short, three_digits
+from train.report.parts import absent, folded, key, note, section, table
+
+_ORDER: Mapping[Status, int] = {
+    "mismatched shape": 0,
+    "new": 1,
+    "unused": 2,
+    "resized": 3,
+    "loaded": 4,
+}
+"""What most wants a look comes first."""
+_MEANINGS: Mapping[Status, str] = {
+    "loaded": "taken from the checkpoint",
+    "resized": "taken from the checkpoint, fitted to the model's shape",
+    "new": "only the model has them: fresh values",
+    "unused": "only the checkpoint has them: left out",
+    "mismatched shape": "of another shape in the checkpoint: fresh values",
+}
+_MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
+_MAX_DIMS = 32
+"""Dimensions of a feature whose statistics are shown."""
+_DIGEST_LENGTH = 12
+
+
+def weights_section(run: RunFiles) -> Html:
+    """What became of every tensor of the model and of the checkpoint."""
+    title = "Pretrained weights"
+    if run.load_report is None:
+        return section(title, absent(_why_no_report(run)), anchor="weights")
+    rows = sorted(run.load_report.rows, key=lambda row: (_ORDER[row.status], row.path))
+    source = run.setting("pretrained_path")
+    about = [note(f"Of {source}.")] if source else []
+    tensors = table(
+        ["tensor", "status", "in the model", "in the checkpoint", "how"],
+        [
+            [
+                _breakable(row.path),
+                row.status,
+                _shape(row.target_shape),
+                _shape(row.checkpoint_shape),
+                row.how,
+            ]
+            for row in rows
+        ],
+        "Tensors, those that were not loaded first",
+        is_wide=True,
+    )
+    return section(
+        title,
+        *about,
+        _status_bar(rows),
+        _status_table(rows),
+        folded(f"All {count(len(rows), 'tensor')}", tensors),
+        anchor="weights",
+    )
+
+
+def datasets_section(run: RunFiles) -> Html:
+    """The datasets, what their numbers mean, and the statistics that they are normalised by."""
+    if not run.datasets:
+        reason = f"The datasets were not described: {DATASETS_NAME} is missing."
+        return section("Datasets", absent(reason), anchor="datasets")
+    headings = ["dataset", ">steps", ">Hz", "images", "rotation", "no-ops", "gripper", "digest"]
+    rows = [_dataset_row(values) for values in run.datasets.values()]
+    folds = [
+        folded(
+            f"Statistics of {values.get('name', path)}",
+            note(f"{path}, schema {values.get('schema_hash', 'not known')}"),
+            *_statistics(values.get("statistics", {}), _action_dims(run)),
+        )
+        for path, values in run.datasets.items()
+    ]
+    normalization = ", ".join(
+        sorted({str(v.get("normalization", "not known")) for v in run.datasets.values()})
+    )
+    caption = f"By name; normalisation: {normalization}"
+    return section(
+        "Datasets", table(headings, rows, caption, is_wide=True), *folds, anchor="datasets"
+    )
+
+
+def config_section(run: RunFiles) -> Html:
+    """The whole config."""
+    if not run.config:
+        reason = f"The config is not known: {CONFIG_NAME} is missing."
+        return section("Config", absent(reason), anchor="config")
+    text = tag("pre", dump_json(run.config).rstrip(), tabindex=0)
+    return section("Config", folded(CONFIG_NAME, text), anchor="config")
+
+
+def _why_no_report(run: RunFiles) -> str:
+    if run.config and run.setting("pretrained_path") is None:
+        return "The run started from random weights: pretrained_path is not set."
+    return f"What was loaded is not known: {LOAD_REPORT_NAME} is missing."
+
+
+def _numbers_by_status(rows: Sequence[LoadRow]) -> collections.Counter[Status]:
+    """Numbers in the tensors of each status."""
+    numbers = collections.Counter[Status]()
+    for row in rows:
+        numbers[row.status] += math.prod(row.target_shape or row.checkpoint_shape or ())
+    return numbers
+
+
+def _status_bar(rows: Sequence[LoadRow]) -> Html:
+    """The shares of the numbers, beside each other."""
+    numbers = _numbers_by_status(rows)
+    parts = [
+        tag("span", class_=f"key-{_css(status)}", style=f"flex-grow:{numbers[status]}")
+        for status in get_args(Status)
+        if numbers[status]
+    ]
+    return tag("div", *parts, class_="stack", aria_hidden="true")
+
+
+def _status_table(rows: Sequence[LoadRow]) -> Html:
+    tensors, numbers = collections.Counter(row.status for row in rows), _numbers_by_status(rows)
+    whole = sum(numbers.values()) or 1
+    cells = [
+        [
+            join([key(_css(status), status), tag("small", _MEANINGS[status])]),
+            f"{tensors[status]:,}",
+            f"{numbers[status]:,}",
+            percent(numbers[status] / whole),
+        ]
+        for status in get_args(Status)
+        if tensors[status]
+    ]
+    headings = ["status", ">tensors", ">numbers", ">share"]
+    return table(headings, cells, "Tensors by what became of them")
+
+
+def _css(status: Status) -> str:
+    return status.partition(" ")[0]
+
+
+def _breakable(path: str) -> Html:
+    """A path that a line may end in after each `/`."""
+    first, *rest = path.split("/")
+    return join([first, *(piece for part in rest for piece in ("/", tag("wbr"), part))])
+
+
+def _shape(shape: Shape | None) -> str:
+    if shape is None:
+        return "\N{EN DASH}"
+    return (
+        "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}".join(map(str, shape))
+        or "scalar"
+    )
+
+
+def _dataset_row(values: Mapping[str, Any]) -> list[str]:
+    says = values.get("conventions", {})
+    steps = values.get("statistics", {}).get("action", {}).get("count")
+    hz = says.get("control_frequency_hz")
+    digest = str(values.get("digest", ""))
+    return [
+        str(values.get("name", "")),
+        "" if steps is None else f"{steps:,}",
+        "" if hz is None else f"{hz:g}",
+        _words(says.get("image_orientation")),
+        _words(says.get("rotation")),
+        _words(says.get("no_ops")),
+        _gripper(says),
+        tag("code", digest[:_DIGEST_LENGTH], title=digest),
+    ]
+
+
+def _gripper(conventions: Mapping[str, Any]) -> str:
+    if conventions.get("gripper_dim") is None:
+        return "none"
+    opens, closes = (conventions.get(f"gripper_{name}", 0.0) for name in ("open", "close"))
+    return f"dimension {conventions['gripper_dim']}, open {short(opens)}, close {short(closes)}"
+
+
+def _words(value: object) -> str:
+    return "" if value is None else str(value).replace("_", " ")
+
+
+def _action_dims(run: RunFiles) -> tuple[str, ...]:
+    """Names of the action's dimensions; empty where no file has them."""
+    if run.episode is not None:
+        return run.episode.dims
+    return tuple(run.validation[-1].by_dim) if run.validation else ()
+
+
+def _statistics(features: Mapping[str, Any], action_dims: Sequence[str]) -> list[Html]:
+    """A table a feature, a row a dimension."""
+    tables = []
+    for name, values in features.items():
+        columns = [values.get(moment, []) for moment in _MOMENTS]
+        num_dims = min(map(len, columns))
+        names = (
+            action_dims if name == "action" and len(action_dims) == num_dims else range(num_dims)
+        )
+        rows = [
+            [str(names[dim]), *(three_digits(column[dim]) for column in columns)]
+            for dim in range(min(num_dims, _MAX_DIMS))
+        ]
+        more = f", the first {_MAX_DIMS} of {num_dims} dimensions" if num_dims > _MAX_DIMS else ""
+        caption = f"{name}, {count(values.get('count', 0), 'step')}{more}"
+        tables.append(table(["dimension", *(f">{m}" for m in _MOMENTS)], rows, caption))
+    return tables

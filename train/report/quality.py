@@ -1,0 +1,119 @@
+"""Sections on how well the model does: the errors of its actions by dimension and by task."""
+
+from pipeline.inspect.names import split_unit
+from train.report.charts import Size, draw_curve
+from train.report.inputs import RunFiles
+from train.report.markup import Html, tag
+from train.report.numbers import count, three_digits
+from train.report.parts import absent, bar, folded, key, legend, note, panel, section, table
+from train.report.training import validation_line
+from train.validation import ValidationMetrics
+
+NOTHING_HELD_OUT = "No episodes were held out: set data.validation_fraction."
+_NOT_VALIDATED = "The run has not been validated: validation.jsonl is missing or empty."
+_MAX_TASKS = 24
+"""Tasks that are shown before one asks for more."""
+_UNITS = {
+    "normal": "1 is one standard deviation of the dimension over its dataset",
+    "bounds": "2 is the range from the 1st to the 99th percentile of the dimension",
+    "quantile": "2 is the range from the 1st to the 99th percentile of the dimension",
+}
+"""What an error of normalised actions means, by `data.normalization`."""
+
+
+def error_section(run: RunFiles) -> Html:
+    """The action error over the steps, and by dimension at the first and the last validation."""
+    title = "Action error"
+    if not run.validation:
+        return section(title, absent(why_not_validated(run)), anchor="error")
+    first, last = run.validation[0], run.validation[-1]
+    place = "held-out episodes" if run.holds_out else "episodes that it was trained on"
+    samples = count(last.num_samples, "sample")
+    text = f"Mean absolute error of sampled chunks on {samples} of {place}, normalised"
+    unit = _UNITS.get(str(run.setting("data.normalization")))
+    about = note(f"{text}: {unit}. A gripper counts from 0 to 1." if unit else f"{text}.")
+    inner = [_dim_table(first, last)]
+    if len(run.validation) > 1:
+        inner.insert(0, _error_curve(run))
+    return section(title, about, tag("div", *inner, class_="split"), anchor="error")
+
+
+def task_section(run: RunFiles) -> Html:
+    """The action error of each task at the last validation, the worst first."""
+    title = "Error by task"
+    if not run.validation:
+        return section(title, absent(why_not_validated(run)), anchor="tasks")
+    last = run.validation[-1]
+    if not last.by_task:
+        return section(title, absent("The last validation names no tasks."), anchor="tasks")
+    errors = sorted(last.by_task.items(), key=lambda item: (-item[1], item[0]))
+    largest = errors[0][1] or 1.0
+    items = [_task_item(text, error, error / largest) for text, error in errors]
+    shown = [tag("ol", *items[:_MAX_TASKS], class_="bars")]
+    if items[_MAX_TASKS:]:
+        rest = tag("ol", *items[_MAX_TASKS:], class_="bars", start=_MAX_TASKS + 1)
+        shown.append(folded(f"{count(len(items) - _MAX_TASKS, 'task')} of less error", rest))
+    about = note(f"Mean absolute error of normalised actions at step {last.step:,}, worst first.")
+    return section(title, about, *shown, anchor="tasks")
+
+
+def why_not_validated(run: RunFiles) -> str:
+    """Why there are no validations."""
+    fraction = run.setting("data.validation_fraction")
+    return NOTHING_HELD_OUT if fraction == 0 else _NOT_VALIDATED
+
+
+def _error_curve(run: RunFiles) -> Html:
+    line, last = validation_line(run, "action_error"), run.validation[-1]
+
+    def draw(size: Size) -> str:
+        return draw_curve(line, size, last.step, from_zero=True)
+
+    alt = (
+        f"Action error of {len(run.validation)} validations, from "
+        f"{three_digits(run.validation[0].action_error)} to {three_digits(last.action_error)}."
+    )
+    return panel(draw, alt, "All dimensions", "normalised")
+
+
+def _dim_table(first: ValidationMetrics, last: ValidationMetrics) -> Html:
+    largest = max([*first.by_dim.values(), *last.by_dim.values(), 1e-12])
+    if first.step == last.step:
+        caption = f"Error by dimension at step {last.step:,}"
+        rows = [
+            [_dim_name(name), bar(error / largest), three_digits(error)]
+            for name, error in last.by_dim.items()
+        ]
+        return table(["dimension", "", ">error"], rows, caption)
+    rows = []
+    for name, error in last.by_dim.items():
+        before = first.by_dim.get(name)
+        rows.append(
+            [
+                _dim_name(name),
+                bar(error / largest, None if before is None else before / largest),
+                "" if before is None else three_digits(before),
+                three_digits(error),
+                _change(before, error),
+            ]
+        )
+    headings = ["dimension", "", f">step {first.step:,}", f">step {last.step:,}", ">change"]
+    keys = legend(key("bar", "last validation"), key("tick", "first validation"))
+    caption = "Error by dimension at the first and the last validation"
+    return tag("div", keys, table(headings, rows, caption))
+
+
+def _change(before: float | None, after: float) -> str:
+    """In percent of the value before."""
+    if not before:
+        return ""
+    return f"{100 * (after / before - 1):+.0f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def _dim_name(name: str) -> str:
+    return split_unit(name)[0]
+
+
+def _task_item(text: str, error: float, share: float) -> Html:
+    words = tag("span", text or "(no instruction)", class_="label")
+    return tag("li", words, tag("span", three_digits(error), class_="value"), bar(share))

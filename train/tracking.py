@@ -1,0 +1,73 @@
+"""Metrics to Weights & Biases, where the run asks for it."""
+
+import pathlib
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import to_json_values, write_text_atomically
+from train.config import TrainConfig
+
+_ID_NAME = "wandb_id.txt"
+
+
+class Tracking:
+    """A run at Weights & Biases; a resumed one goes on where it was.
+
+    Args:
+      config: The run, whose `wandb.project` is set.
+      run_directory: Keeps the run's id, and in the mode `offline` all that is to be sent.
+
+    Raises:
+      UserError: Where the package is missing, or the service refuses.
+    """
+
+    def __init__(self, config: TrainConfig, run_directory: pathlib.Path) -> None:
+        wandb = import_wandb()
+        id_path = run_directory / _ID_NAME
+        known = id_path.read_text().strip() if id_path.exists() else None
+        try:
+            self._run = wandb.init(
+                project=config.wandb.project,
+                entity=config.wandb.entity,
+                group=config.wandb.group,
+                name=config.title,
+                mode=config.wandb.mode,
+                id=known,
+                resume="allow",
+                dir=str(run_directory),
+                config=to_json_values(config),
+            )
+        except (wandb.Error, OSError, ValueError) as error:
+            raise UserError(
+                where=f"wandb.project {config.wandb.project}",
+                expected="a run at Weights & Biases",
+                found=" ".join(str(error).split()),
+                remedy="Run `wandb login`, or set --config.wandb.mode=offline.",
+            ) from error
+        write_text_atomically(id_path, self._run.id)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds numbers of a step."""
+        self._run.log({**values, "step": step}, step=step)
+
+    def close(self) -> None:
+        """Waits until all is sent or written."""
+        self._run.finish()
+
+
+def import_wandb() -> Any:
+    """The package `wandb`.
+
+    Raises:
+      UserError: Where it is not installed.
+    """
+    try:
+        import wandb  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise UserError(
+            where="config.wandb.project",
+            expected="the package wandb",
+            found="it is not installed",
+            remedy="Run `pip install 'octograin[wandb]'`, or leave wandb.project out.",
+        ) from error
+    return wandb

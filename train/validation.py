@@ -1,0 +1,292 @@
+"""How well a model does on held-out episodes: loss, action errors, the chunks of an episode."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pipeline import device
+from pipeline.dataset import Dataset
+from pipeline.files import from_json_text, write_text_atomically
+from pipeline.loader import Loader
+from pipeline.sampling import HostShard
+from pipeline.schema import ACTION
+from pipeline.text import Encode
+from train.config import TrainConfig
+from train.octo.model import OctoModule
+from train.octo.policy import loss_fn, sample_actions, training_noise
+from train.step import LanguageTable, model_inputs
+
+METRICS_NAME = "validation.jsonl"
+EPISODE_NAME = "episode.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationMetrics:
+    """One line of `validation.jsonl`.
+
+    Errors are absolute, of normalised actions, averaged over the real actions of sampled chunks.
+    """
+
+    step: int
+    """Steps taken."""
+    loss: float
+    """Of the same samples and the same noise every time."""
+    action_error: float
+    """Over all dimensions."""
+    by_dim: dict[str, float]
+    """Error of each dimension, by its name, such as `delta_x`."""
+    by_task: dict[str, float]
+    """Error over all dimensions of each task's samples, by its instruction."""
+    num_samples: int
+    """Samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodePrediction:
+    """The chunks that a model gives along an episode; arrays of `episode.npz`."""
+
+    dataset: str
+    """Path of the dataset."""
+    episode: int
+    """Of the dataset."""
+    is_held_out: bool
+    """Whether the model was not trained on it."""
+    task: str
+    """The instruction."""
+    dims: tuple[str, ...]
+    """Names of the action's dimensions."""
+    actions: np.ndarray
+    """float32 (steps, dims): as recorded, in the dataset's units, the gripper 1 = open."""
+    chunks: np.ndarray
+    """float32 (steps, horizon, dims): as sampled at each step, in the same units."""
+    frames: np.ndarray
+    """uint8 (frames, cameras, height, width, 3): what the model saw at a few steps."""
+    frame_steps: np.ndarray
+    """int32 (frames): which."""
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes `episode.npz` into a run directory."""
+        arrays = {key: np.asarray(value) for key, value in dataclasses.asdict(self).items()}
+        with (directory / EPISODE_NAME).open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+class Validator:
+    """Measures a model on a fixed set of samples, without augmentation.
+
+    Args:
+      config: The run; its `data.validation_fraction` says which episodes are held out.
+      datasets: Of the run.
+      encode: The token ids of an instruction.
+      shard: The rows of a batch that this process makes.
+      sharding: Of a batch.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        datasets: Sequence[Dataset],
+        encode: Encode,
+        shard: HostShard,
+        sharding: jax.sharding.NamedSharding,
+    ) -> None:
+        split = "validation" if config.data.validation_fraction else "train"
+        data = dataclasses.replace(config.data, split=split)
+        self._config = config
+        self._loader = Loader(data, config.batch_size, datasets, encode, shard)
+        self._sharding = sharding
+        self._module = OctoModule(config.model)
+        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        self._evaluate = jax.jit(self._losses_and_errors, out_shardings=whole)
+        self._sample = jax.jit(self._chunks, out_shardings=whole)
+
+    @property
+    def batch_structs(self) -> dict[str, Any]:
+        """Shapes of a batch, nested."""
+        return device.shape_structs(self._loader.spec, self._sharding)
+
+    def run(self, params: Any, table: LanguageTable, step: int) -> ValidationMetrics:
+        """Loss and errors over the first `validation.num_batches` of the held-out samples.
+
+        Args:
+          params: Of the model.
+          table: As `make_language_table` returns it.
+          step: Steps taken.
+
+        Raises:
+          RecordError: A damaged record or image.
+        """
+        num_batches = self._config.validation.num_batches
+        losses, errors, counts, tasks = [], [], [], []
+        with contextlib.closing(self._loader.batches()) as batches:
+            for number, batch in enumerate(itertools.islice(batches, num_batches)):
+                arrays = device.to_devices(batch, self._sharding)
+                found = self._evaluate(params, arrays, table, jnp.int32(number))
+                loss, error, count, task = jax.device_get(found)
+                losses.append(float(loss))
+                errors.append(error)
+                counts.append(count)
+                tasks.append(task)
+        return self._metrics(
+            step, losses, *(np.concatenate(parts) for parts in (errors, counts, tasks))
+        )
+
+    def episode(self, params: Any, table: LanguageTable) -> EpisodePrediction:
+        """The chunks along the first episode that is held out, or the first one of all.
+
+        Args:
+          params: Of the model.
+          table: As `make_language_table` returns it.
+
+        Raises:
+          RecordError: A damaged record or image.
+        """
+        loader, dataset = self._loader, self._loader.datasets[0]
+        first = int(loader.first_step(0))
+        starts = dataset.episode_starts
+        episode = int(np.searchsorted(starts, first, side="right")) - 1
+        steps = np.arange(starts[episode], starts[episode + 1])
+        rows = loader.shard.rows(loader.batch_size)
+        chunks, actions = [], []
+        for begin in range(0, len(steps), loader.batch_size):
+            wanted = np.minimum(begin + np.arange(loader.batch_size), len(steps) - 1)
+            batch = loader.read(0, steps[wanted][list(rows)].tolist())
+            arrays = device.arrays_to_devices(batch, self._sharding)
+            sampled, recorded = jax.device_get(self._sample(params, arrays, table))
+            kept = min(loader.batch_size, len(steps) - begin)
+            chunks.append(sampled[:kept])
+            actions.append(recorded[:kept])
+        shown = np.linspace(0, len(steps) - 1, min(6, len(steps))).astype(np.int32)
+        unnormalize = loader.normalizers[ACTION].unnormalize
+        place = np.zeros(len(steps), np.int64)
+        return EpisodePrediction(
+            dataset=dataset.path,
+            episode=episode,
+            is_held_out=loader.config.split == "validation",
+            task=dataset.manifest.tasks[dataset.task_index(episode, 0)],
+            dims=self._dims,
+            actions=unnormalize(np.concatenate(actions), place),
+            chunks=unnormalize(np.concatenate(chunks), place),
+            frames=self._frames(steps[shown]),
+            frame_steps=shown,
+        )
+
+    def _frames(self, steps: np.ndarray) -> np.ndarray:
+        """The current camera images at steps of the first dataset, at the size of the largest."""
+        count = len(self._loader.shard.rows(self._loader.batch_size))
+        wanted = np.resize(steps, -(-len(steps) // count) * count)
+        cameras = [image.observation_key for image in self._config.model.images]
+        found = []
+        for begin in range(0, len(steps), count):
+            batch = self._loader.read(0, wanted[begin : begin + count].tolist())
+            images = [batch["observation"][camera][:, -1] for camera in cameras]
+            found.append(np.stack([image.copy() for image in images], axis=1))
+        return np.concatenate(found)[: len(steps)]
+
+    def _losses_and_errors(
+        self, params: Any, batch: dict[str, Any], table: LanguageTable, number: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Loss, summed errors (b a), numbers of real actions (b a), rows of the tasks (b)."""
+        noise_key, sample_key = jax.random.split(jax.random.fold_in(self._key, number))
+        inputs = model_inputs(batch, self._config, table)
+        noise = training_noise(self._config.model.head, noise_key, batch["action"].shape[:2])
+        loss = loss_fn(self._module, params, inputs, noise)
+        chunk = sample_actions(
+            self._module, params, inputs["observation"], inputs["task"], sample_key
+        )
+        real = batch["action_pad_mask"][:, -1]
+        errors = jnp.where(real, jnp.abs(chunk - batch["action"][:, -1]), 0.0)
+        counts = real.sum(axis=1).astype(jnp.float32)
+        return loss, errors.sum(axis=1), counts, batch["task"]["task_index"]
+
+    def _chunks(
+        self, params: Any, batch: dict[str, Any], table: LanguageTable
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sampled chunks (b h a), and the recorded actions of the same steps (b a)."""
+        inputs = model_inputs(batch, self._config, table)
+        chunk = sample_actions(
+            self._module, params, inputs["observation"], inputs["task"], self._key
+        )
+        return chunk, batch["action"][:, -1, 0]
+
+    @property
+    def _key(self) -> jax.Array:
+        return jax.random.key(self._config.seed)
+
+    @property
+    def _dims(self) -> tuple[str, ...]:
+        dataset = self._loader.datasets[0]
+        _, feature = dataset.manifest.schema.find(ACTION, dataset.path)
+        return feature.dims or tuple(f"action[{i}]" for i in range(feature.shape[0]))
+
+    def _metrics(
+        self,
+        step: int,
+        losses: list[float],
+        errors: np.ndarray,
+        counts: np.ndarray,
+        task: np.ndarray,
+    ) -> ValidationMetrics:
+        by_dim = errors.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
+        texts = self._loader.tasks.texts
+        by_task = {
+            texts[row]: float(errors[task == row].sum() / max(counts[task == row].sum(), 1))
+            for row in np.unique(task).tolist()
+        }
+        return ValidationMetrics(
+            step=step,
+            loss=float(np.mean(losses)),
+            action_error=float(errors.sum() / max(counts.sum(), 1)),
+            by_dim=dict(zip(self._dims, map(float, by_dim), strict=True)),
+            by_task=by_task,
+            num_samples=len(errors),
+        )
+
+
+def append_validation(directory: pathlib.Path, metrics: ValidationMetrics) -> None:
+    """Adds a line to the run's `validation.jsonl`, in place of those of its step and later ones."""
+    kept = [one for one in read_validation(directory) if one.step < metrics.step]
+    lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in (*kept, metrics)]
+    write_text_atomically(directory / METRICS_NAME, "".join(lines))
+
+
+def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:
+    """The lines of a run's `validation.jsonl`; none where it has no such file.
+
+    Raises:
+      DataError: A damaged line.
+    """
+    path = directory / METRICS_NAME
+    lines = path.read_text().splitlines() if path.exists() else []
+    remedy = "Delete that line."
+    return [
+        from_json_text(ValidationMetrics, line, where=f"{path}, line {number}", remedy=remedy)
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
+    """The run's `episode.npz`; None where it has none."""
+    path = directory / EPISODE_NAME
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return EpisodePrediction(
+            dataset=str(arrays["dataset"]),
+            episode=int(arrays["episode"]),
+            is_held_out=bool(arrays["is_held_out"]),
+            task=str(arrays["task"]),
+            dims=tuple(map(str, arrays["dims"])),
+            actions=arrays["actions"],
+            chunks=arrays["chunks"],
+            frames=arrays["frames"],
+            frame_steps=arrays["frame_steps"],
+        )
