@@ -9,6 +9,7 @@ is measured in the same process, on square float32 (or bfloat16) matrices.
 
 import dataclasses
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ import numpy as np
 import tyro
 
 from pipeline.config import DataConfig, DatasetConfig
+from pipeline.errors import UserError, user_errors_exit
 from pipeline.memory import release_freed_memory
 from pipeline.text import TaskTable
 from train.config import OptimizerConfig, TrainConfig
@@ -51,10 +53,22 @@ class Args:
     only: Variant | None = None
     """Measure one variant in this process; prints one JSON object."""
 
+    def __post_init__(self) -> None:
+        """Checks the counts."""
+        for name in ("batch_size", "window_size", "num_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    where=f"--{name}",
+                    expected="at least 1",
+                    found=str(getattr(self, name)),
+                    remedy="Give a larger number.",
+                )
+
 
 def main() -> None:
     """Parses the command line and prints one JSON object a variant."""
-    args = tyro.cli(Args, prog="python -m benchmarks.train_step", use_underscores=True)
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m benchmarks.train_step", use_underscores=True)
     if args.only is not None:
         sys.stdout.write(json.dumps(measure(args, args.only)) + "\n")
         return
@@ -67,10 +81,10 @@ def main() -> None:
 def measure(args: Args, variant: Variant) -> dict[str, Any]:
     """Compile and step times in seconds, memory in MB, GFLOP of a step and GFLOP/s."""
     config = _config(args, variant)
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer)
     schedule = learning_rate(config.optimizer, config.num_steps)
     step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0)
-    state = fresh_state(config.model, optimizer, seed=0)
+    state = fresh_state(config, optimizer)
     table = None
     if variant != "in_step":
         table = jax.jit(lambda p: make_language_table(config.model, p, _tasks()))(state.params)
@@ -82,7 +96,7 @@ def measure(args: Args, variant: Variant) -> dict[str, Any]:
     compiled = lowered.compile()
     compile_s = time.perf_counter() - started
     release_freed_memory()  # as a run does
-    times = []
+    times, loss = [], math.nan
     for _ in range(args.num_steps + 1):
         wall, cpu = time.perf_counter(), time.process_time()
         state, metrics = compiled(state, batch, table)
@@ -115,7 +129,7 @@ def _model_gflop(args: Args, variant: Variant, *inputs: Any) -> float:
     """
     plain = "in_step" if variant == "in_step" else "cached"
     config = _config(args, plain)
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer)
     schedule = learning_rate(config.optimizer, config.num_steps)
     lowered = jax.jit(make_train_step(config, optimizer, schedule)).lower(*inputs)
     return (lowered.cost_analysis() or {}).get("flops", float("nan")) / 1e9

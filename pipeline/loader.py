@@ -340,6 +340,13 @@ def _find_statistics(dataset: Dataset, key: str) -> FeatureStatistics:
             found="none" if found is None else f"those of {len(found.mean)} dimensions",
             remedy="Only vectors of float32 are normalised: convert the dataset again with one.",
         )
+    if found.count != dataset.num_steps:
+        raise DataError(
+            where=f"{dataset.path}/statistics.json, {key}",
+            expected=f"statistics of {dataset.num_steps} steps, as the dataset has",
+            found=f"those of {found.count}",
+            remedy="They are of another dataset: put its own file there, or convert it again.",
+        )
     return found
 
 

@@ -4,8 +4,9 @@ import pathlib
 
 from pipeline.errors import UserError
 from pipeline.hub import SCHEME, fetch_directory
+from train.checkpoints import DIRECTORY as CHECKPOINTS
 from train.checkpoints import is_run, read_checkpoint
-from train.directory import read_config
+from train.octo.checkpoint import check_tensors
 from train.octo.pretrained import Pretrained, read_octo
 
 
@@ -20,13 +21,27 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
     Raises:
       UserError: There is no such checkpoint or step, a hub's checkpoint is named without its step,
         or its model has no counterpart here.
-      DataError: It is damaged, or cannot be fetched.
+      DataError: It is damaged, has numbers that are not finite, or cannot be fetched.
     """
-    if is_run(pathlib.Path(path)):
-        run = pathlib.Path(path)
-        return Pretrained(read_config(run).model, read_checkpoint(run, step).params)
-    if not path.startswith(SCHEME):
-        return read_octo(pathlib.Path(path), step)
+    if path.startswith(SCHEME):
+        return _load_from_hub(path, step)
+    if "://" in path:
+        raise UserError(
+            where=path,
+            expected=f"a local directory or {SCHEME}owner/name",
+            found=f"{path.partition('://')[0]}://",
+            remedy="Copy the checkpoint to a local directory, and give that.",
+        )
+    directory = pathlib.Path(path)
+    _check_outermost(directory)
+    if not is_run(directory):
+        return read_octo(directory, step)
+    checkpoint = read_checkpoint(directory, step)
+    check_tensors(checkpoint.params, f"{path}, step {checkpoint.step}")
+    return Pretrained(checkpoint.config.model, checkpoint.params)
+
+
+def _load_from_hub(path: str, step: int | None) -> Pretrained:
     if step is None:
         raise UserError(
             where=path,
@@ -36,3 +51,17 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
         )
     directory = fetch_directory(path, ["config.json", f"{step}/default/checkpoint"])
     return read_octo(directory, step)
+
+
+def _check_outermost(directory: pathlib.Path) -> None:
+    """Refuses the folder of a run's checkpoints, or of one of them, in place of the run's."""
+    absolute = directory.absolute()
+    for folder, step in ((absolute, ""), (absolute.parent, absolute.name)):
+        if folder.name == CHECKPOINTS and is_run(folder.parent):
+            named = f", with pretrained_step {step}" if step.isdecimal() else ""
+            raise UserError(
+                where=str(directory),
+                expected="the directory of a run",
+                found="a folder inside one",
+                remedy=f"Give {folder.parent}{named}.",
+            )

@@ -242,7 +242,8 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
     config = load_config(f"{tiny_config_path}:untokened")
     config = dataclasses.replace(config, save_dir=str(tmp_path / "run"))
     run(Flags(replaced(config, mini_dataset, num_steps=3, save_interval=2)))
-    done = export(tmp_path / "run", tmp_path / "octo")
+    t5 = ("--language_encoder", "t5_tiny")
+    done = export(tmp_path / "run", tmp_path / "octo", *t5)
     assert done.returncode == 0, done.stderr
     assert f"octo checkpoint: {tmp_path / 'octo'}, step 3" in done.stdout
     statistics = json.loads((tmp_path / "octo" / "dataset_statistics.json").read_text())
@@ -254,11 +255,14 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
     assert loaded.config.images == config.model.images
 
-    assert export(tmp_path / "run", tmp_path / "octo").returncode == 2
+    assert export(tmp_path / "run", tmp_path / "octo", *t5).returncode == 2
     other = export(tmp_path / "run", tmp_path / "other", "--step", "7")
     assert re.search(r"expected a checkpoint of step 7; found the steps \[2, 3\]", other.stderr)
     nowhere = export(tmp_path / "none", tmp_path / "other")
-    assert "expected a run directory with a config.json; found no such directory" in nowhere.stderr
+    assert (
+        "expected the directory of a run, with checkpoints; found no such directory"
+        in nowhere.stderr
+    )
 
 
 def export(*arguments):

@@ -1,10 +1,28 @@
 """What an Octo model is made of: frozen dataclasses, and the presets that are in use."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 Pooling = Literal["mean", "map"]
 """`mean` of the tokens, or attention by a learned probe."""
+
+STEM_GROUPS = 32
+"""Groups of the stem's GroupNorms."""
+
+MAP_HEADS = 8
+"""Attention heads of the pooling `map`."""
+
+
+def _check_positive(config: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if value < 1:
+            raise ValueError(f"{field} must be at least 1, not {value}")
+
+
+def _check_max_action(max_action: float) -> None:
+    if max_action <= 0:
+        raise ValueError(f"max_action must be more than 0, not {max_action}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +35,10 @@ class TransformerConfig:
     """Hidden size of each block's MLP."""
     num_heads: int
     """Attention heads; divides `OctoConfig.embedding_dim`."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _check_positive(self, "num_layers", "mlp_dim", "num_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +58,14 @@ class ImageTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Checks that the image and the channels can be divided as the stem divides them."""
+        _check_positive(self, "image_size", "stem_dim")
         if self.image_size % self.stride:
             raise ValueError(
                 f"image_size {self.image_size} of {self.name!r} is no multiple of {self.stride}, "
                 f"the stride of {len(self.stem_features)} stem_features"
             )
-        odd = [features for features in self.stem_features if features % STEM_GROUPS]
-        if odd:
+        odd = [count for count in self.stem_features if count < 1 or count % STEM_GROUPS]
+        if odd or not self.stem_features:
             raise ValueError(
                 f"stem_features {odd} of {self.name!r} are no multiples of the "
                 f"{STEM_GROUPS} groups of their GroupNorm"
@@ -59,10 +82,6 @@ class ImageTokenizerConfig:
         return (self.image_size // self.stride) ** 2
 
 
-STEM_GROUPS = 32
-"""Groups of the stem's GroupNorms."""
-
-
 @dataclasses.dataclass(frozen=True)
 class VGGTTokenizerConfig:
     """Geometry tokens that were computed offline and enter as a group of their own."""
@@ -75,6 +94,10 @@ class VGGTTokenizerConfig:
     """Key of the tokens under `observation`."""
     name: str = "vggt"
     """Names the token group `obs_<name>` and its parameters."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _check_positive(self, "num_tokens", "token_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +114,12 @@ class BinsConfig:
     high: float = 1.0
     """Highest value of uniform bins; higher ones fall into the last."""
 
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _check_positive(self, "num_bins")
+        if self.spacing == "uniform" and self.low >= self.high:
+            raise ValueError(f"low {self.low} must be less than high {self.high}")
+
 
 @dataclasses.dataclass(frozen=True)
 class LowdimTokenizerConfig:
@@ -104,6 +133,10 @@ class LowdimTokenizerConfig:
     """Numbers a step: tokens a step."""
     bins: BinsConfig | None = None
     """Makes a token the one-hot code of its bin; None: a token is the number itself."""
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        _check_positive(self, "num_dims")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +161,8 @@ class T5Config:
     """Distance in tokens from which on all positions share a bucket."""
 
     def __post_init__(self) -> None:
-        """Checks that the buckets can be laid out."""
+        """Checks the ranges, and that the buckets can be laid out."""
+        _check_positive(self, *(field.name for field in dataclasses.fields(self)))
         if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
             raise ValueError(
                 f"num_buckets {self.num_buckets} must be a multiple of 4 "
@@ -146,6 +180,10 @@ class LanguageConfig:
     """Token ids an instruction, padding included."""
     finetune: bool = False
     """Trains the encoder; it then runs in every step. Else its output is computed once a text."""
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        _check_positive(self, "max_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +210,10 @@ class DiffusionConfig:
     """From the readout tokens of a step to one embedding."""
 
     def __post_init__(self) -> None:
-        """Checks that the encoded step splits into cosines and sines."""
+        """Checks the ranges, and that the encoded step splits into cosines and sines."""
+        _check_positive(self, "action_horizon", "action_dim", "diffusion_steps", "time_dim")
+        _check_positive(self, "hidden_dim", "num_blocks", "n_diffusion_samples")
+        _check_max_action(self.max_action)
         if self.time_dim % 2:
             raise ValueError(f"time_dim {self.time_dim} must be even: cosines, then sines")
 
@@ -196,6 +237,11 @@ class RegressionConfig:
     """From the readout tokens of a step to one embedding."""
     max_action: float = 5.0
     """Bound of the predicted actions: the prediction is `max_action * tanh(x / max_action)`."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _check_positive(self, "action_horizon", "action_dim")
+        _check_max_action(self.max_action)
 
     @property
     def flat_dim(self) -> int:
@@ -236,7 +282,8 @@ class OctoConfig:
     language encoder and the head are float32 in any case."""
     remat: bool = False
     """Computes each transformer block again in the backward pass instead of keeping its
-    activations: half the memory of a step, and about a quarter more to compute."""
+    activations: half the memory of a step. It costs about a quarter more FLOPs and, as measured on
+    a CPU, no time."""
     attention: Literal["full", "by_head"] = "full"
     """`full`: all heads at once, as the released models do; `by_head`: one after the other, its
     attention map computed again in the backward pass: two thirds of the memory of a step."""
@@ -246,14 +293,18 @@ class OctoConfig:
 
     def __post_init__(self) -> None:
         """Checks heads, names and keys across the parts."""
+        _check_positive(self, "embedding_dim", "max_horizon", "num_readouts")
         heads = self.transformer.num_heads
         if self.embedding_dim % heads:
             raise ValueError(
                 f"embedding_dim {self.embedding_dim} is no multiple of "
                 f"transformer.num_heads {heads}"
             )
-        if self.num_readouts < 1:
-            raise ValueError(f"num_readouts must be at least 1, not {self.num_readouts}")
+        if self.head.pooling == "map" and self.embedding_dim % MAP_HEADS:
+            raise ValueError(
+                f"embedding_dim {self.embedding_dim} is no multiple of the {MAP_HEADS} heads "
+                "of the head's pooling 'map'"
+            )
         if not self.observations:
             raise ValueError("no images, lowdims or vggt: the model would see nothing")
         for field in ("name", "observation_key"):

@@ -21,10 +21,13 @@ from train.octo.config import (
     LowdimTokenizerConfig,
     OctoConfig,
     RegressionConfig,
+    T5Config,
 )
 from train.octo.policy import input_spec
 
 _T5 = "t5-base"
+_DEFAULT_CONVOLUTIONS = 4
+"""Of the original's stem: it leaves out those for which it is told no stride."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class OctoExport:
 
 
 def export_octo(
-    export: OctoExport, directory: pathlib.Path, step: int, language_encoder: str = _T5
+    export: OctoExport, directory: pathlib.Path, step: int, language_encoder: str | None = None
 ) -> None:
     """Writes `config.json`, statistics, an example batch and the parameters of one step.
 
@@ -50,24 +53,45 @@ def export_octo(
       export: What is written.
       directory: Is made; must be new or empty.
       step: Names the folder of the parameters.
-      language_encoder: The Hugging Face name of the T5, which the original looks up.
+      language_encoder: The Hugging Face name of a T5 of the model's sizes, which the original
+        looks up; None: t5-base, which the model's must be.
 
     Raises:
-      UserError: The directory is in use, or the original has no counterpart for a part.
+      UserError: The directory is in use or cannot be written, or the original has no counterpart
+        for a part.
     """
-    if directory.exists() and any(directory.iterdir()):
+    encoder = _language_encoder(export.config, language_encoder)
+    config = {
+        "model": octo_model(export.config, encoder),
+        "window_size": export.window_size,
+        "text_processor": _text_processor(export.config, encoder),
+        "optimizer": {"frozen_keys": ["*hf_model*"]},
+    }
+    try:
+        _check_unused(directory)
+        _write(export, config, directory, step)
+    except OSError as error:
+        raise UserError(
+            where=str(directory),
+            expected="a directory that can be written",
+            found=str(error),
+            remedy="Name another, or mend the disk.",
+        ) from error
+
+
+def _check_unused(directory: pathlib.Path) -> None:
+    if directory.is_file() or (directory.exists() and any(directory.iterdir())):
         raise UserError(
             where=str(directory),
             expected="a new or empty directory",
-            found="files",
+            found="a file" if directory.is_file() else "files",
             remedy="Name another.",
         )
-    config = {
-        "model": octo_model(export.config, language_encoder),
-        "window_size": export.window_size,
-        "text_processor": _text_processor(export.config, language_encoder),
-        "optimizer": {"frozen_keys": ["*hf_model*"]},
-    }
+
+
+def _write(
+    export: OctoExport, config: Mapping[str, Any], directory: pathlib.Path, step: int
+) -> None:
     folder = directory / str(step) / "default"
     folder.mkdir(parents=True, exist_ok=True)
     params = jax.tree.map(np.asarray, dict(export.params))
@@ -76,6 +100,28 @@ def export_octo(
     (directory / "example_batch.msgpack").write_bytes(example)
     for name, values in (("dataset_statistics", export.statistics), ("config", config)):
         write_text_atomically(directory / f"{name}.json", json.dumps(values, indent=1) + "\n")
+
+
+def _language_encoder(config: OctoConfig, name: str | None) -> str:
+    """The name to write: the original builds the T5 from that name's sizes, not from the weights'.
+
+    It takes every encoder for a T5 that has "t5" in its name, and no other.
+    """
+    if name is not None and "t5" not in name:
+        raise UserError(
+            where=f"language_encoder {name}",
+            expected="a name with 't5' in it, by which the original knows a T5",
+            found=name,
+            remedy="Name a T5 of the Hugging Face hub, or a directory with t5 in its name.",
+        )
+    if name is None and config.language is not None and config.language.t5 != T5Config():
+        raise UserError(
+            where="model.language.t5",
+            expected=f"the sizes of {_T5}, which the original would build",
+            found=str(config.language.t5),
+            remedy="Name an encoder of these sizes: --language_encoder NAME.",
+        )
+    return name or _T5
 
 
 def octo_model(config: OctoConfig, language_encoder: str = _T5) -> dict[str, Any]:
@@ -127,7 +173,13 @@ def _spec(module: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 def _observation(config: ImageTokenizerConfig | LowdimTokenizerConfig) -> dict[str, Any]:
     tokenizers = "model.components.tokenizers"
     if isinstance(config, ImageTokenizerConfig):
-        stem = {"features": list(config.stem_features), "num_features": config.stem_dim}
+        stem: dict[str, Any] = {
+            "features": list(config.stem_features),
+            "num_features": config.stem_dim,
+        }
+        if len(config.stem_features) > _DEFAULT_CONVOLUTIONS:
+            per_layer = {"kernel_sizes": 3, "strides": 2, "padding": 1}
+            stem |= {name: [n] * len(config.stem_features) for name, n in per_layer.items()}
         keys = [config.observation_key]
         kwargs = {
             "obs_stack_keys": keys,

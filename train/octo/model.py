@@ -93,6 +93,7 @@ class OctoTransformer(nn.Module):
     def _steps(self, observation: Inputs) -> tuple[int, int]:
         """Returns samples of the batch and steps of the window."""
         mask = require(observation, "timestep_pad_mask", part="observation", reader="model")
+        check_array(mask, "bw", (), ["bool"], "observation/timestep_pad_mask")
         window = mask.shape[1]
         if window > self.config.max_horizon:
             raise UserError(
@@ -206,14 +207,17 @@ class OctoModule(nn.Module):
           noise: From `draw_training_noise`; None for a head that needs none.
 
         Raises:
-          UserError: As `__call__`, or the actions are not of the head's horizon and size.
+          UserError: As `__call__`, or the actions or their mask are not of the head's horizon and
+            size.
         """
         head = self.config.head
         action = require(batch, "action", part="top level", reader="loss")
         counts = require(batch, "action_pad_mask", part="top level", reader="loss")
-        check_array(action, (head.action_horizon, head.action_dim), ["float32"], "action")
-        real_step = batch["observation"]["timestep_pad_mask"][:, :, None, None]
+        chunk = (head.action_horizon, head.action_dim)
+        check_array(action, "bw", chunk, ["float32"], "action")
+        check_array(counts, "bw", chunk, ["bool"], "action_pad_mask")
         readout = self.readout(batch["observation"], batch["task"])
+        real_step = batch["observation"]["timestep_pad_mask"][:, :, None, None]
         return self.heads_action.loss(readout, action, real_step & counts, noise)
 
     def predict_noise(

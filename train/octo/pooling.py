@@ -4,9 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from train.octo.config import MAP_HEADS
 from train.octo.transformer import MlpBlock
-
-_NUM_HEADS = 8
 
 
 class MapHead(nn.Module):
@@ -22,7 +21,7 @@ class MapHead(nn.Module):
         b, w, n, d = tokens.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, d))
         attention = nn.MultiHeadDotProductAttention(
-            num_heads=_NUM_HEADS,
+            num_heads=MAP_HEADS,
             kernel_init=nn.initializers.xavier_uniform(),
             name="MultiHeadDotProductAttention_0",
         )

@@ -54,23 +54,26 @@ def require(inputs: Inputs, key: str, *, part: str, reader: str) -> Any:
 
 
 def check_array(
-    array: jax.Array, shape: tuple[int, ...], dtypes: Sequence[str], where: str
+    array: jax.Array, axes: str, shape: tuple[int, ...], dtypes: Sequence[str], where: str
 ) -> None:
-    """Checks the dtype and the last axes of an input.
+    """Checks the dtype, the number of axes and the last of them of an input.
 
     Args:
       array: The input.
-      shape: Its last axes, as the config has them.
+      axes: Names of the axes before the last ones, a letter each: `b` batch, `w` window.
+      shape: The last axes, as the config has them.
       dtypes: Names of the dtypes that it may have.
       where: Key path in the batch, for the error.
 
     Raises:
-      UserError: Either differs.
+      UserError: One of them differs.
     """
-    if array.shape[-len(shape) :] != shape or array.dtype.name not in dtypes:
+    leading = array.ndim - len(shape)
+    if leading != len(axes) or array.shape[leading:] != shape or array.dtype.name not in dtypes:
+        whole = f"({' '.join([*axes, *map(str, shape)])})"
         raise UserError(
             where=f"batch, {where}",
-            expected=f"{' or '.join(dtypes)} with the last axes {shape}, as the model config says",
+            expected=f"{' or '.join(dtypes)} {whole}, as the model config says",
             found=f"{array.dtype}{list(array.shape)}",
             remedy="Give the model config the size of the data, or the data that of the model",
         )
@@ -165,12 +168,12 @@ class ImageTokenizer(nn.Module):
         key, size = self.config.observation_key, self.config.image_size
         reader = f"image tokenizer {self.config.name!r}"
         image = require(observation, key, part="observation", reader=reader)
-        check_array(image, (size, size, 3), ["uint8"], f"observation/{key}")
+        check_array(image, "bw", (size, size, 3), ["uint8"], f"observation/{key}")
         b, w = image.shape[:2]
         goal = task.get(key)
         if goal is None:
             goal = jnp.zeros_like(image[:, 0])
-        check_array(goal, (size, size, 3), ["uint8"], f"task/{key}")
+        check_array(goal, "b", (size, size, 3), ["uint8"], f"task/{key}")
         goal = jnp.broadcast_to(goal[:, None], image.shape)
         stacked = jnp.concatenate([image, goal], axis=-1).reshape(b * w, size, size, 6)
         tokens = SmallStem16(self.config, self.dtype)(stacked).reshape(
@@ -203,7 +206,8 @@ class VGGTTokenizer(nn.Module):
         reader = f"VGGT tokenizer {self.config.name!r}"
         tokens = require(observation, key, part="observation", reader=reader)
         shape = (self.config.num_tokens, self.config.token_dim)
-        check_array(tokens, shape, ["float16", "bfloat16", "float32"], f"observation/{key}")
+        dtypes = ["float16", "bfloat16", "float32"]
+        check_array(tokens, "bw", shape, dtypes, f"observation/{key}")
         mask = observation_mask(observation, key, self.config.num_tokens)
         num_unread = mask.shape[1] - tokens.shape[1]
         tokens = nn.LayerNorm()(tokens.astype(jnp.float32))
@@ -221,8 +225,11 @@ class LowdimTokenizer(nn.Module):
     def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
         """Returns tokens `(b w n 1)` or, of bins, `(b w n num_bins)`.
 
+        As with every other input, a vector that `pad_mask_dict` says is missing is masked. In the
+        original its mask is all ones: there a missing one counts as the numbers that stand for it.
+
         Args:
-          observation: Has the vector, float32 `(b w n)`.
+          observation: Has the vector, float32 `(b w n)`, and may have `pad_mask_dict`.
           task: Is not read.
 
         Raises:
@@ -232,7 +239,7 @@ class LowdimTokenizer(nn.Module):
         key = self.config.observation_key
         reader = f"low-dimensional tokenizer {self.config.name!r}"
         values = require(observation, key, part="observation", reader=reader)
-        check_array(values, (self.config.num_dims,), ["float32"], f"observation/{key}")
+        check_array(values, "bw", (self.config.num_dims,), ["float32"], f"observation/{key}")
         mask = observation_mask(observation, key, self.config.num_dims)
         if self.config.bins is None:
             return TokenGroup(values[..., None], mask, Kind.OBSERVATION)
@@ -306,7 +313,8 @@ class LanguageTokenizer(nn.Module):
             key, reader = "language_instruction", "language tokenizer"
             tokens = self.encode(require(task, key, part="task", reader=reader))
         shape = (self.config.max_length, self.config.t5.d_model)
-        check_array(tokens, shape, ["float32"], "task/language_instruction once encoded")
+        where = "task/language_instruction once encoded"
+        check_array(tokens, "b", shape, ["float32"], where)
         present = task.get("pad_mask_dict", {}).get("language_instruction")
         if present is None:
             present = jnp.ones(tokens.shape[:1], dtype=bool)

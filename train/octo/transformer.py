@@ -58,7 +58,8 @@ class EncoderBlock(nn.Module):
     def _attention(self) -> Callable[..., jax.Array]:
         if self.attention == "by_head":
             return _attend_by_head
-        return _attend if self.dtype == "bfloat16" else nn.dot_product_attention
+        rounds = jnp.dtype(self.dtype) == jnp.bfloat16
+        return _attend if rounds else nn.dot_product_attention
 
     def _normalized(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return nn.LayerNorm()(x.astype(jnp.float32)).astype(self.dtype)

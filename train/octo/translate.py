@@ -5,8 +5,8 @@ leaves out has the default of that code; sizes that it does not tell are read of
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pipeline.errors import UserError
 from train.octo.config import (
@@ -21,17 +21,27 @@ from train.octo.config import (
     T5Config,
     TransformerConfig,
 )
+from train.octo.options import (
+    BLOCKS,
+    HEADS,
+    IMAGE,
+    LANGUAGE,
+    LOWDIM,
+    MODEL,
+    SCORE,
+    Kind,
+    Options,
+    find_problems,
+    stem_options,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the parameters, by `/`-joined path."""
 
+_Read = TypeVar("_Read")
+
 _TRANSFORMER = "octo_transformer"
 _T5 = f"{_TRANSFORMER}/task_tokenizers_language/hf_model"
-_HEADS: Mapping[str, Literal["diffusion", "l1", "mse"]] = {
-    "DiffusionActionHead": "diffusion",
-    "L1ActionHead": "l1",
-    "MSEActionHead": "mse",
-}
 
 
 def translate(model: Mapping[str, Any], shapes: Shapes, where: str) -> OctoConfig:
@@ -45,169 +55,219 @@ def translate(model: Mapping[str, Any], shapes: Shapes, where: str) -> OctoConfi
     Raises:
       UserError: Naming all that this code has no counterpart for.
     """
-    problems: list[str] = []
-    try:
-        config = _Translator(model, shapes, problems.append).config()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problems.append(f"{type(error).__name__}: {error}")
-        config = None
-    if problems or config is None:
+    translator = _Translator(model, shapes)
+    config = translator.config()
+    if config is None:
         raise UserError(
             where=where,
             expected="a model of Octo 1.0 or 1.5 with image, low-dimensional and T5 tokenizers, "
             "and a diffusion, L1 or MSE head",
-            found="; ".join(problems),
-            remedy="Take another checkpoint, or write the model config by hand and say in "
-            "pretrained_differs which tensors may differ.",
+            found="; ".join(translator.problems),
+            remedy="Take another checkpoint; this one's weights mean something else here.",
         )
     return config
 
 
 class _Translator:
-    """One translation; `problem` takes what has no counterpart."""
+    """One translation; `problems` has what has no counterpart."""
 
-    def __init__(
-        self, model: Mapping[str, Any], shapes: Shapes, problem: Callable[[str], None]
-    ) -> None:
+    def __init__(self, model: Mapping[str, Any], shapes: Shapes) -> None:
+        self.problems: list[str] = []
         self._model = model
         self._shapes = shapes
-        self._problem = problem
 
-    def config(self) -> OctoConfig:
-        """The whole model."""
-        kwargs = self._model["transformer_kwargs"]
-        for name in ("dropout_rate", "attention_dropout_rate", "add_position_embedding"):
-            self._refuse(f"transformer_kwargs.{name}", kwargs.get(name, 0))
+    def config(self) -> OctoConfig | None:
+        """The whole model; None where there are problems."""
+        self._check_options("model", self._model, MODEL)
         tokenizers = list(self._observations())
-        readouts = dict(self._model.get("readouts", {}))
-        if list(readouts) != ["action"]:
-            self._problem(f"readouts {readouts}: one called action is known")
-        return OctoConfig(
-            embedding_dim=self._model["token_embedding_size"],
-            max_horizon=self._model["max_horizon"],
-            transformer=TransformerConfig(
-                num_layers=kwargs["num_layers"],
-                mlp_dim=kwargs["mlp_dim"],
-                num_heads=kwargs["num_attention_heads"],
+        fields: dict[str, Any] = {
+            "embedding_dim": self._part("model", lambda: self._model["token_embedding_size"]),
+            "max_horizon": self._part("model", lambda: self._model["max_horizon"]),
+            "transformer": self._part("transformer_kwargs", self._transformer),
+            "language": self._part("task_tokenizers.language", self._language),
+            "head": self._part("heads.action", self._head),
+            "num_readouts": self._part("readouts", self._num_readouts),
+        }
+        if self.problems:
+            return None
+        return self._part(
+            "model",
+            lambda: OctoConfig(
+                images=tuple(t for t in tokenizers if isinstance(t, ImageTokenizerConfig)),
+                lowdims=tuple(t for t in tokenizers if isinstance(t, LowdimTokenizerConfig)),
+                repeat_task_tokens=self._model.get("repeat_task_tokens", False),
+                legacy_attention=not self._model.get("use_correct_attention", False),
+                **fields,
             ),
-            images=tuple(t for t in tokenizers if isinstance(t, ImageTokenizerConfig)),
-            lowdims=tuple(t for t in tokenizers if isinstance(t, LowdimTokenizerConfig)),
-            language=self._language(),
-            head=self._head(),
-            num_readouts=readouts.get("action", 1),
-            repeat_task_tokens=self._model.get("repeat_task_tokens", False),
-            legacy_attention=not self._model.get("use_correct_attention", False),
         )
 
-    def _observations(self) -> Iterator[ImageTokenizerConfig | LowdimTokenizerConfig]:
-        for name, spec in self._model["observation_tokenizers"].items():
-            kwargs = dict(spec["kwargs"])
-            match spec["name"]:
-                case "ImageTokenizer":
-                    yield self._image(name, kwargs)
-                case "LowdimObsTokenizer":
-                    yield self._lowdim(name, kwargs)
-                case other:
-                    self._problem(f"observation_tokenizers.{name}: {other}")
+    def _part(self, place: str, read: Callable[[], _Read]) -> _Read | None:
+        """What `read` returns; where it cannot, a problem at that place, and None."""
+        try:
+            return read()
+        except KeyError as error:
+            self.problems.append(f"{place}: {error} is missing")
+        except ValueError as error:
+            self.problems.append(f"{place}: {error}")
+        except (TypeError, AttributeError, IndexError) as error:
+            self.problems.append(f"{place}: a value of another kind than expected ({error})")
+        return None
 
-    def _image(self, name: str, kwargs: dict[str, Any]) -> ImageTokenizerConfig:
+    def _check_options(self, place: str, options: Mapping[str, Any], known: Options) -> None:
+        self.problems += find_problems(place, options, known)
+
+    def _options(self, place: str, spec: Any) -> dict[str, Any]:
+        """The options of a module, which the original builds from its name and keywords."""
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("kwargs"), Mapping):
+            raise ValueError(f"a module with name and kwargs is expected, not {spec!r}")
+        if spec.get("args"):
+            self.problems.append(f"{place}.args {spec['args']!r}: options by name are known")
+        return dict(spec["kwargs"])
+
+    def _transformer(self) -> TransformerConfig:
+        kwargs = self._model["transformer_kwargs"]
+        self._check_options("transformer_kwargs", kwargs, BLOCKS)
+        return TransformerConfig(
+            num_layers=kwargs["num_layers"],
+            mlp_dim=kwargs["mlp_dim"],
+            num_heads=kwargs["num_attention_heads"],
+        )
+
+    def _num_readouts(self) -> int:
+        readouts = dict(self._model["readouts"])
+        if list(readouts) != ["action"]:
+            raise ValueError(f"{readouts}: one called action is known")
+        return readouts["action"]
+
+    def _observations(self) -> Iterator[ImageTokenizerConfig | LowdimTokenizerConfig | None]:
+        place = "observation_tokenizers"
+        specs = self._part("model", lambda: dict(self._model[place]))
+        for name, spec in (specs or {}).items():
+            yield self._part(f"{place}.{name}", lambda n=name, s=spec: self._observation(n, s))
+
+    def _observation(
+        self, name: str, spec: Mapping[str, Any]
+    ) -> ImageTokenizerConfig | LowdimTokenizerConfig:
         place = f"observation_tokenizers.{name}"
-        encoder = kwargs.pop("encoder")
-        (key,) = self._keys(kwargs.pop("obs_stack_keys"))
-        goals = self._keys(kwargs.pop("task_stack_keys", ()))
+        kwargs = self._options(place, spec)
+        match spec["name"]:
+            case "ImageTokenizer":
+                return self._image(place, name, kwargs)
+            case "LowdimObsTokenizer":
+                return self._lowdim(place, name, kwargs)
+            case other:
+                raise ValueError(f"{other}: ImageTokenizer and LowdimObsTokenizer are known")
+
+    def _image(self, place: str, name: str, kwargs: Mapping[str, Any]) -> ImageTokenizerConfig:
+        self._check_options(place, kwargs, IMAGE)
+        key = self._plain_key(f"{place}.obs_stack_keys", kwargs["obs_stack_keys"])
+        goals = _keys(kwargs.get("task_stack_keys"))
         if goals != [key]:
-            self._problem(f"{place}.task_stack_keys {goals}: {[key]} is known")
-        for option, value in kwargs.items():
-            self._refuse(f"{place}.{option}", value, harmless=option in {"num_tokens"})
-        stem = dict(encoder["kwargs"])
-        if encoder["name"] != "SmallStem16":
-            self._problem(f"{place}.encoder {encoder['name']}: SmallStem16 is known")
-        num_tokens = self._shapes[f"{_TRANSFORMER}/obs_{name}_pos_embedding"][2]
+            self.problems.append(f"{place}.task_stack_keys {goals}: {[key]} is known")
+        stem = self._options(f"{place}.encoder", kwargs["encoder"])
         features = tuple(stem.get("features", (32, 96, 192, 384)))
+        if kwargs["encoder"]["name"] == "SmallStem16":
+            self._check_options(f"{place}.encoder", stem, stem_options(len(features)))
+        else:
+            found = kwargs["encoder"]["name"]
+            self.problems.append(f"{place}.encoder {found}: SmallStem16 is known")
+        num_tokens = self._shape(f"{_TRANSFORMER}/obs_{name}_pos_embedding")[2]
+        side = math.isqrt(num_tokens)
+        if side**2 != num_tokens:
+            raise ValueError(f"{num_tokens} tokens: square images are known")
         return ImageTokenizerConfig(
             name=name,
             observation_key=key,
-            image_size=math.isqrt(num_tokens) * 2 ** len(features),
+            image_size=side * 2 ** len(features),
             stem_features=features,
             stem_dim=stem.get("num_features", 512),
         )
 
-    def _lowdim(self, name: str, kwargs: dict[str, Any]) -> LowdimTokenizerConfig:
-        (key,) = self._keys(kwargs["obs_keys"])
-        bins = None
-        if kwargs.get("discretize", False):
-            bins = BinsConfig(
-                num_bins=kwargs.get("n_bins", 256),
-                spacing=kwargs.get("bin_type", "uniform"),
-                low=kwargs.get("low", 0),
-                high=kwargs.get("high", 1),
-            )
-        num_dims = self._shapes[f"{_TRANSFORMER}/obs_{name}_pos_embedding"][2]
+    def _lowdim(self, place: str, name: str, kwargs: Mapping[str, Any]) -> LowdimTokenizerConfig:
+        self._check_options(place, kwargs, LOWDIM)
+        key = self._plain_key(f"{place}.obs_keys", kwargs["obs_keys"])
+        num_dims = self._shape(f"{_TRANSFORMER}/obs_{name}_pos_embedding")[2]
+        bins = _bins(kwargs) if kwargs.get("discretize", False) else None
         return LowdimTokenizerConfig(name, key, num_dims, bins)
 
     def _language(self) -> LanguageConfig | None:
         specs = dict(self._model.get("task_tokenizers", {}))
         spec = specs.pop("language", None)
-        for name, other in specs.items():
-            self._problem(f"task_tokenizers.{name}: {other['name']}")
+        self.problems += [f"task_tokenizers.{name}: language is known" for name in specs]
         if spec is None:
             return None
-        kwargs = spec["kwargs"]
+        place = "task_tokenizers.language"
+        kwargs = self._options(place, spec)
         if spec["name"] != "LanguageTokenizer" or "t5" not in str(kwargs.get("encoder")):
-            self._problem(f"task_tokenizers.language: {spec['name']} of {kwargs.get('encoder')}")
-        vocab_size, d_model = self._shapes[f"{_T5}/shared/embedding"]
+            found = f"{spec['name']} of {kwargs.get('encoder')}"
+            raise ValueError(f"{found}: LanguageTokenizer of a T5 is known")
+        self._check_options(place, kwargs, LANGUAGE)
+        return LanguageConfig(
+            t5=self._t5(),
+            max_length=self._shape(f"{_TRANSFORMER}/task_language_pos_embedding")[1],
+            finetune=kwargs.get("finetune_encoder", False),
+        )
+
+    def _t5(self) -> T5Config:
+        vocab_size, d_model = self._shape(f"{_T5}/shared/embedding")
         layer = f"{_T5}/encoder/block/0/layer"
-        buckets, heads = self._shapes[f"{layer}/0/SelfAttention/relative_attention_bias/embedding"]
-        t5 = T5Config(
+        buckets, heads = self._shape(f"{layer}/0/SelfAttention/relative_attention_bias/embedding")
+        return T5Config(
             vocab_size=vocab_size,
             d_model=d_model,
-            d_kv=self._shapes[f"{layer}/0/SelfAttention/q/kernel"][1] // heads,
-            d_ff=self._shapes[f"{layer}/1/DenseReluDense/wi/kernel"][1],
+            d_kv=self._shape(f"{layer}/0/SelfAttention/q/kernel")[1] // heads,
+            d_ff=self._shape(f"{layer}/1/DenseReluDense/wi/kernel")[1],
             num_layers=len({p.split("/")[5] for p in self._shapes if f"{_T5}/encoder/block" in p}),
             num_heads=heads,
             num_buckets=buckets,
         )
-        max_length = self._shapes[f"{_TRANSFORMER}/task_language_pos_embedding"][1]
-        return LanguageConfig(t5, max_length, finetune=kwargs.get("finetune_encoder", False))
 
     def _head(self) -> HeadConfig:
         specs = self._model["heads"]
         if list(specs) != ["action"]:
-            self._problem(f"heads {list(specs)}: one called action is known")
+            raise ValueError(f"{list(specs)}: one called action is known")
         spec = specs["action"]
-        kwargs = dict(spec["kwargs"])
-        kind = _HEADS.get(spec["name"])
-        if kind is None:
-            self._problem(f"heads.action: {spec['name']}")
-        for name in ("dropout_rate", "loss_weight_by_step"):
-            self._refuse(f"heads.action.{name}", kwargs.get(name, 0))
-        horizon = kwargs.get("action_horizon", kwargs.get("pred_horizon", 1))
-        uses_map = kwargs.get("use_map", kind != "diffusion")
-        shared = {
-            "action_horizon": horizon,
-            "action_dim": kwargs.get("action_dim", 7),
-            "pooling": "map" if uses_map else "mean",
-            "max_action": float(kwargs.get("max_action", 5.0)),
-        }
-        if kind in ("l1", "mse"):
-            return RegressionConfig(error=kind, **shared)
-        return DiffusionConfig(
-            diffusion_steps=kwargs.get("diffusion_steps", 20),
-            time_dim=kwargs.get("time_dim", 32),
-            hidden_dim=kwargs.get("hidden_dim", 256),
-            num_blocks=kwargs.get("num_blocks", 3),
-            n_diffusion_samples=kwargs.get("n_diffusion_samples", 1),
-            **shared,
-        )
+        kwargs = self._options("heads.action", spec)
+        if spec["name"] not in HEADS:
+            raise ValueError(f"{spec['name']}: {', '.join(HEADS)} are known")
+        kind, options = HEADS[spec["name"]]
+        self._check_options("heads.action", kwargs, options)
+        return _head_config(kind, kwargs)
 
-    def _keys(self, patterns: Any) -> list[str]:
-        """Octo's stack keys are patterns; only plain names have a counterpart."""
-        keys: list[str] = [patterns] if isinstance(patterns, str) else list(patterns or ())
-        for key in keys:
-            if not key.replace("_", "").isalnum():
-                self._problem(f"stack key {key!r}: plain names are known")
-        return keys
+    def _plain_key(self, place: str, patterns: str | Sequence[str]) -> str:
+        """The one key; Octo's are patterns, of which only a plain name has a counterpart."""
+        keys = _keys(patterns)
+        if len(keys) != 1 or not keys[0].replace("_", "").isalnum():
+            self.problems.append(f"{place} {keys}: one plain name is known")
+        return "".join(keys)
 
-    def _refuse(self, place: str, value: Any, *, harmless: bool = False) -> None:
-        if value and not harmless:
-            self._problem(f"{place} {value}")
+    def _shape(self, path: str) -> tuple[int, ...]:
+        if path not in self._shapes:
+            raise ValueError(f"the checkpoint has no tensor {path}")
+        return self._shapes[path]
+
+
+def _head_config(kind: Kind, kwargs: Mapping[str, Any]) -> HeadConfig:
+    horizon = kwargs.get("action_horizon", kwargs.get("pred_horizon", 1))
+    uses_map = kwargs.get("use_map", kind != "diffusion")
+    chunk: dict[str, Any] = {
+        "action_horizon": horizon,
+        "action_dim": kwargs.get("action_dim", 7),
+        "pooling": "map" if uses_map else "mean",
+        "max_action": float(kwargs.get("max_action", 5.0)),
+    }
+    if kind == "diffusion":
+        return DiffusionConfig(**chunk, **{name: kwargs[name] for name in SCORE & kwargs.keys()})
+    return RegressionConfig(error=kind, **chunk)
+
+
+def _bins(kwargs: Mapping[str, Any]) -> BinsConfig:
+    spacing = kwargs.get("bin_type", "uniform")
+    if spacing not in ("uniform", "normal"):
+        raise ValueError(f"bin_type {spacing!r}: 'uniform' and 'normal' are known")
+    bounds = {name: float(kwargs[name]) for name in ("low", "high") if kwargs.get(name) is not None}
+    return BinsConfig(kwargs.get("n_bins", 256), spacing, **bounds)
+
+
+def _keys(patterns: str | Sequence[str] | None) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns or ())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pipeline.files import dump_json
-from train.octo.report import LoadRow, Shape, Status
+from train.octo.causes import LoadRow, Shape, Status
 from train.report.inputs import CONFIG_NAME, DATASETS_NAME, LOAD_REPORT_NAME, RunFiles
 from train.report.markup import Html, join, tag
 from train.report.numbers import count, percent, short, three_digits

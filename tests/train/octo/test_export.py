@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from flax import serialization, traverse_util
 from pipeline.errors import UserError
 from train.octo.config import (
     BinsConfig,
+    LanguageConfig,
     LowdimTokenizerConfig,
     OctoConfig,
     RegressionConfig,
+    T5Config,
     VGGTTokenizerConfig,
 )
 from train.octo.export import OctoExport, export_octo, octo_model
@@ -104,5 +107,59 @@ def test_directory_in_use_is_left_alone(exported: Path, pretrained: Pretrained) 
     export = OctoExport(pretrained.config, pretrained.params, {}, 2)
     before = np.fromfile(exported / "config.json", np.uint8)
     with pytest.raises(UserError, match="expected a new or empty directory; found files"):
-        export_octo(export, exported, 100)
+        export_octo(export, exported, 100, "t5_tiny")
     np.testing.assert_array_equal(np.fromfile(exported / "config.json", np.uint8), before)
+
+
+def test_destination_that_is_a_file_is_told(pretrained: Pretrained, tmp_path: Path) -> None:
+    export = OctoExport(pretrained.config, pretrained.params, {}, 2)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match="file: expected a new or empty directory; found a file"):
+        export_octo(export, tmp_path / "file", 100, "t5_tiny")
+    with pytest.raises(UserError, match=r"expected a directory that can be written; found .*Not a"):
+        export_octo(export, tmp_path / "file" / "out", 100, "t5_tiny")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_destination_that_cannot_be_written_is_told(
+    pretrained: Pretrained, tmp_path: Path, as_nobody: Callable
+) -> None:
+    export = OctoExport(pretrained.config, pretrained.params, {}, 2)
+    tmp_path.chmod(0o555)
+    message = r"out: expected a directory that can be written; found .*Permission denied"
+    with as_nobody(), pytest.raises(UserError, match=message):
+        export_octo(export, tmp_path / "out", 100, "t5_tiny")
+
+
+def test_encoder_of_other_sizes_than_t5_base_must_be_named(
+    pretrained: Pretrained, tmp_path: Path
+) -> None:
+    export = OctoExport(pretrained.config, pretrained.params, {}, 2)
+    message = r"t5: expected the sizes of t5-base, .*vocab_size=200.*--language_encoder NAME"
+    with pytest.raises(UserError, match=message):
+        export_octo(export, tmp_path / "out", 100)
+    with pytest.raises(UserError, match="language_encoder bert: expected a name with 't5' in it"):
+        export_octo(export, tmp_path / "out", 100, "bert")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("language", [None, LanguageConfig(T5Config())])
+def test_without_another_encoder_none_need_be_named(
+    pretrained: Pretrained, tmp_path: Path, language: LanguageConfig | None
+) -> None:
+    config = dataclasses.replace(pretrained.config, language=language)
+    export_octo(OctoExport(config, pretrained.params, {}, 2), tmp_path / "out", 100)
+    model = json.loads((tmp_path / "out" / "config.json").read_text())["model"]
+    names = [spec["kwargs"]["encoder"] for spec in model["task_tokenizers"].values()]
+    assert names == ["t5-base"] * (language is not None)
+
+
+def test_a_deeper_stem_is_told_every_stride(config: OctoConfig) -> None:
+    deep = dataclasses.replace(config.images[0], image_size=64, stem_features=(32,) * 5)
+    changed = dataclasses.replace(config, images=(deep,))
+    params = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
+    model = octo_model(changed)
+    stem = model["observation_tokenizers"]["primary"]["kwargs"]["encoder"]["kwargs"]
+    assert (stem["strides"], stem["kernel_sizes"], stem["padding"]) == ([2] * 5, [3] * 5, [1] * 5)
+    shapes = {path: leaf.shape for path, leaf in flat(params).items()}
+    assert translate(model, shapes, "here") == changed

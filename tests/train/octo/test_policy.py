@@ -16,6 +16,7 @@ from train.octo.policy import (
     input_spec,
     loss_fn,
     sample_actions,
+    training_noise,
 )
 
 
@@ -30,7 +31,8 @@ def test_the_specified_inputs_are_all_that_loss_and_sampling_need(
 
     def run(params: Any, batch: Any, key: jax.Array) -> Any:
         actions = sample_actions(module, params, batch["observation"], batch["task"], key)
-        return loss_fn(module, params, batch, key), actions
+        noise = training_noise(config.head, key, (4, 2))
+        return loss_fn(module, params, batch, noise), actions
 
     loss, actions = jax.eval_shape(run, params, spec, key)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
@@ -41,7 +43,11 @@ def test_the_specified_inputs_are_all_that_loss_and_sampling_need(
 def test_the_key_decides_the_loss(
     module: OctoModule, params: dict[str, Any], batch: dict[str, Any]
 ) -> None:
-    run = jax.jit(lambda key: loss_fn(module, params, batch, key))
+    def run(key: jax.Array) -> jax.Array:
+        noise = training_noise(module.config.head, key, (3, 2))
+        return loss_fn(module, params, batch, noise)
+
+    run = jax.jit(run)
     first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
     assert first == again
     assert first != other

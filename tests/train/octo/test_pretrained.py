@@ -1,6 +1,6 @@
 import dataclasses
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import serialization
 
 from pipeline.errors import UserError
 from train.octo.config import (
+    BinsConfig,
     DiffusionConfig,
     LowdimTokenizerConfig,
     OctoConfig,
@@ -19,23 +19,7 @@ from train.octo.config import (
     VGGTTokenizerConfig,
 )
 from train.octo.policy import init_params
-from train.octo.pretrained import (
-    Allowed,
-    account,
-    check_config,
-    merge,
-    read_octo,
-    read_octo_checkpoint,
-    resize_positions,
-)
-
-SCORE = "heads_action/diffusion_model/reverse_network"
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, golden_dir: Path) -> Path:
-    """A copy of the genuine checkpoint that a test may spoil."""
-    return Path(shutil.copytree(golden_dir / "ckpt_tiny", tmp_path / "ckpt"))
+from train.octo.pretrained import Allowed, account, check_config, merge, read_octo
 
 
 def tree(**shapes: tuple[int, ...]) -> dict[str, Any]:
@@ -48,14 +32,6 @@ def tree(**shapes: tuple[int, ...]) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[leaf] = np.ones(shape, dtype=np.float32)
     return nested
-
-
-def test_a_genuine_checkpoint_is_read_whole(golden_dir: Path) -> None:
-    params = read_octo_checkpoint(golden_dir / "ckpt_tiny", 100)
-    assert set(params) == {"octo_transformer", "heads_action"}
-    kernel = params["octo_transformer"]["obs_primary_projection"]["kernel"]
-    assert isinstance(kernel, np.ndarray)
-    assert (kernel.shape, kernel.dtype) == ((64, 64), np.float32)
 
 
 def test_equal_trees_load_whole_and_keep_the_models_dtype() -> None:
@@ -100,108 +76,102 @@ def test_all_surprises_are_named_in_one_error() -> None:
     assert "['other/*']" in message
 
 
-@pytest.mark.parametrize(
-    ("path", "ours", "theirs", "cause"),
-    [
-        ("obs_a_pos_embedding", (1, 12, 4, 8), (1, 10, 4, 8), "max_horizon is 12, .* has 10"),
-        ("obs_a_pos_embedding", (1, 10, 16, 8), (1, 10, 4, 8), "16 tokens, .* has 4"),
-        ("task_a_pos_embedding", (1, 20, 8), (1, 16, 8), "20 tokens, .* has 16.*max_length"),
-        ("obs_a_pos_embedding", (1, 10, 4, 9), (1, 10, 4, 8), "embedding_dim is 9, .* has 8"),
-    ],
-)
-def test_position_embeddings_that_do_not_fit_say_why(
-    path: str, ours: tuple[int, ...], theirs: tuple[int, ...], cause: str
-) -> None:
-    with pytest.raises(UserError, match=cause):
-        merge(tree(**{path: ours}), tree(**{path: theirs}))
-
-
-def test_another_action_horizon_is_told_by_the_inputs_of_the_score_network() -> None:
-    def head(flat_dim: int) -> dict[str, Any]:
-        path = SCORE.replace("/", "__")
-        return tree(
-            **{
-                f"{path}__Dense_0__kernel": (416 + flat_dim, 256),
-                f"{path}__Dense_1__bias": (flat_dim,),
-            }
-        )
-
-    with pytest.raises(UserError, match="action_horizon or action_dim differs") as caught:
-        merge(head(14), head(28))
-    assert "14 here, the checkpoint has 28: 430 against 444 inputs" in str(caught.value)
-
-
-def _no_config(path: Path) -> None:
-    (path / "config.json").unlink()
-
-
-def _no_directory(path: Path) -> None:
-    shutil.rmtree(path)
-
-
-def _no_step(path: Path) -> None:
-    (path / "100").rename(path / "300")
-
-
-def _no_file(path: Path) -> None:
-    (path / "100" / "default" / "checkpoint").unlink()
-
-
-def _foreign_config(path: Path) -> None:
-    (path / "config.json").write_text('{"architectures": ["T5EncoderModel"]}')
-
-
-def _broken_config(path: Path) -> None:
-    (path / "config.json").write_text('{"model": ')
-
-
-def _foreign_params(path: Path) -> None:
-    params = serialization.msgpack_serialize({"encoder": np.ones(3)})
-    (path / "100" / "default" / "checkpoint").write_bytes(params)
-
-
-def _garbage(path: Path) -> None:
-    (path / "100" / "default" / "checkpoint").write_bytes(b"not msgpack at all")
+PROPRIO = LowdimTokenizerConfig("proprio", "proprio", 8, BinsConfig(16, "uniform", -2.0, 2.0))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("field", "value", "expected", "found"),
     [
-        (_no_config, "config.json: expected .* found no such file"),
-        (_no_directory, "found no such directory"),
-        (_no_step, r"expected step 100; found the steps \[300\]"),
-        (_no_file, "default/checkpoint: .* found no such file"),
-        (_foreign_config, "expected the key 'model'"),
-        (_broken_config, "config.json: expected JSON"),
-        (_foreign_params, "keys .'heads_action', 'octo_transformer'.; found encoder"),
-        (_garbage, "default/checkpoint: expected"),
+        ("repeat_task_tokens", False, "repeat_task_tokens False", "repeat_task_tokens True"),
+        ("legacy_attention", True, "legacy_attention True", "legacy_attention False"),
+        ("head.diffusion_steps", 10, "head.diffusion_steps 10", "head.diffusion_steps 20"),
+        ("head.max_action", 1.0, "head.max_action 1.0", "head.max_action 5.0"),
+        (
+            "head",
+            DiffusionConfig(7, 4, hidden_dim=64),
+            "(head.action_horizon, head.action_dim) of 28 numbers (7, 4)",
+            "(head.action_horizon, head.action_dim) of 28 numbers (4, 7)",
+        ),
+        (
+            "images.observation_key",
+            "image_front",
+            "primary.observation_key image_front",
+            "primary.observation_key image_primary",
+        ),
+        (
+            "lowdims.observation_key",
+            "joints",
+            "proprio.observation_key joints",
+            "proprio.observation_key proprio",
+        ),
+        (
+            "lowdims.bins",
+            BinsConfig(16, "normal"),
+            "proprio.bins.spacing normal",
+            "proprio.bins.spacing uniform",
+        ),
+        (
+            "lowdims.bins",
+            BinsConfig(16, "uniform", -1.0, 3.0),
+            "proprio.bins.low -1.0, proprio.bins.high 3.0",
+            "proprio.bins.low -2.0, proprio.bins.high 2.0",
+        ),
+        (
+            "language.t5.max_distance",
+            64,
+            "language.t5.max_distance 64",
+            "language.t5.max_distance 128",
+        ),
     ],
 )
-def test_a_checkpoint_that_is_none_is_an_error(
-    checkpoint: Path, spoil: Callable[[Path], None], message: str
+def test_a_setting_that_no_shape_shows_is_compared(
+    config: OctoConfig, field: str, value: Any, expected: str, found: str
 ) -> None:
-    spoil(checkpoint)
-    with pytest.raises(UserError, match=message):
-        read_octo_checkpoint(checkpoint, 100)
+    theirs = dataclasses.replace(config, lowdims=(PROPRIO,))
+    check_config(theirs, theirs, "here")
+    with pytest.raises(UserError) as caught:
+        check_config(theirs, replaced(theirs, field, value), "here")
+    assert (caught.value.expected, caught.value.found) == (expected, found)
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, 40_000, 1_600_000, -1])
-def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, keep: int) -> None:
-    path = checkpoint / "100" / "default" / "checkpoint"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match="bytes that end early or are damaged"):
-        read_octo_checkpoint(checkpoint, 100)
+def replaced(config: Any, field: str, value: Any) -> Any:
+    """Returns a config with another value at a dotted path; of a tuple the first is meant."""
+    name, _, rest = field.partition(".")
+    part = getattr(config, name)
+    if rest and isinstance(part, tuple):
+        value = (replaced(part[0], rest, value), *part[1:])
+    elif rest:
+        value = replaced(part, rest, value)
+    return dataclasses.replace(config, **{name: value})
 
 
-def test_settings_that_no_shape_shows_are_compared(golden_dir: Path, config: OctoConfig) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("head", DiffusionConfig(8, max_action=2.0, diffusion_steps=20, hidden_dim=64)),
+        ("head", RegressionConfig(max_action=2.0)),
+        ("lowdims", ()),
+        ("lowdims.bins", None),
+        ("language", None),
+        ("vggt", VGGTTokenizerConfig(6, 16)),
+        ("remat", True),
+        ("compute_dtype", "bfloat16"),
+    ],
+)
+def test_what_changes_no_meaning_or_is_seen_in_the_shapes_is_not_compared(
+    config: OctoConfig, field: str, value: Any
+) -> None:
+    theirs = dataclasses.replace(config, lowdims=(PROPRIO,))
+    if isinstance(value, DiffusionConfig):
+        value = dataclasses.replace(value, max_action=config.head.max_action)
+    check_config(theirs, replaced(theirs, field, value), "here")
+
+
+def test_all_settings_that_differ_are_named_at_once(golden_dir: Path, config: OctoConfig) -> None:
     theirs = read_octo(golden_dir / "ckpt_tiny", 100).config
     check_config(theirs, config, "here")
-    other = dataclasses.replace(
-        config,
-        repeat_task_tokens=False,
-        legacy_attention=True,
-        head=dataclasses.replace(config.head, diffusion_steps=10),
-    )
+    head = dataclasses.replace(config.head, diffusion_steps=10)
+    other = dataclasses.replace(config, repeat_task_tokens=False, legacy_attention=True, head=head)
     message = r"repeat_task_tokens False, legacy_attention True, head\.diffusion_steps 10; found"
     with pytest.raises(UserError, match=message):
         check_config(theirs, other, "here")
@@ -216,36 +186,6 @@ def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
     _, report = merge(fresh, pretrained.params)
     assert {row.status for row in report.rows} == {"loaded"}
     assert len(report.rows) == 126
-
-
-@pytest.mark.parametrize(
-    ("change", "cause"),
-    [
-        (
-            {"images": slice(0, 1)},
-            "unused, none here.*the checkpoint has the input 'wrist'",
-        ),
-        (
-            {"lowdims": (LowdimTokenizerConfig("proprio", "proprio", 8),)},
-            "obs_proprio_pos_embedding: new.*the model has the input 'proprio', the checkpoint has",
-        ),
-        ({"head": RegressionConfig()}, "the checkpoint has a diffusion head, the model has none"),
-        ({"head": RegressionConfig()}, "the model has an L1 or MSE head, the checkpoint has none"),
-        ({"max_horizon": 12}, r"max_horizon is 12, the checkpoint has 5"),
-        ({"head": DiffusionConfig(2, hidden_dim=64)}, "product is 14 here, the checkpoint has 28"),
-        ({"embedding_dim": 32}, "embedding_dim is 32, the checkpoint has 64"),
-    ],
-)
-def test_mismatch_is_told_with_its_likely_cause(
-    golden_dir: Path, config: OctoConfig, change: dict, cause: str
-) -> None:
-    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
-    if "images" in change:
-        change = {"images": config.images[change["images"]]}
-    changed = dataclasses.replace(config, **change)
-    shapes = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
-    with pytest.raises(UserError, match=cause):
-        account(shapes, pretrained.params)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +218,7 @@ def test_another_image_size_is_told_and_fitted_on_request(
     larger = dataclasses.replace(config.images[0], image_size=96)
     changed = dataclasses.replace(config, images=(larger, config.images[1]), max_horizon=3)
     fresh = init_params(changed, jax.random.key(0))
-    with pytest.raises(UserError, match=r"36 tokens, the checkpoint has 16: another image_size"):
+    with pytest.raises(UserError, match=r"of image_size, .*, is 36, the checkpoint has 16"):
         merge(fresh, pretrained.params)
     merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
     how = {row.path: row.how for row in report.rows if row.status == "resized"}
@@ -293,28 +233,44 @@ def test_another_image_size_is_told_and_fitted_on_request(
     np.testing.assert_array_equal(wrist, kept)
 
 
-def test_smooth_positions_stay_what_they_were_on_another_grid() -> None:
-    # A plane over the grid is reproduced inside it.
-    def plane(side: int) -> np.ndarray:
-        center = (np.arange(side) + 0.5) / side
-        x, y = np.meshgrid(center, center)
-        return np.stack([x, y, x + y], axis=-1).reshape(1, 1, side**2, 3).astype(np.float32)
+def test_a_model_takes_the_weights_of_an_old_release(
+    golden_dir: Path, config: OctoConfig, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(golden_dir / "ckpt_tiny", tmp_path / "octo-1.0"))
+    whole = json.loads((checkpoint / "config.json").read_text())
+    model = whole["model"]
+    del model["repeat_task_tokens"], model["use_correct_attention"]
+    head = model["heads"]["action"]["kwargs"]
+    head["pred_horizon"] = head.pop("action_horizon")
+    (checkpoint / "config.json").write_text(json.dumps(whole))
 
-    resized, how = resize_positions(plane(8), (1, 1, 256, 3))
-    inside = np.asarray(resized).reshape(16, 16, 3)[1:-1, 1:-1]
-    np.testing.assert_allclose(inside, plane(16).reshape(16, 16, 3)[1:-1, 1:-1], atol=1e-5)
-    assert how == "8x8 tokens to 16x16, bilinear"
+    old = dataclasses.replace(config, repeat_task_tokens=False, legacy_attention=True)
+    pretrained = read_octo(checkpoint, None)
+    assert pretrained.config == old
+    check_config(pretrained.config, old, "here")
+    params, report = merge(init_params(old, jax.random.key(0)), pretrained.params)
+    assert report.summary() == "126 loaded (421,644 numbers)"
+    jax.tree.map(np.testing.assert_array_equal, params, pretrained.params)
+    message = "repeat_task_tokens True, legacy_attention False; found repeat_task_tokens False"
+    with pytest.raises(UserError, match=message):
+        check_config(pretrained.config, config, "here")
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "message"),
-    [
-        ((1, 12, 4, 8), (1, 10, 4, 8), "12 steps are wanted, 10 were trained"),
-        ((1, 10, 5, 8), (1, 10, 4, 8), "4 and 5 tokens are no square grids"),
-        ((1, 10, 4, 9), (1, 10, 4, 8), "differ in more than steps and tokens"),
-    ],
-)
-def test_positions_that_cannot_be_fitted_say_why(ours: tuple, theirs: tuple, message: str) -> None:
-    pairs = {"x_pos_embedding": ours}, {"x_pos_embedding": theirs}
-    with pytest.raises(UserError, match=f"cannot be resized: {message}|{message}"):
-        account(tree(**pairs[0]), tree(**pairs[1]), Allowed(resized=("*",)))
+def test_only_what_can_be_fitted_is_resized(golden_dir: Path, config: OctoConfig) -> None:
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    shorter = dataclasses.replace(config, language=replaced(config.language, "max_length", 9))
+    fresh = init_params(shorter, jax.random.key(0))
+    merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
+    how = {row.path: row.how for row in report.rows if row.status == "resized"}
+    assert how == {"octo_transformer/task_language_pos_embedding": "the first 9 of 16 tokens"}
+    kept = pretrained.params["octo_transformer"]["task_language_pos_embedding"][:, :9]
+    np.testing.assert_array_equal(merged["octo_transformer"]["task_language_pos_embedding"], kept)
+    longer = replaced(config, "language.max_length", 25)
+    message = (
+        r"task_language_pos_embedding: mismatched shape, \(1, 25, 64\) here, .*"
+        r"cannot be resized: 25 tokens are wanted, 16 were trained"
+    )
+    for changed, told in ((longer, message), (replaced(config, "num_readouts", 4), "1 were tra")):
+        shapes = jax.eval_shape(lambda c=changed: init_params(c, jax.random.key(0)))
+        with pytest.raises(UserError, match=told):
+            account(shapes, pretrained.params, Allowed(resized=("*",)))

@@ -83,7 +83,11 @@ def test_a_missing_goal_is_a_black_one(
         ({"image_wrist": None}, "'image_wrist', which the image tokenizer 'wrist' reads"),
         (
             {"image_wrist": jnp.zeros((3, 2, 64, 64, 3), jnp.uint8)},
-            r"uint8 with the last axes \(32, 32, 3\).*found uint8\[3, 2, 64, 64, 3\]",
+            r"expected uint8 \(b w 32 32 3\), .*; found uint8\[3, 2, 64, 64, 3\]",
+        ),
+        (
+            {"image_wrist": jnp.zeros((3, 32, 32, 3), jnp.uint8)},
+            r"expected uint8 \(b w 32 32 3\), .*; found uint8\[3, 32, 32, 3\]",
         ),
         ({"image_wrist": jnp.zeros((3, 2, 32, 32, 3))}, "expected uint8.*found float32"),
     ],
@@ -99,6 +103,16 @@ def test_an_image_that_is_missing_or_unlike_the_config_is_an_error(
     observation = {key: value for key, value in changed.items() if value is not None}
     with pytest.raises(UserError, match=message):
         apply(tokenizer, weights, observation, batch["task"])
+
+
+def test_a_goal_image_with_a_window_is_an_error(
+    wrist: tuple[ImageTokenizer, dict[str, Any]], batch: dict[str, Any]
+) -> None:
+    tokenizer, weights = wrist
+    goal = {"image_wrist": batch["observation"]["image_wrist"]}
+    message = r"task/image_wrist: expected uint8 \(b 32 32 3\), .*; found uint8\[3, 2, 32, 32, 3\]"
+    with pytest.raises(UserError, match=message):
+        apply(tokenizer, weights, batch["observation"], goal)
 
 
 def test_the_error_for_a_missing_input_tells_what_there_is() -> None:
@@ -138,7 +152,7 @@ def test_padded_steps_and_missing_inputs_are_masked(
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (jnp.zeros((2, 2, 5, 9), jnp.float16), r"last axes \(5, 8\)"),
+        (jnp.zeros((2, 2, 5, 9), jnp.float16), r"\(b w 5 8\)"),
         (jnp.zeros((2, 2, 5, 8), jnp.int8), "float16 or bfloat16 or float32.*found int8"),
     ],
 )
@@ -222,5 +236,15 @@ def test_binned_vector_is_that_of_the_original(golden_nest: Any) -> None:
 
 def test_vector_of_another_size_is_an_error() -> None:
     observation = {"proprio": jnp.zeros((1, 2, 7)), "timestep_pad_mask": jnp.ones((1, 2), bool)}
-    with pytest.raises(UserError, match=r"observation/proprio: expected float32 .*\(8,\)"):
+    with pytest.raises(UserError, match=r"observation/proprio: expected float32 \(b w 8\)"):
         LowdimTokenizer(LowdimTokenizerConfig("proprio", "proprio", 8)).apply({}, observation, {})
+
+
+def test_a_vector_that_is_missing_is_masked() -> None:
+    real = jnp.ones((2, 2), bool)
+    observation = {"proprio": jnp.ones((2, 2, 3)), "timestep_pad_mask": real}
+    tokenizer = LowdimTokenizer(LowdimTokenizerConfig("proprio", "proprio", 3))
+    present = jnp.array([[True, True], [False, False]])
+    assert tokenizer.apply({}, observation, {}).mask.all()
+    group = tokenizer.apply({}, observation | {"pad_mask_dict": {"proprio": present}}, {})
+    np.testing.assert_array_equal(group.mask, jnp.repeat(present[..., None], 3, axis=2))

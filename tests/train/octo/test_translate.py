@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,41 +105,155 @@ def test_binned_proprioception_is_translated(golden_dir: Path, golden_nest) -> N
     assert config.lowdims[0].bins == BinsConfig(256, "normal", -2.0, 2.0)
 
 
+PRIMARY = "observation_tokenizers__primary__kwargs"
+STEM = f"{PRIMARY}__encoder__kwargs"
+LANGUAGE = "task_tokenizers__language__kwargs"
+HEAD = "heads__action__kwargs"
+
+
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("place", "value", "found"),
     [
-        ({"heads__action__name": "DiscreteActionHead"}, "heads.action: DiscreteActionHead"),
-        ({"readouts": {"action": 1, "value": 2}}, "readouts .*'value': 2.*: one called action"),
-        (
-            {"observation_tokenizers__primary__kwargs__encoder__name": "ResNet26FILM"},
-            "observation_tokenizers.primary.encoder ResNet26FILM: SmallStem16 is known",
-        ),
-        (
-            {"observation_tokenizers__primary__kwargs__task_film_keys": ["language_instruction"]},
-            "observation_tokenizers.primary.task_film_keys .'language_instruction'.",
-        ),
-        (
-            {"observation_tokenizers__primary__kwargs__use_token_learner": True},
-            "observation_tokenizers.primary.use_token_learner True",
-        ),
-        (
-            {"observation_tokenizers__primary__kwargs__obs_stack_keys": ["image_.*"]},
-            "stack key 'image_.*': plain names are known",
-        ),
-        ({"transformer_kwargs__dropout_rate": 0.1}, "transformer_kwargs.dropout_rate 0.1"),
-        (
-            {"task_tokenizers__language__kwargs__encoder": "distilbert"},
-            "task_tokenizers.language: LanguageTokenizer of distilbert",
-        ),
-        ({"transformer_kwargs": {}}, "KeyError: 'num_layers'"),
+        ("heads__action__name", "DiscreteActionHead", "heads.action: DiscreteActionHead: Diff"),
+        ("heads", {"value": {}}, r"heads.action: \['value'\]: one called action is known"),
+        ("readouts", {"action": 1, "value": 2}, "readouts: .*'value': 2.*: one called action"),
+        (f"{PRIMARY}__encoder__name", "ViT", r"primary.encoder ViT: SmallStem16 is known"),
+        (f"{PRIMARY}__encoder__args", [16], r"primary.encoder.args \[16\]: options by name"),
+        (f"{PRIMARY}__task_film_keys", ["text"], r"primary.task_film_keys \['text'\]: \(\) is"),
+        (f"{PRIMARY}__use_token_learner", True, "use_token_learner True: False is known"),
+        (f"{PRIMARY}__conditioning_type", "film", "conditioning_type 'film': 'none' is known"),
+        (f"{PRIMARY}__proper_pad_mask", False, "proper_pad_mask False: True is known"),
+        (f"{PRIMARY}__obs_stack_keys", ["image_.*"], "obs_stack_keys .*: one plain name is known"),
+        (f"{PRIMARY}__obs_stack_keys", ["a", "b"], r"\['a', 'b'\]: one plain name is known"),
+        (f"{PRIMARY}__task_stack_keys", [], r"task_stack_keys \[\]: \['image_primary'\] is known"),
+        (f"{STEM}__use_film", True, "primary.encoder.use_film True: False is known"),
+        (f"{STEM}__img_norm_type", "imagenet", "img_norm_type 'imagenet': 'default' is known"),
+        (f"{STEM}__patch_size", 32, "primary.encoder.patch_size 32: 16 is known"),
+        (f"{STEM}__strides", [2, 2, 2, 1], r"strides \[2, 2, 2, 1\]: \(2, 2, 2, 2\) is known"),
+        (f"{STEM}__kernel_sizes", [5, 5, 5, 5], r"kernel_sizes .*: \(3, 3, 3, 3\) is known"),
+        (f"{STEM}__padding", "SAME", r"padding 'SAME': \(1, 1, 1, 1\) is known"),
+        (f"{STEM}__dtype", "bfloat16", "primary.encoder.dtype 'bfloat16': no such option is known"),
+        ("transformer_kwargs__dropout_rate", 0.1, "transformer_kwargs.dropout_rate 0.1: 0.0 is"),
+        ("transformer_kwargs__rotary", True, "transformer_kwargs.rotary True: no such option"),
+        ("transformer_kwargs", {}, "transformer_kwargs: 'num_layers' is missing"),
+        ("transformer_kwargs", None, "transformer_kwargs: a value of another kind than expected"),
+        (f"{LANGUAGE}__encoder", "distilbert", "language: LanguageTokenizer of distilbert: Lang"),
+        (f"{LANGUAGE}__proper_pad_mask", False, "language.proper_pad_mask False: True is known"),
+        ("task_tokenizers__goal", {}, "task_tokenizers.goal: language is known"),
+        ("task_tokenizers__language", "t5", "language: a module with name and kwargs is expected"),
+        (f"{HEAD}__readout_key", "obs", "action.readout_key 'obs': 'readout_action' is known"),
+        (f"{HEAD}__loss_type", "l1", "heads.action.loss_type 'l1': 'mse' is known"),
+        (f"{HEAD}__use_layer_norm", False, "heads.action.use_layer_norm False: True is known"),
+        (f"{HEAD}__dropout_rate", 0.1, "heads.action.dropout_rate 0.1: 0.0 is known"),
+        (f"{HEAD}__diffusion_steps", 0, "heads.action: diffusion_steps must be at least 1, not 0"),
+        ("max_horizon", 0, "model: max_horizon must be at least 1, not 0"),
+        ("moe", 8, "model.moe 8: no such option is known"),
     ],
 )
-def test_what_has_no_counterpart_is_named(small: dict, change: dict, found: str) -> None:
+def test_what_has_no_counterpart_is_named(small: dict, place: str, value: Any, found: str) -> None:
+    with pytest.raises(UserError, match=found) as caught:
+        translate(changed(**{place: value}), small, "config.json")
+    assert "Error" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (f"{PRIMARY}__conditioning_type", "none"),
+        (f"{PRIMARY}__num_tokens", 8),
+        (f"{PRIMARY}__task_film_keys", []),
+        (f"{PRIMARY}__proper_pad_mask", True),
+        (f"{PRIMARY}__encoder__args", []),
+        (f"{STEM}__strides", [2, 2, 2, 2]),
+        (f"{STEM}__patch_size", 16),
+        (f"{LANGUAGE}__proper_pad_mask", True),
+        (f"{HEAD}__loss_type", "mse"),
+        (f"{HEAD}__use_layer_norm", True),
+        ("transformer_kwargs__add_position_embedding", None),
+    ],
+)
+def test_options_that_are_written_out_with_the_values_known_here_are_harmless(
+    small: dict, place: str, value: Any
+) -> None:
+    assert translate(changed(**{place: value}), small, "config.json") == octo_small()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "found"),
+    [
+        ("L1ActionHead", "loss_type", "mse", "heads.action.loss_type 'mse': 'l1' is known"),
+        ("MSEActionHead", "hidden_dim", 256, "heads.action.hidden_dim 256: no such option"),
+    ],
+)
+def test_each_head_has_its_own_options(
+    small: dict, name: str, option: str, value: Any, found: str
+) -> None:
+    model = changed(heads__action={"name": name, "kwargs": {option: value}})
     with pytest.raises(UserError, match=found):
-        translate(changed(**change), small, "config.json")
+        translate(model, small, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "found"),
+    [
+        ("obs_keys", ["proprio", "gripper"], r"obs_keys \['proprio', 'gripper'\]: one plain name"),
+        ("bin_type", "log", "proprio: bin_type 'log': 'uniform' and 'normal' are known"),
+        ("low", 3.0, "proprio: low 3.0 must be less than high 2.0"),
+        ("scale", 2, "observation_tokenizers.proprio.scale 2: no such option is known"),
+    ],
+)
+def test_what_a_vector_has_no_counterpart_for_is_named(
+    golden_dir: Path, golden_nest, option: str, value: Any, found: str
+) -> None:
+    model = json.loads((golden_dir / "b" / "config.json").read_text())["model"]
+    kwargs = model["observation_tokenizers"]["proprio"]["kwargs"]
+    kwargs |= {"discretize": True, "bin_type": "uniform"} | {option: value}
+    params = traverse_util.flatten_dict(golden_nest("b/params"), sep="/")
+    with pytest.raises(UserError, match=found):
+        translate(model, {p: leaf.shape for p, leaf in params.items()}, "config.json")
+
+
+def test_tensors_that_tell_a_size_are_named_where_they_are_missing(small: dict) -> None:
+    camera, t5 = "octo_transformer/obs_wrist_pos_embedding", "DenseReluDense/wi/kernel"
+    shapes = {path: s for path, s in small.items() if path != camera and t5 not in path}
+    with pytest.raises(UserError) as caught:
+        translate(SMALL, shapes, "config.json")
+    assert f"observation_tokenizers.wrist: the checkpoint has no tensor {camera}" in str(
+        caught.value
+    )
+    assert re.search(rf"language: the checkpoint has no tensor \S+{t5}", str(caught.value))
+
+
+def test_tokens_of_no_square_image_are_named(small: dict) -> None:
+    shapes = small | {"octo_transformer/obs_wrist_pos_embedding": (1, 10, 60, 384)}
+    with pytest.raises(UserError, match="wrist: 60 tokens: square images are known"):
+        translate(SMALL, shapes, "config.json")
 
 
 def test_all_that_has_no_counterpart_is_named_at_once(small: dict) -> None:
-    model = changed(heads__action__name="Other", transformer_kwargs__dropout_rate=0.5)
-    with pytest.raises(UserError, match=r"dropout_rate 0.5; .*heads.action: Other"):
+    model = changed(
+        heads__action__name="Other",
+        transformer_kwargs__dropout_rate=0.5,
+        observation_tokenizers__wrist__kwargs={},
+        readouts={},
+        **{f"{PRIMARY}__obs_stack_keys": [], f"{PRIMARY}__encoder__name": "ViT"},
+    )
+    del model["max_horizon"]
+    with pytest.raises(UserError) as caught:
         translate(model, small, "config.json")
+    assert caught.value.found.split("; ") == [
+        "observation_tokenizers.primary.obs_stack_keys []: one plain name is known",
+        "observation_tokenizers.primary.task_stack_keys ['image_primary']: [''] is known",
+        "observation_tokenizers.primary.encoder ViT: SmallStem16 is known",
+        "observation_tokenizers.wrist: 'obs_stack_keys' is missing",
+        "model: 'max_horizon' is missing",
+        "transformer_kwargs.dropout_rate 0.5: 0.0 is known",
+        "heads.action: Other: DiffusionActionHead, L1ActionHead, MSEActionHead are known",
+        "readouts: {}: one called action is known",
+    ]
+    assert caught.value.remedy.startswith("Take another checkpoint")
+
+
+def test_the_config_of_the_released_octo_small_is_translated(shared: Path, small: dict) -> None:
+    config = json.loads((shared / "golden/octo/octo_small_config.json").read_text())
+    assert translate(config["model"], small, "config.json") == octo_small()

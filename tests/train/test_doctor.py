@@ -1,0 +1,135 @@
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+from train.config import Flags
+from train.directory import claimed
+from train.doctor import diagnose, examine
+
+
+def with_data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def texts(config, level, **flags):
+    return [f"{f.about}: {f.text}" for f in diagnose(Flags(config, **flags)) if f.level == level]
+
+
+def copied(mini_dataset, tmp_path):
+    """The bundled set with files that a test may change."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in mini_dataset.iterdir():
+        if path.is_dir():
+            (copy / path.name).symlink_to(path)
+        else:
+            shutil.copy(path, copy)
+    return copy
+
+
+def test_a_run_that_can_start_has_no_errors(tiny_config, capsys):
+    config = with_data(tiny_config, validation_fraction=0.3)
+    assert examine(Flags(config)) == 0
+    told = capsys.readouterr().out
+    assert "0 errors" in told
+    assert "2 x cpu: batch 4, 2 samples a device at a time" in told
+    assert "parameters" in told
+    assert not pathlib.Path(config.save_dir).exists()
+
+
+def test_what_a_flag_changed_is_marked(tiny_config, capsys):
+    config = dataclasses.replace(tiny_config, batch_size=8)
+    examine(Flags(config, unchanged=tiny_config))
+    told = capsys.readouterr().out
+    assert "* batch_size = 8  (file: 4)" in told
+    assert "  num_steps = 20\n" in told
+
+
+def test_all_that_is_wrong_is_told_at_once(tiny_config, tmp_path, capsys):
+    with claimed(tiny_config, resume=False):
+        pass
+    config = dataclasses.replace(
+        tiny_config, batch_size=5, fsdp_devices=3, pretrained_path=str(tmp_path / "none")
+    )
+    assert examine(Flags(config)) == 2
+    told = capsys.readouterr().out
+    assert "ERROR   run directory: save_dir" in told
+    assert "config.fsdp_devices: expected a divisor of 2" in told
+    assert "expected Octo's config.json" in told
+    assert "3 errors" in told
+
+
+def test_a_frozen_glob_that_names_nothing_is_an_error(tiny_config):
+    optimizer = dataclasses.replace(tiny_config.optimizer, frozen=("*hf_model*", "*/obz_*"))
+    (error,) = texts(dataclasses.replace(tiny_config, optimizer=optimizer), "error")
+    assert "found */obz_*, which name none" in error
+
+
+def test_a_language_encoder_that_is_frozen_in_part_is_an_error(tiny_config):
+    optimizer = dataclasses.replace(tiny_config.optimizer, frozen=("*hf_model/encoder*",))
+    (error,) = texts(dataclasses.replace(tiny_config, optimizer=optimizer), "error")
+    assert "expected all of the language encoder frozen" in error
+    assert "hf_model/shared/embedding" in error
+
+
+def test_a_disk_that_is_too_small_is_an_error(tiny_config, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 0, 10))
+    (error,) = texts(tiny_config, "error")
+    assert "disk: a checkpoint takes" in error
+    assert "lower keep_checkpoints" in error
+
+
+def test_statistics_of_another_dataset_are_an_error(tiny_config, mini_dataset, tmp_path):
+    other = copied(mini_dataset, tmp_path)
+    statistics = json.loads((other / "statistics.json").read_text())
+    statistics["action"]["count"] = 53_000
+    (other / "statistics.json").write_text(json.dumps(statistics))
+    part = dataclasses.replace(tiny_config.data.datasets[0], path=str(other))
+    (error,) = texts(with_data(tiny_config, datasets=(part,)), "error")
+    assert "statistics.json, action: expected statistics of 455 steps" in error
+    assert "found those of 53000" in error
+
+
+def test_a_dimension_that_hardly_varies_is_a_warning(tiny_config, mini_dataset, tmp_path):
+    other = copied(mini_dataset, tmp_path)
+    statistics = json.loads((other / "statistics.json").read_text())
+    statistics["action"]["std"][2] = 1e-5
+    (other / "statistics.json").write_text(json.dumps(statistics))
+    part = dataclasses.replace(tiny_config.data.datasets[0], path=str(other))
+    config = with_data(tiny_config, datasets=(part,), validation_fraction=0.3)
+    assert any("action[2] (std 1e-05) hardly varies" in text for text in texts(config, "warning"))
+
+
+def test_missing_token_column_and_missing_camera_are_errors(tiny_config):
+    data = dataclasses.replace(tiny_config.data, observations=("image_primary", "vggt_layer_23"))
+    vggt = dataclasses.replace(tiny_config.model.vggt, observation_key="vggt_layer_23")
+    model = dataclasses.replace(tiny_config.model, vggt=vggt)
+    (error,) = texts(dataclasses.replace(tiny_config, data=data, model=model), "error")
+    assert "expected a feature observation/vggt_layer_23" in error
+
+
+@pytest.mark.parametrize("field", ["conventions", "normalization"])
+def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_path, field):
+    from train.run import run
+
+    run(Flags(dataclasses.replace(tiny_config, num_steps=1)))
+    kept = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1" / "datasets" / "metadata"
+    datasets = json.loads(kept.read_text())
+    for dataset in datasets.values():
+        if field == "conventions":
+            dataset["conventions"]["image_orientation"] = "upright"
+        else:
+            dataset["normalization"] = "bounds"
+    kept.write_text(json.dumps(datasets))
+    config = dataclasses.replace(
+        tiny_config, save_dir=str(tmp_path / "later"), pretrained_path=tiny_config.save_dir
+    )
+    warnings = texts(config, "warning")
+    assert any(text.startswith(f"{field} of ") and "were trained with" in text for text in warnings)
+    assert np.all([("ERROR" not in text) for text in warnings])

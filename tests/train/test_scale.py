@@ -1,0 +1,209 @@
+"""Runs in processes of their own: signals, kills, several devices and several processes."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from train.checkpoints import read_checkpoint
+from train.logging import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+_KILLS = int(os.environ.get("OCTOGRAIN_KILLS", "4"))
+
+
+def start(config_path, dataset, directory, *flags, devices=1, env=None):
+    """`python -m train.run` in a process of its own, without waiting for it."""
+    arguments = [
+        f"--config.data.datasets.0.path={dataset}",
+        f"--config.save_dir={directory}",
+        f"--config.compilation_cache={directory.parent}/compiled",
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "train.run", "--config", str(config_path), *arguments, *flags],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            **(env or {}),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == code, told
+    return told
+
+
+def losses(directory):
+    return [(row.step, row.loss, row.batch_fingerprint) for row in read_metrics(directory)]
+
+
+def num_steps(directory):
+    path = directory / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def wait_for_steps(process, directory, number):
+    while num_steps(directory) < number:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def assert_equal_params(directory, expected, step):
+    found, wanted = (read_checkpoint(path, step).params for path in (directory, expected))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_config_path, mini_dataset, tmp_path_factory):
+    """A run of 60 steps on one device."""
+    directory = tmp_path_factory.mktemp("scale") / "undisturbed"
+    finish(start(tiny_config_path, mini_dataset, directory, *LONG))
+    return directory
+
+
+LONG = ("--config.num_steps=60", "--config.optimizer.decay_steps=100", "--config.save_interval=7")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
+    undisturbed, tiny_config_path, mini_dataset, number
+):
+    directory = undisturbed.with_name(number.name)
+    # A checkpoint a step: the signal comes while one is being written.
+    process = start(tiny_config_path, mini_dataset, directory, *LONG, "--config.save_interval=1")
+    wait_for_steps(process, directory, 10)
+    process.send_signal(number)
+    told = finish(process, code=130 if number is signal.SIGINT else 0)
+    assert f"stopped by {number.name}; the state is saved: go on with --resume" in told
+    taken = num_steps(directory)
+    assert 10 <= taken < 60
+    assert read_checkpoint(directory).step == taken
+    finish(start(tiny_config_path, mini_dataset, directory, *LONG, "--resume"))
+    assert losses(directory) == losses(undisturbed)
+    assert_equal_params(directory, undisturbed, 60)
+
+
+def test_a_run_that_is_killed_at_any_moment_is_resumed_bit_for_bit(
+    undisturbed, tiny_config_path, mini_dataset
+):
+    directory = undisturbed.with_name("killed")
+    moments = random.Random(0)
+    flags = LONG
+    for _ in range(_KILLS):
+        process = start(tiny_config_path, mini_dataset, directory, *flags)
+        before = num_steps(directory)
+        if moments.random() < 0.7:
+            while num_steps(directory) < min(before + 1, 59) and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 1))
+        else:
+            time.sleep(moments.uniform(0, 8))
+        process.kill()
+        process.communicate()
+        if (directory / "checkpoints").exists():
+            for path in (directory / "checkpoints").iterdir():
+                if path.name.isdecimal():
+                    read_checkpoint(directory, int(path.name))
+        flags = (*LONG, "--resume") if (directory / "config.json").exists() else LONG
+        if num_steps(directory) >= 60:
+            break
+    if not (directory / "checkpoints" / "60").exists():
+        finish(start(tiny_config_path, mini_dataset, directory, *flags))
+    assert losses(directory) == losses(undisturbed)
+    assert_equal_params(directory, undisturbed, 60)
+
+
+def test_a_second_process_is_told_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
+    directory = undisturbed.with_name("in_use")
+    endless = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
+    first = start(tiny_config_path, mini_dataset, directory, *endless)
+    wait_for_steps(first, directory, 1)
+    second = start(tiny_config_path, mini_dataset, directory, *LONG, "--overwrite")
+    told = finish(second, code=2)
+    assert f"found process {first.pid} on {socket.gethostname()} at work on it" in told
+    first.kill()
+    first.communicate()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def close_to(directory, expected, num):
+    ours, theirs = (
+        [row.loss for row in read_metrics(path)][:num] for path in (directory, expected)
+    )
+    assert len(ours) == num
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+FEW = ("--config.num_steps=6", "--config.optimizer.decay_steps=100", "--config.save_interval=3")
+
+
+@pytest.mark.parametrize("fsdp_devices", [1, 2])
+def test_two_devices_train_as_one_and_go_on_as_one(
+    undisturbed, tiny_config_path, mini_dataset, fsdp_devices
+):
+    directory = undisturbed.with_name(f"fsdp{fsdp_devices}")
+    flags = (*FEW, f"--config.fsdp_devices={fsdp_devices}")
+    finish(start(tiny_config_path, mini_dataset, directory, *flags, devices=2))
+    close_to(directory, undisturbed, 6)
+    longer = (*FEW, "--config.num_steps=12", "--resume")
+    finish(start(tiny_config_path, mini_dataset, directory, *longer))
+    close_to(directory, undisturbed, 12)
+
+
+def test_two_processes_train_as_one_and_go_on_as_one(undisturbed, tiny_config_path, mini_dataset):
+    directory = undisturbed.with_name("processes")
+    env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    env |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    held_out = ("--config.data.validation_fraction=0.3", "--config.validation.num_batches=2")
+    alone = undisturbed.with_name("alone")
+    finish(start(tiny_config_path, mini_dataset, alone, *FEW, *held_out))
+    processes = [
+        start(
+            tiny_config_path,
+            mini_dataset,
+            directory,
+            *FEW,
+            *held_out,
+            env=env | {"JAX_PROCESS_ID": str(index)},
+        )
+        for index in range(2)
+    ]
+    told = [finish(process) for process in processes]
+    assert "2 x cpu in 2 processes" in told[0]
+    assert "2 x cpu" not in told[1]  # only the first one writes
+    close_to(directory, alone, 6)
+    ours, theirs = (
+        json.loads((path / "validation.jsonl").read_text()) for path in (directory, alone)
+    )
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+    assert (directory / "report.html").exists()
+    longer = (*FEW, *held_out, "--config.num_steps=9", "--resume")
+    finish(start(tiny_config_path, mini_dataset, directory, *longer))
+    assert [row.step for row in read_metrics(directory)] == list(range(1, 10))
+
+
+def test_half_a_cluster_is_told(tiny_config_path, mini_dataset, tmp_path):
+    env = {"JAX_NUM_PROCESSES": "2"}
+    told = finish(start(tiny_config_path, mini_dataset, tmp_path / "run", *FEW, env=env), code=2)
+    assert "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing" in told

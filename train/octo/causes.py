@@ -1,0 +1,186 @@
+"""What a tensor that finds no place most likely comes from: the setting that differs."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+Status = Literal["loaded", "resized", "new", "unused", "mismatched shape"]
+"""`resized`: fitted to the model's shape; `new`: only the model has it; `unused`: only the
+checkpoint; `mismatched shape`: the model's fresh values are kept."""
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadRow:
+    """What became of one tensor."""
+
+    path: str
+    """Its place in the parameters, joined by `/`."""
+    status: Status
+    """What became of it."""
+    target_shape: Shape | None
+    """Its shape in the model; None: the model has no such tensor."""
+    checkpoint_shape: Shape | None
+    """Its shape in the checkpoint; None: the checkpoint has no such tensor."""
+    how: str = ""
+    """What was done to a resized one."""
+
+
+_TRANSFORMER = "octo_transformer"
+_BLOCKS = f"{_TRANSFORMER}/BlockTransformer_0/Transformer_0/encoderblock_"
+_T5 = f"{_TRANSFORMER}/task_tokenizers_language/hf_model"
+_T5_BLOCKS = f"{_T5}/encoder/block/"
+_T5_BIAS = f"{_T5_BLOCKS}0/layer/0/SelfAttention/relative_attention_bias/embedding"
+_SCORE = "heads_action/diffusion_model"
+_RESIDUAL = f"{_SCORE}/reverse_network"
+_CHUNK = "action_horizon x action_dim"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    """A setting that is the length of an axis."""
+
+    name: str
+    """In the config."""
+    scope: str
+    """Start of the paths that it shapes."""
+    tensor: str
+    """The tensor that tells it."""
+    axis: int
+    """Of that tensor."""
+
+
+_SIZES = (
+    _Size("embedding_dim", "", f"{_TRANSFORMER}/readout_action_pos_embedding", -1),
+    _Size("mlp_dim", _BLOCKS, f"{_BLOCKS}0/MlpBlock_0/Dense_0/bias", 0),
+    _Size("num_heads", _BLOCKS, f"{_BLOCKS}0/MultiHeadDotProductAttention_0/query/bias", 0),
+    _Size("t5.d_model", f"{_TRANSFORMER}/task_", f"{_T5}/shared/embedding", 1),
+    _Size("t5.vocab_size", f"{_T5}/shared", f"{_T5}/shared/embedding", 0),
+    _Size("t5.d_ff", _T5_BLOCKS, f"{_T5_BLOCKS}0/layer/1/DenseReluDense/wi/kernel", 1),
+    _Size("t5.num_buckets", _T5_BIAS, _T5_BIAS, 0),
+    _Size("t5.num_heads", _T5_BLOCKS, _T5_BIAS, 1),
+    _Size("hidden_dim", _SCORE, f"{_RESIDUAL}/Dense_0/bias", 0),
+    _Size("time_dim", _SCORE, f"{_SCORE}/cond_encoder/Dense_1/bias", 0),
+    _Size(_CHUNK, _SCORE, f"{_RESIDUAL}/Dense_1/bias", 0),
+    _Size(_CHUNK, "heads_action/mean_proj", "heads_action/mean_proj/bias", 0),
+)
+
+_COUNTS = {
+    "num_layers": re.compile(rf"{_BLOCKS}(\d+)/"),
+    "t5.num_layers": re.compile(rf"{_T5_BLOCKS}(\d+)/"),
+    "num_blocks": re.compile(rf"{_RESIDUAL}/MLPResNetBlock_(\d+)/"),
+}
+"""Settings that are a number of modules, and the paths of those."""
+
+_PARTS = {
+    f"{_TRANSFORMER}/task_": "an instruction",
+    f"{_SCORE}/": "a diffusion head",
+    "heads_action/mean_proj/": "an L1 or MSE head",
+    "heads_action/map_head/": "a head with attention pooling",
+}
+"""What a model may have or not, by the start of its paths."""
+
+_INPUT = re.compile(
+    rf"{_TRANSFORMER}/(?:obs_(\w+)_(?:projection|pos_embedding)|observation_tokenizers_(\w+)/)"
+)
+"""Tensors that belong to one input; its name is in one of the groups."""
+
+
+class Causes:
+    """Finds the causes of what has no place.
+
+    Args:
+      rows: Of all tensors of the model and of the checkpoint.
+    """
+
+    def __init__(self, rows: Sequence[LoadRow]) -> None:
+        self._here = {row.path: row.target_shape for row in rows if row.target_shape is not None}
+        self._there = {
+            row.path: row.checkpoint_shape for row in rows if row.checkpoint_shape is not None
+        }
+
+    def find(self, row: LoadRow) -> str:
+        """Returns in words the likely cause of a tensor's status; nothing where it is plain."""
+        ours, theirs = row.target_shape, row.checkpoint_shape
+        if ours is None or theirs is None:
+            return self._missing(row)
+        if len(ours) != len(theirs):
+            return ""
+        if row.path.endswith("_pos_embedding"):
+            return "; ".join(_position_causes(row.path, ours, theirs))
+        return self._sized(row.path, ours, theirs)
+
+    def _missing(self, row: LoadRow) -> str:
+        for name, pattern in _COUNTS.items():
+            here, there = (_count(pattern, shapes) for shapes in (self._here, self._there))
+            if pattern.match(row.path) and here and there:
+                return _differs(name, here, there)
+        for start, part in _PARTS.items():
+            if row.path.startswith(start):
+                return self._only_one(row, part, lambda path, s=start: path.startswith(s))
+        name = _input_name(row.path)
+        if name is None:
+            return ""
+        return self._only_one(row, f"the input {name!r}", lambda path: _input_name(path) == name)
+
+    def _only_one(self, row: LoadRow, part: str, belongs: Callable[[str], bool]) -> str:
+        has, lacks, other = ("the model", "the checkpoint", self._there)
+        if row.status == "unused":
+            has, lacks, other = (lacks, has, self._here)
+        return "" if any(map(belongs, other)) else f"{has} has {part}, {lacks} has not"
+
+    def _sized(self, path: str, ours: Shape, theirs: Shape) -> str:
+        """Of all settings that differ and shape the tensor, those whose axis it has, if any."""
+        axes = {pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]}
+        differing = [
+            (size.name, pair)
+            for size in _SIZES
+            if path.startswith(size.scope) and (pair := self._pair(size)) is not None
+        ]
+        plain = [(name, pair) for name, pair in differing if pair in axes]
+        causes = [_differs(name, *pair) for name, pair in plain or differing]
+        name = _input_name(path)
+        if not causes and name is not None:
+            return f"the stem, the token_dim or the bins of {name!r} differ"
+        return "; ".join(causes)
+
+    def _pair(self, size: _Size) -> tuple[int, int] | None:
+        """The setting here and in the checkpoint, where they differ."""
+        if size.tensor not in self._here or size.tensor not in self._there:
+            return None
+        here, there = (shapes[size.tensor][size.axis] for shapes in (self._here, self._there))
+        return None if here == there else (here, there)
+
+
+def _position_causes(path: str, ours: Shape, theirs: Shape) -> Iterator[str]:
+    """Of `(1 steps tokens d)` or `(1 tokens d)`."""
+    if ours[-1] != theirs[-1]:
+        yield _differs("embedding_dim", ours[-1], theirs[-1])
+    if len(ours) == 4 and ours[1] != theirs[1]:
+        yield _differs("max_horizon", ours[1], theirs[1])
+    if ours[-2] != theirs[-2]:
+        yield _differs(_tokens(path), ours[-2], theirs[-2])
+
+
+def _tokens(path: str) -> str:
+    """The setting that is the number of a group's tokens."""
+    if path.startswith(f"{_TRANSFORMER}/readout_"):
+        return "num_readouts"
+    if path.startswith(f"{_TRANSFORMER}/task_"):
+        return "max_length"
+    return "the number of tokens, of image_size, num_dims or num_tokens,"
+
+
+def _differs(name: str, here: int, there: int) -> str:
+    return f"{name} is {here}, the checkpoint has {there}"
+
+
+def _count(pattern: re.Pattern[str], paths: Iterable[str]) -> int:
+    return len({match[1] for path in paths if (match := pattern.match(path))})
+
+
+def _input_name(path: str) -> str | None:
+    match = _INPUT.match(path)
+    return match and (match[1] or match[2])

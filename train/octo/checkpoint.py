@@ -1,0 +1,175 @@
+"""The files of a released Octo checkpoint: its config, and the parameters of each step.
+
+config.json                 the part `model` says what the model is
+<step>/default/checkpoint   one msgpack file with all parameters: Orbax's layout of 2023
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization, traverse_util
+
+from pipeline.errors import DataError, UserError
+
+_CONFIG = "config.json"
+_PARTS = {"octo_transformer", "heads_action"}
+_NEWER_LAYOUT = "manifest.ocdbt"
+_NUM_NAMED = 3
+
+
+def read_model_config(directory: Path) -> dict[str, Any]:
+    """Returns the part `model` of the checkpoint's `config.json`.
+
+    Raises:
+      UserError: There is no such file, or it is not Octo's.
+      DataError: It cannot be read.
+    """
+    path = directory / _CONFIG
+    if not path.is_file():
+        found = "no such file" if directory.is_dir() else "no such directory"
+        raise UserError(
+            where=str(path),
+            expected=f"Octo's {_CONFIG}",
+            found=found,
+            remedy=_right_directory(directory),
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            where=str(path), expected="JSON", found=str(error), remedy="Download it again"
+        ) from error
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict):
+        raise UserError(
+            where=str(path),
+            expected="the key 'model'",
+            found="none",
+            remedy=_right_directory(directory),
+        )
+    return model
+
+
+def read_octo_checkpoint(directory: Path, step: int | None) -> dict[str, Any]:
+    """Returns the parameters of a released checkpoint, nested dicts of numpy arrays.
+
+    Args:
+      directory: As in `read_octo`.
+      step: The training step; None: the last one.
+
+    Raises:
+      UserError: The step is missing, or its files have another layout.
+      DataError: The file is missing, damaged or holds something else.
+    """
+    path = _find_step(directory, step) / "default" / "checkpoint"
+    if (path.parent / _NEWER_LAYOUT).exists():
+        raise UserError(
+            where=str(path.parent),
+            expected=f"one msgpack file, {path.name}, with all parameters",
+            found=f"another layout, that of newer releases of Orbax ({_NEWER_LAYOUT})",
+            remedy=f"Restore it with Orbax, and write {path.name} with "
+            "flax.serialization.msgpack_serialize(params) into a copy of the checkpoint",
+        )
+    if not path.is_file():
+        raise DataError(
+            where=str(path),
+            expected="the msgpack file with all parameters",
+            found="no such file",
+            remedy="Download the whole checkpoint again",
+        )
+    params = _restore(path)
+    check_tensors(params, str(path))
+    return params
+
+
+def check_tensors(params: Mapping[str, Any], where: str) -> None:
+    """Checks that all leaves are arrays of finite floats.
+
+    Args:
+      params: Nested dicts.
+      where: The checkpoint, for the error.
+
+    Raises:
+      DataError: Some are not; it counts them and names the first.
+    """
+    flat = flatten(params)
+    defects = {path: defect for path, leaf in flat.items() if (defect := _defect(leaf))}
+    if defects:
+        named = [f"{path}: {defect}" for path, defect in list(defects.items())[:_NUM_NAMED]]
+        raise DataError(
+            where=where,
+            expected=f"{len(flat)} tensors of finite floats",
+            found=f"{len(defects)} others, such as {'; '.join(named)}",
+            remedy="Take another checkpoint, or another step of it",
+        )
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of nested dicts by their `/`-joined paths."""
+    return dict(traverse_util.flatten_dict(dict(params), sep="/"))
+
+
+def _defect(leaf: Any) -> str:
+    if not isinstance(leaf, np.ndarray):
+        return f"no array but a {type(leaf).__name__}"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"of {leaf.dtype}"
+    return "" if np.isfinite(leaf).all() else "has numbers that are NaN or infinite"
+
+
+def _right_directory(directory: Path) -> str:
+    """The remedy for a directory that holds no checkpoint: what was most likely meant."""
+    for part in directory.absolute().parts:
+        kind, *repository = part.split("--")
+        if kind == "models" and len(repository) == 2:
+            return f"For the hub's cache write hf://{'/'.join(repository)}"
+    for folder in (directory, directory.parent):
+        if folder.name.isdecimal() and (folder.parent / _CONFIG).is_file():
+            return f"Give {folder.parent}, with pretrained_step {int(folder.name)}"
+    return f"Give the directory of an Octo checkpoint, the one that holds {_CONFIG}"
+
+
+def _find_step(directory: Path, step: int | None) -> Path:
+    folders = directory.iterdir() if directory.is_dir() else ()
+    steps = {int(path.name): path for path in folders if path.name.isdecimal() and path.is_dir()}
+    wanted = max(steps, default=None) if step is None else step
+    if wanted not in steps:
+        raise UserError(
+            where=str(directory),
+            expected="a training step" if step is None else f"step {step}",
+            found=f"the steps {sorted(steps)}" if steps else "no step at all",
+            remedy="Set pretrained_step to one that is there",
+        )
+    return steps[wanted]
+
+
+def _restore(path: Path) -> dict[str, Any]:
+    try:
+        params = serialization.msgpack_restore(path.read_bytes())
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            where=str(path),
+            expected="a whole msgpack file",
+            found=f"{path.stat().st_size} bytes that end early or are damaged ({error})",
+            remedy="Download it again",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            where=str(path),
+            expected="a file that can be read",
+            found=str(error),
+            remedy="Mend its permissions, or download it again",
+        ) from error
+    if not isinstance(params, dict) or not params.keys() >= _PARTS:
+        found = ", ".join(map(str, params)) if isinstance(params, dict) else type(params).__name__
+        raise DataError(
+            where=str(path),
+            expected=f"parameters with the keys {sorted(_PARTS)}",
+            found=found or "nothing",
+            remedy="Give an Octo checkpoint",
+        )
+    return params

@@ -1,0 +1,93 @@
+"""Position embeddings of a checkpoint, fitted to a model with other steps or other tokens."""
+
+import math
+from collections.abc import Collection
+from typing import Any, Literal, assert_never
+
+import jax
+import jax.numpy as jnp
+
+Layout = Literal["grid", "sequence", "fixed"]
+"""What another number of a group's tokens means: `grid`: another image size, so they are
+interpolated; `sequence`: a shorter text, so the first are kept; `fixed`: other numbers of a vector
+or other geometry, so that none stands for another."""
+
+SUFFIX = "_pos_embedding"
+"""Of the paths of position embeddings."""
+
+_TRANSFORMER = "octo_transformer"
+
+
+def layout_of(path: str, paths: Collection[str]) -> Layout:
+    """Returns how the tokens of a position embedding are laid out.
+
+    Args:
+      path: Of the position embedding.
+      paths: Of all tensors of the model: a camera is what has a convolutional stem.
+    """
+    name = path.removeprefix(f"{_TRANSFORMER}/").removesuffix(SUFFIX)
+    if name == "task_language":
+        return "sequence"
+    stem = f"{_TRANSFORMER}/observation_tokenizers_{name.removeprefix('obs_')}/SmallStem16_0/"
+    return "grid" if any(other.startswith(stem) for other in paths) else "fixed"
+
+
+def resize_positions(values: Any, shape: tuple[int, ...], layout: Layout) -> tuple[jax.Array, str]:
+    """Returns position embeddings of another shape, and how they were made.
+
+    Steps of the window are cut off at its end.
+
+    Args:
+      values: `(1 steps tokens d)` or `(1 tokens d)`.
+      shape: The wanted one.
+      layout: Of the tokens.
+
+    Raises:
+      ValueError: Too few steps or tokens, tokens that cannot be fitted, or another difference.
+    """
+    array = jnp.asarray(values)
+    how = []
+    if len(shape) != array.ndim or shape[0] != array.shape[0] or shape[-1] != array.shape[-1]:
+        raise ValueError(f"{array.shape} and {shape} differ in more than steps and tokens")
+    if array.ndim == 4 and shape[1] != array.shape[1]:
+        array, cut = _first(array, shape[1], axis=1, unit="steps")
+        how.append(cut)
+    if shape[-2] != array.shape[-2]:
+        array, fitted = _fit_tokens(array, shape[-2], layout)
+        how.append(fitted)
+    return array, ", ".join(how)
+
+
+def _fit_tokens(array: jax.Array, count: int, layout: Layout) -> tuple[jax.Array, str]:
+    match layout:
+        case "grid":
+            return _interpolate(array, count)
+        case "sequence":
+            return _first(array, count, axis=-2, unit="tokens")
+        case "fixed":
+            raise ValueError(
+                f"{count} tokens are wanted, {array.shape[-2]} were trained, and only those of a "
+                "camera or an instruction can be fitted"
+            )
+        case _:
+            assert_never(layout)
+
+
+def _first(array: jax.Array, count: int, axis: int, unit: str) -> tuple[jax.Array, str]:
+    trained = array.shape[axis]
+    if count > trained:
+        raise ValueError(f"{count} {unit} are wanted, {trained} were trained")
+    kept = jax.lax.slice_in_dim(array, 0, count, axis=axis)
+    return kept, f"the first {count} of {trained} {unit}"
+
+
+def _interpolate(array: jax.Array, count: int) -> tuple[jax.Array, str]:
+    """A square grid, bilinearly, antialiased where it shrinks."""
+    *steps, trained, d = array.shape
+    before, after = math.isqrt(trained), math.isqrt(count)
+    if before**2 != trained or after**2 != count:
+        raise ValueError(f"{trained} and {count} tokens are no square grids")
+    grid = array.reshape(*steps, before, before, d)
+    resized = jax.image.resize(grid, (*steps, after, after, d), "bilinear", antialias=True)
+    how = f"{before}x{before} tokens to {after}x{after}, bilinear"
+    return resized.reshape(*steps, count, d), how
