@@ -3,6 +3,8 @@
 python -m train.run --config configs/libero.py --config.save_dir=runs/libero
 """
 
+import dataclasses
+
 from pipeline.config import DataConfig, DatasetConfig
 from train.config import TrainConfig
 from train.octo.config import octo_small
@@ -25,8 +27,9 @@ DEFAULT = TrainConfig(
     data=DataConfig(
         datasets=tuple(map(suite_dataset, SUITES)),
         vocabulary="hf://google-t5/t5-base/spiece.model",
+        validation_fraction=0.02,
     ),
-    model=octo_small(),
+    model=dataclasses.replace(octo_small(), compute_dtype="bfloat16", remat=True),
     pretrained_path="hf://rail-berkeley/octo-small-1.5",
     pretrained_step=300000,
     batch_size=64,

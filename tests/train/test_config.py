@@ -122,10 +122,17 @@ def test_camera_is_read_in_every_step_of_the_window(tiny_config):
         dataclasses.replace(tiny_config, data=data)
 
 
-@pytest.mark.parametrize("name", ["configs/libero_vggt.py", "configs/libero_vggt.py:demo"])
-def test_the_configs_of_the_project_load(name, monkeypatch, request):
+@pytest.mark.parametrize(
+    ("variant", "dim", "tokens"),
+    [("small", 384, 261), ("base", 768, 261), ("demo", 64, 21), ("baseline", 384, None)],
+)
+def test_the_configs_of_the_project_load(variant, dim, tokens, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
-    assert load_config(name).data.observations[-1] == "vggt_tokens"
+    config = load_config(f"configs/libero_vggt.py:{variant}")
+    assert config.model.embedding_dim == dim
+    assert (config.model.vggt and config.model.vggt.num_tokens) == tokens
+    assert ("vggt_tokens" in config.data.observations) == (tokens is not None)
+    assert config.data.validation_fraction > 0
 
 
 def test_the_real_config_is_octo_small_on_four_suites(monkeypatch, request):
@@ -139,3 +146,49 @@ def test_the_real_config_is_octo_small_on_four_suites(monkeypatch, request):
     ]
     assert config.pretrained_path == "hf://rail-berkeley/octo-small-1.5"
     assert config.model.embedding_dim == 384
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"finetuning_mode": "head_mlp_only"}, "no attention pooling .*head_only is the same"),
+        ({"keep_every": 7}, "keep_every 7 is no multiple of save_interval 5"),
+        ({"keep_every": 0}, "keep_every must be at least 1"),
+        ({"fsdp_devices": 0}, "fsdp_devices must be at least 1"),
+    ],
+)
+def test_settings_of_a_run_that_cannot_be_are_named(tiny_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny_config, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accumulation_steps": 3}, "batch_size 4 is no multiple of optimizer.accumulation_steps"),
+        ({"schedule": "rsqrt"}, "decay_steps is 20, but the schedule 'rsqrt' does not end"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\), not 1.0"),
+        ({"clip_norm": 0.0}, "clip_norm must be above 0 and finite"),
+        ({"max_skipped": -1}, "max_skipped must be at least 0"),
+    ],
+)
+def test_settings_of_an_optimizer_that_cannot_be_are_named(tiny_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(
+            tiny_config, optimizer=dataclasses.replace(tiny_config.optimizer, **change)
+        )
+
+
+def test_a_name_is_a_flag_of_its_own(tiny_config_path):
+    flags = parse_flags(["--config", str(tiny_config_path), "--name", "first try"])
+    assert (flags.config.name, flags.config.title) == ("first try", "first try")
+    assert flags.unchanged is not None
+    assert flags.unchanged.title == "tiny"
+
+
+def test_a_mode_that_does_not_exist_ends_with_code_2_and_those_that_do(tiny_config_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(["--config", str(tiny_config_path), "--config.finetuning_mode=head"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert all(mode in told for mode in ("full", "head_only", "head_mlp_only"))
