@@ -60,7 +60,7 @@ def step_metrics(step: int, **changed: float) -> StepMetrics:
         "update_norm": 0.1,
         "param_norm": 50.0,
         "learning_rate": 3e-4,
-        "applied": 1.0,
+        "applied": 1,
         "step_s": 0.5,
         "data_wait_s": 0.01,
         "memory_gb": 12.5,
@@ -98,7 +98,7 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
     """Every file of a run of 400 steps, of which two are skipped, one with a loss that is nan."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(CONFIG))
-    changed = {100: {"loss": float("nan"), "applied": 0.0}, 200: {"applied": 0.0}}
+    changed = {100: {"loss": float("nan"), "applied": 0}, 200: {"applied": 0}}
     metrics = [step_metrics(step, **changed.get(step, {})) for step in range(1, 401)]
     lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in metrics]
     (directory / "metrics.jsonl").write_text("".join(lines))

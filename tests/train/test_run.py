@@ -345,7 +345,7 @@ def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, cap
         pretrained_step=100,
         num_steps=1,
     )
-    with pytest.raises(UserError, match="octo_transformer/obs_vggt_projection/kernel: new"):
+    with pytest.raises(UserError, match="octo_transformer/obs_vggt_pos_embedding: new"):
         run(Flags(config))
     assert not pathlib.Path(config.save_dir).exists()  # nothing was begun
 
@@ -431,6 +431,6 @@ def test_a_model_that_does_not_fit_the_data_is_told_before_a_run_is_deleted(tiny
     config = dataclasses.replace(
         tiny_config, model=dataclasses.replace(tiny_config.model, vggt=vggt)
     )
-    with pytest.raises(UserError, match=r"observation/vggt_tokens: expected .*\(261, 64\)"):
+    with pytest.raises(UserError, match=r"observation/vggt_tokens: expected .*\(b w 261 64\)"):
         run(Flags(config, overwrite=True))
     assert kept.read_bytes() == before
