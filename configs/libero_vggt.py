@@ -14,8 +14,9 @@ Variants, after a colon:
     base       octo-base-1.5: 96.4 M trained parameters, about 23 GB: one GPU of 40 GB.
     baseline   octo-small-1.5 on the same data without the tokens, what they are measured by: 27.0 M
                trained parameters, about 8 GB.
-    demo       a laptop's size: the bundled set, 21 tokens a step, random weights. 300 steps take
-               about half a minute on two CPU cores; the mean loss of 20 steps falls from 9 to 3.
+    demo       a laptop's size: the bundled set, 21 tokens a step, random weights, and an L1 head, which
+               learns in 300 steps what diffusion needs thousands for. They take half a minute on
+               two CPU cores; the mean loss of 20 steps falls from 5.5 to 0.8.
 
 50,000 steps at batch 64 are 3.2 million samples. No GPU was at hand to measure hours on; on two CPU
 cores a step of octo-small takes 0.6 s a sample.
@@ -25,7 +26,7 @@ import dataclasses
 
 from pipeline.config import DataConfig, DatasetConfig
 from train.config import OptimizerConfig, TrainConfig, ValidationConfig
-from train.octo.config import VGGTTokenizerConfig, demo, octo_base, octo_small
+from train.octo.config import RegressionConfig, VGGTTokenizerConfig, demo, octo_base, octo_small
 
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -79,7 +80,7 @@ DEMO = TrainConfig(
         observations=OBSERVATIONS,
         validation_fraction=0.3,
     ),
-    model=demo(vggt=VGGTTokenizerConfig(num_tokens=21, token_dim=64)),
+    model=demo(head=RegressionConfig("l1"), vggt=VGGTTokenizerConfig(num_tokens=21, token_dim=64)),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, decay_steps=300),
     validation=ValidationConfig(interval=100, num_batches=4),
     batch_size=16,
