@@ -14,9 +14,9 @@ Variants, after a colon:
     base       octo-base-1.5: 96.4 M trained parameters, about 23 GB: one GPU of 40 GB.
     baseline   octo-small-1.5 on the same data without the tokens, what they are measured by: 27.0 M
                trained parameters, about 8 GB.
-    demo       a laptop's size: the bundled set, 21 tokens a step, random weights, and an L1 head, which
-               learns in 300 steps what diffusion needs thousands for. They take half a minute on
-               two CPU cores; the mean loss of 20 steps falls from 5.5 to 0.8.
+    demo       a laptop's size: the bundled set, 21 tokens a step, random weights, and an L1 head,
+               which learns in 300 steps what diffusion needs thousands for. They take half a
+               minute on two CPU cores; the mean loss of 20 steps falls from 5.5 to 0.8.
 
 50,000 steps at batch 64 are 3.2 million samples. No GPU was at hand to measure hours on; on two CPU
 cores a step of octo-small takes 0.6 s a sample.

@@ -56,7 +56,7 @@ def test_what_cannot_be_run_says_why(arguments, message, tiny_config_path):
         ("--config.optimizer.warmup_steps=20", "warmup_steps 20 must be less than 20"),
         (
             "--config.optimizer.learning_rate=-1",
-            "optimizer.learning_rate must be above 0 and finite",
+            "learning_rate must be above 0 and finite",
         ),
         ("--config.batch_size=0", "batch_size must be at least 1, not 0"),
         ("--config.data.action_horizon=8", "8 is not model.head.action_horizon 4"),

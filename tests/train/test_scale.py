@@ -102,31 +102,38 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
 def test_a_run_that_is_killed_at_any_moment_is_resumed_bit_for_bit(
     undisturbed, tiny_config_path, mini_dataset
 ):
-    directory = undisturbed.with_name("killed")
+    """Kills while it starts, between steps, and while a checkpoint is written."""
+    last = 60 * _KILLS
+    flags = (f"--config.num_steps={last}", "--config.optimizer.decay_steps=5000")
+    flags = (*flags, "--config.save_interval=7")
+    whole, directory = undisturbed.with_name("whole"), undisturbed.with_name("killed")
+    finish(start(tiny_config_path, mini_dataset, whole, *flags))
     moments = random.Random(0)
-    flags = LONG
     for _ in range(_KILLS):
-        process = start(tiny_config_path, mini_dataset, directory, *flags)
+        resume = ["--resume"] if (directory / "config.json").exists() else []
+        process = start(tiny_config_path, mini_dataset, directory, *flags, *resume)
         before = num_steps(directory)
-        if moments.random() < 0.7:
-            while num_steps(directory) < min(before + 1, 59) and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, 1))
-        else:
-            time.sleep(moments.uniform(0, 8))
+        deadline = time.monotonic() + moments.choice([moments.uniform(0, 8), 60])
+        while num_steps(directory) < before + 20 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.1))
+        assert process.poll() is None, process.communicate()[1]
         process.kill()
         process.communicate()
-        if (directory / "checkpoints").exists():
-            for path in (directory / "checkpoints").iterdir():
-                if path.name.isdecimal():
-                    read_checkpoint(directory, int(path.name))
-        flags = (*LONG, "--resume") if (directory / "config.json").exists() else LONG
-        if num_steps(directory) >= 60:
-            break
-    if not (directory / "checkpoints" / "60").exists():
-        finish(start(tiny_config_path, mini_dataset, directory, *flags))
-    assert losses(directory) == losses(undisturbed)
-    assert_equal_params(directory, undisturbed, 60)
+        for step in steps_of(directory):
+            read_checkpoint(directory, step)
+    assert num_steps(directory) < last
+    resume = ["--resume"] if (directory / "config.json").exists() else []
+    finish(start(tiny_config_path, mini_dataset, directory, *flags, *resume))
+    assert losses(directory) == losses(whole)
+    assert_equal_params(directory, whole, last)
+
+
+def steps_of(directory):
+    path = directory / "checkpoints"
+    return (
+        sorted(int(p.name) for p in path.iterdir() if p.name.isdecimal()) if path.exists() else []
+    )
 
 
 def test_a_second_process_is_told_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
