@@ -154,7 +154,8 @@ def _first_state(setup: Setup) -> TrainState:
 
 @contextlib.contextmanager
 def _claimed(config: TrainConfig, *, resume: bool) -> Iterator[pathlib.Path]:
-    """The run's directory, made by one process for all."""
+    """The run's directory, made by one process for all once each has checked it."""
+    cluster.wait_for_all("checks")
     if cluster.is_writer():
         with directory.claimed(config, resume=resume) as path:
             cluster.wait_for_all("run directory")
