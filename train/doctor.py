@@ -1,7 +1,6 @@
 """`--dry_run`: config, data, weights and machine checked against each other, in plain words."""
 
 import dataclasses
-import logging
 import pathlib
 import shutil
 import sys
@@ -47,7 +46,6 @@ class Finding:
 
 def examine(flags: Flags) -> int:
     """Prints every finding; returns the exit code: 0, or 2 where there is an error."""
-    logging.getLogger("train").setLevel(logging.WARNING)
     out = sys.stdout.write
     out(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
     findings = diagnose(flags)

@@ -45,7 +45,8 @@ def main() -> None:
     with user_errors_exit(debug="--debug" in sys.argv[1:], interrupted=_INTERRUPTED):
         flags = parse_flags(sys.argv[1:])
         cluster.join()
-        level = logging.INFO if cluster.is_writer() else logging.WARNING
+        tells = cluster.is_writer() and not flags.dry_run
+        level = logging.INFO if tells else logging.WARNING
         for package in ("train", "pipeline"):
             logging.getLogger(package).setLevel(level)
         if flags.dry_run:
