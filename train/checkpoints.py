@@ -24,8 +24,6 @@ from train.config import TrainConfig
 from train.state import TrainState, averaged_params
 
 DIRECTORY = "checkpoints"
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
-"""What Orbax raises on files that are missing, cut short or changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,11 +233,14 @@ def checkpoint_bytes(state: Any) -> int:
 def _damage_named(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except _DAMAGE as error:
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises even `Exception` itself
+        cause = error.__cause__ or error
         raise DataError(
             where=str(path),
             expected="a whole checkpoint of this release",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            found=f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
             remedy="Delete that directory to go on from the checkpoint before it.",
         ) from error
 

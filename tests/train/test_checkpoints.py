@@ -96,6 +96,9 @@ def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path, constan
 def damage(path: pathlib.Path, kind: str) -> None:
     if kind == "no state":
         shutil.rmtree(path / "state")
+    elif kind == "cut a little":
+        largest = max((path / "state").rglob("d/*"), key=lambda file: file.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-40])
     elif kind == "cut short":
         for file in (path / "state").rglob("d/*"):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -105,7 +108,7 @@ def damage(path: pathlib.Path, kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
-@pytest.mark.parametrize("kind", ["no state", "cut short", "no json"])
+@pytest.mark.parametrize("kind", ["no state", "cut short", "cut a little", "no json"])
 def test_a_damaged_checkpoint_is_named_with_the_way_on(tmp_path, constants, kind):
     save(tmp_path, constants, steps=(5, 10))
     damage(tmp_path / "checkpoints" / "10", kind)
