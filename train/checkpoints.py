@@ -233,15 +233,23 @@ def checkpoint_bytes(state: Any) -> int:
 def _damage_named(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, jax.errors.JaxRuntimeError):
         raise
+    except PermissionError as error:
+        raise UserError(
+            where=str(path),
+            expected="a checkpoint that can be read",
+            found=str(error),
+            remedy="Give this user the right to read it.",
+        ) from error
     except Exception as error:  # Orbax raises even `Exception` itself
         cause = error.__cause__ or error
         raise DataError(
             where=str(path),
             expected="a whole checkpoint of this release",
             found=f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
-            remedy="Delete that directory to go on from the checkpoint before it.",
+            remedy="Check the disk and read it again; if it stays so, move that directory away: "
+            "the checkpoint before it, if there is one, is then the last.",
         ) from error
 
 

@@ -17,7 +17,7 @@ from train import directory
 from train.checkpoints import checkpoint_bytes, has_checkpoint, is_run, read_datasets
 from train.config import Flags, TrainConfig, check_flags
 from train.describe import describe_config, describe_devices
-from train.inputs import Inputs, open_inputs
+from train.inputs import open_inputs
 from train.memory import estimate_memory
 from train.octo.picture import draw_tokens
 from train.optimizer import split_frozen
@@ -77,7 +77,9 @@ def diagnose(flags: Flags) -> list[Finding]:
     if config.wandb.project is not None:
         found.attempt("wandb", import_wandb, config.wandb.project)
     _look_at_backend(found)
-    inputs = found.attempt("datasets, vocabulary, weights", lambda: _open(config, goes_on), "found")
+    inputs = found.attempt(
+        "datasets, vocabulary, weights", lambda: open_inputs(config, resume=goes_on), "found"
+    )
     if inputs is None:
         return found.all
     setup = found.attempt("config, data and model", lambda: set_up(config, inputs), "fit together")
@@ -116,10 +118,6 @@ class _Findings:
         if text is not None:
             self.add("ok", about, text)
         return done
-
-
-def _open(config: TrainConfig, goes_on: bool) -> Inputs:  # noqa: FBT001  (one flag of a run)
-    return open_inputs(config, resume=goes_on)
 
 
 def _check_batch(config: TrainConfig) -> None:

@@ -101,10 +101,10 @@ def _train(setup: Setup, path: pathlib.Path, position: int | None, requests: Sto
             _log.info("resumed at step %d", position)
         else:
             state = _first_state(setup)
-        table = setup.encode_language(state.params)
+        language_table = setup.encode_language(state.params)
         requests.note_ctrl_c()
         with _metrics_log(setup, path, position or 0) as log:
-            loop = Loop(setup, train_step, table, checkpoints, log, path, requests)
+            loop = Loop(setup, train_step, language_table, checkpoints, log, path, requests)
             try:
                 state = loop.run(state, is_saved=position is not None)
             except Stopped as stopped:
@@ -113,7 +113,7 @@ def _train(setup: Setup, path: pathlib.Path, position: int | None, requests: Sto
                 raise
         if setup.validator is not None:
             params = averaged_params(state.params, state.ema, config.frozen)
-            episode = setup.validator.episode(params, table)
+            episode = setup.validator.episode(params, language_table)
             if cluster.is_writer():
                 episode.save(path)
     if cluster.is_writer():
