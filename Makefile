@@ -14,7 +14,8 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m converters.rlds tests/data/libero_mini data/libero_mini --overwrite
 	@echo "==> finetuning on it for $(DEMO_STEPS) steps"
 	@$(BIN)/python -m train.run --config configs/libero_vggt.py:demo \
-		--config.num_steps=$(DEMO_STEPS) --config.save_dir=runs/demo --overwrite
+		--config.num_steps=$(DEMO_STEPS) \
+		--config.optimizer.decay_steps=$(DEMO_STEPS) --config.save_dir=runs/demo --overwrite
 
 test: $(INSTALLED)
 	@echo "==> running the tests"

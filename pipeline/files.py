@@ -5,12 +5,13 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import os
 import pathlib
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import pydantic
 from etils import epath
@@ -19,6 +20,10 @@ from pipeline.errors import DataError, UserError
 
 T = TypeVar("T")
 
+Measured = Annotated[
+    float, pydantic.BeforeValidator(lambda value: math.nan if value is None else value)
+]
+"""A float that `to_json_line` may have written as null; read again, it is NaN."""
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 
@@ -100,6 +105,19 @@ def write_text_atomically(path: epath.PathLike, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(local.parent)
+
+
+def to_json_line(value: object) -> str:
+    """A dataclass as one line of JSON; NaN and the infinities, which JSON lacks, are null."""
+    return json.dumps(_finite(to_json_values(value)), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def dump_json(values: object) -> str:

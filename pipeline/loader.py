@@ -159,9 +159,9 @@ class Loader:
             batch = transform(batch)
         return batch[0]
 
-    def first_step(self, dataset: int) -> int:
-        """The first selected step of a dataset of the mixture."""
-        return int(self._selections[dataset].starts[0])
+    def example(self, dataset: int) -> np.ndarray:
+        """Sampled steps of one episode of a dataset of the mixture, ascending; int64 (t)."""
+        return self._selections[dataset].example()
 
     def order(self) -> SampleOrder:
         """Where the samples of every batch come from, in this process's rows."""

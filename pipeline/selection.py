@@ -68,6 +68,18 @@ class Selection:
             bad = np.isin(goal, self.unseen) & (goal > first)
         return goal
 
+    def example(self) -> np.ndarray:
+        """The steps that are sampled of the stretch that lost the fewest; int64 (t).
+
+        Of several such stretches it is the first.
+        """
+        ends = self.starts + np.diff(self.counts)
+        lost = np.searchsorted(self.unsampled, ends) - np.searchsorted(self.unsampled, self.starts)
+        left = ends - self.starts > lost
+        best = int(np.argmin(np.where(left, lost, np.iinfo(np.int64).max)))
+        steps = np.arange(self.starts[best], ends[best])
+        return steps[~np.isin(steps, self.unsampled)]
+
     def check(self, where: str) -> None:
         """Raises `DataError` where nothing would be left to read."""
         left = self.num_steps

@@ -59,9 +59,14 @@ def is_run(directory: pathlib.Path) -> bool:
     return (directory / DIRECTORY).is_dir()
 
 
+def last_step(run_directory: pathlib.Path) -> int | None:
+    """The steps of a run's last complete checkpoint; None where it has none."""
+    return max(_steps(run_directory / DIRECTORY), default=None)
+
+
 def has_checkpoint(run_directory: pathlib.Path) -> bool:
     """Whether a run has a complete checkpoint."""
-    return bool(_steps(run_directory / DIRECTORY))
+    return last_step(run_directory) is not None
 
 
 def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Checkpoint:

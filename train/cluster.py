@@ -1,7 +1,10 @@
 """Several processes as one run: how they find each other, who writes, and how they agree."""
 
+import json
 import os
 import pathlib
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -12,6 +15,9 @@ from pipeline.errors import UserError
 _COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 _COUNT = "JAX_NUM_PROCESSES"
 _INDEX = "JAX_PROCESS_ID"
+_ERROR_BYTES = 1 << 16
+"""Room for the text of an error on its way from one process to the others."""
+T = TypeVar("T")
 
 
 def join() -> None:
@@ -59,11 +65,57 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def any_process(value: bool) -> bool:  # noqa: FBT001  (one value, gathered)
-    """Whether it is so in any process; every process must ask."""
+def agree(*, flag: bool = False, error: UserError | None = None) -> bool:
+    """Whether the flag is set in any process; every process must ask.
+
+    Where the devices are at work, this waits for them.
+
+    Args:
+      flag: Of this process.
+      error: Of this process; None: it has none.
+
+    Raises:
+      UserError: In every process, where any has an error: that of the first one that has.
+    """
     if jax.process_count() == 1:
-        return value
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+        if error is not None:
+            raise error
+        return flag
+    found = multihost_utils.process_allgather(np.asarray([flag, error is not None]))
+    failed = np.flatnonzero(found[:, 1])
+    if len(failed):
+        raise _error_of(int(failed[0]), error) from error
+    return bool(found[:, 0].any())
+
+
+def together(work: Callable[[], T]) -> T:
+    """What the work gives here, once it is done in every process.
+
+    Args:
+      work: What this process does; every process must have some.
+
+    Raises:
+      UserError: In every process, where the work of any raises it.
+    """
+    done = failure = None
+    try:
+        done = work()
+    except UserError as error:
+        failure = error
+    agree(error=failure)
+    return cast(T, done)
+
+
+def _error_of(index: int, error: UserError | None) -> UserError:
+    """The error of one process, which all are told."""
+    fields = ("where", "expected", "found", "remedy")
+    text = json.dumps({field: getattr(error, field, "")[: _ERROR_BYTES // 28] for field in fields})
+    room = np.zeros(_ERROR_BYTES, np.uint8)
+    data = np.frombuffer(text.encode(), np.uint8)
+    room[: len(data)] = data
+    told = multihost_utils.broadcast_one_to_all(room, is_source=jax.process_index() == index)
+    values = json.loads(np.asarray(told, np.uint8).tobytes().rstrip(b"\0"))
+    return UserError(**values | {"where": f"process {index}, {values['where']}"})
 
 
 def _slurm_tasks() -> int:

@@ -77,14 +77,19 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def claimed(config: TrainConfig, *, resume: bool) -> Iterator[pathlib.Path]:
-    """The run's directory, for this process alone while the block lasts; call `check` first.
+def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[pathlib.Path]:
+    """The run's directory, for this process alone while the block lasts.
 
     What stood there is deleted unless the run is resumed. The claim ends with the process, however
     it ends.
 
+    Args:
+      config: As of `check`, which is called once the directory is this process's.
+      resume: The same.
+      overwrite: The same.
+
     Raises:
-      UserError: Where it cannot be made, or another process has it.
+      UserError: As `check`, and where it cannot be made, or another process has it.
     """
     directory = pathlib.Path(config.save_dir)
     try:
@@ -94,6 +99,7 @@ def claimed(config: TrainConfig, *, resume: bool) -> Iterator[pathlib.Path]:
         raise _unwritable(config, error) from error
     with lock:
         _lock(config, lock)
+        check(config, resume=resume, overwrite=overwrite)
         try:
             for entry in [] if resume else _entries(directory):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

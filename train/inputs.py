@@ -1,7 +1,9 @@
 """All that a run needs from the disk or the hub, found before anything is computed."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import sentencepiece
@@ -9,7 +11,7 @@ from etils import epath
 
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import UserError
+from pipeline.errors import RecordError, UserError
 from pipeline.text import load_vocabulary
 from train.config import TrainConfig
 from train.octo.pretrained import check_config
@@ -53,6 +55,35 @@ def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
     if problems or vocabulary is None:
         raise _combined(problems)
     return Inputs(tuple(datasets), vocabulary, weights)
+
+
+@contextlib.contextmanager
+def exclusion_named(config: TrainConfig) -> Iterator[None]:
+    """Adds to the error of a damaged record how the run goes on without it.
+
+    Raises:
+      UserError: As `excludable` returns it.
+    """
+    try:
+        yield
+    except RecordError as error:
+        raise excludable(error, config) from error
+
+
+def excludable(error: RecordError, config: TrainConfig) -> UserError:
+    """The error of a damaged record, with the flags that go on without it."""
+    flags = [
+        f"--config.data.datasets.{number}.excluded "
+        + " ".join(dict.fromkeys((*part.excluded, error.record)))
+        for number, part in enumerate(config.data.datasets)
+        if part.path == error.dataset
+    ]
+    return UserError(
+        where=error.where,
+        expected=error.expected,
+        found=error.found,
+        remedy=f"{error.remedy} To go on without that record, add {' '.join(flags)}",
+    )
 
 
 def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:

@@ -1,36 +1,57 @@
 """Signals that ask a run to stop where it can go on from."""
 
+import logging
+import os
 import signal
+import socket
+import sys
+import threading
+import time
 import types
 
+_log = logging.getLogger("train.run")
 _ASK = (signal.SIGTERM, signal.SIGUSR1)
+_PATIENCE_S = 5.0
+"""Schedulers send one signal several times, to a job and to its steps: those are one request."""
 
 
 class StopRequests:
     """Notes SIGTERM and SIGUSR1 instead of dying of them; a context manager.
 
-    After `note_ctrl_c` a first Ctrl-C is noted as well; a second one interrupts at once.
+    After `note_ctrl_c` a first Ctrl-C is noted as well; a second one interrupts at once. Any of
+    them that comes five seconds after the first ends the process, even where it waits for another
+    process that does not answer.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.first_signal: signal.Signals | None = None
         """The first signal that came."""
+        self._asks: list[signal.Signals] = list(_ASK)
         self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self._arrivals, self._wakeup = socket.socketpair()
+        self._wakeup.settimeout(0)
+        self._wakeup_before = -1
 
     def __enter__(self) -> "StopRequests":
         """Begins to note."""
         for number in _ASK:
             self._note(number)
+        # Python runs handlers between two of its own instructions: a wait for the devices has none.
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Signals mean again what they meant before."""
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._wakeup.close()
         for number in (*_ASK, signal.SIGINT):
             self._restore(number)
 
     def note_ctrl_c(self) -> None:
         """From here on a first Ctrl-C is noted."""
         self._note(signal.SIGINT)
+        self._asks.append(signal.SIGINT)
 
     def _note(self, number: signal.Signals) -> None:
         self._before[number] = signal.signal(number, self._receive)
@@ -41,6 +62,25 @@ class StopRequests:
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         del frame
-        self.received = self.received or signal.Signals(number)
+        self.first_signal = self.first_signal or signal.Signals(number)
         if number == signal.SIGINT:
             self._restore(signal.SIGINT)
+
+    def _watch(self) -> None:
+        """Tells of the first signal, and ends the process at one that comes much later."""
+        first_s = None
+        with self._arrivals:
+            while arrived := self._arrivals.recv(1):
+                number, now_s = arrived[0], time.monotonic()
+                if number not in self._asks:
+                    continue
+                name = signal.Signals(number).name
+                if first_s is None:
+                    first_s = now_s
+                    _log.warning("%s: to stop; again in 5 s ends the run unsaved", name)
+                elif now_s - first_s >= _PATIENCE_S:
+                    sys.stderr.write(
+                        f"ended by a second {name}; --resume goes on from the last checkpoint\n"
+                    )
+                    sys.stderr.flush()
+                    os._exit(128 + number)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import types
 from typing import Any
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from pipeline.errors import DataError
-from pipeline.files import write_text_atomically
+from pipeline.files import to_json_line, write_text_atomically, writing
 from pipeline.meter import Meter
 from train.tracking import Tracking
 from train.validation import ValidationMetrics
@@ -74,9 +75,12 @@ class MetricsLog:
     ) -> None:
         path = run_directory / METRICS_NAME
         kept = [line for line in _lines(path) if _parse(line, path)["step"] <= first_step]
-        write_text_atomically(path, "".join(kept))
-        self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(run_directory / "tensorboard"), purge_step=first_step + 1)
+        self._path = path
+        with writing(path):
+            write_text_atomically(path, "".join(kept))
+            self._file = path.open("a", buffering=1)
+            events = run_directory / "tensorboard"
+            self._events = SummaryWriter(str(events), purge_step=first_step + 1)
         console = Console(stderr=True)
         self._progress = Progress(
             *([BarColumn()] if console.width >= _WIDTH_WITH_A_BAR else []),
@@ -110,8 +114,13 @@ class MetricsLog:
             self._tracking.close()
 
     def write(self, metrics: StepMetrics) -> None:
-        """Appends one step."""
-        self._file.write(_line(metrics))
+        """Appends one step.
+
+        Raises:
+          UserError: Where the file cannot be written.
+        """
+        with writing(self._path):
+            self._file.write(to_json_line(metrics))
         values = dataclasses.asdict(metrics)
         self._scalars(metrics.step, {name: values[name] for name in _NUMBERS}, "train")
         self._meter.add(metrics.step_s, metrics.data_wait_s)
@@ -147,7 +156,8 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
 def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
     expected = {field.name for field in dataclasses.fields(StepMetrics)}
     if values.keys() == expected:
-        return StepMetrics(**values)
+        known: dict[str, Any] = {key: math.nan if v is None else v for key, v in values.items()}
+        return StepMetrics(**known)
     raise DataError(
         where=f"{path}, step {values['step']}",
         expected=f"the fields {', '.join(sorted(expected))}",
@@ -180,7 +190,3 @@ def _damaged(line: str, path: pathlib.Path) -> DataError:
         found=repr(line[:40]),
         remedy="Delete that line, or start a new run in another save_dir.",
     )
-
-
-def _line(metrics: StepMetrics) -> str:
-    return json.dumps(dataclasses.asdict(metrics)) + "\n"

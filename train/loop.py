@@ -7,8 +7,8 @@ import pathlib
 import resource
 import signal
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -19,20 +19,23 @@ from pipeline.errors import UserError
 from pipeline.loader import LoadedBatch
 from train import cluster
 from train.checkpoints import Checkpoints, Constants
+from train.inputs import exclusion_named
 from train.interrupt import StopRequests
 from train.logging import MetricsLog, StepMetrics
-from train.setup import Setup, excludable
+from train.setup import Setup
 from train.state import TrainState, averaged_params
 from train.step import LanguageTable, Metrics, TrainStep
-from train.validation import ValidationMetrics, append_validation
+from train.validation import ValidationMetrics, append_validation, read_validation
 from train.views import save_views
 
 SKIPPED = "skipped"
 """Folder of a run directory: the batches whose updates were skipped."""
 _log = logging.getLogger("train.run")
 _MOST_SAVED_BATCHES = 4
-_ASKED_EVERY = 10
-"""Steps between asking other processes whether one is to stop: each time all of them wait."""
+"""Of a process."""
+T = TypeVar("T")
+_Ahead = tuple[dict[str, Any], LoadedBatch]
+"""A batch on the devices, and on the host."""
 
 
 class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
@@ -65,7 +68,7 @@ class Loop:
       checkpoints: Where states go.
       log: Where metrics go; None in processes that do not write.
       directory: The run's.
-      requests: To stop.
+      stop_requests: Of signals.
     """
 
     def __init__(  # noqa: PLR0913  (the parts of a run, once)
@@ -76,7 +79,7 @@ class Loop:
         checkpoints: Checkpoints,
         log: MetricsLog | None,
         directory: pathlib.Path,
-        requests: StopRequests,
+        stop_requests: StopRequests,
     ) -> None:
         self._setup = setup
         self._config = setup.config
@@ -85,7 +88,7 @@ class Loop:
         self._checkpoints = checkpoints
         self._log = log
         self._directory = directory
-        self._requests = requests
+        self._stop_requests = stop_requests
         self._constants = Constants(
             setup.config,
             setup.loader.describe_datasets(),
@@ -93,6 +96,8 @@ class Loop:
         )
         self._saved: int | None = None
         self._skipped = 0
+        self._failure: UserError | None = None
+        """Of this process, until all processes are told."""
 
     def run(self, state: TrainState, *, is_saved: bool) -> TrainState:
         """Trains, saves and validates as the config says; returns the last state.
@@ -102,34 +107,29 @@ class Loop:
           is_saved: Whether the last checkpoint is of this state.
 
         Raises:
-          UserError: Where a batch cannot be made, too many updates in a row were skipped, or a
-            checkpoint cannot be written. The state before it is saved where that is possible.
-          Stopped: On request, once the state is saved.
+          UserError: In every process, where in any a batch cannot be made, too many updates in a
+            row were skipped, or a file cannot be written. The state before it is saved where that
+            is possible.
+          Stopped: On request to any process, once the state is saved.
         """
         first = int(state.step)
         self._saved = first if is_saved else None
+        self._validate_if_missed(first, state)
         pending: _Pending | None = None
         with self._batches(first) as batches:
             before = time.perf_counter()
             for step in range(first + 1, self._config.num_steps + 1):
-                if self._is_asked_to_stop(step):
-                    self._flush(pending)
-                    self._save(state)
-                    raise Stopped(self._requests.received)
                 asked = time.perf_counter()
-                try:
-                    arrays, batch = next(batches)
-                except UserError as error:
-                    self._flush(pending)
-                    self._save(state)
-                    raise self._resumable(excludable(error, self._config), step - 1) from error
+                ahead = self._alone(lambda: next(batches))
                 wait_s = time.perf_counter() - asked
                 if pending is not None and not _is_ready(pending.metrics["loss"]):
                     wait_s = 0.0  # the devices were still at work on the step before
-                if self._log is not None and step == 1:
-                    save_views(self._config, batch.arrays, self._directory)
+                self._agree_to_go_on(pending, state)
+                arrays, batch = cast(_Ahead, ahead)
+                if step == 1:
+                    self._show(batch)
                 state, metrics = self._step(state, arrays, self._table)
-                arrays = None  # its memory is free for the next one
+                ahead = arrays = None  # its memory is free for the next one
                 self._flush(pending, state)
                 now = time.perf_counter()
                 pending = _Pending(step, metrics, now - before, wait_s, batch.fingerprint)
@@ -139,30 +139,56 @@ class Loop:
                     pending = None
                     self._after(step, state)
                     before = time.perf_counter()
+        self._agree_to_go_on(None, state)
         return state
 
     def _batches(self, position: int) -> "_Batches":
         batches = self._setup.loader.batches(position)
         return _Batches(batches, device.one_ahead(batches, self._setup.sharding))
 
-    def _is_asked_to_stop(self, step: int) -> bool:
-        asked = self._requests.received is not None
-        if jax.process_count() == 1:
-            return asked
-        return step % _ASKED_EVERY == 0 and cluster.any_process(asked)
+    def _alone(self, work: Callable[[], T]) -> T | None:
+        """What the work gives, or None: its error is told to all processes before the next step."""
+        try:
+            with exclusion_named(self._config):
+                return work()
+        except UserError as error:
+            self._failure = self._failure or error
+            return None
+
+    def _agree_to_go_on(self, pending: _Pending | None, state: TrainState) -> None:
+        """Returns if no process has failed or is asked to stop; else saves, and raises in all."""
+        asked = self._stop_requests.first_signal
+        try:
+            if not cluster.agree(flag=asked is not None, error=self._failure):
+                return
+        except UserError as error:
+            self._flush(pending)
+            self._save(state)
+            raise resumable(error, int(state.step)) from error
+        self._flush(pending)
+        self._save(state)
+        raise Stopped(asked)
+
+    def _show(self, batch: LoadedBatch) -> None:
+        """Draws what the model sees of the first batch."""
+        if self._log is not None:
+            self._alone(lambda: save_views(self._config, batch.arrays, self._directory))
 
     def _is_due(self, step: int) -> bool:
-        return (
-            step == self._config.num_steps
-            or step % self._config.save_interval == 0
-            or (self._setup.validator is not None and step % self._config.validation.interval == 0)
-        )
+        return self._is_saved_at(step) or self._is_validated_at(step)
+
+    def _is_saved_at(self, step: int) -> bool:
+        return step == self._config.num_steps or step % self._config.save_interval == 0
+
+    def _is_validated_at(self, step: int) -> bool:
+        last = step == self._config.num_steps
+        due = last or step % self._config.validation.interval == 0
+        return due and self._setup.validator is not None
 
     def _after(self, step: int, state: TrainState) -> None:
-        is_last = step == self._config.num_steps
-        if is_last or step % self._config.save_interval == 0:
+        if self._is_saved_at(step):
             self._save(state)
-        if is_last or step % self._config.validation.interval == 0:
+        if self._is_validated_at(step):
             self._validate(step, state)
 
     def _save(self, state: TrainState) -> None:
@@ -171,12 +197,31 @@ class Loop:
             self._checkpoints.save(state, self._setup.loader.state(step), self._constants)
             self._saved = step
 
+    def _validate_if_missed(self, step: int, state: TrainState) -> None:
+        """Makes up for a validation that the run was ended in."""
+        if step == 0 or not self._is_validated_at(step):
+            return
+
+        def is_missing() -> bool:
+            seen = {one.step for one in read_validation(self._directory)}
+            return cluster.is_writer() and step not in seen
+
+        if cluster.agree(flag=cluster.together(is_missing)):
+            self._validate(step, state)
+
     def _validate(self, step: int, state: TrainState) -> None:
         validator = self._setup.validator
         if validator is None:
             return
         params = averaged_params(state.params, state.ema, self._config.frozen)
-        found = validator.run(params, self._table, step)
+        try:
+            found = validator.run(params, self._table, step)
+        except UserError as error:
+            self._save(state)
+            raise resumable(error, step) from error
+        self._alone(lambda: self._write_validation(found))
+
+    def _write_validation(self, found: ValidationMetrics) -> None:
         if self._log is not None:
             self._log.write_validation(found)
             append_validation(self._directory, found)
@@ -192,18 +237,18 @@ class Loop:
             return
         values = {name: float(value) for name, value in pending.metrics.items()}
         applied = int(values.pop("applied"))
+        row = StepMetrics(
+            step=pending.step,
+            applied=applied,
+            step_s=pending.step_s,
+            data_wait_s=pending.wait_s,
+            memory_gb=_memory_gb(),
+            batch_fingerprint=pending.fingerprint,
+            **values,
+        )
         if self._log is not None:
-            self._log.write(
-                StepMetrics(
-                    step=pending.step,
-                    applied=applied,
-                    step_s=pending.step_s,
-                    data_wait_s=pending.wait_s,
-                    memory_gb=_memory_gb(),
-                    batch_fingerprint=pending.fingerprint,
-                    **values,
-                )
-            )
+            log = self._log
+            self._alone(lambda: log.write(row))
         if applied:
             self._skipped = 0
             return
@@ -225,9 +270,9 @@ class Loop:
     def _keep_batch(self, pending: _Pending) -> str:
         """Saves a batch for inspection, made again: it is a function of the step alone."""
         folder = self._directory / SKIPPED
-        path = folder / f"step_{pending.step}_process_{jax.process_index()}.npz"
-        folder.mkdir(exist_ok=True)
-        if len(list(folder.iterdir())) >= _MOST_SAVED_BATCHES:
+        mine = f"process_{jax.process_index()}.npz"
+        path = folder / f"step_{pending.step}_{mine}"
+        if len(list(folder.glob(f"*_{mine}"))) >= _MOST_SAVED_BATCHES:
             return ""
         batches = self._setup.loader.batches(pending.step - 1)
         try:
@@ -235,27 +280,28 @@ class Loop:
         finally:
             batches.close()
         flat: dict[str, Any] = dict(traverse_util.flatten_dict(arrays, sep="/"))
-        np.savez(path, allow_pickle=False, **flat)
+        try:
+            folder.mkdir(exist_ok=True)
+            np.savez(path, allow_pickle=False, **flat)
+        except OSError as error:
+            return f"; the batch could not be saved: {error}"
         return f"; the batch is in {path}"
 
-    def _resumable(self, error: UserError, step: int) -> UserError:
-        """The error of a batch that cannot be made, with where the run stands."""
-        remedy = f"The run is saved at step {step}: go on with --resume. {error.remedy}"
-        return UserError(
-            where=error.where, expected=error.expected, found=error.found, remedy=remedy
-        )
+
+def resumable(error: UserError, step: int) -> UserError:
+    """The error, with where the run stands."""
+    remedy = f"The run is saved at step {step}: go on with --resume. {error.remedy}"
+    return UserError(where=error.where, expected=error.expected, found=error.found, remedy=remedy)
 
 
 class _Batches:
     """Batches on their way to the devices; a context manager that ends the loader's threads."""
 
-    def __init__(
-        self, batches: Any, on_devices: Iterator[tuple[dict[str, Any], LoadedBatch]]
-    ) -> None:
+    def __init__(self, batches: Any, on_devices: Iterator[_Ahead]) -> None:
         self._batches = batches
         self._on_devices = on_devices
 
-    def __enter__(self) -> Iterator[tuple[dict[str, Any], LoadedBatch]]:
+    def __enter__(self) -> Iterator[_Ahead]:
         return self._on_devices
 
     def __exit__(self, *error: object) -> None:

@@ -14,25 +14,28 @@ import numpy as np
 
 from pipeline.batch import table
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.files import dump_json, to_json_values, write_text_atomically
+from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
 from train import cluster, directory
-from train.checkpoints import Checkpoints, has_checkpoint
+from train.checkpoints import Checkpoints, has_checkpoint, last_step
 from train.config import Flags, TrainConfig, check_flags, parse_flags
 from train.describe import describe_config, describe_devices
 from train.doctor import examine
 from train.inputs import open_inputs
 from train.interrupt import StopRequests
 from train.logging import MetricsLog
-from train.loop import Loop, Stopped
+from train.loop import Loop, Stopped, resumable
 from train.octo.picture import draw_parameters, draw_tokens
 from train.octo.pretrained import merge
+from train.octo.report import LoadReport
 from train.optimizer import split_frozen
-from train.report import write_report
+from train.report import REPORT_NAME, write_report
 from train.setup import Setup, allowed, set_up
 from train.state import TrainState, averaged_params, count_parameters, fresh_state
+from train.step import LanguageTable
 from train.tracking import Tracking
+from train.validation import EpisodePrediction
 
 _log = logging.getLogger("train.run")
 _INTERRUPTED = "interrupted; the same command with --resume goes on from the last checkpoint"
@@ -70,54 +73,87 @@ def run(flags: Flags) -> pathlib.Path:
     config = flags.config
     check_flags(flags)
     _keep_compiled(config)
-    with StopRequests() as requests:
-        directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
-        goes_on = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
-        if flags.resume and not goes_on:
-            _log.warning("%s has no checkpoint yet: the run begins anew", config.save_dir)
-        setup = set_up(config, open_inputs(config, resume=goes_on))
-        report = setup.account()
-        position = _resume_position(flags, setup) if goes_on else None
-        with _claimed(config, resume=flags.resume) as path:
-            if report is not None:
-                text = dump_json(to_json_values(report))
-                _write(path / "load_report.json", text)
-                _log.info("weights of %s: %s", config.pretrained_path, report.summary())
-            _explain(flags, setup, path)
-            _train(setup, path, position, requests)
+    with StopRequests() as stop_requests:
+        plan = cluster.together(lambda: _plan(flags))
+        with _claimed(flags, plan) as path:
+            cluster.together(lambda: _explain(flags, plan, path))
+            _train(plan, path, stop_requests)
     _log.info("run directory: %s", path)
     return path
 
 
-def _train(setup: Setup, path: pathlib.Path, position: int | None, requests: StopRequests) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is known of a run before its directory is touched."""
+
+    setup: Setup
+    """Its parts."""
+    report: LoadReport | None
+    """Of the pretrained weights; None: there are none."""
+    position: int | None
+    """Steps taken by the run that goes on; None: it begins."""
+
+
+def _plan(flags: Flags) -> _Plan:
+    config = flags.config
+    directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
+    goes_on = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
+    if flags.resume and not goes_on:
+        _log.warning("%s has no checkpoint yet: the run begins anew", config.save_dir)
+    setup = set_up(config, open_inputs(config, resume=goes_on))
+    position = _resume_position(flags, setup) if goes_on else None
+    return _Plan(setup, setup.account(), position)
+
+
+def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None:
     """Trains in a run directory, from a position or from the start."""
-    config = setup.config
+    setup, position, config = plan.setup, plan.position, plan.setup.config
     _log.info("compiling the step")
     train_step, seconds = setup.compile()
     _log.info("compiled in %.1f s", seconds)
     with Checkpoints(path, config.keep_checkpoints, config.keep_every) as checkpoints:
         if position is not None:
-            state = checkpoints.restore(setup.state)
+            state = cluster.together(lambda: checkpoints.restore(setup.state))
             _log.info("resumed at step %d", position)
         else:
             state = _first_state(setup)
         language_table = setup.encode_language(state.params)
-        requests.note_ctrl_c()
+        stop_requests.note_ctrl_c()
         with _metrics_log(setup, path, position or 0) as log:
-            loop = Loop(setup, train_step, language_table, checkpoints, log, path, requests)
+            loop = Loop(setup, train_step, language_table, checkpoints, log, path, stop_requests)
             try:
                 state = loop.run(state, is_saved=position is not None)
             except Stopped as stopped:
                 by = stopped.by.name if stopped.by else "another process"
                 _log.warning("stopped by %s; the state is saved: go on with --resume", by)
                 raise
+    _sum_up(setup, state, language_table, path)
+
+
+def _sum_up(setup: Setup, state: TrainState, table: LanguageTable, path: pathlib.Path) -> None:
+    """Writes what the finished run shows of itself: the chunks of an episode, and the report.
+
+    Raises:
+      UserError: Where a record or a file stands in the way: a resume goes on from here.
+    """
+    episode = None
+    try:
         if setup.validator is not None:
-            params = averaged_params(state.params, state.ema, config.frozen)
-            episode = setup.validator.episode(params, language_table)
-            if cluster.is_writer():
-                episode.save(path)
-    if cluster.is_writer():
-        _log.info("report: %s", write_report(path))
+            params = averaged_params(state.params, state.ema, setup.config.frozen)
+            episode = setup.validator.episode(params, table)
+        written = cluster.together(lambda: _write_report(path, episode))
+    except UserError as error:
+        raise resumable(error, int(state.step)) from error
+    if written is not None:
+        _log.info("report: %s", written)
+
+
+def _write_report(path: pathlib.Path, episode: EpisodePrediction | None) -> pathlib.Path | None:
+    if not cluster.is_writer():
+        return None
+    if episode is not None:
+        episode.save(path)
+    return write_report(path)
 
 
 def _resume_position(flags: Flags, setup: Setup) -> int:
@@ -126,7 +162,8 @@ def _resume_position(flags: Flags, setup: Setup) -> int:
     with Checkpoints(pathlib.Path(config.save_dir)) as checkpoints:
         state = checkpoints.loader_state()
         position = setup.loader.restore(state, new_mixture=flags.new_mixture)
-    if position >= config.num_steps:
+    is_reported = (pathlib.Path(config.save_dir) / REPORT_NAME).exists()
+    if position > config.num_steps or (position == config.num_steps and is_reported):
         raise UserError(
             where=f"save_dir {config.save_dir}",
             expected=f"a run of fewer than {config.num_steps} steps",
@@ -154,28 +191,44 @@ def _first_state(setup: Setup) -> TrainState:
 
 
 @contextlib.contextmanager
-def _claimed(config: TrainConfig, *, resume: bool) -> Iterator[pathlib.Path]:
-    """The run's directory, made by one process for all once each has checked it."""
-    cluster.wait_for_all("checks")
-    if cluster.is_writer():
-        with directory.claimed(config, resume=resume) as path:
-            cluster.wait_for_all("run directory")
-            yield path
-    else:
-        cluster.wait_for_all("run directory")
-        yield pathlib.Path(config.save_dir)
+def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
+    """The run's directory, claimed by one process for all."""
+    path = pathlib.Path(flags.config.save_dir)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            if not cluster.is_writer():
+                return
+            stack.enter_context(
+                directory.claimed(flags.config, resume=flags.resume, overwrite=flags.overwrite)
+            )
+            if flags.resume and last_step(path) != plan.position:
+                raise UserError(
+                    where=f"save_dir {path}",
+                    expected=f"a run whose last checkpoint is of step {plan.position}",
+                    found=f"one of step {last_step(path)}, which another process has written since",
+                    remedy="Give the same command again.",
+                )
+            if plan.position != flags.config.num_steps:  # it is no longer that of the whole run
+                (path / REPORT_NAME).unlink(missing_ok=True)
+
+        cluster.together(claim)
+        yield path
 
 
 @contextlib.contextmanager
 def _metrics_log(setup: Setup, path: pathlib.Path, position: int) -> Iterator[MetricsLog | None]:
     """Where metrics go; nowhere in processes that do not write."""
-    if not cluster.is_writer():
-        yield None
-        return
     config = setup.config
-    tracking = Tracking(config, path) if config.wandb.project else None
-    meter = Meter(config.batch_size, setup.loader.memory.batch_bytes)
-    with MetricsLog(path, config.num_steps, meter, position, tracking) as log:
+
+    def open_log() -> MetricsLog | None:
+        if not cluster.is_writer():
+            return None
+        tracking = Tracking(config, path) if config.wandb.project else None
+        meter = Meter(config.batch_size, setup.loader.memory.batch_bytes)
+        return MetricsLog(path, config.num_steps, meter, position, tracking)
+
+    with cluster.together(open_log) or contextlib.nullcontext() as log:
         yield log
 
 
@@ -190,12 +243,17 @@ def _keep_compiled(config: TrainConfig) -> None:
 
 def _write(path: pathlib.Path, text: str) -> None:
     if cluster.is_writer():
-        write_text_atomically(path, text)
+        with writing(path):
+            write_text_atomically(path, text)
 
 
-def _explain(flags: Flags, setup: Setup, path: pathlib.Path) -> None:
+def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
     """Says and saves what the run is made of."""
+    setup = plan.setup
     config, loader = setup.config, setup.loader
+    if plan.report is not None:
+        _write(path / "load_report.json", dump_json(to_json_values(plan.report)))
+        _log.info("weights of %s: %s", config.pretrained_path, plan.report.summary())
     _write(path / "datasets.json", dump_json(loader.describe_datasets()))
     _log.info("config (* set by a flag):\n%s", describe_config(config, flags.unchanged))
     for dataset in loader.datasets:

@@ -8,12 +8,12 @@ import jax
 import optax
 
 from pipeline import device
-from pipeline.errors import RecordError, UserError
+from pipeline.errors import UserError
 from pipeline.loader import Loader
 from pipeline.memory import release_freed_memory
 from pipeline.sampling import HostShard
 from train.config import TrainConfig
-from train.inputs import Inputs
+from train.inputs import Inputs, exclusion_named
 from train.octo.pretrained import Allowed, account
 from train.octo.report import LoadReport
 from train.optimizer import check_frozen, learning_rate, make_optimizer, split_frozen
@@ -102,10 +102,8 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
     sharding = device.batch_sharding(mesh, config.batch_size, parts)
     shard = device.host_shard(sharding, config.batch_size)
     encode = inputs.vocabulary.EncodeAsIds
-    try:
+    with exclusion_named(config):
         loader = Loader(config.data, config.batch_size, inputs.datasets, encode, shard)
-    except RecordError as error:
-        raise excludable(error, config) from error
     optimizer = make_optimizer(config.optimizer)
     schedule = learning_rate(config.optimizer, config.num_steps)
     state = shard_structs(jax.eval_shape(lambda: init_state(config, optimizer)), mesh)
@@ -130,24 +128,6 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
 def allowed(config: TrainConfig) -> Allowed:
     """Which tensors need not come from the checkpoint as they are."""
     return Allowed(config.pretrained_differs, config.pretrained_resized)
-
-
-def excludable(error: UserError, config: TrainConfig) -> UserError:
-    """The error; of a damaged record, with the flags that go on without it."""
-    if not isinstance(error, RecordError):
-        return error
-    flags = [
-        f"--config.data.datasets.{number}.excluded "
-        + " ".join(dict.fromkeys((*part.excluded, error.record)))
-        for number, part in enumerate(config.data.datasets)
-        if part.path == error.dataset
-    ]
-    return UserError(
-        where=error.where,
-        expected=error.expected,
-        found=error.found,
-        remedy=f"{error.remedy} To go on without that record, add {' '.join(flags)}",
-    )
 
 
 def _check_frozen(config: TrainConfig, state: TrainState) -> None:

@@ -80,7 +80,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": jnp.where(applied, optax.tree.norm(updates), 0.0),
             "param_norm": optax.tree.norm(trained),
             "learning_rate": rate,
             "applied": applied.astype(jnp.int32),

@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import itertools
-import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +12,27 @@ import numpy as np
 
 from pipeline import device
 from pipeline.dataset import Dataset
-from pipeline.files import from_json_text, write_text_atomically
+from pipeline.files import (
+    Measured,
+    from_json_text,
+    to_json_line,
+    write_text_atomically,
+    writing,
+)
 from pipeline.loader import Loader
 from pipeline.sampling import HostShard
 from pipeline.schema import ACTION
 from pipeline.text import Encode
+from train import cluster
 from train.config import TrainConfig
+from train.inputs import exclusion_named
 from train.octo.model import OctoModule
 from train.octo.policy import loss_fn, sample_actions, training_noise
 from train.step import LanguageTable, model_inputs
 
 METRICS_NAME = "validation.jsonl"
 EPISODE_NAME = "episode.npz"
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +44,13 @@ class ValidationMetrics:
 
     step: int
     """Steps taken."""
-    loss: float
+    loss: Measured
     """Of the same samples and the same noise every time."""
-    action_error: float
+    action_error: Measured
     """Over all dimensions."""
-    by_dim: dict[str, float]
+    by_dim: dict[str, Measured]
     """Error of each dimension, by its name, such as `delta_x`."""
-    by_task: dict[str, float]
+    by_task: dict[str, Measured]
     """Error over all dimensions of each task's samples, by its instruction."""
     num_samples: int
     """Samples."""
@@ -70,12 +77,13 @@ class EpisodePrediction:
     frames: np.ndarray
     """uint8 (frames, cameras, height, width, 3): what the model saw at a few steps."""
     frame_steps: np.ndarray
-    """int32 (frames): which."""
+    """int32 (frames): which, counted as in `actions`."""
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes `episode.npz` into a run directory."""
         arrays = {key: np.asarray(value) for key, value in dataclasses.asdict(self).items()}
-        with (directory / EPISODE_NAME).open("wb") as file:
+        path = directory / EPISODE_NAME
+        with writing(path), path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
@@ -122,12 +130,13 @@ class Validator:
           step: Steps taken.
 
         Raises:
-          RecordError: A damaged record or image.
+          UserError: In every process, where one meets a damaged record or image.
         """
         num_batches = self._config.validation.num_batches
         losses, errors, counts, tasks = [], [], [], []
         with contextlib.closing(self._loader.batches()) as batches:
-            for number, batch in enumerate(itertools.islice(batches, num_batches)):
+            for number in range(num_batches):
+                batch = self._together(lambda: next(batches))
                 arrays = device.to_devices(batch, self._sharding)
                 found = self._evaluate(params, arrays, table, jnp.int32(number))
                 loss, error, count, task = jax.device_get(found)
@@ -140,25 +149,24 @@ class Validator:
         )
 
     def episode(self, params: Any, table: LanguageTable) -> EpisodePrediction:
-        """The chunks along the first episode that is held out, or the first one of all.
+        """The chunks along an episode that is held out, or one of all where none is.
 
         Args:
           params: Of the model.
           table: As `make_language_table` returns it.
 
         Raises:
-          RecordError: A damaged record or image.
+          UserError: In every process, where one meets a damaged record or image.
         """
         loader, dataset = self._loader, self._loader.datasets[0]
-        first = int(loader.first_step(0))
-        starts = dataset.episode_starts
-        episode = int(np.searchsorted(starts, first, side="right")) - 1
-        steps = np.arange(starts[episode], starts[episode + 1])
+        steps = loader.example(0)
+        episode = int(np.searchsorted(dataset.episode_starts, steps[0], side="right")) - 1
+        first = int(dataset.episode_starts[episode])
         rows = loader.shard.rows(loader.batch_size)
         chunks, actions = [], []
         for begin in range(0, len(steps), loader.batch_size):
             wanted = np.minimum(begin + np.arange(loader.batch_size), len(steps) - 1)
-            batch = loader.read(0, steps[wanted][list(rows)].tolist())
+            batch = self._read(steps[wanted][list(rows)])
             arrays = device.arrays_to_devices(batch, self._sharding)
             sampled, recorded = jax.device_get(self._sample(params, arrays, table))
             kept = min(loader.batch_size, len(steps) - begin)
@@ -171,13 +179,26 @@ class Validator:
             dataset=dataset.path,
             episode=episode,
             is_held_out=loader.config.split == "validation",
-            task=dataset.manifest.tasks[dataset.task_index(episode, 0)],
+            task=dataset.manifest.tasks[dataset.task_index(episode, int(steps[0]) - first)],
             dims=self._dims,
             actions=unnormalize(np.concatenate(actions), place),
             chunks=unnormalize(np.concatenate(chunks), place),
             frames=self._frames(steps[shown]),
             frame_steps=shown,
         )
+
+    def _read(self, steps: np.ndarray) -> dict[str, Any]:
+        """This process's rows of a batch of given steps."""
+        return self._together(lambda: self._loader.read(0, steps.tolist()))
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """A read that every process does, and whose error all are told."""
+
+        def read() -> T:
+            with exclusion_named(self._config):
+                return work()
+
+        return cluster.together(read)
 
     def _frames(self, steps: np.ndarray) -> np.ndarray:
         """The current camera images at steps of the first dataset, at the size of the largest."""
@@ -186,7 +207,7 @@ class Validator:
         cameras = [image.observation_key for image in self._config.model.images]
         found = []
         for begin in range(0, len(steps), count):
-            batch = self._loader.read(0, wanted[begin : begin + count].tolist())
+            batch = self._read(wanted[begin : begin + count])
             images = [batch["observation"][camera][:, -1] for camera in cameras]
             found.append(np.stack([image.copy() for image in images], axis=1))
         return np.concatenate(found)[: len(steps)]
@@ -254,8 +275,10 @@ class Validator:
 def append_validation(directory: pathlib.Path, metrics: ValidationMetrics) -> None:
     """Adds a line to the run's `validation.jsonl`, in place of those of its step and later ones."""
     kept = [one for one in read_validation(directory) if one.step < metrics.step]
-    lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in (*kept, metrics)]
-    write_text_atomically(directory / METRICS_NAME, "".join(lines))
+    text = "".join(map(to_json_line, (*kept, metrics)))
+    path = directory / METRICS_NAME
+    with writing(path):
+        write_text_atomically(path, text)
 
 
 def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.files import writing
 from train.config import TrainConfig
 from train.step import Batch, augmentation_key, model_inputs
 
@@ -26,6 +27,9 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
       config: The run.
       batch: Of the loader, on the host.
       directory: The run's.
+
+    Raises:
+      UserError: Where it cannot be written.
     """
     few = jax.tree.map(lambda leaf: np.asarray(leaf[:_SAMPLES]), batch)
     key = augmentation_key(config)
@@ -50,4 +54,5 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
             picture = Image.fromarray(images[camera][sample, step])
             picture = picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
             canvas.paste(picture, (left, _CAPTION + sample * (_SIDE + _GAP)))
-    canvas.save(directory / NAME)
+    with writing(directory / NAME):
+        canvas.save(directory / NAME)

@@ -10,8 +10,7 @@ from train.directory import check, claimed
 
 
 def started(config):
-    check(config, resume=False, overwrite=False)
-    with claimed(config, resume=False) as directory:
+    with claimed(config, resume=False, overwrite=False) as directory:
         (directory / "checkpoints").mkdir()
     return directory
 
@@ -30,23 +29,30 @@ def test_a_run_is_not_written_over(tiny_config):
 
 def test_overwrite_deletes_the_run(tiny_config):
     directory = started(tiny_config)
-    check(tiny_config, resume=False, overwrite=True)
-    with claimed(tiny_config, resume=False):
+    with claimed(tiny_config, resume=False, overwrite=True):
         assert {path.name for path in directory.iterdir()} == {".lock", "config.json"}
 
 
 def test_a_run_is_one_processs_alone(tiny_config):
     config = dataclasses.replace(tiny_config, num_steps=7)
-    with claimed(tiny_config, resume=False) as directory:
+    with claimed(tiny_config, resume=False, overwrite=False) as directory:
         for resume in (True, False):
             with (
                 pytest.raises(UserError, match=r"found process \d+ on .* at work on it"),
-                claimed(config, resume=resume),
+                claimed(config, resume=resume, overwrite=not resume),
             ):
                 pass
         assert json.loads((directory / "config.json").read_text())["num_steps"] == 20
-    with claimed(config, resume=True):
+    with claimed(config, resume=True, overwrite=False):
         assert json.loads((directory / "config.json").read_text())["num_steps"] == 7
+
+
+def test_a_run_that_began_meanwhile_is_not_deleted(tiny_config):
+    check(tiny_config, resume=False, overwrite=False)  # there is none yet
+    directory = started(tiny_config)
+    with pytest.raises(UserError, match="found a run"):
+        started(tiny_config)
+    assert (directory / "checkpoints").exists()
 
 
 def test_a_directory_that_was_claimed_and_left_empty_is_new(tiny_config):
@@ -90,7 +96,7 @@ def test_a_directory_that_cannot_be_made_is_named(tiny_config, tmp_path):
     (tmp_path / "file").touch()
     config = dataclasses.replace(tiny_config, save_dir=str(tmp_path / "file" / "run"))
     message = r"can be written; found .*Not a directory"
-    with pytest.raises(UserError, match=message), claimed(config, resume=False):
+    with pytest.raises(UserError, match=message), claimed(config, resume=False, overwrite=False):
         pass
 
 

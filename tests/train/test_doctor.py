@@ -51,7 +51,7 @@ def test_what_a_flag_changed_is_marked(tiny_config, capsys):
 
 
 def test_all_that_is_wrong_is_told_at_once(tiny_config, tmp_path, capsys):
-    with claimed(tiny_config, resume=False):
+    with claimed(tiny_config, resume=False, overwrite=False):
         pass
     config = dataclasses.replace(
         tiny_config, batch_size=5, fsdp_devices=3, pretrained_path=str(tmp_path / "none")

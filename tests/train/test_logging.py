@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 from etils import epath
 from tensorboardX.proto import event_pb2
@@ -35,6 +36,16 @@ def write(directory, steps, first_step=0):
 def test_metrics_come_back_as_they_were_written(tmp_path):
     write(tmp_path, [1, 2, 3])
     assert read_metrics(tmp_path) == [metrics(1), metrics(2), metrics(3)]
+
+
+def test_what_is_no_number_is_null_in_the_file_and_nan_when_read(tmp_path):
+    with MetricsLog(tmp_path, 10, Meter(4, 1000)) as log:
+        log.write(dataclasses.replace(metrics(1), loss=float("nan"), grad_norm=float("inf")))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert '"loss": null, "grad_norm": null, "update_norm": 0.001' in line
+    (row,) = read_metrics(tmp_path)
+    assert np.isnan([row.loss, row.grad_norm]).all()
+    assert row.update_norm == 1e-3
 
 
 def test_a_resumed_log_drops_the_steps_that_are_taken_again(tmp_path):

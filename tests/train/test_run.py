@@ -13,14 +13,17 @@ import orbax.checkpoint as ocp
 import pytest
 
 from pipeline.config import DatasetConfig
+from pipeline.dataset import open_dataset
 from pipeline.errors import DataError, RecordError, UserError
-from train.config import Flags, load_config
+from pipeline.selection import select
+from train.config import Flags, ValidationConfig, load_config
 from train.directory import claimed
+from train.inputs import excludable
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
 from train.octo.pretrained import read_octo, read_octo_checkpoint
 from train.run import run
-from train.setup import excludable
+from train.validation import read_episode, read_validation
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -195,6 +198,49 @@ def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_
         DataError, match=f"Exclude them again: --config.data.datasets.0.excluded {record}"
     ):
         run(Flags(dataclasses.replace(config, num_steps=21), resume=True))
+
+
+@pytest.mark.parametrize("num_batches", [1, 100])
+def test_a_damaged_record_of_a_held_out_episode_leaves_a_saved_run(
+    tiny_config, mini_dataset, tmp_path, num_batches
+):
+    """With one batch the validation does not meet it, but the episode of the report does."""
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(mini_dataset, spoiled)
+    config = replaced(tiny_config, spoiled, num_steps=2, save_interval=100)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, validation_fraction=0.3),
+        validation=ValidationConfig(interval=100, num_batches=num_batches),
+    )
+    data = dataclasses.replace(config.data, split="validation")
+    dataset = open_dataset(str(spoiled))
+    steps = select(dataset, data.datasets[0], data).example()
+    shard, record = divmod(int(steps[-1]), dataset.manifest.shards["steps"][0].records)
+    path = spoiled / dataset.manifest.shards["steps"][shard].file
+    content = path.read_bytes()
+    image = dataset.columns["steps"].read(int(steps[-1]))["observation/image_primary"]
+    at = content.index(image) + len(image) // 2
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+    name = rf"{shard:05}-of-00002.arrayrecord"
+    message = rf"steps/{name}, record {record}: .* saved at step 2: go on with --resume"
+    with pytest.raises(UserError, match=message) as caught:
+        run(Flags(config))
+    directory = pathlib.Path(config.save_dir)
+    assert not (directory / "report.html").exists()
+    if num_batches == 1:
+        with pytest.raises(UserError, match=message):
+            run(Flags(config, resume=True))  # nothing has been mended
+    (excluded,) = re.findall(r"--config.data.datasets.0.excluded (\S+)$", str(caught.value))
+    part = DatasetConfig(str(spoiled), excluded=(excluded,))
+    data = dataclasses.replace(config.data, datasets=(part,))
+    run(Flags(dataclasses.replace(config, data=data), resume=True))
+    assert (directory / "report.html").exists()
+    assert [one.step for one in read_validation(directory)] == [2]
+    episode = read_episode(directory)
+    assert episode is not None
+    assert len(episode.actions) < len(steps)  # or another episode
 
 
 def test_flags_that_exclude_a_record_name_every_part_that_reads_it(tiny_config):
@@ -424,7 +470,7 @@ def test_a_complete_run_is_not_resumed(whole_run, tiny_config_path, mini_dataset
 
 def test_a_model_that_does_not_fit_the_data_is_told_before_a_run_is_deleted(tiny_config):
     kept = pathlib.Path(tiny_config.save_dir) / "config.json"
-    with claimed(tiny_config, resume=False):
+    with claimed(tiny_config, resume=False, overwrite=False):
         pass
     before = kept.read_bytes()
     vggt = dataclasses.replace(tiny_config.model.vggt, num_tokens=261)

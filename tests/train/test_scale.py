@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -178,24 +180,22 @@ def test_two_devices_train_as_one_and_go_on_as_one(
     close_to(directory, undisturbed, 12)
 
 
-def test_two_processes_train_as_one_and_go_on_as_one(undisturbed, tiny_config_path, mini_dataset):
-    directory = undisturbed.with_name("processes")
+def start_two(config_path, dataset, directory, *flags):
+    """Two processes of one run."""
     env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     env |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    return [
+        start(config_path, dataset, directory, *flags, env=env | {"JAX_PROCESS_ID": str(index)})
+        for index in range(2)
+    ]
+
+
+def test_two_processes_train_as_one_and_go_on_as_one(undisturbed, tiny_config_path, mini_dataset):
+    directory = undisturbed.with_name("processes")
     held_out = ("--config.data.validation_fraction=0.3", "--config.validation.num_batches=2")
     alone = undisturbed.with_name("alone")
     finish(start(tiny_config_path, mini_dataset, alone, *FEW, *held_out))
-    processes = [
-        start(
-            tiny_config_path,
-            mini_dataset,
-            directory,
-            *FEW,
-            *held_out,
-            env=env | {"JAX_PROCESS_ID": str(index)},
-        )
-        for index in range(2)
-    ]
+    processes = start_two(tiny_config_path, mini_dataset, directory, *FEW, *held_out)
     told = [finish(process) for process in processes]
     assert "2 x cpu in 2 processes" in told[0]
     assert "2 x cpu" not in told[1]  # only the first one writes
@@ -208,6 +208,65 @@ def test_two_processes_train_as_one_and_go_on_as_one(undisturbed, tiny_config_pa
     longer = (*FEW, *held_out, "--config.num_steps=9", "--resume")
     finish(start(tiny_config_path, mini_dataset, directory, *longer))
     assert [row.step for row in read_metrics(directory)] == list(range(1, 10))
+
+
+def test_a_damaged_record_in_one_process_ends_both_which_go_on_without_it(
+    undisturbed, tiny_config_path, mini_dataset, tmp_path
+):
+    spoiled, directory = tmp_path / "spoiled", undisturbed.with_name("spoiled")
+    shutil.copytree(mini_dataset, spoiled)
+    path = spoiled / "steps" / "00000-of-00002.arrayrecord"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    flags = (*LONG, "--config.batch_size=16", "--config.save_interval=1000")
+    told = [finish(one, 2) for one in start_two(tiny_config_path, spoiled, directory, *flags)]
+    errors = [re.search(r"error: (process [01], .*)", text).group(1) for text in told]
+    assert errors[0] == errors[1]
+    found = re.search(
+        r"record \d+: expected a readable .* is saved at step (\d+): go on with --resume.* "
+        r"--config.data.datasets.0.excluded (\S+)$",
+        errors[0],
+    )
+    step = int(found.group(1))
+    assert [row.step for row in read_metrics(directory)] == list(range(1, step + 1))
+    assert read_checkpoint(directory).step == step
+    longer = (*flags, f"--config.num_steps={step + 3}", "--resume")
+    excluded = (*longer, "--config.data.datasets.0.excluded", found.group(2))
+    for process in start_two(tiny_config_path, spoiled, directory, *excluded):
+        finish(process)
+    assert [row.step for row in read_metrics(directory)] == list(range(1, step + 4))
+
+
+def test_a_run_in_use_is_told_in_every_process(tiny_config_path, mini_dataset, tmp_path):
+    directory = tmp_path / "run"
+    endless = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
+    first = start(tiny_config_path, mini_dataset, directory, *endless)
+    wait_for_steps(first, directory, 1)
+    others = start_two(tiny_config_path, mini_dataset, directory, *endless, "--overwrite")
+    for process in others:
+        assert f"process 0, save_dir {directory}: expected a run that no" in finish(process, 2)
+    first.kill()
+    first.communicate()
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_another(
+    tiny_config_path, mini_dataset, tmp_path
+):
+    endless = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
+    waiting, silent = start_two(tiny_config_path, mini_dataset, tmp_path / "run", *endless)
+    wait_for_steps(waiting, tmp_path / "run", 1)
+    silent.send_signal(signal.SIGSTOP)
+    time.sleep(1)  # the step under way ends
+    waiting.send_signal(signal.SIGTERM)
+    time.sleep(6)
+    assert waiting.poll() is None
+    waiting.send_signal(signal.SIGTERM)
+    told = finish(waiting, 128 + signal.SIGTERM)
+    assert "SIGTERM: to stop; again in 5 s ends the run unsaved" in told
+    assert "ended by a second SIGTERM; --resume goes on from the last checkpoint" in told
+    silent.kill()
+    silent.communicate()
 
 
 def test_half_a_cluster_is_told(tiny_config_path, mini_dataset, tmp_path):

@@ -106,6 +106,14 @@ def test_lines_of_steps_that_are_taken_again_are_replaced(tmp_path):
     assert [one.step for one in read_validation(tmp_path)] == [5, 10]
 
 
+def test_a_loss_that_is_no_number_comes_back_as_nan(tmp_path):
+    append_validation(tmp_path, dataclasses.replace(metrics(2), loss=float("nan")))
+    assert '"loss": null' in (tmp_path / "validation.jsonl").read_text()
+    (found,) = read_validation(tmp_path)
+    assert np.isnan(found.loss)
+    assert found.action_error == metrics(2).action_error
+
+
 def test_nothing_is_read_where_there_is_nothing(tmp_path):
     assert read_validation(tmp_path) == []
     assert read_episode(tmp_path) is None
