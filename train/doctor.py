@@ -15,8 +15,9 @@ from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.schema import ACTION
 from train import directory
 from train.checkpoints import checkpoint_bytes, has_checkpoint, is_run, read_datasets
-from train.config import Flags, TrainConfig, check_flags
+from train.config import TrainConfig
 from train.describe import describe_config, describe_devices
+from train.flags import Flags, check_flags
 from train.inputs import open_inputs
 from train.memory import estimate_memory
 from train.octo.picture import draw_tokens

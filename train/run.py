@@ -19,9 +19,10 @@ from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
 from train import cluster, directory
 from train.checkpoints import Checkpoints, has_checkpoint
-from train.config import Flags, TrainConfig, check_flags, parse_flags
+from train.config import TrainConfig
 from train.describe import describe_config, describe_devices
 from train.doctor import examine
+from train.flags import Flags, check_flags, parse_flags
 from train.inputs import open_inputs
 from train.interrupt import StopRequests
 from train.logging import MetricsLog

@@ -7,9 +7,9 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from train.config import Flags
 from train.directory import claimed
 from train.doctor import diagnose, examine
+from train.flags import Flags
 
 
 def with_data(config, **changes):

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, RecordError, UserError
-from train.config import Flags, load_config
 from train.directory import claimed
+from train.flags import Flags, load_config
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
 from train.octo.pretrained import read_octo, read_octo_checkpoint
