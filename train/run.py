@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipeline.batch import table
-from pipeline.errors import UserError, user_errors_exit
+from pipeline.errors import user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
@@ -31,6 +31,7 @@ from train.octo.picture import draw_parameters, draw_tokens
 from train.octo.pretrained import merge
 from train.optimizer import split_frozen
 from train.report import write_report
+from train.resume import resume_position
 from train.setup import Setup, allowed, set_up
 from train.state import TrainState, averaged_params, count_parameters, fresh_state
 from train.tracking import Tracking
@@ -78,7 +79,11 @@ def run(flags: Flags) -> pathlib.Path:
             _log.warning("%s has no checkpoint yet: the run begins anew", config.save_dir)
         setup = set_up(config, open_inputs(config, resume=goes_on))
         report = setup.account()
-        position = _resume_position(flags, setup) if goes_on else None
+        position = (
+            resume_position(config, setup.loader, new_mixture=flags.new_mixture)
+            if goes_on
+            else None
+        )
         with _claimed(config, resume=flags.resume) as path:
             if report is not None:
                 text = dump_json(to_json_values(report))
@@ -119,22 +124,6 @@ def _train(setup: Setup, path: pathlib.Path, position: int | None, requests: Sto
                 episode.save(path)
     if cluster.is_writer():
         _log.info("report: %s", write_report(path))
-
-
-def _resume_position(flags: Flags, setup: Setup) -> int:
-    """Batches used by the last checkpoint of the run, if it is of this config and data."""
-    config = flags.config
-    with Checkpoints(pathlib.Path(config.save_dir)) as checkpoints:
-        state = checkpoints.loader_state()
-        position = setup.loader.restore(state, new_mixture=flags.new_mixture)
-    if position >= config.num_steps:
-        raise UserError(
-            where=f"save_dir {config.save_dir}",
-            expected=f"a run of fewer than {config.num_steps} steps",
-            found=f"one of {position}",
-            remedy="It is complete; to go on, raise --config.num_steps.",
-        )
-    return position
 
 
 def _first_state(setup: Setup) -> TrainState:

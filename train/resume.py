@@ -1,0 +1,32 @@
+"""Where a resumed run goes on, if it can."""
+
+import pathlib
+
+from pipeline.errors import UserError
+from pipeline.loader import Loader
+from train.checkpoints import read_loader_state
+from train.config import TrainConfig
+
+
+def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -> int:
+    """Batches used by the last checkpoint of the run, if it is of this config and data.
+
+    Args:
+      config: The run.
+      loader: Of its batches; later states of it keep the mixtures before.
+      new_mixture: Whether the mixture may be another one from here on.
+
+    Raises:
+      UserError: Where there is no checkpoint, it cannot be read, or the run is complete.
+      DataError: Where the checkpoint is damaged, or of another config or other data.
+    """
+    state = read_loader_state(pathlib.Path(config.save_dir))
+    position = loader.restore(state, new_mixture=new_mixture)
+    if position >= config.num_steps:
+        raise UserError(
+            where=f"save_dir {config.save_dir}",
+            expected=f"a run of fewer than {config.num_steps} steps",
+            found=f"one of {position}",
+            remedy="It is complete; to go on, raise --config.num_steps.",
+        )
+    return position
