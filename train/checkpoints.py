@@ -107,8 +107,8 @@ def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
     return None
 
 
-def check_arrays(run_directory: pathlib.Path) -> int:
-    """The last step of a run, once all its arrays are found as they were saved.
+def check_arrays(run_directory: pathlib.Path) -> bool:
+    """Reads all arrays of a run's last checkpoint; returns whether it has digests to compare with.
 
     Raises:
       UserError: Where there is none, or it cannot be read.
@@ -117,7 +117,7 @@ def check_arrays(run_directory: pathlib.Path) -> int:
     kept = SavedStep(_find(run_directory, None))
     kept.arrays("state", *STATE)
     kept.arrays("vocabulary", "bytes")
-    return kept.step
+    return kept.has_digests
 
 
 class Checkpoints:

@@ -46,6 +46,11 @@ class SavedStep:
             else:
                 _log.warning("%s has no digests: damage to it may go unseen", path)
 
+    @property
+    def has_digests(self) -> bool:
+        """Whether damage can be seen that reading does not meet."""
+        return self._digests is not None
+
     def config(self) -> TrainConfig:
         """Of its run."""
         remedy = "Read it with the release that wrote it."
