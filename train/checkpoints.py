@@ -3,24 +3,23 @@
 Asynchronous and atomic: a step is there whole or not at all.
 """
 
-import contextlib
 import dataclasses
-import json
-import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
-from pipeline.errors import DataError, UserError
-from pipeline.files import from_json_text, to_json_values
+from pipeline.errors import UserError
+from pipeline.files import to_json_values
 from pipeline.position import LoaderState
+from train import cluster
 from train.config import TrainConfig
+from train.digests import Digests
+from train.failures import complete_steps, reading, unwritten, writing
+from train.saved import STATE, SavedStep
 from train.state import TrainState, averaged_params
 
 DIRECTORY = "checkpoints"
@@ -61,7 +60,7 @@ def is_run(directory: pathlib.Path) -> bool:
 
 def last_step(run_directory: pathlib.Path) -> int | None:
     """The steps of a run's last complete checkpoint; None where it has none."""
-    return max(_steps(run_directory / DIRECTORY), default=None)
+    return max(complete_steps(run_directory / DIRECTORY), default=None)
 
 
 def has_checkpoint(run_directory: pathlib.Path) -> bool:
@@ -77,29 +76,54 @@ def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Che
       step: Which one; None: the last.
 
     Raises:
-      UserError: Where there is none, or not that one.
+      UserError: Where there is none, or not that one, or it cannot be read.
       DataError: Where it is damaged.
     """
-    path = _find(run_directory, step)
-    with _damage_named(path):
-        config = from_json_text(
-            TrainConfig,
-            _read_json(path / "config"),
-            where=str(path / "config"),
-            remedy="Read it with the release that wrote it.",
-        )
-        params, ema = _read_arrays(path / "state", "params", "ema")
-        (vocabulary,) = _read_arrays(path / "vocabulary", "bytes")
-        datasets = json.loads(_read_json(path / "datasets"))
+    kept = SavedStep(_find(run_directory, step))
+    config = kept.config()
+    params, ema = kept.arrays("state", "params", "ema")
+    (vocabulary,) = kept.arrays("vocabulary", "bytes")
     averaged = averaged_params(params, ema, config.frozen)
-    return Checkpoint(int(path.name), config, averaged, datasets, vocabulary.tobytes())
+    return Checkpoint(kept.step, config, averaged, kept.datasets(), vocabulary.tobytes())
 
 
 def read_datasets(run_directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
     """The datasets of a checkpoint, as `Checkpoint.datasets`; arguments and errors alike."""
-    path = _find(run_directory, step)
-    with _damage_named(path):
-        return json.loads(_read_json(path / "datasets"))
+    return SavedStep(_find(run_directory, step)).datasets()
+
+
+def read_loader_state(run_directory: pathlib.Path) -> LoaderState:
+    """The loader's state in the last checkpoint of a run.
+
+    Raises:
+      UserError: Where there is none, or it cannot be read.
+      DataError: Where it is damaged, or was written by another release.
+    """
+    return SavedStep(_find(run_directory, None)).loader_state()
+
+
+def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
+    """The config in the last checkpoint in which it can be read; None where there is no such."""
+    root = (run_directory / DIRECTORY).absolute()
+    for step in reversed(complete_steps(root)):
+        try:
+            return SavedStep(root / str(step)).config()
+        except UserError:
+            continue
+    return None
+
+
+def check_arrays(run_directory: pathlib.Path) -> bool:
+    """Reads all arrays of a run's last checkpoint; returns whether it has digests to compare with.
+
+    Raises:
+      UserError: Where there is none, or it cannot be read.
+      DataError: Where it is damaged.
+    """
+    kept = SavedStep(_find(run_directory, None))
+    kept.arrays("state", *STATE)
+    kept.arrays("vocabulary", "bytes")
+    return kept.has_digests
 
 
 class Checkpoints:
@@ -109,6 +133,9 @@ class Checkpoints:
       run_directory: The run's.
       keep_last: Last ones that are kept; None: all.
       keep_every: Steps between those that are kept for good.
+
+    Raises:
+      UserError: Where their directory cannot be made.
     """
 
     def __init__(
@@ -118,15 +145,14 @@ class Checkpoints:
         keep_every: int | None = None,
     ) -> None:
         self._directory = (run_directory / DIRECTORY).absolute()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep_last,
-                keep_period=keep_every,
-                # Else a directory that cannot be made holds the process for minutes at its end.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            ),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every,
+            # Else a directory that cannot be made holds the process for minutes at its end.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
+        with writing(self._directory):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         """Itself."""
@@ -138,7 +164,7 @@ class Checkpoints:
         Raises:
           UserError: Where it cannot be written.
         """
-        with self._refusal_named():
+        with writing(self._directory):
             self._manager.close()
 
     def save(self, state: TrainState, loader_state: LoaderState, constants: Constants) -> None:
@@ -150,38 +176,32 @@ class Checkpoints:
           constants: What else a policy needs.
 
         Raises:
-          UserError: Where the disk has no room for it, or it or the one before cannot be written.
+          UserError: Where the disk has no room for it, it or the one before cannot be written, or
+            there is a later one.
         """
-        vocabulary = {"bytes": np.frombuffer(constants.vocabulary, np.uint8)}
-        with self._refusal_named():
-            self._manager.wait_until_finished()
-            self._check_room(state)
-            self._manager.save(
-                int(state.step),
+        step = int(state.step)
+        trees = {
+            "state": state,
+            "vocabulary": {"bytes": np.frombuffer(constants.vocabulary, np.uint8)},
+        }
+        values = {
+            "loader": to_json_values(loader_state),
+            "config": to_json_values(constants.config),
+            "datasets": constants.datasets,
+        }
+        digests = to_json_values(Digests.of(trees, values))
+        cluster.together(lambda: self._make_ready(state))
+        with writing(self._directory):
+            is_begun = self._manager.save(
+                step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    loader=ocp.args.JsonSave(to_json_values(loader_state)),
-                    config=ocp.args.JsonSave(to_json_values(constants.config)),
-                    datasets=ocp.args.JsonSave(constants.datasets),
-                    vocabulary=ocp.args.StandardSave(vocabulary),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+                    **{name: ocp.args.JsonSave(value) for name, value in values.items()},
+                    digests=ocp.args.JsonSave(digests),
                 ),
             )
-
-    def loader_state(self) -> LoaderState:
-        """The loader's state in the last checkpoint.
-
-        Raises:
-          DataError: Where it is damaged, or was written by another release.
-        """
-        path = self._latest()
-        with _damage_named(path):
-            text = _read_json(path / "loader")
-        return from_json_text(
-            LoaderState,
-            text,
-            where=f"{path}, loader",
-            remedy="Resume with the release that wrote it, or start a new run.",
-        )
+        if not is_begun:
+            self._check_complete(step)
 
     def restore(self, like: TrainState) -> TrainState:
         """The state in the last checkpoint.
@@ -190,43 +210,40 @@ class Checkpoints:
           like: `jax.ShapeDtypeStruct`s with the wanted shardings, of any devices.
 
         Raises:
+          UserError: Where there is none, or it cannot be read.
           DataError: Where it is damaged.
         """
-        path = self._latest()
-        with _damage_named(path):
+        kept = SavedStep(_find(self._directory.parent, None))
+        with reading(kept.path):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            return self._manager.restore(int(path.name), args=args)["state"]
+            state = self._manager.restore(kept.step, args=args)["state"]
+        kept.check_arrays({"state": state})
+        return state
 
-    def _latest(self) -> pathlib.Path:
-        step = self._manager.latest_step()
-        if step is None:
-            raise DataError(
-                where=str(self._directory),
-                expected="a complete checkpoint",
-                found="none",
-                remedy="Start the run anew with --overwrite.",
-            )
-        return self._directory / str(step)
+    def _make_ready(self, state: TrainState) -> None:
+        """Waits for the write before, and looks for room for another."""
+        with writing(self._directory):
+            self._manager.wait_until_finished()
+            self._check_room(state)
 
     def _check_room(self, state: TrainState) -> None:
         needed = checkpoint_bytes(state)
         free = shutil.disk_usage(self._directory).free
         if free < needed:
-            raise OSError(f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB free")
+            found = f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB free"
+            raise unwritten(self._directory, found, "Free space")
 
-    @contextlib.contextmanager
-    def _refusal_named(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            last = self._manager.latest_step()
-            kept = "none is complete" if last is None else f"that of step {last} is complete"
-            raise UserError(
-                where=str(self._directory),
-                expected="a checkpoint that can be written",
-                found=f"{' '.join(str(error).split())[:300]} ({kept})",
-                remedy="Free space or mend the disk, then go on with --resume.",
-            ) from error
+    def _check_complete(self, step: int) -> None:
+        """Raises where a step that Orbax left out is not there from before."""
+        steps = complete_steps(self._directory)
+        if step in steps:
+            return
+        raise UserError(
+            where=str(self._directory),
+            expected=f"no checkpoint later than step {step}, which is to be saved",
+            found=f"the steps {steps}; it was not saved",
+            remedy="Move those of another run out of it, then go on with --resume.",
+        )
 
 
 def checkpoint_bytes(state: Any) -> int:
@@ -234,60 +251,14 @@ def checkpoint_bytes(state: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-@contextlib.contextmanager
-def _damage_named(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, jax.errors.JaxRuntimeError):
-        raise
-    except PermissionError as error:
-        raise UserError(
-            where=str(path),
-            expected="a checkpoint that can be read",
-            found=str(error),
-            remedy="Give this user the right to read it.",
-        ) from error
-    except Exception as error:  # Orbax raises even `Exception` itself
-        cause = error.__cause__ or error
-        raise DataError(
-            where=str(path),
-            expected="a whole checkpoint of this release",
-            found=f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
-            remedy="Check the disk and read it again; if it stays so, move that directory away: "
-            "the checkpoint before it, if there is one, is then the last.",
-        ) from error
-
-
 def _find(run_directory: pathlib.Path, step: int | None) -> pathlib.Path:
     root = (run_directory / DIRECTORY).absolute()
-    steps = _steps(root)
+    steps = complete_steps(root)
     if not steps or (step is not None and step not in steps):
         raise UserError(
             where=str(root),
             expected="a complete checkpoint" if step is None else f"a checkpoint of step {step}",
             found=f"the steps {steps}" if steps else "none",
-            remedy="Name one that is there.",
+            remedy="Name one that is there." if steps else "Start the run anew with --overwrite.",
         )
     return root / str(steps[-1] if step is None else step)
-
-
-def _steps(root: pathlib.Path) -> list[int]:
-    """Of complete checkpoints; those under way have other names."""
-    if not root.is_dir():
-        return []
-    return sorted(int(name) for name in os.listdir(root) if name.isdecimal())
-
-
-def _read_json(item: pathlib.Path) -> str:
-    return (item / "metadata").read_text()
-
-
-def _read_arrays(item: pathlib.Path, *names: str) -> list[Any]:
-    """Parts of a saved tree as numpy arrays."""
-    handler = ocp.PyTreeCheckpointHandler()
-    tree: Any = handler.metadata(epath.Path(item)).tree
-    wanted = {name: tree[name] for name in names}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-    restored = ocp.Checkpointer(handler).restore(item, args=args)
-    return [restored[name] for name in names]

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import fnmatch
+import logging
 import os
 import pathlib
 import shutil
@@ -12,10 +13,12 @@ from typing import TextIO
 
 from pipeline.errors import DataError, UserError
 from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
+from train.checkpoints import read_kept_config
 from train.config import TrainConfig
 
 CONFIG_NAME = "config.json"
-_DAMAGED = "Start a new run in another save_dir."
+_log = logging.getLogger(__name__)
+_DAMAGED = "Start a new run in another save_dir, or delete this directory."
 LOCK_NAME = ".lock"
 _MAY_DIFFER = (
     "name",
@@ -31,7 +34,7 @@ _MAY_DIFFER = (
     "optimizer.accumulation_steps",
     "optimizer.max_skipped",
     "num_steps",
-    "pretrained_path",
+    "pretrained_*",
     "data.datasets",
     "data.balance",
     "data.split",
@@ -43,7 +46,8 @@ _MAY_DIFFER = (
     "data.ram_budget_gb",
 )
 """Globs over fields that a resumed run may change: they change no batch, gradient or update but for
-rounding, or, as the data, are known by their content, which the loader's state compares."""
+rounding, are read at the start alone, as pretrained weights, or, as the data, are known by their
+content, which the loader's state compares."""
 
 
 def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
@@ -80,8 +84,8 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
 def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[pathlib.Path]:
     """The run's directory, for this process alone while the block lasts.
 
-    What stood there is deleted unless the run is resumed. The claim ends with the process, however
-    it ends.
+    What stood there is deleted unless the run is resumed, its config last: whenever the process is
+    killed, the directory is known as a run. The claim ends with the process, however it ends.
 
     Args:
       config: As of `check`, which is called once the directory is this process's.
@@ -101,12 +105,71 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
         _lock(config, lock)
         check(config, resume=resume, overwrite=overwrite)
         try:
-            for entry in [] if resume else _entries(directory):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if not resume:
+                _empty(directory)
             write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(config)))
         except OSError as error:
             raise _unwritable(config, error) from error
         yield directory
+
+
+def _empty(directory: pathlib.Path) -> None:
+    """Deletes a run but for its config, which is written anew where it is lost."""
+    before = _read_config(directory)
+    if before is not None:
+        write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(before)))
+    for entry in _entries(directory):
+        if entry.name != CONFIG_NAME:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def check_usable(config: TrainConfig) -> None:
+    """Raises where another process is at work on the run, or its directory cannot be written.
+
+    Nothing is written or kept.
+
+    Raises:
+      UserError: As said.
+    """
+    directory = pathlib.Path(config.save_dir)
+    holder = _holder(directory / LOCK_NAME)
+    if holder is not None:
+        raise _in_use(config, holder)
+    place = directory.absolute()
+    while not place.exists():
+        place = place.parent
+    needed = [place, *(directory.iterdir() if directory.is_dir() else [])]
+    refused = [path for path in needed if not _is_writable(path)]
+    if refused:
+        raise _refused(
+            config,
+            "a directory that can be written",
+            f"{', '.join(map(str, refused))}, which this user may not write",
+            "Allow it, or name another save_dir.",
+        )
+
+
+def is_claimed(directory: pathlib.Path) -> bool:
+    """Whether a process is at work on the run in a directory; nothing is written or kept."""
+    return _holder(directory / LOCK_NAME) is not None
+
+
+def _holder(lock: pathlib.Path) -> str | None:
+    """Who has the claim; None: nobody, or one may not look."""
+    try:
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except OSError:
+        return None
+    return None
+
+
+def _is_writable(path: pathlib.Path) -> bool:
+    needed = os.W_OK | os.X_OK if path.is_dir() else os.W_OK
+    return os.access(path, needed, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _lock(config: TrainConfig, file: TextIO) -> None:
@@ -115,13 +178,7 @@ def _lock(config: TrainConfig, file: TextIO) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise _refused(
-            config,
-            "a run that no process is at work on",
-            f"{holder} at work on it",
-            "Wait for it or stop it, or name another save_dir.",
-        ) from error
+        raise _in_use(config, file.read().strip() or "another process") from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -150,17 +207,29 @@ def read_config(directory: pathlib.Path) -> TrainConfig:
 
 
 def _read_config(directory: pathlib.Path) -> TrainConfig | None:
-    """The config of the run in a directory; None where there is no run."""
+    """The config of the run in a directory, else that of its checkpoints; None: there is no run."""
     path = directory / CONFIG_NAME
-    if not path.is_file():
-        return None
     try:
-        text = path.read_text()
+        if path.is_file():
+            return from_json_text(TrainConfig, _read_text(path), where=str(path), remedy=_DAMAGED)
+    except DataError as error:
+        kept, why = read_kept_config(directory), f"{path} cannot be read ({error.found})"
+        if kept is None:
+            raise
+    else:
+        kept, why = read_kept_config(directory), f"{path} is lost"
+    if kept is not None:
+        _log.warning("%s: the config is taken from the last checkpoint", why)
+    return kept
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
     except (OSError, ValueError) as error:
         raise DataError(
             where=str(path), expected="a run's config", found=str(error), remedy=_DAMAGED
         ) from error
-    return from_json_text(TrainConfig, text, where=str(path), remedy=_DAMAGED)
 
 
 def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
@@ -192,6 +261,15 @@ def flatten(values: object, prefix: str = "") -> dict[str, object]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
     return flat
+
+
+def _in_use(config: TrainConfig, holder: str) -> UserError:
+    return _refused(
+        config,
+        "a run that no process is at work on",
+        f"{holder} at work on it",
+        "Wait for it or stop it, or name another save_dir.",
+    )
 
 
 def _unwritable(config: TrainConfig, error: OSError) -> UserError:

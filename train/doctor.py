@@ -14,13 +14,21 @@ from pipeline import device
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.schema import ACTION
 from train import directory
-from train.checkpoints import checkpoint_bytes, has_checkpoint, is_run, read_datasets
-from train.config import Flags, TrainConfig, check_flags
+from train.checkpoints import (
+    check_arrays,
+    checkpoint_bytes,
+    has_checkpoint,
+    is_run,
+    read_datasets,
+)
+from train.config import TrainConfig
 from train.describe import describe_config, describe_devices
+from train.flags import Flags, check_flags
 from train.inputs import open_inputs
 from train.memory import estimate_memory
 from train.octo.picture import draw_tokens
 from train.optimizer import split_frozen
+from train.resume import resume_position
 from train.setup import Setup, set_up
 from train.state import count_parameters
 from train.tracking import import_wandb
@@ -67,11 +75,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     config = flags.config
     found = _Findings()
     found.attempt("flags", lambda: check_flags(flags))
-    found.attempt(
-        "run directory",
-        lambda: directory.check(config, resume=flags.resume, overwrite=flags.overwrite),
-        config.save_dir,
-    )
+    found.attempt("run directory", lambda: _check_directory(flags), config.save_dir)
     goes_on = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
     found.attempt("devices and batch", lambda: _check_batch(config), _describe_batch(config))
     if config.wandb.project is not None:
@@ -88,6 +92,10 @@ def diagnose(flags: Flags) -> list[Finding]:
     found.add("ok", "model", _summarize_model(setup))
     found.attempt("weights", lambda: _account(setup))
     found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")
+    if goes_on:
+        found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
+    elif flags.resume:
+        found.add("warning", "checkpoint", "there is none yet: the run begins anew")
     _look_at_statistics(found, setup)
     _look_at_origin(found, setup)
     _look_at_texts(found, setup)
@@ -118,6 +126,19 @@ class _Findings:
         if text is not None:
             self.add("ok", about, text)
         return done
+
+
+def _check_directory(flags: Flags) -> None:
+    directory.check(flags.config, resume=flags.resume, overwrite=flags.overwrite)
+    directory.check_usable(flags.config)
+
+
+def _check_checkpoint(flags: Flags, setup: Setup) -> str:
+    """Reads what the run would go on from."""
+    position = resume_position(flags.config, setup.loader, new_mixture=flags.new_mixture)
+    is_compared = check_arrays(pathlib.Path(flags.config.save_dir))
+    arrays = "are as they were saved" if is_compared else "can be read; it has no digests of them"
+    return f"goes on after step {position}, whose arrays {arrays}"
 
 
 def _check_batch(config: TrainConfig) -> None:

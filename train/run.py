@@ -19,9 +19,10 @@ from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
 from train import cluster, directory
 from train.checkpoints import Checkpoints, has_checkpoint, last_step
-from train.config import Flags, TrainConfig, check_flags, parse_flags
+from train.config import TrainConfig
 from train.describe import describe_config, describe_devices
 from train.doctor import examine
+from train.flags import Flags, check_flags, parse_flags
 from train.inputs import open_inputs
 from train.interrupt import StopRequests
 from train.logging import MetricsLog
@@ -31,6 +32,7 @@ from train.octo.pretrained import merge
 from train.octo.report import LoadReport
 from train.optimizer import split_frozen
 from train.report import REPORT_NAME, write_report
+from train.resume import resume_position
 from train.setup import Setup, allowed, set_up
 from train.state import TrainState, averaged_params, count_parameters, fresh_state
 from train.step import LanguageTable
@@ -101,7 +103,9 @@ def _plan(flags: Flags) -> _Plan:
     if flags.resume and not goes_on:
         _log.warning("%s has no checkpoint yet: the run begins anew", config.save_dir)
     setup = set_up(config, open_inputs(config, resume=goes_on))
-    position = _resume_position(flags, setup) if goes_on else None
+    position = None
+    if goes_on:
+        position = resume_position(config, setup.loader, new_mixture=flags.new_mixture)
     return _Plan(setup, setup.account(), position)
 
 
@@ -154,23 +158,6 @@ def _write_report(path: pathlib.Path, episode: EpisodePrediction | None) -> path
     if episode is not None:
         episode.save(path)
     return write_report(path)
-
-
-def _resume_position(flags: Flags, setup: Setup) -> int:
-    """Batches used by the last checkpoint of the run, if it is of this config and data."""
-    config = flags.config
-    with Checkpoints(pathlib.Path(config.save_dir)) as checkpoints:
-        state = checkpoints.loader_state()
-        position = setup.loader.restore(state, new_mixture=flags.new_mixture)
-    is_reported = (pathlib.Path(config.save_dir) / REPORT_NAME).exists()
-    if position > config.num_steps or (position == config.num_steps and is_reported):
-        raise UserError(
-            where=f"save_dir {config.save_dir}",
-            expected=f"a run of fewer than {config.num_steps} steps",
-            found=f"one of {position}",
-            remedy="It is complete; to go on, raise --config.num_steps.",
-        )
-    return position
 
 
 def _first_state(setup: Setup) -> TrainState:

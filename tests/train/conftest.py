@@ -6,7 +6,8 @@ import pathlib
 import pytest
 
 from pipeline.config import DatasetConfig
-from train.config import TrainConfig, load_config
+from train.config import TrainConfig
+from train.flags import load_config
 
 TINY_CONFIG = pathlib.Path(__file__).parents[1] / "data" / "tiny_config.py"
 

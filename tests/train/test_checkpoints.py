@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import json
 import pathlib
 import shutil
 from collections import namedtuple
@@ -13,14 +15,25 @@ from pipeline.position import LoaderState
 from train.checkpoints import (
     Checkpoints,
     Constants,
+    check_arrays,
     checkpoint_bytes,
     has_checkpoint,
     read_checkpoint,
     read_datasets,
+    read_kept_config,
+    read_loader_state,
 )
 from train.state import TrainState
 
 STEPS = (5, 10, 15, 20, 25)
+LEAVES_READS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Where one of the reads that Orbax began together fails, it leaves the others unfinished."""
+
+
+@pytest.fixture(autouse=True)
+def reads_are_left_to_no_other_test():
+    yield
+    gc.collect()
 
 
 def state(step: int, *, ema: bool = True) -> TrainState:
@@ -42,6 +55,12 @@ def save(directory, constants, steps=STEPS, **options):
     with Checkpoints(directory, **options) as checkpoints:
         for step in steps:
             checkpoints.save(state(step, ema=ema), LoaderState(step, "f", ()), constants)
+
+
+def restore(directory):
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(0))
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.restore(like)
 
 
 def steps_of(directory):
@@ -76,10 +95,8 @@ def test_without_an_average_the_parameters_themselves_come_back(tmp_path, consta
 
 def test_state_and_loader_go_on_where_they_were(tmp_path, constants):
     save(tmp_path, constants)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.loader_state() == LoaderState(25, "f", ())
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(0))
-        restored = checkpoints.restore(like)
+    assert read_loader_state(tmp_path) == LoaderState(25, "f", ())
+    restored = restore(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, restored, state(25))
 
 
@@ -107,27 +124,183 @@ def damage(path: pathlib.Path, kind: str) -> None:
         (path / "config" / "metadata").write_text("{")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+EARLIER = (
+    "Check the disk and read it again; if it stays so, step 5, which is there, is the one before: "
+    r"name that, or resume from it once 10 is moved out of \S+/checkpoints\."
+)
+
+
+@LEAVES_READS
 @pytest.mark.parametrize("kind", ["no state", "cut short", "cut a little", "no json"])
 def test_a_damaged_checkpoint_is_named_with_the_way_on(tmp_path, constants, kind):
     save(tmp_path, constants, steps=(5, 10))
     damage(tmp_path / "checkpoints" / "10", kind)
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(0))
-    with pytest.raises(DataError, match=r"checkpoints/10"):
+    message = rf"checkpoints/10: expected a whole checkpoint; found .*\. {EARLIER}"
+    with pytest.raises(DataError, match=message):
         read_checkpoint(tmp_path)
-    with Checkpoints(tmp_path) as checkpoints:
-        read = checkpoints.loader_state if kind == "no json" else lambda: checkpoints.restore(like)
-        with pytest.raises(DataError, match=r"checkpoints/10"):
-            read()
+    read = read_loader_state if kind == "no json" else restore
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "10")
     assert read_checkpoint(tmp_path).step == 5
+
+
+def test_where_no_earlier_checkpoint_is_there_the_run_begins_anew(tmp_path, constants):
+    save(tmp_path, constants, steps=(5, 10))
+    damage(tmp_path / "checkpoints" / "5", "no json")
+    with pytest.raises(DataError, match=r"no earlier step is there: start the run anew with --ov"):
+        read_checkpoint(tmp_path, 5)
+
+
+def flipped(path: pathlib.Path, place: float) -> bytes:
+    """A file's bytes with one inverted, after a share of them."""
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 0xFF
+    return bytes(data)
+
+
+@LEAVES_READS
+def test_an_inverted_byte_in_any_file_is_told_or_changes_nothing(tmp_path, constants):
+    """Numbers without pattern, as a trained model's, are stored as they are: nothing else tells."""
+    kept = random_state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(kept, LoaderState(10, "f", ()), constants)
+    sound = contents(tmp_path)
+    told = set()
+    for path in sorted(p for p in (tmp_path / "checkpoints" / "10").rglob("*") if p.is_file()):
+        before = path.read_bytes()
+        for place in (0.5, 0.9):
+            path.write_bytes(flipped(path, place))
+            found = contents_or_damage(tmp_path)
+            if isinstance(found, str):
+                assert found == str(tmp_path / "checkpoints" / "10")
+                told.add(str(path.relative_to(found)))
+            else:
+                assert found == sound
+        path.write_bytes(before)
+    assert {item.partition("/")[0] for item in told} == {
+        "config",
+        "datasets",
+        "digests",
+        "loader",
+        "state",
+        "vocabulary",
+    }
+    assert contents(tmp_path) == sound
+
+
+def contents_or_damage(directory):
+    """All that can be read of a checkpoint, or where it is said to be damaged."""
+    try:
+        return contents(directory)
+    except DataError as error:
+        return error.where
+
+
+def random_state() -> TrainState:
+    generator = np.random.default_rng(0)
+
+    def of_shape(*shape):
+        return jnp.asarray(generator.standard_normal(shape, np.float32))
+
+    params = {"head": {"kernel": of_shape(48, 32)}, "hf_model": {"kernel": of_shape(64)}}
+    moments = {"mu": of_shape(48, 32).astype(jnp.bfloat16)}
+    average = {"head/kernel": of_shape(48, 32)}
+    return TrainState(jnp.asarray(10, jnp.int32), params, moments, average)
+
+
+def contents(directory):
+    """All that can be read of a checkpoint, in a form that compares."""
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), random_state())
+    found = read_checkpoint(directory)
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(like)
+    arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((found.params, restored))]
+    loader = read_loader_state(directory)
+    return arrays, loader, found.config, found.datasets, found.vocabulary
+
+
+@pytest.mark.parametrize("read", [restore, check_arrays, read_checkpoint])
+def test_an_array_with_other_bytes_is_named_with_the_step_before(tmp_path, constants, read):
+    save(tmp_path, constants, steps=(5, 10))
+    change_digest(tmp_path, "arrays", "state/params/head/kernel", "float32[3,2] 0")
+    message = (
+        r"10: expected its arrays as saved; found state/params/head/kernel "
+        rf"\(float32\[3,2\] 0 then, float32\[3,2\] [0-9a-f]{{32}} now\)\. {EARLIER}"
+    )
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
+def change_digest(directory, kind, name, digest):
+    path = directory / "checkpoints" / "10" / "digests" / "metadata"
+    digests = json.loads(path.read_text())
+    assert name in digests[kind]
+    digests[kind][name] = digest
+    path.write_text(json.dumps(digests))
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("loader", read_loader_state), ("config", read_checkpoint), ("datasets", read_datasets)],
+)
+def test_settings_that_changed_are_named(tmp_path, constants, name, read):
+    save(tmp_path, constants, steps=(5, 10))
+    change_digest(tmp_path, "values", name, "0")
+    with pytest.raises(DataError, match=rf"10: expected {name} as saved, 0; found [0-9a-f]{{32}}"):
+        read(tmp_path)
+
+
+def test_a_checkpoint_of_before_there_were_digests_is_read_with_a_warning(
+    tmp_path, constants, caplog
+):
+    save(tmp_path, constants, steps=(5,))
+    shutil.rmtree(tmp_path / "checkpoints" / "5" / "digests")
+    jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), state(5))
+    assert read_checkpoint(tmp_path).config == constants.config
+    assert "checkpoints/5 has no digests: damage to it may go unseen" in caplog.text
+
+
+def test_settings_of_another_release_are_told_apart_from_damage(tmp_path, constants):
+    save(tmp_path, constants, steps=(5, 10))
+    shutil.rmtree(tmp_path / "checkpoints" / "10" / "digests")
+    kept = tmp_path / "checkpoints" / "10" / "loader" / "metadata"
+    kept.write_text('{"position": 10, "shuffle": 3}')
+    message = r"10, loader: expected a valid LoaderState; found .*shuffle.*Resume with the release"
+    with pytest.raises(DataError, match=message):
+        read_loader_state(tmp_path)
+    kept.write_text(kept.read_text()[:9])
+    with pytest.raises(DataError, match=f"expected a whole checkpoint; found JSOND.*{EARLIER}"):
+        read_loader_state(tmp_path)
+
+
+def test_the_last_config_that_can_be_read_is_that_of_the_run(tmp_path, constants):
+    assert read_kept_config(tmp_path) is None
+    save(tmp_path, constants, steps=(5,))
+    later = dataclasses.replace(constants.config, name="later")
+    save(tmp_path, dataclasses.replace(constants, config=later), steps=(10,))
+    assert read_kept_config(tmp_path) == later
+    damage(tmp_path / "checkpoints" / "10", "no json")
+    assert read_kept_config(tmp_path) == constants.config
+
+
+def test_a_step_that_would_be_left_out_is_an_error(tmp_path, constants):
+    save(tmp_path, constants, steps=(5, 10))
+    message = r"no checkpoint later than step 7, .*; found the steps \[5, 10\]; it was not saved"
+    with pytest.raises(UserError, match=message):
+        save(tmp_path, constants, steps=(7,))
+    save(tmp_path, constants, steps=(5, 10))  # they are complete already
+    assert steps_of(tmp_path) == [5, 10]
 
 
 def test_a_full_disk_is_told_with_what_is_kept(tmp_path, constants, monkeypatch):
     save(tmp_path, constants, steps=(5,))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 0, 10))
-    message = r"found 0.00 GB are needed, 0.00 GB free \(that of step 5 is complete\). Free space"
+    message = (
+        r"found 0.00 GB are needed, 0.00 GB free \(that of step 5 is complete\). "
+        r"Free space, then go on with --resume\."
+    )
     with pytest.raises(UserError, match=message), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(10), LoaderState(10, "f", ()), constants)
     monkeypatch.undo()
@@ -141,7 +314,10 @@ def test_a_write_that_fails_is_told_at_the_next_one(tmp_path, constants, as_nobo
     with as_nobody():
         save(directory, constants, steps=(5,))
         (directory / "checkpoints").chmod(0o555)
-        message = r"a checkpoint that can be written; found .*\(that of step 5 is complete\)"
+        message = (
+            r"a checkpoint that can be written; found .*\(that of step 5 is complete\). "
+            r"Give this user the right to write it, then go on with --resume\."
+        )
         with pytest.raises(UserError, match=message), Checkpoints(directory) as checkpoints:
             checkpoints.save(state(10), LoaderState(10, "f", ()), constants)
         (directory / "checkpoints").chmod(0o755)

@@ -1,12 +1,17 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
+import jax.numpy as jnp
 import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, UserError
-from train.directory import check, claimed
+from pipeline.position import LoaderState
+from train.checkpoints import Checkpoints, Constants
+from train.directory import check, check_usable, claimed, is_claimed, read_config
+from train.state import TrainState
 
 
 def started(config):
@@ -110,8 +115,16 @@ def test_both_flags_are_refused(tiny_config):
         check(tiny_config, resume=True, overwrite=True)
 
 
-@pytest.mark.parametrize("change", [{"num_steps": 10}, {"save_interval": 7}])
-def test_a_resumed_run_may_end_and_save_at_other_steps(tiny_config, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_steps": 10},
+        {"save_interval": 7},
+        {"pretrained_path": "elsewhere", "pretrained_step": 3},
+        {"pretrained_differs": ("*vggt*",), "pretrained_resized": ("*_pos_embedding",)},
+    ],
+)
+def test_a_resumed_run_may_differ_in_what_it_no_longer_reads(tiny_config, change):
     started(tiny_config)
     check(dataclasses.replace(tiny_config, **change), resume=True, overwrite=False)
 
@@ -142,3 +155,96 @@ def test_a_damaged_config_is_named(tiny_config):
     (directory / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config.json: expected a valid TrainConfig"):
         check(tiny_config, resume=True, overwrite=False)
+
+
+def with_checkpoint(config):
+    """The directory of a run with a checkpoint of step 5."""
+    directory = started(config)
+    state = TrainState(jnp.asarray(5, jnp.int32), {"a": jnp.ones(3)}, (), {})
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state, LoaderState(5, "f", ()), Constants(config, {}, b"v"))
+    return directory
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"seed": 0}', "\x00" * 40])
+def test_a_config_that_is_lost_or_damaged_is_taken_from_a_checkpoint(tiny_config, text, caplog):
+    directory = with_checkpoint(tiny_config)
+    path = directory / "config.json"
+    path.unlink() if text is None else path.write_text(text)
+    check(tiny_config, resume=True, overwrite=False)
+    assert "the config is taken from the last checkpoint" in caplog.text
+    check(tiny_config, resume=False, overwrite=True)
+    with pytest.raises(UserError, match="found a run"):
+        check(tiny_config, resume=False, overwrite=False)
+    with pytest.raises(UserError, match="seed: 0 then, 1 now"):
+        check(dataclasses.replace(tiny_config, seed=1), resume=True, overwrite=False)
+    with claimed(tiny_config, resume=True):
+        pass
+    assert read_config(directory) == tiny_config  # it is mended
+
+
+def test_checkpoints_of_another_program_are_no_run(tiny_config):
+    kept = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "100" / "model.bin"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(UserError, match="found files that are no run"):
+        check(tiny_config, resume=False, overwrite=True)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_run_that_was_half_deleted_is_still_a_run(tiny_config, monkeypatch, is_lost):
+    directory = with_checkpoint(tiny_config)
+    for name in ("a", "b", "metrics.jsonl"):
+        (directory / name).touch()
+    if is_lost:
+        (directory / "config.json").unlink()
+    deleted = []
+
+    def killed(path, *_):
+        deleted.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), claimed(tiny_config, resume=False):
+        pass
+    monkeypatch.undo()
+    assert [path.name for path in deleted] == ["checkpoints"]
+    shutil.rmtree(directory / "checkpoints")
+    check(tiny_config, resume=False, overwrite=True)
+    with claimed(tiny_config, resume=False):
+        assert {path.name for path in directory.iterdir()} == {".lock", "config.json"}
+
+
+def test_a_claim_is_seen_and_nothing_is_left_behind(tiny_config):
+    directory = pathlib.Path(tiny_config.save_dir)
+    check_usable(tiny_config)
+    assert not is_claimed(directory)
+    assert not directory.exists()
+    with claimed(tiny_config, resume=False):
+        assert is_claimed(directory)
+        with pytest.raises(UserError, match=r"found process \d+ on .* at work on it"):
+            check_usable(tiny_config)
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    check_usable(tiny_config)
+    assert not is_claimed(directory)
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+    with claimed(tiny_config, resume=True):  # looking took no claim
+        pass
+
+
+@pytest.mark.parametrize("name", ["", ".", "checkpoints", "config.json"])
+def test_what_may_not_be_written_is_named(tiny_config, tmp_path, as_nobody, name):
+    """The directory that the run's would be made in, the run's, and what is in it."""
+    if name:
+        started(tiny_config)
+    path = pathlib.Path(tiny_config.save_dir) / name if name else tmp_path
+    for other in (tmp_path, *pathlib.Path(tiny_config.save_dir).rglob("*")):
+        other.chmod(0o777)
+    if name:
+        pathlib.Path(tiny_config.save_dir).chmod(0o777)
+    with as_nobody():
+        check_usable(tiny_config)
+    path.chmod(0o555)
+    message = rf"can be written; found {path}, which this user may not write. Allow it"
+    with as_nobody(), pytest.raises(UserError, match=message):
+        check_usable(tiny_config)

@@ -1,15 +1,17 @@
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import shutil
 from collections import namedtuple
 
 import numpy as np
 import pytest
 
-from train.config import Flags
 from train.directory import claimed
 from train.doctor import diagnose, examine
+from train.flags import Flags
 
 
 def with_data(config, **changes):
@@ -119,7 +121,9 @@ def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_
     from train.run import run
 
     run(Flags(dataclasses.replace(tiny_config, num_steps=1)))
-    kept = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1" / "datasets" / "metadata"
+    checkpoint = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1"
+    shutil.rmtree(checkpoint / "digests")  # of before there were any
+    kept = checkpoint / "datasets" / "metadata"
     datasets = json.loads(kept.read_text())
     for dataset in datasets.values():
         if field == "conventions":
@@ -133,3 +137,60 @@ def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_
     warnings = texts(config, "warning")
     assert any(text.startswith(f"{field} of ") and "were trained with" in text for text in warnings)
     assert np.all([("ERROR" not in text) for text in warnings])
+
+
+@pytest.fixture
+def begun(tiny_config):
+    """A config of 20 steps whose run has taken 2."""
+    from train.run import run
+
+    run(Flags(dataclasses.replace(tiny_config, num_steps=2)))
+    return tiny_config
+
+
+def checkpoint_of(config):
+    return pathlib.Path(config.save_dir) / "checkpoints" / "2"
+
+
+def test_what_a_run_would_go_on_from_is_looked_at(begun, tmp_path):
+    assert not texts(begun, "error", resume=True)
+    told = "checkpoint: goes on after step 2, whose arrays are as they were saved"
+    assert told in texts(begun, "ok", resume=True)
+    (error,) = texts(dataclasses.replace(begun, num_steps=2), "error", resume=True)
+    assert "expected a run of fewer than 2 steps; found one of 2. It is complete" in error
+
+    with claimed(begun, resume=True):
+        (error,) = texts(begun, "error", resume=True)
+    assert re.search(r"run directory: .* found process \d+ on .* at work on it", error)
+
+    files = (checkpoint_of(begun) / "state" / "ocdbt.process_0" / "d").iterdir()
+    largest = max(files, key=lambda path: path.stat().st_size)
+    sound = largest.read_bytes()
+    largest.write_bytes(
+        sound[: len(sound) // 2]
+        + bytes([sound[len(sound) // 2] ^ 1])
+        + sound[len(sound) // 2 + 1 :]
+    )
+    (error,) = texts(begun, "error", resume=True)
+    assert "checkpoints/2: expected its arrays as saved; found state/" in error
+    assert "no earlier step is there: start the run anew with --overwrite" in error
+    largest.write_bytes(sound)
+
+    shutil.rmtree(checkpoint_of(begun) / "digests")
+    told = "after step 2, whose arrays can be read; it has no digests of them"
+    assert any(told in text for text in texts(begun, "ok", resume=True))
+    kept = checkpoint_of(begun) / "loader" / "metadata"
+    kept.write_text(kept.read_text()[:20])
+    (error,) = texts(begun, "error", resume=True)
+    assert "checkpoint: " in error
+    assert "release" not in error
+
+    checkpoint_of(begun).rename(checkpoint_of(begun).with_name("lost"))
+    warnings = texts(begun, "warning", resume=True)
+    assert "checkpoint: there is none yet: the run begins anew" in warnings
+
+
+def test_a_directory_that_may_not_be_written_is_an_error(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: path != tmp_path)
+    (error,) = texts(tiny_config, "error")
+    assert f"found {tmp_path}, which this user may not write" in error

@@ -16,8 +16,9 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset import open_dataset
 from pipeline.errors import DataError, RecordError, UserError
 from pipeline.selection import select
-from train.config import Flags, ValidationConfig, load_config
+from train.config import ValidationConfig
 from train.directory import claimed
+from train.flags import Flags, load_config
 from train.inputs import excludable
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo

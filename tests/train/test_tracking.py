@@ -4,7 +4,8 @@ import pathlib
 import pytest
 
 from pipeline.errors import UserError
-from train.config import Flags, WandbConfig
+from train.config import WandbConfig
+from train.flags import Flags
 from train.run import run
 from train.tracking import Tracking
 

@@ -26,7 +26,8 @@ from train.validation import (
 @pytest.fixture(scope="module")
 def config(tiny_config_path, mini_dataset):
     from pipeline.config import DatasetConfig
-    from train.config import ValidationConfig, load_config
+    from train.config import ValidationConfig
+    from train.flags import load_config
 
     config = load_config(str(tiny_config_path))
     data = dataclasses.replace(

@@ -1,0 +1,90 @@
+import errno
+import os
+
+import pytest
+
+from pipeline.errors import DataError, UserError
+from train.failures import complete_steps, damage, reading, writing
+
+
+def of_system(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def told_by_tensorstore(number: int) -> ValueError:
+    return ValueError(f"UNKNOWN: Error writing local file: [OS error {number}: X]")
+
+
+def behind_another(number: int) -> ValueError:
+    outer = ValueError("failed to finalize")
+    outer.__cause__ = of_system(number)
+    return outer
+
+
+WAYS = (of_system, told_by_tensorstore, behind_another)
+
+
+@pytest.mark.parametrize("made", WAYS)
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ESTALE, "The disk or its mount does not answer as it should: see to it, then"),
+        (errno.EIO, "The disk or its mount does not answer as it should: see to it, then"),
+        (errno.EACCES, "Give this user the right to read it."),
+    ],
+)
+def test_what_keeps_from_reading_is_told_apart(tmp_path, made, number, remedy):
+    path = tmp_path / "10"
+    with pytest.raises(UserError) as caught, reading(path):
+        raise made(number)
+    assert type(caught.value) is UserError
+    assert caught.value.expected == "a checkpoint that can be read"
+    assert caught.value.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    "error", [of_system(errno.ENOENT), ValueError("Invalid JSON"), KeyError(1)]
+)
+def test_all_else_is_damage(tmp_path, error):
+    (tmp_path / "5").mkdir()
+    message = r"a whole checkpoint; found .* step 5, which is there"
+    with pytest.raises(DataError, match=message) as caught, reading(tmp_path / "10"):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("made", WAYS)
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free space"),
+        (errno.EDQUOT, "Free space"),
+        (errno.EROFS, "Give this user the right to write it"),
+        (errno.ESTALE, "The disk or its mount does not answer as it should: see to it"),
+        (errno.ENAMETOOLONG, "Mend the disk"),
+    ],
+)
+def test_what_keeps_from_writing_is_told_apart(tmp_path, made, number, remedy):
+    with pytest.raises(UserError, match=r"\(none is complete\)") as caught, writing(tmp_path):
+        raise made(number)
+    assert caught.value.remedy == f"{remedy}, then go on with --resume."
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, TypeError])
+def test_what_is_not_of_the_system_is_no_matter_of_the_disk(tmp_path, kind):
+    with pytest.raises(kind, match="a mistake of the program"), writing(tmp_path):
+        raise kind("a mistake of the program")
+
+
+def test_steps_under_way_are_not_complete(tmp_path):
+    assert complete_steps(tmp_path / "none") == []
+    for name in ("20", "5", "30.orbax-checkpoint-tmp", "moved"):
+        (tmp_path / name).mkdir()
+    assert complete_steps(tmp_path) == [5, 20]
+
+
+def test_the_step_before_is_named_not_one_after(tmp_path):
+    for step in (5, 10, 20):
+        (tmp_path / str(step)).mkdir()
+    assert "step 5, which is there" in damage(tmp_path / "10", "e", "f").remedy
+    assert "no earlier step is there" in damage(tmp_path / "5", "e", "f").remedy

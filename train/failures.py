@@ -1,0 +1,146 @@
+"""What keeps a checkpoint from being read or written, told apart: damage, rights, space, device."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+import jax
+
+from pipeline.errors import DataError, UserError
+
+_RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DEVICE = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.ECONNABORTED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
+    errno.ESHUTDOWN,
+}
+_SEE_TO_DEVICE = "The disk or its mount does not answer as it should: see to it"
+_IN_TEXT = re.compile(r"OS error (\d+)")
+"""TensorStore tells the system's error in words alone."""
+
+
+def complete_steps(checkpoints: pathlib.Path) -> list[int]:
+    """Of a run's complete checkpoints; those under way have other names."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(name) for name in os.listdir(checkpoints) if name.isdecimal())
+
+
+def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
+    """The error of a damaged checkpoint, with the way on: the step before it, where there is one.
+
+    Args:
+      path: The directory of its step.
+      expected: As of every `UserError`.
+      found: As of every `UserError`.
+    """
+    earlier = [step for step in complete_steps(path.parent) if step < int(path.name)]
+    if earlier:
+        way_on = (
+            f"step {earlier[-1]}, which is there, is the one before: name that, or resume from it "
+            f"once {path.name} is moved out of {path.parent}"
+        )
+    else:
+        way_on = "no earlier step is there: start the run anew with --overwrite"
+    return DataError(
+        where=str(path),
+        expected=expected,
+        found=found,
+        remedy=f"Check the disk and read it again; if it stays so, {way_on}.",
+    )
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Names what keeps the checkpoint of a step from being read inside the block.
+
+    Raises:
+      UserError: The system refuses, or the disk or its mount does not answer.
+      DataError: The checkpoint is damaged.
+    """
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax raises even `Exception` itself
+        number = _error_number(error)
+        if number in _RIGHTS:
+            remedy = "Give this user the right to read it."
+        elif number in _DEVICE:
+            remedy = f"{_SEE_TO_DEVICE}, then read it again."
+        else:
+            cause = error.__cause__ or error
+            found = f"{type(cause).__name__}: {_in_one_line(cause)}"
+            raise damage(path, "a whole checkpoint", found) from error
+        raise UserError(
+            where=str(path),
+            expected="a checkpoint that can be read",
+            found=_in_one_line(error),
+            remedy=remedy,
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(checkpoints: pathlib.Path) -> Iterator[None]:
+    """Names what keeps the system from writing a checkpoint inside the block.
+
+    Raises:
+      UserError: Where something does; any other error comes through as it is.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        number = _error_number(error)
+        if number is None and not isinstance(error, OSError):
+            raise
+        if number in _RIGHTS:
+            remedy = "Give this user the right to write it"
+        elif number in _SPACE:
+            remedy = "Free space"
+        elif number in _DEVICE:
+            remedy = _SEE_TO_DEVICE
+        else:
+            remedy = "Mend the disk"
+        raise unwritten(checkpoints, _in_one_line(error), remedy) from error
+
+
+def unwritten(checkpoints: pathlib.Path, found: str, remedy: str) -> UserError:
+    """The error of a checkpoint that cannot be written, with the last one that is complete."""
+    steps = complete_steps(checkpoints)
+    kept = f"that of step {steps[-1]} is complete" if steps else "none is complete"
+    return UserError(
+        where=str(checkpoints),
+        expected="a checkpoint that can be written",
+        found=f"{found} ({kept})",
+        remedy=f"{remedy}, then go on with --resume.",
+    )
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's number of what is behind an error; None where the system is not."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno is not None:
+            return behind.errno
+        told = _IN_TEXT.search(str(behind))
+        if told:
+            return int(told[1])
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
