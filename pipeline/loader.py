@@ -14,10 +14,11 @@ from pipeline import statistics as stats
 from pipeline.batch import BatchSpec, LeafSpec
 from pipeline.config import DataConfig
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.errors import SchemaError, UserError
 from pipeline.files import to_json_values
 from pipeline.gather import INTERNAL, Gather
 from pipeline.memory import LoaderMemory
+from pipeline.normalization import check_varying, own_statistics
 from pipeline.normalize import Normalizer
 from pipeline.position import LoaderState, MixtureChange, MixturePart, continued
 from pipeline.sampling import (
@@ -75,6 +76,8 @@ class Loader:
 
     Raises:
       SchemaError: Where a dataset lacks a feature, or has another type than the others.
+      DataError: Where a dataset's statistics are not those of its features, or no array can be
+        normalised by them.
       UserError: Where a filter leaves nothing, processes do not divide the batch, or the memory
         budget is too small.
     """
@@ -97,6 +100,8 @@ class Loader:
         self._gather = Gather(self.datasets, self._selections, config)
         _check_alike(self._gather)
         _check_goals(self._gather)
+        for key, masks in self._masks.items():
+            check_varying(self.datasets, key, self.statistics[key], masks)
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
         self.tasks: TaskTable = tokenize(texts, encode, config.max_text_length)
         self.memory.check(config.ram_budget_gb)
@@ -190,15 +195,18 @@ class Loader:
     @functools.cached_property
     def normalizers(self) -> dict[str, Normalizer]:
         """Of the action (the gripper is left as it is) and of the proprioception."""
+        return {key: self._normalizer(key, masks) for key, masks in self._masks.items()}
+
+    @functools.cached_property
+    def _masks(self) -> dict[str, list[np.ndarray]]:
+        """Bool (d) of each dataset, by feature: True where a dimension is normalised."""
         dims = self._gather.features[0].shape[0]
-        masks = [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]
-        normalizers = {ACTION: self._normalizer(ACTION, masks)}
+        masks = {ACTION: [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]}
         if "proprio" in self.config.observations:
-            has_it = ["proprio" not in part.missing for part in self.config.datasets]
             dims = self.statistics[_PROPRIO][0].mean.shape
-            masks = [np.full(dims, has) for has in has_it]
-            normalizers[_PROPRIO] = self._normalizer(_PROPRIO, masks)
-        return normalizers
+            missing = ["proprio" in part.missing for part in self.config.datasets]
+            masks[_PROPRIO] = [np.full(dims, not is_missing) for is_missing in missing]
+        return masks
 
     @functools.cached_property
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
@@ -309,11 +317,9 @@ class Loader:
     def _statistics(self, key: str) -> list[FeatureStatistics]:
         """Of each dataset or, for each, of all; those of the others where it lacks the feature."""
         name = key.removeprefix("observation/")
-        own = {
-            number: _find_statistics(dataset, key)
-            for number, dataset in enumerate(self.datasets)
-            if name not in self.config.datasets[number].missing
-        }
+        having = [n for n, d in enumerate(self.config.datasets) if name not in d.missing]
+        found = own_statistics([self.datasets[number] for number in having], key)
+        own = dict(zip(having, found, strict=True))
         merged = stats.merge(list(own.values()), [self.shares[number] for number in own])
         if self.config.statistics == "mixture":
             own = {}
@@ -327,27 +333,6 @@ class Loader:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _find_statistics(dataset: Dataset, key: str) -> FeatureStatistics:
-    """The statistics that a feature is normalised by."""
-    _, feature = dataset.manifest.schema.find(key, dataset.path)
-    found = dataset.statistics.get(key)
-    if found is None or found.mean.shape != feature.shape:
-        raise DataError(
-            where=f"{dataset.path}/statistics.json, {key}",
-            expected=f"statistics of {feature.dtype}{list(feature.shape)}",
-            found="none" if found is None else f"those of {len(found.mean)} dimensions",
-            remedy="Only vectors of float32 are normalised: convert the dataset again with one.",
-        )
-    if found.count != dataset.num_steps:
-        raise DataError(
-            where=f"{dataset.path}/statistics.json, {key}",
-            expected=f"statistics of {dataset.num_steps} steps, as the dataset has",
-            found=f"those of {found.count}",
-            remedy="They are of another dataset: put its own file there, or convert it again.",
-        )
-    return found
 
 
 def _check_alike(gather: Gather) -> None:

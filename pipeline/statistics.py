@@ -6,6 +6,7 @@ linearly interpolated 1st and 99th percentile), but accumulated in float64.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.files import dump_json
 
 _EXACT_BYTES = 8 << 20
 _BIN_BITS = 18
+_MOMENTS = ("mean", "std", "min", "max", "p01", "p99")
 _KNOT_SHARES = (0.0, 0.01, 0.99, 1.0)
 """Of a dataset's values that lie below its minimum, 1st and 99th percentile and maximum."""
 
@@ -47,6 +49,36 @@ class FeatureStatistics:
         """The inverse of `to_json`."""
         arrays = {k: np.asarray(v, np.float32) for k, v in values.items() if k != "count"}
         return cls(**arrays, count=int(values["count"]))
+
+
+def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, str]:
+    """By dimension, in words, what no array can be normalised by; nothing where all is well.
+
+    Args:
+      statistics: Of the feature.
+      mask: bool (d): False where a dimension is left as it is.
+    """
+    told: dict[int, str] = {}
+    for dim in np.flatnonzero(mask):
+        of_dim = {name: float(getattr(statistics, name)[dim]) for name in _MOMENTS}
+        bad = [f"{name} {value}" for name, value in of_dim.items() if not math.isfinite(value)]
+        if not bad and of_dim["std"] < 0:
+            bad = [f"std {of_dim['std']}"]
+        if not bad and of_dim["p99"] < of_dim["p01"]:
+            bad = [f"p01 {of_dim['p01']} above p99 {of_dim['p99']}"]
+        if bad:
+            told[int(dim)] = ", ".join(bad)
+    return told
+
+
+def constant_dims(statistics: FeatureStatistics, mask: np.ndarray) -> list[int]:
+    """Dimensions that never vary: what differs from them by a little would become huge.
+
+    Args:
+      statistics: Of the feature.
+      mask: bool (d): False where a dimension is left as it is.
+    """
+    return [int(dim) for dim in np.flatnonzero((statistics.std == 0) & mask)]
 
 
 def compute(values: np.ndarray) -> FeatureStatistics:
@@ -205,8 +237,10 @@ def merge(statistics: Sequence[FeatureStatistics], shares: Sequence[float]) -> F
       shares: Of the samples that each gives, of any scale.
     """
     weights = np.asarray(shares, np.float64) / np.sum(shares)
-    fields = ("mean", "std", "min", "max", "p01", "p99")
-    stacked = {f: np.stack([getattr(s, f) for s in statistics]).astype(np.float64) for f in fields}
+    stacked = {
+        name: np.stack([getattr(s, name) for s in statistics]).astype(np.float64)
+        for name in _MOMENTS
+    }
     mean = weights @ stacked["mean"]
     variance = weights @ (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)
     knots = np.stack([stacked[f] for f in ("min", "p01", "p99", "max")], axis=-1)

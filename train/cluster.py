@@ -1,8 +1,10 @@
 """Several processes as one run: how they find each other, who writes, and how they agree."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import urllib.request
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -15,6 +17,8 @@ from pipeline.errors import UserError
 _COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 _COUNT = "JAX_NUM_PROCESSES"
 _INDEX = "JAX_PROCESS_ID"
+_METADATA_S = 5.0
+"""The server is on the host itself."""
 _ERROR_BYTES = 1 << 16
 """Room for the text of an error on its way from one process to the others."""
 T = TypeVar("T")
@@ -57,12 +61,6 @@ def join() -> None:
 def is_writer() -> bool:
     """Whether this process writes what is written once: logs, reports, the config."""
     return jax.process_index() == 0
-
-
-def wait_for_all(name: str) -> None:
-    """Returns when every process has come to the point of this name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def agree(*, flag: bool = False, error: UserError | None = None) -> bool:
@@ -119,11 +117,38 @@ def _error_of(index: int, error: UserError | None) -> UserError:
 
 
 def _slurm_tasks() -> int:
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1")))
+    """Processes that `srun` started together; 1 elsewhere, as in the shell of an allocation."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def _tpu_hosts() -> int:
-    """Hosts of a TPU slice; 1 elsewhere."""
-    has_tpu = pathlib.Path("/dev/accel0").exists() or pathlib.Path("/dev/vfio/0").exists()
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return len(hosts.split(",")) if has_tpu or hosts else 1
+    """Hosts of a TPU slice, or of several slices; 1 elsewhere.
+
+    Source: what jax goes by when it joins them: the variables that GKE sets, else the metadata
+    server of a Cloud TPU VM.
+    """
+    if not _has_tpu():
+        return 1
+    named = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    hosts = _tpu_endpoints() if named is None else named
+    return len(hosts.split(",")) * int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
+
+
+def _has_tpu() -> bool:
+    """A machine with GPUs may have the same device files, but not the library."""
+    devices = (pathlib.Path("/dev/accel0"), pathlib.Path("/dev/vfio/0"))
+    return importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, devices))
+
+
+def _tpu_endpoints() -> str:
+    """The slice's hosts, separated by commas; nothing where no server tells them."""
+    if "TPU_SKIP_MDS_QUERY" in os.environ:
+        return ""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    asked = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(asked, timeout=_METADATA_S) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import re
@@ -28,8 +29,17 @@ _DEVICE = {
     errno.ESHUTDOWN,
 }
 _SEE_TO_DEVICE = "The disk or its mount does not answer as it should: see to it"
-_IN_TEXT = re.compile(r"OS error (\d+)")
+_HALF = 150
+_IN_TEXT = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
 """TensorStore tells the system's error in words alone."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a logged line is none of the errors that Orbax's threads log and that it raises."""
+    return "orbax" not in record.pathname or record.levelno < logging.ERROR
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 
 def complete_steps(checkpoints: pathlib.Path) -> list[int]:
@@ -137,10 +147,12 @@ def _error_number(error: BaseException) -> int | None:
             return behind.errno
         told = _IN_TEXT.search(str(behind))
         if told:
-            return int(told[1])
+            return int(told[1] or told[2])
         behind = behind.__cause__ or behind.__context__
     return None
 
 
 def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """What it says; of a long text, which begins with the place, the end with the reason too."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 2 * _HALF else f"{text[:_HALF]} … {text[-_HALF:]}"

@@ -1,7 +1,6 @@
 """The loop: a batch, a step, and what is due after it: logs, checkpoints, validation."""
 
 import dataclasses
-import itertools
 import logging
 import pathlib
 import resource
@@ -11,8 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import jax
-import numpy as np
-from flax import traverse_util
 
 from pipeline import device
 from pipeline.errors import UserError
@@ -23,16 +20,13 @@ from train.inputs import exclusion_named
 from train.interrupt import StopRequests
 from train.logging import MetricsLog, StepMetrics
 from train.setup import Setup
+from train.skipped import keep_batch
 from train.state import TrainState, averaged_params
 from train.step import LanguageTable, Metrics, TrainStep
 from train.validation import ValidationMetrics, append_validation, read_validation
 from train.views import save_views
 
-SKIPPED = "skipped"
-"""Folder of a run directory: the batches whose updates were skipped."""
 _log = logging.getLogger("train.run")
-_MOST_SAVED_BATCHES = 4
-"""Of a process."""
 T = TypeVar("T")
 _Ahead = tuple[dict[str, Any], LoadedBatch]
 """A batch on the devices, and on the host."""
@@ -253,7 +247,7 @@ class Loop:
             self._skipped = 0
             return
         self._skipped += 1
-        place = self._keep_batch(pending)
+        place = keep_batch(self._setup.loader, pending.step, self._directory)
         found = f"loss {values['loss']}, grad_norm {values['grad_norm']}"
         _log.warning("step %d: %s; its update is skipped%s", pending.step, found, place)
         if self._skipped > self._config.optimizer.max_skipped:
@@ -266,26 +260,6 @@ class Loop:
                 remedy="Look at the batch; or start a new run with a lower "
                 "optimizer.learning_rate.",
             )
-
-    def _keep_batch(self, pending: _Pending) -> str:
-        """Saves a batch for inspection, made again: it is a function of the step alone."""
-        folder = self._directory / SKIPPED
-        mine = f"process_{jax.process_index()}.npz"
-        path = folder / f"step_{pending.step}_{mine}"
-        if len(list(folder.glob(f"*_{mine}"))) >= _MOST_SAVED_BATCHES:
-            return ""
-        batches = self._setup.loader.batches(pending.step - 1)
-        try:
-            arrays = next(itertools.islice(batches, 1)).arrays
-        finally:
-            batches.close()
-        flat: dict[str, Any] = dict(traverse_util.flatten_dict(arrays, sep="/"))
-        try:
-            folder.mkdir(exist_ok=True)
-            np.savez(path, allow_pickle=False, **flat)
-        except OSError as error:
-            return f"; the batch could not be saved: {error}"
-        return f"; the batch is in {path}"
 
 
 def resumable(error: UserError, step: int) -> UserError:

@@ -394,6 +394,65 @@ def test_feature_without_statistics_cannot_be_normalised(
         next(make_loader(copied).batches())
 
 
+@pytest.mark.parametrize(
+    ("moment", "value", "found"),
+    [
+        ("std", float("nan"), "std nan"),
+        ("std", float("inf"), "std inf"),
+        ("std", -1.0, r"std -1\.0"),
+        ("mean", float("-inf"), "mean -inf"),
+        ("p99", float("nan"), "p99 nan"),
+        ("p01", 1e6, r"p01 1000000\.0 above p99 -?0\.\d+"),
+    ],
+)
+@pytest.mark.parametrize(("key", "dim"), [("action", 2), ("observation/proprio", 7)])
+def test_statistics_that_nothing_can_be_normalised_by_are_refused(
+    make_loader: Callable,
+    copied: pathlib.Path,
+    edit_json: Callable,
+    key: str,
+    dim: int,
+    moment: str,
+    value: float,
+    found: str,
+) -> None:
+    def spoil(statistics: dict) -> None:
+        statistics[key][moment][dim] = value
+        statistics["action"][moment][6] = float("nan")  # the gripper is left as it is
+
+    edit_json(copied / "statistics.json", spoil)
+    for statistics in ("dataset", "mixture"):
+        message = rf"found {copied}/statistics.json, {key}\[{dim}\]: {found}\. Convert the dataset"
+        with pytest.raises(DataError, match=message):
+            make_loader(copied, statistics=statistics)
+
+
+def test_every_dimension_that_never_varies_is_told_with_its_dataset(
+    make_loader: Callable, twice: tuple[pathlib.Path, pathlib.Path], edit_json: Callable
+) -> None:
+    def stop(statistics: dict) -> None:
+        for key, dim in (("action", 1), ("action", 4), ("observation/proprio", 0), ("action", 6)):
+            statistics[key]["std"][dim] = 0.0
+
+    edit_json(twice[1] / "statistics.json", stop)
+    place = f"{twice[1]}/statistics.json"
+    message = (
+        rf"a std above 0 in every dimension; found {place}, action\[1\]: 0; "
+        rf"{place}, action\[4\]: 0\. .*: leave it out at conversion"
+    )
+    with pytest.raises(DataError, match=message):
+        make_loader(*twice)
+    # Over the mixture these dimensions do vary.
+    make_loader(*twice, statistics="mixture")
+    # What is missing or not read is not normalised.
+    edit_json(twice[1] / "statistics.json", lambda s: s["action"].update(std=[1.0] * 7))
+    message = rf"found {place}, observation/proprio\[0\]: 0\. A dimension that never varies"
+    with pytest.raises(DataError, match=message):
+        make_loader(*twice)
+    make_loader(*twice, observations=("image_primary",))
+    make_loader(*twice, parts=({}, {"missing": ("proprio",)}))
+
+
 def test_action_must_be_a_trajectory(
     make_loader: Callable, copied: pathlib.Path, edit_schema: Callable
 ) -> None:

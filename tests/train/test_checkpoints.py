@@ -152,10 +152,10 @@ def test_where_no_earlier_checkpoint_is_there_the_run_begins_anew(tmp_path, cons
         read_checkpoint(tmp_path, 5)
 
 
-def flipped(path: pathlib.Path, place: float) -> bytes:
-    """A file's bytes with one inverted, after a share of them."""
+def flipped(path: pathlib.Path, place: float, bits: int) -> bytes:
+    """A file's bytes with bits of one inverted, after a share of them."""
     data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= 0xFF
+    data[int(place * len(data))] ^= bits
     return bytes(data)
 
 
@@ -169,8 +169,9 @@ def test_an_inverted_byte_in_any_file_is_told_or_changes_nothing(tmp_path, const
     told = set()
     for path in sorted(p for p in (tmp_path / "checkpoints" / "10").rglob("*") if p.is_file()):
         before = path.read_bytes()
-        for place in (0.5, 0.9):
-            path.write_bytes(flipped(path, place))
+        for place, bits in ((0.5, 0xFF), (0.9, 0x01)):
+            path.write_bytes(before)
+            path.write_bytes(flipped(path, place, bits))
             found = contents_or_damage(tmp_path)
             if isinstance(found, str):
                 assert found == str(tmp_path / "checkpoints" / "10")

@@ -108,6 +108,22 @@ def test_a_dimension_that_hardly_varies_is_a_warning(tiny_config, mini_dataset, 
     assert any("action[2] (std 1e-05) hardly varies" in text for text in texts(config, "warning"))
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(0.0, r"action\[2\]: 0\. .*leave it out"), (float("nan"), r"action\[2\]: std nan\. Convert")],
+)
+def test_a_dimension_that_cannot_be_normalised_is_an_error(
+    tiny_config, mini_dataset, tmp_path, value, found
+):
+    other = copied(mini_dataset, tmp_path)
+    statistics = json.loads((other / "statistics.json").read_text())
+    statistics["action"]["std"][2] = value
+    (other / "statistics.json").write_text(json.dumps(statistics))
+    part = dataclasses.replace(tiny_config.data.datasets[0], path=str(other))
+    (error,) = texts(with_data(tiny_config, datasets=(part,)), "error")
+    assert re.search(rf"found {other}/statistics.json, {found}", error)
+
+
 def test_missing_token_column_and_missing_camera_are_errors(tiny_config):
     data = dataclasses.replace(tiny_config.data, observations=("image_primary", "vggt_layer_23"))
     vggt = dataclasses.replace(tiny_config.model.vggt, observation_key="vggt_layer_23")

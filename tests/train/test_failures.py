@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 
 import pytest
@@ -12,6 +13,10 @@ def of_system(number: int) -> OSError:
 
 
 def told_by_tensorstore(number: int) -> ValueError:
+    return ValueError(f"UNKNOWN: Failed to write 8 bytes: X [os_error_code='{number}']")
+
+
+def told_by_an_older_one(number: int) -> ValueError:
     return ValueError(f"UNKNOWN: Error writing local file: [OS error {number}: X]")
 
 
@@ -21,7 +26,7 @@ def behind_another(number: int) -> ValueError:
     return outer
 
 
-WAYS = (of_system, told_by_tensorstore, behind_another)
+WAYS = (of_system, told_by_tensorstore, told_by_an_older_one, behind_another)
 
 
 @pytest.mark.parametrize("made", WAYS)
@@ -88,3 +93,27 @@ def test_the_step_before_is_named_not_one_after(tmp_path):
         (tmp_path / str(step)).mkdir()
     assert "step 5, which is there" in damage(tmp_path / "10", "e", "f").remedy
     assert "no earlier step is there" in damage(tmp_path / "5", "e", "f").remedy
+
+
+def test_of_a_long_text_the_reason_at_its_end_is_told(tmp_path):
+    text = f"Error writing {'x' * 500}: No space left on device [os_error_code='28']"
+    with pytest.raises(UserError) as caught, writing(tmp_path):
+        raise ValueError(text)
+    assert caught.value.found.startswith("Error writing x")
+    assert (
+        "x: No space left on device [os_error_code='28'] (none is complete)" in caught.value.found
+    )
+    assert len(caught.value.found) < 350
+
+
+@pytest.mark.parametrize(
+    ("path", "level", "is_told"),
+    [
+        ("site-packages/orbax/checkpoint/futures.py", logging.ERROR, False),
+        ("site-packages/orbax/checkpoint/futures.py", logging.WARNING, True),
+        ("site-packages/other.py", logging.ERROR, True),
+    ],
+)
+def test_an_error_that_orbax_raises_is_not_logged_as_well(path, level, is_told):
+    record = logging.LogRecord("absl", level, path, 1, "run() raised", None, None)
+    assert bool(logging.getLogger("absl").filter(record)) == is_told

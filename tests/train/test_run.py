@@ -449,7 +449,7 @@ def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(tiny_confi
     skipped = [row for row in read_metrics(directory) if not row.applied]
     assert len(skipped) == 3
     assert [row.step for row in skipped] == list(range(skipped[0].step, skipped[0].step + 3))
-    assert "its update is skipped; the batch is in" in caplog.text
+    assert "its update is skipped; the batch is finite, and is in" in caplog.text
     with np.load(directory / "skipped" / f"step_{skipped[0].step}_process_0.npz") as arrays:
         assert arrays["action"].shape == (4, 2, 4, 7)
     # What was saved after them is what was before them.

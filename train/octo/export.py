@@ -58,9 +58,10 @@ def export_octo(
 
     Raises:
       UserError: The directory is in use or cannot be written, or the original has no counterpart
-        for a part.
+        for a part; all of these together.
     """
-    encoder = _language_encoder(export.config, language_encoder)
+    encoder = language_encoder or _T5
+    _check(export.config, directory, language_encoder)
     config = {
         "model": octo_model(export.config, encoder),
         "window_size": export.window_size,
@@ -68,7 +69,6 @@ def export_octo(
         "optimizer": {"frozen_keys": ["*hf_model*"]},
     }
     try:
-        _check_unused(directory)
         _write(export, config, directory, step)
     except OSError as error:
         raise UserError(
@@ -77,6 +77,29 @@ def export_octo(
             found=str(error),
             remedy="Name another, or mend the disk.",
         ) from error
+
+
+def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | None) -> None:
+    """Raises all that is in the way together."""
+    problems: list[UserError] = []
+    for check in (
+        lambda: _check_counterpart(config),
+        lambda: _check_encoder(config, language_encoder),
+        lambda: _check_unused(directory),
+    ):
+        try:
+            check()
+        except UserError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise UserError(
+            where=f"export to {directory}",
+            expected="a model that the original Octo can load, and a place for it",
+            found=f"{len(problems)} obstacles",
+            remedy="Mend each:" + "".join(f"\n  - {problem}" for problem in problems),
+        )
 
 
 def _check_unused(directory: pathlib.Path) -> None:
@@ -102,8 +125,8 @@ def _write(
         write_text_atomically(directory / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
-def _language_encoder(config: OctoConfig, name: str | None) -> str:
-    """The name to write: the original builds the T5 from that name's sizes, not from the weights'.
+def _check_encoder(config: OctoConfig, name: str | None) -> None:
+    """The original builds the T5 from that name's sizes, not from the weights'.
 
     It takes every encoder for a T5 that has "t5" in its name, and no other.
     """
@@ -121,7 +144,16 @@ def _language_encoder(config: OctoConfig, name: str | None) -> str:
             found=str(config.language.t5),
             remedy="Name an encoder of these sizes: --language_encoder NAME.",
         )
-    return name or _T5
+
+
+def _check_counterpart(config: OctoConfig) -> None:
+    if config.vggt is not None:
+        raise UserError(
+            where="model.vggt",
+            expected="a model that the original Octo can load",
+            found="geometry tokens, for which it has no tokenizer",
+            remedy="Load the run's own checkpoint here instead.",
+        )
 
 
 def octo_model(config: OctoConfig, language_encoder: str = _T5) -> dict[str, Any]:
@@ -130,13 +162,7 @@ def octo_model(config: OctoConfig, language_encoder: str = _T5) -> dict[str, Any
     Raises:
       UserError: The original has no counterpart for a part.
     """
-    if config.vggt is not None:
-        raise UserError(
-            where="model.vggt",
-            expected="a model that the original Octo can load",
-            found="geometry tokens, for which it has no tokenizer",
-            remedy="Load the run's own checkpoint here instead.",
-        )
+    _check_counterpart(config)
     observations = {
         o.name: _observation(o)
         for o in config.observations

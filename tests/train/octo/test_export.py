@@ -103,6 +103,30 @@ def test_geometry_tokens_have_no_counterpart(config: OctoConfig) -> None:
         octo_model(changed)
 
 
+def test_all_that_is_in_the_way_of_the_demo_is_told_at_once(
+    config: OctoConfig, pretrained: Pretrained, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    small = T5Config(vocab_size=200, d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2)
+    changed = dataclasses.replace(
+        config,
+        vggt=VGGTTokenizerConfig(21, 64),
+        head=RegressionConfig("l1"),  # which the original has
+        language=LanguageConfig(small),
+    )
+    with pytest.raises(UserError, match=r"expected a model .*; found 3 obstacles") as caught:
+        export_octo(OctoExport(changed, pretrained.params, {}, 2), tmp_path, 100)
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.partition(": expected")[0] for line in lines] == [
+        "  - model.vggt",
+        "  - model.language.t5",
+        f"  - {tmp_path}",
+    ]
+    assert "geometry tokens, for which it has no tokenizer" in lines[0]
+    assert "--language_encoder NAME" in lines[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_directory_in_use_is_left_alone(exported: Path, pretrained: Pretrained) -> None:
     export = OctoExport(pretrained.config, pretrained.params, {}, 2)
     before = np.fromfile(exported / "config.json", np.uint8)

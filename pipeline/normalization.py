@@ -1,0 +1,92 @@
+"""The statistics that samples are normalised by, checked before they are used."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.dataset import Dataset
+from pipeline.errors import DataError
+from pipeline.schema import ACTION
+from pipeline.statistics import FeatureStatistics, constant_dims, unusable_dims
+
+
+def own_statistics(datasets: Sequence[Dataset], key: str) -> list[FeatureStatistics]:
+    """Of one feature, those of each dataset.
+
+    Args:
+      datasets: That have the feature.
+      key: Of the feature; of the action, the gripper may have any, as it is not normalised.
+
+    Raises:
+      DataError: Where there are none, or those of something else, or nothing can be normalised by
+        them: all of these together, by dataset and dimension.
+    """
+    found = [_find(dataset, key) for dataset in datasets]
+    told = []
+    for dataset, statistics in zip(datasets, found, strict=True):
+        dims = len(statistics.mean)
+        conventions = dataset.manifest.conventions
+        mask = conventions.normalized_dims(dims) if key == ACTION else np.ones(dims, bool)
+        bad = unusable_dims(statistics, mask)
+        told += [f"{dataset.path}/statistics.json, {key}[{dim}]: {bad[dim]}" for dim in bad]
+    if told:
+        raise DataError(
+            where="statistics that samples are normalised by",
+            expected="finite ones, with std at least 0 and p01 at most p99",
+            found="; ".join(told),
+            remedy="Convert the dataset again: its values or this file are damaged.",
+        )
+    return found
+
+
+def check_varying(
+    datasets: Sequence[Dataset],
+    key: str,
+    used: Sequence[FeatureStatistics],
+    masks: Sequence[np.ndarray],
+) -> None:
+    """Raises where a dimension that is to be normalised never varies.
+
+    Args:
+      datasets: Of the mixture.
+      key: Of the feature.
+      used: What the samples of each are normalised by.
+      masks: bool (d) of each: False where a dimension is left as it is.
+
+    Raises:
+      DataError: As said: all such dimensions together.
+    """
+    told = [
+        f"{dataset.path}/statistics.json, {key}[{dim}]: 0"
+        for dataset, statistics, mask in zip(datasets, used, masks, strict=True)
+        for dim in constant_dims(statistics, mask)
+    ]
+    if told:
+        raise DataError(
+            where="statistics that samples are normalised by",
+            expected="a std above 0 in every dimension",
+            found="; ".join(told),
+            remedy="A dimension that never varies tells nothing, and a policy's slightest "
+            "deviation from it would become huge: leave it out at conversion.",
+        )
+
+
+def _find(dataset: Dataset, key: str) -> FeatureStatistics:
+    """The statistics of a feature in a dataset."""
+    _, feature = dataset.manifest.schema.find(key, dataset.path)
+    found = dataset.statistics.get(key)
+    if found is None or found.mean.shape != feature.shape:
+        raise DataError(
+            where=f"{dataset.path}/statistics.json, {key}",
+            expected=f"statistics of {feature.dtype}{list(feature.shape)}",
+            found="none" if found is None else f"those of {len(found.mean)} dimensions",
+            remedy="Only vectors of float32 are normalised: convert the dataset again with one.",
+        )
+    if found.count != dataset.num_steps:
+        raise DataError(
+            where=f"{dataset.path}/statistics.json, {key}",
+            expected=f"statistics of {dataset.num_steps} steps, as the dataset has",
+            found=f"those of {found.count}",
+            remedy="They are of another dataset: put its own file there, or convert it again.",
+        )
+    return found

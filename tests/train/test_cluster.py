@@ -1,0 +1,108 @@
+import http.server
+import threading
+
+import pytest
+
+from train import cluster
+
+ENDPOINTS = "/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+VARIABLES = (
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS",
+    "TPU_PROCESS_ADDRESSES",
+    "TPU_WORKER_HOSTNAMES",
+    "MEGASCALE_NUM_SLICES",
+    "TPU_SKIP_MDS_QUERY",
+)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax was asked to join; nothing of this machine is looked at."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
+    monkeypatch.setattr(cluster, "_has_tpu", lambda: False)
+    asked = []
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda *named: asked.append(named))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("env", "is_joined"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8"}, False),  # the shell of an allocation, or python in its script
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}, True),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, False),
+    ],
+)
+def test_tasks_of_a_step_are_joined_not_those_of_an_allocation(monkeypatch, joined, env, is_joined):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    cluster.join()
+    assert joined == [()] * is_joined
+
+
+@pytest.mark.parametrize(
+    ("env", "is_joined"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "a"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+)
+def test_hosts_of_a_slice_are_joined(monkeypatch, joined, env, is_joined):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    cluster.join()
+    assert not joined  # there is no TPU
+    monkeypatch.setattr(cluster, "_has_tpu", lambda: True)
+    cluster.join()
+    assert joined == [()] * is_joined
+
+
+@pytest.mark.parametrize(
+    ("told", "env", "is_joined"),
+    [
+        ("10.0.0.1,10.0.0.2", {}, True),
+        ("a:b:10.0.0.1", {}, False),
+        (None, {}, False),
+        ("10.0.0.1,10.0.0.2", {"TPU_SKIP_MDS_QUERY": "1"}, False),
+    ],
+)
+def test_a_cloud_tpu_vm_is_told_its_hosts_by_the_metadata_server(
+    monkeypatch, joined, told, env, is_joined
+):
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            is_known = told is not None and self.path == ENDPOINTS
+            is_asked_rightly = self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if is_known and is_asked_rightly else 404)
+            self.end_headers()
+            self.wfile.write((told or "none").encode())
+
+        def log_message(self, *_):
+            pass
+
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cluster, "_has_tpu", lambda: True)
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_address[1]}")
+        cluster.join()
+        server.shutdown()
+        thread.join()
+    assert joined == [()] * is_joined
+
+
+def test_device_files_without_the_library_are_no_tpu(monkeypatch):
+    monkeypatch.setattr(cluster.os.path, "exists", lambda path: True)
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    assert not cluster._has_tpu()
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
+    assert cluster._has_tpu()
