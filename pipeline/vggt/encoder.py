@@ -6,12 +6,12 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import Precision
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, UInt8
 
 from pipeline.errors import UserError
 from pipeline.vggt.aggregator import Aggregator
+from pipeline.vggt.resize import resize_bicubic
 from pipeline.vggt.spec import EncoderSpec
 from pipeline.vggt.weights import VggtWeights, check_weights
 
@@ -62,7 +62,7 @@ class VggtEncoder:
 
     def _tokens(self, params: Params, views: Views) -> dict[int, Float[Array, "b v n d"]]:
         height, width = self.spec.image_size
-        resized = [resize(view, height, width) for view in views]
+        resized = [resize_bicubic(view, height, width) for view in views]
         pictures = jnp.stack(resized, axis=1).astype(jnp.float32) / 255
         b, v = pictures.shape[:2]
         if self.spec.views == "single":
@@ -87,19 +87,6 @@ class VggtEncoder:
                 found=", ".join(f"{view.dtype}{list(view.shape)}" for view in views),
                 remedy="Give every camera's pictures in this order; fill the last batch up.",
             )
-
-
-def resize(
-    images: UInt8[Array, "b y x 3"], height: int, width: int
-) -> UInt8[Array, "b {height} {width} 3"]:
-    """Pictures of another size, as `pipeline.vggt.spec.Resize` describes `bicubic`."""
-    if images.shape[1:3] == (height, width):
-        return images
-    shape = (len(images), height, width, 3)
-    resized = jax.image.resize(
-        images.astype(jnp.float32), shape, "cubic", antialias=True, precision=Precision.HIGHEST
-    )
-    return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
 def _first_layers(weights: VggtWeights, num_layers: int) -> Params:

@@ -30,7 +30,7 @@ class Place:
     path: str
     """Of the leaf, its names joined by `/`."""
     index: int | None
-    """Of the block, in a leaf that stacks all blocks' along its first axis; None: the whole leaf."""
+    """Of the block, in a leaf that stacks those of all blocks; None: the whole leaf."""
     change: Change
     """On the way there."""
     shape: Shape

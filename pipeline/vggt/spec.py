@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from pipeline.errors import UserError
-from pipeline.vggt.config import NUM_SPECIAL, PATCH_SIZE, VggtConfig
+from pipeline.vggt.config import NUM_SPECIAL, PATCH_SIZE, VggtConfig, vggt_1b
 
 Views = Literal["single", "joint"]
 """`single`: each camera's picture is a sequence of its own; `joint`: those of one step are one
@@ -15,9 +15,9 @@ Kept = Literal["all", "patches", "special"]
 alone, row by row; or the first two alone."""
 
 Resize = Literal["bicubic"]
-"""`bicubic`: Keys' kernel (a = -0.5), widened where a picture shrinks, in float32, then rounded and
-clipped to whole numbers from 0 to 255: Pillow's BICUBIC but for its fixed-point arithmetic, which
-differs by at most 1. Height and width are fitted each by itself; nothing is cropped or padded."""
+"""`bicubic`: Keys' kernel (a = -0.5), widened where a picture shrinks; columns first, then rows, each
+rounded and clipped to whole numbers from 0 to 255, as Pillow's BICUBIC does. Height and width are
+fitted each by itself; nothing is cropped or padded."""
 
 ComputeDtype = Literal["float32", "bfloat16"]
 """Of the weights and of what enters a matrix product; sums along the blocks are float32."""
@@ -41,7 +41,7 @@ class EncoderSpec:
     """Of the weights; it binds the tokens as well."""
     cameras: tuple[str, ...] = ("image_primary",)
     """Observations that are the views of a step, in this order."""
-    model: VggtConfig = VggtConfig()
+    model: VggtConfig = dataclasses.field(default_factory=vggt_1b)
     """The aggregator's sizes."""
     layers: tuple[int, ...] = (23,)
     """Pairs of blocks whose output is kept, from 0, rising; later ones do not run."""

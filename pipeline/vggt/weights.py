@@ -84,7 +84,7 @@ def load_weights(
             _check_finite(source, key, tensor)
             leaves[place.path] = _put(leaves[place.path], tensor, place, sharding)
     lines = "".join(f"{key} {digest}\n" for key, digest in sorted(digests.items()))
-    digest = xxhash.xxh3_128_hexdigest(lines)
+    digest = xxhash.xxh3_128_hexdigest(lines.encode())
     _log.info("%s: %d tensors, digest %s, %s", source, len(digests), digest, licence)
     params = traverse_util.unflatten_dict(leaves, sep="/")
     return VggtWeights(source, config, params, num_layers, digest, licence, dtype)
