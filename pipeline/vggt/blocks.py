@@ -25,8 +25,8 @@ def attend(
     """Softmax attention of each head; logits and sums are float32 whatever comes in.
 
     The sums divide what comes out, which is smaller than what the second product takes in. At 4 x
-    261 tokens of 16 heads this takes 13 CPU ms, `jax.nn.dot_product_attention` 28 (2 cores of an AMD
-    EPYC).
+    261 tokens of 16 heads this takes 13 CPU ms, `jax.nn.dot_product_attention` 28 (two cores of an
+    AMD EPYC).
     """
     q, k, v = (heads.swapaxes(1, 2) for heads in (q, k, v))
     scaled = q * np.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
@@ -100,7 +100,10 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Returns float32 tokens of the same shape."""
-        return x * self.param("gamma", nn.initializers.ones, x.shape[-1:])[None, None]
+        return (
+            x.astype(jnp.float32)
+            * self.param("gamma", nn.initializers.ones, x.shape[-1:])[None, None]
+        )
 
 
 class Block(nn.Module):
