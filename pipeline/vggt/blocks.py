@@ -72,8 +72,8 @@ class Attention(nn.Module):
         qkv = dense(3 * c, name="qkv")(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         if self.normalize:
-            q = LayerNorm(epsilon=EPSILON, name="q_norm")(q)
-            k = LayerNorm(epsilon=EPSILON, name="k_norm")(k)
+            q = LayerNorm(epsilon=EPSILON, name="q_norm")(q.astype(jnp.float32))
+            k = LayerNorm(epsilon=EPSILON, name="k_norm")(k.astype(jnp.float32))
         if angles is not None:
             q, k = turn(q, angles), turn(k, angles)
         attended = attend(q.astype(self.dtype), k.astype(self.dtype), v)

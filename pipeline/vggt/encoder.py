@@ -17,7 +17,7 @@ from pipeline.vggt.weights import VggtWeights, check_weights
 
 Images = np.ndarray | Sequence[np.ndarray]
 Params = dict[str, Any]
-Views = tuple[UInt8[Array, "b y x 3"], ...]
+Views = tuple[UInt8[Array, "b _ _ 3"], ...]
 
 
 class VggtEncoder:

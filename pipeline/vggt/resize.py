@@ -1,7 +1,7 @@
 """Pictures of another size, as Pillow's BICUBIC makes them, bit for bit, on any device.
 
-In whole numbers: sums of floats would depend on their order, and so on the device and the batch, and
-a value halfway between two would be rounded to either side.
+In whole numbers: sums of floats depend on their order, and so on the device and the batch, and a
+value halfway between two would be rounded to either side.
 
 Source: Keys 1981, "Cubic convolution interpolation for digital image processing", a = -0.5, widened
 where a picture shrinks and cut off at its borders; fixed-point numbers as in Pillow.

@@ -15,8 +15,8 @@ Kept = Literal["all", "patches", "special"]
 alone, row by row; or the first two alone."""
 
 Resize = Literal["bicubic"]
-"""`bicubic`: Pillow's BICUBIC, bit for bit (Keys' kernel, a = -0.5, widened where a picture shrinks;
-columns first, then rows, each rounded and clipped to whole numbers from 0 to 255). Height and width
+"""`bicubic`: Pillow's BICUBIC, bit for bit: Keys' kernel (a = -0.5), widened to shrink a picture;
+columns first, then rows, each rounded and clipped to whole numbers from 0 to 255. Height and width
 are fitted each by itself; nothing is cropped or padded."""
 
 ComputeDtype = Literal["float32", "bfloat16"]

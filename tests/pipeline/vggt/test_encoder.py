@@ -1,6 +1,7 @@
 """The one way from pictures to tokens, with the recorded models and a tiny one."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,17 @@ def spec(weights: VggtWeights) -> EncoderSpec:
         layers=(0, 1),
         image_size=(56, 56),
     )
+
+
+@pytest.fixture(scope="module")
+def encoder(spec: EncoderSpec, weights: VggtWeights) -> Callable[..., VggtEncoder]:
+    """An encoder with other settings than `spec`, made once."""
+
+    @functools.cache
+    def make(**settings: Any) -> VggtEncoder:
+        return VggtEncoder(dataclasses.replace(spec, **settings), weights)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +96,8 @@ def test_from_a_file_to_the_recorded_tokens(
         assert error < 2e-6
 
 
-def test_a_tiny_encoder_has_21_tokens_of_64(
-    spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
-) -> None:
-    tokens = VggtEncoder(spec, weights).encode(images)
+def test_a_tiny_encoder_has_21_tokens_of_64(encoder: Callable, images: np.ndarray) -> None:
+    tokens = encoder().encode(images)
     assert {layer: (t.shape, str(t.dtype)) for layer, t in tokens.items()} == {
         0: ((4, 2, 21, 64), "float32"),
         1: ((4, 2, 21, 64), "float32"),
@@ -96,56 +106,51 @@ def test_a_tiny_encoder_has_21_tokens_of_64(
 
 
 def test_single_views_do_not_see_each_other_and_joint_ones_do(
-    spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
+    encoder: Callable, images: np.ndarray
 ) -> None:
     other = images.copy()
     other[:, 1] = 255 - other[:, 1]
-    single = VggtEncoder(spec, weights)
+    single, joint = encoder(), encoder(views="joint")
     one, two = single.encode(images)[1], single.encode(other)[1]
     np.testing.assert_array_equal(one[:, 0], two[:, 0])
     assert np.abs(one[:, 1] - two[:, 1]).max() > 0.1
-    joint = VggtEncoder(dataclasses.replace(spec, views="joint"), weights)
     assert np.abs(joint.encode(images)[1][:, 0] - joint.encode(other)[1][:, 0]).max() > 0.01
 
 
-def test_steps_do_not_see_each_other(
-    spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
-) -> None:
+def test_steps_do_not_see_each_other(encoder: Callable, images: np.ndarray) -> None:
     """What a rollout encodes step by step is what a dataset got in batches."""
     for views in ("single", "joint"):
-        encoder = VggtEncoder(dataclasses.replace(spec, views=views), weights)
-        together = encoder.encode(images)[1]
-        alone = [encoder.encode(images[i : i + 1])[1] for i in range(len(images))]
+        encode = encoder(views=views).encode
+        together = encode(images)[1]
+        alone = [encode(images[i : i + 1])[1] for i in range(len(images))]
         np.testing.assert_allclose(together, jnp.concatenate(alone), atol=2e-5)
 
 
 def test_pictures_are_brought_to_size_and_may_differ_in_it(
-    spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
+    encoder: Callable, images: np.ndarray
 ) -> None:
-    encoder = VggtEncoder(spec, weights)
-    small = [
-        np.asarray(resize_bicubic(jnp.asarray(view), 56, 56)) for view in images.swapaxes(0, 1)
-    ]
-    expected = encoder.encode(np.stack(small, axis=1))[1]
-    np.testing.assert_array_equal(encoder.encode(images)[1], expected)
-    np.testing.assert_array_equal(encoder.encode([images[:, 0], small[1]])[1], expected)
+    encode = encoder().encode
+    views = map(jnp.asarray, images.swapaxes(0, 1))
+    small = [np.asarray(resize_bicubic(view, 56, 56)) for view in views]
+    expected = encode(np.stack(small, axis=1))[1]
+    np.testing.assert_array_equal(encode(images)[1], expected)
+    np.testing.assert_array_equal(encode([images[:, 0], small[1]])[1], expected)
 
 
 def test_all_devices_share_a_batch_and_send_each_other_nothing(
-    spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
+    spec: EncoderSpec, encoder: Callable, images: np.ndarray
 ) -> None:
     mesh = make_mesh()
     sharding = batch_sharding(mesh, len(images))
     spread = load_weights("random:tiny", sharding=replicated(mesh))
     for views in ("single", "joint"):
         of_views = dataclasses.replace(spec, views=views)
-        encoder = VggtEncoder(of_views, spread, sharding)
-        tokens = encoder.encode(images)[1]
+        parallel = VggtEncoder(of_views, spread, sharding)
+        tokens = parallel.encode(images)[1]
         assert tokens.sharding.is_equivalent_to(sharding, 4)
-        np.testing.assert_allclose(
-            tokens, VggtEncoder(of_views, weights).encode(images)[1], atol=2e-5
-        )
-        compiled = encoder.compiled(images).as_text()
+        alone = encoder(views=views).encode(images)[1]
+        np.testing.assert_allclose(tokens, alone, atol=2e-5)
+        compiled = parallel.compiled(images).as_text()
         assert not [
             name
             for name in ("all-gather", "all-reduce", "collective", "all-to-all")
@@ -154,10 +159,10 @@ def test_all_devices_share_a_batch_and_send_each_other_nothing(
 
 
 def test_bfloat16_is_near_and_comes_out_as_float32(
-    spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
+    spec: EncoderSpec, encoder: Callable, images: np.ndarray
 ) -> None:
     rounded = load_weights("random:tiny", dtype="bfloat16")
-    fine = VggtEncoder(spec, weights).encode(images)[1]
+    fine = encoder().encode(images)[1]
     coarse = VggtEncoder(dataclasses.replace(spec, compute_dtype="bfloat16"), rounded)
     tokens = coarse.encode(images)[1]
     assert tokens.dtype == jnp.float32
@@ -165,15 +170,13 @@ def test_bfloat16_is_near_and_comes_out_as_float32(
     assert 1e-4 < error < 2e-2
 
 
-def test_later_blocks_do_not_run(
-    spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
-) -> None:
+def test_later_blocks_do_not_run(spec: EncoderSpec, encoder: Callable, images: np.ndarray) -> None:
     first = dataclasses.replace(spec, layers=(0,))
-    of_all = VggtEncoder(first, weights)
+    of_all = encoder(layers=(0,))
     of_one = VggtEncoder(first, load_weights("random:tiny", layers=(0,)))
-    whole = VggtEncoder(spec, weights)
-    for encoder in (of_all, of_one):
-        np.testing.assert_array_equal(encoder.encode(images)[0], whole.encode(images)[0])
+    expected = encoder().encode(images)[0]
+    for some in (of_all, of_one):
+        np.testing.assert_array_equal(some.encode(images)[0], expected)
     blocks = jax.tree.leaves(of_all.params["blocks"])
     assert {leaf.shape[0] for leaf in blocks} == {1}
 
@@ -216,11 +219,11 @@ def test_a_spec_finds_its_weights_again(spec: EncoderSpec, weights: VggtWeights)
     ],
 )
 def test_other_pictures_are_refused(
-    change: Callable, found: str, spec: EncoderSpec, weights: VggtWeights, images: np.ndarray
+    change: Callable, found: str, encoder: Callable, images: np.ndarray
 ) -> None:
     message = rf"image_primary, image_wrist: expected uint8\[b, y, x, 3\] of 2 cameras.*{found}"
     with pytest.raises(UserError, match=message):
-        VggtEncoder(spec, weights).encode(change(images))
+        encoder().encode(change(images))
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(
