@@ -83,6 +83,8 @@ def load_weights(
         if place.index is None or place.index < leaves[place.path].shape[0]:
             _check_finite(source, key, tensor)
             leaves[place.path] = _put(leaves[place.path], tensor, place, sharding)
+            # Tensors would pile up in memory where the device is slower than the disk.
+            leaves[place.path].block_until_ready()
     lines = "".join(f"{key} {digest}\n" for key, digest in sorted(digests.items()))
     digest = xxhash.xxh3_128_hexdigest(lines.encode())
     _log.info("%s: %d tensors, digest %s, %s", source, len(digests), digest, licence)
