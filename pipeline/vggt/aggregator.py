@@ -1,0 +1,118 @@
+"""VGGT's aggregator: views of one step to geometry tokens.
+
+    pictures   (b, v, y, x, 3)     -> backbone -> patches (b*v, n - 5, c)
+    + camera and 4 registers       -> (b*v, n, c)
+    24 times:  each view by itself    (b*v, n, c)     frame block
+               all views of a step    (b, v*n, c)     global block
+               both outputs side by side (b, v, n, 2c): the tokens of that layer
+
+Source: Wang et al. 2025, "VGGT: Visual Geometry Grounded Transformer".
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from pipeline.vggt.backbone import DinoBackbone, PatchEmbed
+from pipeline.vggt.blocks import EPSILON, Block
+from pipeline.vggt.config import NUM_REGISTERS, NUM_SPECIAL, PATCH_SIZE, VggtConfig
+from pipeline.vggt.rope import view_angles
+from pipeline.vggt.spec import Kept
+
+# Of ImageNet, by channel.
+_MEAN = np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
+_STD = np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
+
+_KEPT: dict[Kept, slice] = {
+    "all": slice(None),
+    "patches": slice(NUM_SPECIAL, None),
+    "special": slice(NUM_SPECIAL),
+}
+
+
+class Aggregator(nn.Module):
+    """The backbone, then pairs of blocks up to the last layer that is asked for."""
+
+    config: VggtConfig
+    layers: tuple[int, ...]
+    """As `EncoderSpec.layers`."""
+    kept: Kept = "all"
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b v y x 3"]) -> dict[int, Float[Array, "b v n d"]]:
+        """Returns the tokens of each layer, float32, `d` twice the size of a token inside.
+
+        Args:
+          images: Views of one step, from 0 to 1; the first is the reference of the others.
+        """
+        b, v, y, x, _ = images.shape
+        flat = (images.reshape(b * v, y, x, 3) - _MEAN) / _STD
+        tokens = self._with_special(self._embed(flat), v)
+        outputs = self._run(tokens, (b, v), (y // PATCH_SIZE, x // PATCH_SIZE))
+        return dict(zip(self.layers, outputs, strict=True))
+
+    def _embed(self, images: jax.Array) -> jax.Array:
+        if self.config.embedder == "conv":
+            return PatchEmbed(self.config.dim, self.dtype, name="patch_embed")(images)
+        return DinoBackbone(self.config, self.dtype, name="patch_embed")(images)
+
+    def _with_special(self, patches: jax.Array, v: int) -> jax.Array:
+        """Camera, registers, patches; the first view has special tokens of its own."""
+        normal, dim = nn.initializers.normal(1e-6), self.config.dim
+        camera = self.param("camera_token", normal, (1, 2, 1, dim))
+        registers = self.param("register_token", normal, (1, 2, NUM_REGISTERS, dim))
+        special = jnp.concatenate([camera, registers], axis=2)[0]
+        of_views = special[np.minimum(np.arange(v), 1)]
+        repeated = jnp.tile(of_views, (len(patches) // v, 1, 1))
+        return jnp.concatenate([repeated, patches], axis=1)
+
+    def _run(self, tokens: jax.Array, views: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+        """The kept tokens of each layer of `layers`, `(layers, b, v, n, 2c)`.
+
+        Every pair writes to the place of the next layer that is asked for, whose own output comes
+        last: so the loop keeps no more than was asked for.
+        """
+        _, n, c = tokens.shape
+        num_kept = len(range(n)[_KEPT[self.kept]])
+        kept = jnp.zeros((len(self.layers), *views, num_kept, 2 * c), jnp.float32)
+        places = np.searchsorted(self.layers, np.arange(self.layers[-1] + 1)).astype(np.int32)
+        pairs = nn.scan(
+            _Pair,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+        )(self.config, views, grid, self.kept, self.dtype, name="blocks")
+        (_, kept), _ = pairs((tokens, kept), jnp.asarray(places))
+        return kept
+
+
+class _Pair(nn.Module):
+    """A block within views and a block across them, as a loop's body."""
+
+    config: VggtConfig
+    views: tuple[int, int]
+    grid: tuple[int, int]
+    kept: Kept
+    dtype: jax.typing.DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], place: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        x, kept = carry
+        b, v = self.views
+        n, c = x.shape[1:]
+        angles = view_angles(*self.grid, self.config.dim // self.config.num_heads)
+        within = self._block("frame")(x, angles)
+        joint = within.reshape(b, v * n, c)
+        across = self._block("global")(joint, np.tile(angles, (v, 1, 1)))
+        parts = (part.reshape(b, v, n, c)[:, :, _KEPT[self.kept]] for part in (within, across))
+        kept = kept.at[place].set(jnp.concatenate(list(parts), axis=-1))
+        return (across.reshape(x.shape), kept), None
+
+    def _block(self, name: str) -> Block:
+        return Block(self.config.num_heads, EPSILON, normalize=True, dtype=self.dtype, name=name)

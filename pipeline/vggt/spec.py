@@ -1,0 +1,119 @@
+"""What an encoder's tokens are: everything that another encoder must share to make the same."""
+
+import dataclasses
+from typing import Literal
+
+from pipeline.errors import UserError
+from pipeline.vggt.config import NUM_SPECIAL, PATCH_SIZE, VggtConfig, vggt_1b
+
+Views = Literal["single", "joint"]
+"""`single`: each camera's picture is a sequence of its own; `joint`: those of one step are one
+sequence, whose reference is the first camera."""
+
+Kept = Literal["all", "patches", "special"]
+"""Tokens of a view that are kept: the camera's, the registers' and the patches'; the patches'
+alone, row by row; or the first two alone."""
+
+Resize = Literal["bicubic"]
+"""`bicubic`: Pillow's BICUBIC, bit for bit: Keys' kernel (a = -0.5), widened to shrink a picture;
+columns first, then rows, each rounded and clipped to whole numbers from 0 to 255. Height and width
+are fitted each by itself; nothing is cropped or padded."""
+
+ComputeDtype = Literal["float32", "bfloat16"]
+"""Of the weights and of what enters a matrix product; sums along the blocks are float32."""
+
+Precision = Literal["default", "high", "highest"]
+"""Of float32 matrix products, as `jax.default_matmul_precision` has it; all alike on a CPU."""
+
+_HINTS = ("weights", "licence", "precision")
+"""Fields that do not change what a token means."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """The identity of tokens; it is stored with them, and an encoder is built from it."""
+
+    weights: str
+    """Where the weights came from: a path, `hf://owner/name/file` or `random:tiny`."""
+    weights_digest: str
+    """Of the aggregator's tensors, as `load_weights` found it."""
+    licence: str
+    """Of the weights; it binds the tokens as well."""
+    cameras: tuple[str, ...] = ("image_primary",)
+    """Observations that are the views of a step, in this order."""
+    model: VggtConfig = dataclasses.field(default_factory=vggt_1b)
+    """The aggregator's sizes."""
+    layers: tuple[int, ...] = (23,)
+    """Pairs of blocks whose output is kept, from 0, rising; later ones do not run."""
+    views: Views = "single"
+    """Whether cameras see each other."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels that every picture is brought to, multiples of 14."""
+    resize: Resize = "bicubic"
+    """How."""
+    kept: Kept = "all"
+    """Tokens that are kept of each view."""
+    compute_dtype: ComputeDtype = "float32"
+    """Of the weights and the matrix products."""
+    precision: Precision = "highest"
+    """Of float32 matrix products."""
+
+    def __post_init__(self) -> None:
+        """Checks layers, cameras and size."""
+        check_layers(self.layers, self.model)
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras must be named, each once, not {self.cameras}")
+        if any(side < PATCH_SIZE or side % PATCH_SIZE for side in self.image_size):
+            raise ValueError(f"image_size must be multiples of {PATCH_SIZE}, not {self.image_size}")
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a view."""
+        height, width = self.image_size
+        return (height // PATCH_SIZE) * (width // PATCH_SIZE)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a view that are kept."""
+        match self.kept:
+            case "all":
+                return NUM_SPECIAL + self.num_patches
+            case "patches":
+                return self.num_patches
+            case "special":
+                return NUM_SPECIAL
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(tokens of a view, numbers of a token)."""
+        return self.num_tokens, self.model.token_dim
+
+
+def check_layers(layers: tuple[int, ...], model: VggtConfig) -> None:
+    """Raises `ValueError` unless layers are rising numbers of the model's pairs of blocks."""
+    if not layers or list(layers) != sorted(set(layers)):
+        raise ValueError(f"layers must be rising numbers, not {layers}")
+    if layers[0] < 0 or layers[-1] >= model.num_layers:
+        raise ValueError(f"layers must be from 0 to {model.num_layers - 1}, not {layers}")
+
+
+def check_same_tokens(ours: EncoderSpec, theirs: EncoderSpec, where: str) -> None:
+    """Checks that two encoders make the same tokens; where weights were found may differ.
+
+    Args:
+      ours: Of the encoder that is to be used.
+      theirs: Of the tokens that are there already.
+      where: These, for the error.
+
+    Raises:
+      UserError: They do not; it names every setting that differs.
+    """
+    names = [field.name for field in dataclasses.fields(EncoderSpec) if field.name not in _HINTS]
+    differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
+    if differing:
+        raise UserError(
+            where=where,
+            expected=", ".join(f"{name} {getattr(ours, name)}" for name in differing),
+            found=", ".join(f"{name} {getattr(theirs, name)}" for name in differing),
+            remedy="Tokens of one encoder are noise to another: encode again, or use that encoder.",
+        )
