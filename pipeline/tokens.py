@@ -1,8 +1,10 @@
 """What is known of computed tokens: it is stored with them, and compared before they are used."""
 
 import dataclasses
+import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pipeline.errors import UserError
@@ -52,11 +54,11 @@ class Keep:
         match = re.fullmatch(r"([a-z]+)(?::([1-9]\d*))?", text)
         if match is None or match[1] not in _KEPT or (match[1] in _SIZED) != (match[2] is not None):
             raise ValueError(
-                f"expected all, patches, registers, pool:N or project:N with a number, not {text}"
+                f"keep must be all, patches, registers, pool:N or project:N, not {text}"
             )
         keep = cls(match[1], int(match[2] or 0))
         if keep.what == "pool" and keep.side**2 != keep.size:
-            raise ValueError(f"expected pool: of a square number, such as pool:64, not {text}")
+            raise ValueError(f"keep must be pool: of a square number, such as pool:64, not {text}")
         return keep
 
     def __str__(self) -> str:
@@ -88,11 +90,14 @@ class Keep:
         if self.what == "pool":
             grid = tuple(side // PATCH_SIZE for side in encoder.image_size)
             if self.side > min(grid):
-                raise ValueError(f"a grid of at most {min(grid)} by {min(grid)}, as the patches")
+                raise ValueError(
+                    f"{self} is a grid of {self.side} by {self.side}, but the patches are "
+                    f"{grid[0]} by {grid[1]}"
+                )
             return self.size, width
         if self.what == "project":
             if self.size > width:
-                raise ValueError(f"at most {width} numbers, as many as a token has")
+                raise ValueError(f"{self} is more than the {width} numbers of a token")
             return num_tokens, self.size
         return num_tokens, width
 
@@ -188,6 +193,28 @@ def check_same_encoder(stored: TokenOrigin, other: TokenOrigin, where: str) -> N
             remedy="Tokens of one encoder are noise to another: compute them with "
             "`python -m converters.vggt` and these settings, or use what they were made for.",
         )
+
+
+def check_same_encoders(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Checks that the tokens of datasets are those that a run has learnt from.
+
+    Args:
+      kept: Of its checkpoint, as `Loader.describe_datasets` returned it; one that was written
+        before encoders were known says nothing of them.
+      now: As `Loader.describe_datasets` returns it.
+
+    Raises:
+      UserError: They are not; see `check_same_encoder`.
+    """
+    then: dict[str, TokenOrigin] = {}
+    for path, dataset in kept.items():
+        for key, values in dataset.get("encoders", {}).items():
+            then.setdefault(key, TokenOrigin.from_json(json.dumps(values), f"{path}, {key}"))
+    for path, dataset in now.items():
+        for key, values in dataset["encoders"].items():
+            if key in then:
+                origin = TokenOrigin.from_json(json.dumps(values), f"{path}, {key}")
+                check_same_encoder(then[key], origin, f"{path}, {key}")
 
 
 def _meaning(origin: TokenOrigin) -> dict[str, Any]:

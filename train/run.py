@@ -17,8 +17,9 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
+from pipeline.tokens import check_same_encoders
 from train import cluster, directory
-from train.checkpoints import Checkpoints, has_checkpoint
+from train.checkpoints import Checkpoints, has_checkpoint, read_datasets
 from train.config import Flags, TrainConfig, check_flags, parse_flags
 from train.describe import describe_config, describe_devices
 from train.doctor import examine
@@ -123,6 +124,8 @@ def _train(setup: Setup, path: pathlib.Path, position: int | None, requests: Sto
 def _resume_position(flags: Flags, setup: Setup) -> int:
     """Batches used by the last checkpoint of the run, if it is of this config and data."""
     config = flags.config
+    kept = read_datasets(pathlib.Path(config.save_dir))
+    check_same_encoders(kept, setup.loader.describe_datasets())
     with Checkpoints(pathlib.Path(config.save_dir)) as checkpoints:
         state = checkpoints.loader_state()
         position = setup.loader.restore(state, new_mixture=flags.new_mixture)

@@ -24,7 +24,7 @@ from pipeline.tokens import TokenOrigin
 from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.sources import config_of
 from pipeline.vggt.spec import EncoderSpec
-from pipeline.vggt.storage import Projections, TokenEncoder
+from pipeline.vggt.storage import Packed, Projections, TokenEncoder
 from pipeline.vggt.weights import VggtWeights, load_weights
 
 OnProgress = Callable[[int, int], None]
@@ -140,22 +140,28 @@ def add_tokens(
         on_progress(num_done * len(job.settings.cameras), 0)
         encoder = _prepared(job, origins, directory)
         for number in pending:
-            columns.write(number, _records(job, encoder, columns.steps[number], on_progress))
+            columns.write(number, records(job, encoder, columns.steps[number], on_progress))
         return columns.finish(job.licence, encoder.origins)
 
 
-def _records(
-    job: TokenJob, encoder: TokenEncoder, steps: Sequence[int], on_progress: OnProgress
+def records(
+    job: TokenJob,
+    encoder: TokenEncoder,
+    steps: Sequence[int],
+    on_progress: OnProgress = lambda num_frames, num_bytes: None,
 ) -> Iterator[Record]:
-    """The values of each step's record."""
-    frames = job.frames
+    """Yields the values of each step's record.
+
+    Raises:
+      DataError: Where an image is damaged, or tokens cannot be stored.
+    """
     num_bytes = sum(feature.nbytes for feature in encoder.features.values())
 
-    def pack(images: Sequence[np.ndarray]) -> object:
+    def pack(images: Sequence[np.ndarray]) -> Packed:
         return encoder.pack(encoder.reduce(encoder.tokens(images)))
 
-    for part, packed in frames.batches(steps, pack):
-        yield from encoder.records(packed, [describe(frames, step) for step in part])
+    for part, packed in job.frames.batches(steps, pack):
+        yield from encoder.records(packed, [describe(job.frames, step) for step in part])
         on_progress(len(part) * len(job.settings.cameras), len(part) * num_bytes)
 
 

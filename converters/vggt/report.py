@@ -1,9 +1,13 @@
 """What a column would take, and how exact it would be: told before anything is written."""
 
+import collections
+import time
+from collections.abc import Sequence
+
 import jax
 
 from converters.progress import clock
-from converters.vggt.job import TokenJob
+from converters.vggt.job import TokenJob, records
 from converters.vggt.sample import fit_projections, measure, sample_steps
 from pipeline.tokens import Keep, Store, TokenOrigin
 from pipeline.vggt.storage import TokenEncoder
@@ -34,7 +38,7 @@ def report(job: TokenJob) -> str:
         lines.append(f"{store:5}  {sum(features):12,}  {total:9.3f}  {told}")
     if reduction := max(found.reduction.values()):
         lines += ["", f"{job.settings.keep} loses {reduction:.2g} of the patches' tokens before"]
-    lines += ["", *_time(job, found.frames_per_s)]
+    lines += ["", _speed(job, encoder, measured)]
     lines.append(f"errors: root mean square over that of the tokens, of {len(measured)} steps")
     lines += [f"licence: {job.licence}", "nothing was written"]
     return "\n".join(lines) + "\n"
@@ -50,10 +54,15 @@ def _heading(job: TokenJob, origins: dict[str, TokenOrigin]) -> str:
     )
 
 
-def _time(job: TokenJob, frames_per_s: float) -> list[str]:
-    num_frames = job.dataset.num_steps * len(job.settings.cameras)
-    where = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
-    if not frames_per_s:
-        return [f"speed: not measured, as the sample is one batch of {job.batch_size}; {where}"]
-    left = clock(num_frames / frames_per_s)
-    return [f"speed: {frames_per_s:,.1f} frames/s on {where}: about {left} for {num_frames:,}"]
+def _speed(job: TokenJob, encoder: TokenEncoder, steps: Sequence[int]) -> str:
+    """What the sample took once more, now that all is compiled, and the whole would take."""
+    collections.deque(records(job, encoder, steps[: job.batch_size]), maxlen=0)
+    started = time.perf_counter()
+    collections.deque(records(job, encoder, steps), maxlen=0)
+    num_batches = -(-len(steps) // job.batch_size)
+    num_cameras = len(job.settings.cameras)
+    rate = num_batches * job.batch_size * num_cameras / (time.perf_counter() - started)
+    num_frames = job.dataset.num_steps * num_cameras
+    where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    left = clock(num_frames / rate)
+    return f"speed: {rate:,.1f} frames/s on {where}: about {left} for {num_frames:,} frames"

@@ -1,7 +1,6 @@
-"""What a sample of steps says of a column before it is written: errors, projections, speed."""
+"""What a sample of steps says of a column before it is written: errors and projections."""
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,8 +44,6 @@ class Measured:
     """Error of each way to store; one that cannot hold the tokens is left out."""
     reduction: dict[str, float]
     """Error of pooling or projecting; 0 where there is neither."""
-    frames_per_s: float
-    """Of the batches after the first, which waits for the compiler; 0 where there is one."""
 
 
 def sample_steps(num_steps: int) -> tuple[list[int], list[int]]:
@@ -68,16 +65,12 @@ def measure(
     Raises:
       DataError: Where none of `stores` can hold the tokens.
     """
-    times = [time.perf_counter()]
-    sample = []
-    for part, made in frames.batches(steps, lambda images: _reduced(encoder, images)):
-        sample.append((part, jax.device_get(made)))
-        times.append(time.perf_counter())
     ways = {store: encoder.storing(store) for store in stores}
     storage = {s: {key: _Squares() for key in encoder.origins} for s in stores}
     reduction = {key: _Squares() for key in encoder.origins}
     failures: dict[Store, DataError] = {}
-    for part, (whole, kept) in sample:
+    for part, made in frames.batches(steps, lambda images: _reduced(encoder, images)):
+        whole, kept = jax.device_get(made)
         places = [describe(frames, step) for step in part]
         _add_reduction(encoder, whole, kept, len(part), reduction)
         for store, way in ways.items():
@@ -93,7 +86,6 @@ def measure(
     return Measured(
         {s: {k: q.error for k, q in storage[s].items()} for s in stores if s not in failures},
         {key: squares.error for key, squares in reduction.items()},
-        _speed(times, frames),
     )
 
 
@@ -161,11 +153,3 @@ def _spread(encoder: EncoderSpec, side: int) -> np.ndarray:
     """(n, m): each patch has the value of its cell, or the mean of its cells."""
     shares = pooling(encoder, side).T
     return shares / shares.sum(axis=1, keepdims=True)
-
-
-def _speed(times: Sequence[float], frames: FrameReader) -> float:
-    if len(times) < 3:
-        return 0.0
-    num_batches = len(times) - 2
-    num_frames = num_batches * frames.batch_size * len(frames.cameras)
-    return num_frames / (times[-1] - times[1])

@@ -83,7 +83,7 @@ class TokenSettings:
             )
             self.keep.shape(spec)
         except ValueError as error:
-            raise misused("settings that the model allows", str(error)) from error
+            raise misused("settings that fit each other and the model", str(error)) from error
         return spec
 
     def origins(self, spec: EncoderSpec, projection: str) -> dict[str, TokenOrigin]:
@@ -163,7 +163,7 @@ def parse_keep(text: str) -> Keep:
     try:
         return Keep.parse(text)
     except ValueError as error:
-        raise misused("tokens to keep with --keep", str(error)) from error
+        raise misused("tokens that are kept with --keep", str(error)) from error
 
 
 def misused(expected: str, found: str) -> UserError:
