@@ -23,8 +23,9 @@ from pipeline.vggt.config import NUM_REGISTERS, NUM_SPECIAL, PATCH_SIZE, VggtCon
 from pipeline.vggt.rope import view_angles
 from pipeline.vggt.spec import Kept
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+# Of ImageNet, by channel.
+_MEAN = np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
+_STD = np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
 
 _KEPT: dict[Kept, slice] = {
     "all": slice(None),
@@ -50,11 +51,9 @@ class Aggregator(nn.Module):
           images: Views of one step, from 0 to 1; the first is the reference of the others.
         """
         b, v, y, x, _ = images.shape
-        flat = ((images - np.float32(_MEAN)) / np.float32(_STD)).reshape(b * v, y, x, 3)
+        flat = (images.reshape(b * v, y, x, 3) - _MEAN) / _STD
         tokens = self._with_special(self._embed(flat), v)
-        rows, columns = y // PATCH_SIZE, x // PATCH_SIZE
-        angles = view_angles(rows, columns, self.config.dim // self.config.num_heads)
-        outputs = self._run(tokens, jnp.asarray(angles), (b, v))
+        outputs = self._run(tokens, (b, v), (y // PATCH_SIZE, x // PATCH_SIZE))
         return dict(zip(self.layers, outputs, strict=True))
 
     def _embed(self, images: jax.Array) -> jax.Array:
@@ -72,7 +71,7 @@ class Aggregator(nn.Module):
         repeated = jnp.tile(of_views, (len(patches) // v, 1, 1))
         return jnp.concatenate([repeated, patches], axis=1)
 
-    def _run(self, tokens: jax.Array, angles: jax.Array, views: tuple[int, int]) -> jax.Array:
+    def _run(self, tokens: jax.Array, views: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
         """The kept tokens of each layer of `layers`, `(layers, b, v, n, 2c)`.
 
         Every pair writes to the place of the next layer that is asked for, whose own output comes
@@ -86,9 +85,8 @@ class Aggregator(nn.Module):
             _Pair,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-        )(self.config, views, self.kept, self.dtype, name="blocks")
-        (_, kept), _ = pairs((tokens, kept), jnp.asarray(places), angles)
+        )(self.config, views, grid, self.kept, self.dtype, name="blocks")
+        (_, kept), _ = pairs((tokens, kept), jnp.asarray(places))
         return kept
 
 
@@ -97,19 +95,21 @@ class _Pair(nn.Module):
 
     config: VggtConfig
     views: tuple[int, int]
+    grid: tuple[int, int]
     kept: Kept
     dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, jax.Array], place: jax.Array, angles: jax.Array
+        self, carry: tuple[jax.Array, jax.Array], place: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], Any]:
         x, kept = carry
         b, v = self.views
         n, c = x.shape[1:]
+        angles = view_angles(*self.grid, self.config.dim // self.config.num_heads)
         within = self._block("frame")(x, angles)
         joint = within.reshape(b, v * n, c)
-        across = self._block("global")(joint, jnp.tile(angles, (v, 1, 1)))
+        across = self._block("global")(joint, np.tile(angles, (v, 1, 1)))
         parts = (part.reshape(b, v, n, c)[:, :, _KEPT[self.kept]] for part in (within, across))
         kept = kept.at[place].set(jnp.concatenate(list(parts), axis=-1))
         return (across.reshape(x.shape), kept), None

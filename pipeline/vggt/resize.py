@@ -29,7 +29,7 @@ def resize_bicubic(
 ) -> UInt8[Array, "b {height} {width} 3"]:
     """Columns are fitted first, then rows, each rounded and clipped to a whole number.
 
-    Source: Pillow's BICUBIC, whose fixed-point arithmetic differs by 1 in a pixel of a thousand.
+    Source: Pillow's BICUBIC, from which four numbers of a thousand differ by 1.
     """
     if images.shape[1:3] == (height, width):
         return images

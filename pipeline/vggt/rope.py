@@ -4,7 +4,6 @@ Source: Su et al. 2021, "RoFormer"; Heo et al. 2024, "Rotary Position Embedding 
 Transformer".
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -20,8 +19,9 @@ def view_positions(rows: int, columns: int) -> Int[np.ndarray, "n 2"]:
     Patches count from 1; the camera and the registers are at (0, 0), where nothing turns. All views
     have the same positions.
     """
-    grid = np.stack(np.mgrid[1 : rows + 1, 1 : columns + 1], axis=-1).reshape(-1, 2)
-    return np.concatenate([np.zeros((NUM_SPECIAL, 2), grid.dtype), grid])
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    patches = np.stack([row + 1, column + 1], axis=-1)
+    return np.concatenate([np.zeros((NUM_SPECIAL, 2), patches.dtype), patches])
 
 
 def view_angles(rows: int, columns: int, head_dim: int) -> Float[np.ndarray, "n 2 d"]:
@@ -42,14 +42,14 @@ def view_angles(rows: int, columns: int, head_dim: int) -> Float[np.ndarray, "n 
 
 
 def turn(
-    heads: Float[Array, "b n h 4*d"], angles: Float[jax.Array, "n 2 d"]
+    heads: Float[Array, "b n h 4*d"], angles: Float[np.ndarray, "n 2 d"]
 ) -> Float[Array, "b n h 4*d"]:
     """Queries or keys, turned by the angles of their tokens.
 
     Of each half of a head, number `i` is paired with number `i + d`.
     """
-    cos = jnp.cos(angles)[:, None]
-    sin = jnp.sin(angles)[:, None]
+    cos = jnp.cos(angles)[None, :, None]
+    sin = jnp.sin(angles)[None, :, None]
     halves = heads.reshape(*heads.shape[:-1], 2, 2, angles.shape[-1])
     first, second = halves[..., 0, :], halves[..., 1, :]
     turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)

@@ -145,8 +145,8 @@ def leaf_shapes(config: VggtConfig, num_layers: int) -> dict[str, Shape]:
     module = Aggregator(config, (num_layers - 1,))
     images = jax.ShapeDtypeStruct((1, 1, PATCH_SIZE, PATCH_SIZE, 3), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    flat = traverse_util.flatten_dict(variables["params"], sep="/")
-    return {str(path): tuple(leaf.shape) for path, leaf in flat.items()}
+    flat: Any = traverse_util.flatten_dict(variables["params"], sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def _allocate(
@@ -161,7 +161,7 @@ def _allocate(
 def _digest(tensor: np.ndarray) -> str:
     head = f"{tensor.dtype}{list(tensor.shape)}".encode()
     digest = xxhash.xxh3_128(head)
-    digest.update(tensor.reshape(-1).view(np.uint8))
+    digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 
