@@ -30,7 +30,7 @@ _START_OVER = "Start over with --overwrite."
 _RECORD_OVERHEAD_BYTES = 100
 _SHARD_OVERHEAD_BYTES = 128 << 10
 """Of an ArrayRecord file; measured: 69 bytes a record and at most 64 KiB twice."""
-_GB = 1e9
+_MB = 1e6
 
 Record = Mapping[str, np.ndarray | Blob]
 """Values of one step, by feature key."""
@@ -113,7 +113,7 @@ class ColumnJob:
             if noted != self.plan:
                 clear_up(self.directory, name)
             write_text_atomically(self._note, self.plan)
-            remove_temporaries(self.directory, name)
+            remove_temporaries(self.directory / name)
 
     @property
     def _note(self) -> epath.Path:
@@ -137,8 +137,8 @@ class ColumnJob:
         if needed > free:
             raise UserError(
                 where=str(self.directory / self.column.name),
-                expected=f"{needed / _GB:.3f} GB free on the disk, for what is to be written",
-                found=f"{free / _GB:.3f} GB",
+                expected=f"{needed / _MB:,.1f} MB free on the disk, for what is to be written",
+                found=f"{free / _MB:,.1f} MB",
                 remedy="Free space, or store less: see --store, --keep and --report.",
             )
 

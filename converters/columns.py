@@ -48,6 +48,7 @@ def claimed(directory: epath.Path) -> Iterator[Manifest]:
         with writing(directory):
             (directory / WORK).mkdir(exist_ok=True)
             stack.enter_context(lock(directory, _EXPECTED))
+            remove_temporaries(directory / WORK)
         stack.callback(_release, directory)
         yield load_manifest(directory)
 
@@ -197,9 +198,9 @@ def clear_up(directory: epath.Path, name: str) -> int:
     return num_bytes
 
 
-def remove_temporaries(directory: epath.Path, name: str) -> None:
-    """Deletes what a killed job was writing in a column's folder."""
-    for path in _own_files(directory, name):
+def remove_temporaries(folder: epath.Path) -> None:
+    """Deletes what killed jobs were writing in a folder."""
+    for path in children(folder):
         if path.match(TEMPORARIES):
             path.unlink()
 

@@ -65,17 +65,17 @@ def measure(
     Raises:
       DataError: Where none of `stores` can hold the tokens.
     """
-    ways = {store: encoder.storing(store) for store in stores}
+    ways: dict[Store, TokenEncoder] = {store: encoder.storing(store) for store in stores}
     storage = {s: {key: _Squares() for key in encoder.origins} for s in stores}
     reduction = {key: _Squares() for key in encoder.origins}
     failures: dict[Store, DataError] = {}
-    for part, made in frames.batches(steps, lambda images: _reduced(encoder, images)):
-        whole, kept = jax.device_get(made)
+    for part, (tokens, reduced) in frames.batches(steps, lambda images: _reduced(encoder, images)):
+        whole, kept = jax.device_get((tokens, reduced))
         places = [describe(frames, step) for step in part]
         _add_reduction(encoder, whole, kept, len(part), reduction)
         for store, way in ways.items():
             try:
-                read = way.read(way.records(way.pack(kept), places))
+                read = way.read(way.records(way.pack(reduced), places))
             except DataError as error:
                 failures.setdefault(store, error)
                 continue

@@ -127,7 +127,9 @@ class TokenEncoder:
             read[key] = out
         return read
 
-    def _record(self, host: Packed, sample: int) -> dict[str, np.ndarray | bytes]:
+    def _record(
+        self, host: dict[str, dict[str, np.ndarray]], sample: int
+    ) -> dict[str, np.ndarray | bytes]:
         values: dict[str, np.ndarray | bytes] = {}
         for key, parts in host.items():
             of_sample = {name: np.asarray(part[sample]) for name, part in parts.items()}
