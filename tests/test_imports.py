@@ -8,6 +8,8 @@ import sys
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 JAX_ONLY_IN = {"device.py"}
+ENCODER = "vggt/"
+WITHOUT_JAX = {f"{ENCODER}{name}.py" for name in ("config", "keys", "sources", "spec")}
 
 _IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -58,8 +60,11 @@ def test_the_check_sees_an_import_deep_inside_a_package(tmp_path: pathlib.Path) 
     assert frameworks(tmp_path, "package") == ["torch"]
 
 
-def test_only_the_device_file_of_the_pipeline_imports_jax() -> None:
-    assert importers(REPOSITORY / "pipeline", "jax") == JAX_ONLY_IN
+def test_only_the_device_file_and_the_encoder_of_the_pipeline_import_jax() -> None:
+    found = importers(REPOSITORY / "pipeline", "jax")
+    assert {path for path in found if not path.startswith(ENCODER)} == JAX_ONLY_IN
+    assert f"{ENCODER}encoder.py" in found
+    assert not found & WITHOUT_JAX
 
 
 def test_importers_are_found_wherever_the_import_stands(tmp_path: pathlib.Path) -> None:

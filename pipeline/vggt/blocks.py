@@ -25,8 +25,8 @@ def attend(
     """Softmax attention of each head; logits and sums are float32 whatever comes in.
 
     The sums divide what comes out, which is smaller than what the second product takes in. At 4 x
-    261 tokens of 16 heads this takes 13 CPU ms, `jax.nn.dot_product_attention` 28 (2 cores of an AMD
-    EPYC).
+    261 tokens of 16 heads this takes 13 CPU ms, `jax.nn.dot_product_attention` 28 (two cores of an
+    AMD EPYC).
     """
     q, k, v = (heads.swapaxes(1, 2) for heads in (q, k, v))
     scaled = q * np.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
@@ -72,8 +72,8 @@ class Attention(nn.Module):
         qkv = dense(3 * c, name="qkv")(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         if self.normalize:
-            q = LayerNorm(epsilon=EPSILON, name="q_norm")(q)
-            k = LayerNorm(epsilon=EPSILON, name="k_norm")(k)
+            q = LayerNorm(epsilon=EPSILON, name="q_norm")(q.astype(jnp.float32))
+            k = LayerNorm(epsilon=EPSILON, name="k_norm")(k.astype(jnp.float32))
         if angles is not None:
             q, k = turn(q, angles), turn(k, angles)
         attended = attend(q.astype(self.dtype), k.astype(self.dtype), v)
@@ -100,7 +100,10 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Returns float32 tokens of the same shape."""
-        return x * self.param("gamma", nn.initializers.ones, x.shape[-1:])[None, None]
+        return (
+            x.astype(jnp.float32)
+            * self.param("gamma", nn.initializers.ones, x.shape[-1:])[None, None]
+        )
 
 
 class Block(nn.Module):

@@ -15,8 +15,9 @@ from pipeline.vggt.resize import resize_bicubic
 from pipeline.vggt.spec import EncoderSpec
 from pipeline.vggt.weights import VggtWeights, check_weights
 
+Images = np.ndarray | Sequence[np.ndarray]
 Params = dict[str, Any]
-Views = tuple[UInt8[Array, "b y x 3"], ...]
+Views = tuple[UInt8[Array, "b _ _ 3"], ...]
 
 
 class VggtEncoder:
@@ -37,14 +38,14 @@ class VggtEncoder:
     ) -> None:
         check_weights(spec, weights)
         self.spec = spec
-        self._params = _first_layers(weights, spec.layers[-1] + 1)
+        self.params = _first_layers(weights, spec.layers[-1] + 1)
         self._sharding = sharding
         self._module = Aggregator(
             spec.model, spec.layers, kept=spec.kept, dtype=jnp.dtype(spec.compute_dtype)
         )
-        self._encode = jax.jit(self._tokens)
+        self._encode = jax.jit(self._tokens, out_shardings=sharding)
 
-    def encode(self, images: np.ndarray | Sequence[np.ndarray]) -> dict[int, jax.Array]:
+    def encode(self, images: Images) -> dict[int, jax.Array]:
         """Tokens of each layer, `float32[b, v, n, 2 * dim]`, on the devices.
 
         Args:
@@ -54,11 +55,19 @@ class VggtEncoder:
         Raises:
           UserError: They are no such pictures, or the devices do not divide `b`.
         """
+        views = self._on_devices(images)
+        with jax.default_matmul_precision(self.spec.precision):
+            return self._encode(self.params, views)
+
+    def compiled(self, images: Images) -> jax.stages.Compiled:
+        """The program that encodes pictures of these shapes: its text, its memory, its cost."""
+        with jax.default_matmul_precision(self.spec.precision):
+            return self._encode.lower(self.params, self._on_devices(images)).compile()
+
+    def _on_devices(self, images: Images) -> Views:
         views = tuple(images) if isinstance(images, Sequence) else tuple(np.moveaxis(images, 1, 0))
         self._check(views)
-        on_devices = jax.device_put(views, self._sharding)
-        with jax.default_matmul_precision(self.spec.precision):
-            return self._encode(self._params, on_devices)
+        return jax.device_put(views, self._sharding)
 
     def _tokens(self, params: Params, views: Views) -> dict[int, Float[Array, "b v n d"]]:
         height, width = self.spec.image_size

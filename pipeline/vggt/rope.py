@@ -42,11 +42,11 @@ def view_angles(rows: int, columns: int, head_dim: int) -> Float[np.ndarray, "n 
 
 
 def turn(
-    heads: Float[Array, "b n h 4*d"], angles: Float[np.ndarray, "n 2 d"]
-) -> Float[Array, "b n h 4*d"]:
+    heads: Float[Array, "b n h f"], angles: Float[np.ndarray, "n 2 d"]
+) -> Float[Array, "b n h f"]:
     """Queries or keys, turned by the angles of their tokens.
 
-    Of each half of a head, number `i` is paired with number `i + d`.
+    Of each half of a head, `2 * d` numbers, number `i` is paired with number `i + d`.
     """
     cos = jnp.cos(angles)[None, :, None]
     sin = jnp.sin(angles)[None, :, None]

@@ -83,6 +83,8 @@ def load_weights(
         if place.index is None or place.index < leaves[place.path].shape[0]:
             _check_finite(source, key, tensor)
             leaves[place.path] = _put(leaves[place.path], tensor, place, sharding)
+            # Tensors would pile up in memory where the device is slower than the disk.
+            leaves[place.path].block_until_ready()
     lines = "".join(f"{key} {digest}\n" for key, digest in sorted(digests.items()))
     digest = xxhash.xxh3_128_hexdigest(lines.encode())
     _log.info("%s: %d tensors, digest %s, %s", source, len(digests), digest, licence)
@@ -129,7 +131,7 @@ def check_weights(spec: EncoderSpec, weights: VggtWeights) -> None:
     }
     faults = {name: both for name, both in wanted.items() if both[0] != both[1]}
     if weights.num_layers <= spec.layers[-1]:
-        faults["layer"] = (spec.layers[-1], f"layers 0 to {weights.num_layers - 1}")
+        faults["layers"] = (f"up to {spec.layers[-1]}", f"up to {weights.num_layers - 1}")
     if faults:
         raise UserError(
             where=f"the weights {weights.source}",
@@ -185,7 +187,9 @@ def _put(
 
 
 @functools.partial(jax.jit, static_argnames="change", donate_argnames="leaf")
-def _put_block(leaf: jax.Array, tensor: jax.Array, index: int, change: Change) -> jax.Array:
+def _put_block(
+    leaf: jax.Array, tensor: jax.Array, index: int | jax.Array, change: Change
+) -> jax.Array:
     """The leaf with one block's tensor, in the memory of the one that came in."""
     return leaf.at[index].set(_change(tensor, change).astype(leaf.dtype))
 

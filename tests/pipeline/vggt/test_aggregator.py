@@ -1,0 +1,207 @@
+"""The aggregator against what the public code gave with the same weights and pictures."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipeline.vggt import blocks, rope
+from pipeline.vggt.aggregator import Aggregator
+from pipeline.vggt.backbone import resize_grid, to_patches
+
+CASES = {
+    "dino518_s1_56": "dino518",
+    "dino518_s2_70": "dino518",
+    "dino70_s1_70_nointerp": "dino70",
+    "dino70_s1_98_upsample": "dino70",
+    "conv_s2_56": "conv",
+    "eps_s2_56": "eps",
+}
+TOLERANCE = 2e-6
+"""Of the root mean square of the differences, over the deviation of what was recorded."""
+
+
+def nrmse(found: Any, recorded: np.ndarray) -> float:
+    assert found.shape == recorded.shape
+    difference = np.asarray(found, np.float64) - recorded
+    return float(np.sqrt(np.mean(difference**2)) / recorded.std())
+
+
+def pictures(recorded: dict[str, np.ndarray]) -> jax.Array:
+    return jnp.asarray(recorded["images_u8"].astype(np.float32) / np.float32(255))
+
+
+@pytest.fixture(scope="session")
+def run(golden_model: Callable, golden_case: Callable) -> Callable[..., dict[int, jax.Array]]:
+    """The tokens of every layer of a case, or of some."""
+
+    def apply(case: str, layers: tuple[int, ...] | None = None, **settings: Any) -> Any:
+        model = golden_model(CASES[case])
+        module = Aggregator(model.config, layers or tuple(range(model.config.num_layers)))
+        module = module.clone(**settings)
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(module.apply)(
+                {"params": first(model.params, module.layers[-1] + 1)},
+                pictures(golden_case(case)),
+            )
+
+    return apply
+
+
+def first(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
+    return params | {"blocks": jax.tree.map(lambda leaf: leaf[:num_layers], params["blocks"])}
+
+
+def errors(outputs: dict[int, jax.Array], recorded: dict[str, np.ndarray]) -> list[float]:
+    return [nrmse(outputs[layer], recorded[f"output_list/{layer:02}"]) for layer in outputs]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layer_is_the_recorded_one(case: str, run: Callable, golden_case: Callable) -> None:
+    recorded = golden_case(case)
+    outputs = run(case)
+    assert len(outputs) == len([name for name in recorded if name.startswith("output_list")])
+    assert all(tokens.dtype == jnp.float32 for tokens in outputs.values())
+    assert max(errors(outputs, recorded)) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["dino518_s1_56", "dino518_s2_70", "eps_s2_56"])
+def test_what_lies_between_is_the_recorded_one(
+    case: str, golden_model: Callable, golden_case: Callable
+) -> None:
+    model, recorded = golden_model(CASES[case]), golden_case(case)
+    module = Aggregator(model.config, (model.config.num_layers - 1,))
+    with jax.default_matmul_precision("highest"):
+        _, captured = module.apply(
+            {"params": model.params},
+            pictures(recorded),
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+    backbone, pairs = (captured["intermediates"][name] for name in ("patch_embed", "blocks"))
+
+    def output(of: Any, *names: str) -> jax.Array:
+        for name in names:
+            of = of[name]
+        return of["__call__"][0]
+
+    found = {
+        "dino/conv_tokens": output(backbone, "patch_embed"),
+        "dino/x_norm": output(backbone, "norm"),
+        "patch_tokens": output(backbone),
+    }
+    for number, tokens in enumerate(output(backbone, "blocks", "block")):
+        found[f"dino/block_{number:02}"] = tokens
+    for kind in ("frame", "global"):
+        found[f"{kind}0/attn_out"] = output(pairs, kind, "attn")[0]
+        for part in ("q", "k"):
+            heads = output(pairs, kind, "attn", f"{part}_norm")[0]
+            found[f"{kind}0/{part}_after_norm"] = heads.swapaxes(1, 2)
+    missing = {name for name in recorded if "/" in name} - {*found}
+    assert {name.partition("/")[2] for name in missing if not name.startswith("output")} == {
+        *("pos", "q_after_rope", "k_after_rope", "pos_embed_interp")
+    }
+    for name, tokens in found.items():
+        assert nrmse(tokens, recorded[name]) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("case", ["dino518_s1_56", "dino518_s2_70", "eps_s2_56"])
+def test_positions_are_resized_as_recorded(
+    case: str, golden_model: Callable, golden_case: Callable
+) -> None:
+    positions = golden_model(CASES[case]).params["patch_embed"]["pos_embed"]
+    recorded = golden_case(case)["dino/pos_embed_interp"]
+    side = int(np.sqrt(recorded.shape[1] - 1))
+    resized = resize_grid(jnp.asarray(positions[:, 1:]), side, side)
+    assert nrmse(resized, recorded[:, 1:]) < TOLERANCE
+    np.testing.assert_array_equal(positions[:, :1], recorded[:, :1])
+
+
+def test_layers_that_are_not_asked_for_leave_no_trace(run: Callable) -> None:
+    whole = run("dino518_s1_56")
+    for layers in ((0,), (1,), (2,), (0, 2), (1, 2)):
+        outputs = run("dino518_s1_56", layers)
+        assert tuple(outputs) == layers
+        for layer in layers:
+            np.testing.assert_array_equal(outputs[layer], whole[layer])
+
+
+@pytest.mark.parametrize(("kept", "part"), [("special", slice(5)), ("patches", slice(5, None))])
+def test_kept_tokens_are_a_part_of_all(kept: str, part: slice, run: Callable) -> None:
+    whole, some = run("dino518_s2_70"), run("dino518_s2_70", kept=kept)
+    for layer, tokens in whole.items():
+        np.testing.assert_array_equal(some[layer], tokens[:, :, part])
+
+
+def test_pictures_need_not_be_square(golden_model: Callable) -> None:
+    """Turned on their side, and their rows and columns swapped in the model, they are the same."""
+    model = golden_model("conv")
+    config, params = model.config, first(model.params, 1)
+    wide = jnp.asarray(np.random.default_rng(0).random((1, 2, 28, 70, 3), np.float32))
+    tokens = Aggregator(config, (0,)).apply({"params": params}, wide)[0]
+    assert tokens.shape == (1, 2, 5 + 2 * 5, 64)
+    swapped = jax.tree.map(np.array, params)
+    kernel = swapped["patch_embed"]["proj"]["kernel"]
+    kernel[...] = kernel.reshape(14, 14, 3, -1).swapaxes(0, 1).reshape(kernel.shape)
+    for block in swapped["blocks"].values():
+        attention = block["attn"]
+        for leaf in jax.tree.leaves([attention["q_norm"], attention["k_norm"]]):
+            leaf[...] = swap_halves(leaf)
+        for leaf in attention["qkv"].values():
+            leaf[...] = np.concatenate(
+                [*map(swap_heads, np.split(leaf, 3, -1)[:2]), np.split(leaf, 3, -1)[2]], -1
+            )
+    tall = Aggregator(config, (0,)).apply({"params": swapped}, wide.swapaxes(2, 3))[0]
+    np.testing.assert_allclose(tall[:, :, :5], tokens[:, :, :5], atol=1e-5)
+    turned = tall[:, :, 5:].reshape(1, 2, 5, 2, -1).swapaxes(2, 3).reshape(1, 2, 10, -1)
+    np.testing.assert_allclose(turned, tokens[:, :, 5:], atol=1e-5)
+
+
+def swap_halves(heads: np.ndarray) -> np.ndarray:
+    return np.concatenate(np.split(heads, 2, -1)[::-1], -1)
+
+
+def swap_heads(leaf: np.ndarray) -> np.ndarray:
+    return swap_halves(leaf.reshape(*leaf.shape[:-1], 2, -1)).reshape(leaf.shape)
+
+
+def test_a_grid_is_resized_row_by_row() -> None:
+    rows = jnp.broadcast_to(jnp.arange(4.0)[:, None], (4, 4)).reshape(1, 16, 1)
+    resized = np.asarray(resize_grid(rows, 8, 3)).reshape(8, 3)
+    np.testing.assert_allclose(resized, resized[:, :1].repeat(3, axis=1), atol=1e-6)
+    assert (np.diff(resized[:, 0]) > 0).all()
+
+
+def test_patches_are_rows_of_pixels() -> None:
+    images = np.arange(28 * 42 * 3, dtype=np.float32).reshape(1, 28, 42, 3)
+    patches = np.asarray(to_patches(jnp.asarray(images)))
+    assert patches.shape == (1, 6, 588)
+    np.testing.assert_array_equal(patches[0, 1], images[0, :14, 14:28].ravel())
+    np.testing.assert_array_equal(patches[0, 3], images[0, 14:, :14].ravel())
+
+
+MUTATIONS = {
+    "backbone_epsilon": (mock.patch("pipeline.vggt.backbone.DINO_EPSILON", 1e-5), "eps_s2_56"),
+    "epsilon": (mock.patch("pipeline.vggt.aggregator.EPSILON", 1e-6), "eps_s2_56"),
+    "head_epsilon": (mock.patch.object(blocks, "EPSILON", 1e-6), "eps_s2_56"),
+    "tanh": (mock.patch.object(nn, "gelu", lambda x, approximate: jax.nn.gelu(x)), "conv_s2_56"),
+    "base": (mock.patch.object(rope, "_BASE", 1e4), "conv_s2_56"),
+    "first_view": (mock.patch("numpy.minimum", lambda a, _: a * 0), "conv_s2_56"),
+    "positions": (
+        mock.patch("pipeline.vggt.aggregator.view_angles", lambda *a: rope.view_angles(*a) * 0),
+        "conv_s2_56",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_wrong_detail_is_seen(name: str, run: Callable, golden_case: Callable) -> None:
+    """What the tolerance is worth: each of these would pass an eye."""
+    mutation, case = MUTATIONS[name]
+    with mutation:
+        assert max(errors(run(case), golden_case(case))) > 20 * TOLERANCE
