@@ -25,11 +25,14 @@ from pipeline.files import (
 )
 from pipeline.manifest import FILE_NAME, STATISTICS_NAME, WORK
 
+COLUMN_FILES = ("[0-9]*-of-[0-9]*.arrayrecord", "*.npy", TEMPORARIES)
+"""What lies in the folder of a column: shards, and the projection of computed tokens."""
 _PLAN = "plan.json"
-_LOCK = "lock"
+LOCK = "lock"
+_EMPTY = "an empty or new directory"
 _OWN_FILES = {
     1: (FILE_NAME, STATISTICS_NAME, TEMPORARIES),
-    2: ("[0-9]*-of-[0-9]*.arrayrecord", TEMPORARIES),
+    2: COLUMN_FILES,
 }
 """By depth: a folder of several datasets is not one, and is never cleared."""
 
@@ -63,7 +66,7 @@ def claim(destination: epath.Path, plan: str, *, overwrite: bool) -> Iterator[No
             yield
         finally:
             _remove_temporaries(destination)
-        done = _set_aside(destination)
+        done = set_aside(destination)
     with contextlib.suppress(OSError):  # the dataset is complete; what is left of this is harmless
         done.rmtree()
 
@@ -77,7 +80,7 @@ def _prepare(
         _resumes(destination, plan)
     (destination / WORK).mkdir(parents=True, exist_ok=True)
     if not is_remote(destination):
-        stack.enter_context(_lock(destination))
+        stack.enter_context(lock(destination))
     if overwrite or not _resumes(destination, plan):
         _clear(destination)
     write_text_atomically(destination / WORK / _PLAN, plan)
@@ -127,10 +130,10 @@ def _difference(noted: str, plan: str) -> str:
 def _clear(destination: epath.Path) -> None:
     """Empties the destination: the dataset stops being one before any of its shards is touched."""
     (destination / FILE_NAME).unlink(missing_ok=True)
-    for path in _children(destination / WORK):
-        if path.name != _LOCK:
+    for path in children(destination / WORK):
+        if path.name != LOCK:
             path.unlink()
-    for path in _children(destination):
+    for path in children(destination):
         if path.name == WORK:
             continue
         if path.is_dir():
@@ -139,7 +142,7 @@ def _clear(destination: epath.Path) -> None:
             path.unlink()
 
 
-def _set_aside(destination: epath.Path) -> epath.Path:
+def set_aside(destination: epath.Path) -> epath.Path:
     """Moves what the job knew to a name that no other job uses, with the lock still held."""
     work = destination / WORK
     if is_remote(destination):
@@ -151,9 +154,9 @@ def _set_aside(destination: epath.Path) -> epath.Path:
 
 def _remove_temporaries(destination: epath.Path) -> None:
     """Removes what killed jobs and workers left behind."""
-    folders = [path for path in _children(destination) if path.is_dir()]
+    folders = [path for path in children(destination) if path.is_dir()]
     for folder in (destination, *folders):
-        for path in _children(folder):
+        for path in children(folder):
             if path.match(TEMPORARIES):
                 path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -162,7 +165,7 @@ def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
     """Yields the files, relative to the destination, but for those of the job itself."""
     pending = [destination]
     while pending:
-        for path in _children(pending.pop()):
+        for path in children(pending.pop()):
             if path.name == WORK or (path.is_dir() and path.match(TEMPORARIES)):
                 continue
             if path.is_dir():
@@ -171,36 +174,50 @@ def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
                 yield pathlib.PurePath(path.relative_to(destination))
 
 
-def _children(directory: epath.Path) -> list[epath.Path]:
+def children(directory: epath.Path) -> list[epath.Path]:
     """What lies in a directory; nothing where it is missing, as an empty one of a store is."""
     return sorted(directory.iterdir()) if directory.exists() else []
 
 
 @contextlib.contextmanager
-def _lock(destination: epath.Path) -> Iterator[None]:
-    """Holds the lock; the system frees it when the process ends, however that happens."""
-    path = pathlib.Path(destination) / WORK / _LOCK
+def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
+    """Holds the lock; the system frees it when the process ends, however that happens.
+
+    Args:
+      destination: Has the folder `WORK`.
+      expected: What it has to be, for the error.
+
+    Raises:
+      UserError: Where another job holds it.
+    """
+    path = pathlib.Path(destination) / WORK / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _in_use(
-                destination, "another conversion at work in it", "Wait for its end, or stop it."
+                destination,
+                "another conversion at work in it",
+                "Wait for its end, or stop it.",
+                expected,
             ) from error
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise _in_use(
-                destination, "a conversion that ended just now", "Run the same command again."
+                destination,
+                "a conversion that ended just now",
+                "Run the same command again.",
+                expected,
             )
         yield
     finally:
         os.close(descriptor)
 
 
-def _in_use(destination: epath.Path, found: str, remedy: str) -> UserError:
+def _in_use(destination: epath.Path, found: str, remedy: str, expected: str = _EMPTY) -> UserError:
     return UserError(
         where=str(destination),
-        expected="an empty or new directory",
+        expected=expected,
         found=found,
         remedy=remedy,
     )

@@ -13,18 +13,34 @@ _LOG_INTERVAL_S = 30.0
 _MB = 1e6
 
 
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What a job counts."""
+
+    plural: str
+    """Such as `episodes`."""
+    short: str
+    """Such as `ep`, before `/s`."""
+
+
+EPISODES = Unit("episodes", "ep")
+FRAMES = Unit("frames", "frames")
+
+
 @dataclasses.dataclass
 class Status:
     """Counts of a job under way, and what they say about its speed."""
 
     total: int
-    """Episodes to do."""
+    """Episodes to do, or what else is counted."""
     done: int = 0
     """Of them, done: now or by an earlier run."""
     num_episodes: int = 0
     """Done now."""
     num_bytes: int = 0
-    """Of the source, read now."""
+    """Of the source, read now; or written."""
+    unit: Unit = EPISODES
+    """What is counted."""
 
     def add(self, num_episodes: int, num_bytes: int) -> None:
         """Counts episodes; those without bytes were done by an earlier run."""
@@ -35,31 +51,37 @@ class Status:
 
     def text(self, seconds: float) -> str:
         """Such as `120/432 episodes, 31.2 ep/s, 98.1 MB/s, 0:10 left`."""
-        counts = f"{self.done}/{self.total} episodes"
+        counts = f"{self.done}/{self.total} {self.unit.plural}"
         if not self.num_episodes or seconds <= 0:
             return counts
         rate = self.num_episodes / seconds
-        left = round((self.total - self.done) / rate)
-        hours, minutes = divmod(left // 60, 60)
-        clock = f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
+        left = clock((self.total - self.done) / rate)
         megabytes = self.num_bytes / seconds / _MB
-        return f"{counts}, {rate:.1f} ep/s, {megabytes:.1f} MB/s, {clock} left"
+        return f"{counts}, {rate:.1f} {self.unit.short}/s, {megabytes:.1f} MB/s, {left} left"
+
+
+def clock(seconds: float) -> str:
+    """Such as 1:05 or 2:00:00."""
+    left = round(seconds)
+    hours, minutes = divmod(left // 60, 60)
+    return f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
 
 
 @contextlib.contextmanager
-def shown(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[int, int], None]]:
     """Shows the progress of a job on stderr.
 
     Args:
       name: Of what is done.
-      total: Episodes.
+      total: Episodes, or what `unit` says.
+      unit: What is counted.
 
     Yields:
       What to call with the episodes and bytes done since the last call. In a log, short jobs stay
       silent: an error stays their only line.
     """
     console = Console(stderr=True)
-    status = Status(total)
+    status = Status(total, unit=unit)
     started = time.perf_counter()
     logged = started
     with Progress(

@@ -19,7 +19,7 @@ from pipeline.errors import DataError, RecordError
 from pipeline.files import is_remote
 from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
 from pipeline.record import RecordLayout, Values
-from pipeline.schema import EPISODES
+from pipeline.schema import EPISODES, Feature
 
 _READER_BUFFER_BYTES = 32768
 """Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
@@ -36,6 +36,11 @@ class ColumnReader:
         self._starts = [0, *itertools.accumulate(shard.records for shard in shards)]
         self._readers: list[Any] = [None] * len(shards)
         self._lock = threading.Lock()
+
+    @functools.cached_property
+    def features(self) -> dict[str, Feature]:
+        """By key."""
+        return {feature.key: feature for feature in self._layout.column.features}
 
     def __len__(self) -> int:
         """Records of the column."""

@@ -234,7 +234,7 @@ class Gather:
                     batch[key][sample, -back] = batch[key][sample, -back - 1]
                 out = {key: batch[key][sample, -back] for key in wanted if key not in copied}
                 if out:
-                    _read(reader, first + history[-back], out)
+                    read_into(reader, first + history[-back], out)
 
     def _read_goal(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills the goal images of one sample; one that is the current image is copied."""
@@ -251,7 +251,7 @@ class Gather:
             elif cameras:
                 reader = self.datasets[place].columns[column]
                 out = {f"observation/{name}": batch[f"task/{name}"][sample] for name in cameras}
-                _read(reader, int(windows.first[sample] + goal), out)
+                read_into(reader, int(windows.first[sample] + goal), out)
 
     @functools.cached_property
     def _keys_by_column(self) -> tuple[dict[str, tuple[str, ...]], ...]:
@@ -276,7 +276,7 @@ class Gather:
         return dataset.manifest.schema.find(key, dataset.path)[1]
 
 
-def _read(reader: ColumnReader, index: int, out: dict[str, np.ndarray]) -> None:
+def read_into(reader: ColumnReader, index: int, out: dict[str, np.ndarray]) -> None:
     """Reads one record and decodes the wanted features into the arrays of `out`."""
     record = reader.read(index)
     for key, array in out.items():
@@ -284,8 +284,12 @@ def _read(reader: ColumnReader, index: int, out: dict[str, np.ndarray]) -> None:
         if isinstance(value, np.ndarray):
             array[...] = value
             continue
+        feature = reader.features[key]
         try:
-            decode_image(value, array, key)
+            if feature.kind == "quantized":
+                feature.code.decode(value, array, key)
+            else:
+                decode_image(value, array, key)
         except UserError as error:
             raise reader.damaged(
                 index,

@@ -33,6 +33,7 @@ from pipeline.schema import ACTION, EPISODES
 from pipeline.selection import select
 from pipeline.statistics import FeatureStatistics
 from pipeline.text import Encode, TaskTable, tokenize
+from pipeline.tokens import check_same_encoder
 from pipeline.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
 
 _PROPRIO = "observation/proprio"
@@ -227,6 +228,11 @@ class Loader:
             "digest": manifest.digest(),
             "schema_hash": manifest.schema.hash(),
             "conventions": to_json_values(manifest.conventions),
+            "encoders": {
+                key: to_json_values(origin)
+                for key, origin in manifest.encoders.items()
+                if key in self.config.keys
+            },
             "normalization": self.config.normalization,
             "statistics": {k: s.to_json() for k, s in (statistics | used).items()},
         }
@@ -358,7 +364,25 @@ def _check_alike(gather: Gather) -> None:
                     found=f"{found.batch_dtype}{list(found.shape)}",
                     remedy="Train on datasets of one shape, or convert them to it.",
                 )
+            _check_encoder(dataset, feature.key, gather)
         _check_meaning(dataset, first)
+
+
+def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
+    """Tokens of one observation are of one encoder in all datasets that have it."""
+    pairs = zip(gather.datasets, gather.config.datasets, strict=True)
+    first = next(d for d, part in pairs if key.removeprefix("observation/") not in part.missing)
+    ours, theirs = (d.manifest.encoders.get(key) for d in (first, dataset))
+    where = f"{dataset.path}, {key}, beside {first.path}"
+    if ours is not None and theirs is not None:
+        check_same_encoder(ours, theirs, where)
+    elif ours is not theirs:
+        raise SchemaError(
+            where=where,
+            expected="tokens of one encoder in all datasets",
+            found="computed ones beside some of the source, whose encoder is not known",
+            remedy="Compute them of every dataset with `python -m converters.vggt`.",
+        )
 
 
 def _check_goals(gather: Gather) -> None:

@@ -12,6 +12,7 @@ from pipeline.conventions import Conventions
 from pipeline.errors import DataError
 from pipeline.files import dump_json, from_json_text, to_json_values
 from pipeline.schema import ACTION, EPISODES, Schema
+from pipeline.tokens import TokenOrigin
 
 FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
@@ -79,6 +80,8 @@ class Manifest:
     """Of each column, as an SPDX identifier or in words."""
     provenance: Mapping[str, str]
     """Where the data came from."""
+    encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict)
+    """How each feature was made that is not of the source, by key."""
 
     def digest(self, columns: Collection[str] | None = None) -> str:
         """16 hex digits: the identity of the data in some columns, or in all of them.
@@ -100,8 +103,14 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def dumps(self) -> str:
-        """As the text of `dataset.json`."""
-        return dump_json(to_json_values(self))
+        """As the text of `dataset.json`; without `encoders` where nothing was computed.
+
+        So a program that does not know that field reads all other datasets.
+        """
+        values = to_json_values(self)
+        if not self.encoders:
+            del values["encoders"]
+        return dump_json(values)
 
 
 def load_manifest(directory: epath.Path) -> Manifest:
@@ -198,6 +207,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
         *_column_problems(manifest),
         *_feature_problems(manifest),
         *_episode_problems(manifest),
+        *_encoder_problems(manifest),
     ]
     if problems:
         raise DataError(
@@ -233,8 +243,13 @@ def _column_problems(manifest: Manifest) -> Iterator[str]:
             yield f"{place}: expected {expected}; found {found}"
 
 
+def is_column_name(name: str) -> bool:
+    """Whether a column may have that name, which is the name of its folder."""
+    return re.fullmatch(r"\w[\w.-]*", name) is not None
+
+
 def _is_inside(file: str, column: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*", column) is not None and (
+    return is_column_name(column) and (
         re.fullmatch(rf"{re.escape(column)}/\w[\w.-]*", file) is not None
     )
 
@@ -281,3 +296,21 @@ def _episode_problems(manifest: Manifest) -> Iterator[str]:
     inside = all(0 <= e < len(lengths) and 1 <= step < lengths[e] for e, step in places)
     if not inside or places != sorted(set(places)):
         yield f"task_changes: expected steps inside their episodes, in order; found {places}"
+
+
+def _encoder_problems(manifest: Manifest) -> Iterator[str]:
+    """Every computed feature is declared as what was made."""
+    computed = {f.key: (c, f) for c, f in manifest.schema.features() if not f.source}
+    if set(computed) != set(manifest.encoders):
+        found = sorted(manifest.encoders)
+        yield f"encoders: expected one of each feature without a source; found {found}"
+    for key, (column, feature) in computed.items():
+        origin = manifest.encoders.get(key)
+        if origin is None:
+            continue
+        if column.per != "step" or feature != origin.feature(key):
+            found = f"{feature.kind} of {feature.dtype}{list(feature.shape)} in {column.name}"
+            yield f"encoders {key}: expected the feature that it describes; found {found}"
+        if origin.projection and not _is_inside(origin.projection, column.name):
+            found = origin.projection
+            yield f"encoders {key}: expected a projection in the column's folder; found {found}"

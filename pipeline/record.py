@@ -11,7 +11,8 @@
                padding to 16, then each tensor, padded to 16, then the blobs back to back
 
 All numbers are little-endian, as every host that JAX runs on. A tensor of an episode column has a
-leading time axis of `num_steps`. An image is its encoded bytes, a text its UTF-8.
+leading time axis of `num_steps`. An image is its encoded bytes, a text its UTF-8, quantized tokens
+are the bytes that `pipeline.quantize` describes.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class RecordLayout:
 
     @functools.cached_property
     def blobs(self) -> tuple[Feature, ...]:
-        """The features of varying length: images and texts."""
+        """The features that have a length of their own: images, texts and quantized tokens."""
         return tuple(f for f in self.column.features if f.kind != "tensor")
 
     def encode(

@@ -7,6 +7,7 @@
 | float64                                      | float32, if it fits | float32               |
 | int8, int16, int64, uint16, uint32, uint64   | int32, if it fits   | int32                 |
 | float16, bfloat16                            | as is, finite       | as declared           |
+| computed tokens, in groups of int8           | `int8x128`          | float32               |
 | string, bytes                                | task table, episode | never                 |
 | object, complex, ragged                      | refused             | never                 |
 """
@@ -22,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from pipeline.errors import SchemaError
+from pipeline.quantize import GroupedInt8
 
 BATCH_DTYPES = ("uint8", "int32", "float16", "float32", "bool")
 """The dtypes that a batch leaf may have."""
@@ -50,10 +52,10 @@ SOURCE_ID = "source_id"
 ACTION = "action"
 """Its feature that a policy learns."""
 
-Kind = Literal["tensor", "image", "text"]
+Kind = Literal["tensor", "image", "text", "quantized"]
 
 Blob = bytes | memoryview
-"""An encoded image, or a text in UTF-8."""
+"""An encoded image, a text in UTF-8, or quantized tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +65,18 @@ class Feature:
     key: str
     """Path in the batch, such as `observation/proprio`."""
     kind: Kind
-    """How it is stored: typed bytes, an encoded image, or UTF-8 text (episode metadata)."""
+    """How it is stored: typed bytes, an encoded image, UTF-8 text (episode metadata), or tokens as
+    `pipeline.quantize` codes them."""
     shape: tuple[int, ...]
     """Of one step, without the time axis; (h, w, 3) for an image, () for a text."""
     dtype: str
-    """At rest; for an image, of its decoded pixels; `utf8` for a text."""
+    """At rest; for an image, of its decoded pixels; `utf8` for a text; `int8x128+5` for quantized
+    tokens, of which the first 5 are float16."""
     batch_dtype: str | None
     """In the batch; None for a text, which never enters one."""
     source: str
-    """The key that it has in the source, such as `steps/observation/state`."""
+    """The key that it has in the source, such as `steps/observation/state`; empty for a computed
+    one, which the source has not."""
     source_dtype: str = ""
     """That it has in the source; what is written back has it again. Empty: the same as `dtype`."""
     dims: tuple[str, ...] = ()
@@ -79,7 +84,9 @@ class Feature:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that one step of a tensor takes at rest."""
+        """Bytes that one step of a tensor or of quantized tokens takes at rest."""
+        if self.kind == "quantized":
+            return self.code.num_bytes(self.shape)
         return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
 
     @property
@@ -87,11 +94,28 @@ class Feature:
         """The dtype at rest as numpy's."""
         return _DTYPES[self.dtype]
 
+    @property
+    def code(self) -> GroupedInt8:
+        """How quantized tokens are coded."""
+        code = GroupedInt8.parse(self.dtype)
+        if code is None:
+            raise ValueError(f"{self.key} is {self.dtype}, not quantized")
+        return code
+
     def check(self, where: str) -> None:
         """Raises `SchemaError` where the declared types break the dtype law."""
         if self.kind == "text":
             return
-        if self.dtype not in _DTYPES:
+        if self.kind == "quantized":
+            code = GroupedInt8.parse(self.dtype)
+            if code is None or not code.fits(self.shape):
+                raise SchemaError(
+                    where=f"{where}, feature {self.key}",
+                    expected="tokens of a code such as int8x128+5, whose groups divide their width",
+                    found=f"{self.dtype}{list(self.shape)}",
+                    remedy="Compute the column again; only such are written.",
+                )
+        elif self.dtype not in _DTYPES:
             raise SchemaError(
                 where=f"{where}, feature {self.key}",
                 expected=f"a dtype at rest among {', '.join(_DTYPES)}",
@@ -186,7 +210,12 @@ def rest_dtype(source_dtype: str, where: str) -> str:
 
 
 def batch_dtypes(rest: str) -> tuple[str, ...]:
-    """The dtypes that a batch may have of values at rest: the same, or float32 for a half one."""
+    """The dtypes that a batch may have of values at rest: the same, or float32 for a half one.
+
+    Quantized tokens become float32 or float16.
+    """
+    if GroupedInt8.parse(rest) is not None:
+        return ("float16", "float32")
     kept = tuple(dtype for dtype in BATCH_DTYPES if dtype == rest)
     return (*kept, "float32") if rest in _HALF_DTYPES else kept
 

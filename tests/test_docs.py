@@ -19,6 +19,8 @@ from pipeline.manifest import FORMAT_VERSION, Manifest, Shard, TaskChange, load_
 from pipeline.record import RecordLayout
 from pipeline.schema import Column, Feature, Schema
 from pipeline.statistics import FeatureStatistics
+from pipeline.tokens import Keep, TokenOrigin
+from pipeline.vggt.spec import EncoderSpec
 from pipeline.writer import WRITER_OPTIONS, ShardWriter
 
 FORMAT = pathlib.Path(__file__).parents[1] / "docs" / "format.md"
@@ -192,6 +194,24 @@ def test_record_of_any_kinds_decodes_as_documented(documented: dict, column: Col
         assert np.array_equal(decoded[key], value)
 
 
+@pytest.mark.parametrize("code", ["int8x128+5", "int8x64"])
+def test_quantized_tokens_decode_as_documented(documented: dict, code: str) -> None:
+    tokens = Feature("t", "quantized", (9, 256), code, "float32", "")
+    numbers = np.random.default_rng(0).integers(0, 256, tokens.nbytes, np.uint8)
+    blob = (numbers & 0xBF).tobytes()  # without exponents of what is not finite
+    expected = np.empty((9, 256), np.float32)
+    tokens.code.decode(blob, expected, "here")
+    np.testing.assert_array_equal(documented["decode_quantized"](as_json(tokens), blob), expected)
+
+
+def test_every_way_to_keep_tokens_is_documented(text: str) -> None:
+    ((_, table),) = re.findall(r"^`(keep)`:\n\n((?:\|.*\n)+)", text, re.MULTILINE)
+    values = re.findall(r"^\| `([\w:]+)` \|", table, re.MULTILINE)
+    spec = EncoderSpec("w", "d", "MIT")
+    shapes = [Keep.parse(value.replace("N", "4")).shape(spec) for value in values]
+    assert shapes == [(261, 2048), (261, 2048), (261, 2048), (4, 2048), (261, 4)]
+
+
 def test_schema_hash_is_computed_as_documented(
     documented: dict, dataset: Dataset, manifest: dict
 ) -> None:
@@ -221,7 +241,19 @@ def test_digest_is_computed_as_documented(
 
 
 @pytest.mark.parametrize(
-    "kind", [Manifest, Schema, Feature, Column, Shard, TaskChange, Conventions, FeatureStatistics]
+    "kind",
+    [
+        Manifest,
+        Schema,
+        Feature,
+        Column,
+        Shard,
+        TaskChange,
+        Conventions,
+        FeatureStatistics,
+        TokenOrigin,
+        EncoderSpec,
+    ],
 )
 def test_every_field_is_documented(text: str, kind: type) -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) | {"columns"}
@@ -235,6 +267,7 @@ def test_no_documented_field_is_unknown(text: str) -> None:
     tables = re.findall(r"^\| field \|.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     documented = {name for table in tables for name in re.findall(r"^\| `(\w+)`", table, re.M)}
     kinds = (Manifest, Feature, Column, Shard, TaskChange, Conventions, FeatureStatistics)
+    kinds = (*kinds, TokenOrigin, EncoderSpec)
     assert documented == {field.name for kind in kinds for field in dataclasses.fields(kind)}
 
 

@@ -4,7 +4,8 @@ import pathlib
 
 from pipeline.errors import UserError
 from pipeline.loader import Loader
-from train.checkpoints import read_loader_state
+from pipeline.tokens import check_same_encoders
+from train.checkpoints import read_datasets, read_loader_state
 from train.config import TrainConfig
 from train.report import REPORT_NAME
 
@@ -19,10 +20,11 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
 
     Raises:
       UserError: Where there is no checkpoint, it cannot be read, or the run is complete: it has
-        taken all its steps and has its report.
+        taken all its steps and has its report; or where tokens are of another encoder.
       DataError: Where the checkpoint is damaged, or of another config or other data.
     """
     run_directory = pathlib.Path(config.save_dir)
+    check_same_encoders(read_datasets(run_directory), loader.describe_datasets())
     position = loader.restore(read_loader_state(run_directory), new_mixture=new_mixture)
     is_reported = (run_directory / REPORT_NAME).exists()
     if position > config.num_steps or (position == config.num_steps and is_reported):

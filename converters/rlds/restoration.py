@@ -40,10 +40,14 @@ def declared_features(
 
 
 def _each_source(schema: Schema) -> list[tuple[Column, Feature]]:
-    """(column, feature) for every key of the source; the features of one key hold the same."""
+    """(column, feature) for every key of the source; the features of one key hold the same.
+
+    Computed features have none: the source did not have them.
+    """
     taken: dict[str, tuple[Column, Feature]] = {}
     for column, feature in schema.features():
-        taken.setdefault(feature.source, (column, feature))
+        if feature.source:
+            taken.setdefault(feature.source, (column, feature))
     return list(taken.values())
 
 
@@ -54,7 +58,7 @@ def _declared(feature: Feature, formats: set[str]) -> Any:
         case "image":
             (encoding,) = formats if len(formats) == 1 else (None,)
             return tfds.features.Image(shape=feature.shape, encoding_format=encoding)
-        case "tensor":
+        case _:
             dtype = np.dtype(feature.source_dtype or feature.dtype)
             return tfds.features.Tensor(shape=feature.shape, dtype=dtype)
 

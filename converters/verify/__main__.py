@@ -97,15 +97,18 @@ def summary(verifier: Verifier, seconds: float) -> str:
     num_steps = sum(manifest.episode_lengths)
     num_episodes = len(manifest.episode_lengths)
     kinds = Counter(feature.kind for _, feature in manifest.schema.features())
+    num_tensors = (kinds["tensor"] + kinds["quantized"]) * num_steps
     num_texts = num_steps + kinds["text"] * num_episodes
     how = "whole and of their declared types" if verifier.expected is None else "as in the source"
     lines = [
         f"{num_episodes:,} episodes, {num_steps:,} steps, {len(manifest.tasks):,} tasks: {how}",
-        f"{kinds['tensor'] * num_steps:,} tensors, {kinds['image'] * num_steps:,} images, "
+        f"{num_tensors:,} tensors, {kinds['image'] * num_steps:,} images, "
         f"{num_texts:,} texts, {len(verifier.statistics.features)} statistics",
     ]
     if verifier.expected is not None and (keys := verifier.expected.not_converted()):
         lines.append(f"not converted: {', '.join(keys)}")
+    if verifier.expected is not None and manifest.encoders:
+        lines.append(f"computed, not in the source: {', '.join(manifest.encoders)}")
     megabytes = verifier.num_bytes / _MB
     lines.append(f"{megabytes:,.1f} MB read in {seconds:,.1f} s, {megabytes / seconds:,.1f} MB/s")
     return "\n".join(lines) + "\n"

@@ -78,10 +78,9 @@ class ExpectedEpisodes:
         self.num_bytes = 0
         """Of the source, read so far."""
         self._declared = str(source.directory / "features.json")
-        self.compared = {
-            feature.key for _, feature in manifest.schema.features() if self._is_declared(feature)
-        }
-        """Feature keys whose values can be compared."""
+        of_source = [f for _, f in manifest.schema.features() if f.key not in manifest.encoders]
+        self.compared = {feature.key for feature in of_source if self._is_declared(feature)}
+        """Feature keys whose values can be compared; computed ones are not in the source."""
         task = source.keys.get(manifest.task_source)
         self.has_tasks = task is not None and task.kind == "text"
         """Whether the source has the instruction."""
@@ -89,8 +88,7 @@ class ExpectedEpisodes:
             found = task.dtype if task else "no such key"
             findings.add(f"{self._declared}, {manifest.task_source}", "a text", found)
 
-        sources = {feature.source for _, feature in manifest.schema.features()}
-        self._held = sources | {manifest.task_source}
+        self._held = {feature.source for feature in of_source} | {manifest.task_source}
         """Keys of the source that the dataset holds."""
         readable = {key for key, spec in source.keys.items() if spec.kind != "other"}
         self._wanted = self._held & readable

@@ -7,11 +7,12 @@ from array_record.python import (
 )
 from etils import epath
 
+from converters.columns import NOTE_SUFFIX
 from converters.verify.findings import Findings
 from pipeline.dataset import describe_unreadable
 from pipeline.errors import DataError, UserError
 from pipeline.images import decode_image
-from pipeline.manifest import FILE_NAME, Manifest, Shard
+from pipeline.manifest import FILE_NAME, WORK, Manifest, Shard
 from pipeline.record import RecordLayout, Values
 from pipeline.schema import Column, Feature, to_rest
 
@@ -136,6 +137,8 @@ class ValueCheck:
                     self._check_tensor(value, column, feature, num_steps, place)
                 elif feature.kind == "image":
                     decode_image(value, self._buffer(feature.shape), place)
+                elif feature.kind == "quantized":
+                    feature.code.check(value, feature.shape, place)
                 else:
                     bytes(value).decode()
             except UnicodeDecodeError:
@@ -167,7 +170,10 @@ class ValueCheck:
 
 
 def check_files(directory: epath.Path, manifest: Manifest, findings: Findings) -> None:
-    """Compares the files of a dataset directory and their sizes with those of its manifest."""
+    """Compares the files of a dataset directory and their sizes with those of its manifest.
+
+    Those of a column that is being added are not in the manifest yet, and no finding.
+    """
     listed = {
         directory / shard.file: shard for shards in manifest.shards.values() for shard in shards
     }
@@ -175,7 +181,13 @@ def check_files(directory: epath.Path, manifest: Manifest, findings: Findings) -
         found = f"{path.stat().length} bytes" if path.exists() else "no such file"
         if found != f"{shard.num_bytes} bytes":
             findings.add(str(path), f"{shard.num_bytes} bytes", found)
-    folders = [directory, *(path for path in directory.iterdir() if path.is_dir())]
+    work = directory / WORK
+    folders = [directory]
+    folders += [
+        path
+        for path in directory.iterdir()
+        if path.is_dir() and not (work / f"{path.name}{NOTE_SUFFIX}").exists()
+    ]
     for path in sorted(path for folder in folders for path in _children(folder, findings)):
         if _SHARD_SUFFIX in path.name and path not in listed:
             findings.add(str(path), f"only the files that {FILE_NAME} lists", "one more")

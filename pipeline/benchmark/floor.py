@@ -90,6 +90,6 @@ class Floor:
         start = -sum(len(values[feature.key]) for feature in blobs)
         for feature in blobs:
             end = start + len(values[feature.key])
-            if feature in self._gather.features:
+            if feature.kind == "image" and feature in self._gather.features:
                 yield Image(start, end or None, feature.shape)
             start = end

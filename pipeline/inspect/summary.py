@@ -12,6 +12,7 @@ from pipeline.inspect.names import dim_names
 from pipeline.manifest import Manifest
 from pipeline.schema import Column, Feature
 from pipeline.statistics import FeatureStatistics
+from pipeline.tokens import TokenOrigin
 
 MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
 """Fields of `DimSummary` that are numbers."""
@@ -52,6 +53,8 @@ class FeatureSummary:
     """Names of the last axis; empty where not given."""
     bytes_per_step: int | None
     """At rest; None for images and texts, whose bytes vary."""
+    origin: TokenOrigin | None
+    """How it was made; None for one of the source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,7 @@ def summarize(dataset: Dataset) -> Summary:
         conventions=manifest.conventions,
         lengths=_lengths(manifest.episode_lengths),
         columns=tuple(_column(column, manifest) for column in manifest.schema.columns),
-        features=tuple(_feature(*pair) for pair in manifest.schema.features()),
+        features=tuple(_feature(manifest, *pair) for pair in manifest.schema.features()),
         tasks=_tasks(dataset),
         statistics={key: _dims(features[key], s) for key, s in dataset.statistics.items()},
     )
@@ -149,7 +152,7 @@ def _column(column: Column, manifest: Manifest) -> ColumnSummary:
     )
 
 
-def _feature(column: Column, feature: Feature) -> FeatureSummary:
+def _feature(manifest: Manifest, column: Column, feature: Feature) -> FeatureSummary:
     return FeatureSummary(
         key=feature.key,
         column=column.name,
@@ -158,7 +161,8 @@ def _feature(column: Column, feature: Feature) -> FeatureSummary:
         batch_dtype=feature.batch_dtype,
         shape=feature.shape,
         dims=feature.dims,
-        bytes_per_step=feature.nbytes if feature.kind == "tensor" else None,
+        bytes_per_step=feature.nbytes if feature.kind in ("tensor", "quantized") else None,
+        origin=manifest.encoders.get(feature.key),
     )
 
 

@@ -29,6 +29,7 @@ from pipeline.inspect.summary import (
     TaskSummary,
 )
 from pipeline.schema import ACTION
+from pipeline.tokens import TokenOrigin
 
 _MB = 1e6
 _MAX_DIM_ROWS = 32
@@ -60,6 +61,7 @@ def _dataset_parts(summary: Summary, console: Console) -> list[RenderableType]:
         pairs(about),
         *section("Columns", *_columns(summary.columns, console)),
         *section("Features", *_features(summary.features, console)),
+        *_computed(summary.features),
         *section("Tasks", _task_table(summary.tasks)),
         *section("Episode lengths", _length_table(lengths, hz)),
         *section(
@@ -149,6 +151,24 @@ def _type_cells(feature: FeatureSummary) -> list[str]:
         " ".join(map(str, feature.shape)) or "scalar",
         "varies" if num_bytes is None else f"{num_bytes:,}",
     ]
+
+
+def _computed(features: Sequence[FeatureSummary]) -> list[RenderableType]:
+    """A section on features that an encoder made; nothing where there are none."""
+    told = {f.key: _origin(f.origin) for f in features if f.origin is not None}
+    return [*section("Computed", *stacked(told.items()))] if told else []
+
+
+def _origin(origin: TokenOrigin) -> str:
+    encoder = origin.encoder
+    height, width = encoder.image_size
+    views = "alone" if encoder.views == "single" else f"of {' and '.join(encoder.cameras)}"
+    lost = f", {origin.reduction_error:.2g} of it lost before" if origin.reduction_error else ""
+    return (
+        f"{encoder.weights} ({encoder.weights_digest[:8]}), layer {origin.layer}, {origin.camera} "
+        f"{views} at {height}x{width} {encoder.resize}, {origin.keep} as {origin.store} "
+        f"(error {origin.storage_error:.1e}{lost})"
+    )
 
 
 def _task_table(tasks: Sequence[TaskSummary]) -> Table:

@@ -34,11 +34,11 @@ def main(src: str, mapping_file: str, out: pathlib.Path) -> None:
         if not (is_finished and not (out / ".conversion" / "plan.json").exists()):
             convert(source, out, mapping)
 
-    _in_child(work)
+    in_child(work)
     undisturbed = digests(out)
     shutil.rmtree(out)
     started = time.monotonic()
-    changes = _count_changes(work)
+    changes = count_changes(work)
     seconds = time.monotonic() - started
     killed_at_change = sum(_survives(work, out, undisturbed, at_change(n)) for n in changes)
     rng = random.Random(0)
@@ -75,12 +75,12 @@ def _survives(
 ) -> int:
     """1 where the kill came before the end; in any case a rerun gives the undisturbed files."""
     shutil.rmtree(out, ignore_errors=True)
-    status = _in_child(work, disturb)
+    status = in_child(work, disturb)
     is_whole = (out / "dataset.json").exists()
     if is_whole and shown(digests(out)) != undisturbed:
         raise AssertionError("a dataset.json stands beside files that are not the undisturbed ones")
     is_finished = is_whole and not (out / ".conversion").exists()
-    _in_child(work)
+    in_child(work)
     found = digests(out)
     if (shown(found) if is_finished else found) != undisturbed:
         raise AssertionError("the rerun gave other files")
@@ -115,7 +115,7 @@ def after(seconds: float) -> Callable[[], None]:
     return disturb
 
 
-def _count_changes(work: Callable[[], None]) -> range:
+def count_changes(work: Callable[[], None]) -> range:
     """1 to the number of times that a conversion into a new directory touches a file."""
     read, write = os.pipe()
     if os.fork() == 0:
@@ -133,7 +133,7 @@ def _count_changes(work: Callable[[], None]) -> range:
     return range(1, int(os.read(read, 20)) + 1)
 
 
-def _in_child(work: Callable[[], None], disturb: Callable[[], None] = lambda: None) -> int:
+def in_child(work: Callable[[], None], disturb: Callable[[], None] = lambda: None) -> int:
     """The exit code of a forked process that does the work."""
     child = os.fork()
     if child == 0:

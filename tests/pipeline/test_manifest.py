@@ -1,3 +1,4 @@
+import json
 import math
 import pathlib
 import re
@@ -7,7 +8,11 @@ import pytest
 from etils import epath
 
 from pipeline.errors import DataError
+from pipeline.files import to_json_values
 from pipeline.manifest import load_manifest
+from pipeline.tokens import TokenOrigin
+from pipeline.vggt.config import tiny
+from pipeline.vggt.spec import EncoderSpec
 
 
 def test_manifest_survives_its_text(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -303,6 +308,37 @@ STEPS_FOLDER = (
     "column steps: expected files in its folder; found ['steps/00000-of-00002.arrayrecord', "
 )
 BORDERS = "expected the episodes' shards, of [226, 229] records; found "
+
+
+def compute(manifest: dict, **fields: object) -> None:
+    """Declares the token column as computed, of 16 patches and registers at 56 x 56 pixels."""
+    declared = feature(manifest, "observation/vggt_tokens")
+    declared |= {"source": "", "source_dtype": ""}
+    spec = EncoderSpec("w", "d", "MIT", model=tiny(), layers=(1,), image_size=(56, 56))
+    origin = TokenOrigin(spec, "image_primary", "all", "f16", 0.0)
+    manifest["encoders"] = {"observation/vggt_tokens": to_json_values(origin) | fields}
+
+
+def forget_the_encoder(manifest: dict) -> None:
+    compute(manifest)
+    manifest["encoders"] = {}
+
+
+def name_the_encoder_of_a_source(manifest: dict) -> None:
+    compute(manifest)
+    feature(manifest, "observation/vggt_tokens")["source"] = "steps/x"
+
+
+def compute_other_tokens(manifest: dict) -> None:
+    compute(manifest, store="bf16")
+
+
+def project_from_elsewhere(manifest: dict) -> None:
+    compute(manifest, keep="project:64", projection="steps/p.npy")
+    manifest["encoders"]["observation/vggt_tokens"]["encoder"]["kept"] = "patches"
+    feature(manifest, "observation/vggt_tokens")["shape"] = [16, 64]
+
+
 CONTRADICTIONS = {
     "no column of episodes": (
         rename_episodes,
@@ -442,6 +478,28 @@ CONTRADICTIONS = {
         lambda manifest: manifest["removed_steps"].append(0),
         ["removed_steps: expected one of each task; found 3"],
     ),
+    "an encoder less": (
+        forget_the_encoder,
+        ["encoders: expected one of each feature without a source; found []"],
+    ),
+    "an encoder more": (
+        name_the_encoder_of_a_source,
+        ["encoders: expected one of each feature without a source; found ['observation/vggt_toke"],
+    ),
+    "other tokens than the encoder's": (
+        compute_other_tokens,
+        [
+            "encoders observation/vggt_tokens: expected the feature that it describes; found "
+            "tensor of float16[21, 64] in vggt_tokens"
+        ],
+    ),
+    "a projection of another column": (
+        project_from_elsewhere,
+        [
+            "encoders observation/vggt_tokens: expected a projection in the column's folder; "
+            "found steps/p.npy"
+        ],
+    ),
     "several at once": (
         contradict_everywhere,
         [
@@ -490,4 +548,26 @@ def test_a_control_frequency_that_is_no_rate_is_refused(copied, edit_json, value
     edit_json(copied / "dataset.json", change)
     message = f"conventions: .*control_frequency_hz must be above 0 and finite, not {value}. Conv"
     with pytest.raises(DataError, match=message):
+        load_manifest(epath.Path(copied))
+
+
+def test_a_computed_column_survives_the_text(copied, edit_schema) -> None:
+    edit_schema(copied, compute)
+    manifest = load_manifest(epath.Path(copied))
+    assert manifest.encoders["observation/vggt_tokens"].layer == 1
+    (copied / "dataset.json").write_text(manifest.dumps())
+    assert load_manifest(epath.Path(copied)) == manifest
+
+
+def test_a_dataset_without_computed_columns_has_no_field_for_them(
+    mini_dataset: pathlib.Path,
+) -> None:
+    """So a release of before reads it, and what that wrote is read."""
+    assert "encoders" not in json.loads((mini_dataset / "dataset.json").read_text())
+    assert load_manifest(epath.Path(mini_dataset)).encoders == {}
+
+
+def test_an_origin_that_contradicts_itself_is_refused(copied, edit_schema) -> None:
+    edit_schema(copied, lambda manifest: compute(manifest, keep="everything"))
+    with pytest.raises(DataError, match=r"encoders\.observation/vggt_tokens: keep must be all"):
         load_manifest(epath.Path(copied))

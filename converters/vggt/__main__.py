@@ -1,0 +1,174 @@
+"""`python -m converters.vggt DATASET`: adds VGGT's tokens of a dataset's images, as a column."""
+
+import dataclasses
+import math
+import sys
+import time
+from typing import Annotated
+
+import jax
+import tyro
+from etils import epath
+
+from converters import progress
+from converters.columns import NOTE_SUFFIX, check_free, check_name, remove_column
+from converters.vggt.job import TokenJob, add_tokens
+from converters.vggt.report import report
+from converters.vggt.settings import (
+    TokenSettings,
+    misused,
+    parse_cameras,
+    parse_keep,
+    parse_layers,
+    parse_size,
+)
+from pipeline.dataset import Dataset, on_disk, open_dataset
+from pipeline.errors import user_errors_exit
+from pipeline.manifest import WORK, Manifest, load_manifest
+from pipeline.memory import keep_freed_memory
+from pipeline.tokens import Store
+from pipeline.vggt.sources import config_of
+from pipeline.vggt.spec import ComputeDtype, Precision, Views
+
+_MB = 1e6
+_INTERRUPTED = "interrupted; run the same command again to go on"
+_STEPS_A_DEVICE = 16
+_Off = tyro.conf.FlagCreatePairsOff
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Computes VGGT's tokens of the images of a dataset, and adds them to it as a column.
+
+    The other columns stay as they are. A job that was killed goes on where it stood when the same
+    command is run again. Weights may bind what is made with them: facebook/VGGT-1B is CC-BY-NC-4.0.
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
+    """Dataset directory, on a disk."""
+    weights: Annotated[
+        str | None, tyro.conf.arg(metavar="hf://facebook/VGGT-1B|PATH|random:tiny")
+    ] = None
+    """File of safetensors, its folder, a repository on the hub, or untrained weights for tests."""
+    licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """Of the weights; where it is not known by their name."""
+    name: Annotated[str, tyro.conf.arg(metavar="NAME")] = "vggt_tokens"
+    """Of the column, and below observation/ of what a batch holds."""
+    cameras: Annotated[str, tyro.conf.arg(metavar="A[,B]")] = "primary"
+    """Cameras; of more than one, each has a feature NAME_CAMERA."""
+    views: Views = "single"
+    """single: each image by itself; joint: those of a step in one sequence, in this order."""
+    layers: Annotated[str | None, tyro.conf.arg(metavar="N[,N]", help_behavior_hint="")] = None
+    """Pairs of blocks, from 0; the last one (23 of VGGT-1B) where it is not given. Of more than
+    one, each has a feature NAME_LAYER."""
+    size: Annotated[str, tyro.conf.arg(metavar="N|HxW")] = "224"
+    """Pixels that images are resized to; multiples of 14."""
+    keep: Annotated[str, tyro.conf.arg(metavar="all|patches|registers|pool:N|project:N")] = "all"
+    """all tokens; those of patches; of camera and registers; patches averaged to N; patches of N
+    numbers each."""
+    store: Store = "f16"
+    """f16; bf16 (more range, less accuracy); int8 in groups of 128 numbers (half the size)."""
+    compute_dtype: ComputeDtype = "float32"
+    """Of the weights and of what enters a matrix product."""
+    precision: Precision = "highest"
+    """Of float32 matrix products: on a GPU, `default` is faster and about as exact as bfloat16."""
+    batch_size: Annotated[
+        int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
+    ] = None
+    """Steps at a time, over all devices; 16 a device where it is not given."""
+    report: Annotated[bool, _Off] = False
+    """Print sizes, errors and time, measured on a sample of steps, and write nothing."""
+    overwrite: Annotated[bool, _Off] = False
+    """Replace a computed column of that name, or an unfinished one of other settings."""
+    remove: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Take a column out of the dataset and delete its files; other flags have no meaning then."""
+    debug: Annotated[bool, _Off] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line and runs the job."""
+    args = tyro.cli(Args, prog="python -m converters.vggt")
+    with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
+        directory = on_disk(args.dataset)
+        if args.remove is not None:
+            num_bytes = remove_column(directory, args.remove)
+            sys.stdout.write(f"removed {args.remove}: {num_bytes / _MB:,.1f} MB are free again\n")
+        else:
+            _compute(args, directory)
+
+
+def _compute(args: Args, directory: epath.Path) -> None:
+    if args.weights is None:
+        raise misused("weights", "no --weights, such as --weights hf://facebook/VGGT-1B")
+    settings = _settings(args, load_manifest(directory))
+    dataset = open_dataset(args.dataset, [f"observation/{name}" for name in settings.cameras])
+    _check_name(args, settings, directory, dataset.manifest)
+    keep_freed_memory()
+    batch_size = _batch_size(args, dataset)
+    job = TokenJob.load(dataset, settings, args.weights, batch_size, args.licence)
+    if args.report:
+        sys.stdout.write(report(job))
+        return
+    started = time.perf_counter()
+    total = dataset.num_steps * len(settings.cameras)
+    with progress.shown(settings.name, total, progress.FRAMES) as on_progress:
+        manifest = add_tokens(job, overwrite=args.overwrite, on_progress=on_progress)
+    sys.stdout.write(_summary(manifest, settings, args.dataset, time.perf_counter() - started))
+
+
+def _settings(args: Args, manifest: Manifest) -> TokenSettings:
+    return TokenSettings(
+        name=args.name,
+        cameras=parse_cameras(args.cameras, manifest, args.dataset),
+        views=args.views,
+        layers=parse_layers(args.layers) if args.layers is not None else (),
+        image_size=parse_size(args.size),
+        keep=parse_keep(args.keep),
+        store=args.store,
+        compute_dtype=args.compute_dtype,
+        precision=args.precision,
+    )
+
+
+def _check_name(
+    args: Args, settings: TokenSettings, directory: epath.Path, manifest: Manifest
+) -> None:
+    """Before the weights are loaded, which takes a while; the job checks it once more."""
+    check_name(settings.name)
+    if args.report or (directory / WORK / f"{settings.name}{NOTE_SUFFIX}").exists():
+        return
+    keys = [key for key, _, _ in settings.keys(config_of(str(args.weights), None))]
+    check_free(manifest, settings.name, keys, args.dataset, overwrite=args.overwrite)
+
+
+def _batch_size(args: Args, dataset: Dataset) -> int:
+    """As it is given, a multiple of the devices; else no more than the dataset needs."""
+    num_devices = jax.device_count()
+    if args.batch_size is None:
+        largest = math.ceil(dataset.num_steps / num_devices)
+        return num_devices * min(_STEPS_A_DEVICE, largest)
+    if args.batch_size < 1 or args.batch_size % num_devices:
+        expected = f"a multiple of {num_devices}, the number of devices, with --batch_size"
+        raise misused(expected, str(args.batch_size))
+    return args.batch_size
+
+
+def _summary(manifest: Manifest, settings: TokenSettings, path: str, seconds: float) -> str:
+    """What was written, how exact it is, and what binds it."""
+    (column,) = (c for c in manifest.schema.columns if c.name == settings.name)
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards[settings.name])
+    lines = [f"{settings.name}: {num_bytes / _MB:,.1f} MB in {seconds:,.1f} s"]
+    for feature in column.features:
+        origin = manifest.encoders[feature.key]
+        error = f"storage changes tokens by {origin.storage_error:.1e} of their size"
+        if origin.reduction_error:
+            error += f", {origin.keep} before by {origin.reduction_error:.2g}"
+        lines.append(f"  {feature.key:26} {feature.dtype}{list(feature.shape)}, {error}")
+    lines.append(f"licence: {manifest.licences[settings.name]}")
+    lines.append(f"dataset: {path}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

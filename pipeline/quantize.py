@@ -1,0 +1,137 @@
+"""Tokens at a quarter of float32: int8 numbers with a scale for each group of them.
+
+Of `(n, d)` tokens, back to back:
+
+    the first `num_exact` tokens     float16  (num_exact, d)
+    scales of the others             float32  (n - num_exact, d / group)
+    their numbers, -127 to 127       int8     (n - num_exact, d)
+
+A value is its number times the scale of its group, which is the group's greatest magnitude / 127.
+So no value is off by more than half a scale, and a channel of large values spoils no group but its
+own. Tokens of heavy tails, as those of camera and registers are, may come first and stay float16.
+"""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+from jaxtyping import Float, Float16, Float32, Int8
+
+from pipeline.errors import DataError
+
+LARGEST = 127
+"""Magnitude of a number."""
+_GROUP = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedInt8:
+    """How tokens are coded; as a text it is a feature's dtype at rest, such as `int8x128+5`."""
+
+    group: int
+    """Numbers that share a scale, along the last axis."""
+    num_exact: int = 0
+    """Tokens that are float16, from the first."""
+
+    @classmethod
+    def of_width(cls, width: int, num_exact: int) -> "GroupedInt8":
+        """Groups of 128 numbers, or the most below that which divide `width`."""
+        return cls(max(n for n in range(1, _GROUP + 1) if width % n == 0), num_exact)
+
+    @classmethod
+    def parse(cls, text: str) -> "GroupedInt8 | None":
+        """The inverse of `str`; None where the text is of no such code."""
+        match = re.fullmatch(r"int8x([1-9]\d*)(?:\+([1-9]\d*))?", text)
+        return cls(int(match[1]), int(match[2] or 0)) if match else None
+
+    def __str__(self) -> str:
+        """Such as `int8x128`, or `int8x128+5` with five tokens of float16."""
+        return f"int8x{self.group}" + (f"+{self.num_exact}" if self.num_exact else "")
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether tokens of that shape can be coded."""
+        return len(shape) == 2 and self.num_exact <= shape[0] and shape[1] % self.group == 0
+
+    def num_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes that tokens of a shape take."""
+        num_tokens, width = shape
+        num_coded = num_tokens - self.num_exact
+        return 2 * self.num_exact * width + num_coded * (width + 4 * (width // self.group))
+
+    def pack(
+        self,
+        exact: Float16[np.ndarray, "e d"],
+        scales: Float32[np.ndarray, "m g"],
+        numbers: Int8[np.ndarray, "m d"],
+    ) -> bytes:
+        """The bytes of tokens whose parts are there."""
+        return exact.tobytes() + scales.tobytes() + numbers.tobytes()
+
+    def split(
+        self, data: bytes, shape: tuple[int, ...], where: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The inverse of `pack`, without a copy.
+
+        Args:
+          data: As `pack` returned it.
+          shape: (n, d) of the tokens.
+          where: Dataset, record and feature, for the error.
+
+        Raises:
+          DataError: Bytes of another number.
+        """
+        if len(data) != self.num_bytes(shape):
+            raise DataError(
+                where=where,
+                expected=f"{self.num_bytes(shape)} bytes of {self}{list(shape)}",
+                found=f"{len(data)} bytes",
+                remedy="The shard is damaged: copy it again, or compute the column again.",
+            )
+        (num_tokens, width), exact = shape, self.num_exact
+        num_scales = (num_tokens - exact) * (width // self.group)
+        of_scales = 2 * exact * width
+        of_numbers = of_scales + 4 * num_scales
+        return (
+            np.frombuffer(data, np.float16, exact * width).reshape(exact, width),
+            np.frombuffer(data, np.float32, num_scales, of_scales).reshape(num_tokens - exact, -1),
+            np.frombuffer(data, np.int8, offset=of_numbers).reshape(num_tokens - exact, width),
+        )
+
+    def decode(self, data: bytes, out: Float[np.ndarray, "n d"], where: str) -> None:
+        """Writes tokens into `out`.
+
+        Args:
+          data: As `pack` returned it.
+          out: float32 or float16, contiguous; overwritten.
+          where: As of `split`.
+
+        Raises:
+          DataError: Bytes of another number.
+        """
+        exact, scales, numbers = self.split(data, out.shape, where)
+        out[: self.num_exact] = exact
+        grouped = (*scales.shape, self.group)
+        np.multiply(
+            numbers.reshape(grouped),
+            scales[..., np.newaxis],
+            out=out[self.num_exact :].reshape(grouped),
+            casting="same_kind",  # of float16 each product is rounded once, from float32
+        )
+
+    def check(self, data: bytes, shape: tuple[int, ...], where: str) -> None:
+        """Checks what `decode` does not look at.
+
+        Raises:
+          DataError: Bytes of another number, or tokens or scales that are not finite or negative.
+        """
+        exact, scales, _ = self.split(data, shape, where)
+        num_wrong = int((~np.isfinite(exact)).sum())
+        num_wrong += int((~((scales >= 0) & (scales < math.inf))).sum())
+        if num_wrong:
+            raise DataError(
+                where=where,
+                expected="finite tokens, and scales from 0",
+                found=f"{num_wrong} others",
+                remedy="Compute the column again.",
+            )
