@@ -297,15 +297,14 @@ class TrainConfig:
             )
 
     def _check_inputs(self) -> None:
-        inputs = {observation.observation_key for observation in self.model.observations}
+        inputs = set(self.model.observation_keys)
         missing = sorted(inputs - set(self.data.observations))
         if missing:
             raise ValueError(
                 f"the model reads {', '.join(missing)}, data.observations has only "
                 f"{', '.join(self.data.observations)}"
             )
-        tokens = set() if self.model.vggt is None else {self.model.vggt.observation_key}
-        cut = sorted((inputs - tokens) & set(self.data.current_only))
+        cut = sorted((inputs - set(self.model.token_keys)) & set(self.data.current_only))
         if cut and self.data.window_size > 1:
             raise ValueError(
                 f"data.current_only names {', '.join(cut)}, but the model reads them in every "
@@ -322,6 +321,6 @@ class TrainConfig:
         if self.cropped and self.model.vggt is not None:
             raise ValueError(
                 f"augment.cropped names {', '.join(self.cropped)}, but the model reads precomputed "
-                f"{self.model.vggt.observation_key}: they were made of the whole picture and would "
-                "not follow the crop. Leave augment.cropped empty, or read no tokens"
+                f"{', '.join(self.model.token_keys)}: they were made of the whole picture and "
+                "would not follow the crop. Leave augment.cropped empty, or read no tokens"
             )

@@ -48,10 +48,12 @@ class StepMetrics:
     """Largest memory in use so far, in 10^9 bytes: of the first device, on a CPU of the process."""
     batch_fingerprint: str
     """XXH3 over every byte of the batch."""
+    align_loss: float | None = None
+    """Of geometry tokens that the model aligns with, before its weight; None: it does not."""
 
 
 _NUMBERS = tuple(f.name for f in dataclasses.fields(StepMetrics) if f.type in (int, float))[1:]
-"""All but the step itself."""
+"""All that every step has, but the step itself."""
 
 
 class MetricsLog:
@@ -122,7 +124,10 @@ class MetricsLog:
         with writing(self._path):
             self._file.write(to_json_line(metrics))
         values = dataclasses.asdict(metrics)
-        self._scalars(metrics.step, {name: values[name] for name in _NUMBERS}, "train")
+        numbers = {name: values[name] for name in _NUMBERS}
+        if metrics.align_loss is not None:
+            numbers["align_loss"] = metrics.align_loss
+        self._scalars(metrics.step, numbers, "train")
         self._meter.add(metrics.step_s, metrics.data_wait_s)
         status = f"loss {metrics.loss:.3f}, {self._meter.line()}"
         self._progress.update(self._task, completed=metrics.step, status=status)
@@ -155,9 +160,9 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
 
 def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
     expected = {field.name for field in dataclasses.fields(StepMetrics)}
-    if values.keys() == expected:
-        known: dict[str, Any] = {key: math.nan if v is None else v for key, v in values.items()}
-        return StepMetrics(**known)
+    if values.keys() | {"align_loss"} == expected:
+        known = {key: math.nan if v is None else v for key, v in values.items()}
+        return StepMetrics(**known | {"align_loss": values.get("align_loss")})
     raise DataError(
         where=f"{path}, step {values['step']}",
         expected=f"the fields {', '.join(sorted(expected))}",

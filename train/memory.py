@@ -82,7 +82,7 @@ def activation_bytes(model: OctoConfig, window: int) -> int:
     layers = model.transformer.num_layers
     if model.remat:
         block = (block + layers * tokens * model.embedding_dim * width) / layers
-    pixels = window * sum(image.image_size**2 for image in model.images)
+    pixels = window * sum(image.image_size**2 for image in model.cameras)
     return int(layers * block + pixels * _STEM_BYTES)
 
 

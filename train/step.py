@@ -15,7 +15,7 @@ from train.config import TrainConfig
 from train.octo.config import OctoConfig
 from train.octo.diffusion import TrainingNoise
 from train.octo.model import OctoModule
-from train.octo.policy import encode_texts, loss_fn, training_noise
+from train.octo.policy import encode_texts, losses_fn, training_noise
 from train.optimizer import Parameters, join_frozen, split_frozen
 from train.state import TrainState
 
@@ -24,6 +24,8 @@ Metrics = dict[str, jax.Array]
 LanguageTable = jax.Array | None
 """Float32 (texts + 1, n, d): the frozen encoder's output for each text of a run, then for an empty
 one. None where the encoder runs in the step, or the model reads no language."""
+Found = tuple[tuple[jax.Array, Metrics], Parameters]
+"""The loss, all losses, and the gradients."""
 TrainStep = Callable[[TrainState, Batch, LanguageTable], tuple[TrainState, Metrics]]
 
 
@@ -42,10 +44,10 @@ def make_train_step(
       schedule: The learning rate of each step.
 
     Returns:
-      A function of (state, batch, language table) to (next state, metrics): `loss`; the global
-      norms of the trained parameters' gradient before clipping, of their update and of themselves,
-      `grad_norm`, `update_norm` and `param_norm`; the `learning_rate` of the step; and `applied`,
-      1 or 0.
+      A function of (state, batch, language table) to (next state, metrics): those of
+      `OctoModule.losses`, `loss` and, of a model that aligns, `align_loss`; the global norms of the
+      trained parameters' gradient before clipping, of their update and of themselves, `grad_norm`,
+      `update_norm` and `param_norm`; the `learning_rate` of the step; and `applied`, 1 or 0.
     """
     module = OctoModule(config.model)
     noise_key, augment_key = _noise_key(config), augmentation_key(config)
@@ -57,13 +59,16 @@ def make_train_step(
         key = jax.random.fold_in(noise_key, state.step)
         noise = training_noise(config.model.head, key, batch["action"].shape[:2])
 
-        def loss_of(trained: Parameters, batch: Batch, noise: TrainingNoise | None) -> jax.Array:
+        def loss_of(
+            trained: Parameters, batch: Batch, noise: TrainingNoise | None
+        ) -> tuple[jax.Array, Metrics]:
             inputs = model_inputs(batch, config, table, augment_key)
-            return loss_fn(module, join_frozen(trained, frozen), inputs, noise)
+            losses = losses_fn(module, join_frozen(trained, frozen), inputs, noise)
+            return losses["loss"], losses
 
-        gradient_of = jax.value_and_grad(loss_of)
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         parts = config.optimizer.accumulation_steps
-        loss, gradients = _accumulate(gradient_of, trained, batch, noise, parts)
+        (loss, losses), gradients = _accumulate(gradient_of, trained, batch, noise, parts)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python and array scalars
             rate = jnp.asarray(schedule(state.step), jnp.float32)
             updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
@@ -78,7 +83,7 @@ def make_train_step(
 
         params = join_frozen(keep(after, trained), frozen)
         metrics = {
-            "loss": loss,
+            **losses,
             "grad_norm": grad_norm,
             "update_norm": jnp.where(applied, optax.tree.norm(updates), 0.0),
             "param_norm": optax.tree.norm(trained),
@@ -92,17 +97,18 @@ def make_train_step(
 
 
 def _accumulate(
-    gradient_of: Callable[[Parameters, Batch, TrainingNoise | None], tuple[jax.Array, Parameters]],
+    gradient_of: Callable[[Parameters, Batch, TrainingNoise | None], Found],
     trained: Parameters,
     batch: Batch,
     noise: TrainingNoise | None,
     num_parts: int,
-) -> tuple[jax.Array, Parameters]:
-    """Loss and gradients of the whole batch, computed part after part.
+) -> Found:
+    """Losses and gradients of the whole batch, computed part after part.
 
     The loss is a mean over the real actions, so each part counts by how many it has: the result is
-    that of the batch at once, but for rounding. Part i has every `num_parts`-th sample, so that
-    every device has samples of every part.
+    that of the batch at once, but for rounding. An alignment is a mean over real tokens and counts
+    alike: it is that of the batch where all parts have as many of both. Part i has every
+    `num_parts`-th sample, so that every device has samples of every part.
     """
     if num_parts == 1:
         return gradient_of(trained, batch, noise)
@@ -118,14 +124,16 @@ def _accumulate(
     weights = counts / jnp.maximum(counts.sum(), 1.0)
 
     def add(
-        total: tuple[jax.Array, Parameters],
+        total: Found,
         part: tuple[Batch, TrainingNoise | None, jax.Array],
-    ) -> tuple[tuple[jax.Array, Parameters], None]:
+    ) -> tuple[Found, None]:
         batch, noise, weight = part
         found = gradient_of(trained, batch, noise)
         return jax.tree.map(lambda sum_, one: sum_ + weight * one, total, found), None
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    first = jax.tree.map(lambda leaf: leaf[0], (parts, noises))
+    shapes = jax.eval_shape(gradient_of, trained, *first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (parts, noises, weights))
     return total
 
@@ -158,7 +166,7 @@ def model_inputs(
     """
     inputs = to_model_size(batch, config.model)
     if config.augment.enabled and augment_key is not None:
-        cameras = [image.observation_key for image in config.model.images]
+        cameras = [image.observation_key for image in config.model.cameras]
         inputs = augment(inputs, config.augment, cameras, config.cropped, augment_key)
     return inputs if table is None else look_up_language(inputs, table)
 
@@ -166,7 +174,7 @@ def model_inputs(
 def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
     """The batch with every camera, and its goal image where there is one, at the model's size."""
     resized = {"observation": dict(batch["observation"]), "task": dict(batch["task"])}
-    for image in config.images:
+    for image in config.cameras:
         for part in resized.values():
             if image.observation_key in part:
                 part[image.observation_key] = resize_images(

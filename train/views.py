@@ -34,7 +34,7 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
     few = jax.tree.map(lambda leaf: np.asarray(leaf[:_SAMPLES]), batch)
     key = augmentation_key(config)
     inputs = jax.jit(lambda batch: model_inputs(batch, config, None, key))(few)
-    cameras = [image.observation_key for image in config.model.images]
+    cameras = [image.observation_key for image in config.model.cameras]
     if not cameras:
         return
     images = jax.device_get([inputs["observation"][camera] for camera in cameras])

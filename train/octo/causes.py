@@ -83,7 +83,8 @@ _PARTS = {
 """What a model may have or not, by the start of its paths."""
 
 _INPUT = re.compile(
-    rf"{_TRANSFORMER}/(?:obs_(\w+)_(?:projection|pos_embedding)|observation_tokenizers_(\w+)/)"
+    rf"{_TRANSFORMER}/(?:obs_(\w+)_(?:projection|pos_embedding|fusion)|"
+    r"(?:observation_tokenizers|alignments)_(\w+)/)"
 )
 """Tensors that belong to one input; its name is in one of the groups."""
 

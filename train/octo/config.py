@@ -1,7 +1,10 @@
 """What an Octo model is made of: frozen dataclasses, and the presets that are in use."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
+
+from train.octo.checks import check_positive
+from train.octo.vggt_config import VGGTTokenizerConfig, check_cameras, replaced_cameras
 
 Pooling = Literal["mean", "map"]
 """`mean` of the tokens, or attention by a learned probe."""
@@ -11,13 +14,6 @@ STEM_GROUPS = 32
 
 MAP_HEADS = 8
 """Attention heads of the pooling `map`."""
-
-
-def _check_positive(config: Any, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        if value < 1:
-            raise ValueError(f"{field} must be at least 1, not {value}")
 
 
 def _check_max_action(max_action: float) -> None:
@@ -38,7 +34,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_positive(self, "num_layers", "mlp_dim", "num_heads")
+        check_positive(self, "num_layers", "mlp_dim", "num_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +54,7 @@ class ImageTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Checks that the image and the channels can be divided as the stem divides them."""
-        _check_positive(self, "image_size", "stem_dim")
+        check_positive(self, "image_size", "stem_dim")
         if self.image_size % self.stride:
             raise ValueError(
                 f"image_size {self.image_size} of {self.name!r} is no multiple of {self.stride}, "
@@ -83,24 +79,6 @@ class ImageTokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VGGTTokenizerConfig:
-    """Geometry tokens that were computed offline and enter as a group of their own."""
-
-    num_tokens: int
-    """Tokens a step, as the column declares."""
-    token_dim: int
-    """Size of a token, as the column declares."""
-    observation_key: str = "vggt_tokens"
-    """Key of the tokens under `observation`."""
-    name: str = "vggt"
-    """Names the token group `obs_<name>` and its parameters."""
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        _check_positive(self, "num_tokens", "token_dim")
-
-
-@dataclasses.dataclass(frozen=True)
 class BinsConfig:
     """Numbers as one of a fixed set of bins."""
 
@@ -116,7 +94,7 @@ class BinsConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_positive(self, "num_bins")
+        check_positive(self, "num_bins")
         if self.spacing == "uniform" and self.low >= self.high:
             raise ValueError(f"low {self.low} must be less than high {self.high}")
 
@@ -136,7 +114,7 @@ class LowdimTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        _check_positive(self, "num_dims")
+        check_positive(self, "num_dims")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +140,7 @@ class T5Config:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and that the buckets can be laid out."""
-        _check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        check_positive(self, *(field.name for field in dataclasses.fields(self)))
         if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
             raise ValueError(
                 f"num_buckets {self.num_buckets} must be a multiple of 4 "
@@ -183,7 +161,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        _check_positive(self, "max_length")
+        check_positive(self, "max_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +189,8 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and that the encoded step splits into cosines and sines."""
-        _check_positive(self, "action_horizon", "action_dim", "diffusion_steps", "time_dim")
-        _check_positive(self, "hidden_dim", "num_blocks", "n_diffusion_samples")
+        check_positive(self, "action_horizon", "action_dim", "diffusion_steps", "time_dim")
+        check_positive(self, "hidden_dim", "num_blocks", "n_diffusion_samples")
         _check_max_action(self.max_action)
         if self.time_dim % 2:
             raise ValueError(f"time_dim {self.time_dim} must be even: cosines, then sines")
@@ -240,7 +218,7 @@ class RegressionConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_positive(self, "action_horizon", "action_dim")
+        check_positive(self, "action_horizon", "action_dim")
         _check_max_action(self.max_action)
 
     @property
@@ -275,6 +253,9 @@ class OctoConfig:
     """Readout tokens a step."""
     vggt: VGGTTokenizerConfig | None = None
     """Geometry tokens, after all others; None: the model has no such input."""
+    more_vggt: tuple[VGGTTokenizerConfig, ...] = ()
+    """Geometry tokens of other cameras, or the same ones used in a second way; each with a `name`
+    of its own."""
     repeat_task_tokens: bool = True
     """Repeats the instruction's tokens in every step of the window."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -293,7 +274,7 @@ class OctoConfig:
 
     def __post_init__(self) -> None:
         """Checks heads, names and keys across the parts."""
-        _check_positive(self, "embedding_dim", "max_horizon", "num_readouts")
+        check_positive(self, "embedding_dim", "max_horizon", "num_readouts")
         heads = self.transformer.num_heads
         if self.embedding_dim % heads:
             raise ValueError(
@@ -307,17 +288,50 @@ class OctoConfig:
             )
         if not self.observations:
             raise ValueError("no images, lowdims or vggt: the model would see nothing")
-        for field in ("name", "observation_key"):
-            values = [getattr(observation, field) for observation in self.observations]
+        if self.more_vggt and self.vggt is None:
+            raise ValueError("more_vggt is set, but vggt is None: the first tokens belong there")
+        check_cameras(self.geometry, [image.name for image in self.images])
+        inputs = (*self.images, *self.lowdims)
+        names = [part.name for part in (*inputs, *self.geometry)]
+        keys = [*(part.observation_key for part in inputs), *self.token_keys]
+        for field, values in (("name", names), ("observation_key", keys)):
             if len(set(values)) < len(values):
                 raise ValueError(f"two observation tokenizers share one {field}: {values}")
+
+    @property
+    def geometry(self) -> tuple[VGGTTokenizerConfig, ...]:
+        """All geometry tokens, those of an alignment included."""
+        return (*((self.vggt,) if self.vggt else ()), *self.more_vggt)
+
+    @property
+    def aligned(self) -> tuple[VGGTTokenizerConfig, ...]:
+        """The geometry tokens that training aligns with."""
+        return tuple(vggt for vggt in self.geometry if not vggt.is_input)
+
+    @property
+    def cameras(self) -> tuple[ImageTokenizerConfig, ...]:
+        """The images that are read: those in whose place no geometry tokens stand."""
+        replaced = replaced_cameras(self.geometry)
+        return tuple(image for image in self.images if image.name not in replaced)
 
     @property
     def observations(
         self,
     ) -> tuple[ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig, ...]:
-        """All that the model sees, in the order of its tokens."""
-        return (*self.images, *self.lowdims, *((self.vggt,) if self.vggt else ()))
+        """All that the model sees to act, in the order of its tokens."""
+        geometry = (vggt for vggt in self.geometry if vggt.is_input)
+        return (*self.cameras, *self.lowdims, *geometry)
+
+    @property
+    def token_keys(self) -> tuple[str, ...]:
+        """Under `observation`, of all geometry tokens; those used twice are named once."""
+        return tuple(dict.fromkeys(key for vggt in self.geometry for key in vggt.keys))
+
+    @property
+    def observation_keys(self) -> tuple[str, ...]:
+        """Of all that training reads under `observation`."""
+        inputs = (part.observation_key for part in (*self.cameras, *self.lowdims))
+        return (*inputs, *self.token_keys)
 
 
 def octo_small(

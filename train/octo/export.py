@@ -117,7 +117,7 @@ def _write(
 ) -> None:
     folder = directory / str(step) / "default"
     folder.mkdir(parents=True, exist_ok=True)
-    params = jax.tree.map(np.asarray, dict(export.params))
+    params = jax.tree.map(np.asarray, _without_alignments(export.params))
     (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(params))
     example = serialization.msgpack_serialize(_example_batch(export))
     (directory / "example_batch.msgpack").write_bytes(example)
@@ -147,7 +147,7 @@ def _check_encoder(config: OctoConfig, name: str | None) -> None:
 
 
 def _check_counterpart(config: OctoConfig) -> None:
-    if config.vggt is not None:
+    if any(vggt.is_input for vggt in config.geometry):
         raise UserError(
             where="model.vggt",
             expected="a model that the original Octo can load",
@@ -261,9 +261,17 @@ def _text_processor(config: OctoConfig, language_encoder: str) -> dict[str, Any]
     return _spec("data.utils.text_processing", "HFTokenizer", kwargs)
 
 
+def _without_alignments(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that act: what geometry tokens were aligned with serves training alone."""
+    transformer = params["octo_transformer"]
+    kept = {name: part for name, part in transformer.items() if not name.startswith("alignments_")}
+    return {**params, "octo_transformer": kept}
+
+
 def _example_batch(export: OctoExport) -> dict[str, Any]:
     """Zeros, of the types that the original's loader gives: ids are int64 there."""
-    spec = input_spec(export.config, 1, export.window_size)
+    config = dataclasses.replace(export.config, vggt=None, more_vggt=())
+    spec = input_spec(config, 1, export.window_size)
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
     observation, task = batch["observation"], batch["task"]
     real = np.ones((1, export.window_size), bool)

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from train.octo.config import DiffusionConfig, HeadConfig, LowdimTokenizerConfig, OctoConfig
+from train.octo.config import (
+    DiffusionConfig,
+    HeadConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    VGGTTokenizerConfig,
+)
 
 
 def find_differences(ours: OctoConfig, theirs: OctoConfig) -> dict[str, tuple[Any, Any]]:
@@ -33,6 +39,8 @@ def _settings(config: OctoConfig) -> dict[str, Any]:
         settings[f"{observation.name}.observation_key"] = observation.observation_key
         if isinstance(observation, LowdimTokenizerConfig):
             settings |= _bin_settings(observation)
+    for vggt in config.geometry:
+        settings |= _geometry_settings(vggt)
     if config.language is not None:
         settings["language.t5.max_distance"] = config.language.t5.max_distance
     return settings
@@ -46,6 +54,17 @@ def _bin_settings(config: LowdimTokenizerConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {f"{place}.spacing": bins.spacing}
     if bins.spacing == "uniform":
         settings |= {f"{place}.low": bins.low, f"{place}.high": bins.high}
+    return settings
+
+
+def _geometry_settings(config: VGGTTokenizerConfig) -> dict[str, Any]:
+    """The fusion is in the names: a model that uses the tokens otherwise has other weights."""
+    settings: dict[str, Any] = {f"{config.name}.more_layers": config.more_layers}
+    if config.fusion not in ("tokens", "registers"):
+        settings[f"{config.name}.camera of fusion {config.fusion!r}"] = config.camera
+    if config.fusion in ("features", "gated", "align") or config.reduction == "pool":
+        settings[f"{config.name}.num_special of fusion {config.fusion!r}"] = config.num_special
+        settings[f"{config.name}.grid of fusion {config.fusion!r}"] = config.patch_grid
     return settings
 
 

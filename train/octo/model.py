@@ -24,13 +24,14 @@ from train.octo.config import (
     VGGTTokenizerConfig,
 )
 from train.octo.diffusion import DiffusionHead, SamplingNoise, TrainingNoise
+from train.octo.fusion import Alignment, Grid, PatchFusion
+from train.octo.geometry import VGGTTokenizer
 from train.octo.regression import RegressionHead
 from train.octo.tokenizers import (
     ImageTokenizer,
     Inputs,
     LanguageTokenizer,
     LowdimTokenizer,
-    VGGTTokenizer,
     check_array,
     require,
 )
@@ -51,6 +52,9 @@ class OctoTransformer(nn.Module):
         }
         if self.config.language is not None:
             self.task_tokenizers = {"language": LanguageTokenizer(self.config.language)}
+        self.alignments = {
+            vggt.name: Alignment(vggt, self._camera_grid(vggt)) for vggt in self.config.aligned
+        }
 
     def encode_language(self, instruction: Inputs) -> Float[Array, "b n d"]:
         """Returns T5's embeddings; see `LanguageTokenizer.encode`."""
@@ -67,10 +71,7 @@ class OctoTransformer(nn.Module):
         if self.config.language is not None:
             language = self.task_tokenizers["language"](task)
             prefix["task_language"] = self._embed("task_language", language)
-        timestep = {
-            f"obs_{name}": self._embed(f"obs_{name}", group)
-            for name, group in self._observe(observation, task).items()
-        }
+        timestep = self._observe(observation, task)
         if self.config.repeat_task_tokens:
             for name, group in prefix.items():
                 timestep[f"obs_{name}"] = repeat_over_window(group, window)
@@ -105,10 +106,55 @@ class OctoTransformer(nn.Module):
         return mask.shape[0], window
 
     def _observe(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
+        """Embeds what is seen, a group a name; geometry may join a camera's group instead."""
+        groups: dict[str, TokenGroup] = {}
+        for config in self.config.observations:
+            group = self.observation_tokenizers[config.name](observation, task)
+            if isinstance(config, VGGTTokenizerConfig):
+                self._fuse(groups, config, group)
+            else:
+                groups[f"obs_{config.name}"] = self._embed(f"obs_{config.name}", group)
+        return groups
+
+    def _fuse(
+        self, groups: dict[str, TokenGroup], config: VGGTTokenizerConfig, geometry: TokenGroup
+    ) -> None:
+        """Adds geometry tokens to the groups, or to the tokens of their camera's."""
+        name, fusion = f"obs_{config.name}", config.fusion
+        match fusion:
+            case "tokens" | "registers" | "only":
+                groups[name] = self._embed(name, geometry)
+            case "features" | "gated":
+                fuse = PatchFusion(
+                    fusion == "gated",
+                    config.patch_grid,
+                    self._camera_grid(config),
+                    self.config.compute_dtype,
+                    name=f"{name}_fusion",
+                )
+                camera = f"obs_{config.camera}"
+                groups[camera] = fuse(groups[camera], geometry)
+            case "align":
+                raise AssertionError(f"{config.name!r} is no input")
+            case _:
+                assert_never(fusion)
+
+    def align(self, groups: dict[str, TokenGroup], observation: Inputs) -> dict[str, jax.Array]:
+        """Returns the alignment losses of the transformer's output, by the tokens' name.
+
+        Args:
+          groups: As `__call__` returns them.
+          observation: With the geometry tokens to align with.
+        """
         return {
-            name: tokenizer(observation, task)
-            for name, tokenizer in self.observation_tokenizers.items()
+            vggt.name: self.alignments[vggt.name](groups[f"obs_{vggt.camera}"], observation)
+            for vggt in self.config.aligned
         }
+
+    def _camera_grid(self, vggt: VGGTTokenizerConfig) -> Grid:
+        """Returns rows and columns of the tokens of the camera that geometry belongs to."""
+        sides = {image.name: image.image_size // image.stride for image in self.config.images}
+        return (sides[vggt.camera], sides[vggt.camera])
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
         """Projects a group's tokens to the transformer's size and adds their positions."""
@@ -143,7 +189,7 @@ def _tokenizer(
         case LowdimTokenizerConfig():
             return LowdimTokenizer(config)
         case VGGTTokenizerConfig():
-            return VGGTTokenizer(config)
+            return VGGTTokenizer(config, dtype)
         case _:
             assert_never(config)
 
@@ -202,6 +248,8 @@ class OctoModule(nn.Module):
     def loss(self, batch: Inputs, noise: TrainingNoise | None) -> Float[Array, ""]:
         """Returns the head's loss, a mean over the real actions of the batch.
 
+        Tokens to align with are not read.
+
         Args:
           batch: `observation`, `task`, `action` and `action_pad_mask`.
           noise: From `draw_training_noise`; None for a head that needs none.
@@ -210,15 +258,41 @@ class OctoModule(nn.Module):
           UserError: As `__call__`, or the actions or their mask are not of the head's horizon and
             size.
         """
+        return self._head_loss(self(batch["observation"], batch["task"]), batch, noise)
+
+    def losses(self, batch: Inputs, noise: TrainingNoise | None) -> dict[str, Float[Array, ""]]:
+        """Returns what training minimises, `loss`, and its parts that are worth a look.
+
+        Where the model aligns, `loss` is the head's and each alignment's times its weight, and
+        `align_loss` the mean of the alignments.
+
+        Args:
+          batch: As in `loss`.
+          noise: As in `loss`.
+
+        Raises:
+          UserError: As `loss`, or tokens to align with are missing or unlike the config.
+        """
+        groups = self(batch["observation"], batch["task"])
+        loss = self._head_loss(groups, batch, noise)
+        found = self.octo_transformer.align(groups, batch["observation"])
+        if not found:
+            return {"loss": loss}
+        for vggt in self.config.aligned:
+            loss = loss + vggt.align_weight * found[vggt.name]
+        return {"loss": loss, "align_loss": jnp.mean(jnp.stack(list(found.values())))}
+
+    def _head_loss(
+        self, groups: dict[str, TokenGroup], batch: Inputs, noise: TrainingNoise | None
+    ) -> Float[Array, ""]:
         head = self.config.head
         action = require(batch, "action", part="top level", reader="loss")
         counts = require(batch, "action_pad_mask", part="top level", reader="loss")
         chunk = (head.action_horizon, head.action_dim)
         check_array(action, "bw", chunk, ["float32"], "action")
         check_array(counts, "bw", chunk, ["bool"], "action_pad_mask")
-        readout = self.readout(batch["observation"], batch["task"])
         real_step = batch["observation"]["timestep_pad_mask"][:, :, None, None]
-        return self.heads_action.loss(readout, action, real_step & counts, noise)
+        return self.heads_action.loss(groups[READOUT].tokens, action, real_step & counts, noise)
 
     def predict_noise(
         self,

@@ -19,9 +19,8 @@ def group_spans(config: OctoConfig) -> tuple[list[Span], list[Span]]:
     """The groups of a model's sequence: before the window, and in every step of it."""
     language = config.language
     prefix = [] if language is None else [Span("task_language", Kind.TASK, language.max_length)]
-    timestep = [
-        Span(f"obs_{o.name}", Kind.OBSERVATION, _num_tokens(o)) for o in config.observations
-    ]
+    counts = {f"obs_{o.name}": _num_tokens(o) for o in config.observations}
+    timestep = [Span(name, Kind.OBSERVATION, count) for name, count in counts.items() if count]
     if config.repeat_task_tokens:
         timestep += [Span(f"obs_{s.name}", Kind.OBSERVATION, s.num_tokens) for s in prefix]
     return prefix, [*timestep, Span(READOUT, Kind.READOUT, config.num_readouts)]
@@ -29,6 +28,8 @@ def group_spans(config: OctoConfig) -> tuple[list[Span], list[Span]]:
 
 def draw_tokens(config: OctoConfig, window: int) -> str:
     """Groups with their tokens, and a matrix of who attends to whom, a line a group.
+
+    Geometry tokens without a group of their own have a line below it.
 
     Args:
       config: The model.
@@ -47,6 +48,11 @@ def draw_tokens(config: OctoConfig, window: int) -> str:
     for number, query in enumerate(spans, 1):
         marks = " ".join(f"{_mark(query, key):>2}" for key in spans)
         lines.append(f"{number:>2} {query.name:{width}} {query.num_tokens:>8}  {marks}")
+    lines += [
+        f"   {vggt.name}: {vggt.fusion} with obs_{vggt.camera}, no tokens"
+        for vggt in config.geometry
+        if not vggt.num_group_tokens
+    ]
     return "\n".join(lines)
 
 
@@ -75,6 +81,8 @@ def _num_tokens(
 ) -> int:
     if isinstance(observation, LowdimTokenizerConfig):
         return observation.num_dims
+    if isinstance(observation, VGGTTokenizerConfig):
+        return observation.num_group_tokens
     return observation.num_tokens
 
 

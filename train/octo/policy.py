@@ -35,16 +35,16 @@ def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[st
     """
     steps = (batch_size, window_size)
     observation = {"timestep_pad_mask": jax.ShapeDtypeStruct(steps, bool)}
-    for image in config.images:
+    for image in config.cameras:
         shape = (*steps, image.image_size, image.image_size, 3)
         observation[image.observation_key] = jax.ShapeDtypeStruct(shape, jnp.uint8)
     for lowdim in config.lowdims:
         observation[lowdim.observation_key] = jax.ShapeDtypeStruct(
             (*steps, lowdim.num_dims), jnp.float32
         )
-    if config.vggt is not None:
-        shape = (*steps, config.vggt.num_tokens, config.vggt.token_dim)
-        observation[config.vggt.observation_key] = jax.ShapeDtypeStruct(shape, jnp.float16)
+    for vggt in config.geometry:
+        shape = (*steps, vggt.num_tokens, vggt.token_dim)
+        observation |= dict.fromkeys(vggt.keys, jax.ShapeDtypeStruct(shape, jnp.float16))
     task = {}
     if config.language is not None:
         ids = jax.ShapeDtypeStruct((batch_size, config.language.max_length), jnp.int32)
@@ -72,14 +72,14 @@ def init_params(config: OctoConfig, key: Key) -> Params:
     spec = input_spec(config, batch_size=1, window_size=1)
     batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
     noise = training_noise(config.head, noise_key, (1, 1))
-    variables = OctoModule(config).init(params_key, batch, noise, method="loss")
+    variables = OctoModule(config).init(params_key, batch, noise, method="losses")
     return cast(Params, variables["params"])
 
 
 def loss_fn(
     module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
 ) -> Float[Array, ""]:
-    """Returns the loss of a batch.
+    """Returns the head's loss of a batch.
 
     Args:
       module: The model.
@@ -89,6 +89,21 @@ def loss_fn(
     """
     loss = module.apply({"params": params}, batch, noise, method="loss")
     return cast(jax.Array, loss)
+
+
+def losses_fn(
+    module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
+) -> dict[str, Float[Array, ""]]:
+    """Returns what training minimises, `loss`, and its parts; see `OctoModule.losses`.
+
+    Args:
+      module: As in `loss_fn`.
+      params: As in `loss_fn`.
+      batch: As in `loss_fn`.
+      noise: As in `loss_fn`.
+    """
+    losses = module.apply({"params": params}, batch, noise, method="losses")
+    return cast(dict[str, jax.Array], losses)
 
 
 def training_noise(head: HeadConfig, key: Key, shape: tuple[int, int]) -> TrainingNoise | None:

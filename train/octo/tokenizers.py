@@ -1,4 +1,4 @@
-"""From the inputs of a batch to tokens: cameras, instruction, geometry tokens.
+"""From the inputs of a batch to tokens: cameras, vectors, instruction; for geometry `geometry.py`.
 
 A tokenizer's output still has its source's size; the projection to the transformer's size and the
 position embeddings are `model.py`'s, alike for all groups.
@@ -20,7 +20,6 @@ from train.octo.config import (
     ImageTokenizerConfig,
     LanguageConfig,
     LowdimTokenizerConfig,
-    VGGTTokenizerConfig,
 )
 from train.octo.t5 import T5Encoder
 from train.octo.tokens import TokenGroup
@@ -180,39 +179,6 @@ class ImageTokenizer(nn.Module):
             b, w, self.config.num_tokens, -1
         )
         mask = observation_mask(observation, key, self.config.num_tokens)
-        return TokenGroup(tokens, mask, Kind.OBSERVATION)
-
-
-class VGGTTokenizer(nn.Module):
-    """Geometry tokens, normalised: layer norms even out the scales of the encoder's layers."""
-
-    config: VGGTTokenizerConfig
-
-    @nn.compact
-    def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
-        """Returns tokens `(b w n token_dim)`, float32.
-
-        Args:
-          observation: Has the tokens, `(b w n token_dim)` or, where only the current step was
-            read, `(b 1 n token_dim)`: float16, bfloat16 or float32. Steps without tokens are
-            masked.
-          task: Is not read.
-
-        Raises:
-          UserError: The tokens are missing, or not of the configured shape, or no floats.
-        """
-        del task
-        key = self.config.observation_key
-        reader = f"VGGT tokenizer {self.config.name!r}"
-        tokens = require(observation, key, part="observation", reader=reader)
-        shape = (self.config.num_tokens, self.config.token_dim)
-        dtypes = ["float16", "bfloat16", "float32"]
-        check_array(tokens, "bw", shape, dtypes, f"observation/{key}")
-        mask = observation_mask(observation, key, self.config.num_tokens)
-        num_unread = mask.shape[1] - tokens.shape[1]
-        tokens = nn.LayerNorm()(tokens.astype(jnp.float32))
-        tokens = jnp.pad(tokens, ((0, 0), (num_unread, 0), (0, 0), (0, 0)))
-        mask = mask.at[:, :num_unread].set(False)
         return TokenGroup(tokens, mask, Kind.OBSERVATION)
 
 

@@ -1,0 +1,631 @@
+"""Six ways for geometry tokens into the model: what each adds, starts from, reads and learns."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from pipeline.errors import UserError
+from pipeline.files import from_json_text, to_json_values
+from train.config import AugmentConfig, load_config
+from train.octo.attention import READOUT
+from train.octo.config import (
+    ImageTokenizerConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    RegressionConfig,
+    TransformerConfig,
+    VGGTTokenizerConfig,
+)
+from train.octo.fusion import Alignment
+from train.octo.geometry import TokenLearner, VGGTTokenizer, resize_grid
+from train.octo.meaning import find_differences
+from train.octo.model import OctoModule
+from train.octo.picture import draw_tokens, group_spans
+from train.octo.policy import init_params, input_spec, losses_fn, sample_actions
+from train.octo.pretrained import Allowed, merge
+from train.octo.report import LoadRow
+from train.octo.tokens import TokenGroup
+from train.octo.vggt_config import Fusion
+from train.optimizer import learning_rate, make_optimizer
+from train.state import init_state
+from train.step import make_train_step
+
+STEM = (32, 32)
+VGGT = VGGTTokenizerConfig(num_tokens=14, token_dim=8, grid=(3, 3))
+BASE = OctoConfig(
+    embedding_dim=16,
+    max_horizon=2,
+    transformer=TransformerConfig(num_layers=2, mlp_dim=32, num_heads=2),
+    images=(
+        ImageTokenizerConfig("primary", "image_primary", 8, STEM, stem_dim=8),
+        ImageTokenizerConfig("wrist", "image_wrist", 4, STEM, stem_dim=8),
+    ),
+    language=None,
+    head=RegressionConfig(pooling="mean", action_horizon=2, action_dim=3),
+)
+"""Cameras of 2 x 2 tokens and of one."""
+FUSIONS: list[Fusion] = ["tokens", "features", "registers", "gated", "only", "align"]
+GROUPED: list[Fusion] = ["tokens", "registers", "only"]
+ADDED: list[Fusion] = ["features", "gated"]
+
+
+def model(fusion: Fusion, **changes: Any) -> OctoConfig:
+    vggt = dataclasses.replace(VGGT, fusion=fusion, **changes)
+    return dataclasses.replace(BASE, vggt=vggt)
+
+
+def make_batch(config: OctoConfig, samples: int = 2, window: int = 2, seed: int = 0) -> Any:
+    """Random images, tokens and actions; all steps and actions are real."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.dtype == bool:
+            return jnp.ones(leaf.shape, bool)
+        if leaf.dtype == jnp.uint8:
+            return jnp.asarray(rng.integers(0, 256, leaf.shape, np.uint8))
+        return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(draw, input_spec(config, samples, window))
+
+
+def with_observation(batch: Any, **changes: Any) -> Any:
+    return batch | {"observation": batch["observation"] | changes}
+
+
+def without_tokens(batch: Any) -> Any:
+    kept = {k: v for k, v in batch["observation"].items() if k != "vggt_tokens"}
+    return batch | {"observation": kept}
+
+
+def perturbed(params: Any) -> Any:
+    """Parameters none of which is zero: whatever is closed at the start is open."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def readout(config: OctoConfig, params: Any, batch: Any) -> np.ndarray:
+    module = OctoModule(config)
+    run = jax.jit(lambda p, b: module.apply({"params": p}, b["observation"], b["task"])[READOUT])
+    return np.asarray(run(params, batch).tokens)
+
+
+def flat(params: Any) -> dict[str, Any]:
+    return dict(traverse_util.flatten_dict(params, sep="/"))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """Parameters of the model without geometry tokens."""
+    return init_params(BASE, jax.random.key(0))
+
+
+def merged(config: OctoConfig, plain: Any) -> tuple[Any, tuple[LoadRow, ...]]:
+    fresh = init_params(config, jax.random.key(1))
+    params, report = merge(fresh, plain, Allowed(("octo_transformer/*vggt*",)))
+    return params, report.rows
+
+
+@pytest.mark.parametrize("fusion", ["features", "gated", "align"])
+def test_step_0_is_the_model_without_tokens(fusion: Fusion, plain: Any) -> None:
+    config = model(fusion)
+    params, rows = merged(config, plain)
+    assert {row.status for row in rows if "vggt" in row.path} == {"new"}
+    assert {row.status for row in rows if "vggt" not in row.path} == {"loaded"}
+    batch = make_batch(config)
+    expected = readout(BASE, plain, without_tokens(batch))
+    np.testing.assert_allclose(readout(config, params, batch), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("fusion", ["tokens", "registers"])
+def test_tokens_that_are_attended_to_change_step_0(fusion: Fusion, plain: Any) -> None:
+    config = model(fusion)
+    params, _ = merged(config, plain)
+    batch = make_batch(config)
+    expected = readout(BASE, plain, without_tokens(batch))
+    assert np.abs(readout(config, params, batch) - expected).max() > 1e-3
+
+
+def test_only_leaves_the_camera_without_a_place_and_unread(plain: Any) -> None:
+    config = model("only")
+    with pytest.raises(UserError, match="the checkpoint has the input 'primary', the model has"):
+        merged(config, plain)
+    fresh = init_params(config, jax.random.key(1))
+    allowed = Allowed(("octo_transformer/*vggt*", "octo_transformer/*primary*"))
+    _, report = merge(fresh, plain, allowed)
+    unused = {row.path.split("/")[1] for row in report.rows if row.status == "unused"}
+    names = {"obs_primary_pos_embedding", "obs_primary_projection"}
+    assert unused == names | {"observation_tokenizers_primary"}
+    assert "image_primary" not in input_spec(config, 1, 1)["observation"]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_training_lowers_the_loss_and_moves_every_new_parameter(fusion: Fusion) -> None:
+    """All samples share their images: but for an alignment, only tokens tell their actions."""
+    config = model(fusion)
+    batch = make_batch(config, samples=4, window=1)
+    if fusion != "align":
+        images = {k: v * 0 + 100 for k, v in batch["observation"].items() if "image" in k}
+        batch = with_observation(batch, **images)
+    module, optimizer = OctoModule(config), optax.adam(3e-3)
+    start = init_params(config, jax.random.key(0))
+
+    def step(carry: Any, _: Any) -> Any:
+        def loss_of(params: Any) -> Any:
+            losses = losses_fn(module, params, batch, None)
+            return losses["loss"], losses
+
+        params, state = carry
+        (_, losses), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state)
+        return (optax.apply_updates(params, updates), state), losses
+
+    with jax.numpy_dtype_promotion("standard"):
+        train = jax.jit(lambda carry: jax.lax.scan(step, carry, length=100))
+        (params, _), losses = train((start, optimizer.init(start)))
+    actions = batch["action"][:, 0]
+    # The best that can be said of all samples alike; the head's loss has the factor action_dim.
+    blind = 3 * float(jnp.mean(jnp.abs(actions - jnp.median(actions, axis=0))))
+    assert losses["loss"][0] > 0.9 * blind
+    assert losses["loss"][-1] < 0.6 * blind
+    assert ("align_loss" in losses) == (fusion == "align")
+    if fusion == "align":
+        assert losses["align_loss"][-1] < losses["align_loss"][0] - 0.2
+    before, after = flat(start), flat(params)
+    new = [path for path in before if "vggt" in path]
+    assert new
+    assert all(np.abs(after[path] - before[path]).max() > 1e-3 for path in new)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_picture_and_model_agree_on_the_groups(fusion: Fusion) -> None:
+    config = model(fusion)
+    batch = make_batch(config)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    groups = jax.eval_shape(
+        lambda p, b: OctoModule(config).apply({"params": p}, b["observation"], b["task"]),
+        params,
+        batch,
+    )
+    _, timestep = group_spans(config)
+    assert {s.name: s.num_tokens for s in timestep} == {
+        name: group.tokens.shape[2] for name, group in groups.items() if name != "obs"
+    }
+    assert ("obs_vggt" in groups) == (fusion in GROUPED)
+    assert ("obs_primary" in groups) == (fusion != "only")
+    told = f"vggt: {fusion} with obs_primary, no tokens" in draw_tokens(config, 2)
+    assert told == (fusion not in GROUPED)
+
+
+def test_registers_are_the_first_tokens_alone() -> None:
+    config = model("registers")
+    params, batch = perturbed(init_params(config, jax.random.key(0))), make_batch(config)
+    tokens = batch["observation"]["vggt_tokens"]
+    patches, register = tokens.at[:, :, 5:].add(1), tokens.at[:, -1, 4, 0].add(1)
+    plain, same, other = (
+        readout(config, params, with_observation(batch, vggt_tokens=changed))
+        for changed in (tokens, patches, register)
+    )
+    np.testing.assert_array_equal(plain, same)
+    assert np.abs(plain - other).max() > 1e-4
+
+
+@pytest.mark.parametrize("fusion", ADDED)
+def test_a_patch_reaches_the_token_at_its_place_and_special_tokens_none(fusion: Fusion) -> None:
+    vggt = dataclasses.replace(VGGT, fusion=fusion, num_tokens=9, grid=(2, 2))
+    config = dataclasses.replace(BASE, vggt=vggt)
+    params, batch = perturbed(init_params(config, jax.random.key(0))), make_batch(config, 1, 1)
+    module = OctoModule(config)
+
+    def fused(tokens: jax.Array) -> np.ndarray:
+        observation = batch["observation"] | {"vggt_tokens": tokens}
+        found: dict[str, TokenGroup] = {}
+
+        def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            out = next_fun(*args, **kwargs)
+            if context.module.name == "obs_vggt_fusion":
+                found["group"] = out
+            return out
+
+        with flax_interception(record):
+            module.apply({"params": params}, observation, {})
+        return np.asarray(found["group"].tokens)
+
+    tokens = batch["observation"]["vggt_tokens"]
+    before = fused(tokens)
+    np.testing.assert_array_equal(before, fused(tokens.at[:, :, :5].add(3)))
+    moved = np.abs(fused(tokens.at[:, :, 7, 0].add(3)) - before).max((0, 1, 3))
+    assert (moved > 1e-3).tolist() == [False, False, True, False]
+
+
+def flax_interception(function: Any) -> Any:
+    import flax.linen as nn
+
+    return nn.intercept_methods(function)
+
+
+@pytest.mark.parametrize("fusion", ADDED)
+@pytest.mark.parametrize("padding", ["missing", "padded"])
+def test_missing_tokens_add_nothing_even_if_they_are_no_numbers(
+    fusion: Fusion, padding: str
+) -> None:
+    config = model(fusion)
+    params, batch = perturbed(init_params(config, jax.random.key(0))), make_batch(config)
+    none = jnp.zeros((2, 2), bool)
+    key = "timestep_pad_mask" if padding == "padded" else "pad_mask_dict"
+    mask = none if padding == "padded" else {"vggt_tokens": none}
+    garbage = batch["observation"]["vggt_tokens"] * jnp.nan
+    missing = with_observation(batch, vggt_tokens=garbage, **{key: mask})
+    shared = {k: v for k, v in flat(params).items() if "vggt" not in k}
+    expected = readout(
+        BASE,
+        traverse_util.unflatten_dict(shared, sep="/"),
+        without_tokens(with_observation(batch, **{key: mask})),
+    )
+    np.testing.assert_allclose(readout(config, params, missing), expected, atol=1e-6, rtol=0)
+    assert np.abs(readout(config, params, batch) - expected).max() > 1e-2
+    gradient = jax.jit(jax.grad(lambda p: losses_fn(OctoModule(config), p, missing, None)["loss"]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(params)))
+
+
+@pytest.mark.parametrize("fusion", GROUPED)
+def test_missing_tokens_of_a_group_are_masked_whatever_they_are(fusion: Fusion) -> None:
+    config = model(fusion)
+    params, batch = perturbed(init_params(config, jax.random.key(0))), make_batch(config)
+    tokens = batch["observation"]["vggt_tokens"]
+    mask = {"vggt_tokens": jnp.zeros((2, 2), bool)}
+    zeros, garbage = (
+        readout(config, params, with_observation(batch, vggt_tokens=t, pad_mask_dict=mask))
+        for t in (tokens * 0, tokens * jnp.nan)
+    )
+    np.testing.assert_array_equal(zeros, garbage)
+    assert np.abs(zeros - readout(config, params, batch)).max() > 1e-2
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_tokens_of_the_current_step_alone_are_those_of_a_window_that_lacks_the_others(
+    fusion: Fusion,
+) -> None:
+    config = model(fusion)
+    params, batch = perturbed(init_params(config, jax.random.key(0))), make_batch(config)
+    tokens = batch["observation"]["vggt_tokens"]
+    current = with_observation(batch, vggt_tokens=tokens[:, -1:])
+    present = {"vggt_tokens": jnp.array([[False, True]] * 2)}
+    lacking = with_observation(batch, pad_mask_dict=present)
+    run = jax.jit(lambda batch: losses_fn(OctoModule(config), params, batch, None))
+    found, expected, whole = run(current), run(lacking), run(batch)
+    assert found.keys() == expected.keys()
+    for name, loss in found.items():
+        np.testing.assert_allclose(loss, expected[name], rtol=1e-6)
+    assert abs(float(found["loss"] - whole["loss"])) > 1e-4
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_missing_column_is_an_error_that_says_what_to_do(fusion: Fusion) -> None:
+    config = model(fusion)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    batch = without_tokens(make_batch(config))
+    message = "expected 'vggt_tokens', which the VGGT tokenizer 'vggt' reads; .* Add 'vggt_tokens'"
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(lambda p: losses_fn(OctoModule(config), p, batch, None), params)
+
+
+def test_tokens_of_another_window_are_an_error() -> None:
+    config = model("gated")
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    batch = make_batch(dataclasses.replace(config, max_horizon=3), window=2)
+    tokens = jnp.zeros((2, 3, 14, 8), jnp.float16)
+    batch = with_observation(batch, vggt_tokens=tokens)
+    with pytest.raises(UserError, match="of 1 step or of all 2 of the window.* found of 3"):
+        jax.eval_shape(lambda p: losses_fn(OctoModule(config), p, batch, None), params)
+
+
+def test_an_aligned_model_acts_and_is_validated_without_tokens(plain: Any) -> None:
+    config = model("align")
+    params, _ = merged(config, plain)
+    batch, key = make_batch(config), jax.random.key(0)
+    bare = without_tokens(batch)
+    for model_config, weights in ((config, params), (BASE, plain)):
+        module = OctoModule(model_config)
+        actions = jax.jit(
+            lambda w, m=module: sample_actions(m, w, bare["observation"], bare["task"], key)
+        )(weights)
+        loss = jax.jit(lambda w, b, m=module: m.apply({"params": w}, b, None, method="loss"))(
+            weights, bare
+        )
+        if model_config is config:
+            found = (actions, loss)
+    np.testing.assert_allclose(found[0], actions, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(found[1], loss, rtol=1e-6)
+    losses = losses_fn(OctoModule(config), params, batch, None)
+    np.testing.assert_allclose(losses["loss"], loss + 0.5 * losses["align_loss"], rtol=1e-6)
+
+
+def align(tokens: jax.Array, mask: jax.Array, observation: Any, params: Any = None) -> Any:
+    """Loss and parameters of an alignment of a camera of 3 x 3 tokens."""
+    module = Alignment(dataclasses.replace(VGGT, fusion="align"), (3, 3))
+    group = TokenGroup(tokens, mask, None)
+    if params is None:
+        params = module.init(jax.random.key(0), group, observation)
+    return module.apply(params, group, observation), params
+
+
+def test_alignment_is_one_less_the_cosine_of_the_real_tokens() -> None:
+    rng = np.random.default_rng(0)
+    tokens, wanted = (jnp.asarray(rng.normal(size=(2, 1, n, 8)), jnp.float32) for n in (9, 14))
+    real = jnp.ones((2, 1), bool)
+    observation = {"vggt_tokens": wanted, "timestep_pad_mask": real}
+    mask = jnp.ones((2, 1, 9), bool)
+    whole, params = align(tokens, mask, observation)
+    dense, last = (params["params"][f"Dense_{i}"] for i in range(2))
+    normal = (tokens - tokens.mean(-1, keepdims=True)) / tokens.std(-1, keepdims=True)
+    found = jax.nn.gelu(normal @ dense["kernel"]) @ last["kernel"]
+    patches = wanted[:, :, 5:]
+    patches = patches - patches.mean(-1, keepdims=True)
+    cosine = (found * patches).sum(-1)
+    cosine = cosine / jnp.linalg.norm(found, axis=-1) / jnp.linalg.norm(patches, axis=-1)
+    np.testing.assert_allclose(whole, 1 - cosine.mean(), atol=1e-4)
+    lacking = observation | {"pad_mask_dict": {"vggt_tokens": jnp.array([[True], [False]])}}
+    np.testing.assert_allclose(
+        align(tokens, mask, lacking, params)[0], 1 - cosine[0].mean(), atol=1e-4
+    )
+    unseen = mask.at[0].set(False)
+    np.testing.assert_allclose(
+        align(tokens, unseen, observation, params)[0], 1 - cosine[1].mean(), atol=1e-4
+    )
+    np.testing.assert_allclose(align(tokens, unseen, lacking, params)[0], 0)
+
+
+def test_a_grid_is_resized_as_a_picture() -> None:
+    ramp = jnp.arange(4.0)[None, None, :, None] + 10 * jnp.arange(4.0)[None, :, None, None]
+    tokens = ramp.reshape(1, 1, 16, 1)
+    assert resize_grid(tokens, (4, 4), (4, 4)) is tokens
+    half = resize_grid(tokens, (4, 4), (2, 2))[0, 0, :, 0]
+    # Each of the four is a mean with weights 3, 3, 1 of three rows, and of three columns.
+    low, high = 5 / 7, 16 / 7
+    expected = [11 * low, 10 * low + high, 10 * high + low, 11 * high]
+    np.testing.assert_allclose(half, expected, rtol=1e-5)
+    np.testing.assert_allclose(resize_grid(tokens, (2, 8), (1, 1)), [[[[16.5]]]], rtol=1e-5)
+
+
+def reduced(**changes: Any) -> tuple[VGGTTokenizerConfig, TokenGroup, Any]:
+    config = dataclasses.replace(VGGT, **changes)
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.normal(size=(2, 2, 14, 8)), jnp.float32)
+    observation = {"vggt_tokens": tokens, "timestep_pad_mask": jnp.ones((2, 2), bool)}
+    tokenizer = VGGTTokenizer(config)
+    group, variables = tokenizer.init_with_output(jax.random.key(0), observation, {})
+    return config, group, variables["params"]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "size", "shape", "names"),
+    [
+        ("none", None, (14, 8), {"LayerNorm_0"}),
+        ("project", 3, (14, 3), {"LayerNorm_0", "project"}),
+        ("token_learner", 4, (4, 8), {"LayerNorm_0", "token_learner"}),
+        ("pool", 4, (9, 8), {"LayerNorm_0"}),
+    ],
+)
+def test_a_reduction_leaves_so_many_tokens_of_such_a_size(
+    reduction: Any, size: int | None, shape: tuple[int, int], names: set[str]
+) -> None:
+    config, group, params = reduced(reduction=reduction, reduced_to=size)
+    assert group.tokens.shape == (2, 2, *shape)
+    assert group.mask.shape == group.tokens.shape[:-1]
+    assert group.mask.all()
+    assert set(params) == names
+    assert config.num_group_tokens == shape[0]
+
+
+def test_pooling_keeps_the_special_tokens_and_averages_the_patches() -> None:
+    _, whole, _ = reduced()
+    _, pooled, _ = reduced(reduction="pool", reduced_to=1)
+    np.testing.assert_array_equal(pooled.tokens[:, :, :5], whole.tokens[:, :, :5])
+    weights = np.outer([2, 3, 2], [2, 3, 2]).ravel() / 49
+    expected = np.einsum("n,bwnd->bwd", weights, whole.tokens[:, :, 5:])
+    np.testing.assert_allclose(pooled.tokens[:, :, 5], expected, atol=1e-5)
+
+
+def test_a_learnt_token_is_a_mean_of_all() -> None:
+    tokens = jax.random.normal(jax.random.key(0), (2, 1, 14, 8))
+    learner = TokenLearner(3)
+    variables = perturbed(learner.init(jax.random.key(1), tokens))
+    found = learner.apply(variables, tokens)
+    shifted = learner.apply(variables, jnp.broadcast_to(tokens[:, :, :1], tokens.shape))
+    expected = np.repeat(tokens[:, :, :1], 3, axis=2)
+    np.testing.assert_allclose(shifted, expected, atol=1e-5)
+    assert (found >= tokens.min(2, keepdims=True)).all()
+    assert (found <= tokens.max(2, keepdims=True)).all()
+    order = jax.random.permutation(jax.random.key(2), 14)
+    np.testing.assert_allclose(learner.apply(variables, tokens[:, :, order]), found, atol=1e-5)
+    assert float(jnp.abs(found[:, :, 0] - found[:, :, 1]).max()) > 0.01
+
+
+def test_layers_are_normalised_each_by_itself_and_joined() -> None:
+    config = dataclasses.replace(VGGT, more_layers=("deep",))
+    rng = np.random.default_rng(0)
+    first, deep = (jnp.asarray(rng.normal(size=(1, 1, 14, 8)), jnp.float32) for _ in range(2))
+    observation = {"vggt_tokens": first, "deep": deep, "timestep_pad_mask": jnp.ones((1, 1), bool)}
+    tokenizer = VGGTTokenizer(config)
+    variables = tokenizer.init(jax.random.key(0), observation, {})
+    assert set(variables["params"]) == {"LayerNorm_0", "LayerNorm_1"}
+    group = tokenizer.apply(variables, observation, {})
+    loud = tokenizer.apply(variables, observation | {"deep": deep * 100}, {})
+    assert group.tokens.shape == (1, 1, 14, 16)
+    np.testing.assert_allclose(group.tokens, loud.tokens, atol=1e-4)
+    np.testing.assert_allclose(group.tokens[..., 8:].std(-1), 1, atol=1e-3)
+    absent = observation | {"pad_mask_dict": {"deep": jnp.zeros((1, 1), bool)}}
+    assert not tokenizer.apply(variables, absent, {}).mask.any()
+    one_step = {key: jnp.repeat(observation[key], 2, axis=1) for key in observation}
+    one_step["deep"] = deep
+    with pytest.raises(
+        UserError, match="vggt_tokens, deep: .* alike for all layers; found of 2, 1"
+    ):
+        tokenizer.apply(variables, one_step, {})
+
+
+def test_two_cameras_and_a_column_used_twice() -> None:
+    gated = dataclasses.replace(VGGT, fusion="gated")
+    wrist = dataclasses.replace(
+        VGGT, observation_key="wrist_tokens", name="vggt_wrist", fusion="features", camera="wrist"
+    )
+    registers = dataclasses.replace(VGGT, name="vggt_registers", fusion="registers")
+    config = dataclasses.replace(BASE, vggt=gated, more_vggt=(wrist, registers))
+    assert config.token_keys == ("vggt_tokens", "wrist_tokens")
+    params, batch = perturbed(init_params(config, jax.random.key(0))), make_batch(config)
+    new = {path.split("/")[1] for path in flat(params) if "vggt" in path}
+    assert {"obs_vggt_fusion", "obs_vggt_wrist_fusion", "obs_vggt_registers_projection"} <= new
+    before = readout(config, params, batch)
+    for key in config.token_keys:
+        changed = with_observation(batch, **{key: batch["observation"][key][::-1]})
+        assert np.abs(readout(config, params, changed) - before).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_special": -1}, "num_special must be at least 0, not -1"),
+        ({"align_weight": 0.0}, "align_weight must be above 0 and finite, not 0.0"),
+        ({"fusion": "registers", "num_special": 0}, "num_special 0 first of num_tokens 14"),
+        ({"fusion": "registers", "num_special": 15}, "num_special 15 first of num_tokens 14"),
+        (
+            {"fusion": "gated", "grid": None, "num_special": 4},
+            "num_tokens 14 of 'vggt' less num_special 4 are 10 patches, no square",
+        ),
+        ({"fusion": "align", "grid": (2, 4)}, "are 9 patches, not grid 2 x 4: set num_special or"),
+        ({"fusion": "align", "grid": (-3, -3)}, "are 9 patches, not grid -3 x -3"),
+        ({"reduction": "pool"}, "reduction 'pool' of 'vggt' and reduced_to None"),
+        ({"reduced_to": 4}, "reduction 'none' of 'vggt' and reduced_to 4"),
+        ({"reduction": "pool", "reduced_to": 3}, "reduced_to 3 of 'vggt' is no square grid"),
+        ({"reduction": "pool", "reduced_to": 0}, "reduced_to must be at least 1, not 0"),
+        (
+            {"reduction": "token_learner", "reduced_to": 14},
+            "reduced_to 14 of 'vggt' is no less than the 14 that 'token_learner' begins with",
+        ),
+        ({"reduction": "project", "reduced_to": 8}, "no less than the 8 that 'project' begins"),
+        (
+            {"fusion": "gated", "reduction": "pool", "reduced_to": 4},
+            "'pool' does not fit fusion 'gated' of 'vggt', which takes none, project",
+        ),
+        ({"fusion": "align", "reduction": "project", "reduced_to": 4}, "which takes none$"),
+        ({"more_layers": ("vggt_tokens",)}, "more_layers of 'vggt' reads one key twice"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(VGGT, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vggt": dataclasses.replace(VGGT, fusion="gated", camera="top")}, "needs camera 'top'"),
+        ({"more_vggt": (VGGT,)}, "more_vggt is set, but vggt is None"),
+        ({"vggt": VGGT, "more_vggt": (VGGT,)}, "share one name: .*'vggt', 'vggt'"),
+        (
+            {
+                "vggt": dataclasses.replace(VGGT, fusion="only"),
+                "more_vggt": (dataclasses.replace(VGGT, fusion="align", name="other"),),
+            },
+            "'align' of 'other' needs camera 'primary', in whose place fusion 'only'",
+        ),
+        (
+            {
+                "vggt": dataclasses.replace(VGGT, observation_key="proprio"),
+                "lowdims": (LowdimTokenizerConfig("proprio", "proprio", 8),),
+            },
+            "share one observation_key",
+        ),
+    ],
+)
+def test_a_model_whose_parts_do_not_meet_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(BASE, **changes)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_crop_beside_tokens_is_an_error_in_every_mode(
+    fusion: Fusion, tiny_config_path: Any
+) -> None:
+    config = load_config(str(tiny_config_path))
+    vggt = dataclasses.replace(config.model.vggt, fusion=fusion)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vggt=vggt))
+    assert config.cropped == ()
+    with pytest.raises(ValueError, match="but the model reads precomputed vggt_tokens"):
+        dataclasses.replace(config, augment=AugmentConfig(cropped=("image_primary",)))
+
+
+def test_training_reads_what_an_alignment_needs_and_no_image_that_is_replaced(
+    tiny_config_path: Any,
+) -> None:
+    config = load_config(str(tiny_config_path))
+
+    def run(fusion: Fusion, *observations: str) -> None:
+        vggt = dataclasses.replace(config.model.vggt, fusion=fusion)
+        model = dataclasses.replace(config.model, vggt=vggt)
+        data = dataclasses.replace(config.data, observations=observations)
+        dataclasses.replace(config, model=model, data=data)
+
+    run("only", "vggt_tokens")
+    with pytest.raises(ValueError, match="the model reads vggt_tokens, data.observations has only"):
+        run("align", "image_primary")
+
+
+def test_the_step_logs_the_alignment_and_parts_of_a_batch_give_that_of_the_whole(
+    tiny_config_path: Any,
+) -> None:
+    config = load_config(str(tiny_config_path))
+    vggt = dataclasses.replace(config.model.vggt, fusion="align")
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, vggt=vggt, language=None),
+        data=dataclasses.replace(config.data, conditioning="image_conditioned"),
+        augment=AugmentConfig(enabled=False),
+    )
+    batch = make_batch(config.model, samples=4)
+    found = []
+    for parts in (1, 2):
+        optimizer = dataclasses.replace(config.optimizer, accumulation_steps=parts)
+        part = dataclasses.replace(config, optimizer=optimizer)
+        update = make_optimizer(part.optimizer)
+        step = make_train_step(part, update, learning_rate(part.optimizer, 20))
+        _, metrics = jax.jit(step)(init_state(part, update), batch, None)
+        found.append(metrics)
+    assert 0 < found[0]["align_loss"] < 2
+    assert found[0].keys() == found[1].keys()
+    for name in ("loss", "align_loss", "grad_norm"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
+
+
+def test_a_config_of_before_fusion_still_loads() -> None:
+    values = to_json_values(dataclasses.replace(BASE, vggt=VGGT))
+    del values["more_vggt"]
+    values["vggt"] = {"num_tokens": 14, "token_dim": 8}
+    values["vggt"] |= {"observation_key": "vggt_tokens", "name": "vggt"}
+    import json
+
+    loaded = from_json_text(OctoConfig, json.dumps(values), where="x", remedy="x")
+    assert loaded == dataclasses.replace(BASE, vggt=VGGTTokenizerConfig(14, 8))
+    again = dataclasses.replace(BASE, vggt=dataclasses.replace(VGGT, fusion="gated"))
+    text = json.dumps(to_json_values(again))
+    assert from_json_text(OctoConfig, text, where="x", remedy="x") == again
+
+
+def test_geometry_that_means_something_else_is_told() -> None:
+    gated = model("gated")
+    assert find_differences(gated, model("features")) == {}
+    assert find_differences(gated, model("gated", camera="wrist")) == {
+        "vggt.camera of fusion 'gated'": ("primary", "wrist")
+    }
+    assert find_differences(gated, model("gated", num_special=2, grid=(3, 4))) == {
+        "vggt.num_special of fusion 'gated'": (5, 2),
+        "vggt.grid of fusion 'gated'": ((3, 3), (3, 4)),
+    }

@@ -1,0 +1,175 @@
+"""From the geometry tokens of a batch to what enters the model: normalised, chosen, reduced."""
+
+import math
+from typing import assert_never
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pipeline.errors import UserError
+from train.octo.attention import Kind
+from train.octo.tokenizers import Inputs, check_array, observation_mask, require
+from train.octo.tokens import TokenGroup
+from train.octo.vggt_config import VGGTTokenizerConfig
+
+_DTYPES = ("float16", "bfloat16", "float32")
+_LEARNER_DIM = 64
+"""Hidden size of the token learner's perceptron."""
+_EPSILON = 1e-6
+"""Of variances, as linen's LayerNorm has it."""
+
+Layers = list[Float[Array, "b v n d"]]
+
+
+def read_layers(
+    observation: Inputs, config: VGGTTokenizerConfig
+) -> tuple[Layers, Bool[Array, "b v"]]:
+    """Returns the tokens of each layer, float32, and which steps have them; other steps are zero.
+
+    Args:
+      observation: Has each layer's tokens, float16, bfloat16 or float32: `(b w n d)` or, where
+        only the current step was read, `(b 1 n d)`. May have `pad_mask_dict`; a step has tokens
+        where it is no padding and no layer is missing.
+      config: Of the tokens.
+
+    Returns:
+      Tokens `(b v n d)`, where v is 1 or w, and a mask `(b v)` of the last v steps.
+
+    Raises:
+      UserError: Tokens are missing, no floats, not of the configured shape, or not of one window.
+    """
+    layers = [_read(observation, key, config) for key in config.keys]
+    real = observation["timestep_pad_mask"]
+    for key in config.keys:
+        real = real & observation_mask(observation, key, 1)[..., 0]
+    steps = [layer.shape[1] for layer in layers]
+    _check_steps(config, steps, window=real.shape[1])
+    real = real[:, real.shape[1] - steps[0] :]
+    return [jnp.where(real[:, :, None, None], layer, 0.0) for layer in layers], real
+
+
+def _read(observation: Inputs, key: str, config: VGGTTokenizerConfig) -> Float[Array, "b v n d"]:
+    reader = f"VGGT tokenizer {config.name!r}"
+    tokens = require(observation, key, part="observation", reader=reader)
+    shape = (config.num_tokens, config.token_dim)
+    check_array(tokens, "bw", shape, _DTYPES, f"observation/{key}")
+    return tokens.astype(jnp.float32)
+
+
+def _check_steps(config: VGGTTokenizerConfig, steps: list[int], *, window: int) -> None:
+    """All layers have tokens of every step of the window, or all of the current one alone."""
+    if len(set(steps)) > 1 or steps[0] not in (1, window):
+        raise UserError(
+            where=f"batch, observation/{', '.join(config.keys)}",
+            expected=f"tokens of 1 step or of all {window} of the window, alike for all layers",
+            found=f"of {', '.join(map(str, steps))}",
+            remedy="Name all of them in data.current_only, or none",
+        )
+
+
+class TokenLearner(nn.Module):
+    """A few tokens, each a weighted mean of all.
+
+    Source: Ryoo et al. 2021, "TokenLearner": a perceptron gives every token its weights, as in
+    version 1.1, and a softmax over the tokens makes them a mean.
+    """
+
+    num_tokens: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
+        """Returns `num_tokens` tokens a step; the weights are float32."""
+        hidden = nn.gelu(nn.Dense(_LEARNER_DIM, dtype=self.dtype)(tokens))
+        logits = nn.Dense(self.num_tokens, dtype=self.dtype)(hidden).astype(jnp.float32)
+        weights = nn.softmax(logits, axis=-2).astype(tokens.dtype)
+        return jnp.einsum("bwnm,bwnd->bwmd", weights, tokens)
+
+
+class VGGTTokenizer(nn.Module):
+    """Geometry tokens as they enter: each layer normalised, the wanted ones chosen and reduced.
+
+    The layers of the encoder differ in scale by a factor of 20; layer norms even that out.
+    """
+
+    config: VGGTTokenizerConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
+        """Returns tokens `(b w m d)`: m and d are the column's, less what `fusion` does not read.
+
+        Steps without tokens are zero and masked.
+
+        Args:
+          observation: As in `read_layers`.
+          task: Is not read.
+
+        Raises:
+          UserError: As `read_layers`.
+        """
+        del task
+        layers, real = read_layers(observation, self.config)
+        tokens = jnp.concatenate([nn.LayerNorm()(layer) for layer in layers], axis=-1)
+        tokens = self._reduce(self._choose(tokens))
+        num_unread = observation["timestep_pad_mask"].shape[1] - tokens.shape[1]
+        tokens = jnp.pad(tokens, ((0, 0), (num_unread, 0), (0, 0), (0, 0)))
+        mask = jnp.pad(real, ((0, 0), (num_unread, 0)))[:, :, None]
+        return TokenGroup(tokens, jnp.broadcast_to(mask, tokens.shape[:-1]), Kind.OBSERVATION)
+
+    def _choose(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
+        """All tokens, the special ones or the patches."""
+        num_special, fusion = self.config.num_special, self.config.fusion
+        match fusion:
+            case "tokens" | "only":
+                return tokens
+            case "registers":
+                return tokens[:, :, :num_special]
+            case "features" | "gated" | "align":
+                return tokens[:, :, num_special:]
+            case _:
+                assert_never(fusion)
+
+    def _reduce(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m e"]:
+        size, reduction = self.config.reduced_to or 0, self.config.reduction
+        match reduction:
+            case "none":
+                return tokens
+            case "project":
+                return nn.gelu(nn.Dense(size, dtype=self.dtype, name="project")(tokens))
+            case "token_learner":
+                return TokenLearner(size, self.dtype, name="token_learner")(tokens)
+            case "pool":
+                special, patches = jnp.split(tokens, [self.config.num_special], axis=2)
+                side = math.isqrt(size)
+                pooled = resize_grid(patches, self.config.patch_grid, (side, side))
+                return jnp.concatenate([special, pooled], axis=2)
+            case _:
+                assert_never(reduction)
+
+
+def resize_grid(
+    tokens: Float[Array, "b w n d"], grid: tuple[int, int], wanted: tuple[int, int]
+) -> Float[Array, "b w m d"]:
+    """Returns a grid of tokens with other rows and columns: linearly, antialiased where it shrinks.
+
+    Args:
+      tokens: Row by row.
+      grid: Rows and columns of them.
+      wanted: Rows and columns of the result, which shows the same picture.
+    """
+    if grid == wanted:
+        return tokens
+    b, w, _, d = tokens.shape
+    laid = tokens.reshape(b, w, *grid, d)
+    resized = jax.image.resize(laid, (b, w, *wanted, d), "linear", antialias=True)
+    return resized.reshape(b, w, -1, d)
+
+
+def standardize(tokens: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Returns each token with a mean of 0 and a variance of 1: a layer norm without parameters."""
+    mean = jnp.mean(tokens, axis=-1, keepdims=True)
+    variance = jnp.var(tokens, axis=-1, keepdims=True)
+    return (tokens - mean) * jax.lax.rsqrt(variance + _EPSILON)
