@@ -161,8 +161,9 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
 def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
     expected = {field.name for field in dataclasses.fields(StepMetrics)}
     if values.keys() | {"align_loss"} == expected:
-        known = {key: math.nan if v is None else v for key, v in values.items()}
-        return StepMetrics(**known | {"align_loss": values.get("align_loss")})
+        known: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
+        known["align_loss"] = values.get("align_loss")
+        return StepMetrics(**known)
     raise DataError(
         where=f"{path}, step {values['step']}",
         expected=f"the fields {', '.join(sorted(expected))}",

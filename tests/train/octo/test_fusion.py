@@ -323,7 +323,7 @@ def test_tokens_of_another_window_are_an_error() -> None:
     batch = make_batch(dataclasses.replace(config, max_horizon=3), window=2)
     tokens = jnp.zeros((2, 3, 14, 8), jnp.float16)
     batch = with_observation(batch, vggt_tokens=tokens)
-    with pytest.raises(UserError, match="of 1 step or of all 2 of the window.* found of 3"):
+    with pytest.raises(UserError, match=r"of 1 step or of all 2 of the window.* found of 3"):
         jax.eval_shape(lambda p: losses_fn(OctoModule(config), p, batch, None), params)
 
 
@@ -467,7 +467,7 @@ def test_layers_are_normalised_each_by_itself_and_joined() -> None:
     one_step = {key: jnp.repeat(observation[key], 2, axis=1) for key in observation}
     one_step["deep"] = deep
     with pytest.raises(
-        UserError, match="vggt_tokens, deep: .* alike for all layers; found of 2, 1"
+        UserError, match=r"vggt_tokens, deep: .* alike for all layers; found of 2, 1"
     ):
         tokenizer.apply(variables, one_step, {})
 
@@ -575,7 +575,9 @@ def test_training_reads_what_an_alignment_needs_and_no_image_that_is_replaced(
         dataclasses.replace(config, model=model, data=data)
 
     run("only", "vggt_tokens")
-    with pytest.raises(ValueError, match="the model reads vggt_tokens, data.observations has only"):
+    with pytest.raises(
+        ValueError, match=r"the model reads vggt_tokens, data\.observations has only"
+    ):
         run("align", "image_primary")
 
 
