@@ -12,6 +12,9 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	@echo "==> converting the bundled RLDS set to data/libero_mini"
 	@$(BIN)/python -m converters.rlds tests/data/libero_mini data/libero_mini --overwrite
+	@echo "==> computing tokens of its images, with untrained weights"
+	@$(BIN)/python -m converters.vggt data/libero_mini --name vggt_tiny --weights random:tiny \
+		--size 56
 	@echo "==> finetuning on it for $(DEMO_STEPS) steps"
 	@$(BIN)/python -m train.run --config configs/libero_vggt.py:demo \
 		--config.num_steps=$(DEMO_STEPS) \

@@ -2,9 +2,9 @@
 
     python -m train.run --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
 
-reads data/libero_{spatial,object,goal,10}, converted from RLDS sets that carry `vggt_tokens`
-(float16 261x2048 a step; the published sets do not), and starts from the released weights on the
-hub. `--dry_run` after it checks all of that in seconds and trains nothing.
+reads data/libero_{spatial,object,goal,10}, converted from RLDS sets, with the column `vggt_tokens`
+that `python -m converters.vggt` adds (float16 261x2048 a step), and starts from the released weights
+on the hub. `--dry_run` after it checks all of that in seconds and trains nothing.
 
 Variants, after a colon:
 
@@ -14,8 +14,9 @@ Variants, after a colon:
     base       octo-base-1.5: 96.4 M trained parameters, about 23 GB: one GPU of 40 GB.
     baseline   octo-small-1.5 on the same data without the tokens, what they are measured by: 27.0 M
                trained parameters, about 8 GB.
-    demo       a laptop's size: the bundled set, 21 tokens a step, random weights, and an L1 head,
-               which learns in 300 steps what diffusion needs thousands for. They take half a
+    demo       a laptop's size: the bundled set, with 21 tokens a step that untrained weights of
+               VGGT's architecture make (`vggt_tiny`), a random Octo, and an L1 head, which learns
+               in 300 steps what diffusion needs thousands for. They take half a
                minute on two CPU cores; the mean loss of 20 steps falls from 5.5 to 0.8.
 
 50,000 steps at batch 64 are 3.2 million samples. No GPU was at hand to measure hours on; on two CPU
@@ -31,13 +32,18 @@ from train.octo.config import RegressionConfig, VGGTTokenizerConfig, demo, octo_
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 TOKENS = VGGTTokenizerConfig(num_tokens=261, token_dim=2048)
+TINY_TOKENS = VGGTTokenizerConfig(num_tokens=21, token_dim=64, observation_key="vggt_tiny")
 
 
 def suite_dataset(suite: str) -> DatasetConfig:
-    """One suite, with the command that converts an RLDS set which carries tokens."""
-    command = f"python -m converters.rlds data/rlds/{suite}_vggt data/{suite}"
-    source = "RLDS with observation/vggt_tokens, float16 261x2048 a step"
-    return DatasetConfig(f"data/{suite}", commands=(f"{command}  # from {source}",))
+    """One suite, with the commands that convert it and compute its tokens."""
+    return DatasetConfig(
+        f"data/{suite}",
+        commands=(
+            f"python -m converters.rlds data/rlds/{suite} data/{suite}",
+            f"python -m converters.vggt data/{suite} --weights hf://facebook/VGGT-1B",
+        ),
+    )
 
 
 SMALL = TrainConfig(
@@ -73,14 +79,18 @@ DEMO = TrainConfig(
         datasets=(
             DatasetConfig(
                 "data/libero_mini",
-                commands=("python -m converters.rlds tests/data/libero_mini data/libero_mini",),
+                commands=(
+                    "python -m converters.rlds tests/data/libero_mini data/libero_mini",
+                    "python -m converters.vggt data/libero_mini --name vggt_tiny "
+                    "--weights random:tiny --size 56",
+                ),
             ),
         ),
         vocabulary="tests/data/vocabulary.model",
-        observations=OBSERVATIONS,
+        observations=(*OBSERVATIONS[:-1], TINY_TOKENS.observation_key),
         validation_fraction=0.3,
     ),
-    model=demo(head=RegressionConfig("l1"), vggt=VGGTTokenizerConfig(num_tokens=21, token_dim=64)),
+    model=demo(head=RegressionConfig("l1"), vggt=TINY_TOKENS),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, decay_steps=300),
     validation=ValidationConfig(interval=100, num_batches=4),
     batch_size=16,

@@ -59,7 +59,8 @@ def test_the_configs_of_the_project_load(variant, dim, tokens, monkeypatch, requ
     config = load_config(f"configs/libero_vggt.py:{variant}")
     assert config.model.embedding_dim == dim
     assert (config.model.vggt and config.model.vggt.num_tokens) == tokens
-    assert ("vggt_tokens" in config.data.observations) == (tokens is not None)
+    key = config.model.vggt.observation_key if config.model.vggt else "vggt_tokens"
+    assert (key in config.data.observations) == (tokens is not None)
     assert config.data.validation_fraction > 0
 
 
