@@ -189,23 +189,6 @@ def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
     return [entry for entry in directory.iterdir() if entry.name != LOCK_NAME]
 
 
-def read_config(directory: pathlib.Path) -> TrainConfig:
-    """The config of a run.
-
-    Raises:
-      UserError: Where there is no run in the directory.
-    """
-    config = _read_config(directory)
-    if config is None:
-        raise UserError(
-            where=str(directory),
-            expected=f"a run directory with a {CONFIG_NAME}",
-            found="none in it" if directory.is_dir() else "no such directory",
-            remedy="Name the save_dir of a run.",
-        )
-    return config
-
-
 def _read_config(directory: pathlib.Path) -> TrainConfig | None:
     """The config of the run in a directory, else that of its checkpoints; None: there is no run."""
     path = directory / CONFIG_NAME

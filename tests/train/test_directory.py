@@ -8,9 +8,10 @@ import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, UserError
+from pipeline.files import to_json_values
 from pipeline.position import LoaderState
 from train.checkpoints import Checkpoints, Constants
-from train.directory import check, check_usable, claimed, is_claimed, read_config
+from train.directory import check, check_usable, claimed, is_claimed
 from train.state import TrainState
 
 
@@ -178,9 +179,10 @@ def test_a_config_that_is_lost_or_damaged_is_taken_from_a_checkpoint(tiny_config
         check(tiny_config, resume=False, overwrite=False)
     with pytest.raises(UserError, match="seed: 0 then, 1 now"):
         check(dataclasses.replace(tiny_config, seed=1), resume=True, overwrite=False)
-    with claimed(tiny_config, resume=True):
+    with claimed(tiny_config, resume=True, overwrite=False):
         pass
-    assert read_config(directory) == tiny_config  # it is mended
+    mended = json.loads((directory / "config.json").read_text())
+    assert mended == to_json_values(tiny_config)
 
 
 def test_checkpoints_of_another_program_are_no_run(tiny_config):
@@ -207,12 +209,12 @@ def test_a_run_that_was_half_deleted_is_still_a_run(tiny_config, monkeypatch, is
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt), claimed(tiny_config, resume=False):
+    with pytest.raises(KeyboardInterrupt), claimed(tiny_config, resume=False, overwrite=False):
         pass
     monkeypatch.undo()
     shutil.rmtree(directory / "checkpoints")
     check(tiny_config, resume=False, overwrite=True)
-    with claimed(tiny_config, resume=False):
+    with claimed(tiny_config, resume=False, overwrite=False):
         assert {path.name for path in directory.iterdir()} == {".lock", "config.json"}
 
 
@@ -221,7 +223,7 @@ def test_a_claim_is_seen_and_nothing_is_left_behind(tiny_config):
     check_usable(tiny_config)
     assert not is_claimed(directory)
     assert not directory.exists()
-    with claimed(tiny_config, resume=False):
+    with claimed(tiny_config, resume=False, overwrite=False):
         assert is_claimed(directory)
         with pytest.raises(UserError, match=r"found process \d+ on .* at work on it"):
             check_usable(tiny_config)
@@ -229,7 +231,7 @@ def test_a_claim_is_seen_and_nothing_is_left_behind(tiny_config):
     check_usable(tiny_config)
     assert not is_claimed(directory)
     assert {path: path.read_bytes() for path in directory.iterdir()} == before
-    with claimed(tiny_config, resume=True):  # looking took no claim
+    with claimed(tiny_config, resume=True, overwrite=False):  # looking took no claim
         pass
 
 

@@ -175,7 +175,7 @@ def test_what_a_run_would_go_on_from_is_looked_at(begun, tmp_path):
     (error,) = texts(dataclasses.replace(begun, num_steps=2), "error", resume=True)
     assert "expected a run of fewer than 2 steps; found one of 2. It is complete" in error
 
-    with claimed(begun, resume=True):
+    with claimed(begun, resume=True, overwrite=False):
         (error,) = texts(begun, "error", resume=True)
     assert re.search(r"run directory: .* found process \d+ on .* at work on it", error)
 
