@@ -209,7 +209,7 @@ def test_a_run_that_was_half_deleted_is_still_a_run(tiny_config, monkeypatch, is
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt), claimed(tiny_config, resume=False, overwrite=False):
+    with pytest.raises(KeyboardInterrupt), claimed(tiny_config, resume=False, overwrite=True):
         pass
     monkeypatch.undo()
     shutil.rmtree(directory / "checkpoints")
