@@ -213,8 +213,7 @@ def test_a_run_that_was_half_deleted_is_still_a_run(tiny_config, monkeypatch, is
         pass
     monkeypatch.undo()
     shutil.rmtree(directory / "checkpoints")
-    check(tiny_config, resume=False, overwrite=True)
-    with claimed(tiny_config, resume=False, overwrite=False):
+    with claimed(tiny_config, resume=False, overwrite=True):
         assert {path.name for path in directory.iterdir()} == {".lock", "config.json"}
 
 
