@@ -11,11 +11,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
+from converters.columns import with_column
 from pipeline.config import DatasetConfig
 from pipeline.dataset import open_dataset
 from pipeline.errors import DataError, RecordError, UserError
+from pipeline.manifest import load_manifest
+from pipeline.schema import Column
 from pipeline.selection import select
+from pipeline.tokens import TokenOrigin
+from pipeline.vggt.config import tiny
+from pipeline.vggt.spec import EncoderSpec
 from train.config import ValidationConfig
 from train.directory import claimed
 from train.flags import Flags, load_config
@@ -158,6 +165,29 @@ def test_other_data_is_not_resumed_on(tiny_config, mini_dataset, tmp_path):
     run(Flags(config, resume=True, new_mixture=True))
     kept = kept_of_step(tiny_config.save_dir, 2, "loader")
     assert [change["position"] for change in kept["changes"]] == [1]
+
+
+def test_tokens_of_another_encoder_are_not_resumed_on(tiny_config, mini_dataset, tmp_path):
+    """Though the data may be others: a policy cannot read tokens that it has not learnt."""
+    ours, theirs = (with_encoder(mini_dataset, tmp_path / name, digest=name) for name in "ab")
+    config = replaced(tiny_config, ours, num_steps=1)
+    run(Flags(config))
+    config = replaced(tiny_config, theirs, num_steps=2)
+    with pytest.raises(UserError, match="vggt_tokens: expected weights_digest a; found"):
+        run(Flags(config, resume=True, new_mixture=True))
+
+
+def with_encoder(dataset, directory, digest):
+    """A copy of a dataset whose token column is declared as computed."""
+    shutil.copytree(dataset, directory)
+    spec = EncoderSpec("w", digest, "MIT", model=tiny(), layers=(1,), image_size=(56, 56))
+    origin = TokenOrigin(spec, "image_primary", "all", "f16", 0.0)
+    manifest = load_manifest(epath.Path(directory))
+    column = Column("vggt_tokens", "step", (origin.feature("observation/vggt_tokens"),))
+    shards = manifest.shards["vggt_tokens"]
+    computed = with_column(manifest, column, shards, "MIT", {column.features[0].key: origin})
+    (directory / "dataset.json").write_text(computed.dumps())
+    return directory
 
 
 def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_dataset, tmp_path):
