@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -55,6 +55,7 @@ def convert(
     overwrite: bool = False,
     runner: Runner = LocalRunner(),
     on_progress: workers.OnProgress = lambda num_episodes, num_bytes: None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Writes every episode of `source` as a dataset directory.
 
@@ -67,6 +68,7 @@ def convert(
       overwrite: Whether what stands there is replaced, a dataset or an unfinished conversion.
       runner: Where the shards are converted.
       on_progress: Told episodes and bytes of the source as they are done.
+      provenance: What the manifest says of the source beside its name, version and split.
 
     Returns:
       The manifest that was written.
@@ -85,7 +87,7 @@ def convert(
         done = set(numbers) - set(pending)
         on_progress(sum(source.shards[number].num_episodes for number in done), 0)
         runner(job, pending, on_progress)
-        manifest = _manifest(job, [job.part(number) for number in numbers])
+        manifest = _manifest(job, [job.part(number) for number in numbers], provenance or {})
         check_consistency(manifest, str(destination))
         statistics = _statistics(job, manifest)
         with writing(destination):
@@ -104,7 +106,7 @@ def _check_apart(source: RldsSource, destination: epath.Path) -> None:
         )
 
 
-def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
+def _manifest(job: ShardJob, parts: Sequence[Part], provenance: Mapping[str, str]) -> Manifest:
     """What has been written, described."""
     texts = tuple(dict.fromkeys(text for part in parts for text in part.tasks))
     indices = {text: index for index, text in enumerate(texts)}
@@ -139,7 +141,7 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
             column.name: job.mapping.column_licences.get(column.name, job.mapping.licence)
             for column in job.schema.columns
         },
-        provenance=_provenance(job.source),
+        provenance={**provenance, **_provenance(job.source)},
     )
 
 
