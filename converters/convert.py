@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -55,7 +55,6 @@ def convert(
     overwrite: bool = False,
     runner: Runner = LocalRunner(),
     on_progress: workers.OnProgress = lambda num_episodes, num_bytes: None,
-    provenance: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Writes every episode of `source` as a dataset directory.
 
@@ -68,7 +67,6 @@ def convert(
       overwrite: Whether what stands there is replaced, a dataset or an unfinished conversion.
       runner: Where the shards are converted.
       on_progress: Told episodes and bytes of the source as they are done.
-      provenance: What the manifest says of the source beside its name, version and split.
 
     Returns:
       The manifest that was written.
@@ -87,7 +85,7 @@ def convert(
         done = set(numbers) - set(pending)
         on_progress(sum(source.shards[number].num_episodes for number in done), 0)
         runner(job, pending, on_progress)
-        manifest = _manifest(job, [job.part(number) for number in numbers], provenance or {})
+        manifest = _manifest(job, [job.part(number) for number in numbers])
         check_consistency(manifest, str(destination))
         statistics = _statistics(job, manifest)
         with writing(destination):
@@ -106,7 +104,7 @@ def _check_apart(source: RldsSource, destination: epath.Path) -> None:
         )
 
 
-def _manifest(job: ShardJob, parts: Sequence[Part], provenance: Mapping[str, str]) -> Manifest:
+def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
     """What has been written, described."""
     texts = tuple(dict.fromkeys(text for part in parts for text in part.tasks))
     indices = {text: index for index, text in enumerate(texts)}
@@ -141,13 +139,14 @@ def _manifest(job: ShardJob, parts: Sequence[Part], provenance: Mapping[str, str
             column.name: job.mapping.column_licences.get(column.name, job.mapping.licence)
             for column in job.schema.columns
         },
-        provenance={**provenance, **_provenance(job.source)},
+        provenance=_provenance(job.source),
     )
 
 
 def _provenance(source: RldsSource) -> dict[str, str]:
     known = {"source": source.name, "version": source.version, "split": source.split}
-    return known | ({"episodes": source.selection} if source.selection else {})
+    selection = {"episodes": source.selection} if source.selection else {}
+    return {**source.notes, **known, **selection}
 
 
 def _check_tasks(

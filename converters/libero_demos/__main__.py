@@ -10,8 +10,9 @@ from typing import Annotated
 import tyro
 
 from converters import progress
-from converters.libero_demos.collect import Collection, Destination, Settings, collect
+from converters.libero_demos.collect import Destination, collect
 from converters.libero_demos.episode import Noise
+from converters.libero_demos.episodes import EpisodeFiles, Settings
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.libero.installation import Installation, find_installation
 from pipeline.libero.suites import Trial, select_tasks
@@ -24,8 +25,8 @@ _INTERRUPTED = "interrupted; run the same command again to go on"
 class Args:
     """Collects demonstrations of a scripted expert in the LIBERO simulator as a dataset.
 
-    The expert has the tasks of libero_spatial and libero_object. Only episodes that reach the goal are
-    kept. A job that was killed goes on where it stood when the same command is run again.
+    The expert has the tasks of libero_spatial and libero_object. Only episodes that reach the goal
+    are kept. A job that was killed goes on where it stood when the same command is run again.
     """
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
@@ -33,14 +34,14 @@ class Args:
     suite: Annotated[str, tyro.conf.arg(metavar="NAME")] = "libero_spatial"
     """Suite; several with commas between."""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = None
-    """Indices of the tasks of each suite, from 0, with commas between; all where it is not given."""
+    """Indices of the tasks of each suite, from 0, with commas between; all without it."""
     episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 50
     """Initial states of each task, one episode each."""
     first_init: Annotated[int, tyro.conf.arg(metavar="K")] = 0
-    """The first of them. A trial of an evaluation starts from one too: leave some out to test on."""
+    """The first of them. Trials of an evaluation start from them too: leave some out to test on."""
     noise: Annotated[float, tyro.conf.arg(metavar="STD")] = 0.0
-    """Standard deviation of what is added to the arm's commands in [-1, 1] as they are executed. The
-    recorded action is the expert's, without it."""
+    """Standard deviation of what is added to the arm's commands in [-1, 1] as they are executed.
+    The recorded action is the expert's, without it."""
     waypoint_noise: Annotated[float, tyro.conf.arg(metavar="M")] = 0.0
     """By how many m waypoints in free space are displaced at most, along each axis."""
     attempts: Annotated[int, tyro.conf.arg(metavar="N")] = 3
@@ -84,16 +85,23 @@ def main() -> None:
             image_size=args.image_size,
             simulator=str(installation),
         )
-        collection = Collection(installation, settings, trials, destination.folder)
+        files = EpisodeFiles(installation, settings, trials, destination.folder)
         started = time.perf_counter()
         with progress.shown(destination.name, len(trials)) as on_progress:
-            manifest = collect(collection, destination, args.workers, on_progress)
+            manifest = collect(files, destination, args.workers, on_progress)
         sys.stdout.write(_summary(manifest, args, time.perf_counter() - started))
 
 
 def _check(args: Args) -> None:
     """Refuses numbers that have no meaning."""
-    least = {"episodes": 1, "first_init": 0, "attempts": 1, "seed": 0, "image_size": 8, "workers": 1}
+    least = {
+        "episodes": 1,
+        "first_init": 0,
+        "attempts": 1,
+        "seed": 0,
+        "image_size": 8,
+        "workers": 1,
+    }
     least |= {"noise": 0.0, "waypoint_noise": 0.0}
     for name, value in least.items():
         if not getattr(args, name) >= value:

@@ -1,11 +1,14 @@
 """One episode of the expert: found without a picture, then replayed with pictures.
 
 The executed command is the expert's with noise added, so that states off its path are visited; the
-recorded action is what the expert intended in that state, without the noise. So a policy learns how to
-come back, and not to err (DART: Laskey et al., 2017, arXiv:1703.09327).
+recorded action is what the expert intended in that state, without the noise. So a policy learns how
+to come back, and not to err.
+
+Source: DART, Laskey et al., 2017, arXiv:1703.09327.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
@@ -24,7 +27,7 @@ _JPEG_QUALITY = 95
 _JPEG_SUBSAMPLING = "420"
 """As TensorFlow encodes, and so published sets."""
 
-EpisodeValues = dict[str, np.ndarray | list[Blob]]
+EpisodeValues = dict[str, np.ndarray | Sequence[Blob]]
 """By source key of a published LIBERO set."""
 
 
@@ -102,7 +105,7 @@ def record(
     if not outcome.is_success:
         raise RuntimeError(f"{trial}: its course ended in success once and did not again")
     last = np.arange(len(seen)) == len(seen) - 1
-    return {
+    values: EpisodeValues = {
         "steps/observation/image": [_jpeg(o["image_primary"]) for o in seen],
         "steps/observation/wrist_image": [_jpeg(o["image_wrist"]) for o in seen],
         "steps/observation/state": np.array([o["proprio"] for o in seen]),
@@ -116,6 +119,7 @@ def record(
         "steps/language_instruction": [trial.task.instruction.encode()] * len(seen),
         "episode_metadata/file_path": [name.encode()],
     }
+    return values
 
 
 def _jpeg(image: np.ndarray) -> bytes:

@@ -1,8 +1,8 @@
 """A scripted expert for tasks of one object that goes onto, or into, something.
 
-Proportional control: a command moves the end effector by its distance from a waypoint, at most 0.047 m
-an axis. The waypoints follow the object as it is, so that whatever pushes the arm aside is corrected; an
-object that was not lifted is taken again.
+Proportional control: a command moves the end effector by its distance from a waypoint, at most
+0.047 m an axis. The waypoints follow the object as it is, so that whatever pushes the arm aside is
+corrected; an object that slips is taken again.
 """
 
 import dataclasses
@@ -111,8 +111,8 @@ class Expert:
     Args:
       simulator: It has been reset.
       rng: Of the waypoints' displacement.
-      waypoint_noise_m: Half the side of the cube in which waypoints in free space are displaced, once
-        an episode.
+      waypoint_noise_m: Half the side of the cube in which waypoints in free space are displaced,
+        once an episode.
 
     Raises:
       UserError: A task of another kind.

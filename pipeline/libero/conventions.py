@@ -1,8 +1,8 @@
 """Between the numbers of a dataset and those of the simulator: actions, pictures, the state.
 
 A policy's action has the dataset's units, with 1 = open for the gripper (`standardize_gripper`). A
-**command** is what the simulator's controller takes: seven numbers in [-1, 1], the gripper -1 to open
-and +1 to close. A **frame** is what the simulator renders: upside down.
+**command** is what the simulator's controller takes: seven numbers in [-1, 1], the gripper -1 to
+open and +1 to close. A **frame** is what the simulator renders: upside down.
 """
 
 from typing import assert_never
@@ -51,7 +51,7 @@ def check_conventions(conventions: Conventions, where: str) -> None:
             expected="what LIBERO's controller takes: "
             + ", ".join(f"{field} = {_HONOURED[field]}" for field in misfits),
             found=", ".join(f"{field} = {value}" for field, value in misfits.items()),
-            remedy="Evaluate a policy of a LIBERO dataset, or mend the conventions in dataset.json.",
+            remedy="Evaluate a policy of a LIBERO dataset, or mend them in its dataset.json.",
         )
 
 

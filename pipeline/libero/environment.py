@@ -18,8 +18,8 @@ OBSERVATIONS = (*CAMERAS, "proprio", "joint_state")
 """What can be observed."""
 
 Observation = dict[str, np.ndarray]
-"""By name below `observation/`: images uint8 (h, w, 3) as the dataset's lie; `proprio` float32 (8) and
-`joint_state` float32 (7), not normalised."""
+"""By name below `observation/`: images uint8 (h, w, 3) as the dataset's lie; `proprio` float32 (8)
+and `joint_state` float32 (7), not normalised."""
 
 
 @dataclasses.dataclass(frozen=True)

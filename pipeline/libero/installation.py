@@ -5,6 +5,7 @@ Everything is checked before any of it is imported, so that what is missing is o
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -173,12 +174,10 @@ def import_simulator(installation: Installation) -> Any:
     # Where robosuite finds no private settings it opens the log.
     sys.modules.setdefault(_ROBOSUITE_SETTINGS, types.ModuleType(_ROBOSUITE_SETTINGS))
     with _configuration(installation):
-        from libero import libero  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
-        from libero.libero.envs.env_wrapper import (  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
-            ControlEnv,
-        )
-    libero._assets_path_cache = str(installation.assets)  # noqa: SLF001  (its config is not read)
-    return ControlEnv
+        package: Any = importlib.import_module("libero.libero")
+        environments = importlib.import_module("libero.libero.envs.env_wrapper")
+    package._assets_path_cache = str(installation.assets)  # noqa: SLF001  (its config is not read)
+    return environments.ControlEnv
 
 
 @contextlib.contextmanager

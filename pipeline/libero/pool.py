@@ -4,53 +4,31 @@
     pool.act(worker, actions)
     pool.receive() -> Reply | Lost        whichever worker is first; Lost: begin the trial again
 
-A policy that is batched over all workers receives as many answers as are under way, infers once, and
-lets each worker act.
+A policy that is batched over all workers receives as many answers as are under way, infers once,
+and lets each worker act.
 """
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import multiprocessing.connection
 import time
-import traceback
 import types
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
 
 import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.libero.environment import Observation, Outcome
 from pipeline.libero.suites import Trial
-from pipeline.processes import follow_parent
+from pipeline.libero.worker import Act, Begin, Connection, Crash, Env, serve
 
-Connection = Any
-"""One end of a pipe; its class differs between systems."""
+_log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 300.0
 _CLOSE_S = 10.0
-
-
-class Env(Protocol):
-    """What a worker drives; `LiberoEnv` is one."""
-
-    def reset(self, trial: Trial) -> Outcome:
-        """Starts a trial."""
-        ...
-
-    def step(self, action: np.ndarray) -> Outcome:
-        """Executes an action (7)."""
-        ...
-
-    def observe(self) -> Observation:
-        """What the policy sees now."""
-        ...
-
-    def close(self) -> None:
-        """Frees what it holds."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,41 +55,6 @@ class Lost:
     """What it was at; `begin` it again, or raise `error`."""
     error: UserError
     """What happened, and where."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Begin:
-    trial: Trial
-
-    def run(self, env: Env) -> tuple[Outcome, tuple[Observation, ...]]:
-        outcome = env.reset(self.trial)
-        return outcome, (env.observe(),)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Act:
-    actions: np.ndarray
-    num_observed: int
-
-    def run(self, env: Env) -> tuple[Outcome, tuple[Observation, ...]]:
-        observations = []
-        outcome = None
-        for left, action in zip(range(len(self.actions), 0, -1), self.actions, strict=True):
-            outcome = env.step(action)
-            if left <= self.num_observed:
-                observations.append(env.observe())
-            if outcome.is_over:
-                break
-        assert outcome is not None  # `act` sends at least one
-        return outcome, tuple(observations)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Crash:
-    """An exception that is no mistake of the user."""
-
-    text: str
-    details: str
 
 
 @dataclasses.dataclass
@@ -185,7 +128,7 @@ class EnvPool:
           RuntimeError: Where a request of that worker is under way.
         """
         self._workers[worker].trial = trial
-        self._send(worker, _Begin(trial))
+        self._send(worker, Begin(trial))
 
     def act(self, worker: int, actions: np.ndarray, num_observed: int = 1) -> None:
         """Lets a worker execute actions of the trial under way, until it is over.
@@ -203,7 +146,7 @@ class EnvPool:
             raise ValueError("actions is empty: nothing would be answered")
         if self._workers[worker].trial is None:
             raise RuntimeError(f"worker {worker} has no trial: begin one")
-        self._send(worker, _Act(np.array(actions), num_observed))
+        self._send(worker, Act(np.array(actions), num_observed))
 
     def receive(self) -> Reply | Lost:
         """The next answer; of several that are there, that to the oldest request.
@@ -228,8 +171,9 @@ class EnvPool:
         worker.is_busy = False
         if isinstance(answer, UserError):
             raise answer
-        if isinstance(answer, _Crash):
-            return self._lose(number, answer.text, answer.details)
+        if isinstance(answer, Crash):
+            _log.warning("simulator process %d: %s", number, answer.details)
+            return self._lose(number, answer.text)
         outcome, observations = answer
         assert worker.trial is not None
         return Reply(number, worker.trial, outcome, observations)
@@ -238,12 +182,12 @@ class EnvPool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, self._make), daemon=True)
+        process = self._context.Process(target=serve, args=(theirs, self._make), daemon=True)
         process.start()
         theirs.close()  # so that this end meets the end of file where the process dies
         return _Worker(process, ours)
 
-    def _send(self, number: int, request: _Begin | _Act) -> None:
+    def _send(self, number: int, request: Begin | Act) -> None:
         worker = self._workers[number]
         if worker.is_busy:
             raise RuntimeError(f"worker {number} has not answered yet: receive first")
@@ -258,7 +202,7 @@ class EnvPool:
         ready = multiprocessing.connection.wait(list(connections), max(left, 0.0))
         return next((n for connection, n in connections.items() if connection in ready), None)
 
-    def _lose(self, number: int, found: str, details: str = "") -> Lost:
+    def _lose(self, number: int, found: str) -> Lost:
         """Replaces a worker; one that only failed is replaced too: its simulator may be broken."""
         worker = self._workers[number]
         _end([worker], at_once=True)
@@ -269,7 +213,7 @@ class EnvPool:
             expected="an answer",
             found=found,
             remedy="Try the trial again; where it was killed, run fewer simulators: each takes "
-            f"about 1 GB.{details}",
+            "about 1 GB.",
         )
         return Lost(number, worker.trial, error)
 
@@ -297,26 +241,3 @@ def _ending(code: int | None) -> str:
     if code is not None and code < 0:
         return f"it was killed by signal {-code}, perhaps for want of memory"
     return f"it ended with exit code {code}"
-
-
-# --- in a worker
-
-
-def _serve(connection: Connection, make: Callable[[], Env]) -> None:
-    """Answers requests until the pipe ends."""
-    follow_parent()
-    env = None
-    with contextlib.suppress(EOFError, OSError):  # the pool is gone
-        while True:
-            request = connection.recv()
-            try:
-                env = env or make()
-                answer = request.run(env)
-            except UserError as error:
-                answer = error
-            except Exception as error:
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                answer = _Crash(text, f"\n{traceback.format_exc()}")
-            connection.send(answer)
-    if env is not None:
-        env.close()

@@ -1,6 +1,7 @@
 """Which of MuJoCo's offscreen renderers works on this machine, tried in a process of its own.
 
-MuJoCo takes its choice once, as it is imported, and a driver that does not work can end the process.
+MuJoCo takes its choice once, as it is imported, and a driver that does not work can end the
+process.
 """
 
 import os
@@ -72,6 +73,7 @@ def probe(backend: str, environ: Mapping[str, str] = os.environ) -> str | None:
     if result.returncode == 0:
         return None
     lines = [line for line in result.stderr.splitlines() if line.strip()]
-    # An error while the renderer is taken down is raised, and told, after the one that matters.
-    errors = [line for line in lines if not line.startswith((" ", "Traceback", "Exception ignored"))]
+    # An error of taking the renderer down is told after the one that matters.
+    noise = (" ", "Traceback", "Exception ignored")
+    errors = [line for line in lines if not line.startswith(noise)]
     return errors[0] if errors else f"the process ended with {result.returncode}"

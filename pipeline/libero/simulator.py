@@ -89,7 +89,7 @@ class Simulator:
 
     @property
     def state(self) -> np.ndarray:
-        """float32 (8): end effector's position in m and axis times angle in rad, finger joints in m.
+        """float32 (8): end effector's position in m and axis times angle in rad, fingers' in m.
 
         As sensors see it: where the arm was at the start of the last of a step's 25 intervals.
         """
