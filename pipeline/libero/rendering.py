@@ -69,7 +69,7 @@ def probe(backend: str, environ: Mapping[str, str] = os.environ) -> str | None:
             command, env=environment, capture_output=True, text=True, timeout=_PROBE_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"no picture after {_PROBE_S:.0f} s"
+        return f"no picture after {_PROBE_S:g} s"
     if result.returncode == 0:
         return None
     lines = [line for line in result.stderr.splitlines() if line.strip()]

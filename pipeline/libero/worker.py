@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ Answer = tuple[Outcome, tuple[Observation, ...]]
 """Where a trial stands, and what was observed, the latest last."""
 
 
+@runtime_checkable
 class Env(Protocol):
     """What a worker drives; `LiberoEnv` is one."""
 
