@@ -158,7 +158,7 @@ def find_assets(
         where="assets of the LIBERO simulator" + (f", {named}" if named else ""),
         expected=f"a folder of meshes and textures, with {_ASSET_FOLDER} in it",
         found=" and ".join(f"no {folder / _ASSET_FOLDER}" for folder in candidates),
-        remedy=f"Fetch them: {ASSETS_COMMAND} or name their folder with --assets or "
+        remedy=f"Fetch them: `{ASSETS_COMMAND}`; or name their folder with --assets or "
         f"{ASSETS_VARIABLE}.",
     )
 

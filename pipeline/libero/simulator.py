@@ -85,6 +85,7 @@ class Simulator:
 
     def render(self, camera: str, height: int, width: int) -> np.ndarray:
         """uint8 (height, width, 3): the frame of a camera, upside down, at the end of the step."""
+        self._make_current()
         return self._sim.render(camera_name=camera, height=height, width=width)
 
     @property
@@ -147,6 +148,7 @@ class Simulator:
 
     def close(self) -> None:
         """Frees the renderer and the simulation."""
+        self._make_current()
         self._env.close()
 
     @property
@@ -156,6 +158,10 @@ class Simulator:
     @property
     def _robot(self) -> Any:
         return self._env.robots[0]
+
+    def _make_current(self) -> None:
+        """Of several simulators in a process, this one draws, or frees what it drew with."""
+        self._sim._render_context_offscreen.gl_ctx.make_current()  # noqa: SLF001
 
     def _seed(self) -> None:
         np.random.seed(self.seed)  # noqa: NPY002  (robosuite draws from the global generator)
