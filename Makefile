@@ -6,8 +6,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 DEMO_STEPS ?= 300
 BIN := .venv/bin
 INSTALLED := .venv/installed
+SIMULATOR := .venv/simulator
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-libero libero lint format clean
 
 demo: $(INSTALLED)
 	@echo "==> converting the bundled RLDS set to data/libero_mini"
@@ -23,6 +24,14 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest -q
+
+# The LIBERO simulator for evaluation and demonstrations; LIBERO_ASSETS=DIR names its assets.
+libero: $(SIMULATOR)
+	@$(BIN)/python -m pipeline.libero || echo "==> the packages are installed; see above for the rest"
+
+test-libero: $(SIMULATOR)
+	@echo "==> running the tests in the LIBERO simulator (a few minutes)"
+	@$(BIN)/python -m pytest -q -rs -m libero tests/libero_sim
 
 lint: $(INSTALLED)
 	@echo "==> checking style and types"
@@ -44,4 +53,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# With its dependencies hf-libero would bring torch with CUDA, transformers, wandb and robomimic.
+$(SIMULATOR): $(INSTALLED)
+	@echo "==> installing the LIBERO simulator into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[libero]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --no-deps robosuite bddl hf-libero
 	@touch $@

@@ -145,7 +145,8 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
 
 def _provenance(source: RldsSource) -> dict[str, str]:
     known = {"source": source.name, "version": source.version, "split": source.split}
-    return known | ({"episodes": source.selection} if source.selection else {})
+    selection = {"episodes": source.selection} if source.selection else {}
+    return {**source.notes, **known, **selection}
 
 
 def _check_tasks(

@@ -3,16 +3,13 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pipeline.errors import EXIT_INTERRUPTED, UserError
+from pipeline.errors import UserError
 from pipeline.memory import keep_freed_memory
+from pipeline.processes import follow_parent
 
 Report = Callable[[int], None]
 """Told the bytes of every source episode after it was written."""
@@ -103,18 +100,10 @@ _state: dict[str, Any] = {}
 
 
 def _start_worker(task: Task, counts: Any, slots: Any) -> None:
-    """Prepares a spawned process: it leaves Ctrl-C to its parent, and dies with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepares a spawned process."""
+    follow_parent()
     keep_freed_memory()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     _state.update(task=task, counts=counts, slot=slots.get())
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(EXIT_INTERRUPTED)
 
 
 def _work(number: int) -> None:

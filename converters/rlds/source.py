@@ -72,6 +72,8 @@ class RldsSource:
     """In the order of their episodes."""
     selection: str = ""
     """The range of episodes that is read, such as `0:100 of 432`; empty where all are."""
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What else the provenance of a dataset made from it says."""
 
     def records(self, shard: SourceShard) -> Iterator[tuple[str, bytes]]:
         """Yields (place for errors, serialized episode) for every record that is read of a shard.

@@ -1,0 +1,166 @@
+"""`python -m converters.libero_demos DST`: demonstrations of a scripted expert in the simulator."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+import time
+from typing import Annotated
+
+import tyro
+
+from converters import progress
+from converters.libero_demos.collect import Destination, collect
+from converters.libero_demos.episode import Noise
+from converters.libero_demos.episodes import EpisodeFiles, Settings
+from pipeline.errors import UserError, user_errors_exit
+from pipeline.libero.installation import Installation, find_installation
+from pipeline.libero.suites import Trial, select_tasks
+from pipeline.manifest import Manifest
+
+_INTERRUPTED = "interrupted; run the same command again to go on"
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Collects demonstrations of a scripted expert in the LIBERO simulator as a dataset.
+
+    The expert has the tasks of libero_spatial and libero_object. Only episodes that reach the goal
+    are kept. A job that was killed goes on where it stood when the same command is run again.
+    """
+
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Dataset directory to write."""
+    suite: Annotated[str, tyro.conf.arg(metavar="NAME")] = "libero_spatial"
+    """Suite; several with commas between."""
+    tasks: Annotated[str | None, tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = None
+    """Indices of the tasks of each suite, from 0, with commas between; all without it."""
+    episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 50
+    """Initial states of each task, one episode each."""
+    first_init: Annotated[int, tyro.conf.arg(metavar="K")] = 0
+    """The first of them. Trials of an evaluation start from them too: leave some out to test on."""
+    noise: Annotated[float, tyro.conf.arg(metavar="STD")] = 0.0
+    """Standard deviation of what is added to the arm's commands in [-1, 1] as they are executed.
+    The recorded action is the expert's, without it."""
+    waypoint_noise: Annotated[float, tyro.conf.arg(metavar="M")] = 0.0
+    """By how many m waypoints in free space are displaced at most, along each axis."""
+    attempts: Annotated[int, tyro.conf.arg(metavar="N")] = 3
+    """Tries at an initial state, each with other noise, until one reaches the goal."""
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Of the noise."""
+    image_size: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
+    """Height and width of the images."""
+    workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Processes, each with a simulator of about 1 GB."""
+    rlds: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder to keep the episodes in as RLDS, too."""
+    assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of LIBERO's assets; by default where the package has or fetches them."""
+    licence: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "CC-BY-4.0"
+    """Of the data, as an SPDX identifier or in words."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace a dataset that stands at DST."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line and runs the job."""
+    args = tyro.cli(Args, prog="python -m converters.libero_demos")
+    with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
+        _check(args)
+        installation = find_installation(args.assets)
+        trials = _trials(args, installation)
+        destination = Destination(
+            dataset=pathlib.Path(args.dst),
+            rlds=None if args.rlds is None else pathlib.Path(args.rlds),
+            name=_name(args.suite),
+            licence=args.licence,
+            overwrite=args.overwrite,
+        )
+        settings = Settings(
+            noise=Noise(args.noise, args.waypoint_noise),
+            seed=args.seed,
+            attempts=args.attempts,
+            image_size=args.image_size,
+            simulator=str(installation),
+        )
+        files = EpisodeFiles(installation, settings, trials, destination.folder)
+        started = time.perf_counter()
+        with progress.shown(destination.name, len(trials)) as on_progress:
+            manifest = collect(files, destination, args.workers, on_progress)
+        sys.stdout.write(_summary(manifest, args, time.perf_counter() - started))
+
+
+def _check(args: Args) -> None:
+    """Refuses numbers that have no meaning."""
+    least = {
+        "episodes": 1,
+        "first_init": 0,
+        "attempts": 1,
+        "seed": 0,
+        "image_size": 8,
+        "workers": 1,
+    }
+    least |= {"noise": 0.0, "waypoint_noise": 0.0}
+    for name, value in least.items():
+        if not getattr(args, name) >= value:
+            raise UserError(
+                where=f"--{name}",
+                expected=f"at least {value}",
+                found=f"{getattr(args, name)}",
+                remedy="See `python -m converters.libero_demos --help`.",
+            )
+
+
+def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
+    """The initial states of each task, in order."""
+    indices = None if args.tasks is None else _indices(args.tasks)
+    wanted = range(args.first_init, args.first_init + args.episodes)
+    trials = []
+    for suite in args.suite.split(","):
+        for task in select_tasks(installation.root, suite, indices):
+            held = len(task.init_states(installation.root))
+            if wanted.stop > held:
+                raise UserError(
+                    where="--first_init and --episodes",
+                    expected=f"initial states of {task}, from 0 to {held - 1}",
+                    found=f"{wanted.start} to {wanted.stop - 1}",
+                    remedy="Name fewer.",
+                )
+            trials += [Trial(task, init) for init in wanted]
+    return tuple(trials)
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(
+            where="--tasks",
+            expected="indices with commas between, such as 0,2",
+            found=text,
+            remedy="Tasks are counted from 0.",
+        )
+    return tuple(int(part) for part in text.split(","))
+
+
+def _name(suites: str) -> str:
+    """Of the dataset: one that the built-in mapping of LIBERO takes."""
+    return f"{suites}_expert" if "," not in suites else "libero_expert"
+
+
+def _summary(manifest: Manifest, args: Args, seconds: float) -> str:
+    """What a person wants to know."""
+    said = manifest.provenance
+    lines = [
+        f"{len(manifest.episode_lengths):,} episodes, {sum(manifest.episode_lengths):,} steps, "
+        f"{len(manifest.tasks)} tasks in {seconds:.0f} s",
+        f"initial states: {said.get('initial_states', '')}",
+        f"failed: {said.get('failed_initial_states', '')}",
+        f"no-ops removed: {sum(manifest.removed_steps)} steps",
+        f"dataset: {args.dst}",
+    ]
+    return "\n".join(lines + ([f"RLDS: {args.rlds}"] if args.rlds else [])) + "\n"
+
+
+if __name__ == "__main__":
+    main()

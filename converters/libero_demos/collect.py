@@ -1,0 +1,162 @@
+"""The job: the expert's episodes one by one, then as RLDS, then as a dataset.
+
+Each episode is a file of its own in a folder beside the destination until all are there, so that a
+job that is killed loses no more than those under way. Then the RLDS is converted as any other.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Collection, Iterable
+
+from converters import workers
+from converters.convert import convert
+from converters.libero_demos import rlds
+from converters.libero_demos.episodes import EpisodeFiles
+from converters.mappings import LIBERO
+from converters.rlds.source import open_source
+from converters.standardize import SourceMapping
+from pipeline.errors import UserError
+from pipeline.files import temporary_path, writing
+from pipeline.libero.suites import Trial
+from pipeline.manifest import WORK, Manifest
+
+NO_OP_THRESHOLD = 1e-4
+"""Of OpenVLA's filter, which made the published sets."""
+
+_PLACED = "rlds"
+"""Marks, beside the episodes, that the folder of the RLDS is this job's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """Where a collection goes."""
+
+    dataset: pathlib.Path
+    """Dataset directory."""
+    rlds: pathlib.Path | None = None
+    """Folder of the RLDS, which gets one of the version inside; None: none is kept."""
+    name: str = "libero_expert"
+    """Of the dataset."""
+    licence: str = LIBERO.licence
+    """Of the data, as an SPDX identifier or in words."""
+    overwrite: bool = False
+    """Whether a dataset that stands there is replaced."""
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where episodes lie until all are there."""
+        absolute = self.dataset.absolute()
+        return absolute.with_name(f".{absolute.name}.episodes")
+
+
+def collect(
+    files: EpisodeFiles,
+    destination: Destination,
+    num_workers: int = 1,
+    on_progress: workers.OnProgress = lambda num_episodes, num_bytes: None,
+) -> Manifest:
+    """Makes all episodes and writes them as a dataset; what an earlier run made is not made again.
+
+    Raises:
+      UserError: A destination that is in use, episodes of other settings, a task that the expert
+        does not have, or no episode that succeeded.
+    """
+    _check_free(destination)
+    with files.claimed():
+        pending = files.pending()
+        on_progress(len(files.trials) - len(pending), 0)
+        workers.run(files.make, pending, min(num_workers, len(pending)) or 1, on_progress)
+        made = files.made()
+        if not made:
+            raise UserError(
+                where="the expert",
+                expected="an episode that reaches the goal",
+                found=f"none of {len(files.trials)}",
+                remedy=f"Lower --noise or name other tasks, and remove {files.folder}.",
+            )
+        source = _placed_rlds(files, destination, tuple(made.values()))
+        manifest = convert(
+            dataclasses.replace(open_source(str(source)), notes=notes(files, made)),
+            destination.dataset,
+            mapping(destination.licence),
+            overwrite=destination.overwrite,
+        )
+    shutil.rmtree(files.folder)
+    return manifest
+
+
+def mapping(licence: str) -> SourceMapping:
+    """That of the published sets; steps without motion are left out by the rule that made them."""
+    conventions = dataclasses.replace(
+        LIBERO.conventions, no_ops="removed_at_conversion", no_op_threshold=NO_OP_THRESHOLD
+    )
+    features = tuple(feature for feature in LIBERO.features if not feature.optional)
+    return dataclasses.replace(
+        LIBERO, features=features, conventions=conventions, licence=licence, column_licences={}
+    )
+
+
+def notes(files: EpisodeFiles, made: Collection[Trial]) -> dict[str, str]:
+    """What the manifest says of the episodes: from which initial states, and how they arose."""
+    settings = files.settings
+    failed = [trial for trial in files.trials if trial not in made]
+    noise = settings.noise
+    return {
+        "expert": "scripted, converters.libero_demos",
+        "simulator": settings.simulator,
+        "noise": f"commands {noise.action:g}, waypoints {noise.waypoint_m:g} m; actions are the "
+        "expert's, without it",
+        "seed": f"{settings.seed}",
+        "initial_states": _listed(made),
+        "failed_initial_states": _listed(failed) or "none",
+    }
+
+
+def _listed(trials: Iterable[Trial]) -> str:
+    """Such as `libero_spatial task 0: 0 1 2; libero_spatial task 2: 0 1`."""
+    states: dict[str, list[int]] = {}
+    for trial in trials:
+        states.setdefault(str(trial.task), []).append(trial.init)
+    return "; ".join(f"{task}: {' '.join(map(str, inits))}" for task, inits in states.items())
+
+
+# --- where it goes
+
+
+def _check_free(destination: Destination) -> None:
+    """Refuses, before hours of simulation, a place that is taken."""
+    dataset = destination.dataset
+    is_used = dataset.exists() and not dataset.is_dir()
+    is_used |= dataset.is_dir() and any(dataset.iterdir()) and not (dataset / WORK).exists()
+    if is_used and not destination.overwrite:
+        remedy = "Replace a dataset with --overwrite, or name another one."
+        raise _in_use(dataset, "an empty or new directory", "one that is in use", remedy)
+    folder = destination.rlds
+    if folder is not None and folder.exists() and not (destination.folder / _PLACED).exists():
+        remedy = "Name another folder with --rlds."
+        raise _in_use(folder, "a new folder", "one that exists", remedy)
+
+
+def _placed_rlds(
+    files: EpisodeFiles, destination: Destination, episodes: tuple[pathlib.Path, ...]
+) -> pathlib.Path:
+    """The folder of the RLDS, which appears whole; one that an earlier run placed stays."""
+    folder = destination.rlds or files.folder / "kept"
+    if destination.rlds is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        with writing(folder):
+            (files.folder / _PLACED).touch()  # from now on it is this job's
+            temporary = temporary_path(folder.absolute())
+            side = files.settings.image_size
+            try:
+                rlds.write_rlds(temporary / rlds.VERSION, destination.name, episodes, side)
+                temporary.replace(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder / rlds.VERSION
+
+
+def _in_use(path: pathlib.Path, expected: str, found: str, remedy: str) -> UserError:
+    return UserError(where=str(path), expected=expected, found=found, remedy=remedy)

@@ -1,0 +1,170 @@
+"""The episodes of a job, each a file of its own that is there whole or not at all."""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import os
+import pathlib
+from collections.abc import Iterator
+
+from converters import workers
+from converters.libero_demos.episode import Noise, find_course, record
+from converters.mappings import LIBERO
+from converters.rlds.encoding import serialize_episode
+from converters.rlds.tfrecord import frame
+from pipeline.errors import UserError
+from pipeline.files import (
+    TEMPORARIES,
+    dump_json,
+    sync,
+    temporary_path,
+    to_json_values,
+    write_text_atomically,
+    writing,
+)
+from pipeline.libero.environment import OBSERVATIONS, LiberoEnv
+from pipeline.libero.installation import Installation
+from pipeline.libero.suites import Trial
+
+_PLAN = "plan.json"
+_LOCK = "lock"
+_EPISODE = ".tfrecord"
+_FAILED = ".failed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of an episode, beside its trial."""
+
+    noise: Noise
+    """Of commands and waypoints."""
+    seed: int
+    """Of the noise."""
+    attempts: int
+    """Tries at an initial state, each with other noise."""
+    image_size: int
+    """Height and width of the images."""
+    simulator: str
+    """Versions of what simulates and renders."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeFiles:
+    """All that a worker needs to make any episode."""
+
+    installation: Installation
+    settings: Settings
+    trials: tuple[Trial, ...]
+    """What is collected, in the order of the dataset."""
+    folder: pathlib.Path
+    """Where episodes lie until all are there."""
+
+    def make(self, number: int, report: workers.Report) -> None:
+        """Makes the episode of a trial, or notes that the expert fails at it."""
+        trial = self.trials[number]
+        env = _environment(self)
+        for attempt in range(self.settings.attempts):
+            seed = (self.settings.seed, attempt, *trial.task.name.encode(), trial.init)
+            course = find_course(env, trial, self.settings.noise, seed)
+            if course is not None:
+                name = f"{episode_name(trial)}/seed_{self.settings.seed}/attempt_{attempt}"
+                values = record(env, trial, course, LIBERO.conventions, name)
+                data = frame(serialize_episode(values))
+                _keep(self._path(trial, _EPISODE), data)
+                report(len(data))
+                return
+        _keep(self._path(trial, _FAILED), b"")
+        report(0)
+
+    def pending(self) -> list[int]:
+        """Numbers of the trials whose outcome is not known yet."""
+        known = [
+            any(self._path(trial, suffix).exists() for suffix in (_EPISODE, _FAILED))
+            for trial in self.trials
+        ]
+        return [number for number, is_known in enumerate(known) if not is_known]
+
+    def made(self) -> dict[Trial, pathlib.Path]:
+        """By trial, in their order: the TFRecord file of its one episode."""
+        paths = {trial: self._path(trial, _EPISODE) for trial in self.trials}
+        return {trial: path for trial, path in paths.items() if path.exists()}
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Holds the folder for one job; what killed workers left in it is removed.
+
+        Raises:
+          UserError: Where another job is at work in it, or episodes of other settings lie there.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._lock(descriptor)
+            self._note_plan()
+            for path in self.folder.glob(TEMPORARIES):
+                path.unlink()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                where=str(self.folder),
+                expected="no other job in it",
+                found="one at work",
+                remedy="Wait for its end, or stop it.",
+            ) from error
+
+    def _note_plan(self) -> None:
+        plan = dump_json(to_json_values(self.settings))
+        noted = self.folder / _PLAN
+        if noted.exists() and noted.read_text() != plan:
+            raise UserError(
+                where=str(self.folder),
+                expected="episodes of the same settings",
+                found=f"those of others, see {noted}",
+                remedy="Finish with those, or remove the folder to start over.",
+            )
+        with writing(self.folder):
+            write_text_atomically(noted, plan)
+
+    def _path(self, trial: Trial, suffix: str) -> pathlib.Path:
+        return self.folder / f"{trial.task.suite}-{trial.task.index}-{trial.init}{suffix}"
+
+
+def episode_name(trial: Trial) -> str:
+    """Such as `scripted_expert/libero_spatial/task_0/init_07`: it proves what a policy has seen."""
+    task = trial.task
+    return f"scripted_expert/{task.suite}/task_{task.index}/init_{trial.init:02d}"
+
+
+def _keep(path: pathlib.Path, data: bytes) -> None:
+    with writing(path):
+        temporary = temporary_path(path)
+        temporary.write_bytes(data)
+        sync(temporary)
+        temporary.replace(path)
+
+
+@functools.cache
+def _environments() -> dict[str, LiberoEnv]:
+    """The one of this process, kept between episodes."""
+    return {}
+
+
+def _environment(files: EpisodeFiles) -> LiberoEnv:
+    side = files.settings.image_size
+    return _environments().setdefault(
+        str(side),
+        LiberoEnv(
+            files.installation,
+            LIBERO.conventions,
+            observations=OBSERVATIONS,
+            image_size=(side, side),
+        ),
+    )
