@@ -121,12 +121,14 @@ class MetricsLog:
         Raises:
           UserError: Where the file cannot be written.
         """
-        with writing(self._path):
-            self._file.write(to_json_line(metrics))
         values = dataclasses.asdict(metrics)
         numbers = {name: values[name] for name in _NUMBERS}
-        if metrics.align_loss is not None:
+        if metrics.align_loss is None:
+            del values["align_loss"]
+        else:
             numbers["align_loss"] = metrics.align_loss
+        with writing(self._path):
+            self._file.write(to_json_line(values))
         self._scalars(metrics.step, numbers, "train")
         self._meter.add(metrics.step_s, metrics.data_wait_s)
         status = f"loss {metrics.loss:.3f}, {self._meter.line()}"
