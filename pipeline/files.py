@@ -108,7 +108,7 @@ def write_text_atomically(path: epath.PathLike, text: str) -> None:
 
 
 def to_json_line(value: object) -> str:
-    """A dataclass or mapping as a line of JSON; NaN and the infinities, which it lacks, are null."""
+    """A dataclass or mapping as a line of JSON, which has null for NaN and the infinities."""
     return json.dumps(_finite(to_json_values(value)), allow_nan=False) + "\n"
 
 
