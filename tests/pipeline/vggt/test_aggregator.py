@@ -124,7 +124,7 @@ def test_positions_are_resized_as_recorded(
 
 def test_layers_that_are_not_asked_for_leave_no_trace(run: Callable) -> None:
     whole = run("dino518_s1_56")
-    for layers in ((0,), (1,), (2,), (0, 2), (1, 2)):
+    for layers in ((0,), (1,), (0, 2)):
         outputs = run("dino518_s1_56", layers)
         assert tuple(outputs) == layers
         for layer in layers:
