@@ -169,9 +169,7 @@ def test_tokens_of_another_encoder_are_not_resumed_on(tiny_config, mini_dataset,
     config = replaced(tiny_config, ours, num_steps=1)
     run(Flags(config))
     config = replaced(tiny_config, theirs, num_steps=2)
-    with pytest.raises(
-        UserError, match="vggt_tokens: expected weights_digest a; found"
-    ):
+    with pytest.raises(UserError, match="vggt_tokens: expected weights_digest a; found"):
         run(Flags(config, resume=True, new_mixture=True))
 
 
