@@ -281,6 +281,13 @@ def test_a_shard_that_was_cut_is_written_again(out: pathlib.Path) -> None:
     assert job.pending() == [0, 1]
 
 
+def test_a_shard_of_another_plan_is_not_taken_for_done(out: pathlib.Path) -> None:
+    interrupt(out)
+    part = out / ".conversion" / "t.00000.column-part.json"
+    part.write_text(json.dumps(json.loads(part.read_text()) | {"plan": "0" * 8}))
+    assert job_of(out).pending() == [0, 1]
+
+
 def test_a_replaced_column_is_there_until_the_new_one_is(out: pathlib.Path) -> None:
     add(out, number=1)
     old = load_manifest(epath.Path(out))

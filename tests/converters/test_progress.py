@@ -72,3 +72,11 @@ def test_a_long_job_writes_a_line_every_half_minute(
             on_progress(1, 5_000_000)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert lines == ["set: 4/10 episodes, 0.1 ep/s, 0.5 MB/s, 1:00 left"]
+
+
+def test_frames_are_counted_as_such() -> None:
+    status = Status(total=910, unit=progress.FRAMES)
+    status.add(452, 0)
+    assert status.text(1.0) == "452/910 frames"
+    status.add(58, 29_000_000)
+    assert status.text(2.0) == "510/910 frames, 29.0 frames/s, 14.5 MB/s, 0:14 left"

@@ -169,6 +169,22 @@ def test_stored_tokens_are_those_of_a_rollout(tokened: pathlib.Path, prefix: str
         assert np.abs(values).std() > 0.1
 
 
+@pytest.mark.parametrize("views", ["joint", "single"])
+def test_each_feature_is_of_its_own_layer_and_camera(copied: pathlib.Path, views: Any) -> None:
+    """Compared with the encoder alone, whose views are in the order of the cameras."""
+    job = make_job(copied, cameras=BOTH, layers=(0, 1), views=views)
+    add_tokens(job)
+    dataset = open_dataset(str(copied))
+    encoded = VggtEncoder(job.spec, job.weights).encode(images(dataset, [3, 400]))
+    for layer in (0, 1):
+        for view, camera in enumerate(("primary", "wrist")):
+            key = f"observation/t_{layer}_{camera}"
+            for sample, step in enumerate((3, 400)):
+                found = dataset.columns["t"].read(step)[key]
+                expected = np.asarray(encoded[layer][sample, view])
+                np.testing.assert_allclose(found, expected, atol=4e-3)
+
+
 def test_a_batch_has_the_stored_tokens_decoded(tokened: pathlib.Path) -> None:
     """Two token columns at once, one of them coded."""
     names = ("pair_1_wrist", "small", "pooled")
