@@ -4,7 +4,9 @@
 
 reads data/libero_{spatial,object,goal,10}, converted from RLDS sets, with the column `vggt_tokens`
 that `python -m converters.vggt` adds (float16 261x2048 a step), and starts from the released
-weights on the hub. `--dry_run` after it checks all of that in seconds and trains nothing.
+weights on the hub. `--dry_run` after it checks all of that in seconds and trains nothing. How the
+tokens are used is one flag, such as --config.model.vggt.fusion=gated (docs/model.md); with `only`
+goes --config.pretrained_differs "octo_transformer/*vggt*" "octo_transformer/*primary*".
 
 Variants, after a colon:
 

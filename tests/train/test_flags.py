@@ -26,6 +26,15 @@ def test_flags_override_the_file_to_any_depth(tiny_config_path):
     assert (flags.resume, flags.overwrite, flags.debug) == (True, False, False)
 
 
+def test_how_geometry_tokens_are_used_is_one_flag():
+    arguments = ["--config", "configs/libero_vggt.py:demo", "--config.model.vggt.fusion=gated"]
+    vggt = parse_flags(arguments).config.model.vggt
+    assert (vggt.fusion, vggt.num_tokens) == ("gated", 21)
+    pooled = [*arguments[:2], "--config.model.vggt.reduction=pool"]
+    pooled.append("--config.model.vggt.reduced_to=4")
+    assert parse_flags(pooled).config.model.vggt.num_group_tokens == 9
+
+
 def test_a_variant_is_an_entry_of_the_file(tiny_config_path):
     assert load_config(str(tiny_config_path)).model.vggt is not None
     assert load_config(f"{tiny_config_path}:untokened").model.vggt is None

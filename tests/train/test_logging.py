@@ -11,7 +11,7 @@ from pipeline.meter import Meter
 from train.logging import MetricsLog, StepMetrics, read_metrics
 
 
-def metrics(step: int) -> StepMetrics:
+def metrics(step: int, align_loss: float | None = None) -> StepMetrics:
     return StepMetrics(
         step=step,
         loss=1.0 / step,
@@ -24,6 +24,7 @@ def metrics(step: int) -> StepMetrics:
         data_wait_s=0.01,
         memory_gb=1.5,
         batch_fingerprint=f"{step:08x}",
+        align_loss=align_loss,
     )
 
 
@@ -48,6 +49,16 @@ def test_what_is_no_number_is_null_in_the_file_and_nan_when_read(tmp_path):
     assert row.update_norm == 1e-3
 
 
+def test_an_alignment_is_logged_where_there_is_one(tmp_path):
+    with MetricsLog(tmp_path, 10, Meter(4, 1000)) as log:
+        log.write(metrics(1))
+        log.write(metrics(2, align_loss=0.75))
+    first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert "align_loss" not in first
+    assert '"align_loss": 0.75' in second
+    assert [row.align_loss for row in read_metrics(tmp_path)] == [None, 0.75]
+
+
 def test_a_resumed_log_drops_the_steps_that_are_taken_again(tmp_path):
     write(tmp_path, [1, 2, 3, 4])
     write(tmp_path, [3, 4, 5], first_step=2)
@@ -62,7 +73,9 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
 
 
 def test_tensorboard_gets_every_number(tmp_path):
-    write(tmp_path, [1, 2])
+    with MetricsLog(tmp_path, 10, Meter(4, 1000)) as log:
+        for step in (1, 2):
+            log.write(metrics(step, align_loss=0.75))
     (path,) = (tmp_path / "tensorboard").iterdir()
     events = [event_pb2.Event.FromString(record) for record in read_records(epath.Path(path))]
     found = {

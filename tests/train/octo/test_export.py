@@ -127,6 +127,23 @@ def test_all_that_is_in_the_way_of_the_demo_is_told_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_model_that_was_aligned_is_written_as_the_octo_that_it_acts_as(
+    pretrained: Pretrained, tmp_path: Path
+) -> None:
+    vggt = VGGTTokenizerConfig(21, 8, fusion="align")
+    config = dataclasses.replace(pretrained.config, vggt=vggt)
+    aligned = {"alignments_vggt": {"Dense_0": {"bias": np.zeros(64, np.float32)}}}
+    transformer = pretrained.params["octo_transformer"] | aligned
+    params = pretrained.params | {"octo_transformer": transformer}
+    export_octo(OctoExport(config, params, {}, 2), tmp_path / "out", 100, "t5_tiny")
+    again = read_octo(tmp_path / "out", 100)
+    assert again.config == pretrained.config
+    assert flat(again.params).keys() == flat(pretrained.params).keys()
+    example = serialization.msgpack_restore((tmp_path / "out/example_batch.msgpack").read_bytes())
+    assert "vggt_tokens" not in example["observation"]
+    assert "vggt_tokens" not in example["observation"]["pad_mask_dict"]
+
+
 def test_directory_in_use_is_left_alone(exported: Path, pretrained: Pretrained) -> None:
     export = OctoExport(pretrained.config, pretrained.params, {}, 2)
     before = np.fromfile(exported / "config.json", np.uint8)
