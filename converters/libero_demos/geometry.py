@@ -98,9 +98,9 @@ def _solid_geoms(model: Any) -> list[int]:
 
 def _is_below(model: Any, geom: int, root: int) -> bool:
     """Whether geometry belongs to a body or to one that hangs from it."""
-    body = model.geom_bodyid[geom]
+    body = int(model.geom_bodyid[geom])
     while body not in (0, root):
-        body = model.body_parentid[body]
+        body = int(model.body_parentid[body])
     return body == root
 
 

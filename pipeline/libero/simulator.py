@@ -140,7 +140,7 @@ class Simulator:
 
     def body_id(self, name: str) -> int:
         """MuJoCo's number of an object or fixture."""
-        return self._env.env.obj_body_id[name]
+        return int(self._env.env.obj_body_id[name])
 
     def position(self, name: str) -> np.ndarray:
         """float64 (3): the origin of an object or fixture, in m."""

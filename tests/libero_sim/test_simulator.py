@@ -82,7 +82,7 @@ def test_actions_do_what_they_say(env: LiberoEnv, task: Task) -> None:
     for _ in range(10):
         env.step(np.array([0.5, 0, 0, 0, 0, 0, 0.0]))
     after = env.observe()["proprio"]
-    assert after[0] - before[0] > 0.05  # forward, in m
+    assert after[0] - before[0] > 0.04  # forward, in m
     assert np.abs(after[1:3] - before[1:3]).max() < 0.02
     assert before[6] > 0.03  # open
     assert after[6] < 0.01  # closed by 0
