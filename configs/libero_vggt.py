@@ -3,8 +3,8 @@
     python -m train.run --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
 
 reads data/libero_{spatial,object,goal,10}, converted from RLDS sets, with the column `vggt_tokens`
-that `python -m converters.vggt` adds (float16 261x2048 a step), and starts from the released weights
-on the hub. `--dry_run` after it checks all of that in seconds and trains nothing.
+that `python -m converters.vggt` adds (float16 261x2048 a step), and starts from the released
+weights on the hub. `--dry_run` after it checks all of that in seconds and trains nothing.
 
 Variants, after a colon:
 
