@@ -179,8 +179,8 @@ class Schema:
             expected=f"a feature {key}",
             found=f"only {', '.join(held)}",
             remedy="".join(f"Did you mean {name}? " for name in similar)
-            + "Name another feature, or convert a source that has this one; VGGT's tokens are added "
-            "by `python -m converters.vggt`.",
+            + "Name another feature, or convert a source that has this one; tokens are computed by "
+            "`python -m converters.vggt`.",
         )
 
     def hash(self) -> str:
