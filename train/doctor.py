@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import device
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.schema import ACTION
+from pipeline.tokens import check_same_encoders
 from train import directory
 from train.checkpoints import (
     check_arrays,
@@ -211,8 +212,13 @@ def _look_at_origin(found: _Findings, setup: Setup) -> None:
     path = setup.config.pretrained_path
     if path is None or not is_run(pathlib.Path(path)):
         return
-    before = list(read_datasets(pathlib.Path(path), setup.config.pretrained_step).values())
-    for where, now in setup.loader.describe_datasets().items():
+    kept = read_datasets(pathlib.Path(path), setup.config.pretrained_step)
+    before, ours = list(kept.values()), setup.loader.describe_datasets()
+    try:
+        check_same_encoders(kept, ours)
+    except UserError as error:
+        found.add("warning", "geometry tokens", f"others than those of the run {path}: {error}")
+    for where, now in ours.items():
         for field in ("conventions", "normalization"):
             theirs = [one[field] for one in before]
             if now[field] not in theirs:
