@@ -223,10 +223,19 @@ class Loader:
         manifest = self.datasets[number].manifest
         statistics = self.datasets[number].statistics
         used = {key: of_each[number] for key, of_each in self.statistics.items()}
+        features = {
+            feature.key: {
+                "shape": list(feature.shape),
+                "dtype": feature.batch_dtype,
+                "dims": list(feature.dims),
+            }
+            for feature in self._gather.features
+        }
         return {
             "name": manifest.name,
             "digest": manifest.digest(),
             "schema_hash": manifest.schema.hash(),
+            "features": features,
             "conventions": to_json_values(manifest.conventions),
             "encoders": {
                 key: to_json_values(origin)

@@ -36,7 +36,8 @@ class Checkpoint:
     params: dict[str, Any]
     """Nested numpy arrays: the averaged ones where the run averages them."""
     datasets: dict[str, Any]
-    """By path: statistics, conventions and schema hash, as `Loader.describe_datasets` gave them."""
+    """By path: features, statistics, conventions and schema hash, as `Loader.describe_datasets`
+    gave them."""
     vocabulary: bytes
     """The SentencePiece model of the instructions."""
 

@@ -150,7 +150,8 @@ class InstructionEncoder:
         module = OctoModule(config)
         self._max_length = config.language.max_length
         self._encode = encode
-        self._run = jax.jit(lambda ids, mask: encode_texts(module, params, ids, mask))
+        self._params = params  # an argument: closed over, they would be part of the program
+        self._run = jax.jit(lambda params, ids, mask: encode_texts(module, params, ids, mask))
         self._embeddings: dict[str, jax.Array] = {}
 
     def __call__(self, text: str) -> Float[Array, "n d"]:
@@ -160,7 +161,8 @@ class InstructionEncoder:
         """
         if text not in self._embeddings:
             table = tokenize([text], self._encode, self._max_length)
-            self._embeddings[text] = self._run(table.input_ids, table.attention_mask)[0]
+            ids, mask = table.input_ids, table.attention_mask
+            self._embeddings[text] = self._run(self._params, ids, mask)[0]
         return self._embeddings[text]
 
 

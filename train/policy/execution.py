@@ -1,0 +1,95 @@
+"""What is done of the chunks that a policy predicts, in one environment."""
+
+import collections
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+
+class Execution(Protocol):
+    """One environment's way from a chunk to what it executes; a new one for each episode."""
+
+    def __call__(self, chunk: np.ndarray) -> np.ndarray:
+        """The actions (n a) to execute, one after the other, before the next chunk is predicted.
+
+        Args:
+          chunk: (h a), as `Policy.infer` returns it.
+        """
+        ...
+
+
+class FirstActions:
+    """Executes the first `num_actions` of every chunk."""
+
+    def __init__(self, num_actions: int) -> None:
+        self._num_actions = num_actions
+
+    def __call__(self, chunk: np.ndarray) -> np.ndarray:
+        """As of `Execution`."""
+        return chunk[: self._num_actions]
+
+
+class TemporalEnsemble:
+    """Executes the mean of what all chunks say of a step; a chunk is predicted at every step.
+
+        chunks [[1 2 3]], [[4 5 6]], decay = 0
+        [[1]], [[3]]                            1; (2 + 4) / 2
+
+    The gripper, 1 = open, is averaged like the rest, before it becomes a command.
+
+    Args:
+      decay: Of the weights `exp(-decay * i)`, where i = 0 is the oldest chunk; 0: all alike. The
+        larger, the longer the oldest decides.
+
+    Source: Zhao et al. 2023 (ACT), algorithm 2, with its 0.01 for chunks of 100 actions.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._chunks: collections.deque[np.ndarray] = collections.deque()
+
+    def __call__(self, chunk: np.ndarray) -> np.ndarray:
+        """As of `Execution`; float32 (1 a)."""
+        self._chunks.append(chunk)
+        if len(self._chunks) > len(chunk):
+            self._chunks.popleft()
+        ages = range(len(self._chunks) - 1, -1, -1)
+        now = np.stack([chunk[age] for chunk, age in zip(self._chunks, ages, strict=True)])
+        weights = np.exp(-self._decay * np.arange(len(now)))
+        mean = np.average(now, axis=0, weights=weights)
+        return mean[None].astype(np.float32)
+
+
+def make_execution(
+    action_horizon: int, execute_horizon: int | None = None, ensemble: float | None = None
+) -> Execution:
+    """A fresh way of executing.
+
+    Args:
+      action_horizon: Actions of a chunk.
+      execute_horizon: Of which so many are executed; None: all.
+      ensemble: The decay of a temporal ensemble; None: there is none.
+
+    Raises:
+      UserError: Both are given, or one is out of range.
+    """
+    if ensemble is not None:
+        if execute_horizon is not None or ensemble < 0:
+            raise UserError(
+                where="execution",
+                expected="a decay of at least 0 and no execute_horizon: every step is predicted",
+                found=f"ensemble {ensemble}, execute_horizon {execute_horizon}",
+                remedy="Take one of the two.",
+            )
+        return TemporalEnsemble(ensemble)
+    num_actions = action_horizon if execute_horizon is None else execute_horizon
+    if not 1 <= num_actions <= action_horizon:
+        raise UserError(
+            where="execute_horizon",
+            expected=f"1 to {action_horizon}, the actions of a chunk",
+            found=str(num_actions),
+            remedy=f"Take at most {action_horizon}, or train with a longer data.action_horizon.",
+        )
+    return FirstActions(num_actions)

@@ -1,0 +1,281 @@
+"""From what environments show to the batch that the model reads: the loader's twin at rollout.
+
+                      pipeline/ (training)                     here (rollout)
+    observation   gather.py: history_indices, masks    History: the last steps, padded alike
+    proprio       transforms.py: Normalize             PolicySpec.normalize_proprio
+    instruction   transforms.py: LookUpTask            tokenize, the same ids and mask
+    goal          gather.py: the images of a later step    the images that `reset` was given
+    tokens        a column of the dataset              a `TokenEncoder`
+
+`python -m train.parity` compares the two, array by array.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from pipeline.batch import LeafSpec, nest
+from pipeline.device import resize_images
+from pipeline.errors import UserError
+from pipeline.text import Encode, tokenize
+from train.policy.observations import Observation, check_observations
+from train.policy.spec import PROPRIO, PolicySpec
+
+
+class TokenEncoder(Protocol):
+    """Computes at rollout what a token column held in training."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Observations whose images it reads."""
+        ...
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Tokens (b n d) by feature key, such as `observation/vggt_tokens`, in a batch's dtype.
+
+        Args:
+          images: uint8 (b y x 3) of each camera, in the order of `cameras`; b is the same in every
+            call.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an environment is to do."""
+
+    text: str
+    """The instruction; empty where goal images tell the task."""
+    goal: Mapping[str, np.ndarray]
+    """uint8 (y x 3) by camera, at the stored size; empty where the instruction tells it."""
+
+
+@dataclasses.dataclass
+class History:
+    """The last steps of one environment."""
+
+    task: Task
+    """What it is to do."""
+    steps: collections.deque[dict[str, np.ndarray]]
+    """Oldest first; as many as the window at most."""
+
+    def window(self, name: str, length: int) -> np.ndarray:
+        """(w ...): the last steps of an observation; before the first step, the first step again.
+
+        Source: `pipeline.windows.history_indices`.
+        """
+        padding = max(length - len(self.steps), 0)
+        last = list(self.steps)[-length:]
+        return np.stack([step[name] for step in (*[last[0]] * padding, *last)])
+
+    def mask(self, length: int) -> np.ndarray:
+        """Bool (w): True where a step is real."""
+        return np.arange(length) >= length - len(self.steps)
+
+
+class PolicyInputs:
+    """The histories of environments, and batches of them.
+
+    Args:
+      spec: What the model reads.
+      encode: The vocabulary's encoding.
+      encoder: Computes the tokens, where the model reads some.
+      batch_size: Environments that the encoder is given at a time.
+      resize: Whether images of another size than the stored are resized to it; else an error.
+
+    Raises:
+      UserError: The model reads tokens, and there is no encoder; or conditioning that needs goals
+        and has no camera.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        encode: Encode,
+        encoder: TokenEncoder | None = None,
+        *,
+        batch_size: int = 1,
+        resize: bool = False,
+    ) -> None:
+        self.spec = spec
+        self._encode = encode
+        self._encoder = _needed_encoder(spec, encoder)
+        self._batch_size = batch_size
+        self._resize = _resize if resize else None
+        self._histories: dict[int, History] = {}
+
+    @property
+    def expected(self) -> dict[str, LeafSpec | None]:
+        """What every observation has to hold, by name; None: an image of any size."""
+        cameras = self._encoder.cameras if self._encoder else ()
+        seen = {name: self.spec.features.get(f"observation/{name}") for name in cameras}
+        return {**self.spec.observed, **seen}
+
+    def reset(self, env: int, task: Task) -> None:
+        """Forgets an environment's history and gives it a task.
+
+        Raises:
+          UserError: As `instruct`.
+        """
+        task = self._checked(task)
+        self._histories[env] = History(task, collections.deque(maxlen=self.spec.data.window_size))
+
+    def instruct(self, env: int, task: Task) -> None:
+        """Gives an environment another task; its history stays.
+
+        Raises:
+          UserError: A task that the model was not trained to be told in this way, or goal images
+            that do not fit.
+        """
+        self._history(env).task = self._checked(task)
+
+    def forget(self, env: int) -> None:
+        """Drops what is known of an environment, if anything."""
+        self._histories.pop(env, None)
+
+    def task(self, env: int) -> Task:
+        """What an environment is to do."""
+        return self._history(env).task
+
+    def push(self, observations: Mapping[int, Observation], *, latest: bool = True) -> None:
+        """Adds a step to the history of each environment; all of them, or none.
+
+        Args:
+          observations: By environment.
+          latest: Whether a batch of this step is to be made; else it is seen as an earlier one
+            only, and tokens that are read for the current step alone are not computed.
+
+        Raises:
+          UserError: Observations that do not fit, or an environment without a task.
+        """
+        histories = [self._history(env) for env in observations]
+        rows = list(check_observations(observations, self.expected, self._resize).values())
+        if self._encoder and (latest or self.spec.data.window_of(str(self.spec.tokens)) > 1):
+            rows = self._with_tokens(self._encoder, rows)
+        for history, row in zip(histories, rows, strict=True):
+            if PROPRIO in row:
+                row[PROPRIO] = self.spec.normalize_proprio(row[PROPRIO])
+            history.steps.append(row)
+
+    def batch(self, envs: Sequence[int]) -> dict[str, Any]:
+        """What the model reads of environments that have seen a step; nested, a row each."""
+        rows = [self._row(self._history(env)) for env in envs]
+        stacked = {key: np.stack([row[key] for row in rows]) for key in self.spec.leaves}
+        return {"observation": {}, "task": {}} | nest(stacked)
+
+    def _row(self, history: History) -> dict[str, np.ndarray]:
+        """A row of a batch, by path."""
+        data, model, task = self.spec.data, self.spec.model, history.task
+        mask = history.mask(data.window_size)
+        row = {"observation/timestep_pad_mask": mask}
+        for name in (observation.observation_key for observation in model.observations):
+            key, length = f"observation/{name}", data.window_of(name)
+            is_read = np.arange(data.window_size) >= data.window_size - length
+            if name in self.spec.missing:
+                leaf = self.spec.leaves[key]
+                row[key] = np.zeros(leaf.shape, leaf.dtype)
+                is_read[:] = False
+            else:
+                row[key] = history.window(name, length)
+            row[f"observation/pad_mask_dict/{name}"] = is_read
+        if model.language is not None:
+            table = tokenize([task.text], self._encode, model.language.max_length)
+            row["task/language_instruction/input_ids"] = table.input_ids[0]
+            row["task/language_instruction/attention_mask"] = table.attention_mask[0]
+            row["task/pad_mask_dict/language_instruction"] = np.asarray(table.has_text[0])
+        if data.has_goals:
+            for camera in self.spec.cameras:
+                leaf = self.spec.leaves[f"task/{camera}"]
+                row[f"task/{camera}"] = task.goal.get(camera, np.zeros(leaf.shape, leaf.dtype))
+        return row
+
+    def _history(self, env: int) -> History:
+        if env not in self._histories:
+            raise UserError(
+                where=f"environment {env}",
+                expected="a task",
+                found="none: it was not reset",
+                remedy="Call reset(env, instruction) at the start of its episode.",
+            )
+        return self._histories[env]
+
+    def _checked(self, task: Task) -> Task:
+        """The task, its goal images fitted."""
+        conditioning = self.spec.data.conditioning
+        has_goal = bool(task.goal)
+        may_have = conditioning != "language_conditioned"
+        if (has_goal and not may_have) or (not has_goal and conditioning == "image_conditioned"):
+            raise UserError(
+                where="task",
+                expected=f"{'goal images' if may_have else 'an instruction'}, "
+                f"as the policy was trained {conditioning}",
+                found="goal images" if has_goal else "none",
+                remedy="Give what it was trained to be told by.",
+            )
+        if has_goal and task.text:
+            raise UserError(
+                where="task",
+                expected="an instruction or goal images: in training a sample had one of them",
+                found="both",
+                remedy="Leave one out.",
+            )
+        expected = {
+            camera: self.spec.observed[camera]
+            for camera in self.spec.cameras
+            if has_goal and camera not in self.spec.missing
+        }
+        goal = check_observations({0: task.goal}, expected, self._resize)[0]
+        return Task(task.text, goal)
+
+    def _with_tokens(
+        self, encoder: TokenEncoder, rows: list[dict[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """The rows with their tokens, computed in batches of one size."""
+        name = str(self.spec.tokens)
+        key = f"observation/{name}"
+        leaf = self.spec.features[key]
+        tokens: list[np.ndarray] = []
+        for begin in range(0, len(rows), self._batch_size):
+            part = rows[begin : begin + self._batch_size]
+            filled = [*part, *[part[-1]] * (self._batch_size - len(part))]
+            images = [np.stack([row[camera] for row in filled]) for camera in encoder.cameras]
+            found = encoder(images).get(key)
+            shape = (len(filled), *leaf.shape)
+            if found is None or found.shape != shape or found.dtype != np.dtype(leaf.dtype):
+                raise UserError(
+                    where=f"tokens of the encoder, {key}",
+                    expected=str(LeafSpec(leaf.dtype, shape)),
+                    found="none" if found is None else f"{found.dtype}{list(found.shape)}",
+                    remedy="Take the encoder that the dataset's column was made with.",
+                )
+            tokens += list(np.asarray(found)[: len(part)])
+        return [row | {name: of_row} for row, of_row in zip(rows, tokens, strict=True)]
+
+
+def _needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEncoder | None:
+    """The encoder, where the model reads tokens."""
+    if spec.tokens is None or spec.tokens in spec.missing:
+        return None
+    if encoder is None:
+        leaf = spec.features[f"observation/{spec.tokens}"]
+        raise UserError(
+            where=f"policy, observation/{spec.tokens}",
+            expected=f"an encoder, for the model reads tokens {leaf} of every step",
+            found="none",
+            remedy="Give `encoder` the one that the dataset's column was made with.",
+        )
+    return encoder
+
+
+@jax.jit(static_argnames="shape")
+def _resized(image: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return resize_images(image, *shape[:2])
+
+
+def _resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An image at another size, as training resizes to the model's; compiled once a size."""
+    return np.asarray(_resized(image, shape))

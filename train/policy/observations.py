@@ -1,0 +1,92 @@
+"""What environments show, checked against what a policy was trained on, all mismatches at once."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.batch import LeafSpec
+from pipeline.errors import UserError
+
+Observation = Mapping[str, Any]
+"""What one environment shows at a step, by name below `observation/`: images uint8 (y x 3), at the
+size and turned as the dataset stores them; vectors in the dataset's units, not normalised. What the
+model does not read is not looked at."""
+
+Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+"""Brings an image (y x 3) to the shape at which images were stored."""
+
+IMAGE = "uint8"
+_NUMBERS = "fiub"
+
+
+def check_observations(
+    observations: Mapping[int, Observation],
+    expected: Mapping[str, LeafSpec | None],
+    resize: Resize | None = None,
+) -> dict[int, dict[str, np.ndarray]]:
+    """Observations as arrays of the dtype and shape of a batch, by environment.
+
+    Vectors of numbers are cast; images have to be uint8 and, unless they are resized, of the stored
+    size.
+
+    Args:
+      observations: By environment.
+      expected: Of one step, by name; None: an image of any size.
+      resize: How an image of another size is fitted; None: it is refused.
+
+    Raises:
+      UserError: Naming everything that is missing or does not fit, of all environments.
+    """
+    problems = [
+        f"{_where(env, observations)}{name}: {problem}"
+        for env, observation in observations.items()
+        for name, spec in expected.items()
+        for problem in _problems(observation.get(name), spec, any_size=resize is not None)
+    ]
+    if problems:
+        raise UserError(
+            where="observation",
+            expected=", ".join(f"{n} {s or 'uint8[y,x,3]'}" for n, s in expected.items()),
+            found="; ".join(problems),
+            remedy="Give what the policy was trained on: images uint8, at the size and turned as "
+            "stored; vectors in the dataset's units, not normalised.",
+        )
+    return {
+        env: {name: _fitted(observation[name], spec, resize) for name, spec in expected.items()}
+        for env, observation in observations.items()
+    }
+
+
+def _where(env: int, observations: Mapping[int, Observation]) -> str:
+    return f"environment {env}, " if len(observations) > 1 else ""
+
+
+def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[str]:
+    """What is wrong with a value."""
+    if value is None:
+        yield "missing"
+        return
+    if isinstance(value, str | bytes):
+        yield f"a {type(value).__name__}"
+        return
+    array = np.asarray(value)
+    found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+    if spec is None or spec.dtype == IMAGE:
+        is_image = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3
+        fits = spec is None or any_size or array.shape == spec.shape
+        if not (is_image and fits and array.size):
+            yield found
+    elif array.dtype.kind not in _NUMBERS or array.shape != spec.shape:
+        yield found
+    elif not np.isfinite(array).all():
+        yield f"{found} with numbers that are not finite"
+
+
+def _fitted(value: Any, spec: LeafSpec | None, resize: Resize | None) -> np.ndarray:
+    if spec is None:
+        return np.asarray(value)
+    if spec.dtype != IMAGE:
+        return np.array(value, spec.dtype)
+    image = np.array(value)  # the caller may use its array again
+    return image if image.shape == spec.shape or resize is None else resize(image, spec.shape)
