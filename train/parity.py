@@ -8,7 +8,7 @@ with what the loader makes of the same steps, array by array; only equality to t
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import sentencepiece
 import tyro
 
 from pipeline.batch import FlatBatch, LeafSpec
-from pipeline.config import DatasetConfig
+from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, on_disk, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.images import decode_image
@@ -158,21 +158,28 @@ def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
 def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader, int]:
     """The run's loader, of one sample a batch, and the dataset's place in its mixture.
 
-    Other datasets are opened only where their statistics are mixed in.
+    Other datasets are opened only where their statistics are mixed in, or they have what this one
+    lacks.
     """
     data = spec.data
     place = [part.path for part in data.datasets].index(spec.dataset)
-    if data.statistics == "mixture":
+    if data.statistics == "mixture" or spec.missing:
         moved = dataclasses.replace(data.datasets[place], path=dataset.path)
         parts = (*data.datasets[:place], moved, *data.datasets[place + 1 :])
         datasets = [
-            dataset if number == place else open_dataset(part.path, data.keys)
+            dataset if number == place else open_dataset(part.path, _keys(data, part.missing))
             for number, part in enumerate(parts)
         ]
         return Loader(dataclasses.replace(data, datasets=parts), 1, datasets, encode), place
     alone = DatasetConfig(dataset.path, missing=data.datasets[place].missing)
     data = dataclasses.replace(data, datasets=(alone,), split="all")
     return Loader(data, 1, [dataset], encode), 0
+
+
+def _keys(data: DataConfig, missing: Collection[str]) -> list[str]:
+    """Of the features that are read of a dataset."""
+    lacked = {f"{_BELOW}{name}" for name in missing}
+    return [key for key in data.keys if key not in lacked]
 
 
 def _read_step(dataset: Dataset, episode: int, t: int, spec: PolicySpec) -> dict[str, np.ndarray]:
@@ -245,7 +252,7 @@ def main() -> None:
 def _report(args: Args) -> int:
     checkpoint = read_run(args.run, args.step)
     path, spec = _locate(checkpoint, args.dataset)
-    dataset = open_dataset(path, spec.data.keys)
+    dataset = open_dataset(path, _keys(spec.data, spec.missing))
     comparisons = compare_episode(checkpoint, spec, dataset, args.episode)
     num_steps = dataset.manifest.episode_lengths[args.episode]
     differing = [found for found in comparisons if found.steps]

@@ -1,23 +1,15 @@
 """What is done of the chunks that a policy predicts, in one environment."""
 
 import collections
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
 from pipeline.errors import UserError
 
-
-class Execution(Protocol):
-    """One environment's way from a chunk to what it executes; a new one for each episode."""
-
-    def __call__(self, chunk: np.ndarray) -> np.ndarray:
-        """The actions (n a) to execute, one after the other, before the next chunk is predicted.
-
-        Args:
-          chunk: (h a), as `Policy.infer` returns it.
-        """
-        ...
+Execution = Callable[[np.ndarray], np.ndarray]
+"""From a chunk (h a), as `Policy.infer` returns it, to the actions (n a) that are executed, one
+after the other, before the next chunk is predicted. Of one environment; a new one each episode."""
 
 
 class FirstActions:
@@ -34,8 +26,8 @@ class FirstActions:
 class TemporalEnsemble:
     """Executes the mean of what all chunks say of a step; a chunk is predicted at every step.
 
-        chunks [[1 2 3]], [[4 5 6]], decay = 0
-        [[1]], [[3]]                            1; (2 + 4) / 2
+        predicted at steps 0, 1, 2:  [1 2 3]  [4 5 6]  [7 8 9],  decay = 0
+        executed:                     1        (2 + 4) / 2  (3 + 5 + 7) / 3
 
     The gripper, 1 = open, is averaged like the rest, before it becomes a command.
 

@@ -13,7 +13,7 @@
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from train.policy.observations import Observation, check_observations
 from train.policy.spec import PROPRIO, PolicySpec
 
 
+@runtime_checkable
 class TokenEncoder(Protocol):
     """Computes at rollout what a token column held in training."""
 

@@ -17,6 +17,10 @@ Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 """Brings an image (y x 3) to the shape at which images were stored."""
 
 IMAGE = "uint8"
+REMEDY = (
+    "Give what the policy was trained on: images uint8, at the size and turned as stored; vectors "
+    "in the dataset's units, not normalised."
+)
 _NUMBERS = "fiub"
 
 
@@ -39,23 +43,37 @@ def check_observations(
       UserError: Naming everything that is missing or does not fit, of all environments.
     """
     problems = [
-        f"{_where(env, observations)}{name}: {problem}"
+        f"{_where(env, observations)}{problem}"
         for env, observation in observations.items()
-        for name, spec in expected.items()
-        for problem in _problems(observation.get(name), spec, any_size=resize is not None)
+        for problem in find_problems(observation, expected, any_size=resize is not None)
     ]
     if problems:
         raise UserError(
             where="observation",
-            expected=", ".join(f"{n} {s or 'uint8[y,x,3]'}" for n, s in expected.items()),
+            expected=describe(expected),
             found="; ".join(problems),
-            remedy="Give what the policy was trained on: images uint8, at the size and turned as "
-            "stored; vectors in the dataset's units, not normalised.",
+            remedy=REMEDY,
         )
     return {
         env: {name: _fitted(observation[name], spec, resize) for name, spec in expected.items()}
         for env, observation in observations.items()
     }
+
+
+def find_problems(
+    observation: Observation, expected: Mapping[str, LeafSpec | None], *, any_size: bool
+) -> list[str]:
+    """What is missing or does not fit, such as `proprio: missing`; arguments as above."""
+    return [
+        f"{name}: {problem}"
+        for name, spec in expected.items()
+        for problem in _problems(observation.get(name), spec, any_size=any_size)
+    ]
+
+
+def describe(expected: Mapping[str, LeafSpec | None]) -> str:
+    """Such as `image_primary uint8[256,256,3], proprio float32[8]`."""
+    return ", ".join(f"{name} {spec or 'uint8[y,x,3]'}" for name, spec in expected.items())
 
 
 def _where(env: int, observations: Mapping[int, Observation]) -> str:

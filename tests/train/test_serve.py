@@ -1,0 +1,364 @@
+import asyncio
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import msgpack
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+
+from pipeline.conventions import restore_gripper
+from pipeline.errors import UserError
+from train.checkpoints import read_checkpoint
+from train.policy import Policy
+from train.serve.__main__ import parse_keys
+from train.serve.codec import pack, unpack
+from train.serve.server import PolicyServer
+from train.serve.session import ServeConfig, Session
+
+ROOT = pathlib.Path(__file__).parents[2]
+TEXT = "pick up the bowl"
+CHUNKS = ServeConfig()
+OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
+
+
+class Client:
+    """A client of the protocol's description alone; its messages are made by hand."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
+
+    def __enter__(self):
+        self.socket = self.connection.__enter__()
+        self.metadata = msgpack.unpackb(self.socket.recv())
+        return self
+
+    def __exit__(self, *error):
+        self.connection.__exit__(*error)
+
+    def ask(self, **message):
+        self.socket.send(msgpack.packb({k: self.encoded(v) for k, v in message.items()}))
+        reply = self.socket.recv()
+        if isinstance(reply, str):
+            raise RuntimeError(reply)
+        reply = msgpack.unpackb(reply)
+        actions = reply["actions"]
+        assert actions[b"__ndarray__"] is True
+        actions = np.frombuffer(actions[b"data"], actions[b"dtype"]).reshape(actions[b"shape"])
+        return actions, reply["server_timing"]
+
+    @staticmethod
+    def encoded(value):
+        if not isinstance(value, np.ndarray):
+            return value
+        return {
+            b"__ndarray__": True,
+            b"data": value.tobytes(),
+            b"dtype": value.dtype.str,
+            b"shape": value.shape,
+        }
+
+
+def shown(seed: int = 0) -> dict:
+    """As openpi's LIBERO client sends it."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    return {
+        "observation/image": images[0],
+        "observation/wrist_image": images[1],
+        "observation/state": rng.normal(size=8),
+        "prompt": TEXT,
+    }
+
+
+def as_observation(message: dict) -> dict:
+    return {
+        "image_primary": message["observation/image"],
+        "image_wrist": message["observation/wrist_image"],
+        "proprio": message["observation/state"],
+    }
+
+
+@pytest.fixture(scope="module")
+def policies(policy_run):
+    """Two that are the same: what is served, and what it is compared with."""
+    checkpoint = read_checkpoint(policy_run)
+    return Policy(checkpoint), Policy(checkpoint)
+
+
+@pytest.fixture
+def expected(policies):
+    """The chunk of an episode's first observations; by number, messages and instruction."""
+
+    def infer(env, messages, text=TEXT):
+        policy = policies[1]
+        policy.reset(env, text)
+        chunks = [policy.infer({env: as_observation(message)})[env] for message in messages]
+        policy.forget(env)
+        return [restore_gripper(chunk, policy.conventions) for chunk in chunks]
+
+    return infer
+
+
+@contextlib.contextmanager
+def serving(policy, config=CHUNKS):
+    """The port of a server in a thread of its own."""
+    started: dict = {}
+    ready = threading.Event()
+
+    async def run():
+        started["stop"], started["loop"] = asyncio.Event(), asyncio.get_running_loop()
+
+        def note(port):
+            started["port"] = port
+            ready.set()
+
+        await PolicyServer(policy, config).run("127.0.0.1", 0, started["stop"], note)
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield started["port"]
+    finally:
+        started["loop"].call_soon_threadsafe(started["stop"].set)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_client_is_told_what_the_policy_is_and_gets_commands(policies, expected):
+    with serving(policies[0]) as port, Client(port) as client:
+        metadata = client.metadata
+        assert metadata["observations"] == {
+            "observation/image": {"dtype": "uint8", "shape": [128, 128, 3]},
+            "observation/wrist_image": {"dtype": "uint8", "shape": [128, 128, 3]},
+            "observation/state": {"dtype": "float32", "shape": [8]},
+        }
+        assert (metadata["actions"], metadata["window_size"], metadata["step"]) == ([4, 7], 2, 2)
+        assert metadata["action_dims"][-1] == "gripper"
+        assert metadata["conventions"]["gripper_open"] == -1.0
+        messages = [shown(seed) for seed in range(3)]
+        found, timings = zip(*(client.ask(**message) for message in messages), strict=True)
+        assert found[0].dtype == np.float32
+        assert set(np.unique(np.array(found)[..., 6])) <= {-1.0, 1.0}  # open, close
+        np.testing.assert_allclose(found, expected(0, messages), atol=1e-5)
+        assert list(timings[0]) == ["infer_ms"]
+        assert timings[1]["prev_total_ms"] >= timings[0]["infer_ms"] > 0
+
+
+def test_two_clients_at_once_do_not_mix(policies, expected):
+    texts = (TEXT, "open the drawer")
+    messages = [
+        [shown(10 * number + step) | {"prompt": text} for step in range(4)]
+        for number, text in enumerate(texts)
+    ]
+    with serving(policies[0]) as port, Client(port) as one, Client(port) as two:
+        turns = [
+            (client.ask(**message)[0])
+            for step in range(4)
+            for client, message in ((one, messages[0][step]), (two, messages[1][step]))
+        ]
+    for number, text in enumerate(texts):
+        alone = expected(number, messages[number], text)
+        np.testing.assert_allclose(turns[number::2], alone, atol=1e-5)
+
+
+def test_an_episode_begins_with_a_client_a_reset_or_another_instruction(policies, expected):
+    first, second = shown(1), shown(2)
+    other = second | {"prompt": "open the drawer"}
+    with serving(policies[0]) as port:
+        with Client(port) as client:
+            client.ask(**first)
+            by_reset, _ = client.ask(**second, reset=True)
+            client.ask(**first, reset=False)
+            by_prompt, _ = client.ask(**other)
+        with Client(port) as client:
+            by_client, _ = client.ask(**second)
+    np.testing.assert_allclose(by_reset, expected(1, [second])[0], atol=1e-5)
+    np.testing.assert_allclose(by_prompt, expected(2, [other], other["prompt"])[0], atol=1e-5)
+    np.testing.assert_allclose(by_client, expected(3, [second])[0], atol=1e-5)
+    assert policies[0]._asked == {}  # nothing is kept of clients that left
+
+
+def test_what_does_not_fit_is_told_and_the_connection_stays(policies, expected):
+    good = shown()
+    wrong = {"observation/image": good["observation/image"][:64], "prompt": 3}
+    with serving(policies[0]) as port, Client(port) as client:
+        with pytest.raises(RuntimeError) as caught:
+            client.ask(**wrong, **{"observation/state": np.zeros(8)})
+        assert str(caught.value).startswith(
+            "message: expected observation/image uint8[128,128,3], "
+            "observation/wrist_image uint8[128,128,3], observation/state float32[8], prompt str; "
+            "found observation/image: uint8[64,128,3]; observation/wrist_image: missing; "
+            "prompt: int. Give what the policy was trained on"
+        )
+        for raw, message in (
+            (b"\xc1", "message: expected msgpack"),
+            ("hello", "expected a binary frame of msgpack; found a text frame"),
+            (msgpack.packb([1]), "found a list instead of a map"),
+            (msgpack.packb({"x": OBJECTS}), "only numbers and booleans are read"),
+        ):
+            client.socket.send(raw)
+            assert message in client.socket.recv()
+        actions, _ = client.ask(**good)
+    np.testing.assert_allclose(actions, expected(0, [good])[0], atol=1e-5)
+
+
+def test_a_failure_of_its_own_ends_a_session_and_not_the_server(policies, monkeypatch):
+    with serving(policies[0]) as port, Client(port) as other:
+        with Client(port) as client, monkeypatch.context() as patched:
+            patched.setattr(policies[0], "infer", lambda shown: 1 / 0)
+            with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+                client.ask(**shown())
+            with pytest.raises(ConnectionClosedError, match="1011"):
+                client.socket.recv()
+        assert other.ask(**shown())[0].shape == (4, 7)
+
+
+def test_health_is_answered(policies):
+    with serving(policies[0]) as port:
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz")
+        assert (answer.status, answer.read()) == (200, b"OK\n")
+
+
+def test_a_port_in_use_is_told(policies):
+    with serving(policies[0]) as port:
+        server = PolicyServer(policies[0], ServeConfig())
+
+        async def run():
+            await server.run("127.0.0.1", port, asyncio.Event(), print)
+
+        with pytest.raises(UserError, match=rf"127.0.0.1:{port}: expected an address to listen at"):
+            asyncio.run(run())
+
+
+def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
+    messages = [shown(seed) for seed in range(5)]
+    session = Session(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))
+    found = [session.answer(message)["actions"] for message in messages]
+    assert [one.shape for one in found] == [(1, 7)] * 5
+    policy = policies[1]
+    policy.reset(0, TEXT)
+    chunks = []
+    for t, message in enumerate(messages):  # every step is seen; every second one is inferred
+        one = {0: as_observation(message)}
+        if t % 2:
+            policy.observe(one)
+        else:
+            chunks.append(policy.infer(one)[0])
+    planned = [chunks[t // 2][t % 2] for t in range(5)]
+    planned = restore_gripper(np.stack(planned), policy.conventions)
+    np.testing.assert_allclose(np.concatenate(found), planned, atol=1e-5)
+
+
+def test_a_stepwise_reply_may_be_the_mean_of_chunks(policies):
+    messages = [shown(seed) for seed in range(2)]
+    session = Session(policies[0], ServeConfig(ensemble=0.0), iter(range(9)))
+    found = [session.answer(message)["actions"] for message in messages]
+    policy = policies[1]
+    policy.reset(0, TEXT)
+    first, second = (policy.infer({0: as_observation(message)})[0] for message in messages)
+    mean = restore_gripper((first[1] + second[0]) / 2, policy.conventions)
+    np.testing.assert_allclose(found[1][0], mean, atol=1e-5)
+
+
+def test_other_keys_may_be_named(policies):
+    keys = parse_keys(("front=image_primary",))
+    assert keys == {
+        "front": "image_primary",
+        "observation/wrist_image": "image_wrist",
+        "observation/state": "proprio",
+    }
+    session = Session(policies[0], ServeConfig(keys), iter(range(9)))
+    message = shown()
+    message["front"] = message.pop("observation/image")
+    assert session.answer(message)["actions"].shape == (4, 7)
+    with pytest.raises(UserError, match="expected KEY=NAME; found front"):
+        parse_keys(("front",))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(12, dtype=np.int16).reshape(3, 4).T,
+        np.zeros((0, 3), np.float32),
+        np.float64(0.5),
+        np.array(1, bool),
+        {"a": [1, "ü", None, b"x"], "b": {"c": np.ones(2, ">f4")}},
+    ],
+)
+def test_messages_come_back_as_they_were(value):
+    found = unpack(pack(value))
+    np.testing.assert_equal(found, value)
+    if isinstance(value, np.ndarray | np.generic):
+        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert unpack(msgpack.packb(Client.encoded(np.asarray(value)))).dtype == value.dtype
+
+
+def test_what_is_no_number_is_not_sent():
+    for value in (np.array(["a"]), np.array([None]), object()):
+        with pytest.raises(TypeError, match="cannot be sent"):
+            pack(value)
+
+
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
+    command = [sys.executable, "-m", "train.serve", str(policy_run), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--seed", "3"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"serving .* at ws://127.0.0.1:(\d+)", line):
+                break
+        assert "the policy sees 2 steps at once" in lines[0]
+        with Client(int(found[1])) as client:
+            assert client.ask(**shown())[0].shape == (4, 7)
+            process.send_signal(by)
+            rest = process.stderr.read()
+        assert process.wait(30) == code
+    assert "inference: 1 calls: " in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--step", "9"], "expected a checkpoint of step 9"),
+        (["--execute_horizon", "5"], "execute_horizon: expected 1 to 4"),
+        (["--keys", "a=depth"], "--keys: expected observations of the policy"),
+        (["--dataset", "other"], "found other"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_told(policy_run, monkeypatch, capsys, flags, message):
+    from train.serve.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["serve", str(policy_run), "--port", "0", *flags])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_packages_are_told(policy_run, monkeypatch, capsys):
+    from train.serve.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "train.serve.server", None)
+    monkeypatch.delattr("train.serve.server", raising=False)
+    monkeypatch.setattr(sys, "argv", ["serve", str(policy_run)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "pip install 'octograin[serve]'" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""`python -m train.serve RUN`: a policy behind a websocket, for openpi's clients."""
+
+import asyncio
+import dataclasses
+import logging
+import signal
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
+
+from pipeline.errors import UserError, user_errors_exit
+from train.policy.execution import make_execution
+from train.policy.policy import Policy, PolicyConfig
+from train.serve.session import OPENPI_KEYS, ServeConfig, expected_keys
+
+_log = logging.getLogger("train.serve")
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Serves the policy of a run by openpi's websocket protocol."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory."""
+    host: str = "0.0.0.0"
+    """Address that is listened at; 127.0.0.1: this machine alone."""
+    port: int = 8000
+    """Port; 0: a free one, which is printed."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Step of the checkpoint; the last one where none is named."""
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """Dataset whose statistics and conventions are used, by path or name; needed where the run was
+    trained on several that differ."""
+    execute_horizon: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Reply with one action a message, and predict a new chunk after N; else reply with chunks."""
+    ensemble: Annotated[float | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
+    """Reply with one action a message: the mean of all chunks, with weights exp(-M i), the oldest
+    i = 0."""
+    resize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Resize images of another size than the stored; else they are refused."""
+    keys: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=NAME ...")] = ()
+    """Keys of a message and the observation that each holds, such as
+    observation/front=image_primary, in place of openpi's for these observations."""
+    seed: int = 0
+    """Of the noise of a diffusion head."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line and serves until SIGINT or SIGTERM."""
+    args = tyro.cli(Args, prog="python -m train.serve", use_underscores=True)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("train").setLevel(logging.INFO)
+    with user_errors_exit(debug=args.debug, interrupted="stopped"):
+        server = _import_server()
+        config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
+        policy = _load(args, config)
+        stopped_by = asyncio.run(_serve(args, server.PolicyServer(policy, config)))
+        if policy.latency.num_calls:
+            _log.info("inference: %s", policy.latency)
+        if stopped_by is signal.SIGINT:
+            raise KeyboardInterrupt
+
+
+def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Openpi's keys, with those of some observations replaced.
+
+    Raises:
+      UserError: A pair that is none.
+    """
+    chosen = {}
+    for pair in pairs:
+        key, _, name = pair.partition("=")
+        if not key or not name:
+            raise UserError(
+                where=f"--keys {pair}",
+                expected="KEY=NAME",
+                found=pair,
+                remedy="Write for example --keys observation/front=image_primary.",
+            )
+        chosen[key] = name
+    kept = {key: name for key, name in OPENPI_KEYS.items() if name not in chosen.values()}
+    return kept | chosen
+
+
+def _load(args: Args, config: ServeConfig) -> Policy:
+    policy_config = PolicyConfig(seed=args.seed, resize=args.resize)
+    policy = Policy.from_run(args.run, args.step, args.dataset, policy_config)
+    make_execution(policy.action_horizon, args.execute_horizon, args.ensemble)
+    unknown = sorted(set(config.keys.values()) - set(policy.expected) - set(OPENPI_KEYS.values()))
+    if unknown:
+        raise UserError(
+            where="--keys",
+            expected=f"observations of the policy: {', '.join(policy.expected)}",
+            found=", ".join(unknown),
+            remedy="Name these alone.",
+        )
+    if policy.spec.data.conditioning == "image_conditioned":
+        raise UserError(
+            where=args.run,
+            expected="a policy that is told its task by an instruction",
+            found="one that is told by goal images",
+            remedy="The protocol has none: use train.policy.Policy from Python.",
+        )
+    if policy.window_size > 1 and not config.is_stepwise:
+        _log.warning(
+            "the policy sees %d steps at once, one a message: a client that asks at every n-th "
+            "step gives it steps that lie n apart. Exact: --execute_horizon N, asked at every step",
+            policy.window_size,
+        )
+    for key, leaf in expected_keys(policy, config).items():
+        _log.info("  %s %s", key, leaf or "uint8[y,x,3]")
+    return policy
+
+
+async def _serve(args: Args, server: Any) -> signal.Signals | None:
+    """Serves until a signal, which it returns."""
+    stop = asyncio.Event()
+    received: list[signal.Signals] = []
+
+    def stop_by(number: signal.Signals) -> None:
+        received.append(number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop_by, number)
+
+    def ready(port: int) -> None:
+        _log.info("serving %s at ws://%s:%d", args.run, args.host, port)
+
+    await server.run(args.host, args.port, stop, ready)
+    return received[0] if received else None
+
+
+def _import_server() -> ModuleType:
+    """The module of the server, whose packages are an extra."""
+    try:
+        from train.serve import server  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise UserError(
+            where="python -m train.serve",
+            expected="the packages websockets and msgpack",
+            found=f"{error.name} is not installed",
+            remedy="Run `pip install 'octograin[serve]'`.",
+        ) from error
+    return server
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""One client: its messages become observations of an environment, its actions commands."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.batch import LeafSpec
+from pipeline.conventions import restore_gripper
+from pipeline.errors import UserError
+from pipeline.files import to_json_values
+from train.policy.execution import Execution, make_execution
+from train.policy.observations import REMEDY, describe, find_problems
+from train.policy.policy import Policy
+
+PROMPT = "prompt"
+RESET = "reset"
+OPENPI_KEYS = {
+    "observation/image": "image_primary",
+    "observation/wrist_image": "image_wrist",
+    "observation/state": "proprio",
+}
+"""By key of a message: the observation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """What clients send, and what they get."""
+
+    keys: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(OPENPI_KEYS))
+    """By key of a message: the observation. One that has no key is expected as
+    `observation/<name>`."""
+    execute_horizon: int | None = None
+    """A reply is one action; a new chunk is predicted after so many. None: a reply is a chunk."""
+    ensemble: float | None = None
+    """A reply is one action, the mean of what all chunks say of the step; the decay of their
+    weights. None: it is not averaged."""
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether a reply is one action."""
+        return self.execute_horizon is not None or self.ensemble is not None
+
+
+def expected_keys(policy: Policy, config: ServeConfig) -> dict[str, LeafSpec | None]:
+    """What a message has to hold besides the instruction, by its keys."""
+    named = {name: key for key, name in config.keys.items()}
+    return {named.get(n, f"observation/{n}"): spec for n, spec in policy.expected.items()}
+
+
+def describe_policy(policy: Policy, config: ServeConfig) -> dict[str, Any]:
+    """What a client is told when it connects; plain values."""
+    spec, conventions = policy.spec, policy.conventions
+    observations = {
+        key: None if leaf is None else {"dtype": leaf.dtype, "shape": list(leaf.shape)}
+        for key, leaf in expected_keys(policy, config).items()
+    }
+    (action_dim,) = spec.features["action"].shape
+    return {
+        "step": policy.step,
+        "dataset": spec.dataset,
+        "observations": observations,
+        "actions": [1 if config.is_stepwise else policy.action_horizon, action_dim],
+        "action_dims": list(spec.action_dims),
+        "action_horizon": policy.action_horizon,
+        "window_size": policy.window_size,
+        "conventions": to_json_values(conventions),
+    }
+
+
+class Session:
+    """A client's episodes, one after the other.
+
+    An episode begins with the first message, with one that says `reset: True`, and with another
+    instruction.
+
+    Args:
+      policy: Shared with other sessions; only one may be answering at a time.
+      config: What is sent and received.
+      numbers: Gives every episode of the server a number, of which its noise is a function.
+    """
+
+    def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
+        self._policy = policy
+        self._config = config
+        self._numbers = numbers
+        self._expected = expected_keys(policy, config)
+        self._names = dict(zip(self._expected, policy.expected, strict=True))
+        self._env: int | None = None
+        self._prompt = ""
+        self._execution: Execution = self._new_execution()
+        self._planned: collections.deque[np.ndarray] = collections.deque()
+
+    def answer(self, message: Any) -> dict[str, np.ndarray]:
+        """`actions` float32 (h a) as the dataset's action column holds them, ready to be executed.
+
+        Args:
+          message: An observation by key, `prompt`, and optionally `reset`.
+
+        Raises:
+          UserError: Naming everything that is missing or does not fit.
+        """
+        self._check(message)
+        prompt = message.get(PROMPT, "")
+        if self._env is None or prompt != self._prompt or message.get(RESET, False):
+            env = self._begin(prompt)
+        else:
+            env = self._env
+        shown = {env: {name: message[key] for key, name in self._names.items()}}
+        if self._planned:
+            self._policy.observe(shown)
+        else:
+            chunk = self._policy.infer(shown)[env]
+            if not self._config.is_stepwise:
+                return {"actions": restore_gripper(chunk, self._policy.conventions)}
+            self._planned.extend(self._execution(chunk))
+        action = self._planned.popleft()[None]
+        return {"actions": restore_gripper(action, self._policy.conventions)}
+
+    def close(self) -> None:
+        """Forgets the episode."""
+        if self._env is not None:
+            self._policy.forget(self._env)
+        self._env = None
+
+    def _begin(self, prompt: str) -> int:
+        """Another episode."""
+        self.close()
+        env = next(self._numbers)
+        self._policy.reset(env, prompt)
+        self._env, self._prompt = env, prompt
+        self._execution = self._new_execution()
+        self._planned.clear()
+        return env
+
+    def _new_execution(self) -> Execution:
+        config = self._config
+        return make_execution(self._policy.action_horizon, config.execute_horizon, config.ensemble)
+
+    def _check(self, message: Any) -> None:
+        reads_text = self._policy.spec.model.language is not None
+        expected = describe(self._expected) + (f", {PROMPT} str" if reads_text else "")
+        if isinstance(message, dict):
+            any_size = self._policy.config.resize
+            problems = find_problems(message, self._expected, any_size=any_size)
+            if reads_text and not isinstance(message.get(PROMPT), str):
+                found = type(message[PROMPT]).__name__ if PROMPT in message else "missing"
+                problems.append(f"{PROMPT}: {found}")
+        else:
+            problems = [f"a {type(message).__name__} instead of a map"]
+        if problems:
+            raise UserError(
+                where="message", expected=expected, found="; ".join(problems), remedy=REMEDY
+            )
