@@ -41,6 +41,7 @@ def draw_rates(names: Sequence[str], rates: Sequence[Sequence[Rate]], size: Size
         axes.set_xlim(0, 100)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_yticks(range(len(names)), names, color=INK)
+        axes.tick_params(axis="y", pad=6)  # else a dot at 0 touches them
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))

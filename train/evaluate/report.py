@@ -189,7 +189,8 @@ def _settings_section(results: Sequence[Results]) -> Html:
 
 
 def _settings(results: Results) -> dict[str, str]:
-    values = {name: str(value) for name, value in to_json_values(results.settings).items()}
+    settings = to_json_values(results.settings)
+    values = {name: _UNKNOWN if value is None else str(value) for name, value in settings.items()}
     inference = results.inference
     if inference is not None:
         values["inference"] = (

@@ -88,3 +88,19 @@ class FakePolicy:
 
     def forget(self, env: int) -> None:
         self.log.append(("forget", env))
+
+
+def make_env(
+    installation: Any,
+    conventions: Any,
+    *,
+    observations: tuple[str, ...],
+    image_size: tuple[int, int],
+    seed: int,
+) -> FakeEnv:
+    """In the place of `LiberoEnv`."""
+    assert conventions.gripper_dim == 6
+    assert set(observations) == {"image_primary", "image_wrist", "proprio"}
+    assert image_size[0] == image_size[1]
+    assert seed == 7
+    return FakeEnv(str(installation.root), image_size[0])
