@@ -193,13 +193,20 @@ def _number_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _draw(paint: Callable[[Axes], None], size: Size, last_step: int) -> str:
-    """An SVG whose axes leave room for tick labels and the word `step`."""
+def draw_axes(paint: Callable[[Axes], None], size: Size) -> str:
+    """An SVG whose axes leave room for tick labels and one line below."""
     with rc_context(_STYLE):
         inches = size.width * _INCHES_A_PIXEL, size.height * _INCHES_A_PIXEL
         figure = Figure(figsize=inches, dpi=72, facecolor="none")
         FigureCanvasSVG(figure)
-        axes = figure.add_axes(_inner(size), facecolor="none")
+        paint(figure.add_axes(_inner(size), facecolor="none"))
+        return _save(figure)
+
+
+def _draw(paint: Callable[[Axes], None], size: Size, last_step: int) -> str:
+    """An SVG with steps along its axis."""
+
+    def paint_over_steps(axes: Axes) -> None:
         paint(axes)
         axes.set_xlim(0, max(last_step, 1))
         ticks = max(2, size.width // _PIXELS_A_TICK)
@@ -207,7 +214,8 @@ def _draw(paint: Callable[[Axes], None], size: Size, last_step: int) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_xlabel("step", labelpad=2)
-        return _save(figure)
+
+    return draw_axes(paint_over_steps, size)
 
 
 def _inner(size: Size) -> tuple[float, float, float, float]:

@@ -1,6 +1,7 @@
 """The page as a whole: title, numbers, contents, sections; and how it comes onto the disk."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 
 from pipeline.files import write_text_atomically, writing
 from train.report.episode import episode_section, views_section
@@ -62,27 +63,52 @@ def to_page(run: RunFiles) -> str:
         datasets_section(run),
         config_section(run),
     ]
+    body = tag("body", _header(run, summary), tag("main", *sections))
+    return to_document(f"{run.name}: training report", body)
+
+
+def to_document(title: str, body: Html) -> str:
+    """A page that stands alone, with the report's styles."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{run.name}: training report"),
+        tag("title", title),
         tag("style", Html(STYLES)),
     )
-    body = tag("body", _header(run, summary), tag("main", *sections))
     return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
-def _header(run: RunFiles, summary: Summary) -> Html:
-    links = [tag("a", name, href=f"#{anchor}") for anchor, name in _CONTENTS.items()]
+def header(
+    kind: str,
+    name: str,
+    origin: str,
+    figures: Sequence[tuple[str, str, str]],
+    contents: Mapping[str, str],
+) -> Html:
+    """The top of a page.
+
+    Args:
+      kind: Of page.
+      name: Its title.
+      origin: What it is about, in a sentence.
+      figures: (name, value, detail) of the numbers at the top.
+      contents: Names of sections by anchor.
+    """
+    links = [tag("a", title, href=f"#{anchor}") for anchor, title in contents.items()]
     return tag(
         "header",
-        tag("p", "Training report", class_="kind"),
-        tag("h1", run.name),
-        tag("p", _origin(run), class_="origin"),
-        tag("dl", *(_figure(*parts) for parts in _figures(run, summary)), class_="figures"),
+        tag("p", kind, class_="kind"),
+        tag("h1", name),
+        tag("p", origin, class_="origin"),
+        tag("dl", *(_figure(*parts) for parts in figures), class_="figures"),
         tag("nav", *links, aria_label="Contents"),
     )
+
+
+def _header(run: RunFiles, summary: Summary) -> Html:
+    figures = _figures(run, summary)
+    return header("Training report", run.name, _origin(run), figures, _CONTENTS)
 
 
 def _origin(run: RunFiles) -> str:

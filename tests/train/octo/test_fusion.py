@@ -14,7 +14,8 @@ from flax import traverse_util
 
 from pipeline.errors import UserError
 from pipeline.files import from_json_text, to_json_values
-from train.config import AugmentConfig, load_config
+from train.config import AugmentConfig
+from train.flags import load_config
 from train.octo.attention import READOUT, Kind
 from train.octo.config import (
     ImageTokenizerConfig,

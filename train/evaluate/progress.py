@@ -1,0 +1,70 @@
+"""How far an evaluation is: a bar in a terminal, a line every half minute in a log."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from train.report.numbers import duration
+
+_LOG_INTERVAL_S = 30.0
+
+
+def status(done: int, total: int, successes: int, num_now: int, seconds: float) -> str:
+    """Such as `120/500 trials, 96 successes, 41 min 2 s left`.
+
+    Args:
+      done: Trials that have a result.
+      total: Trials to do.
+      successes: Of those that have one.
+      num_now: Trials that ended in this session.
+      seconds: Since it began.
+    """
+    text = f"{done}/{total} trials, {successes} successes"
+    if not num_now:
+        return text
+    return f"{text}, {duration((total - done) * seconds / num_now)} left"
+
+
+@contextlib.contextmanager
+def shown(name: str, total: int, done: int, successes: int) -> Iterator[Callable[[bool], None]]:
+    """Shows the progress on stderr.
+
+    Args:
+      name: Of what is evaluated.
+      total: Trials to do.
+      done: Of them, those that have a result.
+      successes: Of those.
+
+    Yields:
+      What to call with whether a trial succeeded, when it has ended.
+    """
+    console = Console(stderr=True)
+    started = logged = time.perf_counter()
+    num_now = num_new_successes = 0
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
+        first = status(done, total, successes, 0, 0.0)
+        row = bar.add_task(name, total=total, completed=done, status=first)
+
+        def on_trial(is_success: bool) -> None:  # noqa: FBT001  (its one argument)
+            nonlocal logged, num_now, num_new_successes
+            num_now, num_new_successes = num_now + 1, num_new_successes + is_success
+            now = time.perf_counter()
+            text = status(
+                done + num_now, total, successes + num_new_successes, num_now, now - started
+            )
+            bar.update(row, advance=1, status=text)
+            if not console.is_terminal and now - logged > _LOG_INTERVAL_S:
+                logged = now
+                sys.stderr.write(f"{name}: {text}\n")
+
+        yield on_trial

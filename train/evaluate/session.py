@@ -1,0 +1,235 @@
+"""One policy's evaluation: everything is checked first, then the trials that are left are run."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+
+from pipeline.errors import UserError
+from pipeline.libero.conventions import CONTROL_FREQUENCY_HZ, check_conventions
+from pipeline.libero.environment import CAMERAS, LiberoEnv
+from pipeline.libero.installation import Installation
+from pipeline.libero.pool import EnvPool
+from pipeline.libero.suites import Trial
+from pipeline.libero.worker import Env
+from train.evaluate import progress
+from train.evaluate.results import (
+    Inference,
+    Results,
+    ResultsFile,
+    Settings,
+    TrialResult,
+    checkpoint_digest,
+)
+from train.evaluate.rollouts import Options, Rollouts
+from train.evaluate.videos import VIDEOS_NAME, Film, Kept
+from train.policy.execution import make_execution
+from train.policy.policy import Policy, PolicyConfig, read_run
+from train.policy.spec import PolicySpec
+from train.tokens import encoder_of
+
+_IMAGE_SIZE = (256, 256)
+"""Of the simulator's pictures where a checkpoint does not say: that of the published sets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of every policy that is evaluated."""
+
+    suite: str
+    """Of the tasks."""
+    trials: tuple[Trial, ...]
+    """By task and initial state."""
+    seed: int = 0
+    """Of the policy's noise and the simulator's draws."""
+    execute_horizon: int | None = None
+    """Actions that are executed of a chunk; None: all."""
+    ensemble: float | None = None
+    """Decay of a temporal ensemble; None: there is none."""
+    dataset: str | None = None
+    """Whose statistics and conventions are used."""
+    num_workers: int = 1
+    """Simulators, and environments of a batch."""
+    videos: Kept = "all"
+    """Trials whose videos are kept."""
+    weights: str | None = None
+    """Where the encoder's weights are now."""
+    token_dataset: str | None = None
+    """Where the dataset with the encoder's projection is now."""
+
+
+class Evaluation:
+    """The evaluation of one policy, checked as far as can be without running it.
+
+    Args:
+      run: Directory of the run.
+      step: Of its checkpoint; None: the last.
+      request: What is asked.
+      installation: The simulator.
+      folder: Of the results; None: one in the run's directory, named by suite and step.
+
+    Raises:
+      UserError: No such checkpoint, or conventions that the simulator cannot honour.
+      DataError: The checkpoint is damaged.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        step: int | None,
+        request: Request,
+        installation: Installation,
+        folder: pathlib.Path | None,
+    ) -> None:
+        self._checkpoint = read_run(run, step)
+        self._spec = PolicySpec.of(self._checkpoint, request.dataset)
+        self._run, self._request, self._installation = run, request, installation
+        check_conventions(self._spec.conventions, f"{run}, dataset {self._spec.dataset}")
+        _check_told_by_language(self._spec, run)
+        horizon = self._spec.model.head.action_horizon
+        make_execution(horizon, request.execute_horizon, request.ensemble)
+        name = f"{request.suite}-{self._checkpoint.step}"
+        self.folder = pathlib.Path(run) / "evaluation" / name if folder is None else folder
+        self._file = ResultsFile(self.folder, run, self._settings(horizon))
+        self._pending: list[Trial] = []
+        self._policy: Policy | None = None
+
+    def prepare(self) -> None:
+        """Reads what is in the folder, which this process has claimed, and loads the policy.
+
+        Raises:
+          UserError: Other results in the folder, a policy that reads what the simulator does not
+            show, or an encoder's weights that are not there.
+          DataError: The results, the weights or a projection are damaged.
+        """
+        self._file.open()
+        self._pending = self._file.pending(self._request.trials)
+        self._policy = self._make_policy() if self._pending else None
+
+    @property
+    def results(self) -> Results:
+        """As they are on the disk."""
+        return self._file.results
+
+    def run(self) -> None:
+        """Runs the trials that are left.
+
+        Raises:
+          UserError: The policy diverged, or a task's assets are missing.
+        """
+        policy, request = self._policy, self._request
+        if policy is None:
+            return
+        done = len(request.trials) - len(self._pending)
+        wanted = {(trial.task.index, trial.init) for trial in request.trials}
+        successes = sum(t.success for t in self.results.trials if t.place in wanted)
+        name = f"{self._run}, {request.suite}"
+        num_workers = min(request.num_workers, len(self._pending))
+        with (
+            progress.shown(name, len(request.trials), done, successes) as on_trial,
+            EnvPool(self._make_env(policy), num_workers) as pool,
+        ):
+
+            def on_result(result: TrialResult) -> None:
+                self._file.add(result)
+                on_trial(result.success)
+
+            try:
+                Rollouts(policy, pool, self._options(policy), on_result).run(self._pending)
+            finally:
+                self._note_inference(policy)
+
+    def _settings(self, horizon: int) -> Settings:
+        request = self._request
+        of_chunk = 1 if request.ensemble is not None else horizon
+        return Settings(
+            checkpoint=checkpoint_digest(self._checkpoint),
+            step=self._checkpoint.step,
+            dataset=self._spec.dataset,
+            suite=request.suite,
+            seed=request.seed,
+            execute_horizon=request.execute_horizon or of_chunk,
+            ensemble=request.ensemble,
+            simulator=str(self._installation),
+        )
+
+    def _make_policy(self) -> Policy:
+        request, checkpoint = self._request, self._checkpoint
+        encoder = encoder_of(
+            checkpoint, request.dataset, source=request.weights, directory=request.token_dataset
+        )
+        num_workers = min(request.num_workers, len(self._pending))
+        config = PolicyConfig(batch_size=num_workers, seed=request.seed)
+        policy = Policy(checkpoint, request.dataset, config, encoder)
+        self._make_env(policy)()  # refuses what it cannot show; builds no simulator yet
+        return policy
+
+    def _make_env(self, policy: Policy) -> Callable[[], Env]:
+        return functools.partial(
+            LiberoEnv,
+            self._installation,
+            policy.conventions,
+            observations=tuple(policy.expected),
+            image_size=image_size(policy),
+            seed=self._request.seed,
+        )
+
+    def _options(self, policy: Policy) -> Options:
+        request, folder = self._request, self.folder / VIDEOS_NAME
+        executed = self.results.settings.execute_horizon
+        return Options(
+            seed=request.seed,
+            make_execution=functools.partial(
+                make_execution, policy.action_horizon, request.execute_horizon, request.ensemble
+            ),
+            make_film=None
+            if request.videos == "none"
+            else lambda trial: Film(folder, trial, CONTROL_FREQUENCY_HZ / executed),
+            kept=request.videos,
+        )
+
+    def _note_inference(self, policy: Policy) -> None:
+        """Writes how long the policy took."""
+        latency = policy.latency
+        if not latency.num_calls:
+            return
+        inference = Inference(
+            num_calls=latency.num_calls,
+            batch_size=policy.config.batch_size,
+            mean_ms=round(latency.mean_ms, 3),
+            p50_ms=round(latency.p50_ms, 3),
+            p95_ms=round(latency.p95_ms, 3),
+            device=jax.devices()[0].device_kind,
+        )
+        self._file.write(dataclasses.replace(self.results, inference=inference))
+
+
+def image_size(policy: Policy) -> tuple[int, int]:
+    """Height and width of the pictures that a policy was trained on.
+
+    Raises:
+      UserError: Its cameras differ in it.
+    """
+    known = {name: spec for name, spec in policy.expected.items() if name in CAMERAS}
+    shapes = {name: spec.shape for name, spec in known.items() if spec is not None}
+    sizes: Sequence[tuple[int, int]] = sorted({(shape[0], shape[1]) for shape in shapes.values()})
+    if len(sizes) > 1:
+        raise UserError(
+            where="the policy's cameras",
+            expected="images of one size, which the simulator renders",
+            found=", ".join(f"{name} {shape[0]}x{shape[1]}" for name, shape in shapes.items()),
+            remedy="Train on a dataset whose cameras have one size.",
+        )
+    return sizes[0] if sizes else _IMAGE_SIZE
+
+
+def _check_told_by_language(spec: PolicySpec, run: str) -> None:
+    if spec.data.conditioning == "image_conditioned":
+        raise UserError(
+            where=run,
+            expected="a policy that is told its task by an instruction",
+            found="one that is told by goal images",
+            remedy="LIBERO's tasks are instructions: train with another data.conditioning.",
+        )

@@ -1,0 +1,72 @@
+"""What is printed at the end."""
+
+from train.evaluate.compare import Comparison
+from train.evaluate.results import Results
+from train.evaluate.statistics import Paired, Rate
+
+Row = tuple[str, ...]
+
+
+def percent(share: float) -> str:
+    """Such as `97.4 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(rate: Rate) -> str:
+    """Such as `86.5 to 98.9 %`."""
+    low, high = rate.interval
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def success_table(results: Results) -> str:
+    """A line a task and one of all."""
+    header = ("task", "success", "rate", "95 % interval", "steps", "instruction")
+    rows = [
+        _success_row(results, task, str(task), instruction)
+        for task, instruction in results.tasks.items()
+    ]
+    rows.append(_success_row(results, None, "all", ""))
+    lines = aligned([header, *rows])
+    lines += [
+        f"error: {t.suite} task {t.task}, initial state {t.init}, counted as no success: {t.error}"
+        for t in results.errors
+    ]
+    return "\n".join(lines)
+
+
+def paired_table(comparison: Comparison) -> str:
+    """A line a task and one of all, and the test."""
+    header = ("task", "pairs", "both", "only first", "only second", "neither")
+    rows = [_paired_row(str(task), paired) for task, paired in comparison.tasks.items()]
+    rows.append(_paired_row("all", comparison.total))
+    return "\n".join([*aligned([header, *rows]), verdict(comparison)])
+
+
+def verdict(comparison: Comparison) -> str:
+    """The test in a sentence."""
+    paired = comparison.total
+    return (
+        f"McNemar's exact test: p = {comparison.p_value:.4g}; {paired.only_first} trials that the "
+        f"first policy alone succeeded at, {paired.only_second} the second."
+    )
+
+
+def aligned(rows: list[Row]) -> list[str]:
+    """Cells below each other, two spaces between columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _success_row(results: Results, task: int | None, name: str, instruction: str) -> Row:
+    rate, steps = results.rate(task), results.mean_steps(task)
+    shown = "-" if steps is None else f"{steps:.0f}"
+    counts = f"{rate.num_successes} of {rate.num_trials}"
+    return name, counts, percent(rate.value), interval(rate), shown, instruction
+
+
+def _paired_row(name: str, paired: Paired) -> Row:
+    counts = (paired.num_trials, paired.both, paired.only_first, paired.only_second, paired.neither)
+    return name, *map(str, counts)
