@@ -10,7 +10,10 @@ import socket
 import time
 from collections.abc import Mapping
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]  (generated)
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
