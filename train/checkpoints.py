@@ -205,21 +205,25 @@ class Checkpoints:
             self._check_complete(step)
 
     def restore(self, like: TrainState) -> TrainState:
-        """The state in the last checkpoint.
+        """The state in the last checkpoint; every process of a run must ask.
 
         Args:
           like: `jax.ShapeDtypeStruct`s with the wanted shardings, of any devices.
 
         Raises:
-          UserError: Where there is none, or it cannot be read.
+          UserError: In every process, where there is none, or any cannot read it.
           DataError: Where it is damaged.
         """
+        # A process that cannot read must not leave the others alone with the arrays they gather.
+        kept, state = cluster.together(lambda: self._read(like))
+        kept.check_arrays({"state": state})
+        return state
+
+    def _read(self, like: TrainState) -> tuple[SavedStep, TrainState]:
         kept = SavedStep(_find(self._directory.parent, None))
         with reading(kept.path):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            state = self._manager.restore(kept.step, args=args)["state"]
-        kept.check_arrays({"state": state})
-        return state
+            return kept, self._manager.restore(kept.step, args=args)["state"]
 
     def _make_ready(self, state: TrainState) -> None:
         """Waits for the write before, and looks for room for another."""

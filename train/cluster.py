@@ -1,5 +1,6 @@
 """Several processes as one run: how they find each other, who writes, and how they agree."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -102,6 +103,23 @@ def together(work: Callable[[], T]) -> T:
         failure = error
     agree(error=failure)
     return cast(T, done)
+
+
+def check_alike(text: str, error: UserError) -> None:
+    """Returns where all processes give the same text; every process must ask.
+
+    Args:
+      text: Of this process.
+      error: What to tell, if it is not the text of the first process.
+
+    Raises:
+      UserError: In every process, where any has another text: the error of the first that has.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    found = multihost_utils.process_allgather(digest)
+    agree(error=None if np.array_equal(found[0], digest) else error)
 
 
 def _error_of(index: int, error: UserError | None) -> UserError:

@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from pipeline.errors import DataError, UserError
-from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
+from pipeline.files import (
+    TEMPORARIES,
+    dump_json,
+    from_json_text,
+    to_json_values,
+    write_text_atomically,
+)
 from train.checkpoints import read_kept_config
 from train.config import TrainConfig
 
@@ -102,9 +108,14 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
     except OSError as error:
         raise _unwritable(config, error) from error
     with lock:
-        _lock(config, lock)
+        try:
+            _lock(config, lock)
+        except OSError as error:  # a full disk, or a file system without locks
+            raise _unwritable(config, error) from error
         check(config, resume=resume, overwrite=overwrite)
         try:
+            for unfinished in directory.glob(TEMPORARIES):
+                unfinished.unlink()
             if not resume:
                 _empty(directory)
             write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(config)))
@@ -185,8 +196,12 @@ def _lock(config: TrainConfig, file: TextIO) -> None:
 
 
 def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
-    """What is in a directory, but for the claim."""
-    return [entry for entry in directory.iterdir() if entry.name != LOCK_NAME]
+    """What is in a directory, but for the claim and files that a kill left unfinished."""
+    return [
+        entry
+        for entry in directory.iterdir()
+        if entry.name != LOCK_NAME and not fnmatch.fnmatchcase(entry.name, TEMPORARIES)
+    ]
 
 
 def _read_config(directory: pathlib.Path) -> TrainConfig | None:

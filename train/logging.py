@@ -1,5 +1,6 @@
 """What a person sees of a run: a metrics file, TensorBoard events and a progress bar."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_line, write_text_atomically, writing
 from pipeline.meter import Meter
+from train.events import Events
 from train.tracking import Tracking
 from train.validation import ValidationMetrics
 
@@ -81,8 +82,7 @@ class MetricsLog:
         with writing(path):
             write_text_atomically(path, "".join(kept))
             self._file = path.open("a", buffering=1)
-            events = run_directory / "tensorboard"
-            self._events = SummaryWriter(str(events), purge_step=first_step + 1)
+            self._events = Events(run_directory / "tensorboard", first_step + 1)
         console = Console(stderr=True)
         self._progress = Progress(
             *([BarColumn()] if console.width >= _WIDTH_WITH_A_BAR else []),
@@ -108,10 +108,18 @@ class MetricsLog:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        """Closes the files and the bar."""
+        """Closes the files and the bar.
+
+        Raises:
+          UserError: Where what is left cannot be written and no other error is on its way.
+        """
         self._progress.stop()
-        self._file.close()
-        self._events.close()
+        try:
+            with writing(self._path), contextlib.closing(self._events), self._file:
+                pass
+        except UserError:
+            if error is None:
+                raise
         if self._tracking is not None:
             self._tracking.close()
 
@@ -119,7 +127,7 @@ class MetricsLog:
         """Appends one step.
 
         Raises:
-          UserError: Where the file cannot be written.
+          UserError: Where a file cannot be written.
         """
         values = dataclasses.asdict(metrics)
         numbers = {name: values[name] for name in _NUMBERS}
@@ -135,15 +143,19 @@ class MetricsLog:
         self._progress.update(self._task, completed=metrics.step, status=status)
 
     def write_validation(self, metrics: ValidationMetrics) -> None:
-        """Adds the numbers of a validation."""
+        """Adds the numbers of a validation.
+
+        Raises:
+          UserError: Where a file cannot be written.
+        """
         values = {"loss": metrics.loss, "action_error": metrics.action_error}
         values |= {f"action_error/{dim}": error for dim, error in metrics.by_dim.items()}
         self._scalars(metrics.step, values, "validation")
 
     def _scalars(self, step: int, values: dict[str, float], group: str) -> None:
         named = {f"{group}/{name}": value for name, value in values.items()}
-        for name, value in named.items():
-            self._events.add_scalar(name, value, step)
+        with writing(self._path.with_name("tensorboard")):
+            self._events.add(step, named)
         if self._tracking is not None:
             self._tracking.write(step, named)
 

@@ -102,8 +102,8 @@ class Loop:
 
         Raises:
           UserError: In every process, where in any a batch cannot be made, too many updates in a
-            row were skipped, or a file cannot be written. The state before it is saved where that
-            is possible.
+            row were skipped, or a file cannot be written. The state is saved where that is
+            possible, with the metrics of all its steps.
           Stopped: On request to any process, once the state is saved.
         """
         first = int(state.step)
@@ -124,12 +124,12 @@ class Loop:
                     self._show(batch)
                 state, metrics = self._step(state, arrays, self._table)
                 ahead = arrays = None  # its memory is free for the next one
-                self._flush(pending, state)
+                self._flush(pending)
                 now = time.perf_counter()
                 pending = _Pending(step, metrics, now - before, wait_s, batch.fingerprint)
                 before = now
                 if self._is_due(step):
-                    self._flush(pending, state)
+                    self._flush(pending)
                     pending = None
                     self._after(step, state)
                     before = time.perf_counter()
@@ -221,12 +221,8 @@ class Loop:
             append_validation(self._directory, found)
             _log.info("%s", _describe(found))
 
-    def _flush(self, pending: _Pending | None, state: TrainState | None = None) -> None:
-        """Waits for a step's metrics and writes them.
-
-        Raises:
-          UserError: Where one update too many was skipped; `state`, if given, is saved before.
-        """
+    def _flush(self, pending: _Pending | None) -> None:
+        """Waits for a step's metrics and writes them; one skipped update too many is a failure."""
         if pending is None:
             return
         values = {name: float(value) for name, value in pending.metrics.items()}
@@ -247,14 +243,13 @@ class Loop:
             self._skipped = 0
             return
         self._skipped += 1
-        place = keep_batch(self._setup.loader, pending.step, self._directory)
+        step = pending.step
+        place = self._alone(lambda: keep_batch(self._setup.loader, step, self._directory)) or ""
         found = f"loss {values['loss']}, grad_norm {values['grad_norm']}"
-        _log.warning("step %d: %s; its update is skipped%s", pending.step, found, place)
+        _log.warning("step %d: %s; its update is skipped%s", step, found, place)
         if self._skipped > self._config.optimizer.max_skipped:
-            if state is not None:
-                self._save(state)
-            raise UserError(
-                where=f"step {pending.step}, batch {pending.fingerprint}",
+            self._failure = self._failure or UserError(
+                where=f"step {step}, batch {pending.fingerprint}",
                 expected=f"a finite loss and gradient after {self._skipped - 1} skipped in a row",
                 found=found + place,
                 remedy="Look at the batch; or start a new run with a lower "

@@ -77,6 +77,7 @@ def run(flags: Flags) -> pathlib.Path:
     _keep_compiled(config)
     with StopRequests() as stop_requests:
         plan = cluster.together(lambda: _plan(flags))
+        _check_alike(plan)
         with _claimed(flags, plan) as path:
             cluster.together(lambda: _explain(flags, plan, path))
             _train(plan, path, stop_requests)
@@ -109,15 +110,38 @@ def _plan(flags: Flags) -> _Plan:
     return _Plan(setup, setup.account(), position)
 
 
+def _check_alike(plan: _Plan) -> None:
+    """Raises where processes would not do the same: each would train on another state or batch."""
+    config, loader = plan.setup.config, plan.setup.loader
+    settings = to_json_values(config)
+    for name in ("save_dir", "compilation_cache", "pretrained_path", "data"):
+        del settings[name]  # where things lie may be another path on another host
+    mixture = [(part.data, part.settings, part.excluded) for part in loader.state(0).mixture]
+    for what, text, found in (
+        ("config and data", dump_json([settings, loader.fingerprint, mixture]), "others"),
+        ("last checkpoint", str(plan.position), f"step {plan.position}"),
+    ):
+        error = UserError(
+            where=f"save_dir {config.save_dir}",
+            expected=f"the {what} of process 0",
+            found=found,
+            remedy="Give the same command on every host, with a save_dir that all of them reach.",
+        )
+        cluster.check_alike(text, error)
+
+
 def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None:
     """Trains in a run directory, from a position or from the start."""
     setup, position, config = plan.setup, plan.position, plan.setup.config
     _log.info("compiling the step")
     train_step, seconds = setup.compile()
     _log.info("compiled in %.1f s", seconds)
-    with Checkpoints(path, config.keep_checkpoints, config.keep_every) as checkpoints:
+    with (
+        _stop_told(),
+        Checkpoints(path, config.keep_checkpoints, config.keep_every) as checkpoints,
+    ):
         if position is not None:
-            state = cluster.together(lambda: checkpoints.restore(setup.state))
+            state = checkpoints.restore(setup.state)
             _log.info("resumed at step %d", position)
         else:
             state = _first_state(setup)
@@ -125,13 +149,19 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
         stop_requests.note_ctrl_c()
         with _metrics_log(setup, path, position or 0) as log:
             loop = Loop(setup, train_step, language_table, checkpoints, log, path, stop_requests)
-            try:
-                state = loop.run(state, is_saved=position is not None)
-            except Stopped as stopped:
-                by = stopped.by.name if stopped.by else "another process"
-                _log.warning("stopped by %s; the state is saved: go on with --resume", by)
-                raise
+            state = loop.run(state, is_saved=position is not None)
     _sum_up(setup, state, language_table, path)
+
+
+@contextlib.contextmanager
+def _stop_told() -> Iterator[None]:
+    """Says that the run was stopped, once the block has written the last checkpoint."""
+    try:
+        yield
+    except Stopped as stopped:
+        by = stopped.by.name if stopped.by else "another process"
+        _log.warning("stopped by %s; the state is saved: go on with --resume", by)
+        raise
 
 
 def _sum_up(setup: Setup, state: TrainState, table: LanguageTable, path: pathlib.Path) -> None:

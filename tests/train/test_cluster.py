@@ -1,8 +1,12 @@
+import hashlib
 import http.server
 import threading
 
+import jax
+import numpy as np
 import pytest
 
+from pipeline.errors import UserError
 from train import cluster
 
 ENDPOINTS = "/computeMetadata/v1/instance/attributes/worker-network-endpoints"
@@ -106,3 +110,19 @@ def test_device_files_without_the_library_are_no_tpu(monkeypatch):
     assert not cluster._has_tpu()
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
     assert cluster._has_tpu()
+
+
+def test_processes_that_differ_are_told_apart(monkeypatch):
+    error = UserError(where="run", expected="step 6", found="step 3", remedy="Mend it.")
+    cluster.check_alike("3", error)  # alone
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cluster, "agree", lambda *, error: told.append(error))
+    for texts in (("3", "3"), ("6", "3")):
+        digests = [list(hashlib.sha256(text.encode()).digest()) for text in texts]
+        gathered = np.array(digests, np.uint8)
+        monkeypatch.setattr(
+            cluster.multihost_utils, "process_allgather", lambda _, found=gathered: found
+        )
+        cluster.check_alike("3", error)
+    assert told == [None, error]

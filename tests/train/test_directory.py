@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import fcntl
 import json
 import pathlib
 import shutil
@@ -8,7 +10,7 @@ import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, UserError
-from pipeline.files import to_json_values
+from pipeline.files import temporary_path, to_json_values
 from pipeline.position import LoaderState
 from train.checkpoints import Checkpoints, Constants
 from train.directory import check, check_usable, claimed, is_claimed
@@ -250,3 +252,29 @@ def test_what_may_not_be_written_is_named(tiny_config, tmp_path, as_nobody, name
     message = rf"can be written; found {path}, which this user may not write. Allow it"
     with as_nobody(), pytest.raises(UserError, match=message):
         check_usable(tiny_config)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_that_a_kill_left_unfinished_is_no_obstacle_and_is_deleted(tiny_config, resume):
+    directory = pathlib.Path(tiny_config.save_dir)
+    if resume:
+        started(tiny_config)
+    directory.mkdir(exist_ok=True)
+    unfinished = temporary_path(directory / "config.json")
+    unfinished.write_text("{")
+    check(tiny_config, resume=resume, overwrite=False)
+    assert unfinished.exists()
+    with claimed(tiny_config, resume=resume, overwrite=False):
+        assert not unfinished.exists()
+
+
+def test_a_file_system_without_locks_is_told(tiny_config, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match=r"that can be written; found .*No locks available"),
+        claimed(tiny_config, resume=False, overwrite=False),
+    ):
+        pass

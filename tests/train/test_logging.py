@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ from etils import epath
 from tensorboardX.proto import event_pb2
 
 from converters.rlds.tfrecord import read_records
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.meter import Meter
+from train import events
 from train.logging import MetricsLog, StepMetrics, read_metrics
 
 
@@ -77,10 +79,10 @@ def test_tensorboard_gets_every_number(tmp_path):
         for step in (1, 2):
             log.write(metrics(step, align_loss=0.75))
     (path,) = (tmp_path / "tensorboard").iterdir()
-    events = [event_pb2.Event.FromString(record) for record in read_records(epath.Path(path))]
+    told = [event_pb2.Event.FromString(record) for record in read_records(epath.Path(path))]
     found = {
         (value.tag, event.step): value.simple_value
-        for event in events
+        for event in told
         for value in event.summary.value
     }
     fields = {f.name for f in dataclasses.fields(StepMetrics)} - {"step", "batch_fingerprint"}
@@ -101,3 +103,26 @@ def test_lines_of_another_release_are_refused_with_the_fields_that_differ(tmp_pa
     (tmp_path / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0, "speed": 2.0}\n')
     with pytest.raises(DataError, match=r"step 7: .*without .*grad_norm.*, with speed others"):
         read_metrics(tmp_path)
+
+
+def write_to_a_full_disk(directory, file_of):
+    with MetricsLog(directory, 10, Meter(4, 1000)) as log:
+        log.write(metrics(1))
+        with open("/dev/full", "ab", buffering=0) as full:
+            os.dup2(full.fileno(), file_of(log).fileno())
+        log.write(metrics(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "file_of", "num_lines"),
+    [
+        ("metrics.jsonl", lambda log: log._file, 1),
+        ("tensorboard", lambda log: log._events._writer._writer, 2),
+    ],
+)
+def test_a_full_disk_is_told_and_not_waited_for(tmp_path, monkeypatch, name, file_of, num_lines):
+    monkeypatch.setattr(events, "_FLUSH_S", 0.0)
+    message = f"{name}: expected a destination that can be written; found No space left on device"
+    with pytest.raises(UserError, match=message):
+        write_to_a_full_disk(tmp_path, file_of)
+    assert len(read_metrics(tmp_path)) == num_lines

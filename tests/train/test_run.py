@@ -23,6 +23,7 @@ from pipeline.selection import select
 from pipeline.tokens import TokenOrigin
 from pipeline.vggt.config import tiny
 from pipeline.vggt.spec import EncoderSpec
+from train.checkpoints import last_step
 from train.config import ValidationConfig
 from train.directory import claimed
 from train.flags import Flags, load_config
@@ -485,6 +486,18 @@ def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(tiny_confi
     # What was saved after them is what was before them.
     before, after = (saved_params(directory, skipped[n].step) for n in (0, 2))
     jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_skips_that_end_a_run_leave_a_line_of_every_step_that_is_saved(tiny_config):
+    optimizer = dataclasses.replace(
+        tiny_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=0
+    )
+    config = dataclasses.replace(tiny_config, optimizer=optimizer, save_interval=1000)
+    with pytest.raises(UserError, match=r"after 0 skipped in a row.*The run is saved at step \d+"):
+        run(Flags(config))
+    directory = pathlib.Path(config.save_dir)
+    steps = [row.step for row in read_metrics(directory)]
+    assert steps == list(range(1, last_step(directory) + 1))
 
 
 def test_leave_for_another_mixture_goes_with_a_resume(tiny_config):

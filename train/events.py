@@ -1,0 +1,58 @@
+"""TensorBoard's event file, written without a thread: a full disk is an error, not a wait.
+
+`tensorboardX.SummaryWriter` writes from a thread. Where that dies of an error, its queue of ten
+fills, and the next number waits for ever.
+"""
+
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Mapping
+
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]  (generated)
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
+
+_FLUSH_S = 30.0
+"""Seconds between two flushes, each of which waits for the disk."""
+
+
+class Events:
+    """Scalars by step.
+
+    Args:
+      directory: Gets the file; made where it is missing.
+      first_step: The first that is to come; TensorBoard hides those that an earlier file has from
+        here on.
+
+    Raises:
+      OSError: Here and in each method, where the file cannot be written.
+    """
+
+    def __init__(self, directory: pathlib.Path, first_step: int) -> None:
+        directory.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter(str(directory / name))
+        self._flushed_s = time.monotonic()
+        self._write(Event(step=first_step, file_version="brain.Event:2"))
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step, by name."""
+        for name, value in values.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed_s >= _FLUSH_S:
+            self._flushed_s = time.monotonic()
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write(event.SerializeToString())
