@@ -259,6 +259,13 @@ def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
     np.testing.assert_allclose(np.concatenate(found), planned, atol=1e-5)
 
 
+def test_what_was_planned_ends_with_the_episode(policies, expected):
+    session = Session(policies[0], ServeConfig(execute_horizon=4), iter(range(9)))
+    session.answer(shown(1))
+    found = session.answer(shown(2) | {"reset": True})["actions"]
+    np.testing.assert_allclose(found, expected(1, [shown(2)])[0][:1], atol=1e-5)
+
+
 def test_a_stepwise_reply_may_be_the_mean_of_chunks(policies):
     messages = [shown(seed) for seed in range(2)]
     session = Session(policies[0], ServeConfig(ensemble=0.0), iter(range(9)))
@@ -290,7 +297,7 @@ def test_other_keys_may_be_named(policies):
     [
         np.arange(12, dtype=np.int16).reshape(3, 4).T,
         np.zeros((0, 3), np.float32),
-        np.float64(0.5),
+        np.float32(0.5),
         np.array(1, bool),
         {"a": [1, "ü", None, b"x"], "b": {"c": np.ones(2, ">f4")}},
     ],
