@@ -1,0 +1,93 @@
+"""Tokens at rollout are those of the column that was trained on."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from converters.vggt.job import TokenJob, add_tokens
+from converters.vggt.settings import TokenSettings
+from pipeline.config import DatasetConfig
+from pipeline.dataset import open_dataset
+from pipeline.errors import DataError, UserError
+from pipeline.images import decode_image
+from pipeline.tokens import Keep
+from train.checkpoints import Checkpoint
+from train.config import TrainConfig
+from train.octo.config import VGGTTokenizerConfig
+from train.tokens import encoder_of
+
+from .conftest import untrained
+
+KEY = "observation/flat"
+STEPS = (0, 150, 454)
+
+
+@pytest.fixture(scope="module")
+def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """With a column of projected tokens of the wrist camera."""
+    out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("tokens") / "mini"))
+    settings = TokenSettings(
+        name="flat", cameras=("image_wrist",), keep=Keep("project", 16), image_size=(56, 56)
+    )
+    add_tokens(TokenJob.load(open_dataset(str(out)), settings, "random:tiny", 64))
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokened: pathlib.Path, policy_config: TrainConfig) -> Checkpoint:
+    tokens = VGGTTokenizerConfig(num_tokens=21, token_dim=16, observation_key="flat")
+    data = dataclasses.replace(
+        policy_config.data,
+        datasets=(DatasetConfig(str(tokened)),),
+        observations=("image_primary", "flat"),
+    )
+    primary = policy_config.model.images[:1]
+    model = dataclasses.replace(policy_config.model, images=primary, lowdims=(), vggt=tokens)
+    return untrained(dataclasses.replace(policy_config, data=data, model=model))
+
+
+def test_tokens_are_those_of_the_column(tokened: pathlib.Path, checkpoint: Checkpoint) -> None:
+    encoder = encoder_of(checkpoint)
+    assert encoder is not None
+    assert encoder.cameras == ("image_wrist",)
+    dataset = open_dataset(str(tokened))
+    images = np.empty((len(STEPS), 128, 128, 3), np.uint8)
+    for n, step in enumerate(STEPS):
+        record = dataset.columns["steps"].read(step)
+        decode_image(record["observation/image_wrist"], images[n], "here")
+    stored = np.stack([np.asarray(dataset.columns["flat"].read(step)[KEY]) for step in STEPS])
+    found = encoder([images])
+    assert list(found) == [KEY]
+    assert found[KEY].dtype == stored.dtype == np.float16
+    assert np.abs(stored).max() > 0.1
+    np.testing.assert_allclose(found[KEY], stored, rtol=2e-3, atol=2e-3)
+
+
+def test_weights_and_projection_may_have_moved(
+    tokened: pathlib.Path, checkpoint: Checkpoint, tmp_path: pathlib.Path
+) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tokened / "flat", moved / "flat")
+    assert encoder_of(checkpoint, source="random:tiny", directory=str(moved)) is not None
+    with pytest.raises(UserError, match="lost"):
+        encoder_of(checkpoint, source=str(tmp_path / "lost"))
+    (path,) = moved.glob("flat/*.npy")
+    np.save(path, np.load(path) + 1)
+    with pytest.raises(DataError, match="expected the digest"):
+        encoder_of(checkpoint, directory=str(moved))
+    path.unlink()
+    with pytest.raises(DataError, match="a readable projection"):
+        encoder_of(checkpoint, directory=str(moved))
+
+
+def test_a_policy_that_reads_no_tokens_needs_no_encoder(policy_config: TrainConfig) -> None:
+    assert encoder_of(untrained(policy_config)) is None
+
+
+def test_tokens_of_unknown_origin_are_refused(checkpoint: Checkpoint) -> None:
+    datasets = {path: values | {"encoders": {}} for path, values in checkpoint.datasets.items()}
+    with pytest.raises(UserError, match=r"observation/flat: expected how its tokens were made"):
+        encoder_of(dataclasses.replace(checkpoint, datasets=datasets))
