@@ -56,7 +56,7 @@ def test_noise_is_executed_and_not_recorded() -> None:
     noise = course.executed - course.intended
     assert np.array_equal(noise[:, 6], np.zeros(len(noise)))
     assert np.abs(course.executed).max() <= 1.0
-    free = noise[:8, :3]
+    free = noise[:8, 3:5]  # which the toy never clips
     assert 0.02 < np.abs(free).mean() < 0.2
     assert np.array_equal(free[:4], np.tile(free[0], (4, 1)))  # a draw lasts for four steps
     assert not np.array_equal(free[4], free[0])
