@@ -1,9 +1,40 @@
 import doctest
 import pathlib
+import re
+import shutil
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from converters.vggt.job import TokenJob, add_tokens
+from converters.vggt.settings import TokenSettings
+from pipeline.dataset import open_dataset
+from pipeline.images import decode_image
+
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_tokens_made_elsewhere_are_those_of_the_dataset(
+    mini_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(mini_dataset, tmp_path / "data" / "libero_mini")
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset("data/libero_mini")
+    settings = TokenSettings("vggt_tiny", image_size=(56, 56))
+    add_tokens(TokenJob.load(dataset, settings, "random:tiny", 64), overwrite=False)
+    dataset = open_dataset("data/libero_mini")
+    image = np.empty((128, 128, 3), np.uint8)
+    encoded = dataset.columns["steps"].read(7)["observation/image_primary"]
+    decode_image(cast(bytes, encoded), image, "step 7")
+    page = (ROOT / "docs" / "vggt.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    made_up = re.compile(r"^images = .*$", re.MULTILINE)
+    names: dict[str, Any] = {"shown": np.stack([image, image])}
+    exec(made_up.sub("images = shown", example), names)
+    stored = dataset.columns["vggt_tiny"].read(7)["observation/vggt_tiny"]
+    assert names["tokens"].shape == (2, 21, 64)
+    np.testing.assert_allclose(names["tokens"][1], stored, atol=2e-3)
 
 
 @pytest.mark.parametrize(("page", "examples"), [("pipeline.md", 20), ("model.md", 10)])

@@ -1,6 +1,7 @@
 """`python -m converters.vggt DATASET`: adds VGGT's tokens of a dataset's images, as a column."""
 
 import dataclasses
+import logging
 import math
 import sys
 import time
@@ -89,6 +90,7 @@ class Args:
 def main() -> None:
     """Parses the command line and runs the job."""
     args = tyro.cli(Args, prog="python -m converters.vggt")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
         directory = on_disk(args.dataset)
         if args.remove is not None:

@@ -3,7 +3,7 @@
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import safetensors
@@ -27,6 +27,8 @@ _LICENCES = {
 }
 _RANDOM_LICENCE = "none: random numbers"
 _DTYPES = ("F32", "BF16", "F16")
+_MOST_NAMED = 8
+"""Faults of a file, in an error."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,18 +60,21 @@ def licence_of(source: str, licence: str | None) -> str:
 
     Raises:
       UserError: It is neither.
+      DataError: It is neither, and there is no such file.
     """
     if licence is not None:
         return licence
     if source.startswith(RANDOM):
         return _RANDOM_LICENCE
     known = _LICENCES.get(source.removesuffix(f"/{FILE}").rstrip("/"))
+    if known is None and not source.startswith(SCHEME):
+        _local_path(source)
     if known is None:
         raise UserError(
             where=source,
             expected="the licence of the weights, which binds the tokens as well",
             found="none",
-            remedy="Name it; facebook/VGGT-1B has CC-BY-NC-4.0.",
+            remedy="Name it (--licence); that of facebook/VGGT-1B is CC-BY-NC-4.0.",
         )
     return known
 
@@ -84,8 +89,8 @@ def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
 
     Raises:
       DataError: The file is missing or damaged.
-      UserError: Its tensors are not the expected ones; it names all that are missing, unknown or
-        of another shape or dtype.
+      UserError: Its tensors are not the expected ones; it names what is missing, unknown or of
+        another shape or dtype.
     """
     if source.startswith(RANDOM):
         _log.warning("%s: UNTRAINED weights, the tokens mean nothing", source)
@@ -135,9 +140,15 @@ def _check(
         raise UserError(
             where=source,
             expected=f"the {len(expected)} tensors {PREFIX}* of the model",
-            found=f"{len(found)} of them, {len(faults)} not as expected: {'; '.join(faults)}",
+            found=f"{len(found)} of them, {len(faults)} not as expected: {_listed(faults)}",
             remedy="Name the weights of this model, or the model of these weights.",
         )
+
+
+def _listed(faults: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(faults) - _MOST_NAMED
+    return "; ".join(faults[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def random_tensors(shapes: Mapping[str, Shape], seed: int = 0) -> Tensors:
