@@ -57,6 +57,18 @@ def model(config, validator):
     return params, make_language_table(config.model, params, validator._loader.tasks)
 
 
+def test_a_model_without_cameras_has_an_episode_without_frames(config, dataset):
+    vggt = dataclasses.replace(config.model.vggt, fusion="only")
+    data = dataclasses.replace(config.data, observations=("vggt_tokens",))
+    blind = dataclasses.replace(
+        config, data=data, model=dataclasses.replace(config.model, vggt=vggt)
+    )
+    encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
+    sharding = batch_sharding(make_mesh(), 4)
+    validator = Validator(blind, [dataset], encode, WHOLE_BATCH, sharding)
+    assert validator._frames(np.arange(3)).shape == (3, 0, 1, 1, 3)
+
+
 def test_the_same_samples_give_the_same_numbers_every_time(validator, model):
     first, again = (validator.run(*model, step) for step in (5, 10))
     assert (first.step, again.step) == (5, 10)

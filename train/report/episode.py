@@ -127,7 +127,9 @@ def _camera_names(run: RunFiles, num_cameras: int) -> list[str]:
 
 
 def _frames(episode: EpisodePrediction, cameras: list[str]) -> Html:
-    """A figure a step, its cameras below each other."""
+    """A figure a step, its cameras below each other; nothing where the model has none."""
+    if not cameras:
+        return tag("div")
     figures = []
     for step, images in zip(episode.frame_steps.tolist(), episode.frames, strict=True):
         shown = [
