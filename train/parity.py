@@ -19,7 +19,7 @@ from pipeline.batch import FlatBatch, LeafSpec
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, on_disk, open_dataset
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.images import decode_image
+from pipeline.gather import read_into
 from pipeline.loader import Loader
 from pipeline.manifest import load_manifest
 from pipeline.schema import ACTION, EPISODES
@@ -204,12 +204,9 @@ def _read_feature(dataset: Dataset, episode: int, t: int, key: str) -> np.ndarra
     reader = dataset.columns[column.name]
     if column.name == EPISODES:
         return np.asarray(reader.read(episode)[key][t])
-    value = reader.read(int(dataset.episode_starts[episode]) + t)[key]
-    if isinstance(value, np.ndarray):
-        return value.astype(feature.batch_dtype)
-    image = np.empty(feature.shape, np.uint8)
-    decode_image(value, image, key)
-    return image
+    value = np.empty(feature.shape, feature.batch_dtype)
+    read_into(reader, int(dataset.episode_starts[episode]) + t, {key: value})
+    return value
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> FlatBatch:

@@ -11,8 +11,9 @@ import tyro
 
 from pipeline.errors import UserError, user_errors_exit
 from train.policy.execution import make_execution
-from train.policy.policy import Policy, PolicyConfig
+from train.policy.policy import Policy, PolicyConfig, read_run
 from train.serve.session import OPENPI_KEYS, ServeConfig, expected_keys
+from train.tokens import encoder_of
 
 _log = logging.getLogger("train.serve")
 
@@ -42,6 +43,10 @@ class Args:
     keys: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=NAME ...")] = ()
     """Keys of a message and the observation that each holds, such as
     observation/front=image_primary, in place of openpi's for these observations."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
+    """Where the weights of the tokens' encoder are now; else where they were then."""
+    token_dataset: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Where the dataset is now, whose projection of the tokens is read, if they have one."""
     seed: int = 0
     """Of the noise of a diffusion head."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -87,7 +92,11 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
 
 def _load(args: Args, config: ServeConfig) -> Policy:
     policy_config = PolicyConfig(seed=args.seed, resize=args.resize)
-    policy = Policy.from_run(args.run, args.step, args.dataset, policy_config)
+    checkpoint = read_run(args.run, args.step)
+    encoder = encoder_of(
+        checkpoint, args.dataset, source=args.weights, directory=args.token_dataset
+    )
+    policy = Policy(checkpoint, args.dataset, policy_config, encoder)
     make_execution(policy.action_horizon, args.execute_horizon, args.ensemble)
     unknown = sorted(set(config.keys.values()) - set(policy.expected) - set(OPENPI_KEYS.values()))
     if unknown:
