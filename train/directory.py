@@ -160,11 +160,6 @@ def check_usable(config: TrainConfig) -> None:
         )
 
 
-def is_claimed(directory: pathlib.Path) -> bool:
-    """Whether a process is at work on the run in a directory; nothing is written or kept."""
-    return _holder(directory / LOCK_NAME) is not None
-
-
 def _holder(lock: pathlib.Path) -> str | None:
     """Who has the claim; None: nobody, or one may not look."""
     try:

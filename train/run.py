@@ -37,7 +37,7 @@ from train.setup import Setup, allowed, set_up
 from train.state import TrainState, averaged_params, count_parameters, fresh_state
 from train.step import LanguageTable
 from train.tracking import Tracking
-from train.validation import EpisodePrediction
+from train.validation import EpisodePrediction, drop_validation
 
 _log = logging.getLogger("train.run")
 _INTERRUPTED = "interrupted; the same command with --resume goes on from the last checkpoint"
@@ -241,6 +241,7 @@ def _metrics_log(setup: Setup, path: pathlib.Path, position: int) -> Iterator[Me
     def open_log() -> MetricsLog | None:
         if not cluster.is_writer():
             return None
+        drop_validation(path, after=position)
         tracking = Tracking(config, path) if config.wandb.project else None
         meter = Meter(config.batch_size, setup.loader.memory.batch_bytes)
         return MetricsLog(path, config.num_steps, meter, position, tracking)

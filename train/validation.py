@@ -277,10 +277,29 @@ class Validator:
 def append_validation(directory: pathlib.Path, metrics: ValidationMetrics) -> None:
     """Adds a line to the run's `validation.jsonl`, in place of those of its step and later ones."""
     kept = [one for one in read_validation(directory) if one.step < metrics.step]
-    text = "".join(map(to_json_line, (*kept, metrics)))
+    _write_validation(directory, [*kept, metrics])
+
+
+def drop_validation(directory: pathlib.Path, after: int) -> None:
+    """Drops the lines of the run's `validation.jsonl` of steps that are taken again.
+
+    Args:
+      directory: The run's.
+      after: Steps taken so far; lines of more are dropped.
+
+    Raises:
+      UserError: Where the file cannot be read or written.
+    """
+    lines = read_validation(directory)
+    kept = [one for one in lines if one.step <= after]
+    if len(kept) < len(lines):
+        _write_validation(directory, kept)
+
+
+def _write_validation(directory: pathlib.Path, lines: Sequence[ValidationMetrics]) -> None:
     path = directory / METRICS_NAME
     with writing(path):
-        write_text_atomically(path, text)
+        write_text_atomically(path, "".join(map(to_json_line, lines)))
 
 
 def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:

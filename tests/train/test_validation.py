@@ -18,6 +18,7 @@ from train.validation import (
     ValidationMetrics,
     Validator,
     append_validation,
+    drop_validation,
     read_episode,
     read_validation,
 )
@@ -116,6 +117,15 @@ def test_lines_of_steps_that_are_taken_again_are_replaced(tmp_path):
         append_validation(tmp_path, metrics(step))
     assert read_validation(tmp_path) == [metrics(5)]
     append_validation(tmp_path, metrics(10))
+    assert [one.step for one in read_validation(tmp_path)] == [5, 10]
+
+
+def test_a_resumed_run_drops_the_lines_of_steps_that_are_taken_again(tmp_path):
+    drop_validation(tmp_path, after=0)
+    assert not (tmp_path / "validation.jsonl").exists()
+    for step in (5, 10, 15):
+        append_validation(tmp_path, metrics(step))
+    drop_validation(tmp_path, after=10)
     assert [one.step for one in read_validation(tmp_path)] == [5, 10]
 
 
