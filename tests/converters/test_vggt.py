@@ -458,7 +458,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
         ([], "command line: expected weights; found no --weights, such as --weights hf://faceb"),
         (
             ["--name", "t", "--weights", "gone.safetensors"],
-            "gone.safetensors: expected the licence of the wei",
+            "gone.safetensors: expected a file; found none.",
         ),
         (
             ["--name", "t", "--weights", "gone", "--licence", "MIT"],
