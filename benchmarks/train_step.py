@@ -10,7 +10,6 @@ is measured in the same process, on square float32 (or bfloat16) matrices.
 import dataclasses
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import tyro
 
 from pipeline.config import DataConfig, DatasetConfig
+from pipeline.device import peak_bytes
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.memory import release_freed_memory
 from pipeline.text import TaskTable
@@ -117,7 +117,7 @@ def measure(args: Args, variant: Variant) -> dict[str, Any]:
         "gflop_s": round(gflop / step_s, 1),
         "matmul_gflop_s": round(rate, 1),
         "share_of_matmul_rate": round(gflop / step_s / rate, 3),
-        "peak_mb": round(_peak_mb()),
+        "peak_mb": round(peak_bytes() / 1e6),
         "loss": round(loss, 4),
     }
 
@@ -203,14 +203,6 @@ def _seconds(work: Callable[[], object]) -> float:
         work()
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
-
-
-def _peak_mb() -> float:
-    """Of the device's memory or, on a CPU, of the process."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the same reason. `ratio` is the time of a frame over that of its matrix products
 
 import dataclasses
 import json
-import resource
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from pipeline.device import peak_bytes
 from pipeline.errors import user_errors_exit
 from pipeline.vggt.config import NUM_REGISTERS, PATCH_SIZE
 from pipeline.vggt.encoder import VggtEncoder
@@ -90,7 +90,7 @@ def measure(args: Args) -> dict[str, object]:
         "frame_s": round(frame, 4),
         "frame_wall_s": round(statistics.median(walls[1:]), 4),
         "ratio": round(frame * rate / gflop, 3),
-        "peak_mb": round(_peak_mb()),
+        "peak_mb": round(peak_bytes() / 1e6),
     }
 
 
@@ -132,14 +132,6 @@ def _seconds(work: Callable[[], object]) -> tuple[float, float]:
     work()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return (cpu if jax.default_backend() == "cpu" else wall), wall
-
-
-def _peak_mb() -> float:
-    """Of the device's memory or, on a CPU, of the process."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ refused. On an object store there is no lock; there the plan alone keeps jobs ap
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import (
     TEMPORARIES,
     is_remote,
+    locked,
     temporary_path,
     write_text_atomically,
     writing,
@@ -191,17 +191,13 @@ def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
       UserError: Where another job holds it.
     """
     path = pathlib.Path(destination) / WORK / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _in_use(
-                destination,
-                "another conversion at work in it",
-                "Wait for its end, or stop it.",
-                expected,
-            ) from error
+    refused = _in_use(
+        destination,
+        "another conversion at work in it",
+        "Wait for its end, or stop it.",
+        expected,
+    )
+    with locked(path, refused) as descriptor:
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise _in_use(
                 destination,
@@ -210,8 +206,6 @@ def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
                 expected,
             )
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _in_use(destination: epath.Path, found: str, remedy: str, expected: str = _EMPTY) -> UserError:

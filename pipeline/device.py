@@ -1,6 +1,7 @@
 """From host arrays to the devices: shardings, one batch ahead, and resizing inside the step."""
 
 import math
+import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,14 @@ def local_size(struct: jax.ShapeDtypeStruct) -> int:
     if struct.sharding is None:
         return struct.size
     return math.prod(struct.sharding.shard_shape(struct.shape))
+
+
+def peak_bytes() -> int:
+    """The most memory in use so far: of the first device or, on a CPU, of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def shape_structs(spec: BatchSpec, sharding: NamedSharding) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import fcntl
 import functools
 import json
 import math
@@ -72,6 +73,32 @@ def writing(path: epath.PathLike) -> Iterator[None]:
             found=error.strerror or str(error),
             remedy="Allow writing, free space, or name another destination.",
         ) from error
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, refused: UserError) -> Iterator[int]:
+    """Holds the lock of a file, which is made where it is missing, and yields its descriptor.
+
+    The system frees the lock when the process ends, however that happens.
+
+    Args:
+      path: The file; its folder exists.
+      refused: Raised where another process holds the lock.
+
+    Raises:
+      UserError: As `refused`, or the file cannot be made or locked.
+    """
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with writing(path):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise refused from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:

@@ -7,7 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pipeline.errors import UserError
+import numpy as np
+import xxhash
+from etils import epath
+
+from pipeline.errors import DataError, UserError
 from pipeline.files import from_json_text
 from pipeline.quantize import GroupedInt8
 from pipeline.schema import Feature
@@ -170,6 +174,38 @@ class TokenOrigin:
           DataError: Where it is none.
         """
         return from_json_text(cls, text, where=where, remedy="Compute the tokens again.")
+
+
+def read_projection(directory: epath.Path, origin: TokenOrigin) -> np.ndarray:
+    """The projection of a feature's tokens: float32 (k + 1, d), axes and below them the mean.
+
+    Args:
+      directory: Of the dataset.
+      origin: Of the feature.
+
+    Raises:
+      DataError: Where it is missing or not the one that the tokens were made with.
+    """
+    path = directory / origin.projection
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise _no_projection(path, "a readable projection", str(error)) from error
+    found = array_digest(array)
+    if origin.projection_digest not in ("", found):
+        raise _no_projection(path, f"the digest {origin.projection_digest}", found)
+    return array
+
+
+def array_digest(array: np.ndarray) -> str:
+    """XXH3-128 over the bytes of an array's numbers, as 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).tobytes())
+
+
+def _no_projection(path: epath.Path, expected: str, found: str) -> DataError:
+    remedy = "Name the dataset whose tokens they are, copy it again, or compute the column again."
+    return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
 
 
 def check_same_encoder(stored: TokenOrigin, other: TokenOrigin, where: str) -> None:

@@ -3,13 +3,10 @@
 import dataclasses
 import logging
 import pathlib
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
-
-import jax
 
 from pipeline import device
 from pipeline.errors import UserError
@@ -232,7 +229,7 @@ class Loop:
             applied=applied,
             step_s=pending.step_s,
             data_wait_s=pending.wait_s,
-            memory_gb=_memory_gb(),
+            memory_gb=round(device.peak_bytes() / 1e9, 3),
             batch_fingerprint=pending.fingerprint,
             **values,
         )
@@ -280,13 +277,6 @@ class _Batches:
 def _is_ready(array: Any) -> bool:
     """Whether it is computed; jax's stubs do not know the method."""
     return array.is_ready()
-
-
-def _memory_gb() -> float:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return round(stats["peak_bytes_in_use"] / 1e9, 3)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
 
 
 def _describe(found: ValidationMetrics) -> str:

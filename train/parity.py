@@ -184,8 +184,7 @@ def _keys(data: DataConfig, missing: Collection[str]) -> list[str]:
 
 def _read_step(dataset: Dataset, episode: int, t: int, spec: PolicySpec) -> dict[str, np.ndarray]:
     """What an environment would have shown at a step, and the action as stored, by feature key."""
-    names = [*spec.observed, *([spec.tokens] if spec.tokens else [])]
-    keys = [ACTION, *(f"{_BELOW}{name}" for name in names if name not in spec.missing)]
+    keys = [ACTION, *(f"{_BELOW}{name}" for name in (*spec.observed, *spec.tokens))]
     return {key: _read_feature(dataset, episode, t, key) for key in keys}
 
 

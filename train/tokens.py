@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xxhash
 from etils import epath
 
-from pipeline.errors import DataError, UserError
-from pipeline.tokens import TokenOrigin
+from pipeline.errors import UserError
+from pipeline.tokens import TokenOrigin, read_projection
 from pipeline.vggt import storage
 from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.weights import load_for
@@ -18,26 +17,29 @@ from train.policy.spec import PolicySpec
 
 
 class ColumnEncoder:
-    """Pictures to the tokens of one feature, stored and read again, as a policy takes them.
+    """Pictures to the tokens of features, stored and read again, as a policy takes them.
 
     Args:
-      key: The feature, such as `observation/vggt_tokens`.
-      origin: How its tokens were made.
+      origins: How their tokens were made, by key, such as `observation/vggt_tokens`.
       source: Where the weights are now; None: where they were then.
-      directory: Of the dataset, for the projection of a feature that has one.
+      directory: Of the dataset, for the projections of features that have one.
 
     Raises:
-      UserError: The weights cannot be read, or are others.
+      UserError: The weights cannot be read, or are others; or no one encoder makes all of them.
       DataError: They, or the projection, are damaged or missing.
     """
 
-    def __init__(self, key: str, origin: TokenOrigin, source: str | None, directory: str) -> None:
-        projections = {}
-        if origin.projection:
-            projections[key] = _read_projection(epath.Path(directory) / origin.projection, origin)
-        spec = storage.merged_spec({key: origin})
+    def __init__(
+        self, origins: Mapping[str, TokenOrigin], source: str | None, directory: str
+    ) -> None:
+        projections = {
+            key: read_projection(epath.Path(directory), origin)
+            for key, origin in origins.items()
+            if origin.projection
+        }
+        spec = storage.merged_spec(origins)
         encoder = VggtEncoder(spec, load_for(spec, source=source))
-        self._encoder = storage.TokenEncoder(encoder, {key: origin}, projections)
+        self._encoder = storage.TokenEncoder(encoder, origins, projections)
         self._cameras = spec.cameras
 
     @property
@@ -67,7 +69,7 @@ def encoder_of(
       checkpoint: Of the policy.
       dataset: As of `Policy`.
       source: Where the weights are now; None: where they were then.
-      directory: Where the dataset is now, of which only a projection is read; None: as the run
+      directory: Where the dataset is now, of which only projections are read; None: as the run
         named it.
 
     Raises:
@@ -76,11 +78,11 @@ def encoder_of(
       DataError: As `ColumnEncoder`.
     """
     spec = PolicySpec.of(checkpoint, dataset)
-    if spec.tokens is None or spec.tokens in spec.missing:
+    if not spec.tokens:
         return None
-    key = f"observation/{spec.tokens}"
-    origin = _origin(checkpoint, spec.dataset, key)
-    return ColumnEncoder(key, origin, source, directory or spec.dataset)
+    keys = [f"observation/{name}" for name in spec.tokens]
+    origins = {key: _origin(checkpoint, spec.dataset, key) for key in keys}
+    return ColumnEncoder(origins, source, directory or spec.dataset)
 
 
 def _origin(checkpoint: Checkpoint, path: str, key: str) -> TokenOrigin:
@@ -94,24 +96,3 @@ def _origin(checkpoint: Checkpoint, path: str, key: str) -> TokenOrigin:
             remedy="Train on tokens that it computed, or give `Policy` an encoder from Python.",
         )
     return TokenOrigin.from_json(json.dumps(encoders[key]), where)
-
-
-def _read_projection(path: epath.Path, origin: TokenOrigin) -> np.ndarray:
-    """float32 (k + 1, d): axes and below them the mean."""
-    remedy = "Name the folder of the dataset that the policy was trained on."
-    try:
-        with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            where=str(path), expected="a readable projection", found=str(error), remedy=remedy
-        ) from error
-    found = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).tobytes())
-    if origin.projection_digest not in ("", found):
-        raise DataError(
-            where=str(path),
-            expected=f"the digest {origin.projection_digest}",
-            found=found,
-            remedy=remedy,
-        )
-    return array

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
-import os
 import pathlib
 from collections.abc import Iterator
 
@@ -17,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.files import (
     TEMPORARIES,
     dump_json,
+    locked,
     sync,
     temporary_path,
     to_json_values,
@@ -99,26 +98,17 @@ class EpisodeFiles:
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self._lock(descriptor)
+        refused = UserError(
+            where=str(self.folder),
+            expected="no other job in it",
+            found="one at work",
+            remedy="Wait for its end, or stop it.",
+        )
+        with locked(self.folder / _LOCK, refused):
             self._note_plan()
             for path in self.folder.glob(TEMPORARIES):
                 path.unlink()
             yield
-        finally:
-            os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                where=str(self.folder),
-                expected="no other job in it",
-                found="one at work",
-                remedy="Wait for its end, or stop it.",
-            ) from error
 
     def _note_plan(self) -> None:
         plan = dump_json(to_json_values(self.settings))

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import xxhash
 from etils import epath
 
 from converters.column_job import ColumnJob, Record
@@ -16,11 +15,10 @@ from converters.vggt.sample import describe, fit_projections, measure, sample_st
 from converters.vggt.settings import TokenSettings, licence_of
 from pipeline.dataset import Dataset
 from pipeline.device import batch_sharding, make_mesh, replicated
-from pipeline.errors import DataError
 from pipeline.files import sync, temporary_path, to_json_values, writing
 from pipeline.manifest import Manifest
 from pipeline.schema import Column
-from pipeline.tokens import TokenOrigin
+from pipeline.tokens import TokenOrigin, array_digest, read_projection
 from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.sources import config_of
 from pipeline.vggt.spec import EncoderSpec
@@ -212,33 +210,6 @@ def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync(path.parent)
-
-
-def read_projection(directory: epath.Path, origin: TokenOrigin) -> np.ndarray:
-    """The projection of a feature's tokens: float32 (k + 1, d), axes and below them the mean.
-
-    Raises:
-      DataError: Where it is missing or not the one that the tokens were made with.
-    """
-    path = directory / origin.projection
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise _damaged(path, "a readable projection", str(error)) from error
-    found = array_digest(array)
-    if origin.projection_digest not in ("", found):
-        raise _damaged(path, f"the digest {origin.projection_digest}", found)
-    return array
-
-
-def array_digest(array: np.ndarray) -> str:
-    """XXH3-128 over the bytes of an array's numbers, as 32 hex digits."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).tobytes())
-
-
-def _damaged(path: epath.Path, expected: str, found: str) -> DataError:
-    remedy = "Copy the dataset again, or compute the column again."
-    return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
 
 
 def _known(origin: TokenOrigin) -> dict[str, object]:

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Literal
 
-from pipeline.errors import UserError
 from pipeline.vggt.config import NUM_SPECIAL, PATCH_SIZE, VggtConfig, vggt_1b
 
 Views = Literal["single", "joint"]
@@ -24,9 +23,6 @@ ComputeDtype = Literal["float32", "bfloat16"]
 
 Precision = Literal["default", "high", "highest"]
 """Of float32 matrix products, as `jax.default_matmul_precision` has it; all alike on a CPU."""
-
-_HINTS = ("weights", "licence", "precision")
-"""Fields that do not change what a token means."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,25 +91,3 @@ def check_layers(layers: tuple[int, ...], model: VggtConfig) -> None:
         raise ValueError(f"layers must be rising numbers, not {layers}")
     if layers[0] < 0 or layers[-1] >= model.num_layers:
         raise ValueError(f"layers must be from 0 to {model.num_layers - 1}, not {layers}")
-
-
-def check_same_tokens(ours: EncoderSpec, theirs: EncoderSpec, where: str) -> None:
-    """Checks that two encoders make the same tokens; where weights were found may differ.
-
-    Args:
-      ours: Of the encoder that is to be used.
-      theirs: Of the tokens that are there already.
-      where: These, for the error.
-
-    Raises:
-      UserError: They do not; it names every setting that differs.
-    """
-    names = [field.name for field in dataclasses.fields(EncoderSpec) if field.name not in _HINTS]
-    differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
-    if differing:
-        raise UserError(
-            where=where,
-            expected=", ".join(f"{name} {getattr(ours, name)}" for name in differing),
-            found=", ".join(f"{name} {getattr(theirs, name)}" for name in differing),
-            remedy="Tokens of one encoder are noise to another: encode again, or use that encoder.",
-        )

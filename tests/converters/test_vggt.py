@@ -23,7 +23,7 @@ from converters.rlds.restoration import declared_features
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from converters.vggt import __main__ as command
-from converters.vggt.job import TokenJob, add_tokens, array_digest, read_projection
+from converters.vggt.job import TokenJob, add_tokens
 from converters.vggt.report import report
 from converters.vggt.sample import sample_steps
 from converters.vggt.settings import TokenSettings
@@ -36,7 +36,13 @@ from pipeline.inspect.summary import summarize
 from pipeline.inspect.tables import to_text
 from pipeline.loader import Loader
 from pipeline.manifest import Manifest, load_manifest
-from pipeline.tokens import Keep, TokenOrigin, check_same_encoders
+from pipeline.tokens import (
+    Keep,
+    TokenOrigin,
+    array_digest,
+    check_same_encoders,
+    read_projection,
+)
 from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.storage import TokenEncoder, merged_spec
 from pipeline.vggt.weights import load_for

@@ -17,6 +17,7 @@ from pipeline.tokens import Keep
 from train.checkpoints import Checkpoint
 from train.config import TrainConfig
 from train.octo.config import VGGTTokenizerConfig
+from train.policy import Policy
 from train.tokens import encoder_of
 
 from .conftest import untrained
@@ -33,6 +34,8 @@ def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
         name="flat", cameras=("image_wrist",), keep=Keep("project", 16), image_size=(56, 56)
     )
     add_tokens(TokenJob.load(open_dataset(str(out)), settings, "random:tiny", 64))
+    both = TokenSettings(name="deep", layers=(0, 1), image_size=(56, 56))
+    add_tokens(TokenJob.load(open_dataset(str(out)), both, "random:tiny", 64))
     return out
 
 
@@ -64,6 +67,33 @@ def test_tokens_are_those_of_the_column(tokened: pathlib.Path, checkpoint: Check
     assert found[KEY].dtype == stored.dtype == np.float16
     assert np.abs(stored).max() > 0.1
     np.testing.assert_allclose(found[KEY], stored, rtol=2e-3, atol=2e-3)
+
+
+def test_tokens_of_several_features_are_made_at_once(
+    tokened: pathlib.Path, policy_config: TrainConfig
+) -> None:
+    tokens = VGGTTokenizerConfig(21, 64, "deep_0", more_layers=("deep_1",))
+    data = dataclasses.replace(
+        policy_config.data,
+        datasets=(DatasetConfig(str(tokened)),),
+        observations=("image_primary", "deep_0", "deep_1"),
+    )
+    primary = policy_config.model.images[:1]
+    model = dataclasses.replace(policy_config.model, images=primary, lowdims=(), vggt=tokens)
+    checkpoint = untrained(dataclasses.replace(policy_config, data=data, model=model))
+    encoder = encoder_of(checkpoint)
+    policy = Policy(checkpoint, encoder=encoder)
+    assert list(policy.expected) == ["image_primary"]
+    dataset = open_dataset(str(tokened))
+    image = np.empty((128, 128, 3), np.uint8)
+    decode_image(dataset.columns["steps"].read(7)["observation/image_primary"], image, "here")
+    policy.reset(0, "pick up the bowl")
+    assert policy.infer({0: {"image_primary": image}})[0].shape == (4, 7)
+    seen = policy.batch([0])["observation"]
+    stored = dataset.columns["deep"].read(7)
+    for name in ("deep_0", "deep_1"):
+        wanted = np.asarray(stored[f"observation/{name}"])
+        np.testing.assert_allclose(seen[name][0, -1], wanted, rtol=2e-3, atol=2e-3)
 
 
 def test_weights_and_projection_may_have_moved(

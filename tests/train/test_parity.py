@@ -84,6 +84,25 @@ def test_every_way_of_training_is_met(whole_config, dataset, data):
     assert differing(untrained(config), dataset, episode=1) == {}
 
 
+@pytest.mark.parametrize(
+    ("fusion", "leaves"),
+    [
+        ("gated", {"image_primary", "image_wrist", "vggt_tokens"}),
+        ("registers", {"image_primary", "image_wrist", "vggt_tokens"}),
+        ("only", {"image_wrist", "vggt_tokens"}),
+        ("align", {"image_primary", "image_wrist"}),
+    ],
+)
+def test_every_use_of_tokens_is_met(whole_config, dataset, fusion, leaves):
+    vggt = dataclasses.replace(whole_config.model.vggt, fusion=fusion)
+    model = dataclasses.replace(whole_config.model, vggt=vggt)
+    checkpoint = untrained(dataclasses.replace(whole_config, model=model))
+    below = {f"observation/{name}" for name in (*leaves, "proprio")}
+    found = {key for key in PolicySpec.of(checkpoint).leaves if "pad_mask" not in key}
+    assert {key for key in found if key.startswith("observation/")} == below
+    assert differing(checkpoint, dataset, episode=1) == {}
+
+
 def test_what_a_dataset_lacked_is_met_too(whole_config, mini_dataset, tmp_path, dataset):
     other = tmp_path / "other"
     other.symlink_to(mini_dataset)

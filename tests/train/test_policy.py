@@ -350,6 +350,18 @@ def test_tokens_need_an_encoder_and_are_computed_in_one_size_of_batch(token_chec
         np.testing.assert_allclose(tokens[1, place], expected, rtol=1e-3)
 
 
+def test_a_policy_that_was_aligned_runs_no_encoder(token_checkpoint, policy_config):
+    config = token_checkpoint.config
+    vggt = dataclasses.replace(config.model.vggt, fusion="align")
+    model = dataclasses.replace(config.model, images=policy_config.model.images, vggt=vggt)
+    from tests.train.conftest import untrained
+
+    policy = Policy(untrained(dataclasses.replace(config, model=model)))
+    assert sorted(policy.expected) == ["image_primary", "image_wrist"]
+    policy.reset(0, TEXT)
+    assert policy.infer({0: shown()})[0].shape == (4, 7)
+
+
 def test_tokens_that_do_not_fit_are_told(token_checkpoint):
     inputs = inputs_of(token_checkpoint, encoder=MeanTokens(num_tokens=20))
     inputs.reset(0, TASK)

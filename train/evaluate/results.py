@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +9,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import (
     dump_json,
     from_json_text,
+    locked,
     to_json_values,
     write_text_atomically,
     writing,
@@ -211,17 +211,13 @@ def claimed(folder: pathlib.Path) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK_NAME).open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                where=str(folder),
-                expected="no other evaluation at work in it",
-                found="one",
-                remedy="Wait for it or stop it, or name another folder with --out.",
-            ) from error
+    refused = UserError(
+        where=str(folder),
+        expected="no other evaluation at work in it",
+        found="one",
+        remedy="Wait for it or stop it, or name another folder with --out.",
+    )
+    with locked(folder / _LOCK_NAME, refused):
         yield
 
 

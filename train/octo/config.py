@@ -328,6 +328,18 @@ class OctoConfig:
         return tuple(dict.fromkeys(key for vggt in self.geometry for key in vggt.keys))
 
     @property
+    def input_token_keys(self) -> tuple[str, ...]:
+        """As `token_keys`, of the geometry tokens that the model reads to act."""
+        read = (key for vggt in self.geometry if vggt.is_input for key in vggt.keys)
+        return tuple(dict.fromkeys(read))
+
+    @property
+    def input_keys(self) -> tuple[str, ...]:
+        """Under `observation`, of all that the model reads to act, in the order of its tokens."""
+        inputs = (part.observation_key for part in (*self.cameras, *self.lowdims))
+        return (*inputs, *self.input_token_keys)
+
+    @property
     def observation_keys(self) -> tuple[str, ...]:
         """Of all that training reads under `observation`."""
         inputs = (part.observation_key for part in (*self.cameras, *self.lowdims))

@@ -155,7 +155,8 @@ class PolicyInputs:
         """
         histories = [self._history(env) for env in observations]
         rows = list(check_observations(observations, self.expected, self._resize).values())
-        if self._encoder and (latest or self.spec.data.window_of(str(self.spec.tokens)) > 1):
+        longest = max(map(self.spec.data.window_of, self.spec.tokens), default=0)
+        if self._encoder and (latest or longest > 1):
             rows = self._with_tokens(self._encoder, rows)
         for history, row in zip(histories, rows, strict=True):
             if PROPRIO in row:
@@ -173,7 +174,7 @@ class PolicyInputs:
         data, model, task = self.spec.data, self.spec.model, history.task
         mask = history.mask(data.window_size)
         row = {"observation/timestep_pad_mask": mask}
-        for name in (observation.observation_key for observation in model.observations):
+        for name in model.input_keys:
             key, length = f"observation/{name}", data.window_of(name)
             is_read = np.arange(data.window_size) >= data.window_size - length
             if name in self.spec.missing:
@@ -236,36 +237,46 @@ class PolicyInputs:
         self, encoder: TokenEncoder, rows: list[dict[str, np.ndarray]]
     ) -> list[dict[str, np.ndarray]]:
         """The rows with their tokens, computed in batches of one size."""
-        name = str(self.spec.tokens)
-        key = f"observation/{name}"
-        leaf = self.spec.features[key]
-        tokens: list[np.ndarray] = []
+        tokened = []
         for begin in range(0, len(rows), self._batch_size):
             part = rows[begin : begin + self._batch_size]
             filled = [*part, *[part[-1]] * (self._batch_size - len(part))]
             images = [np.stack([row[camera] for row in filled]) for camera in encoder.cameras]
-            found = encoder(images).get(key)
-            shape = (len(filled), *leaf.shape)
-            if found is None or found.shape != shape or found.dtype != np.dtype(leaf.dtype):
+            tokens = self._checked_tokens(encoder(images), len(filled))
+            for place, row in enumerate(part):
+                tokened.append(row | {name: of_name[place] for name, of_name in tokens.items()})
+        return tokened
+
+    def _checked_tokens(
+        self, found: Mapping[str, np.ndarray], num_rows: int
+    ) -> dict[str, np.ndarray]:
+        """Of each name, the tokens that an encoder gave for rows."""
+        checked = {}
+        for name in self.spec.tokens:
+            key = f"observation/{name}"
+            leaf, tokens = self.spec.features[key], found.get(key)
+            shape = (num_rows, *leaf.shape)
+            if tokens is None or tokens.shape != shape or tokens.dtype != np.dtype(leaf.dtype):
                 raise UserError(
                     where=f"tokens of the encoder, {key}",
                     expected=str(LeafSpec(leaf.dtype, shape)),
-                    found="none" if found is None else f"{found.dtype}{list(found.shape)}",
+                    found="none" if tokens is None else f"{tokens.dtype}{list(tokens.shape)}",
                     remedy="Take the encoder that the dataset's column was made with.",
                 )
-            tokens += list(np.asarray(found)[: len(part)])
-        return [row | {name: of_row} for row, of_row in zip(rows, tokens, strict=True)]
+            checked[name] = np.asarray(tokens)
+        return checked
 
 
 def _needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEncoder | None:
     """The encoder, where the model reads tokens."""
-    if spec.tokens is None or spec.tokens in spec.missing:
+    if not spec.tokens:
         return None
     if encoder is None:
-        leaf = spec.features[f"observation/{spec.tokens}"]
+        keys = [f"observation/{name}" for name in spec.tokens]
+        leaves = ", ".join(str(spec.features[key]) for key in keys)
         raise UserError(
-            where=f"policy, observation/{spec.tokens}",
-            expected=f"an encoder, for the model reads tokens {leaf} of every step",
+            where=f"policy, {', '.join(keys)}",
+            expected=f"an encoder, for the model reads tokens {leaves} of every step",
             found="none",
             remedy="Give `encoder` the one that the dataset's column was made with.",
         )

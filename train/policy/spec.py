@@ -97,21 +97,20 @@ class PolicySpec:
     @functools.cached_property
     def cameras(self) -> tuple[str, ...]:
         """Images that the model reads, in the order of its tokens."""
-        return tuple(image.observation_key for image in self.model.images)
+        return tuple(image.observation_key for image in self.model.cameras)
 
-    @property
-    def tokens(self) -> str | None:
-        """The observation that an encoder computes; None where the model reads none."""
-        return None if self.model.vggt is None else self.model.vggt.observation_key
+    @functools.cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """Observations that an encoder computes: those that the model reads and the dataset has."""
+        return tuple(name for name in self.model.input_token_keys if name not in self.missing)
 
     @functools.cached_property
     def observed(self) -> dict[str, LeafSpec]:
         """One step of every observation that the model reads and the world has to show, by name."""
-        names = [observation.observation_key for observation in self.model.observations]
         return {
             name: self.features[f"observation/{name}"]
-            for name in names
-            if name != self.tokens and name not in self.missing
+            for name in self.model.input_keys
+            if name not in self.tokens and name not in self.missing
         }
 
     @functools.cached_property
@@ -119,8 +118,7 @@ class PolicySpec:
         """Every array of a batch that the model reads, by path, sorted; without the batch axis."""
         window = self.data.window_size
         leaves = {"observation/timestep_pad_mask": LeafSpec("bool", (window,))}
-        for observation in self.model.observations:
-            name = observation.observation_key
+        for name in self.model.input_keys:
             leaf = self.features[f"observation/{name}"]
             shape = (self.data.window_of(name), *leaf.shape)
             leaves[f"observation/{name}"] = LeafSpec(leaf.dtype, shape)
@@ -193,7 +191,7 @@ def _select(checkpoint: Checkpoint, wanted: str | None) -> str:
 def _meaning(checkpoint: Checkpoint, path: str) -> dict[str, Any]:
     """All of a dataset that a policy's border depends on."""
     values = checkpoint.datasets[path]
-    names = [observation.observation_key for observation in checkpoint.config.model.observations]
+    names = checkpoint.config.model.input_keys
     keys = [ACTION, *(f"observation/{name}" for name in names if name == PROPRIO)]
     return {
         "statistics": {key: values["statistics"].get(key) for key in keys},

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UserError
 from pipeline.files import dump_json, from_json_text, to_json_values
 from pipeline.vggt.config import VggtConfig, tiny
-from pipeline.vggt.spec import EncoderSpec, check_same_tokens
+from pipeline.vggt.spec import EncoderSpec
 
 SPEC = EncoderSpec("hf://facebook/VGGT-1B", "0" * 32, "CC-BY-NC-4.0")
 
@@ -64,34 +63,3 @@ def test_a_wrong_spec_is_refused(settings: dict[str, Any], message: str) -> None
 def test_a_wrong_model_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VggtConfig(**settings)
-
-
-def test_all_that_differs_between_two_encoders_is_told_at_once() -> None:
-    other = dataclasses.replace(SPEC, layers=(11,), image_size=(518, 518), weights_digest="1" * 32)
-    with pytest.raises(UserError) as caught:
-        check_same_tokens(SPEC, other, "data/libero, column vggt_tokens")
-    assert str(caught.value) == (
-        f"data/libero, column vggt_tokens: expected weights_digest {'0' * 32}, layers (23,), "
-        f"image_size (224, 224); found weights_digest {'1' * 32}, layers (11,), image_size "
-        "(518, 518). Tokens of one encoder are noise to another: encode again, or use that encoder."
-    )
-
-
-def test_where_the_weights_lie_makes_no_other_encoder() -> None:
-    moved = dataclasses.replace(SPEC, weights="model.safetensors", licence="?", precision="default")
-    check_same_tokens(SPEC, moved, "here")
-    changeable = {field.name for field in dataclasses.fields(EncoderSpec)}
-    changes = {
-        "weights_digest": "1" * 32,
-        "cameras": ("b",),
-        "model": dataclasses.replace(SPEC.model, num_heads=8),
-        "layers": (0,),
-        "views": "joint",
-        "image_size": (14, 14),
-        "kept": "special",
-        "compute_dtype": "bfloat16",
-    }
-    assert changeable - {*changes} == {"weights", "licence", "precision", "resize"}
-    for name, value in changes.items():
-        with pytest.raises(UserError, match=f"expected {name} "):
-            check_same_tokens(SPEC, dataclasses.replace(SPEC, **{name: value}), "here")
