@@ -18,7 +18,7 @@ from train.checkpoints import Checkpoint
 from train.config import TrainConfig
 from train.octo.config import VGGTTokenizerConfig
 from train.policy import Policy
-from train.tokens import encoder_of
+from train.policy.encoder import encoder_of
 
 from .conftest import untrained
 

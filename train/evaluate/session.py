@@ -25,10 +25,10 @@ from train.evaluate.results import (
 )
 from train.evaluate.rollouts import Options, Rollouts
 from train.evaluate.videos import VIDEOS_NAME, Film, Kept
+from train.policy.encoder import encoder_of
 from train.policy.execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.spec import PolicySpec
-from train.tokens import encoder_of
 
 _IMAGE_SIZE = (256, 256)
 """Of the simulator's pictures where a checkpoint does not say: that of the published sets."""

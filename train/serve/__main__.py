@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import tyro
 
 from pipeline.errors import UserError, user_errors_exit
+from train.policy.encoder import encoder_of
 from train.policy.execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.serve.session import OPENPI_KEYS, ServeConfig, expected_keys
-from train.tokens import encoder_of
 
 _log = logging.getLogger("train.serve")
 
