@@ -1,8 +1,9 @@
 """A video of each trial: the pictures that the policy saw, its cameras beside each other.
 
-MPEG-4 part 2 (`mp4v`), which OpenCV writes in a millisecond a frame where it would take VP9 40.
+H.264, which every player and browser shows.
 """
 
+import fractions
 import importlib
 import pathlib
 from typing import Any, Literal
@@ -10,14 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.files import temporary_path
+from pipeline.files import temporary_path, writing
 from pipeline.libero.environment import CAMERAS, Observation
 from pipeline.libero.suites import Trial
 
 Kept = Literal["all", "failures", "none"]
 """Trials whose videos are kept."""
 VIDEOS_NAME = "videos"
-_CODEC = "mp4v"
+_CODEC = "libx264"
+_OPTIONS = {"preset": "veryfast", "crf": "20"}
+_LARGEST_DENOMINATOR = 1000
+"""Of the frames a second, which a file holds as a fraction."""
 
 
 class Film:
@@ -31,8 +35,7 @@ class Film:
 
     def __init__(self, folder: pathlib.Path, trial: Trial, frames_per_s: float) -> None:
         self._folder, self._trial, self._frames_per_s = folder, trial, frames_per_s
-        self._temporary: pathlib.Path | None = None
-        self._writer: Any = None
+        self._recording: _Recording | None = None
 
     def add(self, observation: Observation) -> None:
         """Adds what the policy saw; nothing where it saw no picture.
@@ -44,51 +47,70 @@ class Film:
         if not images:
             return
         picture = beside(images)
-        self._writer = self._writer or self._open(picture.shape[1], picture.shape[0])
-        self._writer.write(np.ascontiguousarray(picture[..., ::-1]))  # OpenCV's are BGR
+        if self._recording is None:
+            self._recording = self._begun(width=picture.shape[1], height=picture.shape[0])
+        self._recording.add(picture)
 
     def keep(self, outcome: str) -> str | None:
         """Ends it; returns its name, or None where nothing was seen.
 
         Args:
           outcome: `success`, `failure` or `error`.
+
+        Raises:
+          UserError: It cannot be written.
         """
-        if self._writer is None or self._temporary is None:
+        recording, self._recording = self._recording, None
+        if recording is None:
             return None
-        self._writer.release()
+        recording.finish()
         name = f"{video_stem(self._trial)}-{outcome}.mp4"
         for before in self._folder.glob(f"{video_stem(self._trial)}-*.mp4"):
             before.unlink()  # of an error that this trial makes good
-        self._temporary.replace(self._folder / name)
-        self._writer = None
+        recording.path.replace(self._folder / name)
         return name
 
     def drop(self) -> None:
         """Ends it without a file."""
-        if self._writer is not None and self._temporary is not None:
-            self._writer.release()
-            self._temporary.unlink(missing_ok=True)
-            self._writer = None
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.path.unlink(missing_ok=True)
 
-    def _open(self, width: int, height: int) -> Any:
-        cv2 = _import_opencv()
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _begun(self, width: int, height: int) -> "_Recording":
         stem = video_stem(self._trial)
         for left in self._folder.glob(f".{stem}.*.mp4"):
             left.unlink()  # of a process that was killed
-        # OpenCV takes the container from the ending.
-        self._temporary = temporary_path(self._folder / stem).with_suffix(".mp4")
-        code = cv2.VideoWriter_fourcc(*_CODEC)
-        size = (width, height)
-        writer = cv2.VideoWriter(str(self._temporary), code, self._frames_per_s, size)
-        if not writer.isOpened():
-            raise UserError(
-                where=str(self._temporary),
-                expected=f"a video that OpenCV can write, of {_CODEC}",
-                found="that it cannot",
-                remedy="Check that the folder can be written, or leave videos out: --videos none",
+        path = temporary_path(self._folder / stem).with_suffix(".mp4")
+        return _Recording(path, width, height, self._frames_per_s)
+
+
+class _Recording:
+    """A file that frames are added to; whole when it is finished."""
+
+    def __init__(self, path: pathlib.Path, width: int, height: int, frames_per_s: float) -> None:
+        self.path = path
+        self._av = _import_av()
+        rate = fractions.Fraction(frames_per_s).limit_denominator(_LARGEST_DENOMINATOR)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The index comes first, so that a browser starts before it has all of it.
+            self._container = self._av.open(
+                str(path), "w", format="mp4", options={"movflags": "faststart"}
             )
-        return writer
+            self._stream = self._container.add_stream(_CODEC, rate=rate, options=_OPTIONS)
+            self._stream.width, self._stream.height = width, height
+            self._stream.pix_fmt = "yuv420p"
+            self._container.start_encoding()
+
+    def add(self, picture: np.ndarray) -> None:
+        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        with writing(self.path):
+            self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        with writing(self.path):
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
 
 
 def video_stem(trial: Trial) -> str:
@@ -111,13 +133,13 @@ def beside(images: list[np.ndarray]) -> np.ndarray:
     return picture
 
 
-def _import_opencv() -> Any:
+def _import_av() -> Any:
     try:
-        return importlib.import_module("cv2")
+        return importlib.import_module("av")
     except ImportError as error:
         raise UserError(
             where="--videos",
-            expected="OpenCV, which writes them",
+            expected="PyAV, which writes them",
             found=f"{error}",
             remedy="Install it: make libero. Or leave videos out: --videos none",
         ) from error
