@@ -243,6 +243,7 @@ class Loader:
                 if key in self.config.keys
             },
             "normalization": self.config.normalization,
+            "provenance": dict(manifest.provenance),
             "statistics": {k: s.to_json() for k, s in (statistics | used).items()},
         }
 

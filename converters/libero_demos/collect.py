@@ -7,7 +7,7 @@ job that is killed loses no more than those under way. Then the RLDS is converte
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from converters import workers
 from converters.convert import convert
@@ -18,7 +18,7 @@ from converters.rlds.source import open_source
 from converters.standardize import SourceMapping
 from pipeline.errors import UserError
 from pipeline.files import temporary_path, writing
-from pipeline.libero.suites import Trial
+from pipeline.libero.suites import INITIAL_STATES, Trial, to_text
 from pipeline.manifest import WORK, Manifest
 
 NO_OP_THRESHOLD = 1e-4
@@ -108,17 +108,9 @@ def notes(files: EpisodeFiles, made: Collection[Trial]) -> dict[str, str]:
         "noise": f"commands {noise.action:g}, waypoints {noise.waypoint_m:g} m; actions are the "
         "expert's, without it",
         "seed": f"{settings.seed}",
-        "initial_states": _listed(made),
-        "failed_initial_states": _listed(failed) or "none",
+        INITIAL_STATES: to_text(made),
+        "failed_initial_states": to_text(failed) or "none",
     }
-
-
-def _listed(trials: Iterable[Trial]) -> str:
-    """Such as `libero_spatial task 0: 0 1 2; libero_spatial task 2: 0 1`."""
-    states: dict[str, list[int]] = {}
-    for trial in trials:
-        states.setdefault(str(trial.task), []).append(trial.init)
-    return "; ".join(f"{task}: {' '.join(map(str, inits))}" for task, inits in states.items())
 
 
 # --- where it goes

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import pathlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,8 +28,16 @@ Source: OpenVLA's evaluation; each is a little more than the suite's longest dem
 
 _TASK_MAP = pathlib.Path("benchmark", "libero_suite_task_map.py")
 _TASK_MAP_NAME = "libero_task_map"
+INITIAL_STATES = "initial_states"
+"""Key of a dataset's provenance: the trials that its demonstrations are of, as `to_text` says."""
+
+_STATES = re.compile(r"(\w+) task (\d+): (\d+(?: \d+)*)")
 _SCENE = re.compile(r"[A-Z_]+_SCENE\d+_")
 """Of the names of libero_10 and libero_90, before the instruction."""
+
+
+Place = tuple[str, int, int]
+"""(suite, task, initial state)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +93,31 @@ class Trial:
     def __str__(self) -> str:
         """Such as `libero_spatial task 3, initial state 7`."""
         return f"{self.task}, initial state {self.init}"
+
+    @property
+    def place(self) -> Place:
+        """Where it is in the benchmark."""
+        return self.task.suite, self.task.index, self.init
+
+
+def to_text(trials: Iterable[Trial]) -> str:
+    """Such as `libero_spatial task 0: 0 1 2; libero_spatial task 2: 0 1`."""
+    states: dict[str, list[int]] = {}
+    for trial in trials:
+        states.setdefault(str(trial.task), []).append(trial.init)
+    return "; ".join(f"{task}: {' '.join(map(str, inits))}" for task, inits in states.items())
+
+
+def places_in(text: str) -> frozenset[Place] | None:
+    """The trials that `to_text` named; None where it did not write this."""
+    places: set[Place] = set()
+    for part in text.split("; "):
+        match = _STATES.fullmatch(part)
+        if match is None:
+            return None
+        suite, task, inits = match.groups()
+        places |= {(suite, int(task), int(init)) for init in inits.split()}
+    return frozenset(places)
 
 
 def read_tasks(root: pathlib.Path, suite: str) -> tuple[Task, ...]:

@@ -11,6 +11,25 @@ from pipeline.libero.environment import OBSERVATIONS, LiberoEnv
 from pipeline.libero.installation import Installation, find_installation
 from pipeline.libero.suites import Task, read_tasks
 
+from .commands import run
+
+_SETTINGS = """
+import dataclasses
+import importlib.util
+
+from pipeline.config import DatasetConfig
+
+spec = importlib.util.spec_from_file_location("tiny", "tests/data/tiny_config.py")
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+config = tiny.UNTOKENED
+data = dataclasses.replace(config.data, datasets=(DatasetConfig({dataset!r}),))
+VARIANTS = {{
+    "default": dataclasses.replace(
+        config, data=data, num_steps=1, save_interval=1, save_dir={save_dir!r}
+    )
+}}
+"""
 _SHARED_ASSETS = pathlib.Path(__file__).parents[3] / "shared" / "libero" / "assets"
 
 
@@ -38,3 +57,15 @@ def env(installation: Installation) -> Iterator[LiberoEnv]:
     env = LiberoEnv(installation, LIBERO.conventions, observations=OBSERVATIONS)
     yield env
     env.close()
+
+
+@pytest.fixture(scope="session")
+def untrained_run(
+    mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A run of one step on the bundled set: chunks of 4, cameras of 128x128."""
+    folder = tmp_path_factory.mktemp("untrained")
+    config, save_dir = folder / "config.py", folder / "run"
+    config.write_text(_SETTINGS.format(dataset=str(mini_dataset), save_dir=str(save_dir)))
+    run("train.run", "--config", config)
+    return save_dir

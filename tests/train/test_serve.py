@@ -13,7 +13,6 @@ import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosedError
-from websockets.sync.client import connect
 
 from pipeline.conventions import restore_gripper
 from pipeline.errors import UserError
@@ -24,47 +23,12 @@ from train.serve.codec import pack, unpack
 from train.serve.server import PolicyServer
 from train.serve.session import ServeConfig, Session
 
+from .openpi_client import Client
+
 ROOT = pathlib.Path(__file__).parents[2]
 TEXT = "pick up the bowl"
 CHUNKS = ServeConfig()
 OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
-
-
-class Client:
-    """A client of the protocol's description alone; its messages are made by hand."""
-
-    def __init__(self, port: int) -> None:
-        self.connection = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
-
-    def __enter__(self):
-        self.socket = self.connection.__enter__()
-        self.metadata = msgpack.unpackb(self.socket.recv())
-        return self
-
-    def __exit__(self, *error):
-        self.connection.__exit__(*error)
-
-    def ask(self, **message):
-        self.socket.send(msgpack.packb({k: self.encoded(v) for k, v in message.items()}))
-        reply = self.socket.recv()
-        if isinstance(reply, str):
-            raise RuntimeError(reply)
-        reply = msgpack.unpackb(reply)
-        actions = reply["actions"]
-        assert actions[b"__ndarray__"] is True
-        actions = np.frombuffer(actions[b"data"], actions[b"dtype"]).reshape(actions[b"shape"])
-        return actions, reply["server_timing"]
-
-    @staticmethod
-    def encoded(value):
-        if not isinstance(value, np.ndarray):
-            return value
-        return {
-            b"__ndarray__": True,
-            b"data": value.tobytes(),
-            b"dtype": value.dtype.str,
-            b"shape": value.shape,
-        }
 
 
 def shown(seed: int = 0) -> dict:

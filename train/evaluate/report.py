@@ -9,7 +9,7 @@ from train.evaluate.charts import chart_size, draw_rates
 from train.evaluate.compare import Comparison
 from train.evaluate.results import Results, TrialResult
 from train.evaluate.statistics import Paired
-from train.evaluate.tables import interval, percent, verdict
+from train.evaluate.tables import demonstrated, interval, percent, verdict
 from train.report.charts import Size
 from train.report.markup import Html, tag
 from train.report.numbers import count, duration
@@ -111,6 +111,11 @@ def _tasks_section(results: Sequence[Results]) -> Html:
             "A trial succeeds where its goal is reached within the suite's limit of steps. Lines "
             "are Wilson's intervals of 95 %. A trial that an error kept from its end counts as no "
             "success."
+        ),
+        *(
+            note(f"{_name(of_policy)}, not held out: {demonstrated(of_policy)}")
+            for of_policy in results
+            if of_policy.num_demonstrated
         ),
         wide_chart(draw, alt, legend(*keys)),
         *(_tasks_table(of_policy) for of_policy in results),

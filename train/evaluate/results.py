@@ -70,6 +70,9 @@ class TrialResult:
     """What kept the trial from its end, twice; such a trial is run again by the same command."""
     video: str | None = None
     """File beside the results; None where none was kept."""
+    is_demonstrated: bool | None = None
+    """Whether a demonstration of the training data began in this state, so that the trial is not
+    held out; None where a dataset does not say."""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -117,6 +120,11 @@ class Results:
     def errors(self) -> tuple[TrialResult, ...]:
         """Trials that were kept from their end."""
         return tuple(trial for trial in self.trials if trial.error is not None)
+
+    @property
+    def num_demonstrated(self) -> int:
+        """Trials that begin as a demonstration of the training data did."""
+        return sum(trial.is_demonstrated is True for trial in self.trials)
 
     def of_task(self, task: int | None) -> tuple[TrialResult, ...]:
         """The trials of a task; None: all."""

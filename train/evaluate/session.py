@@ -12,8 +12,9 @@ from pipeline.libero.conventions import CONTROL_FREQUENCY_HZ, check_conventions
 from pipeline.libero.environment import CAMERAS, LiberoEnv
 from pipeline.libero.installation import Installation
 from pipeline.libero.pool import EnvPool
-from pipeline.libero.suites import Trial
+from pipeline.libero.suites import INITIAL_STATES, Place, Trial, places_in
 from pipeline.libero.worker import Env
+from train.checkpoints import Checkpoint
 from train.evaluate import progress
 from train.evaluate.results import (
     Inference,
@@ -58,6 +59,31 @@ class Request:
     """Where the encoder's weights are now."""
     token_dataset: str | None = None
     """Where the dataset with the encoder's projection is now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstrated:
+    """Whether a trial's initial state is one that a policy was shown in training."""
+
+    places: frozenset[Place]
+    """Those that demonstrations are known to have begun in."""
+    is_complete: bool
+    """Whether every dataset says where its demonstrations began."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Demonstrated":
+        """As the provenance of a checkpoint's datasets says; the published sets say nothing."""
+        said = [
+            places_in(values.get("provenance", {}).get(INITIAL_STATES, ""))
+            for values in checkpoint.datasets.values()
+        ]
+        return cls(frozenset[Place]().union(*filter(None, said)), None not in said)
+
+    def __call__(self, place: Place) -> bool | None:
+        """None where it cannot be known."""
+        if place in self.places:
+            return True
+        return False if self.is_complete else None
 
 
 class Evaluation:
@@ -126,6 +152,7 @@ class Evaluation:
         wanted = {(trial.task.index, trial.init) for trial in request.trials}
         successes = sum(t.success for t in self.results.trials if t.place in wanted)
         name = f"{self._run}, {request.suite}"
+        seen = Demonstrated.of(self._checkpoint)
         num_workers = min(request.num_workers, len(self._pending))
         with (
             progress.shown(name, len(request.trials), done, successes) as on_trial,
@@ -133,7 +160,8 @@ class Evaluation:
         ):
 
             def on_result(result: TrialResult) -> None:
-                self._file.add(result)
+                place = result.suite, result.task, result.init
+                self._file.add(dataclasses.replace(result, is_demonstrated=seen(place)))
                 on_trial(result.success)
 
             try:

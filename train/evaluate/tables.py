@@ -31,7 +31,17 @@ def success_table(results: Results) -> str:
         f"error: {t.suite} task {t.task}, initial state {t.init}, counted as no success: {t.error}"
         for t in results.errors
     ]
+    if results.num_demonstrated:
+        lines.append(f"not held out: {demonstrated(results)}")
     return "\n".join(lines)
+
+
+def demonstrated(results: Results) -> str:
+    """How many trials are none of generalisation, in a sentence."""
+    return (
+        f"{results.num_demonstrated} of {len(results.trials)} trials start from an initial state "
+        "that a demonstration of the training data started from."
+    )
 
 
 def paired_table(comparison: Comparison) -> str:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError, UserError
-from pipeline.libero.suites import MAX_STEPS, Task, Trial, read_tasks, select_tasks
+from pipeline.libero.suites import (
+    MAX_STEPS,
+    Task,
+    Trial,
+    places_in,
+    read_tasks,
+    select_tasks,
+    to_text,
+)
 
 
 def test_tasks_come_in_the_benchmarks_order(root: pathlib.Path) -> None:
@@ -64,3 +72,13 @@ def test_a_package_without_its_tasks_is_to_be_installed_again(
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(DataError, match=r"task_map\.py: .*LIBERO's list of tasks.*make libero"):
         read_tasks(root, "libero_spatial")
+
+
+def test_trials_are_named_and_found_again() -> None:
+    first, second = Task("libero_spatial", 0, "lift_it"), Task("libero_object", 12, "push_it")
+    trials = [Trial(first, 3), Trial(second, 40), Trial(first, 11)]
+    text = to_text(trials)
+    assert text == "libero_spatial task 0: 3 11; libero_object task 12: 40"
+    assert places_in(text) == {trial.place for trial in trials}
+    for other in ("", "none", "libero_spatial task 0:", text + "; and others"):
+        assert places_in(other) is None

@@ -82,6 +82,31 @@ def test_an_evaluation_from_start_to_end_and_once_more(
 
 
 @pytest.mark.usefixtures("installation")
+def test_trials_that_were_demonstrated_are_told(
+    policy_run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = read_run(policy_run)
+    (values,) = checkpoint.datasets.values()
+    monkeypatch.setattr(session, "read_run", lambda run, step: checkpoint)
+    told = "not held out: 2 of 4 trials start from an initial state that a demonstration"
+    for said, expected in (
+        ("libero_spatial task 0: 0 5; libero_spatial task 1: 1", [True, False, False, True]),
+        ("anywhere", [None] * 4),
+        (None, [None] * 4),
+    ):
+        values["provenance"] = {} if said is None else {"initial_states": said}
+        out = tmp_path / f"out_{said}"
+        evaluate(arguments(policy_run, out))
+        assert [t.is_demonstrated for t in read_results(out).trials] == expected
+        is_told = True in expected
+        assert (told in capsys.readouterr().out) == is_told
+        assert (told in (out / "report.html").read_text()) == is_told
+
+
+@pytest.mark.usefixtures("installation")
 def test_two_checkpoints_are_compared_on_the_same_trials(
     policy_run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def test_every_trial_is_on_the_disk_at_once(tmp_path: pathlib.Path) -> None:
         "seed": 0,
         "error": None,
         "video": None,
+        "is_demonstrated": None,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert read_results(tmp_path) == file.results

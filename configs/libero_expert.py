@@ -1,0 +1,89 @@
+r"""A small Octo on the scripted expert's episodes of two tasks, for two cores of a CPU.
+
+    python -m converters.libero_demos data/libero_expert --suite libero_spatial,libero_object \\
+        --tasks 0 --episodes 40 --noise 0.2 --waypoint_noise 0.03 --workers 2
+    python -m train.run --config configs/libero_expert.py
+    python -m train.evaluate runs/libero_expert --suite libero_spatial --tasks 0 \\
+        --first_trial 40 --trials 10 --workers 2
+
+Variants, after a colon:
+
+    default    two cameras, the instruction and the robot's state.
+    vggt       besides, 21 tokens that an untrained miniature of VGGT makes of the camera:
+               `python -m converters.vggt data/libero_expert --name vggt_tiny --weights random:tiny
+               --size 56` adds them.
+
+Neither crops the pictures, so that the two differ in their tokens alone. Success rates are in
+benchmarks/RESULTS.md.
+"""
+
+import dataclasses
+
+from pipeline.config import DataConfig, DatasetConfig
+from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from train.octo.config import (
+    ImageTokenizerConfig,
+    LanguageConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    RegressionConfig,
+    T5Config,
+    TransformerConfig,
+    VGGTTokenizerConfig,
+)
+
+OBSERVATIONS = ("image_primary", "image_wrist", "proprio")
+TOKENS = VGGTTokenizerConfig(num_tokens=21, token_dim=64, observation_key="vggt_tiny")
+STEM = (32, 64, 128, 192)
+
+MODEL = OctoConfig(
+    embedding_dim=192,
+    max_horizon=2,
+    transformer=TransformerConfig(num_layers=4, mlp_dim=768, num_heads=4),
+    images=(
+        ImageTokenizerConfig("primary", "image_primary", 128, stem_features=STEM, stem_dim=192),
+        ImageTokenizerConfig("wrist", "image_wrist", 64, stem_features=STEM, stem_dim=192),
+    ),
+    lowdims=(LowdimTokenizerConfig("proprio", "proprio", num_dims=8),),
+    language=LanguageConfig(t5=T5Config(d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2)),
+    head=RegressionConfig("l1", action_horizon=8),
+    repeat_task_tokens=False,
+)
+
+DEFAULT = TrainConfig(
+    data=DataConfig(
+        datasets=(
+            DatasetConfig(
+                "data/libero_expert",
+                commands=(
+                    "python -m converters.libero_demos data/libero_expert "
+                    "--suite libero_spatial,libero_object --tasks 0 --episodes 40 --noise 0.2 "
+                    "--waypoint_noise 0.03 --workers 2",
+                ),
+            ),
+        ),
+        vocabulary="tests/data/vocabulary.model",
+        observations=OBSERVATIONS,
+        window_size=1,
+        action_horizon=8,
+        validation_fraction=0.05,
+    ),
+    model=MODEL,
+    augment=AugmentConfig(cropped=()),
+    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=200),
+    validation=ValidationConfig(interval=1000, num_batches=8),
+    batch_size=16,
+    num_steps=6000,
+    save_interval=1000,
+    keep_every=1000,
+    save_dir="runs/libero_expert",
+)
+
+VGGT = dataclasses.replace(
+    DEFAULT,
+    data=dataclasses.replace(DEFAULT.data, observations=(*OBSERVATIONS, TOKENS.observation_key)),
+    model=dataclasses.replace(MODEL, vggt=TOKENS),
+    save_dir="runs/libero_expert_vggt",
+)
+
+VARIANTS = {"default": DEFAULT, "vggt": VGGT}
