@@ -44,7 +44,7 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv data/libero_mini runs/demo
+	rm -rf .venv .pytest_cache data/libero_mini runs/demo
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; name one:" \

@@ -30,6 +30,13 @@ _NOBODY = 65534
 _SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs: many tests run the same small model, and compiling is most of it."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(scope="session")
 def mini_rlds() -> pathlib.Path:
     """The bundled RLDS set: 4 episodes of 102, 124, 123 and 106 steps, 2 tasks, 2 shards."""
