@@ -39,6 +39,11 @@ _DROP_M = 0.01
 """Above the rim of what it falls into."""
 _PRESS_M = 0.008
 """Below the surface on which it is put, to have it touch."""
+_CONE = 5.0
+"""Height over distance aside, within which it descends: fingers come down beside the object, not on
+it, and go up again where they did."""
+_TAKE_M = 0.01
+"""How near a grasp is taken: less and it would wait for a distance that friction leaves."""
 _NEAR_M = 0.02
 _AT_M = 0.006
 
@@ -176,7 +181,7 @@ class Expert:
         lower = self._over_rim if self._goal.is_inside else self._on_top
         return [
             Phase("reach", lambda: self._at_grasp() + _ABOVE + reach, OPEN, _NEAR_M),
-            Phase("descend", self._at_grasp, OPEN, noise=_DELICATE),
+            Phase("descend", self._down_to_grasp, OPEN, _TAKE_M, noise=_DELICATE),
             Phase("close", self._at_grasp, CLOSE, np.inf, _CLOSING_STEPS, noise=_DELICATE),
             Phase("lift", lambda: self._lifted() + lift, CLOSE, 2 * _NEAR_M, is_holding=True),
             Phase("carry", lambda: self._over() + carry, CLOSE, 2 * _NEAR_M, is_holding=True),
@@ -188,6 +193,12 @@ class Expert:
 
     def _at_grasp(self) -> np.ndarray:
         return self._simulator.position(self._goal.object) + self._grasp.offset
+
+    def _down_to_grasp(self) -> np.ndarray:
+        """At the grasp where it is over it, else the higher above, the farther aside it is."""
+        at = self._at_grasp()
+        aside = float(np.linalg.norm((at - self._position)[:2]))
+        return _with_height(at, at[2] + np.clip(_CONE * (aside - _TAKE_M), 0.0, _ABOVE[2]))
 
     def _lifted(self) -> np.ndarray:
         """Over where it was taken, at the height at which it is carried."""

@@ -37,6 +37,22 @@ def test_displaced_waypoints_lead_there_too() -> None:
     assert phases_of(ToySimulator(7), 0.05) == PHASES
 
 
+def test_a_hand_that_is_aside_of_the_grasp_goes_up_first() -> None:
+    toy = ToySimulator()
+    expert = Expert(toy, np.random.default_rng(0))
+    while expert.phase.name == "reach":
+        toy.step(expert.command())
+    toy.hand = toy.position("cup")
+    grasp = expert.phase.waypoint()
+    toy.hand = grasp + [0.03, 0.0, 0.0]
+    assert expert.command()[:3] == pytest.approx([-0.6, 0.0, 0.94])  # up by 0.1 m, clipped
+    toy.hand = grasp + [0.015, 0.0, 0.0]
+    assert expert.command()[:3] == pytest.approx([-0.3, 0.0, 0.5])
+    toy.hand = grasp + [0.009, 0.0, 0.02]
+    assert expert.command()[:3] == pytest.approx([-0.18, 0.0, -0.4])
+    assert expert.phase.name == "descend"
+
+
 def test_a_cup_that_slips_is_taken_again() -> None:
     found = phases_of(ToySimulator(SLIPPERY))
     assert found == [*PHASES[:4], *PHASES]
