@@ -44,11 +44,11 @@ def test_a_hand_that_is_aside_of_the_grasp_goes_up_first() -> None:
         toy.step(expert.command())
     toy.hand = toy.position("cup")
     grasp = expert.phase.waypoint()
-    toy.hand = grasp + [0.03, 0.0, 0.0]
+    toy.hand = grasp + np.array([0.03, 0.0, 0.0])
     assert expert.command()[:3] == pytest.approx([-0.6, 0.0, 0.94])  # up by 0.1 m, clipped
-    toy.hand = grasp + [0.015, 0.0, 0.0]
+    toy.hand = grasp + np.array([0.015, 0.0, 0.0])
     assert expert.command()[:3] == pytest.approx([-0.3, 0.0, 0.5])
-    toy.hand = grasp + [0.009, 0.0, 0.02]
+    toy.hand = grasp + np.array([0.009, 0.0, 0.02])
     assert expert.command()[:3] == pytest.approx([-0.18, 0.0, -0.4])
     assert expert.phase.name == "descend"
 
