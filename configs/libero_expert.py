@@ -13,8 +13,9 @@ Variants, after a colon:
                `python -m converters.vggt data/libero_expert --name vggt_tiny --weights random:tiny
                --size 56` adds them.
 
-Neither crops the pictures, so that the two differ in their tokens alone. Success rates are in
-benchmarks/RESULTS.md.
+Neither crops the pictures, so that the two differ in their tokens alone. Making the episodes takes
+17 minutes, training 45. Executing whole chunks, either succeeds in 15 of 20 trials that no episode
+began as, and in 17 with `--execute_horizon 4` (benchmarks/RESULTS.md).
 """
 
 import dataclasses
