@@ -186,6 +186,14 @@ def test_every_observation_that_does_not_fit_is_named_at_once(policy):
         "environment 3, image_wrist: uint8[64,64,3]",
         "environment 3, proprio: float64[8] with numbers that are not finite",
     ]
+    with pytest.raises(UserError) as caught:
+        policy.infer({0: wrong[0], 3: wrong[0] | {"image_primary": None}})
+    assert caught.value.found.split("; ") == [
+        "environment 0, image_primary: float64[128,128,3]",
+        "every environment, image_wrist: missing",
+        "every environment, proprio: float64[7]",
+        "environment 3, image_primary: missing",
+    ]
     with pytest.raises(UserError, match=r"found image_primary: missing; image_wrist: a str\. "):
         policy.infer({0: {"image_wrist": "wrist.png", "proprio": np.zeros(8)}})
     policy.infer({0: shown()})  # the first step: what did not fit is not in the history

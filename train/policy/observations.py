@@ -1,6 +1,6 @@
 """What environments show, checked against what a policy was trained on, all mismatches at once."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,16 +42,15 @@ def check_observations(
     Raises:
       UserError: Naming everything that is missing or does not fit, of all environments.
     """
-    problems = [
-        f"{_where(env, observations)}{problem}"
-        for env, observation in observations.items()
-        for problem in find_problems(observation, expected, any_size=resize is not None)
-    ]
+    problems: dict[str, list[int]] = {}
+    for env, observation in observations.items():
+        for problem in find_problems(observation, expected, any_size=resize is not None):
+            problems.setdefault(problem, []).append(env)
     if problems:
         raise UserError(
             where="observation",
             expected=describe(expected),
-            found="; ".join(problems),
+            found="; ".join(_where(envs, observations) + p for p, envs in problems.items()),
             remedy=REMEDY,
         )
     return {
@@ -76,8 +75,12 @@ def describe(expected: Mapping[str, LeafSpec | None]) -> str:
     return ", ".join(f"{name} {spec or 'uint8[y,x,3]'}" for name, spec in expected.items())
 
 
-def _where(env: int, observations: Mapping[int, Observation]) -> str:
-    return f"environment {env}, " if len(observations) > 1 else ""
+def _where(envs: Sequence[int], observations: Collection[int]) -> str:
+    if len(observations) == 1:
+        return ""
+    if len(envs) == len(observations):
+        return "every environment, "
+    return f"environment{'s' * (len(envs) > 1)} {', '.join(map(str, envs))}, "
 
 
 def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[str]:
