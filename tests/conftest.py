@@ -17,6 +17,7 @@ from etils import epath
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.registry import _registry as fsspec_implementations
+from hypothesis import HealthCheck, settings
 
 from converters.convert import convert
 from converters.mappings import LIBERO
@@ -24,6 +25,12 @@ from converters.rlds.source import open_source
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples everywhere, and no clock: a busy machine is slow, not wrong.
+settings.register_profile(
+    "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 _DATA = pathlib.Path(__file__).parent / "data"
 _NOBODY = 65534

@@ -210,7 +210,7 @@ def serialized(lists: dict[str, tuple[str, list]]) -> tuple[bytes, list[SourceKe
     return record.SerializeToString(), keys
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200)
 @given(lists=MESSAGES, offset=st.integers(0, 7))
 def test_any_message_is_read_as_protobuf_reads_it(
     lists: dict[str, tuple[str, list]], offset: int
@@ -223,7 +223,7 @@ def test_any_message_is_read_as_protobuf_reads_it(
     assert {key: plain(value) for key, value in found.items()} == expected(record)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(
     floats=st.lists(st.floats(width=32), min_size=1, max_size=40),
     blobs=st.lists(st.binary(max_size=300), min_size=1, max_size=5),
@@ -273,7 +273,7 @@ def test_any_changed_byte_is_refused_or_read_as_protobuf_reads_it() -> None:
     assert 0 < refused < 255 * len(record)
 
 
-@settings(max_examples=500, derandomize=True, deadline=None)
+@settings(max_examples=500)
 @given(garbage=st.binary(max_size=200))
 @example(garbage=b"\xff" * 100_000)
 @example(garbage=b"\x0a" * 1000)
@@ -281,7 +281,7 @@ def test_garbage_is_refused(garbage: bytes) -> None:
     assert outcome(garbage, [FLOAT]) is None
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300)
 @given(kind=st.integers(1, 3), garbage=st.binary(max_size=40))
 def test_a_list_of_garbage_is_refused_or_read_as_protobuf_reads_it(
     kind: int, garbage: bytes

@@ -140,7 +140,7 @@ def reference_no_ops(action: list[list[float]], threshold: float) -> list[bool]:
     return removed
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200)
 @given(
     steps=st.lists(
         st.tuples(

@@ -67,7 +67,7 @@ ANY_RECORD = {
 }
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80)
 @given(**ANY_RECORD)
 def test_decoding_undoes_encoding_bit_for_bit(
     parts: list, per: str, num_steps: int, place: tuple, data: st.DataObject
@@ -83,7 +83,7 @@ def test_decoding_undoes_encoding_bit_for_bit(
         assert decoded[key].tobytes() == value.tobytes()
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(**ANY_RECORD)
 def test_no_shorter_and_no_longer_record_decodes(
     parts: list, per: str, num_steps: int, place: tuple, data: st.DataObject

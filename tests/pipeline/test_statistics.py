@@ -123,14 +123,14 @@ def assert_close(found: stats.FeatureStatistics, values: np.ndarray) -> None:
         assert (error <= bound).all(), (name, error, bound)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(pieces=PIECES)
 def test_pieces_that_fit_have_the_exact_statistics_bit_for_bit(pieces: list) -> None:
     arrays = [np.array(piece, np.float32)[:, None] for piece in pieces]
     assert_same_bits(accumulated(arrays), stats.compute(np.concatenate(arrays)))
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200)
 @given(pieces=PIECES, exact_bytes=st.sampled_from([0, 40, 400]))
 def test_pieces_that_do_not_fit_have_nearly_the_exact_statistics(
     pieces: list, exact_bytes: int

@@ -76,7 +76,7 @@ def loops(length: int, t: int, window: int, horizon: int) -> list[tuple]:
     return slots
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(lengths=st.lists(SIZES, min_size=1, max_size=4), window=SIZES, horizon=SIZES, data=st.data())
 def test_windows_are_those_of_plain_loops(
     lengths: list[int], window: int, horizon: int, data: st.DataObject
@@ -93,7 +93,7 @@ def test_windows_are_those_of_plain_loops(
         np.testing.assert_array_equal(array, plain)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(length=SIZES, window=SIZES, horizon=SIZES, data=st.data())
 def test_mask_of_the_original_ends_later_by_two_steps_after_a_goal_and_by_one_at_the_end(
     length: int, window: int, horizon: int, data: st.DataObject
