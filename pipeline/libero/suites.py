@@ -94,11 +94,6 @@ class Trial:
         """Such as `libero_spatial task 3, initial state 7`."""
         return f"{self.task}, initial state {self.init}"
 
-    @property
-    def place(self) -> Place:
-        """Where it is in the benchmark."""
-        return self.task.suite, self.task.index, self.init
-
 
 def to_text(trials: Iterable[Trial]) -> str:
     """Such as `libero_spatial task 0: 0 1 2; libero_spatial task 2: 0 1`."""

@@ -79,6 +79,10 @@ def test_trials_are_named_and_found_again() -> None:
     trials = [Trial(first, 3), Trial(second, 40), Trial(first, 11)]
     text = to_text(trials)
     assert text == "libero_spatial task 0: 3 11; libero_object task 12: 40"
-    assert places_in(text) == {trial.place for trial in trials}
+    assert places_in(text) == {
+        ("libero_spatial", 0, 3),
+        ("libero_spatial", 0, 11),
+        ("libero_object", 12, 40),
+    }
     for other in ("", "none", "libero_spatial task 0:", text + "; and others"):
         assert places_in(other) is None
