@@ -7,8 +7,10 @@ DEMO_STEPS ?= 300
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SIMULATOR := .venv/simulator
+# Two processes, one file at a time each, in the order of tests/conftest.py: the longest first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-libero libero lint format clean
+.PHONY: demo test test-all test-libero libero lint format clean
 
 demo: $(INSTALLED)
 	@echo "==> converting the bundled RLDS set to data/libero_mini"
@@ -22,8 +24,13 @@ demo: $(INSTALLED)
 		--config.optimizer.decay_steps=$(DEMO_STEPS) --config.save_dir=runs/demo --overwrite
 
 test: $(INSTALLED)
-	@echo "==> running the tests"
-	@$(BIN)/python -m pytest -q
+	@echo "==> running the tests in two processes (make test-all runs the slow ones as well)"
+	@$(BIN)/python -m pytest -q $(PARALLEL)
+
+test-all: $(INSTALLED)
+	@echo "==> running the tests of \`make test\` and these, which add minutes:"
+	@$(BIN)/python -m pytest -q --collect-only -m slow
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not libero"
 
 # The LIBERO simulator for evaluation and demonstrations; LIBERO_ASSETS=DIR names its assets.
 libero: $(SIMULATOR)

@@ -38,8 +38,12 @@ _SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps compiled programs: many tests run the same small model, and compiling is most of it."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    """Keeps compiled programs: many tests run the same small model, and compiling is most of it.
+
+    Each process of pytest-xdist has its own folder, since JAX does not write a program atomically.
+    """
+    folder = config.cache.mkdir("compiled") / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
