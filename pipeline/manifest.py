@@ -105,9 +105,11 @@ class Manifest:
     def dumps(self) -> str:
         """As the text of `dataset.json`; without `encoders` where nothing was computed.
 
-        So a program that does not know that field reads all other datasets.
+        So a program that does not know that field reads all other datasets; the same holds of the
+        `parts` of a feature.
         """
         values = to_json_values(self)
+        values["schema"] = self.schema.to_json_values()
         if not self.encoders:
             del values["encoders"]
         return dump_json(values)

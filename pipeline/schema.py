@@ -17,7 +17,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -59,6 +59,23 @@ Blob = bytes | memoryview
 
 
 @dataclasses.dataclass(frozen=True)
+class SourcePart:
+    """A key of the source that a feature is made of, as the source declares it."""
+
+    source: str
+    """The key, such as `steps/action/world_vector`."""
+    dtype: str
+    """Of its values; of the decoded pixels for an image."""
+    shape: tuple[int, ...]
+    """Of one value: () for a number, (h, w, 1) for a grey image."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of one value."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
 class Feature:
     """One named array, image or text of a record."""
 
@@ -81,6 +98,10 @@ class Feature:
     """That it has in the source; what is written back has it again. Empty: the same as `dtype`."""
     dims: tuple[str, ...] = ()
     """Names of the last axis with their units, such as `x_m`; empty where not given."""
+    parts: tuple[SourcePart, ...] = ()
+    """The keys of the source that its values are joined from, in their order, as float32; or the
+    one key whose shape or dtype is another there. Empty where `source` is the key and its values
+    are stored as they are. `source` names the keys of several parts with a plus between them."""
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +109,19 @@ class Feature:
         if self.kind == "quantized":
             return self.code.num_bytes(self.shape)
         return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
+
+    @property
+    def is_camera(self) -> bool:
+        """Whether a step of it is an RGB image, encoded or as its pixels: uint8 (h, w, 3)."""
+        is_rgb = self.dtype == "uint8" and self.shape[2:] == (3,)
+        return self.kind == "image" or (self.kind == "tensor" and is_rgb)
+
+    @property
+    def origins(self) -> tuple["SourcePart", ...]:
+        """The keys of the source that it is made of, in their order; none for a computed one."""
+        if self.parts or not self.source:
+            return self.parts
+        return (SourcePart(self.source, self.source_dtype or self.dtype, self.shape),)
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -185,8 +219,20 @@ class Schema:
 
     def hash(self) -> str:
         """16 hex digits that change with any name, type or order."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.to_json_values(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json_values(self) -> dict[str, Any]:
+        """The schema as plain values, without the fields that a feature may lack.
+
+        So a schema of before such a field has the hash that it had.
+        """
+        values = dataclasses.asdict(self)
+        for column in values["columns"]:
+            for feature in column["features"]:
+                if not feature["parts"]:
+                    del feature["parts"]
+        return values
 
     def check(self, where: str) -> None:
         """Raises `SchemaError` where a declared type breaks the dtype law."""

@@ -1,6 +1,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from pipeline.dataset import open_dataset
 from pipeline.errors import SchemaError
-from pipeline.schema import Column, Feature, Schema, rest_dtype, to_rest
+from pipeline.schema import Column, Feature, Schema, SourcePart, rest_dtype, to_rest
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -156,6 +157,22 @@ def test_only_rgb_bytes_are_an_image(dtype: str, shape: tuple[int, ...]) -> None
         image.check("here")
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "shape", "is_camera"),
+    [
+        ("image", "uint8", (8, 8, 3), True),
+        ("tensor", "uint8", (8, 8, 3), True),
+        ("tensor", "uint8", (8, 8, 4), False),
+        ("tensor", "uint8", (3,), False),
+        ("tensor", "float32", (8, 8, 3), False),
+    ],
+)
+def test_rgb_bytes_are_a_camera_encoded_or_not(
+    kind: Any, dtype: str, shape: tuple[int, ...], *, is_camera: bool
+) -> None:
+    assert dataclasses.replace(tensor(dtype, shape), kind=kind).is_camera is is_camera
+
+
 def test_text_is_never_in_a_batch_and_has_no_numeric_dtype() -> None:
     Feature("source_id", "text", (), "utf8", None, "episode/path").check("here")
 
@@ -195,6 +212,7 @@ def test_find_gives_the_column_and_names_what_there_is() -> None:
         {"source": "steps/y"},
         {"source_dtype": "float64"},
         {"dims": ("x_m", "y_m")},
+        {"parts": (SourcePart("steps/x", "float64", (2,)),)},
     ],
 )
 def test_hash_changes_with_every_field(change: dict) -> None:
