@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -32,6 +32,8 @@ from train.step import LanguageTable, model_inputs
 
 METRICS_NAME = "validation.jsonl"
 EPISODE_NAME = "episode.npz"
+_FRAMES = "frames_"
+"""Name of a camera's images in that file, before its number: cameras may differ in size."""
 T = TypeVar("T")
 
 
@@ -74,14 +76,16 @@ class EpisodePrediction:
     """float32 (steps, dims): as recorded, in the dataset's units, the gripper 1 = open."""
     chunks: np.ndarray
     """float32 (steps, horizon, dims): as sampled at each step, in the same units."""
-    frames: np.ndarray
-    """uint8 (frames, cameras, height, width, 3): what the model saw at a few steps."""
+    frames: tuple[np.ndarray, ...]
+    """Of each camera, uint8 (frames, height, width, 3): its images at a few steps."""
     frame_steps: np.ndarray
     """int32 (frames): which, counted as in `actions`."""
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes `episode.npz` into a run directory."""
-        arrays = {key: np.asarray(value) for key, value in dataclasses.asdict(self).items()}
+        fields = dataclasses.asdict(self)
+        fields |= {f"{_FRAMES}{n}": images for n, images in enumerate(fields.pop("frames"))}
+        arrays = {key: np.asarray(value) for key, value in fields.items()}
         path = directory / EPISODE_NAME
         with writing(path), path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -200,19 +204,17 @@ class Validator:
 
         return cluster.together(read)
 
-    def _frames(self, steps: np.ndarray) -> np.ndarray:
-        """The current camera images at steps of the first dataset, at the size of the largest."""
+    def _frames(self, steps: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The current images of each camera at steps of the first dataset, as the batch has them."""
         count = len(self._loader.shard.rows(self._loader.batch_size))
         wanted = np.resize(steps, -(-len(steps) // count) * count)
         cameras = [image.observation_key for image in self._config.model.cameras]
-        if not cameras:
-            return np.zeros((len(steps), 0, 1, 1, 3), np.uint8)
-        found = []
-        for begin in range(0, len(steps), count):
+        found: list[list[np.ndarray]] = [[] for _ in cameras]
+        for begin in range(0, len(wanted) if cameras else 0, count):
             batch = self._read(wanted[begin : begin + count])
-            images = [batch["observation"][camera][:, -1] for camera in cameras]
-            found.append(np.stack([image.copy() for image in images], axis=1))
-        return np.concatenate(found)[: len(steps)]
+            for images, camera in zip(found, cameras, strict=True):
+                images.append(batch["observation"][camera][:, -1].copy())
+        return tuple(np.concatenate(images)[: len(steps)] for images in found)
 
     def _losses_and_errors(
         self, params: Any, batch: dict[str, Any], table: LanguageTable, number: jax.Array
@@ -331,6 +333,14 @@ def read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
             dims=tuple(map(str, arrays["dims"])),
             actions=arrays["actions"],
             chunks=arrays["chunks"],
-            frames=arrays["frames"],
+            frames=_read_frames(arrays),
             frame_steps=arrays["frame_steps"],
         )
+
+
+def _read_frames(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The images of each camera; files of earlier releases hold all cameras in one array."""
+    if "frames" in arrays:
+        return tuple(np.moveaxis(arrays["frames"], 1, 0))
+    numbers = range(sum(name.removeprefix(_FRAMES).isdecimal() for name in arrays))
+    return tuple(arrays[f"{_FRAMES}{number}"] for number in numbers)

@@ -89,7 +89,7 @@ def episode() -> EpisodePrediction:
         dims=DIMS,
         actions=actions,
         chunks=np.repeat(actions[:, None] + np.float32(0.25), 4, axis=1),
-        frames=np.zeros((2, 1, 16, 16, 3), np.uint8),
+        frames=(np.zeros((2, 16, 16, 3), np.uint8),),
         frame_steps=np.array([0, 23], np.int32),
     )
 

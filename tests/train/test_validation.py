@@ -15,6 +15,7 @@ from pipeline.text import load_vocabulary
 from train.octo.policy import init_params
 from train.step import make_language_table
 from train.validation import (
+    EpisodePrediction,
     ValidationMetrics,
     Validator,
     append_validation,
@@ -67,7 +68,7 @@ def test_a_model_without_cameras_has_an_episode_without_frames(config, dataset):
     encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
     sharding = batch_sharding(make_mesh(), 4)
     validator = Validator(blind, [dataset], encode, WHOLE_BATCH, sharding)
-    assert validator._frames(np.arange(3)).shape == (3, 0, 1, 1, 3)
+    assert validator._frames(np.arange(3)) == ()
 
 
 def test_the_same_samples_give_the_same_numbers_every_time(validator, model):
@@ -99,13 +100,36 @@ def test_the_episode_is_one_that_is_held_out(validator, model, dataset, tmp_path
     recorded = dataset.columns["episodes"].read(found.episode)["action"]
     np.testing.assert_allclose(found.actions[:, :6], recorded[:, :6], atol=1e-5)
     assert set(np.unique(found.actions[:, 6])) <= {0.0, 1.0}  # standardised: 1 = open
-    assert found.frames.shape == (6, 1, 128, 128, 3)
+    assert [images.shape for images in found.frames] == [(6, 128, 128, 3)]
     assert found.frame_steps.tolist()[0] == 0
     assert found.frame_steps.tolist()[-1] == steps - 1
     found.save(tmp_path)
     again = read_episode(tmp_path)
     for field in dataclasses.fields(found):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
+
+
+def test_images_of_cameras_of_two_sizes_are_kept_as_they_are(tmp_path):
+    sizes = [(2, 48, 64, 3), (2, 24, 32, 3)]
+    frames = tuple(np.full(size, number, np.uint8) for number, size in enumerate(sizes))
+    actions, chunks = np.zeros((3, 1), np.float32), np.zeros((3, 2, 1), np.float32)
+    steps = np.array([0, 2], np.int32)
+    EpisodePrediction("d", 0, True, "lift", ("x",), actions, chunks, frames, steps).save(tmp_path)
+    again = read_episode(tmp_path)
+    assert again is not None
+    assert [images.shape for images in again.frames] == sizes
+    assert [int(images.max()) for images in again.frames] == [0, 1]
+
+
+def test_an_episode_of_an_earlier_release_is_read(tmp_path):
+    both = np.stack([np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 8, 8, 3), np.uint8)], axis=1)
+    arrays = {"actions": np.zeros((3, 1)), "chunks": np.zeros((3, 2, 1)), "frame_steps": [0, 2]}
+    texts = {"dataset": "d", "episode": 0, "is_held_out": True, "task": "lift", "dims": ["x"]}
+    np.savez(tmp_path / "episode.npz", frames=both, **arrays, **texts)
+    again = read_episode(tmp_path)
+    assert again is not None
+    assert [images.shape for images in again.frames] == [(2, 8, 8, 3)] * 2
+    assert [int(images.max()) for images in again.frames] == [0, 1]
 
 
 def metrics(step: int) -> ValidationMetrics:

@@ -48,7 +48,7 @@ def episode_section(run: RunFiles) -> Html:
         note(_about(episode)),
         keys,
         panels(*figures, size=SMALL_PANEL),
-        _frames(episode, _camera_names(run, episode.frames.shape[1])),
+        _frames(episode, _camera_names(run, len(episode.frames))),
         anchor="episode",
     )
 
@@ -131,10 +131,10 @@ def _frames(episode: EpisodePrediction, cameras: list[str]) -> Html:
     if not cameras:
         return tag("div")
     figures = []
-    for step, images in zip(episode.frame_steps.tolist(), episode.frames, strict=True):
+    for place, step in enumerate(episode.frame_steps.tolist()):
         shown = [
-            tag("img", src=_jpeg_uri(image), alt=f"{camera} at step {step}")
-            for camera, image in zip(cameras, images, strict=True)
+            tag("img", src=_jpeg_uri(images[place]), alt=f"{camera} at step {step}")
+            for camera, images in zip(cameras, episode.frames, strict=True)
         ]
         figures.append(tag("figure", *shown, tag("figcaption", f"step {step}")))
     heading = tag("h3", f"Frames of that episode: {', '.join(cameras)}")
