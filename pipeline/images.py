@@ -22,6 +22,22 @@ def image_format(encoded: Blob) -> Literal["jpeg", "png"]:
     return "jpeg" if encoded[:2] == _JPEG else "png"
 
 
+def image_size(encoded: Blob, where: str) -> tuple[int, int]:
+    """(height, width) of a JPEG or PNG by its header; no pixel is decoded.
+
+    Raises:
+      DataError: Bytes that are no readable image.
+    """
+    try:
+        if image_format(encoded) == "jpeg":
+            height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
+        else:
+            width, height = Image.open(io.BytesIO(encoded), formats=_PNG).size
+    except _UNREADABLE as error:
+        raise _unreadable(encoded, error, where) from error
+    return int(height), int(width)
+
+
 def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
     """Checks the size of an image by its header; no pixel is decoded.
 
@@ -34,13 +50,7 @@ def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
       DataError: Bytes that are no readable image.
       SchemaError: An image of another size.
     """
-    try:
-        if image_format(encoded) == "jpeg":
-            height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
-        else:
-            width, height = Image.open(io.BytesIO(encoded), formats=_PNG).size
-    except _UNREADABLE as error:
-        raise _unreadable(encoded, error, where) from error
+    height, width = image_size(encoded, where)
     if (height, width) != shape[:2]:
         raise SchemaError(
             where=where,

@@ -13,6 +13,7 @@ Source: `tensorflow/core/example/{example,feature}.proto` and protobuf's encodin
 """
 
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
@@ -29,6 +30,7 @@ Episode = dict[str, np.ndarray | list[Blob]]
 Keys outside `steps/` have one value: t is 1."""
 
 _KINDS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
+_FLAT_VALUES = "ragged_flat_values"
 _BYTES = 2
 """The wire type of a field that begins with its length."""
 _VARINT_BYTES = 10
@@ -74,7 +76,7 @@ def parse_episode(
     """
     try:
         stored = _features(memoryview(record))
-        undeclared = [key for key in stored if key not in keys and not _is_nested(key, keys)]
+        undeclared = [key for key in stored if not _is_declared(key, keys)]
         if undeclared:
             raise mismatch(where, "only keys of features.json", ", ".join(sorted(undeclared)))
         taken = [
@@ -94,10 +96,13 @@ def parse_episode(
     return episode
 
 
-def _is_nested(key: str, keys: Mapping[str, SourceKey]) -> bool:
-    """Whether a stored key is a part of a declared one, such as the row lengths of a ragged one."""
+def _is_declared(key: str, keys: Mapping[str, SourceKey]) -> bool:
+    """Whether a stored key is a declared one, or a part of one such as its row lengths."""
+    if key in keys:
+        return True
+    whole = {spec.stored for spec in keys.values() if spec.kind == "other" or spec.lengths}
     parents = itertools.accumulate(key.split("/"), lambda parent, name: f"{parent}/{name}")
-    return any(parent in keys and keys[parent].kind == "other" for parent in parents)
+    return any(parent in whole for parent in parents)
 
 
 def _check_lengths(episode: Episode, where: str) -> None:
@@ -114,18 +119,47 @@ def _read_value(
     stored: Mapping[str, memoryview], spec: SourceKey, where: str
 ) -> np.ndarray | list[Blob]:
     where = f"{where}, {spec.key}"
-    if spec.key not in stored:
+    name = spec.stored
+    if spec.lengths and f"{name}/{_FLAT_VALUES}" in stored:
+        _check_row_lengths(stored, spec, where)
+        name = f"{name}/{_FLAT_VALUES}"
+    if name not in stored:
         raise mismatch(where, f"{spec.dtype}{list(spec.shape)}", "no such key")
-    kind, values = _list(stored[spec.key])
+    kind, values = _list(stored[name])
     expected = _stored_kind(spec)
     if kind != expected:
         raise mismatch(where, expected, str(kind))
     if isinstance(values, list):
-        return values
+        return _view(values, spec, where)
     size = int(np.prod(spec.shape, dtype=np.int64))
     if size == 0 or values.size % size:
         raise mismatch(where, f"a multiple of {size} values", f"{values.size}")
     return _as_declared(values, spec.dtype, where).reshape(-1, *spec.shape)
+
+
+def _check_row_lengths(stored: Mapping[str, memoryview], spec: SourceKey, where: str) -> None:
+    """Checks that the sequences of a record have their declared lengths.
+
+    What is inside more than one sequence is stored flat, beside the lengths of each level but the
+    outermost; `steps` is a level.
+    """
+    inner = spec.lengths if spec.key.startswith(STEPS) else spec.lengths[1:]
+    for level, length in enumerate(inner):
+        rows = stored.get(f"{spec.stored}/ragged_row_lengths_{level}", memoryview(b""))
+        _, found = _list(rows)
+        wrong = [row for row in found if row != length]
+        if wrong:
+            raise mismatch(where, f"sequences of {length}", f"one of {wrong[0]}")
+
+
+def _view(values: list[Blob], spec: SourceKey, where: str) -> list[Blob]:
+    """The texts or images of a key; of a sequence of images, those of its view."""
+    if spec.view is None:
+        return values
+    num_views = math.prod(spec.lengths)
+    if len(values) % num_views:
+        raise mismatch(where, f"a multiple of {num_views} images", f"{len(values)}")
+    return values[spec.view :: num_views]
 
 
 def _stored_kind(spec: SourceKey) -> str:

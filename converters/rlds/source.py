@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -16,16 +17,18 @@ from converters.rlds.tfrecord import read_records
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import open_path
 
+UNKNOWN = -1
+"""A size of an image that `features.json` does not declare."""
 STEPS = "steps/"
 """Prefix of every key that has one value a step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceKey:
-    """A leaf of `features.json`."""
+    """A leaf of `features.json`, or one view of a sequence of images."""
 
     key: str
-    """Its path, such as `steps/observation/state`."""
+    """Its path, such as `steps/observation/state`; of a view `steps/observation/images[0]`."""
     kind: Literal["tensor", "image", "text", "other"]
     """What it holds; `other` is what only a mapping's `ignore` can take: ragged, nested, encoded
     and texts of more than one value."""
@@ -33,6 +36,18 @@ class SourceKey:
     """Of one value."""
     dtype: str
     """As declared; of the decoded pixels for an image, `utf8` for a text; in words for `other`."""
+    lengths: tuple[int, ...] = ()
+    """Of the sequences of fixed length that hold the value, the outermost first; they are part of
+    the shape of a tensor."""
+    view: int | None = None
+    """The place of an image in its sequence."""
+    has_images: bool = False
+    """Whether it is a camera that cannot be stored: for `other`, whose shape is not known."""
+
+    @property
+    def stored(self) -> str:
+        """The key that it has in a record; one for all views of a sequence."""
+        return self.key if self.view is None else self.key.removesuffix(f"[{self.view}]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +71,7 @@ class SourceShard:
 
 @dataclasses.dataclass(frozen=True)
 class RldsSource:
-    """An RLDS directory whose specification has been read; no episode has."""
+    """An RLDS directory whose specification has been read."""
 
     directory: epath.Path
     """The folder that holds `features.json`."""
@@ -130,6 +145,8 @@ class RldsSource:
 def open_source(path: str, split: str = "train") -> RldsSource:
     """Opens an RLDS directory, `.../name/1.0.0` or `.../name` where it has one version.
 
+    Images that are declared without a size have that of the first one that can be read.
+
     Raises:
       DataError: Where there is none, its files are not readable, or the split is not there.
       SchemaError: Where `features.json` declares what this project cannot store.
@@ -139,7 +156,7 @@ def open_source(path: str, split: str = "train") -> RldsSource:
         _check_json(directory / file)
     with _named_as_broken(directory):
         info = tfds.builder_from_directory(directory).info
-    return RldsSource(
+    source = RldsSource(
         directory=directory,
         name=info.name,
         version=str(info.version),
@@ -147,6 +164,9 @@ def open_source(path: str, split: str = "train") -> RldsSource:
         keys=_declared_keys(info.features, str(directory / "features.json")),
         shards=_declared_shards(info, split, directory),
     )
+    from converters.rlds.sizes import with_image_sizes  # noqa: PLC0415  (it reads records)
+
+    return with_image_sizes(source)
 
 
 def _declared_shards(info: Any, split: str, directory: epath.Path) -> tuple[SourceShard, ...]:
@@ -178,14 +198,21 @@ def _declared_keys(features: Any, where: str) -> dict[str, SourceKey]:
     if not isinstance(features, tfds.features.FeaturesDict) or "steps" not in features:
         raise mismatch(where, "an RLDS feature dictionary with `steps`", _one_line(features))
     leaves = dict(_leaves(features, ""))
-    return {key: _source_key(key, leaves[key]) for key in sorted(leaves)}
+    if not any(key.startswith(STEPS) for key in leaves):
+        found = _one_line(features["steps"])
+        raise mismatch(f"{where}, steps", "a dataset or sequence of a dictionary", found)
+    keys = [part for key in sorted(leaves) for part in _source_keys(key, leaves[key])]
+    return {key.key: key for key in keys}
 
 
 def _leaves(
     feature: tfds.features.FeatureConnector, path: str
 ) -> Iterator[tuple[str, tfds.features.FeatureConnector]]:
-    """Every (path, feature) below a feature; `steps` is the one sequence that is entered."""
-    if isinstance(feature, tfds.features.Dataset) and path == "steps":
+    """Every (path, feature) below a feature; `steps` is the one sequence that is entered.
+
+    It is a Dataset or, with the same bytes, a Sequence, whose class the former derives from.
+    """
+    if isinstance(feature, tfds.features.Sequence) and path == "steps":
         feature = feature.feature
     if isinstance(feature, tfds.features.FeaturesDict):
         for name, child in feature.items():
@@ -194,24 +221,72 @@ def _leaves(
         yield path, feature
 
 
+def _source_keys(key: str, feature: Any) -> list[SourceKey]:
+    """The declared type of a leaf of tensorflow-datasets; of a sequence of images, of each."""
+    lengths, inner = _unwrapped(feature)
+    found = _source_key(key, inner)
+    if not lengths:
+        return [found]
+    num_values = math.prod(lengths)
+    if min(lengths) < 1 or found.kind == "other":
+        words = f"{_one_line(feature)} of any length" if -1 in lengths else _one_line(feature)
+        has_images = found.has_images or found.kind == "image"
+        return [SourceKey(key, "other", (), words, has_images=has_images)]
+    if found.kind == "image":
+        views = [f"{key}[{view}]" for view in range(num_values)]
+        return [
+            dataclasses.replace(found, key=name, lengths=lengths, view=view)
+            for view, name in enumerate(views)
+        ]
+    if found.kind == "tensor":
+        return [dataclasses.replace(found, shape=(*lengths, *found.shape), lengths=lengths)]
+    return [_texts(dataclasses.replace(found, lengths=lengths), num_values, feature)]
+
+
+def _unwrapped(feature: Any) -> tuple[tuple[int, ...], Any]:
+    """(lengths, feature) inside nested sequences; a length is -1 where it may be any."""
+    if type(feature) is not tfds.features.Sequence:  # not those that derive from it, as Video does
+        return (), feature
+    lengths, inner = _unwrapped(feature.feature)
+    return (feature.to_json_content().length, *lengths), inner
+
+
 def _source_key(key: str, feature: Any) -> SourceKey:
-    """The declared type of a leaf feature of tensorflow-datasets."""
+    """The declared type of a leaf that is no sequence."""
     shape: Any = feature.shape
     np_dtype: Any = feature.np_dtype  # of a nested feature a dict, which numpy refuses
     if isinstance(feature, tfds.features.Text):
         return SourceKey(key, "text", (), "utf8")
-    if isinstance(feature, tfds.features.Image) and None not in shape:
-        return SourceKey(key, "image", tuple(shape), np.dtype(np_dtype).name)
+    if isinstance(feature, tfds.features.Image) and shape[-1] is not None:
+        size = tuple(length or UNKNOWN for length in shape)
+        return SourceKey(key, "image", size, np.dtype(np_dtype).name)
     encoding = _encoding(feature)
     dense = isinstance(feature, tfds.features.Tensor) and None not in shape
     if not dense or encoding != "none":
-        return SourceKey(key, "other", (), f"{_one_line(feature)} with the encoding {encoding}")
+        words = _one_line(feature)
+        words += f" with the encoding {encoding}" if encoding != "none" else ""
+        return SourceKey(key, "other", (), words, has_images=_has_images(feature))
     dtype = np.dtype(np_dtype)
     if dtype.kind not in "OSU":
         return SourceKey(key, "tensor", tuple(shape), dtype.name)
-    if shape == ():
-        return SourceKey(key, "text", (), "utf8")
-    return SourceKey(key, "other", (), f"{_one_line(feature)}, of texts")
+    return _texts(SourceKey(key, "text", (), "utf8"), math.prod(shape), feature)
+
+
+def _texts(key: SourceKey, num_values: int, feature: Any) -> SourceKey:
+    """A text, also where it is a tensor or sequence of one; several cannot be read."""
+    if num_values == 1:
+        return key
+    return SourceKey(key.key, "other", (), f"{_one_line(feature)}, of texts")
+
+
+def _has_images(feature: Any) -> bool:
+    """Whether any part of a nested or encoded feature is a camera."""
+    if isinstance(feature, tfds.features.Sequence):  # a Video is one
+        return _has_images(feature.feature)
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return any(map(_has_images, feature.values()))
+    is_rgb = feature.shape[2:] == (3,) and np.dtype(feature.np_dtype) == np.uint8
+    return isinstance(feature, tfds.features.Image) or is_rgb
 
 
 def _encoding(feature: tfds.features.FeatureConnector) -> str:
