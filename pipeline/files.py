@@ -18,6 +18,7 @@ import pydantic
 from etils import epath
 
 from pipeline.errors import DataError, UserError
+from pipeline.later import without_absent
 
 T = TypeVar("T")
 
@@ -157,8 +158,8 @@ def _on_one_line(match: re.Match[str]) -> str:
 
 
 def to_json_values(value: object) -> Any:
-    """A dataclass, however nested, as plain JSON values."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    """A dataclass, however nested, as plain JSON values; `pipeline.later` says what is left out."""
+    return without_absent(value, _adapter(type(value)).dump_python(value, mode="json"))
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from etils import epath
 from pipeline.conventions import Conventions
 from pipeline.errors import DataError
 from pipeline.files import dump_json, from_json_text, to_json_values
+from pipeline.later import LATER
 from pipeline.schema import ACTION, EPISODES, Schema
 from pipeline.tokens import TokenOrigin
 
@@ -80,7 +81,7 @@ class Manifest:
     """Of each column, as an SPDX identifier or in words."""
     provenance: Mapping[str, str]
     """Where the data came from."""
-    encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict)
+    encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict, metadata=LATER)
     """How each feature was made that is not of the source, by key."""
 
     def digest(self, columns: Collection[str] | None = None) -> str:
@@ -103,16 +104,8 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def dumps(self) -> str:
-        """As the text of `dataset.json`; without `encoders` where nothing was computed.
-
-        So a program that does not know that field reads all other datasets; the same holds of the
-        `parts` of a feature.
-        """
-        values = to_json_values(self)
-        values["schema"] = self.schema.to_json_values()
-        if not self.encoders:
-            del values["encoders"]
-        return dump_json(values)
+        """As the text of `dataset.json`."""
+        return dump_json(to_json_values(self))
 
 
 def load_manifest(directory: epath.Path) -> Manifest:

@@ -17,12 +17,13 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
 
 from pipeline.errors import SchemaError
+from pipeline.later import LATER, without_absent
 from pipeline.quantize import GroupedInt8
 
 BATCH_DTYPES = ("uint8", "int32", "float16", "float32", "bool")
@@ -98,7 +99,7 @@ class Feature:
     """That it has in the source; what is written back has it again. Empty: the same as `dtype`."""
     dims: tuple[str, ...] = ()
     """Names of the last axis with their units, such as `x_m`; empty where not given."""
-    parts: tuple[SourcePart, ...] = ()
+    parts: tuple[SourcePart, ...] = dataclasses.field(default=(), metadata=LATER)
     """The keys of the source that its values are joined from, in their order, as float32; or the
     one key whose shape or dtype is another there. Empty where `source` is the key and its values
     are stored as they are. `source` names the keys of several parts with a plus between them."""
@@ -219,20 +220,9 @@ class Schema:
 
     def hash(self) -> str:
         """16 hex digits that change with any name, type or order."""
-        text = json.dumps(self.to_json_values(), sort_keys=True, separators=(",", ":"))
+        values = without_absent(self, dataclasses.asdict(self))
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def to_json_values(self) -> dict[str, Any]:
-        """The schema as plain values, without the fields that a feature may lack.
-
-        So a schema of before such a field has the hash that it had.
-        """
-        values = dataclasses.asdict(self)
-        for column in values["columns"]:
-            for feature in column["features"]:
-                if not feature["parts"]:
-                    del feature["parts"]
-        return values
 
     def check(self, where: str) -> None:
         """Raises `SchemaError` where a declared type breaks the dtype law."""
