@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import tyro
 
+from pipeline.checks import check
 from pipeline.schema import ACTION, Column
 
 Normalization = Literal["normal", "bounds", "quantile"]
@@ -36,10 +38,12 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         """Checks the range of episodes."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
         if self.episodes is not None and not 0 <= self.episodes[0] < self.episodes[1]:
-            raise ValueError(
-                f"episodes must be the first and the one after the last, not {self.episodes}"
-            )
+            yield (f"episodes must be the first and the one after the last, not {self.episodes}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,42 +119,44 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges, and that weights are given for all datasets or none."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be between 0 and 2**63 - 1, not {self.seed}")
+            yield f"seed must be between 0 and 2**63 - 1, not {self.seed}"
         for name in ("window_size", "action_horizon", "max_text_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                yield f"{name} must be at least 1, not {getattr(self, name)}"
         if not 0 <= self.num_threads <= self.prefetch_batches:
-            raise ValueError(
+            yield (
                 f"num_threads must be between 0 and prefetch_batches ({self.prefetch_batches}), "
                 f"not {self.num_threads}"
             )
         if not 0 <= self.keep_image_prob <= 1:
-            raise ValueError(f"keep_image_prob must be in [0, 1], not {self.keep_image_prob}")
+            yield f"keep_image_prob must be in [0, 1], not {self.keep_image_prob}"
         if self.ram_budget_gb is not None and not 0 < self.ram_budget_gb < math.inf:
-            raise ValueError(f"ram_budget_gb must be above 0 and finite, not {self.ram_budget_gb}")
-        self._check_split()
-        self._check_mixture()
-        self._check_names()
+            yield f"ram_budget_gb must be above 0 and finite, not {self.ram_budget_gb}"
+        yield from self._check_split()
+        yield from self._check_mixture()
+        yield from self._check_names()
 
-    def _check_split(self) -> None:
+    def _check_split(self) -> Iterator[str]:
         if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction must be in [0, 1), not {self.validation_fraction}"
-            )
+            yield (f"validation_fraction must be in [0, 1), not {self.validation_fraction}")
         if self.split == "validation" and self.validation_fraction == 0:
-            raise ValueError("split is validation, but validation_fraction is 0: nothing is in it")
+            yield "split is validation, but validation_fraction is 0: nothing is in it"
 
-    def _check_mixture(self) -> None:
+    def _check_mixture(self) -> Iterator[str]:
         weights = [dataset.weight for dataset in self.datasets]
         if not self.datasets:
-            raise ValueError("datasets is empty: name at least one dataset directory")
+            yield "datasets is empty: name at least one dataset directory"
         if None in weights and any(weight is not None for weight in weights):
-            raise ValueError(f"weights must be given for every dataset or for none, not {weights}")
+            yield f"weights must be given for every dataset or for none, not {weights}"
         if any(weight is not None and not 0 < weight < math.inf for weight in weights):
-            raise ValueError(f"weights must be positive and finite, not {weights}")
+            yield f"weights must be positive and finite, not {weights}"
 
-    def _check_names(self) -> None:
+    def _check_names(self) -> Iterator[str]:
         """Whatever is said of an observation is said of one that is read."""
         said = {"current_only": self.current_only} | {
             f"datasets.{number}.missing": dataset.missing
@@ -159,10 +165,10 @@ class DataConfig:
         for field, names in said.items():
             unknown = sorted(set(names) - set(self.observations))
             if unknown:
-                raise ValueError(
+                yield (
                     f"{field} names {', '.join(unknown)}, but observations are "
                     f"{', '.join(self.observations)}"
                 )
-        for name in self.observations:
+        for name in self.observations if self.datasets else ():
             if all(name in dataset.missing for dataset in self.datasets):
-                raise ValueError(f"{name} is missing in every dataset: leave it out")
+                yield f"{name} is missing in every dataset: leave it out"

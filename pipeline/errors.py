@@ -59,6 +59,11 @@ class RecordError(DataError):
         self.record = record
 
 
+def install_extra(name: str) -> str:
+    """The start of a remedy: how an optional dependency of pyproject.toml is installed."""
+    return f"In the checkout, run `pip install -c constraints.txt -e '.[{name}]'`"
+
+
 def _rebuild(kind: type[UserError], fields: dict[str, str]) -> UserError:
     return kind(**fields)
 

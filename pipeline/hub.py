@@ -1,24 +1,46 @@
-"""Files that are named by a path, or by `hf://owner/name/file` on the Hugging Face hub."""
+"""Files named by a path, or by `hf://owner/name[@revision]/file` on the Hugging Face hub."""
 
+import dataclasses
 import logging
 import pathlib
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, install_extra
 
 SCHEME = "hf://"
 _TIMEOUT_S = 3.0
 
+_WORD = r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_ADDRESS = re.compile(
+    rf"hf://(?P<owner>{_WORD})/(?P<name>{_WORD})(@(?P<revision>{_WORD}))?(/(?P<file>.+))?"
+)
+"""Words as the hub's rules for names have them; a branch with a slash is named by its commit."""
+
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repository:
+    """A repository on the hub."""
+
+    id: str
+    """owner/name."""
+    revision: str | None
+    """Commit, tag or branch; None: the default branch."""
+
+    def __str__(self) -> str:
+        pinned = "" if self.revision is None else f"@{self.revision}"
+        return f"{SCHEME}{self.id}{pinned}"
 
 
 def fetch(path: str) -> pathlib.Path:
     """The local path of a file; one on the hub comes from its cache, else it is downloaded.
 
     Args:
-      path: A path, or hf://owner/name/file.
+      path: A path, or hf://owner/name[@revision]/file.
 
     Raises:
       DataError: Where the file is missing, or it is not cached and cannot be downloaded.
@@ -33,7 +55,9 @@ def fetch(path: str) -> pathlib.Path:
             found="none",
             remedy="Name another path, or hf://owner/name/file for one on the hub.",
         )
-    repository, file = _split(path)
+    repository, file = _parse(path)
+    if file is None:
+        raise _malformed(path, "hf://owner/name/file", "Write the owner, the repository, the file.")
     return _download(repository, [file]) / file
 
 
@@ -41,7 +65,7 @@ def fetch_directory(path: str, files: Sequence[str]) -> pathlib.Path:
     """The local path of a directory; of one on the hub, `files` are fetched.
 
     Args:
-      path: A path, or hf://owner/name.
+      path: A path, or hf://owner/name[@revision].
       files: Paths inside it. A local directory is not searched for them.
 
     Raises:
@@ -49,47 +73,49 @@ def fetch_directory(path: str, files: Sequence[str]) -> pathlib.Path:
     """
     if not path.startswith(SCHEME):
         return pathlib.Path(path)
-    repository, _ = _split(f"{path}/{files[0]}")
+    repository, file = _parse(path)
+    if file is not None:
+        raise _malformed(path, "hf://owner/name", f"Leave out /{file}.")
     return _download(repository, files)
 
 
-def _split(path: str) -> tuple[str, str]:
-    """(owner/name, file) of hf://owner/name/file."""
-    owner, _, rest = path.removeprefix(SCHEME).partition("/")
-    name, _, file = rest.partition("/")
-    if not (owner and name and file):
-        raise DataError(
-            where=path,
-            expected="hf://owner/name/file",
-            found=path,
-            remedy="Write the owner, the repository and the file.",
-        )
-    return f"{owner}/{name}", file
+def _parse(path: str) -> tuple[_Repository, str | None]:
+    """The repository of an address, and the file in it where it names one."""
+    found = _ADDRESS.fullmatch(path)
+    if found is None or ".." in pathlib.PurePosixPath(found["file"] or "").parts:
+        remedy = "Write the owner, the repository, and @revision to pin a commit or tag of it."
+        raise _malformed(path, "hf://owner/name[@revision][/file]", remedy)
+    return _Repository(f"{found['owner']}/{found['name']}", found["revision"]), found["file"]
 
 
-def _download(repository: str, files: Sequence[str]) -> pathlib.Path:
+def _malformed(path: str, expected: str, remedy: str) -> DataError:
+    return DataError(where=path, expected=expected, found=repr(path), remedy=remedy)
+
+
+def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
     """The folder of the hub's cache that holds the files."""
-    path = f"{SCHEME}{repository}"
-    command = f"hf download {repository} {' '.join(files)}"
+    pinned = "" if repository.revision is None else f" --revision {repository.revision}"
+    command = f"hf download {repository.id} {' '.join(files)}{pinned}"
     try:
         import huggingface_hub  # noqa: PLC0415  (an extra)
         from huggingface_hub import constants, errors  # noqa: PLC0415
     except ImportError as error:
         raise DataError(
-            where=path,
+            where=str(repository),
             expected="the package huggingface_hub, to read from the hub",
             found="it is not installed",
-            remedy=f"Run `pip install huggingface_hub`, then `{command}`.",
+            remedy=f"{install_extra('hub')}, then `{command}`.",
         ) from error
-    cached = [huggingface_hub.try_to_load_from_cache(repository, file) for file in files]
+    at = {"repo_id": repository.id, "revision": repository.revision}
+    cached = [huggingface_hub.try_to_load_from_cache(filename=file, **at) for file in files]
     try:
         if not all(isinstance(file, str) for file in cached):
-            _log.info("fetching %s: %s", path, ", ".join(files))
+            _log.info("fetching %s: %s", repository, ", ".join(files))
             _check_reachable(constants.ENDPOINT)
-            cached = [huggingface_hub.hf_hub_download(repository, file) for file in files]
+            cached = [huggingface_hub.hf_hub_download(filename=file, **at) for file in files]
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise DataError(
-            where=path,
+            where=str(repository),
             expected=f"{', '.join(files)} in the hub's cache, or a network to fetch it",
             found=" ".join(str(error).split()) or type(error).__name__,
             remedy=f"Run `{command}` where there is a network; the cache may be copied.",

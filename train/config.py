@@ -4,9 +4,10 @@ import dataclasses
 import fnmatch
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from pipeline.checks import check
 from pipeline.config import DataConfig
 from train.octo.config import OctoConfig
 
@@ -58,10 +59,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"optimizer.{name} must be above 0 and finite, not {value}")
+                yield f"optimizer.{name} must be above 0 and finite, not {value}"
         for name, least in (
             ("accumulation_steps", 1),
             ("rsqrt_timescale", 1),
@@ -70,13 +75,11 @@ class OptimizerConfig:
             ("weight_decay", 0),
         ):
             if getattr(self, name) < least:
-                raise ValueError(
-                    f"optimizer.{name} must be at least {least}, not {getattr(self, name)}"
-                )
+                yield (f"optimizer.{name} must be at least {least}, not {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"optimizer.ema_decay must be in (0, 1), not {self.ema_decay}")
+            yield f"optimizer.ema_decay must be in (0, 1), not {self.ema_decay}"
         if self.decay_steps is not None and self.schedule != "cosine":
-            raise ValueError(
+            yield (
                 f"optimizer.decay_steps is {self.decay_steps}, but the schedule {self.schedule!r} "
                 "does not end: leave it out, or take 'cosine'"
             )
@@ -106,12 +109,16 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
         for name in ("crop_scale", "crop_ratio", "contrast", "saturation"):
             low, high = getattr(self, name)
             if not 0 < low <= high or (name == "crop_scale" and high > 1):
-                raise ValueError(f"{name} must be a least and a largest value, not {low} {high}")
+                yield f"{name} must be a least and a largest value, not {low} {high}"
         if not (0 <= self.brightness <= 1 and 0 <= self.hue <= 1):
-            raise ValueError(f"brightness {self.brightness} and hue {self.hue} must be in [0, 1]")
+            yield f"brightness {self.brightness} and hue {self.hue} must be in [0, 1]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +132,13 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
         for name in ("interval", "num_batches"):
             if getattr(self, name) < 1:
-                raise ValueError(f"validation.{name} must be at least 1, not {getattr(self, name)}")
+                yield f"validation.{name} must be at least 1, not {getattr(self, name)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,109 +228,112 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks counts, and that data and model speak of the same window, chunk and inputs."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
         counts = ("batch_size", "num_steps", "save_interval", "keep_checkpoints", "fsdp_devices")
         for name in (*counts, *(["keep_every"] if self.keep_every is not None else [])):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                yield f"{name} must be at least 1, not {getattr(self, name)}"
         if self.keep_every is not None and self.keep_every % self.save_interval:
-            raise ValueError(
+            yield (
                 f"keep_every {self.keep_every} is no multiple of save_interval "
                 f"{self.save_interval}: no checkpoint would be kept"
             )
         if self.batch_size % self.optimizer.accumulation_steps:
-            raise ValueError(
+            yield (
                 f"batch_size {self.batch_size} is no multiple of optimizer.accumulation_steps "
                 f"{self.optimizer.accumulation_steps}"
             )
-        self._check_schedule()
-        self._check_mode()
+        yield from self._check_schedule()
+        yield from self._check_mode()
         if self.data.window_size > self.model.max_horizon:
-            raise ValueError(
+            yield (
                 f"data.window_size {self.data.window_size} is beyond model.max_horizon "
                 f"{self.model.max_horizon}"
             )
         if self.data.action_horizon != self.model.head.action_horizon:
-            raise ValueError(
+            yield (
                 f"data.action_horizon {self.data.action_horizon} is not model.head.action_horizon "
                 f"{self.model.head.action_horizon}"
             )
-        self._check_language()
-        self._check_inputs()
-        self._check_crops()
+        yield from self._check_language()
+        yield from self._check_inputs()
+        yield from self._check_crops()
 
-    def _check_mode(self) -> None:
+    def _check_mode(self) -> Iterator[str]:
         if self.finetuning_mode == "head_mlp_only" and self.model.head.pooling != "map":
-            raise ValueError(
+            yield (
                 "finetuning_mode is head_mlp_only, but the head has no attention pooling "
                 f"(model.head.pooling is {self.model.head.pooling!r}): head_only is the same for it"
             )
 
-    def _check_schedule(self) -> None:
+    def _check_schedule(self) -> Iterator[str]:
         if self.optimizer.schedule != "cosine":
             return
         decay_steps = self.optimizer.decay_steps or self.num_steps
         if self.num_steps > decay_steps:
-            raise ValueError(
+            yield (
                 f"num_steps {self.num_steps} is beyond optimizer.decay_steps {decay_steps}: "
                 "from there on the learning rate is 0"
             )
-        if self.optimizer.warmup_steps >= decay_steps:
-            raise ValueError(
+        if self.optimizer.decay_steps and self.optimizer.warmup_steps >= decay_steps:
+            yield (
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than "
-                f"{decay_steps}, the step at which the learning rate has decayed "
-                "(optimizer.decay_steps, or else num_steps)"
+                f"optimizer.decay_steps {decay_steps}, where the learning rate has decayed to 0"
             )
 
-    def _check_language(self) -> None:
+    def _check_language(self) -> Iterator[str]:
         language = self.model.language
         encoder = "octo_transformer/task_tokenizers_language/hf_model/encoder"
         frozen = [glob for glob in self.frozen if fnmatch.fnmatchcase(encoder, glob)]
         if language is not None and language.finetune and frozen:
-            raise ValueError(
+            yield (
                 f"model.language.finetune is True, but {', '.join(frozen)} (optimizer.frozen or "
                 "finetuning_mode) freezes the encoder"
             )
         if language is not None and not language.finetune and not frozen:
-            raise ValueError(
+            yield (
                 "model.language.finetune is False, but optimizer.frozen does not name the encoder, "
                 "such as by *hf_model*: weight decay alone would shrink it"
             )
         if language is None:
             if self.data.conditioning != "image_conditioned":
-                raise ValueError(
+                yield (
                     "model.language is None, so data.conditioning must be image_conditioned, not "
                     f"{self.data.conditioning}"
                 )
         elif self.data.max_text_length != language.max_length:
-            raise ValueError(
+            yield (
                 f"data.max_text_length {self.data.max_text_length} is not "
                 f"model.language.max_length {language.max_length}"
             )
 
-    def _check_inputs(self) -> None:
+    def _check_inputs(self) -> Iterator[str]:
         inputs = set(self.model.observation_keys)
         missing = sorted(inputs - set(self.data.observations))
         if missing:
-            raise ValueError(
+            yield (
                 f"the model reads {', '.join(missing)}, data.observations has only "
                 f"{', '.join(self.data.observations)}"
             )
         cut = sorted((inputs - set(self.model.token_keys)) & set(self.data.current_only))
         if cut and self.data.window_size > 1:
-            raise ValueError(
+            yield (
                 f"data.current_only names {', '.join(cut)}, but the model reads them in every "
                 f"step of the window of {self.data.window_size}"
             )
 
-    def _check_crops(self) -> None:
+    def _check_crops(self) -> Iterator[str]:
         unknown = sorted(set(self.cropped) - set(self.data.observations))
         if unknown:
-            raise ValueError(
+            yield (
                 f"augment.cropped names {', '.join(unknown)}, data.observations has only "
                 f"{', '.join(self.data.observations)}"
             )
         if self.cropped and self.model.vggt is not None:
-            raise ValueError(
+            yield (
                 f"augment.cropped names {', '.join(self.cropped)}, but the model reads precomputed "
                 f"{', '.join(self.model.token_keys)}: they were made of the whole picture and "
                 "would not follow the crop. Leave augment.cropped empty, or read no tokens"

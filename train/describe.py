@@ -6,6 +6,7 @@ from pipeline.device import DATA_AXIS, FSDP_AXIS
 from pipeline.files import to_json_values
 from train.config import TrainConfig
 from train.directory import flatten
+from train.optimizer import learning_rate
 
 
 def describe_config(config: TrainConfig, unchanged: TrainConfig | None) -> str:
@@ -32,6 +33,19 @@ def describe_devices(mesh: jax.sharding.Mesh) -> str:
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     shape = f"mesh data {mesh.shape[DATA_AXIS]} x fsdp {mesh.shape[FSDP_AXIS]}"
     return f"{jax.device_count()} x {kind}{processes}, {shape}"
+
+
+def describe_short_warmup(config: TrainConfig) -> str | None:
+    """What happens where the run ends before its learning rate has risen; None: it does not."""
+    warmup, num_steps = config.optimizer.warmup_steps, config.num_steps
+    if warmup < num_steps:
+        return None
+    last = float(learning_rate(config.optimizer, num_steps)(num_steps - 1))
+    return (
+        f"optimizer.warmup_steps {warmup} is not below num_steps {num_steps}: the rate only "
+        f"rises, to {last:.2g} of {config.optimizer.learning_rate:.2g} at the last step. That "
+        "shows whether a run works; to train, lower warmup_steps"
+    )
 
 
 def _value(value: object) -> str:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -68,6 +69,13 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
       UserError: Where the directory is in use and neither flag is given, both are, it holds
         something else than a run, there is nothing to resume, or that run has another config.
     """
+    try:
+        _check(config, resume=resume, overwrite=overwrite)
+    except OSError as error:  # such as of a name that is too long
+        raise _unwritable(config, error) from error
+
+
+def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     directory = pathlib.Path(config.save_dir)
     if "://" in config.save_dir:
         raise _refused(config, "a local directory", config.save_dir, "Name a path on this machine.")
@@ -79,7 +87,7 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     elif before is not None and not overwrite:
         remedy = "Go on with it: --resume. Delete it: --overwrite. Or name another save_dir."
         raise _refused(config, "a new or empty directory", "a run", remedy)
-    elif before is None and directory.is_file():
+    elif before is None and directory.exists() and not directory.is_dir():
         raise _refused(config, "a directory", "a file", "Name another save_dir.")
     elif before is None and directory.exists() and _entries(directory):
         remedy = "Name another save_dir."
@@ -137,7 +145,8 @@ def _empty(directory: pathlib.Path) -> None:
 def check_usable(config: TrainConfig) -> None:
     """Raises where another process is at work on the run, or its directory cannot be written.
 
-    Nothing is written or kept.
+    The missing folders are made inside a temporary one, and removed: rights alone do not tell
+    whether a file system, such as /proc, takes them.
 
     Raises:
       UserError: As said.
@@ -146,9 +155,10 @@ def check_usable(config: TrainConfig) -> None:
     holder = _holder(directory / LOCK_NAME)
     if holder is not None:
         raise _in_use(config, holder)
-    place = directory.absolute()
-    while not place.exists():
-        place = place.parent
+    place = existing_part(directory)
+    if not place.is_dir():
+        remedy = "Move it, or name another save_dir."
+        raise _refused(config, f"a directory at {place}", "a file", remedy)
     needed = [place, *(directory.iterdir() if directory.is_dir() else [])]
     refused = [path for path in needed if not _is_writable(path)]
     if refused:
@@ -158,6 +168,21 @@ def check_usable(config: TrainConfig) -> None:
             f"{', '.join(map(str, refused))}, which this user may not write",
             "Allow it, or name another save_dir.",
         )
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".probe.", suffix=".tmp") as probe:
+            (pathlib.Path(probe) / directory.absolute().relative_to(place)).mkdir(
+                parents=True, exist_ok=True
+            )
+    except OSError as error:
+        raise _unwritable(config, error) from error
+
+
+def existing_part(path: pathlib.Path) -> pathlib.Path:
+    """The path itself where something is there, be it a broken link, else the nearest above."""
+    place = path.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    return place
 
 
 def _holder(lock: pathlib.Path) -> str | None:

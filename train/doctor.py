@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from pipeline import device
-from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.checks import all_problems
+from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
 from pipeline.schema import ACTION
 from pipeline.tokens import check_same_encoders
 from train import directory
@@ -23,7 +24,7 @@ from train.checkpoints import (
     read_datasets,
 )
 from train.config import TrainConfig
-from train.describe import describe_config, describe_devices
+from train.describe import describe_config, describe_devices, describe_short_warmup
 from train.flags import Flags, check_flags
 from train.inputs import open_inputs
 from train.memory import estimate_memory
@@ -75,17 +76,21 @@ def diagnose(flags: Flags) -> list[Finding]:
     """
     config = flags.config
     found = _Findings()
+    problems = all_problems(config)
+    for problem in problems:
+        found.add("error", "config", problem)
     found.attempt("flags", lambda: check_flags(flags))
-    found.attempt("run directory", lambda: _check_directory(flags), config.save_dir)
+    found.attempt("run directory", lambda: check_directory(flags), config.save_dir)
     goes_on = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
-    found.attempt("devices and batch", lambda: _check_batch(config), _describe_batch(config))
+    if not problems:
+        found.attempt("devices and batch", lambda: _check_batch(config), _describe_batch(config))
     if config.wandb.project is not None:
         found.attempt("wandb", import_wandb, config.wandb.project)
     _look_at_backend(found)
     inputs = found.attempt(
         "datasets, vocabulary, weights", lambda: open_inputs(config, resume=goes_on), "found"
     )
-    if inputs is None:
+    if inputs is None or problems:
         return found.all
     setup = found.attempt("config, data and model", lambda: set_up(config, inputs), "fit together")
     if setup is None:
@@ -97,6 +102,8 @@ def diagnose(flags: Flags) -> list[Finding]:
         found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
     elif flags.resume:
         found.add("warning", "checkpoint", "there is none yet: the run begins anew")
+    _look_at_schedule(found, config)
+    _look_at_chunks(found, setup)
     _look_at_statistics(found, setup)
     _look_at_origin(found, setup)
     _look_at_texts(found, setup)
@@ -113,8 +120,9 @@ class _Findings:
         self.all: list[Finding] = []
 
     def add(self, level: Level, about: str, text: str) -> None:
-        """One more."""
-        self.all.append(Finding(level, about, text))
+        """One more, unless it is known: two parts that meet one error make one finding."""
+        if all((level, text) != (one.level, one.text) for one in self.all):
+            self.all.append(Finding(level, about, text))
 
     def attempt(self, about: str, work: Callable[[], T], good: str | None = None) -> T | None:
         """Does the work; its `UserError` is a finding, and so is `good` or a text it returns."""
@@ -129,7 +137,8 @@ class _Findings:
         return done
 
 
-def _check_directory(flags: Flags) -> None:
+def check_directory(flags: Flags) -> None:
+    """Raises `UserError` where the run cannot use its directory."""
     directory.check(flags.config, resume=flags.resume, overwrite=flags.overwrite)
     directory.check_usable(flags.config)
 
@@ -164,7 +173,7 @@ def _look_at_backend(found: _Findings) -> None:
             "warning",
             "devices",
             "this machine has an NVIDIA driver, but jax sees only the CPU: "
-            "pip install 'octograin[cuda]'",
+            + install_extra("cuda"),
         )
 
 
@@ -182,6 +191,26 @@ def _account(setup: Setup) -> str:
     if report is None:
         return "none are loaded: all parameters are random, the language encoder's too"
     return f"{setup.config.pretrained_path}: {report.summary()}"
+
+
+def _look_at_schedule(found: _Findings, config: TrainConfig) -> None:
+    text = describe_short_warmup(config)
+    if text is not None:
+        found.add("warning", "learning rate", text)
+
+
+def _look_at_chunks(found: _Findings, setup: Setup) -> None:
+    """Chunks that are longer than any episode: their last actions are never trained."""
+    horizon = setup.config.data.action_horizon
+    for dataset in setup.loader.datasets:
+        longest = int(np.diff([*dataset.episode_starts, dataset.num_steps]).max(initial=0))
+        if longest < horizon:
+            found.add(
+                "warning",
+                f"chunks of {dataset.path}",
+                f"action_horizon {horizon} is beyond its longest episode, of {longest} steps: the "
+                f"last {horizon - longest} actions of a chunk are never trained on it",
+            )
 
 
 def _look_at_statistics(found: _Findings, setup: Setup) -> None:
@@ -273,9 +302,7 @@ def _look_at_disk(found: _Findings, setup: Setup) -> None:
     forever = 0 if config.keep_every is None else config.num_steps // config.keep_every
     last = min(config.keep_checkpoints, -(-config.num_steps // config.save_interval))
     needed = one * (last + forever + 1)
-    place = pathlib.Path(config.save_dir).absolute()
-    while not place.exists():
-        place = place.parent
+    place = directory.existing_part(pathlib.Path(config.save_dir))
     free = shutil.disk_usage(place).free
     text = (
         f"a checkpoint takes {one / 1e9:.2f} GB, all that are kept {needed / 1e9:.2f}; "

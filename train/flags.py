@@ -5,10 +5,11 @@ import dataclasses
 import pathlib
 import runpy
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from pipeline.checks import all_problems, deferred
 from pipeline.errors import UserError
 from train.config import TrainConfig
 
@@ -39,45 +40,59 @@ class Flags:
     """The config as its file has it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _FlagsOfNoFile(Flags):
+    """Finetunes Octo on dataset directories.
+
+    With --config FILE, --help explains every field of its config, each of which is a flag.
+    """
+
+    config: Annotated[str, tyro.conf.arg(metavar="FILE[:VARIANT]", help_behavior_hint="")] = ""  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Config file and, after a colon, a variant of it, such as configs/libero_vggt.py:demo."""
+
+
 def parse_flags(arguments: Sequence[str]) -> Flags:
     """Flags from a command line: `--config FILE[:VARIANT]`, then any field of the config.
 
     Raises:
-      UserError: Where no config file is named, or it or its variant does not exist.
-      SystemExit: With code 2 after a message: a flag that does not exist, does not parse, or does
-        not fit the others.
+      UserError: Where no config file is named, it or its variant does not exist, or, unless it is
+        a dry run, which lists them, the config has problems; all of these together.
+      SystemExit: With code 2 after a message: a flag that does not exist or does not parse.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m train.run",
-        description="Finetunes Octo on dataset directories.",
-        epilog="The fields of a config: python -m train.run --config FILE --help",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="such as configs/libero.py")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
     known, rest = parser.parse_known_args(arguments)
     if known.config is None:
         if {"-h", "--help"} & set(rest):
-            parser.print_help()
-            raise SystemExit(0)
+            tyro.cli(
+                _FlagsOfNoFile,
+                prog="python -m train.run",
+                args=["--help"],
+                config=(tyro.conf.FlagCreatePairsOff,),
+                use_underscores=True,
+            )
         raise UserError(
             where="command line",
             expected="--config FILE[:VARIANT]",
             found=" ".join(arguments) or "nothing",
             remedy="Try `python -m train.run --config configs/libero_vggt.py:demo`.",
         )
-    config = load_config(known.config)
-    flags = tyro.cli(
-        Flags,
-        prog=f"python -m train.run --config {known.config}",
-        args=rest,
-        default=Flags(config, unchanged=config),
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
-        use_underscores=True,
-    )
-    if flags.name is None:
-        return flags
-    return dataclasses.replace(flags, config=dataclasses.replace(flags.config, name=flags.name))
+    config = _read_variant(known.config)
+    with deferred():
+        flags = tyro.cli(
+            Flags,
+            prog=f"python -m train.run --config {known.config}",
+            args=rest,
+            default=Flags(config, unchanged=config),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+            use_underscores=True,
+        )
+        if flags.name is not None:
+            config = dataclasses.replace(flags.config, name=flags.name)
+            flags = dataclasses.replace(flags, config=config)
+    if not flags.dry_run:
+        _check_config(flags.config, known.config)
+    return flags
 
 
 def check_flags(flags: Flags) -> None:
@@ -95,8 +110,27 @@ def load_config(name: str) -> TrainConfig:
     """The config of `FILE[:VARIANT]`: an entry of the file's `VARIANTS`, by default `default`.
 
     Raises:
-      UserError: Where there is no such file or variant.
+      UserError: Where there is no such file or variant, or it has problems: all of them together.
+        Those of the file's other variants do not matter.
     """
+    config = _read_variant(name)
+    _check_config(config, name)
+    return config
+
+
+def _check_config(config: TrainConfig, name: str) -> None:
+    found = all_problems(config)
+    if found:
+        raise UserError(
+            where=f"--config {name}",
+            expected="settings that fit each other",
+            found="; ".join(found),
+            remedy="Change them in the file or by flags.",
+        )
+
+
+def _read_variant(name: str) -> TrainConfig:
+    """As `load_config`, whatever problems the config has."""
     file, _, variant = name.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
@@ -107,30 +141,40 @@ def load_config(name: str) -> TrainConfig:
             remedy="Those that come with the project lie in configs/.",
         )
     variants = _read_variants(path)
-    if (variant or DEFAULT_VARIANT) not in variants:
+    wanted = variant or DEFAULT_VARIANT
+    if wanted not in variants:
         raise UserError(
             where=f"--config {name}",
-            expected=f"a variant among {', '.join(variants)}",
-            found=variant,
+            expected=f"a variant among {', '.join(map(str, variants))}",
+            found=wanted,
             remedy=f"Write for example --config {file}:{next(iter(variants))}.",
         )
-    return variants[variant or DEFAULT_VARIANT]
+    if not isinstance(variants[wanted], TrainConfig):
+        raise _unusable_file(path, f"{type(variants[wanted]).__name__} as {wanted}")
+    return variants[wanted]
 
 
-def _read_variants(path: pathlib.Path) -> dict[str, TrainConfig]:
+def _read_variants(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return runpy.run_path(str(path))["VARIANTS"]
-    except ValueError as error:
-        raise UserError(
-            where=f"--config {path}",
-            expected="settings that fit each other",
-            found=str(error),
-            remedy="Mend them in the file; --debug shows where.",
-        ) from error
-    except (SyntaxError, ImportError, LookupError, NameError, TypeError) as error:
-        raise UserError(
-            where=f"--config {path}",
-            expected="Python that defines VARIANTS, a dictionary of TrainConfigs by name",
-            found=f"{type(error).__name__}: {error}",
-            remedy="Mend the file; --debug shows where it fails.",
-        ) from error
+        with deferred():
+            found = runpy.run_path(str(path))
+    except SystemExit as error:
+        raise _unusable_file(path, f"a call of exit({error.code!r})") from error
+    except Exception as error:  # whatever the file's own code raises
+        text = " ".join(str(error).split())
+        raise _unusable_file(path, f"{type(error).__name__}{text and f': {text}'}") from error
+    if "VARIANTS" not in found:
+        raise _unusable_file(path, "no VARIANTS")
+    variants = found["VARIANTS"]
+    if not isinstance(variants, dict) or not variants:
+        raise _unusable_file(path, f"VARIANTS = {' '.join(repr(variants)[:80].split())}")
+    return variants
+
+
+def _unusable_file(path: pathlib.Path, found: str) -> UserError:
+    return UserError(
+        where=f"--config {path}",
+        expected="Python that defines VARIANTS, a dictionary of TrainConfigs by name",
+        found=found,
+        remedy="Fix the file; --debug shows where it fails.",
+    )

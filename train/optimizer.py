@@ -24,6 +24,8 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
         end = config.decay_steps or num_steps
+        if end <= warmup:  # a run that ends before its peak, such as one that tries a config out
+            return optax.linear_schedule(0.0, peak, warmup)
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, end)
     rise = optax.linear_schedule(0.0, peak, warmup)
 

@@ -20,7 +20,7 @@ from pipeline.meter import Meter
 from train import cluster, directory
 from train.checkpoints import Checkpoints, has_checkpoint, last_step
 from train.config import TrainConfig
-from train.describe import describe_config, describe_devices
+from train.describe import describe_config, describe_devices, describe_short_warmup
 from train.doctor import examine
 from train.flags import Flags, check_flags, parse_flags
 from train.inputs import open_inputs
@@ -274,6 +274,9 @@ def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
         _log.info("weights of %s: %s", config.pretrained_path, plan.report.summary())
     _write(path / "datasets.json", dump_json(loader.describe_datasets()))
     _log.info("config (* set by a flag):\n%s", describe_config(config, flags.unchanged))
+    short_warmup = describe_short_warmup(config)
+    if short_warmup is not None:
+        _log.warning("%s", short_warmup)
     for dataset in loader.datasets:
         _log.info(
             "dataset %s: %d episodes, %d steps, %d tasks, digest %s",

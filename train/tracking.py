@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, install_extra
 from pipeline.files import to_json_values, write_text_atomically
 from train.config import TrainConfig
 
@@ -68,6 +68,6 @@ def import_wandb() -> Any:
             where="config.wandb.project",
             expected="the package wandb",
             found="it is not installed",
-            remedy="Run `pip install 'octograin[wandb]'`, or leave wandb.project out.",
+            remedy=f"{install_extra('wandb')}, or leave wandb.project out.",
         ) from error
     return wandb

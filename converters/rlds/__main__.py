@@ -12,7 +12,7 @@ import tyro
 from converters import mappings, progress
 from converters.convert import LocalRunner, Runner, convert
 from converters.rlds.source import RldsSource, open_source
-from pipeline.errors import UserError, user_errors_exit
+from pipeline.errors import UserError, install_extra, user_errors_exit
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 
@@ -134,7 +134,7 @@ def _beam_runner(flags: tuple[str, ...]) -> Runner:
             where="--runner beam",
             expected="Apache Beam",
             found=str(error),
-            remedy="Install it: pip install -c constraints.txt -e '.[beam]'",
+            remedy=f"{install_extra('beam')}.",
         ) from error
     return BeamRunner(flags)
 

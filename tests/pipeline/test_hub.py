@@ -30,10 +30,30 @@ def test_missing_path_is_named() -> None:
         fetch("/no/such")
 
 
-@pytest.mark.parametrize("path", ["hf://", "hf://owner", "hf://owner/name", "hf://owner//file"])
-def test_incomplete_hub_path_is_refused(path: str) -> None:
-    with pytest.raises(DataError, match=f"{path}: expected hf://owner/name/file; .*the repository"):
+@pytest.mark.parametrize(
+    "path",
+    [
+        "hf://",
+        "hf://owner",
+        "hf://owner/name",
+        "hf://owner//file",
+        "hf://owner/name@/file",
+        "hf://owner/na me/file",
+        "hf://owner/a--b/file",
+        "hf://owner/name@a/../file",
+        "hf://owner/name\n/file",
+    ],
+)
+def test_malformed_hub_path_is_refused_in_one_line(path: str) -> None:
+    with pytest.raises(DataError, match=r"expected hf://owner/name.*; found.* Write the") as caught:
         fetch(path)
+    assert len(str(caught.value).replace(path, "").splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", ["hf://owner", "hf://owner/name/folder", "hf://owner/name@"])
+def test_malformed_hub_directory_is_refused(path: str) -> None:
+    with pytest.raises(DataError, match=r"expected hf://owner/name"):
+        fetch_directory(path, ["config.json"])
 
 
 def test_cached_file_needs_no_network(empty_cache: pathlib.Path) -> None:
@@ -44,6 +64,7 @@ def test_cached_file_needs_no_network(empty_cache: pathlib.Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(REVISION)
     assert fetch("hf://google-t5/t5-base/folder/spiece.model").read_bytes() == b"model"
+    assert fetch(f"hf://google-t5/t5-base@{REVISION}/folder/spiece.model") == path
     directory = fetch_directory("hf://google-t5/t5-base", ["folder/spiece.model"])
     assert (directory / "folder" / "spiece.model").read_bytes() == b"model"
 
@@ -54,6 +75,12 @@ def test_every_missing_file_of_a_directory_is_named() -> None:
         DataError, match=r"expected a, b/c in the hub's .*`hf download owner/name a b/c`"
     ):
         fetch_directory("hf://owner/name", ["a", "b/c"])
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_pinned_revision_is_the_one_that_is_fetched() -> None:
+    with pytest.raises(DataError, match=r"^hf://owner/name@v1: .*`hf download owner/name a --rev"):
+        fetch_directory("hf://owner/name@v1", ["a"])
 
 
 def test_local_directory_is_itself(tmp_path: pathlib.Path) -> None:
@@ -70,6 +97,7 @@ def test_file_that_cannot_be_fetched_comes_with_the_command() -> None:
 def test_missing_extra_comes_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
-        DataError, match=r"not installed. Run `pip install huggingface_hub`, then `hf d"
+        DataError,
+        match=r"not installed\. In the checkout, run `pip install .* -e '\.\[hub\]'`, then `hf d",
     ):
         fetch("hf://google-t5/t5-base/spiece.model")

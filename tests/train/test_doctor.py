@@ -9,8 +9,12 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
+from pipeline.checks import deferred
+from pipeline.errors import UserError
+from train.config import OptimizerConfig
+from train.describe import describe_short_warmup
 from train.directory import claimed
-from train.doctor import diagnose, examine
+from train.doctor import check_directory, diagnose, examine
 from train.flags import Flags
 
 
@@ -64,6 +68,74 @@ def test_all_that_is_wrong_is_told_at_once(tiny_config, tmp_path, capsys):
     assert "config.fsdp_devices: expected a divisor of 2" in told
     assert "expected Octo's config.json" in told
     assert "3 errors" in told
+
+
+def test_every_problem_of_the_config_is_a_finding_beside_those_of_the_disk(tiny_config, tmp_path):
+    with deferred():
+        config = dataclasses.replace(
+            with_data(tiny_config, window_size=0, observations=("image_primary", "vggt_tokens")),
+            batch_size=0,
+            save_dir=str(tmp_path),
+        )
+    (tmp_path / "notes").touch()
+    assert texts(config, "error") == [
+        "config: data: window_size must be at least 1, not 0",
+        "config: batch_size must be at least 1, not 0",
+        f"run directory: save_dir {tmp_path}: expected a new or empty directory; found files that "
+        "are no run. Name another save_dir.",
+    ]
+
+
+def test_what_two_parts_meet_is_one_finding(tiny_config):
+    (error,) = texts(dataclasses.replace(tiny_config, batch_size=5), "error")
+    assert "batch_size" in error
+
+
+@pytest.mark.parametrize(
+    ("save_dir", "found"),
+    [
+        ("{file}", "expected a new or empty directory|expected a directory; found a file"),
+        ("{file}/run", "expected a directory at .*/file; found a file"),
+        ("{file}/run/of/mine", "expected a directory at .*/file; found a file"),
+        ("{link}", "expected a directory at .*/link; found a file"),
+        ("/dev/full", "expected a directory; found a file"),
+        ("/proc/run", "expected a directory that can be written; found"),
+        ("{folder}/" + 300 * "x", "expected a directory that can be written; .*File name too long"),
+        ("gs://bucket/run", "expected a local directory"),
+    ],
+)
+def test_a_directory_that_cannot_be_made_is_an_error(tiny_config, tmp_path, save_dir, found):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    paths = {name: tmp_path / name for name in ("file", "link", "folder")}
+    config = dataclasses.replace(tiny_config, save_dir=save_dir.format(**paths))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=found):
+        check_directory(Flags(config))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_chunk_beyond_every_episode_is_a_warning(tiny_config):
+    head = dataclasses.replace(tiny_config.model.head, action_horizon=200)
+    model = dataclasses.replace(tiny_config.model, head=head)
+    with deferred():
+        config = dataclasses.replace(with_data(tiny_config, action_horizon=200), model=model)
+    warnings = [text for text in texts(config, "warning") if text.startswith("chunks of")]
+    assert len(warnings) == 1
+    assert re.search(
+        r"action_horizon 200 is beyond its longest episode, of 1\d\d steps", warnings[0]
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "rsqrt"])
+def test_a_warmup_beyond_the_run_is_a_warning_with_what_happens(tiny_config, schedule):
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=50, schedule=schedule)
+    config = dataclasses.replace(tiny_config, optimizer=optimizer)
+    assert describe_short_warmup(config) == (
+        "optimizer.warmup_steps 50 is not below num_steps 20: the rate only rises, to 0.00038 of "
+        "0.001 at the last step. That shows whether a run works; to train, lower warmup_steps"
+    )
+    assert describe_short_warmup(dataclasses.replace(config, num_steps=51)) is None
 
 
 def test_a_frozen_glob_that_names_nothing_is_an_error(tiny_config):

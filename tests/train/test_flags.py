@@ -3,7 +3,7 @@ import re
 import pytest
 
 from pipeline.config import DatasetConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, user_errors_exit
 from train.flags import load_config, parse_flags
 
 
@@ -46,7 +46,7 @@ def test_a_variant_is_an_entry_of_the_file(tiny_config_path):
         ([], r"expected --config FILE\[:VARIANT\]; found nothing"),
         (["--config", "configs/none.py"], "expected a config file; found none at that path"),
         (["--config", "README.md"], "expected Python that defines VARIANTS.*found SyntaxError"),
-        (["--config", "tests/data/make_vocabulary.py"], "found KeyError: 'VARIANTS'"),
+        (["--config", "tests/data/make_vocabulary.py"], "found no VARIANTS"),
         (["--config", "{file}:big"], "expected a variant among default, untokened; found big"),
     ],
 )
@@ -56,12 +56,70 @@ def test_what_cannot_be_run_says_why(arguments, message, tiny_config_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("VARIANTS = {}", r"VARIANTS = \{\}"),
+        ("VARIANTS = [1]", r"VARIANTS = \[1\]"),
+        ("VARIANTS = {'default': 3}", "int as default"),
+        ("exit()", r"a call of exit\(None\)"),
+        ("import sys\nsys.exit(0)", r"a call of exit\(0\)"),
+        ("raise OSError('a\\nb')", "OSError: a b"),
+        ("assert False", "AssertionError"),
+        ("def f():", "IndentationError: "),
+        ("def f(): f()\nf()", "RecursionError: "),
+        ("x = " + "(" * 5000, "(SyntaxError|MemoryError)"),
+        ("x = 1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_file_that_is_no_config_says_why_in_one_line(text, found, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(
+        UserError, match=f"expected Python that defines .*; found {found}"
+    ) as caught:
+        parse_flags(["--config", str(path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_of_a_config_are_reported_together(tiny_config_path):
+    flags = ["--config.batch_size=0", "--config.data.window_size=0", "--config.save_interval=0"]
+    arguments = ["--config", str(tiny_config_path), "--config.keep_every=2", *flags]
+    with pytest.raises(UserError, match="settings that fit each other") as caught:
+        parse_flags(arguments)
+    told = str(caught.value)
+    for name in ("batch_size", "save_interval", "data: window_size"):
+        assert told.count(f"{name} must be at least 1, not 0") == 1
+    assert parse_flags([*arguments, "--dry_run"]).config.batch_size == 0
+
+
+def test_a_variant_with_problems_leaves_the_others_of_its_file(tiny_config_path, tmp_path):
+    path = tmp_path / "mine.py"
+    text = tiny_config_path.read_text().replace("__file__", repr(str(tiny_config_path)))
+    broken = 'VARIANTS["broken"] = dataclasses.replace(TINY, batch_size=0)'
+    path.write_text(f"{text}\n{broken}\n")
+    assert load_config(str(path)).batch_size == 4
+    with pytest.raises(UserError, match=r"mine.py:broken: .* batch_size must be at least 1, not 0"):
+        load_config(f"{path}:broken")
+    fixed = parse_flags(["--config", f"{path}:broken", "--config.batch_size=2"])
+    assert fixed.config.batch_size == 2
+
+
+def test_help_without_a_config_lists_the_flags(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    names = ("config", "name", "resume", "dry_run", "overwrite", "new_mixture", "debug")
+    assert all(f"--{name} " in told for name in names)
+
+
+@pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("--config.num_stesp=3", "--config.num_steps INT"),
         ("--config.num_steps=many", "invalid choice|many"),
         ("--config.num_steps=30", "num_steps 30 is beyond optimizer.decay_steps 20"),
-        ("--config.optimizer.warmup_steps=20", "warmup_steps 20 must be less than 20"),
+        ("--config.optimizer.warmup_steps=20", "20 must be less than optimizer.decay_steps 20"),
         (
             "--config.optimizer.learning_rate=-1",
             "learning_rate must be above 0 and finite",
@@ -74,7 +132,7 @@ def test_what_cannot_be_run_says_why(arguments, message, tiny_config_path):
 def test_a_flag_that_does_not_fit_ends_with_code_2_and_the_reason(
     flag, message, tiny_config_path, capsys
 ):
-    with pytest.raises(SystemExit) as exit_info:
+    with pytest.raises(SystemExit) as exit_info, user_errors_exit():
         parse_flags(["--config", str(tiny_config_path), flag])
     assert exit_info.value.code == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))

@@ -332,4 +332,4 @@ def test_missing_packages_are_told(policy_run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["serve", str(policy_run)])
     with pytest.raises(SystemExit):
         main()
-    assert "pip install 'octograin[serve]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err

@@ -55,5 +55,5 @@ def test_a_service_that_cannot_be_reached_is_named(config, tmp_path, monkeypatch
 
 def test_without_the_package_the_extra_is_named(config, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(UserError, match=r"the package wandb; .*octograin\[wandb\]"):
+    with pytest.raises(UserError, match=r"the package wandb; .*-e '\.\[wandb\]'"):
         Tracking(config, tmp_path)

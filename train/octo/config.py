@@ -1,9 +1,10 @@
 """What an Octo model is made of: frozen dataclasses, and the presets that are in use."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
-from train.octo.checks import check_positive
+from pipeline.checks import check, check_positive
 from train.octo.vggt_config import VGGTTokenizerConfig, check_cameras, replaced_cameras
 
 Pooling = Literal["mean", "map"]
@@ -16,9 +17,9 @@ MAP_HEADS = 8
 """Attention heads of the pooling `map`."""
 
 
-def _check_max_action(max_action: float) -> None:
+def _check_max_action(max_action: float) -> Iterator[str]:
     if max_action <= 0:
-        raise ValueError(f"max_action must be more than 0, not {max_action}")
+        yield f"max_action must be more than 0, not {max_action}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,11 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_positive(self, "num_layers", "mlp_dim", "num_heads")
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "num_layers", "mlp_dim", "num_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +59,19 @@ class ImageTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Checks that the image and the channels can be divided as the stem divides them."""
-        check_positive(self, "image_size", "stem_dim")
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "image_size", "stem_dim")
         if self.image_size % self.stride:
-            raise ValueError(
+            yield (
                 f"image_size {self.image_size} of {self.name!r} is no multiple of {self.stride}, "
                 f"the stride of {len(self.stem_features)} stem_features"
             )
         odd = [count for count in self.stem_features if count < 1 or count % STEM_GROUPS]
         if odd or not self.stem_features:
-            raise ValueError(
+            yield (
                 f"stem_features {odd} of {self.name!r} are no multiples of the "
                 f"{STEM_GROUPS} groups of their GroupNorm"
             )
@@ -94,9 +103,13 @@ class BinsConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_positive(self, "num_bins")
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "num_bins")
         if self.spacing == "uniform" and self.low >= self.high:
-            raise ValueError(f"low {self.low} must be less than high {self.high}")
+            yield f"low {self.low} must be less than high {self.high}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +127,11 @@ class LowdimTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        check_positive(self, "num_dims")
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "num_dims")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +157,13 @@ class T5Config:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and that the buckets can be laid out."""
-        check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, *(field.name for field in dataclasses.fields(self)))
         if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
-            raise ValueError(
+            yield (
                 f"num_buckets {self.num_buckets} must be a multiple of 4 "
                 f"and max_distance {self.max_distance} more than a quarter of it"
             )
@@ -161,7 +182,11 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        check_positive(self, "max_length")
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "max_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +214,17 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and that the encoded step splits into cosines and sines."""
-        check_positive(self, "action_horizon", "action_dim", "diffusion_steps", "time_dim")
-        check_positive(self, "hidden_dim", "num_blocks", "n_diffusion_samples")
-        _check_max_action(self.max_action)
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(
+            self, "action_horizon", "action_dim", "diffusion_steps", "time_dim"
+        )
+        yield from check_positive(self, "hidden_dim", "num_blocks", "n_diffusion_samples")
+        yield from _check_max_action(self.max_action)
         if self.time_dim % 2:
-            raise ValueError(f"time_dim {self.time_dim} must be even: cosines, then sines")
+            yield f"time_dim {self.time_dim} must be even: cosines, then sines"
 
     @property
     def flat_dim(self) -> int:
@@ -218,8 +249,12 @@ class RegressionConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_positive(self, "action_horizon", "action_dim")
-        _check_max_action(self.max_action)
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "action_horizon", "action_dim")
+        yield from _check_max_action(self.max_action)
 
     @property
     def flat_dim(self) -> int:
@@ -274,29 +309,33 @@ class OctoConfig:
 
     def __post_init__(self) -> None:
         """Checks heads, names and keys across the parts."""
-        check_positive(self, "embedding_dim", "max_horizon", "num_readouts")
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "embedding_dim", "max_horizon", "num_readouts")
         heads = self.transformer.num_heads
         if self.embedding_dim % heads:
-            raise ValueError(
+            yield (
                 f"embedding_dim {self.embedding_dim} is no multiple of "
                 f"transformer.num_heads {heads}"
             )
         if self.head.pooling == "map" and self.embedding_dim % MAP_HEADS:
-            raise ValueError(
+            yield (
                 f"embedding_dim {self.embedding_dim} is no multiple of the {MAP_HEADS} heads "
                 "of the head's pooling 'map'"
             )
         if not self.observations:
-            raise ValueError("no images, lowdims or vggt: the model would see nothing")
+            yield "no images, lowdims or vggt: the model would see nothing"
         if self.more_vggt and self.vggt is None:
-            raise ValueError("more_vggt is set, but vggt is None: the first tokens belong there")
-        check_cameras(self.geometry, [image.name for image in self.images])
+            yield "more_vggt is set, but vggt is None: the first tokens belong there"
+        yield from check_cameras(self.geometry, [image.name for image in self.images])
         inputs = (*self.images, *self.lowdims)
         names = [part.name for part in (*inputs, *self.geometry)]
         keys = [*(part.observation_key for part in inputs), *self.token_keys]
         for field, values in (("name", names), ("observation_key", keys)):
             if len(set(values)) < len(values):
-                raise ValueError(f"two observation tokenizers share one {field}: {values}")
+                yield f"two observation tokenizers share one {field}: {values}"
 
     @property
     def geometry(self) -> tuple[VGGTTokenizerConfig, ...]:

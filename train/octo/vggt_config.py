@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
-from train.octo.checks import check_positive
+from pipeline.checks import check, check_positive
 
 Fusion = Literal["tokens", "features", "registers", "gated", "only", "align"]
 """How geometry tokens enter the model.
@@ -104,21 +104,25 @@ class VGGTTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and that the tokens are of the kinds that their use needs."""
-        check_positive(self, "num_tokens", "token_dim")
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields all that is wrong with the fields."""
+        yield from check_positive(self, "num_tokens", "token_dim")
         if self.num_special < 0:
-            raise ValueError(f"num_special must be at least 0, not {self.num_special}")
+            yield f"num_special must be at least 0, not {self.num_special}"
         if not 0 < self.align_weight < math.inf:
-            raise ValueError(f"align_weight must be above 0 and finite, not {self.align_weight}")
+            yield f"align_weight must be above 0 and finite, not {self.align_weight}"
         if len(set(self.keys)) < len(self.keys):
-            raise ValueError(f"more_layers of {self.name!r} reads one key twice: {self.keys}")
-        self._check_reduction()
+            yield f"more_layers of {self.name!r} reads one key twice: {self.keys}"
+        yield from self._check_reduction()
         if self.fusion == "registers" and not 0 < self.num_special <= self.num_tokens:
-            raise ValueError(
+            yield (
                 f"fusion 'registers' of {self.name!r} reads the num_special {self.num_special} "
                 f"first of num_tokens {self.num_tokens}"
             )
         if self.fusion in ("features", "gated", "align") or self.reduction == "pool":
-            self._check_grid()
+            yield from self._check_grid()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -147,37 +151,37 @@ class VGGTTokenizerConfig:
         side = math.isqrt(max(self.num_tokens - self.num_special, 0))
         return self.grid or (side, side)
 
-    def _check_reduction(self) -> None:
+    def _check_reduction(self) -> Iterator[str]:
         if self.reduction not in _REDUCTIONS[self.fusion]:
-            raise ValueError(
+            yield (
                 f"reduction {self.reduction!r} does not fit fusion {self.fusion!r} of "
                 f"{self.name!r}, which takes {', '.join(_REDUCTIONS[self.fusion])}"
             )
         if (self.reduction == "none") != (self.reduced_to is None):
-            raise ValueError(
+            yield (
                 f"reduction {self.reduction!r} of {self.name!r} and reduced_to {self.reduced_to}: "
                 "a reduction needs its size, and none has one"
             )
         if self.reduced_to is None:
             return
-        check_positive(self, "reduced_to")
+        yield from check_positive(self, "reduced_to")
         size = self.token_dim if self.reduction == "project" else self.num_tokens
         if self.reduction == "project":
             size *= len(self.keys)
         if self.reduced_to >= size:
-            raise ValueError(
+            yield (
                 f"reduced_to {self.reduced_to} of {self.name!r} is no less than the {size} that "
                 f"{self.reduction!r} begins with"
             )
         if self.reduction == "pool" and math.isqrt(self.reduced_to) ** 2 != self.reduced_to:
-            raise ValueError(f"reduced_to {self.reduced_to} of {self.name!r} is no square grid")
+            yield f"reduced_to {self.reduced_to} of {self.name!r} is no square grid"
 
-    def _check_grid(self) -> None:
+    def _check_grid(self) -> Iterator[str]:
         rows, columns = self.patch_grid
         patches = self.num_tokens - self.num_special
         if rows < 1 or columns < 1 or rows * columns != patches:
             shape = "no square" if self.grid is None else f"not grid {rows} x {columns}"
-            raise ValueError(
+            yield (
                 f"num_tokens {self.num_tokens} of {self.name!r} less num_special "
                 f"{self.num_special} are {patches} patches, {shape}: set num_special or grid"
             )
@@ -188,8 +192,10 @@ def replaced_cameras(geometry: Sequence[VGGTTokenizerConfig]) -> set[str]:
     return {vggt.camera for vggt in geometry if vggt.fusion == "only"}
 
 
-def check_cameras(geometry: Sequence[VGGTTokenizerConfig], cameras: Collection[str]) -> None:
-    """Raises `ValueError` where geometry tokens are to meet a camera that there is not.
+def check_cameras(
+    geometry: Sequence[VGGTTokenizerConfig], cameras: Collection[str]
+) -> Iterator[str]:
+    """Yields each problem of geometry tokens that are to meet a camera that there is not.
 
     Args:
       geometry: Of a model.
@@ -200,12 +206,12 @@ def check_cameras(geometry: Sequence[VGGTTokenizerConfig], cameras: Collection[s
         if vggt.fusion in ("tokens", "registers"):
             continue
         if vggt.camera not in cameras:
-            raise ValueError(
+            yield (
                 f"fusion {vggt.fusion!r} of {vggt.name!r} needs camera {vggt.camera!r}, images "
                 f"has only {', '.join(cameras) or 'none'}"
             )
-        if vggt.fusion != "only" and vggt.camera in replaced:
-            raise ValueError(
+        elif vggt.fusion != "only" and vggt.camera in replaced:
+            yield (
                 f"fusion {vggt.fusion!r} of {vggt.name!r} needs camera {vggt.camera!r}, in whose "
                 "place fusion 'only' puts other tokens"
             )

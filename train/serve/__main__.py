@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.errors import UserError, user_errors_exit
+from pipeline.errors import UserError, install_extra, user_errors_exit
 from train.policy.encoder import encoder_of
 from train.policy.execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
@@ -152,7 +152,7 @@ def _import_server() -> ModuleType:
             where="python -m train.serve",
             expected="the packages websockets and msgpack",
             found=f"{error.name} is not installed",
-            remedy="Run `pip install 'octograin[serve]'`.",
+            remedy=f"{install_extra('serve')}.",
         ) from error
     return server
 

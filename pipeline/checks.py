@@ -1,0 +1,85 @@
+"""Checks of configs, which report all that is wrong at once."""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+_is_deferred = contextvars.ContextVar("is_deferred", default=False)
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A frozen dataclass whose `__post_init__` calls `check`."""
+
+    def problems(self) -> Iterator[str]:
+        """Yields a sentence for each thing that is wrong with the fields."""
+        ...
+
+
+def check(config: Checked) -> None:
+    """Raises `ValueError` with all problems of a config, unless checks are deferred."""
+    if _is_deferred.get():
+        return
+    found = _own_problems(config, after=[])
+    if found:
+        raise ValueError("; ".join(found))
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Lets configs be made inside the block whatever their problems; look for these afterwards."""
+    token = _is_deferred.set(True)
+    try:
+        yield
+    finally:
+        _is_deferred.reset(token)
+
+
+def all_problems(config: object) -> list[str]:
+    """The problems of a config and of all configs inside it, the innermost first, each once."""
+    found: list[str] = []
+    for path, part in _configs(config, ""):
+        if isinstance(part, Checked):
+            texts = _own_problems(part, after=found)
+            found += [text if text.startswith(path) else f"{path}: {text}" for text in texts]
+    return list(dict.fromkeys(found))
+
+
+def check_positive(config: object, *fields: str) -> Iterator[str]:
+    """Yields the problem of each field that is less than 1.
+
+    Args:
+      config: Has the fields.
+      fields: Their names.
+    """
+    for field in fields:
+        value = getattr(config, field)
+        if value < 1:
+            yield f"{field} must be at least 1, not {value}"
+
+
+def _own_problems(config: Checked, after: list[str]) -> list[str]:
+    """The problems of one config; a sum that others make impossible is no further one."""
+    found: list[str] = []
+    try:
+        for problem in config.problems():
+            found.append(problem)  # noqa: PERF402  (those before an exception are kept)
+    except (ArithmeticError, LookupError, ValueError):
+        if not (found or after):
+            raise
+    return found
+
+
+def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(dotted path, config) of all configs in a value, itself included and last."""
+    parts: dict[str, Any] = {}
+    if isinstance(value, tuple):
+        parts = {str(number): part for number, part in enumerate(value)}
+    elif dataclasses.is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    for name, part in parts.items():
+        yield from _configs(part, f"{path}.{name}" if path else name)
+    if dataclasses.is_dataclass(value):
+        yield path, value
