@@ -35,6 +35,6 @@ def without_absent(value: object, plain: Any) -> Any:
 def _is_absent(field: dataclasses.Field, value: object) -> bool:
     if not field.metadata.get("later"):
         return False
-    is_made = field.default_factory is not dataclasses.MISSING
-    default = field.default_factory() if is_made else field.default
+    make = field.default_factory
+    default = field.default if make is dataclasses.MISSING else make()
     return getattr(value, field.name) == default

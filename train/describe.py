@@ -1,6 +1,7 @@
 """A run's config and devices in words."""
 
 import jax
+import numpy as np
 
 from pipeline.device import DATA_AXIS, FSDP_AXIS
 from pipeline.files import to_json_values
@@ -40,7 +41,7 @@ def describe_short_warmup(config: TrainConfig) -> str | None:
     warmup, num_steps = config.optimizer.warmup_steps, config.num_steps
     if warmup < num_steps:
         return None
-    last = float(learning_rate(config.optimizer, num_steps)(num_steps - 1))
+    last = np.asarray(learning_rate(config.optimizer, num_steps)(num_steps - 1)).item()
     return (
         f"optimizer.warmup_steps {warmup} is not below num_steps {num_steps}: the rate only "
         f"rises, to {last:.2g} of {config.optimizer.learning_rate:.2g} at the last step. That "

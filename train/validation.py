@@ -205,7 +205,7 @@ class Validator:
         return cluster.together(read)
 
     def _frames(self, steps: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The current images of each camera at steps of the first dataset, as the batch has them."""
+        """Each camera's current images at steps of the first dataset, as the batch has them."""
         count = len(self._loader.shard.rows(self._loader.batch_size))
         wanted = np.resize(steps, -(-len(steps) // count) * count)
         cameras = [image.observation_key for image in self._config.model.cameras]

@@ -114,7 +114,8 @@ def test_images_of_cameras_of_two_sizes_are_kept_as_they_are(tmp_path):
     frames = tuple(np.full(size, number, np.uint8) for number, size in enumerate(sizes))
     actions, chunks = np.zeros((3, 1), np.float32), np.zeros((3, 2, 1), np.float32)
     steps = np.array([0, 2], np.int32)
-    EpisodePrediction("d", 0, True, "lift", ("x",), actions, chunks, frames, steps).save(tmp_path)
+    parts = ("lift", ("x",), actions, chunks, frames, steps)
+    EpisodePrediction("d", 0, True, *parts).save(tmp_path)  # noqa: FBT003
     again = read_episode(tmp_path)
     assert again is not None
     assert [images.shape for images in again.frames] == sizes
