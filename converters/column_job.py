@@ -64,7 +64,7 @@ class ColumnJob:
     def plan(self) -> str:
         """What decides the bytes of the column, as JSON."""
         column = to_json_values(self.column)
-        source = {"digest": self.manifest.digest({EPISODES, *self.reads})}
+        source = {"digest": self.manifest.data_digest({EPISODES, *self.reads})}
         return dump_json({"column": column, "source": source, "settings": self.settings})
 
     @functools.cached_property
@@ -170,8 +170,8 @@ class ColumnJob:
         Raises:
           DataError: Where the columns that it was made from are others now.
         """
-        now = load_manifest(self.directory)
-        if now.digest({EPISODES, *self.reads}) != self.manifest.digest({EPISODES, *self.reads}):
+        now, read = load_manifest(self.directory), {EPISODES, *self.reads}
+        if now.data_digest(read) != self.manifest.data_digest(read):
             raise DataError(
                 where=str(self.directory),
                 expected="the images that the tokens were computed from",

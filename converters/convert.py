@@ -89,8 +89,7 @@ def convert(
         check_consistency(manifest, str(destination))
         statistics = _statistics(job, manifest)
         with writing(destination):
-            write_manifest(destination, manifest, statistics)
-    return manifest
+            return write_manifest(destination, manifest, statistics)
 
 
 def _check_apart(source: RldsSource, destination: epath.Path) -> None:

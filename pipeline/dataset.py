@@ -4,6 +4,8 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import logging
+import math
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -17,10 +19,11 @@ from etils import epath
 from pipeline import statistics as stats
 from pipeline.errors import DataError, RecordError
 from pipeline.files import is_remote
-from pipeline.manifest import STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
+from pipeline.manifest import EDIT, STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
 from pipeline.record import RecordLayout, Values
-from pipeline.schema import EPISODES, Feature
+from pipeline.schema import EPISODES, Feature, Schema
 
+_log = logging.getLogger(__name__)
 _READER_BUFFER_BYTES = 32768
 """Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
 _COPY_AGAIN = "It is damaged or may not be read: copy it again, or convert the dataset again."
@@ -241,7 +244,54 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
     for column in columns:
         for shard in manifest.shards[column]:
             _check_size(directory / shard.file, shard, column)
-    return Dataset(str(path), manifest, stats.load(directory / STATISTICS_NAME))
+    return Dataset(str(path), manifest, _load_statistics(directory, manifest))
+
+
+def _load_statistics(
+    directory: epath.Path, manifest: Manifest
+) -> dict[str, stats.FeatureStatistics]:
+    """The statistics of the features that have some, each as long as its feature."""
+    path = directory / STATISTICS_NAME
+    warn_without_checksums(str(directory), manifest.statistics_checksum)
+    found = stats.load(path, manifest.statistics_checksum)
+    sizes = statistics_sizes(manifest.schema)
+    problems = [f"{key}: no such feature" for key in found.keys() - sizes.keys()]
+    problems += [f"{key}: none" for key in sizes.keys() - found.keys()]
+    problems += [
+        f"{key}: lists of {len(found[key].mean)}, not {size}"
+        for key, size in sizes.items()
+        if key in found and len(found[key].mean) != size
+    ]
+    if problems:
+        raise DataError(
+            where=str(path),
+            expected=f"statistics of each float32 feature of the column {EPISODES}, and no others",
+            found="; ".join(sorted(problems)),
+            remedy="It is of another dataset: copy this dataset's own, or convert it again.",
+        )
+    return found
+
+
+def statistics_sizes(schema: Schema) -> dict[str, int]:
+    """By key, numbers of each feature that has statistics: of floats in the trajectories."""
+    return {
+        feature.key: math.prod(feature.shape)
+        for column, feature in schema.features()
+        if column.name == EPISODES and feature.dtype == "float32"
+    }
+
+
+@functools.cache
+def warn_without_checksums(path: str, checksum: str) -> None:
+    """Logs, once for each directory, that damage to its JSON files may go unseen."""
+    if not checksum:
+        _log.warning(
+            "%s: dataset.json and statistics.json have no checksums, as it was written before "
+            "there were any; add them: %s %s --add_checksums",
+            path,
+            EDIT,
+            path,
+        )
 
 
 def describe_unreadable(path: epath.Path, num_records: int) -> str:

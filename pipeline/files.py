@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import pydantic
+import xxhash
 from etils import epath
 
 from pipeline.errors import DataError, UserError
@@ -146,6 +147,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_checksum(values: Any) -> str:
+    """XXH3 of 128 bits over JSON values, however they are indented and ordered; 32 hex digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def dump_json(values: object) -> str:

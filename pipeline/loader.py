@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -279,7 +279,8 @@ class Loader:
           DataError: Where it was kept with another order, other shapes or, unless `new_mixture`,
             another mixture.
         """
-        continuing = continued(state, self.state(0), new_mixture=new_mixture)
+        known = dataclasses.replace(state, mixture=tuple(self._renewed(state.mixture)))
+        continuing = continued(known, self.state(0), new_mixture=new_mixture)
         self._changes = continuing.changes
         return continuing.position
 
@@ -316,6 +317,20 @@ class Loader:
             settings=_digest(settings),
             excluded=self.config.datasets[number].excluded,
         )
+
+    def _renewed(self, kept: Sequence[MixturePart]) -> Iterator[MixturePart]:
+        """A kept mixture with digests of today, where those of before conventions were in match.
+
+        `settings` covers the conventions, and the encoders are compared by themselves.
+        """
+        for number, part in enumerate(kept):
+            if number < len(self.datasets):
+                manifest = self.datasets[number].manifest
+                columns = self._gather.columns[number]
+                if part.data == manifest.data_digest(columns):
+                    yield dataclasses.replace(part, data=manifest.digest(columns))
+                    continue
+            yield part
 
     def _spec(self, batch_size: int) -> BatchSpec:
         spec = {k: v for k, v in self._gather.spec(batch_size).items() if k not in INTERNAL}
@@ -423,5 +438,6 @@ def _check_meaning(dataset: Dataset, first: Dataset) -> None:
             where=f"{dataset.path}, conventions",
             expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
             found=", ".join(f"{name} {theirs[name]}" for name in differing),
-            remedy="Train on datasets of one convention; mend a wrong one in dataset.json.",
+            remedy="Train on datasets of one convention; correct a wrong one "
+            "with `python -m converters.edit`.",
         )

@@ -5,21 +5,24 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
 from pipeline.conventions import Conventions
 from pipeline.errors import DataError
-from pipeline.files import dump_json, from_json_text, to_json_values
+from pipeline.files import dump_json, from_json_text, json_checksum, to_json_values
 from pipeline.later import LATER
-from pipeline.schema import ACTION, EPISODES, Schema
-from pipeline.tokens import TokenOrigin
+from pipeline.schema import ACTION, EPISODES, Column, Schema
+from pipeline.tokens import TokenOrigin, token_identity
 
 FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
 STATISTICS_NAME = "statistics.json"
 WORK = ".conversion"
 """Folder of what a conversion knows while it runs; gone at its end."""
+EDIT = "python -m converters.edit"
+"""The command that changes conventions and instructions, and writes checksums."""
 _CONVERT_AGAIN = "Convert the dataset again."
 
 
@@ -83,14 +86,37 @@ class Manifest:
     """Where the data came from."""
     encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict, metadata=LATER)
     """How each feature was made that is not of the source, by key."""
+    statistics_checksum: str = dataclasses.field(default="", metadata=LATER)
+    """`json_checksum` of `statistics.json`; empty where neither file has a checksum yet."""
+    checksum: str = dataclasses.field(default="", compare=False, metadata=LATER)
+    """`json_checksum` of all other fields, as the file had it; `dumps` computes it again."""
 
     def digest(self, columns: Collection[str] | None = None) -> str:
+        """16 hex digits: the identity of the data in some columns, or in all, and of its meaning.
+
+        They cover what `data_digest` covers, the conventions, and how the columns' tokens were
+        made.
+        """
+        taken = self._taken(columns)
+        keys = [feature.key for column in taken for feature in column.features]
+        return _short_digest(
+            {
+                "data": self.data_digest(columns),
+                "conventions": to_json_values(self.conventions),
+                "encoders": {
+                    key: token_identity(self.encoders[key]) for key in keys if key in self.encoders
+                },
+            }
+        )
+
+    def data_digest(self, columns: Collection[str] | None = None) -> str:
         """16 hex digits: the identity of the data in some columns, or in all of them.
 
         They cover the columns' features and shards, and the episodes' lengths and tasks; a column
-        that is added or dropped beside them does not change them.
+        that is added or dropped beside them does not change them. Tokens are computed from this
+        alone, so plans of column jobs hold it. Checkpoints held it before `digest` existed.
         """
-        taken = tuple(c for c in self.schema.columns if columns is None or c.name in columns)
+        taken = self._taken(columns)
         changes = [[change.episode, change.step, change.task] for change in self.task_changes]
         covered = {
             "schema_hash": Schema(taken).hash(),
@@ -100,12 +126,25 @@ class Manifest:
             "task_changes": changes,
             "tasks": self.tasks,
         }
-        text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _short_digest(covered)
+
+    def _taken(self, columns: Collection[str] | None) -> tuple[Column, ...]:
+        return tuple(c for c in self.schema.columns if columns is None or c.name in columns)
 
     def dumps(self) -> str:
-        """As the text of `dataset.json`."""
-        return dump_json(to_json_values(self))
+        """As the text of `dataset.json`, whose checksum is computed here.
+
+        One whose statistics have no checksum gets none either.
+        """
+        values = to_json_values(dataclasses.replace(self, checksum=""))
+        if self.statistics_checksum:
+            values["checksum"] = json_checksum(values)
+        return dump_json(values)
+
+
+def _short_digest(covered: Any) -> str:
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_manifest(directory: epath.Path) -> Manifest:
@@ -117,7 +156,9 @@ def load_manifest(directory: epath.Path) -> Manifest:
     """
     path = directory / FILE_NAME
     text = _read(path)
-    _check_version(text, path)
+    values = _parse(text, path)
+    _check_version(values, path)
+    _check_checksum(values, path)
     manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
     manifest.schema.check(str(path))
     _check_schema_hash(manifest, path)
@@ -168,20 +209,43 @@ def _is_rlds(directory: epath.Path) -> bool:
     return any((folder / "features.json").exists() for folder in folders)
 
 
-def _check_version(text: str, path: epath.Path) -> None:
-    """The version first: another format's fields would only confuse."""
+def _parse(text: str, path: epath.Path) -> dict[str, Any]:
     try:
-        version = json.loads(text).get("format_version")
-    except (ValueError, AttributeError) as error:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError(f"{type(values).__name__}, not an object")
+    except (ValueError, TypeError) as error:
         raise DataError(
             where=str(path), expected="a JSON object", found=str(error), remedy=_CONVERT_AGAIN
         ) from error
+    return values
+
+
+def _check_version(values: Mapping[str, Any], path: epath.Path) -> None:
+    """The version first: another format's fields would only confuse."""
+    version = values.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(
             where=str(path),
             expected=f"format version {FORMAT_VERSION}",
             found=f"version {version}",
             remedy="Read it with the release that wrote it, or convert the source again.",
+        )
+
+
+def _check_checksum(values: Mapping[str, Any], path: epath.Path) -> None:
+    """Refuses a manifest that is not what was written; one of before has no checksum."""
+    if not values.get("checksum") and not values.get("statistics_checksum"):
+        return
+    content = {name: value for name, value in values.items() if name != "checksum"}
+    found = json_checksum(content)
+    if values.get("checksum") != found:
+        raise DataError(
+            where=str(path),
+            expected=f"content with the checksum {values.get('checksum')} that was written with it",
+            found=f"{found}: the file is corrupt or was edited",
+            remedy=f"Copy it again, undo the edit and make it with `{EDIT} {path.parent}`, or "
+            "convert the dataset again.",
         )
 
 

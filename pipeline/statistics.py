@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from pipeline.errors import DataError
-from pipeline.files import dump_json
+from pipeline.files import dump_json, json_checksum
 
 _EXACT_BYTES = 8 << 20
 _BIN_BITS = 18
@@ -45,10 +45,24 @@ class FeatureStatistics:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "FeatureStatistics":
-        """The inverse of `to_json`."""
-        arrays = {k: np.asarray(v, np.float32) for k, v in values.items() if k != "count"}
-        return cls(**arrays, count=int(values["count"]))
+    def from_json(cls, values: Any) -> "FeatureStatistics":
+        """The inverse of `to_json`.
+
+        Raises:
+          ValueError: Where they are not what it returns.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or sorted(values) != sorted(names):
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"expected {', '.join(names)}; found {found}")
+        count = values["count"]
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"count: expected a whole number of steps; found {count!r:.40}")
+        arrays = {name: _vector(values[name], name) for name in _MOMENTS}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"expected lists of one length; found {lengths}")
+        return cls(**arrays, count=count)
 
 
 def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, str]:
@@ -279,21 +293,61 @@ def dumps(statistics: Mapping[str, FeatureStatistics]) -> str:
     return dump_json({key: value.to_json() for key, value in statistics.items()})
 
 
-def load(path: epath.Path) -> dict[str, FeatureStatistics]:
+def load(path: epath.Path, checksum: str = "") -> dict[str, FeatureStatistics]:
     """Reads a `statistics.json`.
 
+    Args:
+      path: The file.
+      checksum: `json_checksum` of its content; empty: none was written with the dataset.
+
     Raises:
-      DataError: Where it is missing or not what `dumps` writes.
+      DataError: Where it is missing, not what `dumps` writes, or of another checksum.
     """
     try:
-        return {k: FeatureStatistics.from_json(v) for k, v in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise TypeError(f"expected an object by feature key; found {type(values).__name__}")
+    except (OSError, ValueError, TypeError) as error:
+        raise _unlike(path, f"{type(error).__name__}: {error}") from error
+    if checksum and json_checksum(values) != checksum:
         raise DataError(
             where=str(path),
-            expected="statistics as the converter writes them",
-            found=f"{type(error).__name__}: {error}",
-            remedy="Convert the dataset again.",
-        ) from error
+            expected=f"content with the checksum {checksum}, as dataset.json says",
+            found=f"{json_checksum(values)}: the file is corrupt, was edited, or is of another "
+            "dataset",
+            remedy="Copy it again, undo the edit, or convert the dataset again.",
+        )
+    problems: list[str] = []
+    found: dict[str, FeatureStatistics] = {}
+    for key, stored in values.items():
+        try:
+            found[key] = FeatureStatistics.from_json(stored)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+    if problems:
+        raise _unlike(path, "; ".join(problems))
+    return found
+
+
+def _unlike(path: epath.Path, found: str) -> DataError:
+    return DataError(
+        where=str(path),
+        expected="statistics as the converter writes them",
+        found=found,
+        remedy="Convert the dataset again.",
+    )
+
+
+def _vector(values: Any, name: str) -> np.ndarray:
+    """float32 (d) of a list of numbers; what exceeds float32 becomes infinite."""
+    listed = values if isinstance(values, list) else [values, None]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed):
+        raise ValueError(f"{name}: expected a list of numbers; found {values!r:.40}")
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(listed, np.float64).astype(np.float32)
+    except OverflowError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _listed(value: np.ndarray | int) -> list[float] | int:

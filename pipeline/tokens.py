@@ -12,7 +12,7 @@ import xxhash
 from etils import epath
 
 from pipeline.errors import DataError, UserError
-from pipeline.files import from_json_text
+from pipeline.files import from_json_text, to_json_values
 from pipeline.quantize import GroupedInt8
 from pipeline.schema import Feature
 from pipeline.vggt.config import NUM_SPECIAL, PATCH_SIZE
@@ -31,6 +31,8 @@ _KEPT: dict[str, Kept] = {
 _SIZED = ("pool", "project")
 _HINTS = ("weights", "licence", "precision")
 """Fields of an encoder that do not change what its tokens mean."""
+_MEASURED = ("storage_error", "reduction_error", "projection")
+"""Fields of an origin that do not: what was measured, and where the projection lies."""
 _LARGEST_FLOAT16 = 65504.0
 
 
@@ -251,6 +253,14 @@ def check_same_encoders(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None
             if key in then:
                 origin = TokenOrigin.from_json(json.dumps(values), f"{path}, {key}")
                 check_same_encoder(then[key], origin, f"{path}, {key}")
+
+
+def token_identity(origin: TokenOrigin) -> dict[str, Any]:
+    """What decides the tokens of a feature, and how they are stored, as JSON values."""
+    values = to_json_values(origin)
+    kept = {name: value for name, value in values.items() if name not in _MEASURED}
+    encoder = {name: value for name, value in values["encoder"].items() if name not in _HINTS}
+    return kept | {"encoder": encoder}
 
 
 def _meaning(origin: TokenOrigin) -> dict[str, Any]:

@@ -6,6 +6,8 @@ one is no dataset.
 """
 
 import contextlib
+import dataclasses
+import json
 import pathlib
 import shutil
 import tempfile
@@ -20,7 +22,7 @@ from etils import epath
 
 from pipeline import statistics as stats
 from pipeline.errors import DataError
-from pipeline.files import is_remote, sync, temporary_path, write_text_atomically
+from pipeline.files import is_remote, json_checksum, sync, temporary_path, write_text_atomically
 from pipeline.manifest import FILE_NAME, STATISTICS_NAME, Manifest, Shard
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -139,7 +141,14 @@ def write_manifest(
     directory: epath.Path,
     manifest: Manifest,
     statistics: dict[str, stats.FeatureStatistics],
-) -> None:
-    """Makes the written shards a dataset: statistics first, `dataset.json` last."""
-    write_text_atomically(directory / STATISTICS_NAME, stats.dumps(statistics))
-    write_text_atomically(directory / FILE_NAME, manifest.dumps())
+) -> Manifest:
+    """Makes the written shards a dataset: statistics first, then `dataset.json`, with checksums.
+
+    Returns:
+      The manifest with the checksum of the statistics.
+    """
+    text = stats.dumps(statistics)
+    write_text_atomically(directory / STATISTICS_NAME, text)
+    sealed = dataclasses.replace(manifest, statistics_checksum=json_checksum(json.loads(text)))
+    write_text_atomically(directory / FILE_NAME, sealed.dumps())
+    return sealed

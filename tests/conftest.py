@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from converters.convert import convert
 from converters.mappings import LIBERO
 from converters.rlds.source import open_source
+from pipeline.files import json_checksum
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -46,6 +48,22 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def reseal() -> Callable[[pathlib.Path], None]:
+    """Writes the checksums of a dataset directory again, as if it had been written as it is."""
+
+    def write(directory: pathlib.Path) -> None:
+        manifest = json.loads((directory / "dataset.json").read_text())
+        manifest.pop("checksum")
+        statistics = json.loads((directory / "statistics.json").read_text())
+        manifest["statistics_checksum"] = json_checksum(statistics)
+        manifest["checksum"] = json_checksum(manifest)
+        (directory / "dataset.json").unlink()  # it may be a link to that of another test
+        (directory / "dataset.json").write_text(json.dumps(manifest))
+
+    return write
 
 
 @pytest.fixture(scope="session")

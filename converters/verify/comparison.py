@@ -97,6 +97,7 @@ class StatisticsCheck:
     """Computes the statistics of a dataset again, episode by episode."""
 
     def __init__(self, manifest: Manifest) -> None:
+        self._checksum = manifest.statistics_checksum
         episodes = next(c for c in manifest.schema.columns if c.name == EPISODES)
         self.features = tuple(f for f in episodes.features if f.dtype == "float32")
         """Those that have statistics."""
@@ -117,10 +118,13 @@ class StatisticsCheck:
 
     def compare(self, path: epath.Path, findings: Findings) -> None:
         """Compares a `statistics.json`, exactly; one finding a number of a feature."""
+        stored = None
         try:
             stored = stats.load(path)
+            stats.load(path, self._checksum)
         except DataError as error:
             findings.add_error(error)
+        if stored is None:
             return
         if stored.keys() != self._accumulators.keys():
             findings.add(str(path), f"{sorted(self._accumulators)}", f"{sorted(stored)}")

@@ -88,7 +88,7 @@ def test_a_column_is_added_beside_the_others(out: pathlib.Path) -> None:
     assert all(own.fullmatch(name) for name in after.keys() - before.keys())
     assert len(after) == len(before) + 2
     for field in manifest:
-        if field not in ("schema", "schema_hash", "shards", "licences"):
+        if field not in ("schema", "schema_hash", "shards", "licences", "checksum"):
             assert added[field] == manifest[field]
     assert added["schema"]["columns"][:-1] == manifest["schema"]["columns"]
     assert {k: v for k, v in added["shards"].items() if k != "t"} == manifest["shards"]
@@ -299,7 +299,7 @@ def test_a_replaced_column_is_there_until_the_new_one_is(out: pathlib.Path) -> N
     assert len(list((out / "t").iterdir())) == 2
 
 
-def test_what_was_mended_meanwhile_stays(out: pathlib.Path) -> None:
+def test_what_was_edited_meanwhile_stays(out: pathlib.Path, reseal: Any) -> None:
     interrupt(out)
     path = out / "dataset.json"
     with claimed(epath.Path(out)):
@@ -308,6 +308,7 @@ def test_what_was_mended_meanwhile_stays(out: pathlib.Path) -> None:
         content = json.loads(path.read_text())
         content["licences"]["steps"] = "mended"
         path.write_text(json.dumps(content))
+        reseal(out)
         job.write(1, records(job.steps[1]))
         assert job.finish("none", {KEY: ORIGIN}).licences == {
             "episodes": "unknown",
@@ -316,7 +317,7 @@ def test_what_was_mended_meanwhile_stays(out: pathlib.Path) -> None:
         }
 
 
-def test_images_that_were_replaced_meanwhile_are_told(out: pathlib.Path) -> None:
+def test_images_that_were_replaced_meanwhile_are_told(out: pathlib.Path, reseal: Any) -> None:
     path = out / "dataset.json"
     with claimed(epath.Path(out)):
         job = job_of(out)
@@ -326,6 +327,7 @@ def test_images_that_were_replaced_meanwhile_are_told(out: pathlib.Path) -> None
         content = json.loads(path.read_text())
         content["shards"]["steps"][0]["digest"] = "0" * 32
         path.write_text(json.dumps(content))
+        reseal(out)
         with pytest.raises(DataError, match="the images that the tokens were computed from; found"):
             job.finish("none", {KEY: ORIGIN})
     assert not job_of(out).is_begun()

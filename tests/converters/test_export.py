@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,10 +246,13 @@ def test_instructions_that_change_come_back(toy: Any, tmp_path: Path) -> None:
     assert check_same(export_of(dataset), source) == 4
 
 
-def test_split_name_and_version_are_those_of_the_source(out: Path) -> None:
+def test_split_name_and_version_are_those_of_the_source(
+    out: Path, reseal: Callable[[Path], None]
+) -> None:
     manifest = json.loads((out / "dataset.json").read_text())
     manifest["provenance"] |= {"version": "2.3.0", "split": "val"}
     (out / "dataset.json").write_text(json.dumps(manifest))
+    reseal(out)
     version = export_of(out)
     assert version == out.parent / "out_rlds" / "2.3.0"
     source = open_source(str(version), "val")

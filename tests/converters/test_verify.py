@@ -28,6 +28,7 @@ from converters.verify.findings import Findings
 from converters.verify.verifier import Verifier
 from pipeline.conventions import Conventions
 from pipeline.errors import DataError
+from pipeline.files import json_checksum
 from pipeline.manifest import load_manifest
 from pipeline.writer import WRITER_OPTIONS
 
@@ -79,6 +80,9 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
 def edit(path: Path, change: Callable[[Any], None]) -> None:
     values = json.loads(path.read_text())
     change(values)
+    if "checksum" in values:
+        values.pop("checksum")
+        values["checksum"] = json_checksum(values)
     path.write_text(json.dumps(values))
 
 
@@ -292,7 +296,8 @@ DAMAGE = {
     ),
     "an edited number of statistics": (
         statistics_with(lambda s: s["action"]["mean"].__setitem__(1, 9.0)),
-        r"statistics\.json, action, mean: expected \[.*\]; found \[.*, 9\.0\]",
+        r"statistics\.json: expected content with the checksum \w{32}, as dataset\.json says; "
+        r"found \w{32}: .*\n.*statistics\.json, action, mean: expected \[.*\]; found \[.*, 9\.0\]",
     ),
     "other features in statistics": (
         statistics_with(lambda s: s.update(reward=s.pop("action"))),

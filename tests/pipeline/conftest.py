@@ -1,6 +1,8 @@
 """Builders over the bundled dataset: damaged copies, edited manifests, small loaders."""
 
+import functools
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -27,13 +29,14 @@ def copied(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def edit_json() -> Callable[[pathlib.Path, Edit], None]:
-    """Changes the content of a JSON file in place."""
+def edit_json(reseal: Callable) -> Callable[[pathlib.Path, Edit], None]:
+    """Changes the content of a JSON file of a dataset in place, as if it had been written so."""
 
     def edit(path: pathlib.Path, change: Edit) -> None:
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
+        reseal(path.parent)
 
     return edit
 
@@ -50,8 +53,22 @@ def edit_schema(edit_json: Callable) -> Callable[[pathlib.Path, Edit], None]:
             manifest["schema_hash"] = schema.hash()
 
         edit_json(directory / "dataset.json", change_and_hash)
+        edit_json(directory / "statistics.json", functools.partial(_fit, directory))
 
     return edit
+
+
+def _fit(directory: pathlib.Path, statistics: dict[str, Any]) -> None:
+    """Makes statistics those of the features that a manifest declares, of any values."""
+    manifest = json.loads((directory / "dataset.json").read_text())
+    features = manifest["schema"]["columns"][0]["features"]
+    floats = {f["key"]: math.prod(f["shape"]) for f in features if f["dtype"] == "float32"}
+    for key in statistics.keys() - floats.keys():
+        del statistics[key]
+    for key, of_feature in statistics.items():
+        for name in of_feature.keys() - {"count"}:
+            if len(of_feature[name]) != floats[key]:
+                of_feature[name] = (of_feature[name] * floats[key])[: floats[key]]
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,7 +10,7 @@ from etils import epath
 
 from pipeline.errors import DataError
 from pipeline.files import to_json_values
-from pipeline.manifest import load_manifest
+from pipeline.manifest import Manifest, load_manifest
 from pipeline.tokens import TokenOrigin
 from pipeline.vggt.config import tiny
 from pipeline.vggt.spec import EncoderSpec
@@ -557,6 +558,22 @@ def test_a_computed_column_survives_the_text(copied, edit_schema) -> None:
     assert manifest.encoders["observation/vggt_tokens"].layer == 1
     (copied / "dataset.json").write_text(manifest.dumps())
     assert load_manifest(epath.Path(copied)) == manifest
+
+
+def test_the_digest_covers_how_tokens_were_made(copied, edit_schema) -> None:
+    edit_schema(copied, compute)
+    manifest = load_manifest(epath.Path(copied))
+    ((key, origin),) = manifest.encoders.items()
+
+    def changed(**fields: object) -> Manifest:
+        spec = dataclasses.replace(origin.encoder, **fields)
+        made = dataclasses.replace(origin, encoder=spec)
+        return dataclasses.replace(manifest, encoders={key: made})
+
+    assert changed(weights_digest="e").digest() != manifest.digest()
+    assert changed(weights_digest="e").digest({"steps"}) == manifest.digest({"steps"})
+    assert changed(weights_digest="e").data_digest() == manifest.data_digest()
+    assert changed(weights="/elsewhere", licence="none").digest() == manifest.digest()
 
 
 def test_a_dataset_without_computed_columns_has_no_field_for_them(

@@ -53,14 +53,31 @@ def test_text_keeps_every_bit_of_float32(tmp_path: pathlib.Path) -> None:
         assert getattr(loaded, name).tobytes() == getattr(stats.compute(values), name).tobytes()
 
 
+def stored(**changes: object) -> str:
+    """The text of statistics of one dimension, with other fields."""
+    return json.dumps({"action": {name: [0.5] for name in MOMENTS} | {"count": 1} | changes})
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         (None, "FileNotFoundError"),
         ("{", "JSONDecodeError"),
-        ("[]", "AttributeError"),
-        ('{"action": {"mean": [0.0]}}', "KeyError: 'count'"),
-        ('{"action": {"mean": ["a"], "count": 1}}', "ValueError"),
+        ("[]", "TypeError: expected an object by feature key; found list"),
+        ('{"action": {"mean": [0.0]}}', r"action: expected mean, .*, count; found \['mean'\]"),
+        ('{"action": 3}', "action: expected mean, .*, count; found int"),
+        (stored(mean=["a"]), r"action: mean: expected a list of numbers; found \['a'\]"),
+        (stored(std=0.5), "action: std: expected a list of numbers; found 0.5"),
+        (stored(std=[True]), r"action: std: expected a list of numbers; found \[True\]"),
+        (stored(p01=[[0.5]]), "action: p01: expected a list of numbers"),
+        (stored(std=[10**400]), "action: std: int too large to convert to float"),
+        (
+            stored(std=[0.5, 0.5]),
+            "action: expected lists of one length; found {'mean': 1, 'std': 2",
+        ),
+        (stored(other=[0.5]), "action: expected mean, .*; found .*'other'"),
+        (stored(count=1.5), "action: count: expected a whole number of steps; found 1.5"),
+        (stored(count=True), "action: count: expected a whole number of steps; found True"),
     ],
 )
 def test_unreadable_statistics_are_named(

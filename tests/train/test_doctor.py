@@ -159,22 +159,24 @@ def test_a_disk_that_is_too_small_is_an_error(tiny_config, monkeypatch):
     assert "lower keep_checkpoints" in error
 
 
-def test_statistics_of_another_dataset_are_an_error(tiny_config, mini_dataset, tmp_path):
+def test_statistics_of_another_dataset_are_an_error(tiny_config, mini_dataset, tmp_path, reseal):
     other = copied(mini_dataset, tmp_path)
     statistics = json.loads((other / "statistics.json").read_text())
     statistics["action"]["count"] = 53_000
     (other / "statistics.json").write_text(json.dumps(statistics))
+    reseal(other)
     part = dataclasses.replace(tiny_config.data.datasets[0], path=str(other))
     (error,) = texts(with_data(tiny_config, datasets=(part,)), "error")
     assert "statistics.json, action: expected statistics of 455 steps" in error
     assert "found those of 53000" in error
 
 
-def test_a_dimension_that_hardly_varies_is_a_warning(tiny_config, mini_dataset, tmp_path):
+def test_a_dimension_that_hardly_varies_is_a_warning(tiny_config, mini_dataset, tmp_path, reseal):
     other = copied(mini_dataset, tmp_path)
     statistics = json.loads((other / "statistics.json").read_text())
     statistics["action"]["std"][2] = 1e-5
     (other / "statistics.json").write_text(json.dumps(statistics))
+    reseal(other)
     part = dataclasses.replace(tiny_config.data.datasets[0], path=str(other))
     config = with_data(tiny_config, datasets=(part,), validation_fraction=0.3)
     assert any("action[2] (std 1e-05) hardly varies" in text for text in texts(config, "warning"))
@@ -185,12 +187,13 @@ def test_a_dimension_that_hardly_varies_is_a_warning(tiny_config, mini_dataset, 
     [(0.0, r"action\[2\]: 0\. .*leave it out"), (float("nan"), r"action\[2\]: std nan\. Convert")],
 )
 def test_a_dimension_that_cannot_be_normalised_is_an_error(
-    tiny_config, mini_dataset, tmp_path, value, found
+    tiny_config, mini_dataset, tmp_path, reseal, value, found
 ):
     other = copied(mini_dataset, tmp_path)
     statistics = json.loads((other / "statistics.json").read_text())
     statistics["action"]["std"][2] = value
     (other / "statistics.json").write_text(json.dumps(statistics))
+    reseal(other)
     part = dataclasses.replace(tiny_config.data.datasets[0], path=str(other))
     (error,) = texts(with_data(tiny_config, datasets=(part,)), "error")
     assert re.search(rf"found {other}/statistics.json, {found}", error)

@@ -228,7 +228,7 @@ def test_the_command_prints_a_line_an_array(policy_run, monkeypatch, capsys):
 
 
 def test_the_command_ends_with_1_where_the_data_is_other_data(
-    policy_run, mini_dataset, tmp_path, monkeypatch, capsys
+    policy_run, mini_dataset, tmp_path, reseal, monkeypatch, capsys
 ):
     other = tmp_path / "other"
     other.mkdir()
@@ -238,6 +238,7 @@ def test_the_command_ends_with_1_where_the_data_is_other_data(
     statistics["observation/proprio"]["mean"][0] += 1.0
     (other / "statistics.json").unlink()
     (other / "statistics.json").write_text(json.dumps(statistics))
+    reseal(other)
     assert command(monkeypatch, policy_run, "--dataset", other) == 1
     printed = capsys.readouterr().out
     assert "observation/proprio" in printed

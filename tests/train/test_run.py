@@ -149,7 +149,7 @@ def test_steps_that_were_not_saved_are_taken_again(tiny_config):
     assert losses_and_fingerprints(tiny_config.save_dir) == whole
 
 
-def test_other_data_is_not_resumed_on(tiny_config, mini_dataset, tmp_path):
+def test_other_data_is_not_resumed_on(tiny_config, mini_dataset, tmp_path, reseal):
     run(Flags(dataclasses.replace(tiny_config, num_steps=1)))
     manifest = json.loads((mini_dataset / "dataset.json").read_text())
     other = tmp_path / "other"
@@ -159,6 +159,7 @@ def test_other_data_is_not_resumed_on(tiny_config, mini_dataset, tmp_path):
     (other / "dataset.json").unlink()
     manifest["tasks"][0] = "wave"
     (other / "dataset.json").write_text(json.dumps(manifest))
+    reseal(other)
     data = dataclasses.replace(tiny_config.data, datasets=(DatasetConfig(str(other)),))
     config = dataclasses.replace(tiny_config, data=data, num_steps=2)
     with pytest.raises(DataError, match=r"expected the mixture of this config; .*--new_mixture"):
