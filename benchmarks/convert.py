@@ -47,8 +47,8 @@ class Args:
 
 def main() -> None:
     """Parses the command line and prints one JSON object."""
-    args = tyro.cli(Args, prog="python -m benchmarks.convert")
     with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m benchmarks.convert")
         _run(args)
 
 

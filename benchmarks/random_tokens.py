@@ -38,8 +38,8 @@ class Args:
 
 def main() -> None:
     """Parses the command line and writes."""
-    args = tyro.cli(Args, prog="python -m benchmarks.random_tokens")
     with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m benchmarks.random_tokens")
         dataset = open_dataset(args.src)
         shutil.copytree(args.src, args.dst, ignore=shutil.ignore_patterns("dataset.json"))
         _add(dataset, args)

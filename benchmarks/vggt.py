@@ -56,8 +56,8 @@ class Args:
 
 def main() -> None:
     """Parses the command line and prints one JSON object."""
-    args = tyro.cli(Args, prog="python -m benchmarks.vggt", use_underscores=True)
     with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m benchmarks.vggt", use_underscores=True)
         sys.stdout.write(json.dumps(measure(args)) + "\n")
 
 

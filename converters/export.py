@@ -11,7 +11,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
@@ -28,6 +27,7 @@ from pipeline.files import TEMPORARIES, is_remote, sync, temporary_path
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.schema import EPISODES
+from pipeline.terminal import show
 
 _MB = 1e6
 _DEFAULT_VERSION = "1.0.0"
@@ -59,14 +59,14 @@ class Args:
 
 def main() -> None:
     """Parses the command line and runs the export."""
-    args = tyro.cli(Args, prog="python -m converters.export")
     keep_freed_memory()
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m converters.export")
         dataset = open_dataset(args.dst)
         started = time.perf_counter()
         with progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:
             version = export(dataset, args.out, overwrite=args.overwrite, on_progress=on_progress)
-        sys.stdout.write(_summary(dataset, version, time.perf_counter() - started))
+        show(_summary(dataset, version, time.perf_counter() - started))
 
 
 def export(

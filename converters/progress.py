@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pipeline.terminal import escaped
+
 _LOG_INTERVAL_S = 30.0
 _MB = 1e6
 
@@ -85,13 +87,13 @@ def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[in
     started = time.perf_counter()
     logged = started
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[status]}"),
         console=console,
         disable=not console.is_terminal,
     ) as bar:
-        row = bar.add_task(name, total=total, status=status.text(0.0))
+        row = bar.add_task(escaped(name), total=total, status=status.text(0.0))
 
         def on_progress(num_episodes: int, num_bytes: int) -> None:
             nonlocal logged
@@ -101,6 +103,6 @@ def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[in
             bar.update(row, advance=num_episodes, status=text)
             if not console.is_terminal and now - logged > _LOG_INTERVAL_S:
                 logged = now
-                sys.stderr.write(f"{name}: {text}\n")
+                sys.stderr.write(f"{escaped(name)}: {text}\n")
 
         yield on_progress

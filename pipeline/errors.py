@@ -5,8 +5,12 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from pipeline.terminal import OutputError, escaped, printable_streams
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
+"""What a shell reports of a program that SIGPIPE ended."""
 
 
 class UserError(Exception):
@@ -20,7 +24,7 @@ class UserError(Exception):
     """
 
     def __init__(self, *, where: str, expected: str, found: str, remedy: str) -> None:
-        super().__init__(f"{where}: expected {expected}; found {found}. {remedy}")
+        super().__init__(escaped(f"{where}: expected {expected}; found {found}. {remedy}"))
         self.where = where
         self.expected = expected
         self.found = found
@@ -69,27 +73,45 @@ def _rebuild(kind: type[UserError], fields: dict[str, str]) -> UserError:
 
 
 @contextlib.contextmanager
-def user_errors_exit(*, debug: bool = False, interrupted: str = "interrupted") -> Iterator[None]:
-    """Turns a `UserError` inside the block into one line on stderr and exit code 2.
+def user_errors_exit(*, interrupted: str = "interrupted") -> Iterator[None]:
+    """The frame of every command line: what a person can cause is one line and an exit code.
 
-    Ctrl-C becomes one line as well, and exit code 130.
+    A `UserError` inside the block becomes a line on stderr and exit code 2; Ctrl-C a line and code
+    130. Where the reader of stdout has left (`| head`), the command ends silently with code 141,
+    as `cat` does; where stdout is full, with a line and code 2. Text is printed in any locale.
+    The flag --debug on the command line shows a traceback with an error.
 
     Args:
-      debug: Lets the error through with its traceback.
       interrupted: The line after Ctrl-C.
 
     Raises:
-      SystemExit: With code 2, where a `UserError` was raised and `debug` is off; with code 130
-        after Ctrl-C.
+      SystemExit: With the code.
     """
     try:
-        yield
+        with printable_streams():
+            yield
     except KeyboardInterrupt:
-        sys.stderr.write(f"{interrupted}\n")
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        message, code = interrupted, EXIT_INTERRUPTED
     except UserError as error:
-        if debug:
+        if "--debug" in sys.argv[1:]:
             raise
         logging.getLogger(__name__).debug("exit with a user error", exc_info=error)
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(EXIT_USER_ERROR) from None
+        message, code = f"error: {error}", EXIT_USER_ERROR
+    except OutputError as error:
+        message, code = f"error: {_full(error)}", EXIT_USER_ERROR
+        if isinstance(error.__cause__, BrokenPipeError):
+            message, code = "", EXIT_NO_READER
+    else:
+        return
+    with printable_streams():
+        sys.stderr.write(f"{message}\n" if message else "")
+    raise SystemExit(code) from None
+
+
+def _full(error: OutputError) -> UserError:
+    return UserError(
+        where="stdout",
+        expected="to take what the command prints",
+        found=getattr(error.__cause__, "strerror", None) or str(error.__cause__),
+        remedy="Free space where its output goes, or send it elsewhere.",
+    )

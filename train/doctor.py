@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -14,6 +13,7 @@ from pipeline import device
 from pipeline.checks import all_problems
 from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
 from pipeline.schema import ACTION
+from pipeline.terminal import show
 from pipeline.tokens import check_same_encoders
 from train import directory
 from train.checkpoints import (
@@ -56,7 +56,7 @@ class Finding:
 
 def examine(flags: Flags) -> int:
     """Prints every finding; returns the exit code: 0, or 2 where there is an error."""
-    out = sys.stdout.write
+    out = show
     out(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
     findings = diagnose(flags)
     for finding in findings:

@@ -3,13 +3,13 @@
 import collections
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import tyro
 
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.terminal import show
 from train.checkpoints import is_run, read_checkpoint
 from train.octo.export import OctoExport, export_octo
 
@@ -34,8 +34,8 @@ class Args:
 
 def main() -> None:
     """Parses the command line and writes."""
-    args = tyro.cli(Args, prog="python -m train.export", use_underscores=True)
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m train.export", use_underscores=True)
         _export(args)
 
 
@@ -56,7 +56,7 @@ def _export(args: Args) -> None:
         window_size=checkpoint.config.data.window_size,
     )
     export_octo(export, dst, checkpoint.step, args.language_encoder)
-    sys.stdout.write(f"octo checkpoint: {dst}, step {checkpoint.step}\n")
+    show(f"octo checkpoint: {dst}, step {checkpoint.step}\n")
 
 
 def original_statistics(datasets: Mapping[str, Any]) -> dict[str, Any]:

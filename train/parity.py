@@ -7,7 +7,6 @@ with what the loader makes of the same steps, array by array; only equality to t
 
 import dataclasses
 import math
-import sys
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from pipeline.gather import read_into
 from pipeline.loader import Loader
 from pipeline.manifest import load_manifest
 from pipeline.schema import ACTION, EPISODES
+from pipeline.terminal import show
 from pipeline.text import Encode
 from train.checkpoints import Checkpoint
 from train.policy.inputs import PolicyInputs, Task
@@ -240,8 +240,8 @@ class Args:
 
 def main() -> None:
     """Parses the command line, compares, and prints; exit code 1 where an array differs."""
-    args = tyro.cli(Args, prog="python -m train.parity", use_underscores=True)
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m train.parity", use_underscores=True)
         raise SystemExit(_report(args))
 
 
@@ -257,8 +257,8 @@ def _report(args: Args) -> int:
         if differing
         else f"equal to the bit: {len(comparisons)} arrays"
     )
-    sys.stdout.write(f"{table(comparisons, num_steps)}\n")
-    sys.stdout.write(f"{verdict}; episode {args.episode} of {path}, step {checkpoint.step}\n")
+    show(f"{table(comparisons, num_steps)}\n")
+    show(f"{verdict}; episode {args.episode} of {path}, step {checkpoint.step}\n")
     return EXIT_DIFFERENT if differing else 0
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     """Parses the command line and runs."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     keep_freed_memory()
-    with user_errors_exit(debug="--debug" in sys.argv[1:], interrupted=_INTERRUPTED):
+    with user_errors_exit(interrupted=_INTERRUPTED):
         flags = parse_flags(sys.argv[1:])
         cluster.join()
         tells = cluster.is_writer() and not flags.dry_run

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-import sys
 import time
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.libero.installation import Installation, find_installation
 from pipeline.libero.suites import Trial, select_tasks
 from pipeline.manifest import Manifest
+from pipeline.terminal import show
 
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
@@ -66,8 +66,8 @@ class Args:
 
 def main() -> None:
     """Parses the command line and runs the job."""
-    args = tyro.cli(Args, prog="python -m converters.libero_demos")
-    with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
+    with user_errors_exit(interrupted=_INTERRUPTED):
+        args = tyro.cli(Args, prog="python -m converters.libero_demos")
         _check(args)
         installation = find_installation(args.assets)
         trials = _trials(args, installation)
@@ -89,7 +89,7 @@ def main() -> None:
         started = time.perf_counter()
         with progress.shown(destination.name, len(trials)) as on_progress:
             manifest = collect(files, destination, args.workers, on_progress)
-        sys.stdout.write(_summary(manifest, args, time.perf_counter() - started))
+        show(_summary(manifest, args, time.perf_counter() - started))
 
 
 def _check(args: Args) -> None:

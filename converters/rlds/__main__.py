@@ -15,6 +15,7 @@ from converters.rlds.source import RldsSource, open_source
 from pipeline.errors import UserError, install_extra, user_errors_exit
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
+from pipeline.terminal import show
 
 _MB = 1e6
 _INTERRUPTED = "interrupted; run the same command again to go on"
@@ -58,11 +59,11 @@ class Args:
 def main() -> None:
     """Parses the command line and runs the job."""
     own, beam_flags = _split(sys.argv[1:])
-    args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
-    with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
+    with user_errors_exit(interrupted=_INTERRUPTED):
+        args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
         source = open_source(args.src, args.split)
         if args.describe:
-            sys.stdout.write(mappings.describe(source))
+            show(mappings.describe(source))
         else:
             selected = source if args.episodes is None else _select(source, args.episodes)
             _convert(selected, args, _runner(selected, args, beam_flags))
@@ -167,7 +168,7 @@ def _summarize(manifest: Manifest, destination: str, seconds: float) -> None:
         lines.append(f"{column.name}: {num_bytes / _MB:.1f} MB, one record per {column.per}")
         lines += [f"  {f.key:26} {f.dtype}{list(f.shape)}" for f in column.features]
     lines.append(f"dataset: {destination}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    show("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pipeline.dataset import on_disk
 from pipeline.errors import DataError, user_errors_exit
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
+from pipeline.terminal import escaped_lines, show
 
 _MB = 1e6
 
@@ -39,9 +40,9 @@ class Args:
 
 def main() -> None:
     """Parses the command line and runs the checks."""
-    args = tyro.cli(Args, prog="python -m converters.verify")
     keep_freed_memory()
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m converters.verify")
         directory = on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
         source = open_converted(args.src, manifest) if args.dst else None
@@ -81,14 +82,14 @@ def _conclude(verifier: Verifier, directory: str, seconds: float) -> None:
       DataError: Where anything is.
     """
     if verifier.findings.count:
-        sys.stderr.write(verifier.findings.text() + "\n")
+        sys.stderr.write(escaped_lines(verifier.findings.text()) + "\n")
         raise DataError(
             where=directory,
             expected="a dataset that is what its files and its source say",
             found=verifier.findings.counted(),
             remedy="Mend or fetch again what is damaged, or convert the source again.",
         )
-    sys.stdout.write(summary(verifier, seconds))
+    show(summary(verifier, seconds))
 
 
 def summary(verifier: Verifier, seconds: float) -> str:

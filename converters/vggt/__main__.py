@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import math
-import sys
 import time
 from typing import Annotated
 
@@ -27,6 +26,7 @@ from pipeline.dataset import Dataset, on_disk, open_dataset
 from pipeline.errors import user_errors_exit
 from pipeline.manifest import WORK, Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
+from pipeline.terminal import show
 from pipeline.tokens import Store
 from pipeline.vggt.sources import config_of
 from pipeline.vggt.spec import ComputeDtype, Precision, Views
@@ -89,13 +89,13 @@ class Args:
 
 def main() -> None:
     """Parses the command line and runs the job."""
-    args = tyro.cli(Args, prog="python -m converters.vggt")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
+    with user_errors_exit(interrupted=_INTERRUPTED):
+        args = tyro.cli(Args, prog="python -m converters.vggt")
         directory = on_disk(args.dataset)
         if args.remove is not None:
             num_bytes = remove_column(directory, args.remove)
-            sys.stdout.write(f"removed {args.remove}: {num_bytes / _MB:,.1f} MB are free again\n")
+            show(f"removed {args.remove}: {num_bytes / _MB:,.1f} MB are free again\n")
         else:
             _compute(args, directory)
 
@@ -110,13 +110,13 @@ def _compute(args: Args, directory: epath.Path) -> None:
     batch_size = _batch_size(args, dataset)
     job = TokenJob.load(dataset, settings, args.weights, batch_size, args.licence)
     if args.report:
-        sys.stdout.write(report(job))
+        show(report(job))
         return
     started = time.perf_counter()
     total = dataset.num_steps * len(settings.cameras)
     with progress.shown(settings.name, total, progress.FRAMES) as on_progress:
         manifest = add_tokens(job, overwrite=args.overwrite, on_progress=on_progress)
-    sys.stdout.write(_summary(manifest, settings, args.dataset, time.perf_counter() - started))
+    show(_summary(manifest, settings, args.dataset, time.perf_counter() - started))
 
 
 def _settings(args: Args, manifest: Manifest) -> TokenSettings:

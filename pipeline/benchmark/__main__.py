@@ -16,6 +16,7 @@ from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.memory import keep_freed_memory
 from pipeline.schema import EPISODES
+from pipeline.terminal import escaped
 
 _DIGITS = 4
 
@@ -59,9 +60,9 @@ class Args:
 
 def main() -> None:
     """Parses the command line, measures and prints."""
-    args = tyro.cli(Args, prog="python -m pipeline.benchmark", use_underscores=True)
     keep_freed_memory()  # as a run does
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m pipeline.benchmark", use_underscores=True)
         _benchmark(args)
 
 
@@ -127,9 +128,12 @@ def _print(
     stream = sys.stderr if args.json else sys.stdout
     console = Console(file=stream, width=None if stream.isatty() else 100)
     console.print(
-        f"{args.dst}: {', '.join(config.observations)}; window {config.window_size}, "
-        f"horizon {config.action_horizon}, batch {args.batch_size}, {config.num_threads} threads",
+        escaped(
+            f"{args.dst}: {', '.join(config.observations)}; window {config.window_size}, horizon "
+            f"{config.action_horizon}, batch {args.batch_size}, {config.num_threads} threads"
+        ),
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     m = measurement

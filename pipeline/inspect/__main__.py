@@ -50,8 +50,8 @@ def to_json(summary: Summary | EpisodeSummary) -> str:
 
 def main() -> None:
     """Parses the command line and prints."""
-    args = tyro.cli(Args, prog="python -m pipeline.inspect")
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m pipeline.inspect")
         _inspect(args)
 
 

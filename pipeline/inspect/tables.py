@@ -29,6 +29,7 @@ from pipeline.inspect.summary import (
     TaskSummary,
 )
 from pipeline.schema import ACTION
+from pipeline.terminal import escaped_fields
 from pipeline.tokens import TokenOrigin
 
 _MB = 1e6
@@ -41,6 +42,7 @@ _SMALLEST, _LARGEST = 1e-3, 1e6
 
 def to_text(summary: Summary | EpisodeSummary, console: Console) -> str:
     """Tables as wide as the console and in its colours; a cell that is too long is folded."""
+    summary = escaped_fields(summary)  # names and instructions are whatever the source has
     if isinstance(summary, Summary):
         return to_lines(_dataset_parts(summary, console), console)
     return to_lines(_episode_parts(summary, console), console)

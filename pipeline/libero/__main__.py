@@ -1,7 +1,6 @@
 """`python -m pipeline.libero`: whether the LIBERO simulator is installed, complete and renders."""
 
 import dataclasses
-import sys
 from typing import Annotated
 
 import tyro
@@ -9,6 +8,7 @@ import tyro
 from pipeline.errors import user_errors_exit
 from pipeline.libero.installation import find_installation
 from pipeline.libero.suites import MAX_STEPS, read_tasks
+from pipeline.terminal import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Args:
 
 def main() -> None:
     """Parses the command line and prints what was found."""
-    args = tyro.cli(Args, prog="python -m pipeline.libero")
-    with user_errors_exit(debug=args.debug):
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m pipeline.libero")
         installation = find_installation(args.assets)
         suites = {suite: len(read_tasks(installation.root, suite)) for suite in MAX_STEPS}
-        sys.stdout.write(
+        show(
             f"simulator: {installation}\n"
             f"assets: {installation.assets}\n"
             f"tasks: {', '.join(f'{suite} {count}' for suite, count in suites.items())}\n"

@@ -33,8 +33,9 @@ def test_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == f"error: {DataError(**FIELDS)}\n"
 
 
-def test_debug_keeps_the_traceback() -> None:
-    with pytest.raises(DataError, match="7 records"), user_errors_exit(debug=True):
+def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["command", "SRC", "--debug"])
+    with pytest.raises(DataError, match="7 records"), user_errors_exit():
         raise DataError(**FIELDS)
 
 

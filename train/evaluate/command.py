@@ -14,6 +14,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.libero.installation import Installation, find_installation
 from pipeline.libero.suites import Trial, select_tasks
+from pipeline.terminal import show
 from train.evaluate.compare import COMPARISON_NAME, compare
 from train.evaluate.report import write_report
 from train.evaluate.results import claimed
@@ -81,9 +82,9 @@ class Args:
 
 def main() -> None:
     """Parses the command line, evaluates and prints the tables."""
-    args = tyro.cli(Args, prog="python -m train.evaluate", use_underscores=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    with user_errors_exit(debug=args.debug, interrupted=_INTERRUPTED):
+    with user_errors_exit(interrupted=_INTERRUPTED):
+        args = tyro.cli(Args, prog="python -m train.evaluate", use_underscores=True)
         has_errors = evaluate(args)
     sys.exit(EXIT_ERRORS if has_errors else 0)
 
@@ -109,7 +110,7 @@ def evaluate(args: Args) -> bool:
                 evaluation.run()
             finally:
                 _write(evaluations)
-        sys.stdout.write(_summary(evaluations))
+        show(_summary(evaluations))
     return any(evaluation.results.errors for evaluation in evaluations)
 
 

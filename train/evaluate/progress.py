@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pipeline.terminal import escaped
 from train.report.numbers import duration
 
 _LOG_INTERVAL_S = 30.0
@@ -46,14 +47,14 @@ def shown(name: str, total: int, done: int, successes: int) -> Iterator[Callable
     started = logged = time.perf_counter()
     num_now = num_new_successes = 0
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[status]}"),
         console=console,
         disable=not console.is_terminal,
     ) as bar:
         first = status(done, total, successes, 0, 0.0)
-        row = bar.add_task(name, total=total, completed=done, status=first)
+        row = bar.add_task(escaped(name), total=total, completed=done, status=first)
 
         def on_trial(is_success: bool) -> None:  # noqa: FBT001  (its one argument)
             nonlocal logged, num_now, num_new_successes
@@ -65,6 +66,6 @@ def shown(name: str, total: int, done: int, successes: int) -> Iterator[Callable
             bar.update(row, advance=1, status=text)
             if not console.is_terminal and now - logged > _LOG_INTERVAL_S:
                 logged = now
-                sys.stderr.write(f"{name}: {text}\n")
+                sys.stderr.write(f"{escaped(name)}: {text}\n")
 
         yield on_trial

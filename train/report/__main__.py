@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-import sys
 from typing import Annotated
 
 import tyro
 
 from pipeline.errors import user_errors_exit
+from pipeline.terminal import show
 from train.report.page import write_report
 
 
@@ -23,9 +23,9 @@ class Args:
 
 def main() -> None:
     """Parses the command line, writes, and prints the page's path."""
-    args = tyro.cli(Args, prog="python -m train.report")
-    with user_errors_exit(debug=args.debug):
-        sys.stdout.write(f"{write_report(args.run)}\n")
+    with user_errors_exit():
+        args = tyro.cli(Args, prog="python -m train.report")
+        show(f"{write_report(args.run)}\n")
 
 
 if __name__ == "__main__":

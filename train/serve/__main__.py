@@ -55,10 +55,10 @@ class Args:
 
 def main() -> None:
     """Parses the command line and serves until SIGINT or SIGTERM."""
-    args = tyro.cli(Args, prog="python -m train.serve", use_underscores=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("train").setLevel(logging.INFO)
-    with user_errors_exit(debug=args.debug, interrupted="stopped"):
+    with user_errors_exit(interrupted="stopped"):
+        args = tyro.cli(Args, prog="python -m train.serve", use_underscores=True)
         server = _import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
         policy = _load(args, config)
