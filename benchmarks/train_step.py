@@ -34,7 +34,7 @@ from train.state import fresh_state
 from train.step import make_language_table, make_train_step
 
 Variant = Literal["cached", "cached_remat", "cached_by_head", "cached_bfloat16", "in_step"]
-_MATMUL_SIZE = 4096
+_MATMUL_SIZES = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 _STORED_SIZE = 256
 
 
@@ -104,7 +104,7 @@ def measure(args: Args, variant: Variant) -> dict[str, Any]:
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
     step_s, cpu_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
     gflop = _model_gflop(args, variant, state, batch, table)
-    rate = _matmul_gflop_s(config.model.compute_dtype)
+    rate = matmul_gflop_s(config.model.compute_dtype)
     return {
         "variant": variant,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -187,8 +187,9 @@ def _batch(args: Args) -> dict[str, Any]:
     }
 
 
-def _matmul_gflop_s(dtype: str) -> float:
-    size = _MATMUL_SIZE if jax.default_backend() != "cpu" else _MATMUL_SIZE // 2
+def matmul_gflop_s(dtype: str) -> float:
+    """Returns the rate of square matrix products of a dtype on the first device."""
+    size = _MATMUL_SIZES[jax.default_backend()]
     matrix = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda x: x @ x)
     seconds = _seconds(lambda: multiply(matrix).block_until_ready())
