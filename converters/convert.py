@@ -15,7 +15,7 @@ from converters.shards import Part, ShardJob
 from converters.standardize import SourceMapping
 from pipeline import statistics as stats
 from pipeline.dataset import ColumnReader
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import is_remote, open_path, writing
 from pipeline.manifest import (
     FILE_NAME,
@@ -26,7 +26,7 @@ from pipeline.manifest import (
     load_manifest,
 )
 from pipeline.record import RecordLayout
-from pipeline.schema import EPISODES
+from pipeline.schema import ACTION, EPISODES, Schema
 from pipeline.writer import write_manifest
 
 Runner = Callable[[ShardJob, Sequence[int], workers.OnProgress], None]
@@ -76,7 +76,10 @@ def convert(
     """
     destination = open_path(destination)
     _check_apart(source, destination)
-    job = ShardJob(source, mapping, mapping.schema(source), destination)
+    mapping = mapping.fitted(source)
+    schema = mapping.schema(source)
+    _check_trains(schema, source)
+    job = ShardJob(source, mapping, schema, destination)
     with claim(destination, job.plan, overwrite=overwrite):
         if (destination / FILE_NAME).exists():  # killed after its last file
             return load_manifest(destination)
@@ -101,6 +104,19 @@ def _check_apart(source: RldsSource, destination: epath.Path) -> None:
             found=f"one inside {source.directory}",
             remedy="Name another destination.",
         )
+
+
+def _check_trains(schema: Schema, source: RldsSource) -> None:
+    """Refuses a dataset that nothing can be trained on: without an action."""
+    features = [feature for _, feature in schema.features()]
+    if ACTION in [feature.key for feature in features]:
+        return
+    raise SchemaError(
+        where=str(source.directory / "features.json"),
+        expected=f"a mapping with a feature {ACTION}, which a policy learns",
+        found=f"only {', '.join(feature.key for feature in features) or 'none'}",
+        remedy=f'Give the feature of the commands key = "{ACTION}"; `from` joins several keys.',
+    )
 
 
 def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
@@ -131,7 +147,7 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
         episode_tasks=tuple(episode_tasks),
         task_changes=tuple(changes),
         tasks=texts,
-        task_source=job.mapping.task,
+        task_source=job.mapping.task_key,
         removed_steps=tuple(removed),
         conventions=job.mapping.conventions,
         licences={

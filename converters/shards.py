@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -88,7 +89,7 @@ class ShardJob:
                 "source": [source.name, source.version, source.split],
                 "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
                 "schema_hash": self.schema.hash(),
-                "mapping": to_json_values(self.mapping),
+                "mapping": _plan_values(self.mapping),
             }
         )
 
@@ -104,7 +105,9 @@ class ShardJob:
           UserError: Where the source is not what it declares, or the file cannot be written.
         """
         file = f"{number:05d}-of-{len(self.source.shards):05d}.arrayrecord"
-        wanted = {feature.source for _, feature in self.schema.features()} | {self.mapping.task}
+        wanted = {
+            part.source for _, feature in self.schema.features() for part in feature.origins
+        } | ({self.mapping.task_key} - {""})
         notes = _Notes()
         with contextlib.ExitStack() as stack:
             writers = [
@@ -185,6 +188,21 @@ class ShardJob:
 
     def _path(self, number: int, suffix: str) -> epath.Path:
         return self.destination / WORK / f"{number:05d}{suffix}"
+
+
+def _plan_values(mapping: SourceMapping) -> dict[str, Any]:
+    """A mapping in a plan, without the fields that it may lack.
+
+    So a job that was begun before such a field is continued.
+    """
+    values = to_json_values(mapping)
+    if not values["instruction"]:
+        del values["instruction"]
+    for feature in values["features"]:
+        for name in ("joined", "grey_to_rgb"):
+            if not feature[name]:
+                del feature[name]
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

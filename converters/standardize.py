@@ -6,11 +6,11 @@ so nothing is dropped unseen.
 
 import dataclasses
 import fnmatch
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from converters.features import FeatureMapping, join, make_feature
 from converters.rlds.example import Episode
 from converters.rlds.source import STEPS, RldsSource, SourceKey
 from pipeline.conventions import Conventions, is_no_op
@@ -24,42 +24,11 @@ from pipeline.schema import (
     Column,
     Feature,
     Schema,
-    rest_dtype,
     to_rest,
 )
 
-IMAGES = "steps"
-
 _IS_FIRST = f"{STEPS}is_first"
-_RESERVED = ("action_pad_mask", "observation/timestep", "observation/timestep_pad_mask", "task")
-_RESERVED_FOLDERS = ("task/", "observation/pad_mask_dict")
-
-_NUM_CHANNELS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureMapping:
-    """One source key and the feature that it becomes."""
-
-    key: str
-    """Path in the batch, such as `observation/proprio`."""
-    source: str
-    """Key in the source, such as `steps/observation/state`."""
-    column: str = EPISODES
-    """`episodes` for low-dimensional trajectories, `steps` for images, or the name of a column of
-    its own, such as `vggt_tokens`."""
-    dims: tuple[str, ...] = ()
-    """Names of the last axis with their units."""
-    optional: bool = False
-    """Whether a source without the key is fine."""
-
-    def __post_init__(self) -> None:
-        """Checks that the key is a path of a batch, and the column a folder of the dataset."""
-        is_path = re.fullmatch(r"[\w-]+(/[\w-]+)*", self.key)
-        if not is_path or self.key in _RESERVED or self.key.startswith(_RESERVED_FOLDERS):
-            raise ValueError(f"key {self.key!r} must be a path that no mask or task has")
-        if not re.fullmatch(r"\w[\w.-]*", self.column) or self.column.endswith(".json"):
-            raise ValueError(f"column {self.column!r} of {self.key} must be the name of a folder")
+_TASK = f"{STEPS}language_instruction"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +39,8 @@ class SourceMapping:
     """What is taken."""
     conventions: Conventions
     """What the numbers mean."""
-    task: str = "steps/language_instruction"
-    """Key of the instruction."""
+    task: str = _TASK
+    """Key of the instruction; empty where the source has none."""
     source_id: str | None = None
     """Key of a text that names the episode; None where the source has none."""
     ignore: tuple[str, ...] = ()
@@ -80,19 +49,36 @@ class SourceMapping:
     """Of the data, as an SPDX identifier or in words."""
     column_licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Of the columns that have another one."""
+    instruction: str = ""
+    """The instruction of every episode, in place of a key; empty, without a key as well: goal
+    images alone tell a policy its task."""
 
     def __post_init__(self) -> None:
-        """Checks that no two source keys become one feature."""
+        """Checks that no two source keys become one feature, and that one field tells the task."""
         keys = [SOURCE_ID, *(m.key for m in self.features)]
         doubled = sorted({key for key in keys if keys.count(key) > 1})
         if doubled:
             raise ValueError(f"mapped more than once: {', '.join(doubled)}")
+        if self.instruction and self.task not in ("", _TASK):
+            raise ValueError(f"instruction and task {self.task!r}: give one of them")
         speaks_of_action = (self.conventions.gripper_dim, self.conventions.no_op_threshold)
         if ACTION not in keys and speaks_of_action != (None, None):
             raise ValueError(f"gripper_dim and no_op_threshold need a feature {ACTION}")
         strange = set(self.column_licences) - {EPISODES, *(m.column for m in self.features)}
         if strange:
             raise ValueError(f"column_licences of no column: {', '.join(sorted(strange))}")
+
+    @property
+    def task_key(self) -> str:
+        """Key of the instruction; empty where it is the same text everywhere, or none."""
+        return "" if self.instruction else self.task
+
+    def fitted(self, source: RldsSource) -> "SourceMapping":
+        """The mapping of a source without any text but its name: it needs no `task = ""`."""
+        texts = {key.key for key in source.keys.values() if key.kind == "text"}
+        if self.task == _TASK and not texts - {self.source_id}:
+            return dataclasses.replace(self, task="")
+        return self
 
     def schema(self, source: RldsSource) -> Schema:
         """The columns that a source becomes.
@@ -104,20 +90,26 @@ class SourceMapping:
         where = str(source.directory / "features.json")
         self._check_covered(source.keys, where)
         self._check_texts(source.keys, where)
-        self._check_action(source.keys, where)
-        taken = [m for m in self.features if m.source in source.keys]
-        episode = [_feature(m, source.keys[m.source], where) for m in taken if m.column == EPISODES]
+        columns: dict[str, list[Feature]] = {EPISODES: []}
+        for mapping in self.features:
+            if source.keys.keys() >= set(mapping.sources):
+                keys = [source.keys[key] for key in mapping.sources]
+                made = make_feature(mapping, keys, where)
+                columns.setdefault(mapping.column, []).append(made)
+        self._check_action(columns, where)
         if self.source_id is not None:
-            episode.append(Feature(SOURCE_ID, "text", (), "utf8", None, self.source_id, "utf8"))
-        columns = [Column(EPISODES, "episode", tuple(episode))]
-        for name in dict.fromkeys(m.column for m in taken if m.column != EPISODES):
-            stored = (_feature(m, source.keys[m.source], where) for m in taken if m.column == name)
-            columns.append(Column(name, "step", tuple(stored)))
-        return Schema(tuple(columns))
+            named = Feature(SOURCE_ID, "text", (), "utf8", None, self.source_id, "utf8")
+            columns[EPISODES].append(named)
+        return Schema(
+            tuple(
+                Column(name, "episode" if name == EPISODES else "step", tuple(features))
+                for name, features in columns.items()
+            )
+        )
 
     def _check_texts(self, keys: Mapping[str, SourceKey], where: str) -> None:
-        for role, key in (("task", self.task), ("source_id", self.source_id)):
-            if key is not None and keys[key].kind != "text":
+        for role, key in (("task", self.task_key), ("source_id", self.source_id)):
+            if key and keys[key].kind != "text":
                 raise SchemaError(
                     where=f"{where}, {key}",
                     expected=f"a text, as {role} of the mapping",
@@ -132,103 +124,59 @@ class SourceMapping:
                 remedy="Name a key outside `steps/` as source_id, or none.",
             )
 
-    def _check_action(self, keys: Mapping[str, SourceKey], where: str) -> None:
+    def _check_action(self, columns: Mapping[str, Sequence[Feature]], where: str) -> None:
         """The action is a trajectory; what the conventions say of it fits its dimensions."""
         dim = self.conventions.gripper_dim
-        is_flat = dim is not None or self.conventions.no_op_threshold is not None
-        for mapping in self.features:
-            if mapping.key != ACTION:
-                continue
-            shape = keys[mapping.source].shape
-            place = f"{where}, {mapping.source}"
-            if mapping.column != EPISODES:
-                raise SchemaError(
-                    where=place,
-                    expected=f"the feature {ACTION} in the column {EPISODES}",
-                    found=f"the column {mapping.column}",
-                    remedy="Leave its column out of the mapping.",
-                )
-            if is_flat and (len(shape) != 1 or (dim or 0) >= shape[0]):
-                raise SchemaError(
-                    where=place,
-                    expected=f"an action of one axis with the gripper_dim {dim} of the mapping",
-                    found=f"{keys[mapping.source].dtype}{list(shape)}",
-                    remedy="Set conventions.gripper_dim to an index of the action.",
-                )
+        for name, features in columns.items():
+            for feature in features:
+                if feature.key != ACTION:
+                    continue
+                if name != EPISODES:
+                    raise SchemaError(
+                        where=f"{where}, {feature.source}",
+                        expected=f"the feature {ACTION} in the column {EPISODES}",
+                        found=f"the column {name}",
+                        remedy="Leave its column out of the mapping.",
+                    )
+                if not any(part.source.startswith(STEPS) for part in feature.origins):
+                    raise SchemaError(
+                        where=f"{where}, {feature.source}",
+                        expected=f"the feature {ACTION} from a key below {STEPS}",
+                        found="one value of the whole episode",
+                        remedy="Name the key of the commands.",
+                    )
+                if (dim or 0) >= feature.shape[0]:
+                    raise SchemaError(
+                        where=f"{where}, {feature.source}",
+                        expected=f"an action of one axis with the gripper_dim {dim} of the mapping",
+                        found=f"{feature.dtype}{list(feature.shape)}",
+                        remedy="Set conventions.gripper_dim to an index of the action.",
+                    )
 
-    def _ignores(self, key: str) -> bool:
-        return any(fnmatch.fnmatchcase(key, glob) for glob in self.ignore)
+    def _ignores(self, key: SourceKey) -> bool:
+        """Whether a glob names the key, or the sequence of images that it is a view of."""
+        names = {key.key, key.stored}
+        return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.ignore)
 
-    def _check_covered(self, keys: Iterable[str], where: str) -> None:
-        required = {m.source for m in self.features if not m.optional} | {self.task}
-        known = {m.source for m in self.features} | {self.task}
-        if self.source_id is not None:
-            required.add(self.source_id)
-            known.add(self.source_id)
+    def _check_covered(self, keys: Mapping[str, SourceKey], where: str) -> None:
+        texts = {key for key in (self.task_key, self.source_id) if key}
+        required = {key for m in self.features if not m.optional for key in m.sources} | texts
+        known = {key for m in self.features for key in m.sources} | texts
         missing = sorted(required - set(keys))
-        unknown = [key for key in keys if key not in known and not self._ignores(key)]
+        unknown = [
+            key for key, spec in keys.items() if key not in known and not self._ignores(spec)
+        ]
         if missing or unknown:
+            told = 'Where the source has no instruction, write task = "" or instruction = "...". '
             raise SchemaError(
                 where=where,
                 expected="every key mapped or ignored, and every mapped key there",
                 found=f"unmapped: {', '.join(unknown) or 'none'}; "
                 f"missing: {', '.join(key or repr(key) for key in missing) or 'none'}",
-                remedy="Write a mapping: `python -m converters.rlds SRC --describe > mapping.toml`,"
+                remedy=(told if self.task_key in missing else "")
+                + "Write a mapping: `python -m converters.rlds SRC --describe > mapping.toml`,"
                 " edit it, and convert with `--mapping mapping.toml`.",
             )
-
-
-def _feature(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
-    """The feature that a source key becomes, by the dtype law."""
-    where = f"{where}, {key.key}"
-    if key.kind == "other":
-        raise SchemaError(
-            where=where,
-            expected="a text, or an image or tensor of known shape without an encoding",
-            found=key.dtype,
-            remedy="Write the source with such a feature, or ignore the key in the mapping.",
-        )
-    if key.kind == "text":
-        raise SchemaError(
-            where=where,
-            expected="numbers or an image",
-            found="a text",
-            remedy="Texts are stored once a task or episode: name the key as `task` or"
-            " `source_id`, or ignore it.",
-        )
-    if key.kind == "image" and (mapping.column == EPISODES or key.dtype != "uint8"):
-        raise SchemaError(
-            where=where,
-            expected="a uint8 image in a step column, such as `steps`",
-            found=f"{key.dtype} in the column {mapping.column}",
-            remedy='Set column = "steps" for it in the mapping, or ignore the key.',
-        )
-    if key.kind == "image" and key.shape[-1] != _NUM_CHANNELS:
-        raise SchemaError(
-            where=where,
-            expected=f"an image of {_NUM_CHANNELS} channels",
-            found=f"{list(key.shape)}",
-            remedy="Write the source with such images, or ignore the key.",
-        )
-    if mapping.dims and key.shape[-1:] != (len(mapping.dims),):
-        raise SchemaError(
-            where=where,
-            expected=f"{len(mapping.dims)} values on the last axis, as dims of {mapping.key} says",
-            found=f"{key.dtype}{list(key.shape)}",
-            remedy="Name each of its dimensions in the mapping's dims, or none.",
-        )
-    dtype = rest_dtype(key.dtype, where)
-    batch_dtype = "float32" if dtype == "bfloat16" else dtype
-    return Feature(
-        mapping.key,
-        key.kind,
-        key.shape,
-        dtype,
-        batch_dtype,
-        mapping.source,
-        key.dtype,
-        mapping.dims,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +215,7 @@ def standardize(
     num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
     values: dict[str, np.ndarray | list[Blob]] = {}
     for column, feature in schema.features():
-        value = _each_step(episode[feature.source], feature, num_steps)
+        value = _each_step(episode, feature, num_steps, where)
         if isinstance(value, np.ndarray):
             value = to_rest(value, feature, where)
             if column.per == "episode" and feature.dtype == "float32":
@@ -278,7 +226,8 @@ def standardize(
         else:
             _decoded(value, f"{where}, {feature.source}")
         values[feature.key] = value
-    texts = _decoded(episode[mapping.task], f"{where}, {mapping.task}")
+    task = mapping.task_key
+    texts = _decoded(episode[task], f"{where}, {task}") if task else [mapping.instruction]
     tasks = tuple(texts * (num_steps // len(texts)))
     if mapping.conventions.no_ops != "removed_at_conversion":
         return Standardized(values, tasks, ())
@@ -314,9 +263,12 @@ def _without_no_ops(
 
 
 def _each_step(
-    value: np.ndarray | list[Blob], feature: Feature, num_steps: int
+    episode: Episode, feature: Feature, num_steps: int, where: str
 ) -> np.ndarray | list[Blob]:
-    """A value of the whole episode, repeated for each of its steps; its text stays one."""
+    """The values of a feature; those of the whole episode repeated for each step, but a text."""
+    if feature.parts and feature.kind == "tensor":
+        return join(episode, feature, num_steps, where)
+    value = episode[feature.source]
     if feature.source.startswith(STEPS) or feature.kind == "text":
         return value
     if isinstance(value, np.ndarray):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, assert_never
 
 import tyro
 
-from converters import mappings, progress
+from converters import mappings, progress, proposal
 from converters.convert import LocalRunner, Runner, convert
 from converters.rlds.source import RldsSource, open_source
 from pipeline.errors import UserError, install_extra, user_errors_exit
@@ -63,7 +63,7 @@ def main() -> None:
         args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
         source = open_source(args.src, args.split)
         if args.describe:
-            show(mappings.describe(source))
+            show(proposal.describe(source))
         else:
             selected = source if args.episodes is None else _select(source, args.episodes)
             _convert(selected, args, _runner(selected, args, beam_flags))

@@ -1,7 +1,7 @@
 """The sizes of images that are declared without one: those of the first record's."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from converters.rlds.example import Episode, parse_episode
 from converters.rlds.source import UNKNOWN, RldsSource, SourceKey
@@ -18,7 +18,7 @@ def with_image_sizes(source: RldsSource) -> RldsSource:
     if not unsized:
         return source
     found: dict[str, SourceKey] = {}
-    for where, episode in _episodes(source, unsized):
+    for where, episode in readable_episodes(source, unsized):
         try:
             found = {key.key: _sized(key, episode, where) for key in unsized}
             break
@@ -31,7 +31,9 @@ def with_image_sizes(source: RldsSource) -> RldsSource:
     return dataclasses.replace(source, keys={**source.keys, **found})
 
 
-def _episodes(source: RldsSource, keys: list[SourceKey]) -> Iterator[tuple[str, Episode]]:
+def readable_episodes(
+    source: RldsSource, keys: Sequence[SourceKey]
+) -> Iterator[tuple[str, Episode]]:
     """The (place, episode) of every record that can be read, with the values of some keys."""
     wanted = {key.key for key in keys}
     for shard in source.shards:

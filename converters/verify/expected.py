@@ -16,7 +16,7 @@ from converters.verify.findings import Findings
 from pipeline.conventions import is_no_op
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-from pipeline.schema import ACTION, Blob, Feature, rest_dtype
+from pipeline.schema import ACTION, Blob, Feature, SourcePart, rest_dtype
 
 _IS_FIRST = f"{STEPS}is_first"
 
@@ -35,18 +35,27 @@ class Expected:
     """Whether any does not."""
 
     def tensors(self, feature: Feature) -> np.ndarray:
-        """(t, *shape) of a tensor feature, in the dtype of the source."""
+        """(t, *shape) of a tensor feature, in the dtype of the source; a joined one as float32."""
         if self.is_filtered and feature.source == _IS_FIRST:
             first = np.zeros((len(self.steps), *feature.shape), feature.numpy_dtype)
             first[:1] = 1
             return first
-        values = np.asarray(self.episode[feature.source])
-        if not feature.source.startswith(STEPS):
+        if feature.parts:
+            every = [self._values(part.source).reshape(-1, part.size) for part in feature.parts]
+            return np.concatenate([values.astype(np.float32) for values in every], axis=1)
+        return self._values(feature.source)
+
+    def _values(self, key: str) -> np.ndarray:
+        """(t, *shape) of a source key, in its dtype."""
+        values = np.asarray(self.episode[key])
+        if not key.startswith(STEPS):
             return np.repeat(values, len(self.steps), axis=0)
         return values[self.steps] if self.is_filtered else values
 
     def tensor(self, feature: Feature, step: int) -> np.ndarray:
         """(*shape) of step `step` of those that stay."""
+        if feature.parts:
+            return self.tensors(feature)[step]
         if self.is_filtered and feature.source == _IS_FIRST:
             return np.full(feature.shape, step == 0, feature.numpy_dtype)
         values = np.asarray(self.episode[feature.source])
@@ -83,12 +92,13 @@ class ExpectedEpisodes:
         """Feature keys whose values can be compared; computed ones are not in the source."""
         task = source.keys.get(manifest.task_source)
         self.has_tasks = task is not None and task.kind == "text"
-        """Whether the source has the instruction."""
-        if not self.has_tasks:
+        """Whether the source has the instruction; else the mapping gave one, or none."""
+        if manifest.task_source and not self.has_tasks:
             found = task.dtype if task else "no such key"
             findings.add(f"{self._declared}, {manifest.task_source}", "a text", found)
 
-        self._held = {feature.source for feature in of_source} | {manifest.task_source}
+        parts = {part.source for feature in of_source for part in feature.origins}
+        self._held = parts | ({manifest.task_source} - {""})
         """Keys of the source that the dataset holds."""
         readable = {key for key, spec in source.keys.items() if spec.kind != "other"}
         self._wanted = self._held & readable
@@ -143,6 +153,8 @@ class ExpectedEpisodes:
         if self.has_tasks:
             left_out = np.flatnonzero(removed).tolist()
             self._removed.update(bytes(every.blob(task, t)) for t in left_out)
+        elif not task:
+            self._removed[self._manifest.tasks[0].encode()] += int(removed.sum())
         return Expected(where, episode, np.flatnonzero(~removed), is_filtered=True)
 
     def _no_ops(self, episode: Episode, num_steps: int) -> np.ndarray:
@@ -151,23 +163,28 @@ class ExpectedEpisodes:
         if conventions.no_ops != "removed_at_conversion" or ACTION not in self.compared:
             return np.zeros(num_steps, bool)
         _, feature = self._manifest.schema.find(ACTION, self._declared)
-        action = np.asarray(episode[feature.source]).astype(feature.numpy_dtype)
-        return is_no_op(action, conventions)
+        every = Expected("", episode, np.arange(num_steps), is_filtered=False)
+        return is_no_op(every.tensors(feature).astype(feature.numpy_dtype), conventions)
 
     def _is_declared(self, feature: Feature) -> bool:
         """Whether the source declares a feature as it did when it was converted."""
-        dtype = feature.source_dtype or feature.dtype
-        expected = f"{feature.kind} of {dtype}{list(feature.shape)}"
-        key = self.source.keys.get(feature.source)
-        found = f"{key.kind} of {key.dtype}{list(key.shape)}" if key else "no such key"
-        where = f"{self._declared}, {feature.source}"
-        if found != expected:
-            self._findings.add(where, expected, found)
+        matching = [self._has_part(feature.kind, part) for part in feature.origins]
+        if not all(matching):
             return False
+        dtype = feature.source_dtype or feature.dtype
+        where = f"{self._declared}, {feature.source}"
         if feature.kind == "tensor" and rest_dtype(dtype, where) != feature.dtype:
             self._findings.add(where, f"a dtype stored as {feature.dtype}", dtype)
             return False
         return True
+
+    def _has_part(self, kind: str, part: SourcePart) -> bool:
+        expected = f"{kind} of {part.dtype}{list(part.shape)}"
+        key = self.source.keys.get(part.source)
+        found = f"{key.kind} of {key.dtype}{list(key.shape)}" if key else "no such key"
+        if found != expected:
+            self._findings.add(f"{self._declared}, {part.source}", expected, found)
+        return found == expected
 
 
 def _text(text: bytes) -> str:

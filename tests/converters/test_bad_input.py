@@ -26,7 +26,8 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.convert import convert
-from converters.mappings import BUILT_IN, describe, read_mapping
+from converters.mappings import BUILT_IN, read_mapping
+from converters.proposal import describe
 from converters.rlds import __main__ as rlds
 from converters.rlds.source import open_source
 from converters.rlds.tfrecord import frame, read_records

@@ -18,7 +18,8 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.convert import convert
-from converters.mappings import LIBERO, describe
+from converters.mappings import LIBERO
+from converters.proposal import describe
 from converters.rlds.example import read_episodes
 from converters.rlds.source import open_source
 from converters.rlds.tfrecord import frame, read_records

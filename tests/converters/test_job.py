@@ -19,7 +19,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from converters.convert import LocalRunner, convert
-from converters.mappings import LIBERO, describe, read_mapping
+from converters.mappings import LIBERO, read_mapping
+from converters.proposal import describe
 from converters.rlds.source import open_source
 from pipeline.dataset import open_dataset
 from pipeline.errors import DataError, UserError

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.convert import convert
-from converters.mappings import LIBERO, describe, find_mapping, read_mapping
+from converters.features import IMAGES, FeatureMapping
+from converters.mappings import LIBERO, find_mapping, read_mapping
+from converters.proposal import describe
 from converters.rlds.source import RldsSource, SourceKey, open_source
-from converters.standardize import IMAGES, FeatureMapping, SourceMapping
+from converters.standardize import SourceMapping
 from pipeline.dataset import open_dataset
-from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.errors import DataError, UserError
 
 TOML = """
 task = "steps/language_instruction"
@@ -290,12 +292,12 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
             **PLAIN,
         },
         [
-            '    "steps/observation/depth",  # uint16[8, 8, 1]: only uint8 images of 3 channels'
-            " are stored",
-            '    "steps/observation/range",  # float32[8, 8, 1]: only uint8 images of 3 channels'
-            " are stored",
-            '    "steps/observation/mask",  # uint8[8, 8, 1]: only uint8 images of 3 channels'
-            " are stored",
+            '    "steps/observation/depth",  # CHECK: a camera is left out: uint16[8, 8, 1]:'
+            " only uint8 images of 3 channels are stored",
+            '    "steps/observation/range",  # CHECK: a camera is left out: float32[8, 8, 1]:'
+            " only uint8 images of 3 channels are stored",
+            '    "steps/observation/mask",  # CHECK: a camera is left out: uint8[8, 8, 1]:'
+            " a grey image; a feature with grey_to_rgb = true takes it",
             'key = "observation/image_primary"  # training reads it by default',
         ],
     ),
@@ -307,14 +309,14 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         {"steps/points": tfds.features.Sequence(tensor(np.float32, 3)), **PLAIN},
         [
             '    "steps/points",  # ragged, nested, encoded or texts:'
-            " Sequence(Tensor(shape=(3,), dtype=float32)) with the encoding none"
+            " Sequence(Tensor(shape=(3,), dtype=float32)) of any length"
         ],
     ),
     "unknown length": (
         {"steps/points": tensor(np.float32, None, 3), **PLAIN},
         [
             '    "steps/points",  # ragged, nested, encoded or texts:'
-            " Tensor(shape=(None, 3), dtype=float32) with the encoding none"
+            " Tensor(shape=(None, 3), dtype=float32)"
         ],
     ),
     "empty": (
@@ -332,7 +334,7 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         {"steps/boxes": tfds.features.Sequence({"x": tensor(np.float32)}), **PLAIN},
         [
             '    "steps/boxes",  # ragged, nested, encoded or texts:'
-            " Sequence({ 'x': float32, }) with the encoding none"
+            " Sequence({ 'x': float32, }) of any length"
         ],
     ),
     "deeply nested": (
@@ -347,12 +349,12 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         ['key = "episode_metadata/my_key"', 'source = "episode_metadata/my key"'],
     ),
     "quotes and brackets": (
-        {'steps/a "b" [c]*': tensor(np.float32), 'steps/"[d]"': image(np.uint8, 1), **PLAIN},
+        {'steps/a "b" [c]*': tensor(np.float32), 'steps/"[d]"': image(np.uint8, 4), **PLAIN},
         [
             'key = "a__b___c__"',
             'source = "steps/a \\"b\\" [c]*"',
-            '    "steps/\\"[[]d]\\"",  # uint8[8, 8, 1]: only uint8 images of 3 channels'
-            " are stored",
+            '    "steps/\\"[[]d]\\"",  # CHECK: a camera is left out: uint8[8, 8, 4]:'
+            " only uint8 images of 3 channels are stored",
         ],
     ),
     "state beside proprio": (
@@ -417,30 +419,121 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
     "no action": (
         {"steps/observation/state": tensor(np.float32, 8), **TASK},
         [
-            "# gripper_dim = 6  # CHECK: index in the action, once there is one of one axis",
+            "# gripper_dim = 6  # CHECK: index in the action, once there is one of several",
             "# CHECK: training needs a feature named action; no key looks like one",
+            "# CHECK: no camera is stored",
         ],
     ),
     "an action of another name": (
         {"steps/cmd_stamp": tensor(np.int32, 1), "steps/joint_cmd": tensor(np.float64, 7), **TASK},
         [
-            "# gripper_dim = 6  # CHECK: index in the action, once there is one of one axis",
-            'key = "joint_cmd"  # CHECK: training needs a feature named action: this one?',
+            "gripper_dim = 6  # CHECK: index in the action; none: delete the line",
+            'key = "action"  # CHECK: training needs a feature named action: this one?\n'
+            'source = "steps/joint_cmd"',
         ],
     ),
     "an action in parts": (
         {
+            "steps/action/base_velocity": tensor(np.float32, 2),
             "steps/action/gripper": tensor(np.float32),
-            "steps/action/pose": tensor(np.float32, 6),
+            "steps/action/rotation_delta": tensor(np.float32, 3),
+            "steps/action/terminate_episode": tensor(np.int32, 3),
+            "steps/action/world_vector": tensor(np.float64, 3),
+            "steps/observation/last_action": tensor(np.float32, 7),
             **TASK,
         },
-        ['key = "action/pose"  # CHECK: training needs a feature named action: this one?'],
+        [
+            "gripper_dim = 6  # CHECK: index in the action; none: delete the line",
+            "[[features]]  # float64[3] + float32[3] + float32[]",
+            'key = "action"  # CHECK: training needs a feature named action: these keys, in this'
+            ' order?\nfrom = ["steps/action/world_vector", "steps/action/rotation_delta",'
+            ' "steps/action/gripper"]',
+            'key = "action/base_velocity"\nsource = "steps/action/base_velocity"',
+        ],
+    ),
+    "an action of the mobile base alone": (
+        {"steps/action/base": tensor(np.float32, 2), **TASK},
+        ['key = "action"  # CHECK: training needs a feature named action: this one?'],
     ),
     "an action of two axes": (
-        {"steps/action": tensor(np.float32, 4, 7), **TASK},
+        {"steps/action": tensor(np.float32, 10, 7), **TASK},
         [
-            'key = "action"  # training reads it by default',
-            "# gripper_dim = 6  # CHECK: index in the action, once there is one of one axis",
+            'key = "steps/action"\nsource = "steps/action"',
+            "# CHECK: training needs a feature named action; steps/action is tensor"
+            " float32[10, 7], not of one step",
+        ],
+    ),
+    "an action of one number": (
+        {"steps/action": tensor(np.int32), **TASK},
+        [
+            'key = "action"  # training reads it by default\nsource = "steps/action"',
+            "# gripper_dim = 6  # CHECK: index in the action, once there is one of several",
+        ],
+    ),
+    "a ragged action": (
+        {"steps/action": tfds.features.Sequence(np.float32), **TASK},
+        [
+            '    "steps/action",  # CHECK: an action is left out: ragged, nested, encoded or texts:'
+            " Sequence(float32) of any length",
+        ],
+    ),
+    "cameras of other names": (
+        {
+            "steps/observation/hand_image": image(np.uint8, 3),
+            "steps/observation/image_0": image(np.uint8, 3),
+            "steps/observation/image_1": image(np.uint8, 3),
+            **PLAIN,
+        },
+        [
+            'key = "observation/image_primary"  # CHECK: no camera is called image_primary: this'
+            ' one?\nsource = "steps/observation/image_0"',
+            'key = "observation/hand_image"',
+        ],
+    ),
+    "a camera of pixels": (
+        {"steps/observation/front": tensor(np.uint8, 8, 8, 3), **PLAIN},
+        [
+            'key = "observation/image_primary"  # CHECK: no camera is called image_primary: this'
+            ' one?\nsource = "steps/observation/front"\ncolumn = "steps"',
+        ],
+    ),
+    "a list of views": (
+        {
+            "steps/observation/images": tfds.features.Sequence(image(np.uint8, 3), length=2),
+            **PLAIN,
+        },
+        [
+            'source = "steps/observation/images[0]"\ncolumn = "steps"',
+            'key = "observation/images_1"\nsource = "steps/observation/images[1]"',
+        ],
+    ),
+    "cameras that cannot be stored": (
+        {
+            "steps/observation/clip": tfds.features.Sequence(image(np.uint8, 3)),
+            "steps/observation/encoded_image": TEXT,
+            "steps/observation/raw": tensor(np.uint8, None, None, 3),
+            "steps/observation/video": tfds.features.Sequence({"x": image(np.uint8, 3)}),
+            "steps/observation/rgba": image(np.uint8, 4),
+            **PLAIN,
+        },
+        [
+            '    "steps/observation/encoded_image",  # CHECK: a camera is left out: a text:'
+            " only task and source_id are stored",
+            '    "steps/observation/rgba",  # CHECK: a camera is left out: uint8[8, 8, 4]:'
+            " only uint8 images of 3 channels are stored",
+            *(
+                f'    "steps/observation/{name}",  # CHECK: a camera is left out: ragged, nested,'
+                f" encoded or texts: {words}"
+                for name, words in (
+                    ("clip", "Sequence(Image(shape=(8, 8, 3), dtype=uint8)) of any length"),
+                    ("raw", "Tensor(shape=(None, None, 3), dtype=uint8)"),
+                    (
+                        "video",
+                        "Sequence({ 'x': Image(shape=(8, 8, 3), dtype=uint8), }) of any length",
+                    ),
+                )
+            ),
+            "# CHECK: no camera is stored",
         ],
     ),
     "an action of many values": (
@@ -449,7 +542,12 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
     ),
     "an action that is an image": (
         {"steps/action": image(np.uint8, 3), **TASK},
-        ['key = "steps/action"\nsource = "steps/action"\ncolumn = "steps"'],
+        [
+            'key = "observation/image_primary"  # CHECK: no camera is called image_primary: this'
+            ' one?\nsource = "steps/action"\ncolumn = "steps"',
+            "# CHECK: training needs a feature named action; steps/action is image uint8[8, 8, 3],"
+            " not of one step",
+        ],
     ),
     "one text of another name": (
         {"steps/goal": TEXT, "episode_metadata/file_path": TEXT, **ACTION},
@@ -475,6 +573,45 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         [
             'task = "episode_metadata/Prompt"',
             '    "steps/note",  # a text: only task and source_id are stored',
+        ],
+    ),
+    "texts that are names": (
+        {
+            "episode_metadata/file_path": TEXT,
+            "episode_metadata/episode_id": TEXT,
+            "episode_metadata/task_id": TEXT,
+            "steps/task_file": TEXT,
+            **ACTION,
+        },
+        [
+            'task = ""  # CHECK: the source has no text that could be the instruction; goal images'
+            ' alone tell the task then, or give all episodes one: instruction = "..."',
+            '    "steps/task_file",  # CHECK: is it the instruction? a text: only task and'
+            " source_id are stored",
+        ],
+    ),
+    "an instruction in codes": (
+        {"steps/language_instruction": tensor(np.int64), "episode_metadata/id": TEXT, **ACTION},
+        [
+            'task = ""  # CHECK: steps/language_instruction is int64[], a code and not the'
+            " instruction; goal images alone tell the task then, or give all episodes one:"
+            ' instruction = "..."',
+            'source_id = "episode_metadata/id"',
+        ],
+    ),
+    "an instruction of several texts": (
+        {"steps/language_instruction": tensor(np.str_, 3), **ACTION},
+        [
+            'task = ""  # CHECK: steps/language_instruction cannot be read as the instruction;'
+            ' goal images alone tell the task then, or give all episodes one: instruction = "..."',
+        ],
+    ),
+    "a text of an episode that may be the instruction": (
+        {"episode_metadata/operator": TEXT, **ACTION},
+        [
+            'task = ""  # CHECK: the source has no text that could be the instruction, unless it is'
+            ' "episode_metadata/operator"; goal images alone tell the task then, or give all'
+            ' episodes one: instruction = "..."',
         ],
     ),
     "nothing but texts": (
@@ -505,13 +642,11 @@ def check_accepted(source: RldsSource, text: str, directory: Path) -> SourceMapp
     return mapping
 
 
-def test_a_source_without_texts_is_described_with_a_mark(toy: Any, tmp_path: Path) -> None:
-    source = dataclasses.replace(toy, features=ACTION).open(tmp_path)
-    text = describe(source)
-    mark = "# CHECK: the source has no text, but training needs an instruction"
-    assert f'\ntask = ""  {mark}\n' in text
-    with pytest.raises(SchemaError, match="unmapped: none; missing: ''"):
-        read_mapping(written(tmp_path, text)).schema(source)
+def test_a_text_that_looks_like_a_name_is_no_instruction(toy: Any, tmp_path: Path) -> None:
+    for number, text in enumerate([b"ep0.h5", b"17", b"runs/3", b"a1b2c3"]):
+        named = toy.holding("steps/language_instruction", [text] * 3)
+        assert '\ntask = ""  # CHECK' in describe(named.open(tmp_path / str(number)))
+    assert '\ntask = "steps/language_instruction"\n' in describe(toy.open(tmp_path / "toy"))
 
 
 def test_the_mark_at_the_orientation_names_the_published_libero_sets(mini_rlds: Path) -> None:
