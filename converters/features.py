@@ -11,6 +11,7 @@ import pydantic
 from converters.rlds.example import Episode
 from converters.rlds.source import STEPS, SourceKey
 from pipeline.errors import SchemaError
+from pipeline.later import LATER
 from pipeline.schema import ACTION, EPISODES, Feature, SourcePart, rest_dtype, to_rest
 
 IMAGES = "steps"
@@ -38,9 +39,11 @@ class FeatureMapping:
     """Names of the last axis with their units."""
     optional: bool = False
     """Whether a source without the key is fine."""
-    joined: Annotated[tuple[str, ...], pydantic.Field(alias="from")] = ()
+    joined: Annotated[tuple[str, ...], pydantic.Field(alias="from")] = dataclasses.field(
+        default=(), metadata=LATER
+    )
     """Keys of numbers and vectors that become one float32 vector, in this order; `from` in TOML."""
-    grey_to_rgb: bool = False
+    grey_to_rgb: bool = dataclasses.field(default=False, metadata=LATER)
     """Whether an image of one channel is taken in, as three equal ones."""
 
     def __post_init__(self) -> None:

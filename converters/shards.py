@@ -10,7 +10,6 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -89,7 +88,7 @@ class ShardJob:
                 "source": [source.name, source.version, source.split],
                 "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
                 "schema_hash": self.schema.hash(),
-                "mapping": _plan_values(self.mapping),
+                "mapping": to_json_values(self.mapping),
             }
         )
 
@@ -188,21 +187,6 @@ class ShardJob:
 
     def _path(self, number: int, suffix: str) -> epath.Path:
         return self.destination / WORK / f"{number:05d}{suffix}"
-
-
-def _plan_values(mapping: SourceMapping) -> dict[str, Any]:
-    """A mapping in a plan, without the fields that it may lack.
-
-    So a job that was begun before such a field is continued.
-    """
-    values = to_json_values(mapping)
-    if not values["instruction"]:
-        del values["instruction"]
-    for feature in values["features"]:
-        for name in ("joined", "grey_to_rgb"):
-            if not feature[name]:
-                del feature[name]
-    return values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from converters.rlds.source import STEPS, RldsSource, SourceKey
 from pipeline.conventions import Conventions, is_no_op
 from pipeline.errors import SchemaError
 from pipeline.images import check_image
+from pipeline.later import LATER
 from pipeline.schema import (
     ACTION,
     EPISODES,
@@ -49,7 +50,7 @@ class SourceMapping:
     """Of the data, as an SPDX identifier or in words."""
     column_licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Of the columns that have another one."""
-    instruction: str = ""
+    instruction: str = dataclasses.field(default="", metadata=LATER)
     """The instruction of every episode, in place of a key; empty, without a key as well: goal
     images alone tell a policy its task."""
 
