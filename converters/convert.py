@@ -10,6 +10,7 @@ from etils import epath
 
 from converters import workers
 from converters.destination import claim
+from converters.doubts import Doubts, report_cameras, report_tasks
 from converters.rlds.source import RldsSource
 from converters.shards import Part, ShardJob
 from converters.standardize import SourceMapping
@@ -90,6 +91,8 @@ def convert(
         runner(job, pending, on_progress)
         manifest = _manifest(job, [job.part(number) for number in numbers])
         check_consistency(manifest, str(destination))
+        report_cameras(source, schema)
+        report_tasks(manifest.tasks, manifest.task_source)
         statistics = _statistics(job, manifest)
         with writing(destination):
             return write_manifest(destination, manifest, statistics)
@@ -180,10 +183,15 @@ def _check_tasks(
 
 
 def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureStatistics]:
-    """Over every float32 trajectory, from the episodes in their order."""
+    """Over every float32 trajectory, from the episodes in their order.
+
+    Raises:
+      SchemaError: Where the values contradict the mapping's conventions.
+    """
     column = next(column for column in job.schema.columns if column.name == EPISODES)
     keys = [feature.key for feature in column.features if feature.dtype == "float32"]
     accumulators = {key: stats.Accumulator() for key in keys}
+    doubts = Doubts(job.schema, job.mapping.conventions)
     shards = manifest.shards[EPISODES]
     first = 0
     for shard in shards:
@@ -191,10 +199,12 @@ def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureSta
             reader = ColumnReader(str(directory), RecordLayout(column), shards)
             for index in range(first, first + shard.records):
                 episode = reader.read(index)
+                doubts.add(episode)
                 for key, accumulator in accumulators.items():
                     accumulator.add(np.asarray(episode[key]))
             reader.close()
         first += shard.records
+    doubts.report(str(job.source.directory))
     return {key: accumulator.finish() for key, accumulator in accumulators.items()}
 
 

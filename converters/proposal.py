@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from converters.doubts import is_name
 from converters.features import IMAGES, FeatureMapping
 from converters.rlds.sizes import readable_episodes
 from converters.rlds.source import STEPS, RldsSource, SourceKey
@@ -161,12 +162,7 @@ def _with_names(source: RldsSource, keys: Sequence[str]) -> set[str]:
     """Those of some keys whose first text is a name of an episode or file by its looks."""
     wanted = [source.keys[key] for key in keys]
     _, episode = next(readable_episodes(source, wanted), ("", {}))
-    return {key for key, texts in episode.items() if _is_name(bytes(texts[0]))}
-
-
-def _is_name(text: bytes) -> bool:
-    """Whether a text looks like a path, a number or an identifier: one word with such letters."""
-    return len(text.split()) == 1 and re.search(rb"[\d/\\]|\.\w+$", text) is not None
+    return {key for key, texts in episode.items() if is_name(bytes(texts[0]))}
 
 
 def _no_task_line(source: RldsSource, texts: Sequence[str]) -> str:

@@ -405,3 +405,123 @@ def test_the_plan_of_a_mapping_of_before_is_what_it_was(toy: Toy, tmp_path: Path
     job = ShardJob(source, toy.mapping, toy.mapping.schema(source), epath.Path(tmp_path / "out"))
     assert job.plan_digest == "d3b8d976eba83834"
     assert job.schema.hash() == "78ba4dfd79f661f5"
+
+
+# --- values that no type shows
+
+
+@pytest.mark.parametrize(
+    ("commands", "opens", "closes", "message"),
+    [
+        (
+            [0, 1, 0],
+            5.0,
+            0.0,
+            "found 0 and 1 alone, which would both close it. Correct gripper_open",
+        ),
+        ([0, 1, 0], 5.0, 2.0, "found 0 and 1 alone, which would both close it"),
+        ([-1, 1, 1], 0.0, 9.0, "found -1 and 1 alone, which would both open it"),
+    ],
+)
+def test_a_gripper_whose_two_commands_are_one_is_refused(
+    toy: Toy, tmp_path: Path, commands: list[int], opens: float, closes: float, message: str
+) -> None:
+    toy = gripping(toy, commands, opens, closes)
+    with pytest.raises(SchemaError, match=f"gripper_dim 1: expected commands around .*{message}"):
+        convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("commands", "opens", "closes", "message"),
+    [
+        ([0, 1, 1], 1.0, 0.0, ""),
+        ([-1, 1, 1], -1.0, 1.0, ""),
+        ([-1, 1, 1], 1.0, 0.0, "lie far outside gripper_open 1 and gripper_close 0"),
+        ([0, 1, 1], -1.0, 1.0, ""),
+        ([0, 0, 0], 1.0, 0.0, ""),
+        ([3, 3, 3], 9.0, 0.0, "commands between 3 and 3 never open it by gripper_open 9"),
+        ([0, 0.03, 0.08], 1.0, 0.0, "commands between 0 and 0.08 never open it by gripper_open 1"),
+        ([0.8, 0.9, 1], 1.0, 0.0, "commands between 0.8 and 1 never close it"),
+    ],
+)
+def test_a_gripper_that_may_be_right_is_converted(
+    toy: Toy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    commands: list[float],
+    opens: float,
+    closes: float,
+    message: str,
+) -> None:
+    toy = gripping(toy, commands, opens, closes)
+    convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
+    assert len(caplog.messages) == bool(message)
+    assert message in "".join(caplog.messages)
+
+
+def gripping(toy: Toy, commands: list[float], opens: float, closes: float) -> Toy:
+    conventions = Conventions("upright", "none", 10.0, "kept", 1, opens, closes)
+    action = np.array([[0.5, command] for command in commands], np.float32)
+    return mapped(toy.holding("steps/action", action), conventions=conventions)
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "count"),
+    [
+        (Scalar(np.float64), 1.7e9 + 0.05 * np.arange(3), 8),
+        (Scalar(np.float64), 0.05 * np.arange(3), 0),
+        (Scalar(np.float64), np.zeros(3), 0),
+        (Scalar(np.float32), 1.7e9 + np.zeros(3), 0),
+        (Tensor(shape=(2,), dtype=np.float64), np.array([0, 1.7e9, 1, 1.7e9, 2, 1.8e9]), 4),
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_times_that_float32_cannot_tell_apart_are_named(
+    toy: Toy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    feature: Any,
+    values: np.ndarray,
+    count: int,
+    joined: bool,
+) -> None:
+    toy = toy.declaring("steps/t", feature).holding("steps/t", values.astype(np.float32))
+    time = FeatureMapping("t", joined=("steps/action", "steps/t"))
+    time = time if joined else FeatureMapping("t", "steps/t")
+    convert(toy.open(tmp_path), tmp_path / "out", mapped(toy, ACTION, CAMERA, time).mapping)
+    expected = f"warning: steps/t: {count} steps equal the one before at values such as 1.7e+09"
+    assert [m.partition(", where float32 has steps of 128")[0] for m in caplog.messages] == (
+        [expected] if count else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({}, []),
+        (
+            {"features": (ACTION,)},
+            ["warning: no camera is stored; the mapping ignores steps/observation/image"],
+        ),
+        (
+            {"task": "episode_metadata/file_path"},
+            [
+                "warning: episode_metadata/file_path: the instructions look like names of episodes"
+                " or files, such as 'demo_0'; task = \"\" leaves them out"
+            ],
+        ),
+        ({"task": ""}, []),
+    ],
+)
+def test_a_mapping_that_loses_what_training_needs_is_warned_of(
+    toy: Toy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    messages: list[str],
+) -> None:
+    mapping = dataclasses.replace(toy.mapping, ignore=("*",), source_id=None, **changes)
+    convert(toy.open(tmp_path), tmp_path / "out", mapping)
+    assert caplog.messages == messages
