@@ -11,11 +11,12 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset import open_dataset
 from pipeline.loader import Loader
 from pipeline.text import load_vocabulary
-from train.checkpoints import Checkpoint
+from train.checkpoints import Checkpoint, read_checkpoint
 from train.config import TrainConfig
 from train.flags import Flags, load_config
 from train.octo.config import LowdimTokenizerConfig
 from train.octo.policy import init_params
+from train.policy import Policy
 from train.run import run
 
 TINY_CONFIG = pathlib.Path(__file__).parents[1] / "data" / "tiny_config.py"
@@ -68,6 +69,14 @@ def policy_run(
     """The directory of a run of that config, of 2 steps."""
     save_dir = tmp_path_factory.mktemp("policy") / "run"
     return run(Flags(dataclasses.replace(policy_config, save_dir=str(save_dir))))
+
+
+@pytest.fixture(scope="session")
+def served_policy(policy_run: pathlib.Path) -> Policy:
+    """The policy of that run; to be served, it may have no clients of another test."""
+    policy = Policy(read_checkpoint(policy_run))
+    policy.warm_up()
+    return policy
 
 
 def untrained(config: TrainConfig) -> Checkpoint:

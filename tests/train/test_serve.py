@@ -1,12 +1,9 @@
-import asyncio
-import contextlib
 import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
-import threading
 import urllib.request
 
 import msgpack
@@ -20,27 +17,14 @@ from train.checkpoints import read_checkpoint
 from train.policy import Policy
 from train.serve.__main__ import parse_keys
 from train.serve.codec import pack, unpack
-from train.serve.server import PolicyServer
+from train.serve.listener import bind
 from train.serve.session import ServeConfig, Session
 
 from .openpi_client import Client
+from .served import TEXT, serving, shown
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEXT = "pick up the bowl"
-CHUNKS = ServeConfig()
 OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
-
-
-def shown(seed: int = 0) -> dict:
-    """As openpi's LIBERO client sends it."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
-    return {
-        "observation/image": images[0],
-        "observation/wrist_image": images[1],
-        "observation/state": rng.normal(size=8),
-        "prompt": TEXT,
-    }
 
 
 def as_observation(message: dict) -> dict:
@@ -52,10 +36,9 @@ def as_observation(message: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def policies(policy_run):
+def policies(served_policy, policy_run):
     """Two that are the same: what is served, and what it is compared with."""
-    checkpoint = read_checkpoint(policy_run)
-    return Policy(checkpoint), Policy(checkpoint)
+    return served_policy, Policy(read_checkpoint(policy_run))
 
 
 @pytest.fixture
@@ -70,32 +53,6 @@ def expected(policies):
         return [restore_gripper(chunk, policy.conventions) for chunk in chunks]
 
     return infer
-
-
-@contextlib.contextmanager
-def serving(policy, config=CHUNKS):
-    """The port of a server in a thread of its own."""
-    started: dict = {}
-    ready = threading.Event()
-
-    async def run():
-        started["stop"], started["loop"] = asyncio.Event(), asyncio.get_running_loop()
-
-        def note(port):
-            started["port"] = port
-            ready.set()
-
-        await PolicyServer(policy, config).run("127.0.0.1", 0, started["stop"], note)
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield started["port"]
-    finally:
-        started["loop"].call_soon_threadsafe(started["stop"].set)
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def test_a_client_is_told_what_the_policy_is_and_gets_commands(policies, expected):
@@ -160,7 +117,8 @@ def test_what_does_not_fit_is_told_and_the_connection_stays(policies, expected):
             client.ask(**wrong, **{"observation/state": np.zeros(8)})
         assert str(caught.value).startswith(
             "message: expected observation/image uint8[128,128,3], "
-            "observation/wrist_image uint8[128,128,3], observation/state float32[8], prompt str; "
+            "observation/wrist_image uint8[128,128,3], observation/state float32[8], "
+            "prompt str of at most 4096 characters; "
             "found observation/image: uint8[64,128,3]; observation/wrist_image: missing; "
             "prompt: int. Give what the policy was trained on"
         )
@@ -180,7 +138,7 @@ def test_a_failure_of_its_own_ends_a_session_and_not_the_server(policies, monkey
     with serving(policies[0]) as port, Client(port) as other:
         with Client(port) as client, monkeypatch.context() as patched:
             patched.setattr(policies[0], "infer", lambda shown: 1 / 0)
-            with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            with pytest.raises(RuntimeError, match="server failed: ZeroDivisionError"):
                 client.ask(**shown())
             with pytest.raises(ConnectionClosedError, match="1011"):
                 client.socket.recv()
@@ -194,14 +152,11 @@ def test_health_is_answered(policies):
 
 
 def test_a_port_in_use_is_told(policies):
-    with serving(policies[0]) as port:
-        server = PolicyServer(policies[0], ServeConfig())
-
-        async def run():
-            await server.run("127.0.0.1", port, asyncio.Event(), print)
-
-        with pytest.raises(UserError, match=rf"127.0.0.1:{port}: expected an address to listen at"):
-            asyncio.run(run())
+    with (
+        serving(policies[0]) as port,
+        pytest.raises(UserError, match=rf"127.0.0.1:{port}: expected an address to listen at"),
+    ):
+        bind("127.0.0.1", port)
 
 
 def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):

@@ -1,9 +1,11 @@
 """What training and rollout call: parameters, loss and actions, each from one jax key."""
 
+import functools
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pipeline.text import Encode, tokenize
@@ -17,6 +19,9 @@ Params = dict[str, Any]
 
 Key = PRNGKeyArray | jax.Array
 """A jax key, typed or raw."""
+
+_NUM_KEPT = 256
+"""Embeddings of instructions that a policy keeps: 13 MB of octo-small's."""
 
 
 def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[str, Any]:
@@ -136,7 +141,10 @@ def encode_texts(
 
 
 class InstructionEncoder:
-    """Encodes instructions as they come, each text once: what a policy asks for at rollout.
+    """Encodes instructions as they come: what a policy asks for at rollout.
+
+    The embeddings of the last 256 instructions are kept, by their token ids, so that neither many
+    texts nor long ones fill the memory.
 
     Args:
       config: The model, which has a language tokenizer.
@@ -152,18 +160,19 @@ class InstructionEncoder:
         self._encode = encode
         self._params = params  # an argument: closed over, they would be part of the program
         self._run = jax.jit(lambda params, ids, mask: encode_texts(module, params, ids, mask))
-        self._embeddings: dict[str, jax.Array] = {}
+        self._embedding = functools.lru_cache(_NUM_KEPT)(self._embed)
 
     def __call__(self, text: str) -> Float[Array, "n d"]:
         """Returns the embedding of a text, a row of `task/language_embedding`.
 
         The text is cut to the model's length, as in training.
         """
-        if text not in self._embeddings:
-            table = tokenize([text], self._encode, self._max_length)
-            ids, mask = table.input_ids, table.attention_mask
-            self._embeddings[text] = self._run(self._params, ids, mask)[0]
-        return self._embeddings[text]
+        table = tokenize([text], self._encode, self._max_length)
+        return self._embedding(table.input_ids.tobytes(), table.attention_mask.tobytes())
+
+    def _embed(self, ids: bytes, mask: bytes) -> jax.Array:
+        as_arrays = (np.frombuffer(part, np.int32)[None] for part in (ids, mask))
+        return self._run(self._params, *as_arrays)[0]
 
 
 def sample_actions(

@@ -1,9 +1,11 @@
 """The tokens of a dataset's column, computed at rollout as they were for the dataset."""
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -11,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.tokens import TokenOrigin, read_projection
 from pipeline.vggt import storage
 from pipeline.vggt.encoder import VggtEncoder
+from pipeline.vggt.resize import resize_bicubic
 from pipeline.vggt.weights import load_for
 from train.checkpoints import Checkpoint
 from train.policy.spec import PolicySpec
@@ -41,6 +44,7 @@ class ColumnEncoder:
         encoder = VggtEncoder(spec, load_for(spec, source=source))
         self._encoder = storage.TokenEncoder(encoder, origins, projections)
         self._cameras = spec.cameras
+        self._size = spec.image_size
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -53,7 +57,17 @@ class ColumnEncoder:
         Args:
           images: uint8 (b y x 3) of each camera, in the order of `cameras`.
         """
-        return self._encoder(images)
+        # Resized apart, so that images of another size do not compile the encoder again; it leaves
+        # those of its own size as they are.
+        return self._encoder([_resizer(view.shape, self._size)(view) for view in images])
+
+
+@functools.lru_cache(maxsize=16)
+def _resizer(found: tuple[int, ...], size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Resizes images of one shape (b y x 3); of many shapes, the last programs are kept."""
+    images = jax.ShapeDtypeStruct(found, np.uint8)
+    compiled = jax.jit(lambda images: resize_bicubic(images, *size)).lower(images).compile()
+    return lambda images: np.asarray(compiled(images))
 
 
 def encoder_of(

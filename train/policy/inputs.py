@@ -12,7 +12,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -163,6 +164,21 @@ class PolicyInputs:
                 row[PROPRIO] = self.spec.normalize_proprio(row[PROPRIO])
             history.steps.append(row)
 
+    def steps(self, envs: Iterable[int]) -> dict[int, list[dict[str, np.ndarray]]]:
+        """The steps of histories, oldest first, by environment; what `take_back` takes.
+
+        Raises:
+          UserError: An environment without a task.
+        """
+        return {env: list(self._history(env).steps) for env in envs}
+
+    def take_back(self, steps: Mapping[int, list[dict[str, np.ndarray]]]) -> None:
+        """Makes histories what they were when `steps` returned them."""
+        for env, of_env in steps.items():
+            history = self._history(env)
+            history.steps.clear()
+            history.steps.extend(of_env)
+
     def batch(self, envs: Sequence[int]) -> dict[str, Any]:
         """What the model reads of environments that have seen a step; nested, a row each."""
         rows = [self._row(self._history(env)) for env in envs]
@@ -283,11 +299,13 @@ def _needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEnco
     return encoder
 
 
-@jax.jit(static_argnames="shape")
-def _resized(image: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return resize_images(image, *shape[:2])
+@functools.lru_cache(maxsize=16)
+def _resizer(found: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
+    """The compiled program of one size; of many sizes, the last ones are kept."""
+    image = jax.ShapeDtypeStruct(found, np.uint8)
+    return jax.jit(lambda image: resize_images(image, *wanted[:2])).lower(image).compile()
 
 
 def _resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An image at another size, as training resizes to the model's; compiled once a size."""
-    return np.asarray(_resized(image, shape))
+    """An image at another size, as training resizes to the model's; compiled once per size."""
+    return np.asarray(_resizer(image.shape, shape)(image))

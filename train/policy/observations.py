@@ -21,6 +21,9 @@ REMEDY = (
     "Give what the policy was trained on: images uint8, at the size and turned as stored; vectors "
     "in the dataset's units, not normalised."
 )
+LARGEST_SIDE = 8192
+"""Pixels of an image that is resized, along either side: the memory that resizing takes grows with
+them, and no camera has more."""
 _NUMBERS = "fiub"
 
 
@@ -91,17 +94,30 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
     if isinstance(value, str | bytes):
         yield f"a {type(value).__name__}"
         return
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        yield f"a {type(value).__name__} that is no array"
+        return
     found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
     if spec is None or spec.dtype == IMAGE:
         is_image = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3
-        fits = spec is None or any_size or array.shape == spec.shape
+        if spec is not None and not any_size:
+            fits = array.shape == spec.shape
+        else:
+            fits = max(array.shape, default=0) <= LARGEST_SIDE
         if not (is_image and fits and array.size):
             yield found
     elif array.dtype.kind not in _NUMBERS or array.shape != spec.shape:
         yield found
-    elif not np.isfinite(array).all():
-        yield f"{found} with numbers that are not finite"
+    elif not is_finite_as(array, spec.dtype):
+        yield f"{found} with values that are not finite as {spec.dtype}"
+
+
+def is_finite_as(array: np.ndarray, dtype: str) -> bool:
+    """Whether all values of an array are finite, and stay so in another dtype."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array).all() and np.isfinite(array.astype(dtype)).all())
 
 
 def _fitted(value: Any, spec: LeafSpec | None, resize: Resize | None) -> np.ndarray:

@@ -22,10 +22,12 @@ from train.octo.policy import InstructionEncoder
 from train.policy.inputs import PolicyInputs, Task, TokenEncoder
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation
-from train.policy.spec import PolicySpec
+from train.policy.spec import PROPRIO, PolicySpec
 from train.step import to_model_size
 
 _NUM_ENVS = 2**32
+_BLANK_SIDE = 224
+"""Pixels of an image whose size is not known; any would do, as the encoder resizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,16 +206,42 @@ class Policy:
           observations: Of the environments that are asked.
 
         Raises:
-          UserError: Naming every observation that is missing or does not fit; no history has
-            changed then. Or an environment that was not reset.
+          UserError: Naming every observation that is missing or does not fit, an environment that
+            was not reset, or actions that are not finite; no history has changed then.
         """
         with self._stopwatch.measured():
-            self._inputs.push(observations)
             envs = list(observations)
+            before = self._inputs.steps(envs)
+            self._inputs.push(observations)
             chunks: dict[int, np.ndarray] = {}
             for begin in range(0, len(envs), self.config.batch_size):
                 chunks |= self._infer(envs[begin : begin + self.config.batch_size])
+            unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
+            if unusable:
+                error = self._not_finite(chunks, unusable)
+                self._inputs.take_back(before)
+                raise error
+        for env in envs:
+            self._asked[env] += 1
         return chunks
+
+    def warm_up(self) -> None:
+        """Predicts once for blank observations, so that the first answer compiles nothing.
+
+        Making a policy compiles the model and the language encoder; this also compiles the token
+        encoder. An image whose size is not known, because the model reads its tokens alone, is
+        taken at the encoder's size. No environment changes, and `latency` does not count it.
+        """
+        env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
+        blank = {name: self._blank(leaf) for name, leaf in self.expected.items()}
+        needs_goal = self.spec.data.conditioning == "image_conditioned"
+        goal = {name: blank[name] for name in self.spec.cameras if needs_goal and name in blank}
+        self.reset(env, goal=goal)
+        try:
+            self._inputs.push({env: blank})
+            self._infer([env])
+        finally:
+            self.forget(env)
 
     def noise_key(self, env: int, count: int) -> jax.Array:
         """The key of the noise of a chunk: the `count`-th since the environment's reset, from 0."""
@@ -236,9 +264,29 @@ class Policy:
             self._params, batch, embeddings, self._base_key, np.array(filled, np.uint32), counts
         )
         chunks = self.spec.unnormalize_actions(np.asarray(predicted))
-        for env in envs:
-            self._asked[env] += 1
         return dict(zip(envs, chunks, strict=False))
+
+    def _blank(self, leaf: LeafSpec | None) -> np.ndarray:
+        """An observation of zeros."""
+        if leaf is None:
+            return np.zeros((_BLANK_SIDE, _BLANK_SIDE, 3), np.uint8)
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    def _not_finite(self, chunks: Mapping[int, np.ndarray], envs: list[int]) -> UserError:
+        """The error of predicted actions that are no numbers, with the likeliest cause."""
+        found = sum(int(np.count_nonzero(~np.isfinite(chunks[env]))) for env in envs)
+        of_all = sum(chunks[env].size for env in envs)
+        cause = ""
+        if PROPRIO in self.spec.observed:
+            steps = [step[PROPRIO] for of in self._inputs.steps(envs).values() for step in of]
+            cause = f", with a normalised {PROPRIO} of up to {np.abs(steps).max():.3g}"
+        return UserError(
+            where="actions" + (f" of environments {envs}" if len(chunks) > 1 else ""),
+            expected="finite values",
+            found=f"NaN or infinity in {found} of {of_all}{cause}",
+            remedy="Check the units of what is observed against the dataset's; if they are right, "
+            "the model has diverged: take an earlier checkpoint.",
+        )
 
     def _compile(self) -> Any:
         """The model for exactly one batch, compiled."""

@@ -135,7 +135,8 @@ class PolicySpec:
 
     def normalize_proprio(self, proprio: np.ndarray) -> np.ndarray:
         """What the model reads of a raw vector, float32 (d)."""
-        return self._normalizers[PROPRIO].normalize(proprio[None], np.zeros(1, np.int64))[0]
+        with np.errstate(over="ignore"):  # what is not finite is found in the actions
+            return self._normalizers[PROPRIO].normalize(proprio[None], np.zeros(1, np.int64))[0]
 
     def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
         """What a chunk of stored actions is in a batch: 1 = open, normalised; float32 (h a)."""

@@ -3,16 +3,19 @@
 import asyncio
 import dataclasses
 import logging
+import os
 import signal
+import socket
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from pipeline.errors import UserError, install_extra, user_errors_exit
+from pipeline.errors import EXIT_INTERRUPTED, UserError, install_extra, user_errors_exit
 from train.policy.encoder import encoder_of
 from train.policy.execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
+from train.serve.listener import bind
 from train.serve.session import OPENPI_KEYS, ServeConfig, expected_keys
 
 _log = logging.getLogger("train.serve")
@@ -24,8 +27,9 @@ class Args:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
-    host: str = "0.0.0.0"
-    """Address that is listened at; 127.0.0.1: this machine alone."""
+    host: str = "127.0.0.1"
+    """Address to listen at. The default serves this machine alone; 0.0.0.0 serves every machine
+    that can reach this one, without a password."""
     port: int = 8000
     """Port; 0: a free one, which is printed."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -59,12 +63,16 @@ def main() -> None:
     logging.getLogger("train").setLevel(logging.INFO)
     with user_errors_exit(interrupted="stopped"):
         args = tyro.cli(Args, prog="python -m train.serve", use_underscores=True)
-        server = _import_server()
+        module = _import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
-        policy = _load(args, config)
-        stopped_by = asyncio.run(_serve(args, server.PolicyServer(policy, config)))
+        with bind(args.host, args.port) as listener:
+            policy = _load(args, config)
+            server = module.PolicyServer(policy, config)
+            stopped_by = asyncio.run(_serve(args, server, listener))
         if policy.latency.num_calls:
             _log.info("inference: %s", policy.latency)
+        if server.is_answering:
+            _end_at_once(stopped_by)
         if stopped_by is signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -119,12 +127,13 @@ def _load(args: Args, config: ServeConfig) -> Policy:
             "step gives it steps that lie n apart. Exact: --execute_horizon N, asked at every step",
             policy.window_size,
         )
+    policy.warm_up()
     for key, leaf in expected_keys(policy, config).items():
         _log.info("  %s %s", key, leaf or "uint8[y,x,3]")
     return policy
 
 
-async def _serve(args: Args, server: Any) -> signal.Signals | None:
+async def _serve(args: Args, server: Any, listener: socket.socket) -> signal.Signals | None:
     """Serves until a signal, which it returns."""
     stop = asyncio.Event()
     received: list[signal.Signals] = []
@@ -139,8 +148,15 @@ async def _serve(args: Args, server: Any) -> signal.Signals | None:
     def ready(port: int) -> None:
         _log.info("serving %s at ws://%s:%d", args.run, args.host, port)
 
-    await server.run(args.host, args.port, stop, ready)
+    await server.run(listener, stop, ready)
     return received[0] if received else None
+
+
+def _end_at_once(stopped_by: signal.Signals | None) -> NoReturn:
+    """Ends the process in the middle of a prediction, which nothing else can interrupt."""
+    _log.warning("stopped in the middle of a prediction")
+    logging.shutdown()
+    os._exit(EXIT_INTERRUPTED if stopped_by is signal.SIGINT else 0)
 
 
 def _import_server() -> ModuleType:

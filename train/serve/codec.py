@@ -7,6 +7,7 @@ All else is plain msgpack; text is UTF-8. No pickle, and no dtype but numbers an
 """
 
 import math
+import re
 from typing import Any
 
 import msgpack
@@ -14,10 +15,17 @@ import numpy as np
 
 from pipeline.errors import UserError
 
+MAX_MESSAGE_BYTES = 1 << 26
+"""64 MiB: a message of two cameras of 1920x1080 has 12.4 MB."""
+
 _ARRAY = b"__ndarray__"
 _SCALAR = b"__npgeneric__"
 _KINDS = "biuf"
-_UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException)
+_DTYPE = re.compile(r"[<>=|]?[biuf]\d{1,2}|bool|(u?int|float)\d{1,2}")
+_MAX_DIMS = 32
+_MAX_SIZE = 1 << 62
+_MAX_ITEMS = 1_000_000
+_UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
 
 def pack(message: Any) -> bytes:
@@ -29,15 +37,23 @@ def unpack(data: bytes) -> Any:
     """The inverse of `pack`; arrays are read-only views of `data`.
 
     Raises:
-      UserError: Bytes that are no such message.
+      UserError: Bytes that are no such message, or one of more than a million values outside
+        arrays, whose memory would be many times its size.
     """
+    decoder = _Decoder()
     try:
-        return msgpack.unpackb(data, object_hook=_decode)
+        return msgpack.unpackb(
+            data,
+            object_hook=decoder.map,
+            list_hook=decoder.list,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+        )
     except _UNREADABLE as error:
         raise UserError(
             where="message",
             expected="msgpack, with arrays as maps of __ndarray__, data, dtype and shape",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            found=f"{type(error).__name__}: {ascii(str(error))[1:-1][:200]}",
             remedy="Send it with openpi's client, or as docs/serving.md says.",
         ) from error
 
@@ -51,19 +67,53 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 
-def _decode(value: dict[Any, Any]) -> Any:
-    if _ARRAY in value:
-        dtype, shape, data = _dtype(value[b"dtype"]), tuple(value[b"shape"]), value[b"data"]
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
-            raise ValueError(f"{len(data)} bytes for an array {dtype}{list(shape)}")
-        return np.frombuffer(data, dtype).reshape(shape)
-    if _SCALAR in value:
-        return _dtype(value[b"dtype"]).type(value[b"data"])
-    return value
+class _Decoder:
+    """The maps and lists of one message, counted."""
+
+    def __init__(self) -> None:
+        self._num_left = _MAX_ITEMS
+
+    def list(self, values: list[Any]) -> list[Any]:
+        self._count(len(values))
+        return values
+
+    def map(self, values: dict[Any, Any]) -> Any:
+        self._count(len(values))
+        if _ARRAY in values:
+            return _array(values)
+        if _SCALAR in values:
+            return _scalar(values)
+        return values
+
+    def _count(self, number: int) -> None:
+        self._num_left -= 1 + number
+        if self._num_left < 0:
+            raise ValueError(f"more than {_MAX_ITEMS} values outside arrays")
 
 
-def _dtype(name: Any) -> np.dtype:
-    dtype = np.dtype(name)
-    if dtype.kind not in _KINDS:
-        raise TypeError(f"dtype {name}: only numbers and booleans are read")
-    return dtype
+def _array(values: dict[Any, Any]) -> np.ndarray:
+    dtype, shape, data = _dtype(values), values.get(b"shape"), values.get(b"data")
+    if not isinstance(data, bytes):
+        raise TypeError(f"data of an array is a {type(data).__name__}, not bytes")
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise TypeError("shape of an array is no list of integers")
+    if len(shape) > _MAX_DIMS or not all(0 <= size < _MAX_SIZE for size in shape):
+        raise ValueError(f"shape of an array has more than {_MAX_DIMS} sizes, or one out of range")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"{len(data)} bytes for an array {dtype}{shape}")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _scalar(values: dict[Any, Any]) -> np.generic:
+    dtype, data = _dtype(values), values.get(b"data")
+    if not isinstance(data, bool | int | float):
+        raise TypeError(f"data of a scalar is a {type(data).__name__}, not a number")
+    with np.errstate(over="ignore"):
+        return dtype.type(data)
+
+
+def _dtype(values: dict[Any, Any]) -> np.dtype:
+    name = values.get(b"dtype")
+    if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+        raise TypeError(f"dtype {ascii(name)[:60]}: only numbers and booleans are read")
+    return np.dtype(name)

@@ -12,28 +12,51 @@ GET /healthz                             ->
 """
 
 import asyncio
+import concurrent.futures
 import http
 import itertools
 import logging
+import socket
+import threading
 import time
-import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from pipeline.errors import UserError
 from train.policy.policy import Policy
-from train.serve.codec import pack, unpack
+from train.serve.codec import MAX_MESSAGE_BYTES, pack, unpack
+from train.serve.frames import Frames
+from train.serve.listener import unusable
 from train.serve.session import ServeConfig, Session, describe_policy
 
 HEALTH_PATH = "/healthz"
-_MAX_MESSAGE_BYTES = 1 << 28
+_MAX_HELD_BYTES = 4 * MAX_MESSAGE_BYTES
+_MAX_CONNECTIONS = 200
+_MAX_QUEUED_FRAMES = 2
+_SECONDS_TO_OPEN = 5.0
+_SECONDS_TO_CLOSE = 2.0
+_SECONDS_TO_ABORT = 1.0
 
 _log = logging.getLogger(__name__)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """What clients do wrong below the level of messages, in one line."""
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        record.msg, record.args = "%s: %s", (record.getMessage(), ascii(str(error))[1:-1])
+        record.exc_info = None
+    return True
+
+
+_connection_log = logging.getLogger("train.serve.connections")
+_connection_log.addFilter(_without_traceback)
+_connection_log.setLevel(logging.ERROR)
 
 
 class PolicyServer:
@@ -42,48 +65,70 @@ class PolicyServer:
     Args:
       policy: That acts.
       config: What clients send and get.
+      max_held_bytes: Of the messages of all clients together that are not answered yet.
     """
 
-    def __init__(self, policy: Policy, config: ServeConfig) -> None:
+    def __init__(
+        self, policy: Policy, config: ServeConfig, max_held_bytes: int = _MAX_HELD_BYTES
+    ) -> None:
         self._policy = policy
         self._config = config
         self._metadata = pack(describe_policy(policy, config))
         self._numbers = itertools.count()
+        self._frames = Frames(max_held_bytes, _MAX_CONNECTIONS)
+        self._thread: threading.Thread | None = None
         self._lock = asyncio.Lock()  # the policy and the device serve one client at a time
 
     async def run(
-        self, host: str, port: int, stop: asyncio.Event, ready: Callable[[int], None]
+        self, listener: socket.socket, stop: asyncio.Event, ready: Callable[[int], None]
     ) -> None:
-        """Serves until `stop` is set; then says good-bye to every client.
+        """Serves until `stop` is set, then says good-bye to every client: within four seconds.
 
         Args:
-          host: Address that is listened at.
-          port: The same; 0: a free one.
-          stop: Ends it.
+          listener: As `bind` returned it.
+          stop: Ends it, whatever clients do; see `is_answering`.
           ready: Called with the port once clients can connect.
 
         Raises:
           UserError: The address cannot be listened at.
         """
+        address, port = listener.getsockname()[:2]
         try:
             server = await serve(
                 self._serve,
-                host,
-                port,
+                sock=listener,
                 compression=None,
-                max_size=_MAX_MESSAGE_BYTES,
+                max_size=MAX_MESSAGE_BYTES,
+                max_queue=_MAX_QUEUED_FRAMES,
+                open_timeout=_SECONDS_TO_OPEN,
+                close_timeout=_SECONDS_TO_CLOSE,
                 process_request=_answer_health_check,
+                create_connection=cast(Any, self._frames.connect),
+                logger=_connection_log,
             )
         except OSError as error:
-            raise UserError(
-                where=f"{host}:{port}",
-                expected="an address to listen at",
-                found=error.strerror or str(error),
-                remedy="Name another --port or --host.",
-            ) from error
-        async with server:
-            ready(next(iter(server.sockets)).getsockname()[1])
+            raise unusable(f"{address}:{port}", error) from error
+        try:
+            ready(port)
             await stop.wait()
+        finally:
+            server.close()
+            await self._wait_closed(server)
+
+    async def _wait_closed(self, server: Server) -> None:
+        """Waits for clients that close politely; ends the connections of the others."""
+        for seconds in (_SECONDS_TO_CLOSE, _SECONDS_TO_ABORT):
+            try:
+                await asyncio.wait_for(server.wait_closed(), seconds)
+            except TimeoutError:
+                self._frames.abort_all()
+            else:
+                return
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a prediction is being computed; it ends with the process at the latest."""
+        return self._thread is not None and self._thread.is_alive()
 
     async def _serve(self, connection: ServerConnection) -> None:
         """One client, until it goes."""
@@ -110,18 +155,21 @@ class PolicyServer:
                 _log.warning("%s: %s", connection.remote_address, error)
                 await connection.send(str(error))
                 continue
-            except Exception:  # noqa: BLE001  (its client is told; others go on)
+            except Exception as error:  # noqa: BLE001  (its client gets the reason; others stay)
                 _log.exception("%s: the session has ended", connection.remote_address)
-                await connection.send(traceback.format_exc())
+                await connection.send(f"the server failed: {type(error).__name__}; see its log")
                 await connection.close(CloseCode.INTERNAL_ERROR, "the text before says why")
                 return
+            finally:
+                num_bytes = len(data if isinstance(data, bytes) else data.encode())
+                self._frames.release(connection, num_bytes)
             if previous_ms is not None:
                 reply["server_timing"]["prev_total_ms"] = previous_ms
             await connection.send(pack(reply))
             previous_ms = 1000 * (time.perf_counter() - started)
 
     async def _answer(self, session: Session, data: str | bytes) -> dict[str, Any]:
-        """A reply, computed in a thread, so that other clients and health checks are heard."""
+        """A reply, computed in a thread, so that other clients and health checks are answered."""
         if isinstance(data, str):
             raise UserError(
                 where="message",
@@ -129,12 +177,26 @@ class PolicyServer:
                 found="a text frame",
                 remedy="Send bytes.",
             )
-        message = unpack(data)
         async with self._lock:
             started = time.perf_counter()
-            reply = await asyncio.to_thread(session.answer, message)
+            reply = await self._in_thread(lambda: session.answer(unpack(data)))
             infer_ms = 1000 * (time.perf_counter() - started)
         return {**reply, "server_timing": {"infer_ms": infer_ms}}
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        """The result, from a thread that does not keep the process from ending."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001  (raised where it is awaited)
+                future.set_exception(error)
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+        return await asyncio.wrap_future(future)
 
 
 def _answer_health_check(connection: ServerConnection, request: Request) -> Response | None:

@@ -17,6 +17,8 @@ from train.policy.policy import Policy
 
 PROMPT = "prompt"
 RESET = "reset"
+MAX_PROMPT = 4096
+"""Characters of an instruction; a policy reads the first few dozen."""
 OPENPI_KEYS = {
     "observation/image": "image_primary",
     "observation/wrist_image": "image_wrist",
@@ -100,10 +102,11 @@ class Session:
           message: An observation by key, `prompt`, and optionally `reset`.
 
         Raises:
-          UserError: Naming everything that is missing or does not fit.
+          UserError: Naming everything that is missing or does not fit; or the policy predicts
+            actions that are not finite.
         """
         self._check(message)
-        prompt = message.get(PROMPT, "")
+        prompt = message.get(PROMPT) or ""
         if self._env is None or prompt != self._prompt or message.get(RESET, False):
             env = self._begin(prompt)
         else:
@@ -141,16 +144,43 @@ class Session:
 
     def _check(self, message: Any) -> None:
         reads_text = self._policy.spec.model.language is not None
-        expected = describe(self._expected) + (f", {PROMPT} str" if reads_text else "")
+        expected = describe(self._expected)
+        if reads_text:
+            expected += f", {PROMPT} str of at most {MAX_PROMPT} characters"
         if isinstance(message, dict):
             any_size = self._policy.config.resize
             problems = find_problems(message, self._expected, any_size=any_size)
-            if reads_text and not isinstance(message.get(PROMPT), str):
-                found = type(message[PROMPT]).__name__ if PROMPT in message else "missing"
-                problems.append(f"{PROMPT}: {found}")
+            problems += _prompt_problems(message, is_needed=reads_text)
+            if not _is_flag(message.get(RESET, False)):
+                problems.append(f"{RESET}: {_kind(message[RESET])} instead of True or False")
         else:
             problems = [f"a {type(message).__name__} instead of a map"]
         if problems:
             raise UserError(
                 where="message", expected=expected, found="; ".join(problems), remedy=REMEDY
             )
+
+
+def _prompt_problems(message: Mapping[str, Any], *, is_needed: bool) -> list[str]:
+    """What is wrong with an instruction; one that is not needed may be missing."""
+    prompt = message.get(PROMPT)
+    if prompt is None and not is_needed:
+        return []
+    if not isinstance(prompt, str):
+        return [f"{PROMPT}: {_kind(prompt) if PROMPT in message else 'missing'}"]
+    if len(prompt) > MAX_PROMPT:
+        return [f"{PROMPT}: str of {len(prompt)} characters"]
+    return []
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_) or (
+        isinstance(value, np.ndarray) and value.dtype == np.bool_ and value.ndim == 0
+    )
+
+
+def _kind(value: Any) -> str:
+    """Such as `int` or `bool[2]`."""
+    if isinstance(value, np.ndarray):
+        return str(LeafSpec(str(value.dtype), value.shape))
+    return type(value).__name__

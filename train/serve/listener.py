@@ -1,0 +1,41 @@
+"""The socket that a server listens on, bound before anything that takes time."""
+
+import socket
+
+from pipeline.errors import UserError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the address and refuses clients until a server listens on it.
+
+    Args:
+      host: Address or name; of a name's addresses, an IPv4 one comes first.
+      port: 0: a free one.
+
+    Raises:
+      UserError: There is no such address, or it is in use.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise unusable(f"{host}:{port}", error) from error
+    return listener
+
+
+def unusable(address: str, error: Exception) -> UserError:
+    """The error of an address that cannot be listened at."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return UserError(
+        where=address,
+        expected="an address to listen at",
+        found=reason or str(error),
+        remedy="Name another --port or --host.",
+    )
