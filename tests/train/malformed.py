@@ -110,7 +110,8 @@ def _change_array(rng: np.random.Generator, array: dict[Any, Any]) -> None:
         case 3:
             array[b"shape"] = _any(rng, [shape[::-1], [*shape, 1], [1, *shape], shape * 20, *JUNK])
         case 4:
-            data = array[b"data"]
+            data = array.get(b"data")
+            data = data if isinstance(data, bytes) else b"\0" * 8
             texts = ["x" * len(data), list(data[:50]), data[:-1], data + b"\0", data.hex()]
             array[b"data"] = _any(rng, [*texts, *JUNK])
         case 5:

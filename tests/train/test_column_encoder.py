@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,11 +85,24 @@ def test_tokens_of_several_features_are_made_at_once(
     encoder = encoder_of(checkpoint)
     policy = Policy(checkpoint, encoder=encoder)
     assert list(policy.expected) == ["image_primary"]
+    compiled = []
+
+    def note(event: str, *_: float, **__: str) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    policy.warm_up()
+    assert compiled
+    compiled.clear()
     dataset = open_dataset(str(tokened))
     image = np.empty((128, 128, 3), np.uint8)
     decode_image(dataset.columns["steps"].read(7)["observation/image_primary"], image, "here")
     policy.reset(0, "pick up the bowl")
     assert policy.infer({0: {"image_primary": image}})[0].shape == (4, 7)
+    jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled == []  # the first answer is as fast as the others
+    assert policy.latency.num_calls == 1
     seen = policy.batch([0])["observation"]
     stored = dataset.columns["deep"].read(7)
     for name in ("deep_0", "deep_1"):

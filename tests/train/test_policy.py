@@ -184,7 +184,7 @@ def test_every_observation_that_does_not_fit_is_named_at_once(policy):
         "environment 0, image_wrist: missing",
         "environment 0, proprio: float64[7]",
         "environment 3, image_wrist: uint8[64,64,3]",
-        "environment 3, proprio: float64[8] with numbers that are not finite",
+        "environment 3, proprio: float64[8] with values that are not finite as float32",
     ]
     with pytest.raises(UserError) as caught:
         policy.infer({0: wrong[0], 3: wrong[0] | {"image_primary": None}})

@@ -13,7 +13,7 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -164,20 +164,12 @@ class PolicyInputs:
                 row[PROPRIO] = self.spec.normalize_proprio(row[PROPRIO])
             history.steps.append(row)
 
-    def steps(self, envs: Iterable[int]) -> dict[int, list[dict[str, np.ndarray]]]:
-        """The steps of histories, oldest first, by environment; what `take_back` takes.
-
-        Raises:
-          UserError: An environment without a task.
-        """
-        return {env: list(self._history(env).steps) for env in envs}
-
-    def take_back(self, steps: Mapping[int, list[dict[str, np.ndarray]]]) -> None:
-        """Makes histories what they were when `steps` returned them."""
-        for env, of_env in steps.items():
-            history = self._history(env)
-            history.steps.clear()
-            history.steps.extend(of_env)
+    def take_steps(self, env: int) -> list[dict[str, np.ndarray]]:
+        """The steps of a history, oldest first, which is empty then, as after a reset."""
+        history = self._history(env)
+        steps = list(history.steps)
+        history.steps.clear()
+        return steps
 
     def batch(self, envs: Sequence[int]) -> dict[str, Any]:
         """What the model reads of environments that have seen a step; nested, a row each."""

@@ -206,21 +206,19 @@ class Policy:
           observations: Of the environments that are asked.
 
         Raises:
-          UserError: Naming every observation that is missing or does not fit, an environment that
-            was not reset, or actions that are not finite; no history has changed then.
+          UserError: Naming every observation that is missing or does not fit; no history has
+            changed then. An environment that was not reset. Or actions that are not finite; the
+            histories of their environments are empty then, so that nothing that led to them stays.
         """
         with self._stopwatch.measured():
             envs = list(observations)
-            before = self._inputs.steps(envs)
             self._inputs.push(observations)
             chunks: dict[int, np.ndarray] = {}
             for begin in range(0, len(envs), self.config.batch_size):
                 chunks |= self._infer(envs[begin : begin + self.config.batch_size])
             unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
             if unusable:
-                error = self._not_finite(chunks, unusable)
-                self._inputs.take_back(before)
-                raise error
+                raise self._not_finite(chunks, unusable)
         for env in envs:
             self._asked[env] += 1
         return chunks
@@ -273,13 +271,14 @@ class Policy:
         return np.zeros(leaf.shape, leaf.dtype)
 
     def _not_finite(self, chunks: Mapping[int, np.ndarray], envs: list[int]) -> UserError:
-        """The error of predicted actions that are no numbers, with the likeliest cause."""
+        """The error of actions that are not finite, with the likeliest cause; empties histories."""
         found = sum(int(np.count_nonzero(~np.isfinite(chunks[env]))) for env in envs)
         of_all = sum(chunks[env].size for env in envs)
+        steps = [step for env in envs for step in self._inputs.take_steps(env)]
         cause = ""
         if PROPRIO in self.spec.observed:
-            steps = [step[PROPRIO] for of in self._inputs.steps(envs).values() for step in of]
-            cause = f", with a normalised {PROPRIO} of up to {np.abs(steps).max():.3g}"
+            largest = max(float(np.abs(step[PROPRIO]).max()) for step in steps)
+            cause = f", with a normalised {PROPRIO} of up to {largest:.3g}"
         return UserError(
             where="actions" + (f" of environments {envs}" if len(chunks) > 1 else ""),
             expected="finite values",

@@ -53,9 +53,14 @@ def unpack(data: bytes) -> Any:
         raise UserError(
             where="message",
             expected="msgpack, with arrays as maps of __ndarray__, data, dtype and shape",
-            found=f"{type(error).__name__}: {ascii(str(error))[1:-1][:200]}",
+            found=f"{type(error).__name__}: {_printable(str(error))[:200]}",
             remedy="Send it with openpi's client, or as docs/serving.md says.",
         ) from error
+
+
+def _printable(text: str) -> str:
+    """A text with control characters escaped, which a client may have sent."""
+    return "".join(one if " " <= one <= "~" else ascii(one)[1:-1] for one in text)
 
 
 def _encode(value: Any) -> Any:

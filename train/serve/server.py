@@ -39,8 +39,8 @@ _MAX_HELD_BYTES = 4 * MAX_MESSAGE_BYTES
 _MAX_CONNECTIONS = 200
 _MAX_QUEUED_FRAMES = 2
 _SECONDS_TO_OPEN = 5.0
-_SECONDS_TO_CLOSE = 2.0
-_SECONDS_TO_ABORT = 1.0
+_SECONDS_TO_CLOSE = 1.5
+_SECONDS_TO_ABORT = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class PolicyServer:
     async def run(
         self, listener: socket.socket, stop: asyncio.Event, ready: Callable[[int], None]
     ) -> None:
-        """Serves until `stop` is set, then says good-bye to every client: within four seconds.
+        """Serves until `stop` is set, then says good-bye to every client: within three seconds.
 
         Args:
           listener: As `bind` returned it.

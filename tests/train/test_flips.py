@@ -1,0 +1,90 @@
+"""A byte of a run that changed on the disk is reported in one line, or has changed no value."""
+
+import contextlib
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from train.saved import STATE, SavedStep
+
+JSON_ITEMS = ("config", "datasets", "loader", "digests")
+
+
+@pytest.fixture(scope="module")
+def step(policy_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A copy of the directory of a checkpoint, alone."""
+    copied = tmp_path_factory.mktemp("flips") / "checkpoints" / "2"
+    return pathlib.Path(shutil.copytree(policy_run / "checkpoints" / "2", copied))
+
+
+@contextlib.contextmanager
+def flipped(path: pathlib.Path, rng: np.random.Generator) -> Iterator[None]:
+    """A file with one bit that is another, or one byte that is another character."""
+    before = path.read_bytes()
+    changed = bytearray(before)
+    place = int(rng.integers(len(changed)))
+    if rng.random() < 0.5:
+        changed[place] ^= 1 << int(rng.integers(8))
+    else:
+        changed[place] = (changed[place] + int(rng.integers(1, 256))) % 256
+    path.write_bytes(changed)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def flip(files: list[pathlib.Path], number: int, seed: int, read: Callable[[], Any]) -> int:
+    """Flips as many bytes, one at a time; returns how many are refused, in one line each."""
+    rng = np.random.default_rng(seed)
+    expected = read()
+    told = []
+    for _ in range(number):
+        path = files[int(rng.integers(len(files)))]
+        with flipped(path, rng):
+            try:
+                found = read()
+            except UserError as error:
+                told.append(str(error))
+            else:
+                jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not [line for line in told if "\n" in line]
+    return len(told)
+
+
+def read_values(step: pathlib.Path, arrays: dict[str, Any]) -> list[Any]:
+    saved = SavedStep(step)
+    saved.check_arrays(arrays)
+    return [repr(saved.config()), repr(saved.datasets()), repr(saved.loader_state())]
+
+
+def read_arrays(step: pathlib.Path) -> dict[str, Any]:
+    saved = SavedStep(step)
+    state = dict(zip(STATE, saved.arrays("state", *STATE), strict=True))
+    return {"state": state, "vocabulary": {"bytes": saved.arrays("vocabulary", "bytes")[0]}}
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_flips_in_the_json_of_a_checkpoint_are_seen(step: pathlib.Path, number: int) -> None:
+    arrays = read_arrays(step)
+    files = [step / item / "metadata" for item in JSON_ITEMS]
+    refused = flip(files, number, seed=number, read=lambda: read_values(step, arrays))
+    assert refused > number // 2  # a blank between values may change without a meaning
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_flips_in_the_arrays_of_a_checkpoint_are_seen(step: pathlib.Path, number: int) -> None:
+    files = [
+        path
+        for item in ("state", "vocabulary")
+        for path in sorted((step / item).rglob("*"))
+        if path.is_file() and path.stat().st_size
+    ]
+    refused = flip(files, number, seed=number, read=lambda: read_arrays(step))
+    assert refused > 0
