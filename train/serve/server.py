@@ -152,8 +152,9 @@ class PolicyServer:
             try:
                 reply = await self._answer(session, data)
             except UserError as error:
-                _log.warning("%s: %s", connection.remote_address, error)
-                await connection.send(str(error))
+                text = str(error)  # a kept log record must not hold the frames, and so the message
+                _log.warning("%s: %s", connection.remote_address, text)
+                await connection.send(text)
                 continue
             except Exception as error:  # noqa: BLE001  (its client gets the reason; others stay)
                 _log.exception("%s: the session has ended", connection.remote_address)
