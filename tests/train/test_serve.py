@@ -159,6 +159,27 @@ def test_a_port_in_use_is_told(policies):
         bind("127.0.0.1", port)
 
 
+def test_a_port_in_use_is_told_before_anything_is_loaded(monkeypatch, capsys):
+    from train.serve.__main__ import main
+
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        for host, number, found in (
+            ("127.0.0.1", port, "Address already in use"),
+            ("127.0.0.1", 70000, "port must be 0-65535"),
+            ("a" * 70, 0, "label too long"),
+        ):
+            flags = ["no run", "--host", host, "--port", str(number)]
+            monkeypatch.setattr(sys, "argv", ["serve", *flags])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {host}:{number}: expected an address to listen at")
+            assert found in error
+
+
 def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
     messages = [shown(seed) for seed in range(5)]
     session = Session(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))

@@ -14,6 +14,7 @@ import msgpack
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.terminal import escaped
 
 MAX_MESSAGE_BYTES = 1 << 26
 """64 MiB: a message of two cameras of 1920x1080 has 12.4 MB."""
@@ -53,14 +54,9 @@ def unpack(data: bytes) -> Any:
         raise UserError(
             where="message",
             expected="msgpack, with arrays as maps of __ndarray__, data, dtype and shape",
-            found=f"{type(error).__name__}: {_printable(str(error))[:200]}",
+            found=f"{type(error).__name__}: {escaped(str(error))[:200]}",
             remedy="Send it with openpi's client, or as docs/serving.md says.",
         ) from error
-
-
-def _printable(text: str) -> str:
-    """A text with control characters escaped, which a client may have sent."""
-    return "".join(one if " " <= one <= "~" else ascii(one)[1:-1] for one in text)
 
 
 def _encode(value: Any) -> Any:

@@ -4,6 +4,8 @@ import socket
 
 from pipeline.errors import UserError
 
+_NUM_PORTS = 1 << 16
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that has the address and refuses clients until a server listens on it.
@@ -15,18 +17,21 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
       UserError: There is no such address, or it is in use.
     """
+    address = f"{host}:{port}"
+    if not 0 <= port < _NUM_PORTS:  # getaddrinfo would take another one
+        raise unusable(address, ValueError(f"port must be 0-{_NUM_PORTS - 1}"))
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        family, *_, place = min(found, key=lambda one: one[0] != socket.AF_INET)
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            listener.bind(place)
         except BaseException:
             listener.close()
             raise
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise unusable(f"{host}:{port}", error) from error
+    except (OSError, UnicodeError) as error:
+        raise unusable(address, error) from error
     return listener
 
 

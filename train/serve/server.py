@@ -28,6 +28,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from pipeline.errors import UserError
+from pipeline.terminal import escaped
 from train.policy.policy import Policy
 from train.serve.codec import MAX_MESSAGE_BYTES, pack, unpack
 from train.serve.frames import Frames
@@ -49,7 +50,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     """What clients do wrong below the level of messages, in one line."""
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        record.msg, record.args = "%s: %s", (record.getMessage(), ascii(str(error))[1:-1])
+        record.msg, record.args = "%s: %s", (record.getMessage(), escaped(str(error)))
         record.exc_info = None
     return True
 
