@@ -235,6 +235,10 @@ class Loader:
             "name": manifest.name,
             "digest": manifest.digest(),
             "schema_hash": manifest.schema.hash(),
+            "num_episodes": self.datasets[number].num_episodes,
+            "licences": {
+                column: manifest.licences[column] for column in sorted(self._gather.columns[number])
+            },
             "features": features,
             "conventions": to_json_values(manifest.conventions),
             "encoders": {

@@ -81,7 +81,7 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         raise _refused(config, "a local directory", config.save_dir, "Name a path on this machine.")
     if resume and overwrite:
         raise _refused(config, "--resume or --overwrite", "both", "Choose one.")
-    before = _read_config(directory)
+    before = read_config(directory)
     if resume:
         _check_same_run(config, before)
     elif before is not None and not overwrite:
@@ -134,7 +134,7 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
 
 def _empty(directory: pathlib.Path) -> None:
     """Deletes a run but for its config, which is written anew where it is lost."""
-    before = _read_config(directory)
+    before = read_config(directory)
     if before is not None:
         write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(before)))
     for entry in _entries(directory):
@@ -224,7 +224,7 @@ def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
     ]
 
 
-def _read_config(directory: pathlib.Path) -> TrainConfig | None:
+def read_config(directory: pathlib.Path) -> TrainConfig | None:
     """The config of the run in a directory, else that of its checkpoints; None: there is no run."""
     path = directory / CONFIG_NAME
     try:
@@ -267,7 +267,10 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
             "rate decays over num_steps unless optimizer.decay_steps is set"
         )
     if differing:
-        remedy = "Resume with the run's own values, or start a new run in another save_dir."
+        remedy = (
+            "Resume with the run's own values, or start a new run in another save_dir, from this "
+            f"one's weights with --config.pretrained_path={config.save_dir}."
+        )
         raise _refused(config, "the config of the run", "; ".join(differing), remedy)
 
 

@@ -6,9 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
+from pipeline.config import Normalization
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.normalize import Normalizer
+from pipeline.statistics import FeatureStatistics
 from pipeline.terminal import show
 from train.checkpoints import is_run, read_checkpoint
 from train.octo.export import OctoExport, export_octo
@@ -53,6 +57,7 @@ def _export(args: Args) -> None:
         config=checkpoint.config.model,
         params=checkpoint.params,
         statistics=original_statistics(checkpoint.datasets),
+        conventions=original_conventions(checkpoint.datasets),
         window_size=checkpoint.config.data.window_size,
     )
     export_octo(export, dst, checkpoint.step, args.language_encoder)
@@ -70,24 +75,99 @@ def original_statistics(datasets: Mapping[str, Any]) -> dict[str, Any]:
     """
     if len(datasets) == 1:
         return _statistics(*datasets.values())
+    return {name: _statistics(dataset) for name, dataset in _by_name(datasets).items()}
+
+
+def original_conventions(datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of `conventions.json`, which the original has no place for.
+
+    It says by dataset what the model's actions and images mean.
+
+    Args:
+      datasets: Of a checkpoint, by path.
+    """
+    return {name: _conventions(dataset) for name, dataset in _by_name(datasets).items()}
+
+
+def _by_name(datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """The datasets by their names, or by their paths where two have one name."""
     names = collections.Counter(dataset["name"] for dataset in datasets.values())
     return {
-        path if names[dataset["name"]] > 1 else dataset["name"]: _statistics(dataset)
+        path if names[dataset["name"]] > 1 else dataset["name"]: dataset
         for path, dataset in datasets.items()
     }
 
 
+def _conventions(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    says = dataset["conventions"]
+    found: dict[str, Any] = {
+        "normalization": dataset.get("normalization", "normal"),
+        "unnormalization": "action * std + mean of dataset_statistics.json where mask is true, "
+        "whatever the normalization: they hold its offset and scale",
+    }
+    if says.get("gripper_dim") is not None:
+        found["gripper"] = {
+            "dim": says["gripper_dim"],
+            "open": 1.0,
+            "close": 0.0,
+            "meaning": "the model gives 1 for open and 0 for closed, not normalised; the robot's "
+            "own commands are below",
+            "command_open": says.get("gripper_open", 1.0),
+            "command_close": says.get("gripper_close", 0.0),
+        }
+    kept = ("image_orientation", "rotation", "control_frequency_hz", "no_ops")
+    return found | {name: says[name] for name in kept if name in says}
+
+
 def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
     """In the original's words: `observation/proprio` is `proprio`, and the action has its mask."""
+    gripper = dataset["conventions"]["gripper_dim"]
+    normalization = dataset.get("normalization", "normal")
     features = {
-        key.removeprefix("observation/"): {k: v for k, v in values.items() if k != "count"}
+        key.removeprefix("observation/"): _undone_by_mean_and_std(values, normalization)
         for key, values in dataset["statistics"].items()
         if key in ("action", "observation/proprio")
     }
-    gripper = dataset["conventions"]["gripper_dim"]
-    dims = range(len(features["action"]["mean"]))
-    features["action"]["mask"] = [dim != gripper for dim in dims]
-    return features | {"num_transitions": dataset["statistics"]["action"]["count"]}
+    action = features["action"]
+    action["mask"] = [dim != gripper for dim in range(len(action["mean"]))]
+    if gripper is not None:
+        _standardize_gripper(action, dataset["conventions"])
+    found = features | {"num_transitions": dataset["statistics"]["action"]["count"]}
+    if "num_episodes" in dataset:
+        found["num_trajectories"] = dataset["num_episodes"]
+    return found
+
+
+def _undone_by_mean_and_std(
+    values: Mapping[str, Any], normalization: Normalization
+) -> dict[str, Any]:
+    """Moments whose mean and std undo the run's normalisation, as the original does by default.
+
+    `bounds` and `quantile` map the range from p01 to p99; its middle and half its width are what
+    the original has to add and multiply by.
+    """
+    moments = {name: list(moment) for name, moment in values.items() if name != "count"}
+    if normalization == "normal":
+        return moments
+    statistics = FeatureStatistics.from_json(values)
+    everywhere = np.ones(statistics.mean.shape, bool)
+    normalizer = Normalizer.create([statistics], [everywhere], normalization)
+    return moments | {"mean": normalizer.offset[0].tolist(), "std": normalizer.scale[0].tolist()}
+
+
+def _standardize_gripper(moments: dict[str, Any], conventions: Mapping[str, Any]) -> None:
+    """Turns the gripper's moments, of stored commands, into those of 1 = open and 0 = closed."""
+    dim, close = conventions["gripper_dim"], conventions.get("gripper_close", 0.0)
+    span = conventions.get("gripper_open", 1.0) - close
+    if span < 0:  # what was least is most
+        for low, high in (("min", "max"), ("p01", "p99")):
+            if low in moments:
+                moments[low][dim], moments[high][dim] = moments[high][dim], moments[low][dim]
+    for name, moment in moments.items():
+        if name == "std":
+            moment[dim] = moment[dim] / abs(span)
+        elif name != "mask":
+            moment[dim] = min(max((moment[dim] - close) / span, 0.0), 1.0)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.loader import LoadedBatch
 from train import cluster
 from train.checkpoints import Checkpoints, Constants
+from train.conclusion import reported
 from train.inputs import exclusion_named
 from train.interrupt import StopRequests
 from train.logging import MetricsLog, StepMetrics
@@ -32,10 +33,14 @@ _Ahead = tuple[dict[str, Any], LoadedBatch]
 class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
     """The run was asked to stop, and is saved."""
 
-    def __init__(self, by: signal.Signals | None) -> None:
+    def __init__(self, by: signal.Signals | None, *, is_complete: bool) -> None:
         super().__init__()
         self.by = by
         """The signal; None: another process got it."""
+        self.way_on = "go on with --resume"
+        """What to do then."""
+        if is_complete:
+            self.way_on = "it is the last one; `python -m train.report` writes the report"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +160,10 @@ class Loop:
         except UserError as error:
             self._flush(pending)
             self._save(state)
-            raise resumable(error, int(state.step)) from error
+            raise self._resumable(error, int(state.step)) from error
         self._flush(pending)
         self._save(state)
-        raise Stopped(asked)
+        raise Stopped(asked, is_complete=int(state.step) == self._config.num_steps)
 
     def _show(self, batch: LoadedBatch) -> None:
         """Draws what the model sees of the first batch."""
@@ -205,11 +210,15 @@ class Loop:
         if validator is None:
             return
         params = averaged_params(state.params, state.ema, self._config.frozen)
+        if step == self._config.num_steps:
+            with reported("its last validation", self._directory):
+                self._write_validation(validator.run(params, self._table, step))
+            return
         try:
             found = validator.run(params, self._table, step)
         except UserError as error:
             self._save(state)
-            raise resumable(error, step) from error
+            raise self._resumable(error, step) from error
         self._alone(lambda: self._write_validation(found))
 
     def _write_validation(self, found: ValidationMetrics) -> None:
@@ -217,6 +226,13 @@ class Loop:
             self._log.write_validation(found)
             append_validation(self._directory, found)
             _log.info("%s", _describe(found))
+
+    def _resumable(self, error: UserError, step: int) -> UserError:
+        """The error, with where the run stands."""
+        way_on = "go on with --resume" if step < self._config.num_steps else "it is the last one"
+        remedy = f"The run is saved at step {step}: {way_on}. {error.remedy}"
+        where, expected, found = error.where, error.expected, error.found
+        return UserError(where=where, expected=expected, found=found, remedy=remedy)
 
     def _flush(self, pending: _Pending | None) -> None:
         """Waits for a step's metrics and writes them; one skipped update too many is a failure."""
@@ -252,12 +268,6 @@ class Loop:
                 remedy="Look at the batch; or start a new run with a lower "
                 "optimizer.learning_rate.",
             )
-
-
-def resumable(error: UserError, step: int) -> UserError:
-    """The error, with where the run stands."""
-    remedy = f"The run is saved at step {step}: go on with --resume. {error.remedy}"
-    return UserError(where=error.where, expected=error.expected, found=error.found, remedy=remedy)
 
 
 class _Batches:

@@ -19,19 +19,37 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
       new_mixture: Whether the mixture may be another one from here on.
 
     Raises:
-      UserError: Where there is no checkpoint, it cannot be read, or the run is complete: it has
-        taken all its steps and has its report; or where tokens are of another encoder.
+      UserError: Where there is no checkpoint, it cannot be read, or the run is complete: its last
+        checkpoint is of its last step; or where tokens are of another encoder.
       DataError: Where the checkpoint is damaged, or of another config or other data.
     """
     run_directory = pathlib.Path(config.save_dir)
     check_same_encoders(read_datasets(run_directory), loader.describe_datasets())
     position = loader.restore(read_loader_state(run_directory), new_mixture=new_mixture)
-    is_reported = (run_directory / REPORT_NAME).exists()
-    if position > config.num_steps or (position == config.num_steps and is_reported):
+    if position >= config.num_steps:
         raise UserError(
             where=f"save_dir {config.save_dir}",
             expected=f"a run of fewer than {config.num_steps} steps",
             found=f"one of {position}",
-            remedy="It is complete; to go on, raise --config.num_steps.",
+            remedy=f"It is complete. {_make_up(run_directory)}{_train_on(config)}",
         )
     return position
+
+
+def _make_up(run_directory: pathlib.Path) -> str:
+    if (run_directory / REPORT_NAME).exists():
+        return ""
+    return f"It has no report: `python -m train.report {run_directory}` writes it. "
+
+
+def _train_on(config: TrainConfig) -> str:
+    """How a complete run is trained on."""
+    end = config.optimizer.decay_steps or config.num_steps
+    if config.optimizer.schedule != "cosine":
+        return "To train on, raise --config.num_steps."
+    if config.num_steps < end:
+        return f"To train on, raise --config.num_steps, to {end} at most."
+    return (
+        "Its learning rate has decayed to 0; to train on from its weights, start a new run, with "
+        f"--config.pretrained_path={config.save_dir} and another --config.save_dir."
+    )

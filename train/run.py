@@ -19,25 +19,25 @@ from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
 from train import cluster, directory
 from train.checkpoints import Checkpoints, has_checkpoint, last_step
-from train.config import TrainConfig
+from train.conclusion import conclude
 from train.describe import describe_config, describe_devices, describe_short_warmup
 from train.doctor import examine
+from train.environment import ENVIRONMENT_NAME, describe_environment
 from train.flags import Flags, check_flags, parse_flags
 from train.inputs import open_inputs
 from train.interrupt import StopRequests
 from train.logging import MetricsLog
-from train.loop import Loop, Stopped, resumable
+from train.loop import Loop, Stopped
 from train.octo.picture import draw_parameters, draw_tokens
 from train.octo.pretrained import merge
 from train.octo.report import LoadReport
 from train.optimizer import split_frozen
-from train.report import REPORT_NAME, write_report
+from train.report import REPORT_NAME
 from train.resume import resume_position
-from train.setup import Setup, allowed, set_up
-from train.state import TrainState, averaged_params, count_parameters, fresh_state
-from train.step import LanguageTable
+from train.setup import Setup, allowed, keep_compiled, set_up
+from train.state import TrainState, count_parameters, fresh_state
 from train.tracking import Tracking
-from train.validation import EpisodePrediction, drop_validation
+from train.validation import EPISODE_NAME, drop_validation
 
 _log = logging.getLogger("train.run")
 _INTERRUPTED = "interrupted; the same command with --resume goes on from the last checkpoint"
@@ -74,7 +74,7 @@ def run(flags: Flags) -> pathlib.Path:
     """
     config = flags.config
     check_flags(flags)
-    _keep_compiled(config)
+    keep_compiled(config)
     with StopRequests() as stop_requests:
         plan = cluster.together(lambda: _plan(flags))
         _check_alike(plan)
@@ -150,7 +150,7 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
         with _metrics_log(setup, path, position or 0) as log:
             loop = Loop(setup, train_step, language_table, checkpoints, log, path, stop_requests)
             state = loop.run(state, is_saved=position is not None)
-    _sum_up(setup, state, language_table, path)
+    conclude(setup, state, language_table, path)
 
 
 @contextlib.contextmanager
@@ -160,34 +160,8 @@ def _stop_told() -> Iterator[None]:
         yield
     except Stopped as stopped:
         by = stopped.by.name if stopped.by else "another process"
-        _log.warning("stopped by %s; the state is saved: go on with --resume", by)
+        _log.warning("stopped by %s; the state is saved: %s", by, stopped.way_on)
         raise
-
-
-def _sum_up(setup: Setup, state: TrainState, table: LanguageTable, path: pathlib.Path) -> None:
-    """Writes what the finished run shows of itself: the chunks of an episode, and the report.
-
-    Raises:
-      UserError: Where a record or a file stands in the way: a resume goes on from here.
-    """
-    episode = None
-    try:
-        if setup.validator is not None:
-            params = averaged_params(state.params, state.ema, setup.config.frozen)
-            episode = setup.validator.episode(params, table)
-        written = cluster.together(lambda: _write_report(path, episode))
-    except UserError as error:
-        raise resumable(error, int(state.step)) from error
-    if written is not None:
-        _log.info("report: %s", written)
-
-
-def _write_report(path: pathlib.Path, episode: EpisodePrediction | None) -> pathlib.Path | None:
-    if not cluster.is_writer():
-        return None
-    if episode is not None:
-        episode.save(path)
-    return write_report(path)
 
 
 def _first_state(setup: Setup) -> TrainState:
@@ -226,8 +200,8 @@ def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
                     found=f"one of step {last_step(path)}, which another process has written since",
                     remedy="Give the same command again.",
                 )
-            if plan.position != flags.config.num_steps:  # it is no longer that of the whole run
-                (path / REPORT_NAME).unlink(missing_ok=True)
+            for name in (REPORT_NAME, EPISODE_NAME):  # they are not of the whole run any more
+                (path / name).unlink(missing_ok=True)
 
         cluster.together(claim)
         yield path
@@ -250,15 +224,6 @@ def _metrics_log(setup: Setup, path: pathlib.Path, position: int) -> Iterator[Me
         yield log
 
 
-def _keep_compiled(config: TrainConfig) -> None:
-    """Takes programs that an earlier run compiled, and keeps those of this one."""
-    if config.compilation_cache is None:
-        return
-    cache = pathlib.Path(config.compilation_cache).expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _write(path: pathlib.Path, text: str) -> None:
     if cluster.is_writer():
         with writing(path):
@@ -273,6 +238,7 @@ def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
         _write(path / "load_report.json", dump_json(to_json_values(plan.report)))
         _log.info("weights of %s: %s", config.pretrained_path, plan.report.summary())
     _write(path / "datasets.json", dump_json(loader.describe_datasets()))
+    _write(path / ENVIRONMENT_NAME, dump_json(describe_environment(setup.mesh)))
     _log.info("config (* set by a flag):\n%s", describe_config(config, flags.unchanged))
     short_warmup = describe_short_warmup(config)
     if short_warmup is not None:

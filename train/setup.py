@@ -1,6 +1,7 @@
 """All of a run that is known before anything is compiled, checked against each other."""
 
 import dataclasses
+import pathlib
 import time
 from typing import Any
 
@@ -85,6 +86,15 @@ class Setup:
             lambda params: make_language_table(model, params, tasks), out_shardings=self.whole
         )
         return encode(params)
+
+
+def keep_compiled(config: TrainConfig) -> None:
+    """Takes programs that an earlier run compiled, and keeps those of this process."""
+    if config.compilation_cache is None:
+        return
+    cache = pathlib.Path(config.compilation_cache).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def set_up(config: TrainConfig, inputs: Inputs) -> Setup:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from pipeline.dataset import Dataset
 from pipeline.files import (
     Measured,
     from_json_text,
+    temporary_path,
     to_json_line,
     write_text_atomically,
     writing,
@@ -56,6 +58,11 @@ class ValidationMetrics:
     """Error over all dimensions of each task's samples, by its instruction."""
     num_samples: int
     """Samples."""
+    constant_error: Measured = math.nan
+    """Error of the best action that never changes, the median of these samples' actions: a model
+    that has learned nothing but their centre. NaN: not measured, by version 0.1.0."""
+    constant_by_dim: dict[str, Measured] = dataclasses.field(default_factory=dict)
+    """The same of each dimension; empty: not measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +94,11 @@ class EpisodePrediction:
         fields |= {f"{_FRAMES}{n}": images for n, images in enumerate(fields.pop("frames"))}
         arrays = {key: np.asarray(value) for key, value in fields.items()}
         path = directory / EPISODE_NAME
-        with writing(path), path.open("wb") as file:
+        unfinished = temporary_path(path)
+        with writing(path), unfinished.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            unfinished.replace(path)
 
 
 class Validator:
@@ -137,20 +147,24 @@ class Validator:
           UserError: In every process, where one meets a damaged record or image.
         """
         num_batches = self._config.validation.num_batches
-        losses, errors, counts, tasks = [], [], [], []
+        losses, errors, counts, tasks, actions, real = [], [], [], [], [], []
         with contextlib.closing(self._loader.batches()) as batches:
             for number in range(num_batches):
                 batch = self._together(lambda: next(batches))
                 arrays = device.to_devices(batch, self._sharding)
                 found = self._evaluate(params, arrays, table, jnp.int32(number))
-                loss, error, count, task = jax.device_get(found)
+                loss, *samples = jax.device_get(found)
                 losses.append(float(loss))
-                errors.append(error)
-                counts.append(count)
-                tasks.append(task)
-        return self._metrics(
+                for parts, part in zip(
+                    (errors, counts, tasks, actions, real), samples, strict=True
+                ):
+                    parts.append(part)
+        metrics = self._metrics(
             step, losses, *(np.concatenate(parts) for parts in (errors, counts, tasks))
         )
+        by_dim, overall = constant_errors(np.concatenate(actions), np.concatenate(real))
+        constant_by_dim = dict(zip(self._dims, by_dim.tolist(), strict=True))
+        return dataclasses.replace(metrics, constant_error=overall, constant_by_dim=constant_by_dim)
 
     def episode(self, params: Any, table: LanguageTable) -> EpisodePrediction:
         """The chunks along an episode that is held out, or one of all where none is.
@@ -218,8 +232,11 @@ class Validator:
 
     def _losses_and_errors(
         self, params: Any, batch: dict[str, Any], table: LanguageTable, number: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Loss, summed errors (b a), numbers of real actions (b a), rows of the tasks (b)."""
+    ) -> tuple[jax.Array, ...]:
+        """Loss, summed errors (b a), numbers of real actions (b a), rows of the tasks (b).
+
+        Then the actions (b h a), and bool (b h a): True where they are real.
+        """
         noise_key, sample_key = jax.random.split(jax.random.fold_in(self._key, number))
         inputs = model_inputs(batch, self._config, table)
         noise = training_noise(self._config.model.head, noise_key, batch["action"].shape[:2])
@@ -230,7 +247,8 @@ class Validator:
         real = batch["action_pad_mask"][:, -1]
         errors = jnp.where(real, jnp.abs(chunk - batch["action"][:, -1]), 0.0)
         counts = real.sum(axis=1).astype(jnp.float32)
-        return loss, errors.sum(axis=1), counts, batch["task"]["task_index"]
+        tasks = batch["task"]["task_index"]
+        return loss, errors.sum(axis=1), counts, tasks, batch["action"][:, -1], real
 
     def _chunks(
         self, params: Any, batch: dict[str, Any], table: LanguageTable
@@ -274,6 +292,18 @@ class Validator:
             by_task=by_task,
             num_samples=len(errors),
         )
+
+
+def constant_errors(actions: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, float]:
+    """(float64 (a), mean over all): errors of the median of the actions, which never changes.
+
+    Args:
+      actions: (b h a).
+      real: bool (b h a): False where there is no action; a dimension without any has error 0.
+    """
+    masked = np.ma.masked_array(actions.astype(np.float64), ~real)
+    errors = abs(masked - np.ma.median(masked, axis=(0, 1)))
+    return np.ma.filled(errors.mean(axis=(0, 1)), 0.0), float(np.ma.filled(errors.mean(), 0.0))
 
 
 def append_validation(directory: pathlib.Path, metrics: ValidationMetrics) -> None:

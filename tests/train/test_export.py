@@ -1,17 +1,23 @@
+import copy
 import dataclasses
 import json
 import pathlib
 import sys
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from pipeline.config import Normalization
 from pipeline.errors import DataError, UserError
+from pipeline.normalize import Normalizer
 from pipeline.position import LoaderState
+from pipeline.statistics import FeatureStatistics, compute
 from train.checkpoints import Checkpoints, Constants
 from train.config import TrainConfig
-from train.export import main, original_statistics
+from train.export import main, original_conventions, original_statistics
 from train.optimizer import make_optimizer
 from train.pretrained import load_pretrained
 from train.state import TrainState, fresh_state
@@ -54,6 +60,51 @@ def test_statistics_are_laid_out_as_those_of_the_original(datasets: dict, statis
     assert original_statistics(datasets) == statistics
 
 
+def real_dataset(normalization: str, **conventions: float) -> dict:
+    """The description of a dataset with random actions of 3 numbers, the last a gripper."""
+    rng = np.random.default_rng(0)
+    action = np.c_[rng.normal(0.2, 2.0, (500, 2)), rng.choice([-1.0, 1.0], 500)]
+    proprio = rng.gamma(2.0, 3.0, (500, 4))
+    return {
+        "name": "robot",
+        "num_episodes": 7,
+        "normalization": normalization,
+        "conventions": {"gripper_dim": 2, "rotation": "none"} | conventions,
+        "statistics": {
+            "action": compute(action.astype(np.float32)).to_json(),
+            "observation/proprio": compute(proprio.astype(np.float32)).to_json(),
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", get_args(Normalization))
+def test_the_originals_default_undoes_every_normalization(kind):
+    dataset = real_dataset(kind)
+    exported = original_statistics({"a": dataset})
+    for key, name in (("action", "action"), ("observation/proprio", "proprio")):
+        statistics = FeatureStatistics.from_json(dataset["statistics"][key])
+        mask = np.array(exported[name].get("mask", [True] * len(statistics.mean)))
+        ours = Normalizer.create([statistics], [mask], kind)
+        values = np.random.default_rng(1).uniform(-1, 1, (32, len(mask))).astype(np.float32)
+        mean, std = (np.array(exported[name][moment], np.float32) for moment in ("mean", "std"))
+        theirs = np.where(mask, values * std + mean, values)
+        np.testing.assert_allclose(theirs, ours.unnormalize(values, np.zeros(32, int)), atol=2e-6)
+    assert (exported["num_transitions"], exported["num_trajectories"]) == (500, 7)
+
+
+@pytest.mark.parametrize(("opens", "closes"), [(-1.0, 1.0), (1.0, -1.0)])
+def test_the_gripper_is_exported_as_the_model_gives_it(opens, closes):
+    dataset = real_dataset("bounds", gripper_open=opens, gripper_close=closes)
+    before = copy.deepcopy(dataset)
+    action = original_statistics({"a": dataset})["action"]
+    assert dataset == before
+    assert [action[name][2] for name in ("min", "p01", "p99", "max")] == [0.0, 0.0, 1.0, 1.0]
+    assert action["std"][2] == pytest.approx(0.5, abs=1e-2)
+    gripper = original_conventions({"a": dataset})["robot"]["gripper"]
+    assert (gripper["dim"], gripper["open"], gripper["close"]) == (2, 1.0, 0.0)
+    assert (gripper["command_open"], gripper["command_close"]) == (opens, closes)
+
+
 @pytest.fixture
 def config(tiny_config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, vggt=None))
@@ -84,6 +135,8 @@ def test_the_directory_of_a_checkpoint_is_enough(run, tmp_path, monkeypatch, cap
     assert f"octo checkpoint: {tmp_path / 'out'}, step 0" in capsys.readouterr().out
     statistics = json.loads((tmp_path / "out" / "dataset_statistics.json").read_text())
     assert statistics.keys() == {"a/1", "a/2"}
+    conventions = json.loads((tmp_path / "out" / "conventions.json").read_text())
+    assert conventions["a/1"]["gripper"]["open"] == 1.0
     ours, theirs = load_pretrained(str(run)), load_pretrained(str(tmp_path / "out"))
     assert ours.config == theirs.config
 

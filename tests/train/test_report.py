@@ -1,5 +1,6 @@
 """The page of a run, from synthetic run directories."""
 
+import base64
 import dataclasses
 import html
 import html.parser
@@ -41,6 +42,7 @@ HEADINGS = (
     "Pace and memory",
     "Pretrained weights",
     "Datasets",
+    "Environment",
     "Config",
 )
 CONFIG = {
@@ -76,6 +78,8 @@ def validation(step: int, error: float) -> ValidationMetrics:
         by_dim={dim: error * (1 + place) for place, dim in enumerate(DIMS)},
         by_task={"easy task": error / 2, EVIL: error * 2},
         num_samples=32,
+        constant_error=0.79,
+        constant_by_dim=dict.fromkeys(DIMS, 0.79),
     )
 
 
@@ -119,9 +123,17 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
         "schema_hash": "feed",
         "conventions": {"control_frequency_hz": 20.0, "gripper_dim": 3, "gripper_open": -1.0},
         "normalization": "normal",
-        "statistics": {"action": moments | {"count": 1234}},
+        "licences": {"steps": "CC-BY-4.0", "vggt_tiny": "none: random numbers"},
+        "features": {"observation/proprio": {"dims": ["j1_rad", "j2_rad", "j3_rad", "j4_rad"]}},
+        "encoders": {
+            "observation/vggt_tiny": {"encoder": {"weights": "random:tiny", "licence": "none"}}
+        },
+        "statistics": dict.fromkeys(("action", "observation/proprio"), moments | {"count": 1234}),
     }
     (directory / "datasets.json").write_text(json.dumps({"data/bowls": dataset}))
+    packages = {"jax": "0.10.2", "grain": None}
+    environment = {"devices": "2 x H100", "commit": "abc123", "packages": packages}
+    (directory / "environment.json").write_text(json.dumps(environment))
     return directory
 
 
@@ -221,12 +233,20 @@ def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
     "told",
     [
         "bowls_&_plates",
-        "Octo finetuned from weights/octo on bowls & plates; 64 samples a step.",
+        "Octo finetuned from weights/octo on bowls & plates; 64 samples a step; tokens of "
+        "vggt_tiny by untrained weights.",
+        "a constant: 0.790",
+        "has an error of 0.790; the model has 0.250, 31.6 % of it.",
+        "CC-BY-4.0, none: random numbers",
+        "random:tiny, untrained",
+        "j2_rad 0.500",
+        "devices 2 x H100 commit abc123",
+        "jax 0.10.2",
         "32 samples of held-out episodes",
         "skipped update (2)",
         "Episode 3 of data/bowls, held out from training; 24 steps.",
         "chunk of 4 actions, sampled at its dot, every 4 steps",
-        "x m, error 0.250",
+        "x m, error 0.250, constant 0.00",
         "image_primary",
         "step 23",
         "before clipping, clipped at 1",
@@ -237,6 +257,20 @@ def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
 )
 def test_the_page_tells(page, told):
     assert told in " ".join(text_of(page).split())
+
+
+def test_page_and_charts_follow_what_the_readers_system_prefers(page):
+    charts = [
+        base64.b64decode(address.partition(",")[2]).decode()
+        for address in Outline(page).addresses
+        if address.startswith("data:image/svg")
+    ]
+    assert len(charts) > 10
+    for sheet in (page, *charts):
+        dark = sheet.partition("@media screen and (prefers-color-scheme: dark)")[2]
+        assert "--ink: #e4e9ef" in dark
+        colors = set(re.findall(r"(?<!, )#[0-9a-f]{6}\b", sheet.partition("</style>")[2]))
+        assert colors == set()
 
 
 def test_text_of_the_run_is_escaped(page):
@@ -270,6 +304,7 @@ def test_a_missing_file_leaves_its_reason(tmp_path):
         "Pace and memory": unlogged,
         "Pretrained weights": "What was loaded is not known: load_report.json is missing.",
         "Datasets": "The datasets were not described: datasets.json is missing.",
+        "Environment": "The environment is not known: environment.json is missing.",
     }
     assert figures(page)["Steps"] == "\N{EN DASH}"
 

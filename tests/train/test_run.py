@@ -31,6 +31,7 @@ from train.inputs import excludable
 from train.logging import read_metrics
 from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
 from train.octo.pretrained import read_octo, read_octo_checkpoint
+from train.report.__main__ import main as write_report
 from train.run import run
 from train.validation import read_episode, read_validation
 
@@ -95,6 +96,7 @@ def test_a_run_directory_explains_itself(whole_run):
         ".lock",
         "config.json",
         "datasets.json",
+        "environment.json",
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
@@ -234,8 +236,8 @@ def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_
 
 
 @pytest.mark.parametrize("num_batches", [1, 100])
-def test_a_damaged_record_of_a_held_out_episode_leaves_a_saved_run(
-    tiny_config, mini_dataset, tmp_path, num_batches
+def test_a_damaged_record_of_a_held_out_episode_leaves_a_complete_run(
+    tiny_config, mini_dataset, tmp_path, num_batches, caplog, monkeypatch
 ):
     """With one batch the validation does not meet it, but the episode of the report does."""
     spoiled = tmp_path / "spoiled"
@@ -257,19 +259,17 @@ def test_a_damaged_record_of_a_held_out_episode_leaves_a_saved_run(
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
 
     name = rf"{shard:05}-of-00002.arrayrecord"
-    message = rf"steps/{name}, record {record}: .* saved at step 2: go on with --resume"
-    with pytest.raises(UserError, match=message) as caught:
-        run(Flags(config))
-    directory = pathlib.Path(config.save_dir)
-    assert not (directory / "report.html").exists()
-    if num_batches == 1:
-        with pytest.raises(UserError, match=message):
-            run(Flags(config, resume=True))  # nothing has been mended
-    (excluded,) = re.findall(r"--config.data.datasets.0.excluded (\S+)$", str(caught.value))
-    part = DatasetConfig(str(spoiled), excluded=(excluded,))
-    data = dataclasses.replace(config.data, datasets=(part,))
-    run(Flags(dataclasses.replace(config, data=data), resume=True))
-    assert (directory / "report.html").exists()
+    lacking = "its last validation|the chunks of an episode" if num_batches > 1 else "the chunks"
+    message = rf"the run is complete, but not ({lacking}).*steps/{name}, record {record}: "
+    directory = run(Flags(config))
+    assert re.search(message, caplog.text)
+    assert "episode.npz is missing" in (directory / "report.html").read_text()
+    with pytest.raises(UserError, match=r"found one of 2\. It is complete"):
+        run(Flags(config, resume=True))
+    excluded = re.findall(r"(--config.data.datasets.0.excluded) (\S+)$", caplog.text, re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", ["report", str(directory), *excluded[0]])
+    write_report()
+    assert "episode.npz is missing" not in (directory / "report.html").read_text()
     assert [one.step for one in read_validation(directory)] == [2]
     episode = read_episode(directory)
     assert episode is not None

@@ -42,12 +42,14 @@ class OctoExport:
     """JSON values: of the single dataset, or by its name of each."""
     window_size: int
     """Steps of the window that it was trained with."""
+    conventions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """JSON values: what actions and images mean, by dataset."""
 
 
 def export_octo(
     export: OctoExport, directory: pathlib.Path, step: int, language_encoder: str | None = None
 ) -> None:
-    """Writes `config.json`, statistics, an example batch and the parameters of one step.
+    """Writes `config.json`, statistics, conventions, an example batch and one step's parameters.
 
     Args:
       export: What is written.
@@ -66,7 +68,7 @@ def export_octo(
         "model": octo_model(export.config, encoder),
         "window_size": export.window_size,
         "text_processor": _text_processor(export.config, encoder),
-        "optimizer": {"frozen_keys": ["*hf_model*"]},
+        "optimizer": {"frozen_keys": _frozen_keys(export.config)},
     }
     try:
         _write(export, config, directory, step)
@@ -77,6 +79,12 @@ def export_octo(
             found=str(error),
             remedy="Name another, or mend the disk.",
         ) from error
+
+
+def _frozen_keys(config: OctoConfig) -> list[str]:
+    """What the original's finetuning freezes unless it is asked for something else."""
+    is_trained = config.language is not None and config.language.finetune
+    return [] if is_trained else ["*hf_model*"]
 
 
 def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | None) -> None:
@@ -121,7 +129,12 @@ def _write(
     (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(params))
     example = serialization.msgpack_serialize(_example_batch(export))
     (directory / "example_batch.msgpack").write_bytes(example)
-    for name, values in (("dataset_statistics", export.statistics), ("config", config)):
+    files = {
+        "dataset_statistics": export.statistics,
+        "conventions": export.conventions,
+        "config": config,
+    }
+    for name, values in files.items():
         write_text_atomically(directory / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 

@@ -1,19 +1,32 @@
-"""`python -m train.report RUN`: writes the page of a run anew, of what its directory holds now."""
+"""`python -m train.report RUN`: writes the page of a run, of what its directory holds now.
+
+Where a complete run lacks its last validation or the chunks of an episode, they are made first,
+from its last checkpoint.
+"""
 
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 
-from pipeline.errors import user_errors_exit
+from pipeline.errors import UserError, user_errors_exit
 from pipeline.terminal import show
+from train.conclusion import make_up
+from train.config import TrainConfig
 from train.report.page import write_report
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Writes RUN/report.html: how a run learned, how well, and of what it is made."""
+    """Writes RUN/report.html: how a run learned, how well, and of what it is made.
+
+    Where a complete run lacks its last validation or the chunks of an episode, they are made from
+    its last checkpoint and its data; --config flags of the run then change its config, such as
+    --config.data.datasets.0.path for data that was moved.
+    """
 
     run: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
@@ -21,11 +34,48 @@ class Args:
     """Show a traceback with an error."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Changes:
+    """Flags that change the config of the run."""
+
+    config: Annotated[TrainConfig, tyro.conf.FlagConversionOff]
+    """Of the run's last checkpoint."""
+
+
 def main() -> None:
     """Parses the command line, writes, and prints the page's path."""
+    prog = "python -m train.report"
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m train.report")
+        args, changes = tyro.cli(Args, prog=prog, return_unknown_args=True)
+        _check(changes)
+        try:
+            make_up(args.run, lambda config: _changed(config, changes, prog))
+        except UserError as error:
+            sys.stderr.write(f"the page lacks what only the data can show: {error}\n")
         show(f"{write_report(args.run)}\n")
+
+
+def _check(changes: Sequence[str]) -> None:
+    """Raises where arguments are none of the config."""
+    if changes and not changes[0].startswith("--config."):
+        raise UserError(
+            where="command line",
+            expected="RUN and --config flags",
+            found=changes[0],
+            remedy="See `python -m train.report --help`.",
+        )
+
+
+def _changed(config: TrainConfig, changes: Sequence[str], prog: str) -> TrainConfig:
+    found = tyro.cli(
+        _Changes,
+        prog=prog,
+        args=changes,
+        default=_Changes(config),
+        config=(tyro.conf.AvoidSubcommands,),
+        use_underscores=True,
+    )
+    return found.config
 
 
 if __name__ == "__main__":

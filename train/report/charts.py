@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from train.report.colors import BLUE, FONTS, GREY, INK, ORANGE, PALE, PALE_BLUE
+from train.report.colors import BLUE, FONTS, GREY, INK, ORANGE, PALE, PALE_BLUE, named
 from train.report.numbers import short
 from train.report.series import finite, has_log_scale, smooth, thin
 
@@ -232,4 +232,4 @@ def _save(figure: Figure) -> str:
     buffer = io.StringIO()
     nothing: Sequence[str] = ("Creator", "Date", "Format", "Type")
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(nothing))
-    return buffer.getvalue().replace("'DejaVu Sans'", FONTS)
+    return named(buffer.getvalue().replace("'DejaVu Sans'", FONTS))

@@ -62,7 +62,8 @@ def views_section(run: RunFiles) -> Html:
     about = note("Camera images of the first batch as the model took them: resized and augmented.")
     alt = "Camera images of the first samples, after augmentation."
     image = tag("img", src=_views_uri(run.views), alt=alt, class_="views")
-    return section(title, about, tag("figure", image), anchor="views")
+    scrolled = tag("div", image, class_="scroll", tabindex=0, role="region", aria_label=alt)
+    return section(title, about, tag("figure", scrolled), anchor="views")
 
 
 def chunk_interval(num_steps: int, horizon: int) -> int:
@@ -88,6 +89,12 @@ def chunk_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
     return errors.mean(axis=0, dtype=np.float64)
 
 
+def constant_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+    """Float64 (dims): the same, had every predicted action been the episode's median one."""
+    median = np.median(actions, axis=0).astype(actions.dtype)
+    return chunk_error(actions, np.broadcast_to(median, chunks.shape))
+
+
 def _steps(every: int) -> str:
     return "step" if every == 1 else f"{every} steps"
 
@@ -101,14 +108,17 @@ def _about(episode: EpisodePrediction) -> str:
     steps = count(len(episode.actions), "step")
     return (
         f"Episode {episode.episode} of {episode.dataset}, {held_out}; {steps}. Values are in the "
-        "dataset's units; a gripper is 1 = open. Errors are mean absolute ones over all chunks."
+        "dataset's units; a gripper is 1 = open. Errors are mean absolute ones over all chunks; "
+        "constant is the error of the episode's median action, repeated."
     )
 
 
 def _dim_panel(episode: EpisodePrediction, dim: int, every: int) -> Html:
     label, unit = split_unit(episode.dims[dim])
     error = float(chunk_error(episode.actions, episode.chunks)[dim])
-    words = f"{unit}, error {three_digits(error)}" if unit else f"error {three_digits(error)}"
+    constant = float(constant_error(episode.actions, episode.chunks)[dim])
+    words = f"error {three_digits(error)}, constant {three_digits(constant)}"
+    words = f"{unit}, {words}" if unit else words
 
     def draw(size: Size) -> str:
         return draw_chunks(episode.actions[:, dim], episode.chunks[:, :, dim], every, size)

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import DataError, UserError
 from pipeline.files import from_json_text
 from train.directory import CONFIG_NAME
+from train.environment import ENVIRONMENT_NAME
 from train.logging import METRICS_NAME, StepMetrics, read_metrics
 from train.octo.report import LoadReport
 from train.validation import (
@@ -32,6 +33,7 @@ _NAMES = (
     VIEWS_NAME,
     LOAD_REPORT_NAME,
     DATASETS_NAME,
+    ENVIRONMENT_NAME,
 )
 _REMEDY = "Delete that file: the page then says that it is missing."
 
@@ -56,6 +58,8 @@ class RunFiles:
     """None where it is missing."""
     datasets: dict[str, Any]
     """`datasets.json`, by path; empty where it is missing."""
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`environment.json`; empty where it is missing."""
 
     def setting(self, path: str) -> Any:
         """The config's value at a dotted path; None where the config has none."""
@@ -63,6 +67,16 @@ class RunFiles:
         for name in path.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         return value
+
+    @property
+    def untrained(self) -> list[str]:
+        """Names of observations whose tokens untrained weights made."""
+        encoders = {
+            key.removeprefix("observation/"): str(origin.get("encoder", {}).get("weights", ""))
+            for values in self.datasets.values()
+            for key, origin in values.get("encoders", {}).items()
+        }
+        return [name for name, weights in encoders.items() if weights.startswith("random:")]
 
     @property
     def holds_out(self) -> bool:
@@ -94,6 +108,7 @@ def read_run(directory: pathlib.Path) -> RunFiles:
         views=_read(directory / VIEWS_NAME, lambda path: path.read_bytes()),
         load_report=load_report,
         datasets=_read(directory / DATASETS_NAME, _to_object) or {},
+        environment=_read(directory / ENVIRONMENT_NAME, _to_object) or {},
     )
 
 

@@ -8,7 +8,12 @@ from train.report.episode import episode_section, views_section
 from train.report.inputs import RunFiles, read_run
 from train.report.markup import Html, tag
 from train.report.numbers import count, duration, three_digits
-from train.report.provenance import config_section, datasets_section, weights_section
+from train.report.provenance import (
+    config_section,
+    datasets_section,
+    environment_section,
+    weights_section,
+)
 from train.report.quality import error_section, task_section
 from train.report.styles import STYLES
 from train.report.summary import NUM_LAST_STEPS, Summary, summarize
@@ -26,6 +31,7 @@ _CONTENTS = {
     "pace": "Pace",
     "weights": "Weights",
     "datasets": "Datasets",
+    "environment": "Environment",
     "config": "Config",
 }
 """Sections in their order, by anchor."""
@@ -61,6 +67,7 @@ def to_page(run: RunFiles) -> str:
         pace_section(run),
         weights_section(run),
         datasets_section(run),
+        environment_section(run),
         config_section(run),
     ]
     body = tag("body", _header(run, summary), tag("main", *sections))
@@ -120,7 +127,8 @@ def _origin(run: RunFiles) -> str:
     data = f" on {', '.join(names)}" if names else ""
     batch_size = run.setting("batch_size")
     batch = f"; {count(batch_size, 'sample')} a step" if batch_size else ""
-    return f"{begun}{data}{batch}."
+    names = f"tokens of {', '.join(run.untrained)} by untrained weights" if run.untrained else ""
+    return f"{begun}{data}{batch}{names and f'; {names}'}."
 
 
 def _figure(name: str, value: str, detail: str) -> Html:
@@ -131,6 +139,11 @@ def _figures(run: RunFiles, summary: Summary) -> list[tuple[str, str, str]]:
     """(name, value, detail) of the numbers at the top."""
     planned = run.setting("num_steps")
     validated = f"step {run.validation[-1].step:,}" if run.validation else "not validated"
+    constant = (
+        ""
+        if summary.constant_error is None
+        else (f"a constant: {three_digits(summary.constant_error)}")
+    )
     fast = ("samples/s", summary.samples_per_s)
     if summary.samples_per_s is None:
         fast = ("steps/s", summary.steps_per_s)
@@ -139,7 +152,7 @@ def _figures(run: RunFiles, summary: Summary) -> list[tuple[str, str, str]]:
         ("Steps", _whole(summary.steps), f"of {planned:,}" if planned else ""),
         ("Final loss", _short(summary.loss), f"last {NUM_LAST_STEPS} steps"),
         ("Validation loss", _short(summary.validation_loss), validated),
-        ("Action error", _short(summary.action_error), validated),
+        ("Action error", _short(summary.action_error), constant or validated),
         (
             "Wall time",
             _UNKNOWN if summary.wall_s is None else duration(summary.wall_s),

@@ -7,7 +7,13 @@ from typing import Any, get_args
 
 from pipeline.files import dump_json
 from train.octo.causes import LoadRow, Shape, Status
-from train.report.inputs import CONFIG_NAME, DATASETS_NAME, LOAD_REPORT_NAME, RunFiles
+from train.report.inputs import (
+    CONFIG_NAME,
+    DATASETS_NAME,
+    ENVIRONMENT_NAME,
+    LOAD_REPORT_NAME,
+    RunFiles,
+)
 from train.report.markup import Html, join, tag
 from train.report.numbers import count, percent, short, three_digits
 from train.report.parts import absent, folded, key, note, section, table
@@ -71,13 +77,14 @@ def datasets_section(run: RunFiles) -> Html:
     if not run.datasets:
         reason = f"The datasets were not described: {DATASETS_NAME} is missing."
         return section("Datasets", absent(reason), anchor="datasets")
-    headings = ["dataset", ">steps", ">Hz", "images", "rotation", "no-ops", "gripper", "digest"]
+    headings = ["dataset", ">steps", ">Hz", "images", "rotation", "no-ops", "gripper"]
+    headings += ["licence", "checksum"]
     rows = [_dataset_row(values) for values in run.datasets.values()]
     folds = [
         folded(
             f"Statistics of {values.get('name', path)}",
             note(f"{path}, schema {values.get('schema_hash', 'not known')}"),
-            *_statistics(values.get("statistics", {}), _action_dims(run)),
+            *_statistics(values, _action_dims(run)),
         )
         for path, values in run.datasets.items()
     ]
@@ -85,9 +92,49 @@ def datasets_section(run: RunFiles) -> Html:
         sorted({str(v.get("normalization", "not known")) for v in run.datasets.values()})
     )
     caption = f"By name; normalisation: {normalization}"
-    return section(
-        "Datasets", table(headings, rows, caption, is_wide=True), *folds, anchor="datasets"
-    )
+    tables = [table(headings, rows, caption, is_wide=True), *_encoder_tables(run)]
+    return section("Datasets", *tables, *folds, anchor="datasets")
+
+
+def environment_section(run: RunFiles) -> Html:
+    """What the run was computed with."""
+    title, found = "Environment", run.environment
+    if not found:
+        reason = f"The environment is not known: {ENVIRONMENT_NAME} is missing."
+        return section(title, absent(reason), anchor="environment")
+    rows = [
+        ["devices", str(found.get("devices", ""))],
+        ["commit", tag("code", found.get("commit") or "not a checkout")],
+        ["Python", str(found.get("python", ""))],
+    ]
+    rows += [
+        [name, version]
+        for name, version in found.get("packages", {}).items()
+        if version is not None
+    ]
+    caption = "Of the last start of the run"
+    return section(title, table(["what", "version"], rows, caption), anchor="environment")
+
+
+def _encoder_tables(run: RunFiles) -> list[Html]:
+    """A table of the token columns and the weights that made them; none without such columns."""
+    rows = [
+        [
+            str(values.get("name", path)),
+            key.removeprefix("observation/"),
+            _weights(str(origin.get("encoder", {}).get("weights", ""))),
+            str(origin.get("encoder", {}).get("licence", "")),
+        ]
+        for path, values in run.datasets.items()
+        for key, origin in values.get("encoders", {}).items()
+    ]
+    if not rows:
+        return []
+    return [table(["dataset", "tokens", "weights", "licence"], rows, "Geometry tokens")]
+
+
+def _weights(source: str) -> str:
+    return f"{source}, untrained" if source.startswith("random:") else source
 
 
 def config_section(run: RunFiles) -> Html:
@@ -173,6 +220,7 @@ def _dataset_row(values: Mapping[str, Any]) -> list[str]:
         _words(says.get("rotation")),
         _words(says.get("no_ops")),
         _gripper(says),
+        ", ".join(dict.fromkeys(map(str, values.get("licences", {}).values()))),
         tag("code", digest[:_DIGEST_LENGTH], title=digest),
     ]
 
@@ -195,15 +243,15 @@ def _action_dims(run: RunFiles) -> tuple[str, ...]:
     return tuple(run.validation[-1].by_dim) if run.validation else ()
 
 
-def _statistics(features: Mapping[str, Any], action_dims: Sequence[str]) -> list[Html]:
-    """A table a feature, a row a dimension."""
+def _statistics(dataset: Mapping[str, Any], action_dims: Sequence[str]) -> list[Html]:
+    """One table per feature, one row per dimension."""
     tables = []
-    for name, values in features.items():
+    for name, values in dataset.get("statistics", {}).items():
         columns = [values.get(moment, []) for moment in _MOMENTS]
         num_dims = min(map(len, columns))
-        names = (
-            action_dims if name == "action" and len(action_dims) == num_dims else range(num_dims)
-        )
+        known = dataset.get("features", {}).get(name, {}).get("dims", ())
+        known = known or (action_dims if name == "action" else ())
+        names = known if len(known) == num_dims else range(num_dims)
         rows = [
             [str(names[dim]), *(three_digits(column[dim]) for column in columns)]
             for dim in range(min(num_dims, _MAX_DIMS))

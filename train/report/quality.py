@@ -1,10 +1,12 @@
 """Sections on how well the model does: the errors of its actions by dimension and by task."""
 
+import math
+
 from pipeline.inspect.names import split_unit
 from train.report.charts import Size, draw_curve
 from train.report.inputs import RunFiles
-from train.report.markup import Html, tag
-from train.report.numbers import count, three_digits
+from train.report.markup import Html, join, tag
+from train.report.numbers import count, percent, three_digits
 from train.report.parts import absent, bar, folded, key, legend, note, panel, section, table
 from train.report.training import validation_line
 from train.validation import ValidationMetrics
@@ -32,10 +34,21 @@ def error_section(run: RunFiles) -> Html:
     text = f"Mean absolute error of sampled chunks on {samples} of {place}, normalised"
     unit = _UNITS.get(str(run.setting("data.normalization")))
     about = note(f"{text}: {unit}. A gripper counts from 0 to 1." if unit else f"{text}.")
+    if not math.isnan(last.constant_error):
+        about = join([about, note(_versus_constant(last))])
     inner = [_dim_table(first, last)]
     if len(run.validation) > 1:
         inner.insert(0, _error_curve(run))
     return section(title, about, tag("div", *inner, class_="split"), anchor="error")
+
+
+def _versus_constant(last: ValidationMetrics) -> str:
+    constant = last.constant_error
+    share = f", {percent(last.action_error / constant)} of it" if constant else ""
+    return (
+        "The best action that never changes, the median of these samples, has an error of "
+        f"{three_digits(constant)}; the model has {three_digits(last.action_error)}{share}."
+    )
 
 
 def task_section(run: RunFiles) -> Html:
@@ -81,10 +94,10 @@ def _dim_table(first: ValidationMetrics, last: ValidationMetrics) -> Html:
     if first.step == last.step:
         caption = f"Error by dimension at step {last.step:,}"
         rows = [
-            [_dim_name(name), bar(error / largest), three_digits(error)]
+            [_dim_name(name), bar(error / largest), three_digits(error), *_constant(last, name)]
             for name, error in last.by_dim.items()
         ]
-        return table(["dimension", "", ">error"], rows, caption)
+        return table(["dimension", "", ">error", *_constant_heading(last)], rows, caption)
     rows = []
     for name, error in last.by_dim.items():
         before = first.by_dim.get(name)
@@ -95,12 +108,26 @@ def _dim_table(first: ValidationMetrics, last: ValidationMetrics) -> Html:
                 "" if before is None else three_digits(before),
                 three_digits(error),
                 _change(before, error),
+                *_constant(last, name),
             ]
         )
     headings = ["dimension", "", f">step {first.step:,}", f">step {last.step:,}", ">change"]
+    headings += _constant_heading(last)
     keys = legend(key("bar", "last validation"), key("tick", "first validation"))
     caption = "Error by dimension at the first and the last validation"
     return tag("div", keys, table(headings, rows, caption))
+
+
+def _constant_heading(last: ValidationMetrics) -> list[str]:
+    return [">constant"] if last.constant_by_dim else []
+
+
+def _constant(last: ValidationMetrics, name: str) -> list[str]:
+    """The error of the median action in a dimension; nothing where it was not measured."""
+    if not last.constant_by_dim:
+        return []
+    found = last.constant_by_dim.get(name)
+    return ["" if found is None else three_digits(found)]
 
 
 def _change(before: float | None, after: float) -> str:

@@ -1,32 +1,15 @@
 """The page's style sheet."""
 
-from train.report.colors import (
-    BLUE,
-    FONTS,
-    GREY,
-    INK,
-    ORANGE,
-    PALE,
-    PALE_BLUE,
-    PALE_ORANGE,
-    WASH,
-)
+from train.report.colors import FONTS, VARIABLES
 
-_COLORS = f"""
-:root {{
-  color-scheme: light;
-  --ink: {INK}; --grey: {GREY}; --pale: {PALE}; --wash: {WASH};
-  --blue: {BLUE}; --pale-blue: {PALE_BLUE}; --orange: {ORANGE}; --pale-orange: {PALE_ORANGE};
-  --fonts: {FONTS};
-}}
-"""
+_FONTS = f":root {{ --fonts: {FONTS}; }}"
 
 _RULES = """
 *, *::before, *::after { box-sizing: border-box; }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
 body {
   margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: calc(1120px + 2.5rem);
-  color: var(--ink); background: white; font: 1rem/1.5 var(--fonts);
+  color: var(--ink); background: var(--paper); font: 1rem/1.5 var(--fonts);
 }
 h1, h2, h3, p, dl, dd, figure, blockquote, ol, pre { margin: 0; }
 a { color: var(--blue); }
@@ -117,7 +100,7 @@ picture img, .panels img, .split > figure img { width: 100%; }
 
 .frames { display: grid; grid-template-columns: repeat(3, 1fr); gap: .75rem; }
 .frames img { width: 100%; margin-bottom: .25rem; border-radius: 3px; background: var(--wash); }
-.views { margin-top: 1rem; border-radius: 3px; }
+.views { max-width: max(100%, 48rem); border-radius: 3px; }
 
 .scroll { overflow-x: auto; margin-top: .75rem; }
 .split .scroll { margin-top: 0; }
@@ -181,5 +164,5 @@ pre {
 }
 """
 
-STYLES = _COLORS + _RULES
+STYLES = VARIABLES + _FONTS + _RULES
 """CSS; it names no file and no address."""

@@ -23,6 +23,8 @@ class Summary:
     """Of the last validation."""
     action_error: float | None
     """Of the last validation."""
+    constant_error: float | None
+    """Of the median action, which never changes, at the last validation."""
     wall_s: float | None
     """Seconds of all steps together."""
     steps_per_s: float | None
@@ -43,6 +45,7 @@ def summarize(run: RunFiles) -> Summary:
         loss=None,
         validation_loss=last and last.loss,
         action_error=last and last.action_error,
+        constant_error=last and (None if np.isnan(last.constant_error) else last.constant_error),
         wall_s=None,
         steps_per_s=None,
         samples_per_s=None,

@@ -41,6 +41,19 @@ def exported(pretrained: Pretrained, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.parametrize(("finetune", "frozen"), [(True, []), (False, ["*hf_model*"])])
+def test_frozen_keys_name_t5_unless_it_was_trained(
+    pretrained: Pretrained, tmp_path: Path, *, finetune: bool, frozen: list[str]
+) -> None:
+    assert pretrained.config.language is not None
+    language = dataclasses.replace(pretrained.config.language, finetune=finetune)
+    config = dataclasses.replace(pretrained.config, language=language)
+    export = OctoExport(config, {"octo_transformer": {}}, {"action": {}}, window_size=2)
+    export_octo(export, tmp_path / "out", 100, language_encoder="t5_tiny")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["optimizer"]["frozen_keys"] == frozen
+
+
 def test_genuine_checkpoint_comes_back_bit_for_bit(pretrained: Pretrained, exported: Path) -> None:
     again = read_octo(exported, 100)
     assert again.config == pretrained.config

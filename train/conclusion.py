@@ -1,0 +1,121 @@
+"""What follows a run's last checkpoint: its last validation, an episode's chunks, the report.
+
+The run is complete once that checkpoint is written. What fails afterwards is reported, and
+`python -m train.report RUN` makes up for it.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from pipeline.errors import UserError
+from train import cluster
+from train.checkpoints import last_step, read_checkpoint, read_loader_state
+from train.config import TrainConfig
+from train.directory import read_config
+from train.inputs import open_inputs
+from train.report import write_report
+from train.setup import Setup, keep_compiled, set_up
+from train.state import TrainState, averaged_params
+from train.step import LanguageTable
+from train.validation import EPISODE_NAME, Validator, append_validation, read_validation
+
+_log = logging.getLogger("train.run")
+
+
+@contextlib.contextmanager
+def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
+    """Reports in one line what fails inside the block, of a run that is complete without it.
+
+    Args:
+      part: What the block makes, such as "the report".
+      directory: The run's.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (whatever it is, the weights are saved)
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        _log.warning(
+            "the run is complete, but not %s: %s%s\nOnce that is fixed, `python -m train.report "
+            "%s`, which takes --config flags too, makes up for it",
+            part,
+            kind,
+            " ".join(str(error).split()),
+            directory,
+        )
+        _log.debug("%s", part, exc_info=error)
+
+
+def conclude(
+    setup: Setup, state: TrainState, table: LanguageTable, directory: pathlib.Path
+) -> None:
+    """Writes what a complete run shows of itself: the chunks of an episode, and the report.
+
+    Args:
+      setup: The run.
+      state: The last one.
+      table: As `make_language_table` returns it.
+      directory: The run's.
+    """
+    if setup.validator is not None:
+        with reported("the chunks of an episode", directory):
+            params = averaged_params(state.params, state.ema, setup.config.frozen)
+            _predict_episode(setup.validator, params, table, directory)
+    with reported("the report", directory):
+        if cluster.is_writer():
+            _log.info("report: %s", write_report(directory))
+
+
+def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig]) -> None:
+    """Adds what a complete run lacks, from its last checkpoint and its data.
+
+    Args:
+      directory: The run's.
+      change: Gives the config to use in place of the checkpoint's, such as with other paths.
+
+    Raises:
+      UserError: Where checkpoint or data cannot be read, or the data is other than the run's.
+    """
+    step = last_step(directory)
+    planned = None if step is None else read_config(directory)
+    if step is None or planned is None or step < planned.num_steps:
+        return
+    is_validated = any(one.step == step for one in read_validation(directory))
+    if not planned.data.validation_fraction or (
+        is_validated and (directory / EPISODE_NAME).exists()
+    ):
+        return
+    checkpoint = read_checkpoint(directory)
+    config = dataclasses.replace(
+        change(checkpoint.config),
+        save_dir=str(directory),
+        fsdp_devices=1,
+        optimizer=dataclasses.replace(checkpoint.config.optimizer, accumulation_steps=1),
+    )
+    keep_compiled(config)
+    setup = set_up(config, open_inputs(config, resume=True))
+    setup.loader.restore(read_loader_state(directory), new_mixture=False)
+    if setup.validator is None:
+        return
+    params = jax.device_put(checkpoint.params, setup.whole)
+    table = setup.encode_language(params)
+    if not is_validated:
+        append_validation(directory, setup.validator.run(params, table, step))
+    _predict_episode(setup.validator, params, table, directory)
+
+
+def _predict_episode(
+    validator: Validator, params: Any, table: LanguageTable, directory: pathlib.Path
+) -> None:
+    episode = validator.episode(params, table)
+
+    def save() -> None:
+        if cluster.is_writer():
+            episode.save(directory)
+
+    cluster.together(save)

@@ -1,0 +1,58 @@
+"""What a run is computed with: versions, devices, and the commit of the checkout."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+from train.describe import describe_devices
+
+ENVIRONMENT_NAME = "environment.json"
+_PACKAGES = ("octograin", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_STATUS = ("status", "--porcelain", "--untracked-files=no")
+_TIMEOUT_S = 5.0
+
+
+def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The content of a run's `environment.json`; JSON values."""
+    return {
+        "devices": describe_devices(mesh),
+        "commit": find_commit(pathlib.Path(__file__).parents[1]),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def find_commit(checkout: pathlib.Path) -> str | None:
+    """The commit of a checkout, with `+changes` where files differ; None where it is none."""
+    if not (checkout / ".git").exists():
+        return None
+    commit = _git(checkout, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    return commit + ("+changes" if _git(checkout, *_STATUS) else "")
+
+
+def _git(checkout: pathlib.Path, *words: str) -> str:
+    """What git prints; nothing where it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(checkout), *words],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
