@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
-from pipeline.terminal import OutputError, escaped, printable_streams
+from pipeline.terminal import OutputError, escaped, escaped_lines, printable_streams
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -24,7 +24,8 @@ class UserError(Exception):
     """
 
     def __init__(self, *, where: str, expected: str, found: str, remedy: str) -> None:
-        super().__init__(escaped(f"{where}: expected {expected}; found {found}. {remedy}"))
+        told = escaped(f"{where}: expected {expected}; found {found}.")
+        super().__init__(f"{told} {escaped_lines(remedy)}")  # a remedy may list several errors
         self.where = where
         self.expected = expected
         self.found = found
