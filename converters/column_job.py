@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from converters.columns import NOTE_SUFFIX, PART_SUFFIX, clear_up, remove_temporaries, with_column
+from converters.columns import (
+    PART_SUFFIX,
+    clear_up,
+    remove_temporaries,
+    replace_manifest,
+    with_column,
+)
+from converters.ownership import NOTE_SUFFIX, plan_digest
 from pipeline.errors import DataError, UserError
 from pipeline.files import (
     dump_json,
@@ -70,7 +76,7 @@ class ColumnJob:
     @functools.cached_property
     def digest(self) -> str:
         """8 hex digits of the plan, which are in the name of every file that the job writes."""
-        return hashlib.sha256(self.plan.encode()).hexdigest()[:8]
+        return plan_digest(self.plan)
 
     def file(self, number: int) -> str:
         """A shard's, relative to the dataset directory."""
@@ -113,7 +119,7 @@ class ColumnJob:
             if noted != self.plan:
                 clear_up(self.directory, name)
             write_text_atomically(self._note, self.plan)
-            remove_temporaries(self.directory / name)
+            remove_temporaries(self.directory / name, self.digest)
 
     @property
     def _note(self) -> epath.Path:
@@ -183,7 +189,7 @@ class ColumnJob:
         added = with_column(now, self.column, shards, licence, encoders)
         check_consistency(added, str(self.directory / FILE_NAME))
         with writing(self.directory):
-            write_text_atomically(self.directory / FILE_NAME, added.dumps())
+            replace_manifest(self.directory, now, added)
             clear_up(self.directory, self.column.name)
         return added
 

@@ -8,14 +8,25 @@ each shard that is done (`NAME.00000.column-part.json`).
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from etils import epath
 
-from converters.destination import COLUMN_FILES, LOCK, children, lock, set_aside
+from converters.destination import LOCK, lock, set_aside
+from converters.ownership import (
+    NOTE_SUFFIX,
+    check_no_links,
+    children,
+    delete_gone,
+    delete_job,
+    is_link,
+    listed,
+    note_gone,
+    plan_digest,
+    remove_folder,
+)
 from pipeline.errors import UserError
-from pipeline.files import TEMPORARIES, write_text_atomically, writing
+from pipeline.files import temporary_of, to_json_values, write_text_atomically, writing
 from pipeline.manifest import (
     FILE_NAME,
     WORK,
@@ -28,8 +39,6 @@ from pipeline.manifest import (
 from pipeline.schema import EPISODES, Column, Schema
 from pipeline.tokens import TokenOrigin
 
-NOTE_SUFFIX = ".column.json"
-"""Of the file in `WORK` that says which column is being added, and how."""
 PART_SUFFIX = ".column-part.json"
 """Of the files there that mark a shard as done."""
 _EXPECTED = "a dataset that no other job is changing"
@@ -46,9 +55,11 @@ def claimed(directory: epath.Path) -> Iterator[Manifest]:
     load_manifest(directory)  # a folder that is none is left as it is
     with contextlib.ExitStack() as stack:
         with writing(directory):
+            check_no_links(directory, [WORK])
             (directory / WORK).mkdir(exist_ok=True)
             stack.enter_context(lock(directory, _EXPECTED))
             remove_temporaries(directory / WORK)
+            delete_gone(directory)
         stack.callback(_release, directory)
         yield load_manifest(directory)
 
@@ -70,13 +81,14 @@ def check_free(
       manifest: Of the dataset.
       name: Of the column.
       keys: Of its features.
-      where: The dataset, for errors.
+      where: The dataset directory.
       overwrite: Whether it may take the place of a computed column of that name.
 
     Raises:
       UserError: Where it can not.
     """
     check_name(name)
+    _check_folder(epath.Path(where), name, is_column=name in manifest.shards)
     others = {f.key: c.name for c, f in manifest.schema.features() if c.name != name}
     for key in keys:
         if key in others:
@@ -95,6 +107,22 @@ def check_free(
     if not overwrite:
         remedy = "Replace it with --overwrite, or take another --name."
         raise _is_there(where, name, "one that was computed before", remedy)
+
+
+def _check_folder(directory: epath.Path, name: str, *, is_column: bool) -> None:
+    """Refuses a folder that is not the dataset's, and a column behind a link that would go."""
+    if is_column:
+        check_no_links(directory, [name])
+    elif not (directory / WORK / f"{name}{NOTE_SUFFIX}").exists():
+        held = [path.name for path in children(directory / name)]
+        if held:
+            found = f"other files: {name}/{held[0]}" + (", and others" if held[1:] else "")
+            raise UserError(
+                where=f"{directory}, column {name}",
+                expected="a new folder, or an empty one",
+                found=found,
+                remedy="Take another --name, or move them elsewhere.",
+            )
 
 
 def check_name(name: str) -> None:
@@ -128,8 +156,7 @@ def remove_column(directory: epath.Path, name: str) -> int:
     with claimed(directory) as manifest, writing(directory):
         where = f"{directory}, column {name}"
         is_column = name in manifest.shards
-        leftovers = [*_own_files(directory, name), *_notes(directory, name)]
-        if not is_column and not leftovers:
+        if not is_column and not _notes(directory, name):
             raise UserError(
                 where=where,
                 expected=f"one of {', '.join(manifest.shards)}",
@@ -147,8 +174,16 @@ def remove_column(directory: epath.Path, name: str) -> int:
         if is_column:
             kept = without_column(manifest, name)
             check_consistency(kept, str(directory / FILE_NAME))
-            write_text_atomically(directory / FILE_NAME, kept.dumps())
+            replace_manifest(directory, manifest, kept)
         return clear_up(directory, name)
+
+
+def replace_manifest(directory: epath.Path, before: Manifest, after: Manifest) -> None:
+    """Replaces `dataset.json`; the files that it no longer lists are noted, to be deleted next."""
+    gone = set(listed(to_json_values(before))) - set(listed(to_json_values(after)))
+    if gone:
+        note_gone(directory, gone)
+    write_text_atomically(directory / FILE_NAME, after.dumps())
 
 
 def with_column(
@@ -186,45 +221,28 @@ def without_column(manifest: Manifest, name: str) -> Manifest:
 
 
 def clear_up(directory: epath.Path, name: str) -> int:
-    """Deletes the files of a column that `dataset.json` does not list, then what its job noted.
+    """Deletes the files that a column no longer has, those of its unfinished job, and its notes.
 
     Returns:
       Bytes that were freed.
     """
-    num_bytes = _remove_unlisted(directory, name)
     parts, note = _notes(directory, name), directory / WORK / f"{name}{NOTE_SUFFIX}"
+    num_bytes = delete_gone(directory)
+    if note.exists():
+        num_bytes += delete_job(directory, name, plan_digest(note.read_text()))
+    if not is_link(directory / name):
+        remove_folder(directory / name)
     for path in (*(part for part in parts if part != note), note):
         path.unlink(missing_ok=True)
     return num_bytes
 
 
-def remove_temporaries(folder: epath.Path) -> None:
-    """Deletes what killed jobs were writing in a folder."""
+def remove_temporaries(folder: epath.Path, of: str = "") -> None:
+    """Deletes what killed jobs were writing in a folder: files with `of` in their names."""
     for path in children(folder):
-        if path.match(TEMPORARIES):
+        whole = temporary_of(path.name)
+        if whole and of in whole:
             path.unlink()
-
-
-def _remove_unlisted(directory: epath.Path, name: str) -> int:
-    """Deletes the files of a column that `dataset.json` does not list; the bytes of them."""
-    manifest = load_manifest(directory)
-    listed = {shard.file for shard in manifest.shards.get(name, ())}
-    listed |= {origin.projection for origin in manifest.encoders.values()}
-    num_bytes = 0
-    for path in _own_files(directory, name):
-        if f"{name}/{path.name}" not in listed:
-            num_bytes += int(path.stat().length)
-            path.unlink()
-    with contextlib.suppress(OSError):  # a folder that is not empty, or missing
-        pathlib.Path(directory / name).rmdir()
-    return num_bytes
-
-
-def _own_files(directory: epath.Path, name: str) -> list[epath.Path]:
-    """Files in a column's folder that a job of this project wrote."""
-    folder = directory / name
-    paths = children(folder) if folder.is_dir() else []
-    return [path for path in paths if any(path.match(pattern) for pattern in COLUMN_FILES)]
 
 
 def _notes(directory: epath.Path, name: str) -> list[epath.Path]:

@@ -13,28 +13,32 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from converters.shards import PART_SUFFIX
+from converters.ownership import (
+    GONE,
+    PART_SUFFIX,
+    PLAN,
+    Owned,
+    check_no_links,
+    children,
+    delete,
+    delete_gone,
+    note_gone,
+    owned,
+    remove_folder,
+)
 from pipeline.errors import UserError
 from pipeline.files import (
-    TEMPORARIES,
     is_remote,
     locked,
+    temporary_of,
     temporary_path,
     write_text_atomically,
     writing,
 )
-from pipeline.manifest import FILE_NAME, STATISTICS_NAME, WORK
+from pipeline.manifest import FILE_NAME, WORK
 
-COLUMN_FILES = ("[0-9]*-of-[0-9]*.arrayrecord", "*.npy", TEMPORARIES)
-"""What lies in the folder of a column: shards, and the projection of computed tokens."""
-_PLAN = "plan.json"
 LOCK = "lock"
 _EMPTY = "an empty or new directory"
-_OWN_FILES = {
-    1: (FILE_NAME, STATISTICS_NAME, TEMPORARIES),
-    2: COLUMN_FILES,
-}
-"""By depth: a folder of several datasets is not one, and is never cleared."""
 
 _WORDS = {
     "format_version": "another format",
@@ -76,24 +80,32 @@ def _prepare(
 ) -> None:
     """Leaves the lock held until the end of `stack`, and the plan noted."""
     _check_own(destination)
-    if not overwrite:
-        _resumes(destination, plan)
+    if overwrite or not _resumes(destination, plan):
+        check_no_links(destination, _folders(owned(destination)))
     (destination / WORK).mkdir(parents=True, exist_ok=True)
     if not is_remote(destination):
         stack.enter_context(lock(destination))
     if overwrite or not _resumes(destination, plan):
         _clear(destination)
-    write_text_atomically(destination / WORK / _PLAN, plan)
+    write_text_atomically(destination / WORK / PLAN, plan)
     _remove_temporaries(destination)
 
 
 def _check_own(destination: epath.Path) -> None:
-    """Refuses a destination that holds what no conversion writes."""
+    """Refuses a destination that holds what no conversion wrote, before anything is deleted."""
     if destination.exists() and not destination.is_dir():
         raise _in_use(destination, "a file", "Name another destination.")
+    own = owned(destination)
     for path in _files(destination):
-        if not any(path.match(pattern) for pattern in _OWN_FILES.get(len(path.parts), ())):
+        if not own.has(path):
             raise _in_use(destination, f"other files: {path}", "Name another destination.")
+    check_no_links(destination, [WORK])
+
+
+def _folders(own: Owned) -> set[str]:
+    """Of the columns that have files, or are about to."""
+    columns = {column for column, _ in own.jobs}
+    return columns | {file.partition("/")[0] for file in own.files if "/" in file}
 
 
 def _resumes(destination: epath.Path, plan: str) -> bool:
@@ -102,7 +114,7 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
     Raises:
       UserError: Where a dataset does, or the unfinished conversion of another plan.
     """
-    started = destination / WORK / _PLAN
+    started = destination / WORK / PLAN
     if started.exists() and started.read_text() == plan:
         return True
     if (destination / FILE_NAME).exists():
@@ -128,18 +140,22 @@ def _difference(noted: str, plan: str) -> str:
 
 
 def _clear(destination: epath.Path) -> None:
-    """Empties the destination: the dataset stops being one before any of its shards is touched."""
-    (destination / FILE_NAME).unlink(missing_ok=True)
+    """Deletes a dataset or what jobs left of one; it stops being one before any shard is touched.
+
+    All that goes is noted first, so that a rerun after a kill knows it as its own.
+    """
+    _remove_temporaries(destination)
+    own = owned(destination)
+    paths = [str(path) for path in _files(destination)]
+    if paths:
+        note_gone(destination, paths)
+    delete(destination / FILE_NAME)
     for path in children(destination / WORK):
-        if path.name != LOCK:
+        if path.name not in (LOCK, GONE):
             path.unlink()
-    for path in children(destination):
-        if path.name == WORK:
-            continue
-        if path.is_dir():
-            path.rmtree()
-        else:
-            path.unlink()
+    delete_gone(destination)
+    for folder in _folders(own):
+        remove_folder(destination / folder)
 
 
 def set_aside(destination: epath.Path) -> epath.Path:
@@ -153,12 +169,14 @@ def set_aside(destination: epath.Path) -> epath.Path:
 
 
 def _remove_temporaries(destination: epath.Path) -> None:
-    """Removes what killed jobs and workers left behind."""
-    folders = [path for path in children(destination) if path.is_dir()]
-    for folder in (destination, *folders):
-        for path in children(folder):
-            if path.match(TEMPORARIES):
-                path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
+    """Removes what killed jobs and workers were writing."""
+    own = owned(destination)
+    folders = [destination / WORK, *(destination / folder for folder in _folders(own))]
+    for path in (path for folder in (destination, *folders) for path in children(folder)):
+        inside = pathlib.PurePath(path.relative_to(destination))
+        is_note = inside.parts[0] == WORK
+        if temporary_of(path.name) and (is_note or own.has(inside)):
+            path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
@@ -166,17 +184,12 @@ def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
     pending = [destination]
     while pending:
         for path in children(pending.pop()):
-            if path.name == WORK or (path.is_dir() and path.match(TEMPORARIES)):
+            if WORK in (path.name, temporary_of(path.name)):
                 continue
             if path.is_dir():
                 pending.append(path)
             else:
                 yield pathlib.PurePath(path.relative_to(destination))
-
-
-def children(directory: epath.Path) -> list[epath.Path]:
-    """What lies in a directory; nothing where it is missing, as an empty one of a store is."""
-    return sorted(directory.iterdir()) if directory.exists() else []
 
 
 @contextlib.contextmanager

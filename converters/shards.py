@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
+from converters.ownership import PART_SUFFIX
 from converters.rlds.example import read_episodes
 from converters.rlds.source import RldsSource
 from converters.standardize import SourceMapping, Standardized, standardize
@@ -31,8 +32,6 @@ from pipeline.record import RecordLayout
 from pipeline.schema import Blob, Schema
 from pipeline.writer import ShardWriter
 
-PART_SUFFIX = ".part.json"
-"""Of the file in `WORK` that marks a shard as done, after the shard's number."""
 _FAILURE_SUFFIX = ".failure.json"
 _START_OVER = "Start over with --overwrite."
 

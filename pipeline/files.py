@@ -108,6 +108,12 @@ def temporary_path(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
 
 
+def temporary_of(name: str) -> str | None:
+    """The name of the file that a name of `temporary_path` stands for; None for any other name."""
+    match = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{8})?\.\d+\.tmp", name)
+    return match and match[1]
+
+
 def sync(path: pathlib.Path) -> None:
     """Returns when a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -307,6 +307,11 @@ def is_column_name(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*", name) is not None
 
 
+def is_inside(file: str) -> bool:
+    """Whether a file lies in the folder of some column, and in no folder below."""
+    return _is_inside(file, file.partition("/")[0])
+
+
 def _is_inside(file: str, column: str) -> bool:
     return is_column_name(column) and (
         re.fullmatch(rf"{re.escape(column)}/\w[\w.-]*", file) is not None

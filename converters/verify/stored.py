@@ -7,7 +7,7 @@ from array_record.python import (
 )
 from etils import epath
 
-from converters.columns import NOTE_SUFFIX
+from converters.ownership import NOTE_SUFFIX
 from converters.verify.findings import Findings
 from pipeline.dataset import describe_unreadable
 from pipeline.errors import DataError, UserError

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import pathlib
 import time
 from typing import Annotated
 
@@ -11,7 +12,8 @@ import tyro
 from etils import epath
 
 from converters import progress
-from converters.columns import NOTE_SUFFIX, check_free, check_name, remove_column
+from converters.columns import check_free, check_name, remove_column
+from converters.ownership import NOTE_SUFFIX
 from converters.vggt.job import TokenJob, add_tokens
 from converters.vggt.report import report
 from converters.vggt.settings import (
@@ -94,8 +96,12 @@ def main() -> None:
         args = tyro.cli(Args, prog="python -m converters.vggt")
         directory = on_disk(args.dataset)
         if args.remove is not None:
+            folder = pathlib.Path(directory) / args.remove
+            kept = f"; it was a link: what is in {folder.resolve()} stays"
+            told = kept if folder.is_symlink() else ""
             num_bytes = remove_column(directory, args.remove)
-            show(f"removed {args.remove}: {num_bytes / _MB:,.1f} MB are free again\n")
+            freed = f"{num_bytes / _MB:,.1f} MB are free again"
+            show(f"removed {args.remove}: {freed}{told}\n")
         else:
             _compute(args, directory)
 

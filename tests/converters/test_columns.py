@@ -398,7 +398,6 @@ def test_an_overwritten_conversion_takes_computed_columns_along(
     out: pathlib.Path, toy: Any
 ) -> None:
     add(out)
-    (out / "t" / "x-12345678.npy").write_bytes(b"")
     interrupt(out, number=2)
     source = open_source(str(out.parent / "source" / "toy"))
     convert(source, out, toy.mapping, overwrite=True)
@@ -408,3 +407,100 @@ def test_an_overwritten_conversion_takes_computed_columns_along(
         "statistics.json",
         "steps",
     ]
+
+
+# --- what is not the dataset's own stays
+
+
+def link_elsewhere(out: pathlib.Path, name: str) -> pathlib.Path:
+    """Moves a column to another place, with a file of the user's beside it, and links to it."""
+    elsewhere = out.parent / "elsewhere"
+    (out / name).rename(elsewhere)
+    (out / name).symlink_to(elsewhere)
+    (elsewhere / "mine.npy").write_bytes(b"mine")
+    return elsewhere
+
+
+def test_a_linked_column_is_removed_without_what_lies_behind_the_link(out: pathlib.Path) -> None:
+    add(out)
+    elsewhere = link_elsewhere(out, "t")
+    held = files(elsewhere)
+    assert remove_column(epath.Path(out), "t") == 0
+    assert files(elsewhere) == held
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dataset.json",
+        "episodes",
+        "statistics.json",
+        "steps",
+    ]
+    assert open_dataset(str(out)).num_steps == 12
+
+
+def test_a_linked_column_is_not_replaced(out: pathlib.Path, toy: Any) -> None:
+    job = add(out, number=1)
+    elsewhere = link_elsewhere(out, "t")
+    before = files(out)
+    with pytest.raises(UserError, match=r"found a link to another place: t -> .*/elsewhere\."):
+        check_free(load_manifest(job.directory), "t", [KEY], str(out), overwrite=True)
+    source = open_source(str(out.parent / "source" / "toy"))
+    with pytest.raises(UserError, match=r"found other files: t/mine\.npy"):
+        convert(source, out, toy.mapping, overwrite=True)
+    assert (elsewhere / "mine.npy").read_bytes() == b"mine"
+    (elsewhere / "mine.npy").unlink()
+    held = files(elsewhere)
+    with pytest.raises(UserError, match=r"found a link to another place: t -> .*/elsewhere\."):
+        convert(source, out, toy.mapping, overwrite=True)
+    assert (files(out), files(elsewhere)) == (before, held)
+    assert open_dataset(str(out)).columns["t"].read(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.npy", "00000-of-00001.arrayrecord", ".a.npy.0123abcd.7.tmp", "notes.txt"]
+)
+def test_a_folder_of_the_users_own_is_no_place_for_a_column(
+    out: pathlib.Path, toy: Any, name: str
+) -> None:
+    (out / "t").mkdir()
+    (out / "t" / name).write_bytes(b"mine")
+    before = files(out)
+    with pytest.raises(UserError, match="a new folder, or an empty one; found other files: t/"):
+        check_free(load_manifest(epath.Path(out)), "t", [KEY], str(out), overwrite=True)
+    with pytest.raises(UserError, match="found no such column"):
+        remove_column(epath.Path(out), "t")
+    source = open_source(str(out.parent / "source" / "toy"))
+    with pytest.raises(UserError, match=re.escape(f"found other files: t/{name}. Name another")):
+        convert(source, out, toy.mapping, overwrite=True)
+    assert files(out) == before
+
+
+def test_the_users_files_beside_the_shards_of_a_column_stay(out: pathlib.Path) -> None:
+    add(out, number=1)
+    mine = ["a.npy", "00009-of-00009.arrayrecord", ".b.npy.0123abcd.7.tmp"]
+    for name in mine:
+        (out / "t" / name).write_bytes(b"mine")
+    job = add(out, overwrite=True, number=2)
+    own = [pathlib.Path(job.file(number)).name for number in (0, 1)]
+    assert sorted(path.name for path in (out / "t").iterdir()) == sorted([*mine, *own])
+    remove_column(epath.Path(out), "t")
+    assert sorted(path.name for path in (out / "t").iterdir()) == sorted(mine)
+    assert not (out / ".conversion").exists()
+
+
+def raise_killed(path: epath.Path) -> int:
+    raise KilledError(path)
+
+
+def test_a_removal_that_was_killed_is_finished_by_the_next_job(
+    out: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(out)
+    add(out)
+    monkeypatch.setattr("converters.ownership.delete", raise_killed)
+    with pytest.raises(KilledError):
+        remove_column(epath.Path(out), "t")
+    monkeypatch.undo()
+    assert "t" not in load_manifest(epath.Path(out)).shards
+    assert len(list((out / "t").iterdir())) == 2
+    with claimed(epath.Path(out)):
+        pass
+    assert files(out) == before
