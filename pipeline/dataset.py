@@ -244,13 +244,18 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
     for column in columns:
         for shard in manifest.shards[column]:
             _check_size(directory / shard.file, shard, column)
-    return Dataset(str(path), manifest, _load_statistics(directory, manifest))
+    return Dataset(str(path), manifest, load_statistics(directory, manifest))
 
 
-def _load_statistics(
+def load_statistics(
     directory: epath.Path, manifest: Manifest
 ) -> dict[str, stats.FeatureStatistics]:
-    """The statistics of the features that have some, each as long as its feature."""
+    """The statistics of a dataset directory, of all features that have some.
+
+    Raises:
+      DataError: Where they are missing, of another checksum than the manifest says, or of other
+        features or lengths than it declares.
+    """
     path = directory / STATISTICS_NAME
     warn_without_checksums(str(directory), manifest.statistics_checksum)
     found = stats.load(path, manifest.statistics_checksum)
@@ -287,7 +292,7 @@ def warn_without_checksums(path: str, checksum: str) -> None:
     if not checksum:
         _log.warning(
             "%s: dataset.json and statistics.json have no checksums, as it was written before "
-            "there were any; add them: %s %s --add_checksums",
+            "there were any; add them: %s %s",
             path,
             EDIT,
             path,

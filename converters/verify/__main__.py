@@ -4,19 +4,23 @@ With DST alone everything in the dataset directory is read again and checked aga
 """
 
 import dataclasses
+import fnmatch
 import re
 import sys
 import time
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from converters import progress
+from converters.edit import edits
+from converters.mappings import BUILT_IN, read_mapping
 from converters.rlds.source import RldsSource, open_source
 from converters.verify.verifier import Verifier
-from pipeline.dataset import on_disk
+from pipeline.dataset import on_disk, warn_without_checksums
 from pipeline.errors import DataError, user_errors_exit
+from pipeline.files import to_json_values
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import escaped_lines, show
@@ -34,6 +38,8 @@ class Args:
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DST]", help_behavior_hint="")
     ] = None
     """Dataset directory to compare with SRC."""
+    mapping: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """TOML file of the conversion, whose conventions are compared; LIBERO's is built in."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -45,12 +51,26 @@ def main() -> None:
         args = tyro.cli(Args, prog="python -m converters.verify")
         directory = on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
+        warn_without_checksums(str(directory), manifest.statistics_checksum)
         source = open_converted(args.src, manifest) if args.dst else None
+        conventions = {} if source is None else _conventions(source, args.mapping)
         started = time.perf_counter()
         with progress.shown(manifest.name, len(manifest.episode_lengths)) as on_progress:
-            verifier = Verifier(directory, manifest, source)
+            verifier = Verifier(directory, manifest, source, conventions)
             verifier.run(on_progress)
         _conclude(verifier, str(directory), time.perf_counter() - started)
+
+
+def _conventions(source: RldsSource, mapping: str | None) -> dict[str, Any]:
+    """Those of the mapping of a source, by name; none where no mapping is known.
+
+    A built-in mapping does not say what became of steps without motion: collected sets have it too.
+    """
+    if mapping is not None:
+        return to_json_values(read_mapping(mapping).conventions)
+    built_in = [of for name, of in BUILT_IN.items() if fnmatch.fnmatchcase(source.name, name)]
+    values = to_json_values(built_in[0].conventions) if built_in else {}
+    return {name: v for name, v in values.items() if name not in ("no_ops", "no_op_threshold")}
 
 
 def open_converted(path: str, manifest: Manifest) -> RldsSource:
@@ -108,6 +128,9 @@ def summary(verifier: Verifier, seconds: float) -> str:
     ]
     if verifier.expected is not None and (keys := verifier.expected.not_converted()):
         lines.append(f"not converted: {', '.join(keys)}")
+    if verifier.expected is not None and not verifier.conventions:
+        lines.append("conventions: not compared; name the mapping with --mapping FILE")
+    lines += [f"edited: {edit}" for edit in edits(manifest)]
     if verifier.expected is not None and manifest.encoders:
         lines.append(f"computed, not in the source: {', '.join(manifest.encoders)}")
     megabytes = verifier.num_bytes / _MB

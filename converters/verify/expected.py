@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from converters.edit import INSTRUCTION, edits
 from converters.rlds.example import Episode, parse_episode
 from converters.rlds.source import STEPS, RldsSource
 from converters.verify.findings import Findings
@@ -97,12 +98,21 @@ class ExpectedEpisodes:
             found = task.dtype if task else "no such key"
             findings.add(f"{self._declared}, {manifest.task_source}", "a text", found)
 
+        self._renamed = [edit for edit in edits(manifest) if edit.field == INSTRUCTION]
+
         parts = {part.source for feature in of_source for part in feature.origins}
         self._held = parts | ({manifest.task_source} - {""})
         """Keys of the source that the dataset holds."""
         readable = {key for key, spec in source.keys.items() if spec.kind != "other"}
         self._wanted = self._held & readable
         """Those whose values are read; the others may be anything, as in the conversion."""
+
+    def instruction(self, expected: "Expected", step: int) -> bytes:
+        """The instruction of a step that stays, as it was edited since the conversion."""
+        text = bytes(expected.blob(self._manifest.task_source, step))
+        for edit in self._renamed:
+            text = edit.after.encode() if text == edit.before.encode() else text
+        return text
 
     def not_converted(self) -> list[str]:
         """Keys of the source that the dataset does not hold."""
@@ -149,11 +159,10 @@ class ExpectedEpisodes:
         every = Expected(where, episode, np.arange(num_steps), is_filtered=False)
         if not removed.any():
             return every
-        task = self._manifest.task_source
         if self.has_tasks:
             left_out = np.flatnonzero(removed).tolist()
-            self._removed.update(bytes(every.blob(task, t)) for t in left_out)
-        elif not task:
+            self._removed.update(self.instruction(every, t) for t in left_out)
+        elif not self._manifest.task_source:
             self._removed[self._manifest.tasks[0].encode()] += int(removed.sum())
         return Expected(where, episode, np.flatnonzero(~removed), is_filtered=True)
 

@@ -1,17 +1,21 @@
 """One walk over a dataset, beside its source: every record is read, checked and compared once."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from converters.edit import edits
 from converters.rlds.source import RldsSource
 from converters.verify.comparison import StatisticsCheck, compare_record
 from converters.verify.expected import Expected, ExpectedEpisodes
 from converters.verify.findings import Findings
 from converters.verify.stored import ColumnWalk, ValueCheck, check_files, check_tasks
 from pipeline.dataset import Dataset
+from pipeline.files import to_json_values
 from pipeline.manifest import FILE_NAME, STATISTICS_NAME, Manifest
 from pipeline.record import Values
 from pipeline.schema import EPISODES, Column
@@ -27,14 +31,21 @@ class Verifier:
       directory: The dataset directory.
       manifest: Of it.
       source: What it was converted from; None: it is checked by itself.
+      conventions: Of the mapping that it was converted with, by name; an empty one: not known.
     """
 
     def __init__(
-        self, directory: epath.Path, manifest: Manifest, source: RldsSource | None = None
+        self,
+        directory: epath.Path,
+        manifest: Manifest,
+        source: RldsSource | None = None,
+        conventions: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.findings = Findings()
         """What is wrong."""
         self.manifest = manifest
+        self.conventions = conventions
+        """That the mapping names; empty: they are not compared."""
         self._directory = directory
         self._where = str(directory / FILE_NAME)
         self._dataset = Dataset(str(directory), manifest, {})
@@ -68,6 +79,7 @@ class Verifier:
         check_tasks(self._directory, self.manifest, self.findings)
         if self.expected is not None:
             self._check_origin(self.expected.source)
+            self._check_conventions()
         stops = np.cumsum([0, *(s.records for s in self.manifest.shards[EPISODES])]).tolist()
         for number, (start, stop) in enumerate(itertools.pairwise(stops)):
             self._check_shard(number, range(start, stop), on_progress)
@@ -88,6 +100,18 @@ class Verifier:
         for name, (expected, found) in pairs.items():
             if expected != found:
                 self.findings.add(f"{self._where}, {name}", f"{expected}, as the source", found)
+
+    def _check_conventions(self) -> None:
+        """Compares the conventions with the mapping's, as they were edited since."""
+        edited = {edit.field: edit.after for edit in edits(self.manifest)}
+        found = to_json_values(self.manifest.conventions)
+        for name, of_mapping in self.conventions.items():
+            field = f"conventions.{name}"
+            origin = "as the mapping says" if field not in edited else "as it was edited to"
+            expected = edited.get(field, of_mapping)
+            if expected != found[name]:
+                place = f"{self._where}, {field}"
+                self.findings.add(place, f"{expected}, {origin}", str(found[name]))
 
     def _check_shard(self, number: int, episodes: range, on_progress: OnProgress) -> None:
         """Checks the episodes of one shard, beside those of the source's shard of that number."""
@@ -161,7 +185,7 @@ class Verifier:
         if self.expected is None or not self.expected.has_tasks:
             return
         for t in range(len(expected.steps)):
-            text = bytes(expected.blob(self.manifest.task_source, t))
+            text = self.expected.instruction(expected, t)
             task = self.manifest.tasks[self._dataset.task_index(index, t)]
             if text != task.encode():
                 place = f"{self._where}, task of episode {index}, step {t}"

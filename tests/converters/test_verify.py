@@ -607,7 +607,8 @@ def test_the_command_tells_what_it_checked(
         "12 tensors, 12 images, 16 texts, 1 statistics",
         "not converted: steps/reward",
     ]
-    assert re.fullmatch(r"0\.0 MB read in \d+\.\d s, \d+\.\d MB/s", lines[3])
+    assert lines[3] == "conventions: not compared; name the mapping with --mapping FILE"
+    assert re.fullmatch(r"0\.0 MB read in \d+\.\d s, \d+\.\d MB/s", lines[4])
     run(monkeypatch, str(dataset))
     assert "12 steps, 1 tasks: whole and of their declared types" in capsys.readouterr().out
 
