@@ -5,7 +5,6 @@ here, without an encoder, which would start threads. Prints one JSON object.
 """
 
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -26,7 +25,7 @@ from pipeline.tokens import TokenOrigin
 from pipeline.vggt.config import tiny
 from pipeline.vggt.spec import EncoderSpec
 
-_NUM_RANDOM = int(os.environ.get("OCTOGRAIN_KILLS", "10"))
+_NUM_RANDOM = 10
 _KEY = "observation/t"
 
 

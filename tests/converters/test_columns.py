@@ -147,10 +147,11 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
         check_name(name)
 
 
+@pytest.mark.slow
 def test_a_killed_job_adds_replaces_and_removes_in_the_end(
     out: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """Killed before each change to the file system, and at random moments (OCTOGRAIN_KILLS)."""
+    """Killed before each change to the file system, and at random moments."""
     (tmp_path / "killed").mkdir()
     result = subprocess.run(
         [sys.executable, KILLED, out, tmp_path / "killed"],
@@ -165,7 +166,7 @@ def test_a_killed_job_adds_replaces_and_removes_in_the_end(
     least = {"add": 40, "replace": 40, "remove": 15}
     for name, count in counts.items():
         assert count["at_change"] == count["changes"] >= least[name]
-        assert count["at_random"] == int(os.environ.get("OCTOGRAIN_KILLS", "10"))
+        assert count["at_random"] == 10
 
 
 # --- one job at a time, and one plan

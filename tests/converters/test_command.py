@@ -8,22 +8,19 @@ import pytest
 
 from pipeline.dataset import open_dataset
 
+from ..processes import Command
+
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "converters.rlds", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+def run(*arguments: object) -> Command:
+    return Command("converters.rlds", *arguments).wait()
 
 
 def test_a_conversion_ends_with_a_summary(mini_rlds: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run(mini_rlds, out)
+    command = [sys.executable, "-m", "converters.rlds", mini_rlds, out]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("4 episodes, 455 steps, 2 tasks in ")
@@ -115,8 +112,7 @@ def test_a_wrong_command_line_is_explained_with_exit_code_2(
     ],
 )
 def test_help_names_what_a_flag_takes(module: str, usage: str) -> None:
-    command = [sys.executable, "-m", module, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    result = Command(module, "--help").finish()
     assert result.stdout.startswith(f"usage: python -m {module} {usage}\n")
     assert not re.search(r"STR|INT|PATH|None", result.stdout)
 

@@ -25,6 +25,8 @@ from converters.rlds.source import open_source
 from pipeline.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 
+from ..processes import PATIENCE_S, Command
+
 ROOT = Path(__file__).parents[2]
 KILLED = Path(__file__).with_name("killed.py")
 
@@ -38,14 +40,12 @@ def contents(directory: Path) -> dict[str, str]:
     }
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "converters.rlds", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+def start(*arguments: object) -> Command:
+    return Command("converters.rlds", *arguments)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -79,7 +79,7 @@ def undisturbed(long_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 # --- runners
 
 
-@pytest.mark.parametrize("num_workers", [2, 4])
+@pytest.mark.parametrize("num_workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_workers_writes_the_same_bytes(
     long_source: Path, undisturbed: dict[str, str], tmp_path: Path, num_workers: int
 ) -> None:
@@ -102,9 +102,7 @@ def test_beam_writes_the_same_bytes(
 ) -> None:
     flags = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     job = start(long_source, tmp_path / "out", "--runner", "beam", "--", *flags)
-    output, errors = job.communicate()
-    assert job.returncode == 0, errors
-    assert output.startswith("32 episodes, 3,640 steps, 2 tasks")
+    assert job.finish().stdout.startswith("32 episodes, 3,640 steps, 2 tasks")
     assert contents(tmp_path / "out") == undisturbed
 
 
@@ -118,13 +116,13 @@ def test_a_mistake_in_the_source_is_one_line_from_any_runner(toy: Any, tmp_path:
     expected = f"error: {shard}, record 1: expected "
     for flags in (["--workers", "1"], ["--workers", "2"], ["--runner", "beam"]):
         job = start(source, tmp_path / "out", "--mapping", mapping, *flags)
-        output, errors = job.communicate()
+        errors = job.finish(2).stderr
         lines = [line for line in errors.splitlines() if not line.startswith(("INFO", "WARNING"))]
-        assert (job.returncode, output) == (2, "")
+        assert job.stdout == ""
         assert [line[: len(expected)] for line in lines] == [expected], flags
     shard.write_bytes(whole)
     job = start(source, tmp_path / "out", "--mapping", mapping)
-    assert job.communicate()[0].startswith("4 episodes")
+    assert job.finish().stdout.startswith("4 episodes")
     convert(open_source(str(source)), tmp_path / "fresh", read_mapping(mapping))
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
@@ -143,9 +141,8 @@ def test_flags_that_contradict_are_explained(
     long_source: Path, tmp_path: Path, flags: list[str], message: str
 ) -> None:
     job = start(long_source, tmp_path / "out", *flags)
-    output, errors = job.communicate()
-    assert (job.returncode, output) == (2, "")
-    assert message in errors
+    assert message in job.finish(2).stderr
+    assert job.stdout == ""
     assert not (tmp_path / "out").exists()
 
 
@@ -197,6 +194,7 @@ def test_memory_is_three_records_and_does_not_grow_with_the_episodes(
 # --- kills
 
 
+@pytest.mark.slow
 def test_95_kills_each_followed_by_a_rerun_end_in_the_same_digests(
     toy: Any, tmp_path: Path
 ) -> None:
@@ -218,8 +216,15 @@ def test_95_kills_each_followed_by_a_rerun_end_in_the_same_digests(
     assert counts["killed_at_random"] == 30
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("num_shards", [0, 5])
+@pytest.mark.parametrize(
+    ("num_workers", "num_shards"),
+    [
+        (1, 5),
+        (2, 0),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        pytest.param(2, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_command_leaves_nothing_that_opens_and_a_rerun_goes_on(
     long_source: Path,
     undisturbed: dict[str, str],
@@ -236,7 +241,6 @@ def test_a_killed_command_leaves_nothing_that_opens_and_a_rerun_goes_on(
         )
     )
     job.kill()
-    job.communicate()
     assert job.returncode == -signal.SIGKILL
     with pytest.raises(DataError, match="found an unfinished conversion"):
         open_dataset(str(out))
@@ -255,7 +259,7 @@ def test_a_killed_command_leaves_nothing_that_opens_and_a_rerun_goes_on(
     assert {name: written[name] for name in done} == done
 
 
-def _workers_of(job: subprocess.Popen[str]) -> list[int]:
+def _workers_of(job: Command) -> list[int]:
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     spawned = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
     return [pid for pid in spawned if b"resource_tracker" not in _command(pid)]
@@ -272,7 +276,6 @@ def test_workers_die_with_a_killed_job(long_source: Path, tmp_path: Path) -> Non
     workers = _workers_of(job)
     assert len(workers) == 2
     job.kill()
-    job.communicate()
     wait_for(lambda: not any(map(_command, workers)))
 
 
@@ -282,8 +285,8 @@ def test_a_killed_worker_ends_the_job_with_a_remedy(
     job = start(long_source, tmp_path / "out", "--workers", 2)
     wait_for(lambda: list(tmp_path.glob("out/steps/*")))
     os.kill(_workers_of(job)[0], signal.SIGKILL)
-    output, errors = job.communicate()
-    assert (job.returncode, output) == (2, "")
+    errors = job.finish(2).stderr
+    assert job.stdout == ""
     assert errors.splitlines() == [
         "error: a worker process: expected to live until its shard is done; found it was killed, "
         "perhaps for want of memory. Run the same command again with fewer --workers: it goes on "
@@ -300,9 +303,9 @@ def test_an_interrupted_job_stops_its_workers_and_says_so(
     wait_for(lambda: list(tmp_path.glob("out/steps/*")))
     workers = _workers_of(job)
     job.send_signal(signal.SIGINT)
-    output, errors = job.communicate()
     line = "interrupted; run the same command again to go on\n"
-    assert (job.returncode, output, errors) == (130, "", line)
+    assert job.finish(130).stderr == line
+    assert job.stdout == ""
     wait_for(lambda: not any(map(_command, workers)))
 
 
@@ -327,10 +330,9 @@ def test_two_commands_at_once_end_in_one_dataset(
     out = tmp_path / "out"
     first = start(long_source, out)
     wait_for(lambda: list(out.glob("steps/*")))
-    second = start(long_source, out)
-    assert second.communicate()[1].startswith(f"error: {out}: expected an empty or new directory; ")
-    first.communicate()
-    assert (second.returncode, first.returncode) == (2, 0)
+    second = start(long_source, out).finish(2)
+    assert second.stderr.startswith(f"error: {out}: expected an empty or new directory; ")
+    first.finish()
     assert contents(out) == undisturbed
 
 
@@ -428,7 +430,7 @@ def test_a_failed_job_leaves_no_temporaries(toy: Any, tmp_path: Path) -> None:
     (source / "toy-train.tfrecord-00001-of-00002").write_bytes(b"junk")
     for num_workers in (1, 2):
         job = start(source, tmp_path / "out", "--mapping", mapping, "--workers", num_workers)
-        assert job.communicate()[1].startswith("error: ")
+        assert job.wait().stderr.startswith("error: ")
         assert not list(tmp_path.glob("out/**/.*.tmp"))
 
 
@@ -449,14 +451,12 @@ def test_a_destination_inside_the_source_is_refused(toy: Any, tmp_path: Path) ->
 )
 def test_a_store_without_its_client_is_one_line(arguments: list[str], message: str) -> None:
     job = start(*arguments)
-    output, errors = job.communicate()
-    assert (job.returncode, output, errors.count("\n")) == (2, "", 1)
+    errors = job.finish(2).stderr
+    assert (job.stdout, errors.count("\n")) == ("", 1)
     assert errors.startswith(message)
 
 
 def test_a_runner_that_beam_does_not_have_is_one_line(long_source: Path, tmp_path: Path) -> None:
     job = start(long_source, tmp_path / "out", "--runner", "beam", "--", "--runner=NoSuchRunner")
-    _, errors = job.communicate()
-    last = errors.splitlines()[-1]
-    assert job.returncode == 2
+    last = job.finish(2).stderr.splitlines()[-1]
     assert last.startswith("error: Apache Beam: expected the pipeline to run to its end; found Val")

@@ -37,7 +37,7 @@ TINY = TrainConfig(
         head=DiffusionConfig(hidden_dim=32, num_blocks=1),
         vggt=VGGTTokenizerConfig(num_tokens=21, token_dim=64),
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=20),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=100),
     batch_size=4,
     num_steps=20,
     save_interval=5,

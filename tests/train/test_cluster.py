@@ -48,6 +48,13 @@ def test_tasks_of_a_step_are_joined_not_those_of_an_allocation(monkeypatch, join
     assert joined == [()] * is_joined
 
 
+def test_half_a_cluster_is_told(monkeypatch, joined):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing"):
+        cluster.join()
+    assert not joined
+
+
 @pytest.mark.parametrize(
     ("env", "is_joined"),
     [

@@ -95,7 +95,7 @@ def test_settings_of_a_run_that_cannot_be_are_named(tiny_config, change, message
     ("change", "message"),
     [
         ({"accumulation_steps": 3}, "batch_size 4 is no multiple of optimizer.accumulation_steps"),
-        ({"schedule": "rsqrt"}, "decay_steps is 20, but the schedule 'rsqrt' does not end"),
+        ({"schedule": "rsqrt"}, "decay_steps is 100, but the schedule 'rsqrt' does not end"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\), not 1.0"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0 and finite"),
         ({"max_skipped": -1}, "max_skipped must be at least 0"),

@@ -118,8 +118,8 @@ def test_help_without_a_config_lists_the_flags(capsys):
     [
         ("--config.num_stesp=3", "--config.num_steps INT"),
         ("--config.num_steps=many", "invalid choice|many"),
-        ("--config.num_steps=30", "num_steps 30 is beyond optimizer.decay_steps 20"),
-        ("--config.optimizer.warmup_steps=20", "20 must be less than optimizer.decay_steps 20"),
+        ("--config.num_steps=130", "num_steps 130 is beyond optimizer.decay_steps 100"),
+        ("--config.optimizer.warmup_steps=100", "100 must be less than optimizer.decay_steps 100"),
         (
             "--config.optimizer.learning_rate=-1",
             "learning_rate must be above 0 and finite",

@@ -1,0 +1,18 @@
+"""What happens to a run at a chosen moment; for processes of their own."""
+
+import os
+from typing import Any
+
+from train.checkpoints import Checkpoints
+
+
+def signal_at_save(step: int, number: int) -> None:
+    """From here on this process sends itself a signal while it writes the checkpoint of a step."""
+    save = Checkpoints.save
+
+    def save_and_signal(self: Checkpoints, state: Any, *others: Any) -> None:
+        save(self, state, *others)
+        if int(state.step) == step:
+            os.kill(os.getpid(), number)
+
+    Checkpoints.save = save_and_signal
