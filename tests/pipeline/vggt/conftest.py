@@ -1,6 +1,7 @@
 """The recorded models of the public code, and their weights as files and as parameters."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class Recorded:
     tensors: dict[str, np.ndarray]
     """By the key of a checkpoint."""
 
-    @property
+    @functools.cached_property
     def params(self) -> dict[str, Any]:
         """As the aggregator takes them; made here step by step, not by the code under test."""
         shapes = leaf_shapes(self.config, self.config.num_layers)
@@ -54,6 +55,7 @@ def golden_dir() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def golden_model() -> Callable[[str], Recorded]:
+    @functools.cache
     def load(name: str) -> Recorded:
         sizes = json.loads((GOLDEN / f"{name}.json").read_text())["config"]
         config = VggtConfig(
