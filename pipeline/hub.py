@@ -79,6 +79,14 @@ def fetch_directory(path: str, files: Sequence[str]) -> pathlib.Path:
     return _download(repository, files)
 
 
+def without_revision(path: str) -> str:
+    """The same address on the hub without what pins it; any other path as it is.
+
+    hf://owner/name@v1/file    hf://owner/name/file
+    """
+    return re.sub(r"@[^/]*", "", path, count=1) if path.startswith(SCHEME) else path
+
+
 def _parse(path: str) -> tuple[_Repository, str | None]:
     """The repository of an address, and the file in it where it names one."""
     found = _ADDRESS.fullmatch(path)

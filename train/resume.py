@@ -31,7 +31,7 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
             where=f"save_dir {config.save_dir}",
             expected=f"a run of fewer than {config.num_steps} steps",
             found=f"one of {position}",
-            remedy=f"It is complete. {_make_up(run_directory)}{_train_on(config)}",
+            remedy=f"It is complete. {_make_up(run_directory)}{how_to_train_on(config)}",
         )
     return position
 
@@ -42,8 +42,8 @@ def _make_up(run_directory: pathlib.Path) -> str:
     return f"It has no report: `python -m train.report {run_directory}` writes it. "
 
 
-def _train_on(config: TrainConfig) -> str:
-    """How a complete run is trained on."""
+def how_to_train_on(config: TrainConfig) -> str:
+    """What to do where a complete run is to be trained on."""
     end = config.optimizer.decay_steps or config.num_steps
     if config.optimizer.schedule != "cosine":
         return "To train on, raise --config.num_steps."

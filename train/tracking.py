@@ -1,5 +1,6 @@
 """Metrics to Weights & Biases, where the run asks for it."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -8,6 +9,7 @@ from pipeline.files import to_json_values, write_text_atomically
 from train.config import TrainConfig
 
 _ID_NAME = "wandb_id.txt"
+_log = logging.getLogger(__name__)
 
 
 class Tracking:
@@ -51,8 +53,12 @@ class Tracking:
         self._run.log({**values, "step": step}, step=step)
 
     def close(self) -> None:
-        """Waits until all is sent or written."""
-        self._run.finish()
+        """Waits until all is sent or written; what fails there is reported, the run is saved."""
+        try:
+            self._run.finish()
+        except Exception as error:  # noqa: BLE001  (a service's; it must not end a complete run)
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            _log.warning("Weights & Biases may lack the last steps: %s", found)
 
 
 def import_wandb() -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 
 from pipeline.errors import DataError, UserError
-from pipeline.hub import SCHEME, fetch
+from pipeline.hub import SCHEME, fetch, without_revision
 from pipeline.vggt.config import VggtConfig, tiny, vggt_1b
 from pipeline.vggt.keys import PREFIX, Place, Shape
 
@@ -66,7 +66,7 @@ def licence_of(source: str, licence: str | None) -> str:
         return licence
     if source.startswith(RANDOM):
         return _RANDOM_LICENCE
-    known = _LICENCES.get(source.removesuffix(f"/{FILE}").rstrip("/"))
+    known = _LICENCES.get(without_revision(source).removesuffix(f"/{FILE}").rstrip("/"))
     if known is None and not source.startswith(SCHEME):
         _local_path(source)
     if known is None:

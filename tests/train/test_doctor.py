@@ -16,6 +16,7 @@ from train.describe import describe_short_warmup
 from train.directory import claimed
 from train.doctor import check_directory, diagnose, examine
 from train.flags import Flags
+from train.resume import how_to_train_on
 
 
 def with_data(config, **changes):
@@ -249,6 +250,11 @@ def test_what_a_run_would_go_on_from_is_looked_at(begun, tmp_path):
     assert told in texts(begun, "ok", resume=True)
     (error,) = texts(dataclasses.replace(begun, num_steps=2), "error", resume=True)
     assert "expected a run of fewer than 2 steps; found one of 2. It is complete" in error
+    assert error.endswith("To train on, raise --config.num_steps, to 20 at most.")
+    finished = dataclasses.replace(begun.optimizer, decay_steps=None)
+    assert "pretrained_path=runs/x and another" in how_to_train_on(
+        dataclasses.replace(begun, optimizer=finished, save_dir="runs/x")
+    )
 
     with claimed(begun, resume=True, overwrite=False):
         (error,) = texts(begun, "error", resume=True)

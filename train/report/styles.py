@@ -118,7 +118,9 @@ td:has(.bar) { width: 50%; vertical-align: middle; }
 #weights > .scroll { max-width: 46rem; }
 details .wide { font-size: .8125rem; }
 details .wide table { font-size: inherit; }
-details .scroll:not(.wide) table { table-layout: fixed; min-width: 34rem; max-width: 52rem; }
+details .scroll:not(.wide) table { table-layout: fixed; min-width: 38rem; max-width: 56rem; }
+
+details .scroll:not(.wide) th:first-child { width: 9.5rem; overflow-wrap: anywhere; }
 
 .stack { display: flex; gap: 2px; height: .75rem; margin-top: .75rem; }
 .stack span { min-width: 3px; border-radius: 2px; background: currentcolor; }

@@ -156,6 +156,7 @@ def test_random_weights_say_that_they_are_untrained(caplog: pytest.LogCaptureFix
     [
         ("hf://facebook/VGGT-1B/model.safetensors", "CC-BY-NC-4.0"),
         ("hf://facebook/VGGT-1B", "CC-BY-NC-4.0"),
+        ("hf://facebook/VGGT-1B@v1", "CC-BY-NC-4.0"),
         ("hf://facebook/VGGT-1B-Commercial", "vggt-aup-license"),
     ],
 )
