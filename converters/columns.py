@@ -163,8 +163,8 @@ def remove_column(directory: epath.Path, name: str) -> int:
                 found="no such column",
                 remedy="Name a column that is there.",
             )
-        kinds = {f.kind for c, f in manifest.schema.features() if c.name == name}
-        if name == EPISODES or "image" in kinds:
+        is_seen = any(c.is_camera(f) for c, f in manifest.schema.features() if c.name == name)
+        if name == EPISODES or is_seen:
             raise UserError(
                 where=where,
                 expected="a column that training can do without",

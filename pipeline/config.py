@@ -82,6 +82,9 @@ class DataConfig:
     normalization: Normalization = "normal"
     """`normal`: zero mean, unit deviation; `bounds`: 1st to 99th percentile onto [-1, 1], clipped
     there; `quantile`: the same, not clipped."""
+    normalized: tuple[str, ...] | None = None
+    """Observations that are normalised; None: every float32 vector of the trajectories. Others
+    enter the batch as stored."""
     statistics: Literal["dataset", "mixture"] = "dataset"
     """Normalise each sample by its own dataset's statistics, or all by those of the mixture,
     merged by weight."""
@@ -102,10 +105,19 @@ class DataConfig:
         """Of the features that are read: the action, then the observations."""
         return (ACTION, *(f"observation/{name}" for name in self.observations))
 
+    def keys_of(self, part: DatasetConfig) -> tuple[str, ...]:
+        """Of the features that are read of one of the datasets."""
+        lacked = {f"observation/{name}" for name in part.missing}
+        return tuple(key for key in self.keys if key not in lacked)
+
     @property
     def has_goals(self) -> bool:
         """Whether a batch holds goal images."""
         return self.conditioning != "language_conditioned"
+
+    def normalizes(self, name: str) -> bool:
+        """Whether an observation is normalised, if it is a float32 vector of the trajectories."""
+        return self.normalized is None or name in self.normalized
 
     def window_of(self, name: str) -> int:
         """Steps of an observation's window."""
@@ -158,7 +170,7 @@ class DataConfig:
 
     def _check_names(self) -> Iterator[str]:
         """Whatever is said of an observation is said of one that is read."""
-        said = {"current_only": self.current_only} | {
+        said = {"current_only": self.current_only, "normalized": self.normalized or ()} | {
             f"datasets.{number}.missing": dataset.missing
             for number, dataset in enumerate(self.datasets)
         }

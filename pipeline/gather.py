@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -11,9 +12,9 @@ from pipeline.config import DataConfig
 from pipeline.dataset import ColumnReader, Dataset
 from pipeline.errors import UserError
 from pipeline.goals import keeps_goal_images, uniform_goals
-from pipeline.images import decode_image
+from pipeline.images import decode_image, resize_image
 from pipeline.sampling import Samples
-from pipeline.schema import ACTION, EPISODES, Feature
+from pipeline.schema import ACTION, EPISODES, Column, Feature
 from pipeline.selection import Selection
 from pipeline.windows import action_mask, chunk_indices, history_indices, octo_action_mask
 
@@ -61,13 +62,22 @@ class Gather:
     """Of each dataset."""
     config: DataConfig
     """Names the observations, the window, the horizon and the goals."""
+    image_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Height and width, by camera, to which its images are resized where datasets disagree."""
     buffers: Buffers = dataclasses.field(default_factory=Buffers, compare=False, repr=False)
     """Where the arrays of a batch lie."""
 
     @functools.cached_property
     def features(self) -> tuple[Feature, ...]:
-        """The action, then the observations in the config's order."""
-        return tuple(self._find(key) for key in self.config.keys)
+        """The action, then the observations in the config's order, as a batch has them."""
+        return tuple(map(self._in_batch, self.config.keys))
+
+    def stored(self, place: int, key: str) -> Feature:
+        """A feature as a dataset stores it; as a batch has it where the dataset lacks it."""
+        if key.removeprefix("observation/") in self.config.datasets[place].missing:
+            return next(feature for feature in self.features if feature.key == key)
+        column, feature = self._find(place, key)
+        return column.in_batch(feature)
 
     @functools.cached_property
     def columns(self) -> tuple[frozenset[str], ...]:
@@ -82,10 +92,22 @@ class Gather:
     @functools.cached_property
     def cameras(self) -> tuple[str, ...]:
         """Names of the observations that are images."""
+        return self._names(Column.is_camera)
+
+    @functools.cached_property
+    def lowdims(self) -> tuple[str, ...]:
+        """Names of the observations that are float32 vectors of the trajectories."""
+        return self._names(Column.is_lowdim)
+
+    @functools.cached_property
+    def trajectories(self) -> tuple[str, ...]:
+        """Names of the observations that are read from the episode column."""
+        return self._names(lambda column, _: column.per == "episode")
+
+    def _names(self, is_one: Callable[[Column, Feature], bool]) -> tuple[str, ...]:
+        keys = {name: f"observation/{name}" for name in self.config.observations}
         return tuple(
-            name
-            for name, feature in zip(self.config.observations, self.features[1:], strict=True)
-            if feature.kind == "image"
+            name for name, key in keys.items() if is_one(*self._find(self.having(key)[0], key))
         )
 
     def spec(self, batch_size: int) -> BatchSpec:
@@ -106,7 +128,7 @@ class Gather:
         if self.config.has_goals:
             spec["task/timestep"] = LeafSpec("int32", (b,))
             for name in self.cameras:
-                shape = self._find(f"observation/{name}").shape
+                shape = spec[f"observation/{name}"].shape[2:]
                 spec[f"task/{name}"] = LeafSpec("uint8", (b, *shape))
                 spec[f"task/pad_mask_dict/{name}"] = LeafSpec("bool", (b,))
         return spec
@@ -212,9 +234,11 @@ class Gather:
         place = windows.dataset[sample]
         record = self.datasets[place].columns[EPISODES].read(int(windows.episode[sample]))
         history = windows.history[sample]
-        batch[ACTION][sample] = record[ACTION][windows.chunk[sample]]
+        actions = np.asarray(record[ACTION])[windows.chunk[sample]]
+        batch[ACTION][sample] = actions.reshape(batch[ACTION].shape[1:])
         for key in self._keys_by_column[place].get(EPISODES, ()):
-            batch[key][sample] = record[key][history[-batch[key].shape[1] :]]
+            shape = batch[key].shape[1:]
+            batch[key][sample] = np.asarray(record[key])[history[-shape[0] :]].reshape(shape)
 
     def _read_steps(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills images and tokens of one sample, a record a step; padding is copied, not read."""
@@ -268,33 +292,57 @@ class Gather:
                 keys[column.name] = (*keys.get(column.name, ()), key)
         return keys
 
-    def _find(self, key: str) -> Feature:
-        """A feature, of the first dataset that is to have it."""
+    def _in_batch(self, key: str) -> Feature:
+        """A feature of the first dataset that is to have it; a camera at its common size."""
+        column, feature = self._find(self.having(key)[0], key)
+        size = self.image_sizes.get(key.removeprefix("observation/"))
+        if size is None or not column.is_camera(feature):
+            return column.in_batch(feature)
+        shapes = {self._find(place, key)[1].shape for place in self.having(key)}
+        return dataclasses.replace(feature, shape=(size, size, 3)) if len(shapes) > 1 else feature
+
+    def _find(self, place: int, key: str) -> tuple[Column, Feature]:
+        dataset = self.datasets[place]
+        return dataset.manifest.schema.find(key, dataset.path)
+
+    def having(self, key: str) -> list[int]:
+        """Places of the datasets that are to have a feature; at least one."""
         name = key.removeprefix("observation/")
-        pairs = zip(self.datasets, self.config.datasets, strict=True)
-        dataset = next(dataset for dataset, part in pairs if name not in part.missing)
-        return dataset.manifest.schema.find(key, dataset.path)[1]
+        return [n for n, part in enumerate(self.config.datasets) if name not in part.missing]
 
 
 def read_into(reader: ColumnReader, index: int, out: dict[str, np.ndarray]) -> None:
-    """Reads one record and decodes the wanted features into the arrays of `out`."""
+    """Reads one record and decodes the wanted features into the arrays of `out`.
+
+    A camera's image is resized to the array's height and width where it has others.
+    """
     record = reader.read(index)
     for key, array in out.items():
-        value = record[key]
-        if isinstance(value, np.ndarray):
-            array[...] = value
-            continue
         feature = reader.features[key]
-        try:
-            if feature.kind == "quantized":
-                feature.code.decode(value, array, key)
-            else:
-                decode_image(value, array, key)
-        except UserError as error:
-            raise reader.damaged(
-                index,
-                expected=error.expected,
-                found=error.found,
-                remedy=error.remedy,
-                feature=key,
-            ) from error
+        is_resized = feature.shape != array.shape
+        stored = np.empty(feature.shape, array.dtype) if is_resized else array
+        _decode_into(reader, index, feature, record[key], stored)
+        if is_resized:
+            resize_image(stored, array)
+
+
+def _decode_into(
+    reader: ColumnReader, index: int, feature: Feature, value: np.ndarray | bytes, out: np.ndarray
+) -> None:
+    """Decodes one feature's value of a record into an array of the feature's shape."""
+    if isinstance(value, np.ndarray):
+        out[...] = value
+        return
+    try:
+        if feature.kind == "quantized":
+            feature.code.decode(value, out, feature.key)
+        else:
+            decode_image(value, out, feature.key)
+    except UserError as error:
+        raise reader.damaged(
+            index,
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
+            feature=feature.key,
+        ) from error

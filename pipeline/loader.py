@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from pipeline import statistics as stats
+from pipeline.agreement import check_datasets
 from pipeline.batch import BatchSpec, LeafSpec
 from pipeline.config import DataConfig
 from pipeline.dataset import Dataset
-from pipeline.errors import SchemaError, UserError
 from pipeline.files import to_json_values
 from pipeline.gather import INTERNAL, Gather
 from pipeline.memory import LoaderMemory
@@ -29,14 +30,12 @@ from pipeline.sampling import (
     Turns,
     sample_draws,
 )
-from pipeline.schema import ACTION, EPISODES
+from pipeline.schema import ACTION
 from pipeline.selection import select
 from pipeline.statistics import FeatureStatistics
 from pipeline.text import Encode, TaskTable, tokenize
-from pipeline.tokens import check_same_encoder
 from pipeline.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
 
-_PROPRIO = "observation/proprio"
 _VERSION = 2
 """Grows whenever the same config and data give other batches; the tests pin their content."""
 _NOT_CONTENT = (
@@ -44,6 +43,7 @@ _NOT_CONTENT = (
     "balance",
     "split",
     "validation_fraction",
+    "normalized",
     "statistics",
     "vocabulary",
     "num_threads",
@@ -74,9 +74,12 @@ class Loader:
       datasets: The opened directories of `config.datasets`, in order.
       encode: The token ids of an instruction, as the model's language encoder knows them.
       shard: The rows of every global batch that this process makes.
+      image_sizes: Height and width, by camera, to which the host resizes its images where the
+        datasets store them at several sizes: what the model resizes them to anyway.
 
     Raises:
-      SchemaError: Where a dataset lacks a feature, or has another type than the others.
+      SchemaError: Where a dataset lacks a feature, has another type than the others, or an action
+        that is no vector of float32.
       DataError: Where a dataset's statistics are not those of its features, or no array can be
         normalised by them.
       UserError: Where a filter leaves nothing, processes do not divide the batch, or the memory
@@ -90,6 +93,7 @@ class Loader:
         datasets: Sequence[Dataset],
         encode: Encode,
         shard: HostShard = WHOLE_BATCH,
+        image_sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.config = config
         self.batch_size = batch_size
@@ -98,9 +102,8 @@ class Loader:
         self._changes: tuple[MixtureChange, ...] = ()
         parts = zip(self.datasets, config.datasets, strict=True)
         self._selections = tuple(select(dataset, part, config) for dataset, part in parts)
-        self._gather = Gather(self.datasets, self._selections, config)
-        _check_alike(self._gather)
-        _check_goals(self._gather)
+        self._gather = Gather(self.datasets, self._selections, config, dict(image_sizes or {}))
+        check_datasets(self._gather)
         for key, masks in self._masks.items():
             check_varying(self.datasets, key, self.statistics[key], masks)
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
@@ -195,7 +198,7 @@ class Loader:
 
     @functools.cached_property
     def normalizers(self) -> dict[str, Normalizer]:
-        """Of the action (the gripper is left as it is) and of the proprioception."""
+        """Of the action (the gripper is left as it is) and of the normalised observations."""
         return {key: self._normalizer(key, masks) for key, masks in self._masks.items()}
 
     @functools.cached_property
@@ -203,17 +206,33 @@ class Loader:
         """Bool (d) of each dataset, by feature: True where a dimension is normalised."""
         dims = self._gather.features[0].shape[0]
         masks = {ACTION: [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]}
-        if "proprio" in self.config.observations:
-            dims = self.statistics[_PROPRIO][0].mean.shape
-            missing = ["proprio" in part.missing for part in self.config.datasets]
-            masks[_PROPRIO] = [np.full(dims, not is_missing) for is_missing in missing]
+        for name in self.normalized:
+            key = f"observation/{name}"
+            dims = self.statistics[key][0].mean.shape
+            missing = [name in part.missing for part in self.config.datasets]
+            masks[key] = [np.full(dims, not is_missing) for is_missing in missing]
         return masks
 
     @functools.cached_property
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
         """What each dataset's samples are normalised by, by feature."""
-        keys = [ACTION, *([_PROPRIO] if "proprio" in self.config.observations else [])]
+        keys = [ACTION, *(f"observation/{name}" for name in self.normalized)]
         return {key: self._statistics(key) for key in keys}
+
+    @functools.cached_property
+    def normalized(self) -> tuple[str, ...]:
+        """Names of the observations that are normalised."""
+        return tuple(filter(self.config.normalizes, self.lowdims))
+
+    @property
+    def lowdims(self) -> tuple[str, ...]:
+        """Names of the observations that are float32 vectors of the trajectories."""
+        return self._gather.lowdims
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """Names of the observations of the trajectories that enter a batch as stored."""
+        return tuple(n for n in self._gather.trajectories if n not in self.normalized)
 
     def describe_datasets(self) -> dict[str, Any]:
         """By path, what a policy needs to know of the data that it was trained on; JSON values."""
@@ -225,12 +244,13 @@ class Loader:
         used = {key: of_each[number] for key, of_each in self.statistics.items()}
         features = {
             feature.key: {
-                "shape": list(feature.shape),
+                "shape": list(self._gather.stored(number, feature.key).shape),
                 "dtype": feature.batch_dtype,
                 "dims": list(feature.dims),
             }
             for feature in self._gather.features
         }
+        resized = self._resized(number)
         return {
             "name": manifest.name,
             "digest": manifest.digest(),
@@ -240,6 +260,7 @@ class Loader:
                 column: manifest.licences[column] for column in sorted(self._gather.columns[number])
             },
             "features": features,
+            **({"resized": resized} if resized else {}),
             "conventions": to_json_values(manifest.conventions),
             "encoders": {
                 key: to_json_values(origin)
@@ -249,6 +270,14 @@ class Loader:
             "normalization": self.config.normalization,
             "provenance": dict(manifest.provenance),
             "statistics": {k: s.to_json() for k, s in (statistics | used).items()},
+        }
+
+    def _resized(self, number: int) -> dict[str, list[int]]:
+        """By key, the shape in a batch of the cameras that a dataset stores at another size."""
+        return {
+            feature.key: list(feature.shape)
+            for feature in self._gather.features
+            if self._gather.stored(number, feature.key).shape != feature.shape
         }
 
     @functools.cached_property
@@ -263,10 +292,21 @@ class Loader:
         )
         return LoaderMemory.predict(
             batch_bytes=sum(leaf.nbytes for leaf in local.values()),
-            record_bytes=largest,
+            record_bytes=largest + self._scratch_bytes,
             num_threads=self.config.num_threads,
             prefetch_batches=self.config.prefetch_batches,
         )
+
+    @property
+    def _scratch_bytes(self) -> int:
+        """What resizing one image takes beside the batch."""
+        pairs = [
+            (math.prod(self._gather.stored(number, key).shape), math.prod(shape))
+            for number in range(len(self.datasets))
+            for key, shape in self._resized(number).items()
+        ]
+        # The stored pixels and, in float32, those, the rows twice, the result twice.
+        return max((13 * stored + 16 * new for stored, new in pairs), default=0)
 
     def state(self, position: int) -> LoaderState:
         """What a checkpoint keeps of the loader after `position` batches."""
@@ -311,6 +351,7 @@ class Loader:
             "statistics": {k: s[number].to_json() for k, s in self.statistics.items()},
             "tasks": self.tasks.input_ids[self._rows(dataset)].tolist(),
             "missing": self.config.datasets[number].missing,
+            **({"resized": self._resized(number)} if self._resized(number) else {}),
         }
         return MixturePart(
             name=dataset.manifest.name,
@@ -368,80 +409,3 @@ class Loader:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _check_alike(gather: Gather) -> None:
-    """Every dataset must hold the same features, with the same types and meaning."""
-    first = gather.datasets[0]
-    for dataset, part in zip(gather.datasets, gather.config.datasets, strict=True):
-        missing = {f"observation/{name}" for name in part.missing}
-        for feature in gather.features:
-            if feature.key in missing:
-                continue
-            column, found = dataset.manifest.schema.find(feature.key, dataset.path)
-            if feature.key == ACTION and column.name != EPISODES:
-                raise SchemaError(
-                    where=f"{dataset.path}, {ACTION}",
-                    expected=f"a trajectory in the column {EPISODES}",
-                    found=f"the column {column.name}",
-                    remedy="Convert the dataset again, without a `column` for the action.",
-                )
-            if (found.shape, found.batch_dtype) != (feature.shape, feature.batch_dtype):
-                raise SchemaError(
-                    where=f"{dataset.path}, {feature.key}",
-                    expected=f"{feature.batch_dtype}{list(feature.shape)}, as {first.path}",
-                    found=f"{found.batch_dtype}{list(found.shape)}",
-                    remedy="Train on datasets of one shape, or convert them to it.",
-                )
-            _check_encoder(dataset, feature.key, gather)
-        _check_meaning(dataset, first)
-
-
-def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
-    """Tokens of one observation are of one encoder in all datasets that have it."""
-    pairs = zip(gather.datasets, gather.config.datasets, strict=True)
-    first = next(d for d, part in pairs if key.removeprefix("observation/") not in part.missing)
-    ours, theirs = (d.manifest.encoders.get(key) for d in (first, dataset))
-    where = f"{dataset.path}, {key}, beside {first.path}"
-    if ours is not None and theirs is not None:
-        check_same_encoder(ours, theirs, where)
-    elif ours is not theirs:
-        raise SchemaError(
-            where=where,
-            expected="tokens of one encoder in all datasets",
-            found="computed ones beside some of the source, whose encoder is not known",
-            remedy="Compute them of every dataset with `python -m converters.vggt`.",
-        )
-
-
-def _check_goals(gather: Gather) -> None:
-    """Goal images need cameras; in `image_conditioned` every dataset needs one."""
-    if not gather.config.has_goals:
-        return
-    for dataset, part in zip(gather.datasets, gather.config.datasets, strict=True):
-        cameras = set(gather.cameras) - set(part.missing)
-        if not cameras and (not gather.cameras or gather.config.conditioning != "multimodal"):
-            raise UserError(
-                where=f"{dataset.path}, conditioning {gather.config.conditioning}",
-                expected="a camera, whose later images tell the task",
-                found=f"observations {', '.join(gather.config.observations)}"
-                + (f", of which it lacks {', '.join(part.missing)}" if part.missing else ""),
-                remedy="Read a camera, or take conditioning language_conditioned.",
-            )
-
-
-def _check_meaning(dataset: Dataset, first: Dataset) -> None:
-    """What the loader does not bring to one convention must be the same in all datasets."""
-    names = ("image_orientation", "rotation", "control_frequency_hz", "gripper_dim")
-    ours, theirs = (
-        {name: getattr(d.manifest.conventions, name) for name in names} for d in (first, dataset)
-    )
-    if ours != theirs:
-        differing = [name for name in names if ours[name] != theirs[name]]
-        raise SchemaError(
-            where=f"{dataset.path}, conventions",
-            expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
-            found=", ".join(f"{name} {theirs[name]}" for name in differing),
-            remedy="Train on datasets of one convention; correct a wrong one "
-            "with `python -m converters.edit`.",
-        )

@@ -67,20 +67,26 @@ def check_varying(
             expected="a std above 0 in every dimension",
             found="; ".join(told),
             remedy="A dimension that never varies tells nothing, and a policy's slightest "
-            "deviation from it would become huge: leave it out at conversion.",
+            "deviation from it would become huge. "
+            + (
+                "Write the source without it, and convert again."
+                if key == ACTION
+                else "Leave the observation as it is: name the others in data.normalized; or take "
+                "it out of data.observations."
+            ),
         )
 
 
 def _find(dataset: Dataset, key: str) -> FeatureStatistics:
     """The statistics of a feature in a dataset."""
-    _, feature = dataset.manifest.schema.find(key, dataset.path)
+    column, feature = dataset.manifest.schema.find(key, dataset.path)
     found = dataset.statistics.get(key)
-    if found is None or found.mean.shape != feature.shape:
+    if found is None or found.mean.shape != column.in_batch(feature).shape:
         raise DataError(
             where=f"{dataset.path}/statistics.json, {key}",
             expected=f"statistics of {feature.dtype}{list(feature.shape)}",
             found="none" if found is None else f"those of {len(found.mean)} dimensions",
-            remedy="Only vectors of float32 are normalised: convert the dataset again with one.",
+            remedy="They are of another dataset: put its own file there, or convert it again.",
         )
     if found.count != dataset.num_steps:
         raise DataError(

@@ -185,6 +185,20 @@ class Column:
     features: tuple[Feature, ...]
     """In the order of their bytes in a record."""
 
+    def is_camera(self, feature: Feature) -> bool:
+        """Whether a feature of this column is a camera, of which each step can be read alone."""
+        return self.per == "step" and feature.is_camera
+
+    def is_lowdim(self, feature: Feature) -> bool:
+        """Whether a feature of this column is a float32 vector or scalar of a trajectory."""
+        is_float = feature.kind == "tensor" and feature.dtype == "float32"
+        return self.per == "episode" and is_float and len(feature.shape) <= 1
+
+    def in_batch(self, feature: Feature) -> Feature:
+        """Returns the feature as a batch has it: a float32 scalar is a vector of one number."""
+        is_scalar = self.is_lowdim(feature) and not feature.shape
+        return dataclasses.replace(feature, shape=(1,)) if is_scalar else feature
+
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
@@ -213,9 +227,7 @@ class Schema:
             where=where,
             expected=f"a feature {key}",
             found=f"only {', '.join(held)}",
-            remedy="".join(f"Did you mean {name}? " for name in similar)
-            + "Name another feature, or convert a source that has this one; tokens are computed by "
-            "`python -m converters.vggt`.",
+            remedy="".join(f"Did you mean {name}? " for name in similar) + _how_to_have(key),
         )
 
     def hash(self) -> str:
@@ -228,6 +240,19 @@ class Schema:
         """Raises `SchemaError` where a declared type breaks the dtype law."""
         for _, feature in self.features():
             feature.check(where)
+
+
+def _how_to_have(key: str) -> str:
+    """What to do about a feature that a dataset does not hold."""
+    if key == ACTION:
+        return (
+            f'Convert the source again, with key = "{ACTION}" for one of its keys in the mapping '
+            "(`python -m converters.rlds SRC --describe` writes one)."
+        )
+    return (
+        "Name in data.observations what the dataset has, or convert a source that has this one; "
+        "tokens are computed by `python -m converters.vggt`."
+    )
 
 
 def rest_dtype(source_dtype: str, where: str) -> str:

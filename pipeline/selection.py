@@ -136,7 +136,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
     unsampled, unseen = _NONE, _NONE
     for column, index in excluded:
         unsampled = np.union1d(unsampled, _steps_that_read(dataset, column, index, config))
-        if any(feature.kind == "image" for feature in column.features):
+        if any(map(column.is_camera, column.features)):
             unseen = np.union1d(unseen, [index])
     selection = Selection(
         starts=runs[:, 0],

@@ -12,6 +12,9 @@ from pipeline.hub import fetch
 Encode = Callable[[str], Sequence[int]]
 """The token ids of a text, without an end token; a SentencePiece model's `EncodeAsIds`."""
 
+_MAX_SHOWN = 3
+"""Instructions that a message shows of each kind."""
+
 END_ID = 1
 PAD_ID = 0
 
@@ -65,6 +68,54 @@ def tokenize(texts: Sequence[str], encode: Encode, max_length: int) -> TaskTable
     truncated = tuple(text for text, i in zip(texts, ids, strict=True) if len(i) >= max_length)
     has_text = np.array([bool(text) for text in texts])
     return TaskTable(tuple(texts), input_ids, attention_mask, has_text, truncated)
+
+
+def describe_texts(table: TaskTable, unknown_id: int) -> list[str]:
+    """Returns what a policy could not learn from the instructions, one sentence per kind.
+
+    Args:
+      table: Of the run.
+      unknown_id: As of `unknown_pieces`.
+    """
+    length = table.input_ids.shape[1]
+    same = [_first([*map(repr, texts)], " and ") for texts in indistinguishable(table)]
+    unknown = unknown_pieces(table, unknown_id)
+    partly = [f"{text!r} ({count} of {of_all} pieces)" for text, (count, of_all) in unknown.items()]
+    kinds = {
+        f"cut to {length} tokens (data.max_text_length): ": list(table.truncated),
+        "different ones have the same token ids, so that the policy cannot tell them apart: ": same,
+        "the vocabulary does not know all of it: write it in the language of the vocabulary, or "
+        "name another one in data.vocabulary: ": partly,
+    }
+    return [kind + _first(found) for kind, found in kinds.items() if found]
+
+
+def _first(texts: Sequence[str], separator: str = "; ") -> str:
+    """The first texts, and how many more there are."""
+    more = [f"{len(texts) - _MAX_SHOWN:,} more"] if len(texts) > _MAX_SHOWN else []
+    return separator.join([*texts[:_MAX_SHOWN], *more])
+
+
+def indistinguishable(table: TaskTable) -> list[tuple[str, ...]]:
+    """Returns groups of different instructions that have the same ids, in the table's order."""
+    groups: dict[bytes, list[str]] = {}
+    for text, ids in zip(table.texts, table.input_ids, strict=True):
+        if text:
+            groups.setdefault(ids.tobytes(), []).append(text)
+    return [tuple(texts) for texts in groups.values() if len(texts) > 1]
+
+
+def unknown_pieces(table: TaskTable, unknown_id: int) -> dict[str, tuple[int, int]]:
+    """Returns (unknown pieces, all pieces) of each instruction that has an unknown one.
+
+    Args:
+      table: Of the run.
+      unknown_id: The id of pieces that the vocabulary does not hold.
+    """
+    unknown = (table.input_ids == unknown_id).sum(axis=1)
+    pieces = table.attention_mask.sum(axis=1) - 1  # without the end token
+    rows = np.flatnonzero(unknown).tolist()
+    return {table.texts[row]: (int(unknown[row]), int(pieces[row])) for row in rows}
 
 
 def blank(length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Literal
 
 from pipeline.checks import check
 from pipeline.config import DataConfig
+from pipeline.files import from_json_text
 from train.octo.config import OctoConfig
 
 FinetuningMode = Literal["full", "head_only", "head_mlp_only"]
@@ -338,3 +340,33 @@ class TrainConfig:
                 f"{', '.join(self.model.token_keys)}: they were made of the whole picture and "
                 "would not follow the crop. Leave augment.cropped empty, or read no tokens"
             )
+
+
+def read_config(text: str | bytes, *, where: str, remedy: str) -> TrainConfig:
+    """Returns the config of a run of this or an earlier release, from JSON.
+
+    Args:
+      text: As it was written.
+      where: The file, for the error.
+      remedy: For the error.
+
+    Raises:
+      DataError: It is no such config.
+    """
+    return from_json_text(TrainConfig, _updated(text), where=where, remedy=remedy)
+
+
+def _updated(text: str | bytes) -> str | bytes:
+    """The text with the fields that earlier releases did not write, as those releases acted.
+
+    They normalised `proprio` alone, and there was no field `data.normalized`.
+    """
+    try:
+        values = json.loads(text)
+        data = values["data"]
+        if "normalized" in data:
+            return text
+        data["normalized"] = [name for name in data["observations"] if name == "proprio"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return text  # no config of any release: the reader says what is wrong with it
+    return json.dumps(values)

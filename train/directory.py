@@ -16,12 +16,11 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import (
     TEMPORARIES,
     dump_json,
-    from_json_text,
     to_json_values,
     write_text_atomically,
 )
 from train.checkpoints import read_kept_config
-from train.config import TrainConfig
+from train.config import TrainConfig, read_config
 
 CONFIG_NAME = "config.json"
 _log = logging.getLogger(__name__)
@@ -46,6 +45,7 @@ _MAY_DIFFER = (
     "data.balance",
     "data.split",
     "data.validation_fraction",
+    "data.normalized",
     "data.statistics",
     "data.vocabulary",
     "data.num_threads",
@@ -229,7 +229,7 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
     path = directory / CONFIG_NAME
     try:
         if path.is_file():
-            return from_json_text(TrainConfig, _read_text(path), where=str(path), remedy=_DAMAGED)
+            return read_config(_read_text(path), where=str(path), remedy=_DAMAGED)
     except DataError as error:
         kept, why = read_kept_config(directory), f"{path} cannot be read ({error.found})"
         if kept is None:

@@ -14,6 +14,7 @@ from pipeline.checks import all_problems
 from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
 from pipeline.schema import ACTION
 from pipeline.terminal import show
+from pipeline.text import describe_texts
 from pipeline.tokens import check_same_encoders
 from train import directory
 from train.checkpoints import (
@@ -227,13 +228,15 @@ def _look_at_statistics(found: _Findings, setup: Setup) -> None:
                     "warning",
                     f"statistics of {dataset.path}",
                     f"{where} hardly varies: normalised, its noise is as large as the others' "
-                    "signal. Check that dimension, or leave it out at conversion",
+                    "signal. Check that dimension at the source",
                 )
     used = ", ".join(
         f"{d.path}: {s.count:,} steps"
         for d, s in zip(setup.loader.datasets, setup.loader.statistics[ACTION], strict=True)
     )
     found.add("ok", "statistics", f"{setup.config.data.normalization}, of {used}")
+    if setup.loader.raw:
+        found.add("ok", "observations", f"not normalised: {', '.join(setup.loader.raw)}")
 
 
 def _look_at_origin(found: _Findings, setup: Setup) -> None:
@@ -268,12 +271,8 @@ def _look_at_origin(found: _Findings, setup: Setup) -> None:
 
 def _look_at_texts(found: _Findings, setup: Setup) -> None:
     tasks = setup.loader.tasks
-    for text in tasks.truncated:
-        found.add(
-            "warning",
-            "instruction",
-            f"cut to {setup.config.data.max_text_length} tokens: {text}",
-        )
+    for problem in describe_texts(tasks, setup.inputs.vocabulary.unk_id()):
+        found.add("warning", "instruction", problem)
     without = int((~tasks.has_text).sum())
     if without and not setup.config.data.has_goals:
         found.add(

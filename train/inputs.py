@@ -94,7 +94,7 @@ def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
             found="none",
             remedy="Get it with:" + "".join(f"\n      {line}" for line in dataset.commands),
         )
-    return open_dataset(dataset.path, config.data.keys)
+    return open_dataset(dataset.path, config.data.keys_of(dataset))
 
 
 def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcessor:

@@ -7,7 +7,7 @@ with what the loader makes of the same steps, array by array; only equality to t
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import sentencepiece
 import tyro
 
 from pipeline.batch import FlatBatch, LeafSpec
-from pipeline.config import DataConfig, DatasetConfig
+from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset, on_disk, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.gather import read_into
@@ -163,23 +163,19 @@ def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader,
     """
     data = spec.data
     place = [part.path for part in data.datasets].index(spec.dataset)
-    if data.statistics == "mixture" or spec.missing:
+    sizes = spec.model.image_sizes
+    if data.statistics == "mixture" or spec.missing or spec.resized:
         moved = dataclasses.replace(data.datasets[place], path=dataset.path)
         parts = (*data.datasets[:place], moved, *data.datasets[place + 1 :])
         datasets = [
-            dataset if number == place else open_dataset(part.path, _keys(data, part.missing))
+            dataset if number == place else open_dataset(part.path, data.keys_of(part))
             for number, part in enumerate(parts)
         ]
-        return Loader(dataclasses.replace(data, datasets=parts), 1, datasets, encode), place
+        mixture = dataclasses.replace(data, datasets=parts)
+        return Loader(mixture, 1, datasets, encode, image_sizes=sizes), place
     alone = DatasetConfig(dataset.path, missing=data.datasets[place].missing)
     data = dataclasses.replace(data, datasets=(alone,), split="all")
     return Loader(data, 1, [dataset], encode), 0
-
-
-def _keys(data: DataConfig, missing: Collection[str]) -> list[str]:
-    """Of the features that are read of a dataset."""
-    lacked = {f"{_BELOW}{name}" for name in missing}
-    return [key for key in data.keys if key not in lacked]
 
 
 def _read_step(dataset: Dataset, episode: int, t: int, spec: PolicySpec) -> dict[str, np.ndarray]:
@@ -202,7 +198,8 @@ def _read_feature(dataset: Dataset, episode: int, t: int, key: str) -> np.ndarra
     column, feature = dataset.manifest.schema.find(key, dataset.path)
     reader = dataset.columns[column.name]
     if column.name == EPISODES:
-        return np.asarray(reader.read(episode)[key][t])
+        shape = column.in_batch(feature).shape
+        return np.asarray(reader.read(episode)[key][t]).reshape(shape)
     value = np.empty(feature.shape, feature.batch_dtype)
     read_into(reader, int(dataset.episode_starts[episode]) + t, {key: value})
     return value
@@ -248,7 +245,7 @@ def main() -> None:
 def _report(args: Args) -> int:
     checkpoint = read_run(args.run, args.step)
     path, spec = _locate(checkpoint, args.dataset)
-    dataset = open_dataset(path, _keys(spec.data, spec.missing))
+    dataset = open_dataset(path, spec.keys)
     comparisons = compare_episode(checkpoint, spec, dataset, args.episode)
     num_steps = dataset.manifest.episode_lengths[args.episode]
     differing = [found for found in comparisons if found.steps]

@@ -5,7 +5,7 @@ import pathlib
 from pipeline.errors import UserError
 from pipeline.loader import Loader
 from pipeline.tokens import check_same_encoders
-from train.checkpoints import read_datasets, read_loader_state
+from train.checkpoints import read_datasets, read_kept_config, read_loader_state
 from train.config import TrainConfig
 from train.report import REPORT_NAME
 
@@ -24,6 +24,7 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
       DataError: Where the checkpoint is damaged, or of another config or other data.
     """
     run_directory = pathlib.Path(config.save_dir)
+    _check_normalized(config, loader)
     check_same_encoders(read_datasets(run_directory), loader.describe_datasets())
     position = loader.restore(read_loader_state(run_directory), new_mixture=new_mixture)
     if position >= config.num_steps:
@@ -53,3 +54,18 @@ def how_to_train_on(config: TrainConfig) -> str:
         "Its learning rate has decayed to 0; to train on from its weights, start a new run, with "
         f"--config.pretrained_path={config.save_dir} and another --config.save_dir."
     )
+
+
+def _check_normalized(config: TrainConfig, loader: Loader) -> None:
+    """Earlier releases normalised `proprio` alone: such a run resumes with its own inputs."""
+    kept = read_kept_config(pathlib.Path(config.save_dir))
+    if kept is None:
+        return
+    before = [name for name in loader.lowdims if kept.data.normalizes(name)]
+    if before != list(loader.normalized):
+        raise UserError(
+            where=f"save_dir {config.save_dir}, data.normalized",
+            expected=f"the observations that the run normalises: {', '.join(before) or 'none'}",
+            found=", ".join(loader.normalized) or "none",
+            remedy=f"Add --config.data.normalized {' '.join(before)}".rstrip() + ".",
+        )

@@ -113,7 +113,14 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
     shard = device.host_shard(sharding, config.batch_size)
     encode = inputs.vocabulary.EncodeAsIds
     with exclusion_named(config):
-        loader = Loader(config.data, config.batch_size, inputs.datasets, encode, shard)
+        loader = Loader(
+            config.data,
+            config.batch_size,
+            inputs.datasets,
+            encode,
+            shard,
+            config.model.image_sizes,
+        )
     optimizer = make_optimizer(config.optimizer)
     schedule = learning_rate(config.optimizer, config.num_steps)
     state = shard_structs(jax.eval_shape(lambda: init_state(config, optimizer)), mesh)

@@ -123,7 +123,8 @@ class Validator:
         split = "validation" if config.data.validation_fraction else "train"
         data = dataclasses.replace(config.data, split=split)
         self._config = config
-        self._loader = Loader(data, config.batch_size, datasets, encode, shard)
+        sizes = config.model.image_sizes
+        self._loader = Loader(data, config.batch_size, datasets, encode, shard, sizes)
         self._sharding = sharding
         self._module = OctoModule(config.model)
         whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -268,7 +269,8 @@ class Validator:
     def _dims(self) -> tuple[str, ...]:
         dataset = self._loader.datasets[0]
         _, feature = dataset.manifest.schema.find(ACTION, dataset.path)
-        return feature.dims or tuple(f"action[{i}]" for i in range(feature.shape[0]))
+        num_dims = self._loader.spec[ACTION].shape[-1]
+        return feature.dims or tuple(f"action[{i}]" for i in range(num_dims))
 
     def _metrics(
         self,

@@ -117,7 +117,7 @@ def parse_cameras(text: str, manifest: Manifest, where: str) -> tuple[str, ...]:
     held = [
         feature.key.removeprefix(_OBSERVATION)
         for column, feature in manifest.schema.features()
-        if feature.kind == "image" and column.per == "step"
+        if column.is_camera(feature)
     ]
     names = [name if name in held else IMAGE + name for name in text.split(",")]
     unknown = [name for name in names if name not in held]

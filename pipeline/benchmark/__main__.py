@@ -15,10 +15,10 @@ from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.memory import keep_freed_memory
-from pipeline.schema import EPISODES
 from pipeline.terminal import escaped
 
 _DIGITS = 4
+_BELOW = "observation/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Args:
     """Print one JSON object on a line of its own; the table goes to stderr."""
     observations: tuple[str, ...] = ()
     """Features below observation/ that a batch holds; where none is named, the cameras, the token
-    columns and proprio, as far as the dataset has them."""
+    columns and the float32 vectors of the trajectories, as far as the dataset has them."""
     current_only: tuple[str, ...] = ()
     """Of these, those that are read for the current step alone."""
     batch_size: int = 16
@@ -113,13 +113,19 @@ def _config(args: Args) -> DataConfig:
 
 
 def _default_observations(dataset: Dataset) -> tuple[str, ...]:
-    """Whatever has a record a step, and proprio."""
-    keys = [
-        feature.key
+    """Whatever a policy could read of the dataset, and the loader can give."""
+    return tuple(
+        feature.key.removeprefix(_BELOW)
         for column, feature in dataset.manifest.schema.features()
-        if column.name != EPISODES or feature.key == "observation/proprio"
-    ]
-    return tuple(key.removeprefix("observation/") for key in keys)
+        if feature.key.startswith(_BELOW)
+        and (column.per == "step" or (column.is_lowdim(feature) and _varies(dataset, feature.key)))
+    )
+
+
+def _varies(dataset: Dataset, key: str) -> bool:
+    """Whether a feature can be normalised: none of its dimensions is always the same."""
+    statistics = dataset.statistics.get(key)
+    return statistics is not None and bool((statistics.std > 0).all())
 
 
 def _print(

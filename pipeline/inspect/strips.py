@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.dataset import Dataset
-from pipeline.images import decode_image
+from pipeline.gather import read_into
 from pipeline.inspect.names import short_name
 from pipeline.schema import Column, Feature
 
@@ -69,7 +69,7 @@ def read_episode_strips(dataset: Dataset, episode: int) -> tuple[Strip, ...]:
 
 def _cameras(dataset: Dataset) -> list[tuple[Column, Feature]]:
     pairs = dataset.manifest.schema.features()
-    return [(c, f) for c, f in pairs if f.kind == "image" and c.per == "step"]
+    return [(c, f) for c, f in pairs if c.is_camera(f)]
 
 
 def _read(
@@ -79,8 +79,6 @@ def _read(
     images = {}
     for step in spread(dataset.manifest.episode_lengths[episode], count):
         record = int(dataset.episode_starts[episode]) + step
-        encoded = dataset.columns[column.name].read(record)[feature.key]
         images[step] = np.empty(feature.shape, np.uint8)
-        where = f"{dataset.path}, column {column.name}, record {record}, {feature.key}"
-        decode_image(bytes(encoded), images[step], where)
+        read_into(dataset.columns[column.name], record, {feature.key: images[step]})
     return images

@@ -1,8 +1,8 @@
 """Summaries as tables for a person."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -32,9 +32,12 @@ from pipeline.schema import ACTION
 from pipeline.terminal import escaped_fields
 from pipeline.tokens import TokenOrigin
 
+T = TypeVar("T")
 _MB = 1e6
 _MAX_DIM_ROWS = 32
 """Dimensions of a feature that the text shows; JSON has all of them."""
+_MAX_ROWS = 100
+"""Rows of any other table that the text shows; JSON has all of them."""
 _TYPE_HEADINGS = ("at\nrest", "in\nbatch", "shape", "bytes\na step:>")
 _SMALLEST, _LARGEST = 1e-3, 1e6
 """Numbers in between are written without an exponent."""
@@ -64,7 +67,7 @@ def _dataset_parts(summary: Summary, console: Console) -> list[RenderableType]:
         *section("Columns", *_columns(summary.columns, console)),
         *section("Features", *_features(summary.features, console)),
         *_computed(summary.features),
-        *section("Tasks", _task_table(summary.tasks)),
+        *section("Tasks", *_first_rows(_task_table, summary.tasks)),
         *section("Episode lengths", _length_table(lengths, hz)),
         *section(
             f"Statistics over {lengths.total:,} steps",
@@ -84,10 +87,19 @@ def _episode_parts(summary: EpisodeSummary, console: Console) -> list[Renderable
     return [
         *title(f"{summary.name}, episode {summary.episode}", f"of {summary.episodes:,} episodes"),
         pairs(about),
-        *section("Tasks", _episode_task_table(summary.tasks)),
-        *section("Records", _record_table(summary.records)),
+        *section("Tasks", *_first_rows(_episode_task_table, summary.tasks)),
+        *section("Records", *_first_rows(_record_table, summary.records)),
         *section("Values", *_dims(RANGES, summary.values, console)),
     ]
+
+
+def _first_rows(
+    make_table: Callable[[Sequence[T]], Table], items: Sequence[T]
+) -> list[RenderableType]:
+    """A table of the first items, and how many more there are."""
+    more = len(items) - _MAX_ROWS
+    note = [Text(f" and {more:,} more with --json", "dim")] if more > 0 else []
+    return [make_table(items[:_MAX_ROWS]), *note]
 
 
 def _columns(columns: Sequence[ColumnSummary], console: Console) -> list[RenderableType]:

@@ -92,6 +92,7 @@ def make_loader(
         kind: type[Loader] = Loader,
         encode: Encode = vocabulary.EncodeAsIds,
         shard: HostShard = WHOLE_BATCH,
+        image_sizes: dict[str, int] | None = None,
         **settings: Any,
     ) -> Loader:
         names = map(str, paths)
@@ -108,6 +109,6 @@ def make_loader(
             **settings,
         )
         datasets = [open_dataset(d.path) for d in config.datasets]
-        return kind(config, batch_size, datasets, encode, shard)
+        return kind(config, batch_size, datasets, encode, shard, image_sizes)
 
     return make

@@ -101,7 +101,7 @@ def test_column_that_the_config_does_not_name_is_not_read(
 
 
 def test_observation_that_no_column_holds_is_named(make: Callable) -> None:
-    message = "expected a feature observation/depth; found only action,.*Name another"
+    message = "expected a feature observation/depth; found only action,.*Name in data.observations"
     with pytest.raises(SchemaError, match=message):
         _ = make(observations=("depth",)).features
 

@@ -49,5 +49,6 @@ def test_damaged_image_names_its_record(
     monkeypatch.setattr(
         dataset.columns["steps"], "read", lambda _: {"observation/image_primary": b"no image"}
     )
-    with pytest.raises(DataError, match=r"column steps, record 102, observation/image_primary"):
+    place = r"steps/00000-of-00002\.arrayrecord, record 102, observation/image_primary"
+    with pytest.raises(DataError, match=place):
         read_episode_strips(dataset, 1)

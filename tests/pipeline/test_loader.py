@@ -438,7 +438,7 @@ def test_every_dimension_that_never_varies_is_told_with_its_dataset(
     place = f"{twice[1]}/statistics.json"
     message = (
         rf"a std above 0 in every dimension; found {place}, action\[1\]: 0; "
-        rf"{place}, action\[4\]: 0\. .*: leave it out at conversion"
+        rf"{place}, action\[4\]: 0\. .* Write the source without it"
     )
     with pytest.raises(DataError, match=message):
         make_loader(*twice)

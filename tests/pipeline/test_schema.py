@@ -196,7 +196,7 @@ def test_find_gives_the_column_and_names_what_there_is() -> None:
     schema = Schema((column,))
     assert schema.find("x", "here") == (column, tensor())
     with pytest.raises(
-        SchemaError, match=r"here: expected a feature y; found only x. Name another"
+        SchemaError, match=r"here: expected a feature y; found only x. Name in data.observations"
     ):
         schema.find("y", "here")
 

@@ -256,9 +256,7 @@ def test_the_command_tells_mistakes(policy_run, tmp_path, monkeypatch, capsys):
 
 def test_the_proof_itself_uses_the_policys_own_normalizer(checkpoint, dataset, monkeypatch):
     # Were the policy's proprioception normalised in another way, nothing else would show it.
-    monkeypatch.setattr(
-        PolicySpec, "normalize_proprio", lambda self, proprio: np.asarray(proprio, np.float32)
-    )
+    monkeypatch.setattr(PolicySpec, "as_read", lambda self, name, value: np.asarray(value))
     assert differing(checkpoint, dataset) == {"observation/proprio": ALL}
 
 

@@ -362,6 +362,11 @@ class OctoConfig:
         return (*self.cameras, *self.lowdims, *geometry)
 
     @property
+    def image_sizes(self) -> dict[str, int]:
+        """Height and width to which the model resizes each camera, by its observation key."""
+        return {image.observation_key: image.image_size for image in self.cameras}
+
+    @property
     def token_keys(self) -> tuple[str, ...]:
         """Under `observation`, of all geometry tokens; those used twice are named once."""
         return tuple(dict.fromkeys(key for vggt in self.geometry for key in vggt.keys))

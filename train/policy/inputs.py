@@ -2,7 +2,8 @@
 
                       pipeline/ (training)                     here (rollout)
     observation   gather.py: history_indices, masks    History: the last steps, padded alike
-    proprio       transforms.py: Normalize             PolicySpec.normalize_proprio
+    vectors       transforms.py: Normalize             PolicySpec.as_read
+    images        gather.py: resized where datasets of a mixture store other sizes    the same
     instruction   transforms.py: LookUpTask            tokenize, the same ids and mask
     goal          gather.py: the images of a later step    the images that `reset` was given
     tokens        a column of the dataset              a `TokenEncoder`
@@ -24,7 +25,7 @@ from pipeline.device import resize_images
 from pipeline.errors import UserError
 from pipeline.text import Encode, tokenize
 from train.policy.observations import Observation, check_observations
-from train.policy.spec import PROPRIO, PolicySpec
+from train.policy.spec import PolicySpec
 
 
 @runtime_checkable
@@ -160,9 +161,8 @@ class PolicyInputs:
         if self._encoder and (latest or longest > 1):
             rows = self._with_tokens(self._encoder, rows)
         for history, row in zip(histories, rows, strict=True):
-            if PROPRIO in row:
-                row[PROPRIO] = self.spec.normalize_proprio(row[PROPRIO])
-            history.steps.append(row)
+            seen = {name: self.spec.as_read(name, value) for name, value in row.items()}
+            history.steps.append(seen)
 
     def take_steps(self, env: int) -> list[dict[str, np.ndarray]]:
         """The steps of a history, oldest first, which is empty then, as after a reset."""
@@ -239,7 +239,7 @@ class PolicyInputs:
             if has_goal and camera not in self.spec.missing
         }
         goal = check_observations({0: task.goal}, expected, self._resize)[0]
-        return Task(task.text, goal)
+        return Task(task.text, {c: self.spec.as_read(c, image) for c, image in goal.items()})
 
     def _with_tokens(
         self, encoder: TokenEncoder, rows: list[dict[str, np.ndarray]]

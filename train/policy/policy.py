@@ -22,7 +22,7 @@ from train.octo.policy import InstructionEncoder
 from train.policy.inputs import PolicyInputs, Task, TokenEncoder
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation
-from train.policy.spec import PROPRIO, PolicySpec
+from train.policy.spec import PolicySpec
 from train.step import to_model_size
 
 _NUM_ENVS = 2**32
@@ -276,9 +276,11 @@ class Policy:
         of_all = sum(chunks[env].size for env in envs)
         steps = [step for env in envs for step in self._inputs.take_steps(env)]
         cause = ""
-        if PROPRIO in self.spec.observed:
-            largest = max(float(np.abs(step[PROPRIO]).max()) for step in steps)
-            cause = f", with a normalised {PROPRIO} of up to {largest:.3g}"
+        seen = [name for name in self.spec.normalized if name in self.spec.observed]
+        if seen:
+            sizes = {n: max(float(np.abs(step[n]).max()) for step in steps) for n in seen}
+            name = max(seen, key=lambda name: sizes[name])
+            cause = f", with a normalised {name} of up to {sizes[name]:.3g}"
         return UserError(
             where="actions" + (f" of environments {envs}" if len(chunks) > 1 else ""),
             expected="finite values",

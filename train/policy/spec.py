@@ -3,24 +3,23 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from pipeline.batch import LeafSpec
-from pipeline.config import DataConfig, Normalization
+from pipeline.config import DataConfig, DatasetConfig, Normalization
 from pipeline.conventions import Conventions, standardize_gripper
 from pipeline.errors import UserError
 from pipeline.files import from_json_text
+from pipeline.images import resize_image
 from pipeline.normalize import Normalizer
 from pipeline.schema import ACTION
 from pipeline.statistics import FeatureStatistics
 from train.checkpoints import Checkpoint
 from train.octo.config import OctoConfig
 
-PROPRIO = "proprio"
-"""The one observation that is normalised."""
 _OLD = "Read it with the release that wrote it, or train again."
 
 
@@ -46,6 +45,9 @@ class PolicySpec:
     """Name of each number of an action; empty where the dataset names none."""
     missing: frozenset[str] = frozenset()
     """Observations that the dataset lacks: the model sees zeros, masked, as in training."""
+    resized: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """By name, the shape in a batch of the cameras that the loader resized in training; they are
+    stored, and shown to the policy, in another."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, dataset: str | None = None) -> "PolicySpec":
@@ -92,7 +94,16 @@ class PolicySpec:
             features=features,
             action_dims=tuple(values["features"][ACTION]["dims"]),
             missing=_missing(checkpoint, path),
+            resized={
+                key.removeprefix("observation/"): tuple(shape)
+                for key, shape in values.get("resized", {}).items()
+            },
         )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the features that training read of the dataset."""
+        return self.data.keys_of(DatasetConfig(self.dataset, missing=tuple(self.missing)))
 
     @functools.cached_property
     def cameras(self) -> tuple[str, ...]:
@@ -120,7 +131,7 @@ class PolicySpec:
         leaves = {"observation/timestep_pad_mask": LeafSpec("bool", (window,))}
         for name in self.model.input_keys:
             leaf = self.features[f"observation/{name}"]
-            shape = (self.data.window_of(name), *leaf.shape)
+            shape = (self.data.window_of(name), *self.resized.get(name, leaf.shape))
             leaves[f"observation/{name}"] = LeafSpec(leaf.dtype, shape)
             leaves[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (window,))
         if self.model.language is not None:
@@ -130,13 +141,32 @@ class PolicySpec:
             leaves["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", ())
         if self.data.has_goals:
             for camera in self.cameras:
-                leaves[f"task/{camera}"] = self.features[f"observation/{camera}"]
+                leaf = self.features[f"observation/{camera}"]
+                shape = self.resized.get(camera, leaf.shape)
+                leaves[f"task/{camera}"] = LeafSpec(leaf.dtype, shape)
         return dict(sorted(leaves.items()))
 
-    def normalize_proprio(self, proprio: np.ndarray) -> np.ndarray:
-        """What the model reads of a raw vector, float32 (d)."""
-        with np.errstate(over="ignore"):  # what is not finite is found in the actions
-            return self._normalizers[PROPRIO].normalize(proprio[None], np.zeros(1, np.int64))[0]
+    @functools.cached_property
+    def normalized(self) -> tuple[str, ...]:
+        """Names of the observations that training normalised."""
+        return tuple(name for name in self._normalizers if name != ACTION)
+
+    def as_read(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Returns what a batch has of one step of an observation that an environment shows.
+
+        Args:
+          name: Of the observation.
+          value: A vector in the dataset's units, float32 (d), is normalised where training did so;
+            an image, uint8 (y x 3), is resized where the loader did so.
+        """
+        if name in self.normalized:
+            with np.errstate(over="ignore"):  # what is not finite is found in the actions
+                return self._normalizers[name].normalize(value[None], np.zeros(1, np.int64))[0]
+        if name not in self.resized:
+            return value
+        resized = np.empty(self.resized[name], np.uint8)
+        resize_image(value, resized)
+        return resized
 
     def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
         """What a chunk of stored actions is in a batch: 1 = open, normalised; float32 (h a)."""
@@ -156,14 +186,34 @@ class PolicySpec:
         """The loader's own, of this dataset alone."""
         (action_dim,) = self.features[ACTION].shape
         masks = {ACTION: self.conventions.normalized_dims(action_dim)}
-        key = f"observation/{PROPRIO}"
-        if key in self.features and PROPRIO not in self.missing:
-            masks[PROPRIO] = np.ones(self.features[key].shape, bool)
-        statistics = {ACTION: self.statistics[ACTION], PROPRIO: self.statistics.get(key)}
+        statistics = {ACTION: self.statistics[ACTION]}
+        for name in _normalized(self.data, self.statistics, self.features):
+            if name not in self.missing:
+                key = f"observation/{name}"
+                masks[name] = np.ones(self.features[key].shape, bool)
+                statistics[name] = self.statistics[key]
         return {
             name: Normalizer.create([statistics[name]], [mask], self.normalization)
             for name, mask in masks.items()
         }
+
+
+def _normalized(
+    data: DataConfig, statistics: Collection[str], features: Mapping[str, LeafSpec]
+) -> list[str]:
+    """Names of the observations that were normalised in training.
+
+    Args:
+      data: Of the run.
+      statistics: Keys that have statistics: the float32 features of the trajectories.
+      features: As of a `PolicySpec`.
+    """
+    return [
+        name
+        for name in data.observations
+        for key in [f"observation/{name}"]
+        if data.normalizes(name) and key in statistics and len(features[key].shape) == 1
+    ]
 
 
 def _select(checkpoint: Checkpoint, wanted: str | None) -> str:
@@ -193,12 +243,13 @@ def _meaning(checkpoint: Checkpoint, path: str) -> dict[str, Any]:
     """All of a dataset that a policy's border depends on."""
     values = checkpoint.datasets[path]
     names = checkpoint.config.model.input_keys
-    keys = [ACTION, *(f"observation/{name}" for name in names if name == PROPRIO)]
+    keys = [ACTION, *(f"observation/{n}" for n in names if checkpoint.config.data.normalizes(n))]
     return {
         "statistics": {key: values["statistics"].get(key) for key in keys},
         "conventions": values["conventions"],
         "normalization": values["normalization"],
         "missing": _missing(checkpoint, path) & set(names),
+        "resized": values.get("resized", {}),
     }
 
 
