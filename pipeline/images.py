@@ -1,6 +1,5 @@
 """Camera images: their size from the header, decoding into arrays that exist, and resizing."""
 
-import functools
 import io
 from typing import Literal
 
@@ -16,7 +15,6 @@ _PNG = ("PNG",)
 _UNREADABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
 """The last two are Pillow's, of a broken PNG and of one that claims a size beyond any camera's."""
 _SHOWN_BYTES = 8
-_LANCZOS_RADIUS = 3
 
 
 def image_format(encoded: Blob) -> Literal["jpeg", "png"]:
@@ -112,29 +110,15 @@ def resize_image(image: np.ndarray, out: np.ndarray) -> None:
 
     Source: `tf.image.resize` with lanczos3 and antialiasing, then round and clip, as in Octo.
     """
-    (y, x), (h, w) = image.shape[:2], out.shape[:2]
-    if (y, x) == (h, w):
+    if image.shape == out.shape:
         out[...] = image
         return
-    rows = _lanczos_weights(y, h) @ image.reshape(y, -1).astype(np.float32)
-    # With the column axis first, the second product is one large matrix product as well.
-    turned = rows.reshape(h, x, 3).transpose(1, 0, 2).reshape(x, -1)
-    columns = (_lanczos_weights(x, w) @ turned).reshape(w, h, 3)
-    out[...] = np.clip(np.rint(columns), 0, 255).transpose(1, 0, 2)
-
-
-@functools.lru_cache(maxsize=64)
-def _lanczos_weights(size: int, new_size: int) -> np.ndarray:
-    """float32 (new_size, size): what each pixel of a line adds to each pixel of the new line.
-
-    Source: `jax.image.resize`; when a line shrinks, the kernel is as much wider.
-    """
-    scale = new_size / size
-    centers = (np.arange(new_size) + 0.5) / scale - 0.5
-    distances = np.abs(centers[:, None] - np.arange(size)) * min(scale, 1.0)
-    kernel = np.sinc(distances) * np.sinc(distances / _LANCZOS_RADIUS)
-    weights = np.where(distances < _LANCZOS_RADIUS, kernel, 0.0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    height, width = out.shape[:2]
+    for channel in range(out.shape[2]):
+        # Of bytes, Pillow would round and clip between the two directions.
+        floats = Image.fromarray(image[..., channel].astype(np.float32))
+        resized = floats.resize((width, height), Image.Resampling.LANCZOS)
+        out[..., channel] = np.clip(np.rint(np.asarray(resized)), 0, 255)
 
 
 def _unreadable(encoded: Blob, error: Exception, where: str) -> DataError:
