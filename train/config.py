@@ -342,7 +342,7 @@ class TrainConfig:
             )
 
 
-def read_config(text: str | bytes, *, where: str, remedy: str) -> TrainConfig:
+def parse_config(text: str | bytes, *, where: str, remedy: str) -> TrainConfig:
     """Returns the config of a run of this or an earlier release, from JSON.
 
     Args:

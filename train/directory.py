@@ -20,7 +20,7 @@ from pipeline.files import (
     write_text_atomically,
 )
 from train.checkpoints import read_kept_config
-from train.config import TrainConfig, read_config
+from train.config import TrainConfig, parse_config
 
 CONFIG_NAME = "config.json"
 _log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
     path = directory / CONFIG_NAME
     try:
         if path.is_file():
-            return read_config(_read_text(path), where=str(path), remedy=_DAMAGED)
+            return parse_config(_read_text(path), where=str(path), remedy=_DAMAGED)
     except DataError as error:
         kept, why = read_kept_config(directory), f"{path} cannot be read ({error.found})"
         if kept is None:

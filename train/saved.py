@@ -14,7 +14,7 @@ from etils import epath
 from pipeline.errors import DataError
 from pipeline.files import from_json_text
 from pipeline.position import LoaderState
-from train.config import TrainConfig, read_config
+from train.config import TrainConfig, parse_config
 from train.digests import MISSING, Digests, changes, digest_arrays, digest_json
 from train.failures import damage, reading
 from train.state import TrainState
@@ -54,7 +54,7 @@ class SavedStep:
     def config(self) -> TrainConfig:
         """Of its run."""
         remedy = "Read it with the release that wrote it."
-        return read_config(self._text("config"), where=f"{self.path}, config", remedy=remedy)
+        return parse_config(self._text("config"), where=f"{self.path}, config", remedy=remedy)
 
     def datasets(self) -> dict[str, Any]:
         """As `Checkpoint.datasets`."""

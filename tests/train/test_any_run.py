@@ -11,7 +11,7 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from tests.small_dataset import write_dataset
 from train.checkpoints import read_checkpoint
-from train.config import AugmentConfig, TrainConfig, ValidationConfig, read_config
+from train.config import AugmentConfig, TrainConfig, ValidationConfig, parse_config
 from train.flags import Flags, load_config
 from train.octo.config import LowdimTokenizerConfig, RegressionConfig
 from train.parity import compare_episode
@@ -101,7 +101,7 @@ def test_a_run_of_an_earlier_release_keeps_its_inputs(
 ) -> None:
     """It normalised proprio alone, and its config says nothing of it."""
     text = (finished / "config.json").read_text()
-    before = read_config(text.replace('"normalized": null,', ""), where="", remedy="")
+    before = parse_config(text.replace('"normalized": null,', ""), where="", remedy="")
     assert before.data.normalized == ("proprio",)
     assert dataclasses.replace(before.data, normalized=None) == config.data
     with pytest.raises(UserError, match=r"normalises: proprio, joints; found proprio\. Add --conf"):
