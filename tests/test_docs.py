@@ -15,6 +15,7 @@ from etils import epath
 from pipeline.conventions import Conventions
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError
+from pipeline.files import to_json_values
 from pipeline.manifest import FORMAT_VERSION, Manifest, Shard, TaskChange, load_manifest
 from pipeline.record import RecordLayout
 from pipeline.schema import Column, Feature, Schema
@@ -124,7 +125,7 @@ SCHEMA = Schema(
 
 
 def as_json(value: Any) -> Any:
-    return json.loads(json.dumps(dataclasses.asdict(value)))
+    return to_json_values(value)
 
 
 @pytest.mark.parametrize(("episode", "step"), [(0, 0), (1, 123), (2, 0), (3, 105)])
