@@ -58,7 +58,14 @@ class SavedStep:
 
     def datasets(self) -> dict[str, Any]:
         """As `Checkpoint.datasets`."""
-        return json.loads(self._text("datasets"))
+        values = json.loads(self._text("datasets"))
+        if (
+            not isinstance(values, dict)
+            or not values
+            or not all(isinstance(of_each, dict) for of_each in values.values())
+        ):
+            raise damage(self.path, "a map of each dataset, by path", "another JSON value")
+        return values
 
     def loader_state(self) -> LoaderState:
         """Of the loader after the batches that made it."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 from train.saved import STATE, SavedStep
 
 JSON_ITEMS = ("config", "datasets", "loader", "digests")
@@ -76,6 +76,17 @@ def test_flips_in_the_json_of_a_checkpoint_are_seen(step: pathlib.Path, number: 
     files = [step / item / "metadata" for item in JSON_ITEMS]
     refused = flip(files, number, seed=number, read=lambda: read_values(step, arrays))
     assert refused > number // 2  # a blank between values may change without a meaning
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"x": 3}', "[" * 100_000, ""])
+def test_datasets_that_are_none_are_reported_without_digests(
+    step: pathlib.Path, tmp_path: pathlib.Path, text: str
+) -> None:
+    copied = pathlib.Path(shutil.copytree(step, tmp_path / "2"))
+    shutil.rmtree(copied / "digests")
+    (copied / "datasets" / "metadata").write_text(text)
+    with pytest.raises(DataError, match=r"2: expected .*; found .*Check the disk"):
+        SavedStep(copied).datasets()
 
 
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # Orbax's, where a read fails

@@ -15,6 +15,7 @@ from pipeline.conventions import restore_gripper
 from pipeline.errors import UserError
 from train.checkpoints import read_checkpoint
 from train.policy import Policy
+from train.policy.policy import read_run
 from train.serve.__main__ import parse_keys
 from train.serve.codec import pack, unpack
 from train.serve.listener import bind
@@ -178,6 +179,16 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(monkeypatch, capsys):
             error = capsys.readouterr().err
             assert error.startswith(f"error: {host}:{number}: expected an address to listen at")
             assert found in error
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("file", "found a file"), ("no", "no such directory"), ("x" * 5000, "too long")],
+)
+def test_a_path_that_is_no_run_is_told(tmp_path, name, found):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=found):
+        read_run(tmp_path / name)
 
 
 def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):

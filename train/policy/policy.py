@@ -337,11 +337,18 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
       DataError: It is damaged.
     """
     path = pathlib.Path(directory)
-    if not is_run(path):
+    try:
+        is_there = is_run(path)
+        found = (
+            "none in it" if path.is_dir() else "a file" if path.exists() else "no such directory"
+        )
+    except OSError as error:  # such as a name that is too long
+        is_there, found = False, error.strerror or str(error)
+    if not is_there:
         raise UserError(
             where=str(path),
             expected="the directory of a run, with checkpoints",
-            found="none in it" if path.is_dir() else "no such directory",
+            found=found,
             remedy="Name the save_dir of a run.",
         )
     return read_checkpoint(path, step)
