@@ -123,7 +123,7 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
         check(config, resume=resume, overwrite=overwrite)
         try:
             for unfinished in directory.glob(TEMPORARIES):
-                unfinished.unlink()
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             if not resume:
                 _empty(directory)
             write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(config)))

@@ -264,10 +264,13 @@ def test_a_file_that_a_kill_left_unfinished_is_no_obstacle_and_is_deleted(tiny_c
     directory.mkdir(exist_ok=True)
     unfinished = temporary_path(directory / "config.json")
     unfinished.write_text("{")
+    probe = temporary_path(directory / "probe")  # of a dry run
+    (probe / "inner").mkdir(parents=True)
     check(tiny_config, resume=resume, overwrite=False)
     assert unfinished.exists()
     with claimed(tiny_config, resume=resume, overwrite=False):
         assert not unfinished.exists()
+        assert not probe.exists()
 
 
 def test_a_file_system_without_locks_is_told(tiny_config, monkeypatch):
