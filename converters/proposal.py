@@ -3,16 +3,23 @@
 import dataclasses
 import glob
 import itertools
-import json
 import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from converters.doubts import is_name
 from converters.features import IMAGES, FeatureMapping
-from converters.rlds.sizes import readable_episodes
 from converters.rlds.source import STEPS, RldsSource, SourceKey
+from converters.texts import (
+    CAMERA_WORDS,
+    TASK_WORDS,
+    find_source_id,
+    find_task,
+    leaf_words,
+    on_one_line,
+    quoted,
+    words_of,
+)
 from pipeline.config import DataConfig
 from pipeline.errors import SchemaError
 from pipeline.schema import ACTION, EPISODES, SOURCE_ID, rest_dtype
@@ -20,24 +27,8 @@ from pipeline.schema import ACTION, EPISODES, SOURCE_ID, rest_dtype
 _TOKEN_VALUES = 512
 """Tensors from this many values a step on are proposed as a column of their own."""
 
-_TASK_WORDS = ("instruction", "language", "lang", "prompt", "task")
 _ACTION_WORDS = ("action", "cmd", "control")
 """In the keys that are likely to be one, the likeliest first."""
-_NAME_WORDS = {
-    "id",
-    "ids",
-    "uid",
-    "uuid",
-    "guid",
-    "path",
-    "file",
-    "filename",
-    "url",
-    "hash",
-    "name",
-}
-"""Of keys whose texts name an episode or a file, and tell no task."""
-_CAMERA_WORDS = {"image", "images", "rgb", "camera", "cam", "frame", "frames", "jpeg", "png"}
 _NO_ARM_WORDS = {"base", "mobile", "navigation", "terminate", "stop", "stamp", "timestamp", "mode"}
 """Of keys of an action that do not move the arm."""
 _ARM_ORDER = (
@@ -103,8 +94,8 @@ def describe(source: RldsSource) -> str:
     It is valid as it stands, unless the source has no action.
     """
     keys = list(source.keys.values())
-    task, task_line = _task(source)
-    source_id = _source_id(keys, task)
+    task, task_line = find_task(source)
+    source_id = find_source_id(keys, task)
     rest = [key for key in keys if key.key not in (task, source_id)]
     refused = {key.key: reason for key in rest if (reason := _refusal(key))}
     proposals = _proposals([key for key in rest if key.key not in refused])
@@ -112,7 +103,7 @@ def describe(source: RldsSource) -> str:
     lines = [
         f"# Mapping of {source.name} {source.version}. Look at every line marked CHECK.",
         task_line,
-        *([f"source_id = {_quoted(source_id)}"] if source_id else []),
+        *([f"source_id = {quoted(source_id)}"] if source_id else []),
         *_ignore_lines(refused),
         *([] if proposals else ["features = []  # CHECK: the source has none that can be stored"]),
         'licence = "unknown"  # CHECK: of the data, such as CC-BY-4.0',
@@ -125,70 +116,6 @@ def describe(source: RldsSource) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _words(key: str) -> set[str]:
-    """The words of a key, in small letters: of `steps/observation/eeImage_0` also `image`."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key)
-    return set(re.split(r"[^a-z]+", spaced.lower()))
-
-
-def _leaf_words(key: str) -> set[str]:
-    return _words(key.rpartition("/")[2])
-
-
-# --- texts
-
-
-def _task(source: RldsSource) -> tuple[str | None, str]:
-    """The key of the instruction, and its line."""
-    texts = [key.key for key in source.keys.values() if key.kind == "text"]
-    texts = [key for key in texts if not _leaf_words(key) & (_NAME_WORDS | _CAMERA_WORDS)]
-    named = _with_names(source, texts)
-    texts = [key for key in texts if key not in named]
-    likely = [key for word in _TASK_WORDS for key in texts if word in key.lower()]
-    steps = [key for key in texts if key.startswith(STEPS)]
-    candidates = list(dict.fromkeys(likely)) or steps
-    if not candidates:
-        return None, _no_task_line(source, texts)
-    line = f"task = {_quoted(candidates[0])}"
-    others = ", ".join(map(_quoted, candidates[1:]))
-    if others:
-        line += f"  # CHECK: the instruction, which training needs; or {others}"
-    elif not likely:
-        line += "  # CHECK: the instruction, which training needs; no other text could be it"
-    return candidates[0], line
-
-
-def _with_names(source: RldsSource, keys: Sequence[str]) -> set[str]:
-    """Those of some keys whose first text is a name of an episode or file by its looks."""
-    wanted = [source.keys[key] for key in keys]
-    _, episode = next(readable_episodes(source, wanted), ("", {}))
-    return {key for key, texts in episode.items() if is_name(bytes(texts[0]))}
-
-
-def _no_task_line(source: RldsSource, texts: Sequence[str]) -> str:
-    """The line of the instruction where the source has no text that could be it."""
-    reason = "the source has no text that could be the instruction"
-    for key in source.keys.values():
-        is_likely = any(word in key.key.lower() for word in _TASK_WORDS)
-        if is_likely and key.kind == "tensor" and key.dtype not in _FLOATS:
-            reason = f"{key.key} is {key.dtype}{list(key.shape)}, a code and not the instruction"
-        elif is_likely and key.kind == "other":
-            reason = f"{key.key} cannot be read as the instruction"
-    if texts:
-        reason += f", unless it is {' or '.join(map(_quoted, texts))}"
-    return (
-        f'task = ""  # CHECK: {_on_one_line(reason)}; goal images alone tell the task then, or give'
-        ' all episodes one: instruction = "..."'
-    )
-
-
-def _source_id(keys: Sequence[SourceKey], task: str | None) -> str | None:
-    """A text that names the episode, where there is one of it."""
-    texts = [key.key for key in keys if key.kind == "text" and key.key != task]
-    texts = [key for key in texts if not key.startswith(STEPS)]
-    return min(texts, key=lambda key: not _leaf_words(key) & _NAME_WORDS, default=None)
-
-
 # --- what cannot be stored
 
 
@@ -197,12 +124,12 @@ def _refusal(key: SourceKey) -> str | None:
     reason = _reason(key)
     if reason is None:
         return None
-    words = _words(key.key)
-    if key.kind == "image" or key.has_images or (key.kind == "text" and words & _CAMERA_WORDS):
+    words = words_of(key.key)
+    if key.kind == "image" or key.has_images or (key.kind == "text" and words & CAMERA_WORDS):
         return f"CHECK: a camera is left out: {reason}"
     if words & {*_ACTION_WORDS, "actions"}:
         return f"CHECK: an action is left out: {reason}"
-    if any(word in key.key.lower() for word in _TASK_WORDS):
+    if any(word in key.key.lower() for word in TASK_WORDS):
         return f"CHECK: is it the instruction? {reason}"
     return reason
 
@@ -212,7 +139,7 @@ def _reason(key: SourceKey) -> str | None:
     if key.kind == "text":
         return "a text: only task and source_id are stored"
     if key.kind == "other":
-        words = f"ragged, nested, encoded or texts: {_on_one_line(key.dtype)}"
+        words = f"ragged, nested, encoded or texts: {on_one_line(key.dtype)}"
         return textwrap.shorten(words, 120, placeholder=" ...")
     if min(key.shape, default=1) < 1:
         return f"{shape}: empty"
@@ -225,10 +152,6 @@ def _reason(key: SourceKey) -> str | None:
     except SchemaError:
         return f"{shape}: only numbers that training reads are stored"
     return None
-
-
-def _on_one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 # --- features
@@ -327,14 +250,14 @@ def _action_parts(proposals: Iterable[_Proposal]) -> list[_Proposal]:
     commands = [p for p in floats if "/observation/" not in p.key.key] or floats
     for word in _ACTION_WORDS:
         likely = [p for p in commands if word in p.key.key.lower()]
-        arm = [p for p in likely if not _leaf_words(p.key.key) & _NO_ARM_WORDS]
+        arm = [p for p in likely if not leaf_words(p.key.key) & _NO_ARM_WORDS]
         if arm or likely:
             return sorted(arm or likely, key=_place_in_action)
     return []
 
 
 def _place_in_action(proposal: _Proposal) -> int:
-    words = _leaf_words(proposal.key.key)
+    words = leaf_words(proposal.key.key)
     places = (place for place, usual in enumerate(_ARM_ORDER) if words & usual)
     return max(places, default=2)
 
@@ -355,7 +278,7 @@ def _with_primary_camera(proposals: list[_Proposal]) -> list[_Proposal]:
 
 def _unlikeliness(key: str) -> tuple[bool, int, str]:
     """Sorts cameras by how likely they see the whole scene."""
-    words = _leaf_words(key)
+    words = leaf_words(key)
     places = [n for n, word in enumerate(_FIRST_CAMERA_WORDS) if word in words]
     return bool(words & _SECOND_CAMERA_WORDS), min(places, default=len(_FIRST_CAMERA_WORDS)), key
 
@@ -366,7 +289,7 @@ def _unlikeliness(key: str) -> tuple[bool, int, str]:
 def _ignore_lines(reasons: Mapping[str, str]) -> list[str]:
     if not reasons:
         return ["ignore = []  # globs over keys to leave out"]
-    globs = [f"    {_quoted(glob.escape(key))},  # {reason}" for key, reason in reasons.items()]
+    globs = [f"    {quoted(glob.escape(key))},  # {reason}" for key, reason in reasons.items()]
     return ["ignore = [  # globs over keys to leave out", *globs, "]"]
 
 
@@ -414,16 +337,11 @@ def _feature_lines(proposal: _Proposal) -> list[str]:
     mark = "  # training reads it by default" if feature.key in _READ_BY_DEFAULT else ""
     if proposal.check:
         mark = f"  # CHECK: {proposal.check}"
-    sources = ", ".join(map(_quoted, feature.sources))
+    sources = ", ".join(map(quoted, feature.sources))
     return [
         "",
         f"[[features]]  # {types}{'  # CHECK: must fit int32' if is_wide else ''}",
-        f"key = {_quoted(feature.key)}{mark}",
+        f"key = {quoted(feature.key)}{mark}",
         f"from = [{sources}]" if feature.joined else f"source = {sources}",
-        *([f"column = {_quoted(feature.column)}"] if feature.column != EPISODES else []),
+        *([f"column = {quoted(feature.column)}"] if feature.column != EPISODES else []),
     ]
-
-
-def _quoted(text: str) -> str:
-    """As a basic string of TOML."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
