@@ -229,6 +229,8 @@ def _with_action(proposals: list[_Proposal]) -> list[_Proposal]:
         feature = dataclasses.replace(parts[0].feature, key=ACTION, column=EPISODES)
     else:
         check = f"training needs a feature named {ACTION}: these keys, in this order?"
+        others = [p.key.key for p in proposals if _is_command(p) and p not in parts]
+        check += f" Not {', '.join(map(quoted, others))}?" if others else ""
         feature = FeatureMapping(ACTION, joined=tuple(part.key.key for part in parts))
     action = _Proposal(tuple(part.key for part in parts), feature, check)
     first = min(proposals.index(part) for part in parts)
@@ -238,22 +240,32 @@ def _with_action(proposals: list[_Proposal]) -> list[_Proposal]:
 
 
 def _action_parts(proposals: Iterable[_Proposal]) -> list[_Proposal]:
-    """The numbers and vectors of floats that are named like an action of the arm, in order."""
-    floats = [
+    """The numbers and vectors that are named like an action of the arm, in order.
+
+    They are floats, but for a gripper's.
+    """
+    usable = [
         p
         for p in proposals
         if p.key.kind == "tensor"
-        and p.key.dtype in _FLOATS
+        and (p.key.dtype in _FLOATS or leaf_words(p.key.key) & _ARM_ORDER[-1])
         and len(p.key.shape) < 2
         and p.key.key.startswith(STEPS)
     ]
-    commands = [p for p in floats if "/observation/" not in p.key.key] or floats
+    commands = [p for p in usable if "/observation/" not in p.key.key] or usable
     for word in _ACTION_WORDS:
         likely = [p for p in commands if word in p.key.key.lower()]
         arm = [p for p in likely if not leaf_words(p.key.key) & _NO_ARM_WORDS]
         if arm or likely:
             return sorted(arm or likely, key=_place_in_action)
     return []
+
+
+def _is_command(proposal: _Proposal) -> bool:
+    """Whether a key is named like an action, of whatever moves."""
+    key = proposal.key.key
+    is_named = any(word in key.lower() for word in _ACTION_WORDS)
+    return is_named and key.startswith(STEPS) and "/observation/" not in key
 
 
 def _place_in_action(proposal: _Proposal) -> int:
@@ -333,14 +345,18 @@ def _feature_lines(proposal: _Proposal) -> list[str]:
     """The lines of one feature."""
     feature = proposal.feature
     types = " + ".join(f"{key.dtype}{list(key.shape)}" for key in proposal.keys)
-    is_wide = any(key.dtype in _WIDE_INTEGERS for key in proposal.keys)
+    check = ""
+    if feature.key == ACTION and proposal.key.dtype not in _FLOATS:
+        check = "  # CHECK: learned as numbers, not as codes"
+    elif feature.key != ACTION and proposal.key.dtype in _WIDE_INTEGERS:
+        check = "  # CHECK: must fit int32"
     mark = "  # training reads it by default" if feature.key in _READ_BY_DEFAULT else ""
     if proposal.check:
         mark = f"  # CHECK: {proposal.check}"
     sources = ", ".join(map(quoted, feature.sources))
     return [
         "",
-        f"[[features]]  # {types}{'  # CHECK: must fit int32' if is_wide else ''}",
+        f"[[features]]  # {types}{check}",
         f"key = {quoted(feature.key)}{mark}",
         f"from = [{sources}]" if feature.joined else f"source = {sources}",
         *([f"column = {quoted(feature.column)}"] if feature.column != EPISODES else []),

@@ -435,7 +435,7 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
     "an action in parts": (
         {
             "steps/action/base_velocity": tensor(np.float32, 2),
-            "steps/action/gripper": tensor(np.float32),
+            "steps/action/gripper": tensor(np.bool_),
             "steps/action/rotation_delta": tensor(np.float32, 3),
             "steps/action/terminate_episode": tensor(np.int32, 3),
             "steps/action/world_vector": tensor(np.float64, 3),
@@ -444,9 +444,10 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         },
         [
             "gripper_dim = 6  # CHECK: index in the action; none: delete the line",
-            "[[features]]  # float64[3] + float32[3] + float32[]",
+            "[[features]]  # float64[3] + float32[3] + bool[]",
             'key = "action"  # CHECK: training needs a feature named action: these keys, in this'
-            ' order?\nfrom = ["steps/action/world_vector", "steps/action/rotation_delta",'
+            ' order? Not "steps/action/base_velocity", "steps/action/terminate_episode"?\n'
+            'from = ["steps/action/world_vector", "steps/action/rotation_delta",'
             ' "steps/action/gripper"]',
             'key = "action/base_velocity"\nsource = "steps/action/base_velocity"',
         ],
@@ -466,6 +467,7 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
     "an action of one number": (
         {"steps/action": tensor(np.int32), **TASK},
         [
+            "[[features]]  # int32[]  # CHECK: learned as numbers, not as codes",
             'key = "action"  # training reads it by default\nsource = "steps/action"',
             "# gripper_dim = 6  # CHECK: index in the action, once there is one of several",
         ],
