@@ -3,8 +3,12 @@
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-DEMO_STEPS ?= 300
+DEMO_STEPS ?= 200
 BIN := .venv/bin
+# The bytecode of a module is written when it is first imported, not for all of them.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	--constraint constraints.txt
+CORE := .venv/core
 INSTALLED := .venv/installed
 SIMULATOR := .venv/simulator
 # Two processes, one file at a time each, in the order of tests/conftest.py: the longest first.
@@ -12,7 +16,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-libero libero lint format clean
 
-demo: $(INSTALLED)
+demo: $(CORE)
 	@echo "==> converting the bundled RLDS set to data/libero_mini"
 	@$(BIN)/python -m converters.rlds tests/data/libero_mini data/libero_mini --overwrite
 	@echo "==> computing tokens of its images, with untrained weights"
@@ -53,20 +57,24 @@ format: $(INSTALLED)
 clean:
 	rm -rf .venv .pytest_cache data/libero_mini runs/demo
 
-$(INSTALLED): pyproject.toml constraints.txt
+# What the package itself needs; all that the demo does.
+$(CORE): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; name one:" \
 		"make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "==> installing into .venv (once, about a minute)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) --editable .
+	@touch $@
+
+# What tests and checks need on top.
+$(INSTALLED): $(CORE)
+	@echo "==> installing what tests and checks need (once, about a minute)"
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 # With its dependencies hf-libero would bring torch with CUDA, transformers, wandb and robomimic.
 $(SIMULATOR): $(INSTALLED)
 	@echo "==> installing the LIBERO simulator into .venv"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[libero]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --no-deps robosuite bddl hf-libero
+	@$(INSTALL) --editable '.[libero]'
+	@$(INSTALL) --no-deps robosuite bddl hf-libero
 	@touch $@

@@ -17,9 +17,9 @@ Variants, after a colon:
     baseline   octo-small-1.5 on the same data without the tokens, what they are measured by: 27.0 M
                trained parameters, about 8 GB.
     demo       a laptop's size: the bundled set, with 21 tokens a step that untrained weights of
-               VGGT's architecture make (`vggt_tiny`), a random Octo, and an L1 head, which learns
-               in 300 steps what diffusion needs thousands for. They take half a
-               minute on two CPU cores; the mean loss of 20 steps falls from 5.5 to 0.8.
+               VGGT's architecture make (`vggt_tiny`), a random Octo of one layer, and an L1 head,
+               which learns in 200 steps what diffusion needs thousands for: the mean loss of 20
+               steps falls from 5.4 to 1.8, the action error on the held-out episode to 0.45.
 
 50,000 steps at batch 64 are 3.2 million samples. No GPU was at hand to measure hours on; on two CPU
 cores a step of octo-small takes 0.6 s a sample.
@@ -29,7 +29,15 @@ import dataclasses
 
 from pipeline.config import DataConfig, DatasetConfig
 from train.config import OptimizerConfig, TrainConfig, ValidationConfig
-from train.octo.config import RegressionConfig, VGGTTokenizerConfig, demo, octo_base, octo_small
+from train.octo.config import (
+    ImageTokenizerConfig,
+    RegressionConfig,
+    TransformerConfig,
+    VGGTTokenizerConfig,
+    demo,
+    octo_base,
+    octo_small,
+)
 
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -92,11 +100,18 @@ DEMO = TrainConfig(
         observations=(*OBSERVATIONS[:-1], TINY_TOKENS.observation_key),
         validation_fraction=0.3,
     ),
-    model=demo(head=RegressionConfig("l1"), vggt=TINY_TOKENS),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, decay_steps=300),
-    validation=ValidationConfig(interval=100, num_batches=4),
-    batch_size=16,
-    num_steps=300,
+    model=dataclasses.replace(
+        demo(head=RegressionConfig("l1"), vggt=TINY_TOKENS),
+        transformer=TransformerConfig(num_layers=1, mlp_dim=128, num_heads=2),
+        images=tuple(
+            ImageTokenizerConfig(name, f"image_{name}", 32, stem_features=(32, 32, 64), stem_dim=64)
+            for name in ("primary", "wrist")
+        ),
+    ),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, decay_steps=200),
+    validation=ValidationConfig(interval=100, num_batches=8),
+    batch_size=8,
+    num_steps=200,
     save_interval=100,
     save_dir="runs/demo",
 )
