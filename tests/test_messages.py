@@ -14,7 +14,14 @@ from pipeline.config import DataConfig
 from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig, WandbConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOREIGN = {"--help", "--repo-type", "--local-dir", "--revision", "--default_sdk_harness_log_level"}
+FOREIGN = {
+    "--help",
+    "--untracked-files",
+    "--repo-type",
+    "--local-dir",
+    "--revision",
+    "--default_sdk_harness_log_level",
+}
 """Flags of other programs' commands, and of every one."""
 SETTINGS = {
     "config": TrainConfig,

@@ -185,7 +185,10 @@ def test_a_dimension_that_hardly_varies_is_a_warning(tiny_config, mini_dataset, 
 
 @pytest.mark.parametrize(
     ("value", "found"),
-    [(0.0, r"action\[2\]: 0\. .*leave it out"), (float("nan"), r"action\[2\]: std nan\. Convert")],
+    [
+        (0.0, r"action\[2\]: 0\. .*Write the source without it"),
+        (float("nan"), r"action\[2\]: std nan\. Convert"),
+    ],
 )
 def test_a_dimension_that_cannot_be_normalised_is_an_error(
     tiny_config, mini_dataset, tmp_path, reseal, value, found
@@ -250,7 +253,7 @@ def test_what_a_run_would_go_on_from_is_looked_at(begun, tmp_path):
     assert told in texts(begun, "ok", resume=True)
     (error,) = texts(dataclasses.replace(begun, num_steps=2), "error", resume=True)
     assert "expected a run of fewer than 2 steps; found one of 2. It is complete" in error
-    assert error.endswith("To train on, raise --config.num_steps, to 20 at most.")
+    assert error.endswith("To train on, raise --config.num_steps, to 100 at most.")
     finished = dataclasses.replace(begun.optimizer, decay_steps=None)
     assert "pretrained_path=runs/x and another" in how_to_train_on(
         dataclasses.replace(begun, optimizer=finished, save_dir="runs/x")
