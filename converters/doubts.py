@@ -127,9 +127,9 @@ class Doubts:
                 f"{never} it by gripper_open {conventions.gripper_open:g} and gripper_close "
                 f"{conventions.gripper_close:g}"
             )
-        elif min(opened) < -_HALF or max(opened) > 1 + _HALF:
+        elif len(commands) == _BINARY and (min(opened) < -_HALF or max(opened) > 1 + _HALF):
             _log.warning(
-                f"warning: gripper_dim {conventions.gripper_dim}: commands between {found} lie far "
+                f"warning: gripper_dim {conventions.gripper_dim}: its commands {found} lie far "
                 f"outside gripper_open {conventions.gripper_open:g} and gripper_close "
                 f"{conventions.gripper_close:g}"
             )

@@ -53,8 +53,8 @@ class FeatureMapping:
             raise ValueError(f"key {self.key!r} must be a path that no mask or task has")
         if not re.fullmatch(r"\w[\w.-]*", self.column) or self.column.endswith(".json"):
             raise ValueError(f"column {self.column!r} of {self.key} must be the name of a folder")
-        if self.joined and self.source:
-            raise ValueError(f"{self.key} has both source and from: give one of them")
+        if bool(self.joined) == bool(self.source):
+            raise ValueError(f"{self.key} needs either source or from: the keys in the source")
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -194,7 +194,7 @@ def _names(key: SourceKey) -> Iterator[str]:
 def _is_free(name: str, taken: set[str]) -> bool:
     """Whether a feature may have a name that no other has."""
     try:
-        FeatureMapping(name, "")
+        FeatureMapping(name, name)
     except ValueError:  # one that the loader fills itself
         return False
     return name not in taken

@@ -615,7 +615,7 @@ MAPPINGS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "a missing field": (
         lambda text: text.replace('source = "steps/action"', ""),
-        r"features\.0\.source: Field required",
+        r"features\.0: action needs either source or from: the keys in the source",
     ),
     "a doubled feature": (
         lambda text: text + DOUBLED,
