@@ -23,7 +23,7 @@ from converters.rlds.restoration import Formats, declared_features, read_episode
 from converters.rlds.tfrecord import frame
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, UserError, user_errors_exit
-from pipeline.files import TEMPORARIES, is_remote, sync, temporary_path
+from pipeline.files import is_remote, sync, temporary_path
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.schema import EPISODES
@@ -31,7 +31,10 @@ from pipeline.terminal import show
 
 _MB = 1e6
 _DEFAULT_VERSION = "1.0.0"
-_OWN_FILES = ("features.json", "dataset_info.json", "*.tfrecord-[0-9]*-of-[0-9]*")
+_INFO = "dataset_info.json"
+_MARK = "Exported by python -m converters.export"
+"""The description of what is written, by which --overwrite knows it."""
+_OWN_FILES = ("features.json", _INFO, "*.tfrecord-[0-9]*-of-[0-9]*")
 _DEPTH = 2
 """Of these files: in the folder of a version."""
 
@@ -115,7 +118,7 @@ def _clear_leftovers(folder: pathlib.Path) -> None:
     """Removes what killed exports to `folder` left; one that they were about to replace is kept."""
     name = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}\.)?(\d+)(\.old)?\.tmp")
     with _named_errors(folder):
-        for path in sorted(folder.parent.glob(TEMPORARIES)):
+        for path in sorted(folder.parent.glob(".*.tmp")):
             match = name.fullmatch(path.name)
             if match is None or _is_alive(int(match[2])):
                 continue
@@ -144,14 +147,27 @@ def _check_free(folder: pathlib.Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise _in_use(folder, "one that exists", "Replace it with --overwrite.")
-    if not folder.is_dir():
-        raise _in_use(folder, "a file", "Name another destination.")
+    if folder.is_symlink() or not folder.is_dir():
+        found = "a link" if folder.is_symlink() else "a file"
+        raise _in_use(folder, found, "Name another destination.")
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         is_own = len(inside.parts) == _DEPTH and any(inside.match(name) for name in _OWN_FILES)
         if not path.is_dir() and not is_own:
             found = f"other files: {inside}"
             raise _in_use(folder, found, "Name another destination.")
+    for path in folder.iterdir():
+        if not _is_export(path / _INFO):
+            found = f"{path.name}, RLDS that does not say that this command wrote it"
+            raise _in_use(folder, found, "Remove it yourself, or name another destination.")
+
+
+def _is_export(info: pathlib.Path) -> bool:
+    """Whether the description of a version says that this command wrote it."""
+    try:
+        return json.loads(info.read_text())["description"] == _MARK
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 @contextlib.contextmanager
@@ -216,7 +232,7 @@ class _Export:
             first += length
         declared_features(manifest, self.formats).save_config(str(self.directory))
         info = _info(manifest, split, lengths, self.num_bytes)
-        (self.directory / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+        (self.directory / _INFO).write_text(json.dumps(info, indent=2) + "\n")
         for path in (*self.directory.iterdir(), self.directory):
             sync(path)
 
@@ -234,6 +250,7 @@ def _info(manifest: Manifest, split: str, lengths: list[int], num_bytes: int) ->
     licences = [f"{column}: {licence}" for column, licence in manifest.licences.items()]
     return {
         "name": manifest.name,
+        "description": _MARK,
         "version": _version(manifest),
         "fileFormat": "tfrecord",
         "redistributionInfo": {"license": "; ".join(licences)},

@@ -30,10 +30,6 @@ Measured = Annotated[
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 
-TEMPORARIES = ".*.tmp"
-"""Glob over the names that `temporary_path` gives."""
-
-
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path names an object store, such as `gs://bucket/folder`."""
     return "://" in os.fspath(path)
@@ -112,6 +108,11 @@ def temporary_of(name: str) -> str | None:
     """The name of the file that a name of `temporary_path` stands for; None for any other name."""
     match = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{8})?\.\d+\.tmp", name)
     return match and match[1]
+
+
+def temporaries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What killed processes were writing in a folder, by the names that `temporary_path` gives."""
+    return [path for path in sorted(folder.iterdir()) if temporary_of(path.name)]
 
 
 def sync(path: pathlib.Path) -> None:

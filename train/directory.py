@@ -14,8 +14,8 @@ from typing import TextIO
 
 from pipeline.errors import DataError, UserError
 from pipeline.files import (
-    TEMPORARIES,
     dump_json,
+    temporary_of,
     to_json_values,
     write_text_atomically,
 )
@@ -26,6 +26,7 @@ CONFIG_NAME = "config.json"
 _log = logging.getLogger(__name__)
 _DAMAGED = "Start a new run in another save_dir, or delete this directory."
 LOCK_NAME = ".lock"
+_PROBE = ".probe."
 _MAY_DIFFER = (
     "name",
     "save_dir",
@@ -87,6 +88,9 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     elif before is not None and not overwrite:
         remedy = "Go on with it: --resume. Delete it: --overwrite. Or name another save_dir."
         raise _refused(config, "a new or empty directory", "a run", remedy)
+    elif before is not None and (links := _links(directory)):
+        remedy = "Remove the link, and what it leads to if nothing else needs it."
+        raise _refused(config, "a run that can be deleted", f"a link to elsewhere: {links}", remedy)
     elif before is None and directory.exists() and not directory.is_dir():
         raise _refused(config, "a directory", "a file", "Name another save_dir.")
     elif before is None and directory.exists() and _entries(directory):
@@ -122,7 +126,7 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
             raise _unwritable(config, error) from error
         check(config, resume=resume, overwrite=overwrite)
         try:
-            for unfinished in directory.glob(TEMPORARIES):
+            for unfinished in filter(_is_unfinished, list(directory.iterdir())):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             if not resume:
                 _empty(directory)
@@ -169,7 +173,7 @@ def check_usable(config: TrainConfig) -> None:
             "Allow it, or name another save_dir.",
         )
     try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".probe.", suffix=".tmp") as probe:
+        with tempfile.TemporaryDirectory(dir=place, prefix=_PROBE, suffix=".tmp") as probe:
             (pathlib.Path(probe) / directory.absolute().relative_to(place)).mkdir(
                 parents=True, exist_ok=True
             )
@@ -220,8 +224,23 @@ def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
     return [
         entry
         for entry in directory.iterdir()
-        if entry.name != LOCK_NAME and not fnmatch.fnmatchcase(entry.name, TEMPORARIES)
+        if entry.name != LOCK_NAME and not _is_unfinished(entry)
     ]
+
+
+def _is_unfinished(entry: pathlib.Path) -> bool:
+    """Whether a process of this project that was killed left it: a temporary, or a dry run's probe.
+
+    A link is none: it may lead anywhere.
+    """
+    is_probe = entry.name.startswith(_PROBE) and entry.name.endswith(".tmp")
+    return (is_probe or temporary_of(entry.name) is not None) and not entry.is_symlink()
+
+
+def _links(directory: pathlib.Path) -> str:
+    """The links to folders in a run, whose content is not deleted with it; empty: none."""
+    links = [entry for entry in _entries(directory) if entry.is_symlink() and entry.is_dir()]
+    return ", ".join(f"{entry.name} -> {entry.resolve()}" for entry in links)
 
 
 def read_config(directory: pathlib.Path) -> TrainConfig | None:

@@ -13,10 +13,11 @@ from converters.rlds.encoding import serialize_episode
 from converters.rlds.tfrecord import frame
 from pipeline.errors import UserError
 from pipeline.files import (
-    TEMPORARIES,
     dump_json,
     locked,
     sync,
+    temporaries,
+    temporary_of,
     temporary_path,
     to_json_values,
     write_text_atomically,
@@ -98,6 +99,14 @@ class EpisodeFiles:
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            held = sorted(path.name for path in self.folder.iterdir() if path.name != _LOCK)
+        if any(not temporary_of(name) for name in held) and not (self.folder / _PLAN).exists():
+            raise UserError(  # the folder is deleted at the end
+                where=str(self.folder),
+                expected="a new folder, or that of an unfinished collection",
+                found=f"other files: {held[0]}",
+                remedy="Move them elsewhere, or name another dataset directory.",
+            )
         refused = UserError(
             where=str(self.folder),
             expected="no other job in it",
@@ -106,7 +115,7 @@ class EpisodeFiles:
         )
         with locked(self.folder / _LOCK, refused):
             self._note_plan()
-            for path in self.folder.glob(TEMPORARIES):
+            for path in temporaries(self.folder):
                 path.unlink()
             yield
 

@@ -315,6 +315,21 @@ def test_a_folder_with_other_files_is_left_alone(out: Path, tmp_path: Path, file
     assert path.read_text() == "precious"
 
 
+def test_rlds_that_was_not_exported_is_left_alone(out: Path, toy: Any, tmp_path: Path) -> None:
+    source = toy.write(tmp_path / "theirs")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    source.rename(folder / "1.0.0")
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"found 1\.0\.0, RLDS that does not say that this command"):
+        export(open_dataset(str(out)), str(folder), overwrite=True)
+    assert contents(folder) == before
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(UserError, match="found a link"):
+        export(open_dataset(str(out)), str(tmp_path / "link"), overwrite=True)
+    assert contents(folder) == before
+
+
 def test_the_dataset_itself_is_no_destination(out: Path) -> None:
     before = contents(out)
     (out.parent / "link").symlink_to(out)

@@ -11,11 +11,11 @@ from etils import epath
 
 from pipeline.errors import DataError
 from pipeline.files import (
-    TEMPORARIES,
     dump_json,
     from_json_text,
     is_remote,
     sync,
+    temporary_of,
     temporary_path,
     to_json_values,
     write_text_atomically,
@@ -117,8 +117,9 @@ def test_a_temporary_is_hidden_beside_its_file_and_of_this_process_alone() -> No
     assert temporary.parent == path.parent
     assert re.fullmatch(rf"\.0\.arrayrecord\.[0-9a-f]{{8}}\.{os.getpid()}\.tmp", temporary.name)
     assert temporary_path(path) != temporary
-    assert temporary.match(TEMPORARIES)
-    assert not path.match(TEMPORARIES)
+    assert temporary_of(temporary.name) == path.name
+    for other in (path.name, ".notes.tmp", ".a.0123abcd.tmp", "a.0123abcd.7.tmp", ".a.7.tmp.txt"):
+        assert temporary_of(other) is None
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/set", "gs://bucket", epath.Path("gs://bucket/set")])

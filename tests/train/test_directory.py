@@ -41,6 +41,22 @@ def test_overwrite_deletes_the_run(tiny_config):
         assert {path.name for path in directory.iterdir()} == {".lock", "config.json"}
 
 
+def test_a_run_with_a_link_to_elsewhere_is_not_half_deleted(tiny_config, tmp_path):
+    directory = with_checkpoint(tiny_config)
+    (directory / "checkpoints").rename(tmp_path / "elsewhere")
+    (directory / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    (directory / ".notes.tmp").write_text("mine")
+    before = sorted(path.name for path in directory.iterdir() if path.name != ".lock")
+    message = "found a link to elsewhere: checkpoints -> "
+    with (
+        pytest.raises(UserError, match=message),
+        claimed(tiny_config, resume=False, overwrite=True),
+    ):
+        pass
+    assert sorted(path.name for path in directory.iterdir() if path.name != ".lock") == before
+    assert list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_run_is_one_processs_alone(tiny_config):
     config = dataclasses.replace(tiny_config, num_steps=7)
     with claimed(tiny_config, resume=False, overwrite=False) as directory:

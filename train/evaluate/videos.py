@@ -11,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.files import temporary_path, writing
+from pipeline.files import temporary_of, temporary_path, writing
 from pipeline.libero.environment import CAMERAS, Observation
 from pipeline.libero.suites import Trial
 
 Kept = Literal["all", "failures", "none"]
 """Trials whose videos are kept."""
 VIDEOS_NAME = "videos"
+_OUTCOMES = ("success", "failure", "error")
 _CODEC = "libx264"
 _OPTIONS = {"preset": "veryfast", "crf": "20"}
 _LARGEST_DENOMINATOR = 1000
@@ -65,8 +66,8 @@ class Film:
             return None
         recording.finish()
         name = f"{video_stem(self._trial)}-{outcome}.mp4"
-        for before in self._folder.glob(f"{video_stem(self._trial)}-*.mp4"):
-            before.unlink()  # of an error that this trial makes good
+        for other in _OUTCOMES:  # of an error that this trial makes good
+            (self._folder / f"{video_stem(self._trial)}-{other}.mp4").unlink(missing_ok=True)
         recording.path.replace(self._folder / name)
         return name
 
@@ -79,7 +80,8 @@ class Film:
     def _begun(self, width: int, height: int) -> "_Recording":
         stem = video_stem(self._trial)
         for left in self._folder.glob(f".{stem}.*.mp4"):
-            left.unlink()  # of a process that was killed
+            if temporary_of(left.with_suffix(".tmp").name) == stem:
+                left.unlink()  # of a process that was killed
         path = temporary_path(self._folder / stem).with_suffix(".mp4")
         return _Recording(path, width, height, self._frames_per_s)
 
