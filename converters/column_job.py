@@ -20,6 +20,7 @@ from converters.columns import (
 from converters.ownership import NOTE_SUFFIX, plan_digest
 from pipeline.errors import DataError, UserError
 from pipeline.files import (
+    UNPARSABLE,
     dump_json,
     from_json_text,
     to_json_values,
@@ -211,7 +212,7 @@ def _difference(noted: str, plan: str) -> str:
     """The settings of a plan that was noted that are others in this one, with both values."""
     try:
         theirs = _flat(json.loads(noted))
-    except (ValueError, AttributeError):
+    except (*UNPARSABLE, AttributeError):
         return "a plan that is damaged"
     ours = _flat(json.loads(plan))
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

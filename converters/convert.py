@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -9,8 +10,10 @@ import numpy as np
 from etils import epath
 
 from converters import workers
+from converters.bad_episodes import DEFAULT_CHECKS, Checks, refused
 from converters.destination import claim
 from converters.doubts import Doubts, report_cameras, report_tasks
+from converters.rlds.presence import check_shards
 from converters.rlds.source import RldsSource
 from converters.shards import Part, ShardJob
 from converters.standardize import SourceMapping
@@ -30,6 +33,8 @@ from pipeline.record import RecordLayout
 from pipeline.schema import ACTION, EPISODES, Schema
 from pipeline.writer import write_manifest
 
+_log = logging.getLogger(__name__)
+
 Runner = Callable[[ShardJob, Sequence[int], workers.OnProgress], None]
 """Converts the shards of these numbers, in any order, anywhere."""
 
@@ -48,12 +53,13 @@ class LocalRunner:
         workers.run(job.convert, numbers, min(self.num_workers, len(numbers)) or 1, on_progress)
 
 
-def convert(
+def convert(  # noqa: PLR0913  (all but the first three have a default)
     source: RldsSource,
     destination: epath.PathLike,
     mapping: SourceMapping,
     *,
     overwrite: bool = False,
+    checks: Checks = DEFAULT_CHECKS,
     runner: Runner = LocalRunner(),
     on_progress: workers.OnProgress = lambda num_episodes, num_bytes: None,
 ) -> Manifest:
@@ -66,6 +72,8 @@ def convert(
       destination: The dataset directory. Until its last file is written it does not open.
       mapping: Which source key becomes which feature.
       overwrite: Whether what stands there is replaced, a dataset or an unfinished conversion.
+      checks: Whether images are decoded, and whether episodes that cannot be used end the job once
+        all were read, or are left out of the dataset and listed in it.
       runner: Where the shards are converted.
       on_progress: Told episodes and bytes of the source as they are done.
 
@@ -73,23 +81,31 @@ def convert(
       The manifest that was written.
 
     Raises:
-      UserError: Where the destination is in use, or the source is not what it declares.
+      UserError: Where the destination is in use, files of the source are missing, or it is not
+        what it declares.
     """
     destination = open_path(destination)
     _check_apart(source, destination)
+    check_shards(source)
     mapping = mapping.fitted(source)
     schema = mapping.schema(source)
     _check_trains(schema, source)
-    job = ShardJob(source, mapping, schema, destination)
+    job = ShardJob(source, mapping, schema, destination, checks)
     with claim(destination, job.plan, overwrite=overwrite):
         if (destination / FILE_NAME).exists():  # killed after its last file
             return load_manifest(destination)
         numbers = range(len(source.shards))
-        pending = [number for number in numbers if not job.is_done(number)]
+        pending = [number for number in numbers if not _is_settled(job, number)]
         done = set(numbers) - set(pending)
         on_progress(sum(source.shards[number].num_episodes for number in done), 0)
         runner(job, pending, on_progress)
-        manifest = _manifest(job, [job.part(number) for number in numbers])
+        parts = [job.part(number) for number in numbers]
+        if checks.check_images:
+            num_images = sum(part.num_images for part in parts)
+            seconds = sum(part.image_seconds for part in parts)
+            _log.info(f"images: {num_images:,} decoded in {seconds:.1f} s of CPU")
+        _check_usable(job, parts)
+        manifest = _manifest(job, parts)
         check_consistency(manifest, str(destination))
         report_cameras(source, schema)
         report_tasks(manifest.tasks, manifest.task_source)
@@ -120,6 +136,24 @@ def _check_trains(schema: Schema, source: RldsSource) -> None:
         found=f"only {', '.join(feature.key for feature in features) or 'none'}",
         remedy=f'Give the feature of the commands key = "{ACTION}"; `from` joins several keys.',
     )
+
+
+def _is_settled(job: ShardJob, number: int) -> bool:
+    """Whether a shard need not be converted; one with bad episodes may be fixed since."""
+    return job.is_done(number) and not (job.checks.bad_episodes == "stop" and job.part(number).bad)
+
+
+def _check_usable(job: ShardJob, parts: Sequence[Part]) -> None:
+    """Refuses episodes that cannot be used, unless they are to be skipped and others are left."""
+    bad = [
+        (shard, episode)
+        for shard, part in zip(job.source.shards, parts, strict=True)
+        for episode in part.bad
+    ]
+    num_episodes = sum(shard.num_episodes for shard in job.source.shards)
+    is_any_left = len(bad) < num_episodes
+    if bad and (job.checks.bad_episodes == "stop" or not is_any_left):
+        raise refused(job.source, bad, can_skip=is_any_left)
 
 
 def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
@@ -158,6 +192,11 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
             for column in job.schema.columns
         },
         provenance=_provenance(job.source),
+        skipped_episodes=tuple(
+            episode.skipped(shard)
+            for shard, part in zip(job.source.shards, parts, strict=True)
+            for episode in part.bad
+        ),
     )
 
 

@@ -28,6 +28,7 @@ from converters.ownership import (
 )
 from pipeline.errors import UserError
 from pipeline.files import (
+    UNPARSABLE,
     is_remote,
     locked,
     temporary_of,
@@ -46,6 +47,7 @@ _WORDS = {
     "shards": "other shards or episodes of it",
     "schema_hash": "other types",
     "mapping": "another mapping",
+    "check_images": "another --check_images",
 }
 """By field of a plan."""
 
@@ -133,10 +135,10 @@ def _difference(noted: str, plan: str) -> str:
     """What the plan that was noted does not share with this one, such as `another mapping`."""
     try:
         theirs = json.loads(noted)
-    except ValueError:
+    except UNPARSABLE:
         return "a plan that is damaged"
     ours = json.loads(plan)
-    return " and ".join(words for key, words in _WORDS.items() if ours[key] != theirs.get(key))
+    return " and ".join(words for key, words in _WORDS.items() if ours.get(key) != theirs.get(key))
 
 
 def _clear(destination: epath.Path) -> None:

@@ -1,8 +1,6 @@
 """The mappings that are built in, and reading one from a file."""
 
 import fnmatch
-import json
-import tomllib
 
 from etils import epath
 
@@ -10,8 +8,8 @@ from converters.features import IMAGES, FeatureMapping
 from converters.rlds.source import RldsSource
 from converters.standardize import SourceMapping
 from pipeline.conventions import Conventions
-from pipeline.errors import DataError, UserError
-from pipeline.files import from_json_text
+from pipeline.errors import UserError
+from pipeline.files import from_json_text, read_text, toml_to_json
 
 _POSE = ("x_m", "y_m", "z_m", "rx_rad", "ry_rad", "rz_rad")
 
@@ -94,18 +92,12 @@ def read_mapping(path: epath.PathLike) -> SourceMapping:
     Raises:
       DataError: Where it is missing, no TOML, or has fields that a mapping does not have.
     """
-    try:
-        values = tomllib.loads(epath.Path(path).read_text())
-    except (OSError, ValueError) as error:  # no UTF-8, or no TOML
-        raise DataError(
-            where=str(path),
-            expected="a mapping in TOML",
-            found=str(error),
-            remedy="Start from `python -m converters.rlds SRC --describe > mapping.toml`.",
-        ) from error
+    expected = "a mapping in TOML"
+    remedy = "Start from `python -m converters.rlds SRC --describe > mapping.toml`."
+    text = read_text(path, expected=expected, remedy=remedy)
     return from_json_text(
         SourceMapping,
-        json.dumps(values, default=str),
+        toml_to_json(text, where=str(path), expected=expected, remedy=remedy),
         where=str(path),
         remedy="Mend the fields; `python -m converters.rlds SRC --describe` prints valid ones.",
     )

@@ -9,24 +9,30 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
+import time
 from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 
+from converters.bad_episodes import BadEpisode, Checks, refused
 from converters.ownership import PART_SUFFIX
-from converters.rlds.example import read_episodes
+from converters.rlds.boundaries import check_boundaries
+from converters.rlds.example import parse_episode
 from converters.rlds.source import RldsSource
 from converters.standardize import SourceMapping, Standardized, standardize
 from converters.workers import Report
-from pipeline.errors import UserError
+from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import (
     dump_json,
     from_json_text,
+    is_remote,
     to_json_values,
     write_text_atomically,
     writing,
 )
+from pipeline.images import check_pixels
 from pipeline.manifest import FORMAT_VERSION, WORK, Shard, TaskChange
 from pipeline.record import RecordLayout
 from pipeline.schema import Blob, Schema
@@ -34,6 +40,8 @@ from pipeline.writer import ShardWriter
 
 _FAILURE_SUFFIX = ".failure.json"
 _START_OVER = "Start over with --overwrite."
+_HOPELESS = 100
+"""Bad episodes at the beginning of a shard, none of them good, that end a job early."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +74,14 @@ class Part:
     """Counting episodes and tasks of this part."""
     removed_steps: tuple[int, ...]
     """Steps that the no-op filter left out, by task."""
+    bad: tuple[BadEpisode, ...] = ()
+    """Episodes that cannot be used; they are not in the shards."""
+    modified: int = 0
+    """Time of the source's file where it has such episodes: they may be fixed in place."""
+    num_images: int = 0
+    """That were decoded."""
+    image_seconds: float = 0.0
+    """Of CPU that decoding them took."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +92,20 @@ class ShardJob:
     mapping: SourceMapping
     schema: Schema
     destination: epath.Path
+    checks: Checks = dataclasses.field(default_factory=Checks)
 
     @functools.cached_property
     def plan(self) -> str:
         """What decides the bytes of the dataset, as JSON."""
         source = self.source
-        return dump_json(
-            {
-                "format_version": FORMAT_VERSION,
-                "source": [source.name, source.version, source.split],
-                "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
-                "schema_hash": self.schema.hash(),
-                "mapping": to_json_values(self.mapping),
-            }
-        )
+        values = {
+            "format_version": FORMAT_VERSION,
+            "source": [source.name, source.version, source.split],
+            "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
+            "schema_hash": self.schema.hash(),
+            "mapping": to_json_values(self.mapping),
+        }
+        return dump_json(values | ({"check_images": True} if self.checks.check_images else {}))
 
     @functools.cached_property
     def plan_digest(self) -> str:
@@ -99,13 +115,13 @@ class ShardJob:
     def convert(self, number: int, report: Report) -> None:
         """Writes one shard of every column from the source's shard of that number.
 
+        Episodes that cannot be used are left out and noted.
+
         Raises:
-          UserError: Where the source is not what it declares, or the file cannot be written.
+          UserError: Where the file cannot be read to its end, or all of its first episodes are bad
+            and the job stops at such; or where the shard cannot be written.
         """
         file = f"{number:05d}-of-{len(self.source.shards):05d}.arrayrecord"
-        wanted = {
-            part.source for _, feature in self.schema.features() for part in feature.origins
-        } | ({self.mapping.task_key} - {""})
         notes = _Notes()
         with contextlib.ExitStack() as stack:
             writers = [
@@ -116,29 +132,66 @@ class ShardJob:
                 )
                 for column in self.schema.columns
             ]
-            shard = self.source.shards[number]
-            for where, num_bytes, episode in read_episodes(self.source, shard, wanted):
-                standardized = standardize(episode, self.schema, self.mapping, where)
-                notes.add(standardized)
-                if standardized.num_steps:
+            for index, where, record in self.source.scan(self.source.shards[number]):
+                standardized = self._read(record, where, index, notes)
+                if standardized is not None and standardized.num_steps:
                     for writer in writers:
                         writer.write(standardized)
-                report(num_bytes)
-                del episode, standardized  # before the next one is read
+                report(len(record) if isinstance(record, bytes) else 0)
+                self._check_hopes(number, notes)
+                del record, standardized  # before the next one is read
         written = {writer.layout.column.name: writer.file.finished() for writer in writers}
         part = notes.part(self.plan_digest, self._source(number), written)
+        if part.bad:
+            part = dataclasses.replace(part, modified=self._modified(number))
         path = self._path(number, PART_SUFFIX)
         with writing(path):
             write_text_atomically(path, dump_json(to_json_values(part)))
 
+    def _read(
+        self, record: bytes | DataError, where: str, index: int, notes: "_Notes"
+    ) -> Standardized | None:
+        """An episode from its record, noted; None for one that cannot be used."""
+        try:
+            if isinstance(record, DataError):
+                raise record
+            episode = parse_episode(record, self.source.keys, where, self._wanted)
+            check_boundaries(episode, where)
+            standardized = standardize(episode, self.schema, self.mapping, where)
+            if self.checks.check_images:
+                notes.count_images(*_decode(standardized, self.schema, where))
+        except (DataError, SchemaError) as error:
+            notes.bad.append(BadEpisode.of(index, error))
+            return None
+        notes.add(standardized)
+        return standardized
+
+    @functools.cached_property
+    def _wanted(self) -> frozenset[str]:
+        """Keys of the source that are read."""
+        features = (feature for _, feature in self.schema.features())
+        taken = {part.source for feature in features for part in feature.origins}
+        return frozenset(taken | ({self.mapping.task_key} - {""}))
+
+    def _check_hopes(self, number: int, notes: "_Notes") -> None:
+        """Stops early where it is the mapping or the source that is wrong, not an episode."""
+        stops = self.checks.bad_episodes == "stop"
+        if stops and not notes.num_good and len(notes.bad) == _HOPELESS:
+            shard = self.source.shards[number]
+            raise refused(self.source, [(shard, bad) for bad in notes.bad], can_skip=False)
+
     def is_done(self, number: int) -> bool:
-        """Whether the shard has been written by this plan, from the file that lies there now."""
+        """Whether the shard has been written by this plan, from the file that lies there now.
+
+        One with bad episodes has not where its source was changed since, be it at the same size.
+        """
         if not self._path(number, PART_SUFFIX).exists():
             return False
         part = self.part(number)
         return (
             part.plan == self.plan_digest
             and part.source == self._source(number)
+            and (not part.bad or part.modified == self._modified(number))
             and all(self._is_there(shard) for shard in part.shards.values())
         )
 
@@ -151,6 +204,16 @@ class ShardJob:
         shard = self.source.shards[number]
         num_bytes = shard.path.stat().length if shard.path.exists() else -1
         return int(num_bytes), shard.num_records
+
+    def _modified(self, number: int) -> int:
+        """The time of the last change of a shard of the source; 0 if missing.
+
+        In ns since the epoch on a disk, in s in an object store.
+        """
+        path = self.source.shards[number].path
+        if not path.exists():
+            return 0
+        return path.stat().mtime if is_remote(path) else os.stat(path).st_mtime_ns
 
     def part(self, number: int) -> Part:
         """What was written from a shard that is done.
@@ -219,8 +282,17 @@ class _Notes:
     episode_tasks: list[int] = dataclasses.field(default_factory=list)
     changes: list[TaskChange] = dataclasses.field(default_factory=list)
     removed: dict[int, int] = dataclasses.field(default_factory=dict)
+    bad: list[BadEpisode] = dataclasses.field(default_factory=list)
+    num_good: int = 0
+    num_images: int = 0
+    image_seconds: float = 0.0
+
+    def count_images(self, num_images: int, seconds: float) -> None:
+        self.num_images += num_images
+        self.image_seconds += seconds
 
     def add(self, episode: Standardized) -> None:
+        self.num_good += 1
         for text in episode.removed:
             task = self._index(text)
             self.removed[task] = self.removed.get(task, 0) + 1
@@ -243,10 +315,31 @@ class _Notes:
             episode_tasks=tuple(self.episode_tasks),
             task_changes=tuple(self.changes),
             removed_steps=tuple(self.removed.get(i, 0) for i in range(len(self.tasks))),
+            bad=tuple(self.bad),
+            num_images=self.num_images,
+            image_seconds=round(self.image_seconds, 3),
         )
 
     def _index(self, text: str) -> int:
         return self.tasks.setdefault(text, len(self.tasks))
+
+
+def _decode(episode: Standardized, schema: Schema, where: str) -> tuple[int, float]:
+    """(images of an episode, seconds of CPU that decoding them took).
+
+    Raises:
+      DataError: One that is not readable to its end.
+    """
+    started = time.process_time()
+    num_images = 0
+    for _, feature in schema.features():
+        if feature.kind != "image":
+            continue
+        for t, encoded in enumerate(episode.values[feature.key]):
+            assert not isinstance(encoded, np.ndarray)
+            check_pixels(encoded, f"{where}, {feature.source}, step {t}")
+            num_images += 1
+    return num_images, time.process_time() - started
 
 
 def _whole(value: np.ndarray | list[Blob]) -> np.ndarray | Blob:

@@ -1,4 +1,4 @@
-"""Text files written whole or not at all, and JSON that is checked as it is read."""
+"""Text files written whole or not at all, and JSON and TOML that are checked as they are read."""
 
 import contextlib
 import dataclasses
@@ -11,6 +11,8 @@ import os
 import pathlib
 import re
 import secrets
+import stat
+import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -28,6 +30,18 @@ Measured = Annotated[
 ]
 """A float that `to_json_line` may have written as null; read again, it is NaN."""
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
+
+
+MAX_TEXT_BYTES = 256 * 2**20
+"""Of a JSON or TOML file; those of a dataset of ten million episodes take less."""
+UNPARSABLE = (ValueError, RecursionError, MemoryError, OverflowError)
+"""What parsers raise: of text of another form, or nested or with numbers beyond what they hold."""
+_SPECIAL_FILES = {
+    stat.S_ISFIFO: "a FIFO",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+    stat.S_ISSOCK: "a socket",
+}
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -53,6 +67,75 @@ def open_path(path: epath.PathLike) -> epath.Path:
             remedy="Install the store's client (gs://: gcsfs, s3://: s3fs), check its credentials.",
         ) from error
     return opened
+
+
+def special_file(path: epath.PathLike) -> str | None:
+    """What lies at a path where reading may never end, such as `a FIFO`.
+
+    None for a file, a folder, nothing at all, and an object of a store.
+    """
+    if is_remote(path):
+        return None
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    return next((words for test, words in _SPECIAL_FILES.items() if test(mode)), None)
+
+
+def read_text(path: epath.PathLike, *, expected: str, remedy: str) -> str:
+    """The text of a file, in UTF-8 whatever the locale.
+
+    Args:
+      path: On a disk or in an object store.
+      expected: What the file has to be, for the error.
+      remedy: For the error.
+
+    Raises:
+      DataError: Where it is missing, may not be read, is no file, is larger than `MAX_TEXT_BYTES`
+        or is not UTF-8.
+    """
+    found = special_file(path)
+    try:
+        if found is None and (size := epath.Path(path).stat().length) > MAX_TEXT_BYTES:
+            found = f"a file of {size:,} bytes; at most {MAX_TEXT_BYTES:,} are read"
+        if found is None:
+            return epath.Path(path).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        found = f"{type(error).__name__}: {error}"
+    raise DataError(where=str(path), expected=expected, found=found, remedy=remedy)
+
+
+def parse_json(text: str, *, where: str, expected: str, remedy: str) -> Any:
+    """The values of a JSON text.
+
+    Raises:
+      DataError: Where it is none, or nested deeper or with larger numbers than can be read.
+    """
+    with _named_as_unreadable(where, expected, remedy):
+        return json.loads(text)
+
+
+def toml_to_json(text: str, *, where: str, expected: str, remedy: str) -> str:
+    """The values of a TOML text as JSON; a date as its text.
+
+    Raises:
+      DataError: As `parse_json`.
+    """
+    with _named_as_unreadable(where, expected, remedy):
+        return json.dumps(tomllib.loads(text), default=str)
+
+
+@contextlib.contextmanager
+def _named_as_unreadable(where: str, expected: str, remedy: str) -> Iterator[None]:
+    """Names a text that a parser refuses, or cannot hold, inside the block."""
+    try:
+        yield
+    except UNPARSABLE as error:
+        found = f"{type(error).__name__}: {error}".rstrip(": ")
+        if isinstance(error, RecursionError):
+            found = "values that are nested too deep to be read"
+        raise DataError(where=where, expected=expected, found=found, remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -135,7 +218,7 @@ def write_text_atomically(path: epath.PathLike, text: str) -> None:
     local = pathlib.Path(path)
     temporary = temporary_path(local)
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         sync(temporary)
         temporary.replace(local)
     finally:

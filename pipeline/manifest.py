@@ -11,7 +11,14 @@ from etils import epath
 
 from pipeline.conventions import Conventions
 from pipeline.errors import DataError
-from pipeline.files import dump_json, from_json_text, json_checksum, to_json_values
+from pipeline.files import (
+    dump_json,
+    from_json_text,
+    json_checksum,
+    parse_json,
+    read_text,
+    to_json_values,
+)
 from pipeline.later import LATER
 from pipeline.schema import ACTION, EPISODES, Column, Schema
 from pipeline.tokens import TokenOrigin, token_identity
@@ -53,6 +60,18 @@ class TaskChange:
 
 
 @dataclasses.dataclass(frozen=True)
+class SkippedEpisode:
+    """An episode of the source that the conversion left out because it cannot be used."""
+
+    file: str
+    """Name of the source's file."""
+    episode: int
+    """Its place in that file."""
+    reason: str
+    """What is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """Everything about a dataset but its arrays."""
 
@@ -86,6 +105,8 @@ class Manifest:
     """Where the data came from."""
     encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict, metadata=LATER)
     """How each feature was made that is not of the source, by key."""
+    skipped_episodes: tuple[SkippedEpisode, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Those of the source that were left out, in the order of the source."""
     statistics_checksum: str = dataclasses.field(default="", metadata=LATER)
     """`json_checksum` of `statistics.json`; empty where neither file has a checksum yet."""
     checksum: str = dataclasses.field(default="", compare=False, metadata=LATER)
@@ -168,15 +189,12 @@ def load_manifest(directory: epath.Path) -> Manifest:
 
 def _read(path: epath.Path) -> str:
     try:
-        if path.exists():
-            return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            where=str(path),
-            expected="a JSON object",
-            found=str(error),
-            remedy="Allow reading it, or convert the dataset again.",
-        ) from error
+        is_there = path.exists()
+    except OSError:  # a folder that may not be entered
+        is_there = True
+    if is_there:
+        remedy = "Allow reading it, or convert the dataset again."
+        return read_text(path, expected="a JSON object", remedy=remedy)
     if (path.parent / WORK).exists():
         raise DataError(
             where=str(path.parent),
@@ -210,14 +228,11 @@ def _is_rlds(directory: epath.Path) -> bool:
 
 
 def _parse(text: str, path: epath.Path) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise TypeError(f"{type(values).__name__}, not an object")
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            where=str(path), expected="a JSON object", found=str(error), remedy=_CONVERT_AGAIN
-        ) from error
+    expected = "a JSON object"
+    values = parse_json(text, where=str(path), expected=expected, remedy=_CONVERT_AGAIN)
+    if not isinstance(values, dict):
+        found = f"{type(values).__name__}, not an object"
+        raise DataError(where=str(path), expected=expected, found=found, remedy=_CONVERT_AGAIN)
     return values
 
 

@@ -5,7 +5,6 @@ linearly interpolated 1st and 99th percentile), but accumulated in float64.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +13,9 @@ import numpy as np
 from etils import epath
 
 from pipeline.errors import DataError
-from pipeline.files import dump_json, json_checksum
+from pipeline.files import dump_json, json_checksum, parse_json, read_text
 
+_CONVERT_AGAIN = "Convert the dataset again."
 _EXACT_BYTES = 8 << 20
 _BIN_BITS = 18
 _MOMENTS = ("mean", "std", "min", "max", "p01", "p99")
@@ -303,12 +303,12 @@ def load(path: epath.Path, checksum: str = "") -> dict[str, FeatureStatistics]:
     Raises:
       DataError: Where it is missing, not what `dumps` writes, or of another checksum.
     """
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise TypeError(f"expected an object by feature key; found {type(values).__name__}")
-    except (OSError, ValueError, TypeError) as error:
-        raise _unlike(path, f"{type(error).__name__}: {error}") from error
+    expected = "statistics as the converter writes them"
+    text = read_text(path, expected=expected, remedy=_CONVERT_AGAIN)
+    values = parse_json(text, where=str(path), expected=expected, remedy=_CONVERT_AGAIN)
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise _unlike(path, f"TypeError: expected an object by feature key; found {kind}")
     if checksum and json_checksum(values) != checksum:
         raise DataError(
             where=str(path),
@@ -334,7 +334,7 @@ def _unlike(path: epath.Path, found: str) -> DataError:
         where=str(path),
         expected="statistics as the converter writes them",
         found=found,
-        remedy="Convert the dataset again.",
+        remedy=_CONVERT_AGAIN,
     )
 
 

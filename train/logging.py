@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import DataError, UserError
-from pipeline.files import to_json_line, write_text_atomically, writing
+from pipeline.files import UNPARSABLE, to_json_line, write_text_atomically, writing
 from pipeline.meter import Meter
 from train.events import Events
 from train.tracking import Tracking
@@ -196,7 +196,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 def _parse(line: str, path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except UNPARSABLE as error:
         raise _damaged(line, path) from error
     if not isinstance(values, dict) or "step" not in values:
         raise _damaged(line, path)

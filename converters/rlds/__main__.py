@@ -1,6 +1,7 @@
 """`python -m converters.rlds SRC DST`: converts an RLDS directory to a dataset directory."""
 
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -10,10 +11,12 @@ from typing import Annotated, Literal, assert_never
 import tyro
 
 from converters import mappings, progress, proposal
+from converters.bad_episodes import Checks, listed
 from converters.convert import LocalRunner, Runner, convert
+from converters.rlds.presence import check_shards
 from converters.rlds.source import RldsSource, open_source
 from pipeline.errors import UserError, install_extra, user_errors_exit
-from pipeline.manifest import Manifest
+from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import show
 
@@ -42,6 +45,11 @@ class Args:
     """Range A:B of episodes to convert, from A to before B; all where it is not given."""
     mapping: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """TOML file that maps source keys to features; LIBERO's is built in."""
+    bad_episodes: Literal["stop", "skip"] = "stop"
+    """What to do about episodes that cannot be used, such as empty ones or values that are not
+    finite: list all of them and write no dataset, or leave them out and note them in it."""
+    check_images: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Decode every image, not its header alone: finds those that were cut or overwritten."""
     describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a mapping for SRC to start from, and write nothing."""
     workers: Annotated[
@@ -61,11 +69,14 @@ def main() -> None:
     own, beam_flags = _split(sys.argv[1:])
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+        logging.getLogger("converters").setLevel(logging.INFO)
         source = open_source(args.src, args.split)
         if args.describe:
             show(proposal.describe(source))
         else:
             selected = source if args.episodes is None else _select(source, args.episodes)
+            check_shards(selected)
             _convert(selected, args, _runner(selected, args, beam_flags))
 
 
@@ -76,7 +87,7 @@ def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _select(source: RldsSource, episodes: str) -> RldsSource:
-    match = re.fullmatch(r"(\d+):(\d+)", episodes)
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", episodes)
     if match is None:
         raise UserError(
             where="--episodes",
@@ -105,10 +116,11 @@ def _convert(source: RldsSource, args: Args, runner: Runner) -> None:
             args.dst,
             mapping,
             overwrite=args.overwrite,
+            checks=Checks(args.bad_episodes, args.check_images),
             runner=runner,
             on_progress=on_progress,
         )
-    _summarize(manifest, args.dst, time.perf_counter() - started)
+    _summarize(manifest, args, time.perf_counter() - started)
 
 
 def _runner(source: RldsSource, args: Args, beam_flags: tuple[str, ...]) -> Runner:
@@ -153,12 +165,15 @@ def _num_workers(source: RldsSource) -> int:
     return max(1, min(num_cores, int(total // _BYTES_A_WORKER)))
 
 
-def _summarize(manifest: Manifest, destination: str, seconds: float) -> None:
+def _summarize(manifest: Manifest, args: Args, seconds: float) -> None:
     """Prints what a person wants to know: how much, of what, and where."""
     lines = [
         f"{len(manifest.episode_lengths):,} episodes, {sum(manifest.episode_lengths):,} steps, "
         f"{len(manifest.tasks)} tasks in {seconds:.1f} s"
     ]
+    if any(feature.kind == "image" for _, feature in manifest.schema.features()):
+        alone = "by their headers alone; --check_images decodes them all"
+        lines.append(f"images checked: {'to their ends' if args.check_images else alone}")
     if any(manifest.removed_steps):
         lines.append(f"no-ops removed: {sum(manifest.removed_steps):,} steps")
         pairs = zip(manifest.removed_steps, manifest.tasks, strict=True)
@@ -167,7 +182,11 @@ def _summarize(manifest: Manifest, destination: str, seconds: float) -> None:
         num_bytes = sum(shard.num_bytes for shard in manifest.shards[column.name])
         lines.append(f"{column.name}: {num_bytes / _MB:.1f} MB, one record per {column.per}")
         lines += [f"  {f.key:26} {f.dtype}{list(f.shape)}" for f in column.features]
-    lines.append(f"dataset: {destination}")
+    if manifest.skipped_episodes:
+        num_skipped = len(manifest.skipped_episodes)
+        lines.append(f"skipped: {num_skipped:,} of the source, listed in {FILE_NAME}")
+        lines += [f"  {line}" for line in listed(manifest.skipped_episodes)]
+    lines.append(f"dataset: {args.dst}")
     show("\n".join(lines) + "\n")
 
 

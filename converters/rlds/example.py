@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_feature_generated_pb2 as tf_feature
 
 from converters.rlds.source import STEPS, RldsSource, SourceKey, SourceShard, mismatch
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SchemaError
 
 Blob = bytes | memoryview
 Episode = dict[str, np.ndarray | list[Blob]]
@@ -34,6 +34,7 @@ _FLAT_VALUES = "ragged_flat_values"
 _BYTES = 2
 """The wire type of a field that begins with its length."""
 _VARINT_BYTES = 10
+_STEPS_VALUE = STEPS.rstrip("/")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -77,6 +78,8 @@ def parse_episode(
     try:
         stored = _features(memoryview(record))
         undeclared = [key for key in stored if not _is_declared(key, keys)]
+        if _STEPS_VALUE in undeclared:
+            raise _nested_steps(where)
         if undeclared:
             raise mismatch(where, "only keys of features.json", ", ".join(sorted(undeclared)))
         taken = [
@@ -96,6 +99,15 @@ def parse_episode(
     return episode
 
 
+def _nested_steps(where: str) -> SchemaError:
+    return SchemaError(
+        where=f"{where}, {_STEPS_VALUE}",
+        expected=f"a list for every key of a step, such as {STEPS}action",
+        found="the steps as one value, such as serialized Examples inside bytes",
+        remedy="Write the source with tensorflow-datasets, which stores the keys of the steps.",
+    )
+
+
 def _is_declared(key: str, keys: Mapping[str, SourceKey]) -> bool:
     """Whether a stored key is a declared one, or a part of one such as its row lengths."""
     if key in keys:
@@ -111,8 +123,15 @@ def _check_lengths(episode: Episode, where: str) -> None:
         if not key.startswith(STEPS) and len(value) != 1:
             raise mismatch(f"{where}, {key}", "one value an episode", str(len(value)))
     lengths = {key: len(value) for key, value in episode.items() if key.startswith(STEPS)}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise mismatch(where, "the same number of steps for every key, at least 1", str(lengths))
+    if not any(lengths.values()):
+        raise SchemaError(
+            where=where,
+            expected="an episode of at least one step",
+            found="one without steps",
+            remedy="Write the source without it.",
+        )
+    if len(set(lengths.values())) != 1:
+        raise mismatch(where, "the same number of steps for every key", str(lengths))
 
 
 def _read_value(
@@ -127,11 +146,13 @@ def _read_value(
         raise mismatch(where, f"{spec.dtype}{list(spec.shape)}", "no such key")
     kind, values = _list(stored[name])
     expected = _stored_kind(spec)
+    if not len(values):  # an empty list may be of any kind, or of none
+        kind, values = expected, [] if expected == "bytes_list" else np.empty(0, np.float32)
     if kind != expected:
         raise mismatch(where, expected, str(kind))
     if isinstance(values, list):
         return _view(values, spec, where)
-    size = int(np.prod(spec.shape, dtype=np.int64))
+    size = math.prod(spec.shape)
     if size == 0 or values.size % size:
         raise mismatch(where, f"a multiple of {size} values", f"{values.size}")
     return _as_declared(values, spec.dtype, where).reshape(-1, *spec.shape)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -13,14 +12,32 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf.json_format import ParseError
 
-from converters.rlds.tfrecord import read_records
+from converters.rlds.location import find_version
+from converters.rlds.tfrecord import scan_records
 from pipeline.errors import DataError, SchemaError, UserError
-from pipeline.files import open_path
+from pipeline.files import open_path, parse_json, read_text
 
 UNKNOWN = -1
 """A size of an image that `features.json` does not declare."""
 STEPS = "steps/"
 """Prefix of every key that has one value a step."""
+_MAX_SHARDS = 99_999
+"""Files of a split: their numbers have five digits."""
+_MAX_VALUES = 2**31
+"""Of a tensor of one step: more do not fit in a record."""
+_MAX_VIEWS = 64
+"""Of a sequence of images: no robot has more cameras."""
+_TFDS_ERRORS = (
+    ParseError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +113,27 @@ class RldsSource:
         Raises:
           DataError: A damaged file, or one with another number of records than declared.
         """
+        for _, where, record in self.scan(shard):
+            if isinstance(record, DataError):
+                raise record
+            yield where, record
+            del record  # before the next one is read
+
+    def scan(self, shard: SourceShard) -> Iterator[tuple[int, str, bytes | DataError]]:
+        """Yields (number in its file, place for errors, episode) as `records`, behind bad data too.
+
+        In the place of a record whose bytes are corrupt stands the error.
+
+        Raises:
+          DataError: Where the rest of the file cannot be read, or it has another number of records
+            than declared.
+        """
         number = shard.start
-        stored = read_records(shard.path, skip=shard.start)
+        stored = scan_records(shard.path, skip=shard.start)
         # Not one more than is read: what lies after it may be damaged.
         wanted = stored if shard.stop is None else itertools.islice(stored, shard.num_episodes)
         for record in wanted:
-            yield f"{shard.path}, episode {number}", record
+            yield number, f"{shard.path}, episode {number}", record
             del record  # before the next one is read
             number += 1
         if number != shard.start + shard.num_episodes:
@@ -151,9 +183,9 @@ def open_source(path: str, split: str = "train") -> RldsSource:
       DataError: Where there is none, its files are not readable, or the split is not there.
       SchemaError: Where `features.json` declares what this project cannot store.
     """
-    directory = _find_version(open_path(path))
-    for file in ("features.json", "dataset_info.json"):
-        _check_json(directory / file)
+    directory = find_version(open_path(path))
+    _read_json(directory / "features.json")
+    _check_num_shards(directory / "dataset_info.json")
     with _named_as_broken(directory):
         info = tfds.builder_from_directory(directory).info
     source = RldsSource(
@@ -199,10 +231,29 @@ def _declared_keys(features: Any, where: str) -> dict[str, SourceKey]:
         raise mismatch(where, "an RLDS feature dictionary with `steps`", _one_line(features))
     leaves = dict(_leaves(features, ""))
     if not any(key.startswith(STEPS) for key in leaves):
-        found = _one_line(features["steps"])
-        raise mismatch(f"{where}, steps", "a dataset or sequence of a dictionary", found)
+        raise _steps_as_a_value(where, features["steps"])
     keys = [part for key in sorted(leaves) for part in _source_keys(key, leaves[key])]
-    return {key.key: key for key in keys}
+    return {key.key: _bounded(key) for key in keys}
+
+
+def _steps_as_a_value(where: str, steps: Any) -> SchemaError:
+    """The error for `steps` that are not declared by their keys."""
+    is_bytes = np.dtype(getattr(steps, "np_dtype", None) or "f4").kind in "OSU"
+    return SchemaError(
+        where=f"{where}, steps",
+        expected="a dataset or sequence of a dictionary with the keys of a step",
+        found=_one_line(steps) + (", bytes such as serialized Examples" if is_bytes else ""),
+        remedy="Parse the steps at the source, and write them as tfds.features.Dataset with the "
+        "features of a step.",
+    )
+
+
+def _bounded(key: SourceKey) -> SourceKey:
+    """A key that can be stored only where one step of it fits in a record."""
+    if key.kind not in ("tensor", "image") or math.prod(key.shape) < _MAX_VALUES:
+        return key
+    words = f"{key.dtype}{list(key.shape)}, of more values than a record holds"
+    return dataclasses.replace(key, kind="other", shape=(), dtype=words)
 
 
 def _leaves(
@@ -232,6 +283,9 @@ def _source_keys(key: str, feature: Any) -> list[SourceKey]:
         words = f"{_one_line(feature)} of any length" if -1 in lengths else _one_line(feature)
         has_images = found.has_images or found.kind == "image"
         return [SourceKey(key, "other", (), words, has_images=has_images)]
+    if found.kind == "image" and num_values > _MAX_VIEWS:
+        words = f"{_one_line(feature)} of more than {_MAX_VIEWS} images"
+        return [SourceKey(key, "other", (), words, has_images=True)]
     if found.kind == "image":
         views = [f"{key}[{view}]" for view in range(num_values)]
         return [
@@ -294,35 +348,27 @@ def _encoding(feature: tfds.features.FeatureConnector) -> str:
     return getattr(feature.to_json_content(), "encoding", "") or "none"
 
 
-def _find_version(path: epath.Path) -> epath.Path:
-    if (path / "features.json").exists():
-        return path
-    try:
-        folders = sorted(path.iterdir()) if path.is_dir() else []
-        versions = [folder for folder in folders if (folder / "features.json").exists()]
-        found = ", ".join(folder.name for folder in versions) or "none"
-    except OSError as error:
-        versions, found = [], error.strerror or str(error)
-    if len(versions) == 1:
-        return versions[0]
-    raise DataError(
-        where=str(path),
-        expected="an RLDS directory with features.json, or one version folder that has it",
-        found=found if path.exists() else "no such directory",
-        remedy="Name the version's folder, such as libero_spatial_no_noops/1.0.0.",
-    )
-
-
-def _check_json(path: epath.Path) -> None:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+def _check_num_shards(path: epath.Path) -> None:
+    """Refuses splits of more files than have a name, before each of them is looked at."""
+    values = _read_json(path)
+    splits = values.get("splits") if isinstance(values, dict) else None
+    listed = [s for s in splits if isinstance(s, dict)] if isinstance(splits, list) else []
+    lists = [split.get("shardLengths") for split in listed]
+    largest = max((len(lengths) for lengths in lists if isinstance(lengths, list)), default=0)
+    if largest > _MAX_SHARDS:
         raise DataError(
             where=str(path),
-            expected="a JSON file that tensorflow-datasets wrote",
-            found=f"{type(error).__name__}: {error}",
-            remedy="Allow reading it, or fetch the directory again.",
-        ) from error
+            expected=f"splits of at most {_MAX_SHARDS:,} files",
+            found=f"{largest:,}",
+            remedy="Write the dataset in fewer and larger files.",
+        )
+
+
+def _read_json(path: epath.Path) -> Any:
+    expected = "a JSON file that tensorflow-datasets wrote"
+    remedy = "Allow reading it, or fetch the directory again."
+    text = read_text(path, expected=expected, remedy=remedy)
+    return parse_json(text, where=str(path), expected=expected, remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -330,11 +376,12 @@ def _named_as_broken(directory: epath.Path) -> Iterator[None]:
     """Names the directory where tensorflow-datasets fails inside the block.
 
     It raises whatever its parsers raise: of protobuf for JSON of another form, a ValueError for a
-    feature class or version that it does not know, an ImportError for one that needs TensorFlow.
+    feature class or version that it does not know, an ImportError for one that needs TensorFlow,
+    an OverflowError for a number that no shape can have.
     """
     try:
         yield
-    except (ParseError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+    except _TFDS_ERRORS as error:
         raise DataError(
             where=str(directory),
             expected="a features.json and a dataset_info.json that tensorflow-datasets reads",

@@ -128,6 +128,8 @@ def summary(verifier: Verifier, seconds: float) -> str:
     ]
     if verifier.expected is not None and (keys := verifier.expected.not_converted()):
         lines.append(f"not converted: {', '.join(keys)}")
+    if manifest.skipped_episodes:
+        lines.append(f"skipped at conversion: {len(manifest.skipped_episodes):,} episodes")
     if verifier.expected is not None and not verifier.conventions:
         lines.append("conventions: not compared; name the mapping with --mapping FILE")
     lines += [f"edited: {edit}" for edit in edits(manifest)]

@@ -14,8 +14,9 @@ from converters.edit import INSTRUCTION, edits
 from converters.rlds.example import Episode, parse_episode
 from converters.rlds.source import STEPS, RldsSource
 from converters.verify.findings import Findings
+from converters.verify.skipped import SkippedEpisodes
 from pipeline.conventions import is_no_op
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 from pipeline.manifest import Manifest
 from pipeline.schema import ACTION, Blob, Feature, SourcePart, rest_dtype
 
@@ -83,6 +84,8 @@ class ExpectedEpisodes:
         self._manifest = manifest
         self._findings = findings
         self._removed: Counter[bytes] = Counter()
+        self.skipped = SkippedEpisodes(manifest, findings)
+        """Those that the dataset lists as skipped."""
         self.broken: set[int] = set()
         """Shards of the source that were not readable to their end."""
         self.num_bytes = 0
@@ -123,13 +126,21 @@ class ExpectedEpisodes:
         if number >= len(self.source.shards):
             return
         try:
-            for where, record in self.source.records(self.source.shards[number]):
-                self.num_bytes += len(record)
+            shard = self.source.shards[number]
+            for index, where, record in self.source.scan(shard):
+                is_skipped = self.skipped.take(shard.path.name, index)
                 try:
+                    if isinstance(record, DataError):
+                        raise record
+                    self.num_bytes += len(record)
                     episode = parse_episode(record, self.source.keys, where, self._wanted)
                 except UserError as error:
-                    self._break(number, error)
-                    yield where, None
+                    if not is_skipped:
+                        self._break(number, error)
+                        yield where, None
+                    continue
+                if is_skipped:
+                    self._check_skipped(where, episode)
                     continue
                 expected = self._filtered(where, episode)
                 del record, episode  # `expected` alone keeps the memory of the episode
@@ -138,6 +149,12 @@ class ExpectedEpisodes:
                 del expected
         except UserError as error:  # the rest of the file cannot be read
             self._break(number, error)
+
+    def _check_skipped(self, where: str, episode: Episode) -> None:
+        num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
+        every = Expected(where, episode, np.arange(num_steps), is_filtered=False)
+        task = self._manifest.task_source if self.has_tasks else None
+        self.skipped.check(every, self.compared, task)
 
     def check_removed(self, where: str) -> None:
         """Compares how many steps of each task had to be left out, once all shards were read."""

@@ -87,6 +87,8 @@ class Verifier:
             walk.finish()
         if self.expected is not None:
             self.expected.check_removed(self._where)
+            if not self.expected.broken:
+                self.expected.skipped.finish(self._where)
         self.statistics.compare(self._directory / STATISTICS_NAME, self.findings)
         return self.findings
 

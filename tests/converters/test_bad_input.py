@@ -210,14 +210,16 @@ def emptied(source: Path) -> None:
 IMAGE = "steps/observation/image"
 EPISODE = f"/{LAST}, episode 1"
 FETCH = r"The file is damaged or its download incomplete: fetch it again\."
-DECLARES = r"The records must be what features\.json declares: write the source again\."
+SKIP = r" Or leave such episodes out: --bad_episodes skip\."
+DECLARED = r"The records must be what features\.json declares: write the source again\."
+DECLARES = DECLARED + SKIP
 MAP = r"Write a mapping: `python -m converters\.rlds SRC --describe > mapping\.toml`.*"
 CRC = r"expected CRC32C [0-9a-f]{8}; found [0-9a-f]{8}\."
-FINITE = r"Mend the episode at the source, or ignore the key in the mapping\."
-FIT = r"Mend or rescale them at the source, or ignore the key in the mapping\."
-MEND_IMAGE = r"Mend the image at the source and convert again\."
-RESIZE = r"Every image of a feature has one size: resize it at the source\."
-UTF8 = r"Write the text in UTF-8 at the source\."
+FINITE = r"Mend the episode at the source, or ignore the key in the mapping\." + SKIP
+FIT = r"Mend or rescale them at the source, or ignore the key in the mapping\." + SKIP
+MEND_IMAGE = r"Fix the image at the source and convert again\." + SKIP
+RESIZE = r"Every image of a feature has one size: resize it at the source\." + SKIP
+UTF8 = r"Write the text in UTF-8 at the source\." + SKIP
 READABLE = "expected a readable JPEG or PNG image; found"
 
 SOURCES: dict[str, tuple[Spoil, str]] = {
@@ -240,20 +242,22 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
     ),
     "a flipped bit in a length": (flipped(2), rf"/{LAST}, record 1, length: {CRC} {FETCH}"),
     "a flipped bit in a length's CRC": (flipped(8), rf"/{LAST}, record 1, length: {CRC} {FETCH}"),
-    "a flipped bit in the data": (flipped(500), rf"/{LAST}, record 1, data: {CRC} {FETCH}"),
+    "a flipped bit in the data": (flipped(500), rf"/{LAST}, record 1, data: {CRC} {FETCH}{SKIP}"),
     "a flipped bit in the data's CRC": (
         flipped(2, of_end=True),
-        rf"/{LAST}, record 1, data: {CRC} {FETCH}",
+        rf"/{LAST}, record 1, data: {CRC} {FETCH}{SKIP}",
     ),
     "a missing shard": (
         lambda source: (source / LAST).unlink(),
-        rf"/{LAST}: expected a TFRecord file that can be read; found No such file or directory\. "
-        r"Fetch the file again, or allow reading it\.",
+        rf", split train: expected 2 files of episodes, as dataset_info\.json says: {FIRST} and 1 "
+        rf"more; found 1 of them: {FIRST}; missing: {LAST}\. Fetch the missing files\. Or convert "
+        r"what is there, with --episodes 0:2\.",
     ),
     "no message in a record": (
-        lambda source: (source / LAST).write_bytes(frame(b"\xff" * 9)),
-        rf"/{LAST}, episode 0: expected a serialized tf\.train\.Example; found 9 bytes: .*\. "
-        r"Convert from a directory that tensorflow-datasets wrote\.",
+        lambda source: (source / LAST).write_bytes(2 * frame(b"\xff" * 9)),
+        r", split train: expected 4 episodes that can be used; found 2 that cannot: "
+        rf"{LAST}, episodes 0, 1: expected a serialized tf\.train\.Example; found 9 bytes: .*\. "
+        rf"Convert from a directory that tensorflow-datasets wrote\.{SKIP}",
     ),
     # what is declared of the files
     "too few episodes declared": (
@@ -316,13 +320,13 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
     ),
     "steps of different counts": (
         record(lambda f: f["steps/count"].int64_list.value.pop()),
-        rf"{EPISODE}: expected the same number of steps for every key, at least 1; "
+        rf"{EPISODE}: expected the same number of steps for every key; "
         rf"found .*'steps/action': 3, 'steps/count': 2.*\. {DECLARES}",
     ),
     "an episode of no steps": (
         record(no_steps),
-        rf"{EPISODE}: expected the same number of steps for every key, at least 1; "
-        rf"found .*'steps/action': 0, 'steps/count': 0.*\. {DECLARES}",
+        rf"{EPISODE}: expected an episode of at least one step; found one without steps\. "
+        rf"Write the source without it\.{SKIP}",
     ),
     "two names of an episode": (
         record(lambda f: f["episode_metadata/file_path"].bytes_list.value.append(b"b")),

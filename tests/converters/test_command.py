@@ -25,6 +25,7 @@ def test_a_conversion_ends_with_a_summary(mini_rlds: Path, tmp_path: Path) -> No
     lines = result.stdout.splitlines()
     assert lines[0].startswith("4 episodes, 455 steps, 2 tasks in ")
     assert [line.partition(":")[0] for line in lines[1:] if line[0] != " "] == [
+        "images checked",
         "episodes",
         "steps",
         "vggt_tokens",

@@ -163,11 +163,11 @@ def test_bytes_that_are_no_message_are_refused(record: bytes, found: str) -> Non
 @pytest.mark.parametrize(
     ("key", "record", "message"),
     [
-        (FLOAT, message("steps/x", 2, b""), "the same number of steps .*'steps/x': 0"),
-        (FLOAT, message("steps/x", 2, packed()), "the same number of steps .*'steps/x': 0"),
-        (INTEGER, message("steps/x", 3, b""), "the same number of steps .*'steps/x': 0"),
-        (TEXT, message("steps/x", 1, b""), "the same number of steps .*'steps/x': 0"),
-        (TEXT, field(1, field(1, field(1, b"steps/x"))), "expected bytes_list; found None"),
+        (FLOAT, message("steps/x", 2, b""), "at least one step; found one without steps"),
+        (FLOAT, message("steps/x", 2, packed()), "at least one step; found one without steps"),
+        (INTEGER, message("steps/x", 3, b""), "at least one step; found one without steps"),
+        (TEXT, message("steps/x", 1, b""), "at least one step; found one without steps"),
+        (TEXT, field(1, field(1, field(1, b"steps/x"))), "found one without steps"),
         (TEXT, field(1, field(1, field(2, field(1, b"")))), "only keys of features.json; found "),
         (TEXT, b"", r"here, steps/x: expected utf8\[\]; found no such key"),
         (TEXT, field(1, b""), r"here, steps/x: expected utf8\[\]; found no such key"),
@@ -394,5 +394,5 @@ def test_an_episode_without_steps_is_refused(toy: Any, tmp_path: Path) -> None:
     features = {k: v for k, v in toy.features.items() if k in ("steps/action", "steps/reward")}
     toy = type(toy)(features, toy.episodes).holding("steps/action", [])
     toy = toy.without("episode_metadata/file_path")
-    with pytest.raises(SchemaError, match=r"at least 1; found \{'steps/action': 0, 'steps/reward'"):
+    with pytest.raises(SchemaError, match="at least one step; found one without steps"):
         read(toy.open(tmp_path))

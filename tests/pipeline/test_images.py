@@ -84,6 +84,6 @@ def png_with_a_short_chunk() -> bytes:
     ids=["empty", "other", "BMP", "cut JPEG", "JPEG header", "cut PNG", "broken PNG"],
 )
 def test_unreadable_image_is_refused_with_its_place(encoded: bytes) -> None:
-    message = f"record 3, image_primary: expected a readable .*found {len(encoded)} bytes.*Mend"
+    message = f"record 3, image_primary: expected a readable .*found {len(encoded)} bytes.*Fix"
     with pytest.raises(DataError, match=message):
         decode(encoded)

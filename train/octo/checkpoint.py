@@ -14,6 +14,7 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from pipeline.errors import DataError, UserError
+from pipeline.files import UNPARSABLE
 
 _CONFIG = "config.json"
 _PARTS = {"octo_transformer", "heads_action"}
@@ -39,7 +40,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, *UNPARSABLE) as error:
         raise DataError(
             where=str(path), expected="JSON", found=str(error), remedy="Download it again"
         ) from error

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import DataError, UserError
-from pipeline.files import from_json_text
+from pipeline.files import UNPARSABLE, from_json_text
 from train.directory import CONFIG_NAME
 from train.environment import ENVIRONMENT_NAME
 from train.logging import METRICS_NAME, StepMetrics, read_metrics
@@ -124,7 +124,7 @@ def _to_load_report(path: pathlib.Path) -> LoadReport:
 def _to_object(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except ValueError as error:
+    except UNPARSABLE as error:
         raise _damaged(path, "a JSON object", str(error)) from error
     if not isinstance(values, dict):
         raise _damaged(path, "a JSON object", type(values).__name__)
