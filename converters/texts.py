@@ -86,4 +86,5 @@ def on_one_line(text: str) -> str:
 
 def quoted(text: str) -> str:
     """As a basic string of TOML."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    shown = json.dumps(text, ensure_ascii=False)  # without what a terminal obeys or hides
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in shown)

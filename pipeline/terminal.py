@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -47,6 +48,18 @@ def escaped_fields(value: T) -> T:
 def show(lines: str) -> None:
     """Writes lines to stdout, escaped."""
     sys.stdout.write(escaped_lines(lines))
+
+
+def log_to_stderr() -> None:
+    """Sends warnings, and what a caller lowers the level of a logger to, escaped to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_EscapingFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _EscapingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped_lines(super().format(record))
 
 
 class OutputError(Exception):

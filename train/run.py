@@ -17,6 +17,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
+from pipeline.terminal import log_to_stderr
 from train import cluster, directory
 from train.checkpoints import Checkpoints, has_checkpoint, last_step
 from train.conclusion import conclude
@@ -45,7 +46,7 @@ _INTERRUPTED = "interrupted; the same command with --resume goes on from the las
 
 def main() -> None:
     """Parses the command line and runs."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    log_to_stderr()
     keep_freed_memory()
     with user_errors_exit(interrupted=_INTERRUPTED):
         flags = parse_flags(sys.argv[1:])

@@ -18,7 +18,7 @@ from converters.rlds.source import RldsSource, open_source
 from pipeline.errors import UserError, install_extra, user_errors_exit
 from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import show
+from pipeline.terminal import log_to_stderr, show
 
 _MB = 1e6
 _INTERRUPTED = "interrupted; run the same command again to go on"
@@ -69,7 +69,7 @@ def main() -> None:
     own, beam_flags = _split(sys.argv[1:])
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
-        logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+        log_to_stderr()
         logging.getLogger("converters").setLevel(logging.INFO)
         source = open_source(args.src, args.split)
         if args.describe:

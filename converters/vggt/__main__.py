@@ -1,7 +1,6 @@
 """`python -m converters.vggt DATASET`: adds VGGT's tokens of a dataset's images, as a column."""
 
 import dataclasses
-import logging
 import math
 import pathlib
 import time
@@ -28,7 +27,7 @@ from pipeline.dataset import Dataset, on_disk, open_dataset
 from pipeline.errors import user_errors_exit
 from pipeline.manifest import WORK, Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import show
+from pipeline.terminal import log_to_stderr, show
 from pipeline.tokens import Store
 from pipeline.vggt.sources import config_of
 from pipeline.vggt.spec import ComputeDtype, Precision, Views
@@ -91,7 +90,7 @@ class Args:
 
 def main() -> None:
     """Parses the command line and runs the job."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(Args, prog="python -m converters.vggt")
         directory = on_disk(args.dataset)

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from converters.progress import shown
 from pipeline.errors import DataError
-from pipeline.terminal import escaped, escaped_fields, escaped_lines, show
+from pipeline.terminal import escaped, escaped_fields, escaped_lines, log_to_stderr, show
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -67,6 +68,15 @@ def test_progress_takes_any_name(capsys: pytest.CaptureFixture[str]) -> None:
     with shown("[/bold] set\x1b[2J", 3) as on_progress:
         on_progress(1, 5)
     assert "\x1b[2J" not in capsys.readouterr().err
+
+
+def test_logged_names_are_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    log_to_stderr()
+    logging.getLogger("converters").warning("set %s\nsecond line", "a\x1b[2J")
+    assert capsys.readouterr().err == "set a\\x1b[2J\nsecond line\n"
 
 
 def test_shown_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:

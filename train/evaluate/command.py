@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import pathlib
 import re
 import sys
@@ -14,7 +13,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.libero.installation import Installation, find_installation
 from pipeline.libero.suites import Trial, select_tasks
-from pipeline.terminal import show
+from pipeline.terminal import log_to_stderr, show
 from train.evaluate.compare import COMPARISON_NAME, compare
 from train.evaluate.report import write_report
 from train.evaluate.results import claimed
@@ -82,7 +81,7 @@ class Args:
 
 def main() -> None:
     """Parses the command line, evaluates and prints the tables."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(Args, prog="python -m train.evaluate", use_underscores=True)
         has_errors = evaluate(args)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError, install_extra, user_errors_exit
+from pipeline.terminal import log_to_stderr
 from train.policy.encoder import encoder_of
 from train.policy.execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
@@ -59,7 +60,7 @@ class Args:
 
 def main() -> None:
     """Parses the command line and serves until SIGINT or SIGTERM."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    log_to_stderr()
     logging.getLogger("train").setLevel(logging.INFO)
     with user_errors_exit(interrupted="stopped"):
         args = tyro.cli(Args, prog="python -m train.serve", use_underscores=True)
