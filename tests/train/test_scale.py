@@ -1,54 +1,48 @@
 """Runs in processes of their own: signals, kills, several devices and several processes."""
 
+import dataclasses
+import functools
 import json
 import os
-import pathlib
 import random
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from pipeline.config import DatasetConfig
 from train.checkpoints import read_checkpoint
+from train.config import ValidationConfig
+from train.flags import Flags, load_config
 from train.logging import read_metrics
+from train.run import run
 
-ROOT = pathlib.Path(__file__).parents[2]
-_KILLS = int(os.environ.get("OCTOGRAIN_KILLS", "4"))
+from ..processes import Command
+from .moments import signal_at_save
+
+STEPS = ("--config.num_steps=24", "--config.save_interval=7")
+FEW = (*STEPS, "--config.num_steps=6")
+ENDLESS = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
+KILLS = 20
 
 
-def start(config_path, dataset, directory, *flags, devices=1, env=None):
+def start(config_path, dataset, directory, *flags, devices=1, env=None, before=None):
     """`python -m train.run` in a process of its own, without waiting for it."""
     arguments = [
         f"--config.data.datasets.0.path={dataset}",
         f"--config.save_dir={directory}",
         f"--config.compilation_cache={directory.parent}/compiled",
     ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "train.run", "--config", str(config_path), *arguments, *flags],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            **(env or {}),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process, code=0):
-    _, told = process.communicate(timeout=240)
-    assert process.returncode == code, told
-    return told
+    flags_of_xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    flags_of_xla += " --xla_backend_optimization_level=0"  # TMP
+    env = {"XLA_FLAGS": flags_of_xla, **(env or {})}
+    line = ("--config", config_path, *arguments, *flags)
+    return Command("train.run", *line, env=env, before=before)
 
 
 def losses(directory):
@@ -60,12 +54,6 @@ def num_steps(directory):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_steps(process, directory, number):
-    while num_steps(directory) < number:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-
-
 def assert_equal_params(directory, expected, step):
     found, wanted = (read_checkpoint(path, step).params for path in (directory, expected))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
@@ -73,45 +61,63 @@ def assert_equal_params(directory, expected, step):
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config_path, mini_dataset, tmp_path_factory):
-    """A run of 60 steps on one device."""
+    """A run of 24 steps on one device."""
     directory = tmp_path_factory.mktemp("scale") / "undisturbed"
-    finish(start(tiny_config_path, mini_dataset, directory, *LONG))
+    start(tiny_config_path, mini_dataset, directory, *STEPS).finish()
     return directory
 
 
-LONG = ("--config.num_steps=60", "--config.optimizer.decay_steps=100", "--config.save_interval=7")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     undisturbed, tiny_config_path, mini_dataset, number
 ):
     directory = undisturbed.with_name(number.name)
-    # A checkpoint a step: the signal comes while one is being written.
-    process = start(tiny_config_path, mini_dataset, directory, *LONG, "--config.save_interval=1")
-    wait_for_steps(process, directory, 10)
-    process.send_signal(number)
-    told = finish(process, code=130 if number is signal.SIGINT else 0)
-    assert f"stopped by {number.name}; the state is saved: go on with --resume" in told
+    # A checkpoint per step: the signal comes while one is being written.
+    flags, before = ("--config.save_interval=1",), functools.partial(signal_at_save, 10, number)
+    process = start(tiny_config_path, mini_dataset, directory, *STEPS, *flags, before=before)
+    process.finish(code=130 if number is signal.SIGINT else 0)
+    assert f"stopped by {number.name}; the state is saved: go on with --resume" in process.stderr
     taken = num_steps(directory)
-    assert 10 <= taken < 60
+    assert 10 <= taken <= 12
     assert read_checkpoint(directory).step == taken
-    finish(start(tiny_config_path, mini_dataset, directory, *LONG, "--resume"))
+    start(tiny_config_path, mini_dataset, directory, *STEPS, "--resume").finish()
     assert losses(directory) == losses(undisturbed)
-    assert_equal_params(directory, undisturbed, 60)
+    assert_equal_params(directory, undisturbed, 24)
 
 
+def test_a_run_that_is_killed_while_it_writes_a_checkpoint_is_resumed_bit_for_bit(
+    undisturbed, tiny_config_path, mini_dataset
+):
+    directory = undisturbed.with_name("killed")
+    before = functools.partial(signal_at_save, 14, signal.SIGKILL)
+    process = start(tiny_config_path, mini_dataset, directory, *STEPS, before=before)
+    process.finish(-signal.SIGKILL)
+    for step in steps_of(directory):
+        read_checkpoint(directory, step)
+    start(tiny_config_path, mini_dataset, directory, *STEPS, "--resume").finish()
+    assert losses(directory) == losses(undisturbed)
+    assert_equal_params(directory, undisturbed, 24)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_is_resumed_bit_for_bit(
     undisturbed, tiny_config_path, mini_dataset
 ):
     """Kills while it starts, between steps, and while a checkpoint is written."""
-    last = 60 * _KILLS
+    last = 60 * KILLS
     flags = (f"--config.num_steps={last}", "--config.optimizer.decay_steps=5000")
     flags = (*flags, "--config.save_interval=7")
-    whole, directory = undisturbed.with_name("whole"), undisturbed.with_name("killed")
-    finish(start(tiny_config_path, mini_dataset, whole, *flags))
+    whole, directory = undisturbed.with_name("whole"), undisturbed.with_name("killed_often")
+    start(tiny_config_path, mini_dataset, whole, *flags).finish()
     moments = random.Random(0)
-    for _ in range(_KILLS):
+    for _ in range(KILLS):
         resume = ["--resume"] if (directory / "config.json").exists() else []
         process = start(tiny_config_path, mini_dataset, directory, *flags, *resume)
         before = num_steps(directory)
@@ -119,14 +125,13 @@ def test_a_run_that_is_killed_at_any_moment_is_resumed_bit_for_bit(
         while num_steps(directory) < before + 20 and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.1))
-        assert process.poll() is None, process.communicate()[1]
+        assert process.returncode is None, process.stderr
         process.kill()
-        process.communicate()
         for step in steps_of(directory):
             read_checkpoint(directory, step)
     assert num_steps(directory) < last
     resume = ["--resume"] if (directory / "config.json").exists() else []
-    finish(start(tiny_config_path, mini_dataset, directory, *flags, *resume))
+    start(tiny_config_path, mini_dataset, directory, *flags, *resume).finish()
     assert losses(directory) == losses(whole)
     assert_equal_params(directory, whole, last)
 
@@ -138,24 +143,6 @@ def steps_of(directory):
     )
 
 
-def test_a_second_process_is_told_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
-    directory = undisturbed.with_name("in_use")
-    endless = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
-    first = start(tiny_config_path, mini_dataset, directory, *endless)
-    wait_for_steps(first, directory, 1)
-    second = start(tiny_config_path, mini_dataset, directory, *LONG, "--overwrite")
-    told = finish(second, code=2)
-    assert f"found process {first.pid} on {socket.gethostname()} at work on it" in told
-    first.kill()
-    first.communicate()
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 def close_to(directory, expected, num):
     ours, theirs = (
         [row.loss for row in read_metrics(path)][:num] for path in (directory, expected)
@@ -164,20 +151,23 @@ def close_to(directory, expected, num):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-FEW = ("--config.num_steps=6", "--config.optimizer.decay_steps=100", "--config.save_interval=3")
-
-
-@pytest.mark.parametrize("fsdp_devices", [1, 2])
+@pytest.mark.parametrize("fsdp_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_devices_train_as_one_and_go_on_as_one(
     undisturbed, tiny_config_path, mini_dataset, fsdp_devices
 ):
     directory = undisturbed.with_name(f"fsdp{fsdp_devices}")
     flags = (*FEW, f"--config.fsdp_devices={fsdp_devices}")
-    finish(start(tiny_config_path, mini_dataset, directory, *flags, devices=2))
+    start(tiny_config_path, mini_dataset, directory, *flags, devices=2).finish()
     close_to(directory, undisturbed, 6)
     longer = (*FEW, "--config.num_steps=12", "--resume")
-    finish(start(tiny_config_path, mini_dataset, directory, *longer))
+    start(tiny_config_path, mini_dataset, directory, *longer).finish()
     close_to(directory, undisturbed, 12)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def start_two(config_path, dataset, directory, *flags):
@@ -190,26 +180,44 @@ def start_two(config_path, dataset, directory, *flags):
     ]
 
 
-def test_two_processes_train_as_one_and_go_on_as_one(undisturbed, tiny_config_path, mini_dataset):
+@pytest.fixture(scope="module")
+def alone(undisturbed, tiny_config_path, mini_dataset):
+    """A run of 6 steps that measures itself on held-out episodes, in this process."""
+    config = load_config(str(tiny_config_path))
+    parts = (DatasetConfig(str(mini_dataset)),)
+    data = dataclasses.replace(config.data, datasets=parts, validation_fraction=0.3)
+    config = dataclasses.replace(
+        config,
+        data=data,
+        validation=ValidationConfig(num_batches=2),
+        num_steps=6,
+        save_interval=3,
+        save_dir=str(undisturbed.with_name("alone")),
+    )
+    return run(Flags(config))
+
+
+def test_two_processes_train_as_one_and_go_on_as_one(
+    undisturbed, alone, tiny_config_path, mini_dataset
+):
     directory = undisturbed.with_name("processes")
     held_out = ("--config.data.validation_fraction=0.3", "--config.validation.num_batches=2")
-    alone = undisturbed.with_name("alone")
-    finish(start(tiny_config_path, mini_dataset, alone, *FEW, *held_out))
-    processes = start_two(tiny_config_path, mini_dataset, directory, *FEW, *held_out)
-    told = [finish(process) for process in processes]
-    assert "2 x cpu in 2 processes" in told[0]
-    assert "2 x cpu" not in told[1]  # only the first one writes
+    flags = (*FEW, "--config.save_interval=3", *held_out)
+    first, second = start_two(tiny_config_path, mini_dataset, directory, *flags)
+    assert "2 x cpu in 2 processes" in first.finish().stderr
+    assert "2 x cpu" not in second.finish().stderr  # only the first one writes
     close_to(directory, alone, 6)
     ours, theirs = (
         json.loads((path / "validation.jsonl").read_text()) for path in (directory, alone)
     )
     np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
     assert (directory / "report.html").exists()
-    longer = (*FEW, *held_out, "--config.num_steps=9", "--resume")
-    finish(start(tiny_config_path, mini_dataset, directory, *longer))
+    longer = (*flags, "--config.num_steps=9", "--resume")
+    start(tiny_config_path, mini_dataset, directory, *longer).finish()
     assert [row.step for row in read_metrics(directory)] == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_a_damaged_record_in_one_process_ends_both_which_go_on_without_it(
     undisturbed, tiny_config_path, mini_dataset, tmp_path
 ):
@@ -219,8 +227,9 @@ def test_a_damaged_record_in_one_process_ends_both_which_go_on_without_it(
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    flags = (*LONG, "--config.batch_size=16", "--config.save_interval=1000")
-    told = [finish(one, 2) for one in start_two(tiny_config_path, spoiled, directory, *flags)]
+    flags = ("--config.num_steps=60", "--config.batch_size=16", "--config.save_interval=1000")
+    both = start_two(tiny_config_path, spoiled, directory, *flags)
+    told = [one.finish(2).stderr for one in both]
     errors = [re.search(r"error: (process [01], .*)", text).group(1) for text in told]
     assert errors[0] == errors[1]
     found = re.search(
@@ -234,42 +243,36 @@ def test_a_damaged_record_in_one_process_ends_both_which_go_on_without_it(
     longer = (*flags, f"--config.num_steps={step + 3}", "--resume")
     excluded = (*longer, "--config.data.datasets.0.excluded", found.group(2))
     for process in start_two(tiny_config_path, spoiled, directory, *excluded):
-        finish(process)
+        process.finish()
     assert [row.step for row in read_metrics(directory)] == list(range(1, step + 4))
 
 
-def test_a_run_in_use_is_told_in_every_process(tiny_config_path, mini_dataset, tmp_path):
-    directory = tmp_path / "run"
-    endless = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
-    first = start(tiny_config_path, mini_dataset, directory, *endless)
-    wait_for_steps(first, directory, 1)
-    others = start_two(tiny_config_path, mini_dataset, directory, *endless, "--overwrite")
-    for process in others:
-        assert f"process 0, save_dir {directory}: expected a run that no" in finish(process, 2)
+def test_every_process_is_told_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
+    directory = undisturbed.with_name("in_use")
+    first = start(tiny_config_path, mini_dataset, directory, *ENDLESS)
+    first.wait_until((directory / "config.json").exists)
+    second = start(tiny_config_path, mini_dataset, directory, *STEPS, "--overwrite").finish(2)
+    host = socket.gethostname()
+    assert f"found process {first.pid} on {host} at work on it" in second.stderr
+    for process in start_two(tiny_config_path, mini_dataset, directory, *ENDLESS, "--overwrite"):
+        expected = f"process 0, save_dir {directory}: expected a run that no"
+        assert expected in process.finish(2).stderr
     first.kill()
-    first.communicate()
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_process_that_waits_for_another(
     tiny_config_path, mini_dataset, tmp_path
 ):
-    endless = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
-    waiting, silent = start_two(tiny_config_path, mini_dataset, tmp_path / "run", *endless)
-    wait_for_steps(waiting, tmp_path / "run", 1)
+    waiting, silent = start_two(tiny_config_path, mini_dataset, tmp_path / "run", *ENDLESS)
+    waiting.wait_until(lambda: num_steps(tmp_path / "run") >= 1)
     silent.send_signal(signal.SIGSTOP)
     time.sleep(1)  # the step under way ends
     waiting.send_signal(signal.SIGTERM)
     time.sleep(6)
-    assert waiting.poll() is None
+    assert waiting.returncode is None
     waiting.send_signal(signal.SIGTERM)
-    told = finish(waiting, 128 + signal.SIGTERM)
+    told = waiting.finish(128 + signal.SIGTERM).stderr
     assert "SIGTERM: to stop; again in 5 s ends the run unsaved" in told
     assert "ended by a second SIGTERM; --resume goes on from the last checkpoint" in told
     silent.kill()
-    silent.communicate()
-
-
-def test_half_a_cluster_is_told(tiny_config_path, mini_dataset, tmp_path):
-    env = {"JAX_NUM_PROCESSES": "2"}
-    told = finish(start(tiny_config_path, mini_dataset, tmp_path / "run", *FEW, env=env), code=2)
-    assert "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing" in told
