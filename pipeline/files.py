@@ -28,7 +28,7 @@ T = TypeVar("T")
 Measured = Annotated[
     float, pydantic.BeforeValidator(lambda value: math.nan if value is None else value)
 ]
-"""A float that `to_json_line` may have written as null; read again, it is NaN."""
+"""A float that `checksums.to_json_line` may have written as null; read again, it is NaN."""
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 
@@ -106,14 +106,14 @@ def read_text(path: epath.PathLike, *, expected: str, remedy: str) -> str:
     raise DataError(where=str(path), expected=expected, found=found, remedy=remedy)
 
 
-def parse_json(text: str, *, where: str, expected: str, remedy: str) -> Any:
-    """The values of a JSON text.
+def parse_json(text: str | bytes, *, where: str, expected: str, remedy: str) -> Any:
+    """The values of a JSON text; bytes are UTF-8.
 
     Raises:
       DataError: Where it is none, or nested deeper or with larger numbers than can be read.
     """
     with _named_as_unreadable(where, expected, remedy):
-        return json.loads(text)
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
 
 
 def toml_to_json(text: str, *, where: str, expected: str, remedy: str) -> str:
@@ -224,19 +224,6 @@ def write_text_atomically(path: epath.PathLike, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(local.parent)
-
-
-def to_json_line(value: object) -> str:
-    """A dataclass or mapping as a line of JSON, which has null for NaN and the infinities."""
-    return json.dumps(_finite(to_json_values(value)), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def json_checksum(values: Any) -> str:

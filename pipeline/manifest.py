@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from pipeline.checksums import check_checksum
 from pipeline.conventions import Conventions
 from pipeline.errors import DataError
 from pipeline.files import (
@@ -253,15 +254,11 @@ def _check_checksum(values: Mapping[str, Any], path: epath.Path) -> None:
     if not values.get("checksum") and not values.get("statistics_checksum"):
         return
     content = {name: value for name, value in values.items() if name != "checksum"}
-    found = json_checksum(content)
-    if values.get("checksum") != found:
-        raise DataError(
-            where=str(path),
-            expected=f"content with the checksum {values.get('checksum')} that was written with it",
-            found=f"{found}: the file is corrupt or was edited",
-            remedy=f"Copy it again, undo the edit and make it with `{EDIT} {path.parent}`, or "
-            "convert the dataset again.",
-        )
+    remedy = (
+        f"Copy it again, undo the edit and make it with `{EDIT} {path.parent}`, or convert the "
+        "dataset again."
+    )
+    check_checksum(values.get("checksum"), content, where=str(path), remedy=remedy)
 
 
 def _check_schema_hash(manifest: Manifest, path: epath.Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import fnmatch
+import json
 import logging
 import os
 import pathlib
@@ -12,19 +13,18 @@ import tempfile
 from collections.abc import Iterator
 from typing import TextIO
 
+from pipeline.checksums import read_json, write_json
 from pipeline.errors import DataError, UserError
-from pipeline.files import (
-    dump_json,
-    temporary_of,
-    to_json_values,
-    write_text_atomically,
-)
+from pipeline.files import temporary_of, to_json_values
 from train.checkpoints import read_kept_config
 from train.config import TrainConfig, parse_config
 
 CONFIG_NAME = "config.json"
 _log = logging.getLogger(__name__)
-_DAMAGED = "Start a new run in another save_dir, or delete this directory."
+_ELSEWHERE = "change settings in the file that --config names"
+ONLY_A_RECORD = f"If you edited it, undo that, and {_ELSEWHERE}."
+"""What to do about a changed config.json: it records the config of the run and sets nothing."""
+_DAMAGED = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete this directory."
 LOCK_NAME = ".lock"
 _PROBE = ".probe."
 _MAY_DIFFER = (
@@ -130,7 +130,7 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             if not resume:
                 _empty(directory)
-            write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(config)))
+            write_json(directory / CONFIG_NAME, to_json_values(config))
         except OSError as error:
             raise _unwritable(config, error) from error
         yield directory
@@ -140,7 +140,7 @@ def _empty(directory: pathlib.Path) -> None:
     """Deletes a run but for its config, which is written anew where it is lost."""
     before = read_config(directory)
     if before is not None:
-        write_text_atomically(directory / CONFIG_NAME, dump_json(to_json_values(before)))
+        write_json(directory / CONFIG_NAME, to_json_values(before))
     for entry in _entries(directory):
         if entry.name != CONFIG_NAME:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -248,9 +248,11 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
     path = directory / CONFIG_NAME
     try:
         if path.is_file():
-            return parse_config(_read_text(path), where=str(path), remedy=_DAMAGED)
+            text = json.dumps(read_json(path, remedy=_DAMAGED))
+            return parse_config(text, where=str(path), remedy=_DAMAGED)
     except DataError as error:
-        kept, why = read_kept_config(directory), f"{path} cannot be read ({error.found})"
+        kept = read_kept_config(directory)
+        why = f"{path} cannot be read ({error.found}; {_ELSEWHERE})"
         if kept is None:
             raise
     else:
@@ -258,15 +260,6 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
     if kept is not None:
         _log.warning("%s: the config is taken from the last checkpoint", why)
     return kept
-
-
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            where=str(path), expected="a run's config", found=str(error), remedy=_DAMAGED
-        ) from error
 
 
 def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.checksums import from_json, to_json_line
 from pipeline.errors import DataError, UserError
-from pipeline.files import UNPARSABLE, to_json_line, write_text_atomically, writing
+from pipeline.files import UNPARSABLE, write_text_atomically, writing
 from pipeline.meter import Meter
 from train.events import Events
 from train.tracking import Tracking
@@ -77,7 +78,7 @@ class MetricsLog:
         tracking: Tracking | None = None,
     ) -> None:
         path = run_directory / METRICS_NAME
-        kept = [line for line in _lines(path) if _parse(line, path)["step"] <= first_step]
+        kept = [line for line, values in _lines(path) if values["step"] <= first_step]
         self._path = path
         with writing(path):
             write_text_atomically(path, "".join(kept))
@@ -169,7 +170,7 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
       DataError: A damaged line, or one with other fields.
     """
     path = run_directory / METRICS_NAME
-    return [_to_metrics(_parse(line, path), path) for line in _lines(path)]
+    return [_to_metrics(values, path) for _, values in _lines(path)]
 
 
 def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
@@ -187,26 +188,28 @@ def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
     )
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    """The complete lines of a file, which may not exist."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
+def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The complete lines of a file, which may not exist: each with its end, and its fields."""
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if not _is_cut_short(last):
+        lines.append(last)
+    found = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return [(f"{line.decode()}\n", values) for line, values in zip(lines, found, strict=True)]
 
 
-def _parse(line: str, path: pathlib.Path) -> dict[str, Any]:
+def _is_cut_short(line: bytes) -> bool:
+    """Whether what follows the last line break is not a whole JSON value."""
     try:
-        values = json.loads(line)
-    except UNPARSABLE as error:
-        raise _damaged(line, path) from error
-    if not isinstance(values, dict) or "step" not in values:
-        raise _damaged(line, path)
+        json.JSONDecoder().raw_decode(line.decode(errors="replace"))
+    except UNPARSABLE:
+        return True
+    return False
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    remedy = "Delete that line, or start a new run in another save_dir."
+    values = from_json(line, where=where, remedy=remedy)
+    if not isinstance(values.get("step"), int):
+        expected, found = "a JSON object with a step", repr(line[:40].decode(errors="replace"))
+        raise DataError(where=where, expected=expected, found=found, remedy=remedy)
     return values
-
-
-def _damaged(line: str, path: pathlib.Path) -> DataError:
-    return DataError(
-        where=str(path),
-        expected="a JSON object with a step on every line",
-        found=repr(line[:40]),
-        remedy="Delete that line, or start a new run in another save_dir.",
-    )

@@ -6,15 +6,17 @@ import logging
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pipeline.batch import table
+from pipeline.checksums import write_json
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
+from pipeline.files import dump_json, to_json_values, writing
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
 from pipeline.terminal import log_to_stderr
@@ -225,10 +227,10 @@ def _metrics_log(setup: Setup, path: pathlib.Path, position: int) -> Iterator[Me
         yield log
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def _write(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     if cluster.is_writer():
         with writing(path):
-            write_text_atomically(path, text)
+            write_json(path, values)
 
 
 def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
@@ -236,10 +238,10 @@ def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
     setup = plan.setup
     config, loader = setup.config, setup.loader
     if plan.report is not None:
-        _write(path / "load_report.json", dump_json(to_json_values(plan.report)))
+        _write(path / "load_report.json", to_json_values(plan.report))
         _log.info("weights of %s: %s", config.pretrained_path, plan.report.summary())
-    _write(path / "datasets.json", dump_json(loader.describe_datasets()))
-    _write(path / ENVIRONMENT_NAME, dump_json(describe_environment(setup.mesh)))
+    _write(path / "datasets.json", loader.describe_datasets())
+    _write(path / ENVIRONMENT_NAME, describe_environment(setup.mesh))
     _log.info("config (* set by a flag):\n%s", describe_config(config, flags.unchanged))
     short_warmup = describe_short_warmup(config)
     if short_warmup is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipeline import device
+from pipeline.checksums import from_json, to_json_line
 from pipeline.dataset import Dataset
 from pipeline.files import (
     Measured,
     from_json_text,
     temporary_path,
-    to_json_line,
     write_text_atomically,
     writing,
 )
@@ -343,12 +344,15 @@ def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:
       DataError: A damaged line.
     """
     path = directory / METRICS_NAME
-    lines = path.read_text().splitlines() if path.exists() else []
+    text = path.read_bytes() if path.exists() else b""
+    lines = text.removesuffix(b"\n").split(b"\n") if text else []
+    return [_to_metrics(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _to_metrics(line: bytes, where: str) -> ValidationMetrics:
     remedy = "Delete that line."
-    return [
-        from_json_text(ValidationMetrics, line, where=f"{path}, line {number}", remedy=remedy)
-        for number, line in enumerate(lines, 1)
-    ]
+    text = json.dumps(from_json(line, where=where, remedy=remedy))
+    return from_json_text(ValidationMetrics, text, where=where, remedy=remedy)
 
 
 def read_episode(directory: pathlib.Path) -> EpisodePrediction | None:

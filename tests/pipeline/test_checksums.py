@@ -1,4 +1,4 @@
-"""The two JSON files of a dataset are those that were written, or one line says otherwise."""
+"""JSON files are those that were written, or one line says otherwise."""
 
 import dataclasses
 import json
@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from etils import epath
 
+from pipeline.checksums import from_json, read_json, write_json
 from pipeline.dataset import open_dataset
 from pipeline.errors import DataError, UserError
+from pipeline.files import json_checksum
 from pipeline.manifest import load_manifest
 
 NUM_FLIPS = 50
@@ -174,3 +176,30 @@ def test_a_checkpoint_of_before_resumes(
     for kept in (old, state):
         with pytest.raises(DataError, match=message):
             make_loader(copied).restore(kept)
+
+
+@pytest.mark.parametrize("values", [{"a": 1.5, "b": [None, "é"]}, {}, {"checksum": {"a": 1}}])
+def test_json_is_read_as_it_was_written(tmp_path: pathlib.Path, values: dict[str, Any]) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, values)
+    assert read_json(path, remedy="") == values
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True, indent=4))
+    assert read_json(path, remedy="") == values
+    path.write_text(json.dumps(values))  # as an earlier release wrote it
+    assert read_json(path, remedy="") == values
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": 1', "expected a JSON object; found JSONDecodeError: Exp"),
+        ("[" * 100_000, "expected a JSON object; found values that are nested"),
+        ("3", "expected a JSON object; found int"),
+        ('{"a": 2, "checksum": "CHECKSUM"}', "expected content with the checksum .*; found "),
+        ('{"a": 1, "checksun": "CHECKSUM"}', "expected the checksum as its last .*found checksun"),
+    ],
+)
+def test_json_that_is_not_what_was_written_is_refused(text: str, found: str) -> None:
+    text = text.replace("CHECKSUM", json_checksum({"a": 1}))
+    with pytest.raises(DataError, match=rf"^a.json: {found}.*\. Delete it\.$"):
+        from_json(text, where="a.json", remedy="Delete it.")

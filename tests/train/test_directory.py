@@ -3,11 +3,13 @@ import errno
 import fcntl
 import json
 import pathlib
+import re
 import shutil
 
 import jax.numpy as jnp
 import pytest
 
+from pipeline.checksums import read_json
 from pipeline.config import DatasetConfig
 from pipeline.errors import DataError, UserError
 from pipeline.files import temporary_path, to_json_values
@@ -174,7 +176,7 @@ def test_another_length_would_change_a_rate_that_decays_over_it(tiny_config):
 def test_a_damaged_config_is_named(tiny_config):
     directory = started(tiny_config)
     (directory / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config.json: expected a valid TrainConfig"):
+    with pytest.raises(DataError, match=r"config.json: expected a JSON object"):
         check(tiny_config, resume=True, overwrite=False)
 
 
@@ -201,8 +203,41 @@ def test_a_config_that_is_lost_or_damaged_is_taken_from_a_checkpoint(tiny_config
         check(dataclasses.replace(tiny_config, seed=1), resume=True, overwrite=False)
     with claimed(tiny_config, resume=True, overwrite=False):
         pass
-    mended = json.loads((directory / "config.json").read_text())
-    assert mended == to_json_values(tiny_config)
+    assert read_json(directory / "config.json", remedy="") == to_json_values(tiny_config)
+
+
+def edited(directory):
+    """A config.json with another `save_interval`, which a resumed run may change."""
+    path = directory / "config.json"
+    text = path.read_text()
+    path.write_text(re.sub(r'"save_interval": \d+', '"save_interval": 7', text))
+    assert path.read_text() != text
+
+
+def test_an_edited_config_is_refused_with_the_place_where_settings_are_changed(tiny_config):
+    edited(started(tiny_config))
+    message = r"config.json: .*was edited. If you edited it, undo .* the file that --config names"
+    with pytest.raises(DataError, match=message):
+        check(tiny_config, resume=True, overwrite=False)
+
+
+def test_an_edited_config_gives_way_to_that_of_the_checkpoint_and_of_the_command(
+    tiny_config, caplog
+):
+    directory = with_checkpoint(tiny_config)
+    edited(directory)
+    with claimed(tiny_config, resume=True, overwrite=False):
+        pass
+    assert "was edited; change settings in the file that --config names)" in caplog.text
+    assert read_json(directory / "config.json", remedy="") == to_json_values(tiny_config)
+
+
+def test_a_config_of_an_earlier_release_has_no_checksum_and_is_compared(tiny_config):
+    path = started(tiny_config) / "config.json"
+    path.write_text(json.dumps(to_json_values(tiny_config)))
+    check(tiny_config, resume=True, overwrite=False)
+    with pytest.raises(UserError, match="seed: 0 then, 1 now"):
+        check(dataclasses.replace(tiny_config, seed=1), resume=True, overwrite=False)
 
 
 def test_checkpoints_of_another_program_are_no_run(tiny_config):

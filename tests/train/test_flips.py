@@ -2,7 +2,9 @@
 
 import contextlib
 import pathlib
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,9 +12,24 @@ import jax
 import numpy as np
 import pytest
 
+from pipeline.checksums import write_json
 from pipeline.errors import DataError, UserError
+from pipeline.files import to_json_values
+from train.octo.causes import LoadRow
+from train.octo.report import LoadReport
+from train.report.__main__ import main
+from train.report.inputs import read_run
 from train.saved import STATE, SavedStep
+from train.validation import ValidationMetrics, append_validation
 
+RUN_FILES = (
+    "config.json",
+    "datasets.json",
+    "environment.json",
+    "load_report.json",
+    "metrics.jsonl",
+    "validation.jsonl",
+)
 JSON_ITEMS = ("config", "datasets", "loader", "digests")
 
 
@@ -58,6 +75,20 @@ def flip(files: list[pathlib.Path], number: int, seed: int, read: Callable[[], A
     return len(told)
 
 
+@pytest.fixture
+def record(policy_run: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of a run's JSON files, with those of a run with weights and a validation."""
+    for path in (policy_run / name for name in RUN_FILES):
+        if path.exists():
+            shutil.copy(path, tmp_path)
+    rows = (LoadRow("head/kernel", "loaded", (2, 3), (2, 3)),)
+    write_json(tmp_path / "load_report.json", to_json_values(LoadReport(rows)))
+    for step in (1, 2):
+        metrics = ValidationMetrics(step, 1 / 3, 0.25, {"delta_x": 0.2}, {"open it": 0.1}, 8)
+        append_validation(tmp_path, metrics)
+    return tmp_path
+
+
 def read_values(step: pathlib.Path, arrays: dict[str, Any]) -> list[Any]:
     saved = SavedStep(step)
     saved.check_arrays(arrays)
@@ -76,6 +107,38 @@ def test_flips_in_the_json_of_a_checkpoint_are_seen(step: pathlib.Path, number: 
     files = [step / item / "metadata" for item in JSON_ITEMS]
     refused = flip(files, number, seed=number, read=lambda: read_values(step, arrays))
     assert refused > number // 2  # a blank between values may change without a meaning
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_flips_in_the_json_of_a_run_are_seen(record: pathlib.Path, number: int) -> None:
+    files = [record / name for name in RUN_FILES]
+    refused = flip(files, number, seed=number, read=lambda: repr(read_run(record)))
+    assert refused > number // 2  # a blank between values may change without a meaning
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("config.json", '"save_interval": 1', '"save_interval": 3'),
+        ("datasets.json", '"checksum"', '"checksun"'),
+        ("environment.json", '"python": "3', '"python": "2'),
+        ("load_report.json", '"loaded"', '"unused"'),
+        ("metrics.jsonl", '"step": 2', '"step": 3'),
+        ("validation.jsonl", '"loss": 0.3', '"loss": 0.2'),
+    ],
+)
+def test_a_changed_value_of_a_run_is_one_line_and_exit_code_2(
+    record: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str, old: str, new: str
+) -> None:
+    text = (record / name).read_text()
+    assert old in text
+    (record / name).write_text(text.replace(old, new, 1))
+    monkeypatch.setattr(sys, "argv", ["train.report", str(record)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: {record / name}.*: the file is corrupt or was edited\. ", line)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"x": 3}', "[" * 100_000, ""])

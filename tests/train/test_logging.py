@@ -1,5 +1,7 @@
 import dataclasses
 import os
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -94,9 +96,46 @@ def test_tensorboard_gets_every_number(tmp_path):
 def test_a_damaged_line_is_named_and_nothing_is_dropped(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(DataError, match=r"metrics.jsonl: expected a JSON .*Delete that"):
+    with pytest.raises(DataError, match=r"metrics.jsonl, line 1: expected a JSON .*Delete that"):
         write(tmp_path, [2], first_step=1)
     assert path.read_text() == line + "\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"step": 3', '"step": 1'), ("0.5", "0.4"), ("}\n{", "} {"), ('"}\n', '"}x')],
+)
+def test_a_changed_byte_is_refused_and_nothing_is_dropped(
+    tmp_path: pathlib.Path, old: str, new: str
+):
+    write(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    before, last, after = path.read_text().rpartition(old)
+    changed = f"{before}{new}{after}"
+    assert last
+    path.write_text(changed)
+    with pytest.raises(DataError, match=r"metrics.jsonl, line \d: .*Delete that line"):
+        write(tmp_path, [3], first_step=2)
+    assert path.read_text() == changed
+
+
+def test_lines_without_checksums_are_of_an_earlier_release(tmp_path: pathlib.Path):
+    write(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(re.sub(r', "checksum": "\w+"', "", path.read_text()))
+    write(tmp_path, [2, 3], first_step=1)
+    assert read_metrics(tmp_path) == [metrics(1), metrics(2), metrics(3)]
+    assert path.read_text().count("checksum") == 2
+
+
+@pytest.mark.parametrize("end", ["", " "])
+def test_a_last_line_without_its_line_break_is_read(tmp_path: pathlib.Path, end: str):
+    write(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().removesuffix("\n") + end)
+    assert read_metrics(tmp_path) == [metrics(1), metrics(2)]
+    write(tmp_path, [3], first_step=2)
+    assert read_metrics(tmp_path) == [metrics(1), metrics(2), metrics(3)]
 
 
 def test_lines_of_another_release_are_refused_with_the_fields_that_differ(tmp_path):

@@ -387,7 +387,7 @@ def test_a_large_picture_of_the_views_is_made_smaller(run):
         ("load_report.json", '{"rows": 3}', r"load_report.json: expected a valid LoadReport"),
         ("episode.npz", "PK", r"episode.npz: expected the arrays of an EpisodePrediction"),
         ("validation.jsonl", "{}\n", r"validation.jsonl, line 1: expected a valid"),
-        ("metrics.jsonl", "[]\n", r"metrics.jsonl: expected a JSON object with a step"),
+        ("metrics.jsonl", "[]\n", r"metrics.jsonl, line 1: expected a JSON object; found list"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, message):

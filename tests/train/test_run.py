@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from converters.columns import with_column
+from pipeline.checksums import read_json
 from pipeline.config import DatasetConfig
 from pipeline.dataset import open_dataset
 from pipeline.errors import DataError, RecordError, UserError
@@ -105,7 +106,7 @@ def test_a_run_directory_explains_itself(whole_run):
     }
     checkpoints = {int(p.name) for p in (directory / "checkpoints").iterdir()}
     assert checkpoints == {10, 15, 20}
-    (dataset,) = json.loads((directory / "datasets.json").read_text()).values()
+    (dataset,) = read_json(directory / "datasets.json", remedy="").values()
     assert dataset["conventions"]["image_orientation"] == "rotated_180"
     assert dataset["statistics"]["action"]["count"] == 455
     first = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
@@ -121,6 +122,7 @@ def test_a_run_directory_explains_itself(whole_run):
         "data_wait_s",
         "memory_gb",
         "batch_fingerprint",
+        "checksum",
     ]
 
 
@@ -311,7 +313,7 @@ def kept_of_step(directory, step, item):
 def test_a_checkpoint_has_the_statistics_that_its_policy_needs(whole_run):
     _, directory = whole_run
     kept = kept_of_step(directory, 20, "datasets")
-    assert kept == json.loads((directory / "datasets.json").read_text())
+    assert kept == read_json(directory / "datasets.json", remedy="")
     (dataset,) = kept.values()
     assert dataset["normalization"] == "normal"
     assert len(dataset["statistics"]["action"]["mean"]) == 7

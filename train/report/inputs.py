@@ -7,9 +7,10 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.checksums import read_json
 from pipeline.errors import DataError, UserError
-from pipeline.files import UNPARSABLE, from_json_text
-from train.directory import CONFIG_NAME
+from pipeline.files import from_json_text
+from train.directory import CONFIG_NAME, ONLY_A_RECORD
 from train.environment import ENVIRONMENT_NAME
 from train.logging import METRICS_NAME, StepMetrics, read_metrics
 from train.octo.report import LoadReport
@@ -101,7 +102,7 @@ def read_run(directory: pathlib.Path) -> RunFiles:
     load_report = _read(directory / LOAD_REPORT_NAME, _to_load_report)
     return RunFiles(
         name=directory.resolve().name,
-        config=_read(directory / CONFIG_NAME, _to_object) or {},
+        config=_read(directory / CONFIG_NAME, _to_config) or {},
         metrics=tuple(read_metrics(directory)),
         validation=tuple(read_validation(directory)),
         episode=_read_episode(directory),
@@ -118,17 +119,16 @@ def _read(path: pathlib.Path, parse: Callable[[pathlib.Path], Any]) -> Any:
 
 
 def _to_load_report(path: pathlib.Path) -> LoadReport:
-    return from_json_text(LoadReport, path.read_text(), where=str(path), remedy=_REMEDY)
+    text = json.dumps(_to_object(path))
+    return from_json_text(LoadReport, text, where=str(path), remedy=_REMEDY)
+
+
+def _to_config(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path, remedy=f"{ONLY_A_RECORD} {_REMEDY}")
 
 
 def _to_object(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except UNPARSABLE as error:
-        raise _damaged(path, "a JSON object", str(error)) from error
-    if not isinstance(values, dict):
-        raise _damaged(path, "a JSON object", type(values).__name__)
-    return values
+    return read_json(path, remedy=_REMEDY)
 
 
 def _read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
