@@ -75,10 +75,10 @@ def from_json(text: str | bytes, *, where: str, remedy: str) -> dict[str, Any]:
 
 
 def check_checksum(checksum: object, content: Any, *, where: str, remedy: str) -> None:
-    """Raises where JSON values do not have the checksum that was written with them.
+    """Compares JSON values with the checksum that was written with them.
 
     Raises:
-      DataError: So.
+      DataError: They differ.
     """
     found = json_checksum(content)
     if found != checksum:
