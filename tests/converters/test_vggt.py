@@ -1,17 +1,17 @@
 """Computed tokens: what is stored is what a rollout makes, and what training reads."""
 
 import json
-import os
 import pathlib
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,9 +47,11 @@ from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.storage import TokenEncoder, merged_spec
 from pipeline.vggt.weights import load_for
 
+from ..processes import Command
+from .moments import kill_after_first_shard
+
 ROOT = pathlib.Path(__file__).parents[2]
 BOTH = ("image_primary", "image_wrist")
-_KILLS = int(os.environ.get("OCTOGRAIN_KILLS", "10"))
 
 
 def make_job(directory: pathlib.Path, batch_size: int = 64, **settings: Any) -> TokenJob:
@@ -415,47 +417,66 @@ def test_a_checkpoint_keeps_the_encoders_of_what_is_read(
 # --- the command
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "converters.vggt", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+def start(*arguments: object, before: Callable[[], None] | None = None) -> Command:
+    cache = str(jax.config.jax_compilation_cache_dir)  # pyright: ignore[reportAttributeAccessIssue]
+    env = {"JAX_COMPILATION_CACHE_DIR": cache}
+    return Command("converters.vggt", *arguments, env=env, before=before)
 
 
 NAME = ("--name", "t")
 TINY = ("--weights", "random:tiny", "--size", "56", *NAME)
 
 
-def test_a_killed_command_goes_on_to_the_same_bytes(
-    copied: pathlib.Path, mini_dataset: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    """OCTOGRAIN_KILLS times, at random moments of the work."""
-    whole = pathlib.Path(shutil.copytree(mini_dataset, tmp_path / "whole"))
-    output, errors = (job := start(whole, *TINY)).communicate()
-    assert job.returncode == 0, errors
+@pytest.fixture(scope="module")
+def whole(
+    mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[pathlib.Path, bytes]:
+    """What an undisturbed command leaves."""
+    out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("whole") / "mini"))
+    output = start(out, *TINY).finish().stdout
     assert re.match(
         r"t: 1\.4 MB in \d+\.\d s\n  observation/t +float16\[21, 64\], storage cha", output
     )
+    return contents(out)
+
+
+def contents(directory: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory): path.read_bytes() for path in files}
+
+
+def test_a_killed_command_goes_on_to_the_same_bytes(
+    copied: pathlib.Path, whole: dict[pathlib.Path, bytes]
+) -> None:
+    """Killed once its first shard is done."""
+    start(copied, *TINY, before=kill_after_first_shard).finish(-signal.SIGKILL)
+    assert (copied / ".conversion" / "t.00000.column-part.json").exists()
+    assert open_dataset(str(copied)).num_steps == 455
+    assert not load_manifest(epath.Path(copied)).encoders
+    start(copied, *TINY).finish()
+    assert contents(copied) == whole
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_often_goes_on_to_the_same_bytes(
+    copied: pathlib.Path, whole: dict[pathlib.Path, bytes]
+) -> None:
+    """At random moments of the work."""
     rng = random.Random(0)
     killed = 0
-    while killed < _KILLS:
+    while killed < 20:
         job = start(copied, *TINY, "--overwrite")
         note = copied / ".conversion" / "t.column.json"
-        while not note.exists() and job.poll() is None:
+        while not note.exists() and job.returncode is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 2))
         job.kill()
-        job.communicate()
         killed += job.returncode == -signal.SIGKILL
         assert open_dataset(str(copied)).num_steps == 455
         if job.returncode == 0:
             remove_column(epath.Path(copied), "t")
-    output, errors = (job := start(copied, *TINY)).communicate()
-    assert job.returncode == 0, errors
-    ours, theirs = (
-        {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
-        for d in (copied, whole)
-    )
-    assert ours == theirs
+    start(copied, *TINY).finish()
+    assert contents(copied) == whole
 
 
 @pytest.mark.parametrize(
@@ -503,6 +524,6 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 
 
 def test_a_column_is_removed_by_a_flag(copied: pathlib.Path) -> None:
-    output, errors = (job := start(copied, "--remove", "vggt_tokens")).communicate()
-    assert (job.returncode, errors) == (0, "")
-    assert output == "removed vggt_tokens: 1.4 MB are free again\n"
+    job = start(copied, "--remove", "vggt_tokens").finish()
+    assert job.stderr == ""
+    assert job.stdout == "removed vggt_tokens: 1.4 MB are free again\n"

@@ -36,19 +36,15 @@ from train.report.__main__ import main as write_report
 from train.run import run
 from train.validation import read_episode, read_validation
 
+from ..processes import Command
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def command(config_path, *flags: str, env: dict[str, str] | None = None):
-    """Runs `python -m train.run` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "train.run", "--config", str(config_path), *flags],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100", **(env or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Runs `train.run` in a process of its own."""
+    line = ("--config", config_path, *flags)
+    return Command("train.run", *line, env={"COLUMNS": "100", **(env or {})}).wait()
 
 
 def losses_and_fingerprints(directory):
@@ -65,8 +61,19 @@ def saved_params(directory, step):
 def whole_run(tiny_config_path, mini_dataset, tmp_path_factory):
     """20 steps in one process: (output, run directory)."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    flags = [f"--config.data.datasets.0.path={mini_dataset}", f"--config.save_dir={directory}"]
-    return command(tiny_config_path, *flags), directory
+    line = [sys.executable, "-m", "train.run", "--config", str(tiny_config_path)]
+    flags = flags_of(mini_dataset, directory)
+    env = os.environ | {"COLUMNS": "100"}
+    done = subprocess.run(
+        [*line, *flags], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    return done, directory
+
+
+def flags_of(dataset, directory):
+    """Of a run on the dataset, which takes the programs that these tests have compiled."""
+    cache = f"--config.compilation_cache={jax.config.jax_compilation_cache_dir}"
+    return [f"--config.data.datasets.0.path={dataset}", f"--config.save_dir={directory}", cache]
 
 
 def test_a_run_says_what_it_is_made_of(whole_run):
@@ -129,7 +136,7 @@ def test_a_run_directory_explains_itself(whole_run):
 def test_ten_steps_and_a_resume_in_a_fresh_process_equal_twenty_bit_for_bit(
     whole_run, tiny_config_path, mini_dataset, tmp_path
 ):
-    flags = [f"--config.data.datasets.0.path={mini_dataset}", f"--config.save_dir={tmp_path}/run"]
+    flags = flags_of(mini_dataset, tmp_path / "run")
     first = command(tiny_config_path, *flags, "--config.num_steps=10")
     assert first.returncode == 0, first.stderr
     second = command(tiny_config_path, *flags, "--resume")
@@ -300,8 +307,7 @@ def replaced(config, dataset, *, excluded=(), **changes):
     """A config of another dataset, with other fields."""
     part = DatasetConfig(str(dataset), excluded=excluded)
     data = dataclasses.replace(config.data, datasets=(part,))
-    optimizer = dataclasses.replace(config.optimizer, decay_steps=100)
-    return dataclasses.replace(config, data=data, optimizer=optimizer, **changes)
+    return dataclasses.replace(config, data=data, **changes)
 
 
 def kept_of_step(directory, step, item):
@@ -347,8 +353,7 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
 
 
 def export(*arguments):
-    command = [sys.executable, "-m", "train.export", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return Command("train.export", *arguments).wait()
 
 
 def test_a_run_starts_from_the_weights_of_another(tiny_config, mini_dataset, tmp_path, caplog):
@@ -382,6 +387,7 @@ def test_a_memory_budget_that_is_too_small_is_told_before_anything_is_made(tiny_
     assert not pathlib.Path(tiny_config.save_dir).exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_goal_images_trains(tiny_config_path, mini_dataset, tmp_path):
     config = load_config(f"{tiny_config_path}:untokened")
     data = dataclasses.replace(config.data, conditioning="multimodal")
@@ -391,6 +397,7 @@ def test_a_run_with_goal_images_trains(tiny_config_path, mini_dataset, tmp_path)
     assert len(read_metrics(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_reads_tokens_of_the_current_step_alone_trains(tiny_config):
     data = dataclasses.replace(tiny_config.data, current_only=("vggt_tokens",))
     run(Flags(dataclasses.replace(tiny_config, data=data, num_steps=2)))
@@ -491,6 +498,7 @@ def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(tiny_confi
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_skips_that_end_a_run_leave_a_line_of_every_step_that_is_saved(tiny_config):
     optimizer = dataclasses.replace(
         tiny_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=0
@@ -509,7 +517,7 @@ def test_leave_for_another_mixture_goes_with_a_resume(tiny_config):
 
 
 def test_a_complete_run_is_not_resumed(whole_run, tiny_config_path, mini_dataset):
-    flags = [f"--config.data.datasets.0.path={mini_dataset}", f"--config.save_dir={whole_run[1]}"]
+    flags = flags_of(mini_dataset, whole_run[1])
     done = command(tiny_config_path, *flags, "--resume")
     assert done.returncode == 2
     assert "a run of fewer than 20 steps; found one of 20. It is complete" in done.stderr
