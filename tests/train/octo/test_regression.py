@@ -38,6 +38,27 @@ def b_recorded(golden_nest: Any) -> dict[str, Any]:
     return golden_nest("b/outputs")
 
 
+@pytest.fixture(scope="module")
+def outcome(regression: OctoConfig, b_params: dict, b_batch: dict) -> dict[str, Any]:
+    """Groups, losses, gradients and actions of the recorded batch, by one program."""
+
+    @jax.jit
+    def run(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+        module, inputs = OctoModule(regression), (batch["observation"], batch["task"])
+        squared = dataclasses.replace(regression.head, error="mse")
+        of_squares = OctoModule(dataclasses.replace(regression, head=squared))
+        loss, grad = jax.value_and_grad(lambda p: loss_fn(module, p, batch, noise=None))(params)
+        return {
+            "groups": module.apply({"params": params}, *inputs),
+            "l1": loss,
+            "mse": loss_fn(of_squares, params, batch, noise=None),
+            "grad": grad,
+            "actions": sample_actions(module, params, *inputs, key),
+        }
+
+    return run(b_params, b_batch, jax.random.key(0))
+
+
 def test_parameters_are_those_of_the_original(
     regression: OctoConfig, b_params: dict[str, Any]
 ) -> None:
@@ -49,11 +70,8 @@ def test_parameters_are_those_of_the_original(
     assert shapes[0] == shapes[1]
 
 
-def test_every_group_is_the_recorded_one(
-    regression: OctoConfig, b_params: dict, b_batch: dict, b_recorded: dict
-) -> None:
-    run = jax.jit(OctoModule(regression).apply)
-    groups = run({"params": b_params}, b_batch["observation"], b_batch["task"])
+def test_every_group_is_the_recorded_one(outcome: dict[str, Any], b_recorded: dict) -> None:
+    groups = outcome["groups"]
     assert set(groups) == set(b_recorded["out"])
     for name, expected in b_recorded["out"].items():
         np.testing.assert_allclose(groups[name].tokens, expected["tokens"], atol=LAYER, rtol=0)
@@ -76,19 +94,13 @@ def test_pooled_embedding_and_mean_are_the_recorded_ones(
 
 @pytest.mark.parametrize(("error", "name"), [("l1", "loss"), ("mse", "mse")])
 def test_loss_is_the_recorded_one(
-    regression: OctoConfig, b_params: dict, b_batch: dict, b_recorded: dict, error: str, name: str
+    outcome: dict[str, Any], b_recorded: dict, error: str, name: str
 ) -> None:
-    head = dataclasses.replace(regression.head, error=error)
-    module = OctoModule(dataclasses.replace(regression, head=head))
-    loss = loss_fn(module, b_params, b_batch, noise=None)
-    np.testing.assert_allclose(loss, b_recorded["loss"][name], rtol=1e-6)
+    np.testing.assert_allclose(outcome[error], b_recorded["loss"][name], rtol=LAYER)
 
 
-def test_gradients_are_the_recorded_ones(
-    regression: OctoConfig, b_params: dict, b_batch: dict, b_recorded: dict
-) -> None:
-    module = OctoModule(regression)
-    grad = jax.jit(jax.grad(lambda p: loss_fn(module, p, b_batch, noise=None)))(b_params)
+def test_gradients_are_the_recorded_ones(outcome: dict[str, Any], b_recorded: dict) -> None:
+    grad = outcome["grad"]
     flat = traverse_util.flatten_dict(grad, sep="/")
     norms = {path: np.linalg.norm(leaf) for path, leaf in flat.items()}
     total = np.sqrt(sum(norm**2 for norm in norms.values()))
@@ -97,13 +109,9 @@ def test_gradients_are_the_recorded_ones(
         np.testing.assert_allclose(norms[path], expected, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
-def test_predicted_actions_are_the_recorded_ones(
-    regression: OctoConfig, b_params: dict, b_batch: dict, b_recorded: dict
-) -> None:
-    key = jax.random.key(0)
-    module = OctoModule(regression)
-    actions = sample_actions(module, b_params, b_batch["observation"], b_batch["task"], key)
-    np.testing.assert_allclose(actions, b_recorded["head"]["predict_action"], atol=1e-5, rtol=0)
+def test_predicted_actions_are_the_recorded_ones(outcome: dict[str, Any], b_recorded: dict) -> None:
+    expected = b_recorded["head"]["predict_action"]
+    np.testing.assert_allclose(outcome["actions"], expected, atol=LAYER, rtol=0)
 
 
 def test_mean_pooling_has_no_parameters_of_its_own(regression: OctoConfig) -> None:
