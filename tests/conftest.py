@@ -15,7 +15,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # "--xla_backend_optimization_level=3" compiles as users do.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true " + os.environ.get("TEST_XLA_FLAGS", "")
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    + os.environ.get("TEST_XLA_FLAGS", "")
 )
 
 import jax
