@@ -168,13 +168,13 @@ class SourceMapping:
             key for key, spec in keys.items() if key not in known and not self._ignores(spec)
         ]
         if missing or unknown:
-            told = 'Where the source has no instruction, write task = "" or instruction = "...". '
+            note = 'Where the source has no instruction, write task = "" or instruction = "...". '
             raise SchemaError(
                 where=where,
                 expected="every key mapped or ignored, and every mapped key there",
                 found=f"unmapped: {', '.join(unknown) or 'none'}; "
                 f"missing: {', '.join(key or repr(key) for key in missing) or 'none'}",
-                remedy=(told if self.task_key in missing else "")
+                remedy=(note if self.task_key in missing else "")
                 + "Write a mapping: `python -m converters.rlds SRC --describe > mapping.toml`,"
                 " edit it, and convert with `--mapping mapping.toml`.",
             )

@@ -24,8 +24,8 @@ class UserError(Exception):
     """
 
     def __init__(self, *, where: str, expected: str, found: str, remedy: str) -> None:
-        told = escaped(f"{where}: expected {expected}; found {found}.")
-        super().__init__(f"{told} {escaped_lines(remedy)}")  # a remedy may list several errors
+        line = escaped(f"{where}: expected {expected}; found {found}.")
+        super().__init__(f"{line} {escaped_lines(remedy)}")  # a remedy may list several errors
         self.where = where
         self.expected = expected
         self.found = found

@@ -50,7 +50,7 @@ def read_records(path: epath.Path, *, skip: int = 0) -> Iterator[bytes]:
 
 
 def scan_records(path: epath.Path, *, skip: int = 0) -> Iterator[bytes | DataError]:
-    """Yields the records of a TFRecord file as `read_records` does, and goes on behind bad data.
+    """Yields the records of a TFRecord file as `read_records` does, and continues behind bad data.
 
     In the place of a record whose own bytes are corrupt it yields the error: its length, which has
     a checksum of its own, says where the next one begins.

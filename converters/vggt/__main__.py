@@ -97,10 +97,10 @@ def main() -> None:
         if args.remove is not None:
             folder = pathlib.Path(directory) / args.remove
             kept = f"; it was a link: what is in {folder.resolve()} stays"
-            told = kept if folder.is_symlink() else ""
+            note = kept if folder.is_symlink() else ""
             num_bytes = remove_column(directory, args.remove)
             freed = f"{num_bytes / _MB:,.1f} MB are free again"
-            show(f"removed {args.remove}: {freed}{told}\n")
+            show(f"removed {args.remove}: {freed}{note}\n")
         else:
             _compute(args, directory)
 
