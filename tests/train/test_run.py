@@ -334,7 +334,7 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
     assert done.returncode == 0, done.stderr
     assert f"octo checkpoint: {tmp_path / 'octo'}, step 3" in done.stdout
     statistics = json.loads((tmp_path / "octo" / "dataset_statistics.json").read_text())
-    assert set(statistics) == {"action", "num_transitions", "proprio"}
+    assert set(statistics) == {"action", "num_trajectories", "num_transitions", "proprio"}
     assert statistics["action"]["mask"] == [True] * 6 + [False]
     # The exported model finds its place in a model of its own kind, whose size it tells.
     loaded = read_octo(tmp_path / "octo", 3)
