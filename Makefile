@@ -34,7 +34,8 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	@echo "==> running the tests of \`make test\` and these, which add minutes:"
 	@$(BIN)/python -m pytest -q --collect-only -m slow
-	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not libero"
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not libero" \
+		--jaxtyping-packages=pipeline,train,converters,beartype.beartype
 
 # The LIBERO simulator for evaluation and demonstrations; LIBERO_ASSETS=DIR names its assets.
 libero: $(SIMULATOR)

@@ -164,6 +164,7 @@ def _peak_bytes(source: Path, out: Path, mapping: Path) -> int:
     return int(output.split()[-2]) * 1024
 
 
+@pytest.mark.slow
 def test_memory_is_three_records_and_does_not_grow_with_the_episodes(
     toy: Any, tmp_path: Path
 ) -> None:

@@ -77,12 +77,12 @@ def test_dataset_of_images_alone(make: Callable[..., pathlib.Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "instruction",
+    ("instruction", "episode"),
     [
-        "put $pick_up \\frac{a} the bowl$ away " * 12,
-        "把黑色的碗放到盘子上 " * 30,
-        "ボウルを皿に置く, गेंद उठाओ, ضع الوعاء 🤖",
-        "",
+        ("put $pick_up \\frac{a} the bowl$ away " * 12, None),
+        ("把黑色的碗放到盘子上 " * 30, 0),
+        ("ボウルを皿に置く, गेंद उठाओ, ضع الوعاء 🤖", None),
+        ("", 0),
     ],
 )
 def test_instruction_in_any_script_is_drawn_without_a_warning(
@@ -90,6 +90,7 @@ def test_instruction_in_any_script_is_drawn_without_a_warning(
     edit_json: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
     instruction: str,
+    episode: int | None,
 ) -> None:
     changes = [{"episode": 0, "step": 40, "task": 1}]
     edit_json(
@@ -97,8 +98,7 @@ def test_instruction_in_any_script_is_drawn_without_a_warning(
         lambda d: d.update(tasks=[instruction, d["tasks"][1]], task_changes=changes),
     )
     dataset = open_dataset(str(copied))
-    for episode in (None, 0):
-        assert size(draw_picture(read_picture(dataset, episode)))[0] == WIDTH
+    assert size(draw_picture(read_picture(dataset, episode)))[0] == WIDTH
     assert caplog.messages == []
 
 

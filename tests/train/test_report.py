@@ -356,6 +356,7 @@ def test_tasks_are_sorted_by_error_and_the_rest_is_folded(run):
     assert section.index("6 tasks of less error") < section.index("task 6<")
 
 
+@pytest.mark.slow
 def test_50000_steps_make_a_small_page(run_directory, tmp_path):
     rng = np.random.default_rng(0)
     losses = rng.lognormal(size=50_000)

@@ -151,6 +151,7 @@ def test_ten_steps_and_a_resume_in_a_fresh_process_equal_twenty_bit_for_bit(
         )
 
 
+@pytest.mark.slow
 def test_steps_that_were_not_saved_are_taken_again(tiny_config):
     run(Flags(dataclasses.replace(tiny_config, num_steps=7)))
     whole = losses_and_fingerprints(tiny_config.save_dir)
@@ -244,7 +245,7 @@ def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_
         run(Flags(dataclasses.replace(config, num_steps=21), resume=True))
 
 
-@pytest.mark.parametrize("num_batches", [1, 100])
+@pytest.mark.parametrize("num_batches", [pytest.param(1, marks=pytest.mark.slow), 100])
 def test_a_damaged_record_of_a_held_out_episode_leaves_a_complete_run(
     tiny_config, mini_dataset, tmp_path, num_batches, caplog, monkeypatch
 ):
@@ -356,6 +357,7 @@ def export(*arguments):
     return Command("train.export", *arguments).wait()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(tiny_config, mini_dataset, tmp_path, caplog):
     run(Flags(replaced(tiny_config, mini_dataset, num_steps=2)))
     later = replaced(

@@ -20,6 +20,7 @@ def config(tiny_config, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # of wandb's own service
+@pytest.mark.slow
 def test_an_offline_run_is_written_and_resumed_in_its_own_run(config):
     run(Flags(config))
     directory = pathlib.Path(config.save_dir)

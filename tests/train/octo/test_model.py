@@ -428,6 +428,7 @@ def test_saving_memory_changes_no_gradient(gradients: Callable[..., Any], change
         np.testing.assert_allclose(frugal[path], leaf, atol=ZERO, rtol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_saving_memory_changes_no_gradient_on_two_devices(
     config: OctoConfig, params: dict[str, Any], batch: dict[str, Any], training_noise: TrainingNoise
 ) -> None:
@@ -450,6 +451,7 @@ def test_saving_memory_changes_no_gradient_on_two_devices(
         np.testing.assert_allclose(frugal[path], leaf, atol=ZERO, rtol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_saving_memory_changes_gradients_less_than_rounding_does(
     gradients: Callable[..., Any],
 ) -> None:
