@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Two devices. Compiling is most of what the tests do, so they compile without LLVM's optimisations,
 # in a third of the time; recorded values hold either way. TEST_XLA_FLAGS comes last and wins:
-# "--xla_backend_optimization_level=3" compiles as users do.
+# make test-all compiles as users do.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
