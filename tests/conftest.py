@@ -95,12 +95,12 @@ def reseal() -> Callable[[pathlib.Path], None]:
     return write
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """Gives back what compiled programs hold where a process has grown beyond 2 GB."""
+    """Gives back what compiled programs hold where a process has grown beyond 3 GB."""
     yield
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    if pages * resource.getpagesize() > 2e9:
+    if pages * resource.getpagesize() > 3e9:
         jax.clear_caches()
 
 
