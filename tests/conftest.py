@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pathlib
-import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import psutil
 import pytest
 from etils import epath
 from etils.epath.backend import fsspec_backend
@@ -99,8 +99,7 @@ def reseal() -> Callable[[pathlib.Path], None]:
 def bounded_memory() -> Iterator[None]:
     """Gives back what compiled programs hold where a process has grown beyond 3 GB."""
     yield
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    if pages * resource.getpagesize() > 3e9:
+    if psutil.Process().memory_info().rss > 3e9:
         jax.clear_caches()
 
 
