@@ -136,8 +136,8 @@ def test_a_dataset_of_before_gets_checksums_once(out: pathlib.Path, run: Run) ->
     manifest = json.loads(sealed)
     del manifest["checksum"], manifest["statistics_checksum"]
     (out / "dataset.json").write_text(json.dumps(manifest))
-    told = f"{out}: checksums of dataset.json and statistics.json added"
-    assert run(out)[:2] == (0, [told])
+    printed = f"{out}: checksums of dataset.json and statistics.json added"
+    assert run(out)[:2] == (0, [printed])
     assert (out / "dataset.json").read_bytes() == sealed
     assert run(out) == (0, [f"{out}: unchanged; it has checksums"], [])
 
@@ -176,8 +176,8 @@ def test_conventions_are_compared_with_the_mapping_as_edited(
         return Verifier(directory, load_manifest(directory), source, values).run().text()
 
     assert findings(GRIPPER) == ""
-    told = findings(dataclasses.replace(GRIPPER, gripper_dim=0, rotation="euler_xyz"))
-    assert told.splitlines() == [
+    printed = findings(dataclasses.replace(GRIPPER, gripper_dim=0, rotation="euler_xyz"))
+    assert printed.splitlines() == [
         f"{out}/dataset.json, conventions.rotation: expected euler_xyz, as the mapping says; "
         "found none",
         f"{out}/dataset.json, conventions.gripper_dim: expected 0, as the mapping says; found 1",
@@ -188,9 +188,9 @@ def test_conventions_are_compared_with_the_mapping_as_edited(
     manifest["conventions"]["gripper_dim"], manifest["tasks"] = 1, ["drop it"]
     (out / "dataset.json").write_text(json.dumps(manifest))
     reseal(out)
-    told = findings(GRIPPER)
-    assert "conventions.gripper_dim: expected 0, as it was edited to; found 1" in told
-    assert "expected b'lift it', as " in told
+    printed = findings(GRIPPER)
+    assert "conventions.gripper_dim: expected 0, as it was edited to; found 1" in printed
+    assert "expected b'lift it', as " in printed
 
 
 def test_verify_takes_the_mapping_that_it_is_given(

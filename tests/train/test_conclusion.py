@@ -13,7 +13,7 @@ from train.validation import constant_errors
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "printed"),
     [
         (UserError(where="a", expected="b", found="c", remedy="D."), "a: expected b; found c. D."),
         (ValueError("shapes\n(1,) (2,)"), "ValueError: shapes (1,) (2,)"),
@@ -21,10 +21,10 @@ from train.validation import constant_errors
         (MemoryError(), "MemoryError: "),
     ],
 )
-def test_what_fails_after_the_last_checkpoint_is_reported(error, told, caplog):
+def test_what_fails_after_the_last_checkpoint_is_reported(error, printed, caplog):
     with caplog.at_level(logging.WARNING), reported("the report", pathlib.Path("runs/x")):
         raise error
-    assert f"the run is complete, but not the report: {told}\n" in caplog.text
+    assert f"the run is complete, but not the report: {printed}\n" in caplog.text
     assert "`python -m train.report runs/x`" in caplog.text
 
 
