@@ -1,6 +1,7 @@
 """Settings of the whole test suite, and the bundled data that several tests read."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -18,6 +19,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("TEST_XLA_FLAGS", "")
 )
 
@@ -93,6 +95,16 @@ def reseal() -> Callable[[pathlib.Path], None]:
         (directory / "dataset.json").write_text(json.dumps(manifest))
 
     return write
+
+
+def pytest_collection_finish() -> None:
+    """Takes the modules out of the garbage collector's rounds, and lets these be fewer.
+
+    Tracing makes millions of small objects, and each round would visit all that was imported.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
