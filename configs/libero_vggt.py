@@ -3,15 +3,16 @@
     python -m train.run --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
 
 reads data/libero_{spatial,object,goal,10}, converted from RLDS sets, with the column `vggt_tokens`
-that `python -m converters.vggt` adds (float16 261x2048 a step), and starts from the released
-weights on the hub. `--dry_run` after it checks all of that in seconds and trains nothing. How the
-tokens are used is one flag, such as --config.model.vggt.fusion=gated (docs/model.md); with `only`
-goes --config.pretrained_differs "octo_transformer/*vggt*" "octo_transformer/*primary*".
+that `python -m converters.vggt` adds (float16 261x2048 per step), and starts from the released
+weights on the hub. `--dry_run` after it checks all of that in seconds and trains nothing. One flag
+sets how the tokens are used, such as --config.model.vggt.fusion=gated (docs/reference/model.md).
+`only` also needs
+--config.pretrained_differs "octo_transformer/*vggt*" "octo_transformer/*primary*".
 
 Variants, after a colon:
 
     small      octo-small-1.5 (the default): 28.8 M trained parameters, in bfloat16 with remat. One
-               GPU of 24 GB: about 13.5 GB by the doctor's estimate. A sample of two steps is 2.6
+               GPU of 24 GB: about 13.5 GB by the dry run's estimate. A sample of two steps is 2.6
                MB, a batch 166 MB; the loader takes 1.2 GB of the host's memory.
     base       octo-base-1.5: 96.4 M trained parameters, about 23 GB: one GPU of 40 GB.
     baseline   octo-small-1.5 on the same data without the tokens, what they are measured by: 27.0 M

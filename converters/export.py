@@ -274,7 +274,7 @@ def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
         f"{num_bytes / _MB:,.1f} MB in {seconds:,.1f} s, {num_bytes / _MB / seconds:,.1f} MB/s\n"
         f"RLDS: {version}\n"
         f'with TensorFlow: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'
-        "without it: see Back to RLDS in docs/conversion.md\n"
+        "without it: see Back to RLDS in docs/your_data.md\n"
     )
 
 

@@ -27,7 +27,7 @@ def test_tokens_made_elsewhere_are_those_of_the_dataset(
     image = np.empty((128, 128, 3), np.uint8)
     encoded = dataset.columns["steps"].read(7)["observation/image_primary"]
     decode_image(cast(bytes, encoded), image, "step 7")
-    page = (ROOT / "docs" / "vggt.md").read_text()
+    page = (ROOT / "docs" / "tokens.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     made_up = re.compile(r"^images = .*$", re.MULTILINE)
     names: dict[str, Any] = {"shown": np.stack([image, image])}
@@ -37,7 +37,7 @@ def test_tokens_made_elsewhere_are_those_of_the_dataset(
     np.testing.assert_allclose(names["tokens"][1], stored, atol=2e-3)
 
 
-@pytest.mark.parametrize(("page", "examples"), [("pipeline.md", 20), ("model.md", 10)])
+@pytest.mark.parametrize(("page", "examples"), [("batches.md", 20), ("reference/model.md", 10)])
 def test_examples_of_a_page_give_what_it_says(
     page: str,
     examples: int,

@@ -225,7 +225,7 @@ def test_one_source_key_of_two_features_is_written_once(
 
 def test_the_documented_way_reads_an_export_without_tensorflow(out: Path) -> None:
     version = export_of(out)
-    document = Path(__file__).parents[2] / "docs" / "conversion.md"
+    document = Path(__file__).parents[2] / "docs" / "your_data.md"
     _, _, section = document.read_text().partition("## Back to RLDS")
     code = section.partition("```python\n")[2].partition("```")[0]
     check = 'import sys; sys.exit("tensorflow" in sys.modules)'
@@ -463,7 +463,7 @@ def test_the_command_tells_how_to_load_what_it_wrote(
     load = f'tfds.builder_from_directory("{version}").as_dataset(split="train")'
     assert lines[2:] == [
         f"with TensorFlow: {load}",
-        "without it: see Back to RLDS in docs/conversion.md",
+        "without it: see Back to RLDS in docs/your_data.md",
     ]
     with pytest.raises(SystemExit, match="2"):
         command.main()

@@ -1,4 +1,4 @@
-"""A client of openpi's protocol, written from the description in docs/serving.md alone."""
+"""A client of openpi's protocol, written from the description in docs/acting.md alone."""
 
 import msgpack
 import numpy as np

@@ -1,7 +1,7 @@
 import doctest
 import pathlib
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "acting.md"
 
 
 def test_examples_of_the_page_give_what_it_says(policy_run, tmp_path, monkeypatch):

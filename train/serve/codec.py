@@ -55,7 +55,7 @@ def unpack(data: bytes) -> Any:
             where="message",
             expected="msgpack, with arrays as maps of __ndarray__, data, dtype and shape",
             found=f"{type(error).__name__}: {escaped(str(error))[:200]}",
-            remedy="Send it with openpi's client, or as docs/serving.md says.",
+            remedy="Send it with openpi's client, or as docs/acting.md says.",
         ) from error
 
 
