@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run goes on from and a policy needs, in one Orbax step.
+"""Checkpoints: all that a run continues from and a policy needs, in one Orbax step.
 
 Asynchronous and atomic: a step is there whole or not at all.
 """
@@ -78,7 +78,7 @@ def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Che
 
     Raises:
       UserError: Where there is none, or not that one, or it cannot be read.
-      DataError: Where it is damaged.
+      DataError: Where it is corrupt.
     """
     kept = SavedStep(_find(run_directory, step))
     config = kept.config()
@@ -98,7 +98,7 @@ def read_loader_state(run_directory: pathlib.Path) -> LoaderState:
 
     Raises:
       UserError: Where there is none, or it cannot be read.
-      DataError: Where it is damaged, or was written by another release.
+      DataError: Where it is corrupt, or was written by another release.
     """
     return SavedStep(_find(run_directory, None)).loader_state()
 
@@ -119,7 +119,7 @@ def check_arrays(run_directory: pathlib.Path) -> bool:
 
     Raises:
       UserError: Where there is none, or it cannot be read.
-      DataError: Where it is damaged.
+      DataError: Where it is corrupt.
     """
     kept = SavedStep(_find(run_directory, None))
     kept.arrays("state", *STATE)
@@ -169,7 +169,7 @@ class Checkpoints:
             self._manager.close()
 
     def save(self, state: TrainState, loader_state: LoaderState, constants: Constants) -> None:
-        """Begins to write a checkpoint; the devices go on meanwhile.
+        """Begins to write a checkpoint; the devices continue meanwhile.
 
         Args:
           state: Of the training.
@@ -212,7 +212,7 @@ class Checkpoints:
 
         Raises:
           UserError: In every process, where there is none, or any cannot read it.
-          DataError: Where it is damaged.
+          DataError: Where it is corrupt.
         """
         # A process that cannot read must not leave the others alone with the arrays they gather.
         kept, state = cluster.together(lambda: self._read(like))
@@ -247,7 +247,7 @@ class Checkpoints:
             where=str(self._directory),
             expected=f"no checkpoint later than step {step}, which is to be saved",
             found=f"the steps {steps}; it was not saved",
-            remedy="Move those of another run out of it, then go on with --resume.",
+            remedy="Move those of another run out of it, then continue with --resume.",
         )
 
 
@@ -264,6 +264,8 @@ def _find(run_directory: pathlib.Path, step: int | None) -> pathlib.Path:
             where=str(root),
             expected="a complete checkpoint" if step is None else f"a checkpoint of step {step}",
             found=f"the steps {steps}" if steps else "none",
-            remedy="Name one that is there." if steps else "Start the run anew with --overwrite.",
+            remedy="Name one that is there."
+            if steps
+            else "Start the run from scratch with --overwrite.",
         )
     return root / str(steps[-1] if step is None else step)

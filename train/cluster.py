@@ -123,14 +123,14 @@ def check_alike(text: str, error: UserError) -> None:
 
 
 def _error_of(index: int, error: UserError | None) -> UserError:
-    """The error of one process, which all are told."""
+    """The error of one process, sent to every process."""
     fields = ("where", "expected", "found", "remedy")
     text = json.dumps({field: getattr(error, field, "")[: _ERROR_BYTES // 28] for field in fields})
     room = np.zeros(_ERROR_BYTES, np.uint8)
     data = np.frombuffer(text.encode(), np.uint8)
     room[: len(data)] = data
-    told = multihost_utils.broadcast_one_to_all(room, is_source=jax.process_index() == index)
-    values = json.loads(np.asarray(told, np.uint8).tobytes().rstrip(b"\0"))
+    received = multihost_utils.broadcast_one_to_all(room, is_source=jax.process_index() == index)
+    values = json.loads(np.asarray(received, np.uint8).tobytes().rstrip(b"\0"))
     return UserError(**values | {"where": f"process {index}, {values['where']}"})
 
 
@@ -159,7 +159,7 @@ def _has_tpu() -> bool:
 
 
 def _tpu_endpoints() -> str:
-    """The slice's hosts, separated by commas; nothing where no server tells them."""
+    """The slice's hosts, separated by commas; empty where no server answers."""
     if "TPU_SKIP_MDS_QUERY" in os.environ:
         return ""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")

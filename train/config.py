@@ -145,7 +145,7 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WandbConfig:
-    """Metrics to Weights & Biases, with the extra `wandb`. A resumed run goes on in its own run."""
+    """Logs metrics to Weights & Biases (extra `wandb`). A resumed run continues its W&B run."""
 
     project: str | None = None
     """Project; None: nothing is sent."""

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _ELSEWHERE = "change settings in the file that --config names"
 ONLY_A_RECORD = f"If you edited it, undo that, and {_ELSEWHERE}."
 """What to do about a changed config.json: it records the config of the run and sets nothing."""
-_DAMAGED = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete this directory."
+_CORRUPT = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete this directory."
 LOCK_NAME = ".lock"
 _PROBE = ".probe."
 _MAY_DIFFER = (
@@ -63,7 +63,7 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
 
     Args:
       config: The run.
-      resume: Whether the run in the directory goes on.
+      resume: Whether the run in the directory continues.
       overwrite: Whether a run in the directory is to be deleted.
 
     Raises:
@@ -86,7 +86,7 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     if resume:
         _check_same_run(config, before)
     elif before is not None and not overwrite:
-        remedy = "Go on with it: --resume. Delete it: --overwrite. Or name another save_dir."
+        remedy = "Continue with it: --resume. Delete it: --overwrite. Or name another save_dir."
         raise _refused(config, "a new or empty directory", "a run", remedy)
     elif before is not None and (links := _links(directory)):
         remedy = "Remove the link, and what it leads to if nothing else needs it."
@@ -137,7 +137,7 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
 
 
 def _empty(directory: pathlib.Path) -> None:
-    """Deletes a run but for its config, which is written anew where it is lost."""
+    """Deletes a run but for its config, which is written from scratch where it is lost."""
     before = read_config(directory)
     if before is not None:
         write_json(directory / CONFIG_NAME, to_json_values(before))
@@ -248,8 +248,8 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
     path = directory / CONFIG_NAME
     try:
         if path.is_file():
-            text = json.dumps(read_json(path, remedy=_DAMAGED))
-            return parse_config(text, where=str(path), remedy=_DAMAGED)
+            text = json.dumps(read_json(path, remedy=_CORRUPT))
+            return parse_config(text, where=str(path), remedy=_CORRUPT)
     except DataError as error:
         kept = read_kept_config(directory)
         why = f"{path} cannot be read ({error.found}; {_ELSEWHERE})"

@@ -1,4 +1,4 @@
-"""What keeps a checkpoint from being read or written, told apart: damage, rights, space, device."""
+"""Finds why a checkpoint cannot be read or written: corruption, permissions, space or device."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def complete_steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
-    """The error of a damaged checkpoint, with the way on: the step before it, where there is one.
+    """The error of a corrupt checkpoint, with the way on: the step before it, where there is one.
 
     Args:
       path: The directory of its step.
@@ -64,7 +64,7 @@ def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
             f"once {path.name} is moved out of {path.parent}"
         )
     else:
-        way_on = "no earlier step is there: start the run anew with --overwrite"
+        way_on = "no earlier step is there: start the run from scratch with --overwrite"
     return DataError(
         where=str(path),
         expected=expected,
@@ -79,7 +79,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
     Raises:
       UserError: The system refuses, or the disk or its mount does not answer.
-      DataError: The checkpoint is damaged.
+      DataError: The checkpoint is corrupt.
     """
     try:
         yield
@@ -123,7 +123,7 @@ def writing(checkpoints: pathlib.Path) -> Iterator[None]:
         elif number in _DEVICE:
             remedy = _SEE_TO_DEVICE
         else:
-            remedy = "Mend the disk"
+            remedy = "Fix the disk"
         raise unwritten(checkpoints, _in_one_line(error), remedy) from error
 
 
@@ -135,7 +135,7 @@ def unwritten(checkpoints: pathlib.Path, found: str, remedy: str) -> UserError:
         where=str(checkpoints),
         expected="a checkpoint that can be written",
         found=f"{found} ({kept})",
-        remedy=f"{remedy}, then go on with --resume.",
+        remedy=f"{remedy}, then continue with --resume.",
     )
 
 
@@ -145,9 +145,9 @@ def _error_number(error: BaseException) -> int | None:
     while behind is not None:
         if isinstance(behind, OSError) and behind.errno is not None:
             return behind.errno
-        told = _IN_TEXT.search(str(behind))
-        if told:
-            return int(told[1] or told[2])
+        match = _IN_TEXT.search(str(behind))
+        if match:
+            return int(match[1] or match[2])
         behind = behind.__cause__ or behind.__context__
     return None
 

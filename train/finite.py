@@ -14,12 +14,12 @@ def non_finite(arrays: Mapping[str, Any]) -> list[str]:
     Args:
       arrays: Nested arrays on the host; integers and masks are always finite.
     """
-    told = []
+    found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         bad = leaf.size - int(np.count_nonzero(np.isfinite(leaf)))
         if bad:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            told.append(f"{name} ({bad} of {leaf.size})")
-    return told
+            found.append(f"{name} ({bad} of {leaf.size})")
+    return found

@@ -25,14 +25,14 @@ class Flags:
     name: str | None = None
     """Name of the run, as --config.name."""
     resume: bool = False
-    """Go on with the run in save_dir from its last checkpoint, or from its start where it was
+    """Continue with the run in save_dir from its last checkpoint, or from its start where it was
     killed before the first one."""
     dry_run: bool = False
     """Check config, data, weights and machine, say all that is found, and train nothing."""
     overwrite: bool = False
-    """Delete the run in save_dir and start anew."""
+    """Delete the run in save_dir and start from scratch."""
     new_mixture: bool = False
-    """With resume: go on with other datasets, weights or filters than the run had so far; its
+    """With resume: continue with other datasets, weights or filters than the run had so far; its
     checkpoints record the change."""
     debug: bool = False
     """Show a traceback with an error."""

@@ -59,7 +59,7 @@ def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
 
 @contextlib.contextmanager
 def exclusion_named(config: TrainConfig) -> Iterator[None]:
-    """Adds to the error of a damaged record how the run goes on without it.
+    """Adds to the error of a corrupt record how the run continues without it.
 
     Raises:
       UserError: As `excludable` returns it.
@@ -71,7 +71,7 @@ def exclusion_named(config: TrainConfig) -> Iterator[None]:
 
 
 def excludable(error: RecordError, config: TrainConfig) -> UserError:
-    """The error of a damaged record, with the flags that go on without it."""
+    """The error of a corrupt record, with the flags that continue without it."""
     flags = [
         f"--config.data.datasets.{number}.excluded "
         + " ".join(dict.fromkeys((*part.excluded, error.record)))
@@ -82,7 +82,7 @@ def excludable(error: RecordError, config: TrainConfig) -> UserError:
         where=error.where,
         expected=error.expected,
         found=error.found,
-        remedy=f"{error.remedy} To go on without that record, add {' '.join(flags)}",
+        remedy=f"{error.remedy} To continue without that record, add {' '.join(flags)}",
     )
 
 
@@ -128,5 +128,5 @@ def _combined(problems: list[UserError]) -> UserError:
         where="inputs of the run",
         expected="all of them",
         found=f"{len(problems)} that cannot be used",
-        remedy="Mend each:" + "".join(f"\n  - {problem}" for problem in problems),
+        remedy="Fix each:" + "".join(f"\n  - {problem}" for problem in problems),
     )

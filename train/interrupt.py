@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop where it can go on from."""
+"""Signals that ask a run to stop where it can continue from."""
 
 import logging
 import os
@@ -80,7 +80,7 @@ class StopRequests:
                     _log.warning("%s: to stop; again in 5 s ends the run unsaved", name)
                 elif now_s - first_s >= _PATIENCE_S:
                     sys.stderr.write(
-                        f"ended by a second {name}; --resume goes on from the last checkpoint\n"
+                        f"ended by a second {name}; --resume continues from the last checkpoint\n"
                     )
                     sys.stderr.flush()
                     os._exit(128 + number)

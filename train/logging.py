@@ -167,7 +167,7 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
     A last line that a kill cut short is left out: its step is taken again.
 
     Raises:
-      DataError: A damaged line, or one with other fields.
+      DataError: A corrupt line, or one with other fields.
     """
     path = run_directory / METRICS_NAME
     return [_to_metrics(values, path) for _, values in _lines(path)]

@@ -37,7 +37,7 @@ class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
         super().__init__()
         self.by = by
         """The signal; None: another process got it."""
-        self.way_on = "go on with --resume"
+        self.way_on = "continue with --resume"
         """What to do then."""
         if is_complete:
             self.way_on = "it is the last one; `python -m train.report` writes the report"
@@ -93,7 +93,7 @@ class Loop:
         self._saved: int | None = None
         self._skipped = 0
         self._failure: UserError | None = None
-        """Of this process, until all processes are told."""
+        """This process's error, kept until it is sent to every process."""
 
     def run(self, state: TrainState, *, is_saved: bool) -> TrainState:
         """Trains, saves and validates as the config says; returns the last state.
@@ -120,7 +120,7 @@ class Loop:
                 wait_s = time.perf_counter() - asked
                 if pending is not None and not _is_ready(pending.metrics["loss"]):
                     wait_s = 0.0  # the devices were still at work on the step before
-                self._agree_to_go_on(pending, state)
+                self._agree_to_continue(pending, state)
                 arrays, batch = cast(_Ahead, ahead)
                 if step == 1:
                     self._show(batch)
@@ -135,7 +135,7 @@ class Loop:
                     pending = None
                     self._after(step, state)
                     before = time.perf_counter()
-        self._agree_to_go_on(None, state)
+        self._agree_to_continue(None, state)
         return state
 
     def _batches(self, position: int) -> "_Batches":
@@ -143,7 +143,7 @@ class Loop:
         return _Batches(batches, device.one_ahead(batches, self._setup.sharding))
 
     def _alone(self, work: Callable[[], T]) -> T | None:
-        """What the work gives, or None: its error is told to all processes before the next step."""
+        """Returns what `work` returns; None if it fails: `_agree_to_continue` raises its error."""
         try:
             with exclusion_named(self._config):
                 return work()
@@ -151,7 +151,7 @@ class Loop:
             self._failure = self._failure or error
             return None
 
-    def _agree_to_go_on(self, pending: _Pending | None, state: TrainState) -> None:
+    def _agree_to_continue(self, pending: _Pending | None, state: TrainState) -> None:
         """Returns if no process has failed or is asked to stop; else saves, and raises in all."""
         asked = self._stop_requests.first_signal
         try:
@@ -229,7 +229,7 @@ class Loop:
 
     def _resumable(self, error: UserError, step: int) -> UserError:
         """The error, with where the run stands."""
-        way_on = "go on with --resume" if step < self._config.num_steps else "it is the last one"
+        way_on = "continue with --resume" if step < self._config.num_steps else "it is the last one"
         remedy = f"The run is saved at step {step}: {way_on}. {error.remedy}"
         where, expected, found = error.where, error.expected, error.found
         return UserError(where=where, expected=expected, found=found, remedy=remedy)

@@ -87,7 +87,7 @@ def check_frozen(paths: Iterable[str], frozen: Sequence[str]) -> None:
             where="config.optimizer.frozen",
             expected="globs that name parameters of the model, such as octo_transformer/*",
             found=f"{', '.join(idle)}, which name none",
-            remedy="Mend or remove them; the paths are those of load_report.json, joined by /.",
+            remedy="Fix or remove them; the paths are those of load_report.json, joined by /.",
         )
     if all(_is_frozen(path, frozen) for path in paths):
         raise UserError(

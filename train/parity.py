@@ -2,7 +2,7 @@
 
 A stored episode is shown to the policy's input path as an environment would show it: frame by
 frame, the raw proprioception, the instruction's text. What the model would read then is compared
-with what the loader makes of the same steps, array by array; only equality to the bit passes.
+with what the loader makes of the same steps, array by array; only bitwise identity passes.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ def compare_episode(
 
     Raises:
       UserError: No such episode, or the dataset lacks what the policy reads.
-      RecordError: A damaged record or image.
+      RecordError: A corrupt record or image.
     """
     if not 0 <= episode < dataset.num_episodes:
         raise UserError(
@@ -252,7 +252,7 @@ def _report(args: Args) -> int:
     verdict = (
         f"{len(differing)} of {len(comparisons)} arrays differ"
         if differing
-        else f"equal to the bit: {len(comparisons)} arrays"
+        else f"bitwise identical: {len(comparisons)} arrays"
     )
     show(f"{table(comparisons, num_steps)}\n")
     show(f"{verdict}; episode {args.episode} of {path}, step {checkpoint.step}\n")

@@ -21,7 +21,7 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
     Raises:
       UserError: There is no such checkpoint or step, a hub's checkpoint is named without its step,
         or its model has no counterpart here.
-      DataError: It is damaged, has numbers that are not finite, or cannot be fetched.
+      DataError: It is corrupt, has numbers that are not finite, or cannot be fetched.
     """
     if path.startswith(SCHEME):
         return _load_from_hub(path, step)

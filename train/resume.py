@@ -1,4 +1,4 @@
-"""Where a resumed run goes on, if it can."""
+"""Where a resumed run continues, if it can."""
 
 import pathlib
 
@@ -21,7 +21,7 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
     Raises:
       UserError: Where there is no checkpoint, it cannot be read, or the run is complete: its last
         checkpoint is of its last step; or where tokens are of another encoder.
-      DataError: Where the checkpoint is damaged, or of another config or other data.
+      DataError: Where the checkpoint is corrupt, or of another config or other data.
     """
     run_directory = pathlib.Path(config.save_dir)
     _check_normalized(config, loader)

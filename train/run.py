@@ -24,7 +24,7 @@ from train import cluster, directory
 from train.checkpoints import Checkpoints, has_checkpoint, last_step
 from train.conclusion import conclude
 from train.describe import describe_config, describe_devices, describe_short_warmup
-from train.doctor import examine
+from train.dry_run import examine
 from train.environment import ENVIRONMENT_NAME, describe_environment
 from train.flags import Flags, check_flags, parse_flags
 from train.inputs import open_inputs
@@ -43,7 +43,7 @@ from train.tracking import Tracking
 from train.validation import EPISODE_NAME, drop_validation
 
 _log = logging.getLogger("train.run")
-_INTERRUPTED = "interrupted; the same command with --resume goes on from the last checkpoint"
+_INTERRUPTED = "interrupted; the same command with --resume continues from the last checkpoint"
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def run(flags: Flags) -> pathlib.Path:
     Everything that can be checked without compiling is checked before the directory is touched.
 
     Raises:
-      UserError: Anything that a person can mend.
+      UserError: Anything that a person can fix.
       Stopped: A signal asked for it; the state is saved.
     """
     config = flags.config
@@ -97,18 +97,18 @@ class _Plan:
     report: LoadReport | None
     """Of the pretrained weights; None: there are none."""
     position: int | None
-    """Steps taken by the run that goes on; None: it begins."""
+    """Steps taken by the run that continues; None: it begins."""
 
 
 def _plan(flags: Flags) -> _Plan:
     config = flags.config
     directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
-    goes_on = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
-    if flags.resume and not goes_on:
-        _log.warning("%s has no checkpoint yet: the run begins anew", config.save_dir)
-    setup = set_up(config, open_inputs(config, resume=goes_on))
+    continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
+    if flags.resume and not continues:
+        _log.warning("%s has no checkpoint yet: the run begins from scratch", config.save_dir)
+    setup = set_up(config, open_inputs(config, resume=continues))
     position = None
-    if goes_on:
+    if continues:
         position = resume_position(config, setup.loader, new_mixture=flags.new_mixture)
     return _Plan(setup, setup.account(), position)
 
@@ -140,7 +140,7 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
     train_step, seconds = setup.compile()
     _log.info("compiled in %.1f s", seconds)
     with (
-        _stop_told(),
+        _log_stop(),
         Checkpoints(path, config.keep_checkpoints, config.keep_every) as checkpoints,
     ):
         if position is not None:
@@ -157,8 +157,8 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
 
 
 @contextlib.contextmanager
-def _stop_told() -> Iterator[None]:
-    """Says that the run was stopped, once the block has written the last checkpoint."""
+def _log_stop() -> Iterator[None]:
+    """Logs that the run was stopped, once the block has written the last checkpoint."""
     try:
         yield
     except Stopped as stopped:

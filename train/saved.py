@@ -33,7 +33,7 @@ class SavedStep:
 
     Raises:
       UserError: Where it cannot be read.
-      DataError: Where it, or here and in each method what is asked for, is damaged.
+      DataError: Where it, or here and in each method what is asked for, is corrupt.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -44,7 +44,7 @@ class SavedStep:
             if (path / "digests").is_dir():
                 self._digests = self._read_digests()
             else:
-                _log.warning("%s has no digests: damage to it may go unseen", path)
+                _log.warning("%s has no checksums: corruption may go undetected", path)
 
     @property
     def has_digests(self) -> bool:

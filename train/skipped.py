@@ -32,16 +32,16 @@ def keep_batch(loader: Loader, step: int, run_directory: pathlib.Path) -> str:
     with contextlib.closing(loader.batches(step - 1)) as batches:
         arrays = next(itertools.islice(batches, 1)).arrays
     found = non_finite(arrays)
-    told = f"; not finite in the batch: {', '.join(found)}" if found else "; the batch is finite"
+    report = f"; not finite in the batch: {', '.join(found)}" if found else "; the batch is finite"
     folder = run_directory / DIRECTORY
     mine = f"process_{jax.process_index()}.npz"
     if len(list(folder.glob(f"*_{mine}"))) >= _MOST_SAVED:
-        return told
+        return report
     path = folder / f"step_{step}_{mine}"
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(arrays, sep="/"))
     try:
         folder.mkdir(exist_ok=True)
         np.savez(path, allow_pickle=False, **flat)
     except OSError as error:
-        return f"{told}, and could not be saved: {error}"
-    return f"{told}, and is in {path}"
+        return f"{report}, and could not be saved: {error}"
+    return f"{report}, and is in {path}"

@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tracking:
-    """A run at Weights & Biases; a resumed one goes on where it was.
+    """A run at Weights & Biases; a resumed one continues where it was.
 
     Args:
       config: The run, whose `wandb.project` is set.

@@ -146,7 +146,7 @@ class Validator:
           step: Steps taken.
 
         Raises:
-          UserError: In every process, where one meets a damaged record or image.
+          UserError: In every process, where one meets a corrupt record or image.
         """
         num_batches = self._config.validation.num_batches
         losses, errors, counts, tasks, actions, real = [], [], [], [], [], []
@@ -176,7 +176,7 @@ class Validator:
           table: As `make_language_table` returns it.
 
         Raises:
-          UserError: In every process, where one meets a damaged record or image.
+          UserError: In every process, where one meets a corrupt record or image.
         """
         loader, dataset = self._loader, self._loader.datasets[0]
         steps = loader.example(0)
@@ -212,7 +212,7 @@ class Validator:
         return self._together(lambda: self._loader.read(0, steps.tolist()))
 
     def _together(self, work: Callable[[], T]) -> T:
-        """A read that every process does, and whose error all are told."""
+        """Runs a read in every process; an error in one is raised in all."""
 
         def read() -> T:
             with exclusion_named(self._config):
@@ -341,7 +341,7 @@ def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:
     """The lines of a run's `validation.jsonl`; none where it has no such file.
 
     Raises:
-      DataError: A damaged line.
+      DataError: A corrupt line.
     """
     path = directory / METRICS_NAME
     text = path.read_bytes() if path.exists() else b""

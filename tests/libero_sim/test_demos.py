@@ -50,7 +50,7 @@ def kill_after_the_first_episode(arguments: list[str], folder: pathlib.Path) -> 
     return sorted(folder.glob("*.tfrecord"))
 
 
-def test_a_killed_job_goes_on_and_writes_successful_episodes(
+def test_a_killed_job_continues_and_writes_successful_episodes(
     installation: Installation, tmp_path: pathlib.Path
 ) -> None:
     out, rlds = tmp_path / "demos", tmp_path / "rlds"

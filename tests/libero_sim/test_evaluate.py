@@ -18,7 +18,7 @@ def test_one_trial_from_start_to_end(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["train.evaluate", untrained_run, "--tasks", "0", "--trials", "1", "--out", out]
-    told = run(*arguments, "--first_trial", "7", "--assets", installation.assets)
+    output = run(*arguments, "--first_trial", "7", "--assets", installation.assets)
     (trial,) = json.loads((out / "results.json").read_text())["trials"]
     assert (trial["task"], trial["init"], trial["error"]) == (0, 7, None)
     assert trial["success"] or trial["steps"] == 220
@@ -27,7 +27,7 @@ def test_one_trial_from_start_to_end(
     assert [path.name for path in video.parent.iterdir()] == [video.name]
     check_video(video, num_frames=-(-trial["steps"] // 4))
     assert (out / "report.html").stat().st_size > 10_000
-    assert f"{int(trial['success'])} of 1" in told
+    assert f"{int(trial['success'])} of 1" in output
 
 
 def check_video(path: pathlib.Path, num_frames: int) -> None:

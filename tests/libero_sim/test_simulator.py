@@ -116,7 +116,7 @@ def test_an_initial_state_that_is_not_there_is_named(env: LiberoEnv, task: Task)
         env.reset(Trial(task, 50))
 
 
-def test_assets_that_a_task_lacks_are_told(
+def test_assets_that_a_task_lacks_are_reported(
     installation: Installation, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "scenes").mkdir()

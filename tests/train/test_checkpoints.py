@@ -93,7 +93,7 @@ def test_without_an_average_the_parameters_themselves_come_back(tmp_path, consta
     np.testing.assert_array_equal(found.params["head"]["kernel"], np.full((3, 2), 5.0))
 
 
-def test_state_and_loader_go_on_where_they_were(tmp_path, constants):
+def test_state_and_loader_continue_where_they_were(tmp_path, constants):
     save(tmp_path, constants)
     assert read_loader_state(tmp_path) == LoaderState(25, "f", ())
     restored = restore(tmp_path)
@@ -132,7 +132,7 @@ EARLIER = (
 
 @LEAVES_READS
 @pytest.mark.parametrize("kind", ["no state", "cut short", "cut a little", "no json"])
-def test_a_damaged_checkpoint_is_named_with_the_way_on(tmp_path, constants, kind):
+def test_a_corrupt_checkpoint_is_reported_with_its_remedy(tmp_path, constants, kind):
     save(tmp_path, constants, steps=(5, 10))
     damage(tmp_path / "checkpoints" / "10", kind)
     message = rf"checkpoints/10: expected a whole checkpoint; found .*\. {EARLIER}"
@@ -148,7 +148,9 @@ def test_a_damaged_checkpoint_is_named_with_the_way_on(tmp_path, constants, kind
 def test_where_no_earlier_checkpoint_is_there_the_run_begins_anew(tmp_path, constants):
     save(tmp_path, constants, steps=(5, 10))
     damage(tmp_path / "checkpoints" / "5", "no json")
-    with pytest.raises(DataError, match=r"no earlier step is there: start the run anew with --ov"):
+    with pytest.raises(
+        DataError, match=r"no earlier step is there: start the run from scratch with --ov"
+    ):
         read_checkpoint(tmp_path, 5)
 
 
@@ -160,13 +162,13 @@ def flipped(path: pathlib.Path, place: float, bits: int) -> bytes:
 
 
 @LEAVES_READS
-def test_an_inverted_byte_in_any_file_is_told_or_changes_nothing(tmp_path, constants):
+def test_an_inverted_byte_in_any_file_is_reported_or_changes_nothing(tmp_path, constants):
     """Numbers without pattern, as a trained model's, are stored as they are: nothing else tells."""
     kept = random_state()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(kept, LoaderState(10, "f", ()), constants)
     sound = contents(tmp_path)
-    told = set()
+    noticed = set()
     for path in sorted(p for p in (tmp_path / "checkpoints" / "10").rglob("*") if p.is_file()):
         before = path.read_bytes()
         for place, bits in ((0.5, 0xFF), (0.9, 0x01)):
@@ -175,11 +177,11 @@ def test_an_inverted_byte_in_any_file_is_told_or_changes_nothing(tmp_path, const
             found = contents_or_damage(tmp_path)
             if isinstance(found, str):
                 assert found == str(tmp_path / "checkpoints" / "10")
-                told.add(str(path.relative_to(found)))
+                noticed.add(str(path.relative_to(found)))
             else:
                 assert found == sound
         path.write_bytes(before)
-    assert {item.partition("/")[0] for item in told} == {
+    assert {item.partition("/")[0] for item in noticed} == {
         "config",
         "datasets",
         "digests",
@@ -191,7 +193,7 @@ def test_an_inverted_byte_in_any_file_is_told_or_changes_nothing(tmp_path, const
 
 
 def contents_or_damage(directory):
-    """All that can be read of a checkpoint, or where it is said to be damaged."""
+    """All that can be read of a checkpoint, or where it is said to be corrupt."""
     try:
         return contents(directory)
     except DataError as error:
@@ -259,10 +261,10 @@ def test_a_checkpoint_of_before_there_were_digests_is_read_with_a_warning(
     shutil.rmtree(tmp_path / "checkpoints" / "5" / "digests")
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), state(5))
     assert read_checkpoint(tmp_path).config == constants.config
-    assert "checkpoints/5 has no digests: damage to it may go unseen" in caplog.text
+    assert "checkpoints/5 has no checksums: corruption may go undetected" in caplog.text
 
 
-def test_settings_of_another_release_are_told_apart_from_damage(tmp_path, constants):
+def test_settings_of_another_release_are_not_reported_as_corruption(tmp_path, constants):
     save(tmp_path, constants, steps=(5, 10))
     shutil.rmtree(tmp_path / "checkpoints" / "10" / "digests")
     kept = tmp_path / "checkpoints" / "10" / "loader" / "metadata"
@@ -294,13 +296,13 @@ def test_a_step_that_would_be_left_out_is_an_error(tmp_path, constants):
     assert steps_of(tmp_path) == [5, 10]
 
 
-def test_a_full_disk_is_told_with_what_is_kept(tmp_path, constants, monkeypatch):
+def test_a_full_disk_is_reported_with_what_is_kept(tmp_path, constants, monkeypatch):
     save(tmp_path, constants, steps=(5,))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 0, 10))
     message = (
         r"found 0.00 GB are needed, 0.00 GB free \(that of step 5 is complete\). "
-        r"Free space, then go on with --resume\."
+        r"Free space, then continue with --resume\."
     )
     with pytest.raises(UserError, match=message), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(10), LoaderState(10, "f", ()), constants)
@@ -308,7 +310,7 @@ def test_a_full_disk_is_told_with_what_is_kept(tmp_path, constants, monkeypatch)
     assert steps_of(tmp_path) == [5]
 
 
-def test_a_write_that_fails_is_told_at_the_next_one(tmp_path, constants, as_nobody):
+def test_a_write_that_fails_is_reported_at_the_next_one(tmp_path, constants, as_nobody):
     directory = tmp_path / "run"
     directory.mkdir()
     directory.chmod(0o777)
@@ -317,7 +319,7 @@ def test_a_write_that_fails_is_told_at_the_next_one(tmp_path, constants, as_nobo
         (directory / "checkpoints").chmod(0o555)
         message = (
             r"a checkpoint that can be written; found .*\(that of step 5 is complete\). "
-            r"Give this user the right to write it, then go on with --resume\."
+            r"Give this user the right to write it, then continue with --resume\."
         )
         with pytest.raises(UserError, match=message), Checkpoints(directory) as checkpoints:
             checkpoints.save(state(10), LoaderState(10, "f", ()), constants)

@@ -48,7 +48,7 @@ def test_tasks_of_a_step_are_joined_not_those_of_an_allocation(monkeypatch, join
     assert joined == [()] * is_joined
 
 
-def test_half_a_cluster_is_told(monkeypatch, joined):
+def test_half_a_cluster_is_reported(monkeypatch, joined):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing"):
         cluster.join()
@@ -76,7 +76,7 @@ def test_hosts_of_a_slice_are_joined(monkeypatch, joined, env, is_joined):
 
 
 @pytest.mark.parametrize(
-    ("told", "env", "is_joined"),
+    ("endpoints", "env", "is_joined"),
     [
         ("10.0.0.1,10.0.0.2", {}, True),
         ("a:b:10.0.0.1", {}, False),
@@ -84,16 +84,16 @@ def test_hosts_of_a_slice_are_joined(monkeypatch, joined, env, is_joined):
         ("10.0.0.1,10.0.0.2", {"TPU_SKIP_MDS_QUERY": "1"}, False),
     ],
 )
-def test_a_cloud_tpu_vm_is_told_its_hosts_by_the_metadata_server(
-    monkeypatch, joined, told, env, is_joined
+def test_a_cloud_tpu_vm_learns_its_hosts_from_the_metadata_server(
+    monkeypatch, joined, endpoints, env, is_joined
 ):
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            is_known = told is not None and self.path == ENDPOINTS
+            is_known = endpoints is not None and self.path == ENDPOINTS
             is_asked_rightly = self.headers["Metadata-Flavor"] == "Google"
             self.send_response(200 if is_known and is_asked_rightly else 404)
             self.end_headers()
-            self.wfile.write((told or "none").encode())
+            self.wfile.write((endpoints or "none").encode())
 
         def log_message(self, *_):
             pass
@@ -119,12 +119,12 @@ def test_device_files_without_the_library_are_no_tpu(monkeypatch):
     assert cluster._has_tpu()
 
 
-def test_processes_that_differ_are_told_apart(monkeypatch):
-    error = UserError(where="run", expected="step 6", found="step 3", remedy="Mend it.")
+def test_processes_that_differ_are_an_error(monkeypatch):
+    error = UserError(where="run", expected="step 6", found="step 3", remedy="Fix it.")
     cluster.check_alike("3", error)  # alone
-    told = []
+    errors = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(cluster, "agree", lambda *, error: told.append(error))
+    monkeypatch.setattr(cluster, "agree", lambda *, error: errors.append(error))
     for texts in (("3", "3"), ("6", "3")):
         digests = [list(hashlib.sha256(text.encode()).digest()) for text in texts]
         gathered = np.array(digests, np.uint8)
@@ -132,4 +132,4 @@ def test_processes_that_differ_are_told_apart(monkeypatch):
             cluster.multihost_utils, "process_allgather", lambda _, found=gathered: found
         )
         cluster.check_alike("3", error)
-    assert told == [None, error]
+    assert errors == [None, error]

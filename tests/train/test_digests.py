@@ -89,9 +89,9 @@ def test_an_array_that_is_cut_over_processes_has_the_digest_of_the_whole():
         )
         for index in range(2)
     ]
-    told = [process.communicate(timeout=120) for process in processes]
-    digests = [[line for line in out.splitlines() if "Gloo" not in line] for out, _ in told]
-    assert digests == [[OF_RANGE] * 3] * 2, told
+    outputs = [process.communicate(timeout=120) for process in processes]
+    digests = [[line for line in out.splitlines() if "Gloo" not in line] for out, _ in outputs]
+    assert digests == [[OF_RANGE] * 3] * 2, outputs
 
 
 def test_json_has_one_digest_in_whatever_order_its_keys_are():
@@ -100,7 +100,7 @@ def test_json_has_one_digest_in_whatever_order_its_keys_are():
     assert digest != digest_json({"b": None, "a": [1, 2.25]})
 
 
-def test_what_differs_is_told_with_both_digests():
+def test_what_differs_is_reported_with_both_checksums():
     saved = Digests({"a": "x 0", "b": "y 0", "gone": "z 0"}, {})
     found = {"a": "x 0", "b": "y 1", "new": "w 0"}
     assert changes(saved.arrays, found) == [

@@ -173,7 +173,7 @@ def test_another_length_would_change_a_rate_that_decays_over_it(tiny_config):
         check(dataclasses.replace(config, num_steps=30), resume=True, overwrite=False)
 
 
-def test_a_damaged_config_is_named(tiny_config):
+def test_a_corrupt_config_is_named(tiny_config):
     directory = started(tiny_config)
     (directory / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config.json: expected a JSON object"):
@@ -190,7 +190,7 @@ def with_checkpoint(config):
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"seed": 0}', "\x00" * 40])
-def test_a_config_that_is_lost_or_damaged_is_taken_from_a_checkpoint(tiny_config, text, caplog):
+def test_a_config_that_is_lost_or_corrupt_is_taken_from_a_checkpoint(tiny_config, text, caplog):
     directory = with_checkpoint(tiny_config)
     path = directory / "config.json"
     path.unlink() if text is None else path.write_text(text)
@@ -324,7 +324,7 @@ def test_a_file_that_a_kill_left_unfinished_is_no_obstacle_and_is_deleted(tiny_c
         assert not probe.exists()
 
 
-def test_a_file_system_without_locks_is_told(tiny_config, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tiny_config, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

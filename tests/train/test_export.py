@@ -150,7 +150,7 @@ def test_another_language_encoder_than_the_originals_must_be_named(
     assert "expected the sizes of t5-base" in capsys.readouterr().err
 
 
-def test_a_destination_that_is_a_file_is_told_in_one_line(run, tmp_path, monkeypatch, capsys):
+def test_a_destination_that_is_a_file_is_reported_in_one_line(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as caught:
         export(monkeypatch, run, tmp_path / "file", "--language_encoder", "t5_tiny")
@@ -160,7 +160,7 @@ def test_a_destination_that_is_a_file_is_told_in_one_line(run, tmp_path, monkeyp
     assert "expected a new or empty directory; found a file" in error
 
 
-def test_a_directory_that_is_no_run_is_told(tmp_path, monkeypatch, capsys):
+def test_a_directory_that_is_no_run_is_reported(tmp_path, monkeypatch, capsys):
     for directory, found in ((tmp_path, "none in it"), (tmp_path / "x", "no such directory")):
         with pytest.raises(SystemExit) as caught:
             export(monkeypatch, directory, tmp_path / "out")
@@ -169,7 +169,7 @@ def test_a_directory_that_is_no_run_is_told(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_folder_inside_a_run_is_told_with_the_runs(run):
+def test_a_folder_inside_a_run_is_reported_with_the_run_directory(run):
     for inside, remedy in (
         ("checkpoints", f"Give {run}."),
         ("checkpoints/0", f"Give {run}, with pretrained_step 0."),

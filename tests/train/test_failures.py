@@ -12,11 +12,11 @@ def of_system(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def told_by_tensorstore(number: int) -> ValueError:
+def raised_by_tensorstore(number: int) -> ValueError:
     return ValueError(f"UNKNOWN: Failed to write 8 bytes: X [os_error_code='{number}']")
 
 
-def told_by_an_older_one(number: int) -> ValueError:
+def raised_by_an_older_one(number: int) -> ValueError:
     return ValueError(f"UNKNOWN: Error writing local file: [OS error {number}: X]")
 
 
@@ -26,7 +26,7 @@ def behind_another(number: int) -> ValueError:
     return outer
 
 
-WAYS = (of_system, told_by_tensorstore, told_by_an_older_one, behind_another)
+WAYS = (of_system, raised_by_tensorstore, raised_by_an_older_one, behind_another)
 
 
 @pytest.mark.parametrize("made", WAYS)
@@ -38,7 +38,7 @@ WAYS = (of_system, told_by_tensorstore, told_by_an_older_one, behind_another)
         (errno.EACCES, "Give this user the right to read it."),
     ],
 )
-def test_what_keeps_from_reading_is_told_apart(tmp_path, made, number, remedy):
+def test_each_cause_of_a_failed_read_has_its_own_remedy(tmp_path, made, number, remedy):
     path = tmp_path / "10"
     with pytest.raises(UserError) as caught, reading(path):
         raise made(number)
@@ -66,13 +66,13 @@ def test_all_else_is_damage(tmp_path, error):
         (errno.EDQUOT, "Free space"),
         (errno.EROFS, "Give this user the right to write it"),
         (errno.ESTALE, "The disk or its mount does not answer as it should: see to it"),
-        (errno.ENAMETOOLONG, "Mend the disk"),
+        (errno.ENAMETOOLONG, "Fix the disk"),
     ],
 )
-def test_what_keeps_from_writing_is_told_apart(tmp_path, made, number, remedy):
+def test_each_cause_of_a_failed_write_has_its_own_remedy(tmp_path, made, number, remedy):
     with pytest.raises(UserError, match=r"\(none is complete\)") as caught, writing(tmp_path):
         raise made(number)
-    assert caught.value.remedy == f"{remedy}, then go on with --resume."
+    assert caught.value.remedy == f"{remedy}, then continue with --resume."
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, TypeError])
@@ -95,7 +95,7 @@ def test_the_step_before_is_named_not_one_after(tmp_path):
     assert "no earlier step is there" in damage(tmp_path / "5", "e", "f").remedy
 
 
-def test_of_a_long_text_the_reason_at_its_end_is_told(tmp_path):
+def test_of_a_long_text_the_reason_at_its_end_is_reported(tmp_path):
     text = f"Error writing {'x' * 500}: No space left on device [os_error_code='28']"
     with pytest.raises(UserError) as caught, writing(tmp_path):
         raise ValueError(text)
@@ -107,13 +107,13 @@ def test_of_a_long_text_the_reason_at_its_end_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "level", "is_told"),
+    ("path", "level", "is_logged"),
     [
         ("site-packages/orbax/checkpoint/futures.py", logging.ERROR, False),
         ("site-packages/orbax/checkpoint/futures.py", logging.WARNING, True),
         ("site-packages/other.py", logging.ERROR, True),
     ],
 )
-def test_an_error_that_orbax_raises_is_not_logged_as_well(path, level, is_told):
+def test_an_error_that_orbax_raises_is_not_logged_as_well(path, level, is_logged):
     record = logging.LogRecord("absl", level, path, 1, "run() raised", None, None)
-    assert bool(logging.getLogger("absl").filter(record)) == is_told
+    assert bool(logging.getLogger("absl").filter(record)) == is_logged

@@ -86,9 +86,9 @@ def test_all_problems_of_a_config_are_reported_together(tiny_config_path):
     arguments = ["--config", str(tiny_config_path), "--config.keep_every=2", *flags]
     with pytest.raises(UserError, match="settings that fit each other") as caught:
         parse_flags(arguments)
-    told = str(caught.value)
+    message = str(caught.value)
     for name in ("batch_size", "save_interval", "data: window_size"):
-        assert told.count(f"{name} must be at least 1, not 0") == 1
+        assert message.count(f"{name} must be at least 1, not 0") == 1
     assert parse_flags([*arguments, "--dry_run"]).config.batch_size == 0
 
 
@@ -108,9 +108,9 @@ def test_help_without_a_config_lists_the_flags(capsys):
     with pytest.raises(SystemExit) as ended:
         parse_flags(["--help"])
     assert ended.value.code == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     names = ("config", "name", "resume", "dry_run", "overwrite", "new_mixture", "debug")
-    assert all(f"--{name} " in told for name in names)
+    assert all(f"--{name} " in output for name in names)
 
 
 @pytest.mark.parametrize(
@@ -158,5 +158,5 @@ def test_a_mode_that_does_not_exist_ends_with_code_2_and_those_that_do(tiny_conf
     with pytest.raises(SystemExit) as ended:
         parse_flags(["--config", str(tiny_config_path), "--config.finetuning_mode=head"])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert all(mode in told for mode in ("full", "head_only", "head_mlp_only"))
+    output = capsys.readouterr().err
+    assert all(mode in output for mode in ("full", "head_only", "head_mlp_only"))

@@ -62,18 +62,18 @@ def flip(files: list[pathlib.Path], number: int, seed: int, read: Callable[[], A
     """Flips as many bytes, one at a time; returns how many are refused, in one line each."""
     rng = np.random.default_rng(seed)
     expected = read()
-    told = []
+    reported = []
     for _ in range(number):
         path = files[int(rng.integers(len(files)))]
         with flipped(path, rng):
             try:
                 found = read()
             except UserError as error:
-                told.append(str(error))
+                reported.append(str(error))
             else:
                 jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert not [line for line in told if "\n" in line]
-    return len(told)
+    assert not [line for line in reported if "\n" in line]
+    return len(reported)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_inputs_are_opened_in_the_order_of_the_config(tiny_config):
     assert inputs.weights is None
 
 
-def test_all_that_is_missing_is_told_at_once_with_its_commands(tiny_config, tmp_path):
+def test_all_that_is_missing_is_reported_at_once_with_its_commands(tiny_config, tmp_path):
     missing = tmp_path / "none"
     config = with_data(
         tiny_config,

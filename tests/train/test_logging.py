@@ -81,10 +81,10 @@ def test_tensorboard_gets_every_number(tmp_path):
         for step in (1, 2):
             log.write(metrics(step, align_loss=0.75))
     (path,) = (tmp_path / "tensorboard").iterdir()
-    told = [event_pb2.Event.FromString(record) for record in read_records(epath.Path(path))]
+    events = [event_pb2.Event.FromString(record) for record in read_records(epath.Path(path))]
     found = {
         (value.tag, event.step): value.simple_value
-        for event in told
+        for event in events
         for value in event.summary.value
     }
     fields = {f.name for f in dataclasses.fields(StepMetrics)} - {"step", "batch_fingerprint"}
@@ -93,7 +93,7 @@ def test_tensorboard_gets_every_number(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["garbage", "[]", '{"loss": 1.0}'])
-def test_a_damaged_line_is_named_and_nothing_is_dropped(tmp_path, line):
+def test_a_corrupt_line_is_named_and_nothing_is_dropped(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(DataError, match=r"metrics.jsonl, line 1: expected a JSON .*Delete that"):
@@ -159,7 +159,9 @@ def write_to_a_full_disk(directory, file_of):
         ("tensorboard", lambda log: log._events._writer._writer, 2),
     ],
 )
-def test_a_full_disk_is_told_and_not_waited_for(tmp_path, monkeypatch, name, file_of, num_lines):
+def test_a_full_disk_is_reported_and_not_waited_for(
+    tmp_path, monkeypatch, name, file_of, num_lines
+):
     monkeypatch.setattr(events, "_FLUSH_S", 0.0)
     message = f"{name}: expected a destination that can be written; found No space left on device"
     with pytest.raises(UserError, match=message):

@@ -76,17 +76,17 @@ def nested(flat):
 
 
 def recorded_config(golden, name):
-    told = json.loads(str(golden[f"{name}/config"]))
-    rate = told["learning_rate"]
+    settings = json.loads(str(golden[f"{name}/config"]))
+    rate = settings["learning_rate"]
     return OptimizerConfig(
         learning_rate=rate["peak_value"],
         schedule=rate["name"],
         warmup_steps=rate["warmup_steps"],
         decay_steps=rate.get("decay_steps"),
         rsqrt_timescale=rate.get("timescale", 10000),
-        weight_decay=told["weight_decay"],
-        clip_norm=told["clip_gradient"],
-        frozen=tuple(key.replace(".", "/") for key in told["frozen_keys"]),
+        weight_decay=settings["weight_decay"],
+        clip_norm=settings["clip_gradient"],
+        frozen=tuple(key.replace(".", "/") for key in settings["frozen_keys"]),
     )
 
 
@@ -119,9 +119,9 @@ def test_accumulation_departs_from_the_original_in_clipping_the_mean(golden):
 def test_rates_of_sixty_steps_equal_the_originals(schedule):
     with np.load(UNITS / "lr_schedules.npz") as arrays:
         steps, expected = arrays["steps"], arrays[schedule]
-    told = {"cosine": {"decay_steps": 50}, "rsqrt": {"rsqrt_timescale": 20}, "constant": {}}
+    options = {"cosine": {"decay_steps": 50}, "rsqrt": {"rsqrt_timescale": 20}, "constant": {}}
     config = OptimizerConfig(
-        learning_rate=3e-4, warmup_steps=10, schedule=schedule, **told[schedule]
+        learning_rate=3e-4, warmup_steps=10, schedule=schedule, **options[schedule]
     )
     with jax.numpy_dtype_promotion("standard"):
         rates = [float(learning_rate(config, 50)(step)) for step in steps]

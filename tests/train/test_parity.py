@@ -54,7 +54,7 @@ def replaced(checkpoint, **data):
 
 
 @pytest.mark.parametrize("episode", [0, 3])
-def test_a_policy_sees_what_it_was_trained_on_to_the_bit(checkpoint, dataset, episode):
+def test_a_policy_sees_what_it_was_trained_on_bitwise_identical(checkpoint, dataset, episode):
     spec = PolicySpec.of(checkpoint)
     found = compare_episode(checkpoint, spec, dataset, episode)
     assert {one.key: (one.max_difference, one.steps) for one in found} == dict.fromkeys(
@@ -224,7 +224,7 @@ def test_the_command_prints_a_line_an_array(policy_run, monkeypatch, capsys):
     line = r"observation/image_primary +uint8\[2,128,128,3\] +0 +0 of 123"
     assert re.fullmatch(r"array +type +largest difference +steps that differ", printed[0])
     assert re.fullmatch(line, printed[2])
-    assert printed[-1].startswith("equal to the bit: 11 arrays; episode 2 of ")
+    assert printed[-1].startswith("bitwise identical: 11 arrays; episode 2 of ")
 
 
 def test_the_command_ends_with_1_where_the_data_is_other_data(
@@ -260,6 +260,6 @@ def test_the_proof_itself_uses_the_policys_own_normalizer(checkpoint, dataset, m
     assert differing(checkpoint, dataset) == {"observation/proprio": ALL}
 
 
-def test_an_episode_that_is_not_there_is_told(checkpoint, dataset):
+def test_an_episode_that_is_not_there_is_reported(checkpoint, dataset):
     with pytest.raises(UserError, match="expected 0 to 3; found -1"):
         compare_episode(checkpoint, PolicySpec.of(checkpoint), dataset, -1)

@@ -27,7 +27,7 @@ from train.step import make_language_table, model_inputs
 TEXT = "pick up the bowl"
 TASK = Task(TEXT, {})
 SAMPLED = 32 * TERMS
-"""Of rounding in actions: the first reverse step of the sampler multiplies it by 31.6."""
+"""Rounding terms in sampled actions: the first denoising step multiplies them by 31.6."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_directory_of_a_step_is_enough(policy_run, policy, tmp_path):
     assert_equal_but_for_rounding(found, policy.infer({0: shown()})[0], SAMPLED)
 
 
-def test_a_directory_that_is_no_run_and_a_step_that_is_not_there_are_told(policy_run, tmp_path):
+def test_a_directory_that_is_no_run_and_a_step_that_is_not_there_are_reported(policy_run, tmp_path):
     with pytest.raises(UserError, match="expected the directory of a run, with checkpoints"):
         Policy.from_run(tmp_path)
     with pytest.raises(UserError, match=r"a checkpoint of step 7; found the steps \[1, 2\]"):
@@ -282,7 +282,7 @@ def test_a_dataset_has_to_be_named_where_they_differ(checkpoint):
         np.testing.assert_allclose((moved - same)[0, 0], [1, 0, 0, 0, 0, 0, 0], atol=1e-6)
 
 
-def test_a_checkpoint_without_shapes_is_told(checkpoint):
+def test_a_checkpoint_without_shapes_is_reported(checkpoint):
     (values,) = checkpoint.datasets.values()
     old = {key: value for key, value in values.items() if key != "features"}
     with pytest.raises(UserError, match="expected the shape of every feature"):
@@ -312,7 +312,7 @@ def test_what_the_dataset_lacked_is_neither_asked_for_nor_seen(checkpoint):
 
 
 class MeanTokens:
-    """Every number of a token is the mean of the picture, in 1/1024."""
+    """Every element of a token is the mean of the image, in 1/1024."""
 
     cameras = ("image_primary",)
 
@@ -373,7 +373,7 @@ def test_a_policy_that_was_aligned_runs_no_encoder(token_checkpoint, policy_conf
     assert policy.infer({0: shown()})[0].shape == (4, 7)
 
 
-def test_tokens_that_do_not_fit_are_told(token_checkpoint):
+def test_tokens_that_do_not_fit_are_reported(token_checkpoint):
     inputs = inputs_of(token_checkpoint, encoder=MeanTokens(num_tokens=20))
     inputs.reset(0, TASK)
     message = r"expected float16\[1,21,64\]; found float16\[1, 20, 64\]"

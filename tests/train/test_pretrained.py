@@ -32,14 +32,14 @@ def test_on_the_hub_the_step_must_be_named():
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/octo", "s3://bucket/octo", "https://host/octo"])
-def test_a_store_that_is_not_read_from_is_told(path):
+def test_a_store_that_is_not_read_from_is_reported(path):
     scheme = path.partition("://")[0]
     message = rf"{path}: expected a local directory or hf://owner/name; found {scheme}://\."
     with pytest.raises(UserError, match=message):
         load_pretrained(path)
 
 
-def test_a_folder_of_the_hubs_cache_is_told_with_its_name_there(tmp_path):
+def test_a_folder_of_the_hubs_cache_is_reported_with_its_name_on_the_hub(tmp_path):
     folder = tmp_path / "models--owner--name"
     folder.mkdir()
     with pytest.raises(UserError, match="write hf://owner/name"):
@@ -47,7 +47,7 @@ def test_a_folder_of_the_hubs_cache_is_told_with_its_name_there(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["100", "100/default"])
-def test_the_folder_of_a_step_is_told_with_the_checkpoints(folder):
+def test_the_folder_of_a_step_is_reported_with_the_checkpoints(folder):
     with pytest.raises(UserError, match=f"Give {CHECKPOINT}, with pretrained_step 100"):
         load_pretrained(str(CHECKPOINT / folder))
 

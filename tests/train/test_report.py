@@ -230,7 +230,7 @@ def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     [
         "bowls_&_plates",
         "Octo finetuned from weights/octo on bowls & plates; 64 samples a step; tokens of "
@@ -255,8 +255,8 @@ def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
         '"clip_norm": 1.0',
     ],
 )
-def test_the_page_tells(page, told):
-    assert told in " ".join(text_of(page).split())
+def test_the_page_shows(page, text):
+    assert text in " ".join(text_of(page).split())
 
 
 def test_page_and_charts_follow_what_the_readers_system_prefers(page):
@@ -316,7 +316,7 @@ def test_without_a_config_the_page_is_written_all_the_same(tmp_path):
     assert "Error by dimension at step 5" in text
 
 
-def test_a_run_that_holds_nothing_out_is_told_how_to(run):
+def test_a_run_that_holds_nothing_out_is_shown_how_to(run):
     config = CONFIG | {"data": {"validation_fraction": 0.0}}
     held_in = dataclasses.replace(run, config=config, validation=(), episode=None)
     for section in (error_section, task_section):
@@ -391,7 +391,7 @@ def test_a_large_picture_of_the_views_is_made_smaller(run):
         ("metrics.jsonl", "[]\n", r"metrics.jsonl, line 1: expected a JSON object; found list"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, name, content, message):
+def test_a_corrupt_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         write_report(tmp_path)

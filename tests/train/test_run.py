@@ -71,7 +71,7 @@ def whole_run(tiny_config_path, mini_dataset, tmp_path_factory):
 
 
 def flags_of(dataset, directory):
-    """Of a run on the dataset, which takes the programs that these tests have compiled."""
+    """Flags of a run on the dataset, which reuses the programs that these tests have compiled."""
     cache = f"--config.compilation_cache={jax.config.jax_compilation_cache_dir}"
     return [f"--config.data.datasets.0.path={dataset}", f"--config.save_dir={directory}", cache]
 
@@ -133,7 +133,7 @@ def test_a_run_directory_explains_itself(whole_run):
     ]
 
 
-def test_ten_steps_and_a_resume_in_a_fresh_process_equal_twenty_bit_for_bit(
+def test_ten_steps_and_a_resume_in_a_fresh_process_are_bitwise_identical_to_twenty(
     whole_run, tiny_config_path, mini_dataset, tmp_path
 ):
     flags = flags_of(mini_dataset, tmp_path / "run")
@@ -204,7 +204,9 @@ def with_encoder(dataset, directory, digest):
     return directory
 
 
-def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_dataset, tmp_path):
+def test_corrupt_record_ends_the_run_which_continues_without_it(
+    tiny_config, mini_dataset, tmp_path
+):
     spoiled = tmp_path / "spoiled"
     shutil.copytree(mini_dataset, spoiled)
     path = spoiled / "steps" / "00000-of-00002.arrayrecord"
@@ -212,17 +214,17 @@ def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     config = replaced(tiny_config, spoiled, num_steps=20, batch_size=32, save_interval=100)
-    with pytest.raises(UserError, match=r"saved at step \d+: go on with --resume") as caught:
+    with pytest.raises(UserError, match=r"saved at step \d+: continue with --resume") as caught:
         run(Flags(config))
-    told = str(caught.value)
-    assert re.search(r"steps/00000-of-00002.arrayrecord, record \d+: expected a readable", told)
-    at = int(re.search(r"saved at step (\d+)", told).group(1))
-    record = re.search(r"--config.data.datasets.0.excluded (\S+)$", told).group(1)
+    message = str(caught.value)
+    assert re.search(r"steps/00000-of-00002.arrayrecord, record \d+: expected a readable", message)
+    at = int(re.search(r"saved at step (\d+)", message).group(1))
+    record = re.search(r"--config.data.datasets.0.excluded (\S+)$", message).group(1)
     assert kept_of_step(config.save_dir, at, "loader")["position"] == at
     assert [row.step for row in read_metrics(pathlib.Path(config.save_dir))] == [*range(1, at + 1)]
 
-    with pytest.raises(UserError, match=rf"saved at step {at}: go on with"):
-        run(Flags(config, resume=True))  # nothing has been mended
+    with pytest.raises(UserError, match=rf"saved at step {at}: continue with"):
+        run(Flags(config, resume=True))  # nothing has been fixed
     excluding = replaced(config, spoiled, excluded=(record,))
     run(Flags(excluding, resume=True))
     rows = losses_and_fingerprints(config.save_dir)
@@ -246,7 +248,7 @@ def test_damaged_record_ends_the_run_which_goes_on_without_it(tiny_config, mini_
 
 
 @pytest.mark.parametrize("num_batches", [pytest.param(1, marks=pytest.mark.slow), 100])
-def test_a_damaged_record_of_a_held_out_episode_leaves_a_complete_run(
+def test_a_corrupt_record_of_a_held_out_episode_leaves_a_complete_run(
     tiny_config, mini_dataset, tmp_path, num_batches, caplog, monkeypatch
 ):
     """With one batch the validation does not meet it, but the episode of the report does."""
@@ -288,7 +290,7 @@ def test_a_damaged_record_of_a_held_out_episode_leaves_a_complete_run(
 
 def test_flags_that_exclude_a_record_name_every_part_that_reads_it(tiny_config):
     error = RecordError(
-        where="w", expected="e", found="f", remedy="Mend it.", dataset="data/a", record="steps/x:3"
+        where="w", expected="e", found="f", remedy="Fix it.", dataset="data/a", record="steps/x:3"
     )
     parts = (
         DatasetConfig("data/b"),
@@ -296,9 +298,9 @@ def test_flags_that_exclude_a_record_name_every_part_that_reads_it(tiny_config):
         DatasetConfig("data/a", episodes=(2, 4), excluded=("steps/x:3",)),
     )
     data = dataclasses.replace(tiny_config.data, datasets=parts)
-    told = excludable(error, dataclasses.replace(tiny_config, data=data))
-    assert told.remedy == (
-        "Mend it. To go on without that record, add "
+    extended = excludable(error, dataclasses.replace(tiny_config, data=data))
+    assert extended.remedy == (
+        "Fix it. To continue without that record, add "
         "--config.data.datasets.1.excluded steps/x:1 steps/x:3 "
         "--config.data.datasets.2.excluded steps/x:3"
     )
@@ -382,7 +384,7 @@ def test_a_run_starts_from_the_weights_of_another(tiny_config, mini_dataset, tmp
         run(Flags(dataclasses.replace(later, pretrained_step=9), overwrite=True))
 
 
-def test_a_memory_budget_that_is_too_small_is_told_before_anything_is_made(tiny_config):
+def test_a_memory_budget_that_is_too_small_is_reported_before_anything_is_made(tiny_config):
     data = dataclasses.replace(tiny_config.data, ram_budget_gb=0.001)
     with pytest.raises(UserError, match=r"ram_budget_gb 0.001: expected at least 0.0\d+"):
         run(Flags(dataclasses.replace(tiny_config, data=data)))
@@ -412,7 +414,7 @@ def test_a_run_without_any_checkpoint_is_resumed_at_its_start(tiny_config, caplo
     step = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "2"
     step.rename(step.with_name("lost"))
     run(Flags(dataclasses.replace(tiny_config, num_steps=2), resume=True))
-    assert "has no checkpoint yet: the run begins anew" in caplog.text
+    assert "has no checkpoint yet: the run begins from scratch" in caplog.text
     assert losses_and_fingerprints(tiny_config.save_dir) == whole
 
 
@@ -525,7 +527,7 @@ def test_a_complete_run_is_not_resumed(whole_run, tiny_config_path, mini_dataset
     assert "a run of fewer than 20 steps; found one of 20. It is complete" in done.stderr
 
 
-def test_a_model_that_does_not_fit_the_data_is_told_before_a_run_is_deleted(tiny_config):
+def test_a_model_that_does_not_fit_the_data_is_reported_before_a_run_is_deleted(tiny_config):
     kept = pathlib.Path(tiny_config.save_dir) / "config.json"
     with claimed(tiny_config, resume=False, overwrite=False):
         pass

@@ -75,7 +75,7 @@ def undisturbed(tiny_config_path, mini_dataset, tmp_path_factory):
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
+def test_a_signal_saves_and_the_resumed_run_is_bitwise_identical(
     undisturbed, tiny_config_path, mini_dataset, number
 ):
     directory = undisturbed.with_name(number.name)
@@ -83,7 +83,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     flags, before = ("--config.save_interval=1",), functools.partial(signal_at_save, 10, number)
     process = start(tiny_config_path, mini_dataset, directory, *STEPS, *flags, before=before)
     process.finish(code=130 if number is signal.SIGINT else 0)
-    assert f"stopped by {number.name}; the state is saved: go on with --resume" in process.stderr
+    assert f"stopped by {number.name}; the state is saved: continue with --resume" in process.stderr
     taken = num_steps(directory)
     assert 10 <= taken <= 12
     assert read_checkpoint(directory).step == taken
@@ -92,7 +92,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     assert_equal_params(directory, undisturbed, 24)
 
 
-def test_a_run_that_is_killed_while_it_writes_a_checkpoint_is_resumed_bit_for_bit(
+def test_a_run_that_is_killed_while_it_writes_a_checkpoint_is_resumed_bitwise_identically(
     undisturbed, tiny_config_path, mini_dataset
 ):
     directory = undisturbed.with_name("killed")
@@ -107,7 +107,7 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_is_resumed_bit_for_bi
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_is_resumed_bit_for_bit(
+def test_a_run_that_is_killed_at_any_moment_is_resumed_bitwise_identically(
     undisturbed, tiny_config_path, mini_dataset
 ):
     """Kills while it starts, between steps, and while a checkpoint is written."""
@@ -152,7 +152,7 @@ def close_to(directory, expected, num):
 
 
 @pytest.mark.parametrize("fsdp_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_two_devices_train_as_one_and_go_on_as_one(
+def test_two_devices_train_as_one_and_continue_as_one(
     undisturbed, tiny_config_path, mini_dataset, fsdp_devices
 ):
     directory = undisturbed.with_name(f"fsdp{fsdp_devices}")
@@ -197,7 +197,7 @@ def alone(undisturbed, tiny_config_path, mini_dataset):
     return run(Flags(config))
 
 
-def test_two_processes_train_as_one_and_go_on_as_one(
+def test_two_processes_train_as_one_and_continue_as_one(
     undisturbed, alone, tiny_config_path, mini_dataset
 ):
     directory = undisturbed.with_name("processes")
@@ -218,7 +218,7 @@ def test_two_processes_train_as_one_and_go_on_as_one(
 
 
 @pytest.mark.slow
-def test_a_damaged_record_in_one_process_ends_both_which_go_on_without_it(
+def test_a_corrupt_record_in_one_process_ends_both_which_continue_without_it(
     undisturbed, tiny_config_path, mini_dataset, tmp_path
 ):
     spoiled, directory = tmp_path / "spoiled", undisturbed.with_name("spoiled")
@@ -229,11 +229,11 @@ def test_a_damaged_record_in_one_process_ends_both_which_go_on_without_it(
     path.write_bytes(data)
     flags = ("--config.num_steps=60", "--config.batch_size=16", "--config.save_interval=1000")
     both = start_two(tiny_config_path, spoiled, directory, *flags)
-    told = [one.finish(2).stderr for one in both]
-    errors = [re.search(r"error: (process [01], .*)", text).group(1) for text in told]
+    outputs = [one.finish(2).stderr for one in both]
+    errors = [re.search(r"error: (process [01], .*)", text).group(1) for text in outputs]
     assert errors[0] == errors[1]
     found = re.search(
-        r"record \d+: expected a readable .* is saved at step (\d+): go on with --resume.* "
+        r"record \d+: expected a readable .* is saved at step (\d+): continue with --resume.* "
         r"--config.data.datasets.0.excluded (\S+)$",
         errors[0],
     )
@@ -247,7 +247,7 @@ def test_a_damaged_record_in_one_process_ends_both_which_go_on_without_it(
     assert [row.step for row in read_metrics(directory)] == list(range(1, step + 4))
 
 
-def test_every_process_is_told_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
+def test_every_process_logs_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
     directory = undisturbed.with_name("in_use")
     first = start(tiny_config_path, mini_dataset, directory, *ENDLESS)
     first.wait_until((directory / "config.json").exists)
@@ -272,7 +272,7 @@ def test_a_second_signal_ends_a_process_that_waits_for_another(
     time.sleep(6)
     assert waiting.returncode is None
     waiting.send_signal(signal.SIGTERM)
-    told = waiting.finish(128 + signal.SIGTERM).stderr
-    assert "SIGTERM: to stop; again in 5 s ends the run unsaved" in told
-    assert "ended by a second SIGTERM; --resume goes on from the last checkpoint" in told
+    output = waiting.finish(128 + signal.SIGTERM).stderr
+    assert "SIGTERM: to stop; again in 5 s ends the run unsaved" in output
+    assert "ended by a second SIGTERM; --resume continues from the last checkpoint" in output
     silent.kill()

@@ -56,7 +56,7 @@ def expected(policies):
     return infer
 
 
-def test_a_client_is_told_what_the_policy_is_and_gets_commands(policies, expected):
+def test_a_client_gets_the_policys_metadata_and_commands(policies, expected):
     with serving(policies[0]) as port, Client(port) as client:
         metadata = client.metadata
         assert metadata["observations"] == {
@@ -110,7 +110,7 @@ def test_an_episode_begins_with_a_client_a_reset_or_another_instruction(policies
     assert policies[0]._asked == {}  # nothing is kept of clients that left
 
 
-def test_what_does_not_fit_is_told_and_the_connection_stays(policies, expected):
+def test_what_does_not_fit_is_reported_and_the_connection_stays(policies, expected):
     good = shown()
     wrong = {"observation/image": good["observation/image"][:64], "prompt": 3}
     with serving(policies[0]) as port, Client(port) as client:
@@ -152,7 +152,7 @@ def test_health_is_answered(policies):
         assert (answer.status, answer.read()) == (200, b"OK\n")
 
 
-def test_a_port_in_use_is_told(policies):
+def test_a_port_in_use_is_reported(policies):
     with (
         serving(policies[0]) as port,
         pytest.raises(UserError, match=rf"127.0.0.1:{port}: expected an address to listen at"),
@@ -160,7 +160,7 @@ def test_a_port_in_use_is_told(policies):
         bind("127.0.0.1", port)
 
 
-def test_a_port_in_use_is_told_before_anything_is_loaded(monkeypatch, capsys):
+def test_a_port_in_use_is_reported_before_anything_is_loaded(monkeypatch, capsys):
     from train.serve.__main__ import main
 
     with bind("127.0.0.1", 0) as listener:
@@ -185,7 +185,7 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(monkeypatch, capsys):
     ("name", "found"),
     [("file", "found a file"), ("no", "no such directory"), ("x" * 5000, "too long")],
 )
-def test_a_path_that_is_no_run_is_told(tmp_path, name, found):
+def test_a_path_that_is_no_run_is_reported(tmp_path, name, found):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=found):
         read_run(tmp_path / name)
@@ -301,7 +301,7 @@ def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
         (["--dataset", "other"], "found other"),
     ],
 )
-def test_mistakes_on_the_command_line_are_told(policy_run, monkeypatch, capsys, flags, message):
+def test_mistakes_on_the_command_line_are_reported(policy_run, monkeypatch, capsys, flags, message):
     from train.serve.__main__ import main
 
     monkeypatch.setattr(sys, "argv", ["serve", str(policy_run), "--port", "0", *flags])
@@ -311,7 +311,7 @@ def test_mistakes_on_the_command_line_are_told(policy_run, monkeypatch, capsys, 
     assert message in capsys.readouterr().err
 
 
-def test_missing_packages_are_told(policy_run, monkeypatch, capsys):
+def test_missing_packages_are_reported(policy_run, monkeypatch, capsys):
     from train.serve.__main__ import main
 
     monkeypatch.setitem(sys.modules, "train.serve.server", None)

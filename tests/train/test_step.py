@@ -72,7 +72,7 @@ def three_steps(config, batch, table):
     return results
 
 
-def test_table_has_a_row_for_each_instruction_and_one_for_none(table):
+def test_table_has_one_row_per_instruction_and_one_for_none(table):
     assert table.shape == (3, 16, 32)
     assert table.dtype == jnp.float32
     assert len({np.asarray(row).tobytes() for row in table}) == 3
@@ -114,7 +114,7 @@ def test_language_encoder_is_trained_where_the_config_says_so(config, loader, ba
     assert moved > 1e-4
 
 
-def test_frozen_language_encoder_stays_to_the_bit(three_steps):
+def test_frozen_language_encoder_stays_bitwise_identical(three_steps):
     encoders = [
         state.params["octo_transformer"]["task_tokenizers_language"] for state, _ in three_steps
     ]
@@ -159,16 +159,16 @@ def alone(config, batch):
     return state, *jax.jit(step)(state, batch, None)
 
 
-def test_parts_of_a_batch_give_the_step_of_the_whole(config, batch, alone):
+def test_micro_batches_give_the_training_step_of_the_whole_batch(config, batch, alone):
     real = batch["action_pad_mask"].sum(axis=(1, 2, 3)).reshape(2, 4).sum(axis=0)
-    assert len(set(real.tolist())) > 1  # the parts have more and fewer real actions
-    before, whole, told = alone
+    assert len(set(real.tolist())) > 1  # the micro-batches differ in their number of real actions
+    before, whole, metrics = alone
     _, step = descending(changed(config, accumulation_steps=4))
-    in_parts, told_in_parts = jax.jit(step)(before, batch, None)
+    accumulated, accumulated_metrics = jax.jit(step)(before, batch, None)
     for name in ("loss", "grad_norm", "update_norm"):
-        assert_equal_but_for_rounding(told_in_parts[name], told[name])
-    assert 0.1 < float(told["update_norm"]) <= 1.001  # clipped once, as a whole
-    assert_moved_alike(in_parts, whole, before)
+        assert_equal_but_for_rounding(accumulated_metrics[name], metrics[name])
+    assert 0.1 < float(metrics["update_norm"]) <= 1.001  # clipped once, as a whole
+    assert_moved_alike(accumulated, whole, before)
 
 
 def assert_moved_alike(found, expected, before):
@@ -187,19 +187,19 @@ def averaging(config):
     return state, jax.jit(step)
 
 
-def test_what_is_not_finite_changes_nothing_but_the_steps_number(averaging, batch):
+def test_what_is_not_finite_changes_nothing_but_the_training_step(averaging, batch):
     state, run = averaging
     spoiled = batch | {"action": batch["action"].copy()}
     spoiled["action"][0, -1, 0, 0] = np.nan
     spoiled["action_pad_mask"] = np.ones_like(batch["action_pad_mask"])
-    after, told = run(state, spoiled, None)
-    assert not np.isfinite(told["loss"])
-    assert (int(told["applied"]), int(after.step)) == (0, 1)
+    after, metrics = run(state, spoiled, None)
+    assert not np.isfinite(metrics["loss"])
+    assert (int(metrics["applied"]), int(after.step)) == (0, 1)
     for name in ("params", "opt_state", "ema"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
-    later, told = run(after, batch, None)
-    assert int(told["applied"]) == 1
-    assert float(told["param_norm"]) > 0
+    later, metrics = run(after, batch, None)
+    assert int(metrics["applied"]) == 1
+    assert float(metrics["param_norm"]) > 0
     assert optax.tree.norm(optax.tree.sub(later.params, state.params)) > 1e-3
 
 
@@ -223,7 +223,9 @@ def test_average_follows_the_trained_parameters(config, averaging, batch):
         ("head_mlp_only", ("*hf_model*",), {"heads_action"}),
     ],
 )
-def test_frozen_parameters_stay_to_the_bit_and_take_no_memory(config, batch, mode, frozen, trained):
+def test_frozen_parameters_stay_bitwise_identical_and_take_no_memory(
+    config, batch, mode, frozen, trained
+):
     head = dataclasses.replace(config.model.head, pooling="map")
     config = dataclasses.replace(
         changed(config, warmup_steps=0, frozen=frozen),
@@ -231,7 +233,7 @@ def test_frozen_parameters_stay_to_the_bit_and_take_no_memory(config, batch, mod
         model=dataclasses.replace(config.model, head=head),
     )
     state, step = started(config)
-    after, told = jax.jit(step)(state, batch, None)
+    after, metrics = jax.jit(step)(state, batch, None)
     before, now = flat(state.params), flat(after.params)
     moved = {path for path in before if not np.array_equal(before[path], now[path])}
     held = set(split_frozen(state.params, config.frozen)[1])
@@ -246,30 +248,30 @@ def test_frozen_parameters_stay_to_the_bit_and_take_no_memory(config, batch, mod
     size = sum(leaf.size for path, leaf in before.items() if path not in held)
     taken = sum(leaf.nbytes for leaf in jax.tree.leaves(after.opt_state))
     assert size * 6 <= taken <= size * 6 + 64
-    assert float(told["grad_norm"]) > 0
+    assert float(metrics["grad_norm"]) > 0
 
 
 def test_logged_rate_is_that_of_the_update(config, three_steps):
-    for expected, (state, told) in zip((0.0, 5e-4, 1e-3), three_steps[1:], strict=True):
-        np.testing.assert_allclose(told["learning_rate"], expected, rtol=1e-6)
-        # Adam's update has the size of the rate in every trained number, but for small gradients.
+    for expected, (state, metrics) in zip((0.0, 5e-4, 1e-3), three_steps[1:], strict=True):
+        np.testing.assert_allclose(metrics["learning_rate"], expected, rtol=1e-6)
+        # Adam's update has the size of the rate in every trained parameter with a large gradient.
         trained = sum(leaf.size for leaf in split_frozen(state.params, config.frozen)[0].values())
-        assert float(told["update_norm"]) <= 1.01 * expected * np.sqrt(trained)
-        assert float(told["update_norm"]) >= 0.2 * expected * np.sqrt(trained)
+        assert float(metrics["update_norm"]) <= 1.01 * expected * np.sqrt(trained)
+        assert float(metrics["update_norm"]) >= 0.2 * expected * np.sqrt(trained)
 
 
 @pytest.mark.parametrize("fsdp_devices", [1, 2])
 def test_two_devices_give_the_step_of_one(config, batch, alone, fsdp_devices):
-    state, expected, told_alone = alone
+    state, expected, metrics_alone = alone
     _, step = descending(config)
     mesh = make_mesh(fsdp_devices)
     structs = shard_structs(jax.eval_shape(lambda: state), mesh, smallest_bytes=1024)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, structs)
     sharded = jax.device_put(state, shardings)
     arrays = jax.device_put(batch, batch_sharding(mesh, config.batch_size))
-    together, told = jax.jit(step, out_shardings=(shardings, None))(sharded, arrays, None)
+    together, metrics = jax.jit(step, out_shardings=(shardings, None))(sharded, arrays, None)
     kernel = flat(together.params)["octo_transformer/obs_vggt_projection/kernel"]
     parts = {str(shard.index) for shard in kernel.addressable_shards}
     assert len(parts) == fsdp_devices
-    assert_equal_but_for_rounding(told["loss"], told_alone["loss"])
+    assert_equal_but_for_rounding(metrics["loss"], metrics_alone["loss"])
     assert_moved_alike(together, expected, state)

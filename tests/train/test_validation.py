@@ -167,7 +167,7 @@ def test_nothing_is_read_where_there_is_nothing(tmp_path):
     assert read_episode(tmp_path) is None
 
 
-def test_a_damaged_line_is_named(tmp_path: pathlib.Path):
+def test_a_corrupt_line_is_named(tmp_path: pathlib.Path):
     good = json.dumps(dataclasses.asdict(metrics(5)))
     (tmp_path / "validation.jsonl").write_text(f'{good}\n{{"step": 6}}\n')
     with pytest.raises(DataError, match=r"validation.jsonl, line 2: .*Delete that line"):

@@ -24,7 +24,7 @@ from train.evaluate.videos import Kept
 EXIT_ERRORS = 1
 """Some trials had no end."""
 _COMPARED = "compared"
-_INTERRUPTED = "interrupted; run the same command again to go on"
+_INTERRUPTED = "interrupted; run the same command again to continue"
 _HELP = "See `python -m train.evaluate --help`."
 
 
@@ -32,7 +32,7 @@ _HELP = "See `python -m train.evaluate --help`."
 class Args:
     """Rolls the policy of a run out in the LIBERO simulator and tells how often it succeeds.
 
-    An evaluation that was stopped goes on where it stood when the same command is run again.
+    An evaluation that was stopped continues where it stood when the same command is run again.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

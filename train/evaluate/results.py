@@ -55,7 +55,7 @@ class TrialResult:
     task: int
     """Its place in the suite, from 0."""
     instruction: str
-    """What the policy was told."""
+    """Instruction that the policy was given."""
     init: int
     """The initial state: the number of the trial."""
     success: bool
@@ -165,7 +165,7 @@ class ResultsFile:
 
         Raises:
           UserError: Results of other settings; it names all that differ.
-          DataError: They are damaged.
+          DataError: They are corrupt.
         """
         path = self.folder / RESULTS_NAME
         if path.exists():
@@ -198,7 +198,7 @@ def read_results(folder: pathlib.Path) -> Results:
     """The results in a folder.
 
     Raises:
-      DataError: They are missing or damaged.
+      DataError: They are missing or corrupt.
     """
     path = folder / RESULTS_NAME
     try:
@@ -249,7 +249,7 @@ def _check_same(before: Results, now: Results, path: pathlib.Path) -> None:
             where=str(path),
             expected=f"results of {now.run}, " + _listed(wanted, differing),
             found=f"those of {before.run}, " + _listed(then, differing),
-            remedy="Go on with the settings of before, or name another folder with --out.",
+            remedy="Continue with the settings of before, or name another folder with --out.",
         )
 
 

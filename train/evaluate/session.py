@@ -98,7 +98,7 @@ class Evaluation:
 
     Raises:
       UserError: No such checkpoint, or conventions that the simulator cannot honour.
-      DataError: The checkpoint is damaged.
+      DataError: The checkpoint is corrupt.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Evaluation:
         self._spec = PolicySpec.of(self._checkpoint, request.dataset)
         self._run, self._request, self._installation = run, request, installation
         check_conventions(self._spec.conventions, f"{run}, dataset {self._spec.dataset}")
-        _check_told_by_language(self._spec, run)
+        _check_takes_instructions(self._spec, run)
         horizon = self._spec.model.head.action_horizon
         make_execution(horizon, request.execute_horizon, request.ensemble)
         name = f"{request.suite}-{self._checkpoint.step}"
@@ -128,7 +128,7 @@ class Evaluation:
         Raises:
           UserError: Other results in the folder, a policy that reads what the simulator does not
             show, or an encoder's weights that are not there.
-          DataError: The results, the weights or a projection are damaged.
+          DataError: The results, the weights or a projection are corrupt.
         """
         self._file.open()
         self._pending = self._file.pending(self._request.trials)
@@ -253,11 +253,11 @@ def image_size(policy: Policy) -> tuple[int, int]:
     return sizes[0] if sizes else _IMAGE_SIZE
 
 
-def _check_told_by_language(spec: PolicySpec, run: str) -> None:
+def _check_takes_instructions(spec: PolicySpec, run: str) -> None:
     if spec.data.conditioning == "image_conditioned":
         raise UserError(
             where=run,
-            expected="a policy that is told its task by an instruction",
-            found="one that is told by goal images",
+            expected="a policy that takes an instruction",
+            found="one that takes goal images",
             remedy="LIBERO's tasks are instructions: train with another data.conditioning.",
         )

@@ -64,7 +64,7 @@ def read_octo_checkpoint(directory: Path, step: int | None) -> dict[str, Any]:
 
     Raises:
       UserError: The step is missing, or its files have another layout.
-      DataError: The file is missing, damaged or holds something else.
+      DataError: The file is missing, corrupt or holds something else.
     """
     path = _find_step(directory, step) / "default" / "checkpoint"
     if (path.parent / _NEWER_LAYOUT).exists():
@@ -155,7 +155,7 @@ def _restore(path: Path) -> dict[str, Any]:
         raise DataError(
             where=str(path),
             expected="a whole msgpack file",
-            found=f"{path.stat().st_size} bytes that end early or are damaged ({error})",
+            found=f"{path.stat().st_size} bytes that end early or are corrupt ({error})",
             remedy="Download it again",
         ) from error
     except OSError as error:
@@ -163,7 +163,7 @@ def _restore(path: Path) -> dict[str, Any]:
             where=str(path),
             expected="a file that can be read",
             found=str(error),
-            remedy="Mend its permissions, or download it again",
+            remedy="Fix its permissions, or download it again",
         ) from error
     if not isinstance(params, dict) or not params.keys() >= _PARTS:
         found = ", ".join(map(str, params)) if isinstance(params, dict) else type(params).__name__

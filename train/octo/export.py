@@ -27,7 +27,7 @@ from train.octo.policy import input_spec
 
 _T5 = "t5-base"
 _DEFAULT_CONVOLUTIONS = 4
-"""Of the original's stem: it leaves out those for which it is told no stride."""
+"""Convolutions in the original stem by default; further ones need a stride in its config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def export_octo(
             where=str(directory),
             expected="a directory that can be written",
             found=str(error),
-            remedy="Name another, or mend the disk.",
+            remedy="Name another, or fix the disk.",
         ) from error
 
 
@@ -106,7 +106,7 @@ def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | 
             where=f"export to {directory}",
             expected="a model that the original Octo can load, and a place for it",
             found=f"{len(problems)} obstacles",
-            remedy="Mend each:" + "".join(f"\n  - {problem}" for problem in problems),
+            remedy="Fix each:" + "".join(f"\n  - {problem}" for problem in problems),
         )
 
 

@@ -111,7 +111,7 @@ def read_octo(directory: Path, step: int | None) -> Pretrained:
     Raises:
       UserError: The directory, the step or the file is missing, or the model is one that this code
         has no counterpart for.
-      DataError: The file is damaged or holds something else.
+      DataError: The file is corrupt or holds something else.
     """
     model = read_model_config(directory)
     params = read_octo_checkpoint(directory, step)

@@ -32,7 +32,7 @@ class LoadReport:
 def check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
     """Raises `UserError` that accounts for all tensors which have no place and are not expected.
 
-    Those of one module that have one cause are told in one line.
+    Those of one module that have one cause share one line.
 
     Args:
       rows: Of the account.
@@ -62,10 +62,10 @@ def _group_lines(rows: Sequence[LoadRow], causes: Causes) -> Iterator[str]:
         module = "/".join(row.path.split("/")[:2])
         groups.setdefault((module, row.status, cause), []).append(row)
     for (_, status, cause), group in groups.items():
-        first, told = group[0], f" ({cause})" if cause else ""
+        first, reason = group[0], f" ({cause})" if cause else ""
         shapes = (
             f"{first.target_shape or 'none'} here, "
-            f"{first.checkpoint_shape or 'none'} in the checkpoint{told}"
+            f"{first.checkpoint_shape or 'none'} in the checkpoint{reason}"
         )
         if len(group) == 1:
             yield f"{first.path}: {status}, {shapes}"

@@ -29,7 +29,7 @@ class ColumnEncoder:
 
     Raises:
       UserError: The weights cannot be read, or are others; or no one encoder makes all of them.
-      DataError: They, or the projection, are damaged or missing.
+      DataError: They, or the projection, are corrupt or missing.
     """
 
     def __init__(

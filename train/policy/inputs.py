@@ -131,7 +131,7 @@ class PolicyInputs:
         """Gives an environment another task; its history stays.
 
         Raises:
-          UserError: A task that the model was not trained to be told in this way, or goal images
+          UserError: A kind of task that the model was not trained on, or goal images
             that do not fit.
         """
         self._history(env).task = self._checked(task)
@@ -224,7 +224,7 @@ class PolicyInputs:
                 expected=f"{'goal images' if may_have else 'an instruction'}, "
                 f"as the policy was trained {conditioning}",
                 found="goal images" if has_goal else "none",
-                remedy="Give what it was trained to be told by.",
+                remedy="Give the kind of task that it was trained on.",
             )
         if has_goal and task.text:
             raise UserError(

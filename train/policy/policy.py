@@ -120,7 +120,7 @@ class Policy:
 
         Raises:
           UserError: No run, no such checkpoint, or as the class.
-          DataError: It is damaged.
+          DataError: It is corrupt.
         """
         return cls(read_run(directory, step), dataset, config, encoder)
 
@@ -152,7 +152,7 @@ class Policy:
     def reset(
         self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Starts an episode: the environment's history and count of chunks begin anew.
+        """Starts an episode: the environment's history and count of chunks begin from scratch.
 
         Args:
           env: Its number, from 0; the number of the trial makes its noise independent of where and
@@ -161,7 +161,7 @@ class Policy:
           goal: Its task instead: images of every camera, for a policy that was trained on goals.
 
         Raises:
-          UserError: A task that the model was not trained to be told in this way.
+          UserError: A kind of task that the model was not trained on.
         """
         if not 0 <= env < _NUM_ENVS:
             raise UserError(
@@ -334,7 +334,7 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
 
     Raises:
       UserError: The directory holds no run, or the run no such checkpoint.
-      DataError: It is damaged.
+      DataError: It is corrupt.
     """
     path = pathlib.Path(directory)
     try:

@@ -90,7 +90,7 @@ def read_run(directory: pathlib.Path) -> RunFiles:
 
     Raises:
       UserError: Where no such directory exists, or none of these files is in it.
-      DataError: A damaged file.
+      DataError: A corrupt file.
     """
     if not any((directory / name).is_file() for name in _NAMES):
         raise UserError(
@@ -136,8 +136,8 @@ def _read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
         return read_episode(directory)
     except (OSError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
         path = directory / EPISODE_NAME
-        raise _damaged(path, "the arrays of an EpisodePrediction", str(error)) from error
+        raise _corrupt(path, "the arrays of an EpisodePrediction", str(error)) from error
 
 
-def _damaged(path: pathlib.Path, expected: str, found: str) -> DataError:
+def _corrupt(path: pathlib.Path, expected: str, found: str) -> DataError:
     return DataError(where=str(path), expected=expected, found=found, remedy=_REMEDY)

@@ -45,7 +45,7 @@ def write_report(run_directory: pathlib.Path) -> pathlib.Path:
 
     Raises:
       UserError: Where no such directory exists, it holds no run, or it cannot be written.
-      DataError: A damaged file of the run.
+      DataError: A corrupt file of the run.
     """
     path = run_directory / REPORT_NAME
     page = to_page(read_run(run_directory))

@@ -12,7 +12,7 @@ PANEL = Size(352, 190)
 SMALL_PANEL = Size(262, 170)
 """A chart among more of them."""
 _TELEPHONE, _PRINT = 520, 900
-"""Widest page, in CSS pixels, for which a chart is drawn anew."""
+"""Widest page, in CSS pixels, for which a chart is drawn from scratch."""
 
 
 def section(title: str, *content: str, anchor: str) -> Html:

@@ -118,8 +118,8 @@ def _load(args: Args, config: ServeConfig) -> Policy:
     if policy.spec.data.conditioning == "image_conditioned":
         raise UserError(
             where=args.run,
-            expected="a policy that is told its task by an instruction",
-            found="one that is told by goal images",
+            expected="a policy that takes an instruction",
+            found="one that takes goal images",
             remedy="The protocol has none: use train.policy.Policy from Python.",
         )
     if policy.window_size > 1 and not config.is_stepwise:

@@ -53,7 +53,7 @@ def expected_keys(policy: Policy, config: ServeConfig) -> dict[str, LeafSpec | N
 
 
 def describe_policy(policy: Policy, config: ServeConfig) -> dict[str, Any]:
-    """What a client is told when it connects; plain values."""
+    """Metadata that a client receives when it connects; plain values."""
     spec, conventions = policy.spec, policy.conventions
     observations = {
         key: None if leaf is None else {"dtype": leaf.dtype, "shape": list(leaf.shape)}

@@ -62,7 +62,7 @@ class FakeEnv:
 
 
 class FakePolicy:
-    """Predicts chunks of 3 zeros, and notes what it was told and shown."""
+    """Predicts chunks of 3 zeros, and records its instructions and observations."""
 
     def __init__(self, window_size: int = 1) -> None:
         self.window_size = window_size

@@ -65,8 +65,8 @@ def test_an_evaluation_from_start_to_end_and_once_more(
     assert results.settings.simulator == "mujoco 3.3, egl"
     assert results.inference is not None
     assert results.inference.batch_size == 2
-    told = capsys.readouterr().out
-    assert "all   2 of 4   50.0 %  15.0 to 85.0 %  5" in told
+    output = capsys.readouterr().out
+    assert "all   2 of 4   50.0 %  15.0 to 85.0 %  5" in output
     assert "2 of 4" in (out / "report.html").read_text()
     path = out / "results.json"
     values = json.loads(path.read_text())
@@ -82,7 +82,7 @@ def test_an_evaluation_from_start_to_end_and_once_more(
 
 
 @pytest.mark.usefixtures("installation")
-def test_trials_that_were_demonstrated_are_told(
+def test_trials_that_were_demonstrated_are_reported(
     policy_run: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,7 +91,7 @@ def test_trials_that_were_demonstrated_are_told(
     checkpoint = read_run(policy_run)
     (values,) = checkpoint.datasets.values()
     monkeypatch.setattr(session, "read_run", lambda run, step: checkpoint)
-    told = "not held out: 2 of 4 trials start from an initial state that a demonstration"
+    warning = "not held out: 2 of 4 trials start from an initial state that a demonstration"
     for said, expected in (
         ("libero_spatial task 0: 0 5; libero_spatial task 1: 1", [True, False, False, True]),
         ("anywhere", [None] * 4),
@@ -101,9 +101,9 @@ def test_trials_that_were_demonstrated_are_told(
         out = tmp_path / f"out_{said}"
         evaluate(arguments(policy_run, out))
         assert [t.is_demonstrated for t in read_results(out).trials] == expected
-        is_told = True in expected
-        assert (told in capsys.readouterr().out) == is_told
-        assert (told in (out / "report.html").read_text()) == is_told
+        is_reported = True in expected
+        assert (warning in capsys.readouterr().out) == is_reported
+        assert (warning in (out / "report.html").read_text()) == is_reported
 
 
 @pytest.mark.usefixtures("installation")

@@ -69,7 +69,7 @@ def test_every_trial_is_on_the_disk_at_once(tmp_path: pathlib.Path) -> None:
     assert read_results(tmp_path) == file.results
 
 
-def test_an_evaluation_goes_on_and_runs_errors_again(tmp_path: pathlib.Path) -> None:
+def test_an_evaluation_continues_and_runs_errors_again(tmp_path: pathlib.Path) -> None:
     opened(tmp_path).add(result(0, 0))
     opened(tmp_path).add(result(0, 1, success=False, error="it died"))
     again = opened(tmp_path)
@@ -93,7 +93,7 @@ def test_results_of_other_settings_are_refused_by_name(tmp_path: pathlib.Path) -
     assert "seed" not in said
 
 
-def test_damaged_results_are_refused(tmp_path: pathlib.Path) -> None:
+def test_corrupt_results_are_refused(tmp_path: pathlib.Path) -> None:
     opened(tmp_path).add(result(0, 0))
     path = tmp_path / "results.json"
     path.write_text(path.read_text().replace('"steps": 80', '"steps": "many"'))
@@ -162,8 +162,8 @@ def test_the_page_tells_what_the_table_tells(tmp_path: pathlib.Path) -> None:
     policies = [(tmp_path, first.adding(video)), (tmp_path / "compared", second)]
     page = to_page(policies, compare(first, second))
     text = re.sub(r"<[^>]+>", "|", page)
-    for told in ("75.0 %", "30.1 to 95.4 %", "3 of 4", "7.5 ms", "push &lt;it&gt;", "p = 0.5"):
-        assert told in text
+    for expected in ("75.0 %", "30.1 to 95.4 %", "3 of 4", "7.5 ms", "push &lt;it&gt;", "p = 0.5"):
+        assert expected in text
     assert "runs/&lt;a&gt;" in page
     assert "<a>" not in page
     assert 'href="videos/libero_spatial-0-00-success.mp4"' in page

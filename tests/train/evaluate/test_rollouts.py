@@ -76,7 +76,7 @@ def test_a_lost_simulator_has_one_more_try(tmp_path: pathlib.Path) -> None:
     assert [entry[0] for entry in policy.log] == ["reset", "forget", "reset", "forget"]
 
 
-def test_a_trial_that_is_lost_twice_is_an_error_and_others_go_on(
+def test_a_trial_that_is_lost_twice_is_an_error_and_others_continue(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost, after = rolled_out(tmp_path, FakePolicy(), [trial(DIES), trial(2)])

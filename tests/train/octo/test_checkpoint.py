@@ -98,7 +98,7 @@ def test_a_checkpoint_that_is_none_is_an_error(
 def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, keep: int) -> None:
     path = checkpoint / "100" / "default" / "checkpoint"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match="bytes that end early or are damaged"):
+    with pytest.raises(UserError, match="bytes that end early or are corrupt"):
         read_octo_checkpoint(checkpoint, 100)
 
 
@@ -110,13 +110,15 @@ def test_the_folder_of_a_step_may_have_leading_zeros(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["100", "100/default"])
-def test_the_folder_of_a_step_is_told_from_the_checkpoints(checkpoint: Path, folder: str) -> None:
+def test_the_folder_of_a_step_is_an_error_that_names_its_parent(
+    checkpoint: Path, folder: str
+) -> None:
     with pytest.raises(UserError) as caught:
         read_octo(checkpoint / folder, None)
     assert caught.value.remedy == f"Give {checkpoint}, with pretrained_step 100"
 
 
-def test_a_folder_of_the_hubs_cache_is_told_with_its_name_there(tmp_path: Path) -> None:
+def test_a_folder_of_the_hubs_cache_is_reported_with_its_name_on_the_hub(tmp_path: Path) -> None:
     folder = tmp_path / "models--rail-berkeley--octo-small-1.5"
     (folder / "snapshots").mkdir(parents=True)
     for directory in (folder, folder / "snapshots"):
@@ -124,7 +126,7 @@ def test_a_folder_of_the_hubs_cache_is_told_with_its_name_there(tmp_path: Path) 
             read_octo(directory, 300000)
 
 
-def test_files_that_may_not_be_read_are_told(checkpoint: Path, as_nobody: Callable) -> None:
+def test_files_that_may_not_be_read_are_reported(checkpoint: Path, as_nobody: Callable) -> None:
     config = checkpoint / "config.json"
     params = checkpoint / "100" / "default" / "checkpoint"
     for path in (config, params):
@@ -152,7 +154,7 @@ def test_files_that_may_not_be_read_are_told(checkpoint: Path, as_nobody: Callab
         (np.array([1, np.nan], jnp.bfloat16), "a/b: has numbers that are NaN or infinite"),
     ],
 )
-def test_a_leaf_that_is_no_tensor_of_finite_floats_is_told(leaf: Any, found: str) -> None:
+def test_a_leaf_that_is_no_tensor_of_finite_floats_is_reported(leaf: Any, found: str) -> None:
     good = np.ones(3, np.float32)
     message = f"here: expected 2 tensors of finite floats; found 1 others, such as {found}"
     with pytest.raises(DataError, match=message):
@@ -165,7 +167,7 @@ def test_of_many_such_leaves_three_are_named() -> None:
         check_tensors({str(i): 0 for i in range(5)}, "here")
 
 
-def test_a_checkpoint_whose_leaves_are_no_arrays_is_told(checkpoint: Path) -> None:
+def test_a_checkpoint_whose_leaves_are_no_arrays_is_reported(checkpoint: Path) -> None:
     params = serialization.msgpack_serialize({"octo_transformer": {"a": 5}, "heads_action": {}})
     (checkpoint / "100" / "default" / "checkpoint").write_bytes(params)
     with pytest.raises(DataError, match=r"default/checkpoint: .* octo_transformer/a: no array"):

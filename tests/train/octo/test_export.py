@@ -54,7 +54,9 @@ def test_frozen_keys_name_t5_unless_it_was_trained(
     assert written["optimizer"]["frozen_keys"] == frozen
 
 
-def test_genuine_checkpoint_comes_back_bit_for_bit(pretrained: Pretrained, exported: Path) -> None:
+def test_genuine_checkpoint_comes_back_bitwise_identically(
+    pretrained: Pretrained, exported: Path
+) -> None:
     again = read_octo(exported, 100)
     assert again.config == pretrained.config
     ours, theirs = flat(again.params), flat(pretrained.params)
@@ -70,7 +72,7 @@ def test_config_is_that_of_the_original(golden_dir: Path, exported: Path) -> Non
     assert ours["window_size"] == genuine["window_size"]
     ours, genuine = flat(ours["model"]), flat(genuine["model"])
     assert {key: ours.get(key) for key in genuine} == genuine
-    # What is told beyond it are the defaults of the original's code.
+    # The settings beyond it are the defaults of the original's code.
     defaults = {"max_action": 5.0, "diffusion_steps": 20}
     beyond = {key.rpartition("/")[2]: value for key, value in ours.items() if key not in genuine}
     assert beyond == defaults
@@ -116,7 +118,7 @@ def test_geometry_tokens_have_no_counterpart(config: OctoConfig) -> None:
         octo_model(changed)
 
 
-def test_all_that_is_in_the_way_of_the_demo_is_told_at_once(
+def test_all_that_is_in_the_way_of_the_demo_is_reported_at_once(
     config: OctoConfig, pretrained: Pretrained, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").touch()
@@ -165,7 +167,7 @@ def test_directory_in_use_is_left_alone(exported: Path, pretrained: Pretrained) 
     np.testing.assert_array_equal(np.fromfile(exported / "config.json", np.uint8), before)
 
 
-def test_destination_that_is_a_file_is_told(pretrained: Pretrained, tmp_path: Path) -> None:
+def test_destination_that_is_a_file_is_reported(pretrained: Pretrained, tmp_path: Path) -> None:
     export = OctoExport(pretrained.config, pretrained.params, {}, 2)
     (tmp_path / "file").write_text("kept")
     with pytest.raises(UserError, match="file: expected a new or empty directory; found a file"):
@@ -175,7 +177,7 @@ def test_destination_that_is_a_file_is_told(pretrained: Pretrained, tmp_path: Pa
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_destination_that_cannot_be_written_is_told(
+def test_destination_that_cannot_be_written_is_reported(
     pretrained: Pretrained, tmp_path: Path, as_nobody: Callable
 ) -> None:
     export = OctoExport(pretrained.config, pretrained.params, {}, 2)
@@ -208,7 +210,7 @@ def test_without_another_encoder_none_need_be_named(
     assert names == ["t5-base"] * (language is not None)
 
 
-def test_a_deeper_stem_is_told_every_stride(config: OctoConfig) -> None:
+def test_the_exported_config_of_a_deeper_stem_lists_every_stride(config: OctoConfig) -> None:
     deep = dataclasses.replace(config.images[0], image_size=64, stem_features=(32,) * 5)
     changed = dataclasses.replace(config, images=(deep,))
     params = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))

@@ -159,7 +159,7 @@ def test_only_leaves_the_camera_without_a_place_and_unread(plain: Any) -> None:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_training_lowers_the_loss_and_moves_every_new_parameter(fusion: Fusion) -> None:
-    """All samples share their images: but for an alignment, only tokens tell their actions."""
+    """All samples share their images: except for `align`, only tokens distinguish their actions."""
     config = model(fusion)
     batch = make_batch(config, samples=4, window=1)
     if fusion != "align":
@@ -182,7 +182,7 @@ def test_training_lowers_the_loss_and_moves_every_new_parameter(fusion: Fusion) 
         train = jax.jit(lambda carry: jax.lax.scan(step, carry, length=100))
         (params, _), losses = train((start, optimizer.init(start)))
     actions = np.asarray(batch["action"][:, 0])
-    # The best that can be said of all samples alike; the head's loss has the factor action_dim.
+    # The best prediction without tokens; the loss of the head has the factor action_dim.
     blind = 3 * np.abs(actions - np.median(actions, axis=0)).mean()
     assert losses["loss"][0] > 0.9 * blind
     assert losses["loss"][-1] < 0.6 * blind
@@ -196,7 +196,7 @@ def test_training_lowers_the_loss_and_moves_every_new_parameter(fusion: Fusion) 
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_picture_and_model_agree_on_the_groups(fusion: Fusion) -> None:
+def test_layout_and_model_agree_on_the_groups(fusion: Fusion) -> None:
     config = model(fusion)
     batch = make_batch(config)
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
@@ -211,8 +211,8 @@ def test_picture_and_model_agree_on_the_groups(fusion: Fusion) -> None:
     }
     assert ("obs_vggt" in groups) == (fusion in GROUPED)
     assert ("obs_primary" in groups) == (fusion != "only")
-    told = f"vggt: {fusion} with obs_primary, no tokens" in draw_tokens(config, 2)
-    assert told == (fusion not in GROUPED)
+    is_drawn = f"vggt: {fusion} with obs_primary, no tokens" in draw_tokens(config, 2)
+    assert is_drawn == (fusion not in GROUPED)
 
 
 def test_registers_are_the_first_tokens_alone() -> None:
@@ -255,9 +255,7 @@ def test_a_patch_reaches_the_token_at_its_place_and_special_tokens_none(fusion: 
 
 @pytest.mark.parametrize("fusion", ADDED)
 @pytest.mark.parametrize("padding", ["missing", "padded"])
-def test_missing_tokens_add_nothing_even_if_they_are_no_numbers(
-    fusion: Fusion, padding: str
-) -> None:
+def test_missing_tokens_add_nothing_even_if_they_are_nan(fusion: Fusion, padding: str) -> None:
     config = model(fusion)
     params, batch = perturbed(fresh(config)), make_batch(config)
     none = jnp.zeros((2, 2), bool)
@@ -309,7 +307,7 @@ def test_tokens_of_the_current_step_alone_are_those_of_a_window_that_lacks_the_o
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_missing_column_is_an_error_that_says_what_to_do(fusion: Fusion) -> None:
+def test_a_missing_column_is_an_error_with_its_remedy(fusion: Fusion) -> None:
     config = model(fusion)
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     batch = without_tokens(make_batch(config))
@@ -385,7 +383,7 @@ def test_alignment_is_one_less_the_cosine_of_the_real_tokens() -> None:
     np.testing.assert_allclose(align(tokens, unseen, lacking, params)[0], 0)
 
 
-def test_a_grid_is_resized_as_a_picture() -> None:
+def test_a_grid_is_resized_as_an_image() -> None:
     ramp = jnp.arange(4.0)[None, None, :, None] + 10 * jnp.arange(4.0)[None, :, None, None]
     tokens = ramp.reshape(1, 1, 16, 1)
     assert resize_grid(tokens, (4, 4), (4, 4)) is tokens
@@ -583,7 +581,7 @@ def test_training_reads_what_an_alignment_needs_and_no_image_that_is_replaced(
         run("align", "image_primary")
 
 
-def test_the_step_logs_the_alignment_and_parts_of_a_batch_give_that_of_the_whole(
+def test_the_step_logs_the_alignment_and_micro_batches_give_that_of_the_whole(
     tiny_config_path: Any,
 ) -> None:
     config = load_config(str(tiny_config_path))
@@ -602,8 +600,8 @@ def test_the_step_logs_the_alignment_and_parts_of_a_batch_give_that_of_the_whole
     )
     batch = make_batch(config.model, samples=4)
     found = []
-    for parts in (1, 2):
-        optimizer = dataclasses.replace(config.optimizer, accumulation_steps=parts)
+    for num_micro_batches in (1, 2):
+        optimizer = dataclasses.replace(config.optimizer, accumulation_steps=num_micro_batches)
         part = dataclasses.replace(config, optimizer=optimizer)
         update = make_optimizer(part.optimizer)
         step = make_train_step(part, update, learning_rate(part.optimizer, 20))
@@ -627,7 +625,7 @@ def test_a_config_of_before_fusion_still_loads() -> None:
     assert from_json_text(OctoConfig, text, where="x", remedy="x") == again
 
 
-def test_geometry_that_means_something_else_is_told() -> None:
+def test_geometry_that_means_something_else_is_reported() -> None:
     gated = model("gated")
     assert find_differences(gated, model("features")) == {}
     assert find_differences(gated, model("gated", camera="wrist")) == {

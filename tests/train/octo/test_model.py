@@ -33,7 +33,7 @@ from train.octo.transformer import EncoderBlock
 LAYER = 1e-5
 WHOLE_MODEL = 1e-4
 FIRST_STEP = 31.6
-"""What the first reverse step of the sampler multiplies the rounding of a layer by.
+"""What the first denoising step of the sampler multiplies the rounding of a layer by.
 
 The recorded actions themselves are 1.34e-4 from the same model in float64; how far others are
 depends on the compiler and the processor.
@@ -51,7 +51,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 def forward(
     module: OctoModule, params: dict[str, Any], batch: dict[str, Any]
 ) -> tuple[dict[str, TokenGroup], dict[str, Any]]:
-    """The groups of the golden batch, and every module's output by its path."""
+    """The groups of the recorded batch, and every module's output by its path."""
 
     @jax.jit
     def run(params: Any, observation: Any, task: Any) -> Any:
@@ -63,7 +63,7 @@ def forward(
 
 @pytest.fixture(scope="module")
 def run(params: dict[str, Any], batch: dict[str, Any]) -> Callable[[OctoConfig], Any]:
-    """The groups of the golden batch by a model of other settings, compiled once each."""
+    """The groups of the recorded batch by a model of other settings, compiled once each."""
 
     @functools.cache
     def groups(config: OctoConfig) -> Any:
@@ -75,7 +75,7 @@ def run(params: dict[str, Any], batch: dict[str, Any]) -> Callable[[OctoConfig],
 
 @pytest.fixture(scope="module")
 def sample(module: OctoModule, params: dict[str, Any], batch: dict[str, Any]) -> Callable[..., Any]:
-    """Actions for the golden observation, of a task and noise."""
+    """Actions for the recorded observation, of a task and noise."""
 
     @jax.jit
     def actions(params: Any, observation: Any, task: Any, noise: Any) -> Any:
@@ -412,7 +412,7 @@ ZERO = 1e-5
 def gradients(
     config: OctoConfig, params: dict[str, Any], batch: dict[str, Any], training_noise: TrainingNoise
 ) -> Callable[..., Any]:
-    """Loss and gradients at the golden batch, by path; compiled once for the same settings."""
+    """Loss and gradients at the recorded batch, by path; compiled once for the same settings."""
 
     @functools.cache
     def of(**changes: Any) -> tuple[jax.Array, dict[str, Any]]:

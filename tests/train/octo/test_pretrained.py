@@ -211,7 +211,7 @@ def test_a_model_is_adapted_by_naming_what_may_differ(
     assert statuses.count("loaded") == 126 - unused
 
 
-def test_another_image_size_is_told_and_fitted_on_request(
+def test_another_image_size_is_reported_and_fitted_on_request(
     golden_dir: Path, config: OctoConfig
 ) -> None:
     pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
@@ -270,7 +270,10 @@ def test_only_what_can_be_fitted_is_resized(golden_dir: Path, config: OctoConfig
         r"task_language_pos_embedding: mismatched shape, \(1, 25, 64\) here, .*"
         r"cannot be resized: 25 tokens are wanted, 16 were trained"
     )
-    for changed, told in ((longer, message), (replaced(config, "num_readouts", 4), "1 were tra")):
+    for changed, expected in (
+        (longer, message),
+        (replaced(config, "num_readouts", 4), "1 were tra"),
+    ):
         shapes = jax.eval_shape(lambda c=changed: init_params(c, jax.random.key(0)))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=expected):
             account(shapes, pretrained.params, Allowed(resized=("*",)))

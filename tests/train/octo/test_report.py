@@ -103,14 +103,14 @@ def ends(lines: list[str]) -> set[str]:
         ),
     ],
 )
-def test_a_mismatch_is_told_with_its_cause(
+def test_a_mismatch_is_reported_with_its_cause(
     golden_dir: Path, config: OctoConfig, change: dict, causes: set[str]
 ) -> None:
     assert ends(find_mismatches(golden_dir, dataclasses.replace(config, **change))) == causes
 
 
 @pytest.mark.parametrize("name", ["wris", "wrist_left", "rist"])
-def test_inputs_are_told_apart_by_their_whole_names(
+def test_inputs_are_distinguished_by_their_whole_names(
     golden_dir: Path, config: OctoConfig, name: str
 ) -> None:
     primary, wrist = config.images
@@ -121,7 +121,7 @@ def test_inputs_are_told_apart_by_their_whole_names(
     }
 
 
-def test_a_camera_of_another_size_is_told_by_its_tokens(
+def test_a_camera_of_another_size_is_reported_by_its_tokens(
     golden_dir: Path, config: OctoConfig
 ) -> None:
     primary, wrist = config.images
@@ -134,7 +134,7 @@ def test_a_camera_of_another_size_is_told_by_its_tokens(
     )
 
 
-def test_another_stem_is_told_by_its_camera(golden_dir: Path, config: OctoConfig) -> None:
+def test_another_stem_is_reported_by_its_camera(golden_dir: Path, config: OctoConfig) -> None:
     primary, wrist = config.images
     images = (dataclasses.replace(primary, stem_dim=96), wrist)
     lines = find_mismatches(golden_dir, dataclasses.replace(config, images=images))
@@ -142,7 +142,7 @@ def test_another_stem_is_told_by_its_camera(golden_dir: Path, config: OctoConfig
     assert len(lines) == 2
 
 
-def test_tensors_of_one_module_and_cause_are_told_in_one_line(
+def test_tensors_of_one_module_and_cause_are_reported_in_one_line(
     golden_dir: Path, config: OctoConfig
 ) -> None:
     changed = dataclasses.replace(config, head=dataclasses.replace(HEAD, num_blocks=4))
@@ -154,7 +154,7 @@ def test_tensors_of_one_module_and_cause_are_told_in_one_line(
     assert len(find_mismatches(golden_dir, dataclasses.replace(config, embedding_dim=32))) <= 12
 
 
-def test_a_model_with_nothing_in_common_is_told_in_a_few_lines() -> None:
+def test_a_model_with_nothing_in_common_is_reported_in_a_few_lines() -> None:
     names = [f"{top}/{module}/{i}" for top in "ab" for module in "cd" for i in range(30)]
     tree: dict[str, Any] = {}
     for name in names:

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from train.config import OptimizerConfig
 from train.describe import describe_short_warmup
 from train.directory import claimed
-from train.doctor import check_directory, diagnose, examine
+from train.dry_run import check_directory, diagnose, examine
 from train.flags import Flags
 from train.resume import how_to_train_on
 
@@ -42,33 +42,33 @@ def copied(mini_dataset, tmp_path):
 def test_a_run_that_can_start_has_no_errors(tiny_config, capsys):
     config = with_data(tiny_config, validation_fraction=0.3)
     assert examine(Flags(config)) == 0
-    told = capsys.readouterr().out
-    assert "0 errors" in told
-    assert "2 x cpu: batch 4, 2 samples a device at a time" in told
-    assert "parameters" in told
+    output = capsys.readouterr().out
+    assert "0 errors" in output
+    assert "2 x cpu: batch 4, 2 samples a device at a time" in output
+    assert "parameters" in output
     assert not pathlib.Path(config.save_dir).exists()
 
 
 def test_what_a_flag_changed_is_marked(tiny_config, capsys):
     config = dataclasses.replace(tiny_config, batch_size=8)
     examine(Flags(config, unchanged=tiny_config))
-    told = capsys.readouterr().out
-    assert "* batch_size = 8  (file: 4)" in told
-    assert "  num_steps = 20\n" in told
+    output = capsys.readouterr().out
+    assert "* batch_size = 8  (file: 4)" in output
+    assert "  num_steps = 20\n" in output
 
 
-def test_all_that_is_wrong_is_told_at_once(tiny_config, tmp_path, capsys):
+def test_all_that_is_wrong_is_reported_at_once(tiny_config, tmp_path, capsys):
     with claimed(tiny_config, resume=False, overwrite=False):
         pass
     config = dataclasses.replace(
         tiny_config, batch_size=5, fsdp_devices=3, pretrained_path=str(tmp_path / "none")
     )
     assert examine(Flags(config)) == 2
-    told = capsys.readouterr().out
-    assert "ERROR   run directory: save_dir" in told
-    assert "config.fsdp_devices: expected a divisor of 2" in told
-    assert "expected Octo's config.json" in told
-    assert "3 errors" in told
+    output = capsys.readouterr().out
+    assert "ERROR   run directory: save_dir" in output
+    assert "config.fsdp_devices: expected a divisor of 2" in output
+    assert "expected Octo's config.json" in output
+    assert "3 errors" in output
 
 
 def test_every_problem_of_the_config_is_a_finding_beside_those_of_the_disk(tiny_config, tmp_path):
@@ -247,10 +247,10 @@ def checkpoint_of(config):
     return pathlib.Path(config.save_dir) / "checkpoints" / "2"
 
 
-def test_what_a_run_would_go_on_from_is_looked_at(begun, tmp_path):
+def test_what_a_run_would_continue_from_is_looked_at(begun, tmp_path):
     assert not texts(begun, "error", resume=True)
-    told = "checkpoint: goes on after step 2, whose arrays are as they were saved"
-    assert told in texts(begun, "ok", resume=True)
+    found = "checkpoint: continues after step 2, whose arrays match their checksums"
+    assert found in texts(begun, "ok", resume=True)
     (error,) = texts(dataclasses.replace(begun, num_steps=2), "error", resume=True)
     assert "expected a run of fewer than 2 steps; found one of 2. It is complete" in error
     assert error.endswith("To train on, raise --config.num_steps, to 100 at most.")
@@ -273,12 +273,12 @@ def test_what_a_run_would_go_on_from_is_looked_at(begun, tmp_path):
     )
     (error,) = texts(begun, "error", resume=True)
     assert "checkpoints/2: expected its arrays as saved; found state/" in error
-    assert "no earlier step is there: start the run anew with --overwrite" in error
+    assert "no earlier step is there: start the run from scratch with --overwrite" in error
     largest.write_bytes(sound)
 
     shutil.rmtree(checkpoint_of(begun) / "digests")
-    told = "after step 2, whose arrays can be read; it has no digests of them"
-    assert any(told in text for text in texts(begun, "ok", resume=True))
+    found = "after step 2, whose arrays can be read; it has no checksums of them"
+    assert any(found in text for text in texts(begun, "ok", resume=True))
     kept = checkpoint_of(begun) / "loader" / "metadata"
     kept.write_text(kept.read_text()[:20])
     (error,) = texts(begun, "error", resume=True)
@@ -287,7 +287,7 @@ def test_what_a_run_would_go_on_from_is_looked_at(begun, tmp_path):
 
     checkpoint_of(begun).rename(checkpoint_of(begun).with_name("lost"))
     warnings = texts(begun, "warning", resume=True)
-    assert "checkpoint: there is none yet: the run begins anew" in warnings
+    assert "checkpoint: there is none yet: the run begins from scratch" in warnings
 
 
 def test_a_directory_that_may_not_be_written_is_an_error(tiny_config, tmp_path, monkeypatch):

@@ -82,14 +82,14 @@ def diagnose(flags: Flags) -> list[Finding]:
         found.add("error", "config", problem)
     found.attempt("flags", lambda: check_flags(flags))
     found.attempt("run directory", lambda: check_directory(flags), config.save_dir)
-    goes_on = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
+    continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
     if not problems:
         found.attempt("devices and batch", lambda: _check_batch(config), _describe_batch(config))
     if config.wandb.project is not None:
         found.attempt("wandb", import_wandb, config.wandb.project)
     _look_at_backend(found)
     inputs = found.attempt(
-        "datasets, vocabulary, weights", lambda: open_inputs(config, resume=goes_on), "found"
+        "datasets, vocabulary, weights", lambda: open_inputs(config, resume=continues), "found"
     )
     if inputs is None or problems:
         return found.all
@@ -99,10 +99,10 @@ def diagnose(flags: Flags) -> list[Finding]:
     found.add("ok", "model", _summarize_model(setup))
     found.attempt("weights", lambda: _account(setup))
     found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")
-    if goes_on:
+    if continues:
         found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
     elif flags.resume:
-        found.add("warning", "checkpoint", "there is none yet: the run begins anew")
+        found.add("warning", "checkpoint", "there is none yet: the run begins from scratch")
     _look_at_schedule(found, config)
     _look_at_chunks(found, setup)
     _look_at_statistics(found, setup)
@@ -145,11 +145,11 @@ def check_directory(flags: Flags) -> None:
 
 
 def _check_checkpoint(flags: Flags, setup: Setup) -> str:
-    """Reads what the run would go on from."""
+    """Reads what the run would continue from."""
     position = resume_position(flags.config, setup.loader, new_mixture=flags.new_mixture)
     is_compared = check_arrays(pathlib.Path(flags.config.save_dir))
-    arrays = "are as they were saved" if is_compared else "can be read; it has no digests of them"
-    return f"goes on after step {position}, whose arrays {arrays}"
+    arrays = "match their checksums" if is_compared else "can be read; it has no checksums of them"
+    return f"continues after step {position}, whose arrays {arrays}"
 
 
 def _check_batch(config: TrainConfig) -> None:
