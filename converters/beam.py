@@ -36,7 +36,7 @@ class BeamRunner:
                 where="Apache Beam",
                 expected="the pipeline to run to its end",
                 found=f"{type(error).__name__}: {' '.join(str(error).split())}",
-                remedy="See Beam's own log, and run the same command again: it goes on from here.",
+                remedy="See Beam's own log, and run the same command again: it resumes from here.",
             ) from error
         for number in numbers:
             if not job.is_done(number):

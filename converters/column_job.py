@@ -1,4 +1,4 @@
-"""The job that adds a column: it goes on where it stood when it was killed, shard by shard."""
+"""The job that adds a column: it resumes where it stopped when it was killed, shard by shard."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ from pipeline.writer import ShardWriter
 _START_OVER = "Start over with --overwrite."
 _RECORD_OVERHEAD_BYTES = 100
 _SHARD_OVERHEAD_BYTES = 128 << 10
-"""Of an ArrayRecord file; measured: 69 bytes a record and at most 64 KiB twice."""
+"""Overhead of an ArrayRecord file; measured: 69 bytes per record and at most 2 x 64 KiB."""
 _MB = 1e6
 
 Record = Mapping[str, np.ndarray | Blob]
@@ -99,7 +99,7 @@ class ColumnJob:
         return any(shard.file == self.file(n) for n, shard in enumerate(shards))
 
     def begin(self, *, overwrite: bool) -> None:
-        """Notes the plan in a dataset that is claimed: from now on this job is the one to go on.
+        """Notes the plan in a dataset that is claimed: from now on this job is the one to resume.
 
         Args:
           overwrite: Whether the unfinished job of another plan gives way.
@@ -155,7 +155,7 @@ class ColumnJob:
         return len(self.steps[number]) * record + _SHARD_OVERHEAD_BYTES
 
     def write(self, number: int, records: Iterable[Record]) -> None:
-        """Writes a shard, one record a step.
+        """Writes a shard, one record per step.
 
         Raises:
           DataError: Where the disk is full or may not be written; nothing is left of the shard.
@@ -172,7 +172,7 @@ class ColumnJob:
     def finish(self, licence: str, encoders: Mapping[str, TokenOrigin]) -> Manifest:
         """Puts the column into `dataset.json`, in the place of one of its name, and clears up.
 
-        What else is in `dataset.json` is kept as it is now: it may have been mended meanwhile.
+        What else is in `dataset.json` is kept as it is now: it may have been edited meanwhile.
 
         Raises:
           DataError: Where the columns that it was made from are others now.
@@ -213,7 +213,7 @@ def _difference(noted: str, plan: str) -> str:
     try:
         theirs = _flat(json.loads(noted))
     except (*UNPARSABLE, AttributeError):
-        return "a plan that is damaged"
+        return "a plan that is corrupt"
     ours = _flat(json.loads(plan))
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     return "; ".join(f"{key} {theirs.get(key)}, not {ours.get(key)}" for key in keys)

@@ -65,7 +65,7 @@ def claimed(directory: epath.Path) -> Iterator[Manifest]:
 
 
 def _release(directory: epath.Path) -> None:
-    """Removes the lock's folder, unless it holds what another job goes on from."""
+    """Removes the lock's folder, unless it holds what another job resumes from."""
     if [path.name for path in children(directory / WORK)] == [LOCK]:
         aside = set_aside(directory)
         with contextlib.suppress(OSError):

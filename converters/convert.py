@@ -65,7 +65,7 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
 ) -> Manifest:
     """Writes every episode of `source` as a dataset directory.
 
-    A job that was killed goes on where it stood when it is called again.
+    A job that was killed resumes where it stopped when it is called again.
 
     Args:
       source: What is read; each of its shards becomes one shard of every column.
@@ -75,7 +75,7 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
       checks: Whether images are decoded, and whether episodes that cannot be used end the job once
         all were read, or are left out of the dataset and listed in it.
       runner: Where the shards are converted.
-      on_progress: Told episodes and bytes of the source as they are done.
+      on_progress: Called with episodes and bytes of the source as they are done.
 
     Returns:
       The manifest that was written.

@@ -1,7 +1,7 @@
 """Claiming the directory that a job writes: one job at a time, and never over what is not its own.
 
 While the job runs, `.conversion/` in it holds the lock, the plan (what is converted, and how) and
-one file for each shard that is done. A rerun of the same plan goes on from there; another plan is
+one file for each shard that is done. A rerun of the same plan resumes from there; another plan is
 refused. On an object store there is no lock; there the plan alone keeps jobs apart.
 """
 
@@ -136,7 +136,7 @@ def _difference(noted: str, plan: str) -> str:
     try:
         theirs = json.loads(noted)
     except UNPARSABLE:
-        return "a plan that is damaged"
+        return "a plan that is corrupt"
     ours = json.loads(plan)
     return " and ".join(words for key, words in _WORDS.items() if ours.get(key) != theirs.get(key))
 

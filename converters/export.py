@@ -39,7 +39,7 @@ _DEPTH = 2
 """Of these files: in the folder of a version."""
 
 OnProgress = Callable[[int, int], None]
-"""Told episodes and bytes as they are done."""
+"""Called with the episodes and bytes done since the last call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +85,14 @@ def export(
       dataset: What is written, an episode at a time; each of its shards becomes a file.
       out: Folder that gets one of the version inside; None: the dataset's with `_rlds` added.
       overwrite: Whether an export that stands there is replaced.
-      on_progress: Told episodes, and bytes written, as they are done.
+      on_progress: Called with episodes, and bytes written, as they are done.
 
     Returns:
       The folder of the version, which `tfds.builder_from_directory` reads.
 
     Raises:
       UserError: Where `out` is in use, inside the dataset, remote or may not be written, or the
-        dataset is damaged.
+        dataset is corrupt.
     """
     source = pathlib.Path(dataset.path).absolute()
     folder = pathlib.Path(out or source.with_name(f"{source.name}_rlds")).absolute()

@@ -99,5 +99,5 @@ def read_mapping(path: epath.PathLike) -> SourceMapping:
         SourceMapping,
         toml_to_json(text, where=str(path), expected=expected, remedy=remedy),
         where=str(path),
-        remedy="Mend the fields; `python -m converters.rlds SRC --describe` prints valid ones.",
+        remedy="Fix the fields; `python -m converters.rlds SRC --describe` prints valid ones.",
     )

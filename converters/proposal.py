@@ -25,7 +25,7 @@ from pipeline.errors import SchemaError
 from pipeline.schema import ACTION, EPISODES, SOURCE_ID, rest_dtype
 
 _TOKEN_VALUES = 512
-"""Tensors from this many values a step on are proposed as a column of their own."""
+"""Tensors with at least this many values per step are proposed as a column of their own."""
 
 _ACTION_WORDS = ("action", "cmd", "control")
 """In the keys that are likely to be one, the likeliest first."""

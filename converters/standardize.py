@@ -120,8 +120,8 @@ class SourceMapping:
         if self.source_id is not None and self.source_id.startswith(STEPS):
             raise SchemaError(
                 where=f"{where}, {self.source_id}",
-                expected="one text an episode, as source_id of the mapping",
-                found="one a step",
+                expected="one text per episode, as source_id of the mapping",
+                found="one per step",
                 remedy="Name a key outside `steps/` as source_id, or none.",
             )
 
@@ -284,7 +284,7 @@ def _check_finite(values: np.ndarray, where: str) -> None:
             where=f"{where}, step {steps[0]}",
             expected="finite values, for its statistics",
             found=f"{values[steps[0]].tolist()}, and {steps.size - 1} more such steps",
-            remedy="Mend the episode at the source, or ignore the key in the mapping.",
+            remedy="Fix the episode at the source, or ignore the key in the mapping.",
         )
 
 

@@ -12,11 +12,11 @@ from pipeline.memory import keep_freed_memory
 from pipeline.processes import follow_parent
 
 Report = Callable[[int], None]
-"""Told the bytes of every source episode after it was written."""
+"""Called with the bytes of every source episode after it was written."""
 Task = Callable[[int, Report], None]
 """What is done for the shard of a number."""
 OnProgress = Callable[[int, int], None]
-"""Told how many episodes, and bytes of them, were written since it was last told."""
+"""Called with the episodes, and bytes of them, written since the last call."""
 
 _POLL_S = 0.2
 
@@ -59,14 +59,14 @@ def _await(
 ) -> None:
     """Returns when all are done, telling the progress meanwhile; raises what one of them raises."""
     pending = set(futures)
-    told = [0, 0]
+    reported = [0, 0]
     while pending:
         done, pending = concurrent.futures.wait(
             pending, _POLL_S, concurrent.futures.FIRST_COMPLETED
         )
         now = [sum(counts[0::2]), sum(counts[1::2])]
-        on_progress(now[0] - told[0], now[1] - told[1])
-        told = now
+        on_progress(now[0] - reported[0], now[1] - reported[1])
+        reported = now
         try:
             for future in done:
                 future.result()
@@ -75,7 +75,7 @@ def _await(
                 where="a worker process",
                 expected="to live until its shard is done",
                 found="it was killed, perhaps for want of memory",
-                remedy="Run the same command again with fewer --workers: it goes on from here.",
+                remedy="Run the same command again with fewer --workers: it resumes from here.",
             ) from error
 
 

@@ -103,7 +103,7 @@ def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(spec: BatchSpec) -> str:
-    """One line a leaf: its path and `dtype[shape]`."""
+    """One line per leaf: its path and `dtype[shape]`."""
     width = max(map(len, spec))
     return "\n".join(f"{key:{width}}  {leaf}" for key, leaf in spec.items())
 

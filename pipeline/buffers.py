@@ -15,7 +15,7 @@ class Buffers:
     """Gives out uninitialised arrays; safe to share between threads.
 
     A fresh array of 34 MB (the tokens of a batch of 16) takes a page fault, and zeroes from the
-    kernel, for all of its pages: 0.5 of 1.9 CPU ms a sample (2 cores of an AMD EPYC). Whether a
+    kernel, for all of its pages: 0.5 of 1.9 CPU ms per sample (2 cores of an AMD EPYC). Whether a
     block is free is asked of its reference count: views of an array, and jax arrays that share its
     memory or are still being copied from it, hold a reference. Where counts do not tell a block
     with a view from one without, nothing is used again.

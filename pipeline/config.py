@@ -31,7 +31,7 @@ class DatasetConfig:
     missing: tuple[str, ...] = ()
     """Observations that this dataset lacks: its samples have zeros, and False in the pad mask."""
     excluded: tuple[str, ...] = ()
-    """Damaged records that are not read, each FILE:RECORD as an error names it. Samples that would
+    """Corrupt records that are not read, each FILE:RECORD as an error names it. Samples that would
     read one are replaced by others; the rest stay where they are."""
     commands: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Shell commands that make the directory; shown where it is missing."""

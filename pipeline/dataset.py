@@ -26,7 +26,7 @@ from pipeline.schema import EPISODES, Feature, Schema
 _log = logging.getLogger(__name__)
 _READER_BUFFER_BYTES = 32768
 """Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
-_COPY_AGAIN = "It is damaged or may not be read: copy it again, or convert the dataset again."
+_COPY_AGAIN = "It is corrupt or may not be read: copy it again, or convert the dataset again."
 
 
 class ColumnReader:
@@ -61,13 +61,13 @@ class ColumnReader:
             (record,) = self._reader(shard).read(local, local + 1)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).split(" (")[0].split(";")[0]  # hashes and offsets help nobody
-            raise self.damaged(
+            raise self.corrupt_record(
                 index, expected="a readable record", found=reason, remedy=_COPY_AGAIN
             ) from error
         try:
             return self._layout.decode(record, (shard, local), self._shards[shard].file)
         except DataError as error:
-            raise self.damaged(
+            raise self.corrupt_record(
                 index, expected=error.expected, found=error.found, remedy=error.remedy
             ) from error
 
@@ -81,7 +81,7 @@ class ColumnReader:
         shard, local = self._place(index)
         return f"{epath.Path(self._dataset) / self._shards[shard].file}, record {local}"
 
-    def damaged(
+    def corrupt_record(
         self, index: int, *, expected: str, found: str, remedy: str, feature: str = ""
     ) -> RecordError:
         """The error of a record that cannot be used, which names it so that it can be excluded."""
@@ -288,7 +288,7 @@ def statistics_sizes(schema: Schema) -> dict[str, int]:
 
 @functools.cache
 def warn_without_checksums(path: str, checksum: str) -> None:
-    """Logs, once for each directory, that damage to its JSON files may go unseen."""
+    """Logs, once for each directory, that corruption of its JSON files may go unnoticed."""
     if not checksum:
         _log.warning(
             "%s: dataset.json and statistics.json have no checksums, as it was written before "

@@ -14,7 +14,7 @@ EXIT_NO_READER = 141
 
 
 class UserError(Exception):
-    """A mistake that a person can mend, told in one line.
+    """A mistake that the user can fix, reported in one line.
 
     Args:
       where: The place: a path, a flag, or dataset, shard, record and key path.
@@ -41,7 +41,7 @@ class SchemaError(UserError):
 
 
 class DataError(UserError):
-    """A file that is missing, damaged or not what the manifest says."""
+    """A file that is missing, corrupt or not what the manifest says."""
 
 
 class RecordError(DataError):

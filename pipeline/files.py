@@ -261,13 +261,13 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
     try:
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
-        details = "; ".join(_told(kind, e["type"], e["loc"], e["msg"]) for e in error.errors())
+        details = "; ".join(_problem(kind, e["type"], e["loc"], e["msg"]) for e in error.errors())
         raise DataError(
             where=where, expected=f"a valid {kind.__name__}", found=details, remedy=remedy
         ) from error
 
 
-def _told(kind: type, error: str, location: Sequence[str | int], message: str) -> str:
+def _problem(kind: type, error: str, location: Sequence[str | int], message: str) -> str:
     """A mismatch that pydantic found, with its place where it is not the whole."""
     if error == "unexpected_keyword_argument":
         *location, name = location

@@ -140,8 +140,8 @@ class Gather:
           Arrays as `spec` says; `task/task_index` counts each dataset's own tasks.
 
         Raises:
-          RecordError: A damaged record or image.
-          DataError: A damaged shard.
+          RecordError: A corrupt record or image.
+          DataError: A corrupt shard.
         """
         windows = self.locate(samples)
         spec = self.spec(len(windows.dataset))
@@ -241,7 +241,7 @@ class Gather:
             batch[key][sample] = np.asarray(record[key])[history[-shape[0] :]].reshape(shape)
 
     def _read_steps(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
-        """Fills images and tokens of one sample, a record a step; padding is copied, not read."""
+        """Fills one sample's images and tokens, one record per step; copies padding unread."""
         place = windows.dataset[sample]
         first = int(windows.first[sample])
         for column, keys in self._keys_by_column[place].items():
@@ -339,7 +339,7 @@ def _decode_into(
         else:
             decode_image(value, out, feature.key)
     except UserError as error:
-        raise reader.damaged(
+        raise reader.corrupt_record(
             index,
             expected=error.expected,
             found=error.found,

@@ -1,4 +1,4 @@
-"""Goals and conditioning: which later step a sample is to reach, and what tells it its task."""
+"""Goals and conditioning: a sample's goal step, and whether text or images give its task."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def uniform_goals(t: np.ndarray, lengths: np.ndarray, draws: np.ndarray) -> np.n
 def keeps_goal_images(
     has_text: np.ndarray, keep_image_prob: float, draws: np.ndarray
 ) -> np.ndarray:
-    """Bool (b): True where goal images tell the task, False where the instruction does.
+    """Bool (b): True where goal images give the task, False where the instruction does.
 
     Every sample keeps one of the two; one without an instruction keeps its images.
 

@@ -104,7 +104,7 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
             found = out.shape
             out[...] = np.asarray(Image.open(io.BytesIO(encoded), formats=_PNG).convert("RGB"))
     except _UNREADABLE as error:
-        check_image(encoded, out.shape, where)  # what does not fit is told as such
+        check_image(encoded, out.shape, where)  # what does not fit is reported as such
         raise _unreadable(encoded, error, where) from error
     if found != out.shape:
         check_image(encoded, out.shape, where)
@@ -113,8 +113,8 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
 def decode_jpeg(encoded: Blob, out: np.ndarray) -> tuple[int, ...]:
     """Decodes an RGB image into `out`, which has its size, and returns the size that it had.
 
-    The fast integer DCT is what TensorFlow's `decode_image` uses, so pixels are to the bit those
-    that Octo was trained on. The accurate one differs by 1.2 grey levels on average.
+    The fast integer DCT is what TensorFlow's `decode_image` uses, so pixels are bitwise identical
+    to those that Octo was trained on. The accurate one differs by 1.2 grey levels on average.
 
     Raises:
       ValueError: Where it is no JPEG, or larger than `out`.

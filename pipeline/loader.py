@@ -130,8 +130,8 @@ class Loader:
         """Yields batches without end, from the one after `position` batches; close it after use.
 
         Raises:
-          RecordError: A damaged record or image, after the last batch that does not need it.
-          DataError: A damaged shard.
+          RecordError: A corrupt record or image, after the last batch that does not need it.
+          DataError: A corrupt shard.
           SchemaError: A batch that breaks the contract.
         """
         stream: Any = grain.MapDataset.source(self.order())
@@ -156,7 +156,7 @@ class Loader:
             draw (goals, what conditions them) is that of the first samples of a run.
 
         Raises:
-          RecordError: A damaged record or image.
+          RecordError: A corrupt record or image.
         """
         batch: Any = Samples(
             index=np.arange(len(steps)),

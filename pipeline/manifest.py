@@ -201,7 +201,7 @@ def _read(path: epath.Path) -> str:
             where=str(path.parent),
             expected=f"a dataset directory with a {FILE_NAME}",
             found="an unfinished conversion",
-            remedy="Run the same `python -m converters.rlds` again: it goes on where it stopped.",
+            remedy="Run the same `python -m converters.rlds` again: it resumes where it stopped.",
         )
     if _is_rlds(path.parent):
         raise DataError(
@@ -307,7 +307,7 @@ def _column_problems(manifest: Manifest) -> Iterator[str]:
             yield f"{place}: expected files in its folder; found {[s.file for s in shards]}"
         found = [shard.records for shard in shards]
         if sum(found) != counts[column.per] or min(found, default=0) < 0:
-            expected = f"{counts[column.per]} records, one a {column.per}"
+            expected = f"{counts[column.per]} records, one per {column.per}"
             yield f"{place}: expected {expected}; found {sum(found)} in shards of {found}"
         elif found != borders[column.per]:
             expected = f"the episodes' shards, of {borders[column.per]} records"

@@ -22,19 +22,19 @@ def own_statistics(datasets: Sequence[Dataset], key: str) -> list[FeatureStatist
         them: all of these together, by dataset and dimension.
     """
     found = [_find(dataset, key) for dataset in datasets]
-    told = []
+    problems = []
     for dataset, statistics in zip(datasets, found, strict=True):
         dims = len(statistics.mean)
         conventions = dataset.manifest.conventions
         mask = conventions.normalized_dims(dims) if key == ACTION else np.ones(dims, bool)
         bad = unusable_dims(statistics, mask)
-        told += [f"{dataset.path}/statistics.json, {key}[{dim}]: {bad[dim]}" for dim in bad]
-    if told:
+        problems += [f"{dataset.path}/statistics.json, {key}[{dim}]: {bad[dim]}" for dim in bad]
+    if problems:
         raise DataError(
             where="statistics that samples are normalised by",
             expected="finite ones, with std at least 0 and p01 at most p99",
-            found="; ".join(told),
-            remedy="Convert the dataset again: its values or this file are damaged.",
+            found="; ".join(problems),
+            remedy="Convert the dataset again: its values or this file are corrupt.",
         )
     return found
 
@@ -56,16 +56,16 @@ def check_varying(
     Raises:
       DataError: As said: all such dimensions together.
     """
-    told = [
+    problems = [
         f"{dataset.path}/statistics.json, {key}[{dim}]: 0"
         for dataset, statistics, mask in zip(datasets, used, masks, strict=True)
         for dim in constant_dims(statistics, mask)
     ]
-    if told:
+    if problems:
         raise DataError(
             where="statistics that samples are normalised by",
             expected="a std above 0 in every dimension",
-            found="; ".join(told),
+            found="; ".join(problems),
             remedy="A dimension that never varies tells nothing, and a policy's slightest "
             "deviation from it would become huge. "
             + (

@@ -15,7 +15,7 @@ _QUANTILE_EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Normalizer:
-    """An affine map a dataset of the mixture; arrays are float32.
+    """One affine map per dataset of the mixture; arrays are float32.
 
     `normal` is (x - mean) / (std + 1e-8); `bounds` is 2 (x - p01) / (p99 - p01 + 1e-8) - 1, clipped
     to [-1, 1]; `quantile` is the same with 1e-6 and without the clip, so it loses nothing.

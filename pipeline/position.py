@@ -75,7 +75,7 @@ class LoaderState:
 
 
 def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> LoaderState:
-    """The state that a loader goes on from: `now` at the kept position, with its history.
+    """The state that a loader continues from: `now` at the kept position, with its history.
 
     Args:
       kept: Of the checkpoint.
@@ -106,7 +106,7 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
             where=_WHERE,
             expected="the mixture of this config",
             found="; ".join(differences),
-            remedy="Resume with the run's own datasets; to go on with these, which gives other "
+            remedy="Resume with the run's own datasets; to continue with these, which gives other "
             "samples from here on, add --new_mixture.",
         )
     changes = kept.changes

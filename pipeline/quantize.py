@@ -86,7 +86,7 @@ class GroupedInt8:
                 where=where,
                 expected=f"{self.num_bytes(shape)} bytes of {self}{list(shape)}",
                 found=f"{len(data)} bytes",
-                remedy="The shard is damaged: copy it again, or compute the column again.",
+                remedy="The shard is corrupt: copy it again, or compute the column again.",
             )
         (num_tokens, width), exact = shape, self.num_exact
         num_scales = (num_tokens - exact) * (width // self.group)

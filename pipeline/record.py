@@ -116,12 +116,12 @@ class RecordLayout:
             count = math.prod(shape)
             end = offset + count * feature.numpy_dtype.itemsize
             if end > len(record):
-                raise _damaged(where, f"{end} bytes or more", f"{len(record)} bytes")
+                raise _corrupt(where, f"{end} bytes or more", f"{len(record)} bytes")
             flat = np.frombuffer(record, feature.numpy_dtype, count, offset)
             values[feature.key] = flat.reshape(shape)
             offset = _aligned(end)
         if offset + sum(lengths) != len(record):
-            raise _damaged(where, f"{offset + sum(lengths)} bytes", f"{len(record)} bytes")
+            raise _corrupt(where, f"{offset + sum(lengths)} bytes", f"{len(record)} bytes")
         for feature, length in zip(self.blobs, lengths, strict=True):
             values[feature.key] = record[offset : offset + length]
             offset += length
@@ -142,10 +142,10 @@ class RecordLayout:
     def _read_header(self, record: bytes, place: Place, where: str) -> tuple[int, tuple[int, ...]]:
         """(num_steps, blob lengths) of a record that belongs to this column and place."""
         if len(record) < _HEADER.size + 4 * len(self.blobs):
-            raise _damaged(where, "a record header", f"{len(record)} bytes")
+            raise _corrupt(where, "a record header", f"{len(record)} bytes")
         magic, tag, *stored, num_steps, num_blobs = _HEADER.unpack_from(record)
         if magic != _MAGIC:
-            raise _damaged(where, f"a record that starts with {_MAGIC!r}", repr(magic))
+            raise _corrupt(where, f"a record that starts with {_MAGIC!r}", repr(magic))
         if tag != self.tag or num_blobs != len(self.blobs):
             expected = f"layout {self.tag:08x}"
             raise _foreign(where, expected, f"layout {tag:08x} of other features")
@@ -160,12 +160,12 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _damaged(where: str, expected: str, found: str) -> DataError:
+def _corrupt(where: str, expected: str, found: str) -> DataError:
     return DataError(
         where=where,
         expected=expected,
         found=found,
-        remedy="The shard is damaged or of another dataset: convert this dataset again.",
+        remedy="The shard is corrupt or of another dataset: convert this dataset again.",
     )
 
 

@@ -93,7 +93,8 @@ class Turns:
 class SampleOrder:
     """A source without end for Grain: element i says where the samples of batch i come from.
 
-    Each dataset is shuffled globally, anew each epoch, and gives every selected step once an epoch.
+    Each dataset is shuffled globally, in a new order each epoch, and gives every selected step once
+    per epoch.
 
     Args:
       selections: The steps of each dataset.

@@ -47,7 +47,7 @@ _EXPONENT_BITS = {_DTYPES["float16"]: 0x7C00, _DTYPES["bfloat16"]: 0x7F80}
 _NUM_SAMPLES = 3
 
 EPISODES = "episodes"
-"""The column of trajectories, one record an episode."""
+"""The column of trajectories, one record per episode."""
 SOURCE_ID = "source_id"
 """Its text: what the source calls the episode."""
 ACTION = "action"
@@ -176,7 +176,7 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """Features stored together in one series of shards, one record a step or an episode."""
+    """Features stored together in one series of shards: one record per step, or per episode."""
 
     name: str
     """Folder inside the dataset directory."""
@@ -320,7 +320,7 @@ def to_rest(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
             expected=f"values that fit {feature.dtype}",
             found=f"{int(misfits.sum())} {values.dtype.name} values that do not, "
             f"such as {_samples(values[misfits])}",
-            remedy="Mend or rescale them at the source, or ignore the key in the mapping.",
+            remedy="Fix or rescale them at the source, or ignore the key in the mapping.",
         )
     return values.astype(feature.numpy_dtype, copy=False)
 

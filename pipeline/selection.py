@@ -90,7 +90,7 @@ class Selection:
                 where=where,
                 expected="a selected step whose sample reads no excluded record",
                 found=f"none among {self.num_steps}",
-                remedy="Leave the dataset out, or convert it again from an undamaged source.",
+                remedy="Leave the dataset out, or convert it again from an intact source.",
             )
 
     def digest(self) -> str:
@@ -119,7 +119,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
 
     Raises:
       UserError: Where a filter names what the dataset does not have, or nothing is left.
-      RecordError: A damaged trajectory, where a split needs all of them.
+      RecordError: A corrupt trajectory, where a split needs all of them.
     """
     excluded = [_find(dataset, name) for name in part.excluded]
     lost = {index for column, index in excluded if column.per == "episode"}
@@ -192,7 +192,7 @@ def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
       lost: Episodes that are not read; their number is 1.
 
     Raises:
-      RecordError: A damaged trajectory.
+      RecordError: A corrupt trajectory.
     """
     reader = dataset.columns[EPISODES]
     places = np.ones(dataset.num_episodes)
@@ -214,13 +214,13 @@ def _wanted_tasks(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
                 where=f"{dataset.path}, tasks",
                 expected="a glob over its instructions: " + "; ".join(tasks),
                 found=repr(glob),
-                remedy="Mend the glob, such as '*bowl*'.",
+                remedy="Fix the glob, such as '*bowl*'.",
             )
     return np.array([any(fnmatch.fnmatchcase(task, g) for g in part.tasks) for task in tasks])
 
 
 def _runs(dataset: Dataset, episodes: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yields first and end of each stretch of wanted steps; one that goes on is not joined."""
+    """Yields first and end of each stretch of wanted steps; adjacent stretches are not joined."""
     for episode in np.flatnonzero(episodes).tolist():
         start, end = dataset.episode_starts[episode : episode + 2].tolist()
         task = dataset.manifest.episode_tasks[episode]
@@ -243,7 +243,7 @@ def _find(dataset: Dataset, name: str) -> tuple[Column, int]:
         where=f"{dataset.path}, excluded",
         expected="FILE:RECORD of one of its shards, such as steps/00000-of-00001.arrayrecord:17",
         found=name,
-        remedy="Copy it from the error that names the damaged record.",
+        remedy="Copy it from the error that names the corrupt record.",
     )
 
 

@@ -72,7 +72,7 @@ def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, 
       statistics: Of the feature.
       mask: bool (d): False where a dimension is left as it is.
     """
-    told: dict[int, str] = {}
+    problems: dict[int, str] = {}
     for dim in np.flatnonzero(mask):
         of_dim = {name: float(getattr(statistics, name)[dim]) for name in _MOMENTS}
         bad = [f"{name} {value}" for name, value in of_dim.items() if not math.isfinite(value)]
@@ -81,8 +81,8 @@ def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, 
         if not bad and of_dim["p99"] < of_dim["p01"]:
             bad = [f"p01 {of_dim['p01']} above p99 {of_dim['p99']}"]
         if bad:
-            told[int(dim)] = ", ".join(bad)
-    return told
+            problems[int(dim)] = ", ".join(bad)
+    return problems
 
 
 def constant_dims(statistics: FeatureStatistics, mask: np.ndarray) -> list[int]:

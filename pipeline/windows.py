@@ -1,4 +1,4 @@
-"""Which steps a sample reads: its history and, for each of its steps, a chunk of actions."""
+"""Computes which steps a sample reads: its history and, for each of those, a chunk of actions."""
 
 import numpy as np
 

@@ -132,7 +132,7 @@ def mini_rlds() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The bundled set, converted once; copy it before damaging it."""
+    """The bundled set, converted once; copy it before corrupting it."""
     directory = tmp_path_factory.mktemp("mini") / "libero_mini"
     convert(open_source(str(mini_rlds)), directory, LIBERO)
     return directory

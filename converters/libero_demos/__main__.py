@@ -18,7 +18,7 @@ from pipeline.libero.suites import Trial, select_tasks
 from pipeline.manifest import Manifest
 from pipeline.terminal import show
 
-_INTERRUPTED = "interrupted; run the same command again to go on"
+_INTERRUPTED = "interrupted; run the same command again to resume"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Args:
     """Collects demonstrations of a scripted expert in the LIBERO simulator as a dataset.
 
     The expert has the tasks of libero_spatial and libero_object. Only episodes that reach the goal
-    are kept. A job that was killed goes on where it stood when the same command is run again.
+    are kept. A job that was killed resumes where it stopped when the same command is run again.
     """
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]

@@ -92,7 +92,7 @@ def record(
       trial: That of the course.
       course: From `find_course`.
       conventions: Of the dataset.
-      name: By which the episode is told.
+      name: Name by which the report lists the episode.
 
     Raises:
       RuntimeError: Where the course does not end in success again: the simulation is not the same.

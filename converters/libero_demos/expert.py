@@ -150,7 +150,7 @@ class Expert:
         return np.append(np.clip(arm, -_MOST, _MOST), self.phase.gripper)
 
     def _advance(self) -> None:
-        """Goes on where a phase is done; to the first again where the grasp failed, or all did."""
+        """Continues when a phase is done; to the first again where the grasp failed, or all did."""
         phase = self.phase
         distance = float(np.linalg.norm(phase.waypoint() - self._position))
         is_there = distance < phase.tolerance_m and self._steps >= phase.least_steps

@@ -21,7 +21,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.terminal import log_to_stderr, show
 
 _MB = 1e6
-_INTERRUPTED = "interrupted; run the same command again to go on"
+_INTERRUPTED = "interrupted; run the same command again to resume"
 _BYTES_A_WORKER = 256e6
 """A process takes 2 s to start, in which another one converts this much."""
 
@@ -30,7 +30,7 @@ _BYTES_A_WORKER = 256e6
 class Args:
     """Converts a TFDS/RLDS directory to typed ArrayRecord shards, without TensorFlow.
 
-    A job that was killed goes on where it stood when the same command is run again.
+    A job that was killed resumes where it stopped when the same command is run again.
     """
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]

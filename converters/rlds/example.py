@@ -1,7 +1,7 @@
 """An episode from the bytes of its `tf.train.Example`, as numpy arrays of the declared types.
 
     Example   1: Features
-    Features  1: entries of a map, one a key: 1: the key, 2: Feature
+    Features  1: entries of a map, one per key: 1: the key, 2: Feature
     Feature   one of 1: BytesList, 2: FloatList, 3: Int64List
     lists     1: bytes, one field a value; or all numbers packed in one field
 
@@ -49,7 +49,7 @@ def read_episodes(
       wanted: As in `parse_episode`.
 
     Raises:
-      DataError: A damaged file, or one with another number of records than declared.
+      DataError: A corrupt file, or one with another number of records than declared.
       SchemaError: A value that is not what `features.json` declares.
     """
     for where, record in source.records(shard):
@@ -121,7 +121,7 @@ def _check_lengths(episode: Episode, where: str) -> None:
     """Every key must have a value for each of the same steps, and others one in all."""
     for key, value in episode.items():
         if not key.startswith(STEPS) and len(value) != 1:
-            raise mismatch(f"{where}, {key}", "one value an episode", str(len(value)))
+            raise mismatch(f"{where}, {key}", "one value per episode", str(len(value)))
     lengths = {key: len(value) for key, value in episode.items() if key.startswith(STEPS)}
     if not any(lengths.values()):
         raise SchemaError(

@@ -121,7 +121,7 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
       formats: Takes the formats of the images.
 
     Raises:
-      DataError: Where a record is damaged, or an image neither JPEG nor PNG.
+      DataError: Where a record is corrupt, or an image neither JPEG nor PNG.
     """
     manifest = dataset.manifest
     num_steps = manifest.episode_lengths[index]

@@ -20,7 +20,7 @@ from pipeline.files import open_path, parse_json, read_text
 UNKNOWN = -1
 """A size of an image that `features.json` does not declare."""
 STEPS = "steps/"
-"""Prefix of every key that has one value a step."""
+"""Prefix of every key that has one value per step."""
 _MAX_SHARDS = 99_999
 """Files of a split: their numbers have five digits."""
 _MAX_VALUES = 2**31
@@ -111,7 +111,7 @@ class RldsSource:
         """Yields (place for errors, serialized episode) for every record that is read of a shard.
 
         Raises:
-          DataError: A damaged file, or one with another number of records than declared.
+          DataError: A corrupt file, or one with another number of records than declared.
         """
         for _, where, record in self.scan(shard):
             if isinstance(record, DataError):
@@ -130,7 +130,7 @@ class RldsSource:
         """
         number = shard.start
         stored = scan_records(shard.path, skip=shard.start)
-        # Not one more than is read: what lies after it may be damaged.
+        # Not one more than is read: what lies after it may be corrupt.
         wanted = stored if shard.stop is None else itertools.islice(stored, shard.num_episodes)
         for record in wanted:
             yield number, f"{shard.path}, episode {number}", record

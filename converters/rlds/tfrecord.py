@@ -81,14 +81,14 @@ def _scan(file: Any, num_bytes: int, path: str, skip: int) -> Iterator[bytes | D
         length, length_crc = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
         error = _crc_error(header[:8], length_crc, f"{where}, length")
         if len(header) < _HEADER.size:
-            error = _damaged(where, "a record header of 12 bytes", f"{len(header)} bytes")
+            error = _corrupt(where, "a record header of 12 bytes", f"{len(header)} bytes")
         if error is not None:
             raise (_other_content(header, path) if index == 0 else None) or error
         start = end + _HEADER.size
         end = start + length + _FOOTER.size
         if end > num_bytes:  # before anything of that size is asked for
             needed, left = length + _FOOTER.size, num_bytes - start
-            raise _damaged(where, f"{needed} bytes", f"{left} bytes")
+            raise _corrupt(where, f"{needed} bytes", f"{left} bytes")
         if index < skip:
             file.seek(end)
         else:
@@ -114,7 +114,7 @@ def _read_data(file: Any, length: int, where: str) -> bytes | DataError:
     footer = file.read(_FOOTER.size)
     found = len(data) + len(footer)
     if found < length + _FOOTER.size:
-        raise _damaged(where, f"{length + _FOOTER.size} bytes", f"{found} bytes")
+        raise _corrupt(where, f"{length + _FOOTER.size} bytes", f"{found} bytes")
     return _crc_error(data, _FOOTER.unpack(footer)[0], f"{where}, data") or data
 
 
@@ -136,13 +136,13 @@ def _crc_error(data: bytes, expected: int, where: str) -> DataError | None:
     found = masked_crc32c(data)
     if found == expected:
         return None
-    return _damaged(where, f"CRC32C {expected:08x}", f"{found:08x}")
+    return _corrupt(where, f"CRC32C {expected:08x}", f"{found:08x}")
 
 
-def _damaged(where: str, expected: str, found: str) -> DataError:
+def _corrupt(where: str, expected: str, found: str) -> DataError:
     return DataError(
         where=where,
         expected=expected,
         found=found,
-        remedy="The file is damaged or its download incomplete: fetch it again.",
+        remedy="The file is corrupt or its download incomplete: fetch it again.",
     )

@@ -107,7 +107,7 @@ def _conclude(verifier: Verifier, directory: str, seconds: float) -> None:
             where=directory,
             expected="a dataset that is what its files and its source say",
             found=verifier.findings.counted(),
-            remedy="Mend or fetch again what is damaged, or convert the source again.",
+            remedy="Fix or download again what is corrupt, or convert the source again.",
         )
     show(summary(verifier, seconds))
 

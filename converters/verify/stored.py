@@ -103,7 +103,7 @@ class _ShardWalk:
 
     def finish(self) -> None:
         """Compares the digest, where every record could be read, and closes the file."""
-        if not self._opened:  # closing such a file would raise what has been told
+        if not self._opened:  # closing such a file would raise what was already reported
             return
         self._reader.close()
         found = self._digest.hexdigest()

@@ -21,7 +21,7 @@ from pipeline.record import Values
 from pipeline.schema import EPISODES, Column
 
 OnProgress = Callable[[int, int], None]
-"""Told episodes and bytes as they are done."""
+"""Called with the episodes and bytes done since the last call."""
 
 
 class Verifier:
@@ -73,7 +73,7 @@ class Verifier:
         """Checks everything and returns what is wrong.
 
         Args:
-          on_progress: Told episodes and bytes as they are done.
+          on_progress: Called with episodes and bytes as they are done.
         """
         check_files(self._directory, self.manifest, self.findings)
         check_tasks(self._directory, self.manifest, self.findings)
@@ -183,7 +183,7 @@ class Verifier:
             }
 
     def _compare_tasks(self, index: int, expected: Expected) -> None:
-        """Compares the instruction of every step; the first that differs is told."""
+        """Compares the instruction of every step; reports the first that differs."""
         if self.expected is None or not self.expected.has_tasks:
             return
         for t in range(len(expected.steps)):

@@ -33,7 +33,7 @@ from pipeline.vggt.sources import config_of
 from pipeline.vggt.spec import ComputeDtype, Precision, Views
 
 _MB = 1e6
-_INTERRUPTED = "interrupted; run the same command again to go on"
+_INTERRUPTED = "interrupted; run the same command again to resume"
 _STEPS_A_DEVICE = 16
 _Off = tyro.conf.FlagCreatePairsOff
 
@@ -42,7 +42,7 @@ _Off = tyro.conf.FlagCreatePairsOff
 class Args:
     """Computes VGGT's tokens of the images of a dataset, and adds them to it as a column.
 
-    The other columns stay as they are. A job that was killed goes on where it stood when the same
+    The other columns stay as they are. A job that was killed resumes where it stopped when the same
     command is run again. Weights may bind what is made with them: facebook/VGGT-1B is CC-BY-NC-4.0.
     """
 

@@ -26,7 +26,7 @@ from pipeline.vggt.storage import Packed, Projections, TokenEncoder
 from pipeline.vggt.weights import VggtWeights, load_weights
 
 OnProgress = Callable[[int, int], None]
-"""Told images that were encoded, and bytes that were written for them."""
+"""Called with the images encoded, and the bytes written for them, since the last call."""
 _MEASURED_FIELDS = ("storage_error", "reduction_error", "projection_digest")
 
 
@@ -109,13 +109,14 @@ def add_tokens(
 ) -> Manifest:
     """Computes the column and puts it into the dataset.
 
-    A job that was killed goes on where it stood when it is called again.
+    A job that was killed resumes where it stopped when it is called again.
 
     Args:
       job: What is computed.
       overwrite: Whether a computed column of that name gives way, once this one is there, or an
         unfinished one of other settings.
-      on_progress: Told images and bytes as they are done; those without bytes were done before.
+      on_progress: Called with images and bytes as they are done; images without bytes were done
+        by an earlier run.
 
     Returns:
       The manifest that was written.
@@ -151,7 +152,7 @@ def records(
     """Yields the values of each step's record.
 
     Raises:
-      DataError: Where an image is damaged, or tokens cannot be stored.
+      DataError: Where an image is corrupt, or tokens cannot be stored.
     """
     num_bytes = sum(feature.nbytes for feature in encoder.features.values())
 

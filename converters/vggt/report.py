@@ -1,4 +1,4 @@
-"""What a column would take, and how exact it would be: told before anything is written."""
+"""How large and how exact a column would be, reported before anything is written."""
 
 import collections
 import time
@@ -29,13 +29,13 @@ def report(job: TokenJob) -> str:
         projections = fit_projections(encoder, job.frames, fitted)
         encoder = TokenEncoder(encoder.encoder, origins, projections)
     found = measure(encoder, job.frames, measured, _STORES)
-    lines = [_heading(job, origins), "", "store  bytes a step  column GB  storage error"]
+    lines = [_heading(job, origins), "", "store  bytes per step  column GB  storage error"]
     for store in _STORES:
         features = [f.nbytes for f in encoder.storing(store).features.values()]
         errors = found.storage.get(store)
-        told = "cannot hold them" if errors is None else f"{max(errors.values()):.1e}"
+        error_text = "cannot hold them" if errors is None else f"{max(errors.values()):.1e}"
         total = sum(features) * job.dataset.num_steps / _GB
-        lines.append(f"{store:5}  {sum(features):12,}  {total:9.3f}  {told}")
+        lines.append(f"{store:5}  {sum(features):14,}  {total:9.3f}  {error_text}")
     if reduction := max(found.reduction.values()):
         lines += ["", f"{job.settings.keep} loses {reduction:.2g} of the patches' tokens before"]
     lines += ["", _speed(job, encoder, measured)]

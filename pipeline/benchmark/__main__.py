@@ -35,7 +35,7 @@ class Args:
     current_only: tuple[str, ...] = ()
     """Of these, those that are read for the current step alone."""
     batch_size: int = 16
-    """Samples a batch."""
+    """Samples per batch."""
     window_size: int = 2
     """Steps of history, the current one included."""
     action_horizon: int = 4
@@ -147,18 +147,18 @@ def _print(
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("samples a second", f"{m.samples_per_s:,.0f}", "wall time")
-    table.add_row("CPU ms a sample", f"{m.cpu_ms_per_sample:.3f}", "all threads")
+    table.add_row("samples per second", f"{m.samples_per_s:,.0f}", "wall time")
+    table.add_row("CPU ms per sample", f"{m.cpu_ms_per_sample:.3f}", "all threads")
     table.add_row("floor", f"{m.floor_cpu_ms_per_sample:.3f}", "reading and decoding alone")
     spread = f"{m.ratio_min:.2f} to {m.ratio_max:.2f} in {args.rounds} rounds"
     table.add_row("times the floor", f"{m.ratio:.2f}", spread)
     table.add_row("first batch", f"{m.first_batch_s:.2f} s", "from opening the dataset")
     table.add_row("peak memory", f"{m.peak_rss_mb:.0f} MB", f"predicted {m.predicted_rss_mb:.0f}")
     for name, value in m.stages.items():
-        table.add_row(f"  {name}", f"{value:.3f}", "CPU ms a sample, one thread")
+        table.add_row(f"  {name}", f"{value:.3f}", "CPU ms per sample, one thread")
     if compared is not None:
-        table.add_row("tf.data: CPU ms a sample", f"{compared.cpu_ms_per_sample:.3f}", "")
-        table.add_row("tf.data: samples a second", f"{compared.samples_per_s:,.0f}", "")
+        table.add_row("tf.data: CPU ms per sample", f"{compared.cpu_ms_per_sample:.3f}", "")
+        table.add_row("tf.data: samples per second", f"{compared.samples_per_s:,.0f}", "")
         table.add_row("tf.data: first batch", f"{compared.first_batch_s:.2f} s", "")
     console.print(table)
 

@@ -88,7 +88,7 @@ def summarize_episode(dataset: Dataset, episode: int) -> EpisodeSummary:
       episode: From 0 to before `num_episodes`.
 
     Raises:
-      DataError: Where its record is damaged.
+      DataError: Where its record is corrupt.
       UserError: Where there is no such episode.
     """
     _check_episode(dataset, episode)

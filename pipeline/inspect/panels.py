@@ -87,7 +87,7 @@ def read_panels(dataset: Dataset, selection: Selection) -> tuple[PanelGroup, ...
     """The action and the low-dimensional observations that have statistics.
 
     Raises:
-      DataError: A damaged record.
+      DataError: A corrupt record.
     """
     features = _drawn_features(dataset)
     if not features:

@@ -46,7 +46,7 @@ def read_picture(dataset: Dataset, episode: int | None) -> Picture:
         images of several tasks, and the curves of an episode of median length.
 
     Raises:
-      DataError: A damaged record or image.
+      DataError: A corrupt record or image.
     """
     manifest = dataset.manifest
     shown = _median_episode(manifest.episode_lengths) if episode is None else episode

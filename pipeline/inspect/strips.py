@@ -39,7 +39,7 @@ def read_task_strips(dataset: Dataset) -> tuple[Strip, ...]:
     """For some tasks, a few images of the first episode that begins with each.
 
     Raises:
-      DataError: A damaged record or image.
+      DataError: A corrupt record or image.
     """
     cameras = _cameras(dataset)
     if not cameras:
@@ -59,7 +59,7 @@ def read_episode_strips(dataset: Dataset, episode: int) -> tuple[Strip, ...]:
     """A strip for each camera.
 
     Raises:
-      DataError: A damaged record or image.
+      DataError: A corrupt record or image.
     """
     return tuple(
         Strip("", "", {short_name(f.key): _read(dataset, c, f, episode, _EPISODE_IMAGES)})

@@ -132,7 +132,7 @@ def _features(features: Sequence[FeatureSummary], console: Console) -> list[Rend
         return [wide]
     short = _short_feature_table(features)
     if not fits(short, console):
-        headings = Text(" column, at rest, in batch, shape, bytes a step, dims", "dim")
+        headings = Text(" column, at rest, in batch, shape, bytes per step, dims", "dim")
         cells = ((f.key, " ".join([f.column, *_type_cells(f), *f.dims])) for f in features)
         return [headings, *stacked(cells)]
     dims = stacked((f.key, " ".join(f.dims)) for f in features if f.dims)
@@ -169,8 +169,8 @@ def _type_cells(feature: FeatureSummary) -> list[str]:
 
 def _computed(features: Sequence[FeatureSummary]) -> list[RenderableType]:
     """A section on features that an encoder made; nothing where there are none."""
-    told = {f.key: _origin(f.origin) for f in features if f.origin is not None}
-    return [*section("Computed", *stacked(told.items()))] if told else []
+    computed = {f.key: _origin(f.origin) for f in features if f.origin is not None}
+    return [*section("Computed", *stacked(computed.items()))] if computed else []
 
 
 def _origin(origin: TokenOrigin) -> str:

@@ -31,7 +31,7 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
     """float64 (trials, n): one flattened simulator state a trial.
 
     Raises:
-      DataError: A file that is missing, damaged, holds anything but such an array, or whose pickle
+      DataError: A file that is missing, corrupt, holds anything but such an array, or whose pickle
         names another function.
     """
     try:
@@ -42,7 +42,7 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
             states = _Unpickler(io.BytesIO(file.read(names[0]))).load()
     except DataError:
         raise
-    except Exception as error:  # what a damaged pickle raises can be anything
+    except Exception as error:  # what a corrupt pickle raises can be anything
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(states, np.ndarray) or states.dtype != np.float64:
         raise _unreadable(path, f"{getattr(states, 'dtype', type(states).__name__)}")

@@ -73,7 +73,7 @@ def probe(backend: str, environ: Mapping[str, str] = os.environ) -> str | None:
     if result.returncode == 0:
         return None
     lines = [line for line in result.stderr.splitlines() if line.strip()]
-    # An error of taking the renderer down is told after the one that matters.
+    # An error of taking the renderer down is printed after the one that matters.
     noise = (" ", "Traceback", "Exception ignored")
     errors = [line for line in lines if not line.startswith(noise)]
     return errors[0] if errors else f"the process ended with {result.returncode}"

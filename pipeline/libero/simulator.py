@@ -26,15 +26,16 @@ class Simulator:
     """A simulator of one task, in this process.
 
     It takes 5 to 25 s and 0.5 GB to build. A step without rendering takes 0.02 CPU-seconds, a
-    picture of a camera about 0.05 to 0.1 on a CPU: it is rendered when it is asked for.
+    camera image about 0.05 to 0.1 on a CPU, so images are rendered only when asked for.
 
     Args:
       installation: The simulator on this machine.
       task: The task.
-      seed: Of the fixtures' places, which no initial state holds; drawn anew at every reset.
+      seed: Seed of the fixtures' positions, which no initial state holds. They are drawn again at
+        every reset.
 
     Raises:
-      UserError: Where the task's scene or its assets are missing or damaged.
+      UserError: Where the task's scene or its assets are missing or corrupt.
     """
 
     def __init__(self, installation: Installation, task: Task, seed: int = 0) -> None:
@@ -57,7 +58,7 @@ class Simulator:
     def reset(self, init: int) -> None:
         """Starts a trial: an initial state, then the settling steps.
 
-        It depends on nothing that was before, to the bit.
+        Results are bitwise identical whatever the simulator did before.
 
         Raises:
           UserError: No such initial state.

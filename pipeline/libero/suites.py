@@ -53,7 +53,7 @@ class Task:
 
     @property
     def instruction(self) -> str:
-        """What the policy is told, in the words of the published datasets.
+        """The policy's instruction, in the words of the published datasets.
 
         The scene's file holds another wording, which no dataset has.
         """

@@ -100,7 +100,7 @@ def serve(connection: Connection, make: Callable[[], Env]) -> None:
                 answer = request.run(env)
             except UserError as error:
                 answer = error
-            except Exception as error:  # noqa: BLE001  (told to the pool)
+            except Exception as error:  # noqa: BLE001  (reported to the pool)
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 answer = Crash(text, traceback.format_exc())
             connection.send(answer)

@@ -1,4 +1,4 @@
-"""Pictures of another size, as Pillow's BICUBIC makes them, bit for bit, on any device.
+"""Images of another size, bitwise identical to Pillow's BICUBIC, on any device.
 
 In whole numbers: sums of floats depend on their order, and so on the device and the batch, and a
 value halfway between two would be rounded to either side.

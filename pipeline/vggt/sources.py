@@ -88,7 +88,7 @@ def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
       expected: From `places`.
 
     Raises:
-      DataError: The file is missing or damaged.
+      DataError: The file is missing or corrupt.
       UserError: Its tensors are not the expected ones; it names what is missing, unknown or of
         another shape or dtype.
     """

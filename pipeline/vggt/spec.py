@@ -14,9 +14,9 @@ Kept = Literal["all", "patches", "special"]
 alone, row by row; or the first two alone."""
 
 Resize = Literal["bicubic"]
-"""`bicubic`: Pillow's BICUBIC, bit for bit: Keys' kernel (a = -0.5), widened to shrink a picture;
-columns first, then rows, each rounded and clipped to whole numbers from 0 to 255. Height and width
-are fitted each by itself; nothing is cropped or padded."""
+"""`bicubic`: bitwise identical to Pillow's BICUBIC: Keys' kernel (a = -0.5), widened to shrink an
+image; columns first, then rows, each rounded and clipped to integers from 0 to 255. Height and
+width are scaled independently; nothing is cropped or padded."""
 
 ComputeDtype = Literal["float32", "bfloat16"]
 """Of the weights and of what enters a matrix product; sums along the blocks are float32."""

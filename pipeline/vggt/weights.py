@@ -67,7 +67,7 @@ def load_weights(
     Raises:
       UserError: Tensors are missing, unknown or of another shape, all of them named; the licence is
         not known.
-      DataError: The file is missing or damaged, or has numbers that are not finite.
+      DataError: The file is missing or corrupt, or has numbers that are not finite.
     """
     config = config_of(source, config)
     licence = licence_of(source, licence)

@@ -1,4 +1,4 @@
-"""A small RLDS directory, written as tensorflow-datasets writes one, to be changed and damaged."""
+"""A small RLDS directory, laid out like one of tensorflow-datasets, to be changed and corrupted."""
 
 import dataclasses
 import io
@@ -45,7 +45,7 @@ class Toy:
     features: Mapping[str, Any]
     """Declared, by source key."""
     episodes: tuple[Mapping[str, Values], ...]
-    """Held, by source key; two episodes a shard."""
+    """Held, by source key; two episodes per shard."""
     mapping: SourceMapping = MAPPING
     """What it becomes."""
 
@@ -54,7 +54,7 @@ class Toy:
         return dataclasses.replace(self, features={**self.features, key: feature})
 
     def holding(self, key: str, values: Values) -> "Toy":
-        """Another whose every episode has these values, one a step."""
+        """Another whose every episode has these values, one per step."""
         return dataclasses.replace(self, episodes=tuple({**e, key: values} for e in self.episodes))
 
     def taking(self, feature: FeatureMapping) -> "Toy":

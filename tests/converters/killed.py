@@ -140,7 +140,7 @@ def in_child(work: Callable[[], None], disturb: Callable[[], None] = lambda: Non
         try:
             disturb()
             work()
-        except BaseException as error:  # noqa: BLE001  (told to the parent by its exit code)
+        except BaseException as error:  # noqa: BLE001  (reported to the parent by the exit code)
             sys.stderr.write(f"{error}\n")
             os._exit(1)
         os._exit(0)

@@ -1,4 +1,4 @@
-"""What is wrong with an input is told in one line, leaves no dataset, and can be mended.
+"""What is wrong with an input is reported in one line, leaves no dataset, and can be fixed.
 
 One table over all that a conversion may be given, and one over all that may lie where a dataset is
 read. Each line of a table is a kind of mistake, what makes it, and the line that a person sees.
@@ -209,15 +209,15 @@ def emptied(source: Path) -> None:
 
 IMAGE = "steps/observation/image"
 EPISODE = f"/{LAST}, episode 1"
-FETCH = r"The file is damaged or its download incomplete: fetch it again\."
+FETCH = r"The file is corrupt or its download incomplete: fetch it again\."
 SKIP = r" Or leave such episodes out: --bad_episodes skip\."
 DECLARED = r"The records must be what features\.json declares: write the source again\."
 DECLARES = DECLARED + SKIP
 MAP = r"Write a mapping: `python -m converters\.rlds SRC --describe > mapping\.toml`.*"
 CRC = r"expected CRC32C [0-9a-f]{8}; found [0-9a-f]{8}\."
-FINITE = r"Mend the episode at the source, or ignore the key in the mapping\." + SKIP
-FIT = r"Mend or rescale them at the source, or ignore the key in the mapping\." + SKIP
-MEND_IMAGE = r"Fix the image at the source and convert again\." + SKIP
+FINITE = r"Fix the episode at the source, or ignore the key in the mapping\." + SKIP
+FIT = r"Fix or rescale them at the source, or ignore the key in the mapping\." + SKIP
+FIX_IMAGE = r"Fix the image at the source and convert again\." + SKIP
 RESIZE = r"Every image of a feature has one size: resize it at the source\." + SKIP
 UTF8 = r"Write the text in UTF-8 at the source\." + SKIP
 READABLE = "expected a readable JPEG or PNG image; found"
@@ -330,7 +330,7 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
     ),
     "two names of an episode": (
         record(lambda f: f["episode_metadata/file_path"].bytes_list.value.append(b"b")),
-        rf"{EPISODE}, episode_metadata/file_path: expected one value an episode; found 2\. "
+        rf"{EPISODE}, episode_metadata/file_path: expected one value per episode; found 2\. "
         rf"{DECLARES}",
     ),
     # numbers
@@ -373,28 +373,28 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
     "bytes that are no image": (
         blob(IMAGE, 2, lambda _: b"no image"),
         rf"{EPISODE}, {IMAGE}, step 2: {READABLE} 8 bytes that start with b'no image': "
-        rf"no header of one\. {MEND_IMAGE}",
+        rf"no header of one\. {FIX_IMAGE}",
     ),
     "no bytes": (
         blob(IMAGE, 0, lambda _: b""),
-        rf"{EPISODE}, {IMAGE}, step 0: {READABLE} 0 bytes that start with b'': .+\. {MEND_IMAGE}",
+        rf"{EPISODE}, {IMAGE}, step 0: {READABLE} 0 bytes that start with b'': .+\. {FIX_IMAGE}",
     ),
     "an image of another format": (
         blob(IMAGE, 0, other_image("BMP", 8)),
         rf"{EPISODE}, {IMAGE}, step 0: {READABLE} \d+ bytes that start with b'BM.+: .+\. "
-        rf"{MEND_IMAGE}",
+        rf"{FIX_IMAGE}",
     ),
     "a truncated JPEG header": (
         blob(IMAGE, 1, lambda encoded: encoded[:30]),
-        rf"{EPISODE}, {IMAGE}, step 1: {READABLE} 30 bytes that start with .+: .+\. {MEND_IMAGE}",
+        rf"{EPISODE}, {IMAGE}, step 1: {READABLE} 30 bytes that start with .+: .+\. {FIX_IMAGE}",
     ),
     "a truncated PNG header": (
         blob(IMAGE, 1, lambda encoded: other_image("PNG", 8)(encoded)[:20]),
-        rf"{EPISODE}, {IMAGE}, step 1: {READABLE} 20 bytes that start with .+: .+\. {MEND_IMAGE}",
+        rf"{EPISODE}, {IMAGE}, step 1: {READABLE} 20 bytes that start with .+: .+\. {FIX_IMAGE}",
     ),
     "a PNG of a size beyond any camera's": (
         blob(IMAGE, 1, lambda _: png_header(60_000)),
-        rf"{EPISODE}, {IMAGE}, step 1: {READABLE} \d+ bytes that start with .+: .+\. {MEND_IMAGE}",
+        rf"{EPISODE}, {IMAGE}, step 1: {READABLE} \d+ bytes that start with .+: .+\. {FIX_IMAGE}",
     ),
     "an image of another size": (
         blob(IMAGE, 1, other_image("JPEG", 9)),
@@ -421,7 +421,7 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_source_is_refused_in_one_line_until_it_is_mended(
+def test_a_source_is_refused_in_one_line_until_it_is_fixed(
     source: Path, undisturbed: Path, tmp_path: Path, command: Command, kind: str
 ) -> None:
     spoil, message = SOURCES[kind]
@@ -579,7 +579,7 @@ main()
         (2_000_000, r"/out/steps/00000-of-00002\.arrayrecord"),
     ],
 )
-def test_a_full_disk_is_told_and_a_rerun_goes_on(
+def test_a_full_disk_is_reported_and_a_rerun_resumes(
     mini_rlds: Path, mini_dataset: Path, tmp_path: Path, command: Command, limit: int, place: str
 ) -> None:
     result = subprocess.run(
@@ -635,7 +635,7 @@ MAPPINGS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", MAPPINGS)
-def test_a_mapping_is_refused_in_one_line_until_it_is_mended(
+def test_a_mapping_is_refused_in_one_line_until_it_is_fixed(
     source: Path, tmp_path: Path, command: Command, kind: str
 ) -> None:
     change, found = MAPPINGS[kind]
@@ -698,7 +698,7 @@ def footer(data: bytes) -> int:
     return len(data) - (1 << 16)
 
 
-COPY = r"It is damaged or may not be read: copy it again, or convert the dataset again\."
+COPY = r"It is corrupt or may not be read: copy it again, or convert the dataset again\."
 SIZE = r"It is incomplete, or another file: copy or convert the dataset again\."
 OTHER = (
     r"Another shard lies under this name: put the right one back, or convert the dataset again\."
@@ -804,7 +804,7 @@ DATASETS: dict[str, tuple[Spoil, str, str]] = {
 
 
 @pytest.mark.parametrize("kind", DATASETS)
-def test_a_dataset_that_is_damaged_is_told_by_every_reader(
+def test_a_dataset_that_is_corrupt_is_reported_by_every_reader(
     undisturbed: Path, command: Command, kind: str
 ) -> None:
     spoil, message, finding = DATASETS[kind]

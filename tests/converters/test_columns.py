@@ -40,7 +40,7 @@ COLUMN = Column("t", "step", (ORIGIN.feature(KEY),))
 
 @pytest.fixture
 def out(toy: Any, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The toy, converted: four episodes of three steps, two shards a column."""
+    """The toy, converted: four episodes of three steps, two shards per column."""
     convert(toy.open(tmp_path / "source"), tmp_path / "out", toy.mapping)
     return tmp_path / "out"
 
@@ -134,7 +134,7 @@ def test_a_token_column_of_the_source_is_removed_too(with_tokens: pathlib.Path) 
         ("../x", "expected a name of letters, digits, underscores, dots and hyphens; found '../x'"),
     ],
 )
-def test_what_cannot_be_removed_is_told(out: pathlib.Path, name: str, found: str) -> None:
+def test_what_cannot_be_removed_is_reported(out: pathlib.Path, name: str, found: str) -> None:
     before = files(out)
     with pytest.raises(UserError, match=re.escape(found)):
         remove_column(epath.Path(out), name)
@@ -234,7 +234,9 @@ def test_an_unfinished_column_is_not_in_the_dataset_and_goes_on(out: pathlib.Pat
     assert first.stat().mtime == written
 
 
-def test_an_unfinished_column_of_other_settings_is_told_and_gives_way(out: pathlib.Path) -> None:
+def test_an_unfinished_column_of_other_settings_is_reported_and_gives_way(
+    out: pathlib.Path,
+) -> None:
     interrupt(out, store="f16")
     message = (
         f"{out}, column t: expected no unfinished one, or one of these settings; found one with "
@@ -248,10 +250,10 @@ def test_an_unfinished_column_of_other_settings_is_told_and_gives_way(out: pathl
     )
 
 
-def test_a_damaged_note_is_told(out: pathlib.Path) -> None:
+def test_a_corrupt_note_is_reported(out: pathlib.Path) -> None:
     interrupt(out)
     (out / ".conversion" / "t.column.json").write_text("{")
-    with pytest.raises(UserError, match="found one with a plan that is damaged"):
+    with pytest.raises(UserError, match="found one with a plan that is corrupt"):
         add(out)
 
 
@@ -307,18 +309,18 @@ def test_what_was_edited_meanwhile_stays(out: pathlib.Path, reseal: Any) -> None
         job = job_of(out)
         job.begin(overwrite=False)
         content = json.loads(path.read_text())
-        content["licences"]["steps"] = "mended"
+        content["licences"]["steps"] = "edited"
         path.write_text(json.dumps(content))
         reseal(out)
         job.write(1, records(job.steps[1]))
         assert job.finish("none", {KEY: ORIGIN}).licences == {
             "episodes": "unknown",
-            "steps": "mended",
+            "steps": "edited",
             "t": "none",
         }
 
 
-def test_images_that_were_replaced_meanwhile_are_told(out: pathlib.Path, reseal: Any) -> None:
+def test_images_that_were_replaced_meanwhile_are_reported(out: pathlib.Path, reseal: Any) -> None:
     path = out / "dataset.json"
     with claimed(epath.Path(out)):
         job = job_of(out)
@@ -334,7 +336,7 @@ def test_images_that_were_replaced_meanwhile_are_told(out: pathlib.Path, reseal:
     assert not job_of(out).is_begun()
 
 
-def test_a_full_disk_is_told_before_the_first_byte(
+def test_a_full_disk_is_reported_before_the_first_byte(
     out: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(out)
@@ -348,7 +350,7 @@ def test_a_full_disk_is_told_before_the_first_byte(
         job.check_room([0, 1])
 
 
-def test_a_folder_that_may_not_be_written_is_told(out: pathlib.Path, as_nobody: Any) -> None:
+def test_a_folder_that_may_not_be_written_is_reported(out: pathlib.Path, as_nobody: Any) -> None:
     out.chmod(0o555)
     with as_nobody(), pytest.raises(UserError, match="expected a destination that can be written"):
         add(out)
@@ -367,7 +369,9 @@ def test_a_folder_that_may_not_be_written_is_told(out: pathlib.Path, as_nobody: 
         ("u", "observation/image_primary", "found one of the column steps. Take another --name."),
     ],
 )
-def test_a_name_that_is_taken_is_told(out: pathlib.Path, name: str, key: str, message: str) -> None:
+def test_a_name_that_is_taken_is_reported(
+    out: pathlib.Path, name: str, key: str, message: str
+) -> None:
     add(out)
     manifest = load_manifest(epath.Path(out))
     with pytest.raises(UserError, match=re.escape(message)):
@@ -390,9 +394,11 @@ def test_verify_finds_what_is_wrong_with_coded_tokens(out: pathlib.Path) -> None
                 spoilt[2][KEY] = b"\x00\x7c" + spoilt[2][KEY][2:]  # infinity, as a float16
             job.write(number, spoilt)
         job.finish("none", {KEY: ORIGIN})
-    told = Verifier(epath.Path(out), load_manifest(epath.Path(out))).run().text()
-    assert told.count("\n") == 0
-    assert "record 2, observation/t: expected finite tokens, and scales from 0; found 1 oth" in told
+    report = Verifier(epath.Path(out), load_manifest(epath.Path(out))).run().text()
+    assert report.count("\n") == 0
+    assert (
+        "record 2, observation/t: expected finite tokens, and scales from 0; found 1 oth" in report
+    )
 
 
 def test_an_overwritten_conversion_takes_computed_columns_along(

@@ -172,17 +172,17 @@ def test_two_conversions_are_the_same_to_the_byte(
     assert contents(tmp_path / "again") == contents(mini_dataset)
 
 
-def test_progress_is_told_by_the_bytes_of_each_episode(toy: Any, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_reported_by_the_bytes_of_each_episode(toy: Any, tmp_path: Path) -> None:
+    reported: list[tuple[int, int]] = []
     source = toy.open(tmp_path)
     convert(
         source,
         tmp_path / "out",
         toy.mapping,
-        on_progress=lambda num_episodes, num_bytes: told.append((num_episodes, num_bytes)),
+        on_progress=lambda num_episodes, num_bytes: reported.append((num_episodes, num_bytes)),
     )
     sizes = [len(record) for shard in source.shards for record in read_records(shard.path)]
-    assert told == [(0, 0), *((1, size) for size in sizes)]
+    assert reported == [(0, 0), *((1, size) for size in sizes)]
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_bytes_that_are_no_message_are_refused(record: bytes, found: str) -> Non
         (TEXT, field(1, b""), r"here, steps/x: expected utf8\[\]; found no such key"),
     ],
 )
-def test_empty_lists_and_messages_are_told_as_what_is_missing(
+def test_empty_lists_and_messages_are_reported_as_what_is_missing(
     key: SourceKey, record: bytes, message: str
 ) -> None:
     with pytest.raises(SchemaError, match=message):
@@ -259,7 +259,7 @@ def test_every_truncation_is_refused() -> None:
     assert [outcome(record[:kept], keys) for kept in range(len(record))] == [None] * len(record)
 
 
-CHANGES = (*(1 << bit for bit in range(8)), 0xFF)
+CHANGES = (*(1 << place for place in range(8)), 0xFF)
 """One bit of a byte, or all."""
 
 
@@ -370,7 +370,7 @@ WORDS = [b"a", b"b", b"c"]
             "steps/count: expected uint8 values; found values such as 300",
         ),
         ("steps/count", [1, -1, 2], "steps/count: expected uint8 values; found values such as -1"),
-        ("episode_metadata/file_path", WORDS, "file_path: expected one value an episode; found 3"),
+        ("episode_metadata/file_path", WORDS, "file_path: expected one value per episode; found 3"),
     ],
 )
 def test_an_episode_unlike_its_declaration_is_refused(

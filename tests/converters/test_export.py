@@ -271,15 +271,15 @@ def test_sizes_are_those_of_the_records(out: Path) -> None:
     assert split["shardLengths"] == ["2", "2"]
 
 
-def test_progress_is_told_an_episode_at_a_time(out: Path) -> None:
-    told: list[tuple[int, int]] = []
-    version = export(open_dataset(str(out)), on_progress=lambda n, size: told.append((n, size)))
+def test_progress_is_reported_one_episode_at_a_time(out: Path) -> None:
+    reported: list[tuple[int, int]] = []
+    version = export(open_dataset(str(out)), on_progress=lambda n, size: reported.append((n, size)))
     sizes = [
         len(r)
         for path in sorted(version.glob("*.tfrecord*"))
         for r in read_records(epath.Path(path))
     ]
-    assert told == [(1, size) for size in sizes]
+    assert reported == [(1, size) for size in sizes]
 
 
 # --- the destination
@@ -361,8 +361,8 @@ def test_an_object_store_is_no_source(
     monkeypatch.setattr(sys, "argv", ["export", str(object_store / "out"), "--to", "rlds"])
     with pytest.raises(SystemExit, match="2"):
         command.main()
-    told = capsys.readouterr().err
-    assert re.fullmatch(r"error: s3://bucket/out: .*found an object store\. Copy .*\n", told)
+    report = capsys.readouterr().err
+    assert re.fullmatch(r"error: s3://bucket/out: .*found an object store\. Copy .*\n", report)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

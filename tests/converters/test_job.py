@@ -83,18 +83,18 @@ def undisturbed(long_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_any_number_of_workers_writes_the_same_bytes(
     long_source: Path, undisturbed: dict[str, str], tmp_path: Path, num_workers: int
 ) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     convert(
         open_source(str(long_source)),
         tmp_path,
         LIBERO,
         runner=LocalRunner(num_workers),
-        on_progress=lambda num_episodes, num_bytes: told.append((num_episodes, num_bytes)),
+        on_progress=lambda num_episodes, num_bytes: reported.append((num_episodes, num_bytes)),
     )
     assert contents(tmp_path) == undisturbed
     num_bytes = sum(path.stat().st_size for path in long_source.glob("*tfrecord*"))
-    framing = 32 * 16  # 16 bytes a record, two records in each of 16 files
-    assert [sum(column) for column in zip(*told, strict=True)] == [32, num_bytes - framing]
+    framing = 32 * 16  # 16 bytes per record, two records in each of 16 files
+    assert [sum(column) for column in zip(*reported, strict=True)] == [32, num_bytes - framing]
 
 
 def test_beam_writes_the_same_bytes(
@@ -226,7 +226,7 @@ def test_95_kills_each_followed_by_a_rerun_end_in_the_same_digests(
         pytest.param(2, 5, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_command_leaves_nothing_that_opens_and_a_rerun_goes_on(
+def test_a_killed_command_leaves_nothing_that_opens_and_a_rerun_resumes(
     long_source: Path,
     undisturbed: dict[str, str],
     tmp_path: Path,
@@ -290,7 +290,7 @@ def test_a_killed_worker_ends_the_job_with_a_remedy(
     assert job.stdout == ""
     assert errors.splitlines() == [
         "error: a worker process: expected to live until its shard is done; found it was killed, "
-        "perhaps for want of memory. Run the same command again with fewer --workers: it goes on "
+        "perhaps for want of memory. Run the same command again with fewer --workers: it resumes "
         "from here."
     ]
     convert(open_source(str(long_source)), tmp_path / "out", LIBERO)
@@ -304,7 +304,7 @@ def test_an_interrupted_job_stops_its_workers_and_says_so(
     wait_for(lambda: list(tmp_path.glob("out/steps/*")))
     workers = _workers_of(job)
     job.send_signal(signal.SIGINT)
-    line = "interrupted; run the same command again to go on\n"
+    line = "interrupted; run the same command again to resume\n"
     assert job.finish(130).stderr == line
     assert job.stdout == ""
     wait_for(lambda: not any(map(_command, workers)))
@@ -341,12 +341,12 @@ def test_two_commands_at_once_end_in_one_dataset(
 def unfinished(toy: Any, tmp_path: Path) -> Path:
     """A conversion of the toy whose second shard could not be read."""
     source = toy.open(tmp_path)
-    damaged = source.shards[1].path
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:-1])
+    corrupt_shard = source.shards[1].path
+    whole = corrupt_shard.read_bytes()
+    corrupt_shard.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=r"tfrecord-00001-of-00002, record 1: expected"):
         convert(source, tmp_path / "out", toy.mapping)
-    damaged.write_bytes(whole)
+    corrupt_shard.write_bytes(whole)
     return tmp_path / "out"
 
 
@@ -362,10 +362,10 @@ def test_an_unfinished_conversion_of_another_plan_is_not_continued(
     assert contents(unfinished) == contents(tmp_path / "fresh")
 
 
-def test_a_damaged_plan_is_not_continued(toy: Any, unfinished: Path, tmp_path: Path) -> None:
+def test_a_corrupt_plan_is_not_continued(toy: Any, unfinished: Path, tmp_path: Path) -> None:
     (unfinished / ".conversion" / "plan.json").write_text("{")
     source = open_source(str(tmp_path / "toy"))
-    with pytest.raises(UserError, match=r"with a plan that is damaged\. .* with --overwrite"):
+    with pytest.raises(UserError, match=r"with a plan that is corrupt\. .* with --overwrite"):
         convert(source, unfinished, toy.mapping)
 
 
@@ -383,15 +383,15 @@ def test_an_unfinished_conversion_without_a_shard_is_replaced(toy: Any, tmp_path
 
 def test_a_rerun_converts_only_what_is_missing(toy: Any, unfinished: Path, tmp_path: Path) -> None:
     before = (unfinished / "steps" / "00000-of-00002.arrayrecord").stat().st_mtime_ns
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     convert(
         open_source(str(tmp_path / "toy")),
         unfinished,
         toy.mapping,
-        on_progress=lambda num_episodes, num_bytes: told.append((num_episodes, num_bytes)),
+        on_progress=lambda num_episodes, num_bytes: reported.append((num_episodes, num_bytes)),
     )
-    assert [num_episodes for num_episodes, _ in told] == [2, 1, 1]
-    assert told[0] == (2, 0)
+    assert [num_episodes for num_episodes, _ in reported] == [2, 1, 1]
+    assert reported[0] == (2, 0)
     after = (unfinished / "steps" / "00000-of-00002.arrayrecord").stat().st_mtime_ns
     assert after == before
 
@@ -414,14 +414,14 @@ def test_a_shard_of_another_plan_is_not_taken_for_done(
     content = json.loads(part.read_text())
     part.write_text(json.dumps(content | {"plan": "0" * 16}))
     source = open_source(str(tmp_path / "toy"))
-    told: list[int] = []
+    reported: list[int] = []
     convert(
         source,
         unfinished,
         toy.mapping,
-        on_progress=lambda num_episodes, num_bytes: told.append(num_episodes),
+        on_progress=lambda num_episodes, num_bytes: reported.append(num_episodes),
     )
-    assert told == [0, 1, 1, 1, 1]
+    assert reported == [0, 1, 1, 1, 1]
 
 
 def test_a_failed_job_leaves_no_temporaries(toy: Any, tmp_path: Path) -> None:

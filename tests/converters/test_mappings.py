@@ -58,7 +58,7 @@ def test_libero_is_found_by_the_name_inside(mini_rlds: Path, suite: str, suffix:
     assert find_mapping(source) is LIBERO
 
 
-def test_another_dataset_is_told_how_to_write_a_mapping(toy: Any, tmp_path: Path) -> None:
+def test_another_dataset_is_shown_how_to_write_a_mapping(toy: Any, tmp_path: Path) -> None:
     message = r"a dataset named libero_\* .*found toy.*--describe > mapping.toml.*--mapping"
     with pytest.raises(UserError, match=message):
         find_mapping(toy.open(tmp_path))
@@ -82,7 +82,7 @@ def test_a_mapping_is_read_from_toml(toy: Any, tmp_path: Path) -> None:
         (
             'column = "steps"',
             'colum = "steps"',
-            r"found features\.1: unknown field colum \(column\?\)\. Mend",
+            r"found features\.1: unknown field colum \(column\?\)\. Fix",
         ),
         ("= 10", '= "fast"', "conventions.control_frequency_hz: .* number"),
         ('"upright"', '"sideways"', "conventions.image_orientation: .*'upright', 'rotated_180'"),
@@ -101,7 +101,7 @@ def test_a_mapping_is_read_from_toml(toy: Any, tmp_path: Path) -> None:
         ("[conventions]", "[conventions]\ngripper_dim = 1\ngripper_open = 0.0", "must differ"),
     ],
 )
-def test_a_wrong_mapping_is_told_by_its_field(
+def test_a_wrong_mapping_is_reported_by_its_field(
     tmp_path: Path, before: str, after: str, message: str
 ) -> None:
     assert TOML.count(before) >= 1
@@ -110,7 +110,7 @@ def test_a_wrong_mapping_is_told_by_its_field(
     assert "--describe" in caught.value.remedy
 
 
-def test_all_wrong_fields_are_told_at_once(tmp_path: Path) -> None:
+def test_all_wrong_fields_are_reported_at_once(tmp_path: Path) -> None:
     text = TOML.replace('"upright"', '"sideways"').replace('"steps/action"', "7")
     with pytest.raises(DataError, match=r"features\.0\.source: .*; conventions\.image_orientation"):
         read_mapping(written(tmp_path, text))
@@ -203,7 +203,7 @@ def test_libero_s_licences_are_in_its_manifest(mini_dataset: Path) -> None:
         ("license = 'MIT'", r"found unknown field license \(licence\?\)"),
     ],
 )
-def test_a_wrong_licence_is_told_by_its_field(tmp_path: Path, line: str, message: str) -> None:
+def test_a_wrong_licence_is_reported_by_its_field(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_mapping(written(tmp_path, line + "\n" + TOML))
 
@@ -380,7 +380,7 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
             'source = "steps/observation/image_primary"\ncolumn = "steps"',
         ],
     ),
-    "a reward a step and one an episode": (
+    "one reward per step and one per episode": (
         {"steps/reward": tensor(np.float32), "reward": tensor(np.float32), **PLAIN},
         ['key = "reward"\nsource = "steps/reward"', 'key = "episode/reward"\nsource = "reward"'],
     ),

@@ -8,7 +8,7 @@ from converters.progress import Status, shown
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds", "text"),
+    ("reported", "seconds", "text"),
     [
         ([], 0.0, "0/432 episodes"),
         ([], 5.0, "0/432 episodes"),
@@ -31,10 +31,10 @@ from converters.progress import Status, shown
     ],
 )
 def test_status_tells_what_is_done_how_fast_and_how_long_it_takes(
-    told: list[tuple[int, int]], seconds: float, text: str
+    reported: list[tuple[int, int]], seconds: float, text: str
 ) -> None:
     status = Status(432)
-    for num_episodes, num_bytes in told:
+    for num_episodes, num_bytes in reported:
         status.add(num_episodes, num_bytes)
     assert status.text(seconds) == text
 

@@ -82,7 +82,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         open_source(str(tmp_path / "gone"))
 
 
-def test_an_unknown_split_is_told_the_splits_there_are(toy: Any, tmp_path: Path) -> None:
+def test_an_unknown_split_lists_the_splits_there_are(toy: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a split val with episodes; found train.*--split"):
         open_source(str(toy.write(tmp_path)), split="val")
 
@@ -272,16 +272,16 @@ def spoil(path: Path, number: int) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_records_outside_the_range_may_be_damaged(toy: Any, tmp_path: Path) -> None:
+def test_records_outside_the_range_may_be_corrupt(toy: Any, tmp_path: Path) -> None:
     source = six(toy).open(tmp_path)
     spoil(tmp_path / "toy" / "1.0.0" / "toy-train.tfrecord-00000-of-00003", 0)
     spoil(tmp_path / "toy" / "1.0.0" / "toy-train.tfrecord-00002-of-00003", 1)
     assert read(source.select(1, 5)) == ["0/1", "1/0", "1/1", "2/0"]
-    for start, stop, damaged in (
+    for start, stop, corrupt in (
         (0, 5, "0000-of-00003, record 0"),
         (1, 6, "02-of-00003, record 1"),
     ):
-        with pytest.raises(DataError, match=f"{damaged}, data: expected CRC32C"):
+        with pytest.raises(DataError, match=f"{corrupt}, data: expected CRC32C"):
             read(source.select(start, stop))
 
 

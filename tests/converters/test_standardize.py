@@ -137,7 +137,7 @@ def test_images_that_are_not_rgb_of_8_bits_are_refused(
 # --- coverage of the source
 
 
-def test_unmapped_and_missing_keys_are_told_at_once(toy: Any, tmp_path: Path) -> None:
+def test_unmapped_and_missing_keys_are_reported_at_once(toy: Any, tmp_path: Path) -> None:
     toy = toy.declaring("steps/depth", Scalar(np.float32)).declaring("steps/b", Scalar(np.int32))
     toy = toy.taking(FeatureMapping("reward", "steps/reward"))
     message = "unmapped: steps/b, steps/depth; missing: steps/reward. .*--describe > mapping.toml"
@@ -152,14 +152,14 @@ def test_unmapped_and_missing_keys_are_told_at_once(toy: Any, tmp_path: Path) ->
         ({"source_id": "episode_metadata/id"}, "missing: episode_metadata/id"),
     ],
 )
-def test_a_missing_text_is_told(
+def test_a_missing_text_is_reported(
     toy: Any, tmp_path: Path, changes: dict[str, str], missing: str
 ) -> None:
     with pytest.raises(SchemaError, match=missing):
         mapped(toy, **changes).mapping.schema(toy.open(tmp_path))
 
 
-def test_an_unmapped_key_alone_is_told(toy: Any, tmp_path: Path) -> None:
+def test_an_unmapped_key_alone_is_reported(toy: Any, tmp_path: Path) -> None:
     toy = toy.declaring("steps/depth", Scalar(np.float32))
     with pytest.raises(SchemaError, match="unmapped: steps/depth; missing: none"):
         toy.mapping.schema(toy.open(tmp_path))
@@ -195,7 +195,7 @@ def test_a_column_is_a_folder_of_the_dataset(column: str) -> None:
     [
         ({"task": "steps/x"}, r"steps/x: expected a text, as task of the mapping; found float32\["),
         ({"source_id": "steps/x"}, "expected a text, as source_id of the mapping"),
-        ({"source_id": "steps/note"}, "one text an episode, as source_id .*; found one a step"),
+        ({"source_id": "steps/note"}, "one text per episode, as source_id .*; found one per step"),
     ],
 )
 def test_texts_are_named_by_the_keys_of_texts(

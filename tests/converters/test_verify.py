@@ -1,4 +1,4 @@
-"""Every kind of damage is found and told; what is whole is not complained about."""
+"""Every kind of corruption is found and reported; intact data raises no complaint."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def rlds(toy: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(toy: Any, rlds: Path, tmp_path: Path) -> Path:
-    """The toy, converted: four episodes of three steps, two shards a column."""
+    """The toy, converted: four episodes of three steps, two shards per column."""
     convert(open_source(str(rlds)), tmp_path / "out", toy.mapping)
     return tmp_path / "out"
 
@@ -258,7 +258,7 @@ def action_with(value: float) -> Callable[[bytes], bytes]:
     return lambda record: record[:32] + np.float32(value).tobytes() + record[36:]
 
 
-DAMAGE = {
+CORRUPTIONS = {
     "a flipped byte": (flip, rf"{STEPS}, record 0: expected a readable record"),
     "a truncated shard": (truncate, rf"{STEPS}: expected (\d+) bytes; found \d+ bytes\n"),
     "its records": (truncate, rf"{STEPS}: expected 6 records; found 0"),
@@ -326,11 +326,11 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_without_the_source(out: Path, kind: str) -> None:
-    damage, message = DAMAGE[kind]
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_corruption_is_found_without_the_source(out: Path, kind: str) -> None:
+    corrupt, message = CORRUPTIONS[kind]
     assert text(out) == ""
-    damage(out)
+    corrupt(out)
     assert re.search(message, text(out), re.MULTILINE)
 
 
@@ -377,28 +377,28 @@ def changed(toy: Any, index: int, key: str, step: int, value: Any) -> Any:
 
 def test_a_changed_value_is_found(toy: Any, out: Path, tmp_path: Path) -> None:
     source = changed(toy, 2, "steps/action", 1, np.array([9.0, 9.5], np.float32))
-    told = text(out, source.write(tmp_path / "other"))
+    report = text(out, source.write(tmp_path / "other"))
     record = r"episodes/00001-of-00002\.arrayrecord, record 0, action, step 1"
     origin = r"as .*toy-train\.tfrecord-00001-of-00002, episode 0"
     values = r"expected 9\.0 at \[0\], " + origin + r"; found -?\d.*, and 1 more values that differ"
-    assert re.search(rf"{record}: {values}", told)
-    assert re.search(r"statistics\.json, action, max: expected \[9\.0, 9\.5\]; found", told)
-    assert "observation" not in told
-    assert "source_id" not in told
+    assert re.search(rf"{record}: {values}", report)
+    assert re.search(r"statistics\.json, action, max: expected \[9\.0, 9\.5\]; found", report)
+    assert "observation" not in report
+    assert "source_id" not in report
 
 
 def test_a_changed_image_is_found(toy: Any, out: Path, tmp_path: Path) -> None:
     image = toy.episodes[0]["steps/observation/image"][0]
     source = changed(toy, 1, "steps/observation/image", 2, image)
-    told = text(out, source.write(tmp_path / "other"))
+    report = text(out, source.write(tmp_path / "other"))
     place = rf"{STEPS}, record 5, observation/image_primary: expected {len(image)} bytes b"
-    assert re.fullmatch(rf".*{place}.*, as .*, episode 1, step 2; found \d+ bytes b.*", told)
+    assert re.fullmatch(rf".*{place}.*, as .*, episode 1, step 2; found \d+ bytes b.*", report)
 
 
 def test_a_changed_id_is_found(toy: Any, out: Path, tmp_path: Path) -> None:
     source = changed(toy, 1, "episode_metadata/file_path", 0, b"demo_7")
-    told = text(out, source.write(tmp_path / "other"))
-    assert re.fullmatch(r".*record 1, source_id: expected b'demo_7', as .*found b'demo_1'", told)
+    report = text(out, source.write(tmp_path / "other"))
+    assert re.fullmatch(r".*record 1, source_id: expected b'demo_7', as .*found b'demo_1'", report)
 
 
 def test_a_changed_token_is_found(toy: Any, tmp_path: Path) -> None:
@@ -409,25 +409,25 @@ def test_a_changed_token_is_found(toy: Any, tmp_path: Path) -> None:
     dataset, _ = converted(toy, tmp_path)
     source = changed(toy, 3, "steps/tokens", 1, [3.0, 4.5]).write(tmp_path / "other")
     place = r"tokens/00001-of-00002\.arrayrecord, record 4, tokens"
-    told = r"expected 4\.5 at \[1\], as .*, episode 1, step 1; found 4\.0, and 0 more values"
-    assert re.fullmatch(rf".*{place}: {told} that differ", text(dataset, source))
+    difference = r"expected 4\.5 at \[1\], as .*, episode 1, step 1; found 4\.0, and 0 more values"
+    assert re.fullmatch(rf".*{place}: {difference} that differ", text(dataset, source))
 
 
 def test_an_edited_task_is_found(out: Path, rlds: Path) -> None:
     edit(out / "dataset.json", lambda manifest: manifest.update(tasks=["drop the cup"]))
-    told = text(out, rlds)
+    report = text(out, rlds)
     assert re.search(
         r"dataset\.json, task of episode 3, step 0: expected b'lift the cup', .*; "
         r"found b'drop the cup'",
-        told,
+        report,
     )
-    assert len(told.splitlines()) == 4
+    assert len(report.splitlines()) == 4
 
 
 def test_another_source_is_found(out: Path, mini_rlds: Path) -> None:
-    told = text(out, mini_rlds)
-    assert "dataset.json, name: expected libero_mini, as the source; found toy" in told
-    assert "features.json, steps/action: expected tensor of float32[2]; found tensor" in told
+    report = text(out, mini_rlds)
+    assert "dataset.json, name: expected libero_mini, as the source; found toy" in report
+    assert "features.json, steps/action: expected tensor of float32[2]; found tensor" in report
 
 
 @pytest.mark.parametrize(
@@ -443,30 +443,30 @@ def test_another_declared_type_is_found(
     other = toy.declaring("steps/action", feature)
     if isinstance(feature, tfds.features.Text):
         other = other.holding("steps/action", [b"up"] * 3)
-    told = text(out, other.write(tmp_path / "other"))
+    report = text(out, other.write(tmp_path / "other"))
     place = r"features\.json, steps/action: expected tensor of float32\[2\]"
-    assert re.fullmatch(rf".*{place}; {message}", told)
+    assert re.fullmatch(rf".*{place}; {message}", report)
 
 
 @pytest.mark.parametrize("key", ["steps/action", "steps/language_instruction"])
 def test_a_key_that_the_source_lost_is_found(toy: Any, out: Path, tmp_path: Path, key: str) -> None:
     features = {name: feature for name, feature in toy.features.items() if name != key}
     other = dataclasses.replace(toy, features=features).without(key)
-    told = text(out, other.write(tmp_path / "other"))
-    assert re.fullmatch(rf".*features\.json, {key}: expected .*; found no such key", told)
+    report = text(out, other.write(tmp_path / "other"))
+    assert re.fullmatch(rf".*features\.json, {key}: expected .*; found no such key", report)
 
 
 def test_more_shards_in_the_source_are_found(toy: Any, out: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(toy, episodes=toy.episodes + toy.episodes[:2])
-    told = text(out, other.write(tmp_path / "other"))
-    assert re.fullmatch(r".*dataset\.json, shards: expected 3, as the source; found 2", told)
+    report = text(out, other.write(tmp_path / "other"))
+    assert re.fullmatch(r".*dataset\.json, shards: expected 3, as the source; found 2", report)
 
 
 def test_fewer_shards_in_the_source_are_found(toy: Any, out: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(toy, episodes=toy.episodes[:2])
-    told = text(out, other.write(tmp_path / "other"))
-    assert "dataset.json, shards: expected 1, as the source; found 2" in told
-    assert "expected 0 episodes, as shard 1 of the source has; found 2" in told
+    report = text(out, other.write(tmp_path / "other"))
+    assert "dataset.json, shards: expected 1, as the source; found 2" in report
+    assert "expected 0 episodes, as shard 1 of the source has; found 2" in report
 
 
 @pytest.mark.parametrize("num_episodes", [1, 3])
@@ -478,29 +478,31 @@ def test_an_episode_more_or_less_in_the_source_is_found(
     path = rlds / "toy-train.tfrecord-00001-of-00002"
     records = [bytes(record) for record in read_records(epath.Path(path))]
     path.write_bytes(b"".join(map(frame, (records + records)[:num_episodes])))
-    told = text(out, rlds)
+    report = text(out, rlds)
     message = rf"expected {num_episodes} episodes, as shard 1 of the source has; found 2"
-    assert re.search(rf"episodes/00001-of-00002\.arrayrecord: {message}", told)
-    assert "00000-of-00002" not in told
+    assert re.search(rf"episodes/00001-of-00002\.arrayrecord: {message}", report)
+    assert "00000-of-00002" not in report
 
 
 def test_another_number_of_steps_is_found(toy: Any, out: Path, tmp_path: Path) -> None:
     shorter = {key: v[:2] if "steps/" in key else v for key, v in toy.episodes[1].items()}
     other = dataclasses.replace(toy, episodes=(toy.episodes[0], shorter, *toy.episodes[2:]))
-    told = text(out, other.write(tmp_path / "other"))
-    assert re.fullmatch(r".*dataset\.json, episode 1: expected 2 steps, as .*; found 3 steps", told)
+    report = text(out, other.write(tmp_path / "other"))
+    assert re.fullmatch(
+        r".*dataset\.json, episode 1: expected 2 steps, as .*; found 3 steps", report
+    )
 
 
-def test_a_damaged_source_is_told_and_its_other_shards_are_compared(
+def test_a_corrupt_source_is_reported_and_its_other_shards_are_compared(
     toy: Any, out: Path, tmp_path: Path
 ) -> None:
     source = changed(toy, 3, "episode_metadata/file_path", 0, b"demo_7").write(tmp_path / "other")
     first = source / "toy-train.tfrecord-00000-of-00002"
     first.write_bytes(first.read_bytes()[:-1])
-    told = text(out, source).splitlines()
-    assert len(told) == 2
-    assert "toy-train.tfrecord-00000-of-00002, record 1: expected" in told[0]
-    assert "record 1, source_id: expected b'demo_7'" in told[1]
+    report = text(out, source).splitlines()
+    assert len(report) == 2
+    assert "toy-train.tfrecord-00000-of-00002, record 1: expected" in report[0]
+    assert "record 1, source_id: expected b'demo_7'" in report[1]
 
 
 def test_an_episode_that_cannot_be_read_does_not_hide_the_next(
@@ -510,10 +512,10 @@ def test_an_episode_that_cannot_be_read_does_not_hide_the_next(
     path = source / "toy-train.tfrecord-00000-of-00002"
     _, second = (bytes(record) for record in read_records(epath.Path(path)))
     path.write_bytes(frame(b"\xff") + frame(second))
-    told = text(out, source).splitlines()
-    assert len(told) == 2
-    assert "episode 0: expected a serialized tf.train.Example" in told[0]
-    assert "record 1, source_id: expected b'demo_7'" in told[1]
+    report = text(out, source).splitlines()
+    assert len(report) == 2
+    assert "episode 0: expected a serialized tf.train.Example" in report[0]
+    assert "record 1, source_id: expected b'demo_7'" in report[1]
 
 
 @pytest.mark.parametrize(
@@ -570,18 +572,18 @@ def test_an_object_store_is_refused(
     source = [str(rlds)] if with_source else []
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, *source, str(object_store / "out"))
-    told = capsys.readouterr().err
-    assert re.fullmatch(r"error: s3://bucket/out: .*found an object store\. Copy .*\n", told)
+    report = capsys.readouterr().err
+    assert re.fullmatch(r"error: s3://bucket/out: .*found an object store\. Copy .*\n", report)
 
 
-def test_an_rlds_directory_alone_is_told_how_to_verify(
+def test_an_rlds_directory_alone_is_shown_how_to_verify(
     rlds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, str(rlds))
-    told = capsys.readouterr().err
+    report = capsys.readouterr().err
     assert re.fullmatch(
-        rf"error: .*found an RLDS directory\. .*converters\.verify {rlds} DST\n", told
+        rf"error: .*found an RLDS directory\. .*converters\.verify {rlds} DST\n", report
     )
 
 
@@ -624,10 +626,10 @@ def test_the_command_tells_what_is_wrong_and_exits_with_2(
         run(monkeypatch, str(rlds), str(out))
     *lines, last = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
-    assert re.fullmatch(r"error: .*its source say; found 4 mismatches\. Mend .*", last)
+    assert re.fullmatch(r"error: .*its source say; found 4 mismatches\. Fix .*", last)
 
 
-def test_what_is_no_dataset_is_told_in_one_line(
+def test_what_is_no_dataset_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

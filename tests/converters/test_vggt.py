@@ -221,7 +221,7 @@ def test_only_the_columns_that_a_run_names_need_to_be_there(
         loader_of(out, observations=("proprio", "pair_0_wrist"))
 
 
-def test_a_damaged_record_is_named(tokened: pathlib.Path, monkeypatch: Any) -> None:
+def test_a_corrupt_record_is_named(tokened: pathlib.Path, monkeypatch: Any) -> None:
     loader = loader_of(tokened, observations=("proprio", "small"))
     reader = loader.datasets[0].columns["small"]
     monkeypatch.setattr(type(reader), "read", lambda self, index: {"observation/small": b"123"})
@@ -259,12 +259,14 @@ def test_any_batch_gives_every_step_its_own_tokens(copied: pathlib.Path) -> None
 
 def test_the_same_column_once_more_is_not_computed(copied: pathlib.Path) -> None:
     first = compute(copied)
-    told: list[int] = []
+    reported: list[int] = []
     again = add_tokens(
-        make_job(copied), overwrite=True, on_progress=lambda frames, num_bytes: told.append(frames)
+        make_job(copied),
+        overwrite=True,
+        on_progress=lambda frames, num_bytes: reported.append(frames),
     )
     assert again == first
-    assert told == []
+    assert reported == []
 
 
 def test_a_computed_column_is_replaced(copied: pathlib.Path) -> None:
@@ -277,24 +279,24 @@ def test_a_computed_column_is_replaced(copied: pathlib.Path) -> None:
 
 
 def test_progress_counts_frames_and_what_was_done_before(copied: pathlib.Path) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
     class KilledError(Exception):
         pass
 
     def until_the_second_shard(frames: int, num_bytes: int) -> None:
-        told.append((frames, num_bytes))
-        if sum(frames for frames, _ in told) > 500:
+        reported.append((frames, num_bytes))
+        if sum(frames for frames, _ in reported) > 500:
             raise KilledError
 
     job = make_job(copied, cameras=BOTH)
     with pytest.raises(KilledError):
         add_tokens(job, on_progress=until_the_second_shard)
-    told.clear()
-    add_tokens(job, on_progress=lambda frames, num_bytes: told.append((frames, num_bytes)))
-    assert told[0] == (2 * 226, 0)
-    assert sum(frames for frames, _ in told) == 2 * 455
-    assert sum(num_bytes for _, num_bytes in told) == 229 * 2 * 2688
+    reported.clear()
+    add_tokens(job, on_progress=lambda frames, num_bytes: reported.append((frames, num_bytes)))
+    assert reported[0] == (2 * 226, 0)
+    assert sum(frames for frames, _ in reported) == 2 * 455
+    assert sum(num_bytes for _, num_bytes in reported) == 229 * 2 * 2688
 
 
 def test_tokens_that_do_not_fit_stop_the_job_and_name_the_step(
@@ -311,7 +313,7 @@ def test_tokens_that_do_not_fit_stop_the_job_and_name_the_step(
     compute(copied, store="bf16", overwrite=True)
 
 
-def test_a_damaged_projection_is_told(tokened: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_corrupt_projection_is_reported(tokened: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = pathlib.Path(shutil.copytree(tokened, tmp_path / "mini"))
     (origin,) = origins_of(out, "flat").values()
     np.save(out / origin.projection, np.zeros((17, 64), np.float32))

@@ -1,4 +1,4 @@
-"""Builders over the bundled dataset: damaged copies, edited manifests, small loaders."""
+"""Builders over the bundled dataset: corrupt copies, edited manifests, small loaders."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 @pytest.fixture
 def copied(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of the bundled dataset, to be damaged."""
+    """A copy of the bundled dataset, to be corrupted."""
     return pathlib.Path(shutil.copytree(mini_dataset, tmp_path / "copied"))
 
 

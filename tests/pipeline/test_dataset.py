@@ -40,7 +40,7 @@ def test_steps_of_the_dataset_lie_in_one_episode_each(mini_dataset: pathlib.Path
 
 def test_record_is_found_by_the_name_that_an_error_gives_it(mini_dataset: pathlib.Path) -> None:
     reader = open_dataset(str(mini_dataset)).columns["steps"]
-    error = reader.damaged(230, expected="a", found="b", remedy="c", feature="d")
+    error = reader.corrupt_record(230, expected="a", found="b", remedy="c", feature="d")
     assert error.record == "steps/00001-of-00002.arrayrecord:4"
     assert error.dataset == str(mini_dataset)
     assert error.where == f"{mini_dataset}/steps/00001-of-00002.arrayrecord, record 4, d"
@@ -49,9 +49,9 @@ def test_record_is_found_by_the_name_that_an_error_gives_it(mini_dataset: pathli
     assert [reader.find(name) for name in names] == [None, None, None]
 
 
-def test_damaged_record_keeps_its_name_across_a_process_border(mini_dataset: pathlib.Path) -> None:
+def test_corrupt_record_keeps_its_name_across_a_process_border(mini_dataset: pathlib.Path) -> None:
     reader = open_dataset(str(mini_dataset)).columns["steps"]
-    error = reader.damaged(3, expected="a", found="b", remedy="c")
+    error = reader.corrupt_record(3, expected="a", found="b", remedy="c")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.record) == (RecordError, str(error), error.record)
 
@@ -75,7 +75,7 @@ def test_shard_of_another_size_does_not_open(
 @pytest.mark.parametrize(
     ("keep", "found"), [(100_000, "0 records"), (0, "0 records"), (None, "no such file")]
 )
-def test_shard_that_is_damaged_after_opening_is_refused_at_the_read(
+def test_shard_that_is_corrupt_after_opening_is_refused_at_the_read(
     copied: pathlib.Path, keep: int | None, found: str
 ) -> None:
     # ArrayRecord itself opens a truncated file without an error, as one of no records.

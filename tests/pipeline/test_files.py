@@ -49,7 +49,7 @@ WHOLE = Whole((Part("a", (1, 2)), Part("b")), 20.0)
 
 def test_dataclass_survives_its_text() -> None:
     text = dump_json(to_json_values(WHOLE))
-    assert from_json_text(Whole, text, where="file", remedy="Mend it.") == WHOLE
+    assert from_json_text(Whole, text, where="file", remedy="Fix it.") == WHOLE
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_dataclass_survives_its_text() -> None:
     ],
 )
 def test_text_that_does_not_fit_is_refused_field_by_field(text: str, found: str) -> None:
-    with pytest.raises(DataError, match=f"file: expected a valid Whole; found {found}.*Mend it"):
-        from_json_text(Whole, text, where="file", remedy="Mend it.")
+    with pytest.raises(DataError, match=f"file: expected a valid Whole; found {found}.*Fix it"):
+        from_json_text(Whole, text, where="file", remedy="Fix it.")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_temporary_is_hidden_beside_its_file_and_of_this_process_alone() -> No
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/set", "gs://bucket", epath.Path("gs://bucket/set")])
-def test_an_object_store_is_told_by_its_scheme(path: epath.PathLike) -> None:
+def test_an_object_store_is_recognised_by_its_scheme(path: epath.PathLike) -> None:
     assert is_remote(path)
 
 

@@ -36,7 +36,7 @@ def at(*steps: int, goal: float = 0.0, condition: float = 0.0) -> Samples:
     return Samples(np.arange(len(steps)), zeros, np.array(steps), draws)
 
 
-def test_batch_is_of_the_types_that_were_told_before(make: Callable) -> None:
+def test_batch_has_the_types_that_its_spec_declares(make: Callable) -> None:
     gather = make()
     check_batch(gather(at(0, 200, 454)), gather.spec(3))
 
@@ -106,7 +106,7 @@ def test_observation_that_no_column_holds_is_named(make: Callable) -> None:
         _ = make(observations=("depth",)).features
 
 
-def test_damaged_record_is_named(make: Callable, copied: pathlib.Path) -> None:
+def test_corrupt_record_is_named(make: Callable, copied: pathlib.Path) -> None:
     gather = make(copied)
     path = copied / "steps" / "00001-of-00002.arrayrecord"
     data = bytearray(path.read_bytes())

@@ -70,10 +70,10 @@ def test_json_of_an_episode_has_true_and_false(
 def test_number_that_is_not_finite_is_null_in_json(
     copied: pathlib.Path, edit_json: Callable[..., None]
 ) -> None:
-    def damage(values: dict[str, Any]) -> None:
+    def corrupt(values: dict[str, Any]) -> None:
         values["reward"]["std"] = [float("nan")]
 
-    edit_json(copied / "statistics.json", damage)
+    edit_json(copied / "statistics.json", corrupt)
     text = to_json(summarize(open_dataset(str(copied))))
     assert json.loads(text)["statistics"]["reward"][0]["std"] is None
 
@@ -164,7 +164,7 @@ def test_folder_that_is_read_only_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("damage", "found"),
+    ("corrupt", "found"),
     [
         (pathlib.Path.unlink, "no such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes"),
@@ -172,7 +172,7 @@ def test_folder_that_is_read_only_is_one_line(
 )
 @pytest.mark.parametrize("args", [(), ("--json",), ("--episode", 0), ("--plot", "out.png")])
 def test_missing_or_truncated_shard_is_one_line(
-    damage: Callable[[pathlib.Path], object],
+    corrupt: Callable[[pathlib.Path], object],
     found: str,
     args: tuple[object, ...],
     run: Callable[..., tuple[str, str]],
@@ -181,7 +181,7 @@ def test_missing_or_truncated_shard_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(copied.parent)
-    damage(copied / "steps" / "00000-of-00002.arrayrecord")
+    corrupt(copied / "steps" / "00000-of-00002.arrayrecord")
     with pytest.raises(SystemExit) as caught:
         run(copied, *args)
     assert caught.value.code == 2
@@ -191,7 +191,7 @@ def test_missing_or_truncated_shard_is_one_line(
     assert re.fullmatch(line, captured.err)
 
 
-def test_shard_with_damaged_bytes_is_one_line(
+def test_shard_with_corrupt_bytes_is_one_line(
     run: Callable[..., tuple[str, str]], copied: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     shard = copied / "steps" / "00000-of-00002.arrayrecord"

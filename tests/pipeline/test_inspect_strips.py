@@ -42,7 +42,7 @@ def test_only_some_of_many_tasks_are_shown(
     assert len(read_task_strips(open_dataset(str(mini_dataset)))) == 1
 
 
-def test_damaged_image_names_its_record(
+def test_corrupt_image_names_its_record(
     mini_dataset: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = open_dataset(str(mini_dataset))

@@ -427,7 +427,7 @@ def test_statistics_that_nothing_can_be_normalised_by_are_refused(
             make_loader(copied, statistics=statistics)
 
 
-def test_every_dimension_that_never_varies_is_told_with_its_dataset(
+def test_every_dimension_that_never_varies_is_reported_with_its_dataset(
     make_loader: Callable, twice: tuple[pathlib.Path, pathlib.Path], edit_json: Callable
 ) -> None:
     def stop(statistics: dict) -> None:
@@ -519,7 +519,7 @@ def test_transform_that_breaks_the_contract_is_caught_at_the_exit(
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_damaged_record_ends_the_batches_with_its_place(
+def test_corrupt_record_ends_the_batches_with_its_place(
     make_loader: Callable, copied: pathlib.Path, num_threads: int
 ) -> None:
     loader = make_loader(copied, num_threads=num_threads, observations=("image_primary",))
@@ -572,8 +572,8 @@ def test_sample_of_a_dataset_without_cameras_keeps_its_instruction(
         *twice, parts=({}, {"missing": cameras}), conditioning="multimodal", batch_size=64
     )
     masks = take(loader, 1)[0].arrays["task"]["pad_mask_dict"]
-    told = masks["language_instruction"] | masks["image_primary"]
-    assert told.all()
+    reported = masks["language_instruction"] | masks["image_primary"]
+    assert reported.all()
     assert 10 < masks["image_primary"].sum() < 22
 
 
@@ -680,7 +680,7 @@ def test_another_mixture_is_resumed_with_leave_alone_and_recorded(
 ) -> None:
     state = make_loader(*twice, weights=(1.0, 1.0)).state(17)
     loader = make_loader(*twice, **({"weights": (1.0, 1.0)} | change))
-    with pytest.raises(DataError, match=r"to go on with these, .*add --new_mixture"):
+    with pytest.raises(DataError, match=r"to continue with these, .*add --new_mixture"):
         loader.restore(state)
     assert loader.restore(state, new_mixture=True) == 17
     (recorded,) = loader.state(40).changes

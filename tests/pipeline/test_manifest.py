@@ -60,7 +60,7 @@ def test_other_content_is_refused(tmp_path: pathlib.Path, text: str, message: st
     [
         ({"extra": 1}, "found unknown field extra[.]"),
         ({"episode_lengths": [1.5]}, r"episode_lengths.0: Input should be a valid integer"),
-        ({"episode_lengths": [102, 124]}, "column episodes: expected 2 records, one a episode"),
+        ({"episode_lengths": [102, 124]}, "column episodes: expected 2 records, one per episode"),
         ({"episode_lengths": [1, 1, 1, 1]}, "column steps: expected 4 records, .*found 455"),
         ({"shards": {}}, r"columns: expected episodes, and shards of each; .*, shards of \[\]"),
         (
@@ -80,13 +80,13 @@ def test_wrong_fields_are_named_all_together(
 
 
 def test_digest_is_the_identity_of_the_data(copied: pathlib.Path, edit_json: Callable) -> None:
-    def damage(content: dict) -> None:
+    def corrupt(content: dict) -> None:
         content["shards"]["steps"][1]["digest"] = "0" * 32
 
     before = load_manifest(epath.Path(copied)).digest()
     edit_json(copied / "dataset.json", lambda content: content["provenance"].clear())
     assert load_manifest(epath.Path(copied)).digest() == before
-    edit_json(copied / "dataset.json", damage)
+    edit_json(copied / "dataset.json", corrupt)
     assert load_manifest(epath.Path(copied)).digest() != before
 
 
@@ -383,12 +383,12 @@ CONTRADICTIONS = {
     "an absolute column": (name_column(""), ["column : expected files in its folder; found ['/0"]),
     "negative counts of steps": (
         count("steps", -1, 456),
-        ["column steps: expected 455 records, one a step; found 455 in shards of [-1, 456]"],
+        ["column steps: expected 455 records, one per step; found 455 in shards of [-1, 456]"],
     ),
     "negative counts of episodes": (
         count("episodes", 5, -1),
         [
-            "column episodes: expected 4 records, one a episode; found 4 in shards of [5, -1]",
+            "column episodes: expected 4 records, one per episode; found 4 in shards of [5, -1]",
             *(
                 f"column {name}: expected the episodes' shards, of [455, 0] records; "
                 "found [226, 229]"
@@ -398,7 +398,10 @@ CONTRADICTIONS = {
     ),
     "one record less": (
         count("vggt_tokens", 226, 228),
-        ["column vggt_tokens: expected 455 records, one a step; found 454 in shards of [226, 228]"],
+        [
+            "column vggt_tokens: expected 455 records, one per step; found 454 in shards of "
+            "[226, 228]"
+        ],
     ),
     "other borders": (count("steps", 227, 228), [f"column steps: {BORDERS}[227, 228]"]),
     "fewer shards": (leave_one_shard, [f"column steps: {BORDERS}[455]"]),
@@ -519,10 +522,10 @@ CONTRADICTIONS = {
     "several columns at once": (
         spoil_every_column,
         [
-            "column episodes: expected 4 records, one a episode; found 3 in shards of [2, 1]",
+            "column episodes: expected 4 records, one per episode; found 3 in shards of [2, 1]",
             STEPS_FOLDER + "'../x']",
-            "column steps: expected 455 records, one a step; found 454 in shards of [226, 228]",
-            "column vggt_tokens: expected 455 records, one a step; found 455 in shards of [-1, 456",
+            "column steps: expected 455 records, one per step; found 454 in shards of [226, 228]",
+            "column vggt_tokens: expected 455 records, one per step; found 455 in shards of [-1",
         ],
     ),
 }

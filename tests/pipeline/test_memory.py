@@ -49,7 +49,7 @@ def test_memory_is_that_of_the_batches_under_way(
     assert memory(num_threads, prefetch_batches).num_bytes == num_bytes
 
 
-def test_memory_is_told_as_a_sum() -> None:
+def test_memory_is_reported_as_a_sum() -> None:
     assert str(memory()) == "7 batches x 50.0 MB + 4.0 MB = 354.0 MB"
 
 

@@ -61,7 +61,7 @@ def test_another_mixture_needs_leave_and_is_recorded(mixture: tuple, found: str)
     assert state.changes == (MixtureChange(120, KEPT.mixture),)
 
 
-def test_exclusion_that_is_forgotten_is_told_with_the_flag_that_repeats_it() -> None:
+def test_exclusion_that_is_forgotten_is_reported_with_the_flag_that_repeats_it() -> None:
     forgetting = now(SPATIAL, dataclasses.replace(GOAL, excluded=("a:1",)))
     with pytest.raises(DataError, match=rf"again: --config.data.datasets.1.excluded {BAD} a:1$"):
         continued(KEPT, forgetting, new_mixture=False)

@@ -91,7 +91,7 @@ def test_zeros_stay_zeros() -> None:
 def test_bytes_of_another_number_are_refused() -> None:
     code = GroupedInt8(64, 1)
     data = coded(np.ones((3, 64), np.float32), code)
-    message = "here: expected 264 bytes of int8x64+1[3, 64]; found 263 bytes. The shard is damaged"
+    message = "here: expected 264 bytes of int8x64+1[3, 64]; found 263 bytes. The shard is corrupt"
     with pytest.raises(DataError, match=re.escape(message)):
         code.decode(data[:-1], np.empty((3, 64), np.float32), "here")
 
@@ -104,7 +104,7 @@ def test_bytes_of_another_number_are_refused() -> None:
         lambda exact, scales: scales.__setitem__((1, 0), -1),
     ],
 )
-def test_what_no_encoder_writes_is_told(spoil: Callable) -> None:
+def test_what_no_encoder_writes_is_reported(spoil: Callable) -> None:
     code = GroupedInt8(64, 1)
     exact, scales = np.zeros((1, 64), np.float16), np.ones((2, 1), np.float32)
     numbers = np.zeros((2, 64), np.int8)

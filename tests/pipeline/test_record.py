@@ -69,7 +69,7 @@ ANY_RECORD = {
 
 @settings(max_examples=80)
 @given(**ANY_RECORD)
-def test_decoding_undoes_encoding_bit_for_bit(
+def test_decoding_undoes_encoding_exactly(
     parts: list, per: str, num_steps: int, place: tuple, data: st.DataObject
 ) -> None:
     layout, num_steps, values = any_record(data, parts, per, num_steps)
@@ -134,7 +134,7 @@ def test_bytes_of_a_record_are_pinned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("corrupt", "message"),
     [
         (lambda r: b"", "a record header; found 0 bytes"),
         (lambda r: r[:20], "a record header; found 20 bytes"),
@@ -146,8 +146,8 @@ def test_bytes_of_a_record_are_pinned() -> None:
         (lambda r: r[:20] + struct.pack("<I", 9) + r[24:], "found layout .* of other features"),
     ],
 )
-def test_damaged_record_is_refused_with_its_place(damage: Any, message: str) -> None:
-    record = damage(STEP.encode((1, 5), 1, VALUES))
+def test_corrupt_record_is_refused_with_its_place(corrupt: Any, message: str) -> None:
+    record = corrupt(STEP.encode((1, 5), 1, VALUES))
     with pytest.raises(DataError, match=f"shard 1, record 5: expected .*{message}.*convert"):
         STEP.decode(record, (1, 5), "shard 1, record 5")
 

@@ -102,7 +102,7 @@ def test_values_that_do_not_fit_are_refused_with_their_place(
 
 
 def test_refusal_shows_at_most_three_values() -> None:
-    with pytest.raises(SchemaError, match=r"found 6 .* such as inf, inf, inf\. Mend or rescale"):
+    with pytest.raises(SchemaError, match=r"found 6 .* such as inf, inf, inf\. Fix or rescale"):
         to_rest(np.full((3, 2), np.inf, np.float16), tensor("float16"), "here")
 
 

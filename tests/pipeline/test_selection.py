@@ -80,7 +80,9 @@ def test_only_the_steps_that_have_the_task_are_selected(
         ({"excluded": ("seventeen",)}, "excluded: expected FILE:RECORD .*found seventeen"),
     ],
 )
-def test_filter_that_names_nothing_is_told(dataset: Dataset, settings: dict, message: str) -> None:
+def test_filter_that_names_nothing_is_reported(
+    dataset: Dataset, settings: dict, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         chosen(dataset, **settings)
 

@@ -142,7 +142,7 @@ def assert_close(found: stats.FeatureStatistics, values: np.ndarray) -> None:
 
 @settings(max_examples=100)
 @given(pieces=PIECES)
-def test_pieces_that_fit_have_the_exact_statistics_bit_for_bit(pieces: list) -> None:
+def test_pieces_that_fit_have_bitwise_identical_statistics(pieces: list) -> None:
     arrays = [np.array(piece, np.float32)[:, None] for piece in pieces]
     assert_same_bits(accumulated(arrays), stats.compute(np.concatenate(arrays)))
 

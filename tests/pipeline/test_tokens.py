@@ -177,7 +177,7 @@ def test_datasets_are_compared_with_those_of_a_checkpoint() -> None:
         check_same_encoders(kept, described(a=other))
 
 
-def test_a_damaged_origin_is_told() -> None:
+def test_a_corrupt_origin_is_reported() -> None:
     kept: dict = json.loads(json.dumps(described(a=ORIGIN)))
     kept["data/x"]["encoders"]["observation/a"]["encoder"]["layers"] = [30]
     with pytest.raises(DataError, match=r"observation/a: .*layers must be from 0 to 23"):

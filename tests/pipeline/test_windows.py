@@ -110,7 +110,7 @@ def test_mask_of_the_original_ends_later_by_two_steps_after_a_goal_and_by_one_at
 
 @pytest.mark.parametrize("name", ["short", "w1h1", "w2h4_goal", "w2h4_goal_nolang", "w2h4_lang"])
 def test_trajectories_are_chunked_as_the_original_does(name: str) -> None:
-    """The recorded stages of Octo: history, chunks and its own mask, to the bit."""
+    """The recorded stages of Octo: history, chunks and its own mask, bitwise identical."""
     with np.load(GOLDEN / f"traj_{name}.npz") as stored:
         arrays = dict(stored)
     length, window, horizon = (

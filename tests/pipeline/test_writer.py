@@ -147,7 +147,9 @@ except DataError as error:
 
 
 @pytest.mark.parametrize("num_records", [2, 3, 100])
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: pathlib.Path, num_records: int) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(
+    tmp_path: pathlib.Path, num_records: int
+) -> None:
     (tmp_path / "steps").mkdir()
     (tmp_path / "steps" / "0").write_bytes(b"of before")
     command = [sys.executable, "-c", FULL, str(tmp_path), str(num_records)]
@@ -235,7 +237,7 @@ def test_an_exception_uploads_nothing_and_keeps_no_scratch(
     assert files(tmp_path) == []
 
 
-def test_an_upload_that_is_refused_is_told(
+def test_an_upload_that_is_refused_is_reported(
     tmp_path: pathlib.Path, object_store: epath.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

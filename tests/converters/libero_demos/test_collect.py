@@ -98,7 +98,7 @@ def test_an_episode_has_the_keys_and_marks_of_a_published_one() -> None:
     assert np.abs(third.astype(int) - 3).max() <= 1
 
 
-def test_a_simulation_that_is_not_the_same_twice_is_told() -> None:
+def test_a_simulation_that_is_not_the_same_twice_is_reported() -> None:
     env, trial = ToyEnv(), Trial(TASK, 0)
     course = find_course(env, trial, Noise(), (0,))
     assert course is not None
@@ -113,10 +113,10 @@ def test_a_simulation_that_is_not_the_same_twice_is_told() -> None:
 def test_successes_become_a_dataset_that_says_where_they_come_from(
     env: ToyEnv, tmp_path: pathlib.Path
 ) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     out = Destination(tmp_path / "out", name="libero_toy_expert", licence="CC0-1.0")
     files = files_of(tmp_path, (0, HOPELESS, 2))
-    collect(files, out, on_progress=lambda episodes, num_bytes: told.append(episodes))
+    collect(files, out, on_progress=lambda episodes, num_bytes: reported.append(episodes))
     dataset = open_dataset(str(out.dataset))
     manifest = dataset.manifest
     assert manifest.name == "libero_toy_expert"
@@ -142,7 +142,7 @@ def test_successes_become_a_dataset_that_says_where_they_come_from(
     for episode in range(2):
         action = np.asarray(dataset.columns["episodes"].read(episode)["action"])
         assert not is_no_op(action, manifest.conventions).any()
-    assert sum(told) == 3
+    assert sum(reported) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

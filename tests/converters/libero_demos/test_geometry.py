@@ -67,7 +67,7 @@ def test_a_rotation_vector_turns_by_its_angle() -> None:
     assert np.linalg.det(DOWN) == pytest.approx(1.0)
 
 
-def test_geometry_is_told_apart_by_its_body() -> None:
+def test_geometry_is_distinguished_by_its_body() -> None:
     toy = ToySimulator()
     assert object_geoms(toy, "cup") == [2]
     assert other_geoms(toy, "cup") == [3, 4]  # neither the robot's nor the table, a plane

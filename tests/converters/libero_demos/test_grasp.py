@@ -46,7 +46,7 @@ def test_a_bowl_is_taken_by_its_rim_where_there_is_room() -> None:
     assert abs(yaw) > 1.0
 
 
-def test_a_grasp_is_told_from_the_objects_origin() -> None:
+def test_a_grasp_is_measured_from_the_objects_origin() -> None:
     grasp = find_grasp(ToySimulator(), "cup")
     assert grasp.offset == pytest.approx([0, 0, 0.005])
     assert grasp.yaw == pytest.approx(-np.pi / 2)

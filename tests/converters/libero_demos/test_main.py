@@ -46,7 +46,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
-def test_without_a_simulator_the_command_that_installs_it_is_told(
+def test_without_a_simulator_the_command_that_installs_it_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing(assets: Any) -> Installation:

@@ -1,6 +1,6 @@
 """A scene of a cup and a tray in which an expert can be tried without the simulator.
 
-The hand goes where it is told, at 0.4 of the way a step; a cup between closed fingers goes with it,
+The hand goes where it is sent, 0.4 of the way per step; a cup between closed fingers goes with it,
 and falls straight down where it is let go.
 """
 

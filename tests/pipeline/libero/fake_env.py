@@ -54,4 +54,4 @@ class FakeEnv:
         if self.init == SLOW:
             time.sleep(1.5)
         if self.init == MISUSED:
-            raise UserError(where="action", expected="a", found="b", remedy="Mend it.")
+            raise UserError(where="action", expected="a", found="b", remedy="Fix it.")

@@ -25,7 +25,7 @@ class Call:
         return self.call
 
 
-def test_states_are_read_to_the_bit(tmp_path: pathlib.Path) -> None:
+def test_states_are_read_exactly(tmp_path: pathlib.Path) -> None:
     read = read_init_states(zipped(tmp_path / "a.pruned_init", STATES))
     assert read.dtype == np.float64
     assert np.array_equal(read, STATES)
@@ -86,7 +86,7 @@ def test_anything_but_finite_states_is_refused(
         read_init_states(zipped(tmp_path / "a", value))
 
 
-def test_a_file_that_is_missing_damaged_or_another_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_is_missing_corrupt_or_another_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match=r"gone: .*FileNotFoundError.*make libero"):
         read_init_states(tmp_path / "gone")
     (tmp_path / "text").write_text("no zip")

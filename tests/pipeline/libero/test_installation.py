@@ -35,7 +35,7 @@ def found(name: str) -> object:
     return name
 
 
-def test_packages_that_work_together_are_told() -> None:
+def test_packages_that_work_together_are_reported() -> None:
     assert check_packages(versions(), found) == VERSIONS
     assert check_packages(versions(mujoco="3.3.2rc1"), found)["mujoco"] == "3.3.2rc1"
 

@@ -105,7 +105,7 @@ def test_orientations_are_those_that_format_md_names() -> None:
         assert np.array_equal(frame_to_image(made, conventions), frame)
 
 
-def test_all_that_cannot_be_honoured_is_told_together() -> None:
+def test_all_that_cannot_be_honoured_is_reported_together() -> None:
     check_conventions(PUBLISHED, "runs/a")
     check_conventions(OTHER_SIGN, "runs/a")
     strange = dataclasses.replace(PUBLISHED, rotation="euler_xyz", control_frequency_hz=10.0)

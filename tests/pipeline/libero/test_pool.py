@@ -96,7 +96,9 @@ def test_of_answers_that_are_there_the_oldest_request_is_served_first() -> None:
         (HANGS, "found no answer after 2 s"),
     ],
 )
-def test_a_worker_that_is_lost_is_told_with_its_trial_and_replaced(init: int, found: str) -> None:
+def test_a_worker_that_is_lost_is_reported_with_its_trial_and_replaced(
+    init: int, found: str
+) -> None:
     with EnvPool(FakeEnv, 2) as pool:
         for worker, number in enumerate((init, 1)):
             pool.begin(worker, trial(number))
@@ -111,7 +113,7 @@ def test_a_worker_that_is_lost_is_told_with_its_trial_and_replaced(init: int, fo
         assert pool.idle == (0, 1)
         pool._timeout_s = 60.0
         pool.begin(0, trial(2))  # a retry, on the process that replaced it
-        pool.act(1, ACTIONS)  # the other one went on
+        pool.act(1, ACTIONS)  # the other one continued
         answers = {reply.worker: reply for reply in (reply(pool), reply(pool))}
         assert int(answers[0].observations[0]["proprio"][0]) == 2
         assert answers[1].outcome.num_steps == 4
@@ -124,7 +126,7 @@ def test_what_a_user_did_wrong_ends_the_run() -> None:
         pool.begin(0, trial(MISUSED))
         reply(pool)
         pool.act(0, ACTIONS)
-        with pytest.raises(UserError, match=r"^action: expected a; found b\. Mend it\.$"):
+        with pytest.raises(UserError, match=r"^action: expected a; found b\. Fix it\.$"):
             pool.receive()
 
 
@@ -132,7 +134,7 @@ def broken() -> FakeEnv:
     raise UserError(where="assets", expected="all", found="none", remedy="Fetch them.")
 
 
-def test_an_environment_that_cannot_be_made_is_told_at_its_first_request() -> None:
+def test_an_environment_that_cannot_be_made_is_reported_at_its_first_request() -> None:
     with EnvPool(broken, 1) as pool:
         pool.begin(0, trial(0))
         with pytest.raises(UserError, match=r"^assets: expected all"):

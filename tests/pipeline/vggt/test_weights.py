@@ -92,16 +92,16 @@ def test_the_digest_knows_the_tensors_and_not_the_file(
     assert len({original, other, digest(swap), digest(shrink)}) == 4
 
 
-def test_all_that_does_not_fit_is_told_at_once(
+def test_all_that_does_not_fit_is_reported_at_once(
     weights_file: pathlib.Path, config: Any, tmp_path: pathlib.Path
 ) -> None:
-    def damage(tensors: dict[str, np.ndarray]) -> None:
+    def corrupt(tensors: dict[str, np.ndarray]) -> None:
         del tensors["aggregator.frame_blocks.1.ls1.gamma"]
         tensors["aggregator.global_blocks.2.ls1.gamma"] = np.ones(64, np.float32)
         tensors["aggregator.camera_token"] = np.ones((1, 2, 1, 32), np.float32)
         tensors["aggregator.patch_embed.norm.bias"] = np.ones(64, np.int32)
 
-    path = changed(weights_file, tmp_path / "damaged.safetensors", damage)
+    path = changed(weights_file, tmp_path / "corrupt.safetensors", corrupt)
     with pytest.raises(UserError) as caught:
         load_weights(path, config=config, licence=LICENCE)
     assert str(caught.value) == (
@@ -117,15 +117,15 @@ def test_all_that_does_not_fit_is_told_at_once(
 def test_numbers_that_are_not_finite_are_refused(
     weights_file: pathlib.Path, config: Any, tmp_path: pathlib.Path
 ) -> None:
-    def damage(tensors: dict[str, np.ndarray]) -> None:
+    def corrupt(tensors: dict[str, np.ndarray]) -> None:
         tensors["aggregator.frame_blocks.0.mlp.fc1.weight"][0, :2] = np.nan, np.inf
 
-    path = changed(weights_file, tmp_path / "damaged.safetensors", damage)
+    path = changed(weights_file, tmp_path / "corrupt.safetensors", corrupt)
     with pytest.raises(DataError, match=r"frame_blocks\.0\.mlp\.fc1\.weight: .* found 2 that are"):
         load_weights(path, config=config, licence=LICENCE)
 
 
-def test_a_file_that_is_cut_or_missing_is_told(
+def test_a_file_that_is_cut_or_missing_is_reported(
     weights_file: pathlib.Path, config: Any, tmp_path: pathlib.Path
 ) -> None:
     cut = tmp_path / "cut.safetensors"
