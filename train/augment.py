@@ -1,11 +1,11 @@
-"""Random changes of the camera images, inside the jitted step.
+"""Randomly augments the camera images, inside the jitted training step.
 
-Every draw is a function of a key, the camera and the sample's index alone, and each is independent
-of the others. All images of a sample's window, and its goal image, are changed alike: the policy
-sees one camera, not several.
+Every draw depends only on a key, the camera and the sample's index, and is independent of the
+others. All images of a sample's window, and its goal image, get the same augmentation: to the
+policy they come from one camera.
 
-Source: the operations, their order and ranges are Octo's. There all of a frame's draws are one and
-the same number; here they are not.
+Source: Octo's operations, in Octo's order and ranges. Octo uses one random number for all draws of
+a frame; here each has its own.
 """
 
 import dataclasses
@@ -20,29 +20,29 @@ from jaxtyping import Array, Float, Int, UInt8
 from train.config import AugmentConfig
 
 _SATURATION_FLOOR = 1e-12
-"""Below any difference of float32 colours; keeps grey pixels from dividing by zero."""
+"""A floor below any difference of float32 colours; it keeps grey pixels from dividing by zero."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What is drawn for each sample and camera; all float32 (b)."""
+    """The random values drawn for each sample and camera; all are float32 (b)."""
 
     top: jax.Array
-    """Upper edge of the crop, of an image's height of 1."""
+    """Upper edge of the crop, as a fraction of the image height."""
     left: jax.Array
-    """Left edge of the crop, of an image's width of 1."""
+    """Left edge of the crop, as a fraction of the image width."""
     height: jax.Array
-    """Of the crop."""
+    """Height of the crop, as a fraction of the image height."""
     width: jax.Array
-    """Of the crop."""
+    """Width of the crop, as a fraction of the image width."""
     brightness: jax.Array
     """Added to every colour, whose range is [0, 1]."""
     contrast: jax.Array
-    """Factor of the distance from the image's mean colour."""
+    """Factor that scales each colour's distance from the image's mean colour."""
     saturation: jax.Array
-    """Factor of the saturation."""
+    """Factor that scales the saturation."""
     hue: jax.Array
-    """Turn of the hue, of a full circle of 1."""
+    """Rotation of the hue, as a fraction of the full circle."""
 
 
 def augment(
@@ -52,14 +52,14 @@ def augment(
     cropped: Sequence[str],
     key: jax.Array,
 ) -> dict[str, Any]:
-    """The batch with the window and the goal image of cameras changed.
+    """Returns the batch with augmented images in the window and the goal.
 
     Args:
-      batch: Has uint8 images with their `pad_mask_dict`, and `sample_index`.
-      config: The ranges.
-      cameras: Whose images are changed.
-      cropped: Those of them that are cropped.
-      key: A jax key, the same in every step of a run.
+      batch: The batch; it has uint8 images with their `pad_mask_dict`, and `sample_index`.
+      config: The ranges of the draws.
+      cameras: Names of the cameras to augment.
+      cropped: Names of those cameras whose images are also cropped.
+      key: A jax key, the same in every training step of a run.
     """
     parts = {part: dict(batch[part]) for part in ("observation", "task")}
     for camera in cameras:
@@ -73,7 +73,7 @@ def augment(
 
 
 def draw(config: AugmentConfig, key: jax.Array, sample_index: Int[Array, " b"]) -> Draws:
-    """The draws of samples, each a function of the key and its own index."""
+    """Returns the draws of each sample, which depend only on the key and its own index."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, sample_index.astype(jnp.uint32))
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (8,)))(keys).T
     top, left, height, width = crop_box(uniform[:4], config.crop_scale, config.crop_ratio)
@@ -92,14 +92,14 @@ def draw(config: AugmentConfig, key: jax.Array, sample_index: Int[Array, " b"]) 
 def crop_box(
     uniform: Float[Array, "4 b"], scale_range: tuple[float, float], ratio_range: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(top, left, height, width) of boxes inside images, of whose sides of 1; float32 (b) each.
+    """Returns (top, left, height, width) of crops, as fractions of the image; float32 (b) each.
 
     Args:
-      uniform: In [0, 1), for each box: where in `scale_range` its area is; where in `ratio_range`,
-        on a logarithmic scale, its width over height; how far down, and how far right, it lies of
-        what there is room for.
-      scale_range: Least and largest area.
-      ratio_range: Least and largest width over height.
+      uniform: Four numbers in [0, 1) for each box: where its area lies in `scale_range`; where its
+        width over height lies in `ratio_range`, on a logarithmic scale; its vertical and its
+        horizontal position within the room that is left.
+      scale_range: Smallest and largest area.
+      ratio_range: Smallest and largest width over height.
     """
     scale, ratio, top, left = uniform
     area = _within(scale, scale_range)
@@ -111,7 +111,7 @@ def crop_box(
 
 
 def apply(images: UInt8[Array, "b *w y x 3"], draws: Draws, *, crops: bool) -> jax.Array:
-    """Images with each sample's draws: uint8 of the same shape.
+    """Returns the images with each sample's draws applied: uint8 of the same shape.
 
     Colours are clipped to their range after every operation, as in Octo.
     """
@@ -128,7 +128,7 @@ def apply(images: UInt8[Array, "b *w y x 3"], draws: Draws, *, crops: bool) -> j
 
 
 def to_uint8(images: Float[Array, "*b y x 3"]) -> UInt8[Array, "*b y x 3"]:
-    """From [0, 1] to grey levels; those of an unchanged image come back.
+    """Converts [0, 1] to grey levels; an unchanged image keeps its exact values.
 
     Source: `tf.image.convert_image_dtype`.
     """
@@ -138,12 +138,12 @@ def to_uint8(images: Float[Array, "*b y x 3"]) -> UInt8[Array, "*b y x 3"]:
 def crop_and_resize(
     images: Float[Array, "b w y x 3"], boxes: Float[Array, "b 4"]
 ) -> Float[Array, "b w y x 3"]:
-    """Boxes of images, brought to the images' size by bilinear interpolation.
+    """Crops a box from each image and resizes it to the image's size by bilinear interpolation.
 
     Args:
-      images: Any range.
-      boxes: top, left, height and width of each sample, of an image's sides of 1: from the center
-        of the first pixel to that of the last.
+      images: Colours of any range.
+      boxes: Top, left, height and width for each sample, as fractions of the image. Distances run
+        from the center of the first pixel to the center of the last.
 
     Source: `tf.image.crop_and_resize`.
     """
@@ -160,7 +160,7 @@ def crop_and_resize(
 def adjust_contrast(
     images: Float[Array, "b w y x 3"], factor: Float[Array, "b 1 1 1 1"]
 ) -> Float[Array, "b w y x 3"]:
-    """Images whose colours are farther from, or nearer to, each image's own mean colour."""
+    """Scales the distance of each colour from the mean colour of its image."""
     mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
     return (images - mean) * factor + mean
 
@@ -168,12 +168,12 @@ def adjust_contrast(
 def adjust_saturation(
     images: Float[Array, "b w y x 3"], factor: Float[Array, "b 1 1 1 1"]
 ) -> Float[Array, "b w y x 3"]:
-    """Images in [0, 1] with the saturation of HSV multiplied, at most to 1."""
+    """Multiplies the HSV saturation of images in [0, 1], up to 1."""
     value = jnp.max(images, axis=-1, keepdims=True)
     chroma = value - jnp.min(images, axis=-1, keepdims=True)
     saturation = chroma / jnp.maximum(value, _SATURATION_FLOOR)
     wanted = jnp.minimum(saturation * factor, 1.0)
-    # The distance from the brightest channel grows with the saturation; the hue stays.
+    # The distance from the brightest channel grows with the saturation; the hue does not change.
     share = (value - images) / jnp.maximum(chroma, _SATURATION_FLOOR)
     return value - share * wanted * value
 
@@ -181,7 +181,7 @@ def adjust_saturation(
 def adjust_hue(
     images: Float[Array, "b w y x 3"], turn: Float[Array, "b 1 1 1 1"]
 ) -> Float[Array, "b w y x 3"]:
-    """Images in [0, 1] with the hue of HSV turned by a part of the circle."""
+    """Rotates the HSV hue of images in [0, 1] by a fraction of the circle."""
     red, green, blue = (images[..., i] for i in range(3))
     value = jnp.max(images, axis=-1)
     chroma = value - jnp.min(images, axis=-1)
@@ -192,7 +192,7 @@ def adjust_hue(
         jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
     )
     hue = (sextant / 6.0 + turn[..., 0]) % 1.0
-    # A channel is full within a sixth of its hue, empty beyond a third, linear between.
+    # A channel is at its maximum within a sixth of its hue, at 0 beyond a third, linear between.
     offsets = jnp.asarray([0.0, 1.0 / 3.0, 2.0 / 3.0], jnp.float32)
     distance = jnp.abs((hue[..., None] - _broadcast(offsets, hue) + 0.5) % 1.0 - 0.5)
     share = jnp.clip(2.0 - 6.0 * distance, 0.0, 1.0)
@@ -206,7 +206,7 @@ def _broadcast(offsets: jax.Array, like: jax.Array) -> jax.Array:
 def _sample_points(
     start: jax.Array, extent: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(index below, index above, weight above) of `size` points along an axis of `size` pixels."""
+    """Returns (index below, index above, weight above) of `size` points on an axis of that size."""
     points = start * (size - 1) + jnp.arange(size, dtype=jnp.float32) * extent
     below = jnp.clip(jnp.floor(points), 0, size - 1)
     above = jnp.minimum(below + 1.0, size - 1.0)
@@ -228,10 +228,10 @@ def _within(uniform: jax.Array, bounds: tuple[float, float]) -> jax.Array:
 
 
 def _per_sample(values: jax.Array) -> jax.Array:
-    """(b) as (b 1 1 1 1)."""
+    """Reshapes (b) to (b 1 1 1 1)."""
     return values[:, None, None, None, None]
 
 
 def _where_real(mask: jax.Array, changed: jax.Array, images: jax.Array) -> jax.Array:
-    """`changed`, but an image that stands for a missing one stays as it is: black."""
+    """Returns `changed` where an image is real; a missing one stays black."""
     return jnp.where(jnp.expand_dims(mask, (-3, -2, -1)), changed, images)

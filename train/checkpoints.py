@@ -1,6 +1,6 @@
-"""Checkpoints: all that a run continues from and a policy needs, in one Orbax step.
+"""Checkpoints: everything that a resumed run and a policy need, in one Orbax step.
 
-Asynchronous and atomic: a step is there whole or not at all.
+Writing is asynchronous and atomic: a checkpoint is complete or absent.
 """
 
 import dataclasses
@@ -27,58 +27,58 @@ DIRECTORY = "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a policy needs; the directory of its step is all that is read for it."""
+    """Everything a policy needs; it is read from the directory of one checkpoint alone."""
 
     step: int
-    """Steps taken."""
+    """Training steps taken so far."""
     config: TrainConfig
-    """Of the run."""
+    """Config of the run."""
     params: dict[str, Any]
-    """Nested numpy arrays: the averaged ones where the run averages them."""
+    """Nested numpy arrays: the averaged parameters if the run averages them."""
     datasets: dict[str, Any]
-    """By path: features, statistics, conventions and schema hash, as `Loader.describe_datasets`
-    gave them."""
+    """Features, statistics, conventions and schema hash by dataset path, as returned by
+    `Loader.describe_datasets`."""
     vocabulary: bytes
-    """The SentencePiece model of the instructions."""
+    """SentencePiece model that tokenizes the instructions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """What all checkpoints of a run have in common."""
+    """The values that all checkpoints of a run share."""
 
     config: TrainConfig
-    """Of the run."""
+    """Config of the run."""
     datasets: dict[str, Any]
-    """As `Loader.describe_datasets` returns it."""
+    """The descriptions that `Loader.describe_datasets` returns, by dataset path."""
     vocabulary: bytes
-    """The SentencePiece model of the instructions."""
+    """SentencePiece model that tokenizes the instructions."""
 
 
 def is_run(directory: pathlib.Path) -> bool:
-    """Whether a directory holds the checkpoints of a run."""
+    """Returns whether a directory holds the checkpoints of a run."""
     return (directory / DIRECTORY).is_dir()
 
 
 def last_step(run_directory: pathlib.Path) -> int | None:
-    """The steps of a run's last complete checkpoint; None where it has none."""
+    """Returns the training step of a run's last complete checkpoint; None if it has none."""
     return max(complete_steps(run_directory / DIRECTORY), default=None)
 
 
 def has_checkpoint(run_directory: pathlib.Path) -> bool:
-    """Whether a run has a complete checkpoint."""
+    """Returns whether a run has a complete checkpoint."""
     return last_step(run_directory) is not None
 
 
 def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Checkpoint:
-    """A checkpoint of a run, on the host, whatever devices it was written from.
+    """Reads a checkpoint to the host, whatever devices it was written from.
 
     Args:
-      run_directory: The run's.
-      step: Which one; None: the last.
+      run_directory: The run directory.
+      step: The checkpoint's training step; None: the last checkpoint.
 
     Raises:
-      UserError: Where there is none, or not that one, or it cannot be read.
-      DataError: Where it is corrupt.
+      UserError: The checkpoint does not exist or cannot be read.
+      DataError: The checkpoint is corrupt.
     """
     kept = SavedStep(_find(run_directory, step))
     config = kept.config()
@@ -89,22 +89,22 @@ def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Che
 
 
 def read_datasets(run_directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
-    """The datasets of a checkpoint, as `Checkpoint.datasets`; arguments and errors alike."""
+    """Reads only `Checkpoint.datasets`; arguments and errors are those of `read_checkpoint`."""
     return SavedStep(_find(run_directory, step)).datasets()
 
 
 def read_loader_state(run_directory: pathlib.Path) -> LoaderState:
-    """The loader's state in the last checkpoint of a run.
+    """Reads the loader's state from a run's last checkpoint.
 
     Raises:
-      UserError: Where there is none, or it cannot be read.
-      DataError: Where it is corrupt, or was written by another release.
+      UserError: There is no checkpoint, or it cannot be read.
+      DataError: The checkpoint is corrupt, or was written by another release.
     """
     return SavedStep(_find(run_directory, None)).loader_state()
 
 
 def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
-    """The config in the last checkpoint in which it can be read; None where there is no such."""
+    """Returns the config of the latest checkpoint where it is readable; None if there is none."""
     root = (run_directory / DIRECTORY).absolute()
     for step in reversed(complete_steps(root)):
         try:
@@ -115,11 +115,11 @@ def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
 
 
 def check_arrays(run_directory: pathlib.Path) -> bool:
-    """Reads all arrays of a run's last checkpoint; returns whether it has digests to compare with.
+    """Reads all arrays of a run's last checkpoint; returns whether it has checksums to verify.
 
     Raises:
-      UserError: Where there is none, or it cannot be read.
-      DataError: Where it is corrupt.
+      UserError: There is no checkpoint, or it cannot be read.
+      DataError: The checkpoint is corrupt.
     """
     kept = SavedStep(_find(run_directory, None))
     kept.arrays("state", *STATE)
@@ -128,15 +128,15 @@ def check_arrays(run_directory: pathlib.Path) -> bool:
 
 
 class Checkpoints:
-    """The checkpoints of a run directory; a context manager that waits for the last write.
+    """Writes and restores a run's checkpoints; as a context manager, waits for the last write.
 
     Args:
-      run_directory: The run's.
-      keep_last: Last ones that are kept; None: all.
-      keep_every: Steps between those that are kept for good.
+      run_directory: The run directory.
+      keep_last: How many of the latest checkpoints to keep; None: all.
+      keep_every: Checkpoints at multiples of this training step are kept forever; None: none are.
 
     Raises:
-      UserError: Where their directory cannot be made.
+      UserError: The checkpoint directory cannot be created.
     """
 
     def __init__(
@@ -149,36 +149,38 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every,
-            # Else a directory that cannot be made holds the process for minutes at its end.
+            # Otherwise a directory that cannot be created blocks the process for minutes when it
+            # exits.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with writing(self._directory):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
-        """Itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits until what was saved is on the disk.
+        """Waits until the last checkpoint is on disk.
 
         Raises:
-          UserError: Where it cannot be written.
+          UserError: It cannot be written.
         """
         with writing(self._directory):
             self._manager.close()
 
     def save(self, state: TrainState, loader_state: LoaderState, constants: Constants) -> None:
-        """Begins to write a checkpoint; the devices continue meanwhile.
+        """Starts writing a checkpoint while the devices keep training.
 
         Args:
-          state: Of the training.
-          loader_state: After the batches that made it.
-          constants: What else a policy needs.
+          state: The training state.
+          loader_state: The loader's state after the batches that led to `state`.
+          constants: Everything else that a policy needs.
 
         Raises:
-          UserError: Where the disk has no room for it, it or the one before cannot be written, or
-            there is a later one.
+          UserError: The disk is too full, this checkpoint or the one before cannot be written, or
+            there
+            is a later one.
         """
         step = int(state.step)
         trees = {
@@ -205,16 +207,16 @@ class Checkpoints:
             self._check_complete(step)
 
     def restore(self, like: TrainState) -> TrainState:
-        """The state in the last checkpoint; every process of a run must ask.
+        """Restores the state of the last checkpoint; every process of a run must call this.
 
         Args:
-          like: `jax.ShapeDtypeStruct`s with the wanted shardings, of any devices.
+          like: `jax.ShapeDtypeStruct`s with the shardings to restore to, on any devices.
 
         Raises:
-          UserError: In every process, where there is none, or any cannot read it.
-          DataError: Where it is corrupt.
+          UserError: In every process, if there is no checkpoint or any process cannot read it.
+          DataError: The checkpoint is corrupt.
         """
-        # A process that cannot read must not leave the others alone with the arrays they gather.
+        # `together`: if one process cannot read, the others would wait forever for its arrays.
         kept, state = cluster.together(lambda: self._read(like))
         kept.check_arrays({"state": state})
         return state
@@ -226,7 +228,7 @@ class Checkpoints:
             return kept, self._manager.restore(kept.step, args=args)["state"]
 
     def _make_ready(self, state: TrainState) -> None:
-        """Waits for the write before, and looks for room for another."""
+        """Waits for the previous write, then checks the free space for this one."""
         with writing(self._directory):
             self._manager.wait_until_finished()
             self._check_room(state)
@@ -239,7 +241,7 @@ class Checkpoints:
             raise unwritten(self._directory, found, "Free space")
 
     def _check_complete(self, step: int) -> None:
-        """Raises where a step that Orbax left out is not there from before."""
+        """Raises an error if Orbax skipped a step that was not saved before."""
         steps = complete_steps(self._directory)
         if step in steps:
             return
@@ -247,12 +249,12 @@ class Checkpoints:
             where=str(self._directory),
             expected=f"no checkpoint later than step {step}, which is to be saved",
             found=f"the steps {steps}; it was not saved",
-            remedy="Move those of another run out of it, then continue with --resume.",
+            remedy="Move the later checkpoints out of it, then continue with --resume.",
         )
 
 
 def checkpoint_bytes(state: Any) -> int:
-    """Bytes that a state of arrays or shapes takes on the disk, at most."""
+    """Returns an upper bound for the bytes that a state of arrays or shapes takes on disk."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
@@ -264,7 +266,7 @@ def _find(run_directory: pathlib.Path, step: int | None) -> pathlib.Path:
             where=str(root),
             expected="a complete checkpoint" if step is None else f"a checkpoint of step {step}",
             found=f"the steps {steps}" if steps else "none",
-            remedy="Name one that is there."
+            remedy="Choose one that exists."
             if steps
             else "Start the run from scratch with --overwrite.",
         )

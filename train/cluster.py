@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, who writes, and how they agree."""
+"""Connects the processes of a multi-host run, and lets them agree on errors and signals."""
 
 import hashlib
 import importlib.util
@@ -19,20 +19,21 @@ _COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 _COUNT = "JAX_NUM_PROCESSES"
 _INDEX = "JAX_PROCESS_ID"
 _METADATA_S = 5.0
-"""The server is on the host itself."""
+"""Timeout of the metadata server, which runs on the host itself."""
 _ERROR_BYTES = 1 << 16
-"""Room for the text of an error on its way from one process to the others."""
+"""Room for the text of an error that one process sends to the others."""
 T = TypeVar("T")
 
 
 def join() -> None:
-    """Joins the processes of a Slurm job, of a TPU slice, or those that the environment names.
+    """Joins the processes of a Slurm job, of a TPU slice, or those set in the environment.
 
-    Nothing happens in a single process. Elsewhere than on Slurm and TPUs, `JAX_COORDINATOR_ADDRESS`
-    (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are set for each process.
+    A single process joins nothing. Outside Slurm and TPUs, set `JAX_COORDINATOR_ADDRESS` (host:port
+    of
+    process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` for each process.
 
     Raises:
-      UserError: Only some of these variables are set, or the processes do not find each other.
+      UserError: Only some of these variables are set, or the processes cannot reach each other.
     """
     named = {name: os.environ.get(name) for name in (_COORDINATOR, _COUNT, _INDEX)}
     missing = [name for name, value in named.items() if value is None]
@@ -60,21 +61,21 @@ def join() -> None:
 
 
 def is_writer() -> bool:
-    """Whether this process writes what is written once: logs, reports, the config."""
+    """Returns whether this process writes the shared files: logs, reports, the config."""
     return jax.process_index() == 0
 
 
 def agree(*, flag: bool = False, error: UserError | None = None) -> bool:
-    """Whether the flag is set in any process; every process must ask.
+    """Returns whether the flag is set in any process; every process must call this.
 
-    Where the devices are at work, this waits for them.
+    It waits for the devices if they are busy.
 
     Args:
-      flag: Of this process.
-      error: Of this process; None: it has none.
+      flag: This process's flag.
+      error: This process's error; None if it has none.
 
     Raises:
-      UserError: In every process, where any has an error: that of the first one that has.
+      UserError: In every process, if any has an error: the first process's error.
     """
     if jax.process_count() == 1:
         if error is not None:
@@ -88,13 +89,13 @@ def agree(*, flag: bool = False, error: UserError | None = None) -> bool:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What the work gives here, once it is done in every process.
+    """Runs `work` in every process, and returns this process's result once all have finished.
 
     Args:
-      work: What this process does; every process must have some.
+      work: This process's part; every process must have one.
 
     Raises:
-      UserError: In every process, where the work of any raises it.
+      UserError: In every process, if any process's part raises one.
     """
     done = failure = None
     try:
@@ -106,14 +107,14 @@ def together(work: Callable[[], T]) -> T:
 
 
 def check_alike(text: str, error: UserError) -> None:
-    """Returns where all processes give the same text; every process must ask.
+    """Checks that all processes pass the same text; every process must call this.
 
     Args:
-      text: Of this process.
-      error: What to tell, if it is not the text of the first process.
+      text: This process's text.
+      error: The error to raise if it differs from the first process's text.
 
     Raises:
-      UserError: In every process, where any has another text: the error of the first that has.
+      UserError: In every process, if any text differs: the error of the first process that differs.
     """
     if jax.process_count() == 1:
         return
@@ -135,14 +136,15 @@ def _error_of(index: int, error: UserError | None) -> UserError:
 
 
 def _slurm_tasks() -> int:
-    """Processes that `srun` started together; 1 elsewhere, as in the shell of an allocation."""
+    """Returns the number of processes that `srun` started together; 1 without `srun`."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def _tpu_hosts() -> int:
-    """Hosts of a TPU slice, or of several slices; 1 elsewhere.
+    """Returns the number of hosts of a TPU slice, or of several slices; 1 elsewhere.
 
-    Source: what jax goes by when it joins them: the variables that GKE sets, else the metadata
+    Source: jax joins them by the same information: the variables that GKE sets, or else the
+      metadata
     server of a Cloud TPU VM.
     """
     if not _has_tpu():
@@ -153,13 +155,13 @@ def _tpu_hosts() -> int:
 
 
 def _has_tpu() -> bool:
-    """A machine with GPUs may have the same device files, but not the library."""
+    """Returns whether this host has TPUs; GPU hosts may have the device files, but not libtpu."""
     devices = (pathlib.Path("/dev/accel0"), pathlib.Path("/dev/vfio/0"))
     return importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, devices))
 
 
 def _tpu_endpoints() -> str:
-    """The slice's hosts, separated by commas; empty where no server answers."""
+    """Returns the slice's hosts, separated by commas; empty if no server answers."""
     if "TPU_SKIP_MDS_QUERY" in os.environ:
         return ""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")

@@ -1,7 +1,7 @@
-"""What follows a run's last checkpoint: its last validation, an episode's chunks, the report.
+"""Writes what follows a run's last checkpoint: last validation, predicted episode and report.
 
-The run is complete once that checkpoint is written. What fails afterwards is reported, and
-`python -m train.report RUN` makes up for it.
+The run is complete once that checkpoint is written. If a later part fails, the error is logged, and
+`python -m train.report RUN` writes what is missing.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ _log = logging.getLogger("train.run")
 
 @contextlib.contextmanager
 def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
-    """Reports in one line what fails inside the block, of a run that is complete without it.
+    """Logs an error inside the block in one line: the run is complete without it.
 
     Args:
-      part: What the block makes, such as "the report".
-      directory: The run's.
+      part: What the block writes, such as "the report".
+      directory: The run directory.
     """
     try:
         yield
     except Exception as error:  # noqa: BLE001  (whatever it is, the weights are saved)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         _log.warning(
-            "the run is complete, but not %s: %s%s\nOnce that is fixed, `python -m train.report "
-            "%s`, which takes --config flags too, makes up for it",
+            "the run is complete, but %s failed: %s%s\nFix it, then run `python -m train.report "
+            "%s` to write what is missing; it accepts --config flags too",
             part,
             kind,
             " ".join(str(error).split()),
@@ -54,13 +54,13 @@ def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
 def conclude(
     setup: Setup, state: TrainState, table: LanguageTable, directory: pathlib.Path
 ) -> None:
-    """Writes what a complete run shows of itself: the chunks of an episode, and the report.
+    """Writes the predicted action chunks of an episode, and the report, of a complete run.
 
     Args:
-      setup: The run.
-      state: The last one.
-      table: As `make_language_table` returns it.
-      directory: The run's.
+      setup: The set-up run.
+      state: The last training state.
+      table: The language table that `make_language_table` returns.
+      directory: The run directory.
     """
     if setup.validator is not None:
         with reported("the chunks of an episode", directory):
@@ -72,14 +72,14 @@ def conclude(
 
 
 def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig]) -> None:
-    """Adds what a complete run lacks, from its last checkpoint and its data.
+    """Writes what a complete run lacks, from its last checkpoint and its data.
 
     Args:
-      directory: The run's.
-      change: Gives the config to use in place of the checkpoint's, such as with other paths.
+      directory: The run directory.
+      change: Maps the checkpoint's config to the one to use, such as with other paths.
 
     Raises:
-      UserError: Where checkpoint or data cannot be read, or the data is other than the run's.
+      UserError: The checkpoint or data cannot be read, or the data differs from the run's.
     """
     step = last_step(directory)
     planned = None if step is None else read_config(directory)

@@ -1,4 +1,4 @@
-"""The configuration of a run: what is read, what is trained, and how."""
+"""The configuration of a run: its data, its model and its training."""
 
 import dataclasses
 import fnmatch
@@ -14,8 +14,9 @@ from pipeline.files import from_json_text
 from train.octo.config import OctoConfig
 
 FinetuningMode = Literal["full", "head_only", "head_mlp_only"]
-"""`full`: everything but what `optimizer.frozen` names is trained; `head_only`: only the action
-head; `head_mlp_only`: of a head with attention pooling, only what follows the attention."""
+"""`full`: trains everything except what `optimizer.frozen` matches; `head_only`: trains only the
+action head; `head_mlp_only`: in a head with attention pooling, trains only the layers after the
+attention."""
 
 _FROZEN_BY_MODE: Mapping[FinetuningMode, tuple[str, ...]] = {
     "full": (),
@@ -30,41 +31,41 @@ _FROZEN_BY_MODE: Mapping[FinetuningMode, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a warm-up and a decay."""
+    """AdamW with a warm-up and a decay of the learning rate."""
 
     learning_rate: float = 3e-4
-    """At the peak, after the warm-up."""
+    """Peak learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
-    """After the warm-up. `cosine`: down to 0 at decay_steps; `rsqrt`: by the inverse square root of
-    (steps since + rsqrt_timescale); `constant`: stays."""
+    """Decay after the warm-up. `cosine`: down to 0 at decay_steps; `rsqrt`: with the inverse square
+    root of (steps since the warm-up + rsqrt_timescale); `constant`: none."""
     warmup_steps: int = 2000
-    """Steps of linear growth from 0."""
+    """Training steps over which the rate grows linearly from 0."""
     decay_steps: int | None = None
-    """Step at which the cosine reaches 0; None: num_steps. Of `cosine` alone."""
+    """Training step at which the cosine reaches 0; None: num_steps. Only for `cosine`."""
     rsqrt_timescale: int = 10000
-    """Steps; the rate halves in three times as many. Of `rsqrt` alone."""
+    """Training steps; the rate halves after three times as many. Only for `rsqrt`."""
     weight_decay: float = 0.01
-    """Of kernels only; not of biases, norms and embeddings."""
+    """Weight decay of kernels; biases, norms and embeddings have none."""
     clip_norm: float | None = 1.0
-    """Bound of the gradient's global norm, of the whole batch; None: no bound."""
+    """Upper bound of the global norm of the batch's gradient; None: no clipping."""
     frozen: tuple[str, ...] = ("*hf_model*",)
-    """Globs over parameter paths; those are never changed and take no optimizer memory."""
+    """Globs over parameter paths that are not trained; they take no optimizer memory."""
     accumulation_steps: int = 1
-    """Parts that a batch is computed in, one after the other, before the one update: less memory
-    for the same result."""
+    """Number of micro-batches per batch (gradient accumulation): more need less memory, for the
+    same result."""
     ema_decay: float | None = None
-    """Of the exponential moving average of the parameters, such as 0.999, which policies then use;
-    None: there is none."""
+    """Decay of the exponential moving average of the parameters, such as 0.999; policies then use
+    the average. None: no average."""
     max_skipped: int = 3
-    """Updates in a row that may be skipped for a loss or gradient that is not finite; the next one
+    """How many updates in a row may be skipped because the loss or gradient is not finite; one more
     ends the run."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Raises an error if a field is out of range."""
         check(self)
 
     def problems(self) -> Iterator[str]:
-        """Yields all that is wrong with the fields."""
+        """Yields a message for each problem with the fields."""
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -83,61 +84,62 @@ class OptimizerConfig:
         if self.decay_steps is not None and self.schedule != "cosine":
             yield (
                 f"optimizer.decay_steps is {self.decay_steps}, but the schedule {self.schedule!r} "
-                "does not end: leave it out, or take 'cosine'"
+                f"does not end: leave it out, or use 'cosine'"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the camera images in training; a range of one value changes nothing."""
+    """Random augmentation of the training images; a range of one value turns an operation off."""
 
     enabled: bool = True
-    """Whether they are changed at all."""
+    """Whether images are augmented."""
     cropped: tuple[str, ...] | None = None
-    """Cameras that are cropped. None: image_primary or, where the model reads precomputed tokens,
-    which show the whole picture, none. A wrist camera's view moves by itself."""
+    """Cameras whose images are cropped. None: image_primary; or no camera if the model reads
+    precomputed tokens, which were computed from the whole image. The view of a wrist camera moves
+    by itself."""
     crop_scale: tuple[float, float] = (0.8, 1.0)
-    """Least and largest share of the image's area."""
+    """Smallest and largest fraction of the image's area."""
     crop_ratio: tuple[float, float] = (0.9, 1.1)
-    """Least and largest width over height."""
+    """Smallest and largest width over height."""
     brightness: float = 0.1
-    """Largest shift of all colours, whose range is 1."""
+    """Largest shift of all colours, whose range is [0, 1]."""
     contrast: tuple[float, float] = (0.9, 1.1)
-    """Least and largest factor."""
+    """Smallest and largest contrast factor."""
     saturation: tuple[float, float] = (0.9, 1.1)
-    """Least and largest factor."""
+    """Smallest and largest saturation factor."""
     hue: float = 0.05
-    """Largest turn of the hue, of a full circle of 1."""
+    """Largest rotation of the hue, as a fraction of the full circle."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Raises an error if a field is out of range."""
         check(self)
 
     def problems(self) -> Iterator[str]:
-        """Yields all that is wrong with the fields."""
+        """Yields a message for each problem with the fields."""
         for name in ("crop_scale", "crop_ratio", "contrast", "saturation"):
             low, high = getattr(self, name)
             if not 0 < low <= high or (name == "crop_scale" and high > 1):
-                yield f"{name} must be a least and a largest value, not {low} {high}"
+                yield f"{name} must be a smallest and a largest value, not {low} {high}"
         if not (0 <= self.brightness <= 1 and 0 <= self.hue <= 1):
             yield f"brightness {self.brightness} and hue {self.hue} must be in [0, 1]"
 
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-    """Measuring on the episodes that data.validation_fraction holds out."""
+    """Validation on the episodes that data.validation_fraction holds out."""
 
     interval: int = 5000
-    """Steps between validations; the last step is validated too."""
+    """Training steps between validations; the last step is validated too."""
     num_batches: int = 8
-    """Batches of held-out samples, the same every time."""
+    """Number of held-out batches, the same at every validation."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Raises an error if a field is out of range."""
         check(self)
 
     def problems(self) -> Iterator[str]:
-        """Yields all that is wrong with the fields."""
+        """Yields a message for each problem with the fields."""
         for name in ("interval", "num_batches"):
             if getattr(self, name) < 1:
                 yield f"validation.{name} must be at least 1, not {getattr(self, name)}"
@@ -148,79 +150,81 @@ class WandbConfig:
     """Logs metrics to Weights & Biases (extra `wandb`). A resumed run continues its W&B run."""
 
     project: str | None = None
-    """Project; None: nothing is sent."""
+    """Project name; None: nothing is sent."""
     entity: str | None = None
-    """Team or user; None: the account's own."""
+    """Team or user; None: your account's default."""
     group: str | None = None
-    """Group of runs."""
+    """Group that the run belongs to."""
     mode: Literal["online", "offline"] = "online"
     """`offline` writes into the run directory; `wandb sync` sends it later."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole run."""
+    """The configuration of a whole run."""
 
     data: DataConfig
-    """What is read."""
+    """Data to train on."""
     model: OctoConfig
-    """What is trained."""
+    """Model to train."""
     save_dir: str
-    """The run's directory."""
+    """Run directory."""
     name: str | None = None
-    """Of the run, in reports and Weights & Biases; None: the last part of save_dir."""
+    """Name of the run in reports and Weights & Biases; None: the last part of save_dir."""
     batch_size: int = 256
-    """Samples a step, over all devices."""
+    """Samples per training step, over all devices."""
     augment: AugmentConfig = AugmentConfig()
-    """How the images are changed."""
+    """Image augmentation."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How it is trained."""
+    """Optimizer settings."""
     finetuning_mode: FinetuningMode = "full"
-    """What is trained: all that is not frozen, the head, or the head's last layers."""
+    """What is trained: everything that is not frozen, the head, or the head's last layers."""
     fsdp_devices: int = 1
-    """Devices that the parameters and the optimizer's state are cut over; must divide the number of
-    devices. 1: each device holds all of them. The batch is always cut over all devices."""
+    """Number of devices that the parameters and the optimizer state are sharded across; it must
+    divide the device count. 1: every device holds a copy. The batch is always sharded across all
+    devices."""
     pretrained_path: str | None = None
-    """Checkpoint to start from: Octo's in a directory or at hf://owner/name, or the directory of
-    another run; None: random weights."""
+    """Checkpoint to start from: Octo's, in a directory or at hf://owner/name, or the directory of
+    another run. None: random weights."""
     pretrained_step: int | None = None
-    """Its training step; None: the last one in the directory. On the hub it must be named."""
+    """Training step of that checkpoint; None: the last one in the directory. Required on the
+    hub."""
     pretrained_differs: tuple[str, ...] = ()
-    """Globs over parameter paths that may be new, unused or of another shape; any other
+    """Globs over parameter paths that may be missing, unused or of another shape; any other
     difference between model and checkpoint is an error."""
     pretrained_resized: tuple[str, ...] = ()
-    """Globs over position embeddings that are fitted to the model's shape: fewer steps, or another
+    """Globs over position embeddings that are resized to the model's shape: fewer steps, or another
     grid of tokens."""
     num_steps: int = 50000
-    """Steps of the whole run, those before a resume included."""
+    """Training steps of the whole run, including those before a resume."""
     save_interval: int = 5000
-    """Steps between checkpoints; the last step is always saved."""
+    """Training steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 3
-    """Last checkpoints that are kept; older ones are deleted."""
+    """How many of the latest checkpoints to keep; older ones are deleted."""
     keep_every: int | None = None
-    """Steps between checkpoints that are kept for good; None: none are."""
+    """Training steps between checkpoints that are kept forever; None: none are."""
     validation: ValidationConfig = ValidationConfig()
-    """How it is measured."""
+    """Validation settings."""
     wandb: WandbConfig = WandbConfig()
-    """Where metrics go besides the run's directory."""
+    """Logging to Weights & Biases."""
     compilation_cache: str | None = "~/.cache/octograin"
-    """Directory of compiled programs, which a later run of the same shapes takes; None: none."""
+    """Cache of compiled programs, which later runs of the same shapes reuse; None: no cache."""
     seed: int = 0
-    """Of fresh parameters, of augmentation and of the diffusion noise."""
+    """Seed of the initial parameters, the augmentation and the diffusion noise."""
 
     @property
     def title(self) -> str:
-        """The run's name."""
+        """Returns the run's name."""
         return self.name or pathlib.PurePath(self.save_dir).name
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Globs over the paths of parameters that are not trained."""
+        """Returns globs over the paths of parameters that are not trained."""
         return (*self.optimizer.frozen, *_FROZEN_BY_MODE[self.finetuning_mode])
 
     @property
     def cropped(self) -> tuple[str, ...]:
-        """Cameras that are cropped at random."""
+        """Returns the cameras whose images are cropped at random."""
         if not self.augment.enabled:
             return ()
         if self.augment.cropped is not None:
@@ -229,36 +233,36 @@ class TrainConfig:
         return tuple(name for name in wanted if name in self.data.observations)
 
     def __post_init__(self) -> None:
-        """Checks counts, and that data and model speak of the same window, chunk and inputs."""
+        """Raises an error if a field is out of range, or data and model do not fit together."""
         check(self)
 
     def problems(self) -> Iterator[str]:
-        """Yields all that is wrong with the fields."""
+        """Yields a message for each problem with the fields."""
         counts = ("batch_size", "num_steps", "save_interval", "keep_checkpoints", "fsdp_devices")
         for name in (*counts, *(["keep_every"] if self.keep_every is not None else [])):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, not {getattr(self, name)}"
         if self.keep_every is not None and self.keep_every % self.save_interval:
             yield (
-                f"keep_every {self.keep_every} is no multiple of save_interval "
+                f"keep_every {self.keep_every} is not a multiple of save_interval "
                 f"{self.save_interval}: no checkpoint would be kept"
             )
         if self.batch_size % self.optimizer.accumulation_steps:
             yield (
-                f"batch_size {self.batch_size} is no multiple of optimizer.accumulation_steps "
+                f"batch_size {self.batch_size} is not a multiple of optimizer.accumulation_steps "
                 f"{self.optimizer.accumulation_steps}"
             )
         yield from self._check_schedule()
         yield from self._check_mode()
         if self.data.window_size > self.model.max_horizon:
             yield (
-                f"data.window_size {self.data.window_size} is beyond model.max_horizon "
+                f"data.window_size {self.data.window_size} is larger than model.max_horizon "
                 f"{self.model.max_horizon}"
             )
         if self.data.action_horizon != self.model.head.action_horizon:
             yield (
-                f"data.action_horizon {self.data.action_horizon} is not model.head.action_horizon "
-                f"{self.model.head.action_horizon}"
+                f"data.action_horizon {self.data.action_horizon} is not equal to "
+                f"model.head.action_horizon {self.model.head.action_horizon}"
             )
         yield from self._check_language()
         yield from self._check_inputs()
@@ -268,7 +272,7 @@ class TrainConfig:
         if self.finetuning_mode == "head_mlp_only" and self.model.head.pooling != "map":
             yield (
                 "finetuning_mode is head_mlp_only, but the head has no attention pooling "
-                f"(model.head.pooling is {self.model.head.pooling!r}): head_only is the same for it"
+                f"(model.head.pooling is {self.model.head.pooling!r}): use head_only instead"
             )
 
     def _check_schedule(self) -> Iterator[str]:
@@ -277,8 +281,8 @@ class TrainConfig:
         decay_steps = self.optimizer.decay_steps or self.num_steps
         if self.num_steps > decay_steps:
             yield (
-                f"num_steps {self.num_steps} is beyond optimizer.decay_steps {decay_steps}: "
-                "from there on the learning rate is 0"
+                f"num_steps {self.num_steps} is larger than optimizer.decay_steps {decay_steps}: "
+                "after that step the learning rate is 0"
             )
         if self.optimizer.decay_steps and self.optimizer.warmup_steps >= decay_steps:
             yield (
@@ -297,8 +301,8 @@ class TrainConfig:
             )
         if language is not None and not language.finetune and not frozen:
             yield (
-                "model.language.finetune is False, but optimizer.frozen does not name the encoder, "
-                "such as by *hf_model*: weight decay alone would shrink it"
+                "model.language.finetune is False, but optimizer.frozen does not match the "
+                "encoder, as *hf_model* does: weight decay alone would shrink it"
             )
         if language is None:
             if self.data.conditioning != "image_conditioned":
@@ -308,7 +312,7 @@ class TrainConfig:
                 )
         elif self.data.max_text_length != language.max_length:
             yield (
-                f"data.max_text_length {self.data.max_text_length} is not "
+                f"data.max_text_length {self.data.max_text_length} differs from "
                 f"model.language.max_length {language.max_length}"
             )
 
@@ -317,7 +321,7 @@ class TrainConfig:
         missing = sorted(inputs - set(self.data.observations))
         if missing:
             yield (
-                f"the model reads {', '.join(missing)}, data.observations has only "
+                f"the model reads {', '.join(missing)}, but data.observations has only "
                 f"{', '.join(self.data.observations)}"
             )
         cut = sorted((inputs - set(self.model.token_keys)) & set(self.data.current_only))
@@ -331,35 +335,35 @@ class TrainConfig:
         unknown = sorted(set(self.cropped) - set(self.data.observations))
         if unknown:
             yield (
-                f"augment.cropped names {', '.join(unknown)}, data.observations has only "
+                f"augment.cropped names {', '.join(unknown)}, but data.observations has only "
                 f"{', '.join(self.data.observations)}"
             )
         if self.cropped and self.model.vggt is not None:
             yield (
                 f"augment.cropped names {', '.join(self.cropped)}, but the model reads precomputed "
-                f"{', '.join(self.model.token_keys)}: they were made of the whole picture and "
+                f"{', '.join(self.model.token_keys)}: they were computed from the whole image and "
                 "would not follow the crop. Leave augment.cropped empty, or read no tokens"
             )
 
 
 def parse_config(text: str | bytes, *, where: str, remedy: str) -> TrainConfig:
-    """Returns the config of a run of this or an earlier release, from JSON.
+    """Parses the config of a run, written as JSON by this or an earlier release.
 
     Args:
-      text: As it was written.
-      where: The file, for the error.
-      remedy: For the error.
+      text: The JSON text.
+      where: Name of the file, for the error message.
+      remedy: What to do, for the error message.
 
     Raises:
-      DataError: It is no such config.
+      DataError: The text is not such a config.
     """
     return from_json_text(TrainConfig, _updated(text), where=where, remedy=remedy)
 
 
 def _updated(text: str | bytes) -> str | bytes:
-    """The text with the fields that earlier releases did not write, as those releases acted.
+    """Adds the fields that earlier releases did not write, with the values they used.
 
-    They normalised `proprio` alone, and there was no field `data.normalized`.
+    Earlier releases normalised only `proprio`, and had no field `data.normalized`.
     """
     try:
         values = json.loads(text)
@@ -368,5 +372,5 @@ def _updated(text: str | bytes) -> str | bytes:
             return text
         data["normalized"] = [name for name in data["observations"] if name == "proprio"]
     except (ValueError, TypeError, LookupError, RecursionError):
-        return text  # no config of any release: the reader says what is wrong with it
+        return text  # not a config of any release: the parser reports what is wrong with it
     return json.dumps(values)

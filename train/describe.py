@@ -1,4 +1,4 @@
-"""A run's config and devices in words."""
+"""Describes a run's config and devices as text."""
 
 import jax
 import numpy as np
@@ -11,11 +11,11 @@ from train.optimizer import learning_rate
 
 
 def describe_config(config: TrainConfig, unchanged: TrainConfig | None) -> str:
-    """A line a field, those that differ from the file's marked with what the file has.
+    """Returns one line per field; a changed one is marked, with the value in the config file.
 
     Args:
-      config: The run's.
-      unchanged: As its file has it; None: nothing is marked.
+      config: The config of the run.
+      unchanged: The config as in its file; None: nothing is marked.
     """
     now = flatten(to_json_values(config))
     before = now if unchanged is None else flatten(to_json_values(unchanged))
@@ -29,7 +29,7 @@ def describe_config(config: TrainConfig, unchanged: TrainConfig | None) -> str:
 
 
 def describe_devices(mesh: jax.sharding.Mesh) -> str:
-    """Such as `8 x NVIDIA H100 in 2 processes, mesh data 4 x fsdp 2`."""
+    """Returns a text such as `8 x NVIDIA H100 in 2 processes, mesh data 4 x fsdp 2`."""
     kind = jax.devices()[0].device_kind
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     shape = f"mesh data {mesh.shape[DATA_AXIS]} x fsdp {mesh.shape[FSDP_AXIS]}"
@@ -37,7 +37,7 @@ def describe_devices(mesh: jax.sharding.Mesh) -> str:
 
 
 def describe_short_warmup(config: TrainConfig) -> str | None:
-    """What happens where the run ends before its learning rate has risen; None: it does not."""
+    """Returns a warning if the run ends before its learning rate has risen; None if it does not."""
     warmup, num_steps = config.optimizer.warmup_steps, config.num_steps
     if warmup < num_steps:
         return None
@@ -45,7 +45,7 @@ def describe_short_warmup(config: TrainConfig) -> str | None:
     return (
         f"optimizer.warmup_steps {warmup} is not below num_steps {num_steps}: the rate only "
         f"rises, to {last:.2g} of {config.optimizer.learning_rate:.2g} at the last step. That "
-        "shows whether a run works; to train, lower warmup_steps"
+        "is enough to see a run work; to train, lower warmup_steps"
     )
 
 

@@ -1,4 +1,4 @@
-"""The run directory: who may write into it, and the config that explains it."""
+"""The run directory: which process may write into it, and the config stored in it."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ CONFIG_NAME = "config.json"
 _log = logging.getLogger(__name__)
 _ELSEWHERE = "change settings in the file that --config names"
 ONLY_A_RECORD = f"If you edited it, undo that, and {_ELSEWHERE}."
-"""What to do about a changed config.json: it records the config of the run and sets nothing."""
+"""Remedy for a changed config.json, which only records the run's config and sets nothing."""
 _CORRUPT = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete this directory."
 LOCK_NAME = ".lock"
 _PROBE = ".probe."
@@ -53,26 +53,28 @@ _MAY_DIFFER = (
     "data.prefetch_batches",
     "data.ram_budget_gb",
 )
-"""Globs over fields that a resumed run may change: they change no batch, gradient or update but for
-rounding, are read at the start alone, as pretrained weights, or, as the data, are known by their
-content, which the loader's state compares."""
+"""Globs over fields that a resumed run may change. They change batches, gradients and updates only
+by rounding; or are read only at the start, as pretrained weights; or are compared by content, as
+the data is through the loader's state."""
 
 
 def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    """Raises where the run may not use its directory; changes nothing.
+    """Raises an error if the run may not use its directory; changes nothing.
 
     Args:
-      config: The run.
-      resume: Whether the run in the directory continues.
-      overwrite: Whether a run in the directory is to be deleted.
+      config: The config of the run.
+      resume: Whether to resume the run in the directory.
+      overwrite: Whether to delete the run in the directory.
 
     Raises:
-      UserError: Where the directory is in use and neither flag is given, both are, it holds
-        something else than a run, there is nothing to resume, or that run has another config.
+      UserError: The directory is in use and neither flag is given, both flags are given, the
+        directory
+        holds something other than a run, there is nothing to resume, or that run has another
+        config.
     """
     try:
         _check(config, resume=resume, overwrite=overwrite)
-    except OSError as error:  # such as of a name that is too long
+    except OSError as error:  # such as a name that is too long
         raise _unwritable(config, error) from error
 
 
@@ -100,18 +102,20 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[pathlib.Path]:
-    """The run's directory, for this process alone while the block lasts.
+    """Claims the run directory for this process while the block lasts.
 
-    What stood there is deleted unless the run is resumed, its config last: whenever the process is
-    killed, the directory is known as a run. The claim ends with the process, however it ends.
+    Unless the run is resumed, the previous content is deleted, its config last: whenever the
+    process
+    is killed, the directory is still recognised as a run. The claim ends with the process in any
+    case.
 
     Args:
-      config: As of `check`, which is called once the directory is this process's.
-      resume: The same.
-      overwrite: The same.
+      config: The config of the run; `check` is called once this process has the directory.
+      resume: Whether to resume the run in the directory.
+      overwrite: Whether to delete the run in the directory.
 
     Raises:
-      UserError: As `check`, and where it cannot be made, or another process has it.
+      UserError: The same as `check`; or the directory cannot be created, or another process has it.
     """
     directory = pathlib.Path(config.save_dir)
     try:
@@ -137,7 +141,7 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
 
 
 def _empty(directory: pathlib.Path) -> None:
-    """Deletes a run but for its config, which is written from scratch where it is lost."""
+    """Deletes a run except for its config, which is rewritten if it is lost."""
     before = read_config(directory)
     if before is not None:
         write_json(directory / CONFIG_NAME, to_json_values(before))
@@ -147,13 +151,13 @@ def _empty(directory: pathlib.Path) -> None:
 
 
 def check_usable(config: TrainConfig) -> None:
-    """Raises where another process is at work on the run, or its directory cannot be written.
+    """Raises an error if another process is using the run, or its directory cannot be written.
 
-    The missing folders are made inside a temporary one, and removed: rights alone do not tell
-    whether a file system, such as /proc, takes them.
+    The missing folders are created inside a temporary one and removed again: permissions alone do
+    not show whether a file system, such as /proc, accepts new folders.
 
     Raises:
-      UserError: As said.
+      UserError: The directory is in use or cannot be written.
     """
     directory = pathlib.Path(config.save_dir)
     holder = _holder(directory / LOCK_NAME)
@@ -182,7 +186,7 @@ def check_usable(config: TrainConfig) -> None:
 
 
 def existing_part(path: pathlib.Path) -> pathlib.Path:
-    """The path itself where something is there, be it a broken link, else the nearest above."""
+    """Returns the path itself if it exists, even as a broken link; else the nearest parent."""
     place = path.absolute()
     while not os.path.lexists(place):
         place = place.parent
@@ -190,7 +194,7 @@ def existing_part(path: pathlib.Path) -> pathlib.Path:
 
 
 def _holder(lock: pathlib.Path) -> str | None:
-    """Who has the claim; None: nobody, or one may not look."""
+    """Returns which process has the claim; None: none, or it may not be read."""
     try:
         with lock.open() as file:
             try:
@@ -208,7 +212,7 @@ def _is_writable(path: pathlib.Path) -> bool:
 
 
 def _lock(config: TrainConfig, file: TextIO) -> None:
-    """Claims a file, and writes into it who has it."""
+    """Locks a file and writes into it which process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -220,7 +224,7 @@ def _lock(config: TrainConfig, file: TextIO) -> None:
 
 
 def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
-    """What is in a directory, but for the claim and files that a kill left unfinished."""
+    """Lists a directory without the claim and without files that a killed process left."""
     return [
         entry
         for entry in directory.iterdir()
@@ -229,22 +233,22 @@ def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_unfinished(entry: pathlib.Path) -> bool:
-    """Whether a process of this project that was killed left it: a temporary, or a dry run's probe.
+    """Returns whether a killed process of this project left it: a temporary file or a probe.
 
-    A link is none: it may lead anywhere.
+    A link is never one: it may lead anywhere.
     """
     is_probe = entry.name.startswith(_PROBE) and entry.name.endswith(".tmp")
     return (is_probe or temporary_of(entry.name) is not None) and not entry.is_symlink()
 
 
 def _links(directory: pathlib.Path) -> str:
-    """The links to folders in a run, whose content is not deleted with it; empty: none."""
+    """Returns the links to folders in a run, which are not deleted with it; empty if none."""
     links = [entry for entry in _entries(directory) if entry.is_symlink() and entry.is_dir()]
     return ", ".join(f"{entry.name} -> {entry.resolve()}" for entry in links)
 
 
 def read_config(directory: pathlib.Path) -> TrainConfig | None:
-    """The config of the run in a directory, else that of its checkpoints; None: there is no run."""
+    """Returns the config of a run, or else that of its checkpoints; None if there is no run."""
     path = directory / CONFIG_NAME
     try:
         if path.is_file():
@@ -287,7 +291,7 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
 
 
 def flatten(values: object, prefix: str = "") -> dict[str, object]:
-    """Leaves by dotted path."""
+    """Flattens nested values to leaves by dotted path."""
     if not isinstance(values, dict):
         return {prefix: values}
     flat: dict[str, object] = {}

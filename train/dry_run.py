@@ -1,4 +1,4 @@
-"""`--dry_run`: config, data, weights and machine checked against each other, in plain words."""
+"""Checks config, data, weights and machine against each other, for `--dry_run`."""
 
 import dataclasses
 import pathlib
@@ -39,24 +39,24 @@ from train.tracking import import_wandb
 Level = Literal["ok", "warning", "error"]
 _MARKS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 _SMALLEST_STD = 1e-3
-"""Of a normalised dimension: below it, noise would be blown up."""
+"""Smallest std of a normalised dimension: below it, normalisation amplifies noise."""
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Level
-    """`error`: the run would not start, or not be what it is meant to be."""
+    """`error`: the run would not start, or would not train what its config asks for."""
     about: str
-    """What was looked at."""
+    """What was checked."""
     text: str
-    """What was found and, unless it is well, what to do."""
+    """What was found and, unless it is `ok`, what to do."""
 
 
 def examine(flags: Flags) -> int:
-    """Prints every finding; returns the exit code: 0, or 2 where there is an error."""
+    """Prints every finding; returns the exit code: 0, or 2 if there is an error."""
     out = show
     out(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
     findings = diagnose(flags)
@@ -70,10 +70,10 @@ def examine(flags: Flags) -> int:
 
 
 def diagnose(flags: Flags) -> list[Finding]:
-    """All that can be said of a run without compiling it or reading a record.
+    """Checks a run without compiling it or reading a record; returns all findings.
 
     Args:
-      flags: Of the command line.
+      flags: The flags of the command line.
     """
     config = flags.config
     found = _Findings()
@@ -102,7 +102,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     if continues:
         found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
     elif flags.resume:
-        found.add("warning", "checkpoint", "there is none yet: the run begins from scratch")
+        found.add("warning", "checkpoint", "there is none yet: the run starts from scratch")
     _look_at_schedule(found, config)
     _look_at_chunks(found, setup)
     _look_at_statistics(found, setup)
@@ -115,18 +115,18 @@ def diagnose(flags: Flags) -> list[Finding]:
 
 
 class _Findings:
-    """Collects findings; an error in one does not hide the others."""
+    """Collects findings; an error in one check does not hide the others."""
 
     def __init__(self) -> None:
         self.all: list[Finding] = []
 
     def add(self, level: Level, about: str, text: str) -> None:
-        """One more, unless it is known: two parts that meet one error make one finding."""
+        """Adds a finding; an error that two checks run into is added once."""
         if all((level, text) != (one.level, one.text) for one in self.all):
             self.all.append(Finding(level, about, text))
 
     def attempt(self, about: str, work: Callable[[], T], good: str | None = None) -> T | None:
-        """Does the work; its `UserError` is a finding, and so is `good` or a text it returns."""
+        """Runs a check; its `UserError`, the text it returns, or `good` becomes a finding."""
         try:
             done = work()
         except UserError as error:
@@ -139,17 +139,17 @@ class _Findings:
 
 
 def check_directory(flags: Flags) -> None:
-    """Raises `UserError` where the run cannot use its directory."""
+    """Raises a `UserError` if the run cannot use its directory."""
     directory.check(flags.config, resume=flags.resume, overwrite=flags.overwrite)
     directory.check_usable(flags.config)
 
 
 def _check_checkpoint(flags: Flags, setup: Setup) -> str:
-    """Reads what the run would continue from."""
+    """Reads the checkpoint that the run would resume from."""
     position = resume_position(flags.config, setup.loader, new_mixture=flags.new_mixture)
     is_compared = check_arrays(pathlib.Path(flags.config.save_dir))
     arrays = "match their checksums" if is_compared else "can be read; it has no checksums of them"
-    return f"continues after step {position}, whose arrays {arrays}"
+    return f"resumes after step {position}, whose arrays {arrays}"
 
 
 def _check_batch(config: TrainConfig) -> None:
@@ -160,11 +160,11 @@ def _check_batch(config: TrainConfig) -> None:
 
 def _describe_batch(config: TrainConfig) -> str:
     parts = config.optimizer.accumulation_steps
-    in_parts = f" in {parts} parts" if parts > 1 else ""
+    in_parts = f" in {parts} micro-batches" if parts > 1 else ""
     share = config.batch_size // max(jax.device_count() * parts, 1)
     return (
         f"{jax.device_count()} x {jax.devices()[0].device_kind}: batch {config.batch_size}"
-        f"{in_parts}, {share} samples a device at a time"
+        f"{in_parts}, {share} samples per device at a time"
     )
 
 
@@ -201,7 +201,7 @@ def _look_at_schedule(found: _Findings, config: TrainConfig) -> None:
 
 
 def _look_at_chunks(found: _Findings, setup: Setup) -> None:
-    """Chunks that are longer than any episode: their last actions are never trained."""
+    """Warns about chunks longer than any episode: their last actions are never trained."""
     horizon = setup.config.data.action_horizon
     for dataset in setup.loader.datasets:
         longest = int(np.diff([*dataset.episode_starts, dataset.num_steps]).max(initial=0))
@@ -215,7 +215,7 @@ def _look_at_chunks(found: _Findings, setup: Setup) -> None:
 
 
 def _look_at_statistics(found: _Findings, setup: Setup) -> None:
-    """Dimensions that hardly vary, and statistics of more than what is trained on."""
+    """Warns about dimensions that hardly vary, and lists the steps behind the statistics."""
     for key, of_each in setup.loader.statistics.items():
         normalizer = setup.loader.normalizers[key]
         for dataset, part, mask in zip(
@@ -240,7 +240,7 @@ def _look_at_statistics(found: _Findings, setup: Setup) -> None:
 
 
 def _look_at_origin(found: _Findings, setup: Setup) -> None:
-    """Data that another run, whose weights are taken, was trained on otherwise."""
+    """Warns if the run whose weights are loaded was trained on different data."""
     path = setup.config.pretrained_path
     if path is None or not is_run(pathlib.Path(path)):
         return
@@ -249,7 +249,7 @@ def _look_at_origin(found: _Findings, setup: Setup) -> None:
     try:
         check_same_encoders(kept, ours)
     except UserError as error:
-        found.add("warning", "geometry tokens", f"others than those of the run {path}: {error}")
+        found.add("warning", "geometry tokens", f"not those of the run {path}: {error}")
     for where, now in ours.items():
         for field in ("conventions", "normalization"):
             theirs = [one[field] for one in before]
@@ -258,13 +258,13 @@ def _look_at_origin(found: _Findings, setup: Setup) -> None:
                     "warning",
                     f"{field} of {where}",
                     f"{now[field]}, but the weights of {path} were trained with {theirs[0]}: what "
-                    "they learnt of these numbers does not hold here",
+                    "they learnt does not apply to these values",
                 )
         if now["statistics"] not in [one["statistics"] for one in before]:
             found.add(
                 "warning",
                 f"statistics of {where}",
-                f"others than those of the run {path}: its actions mean other movements here. "
+                f"they differ from those of the run {path}: its actions mean other movements here. "
                 "That is right for other data; for the same data, convert it the same way",
             )
 
@@ -278,7 +278,7 @@ def _look_at_texts(found: _Findings, setup: Setup) -> None:
         found.add(
             "warning",
             "instruction",
-            "some steps have none, and no goal images tell their task: set data.conditioning",
+            "some steps have no instruction and no goal image: set data.conditioning",
         )
 
 
@@ -295,7 +295,7 @@ def _look_at_validation(found: _Findings, setup: Setup) -> None:
 
 
 def _look_at_disk(found: _Findings, setup: Setup) -> None:
-    """Room for all checkpoints that will be there at once, one being written included."""
+    """Checks that the disk has room for all checkpoints, including one being written."""
     config = setup.config
     one = checkpoint_bytes(setup.state)
     forever = 0 if config.keep_every is None else config.num_steps // config.keep_every

@@ -1,4 +1,4 @@
-"""What a run is computed with: versions, devices, and the commit of the checkout."""
+"""Records the environment of a run: versions, devices, and the commit of the checkout."""
 
 import importlib.metadata
 import pathlib
@@ -17,7 +17,7 @@ _TIMEOUT_S = 5.0
 
 
 def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The content of a run's `environment.json`; JSON values."""
+    """Returns the JSON values of a run's `environment.json`."""
     return {
         "devices": describe_devices(mesh),
         "commit": find_commit(pathlib.Path(__file__).parents[1]),
@@ -27,7 +27,7 @@ def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def find_commit(checkout: pathlib.Path) -> str | None:
-    """The commit of a checkout, with `+changes` where files differ; None where it is none."""
+    """Returns the commit of a checkout, with `+changes` if files differ; None without git."""
     if not (checkout / ".git").exists():
         return None
     commit = _git(checkout, "rev-parse", "HEAD")
@@ -37,7 +37,7 @@ def find_commit(checkout: pathlib.Path) -> str | None:
 
 
 def _git(checkout: pathlib.Path, *words: str) -> str:
-    """What git prints; nothing where it fails or is not installed."""
+    """Returns what git prints; empty if it fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(checkout), *words],

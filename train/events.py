@@ -1,7 +1,7 @@
-"""TensorBoard's event file, written without a thread: a full disk is an error, not a wait.
+"""Writes TensorBoard's event file without a thread: a full disk is an error, not a hang.
 
-`tensorboardX.SummaryWriter` writes from a thread. Where that dies of an error, its queue of ten
-fills, and the next number waits for ever.
+`tensorboardX.SummaryWriter` writes from a thread. If that thread dies of an error, its queue of ten
+fills up, and the next write blocks forever.
 """
 
 import os
@@ -18,19 +18,20 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 _FLUSH_S = 30.0
-"""Seconds between two flushes, each of which waits for the disk."""
+"""Seconds between two flushes; each flush waits for the disk."""
 
 
 class Events:
-    """Scalars by step.
+    """Writes scalars by training step.
 
     Args:
-      directory: Gets the file; made where it is missing.
-      first_step: The first that is to come; TensorBoard hides those that an earlier file has from
+      directory: Gets the file; created if missing.
+      first_step: The first training step to be written; TensorBoard hides what an earlier file has
+        from
         here on.
 
     Raises:
-      OSError: Here and in each method, where the file cannot be written.
+      OSError: Here and in each method, if the file cannot be written.
     """
 
     def __init__(self, directory: pathlib.Path, first_step: int) -> None:
@@ -42,7 +43,7 @@ class Events:
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step, by name."""
+        """Writes the scalars of a training step, by name."""
         for name, value in values.items():
             self._write(Event(step=step, summary=scalar(name, value)))
         if time.monotonic() - self._flushed_s >= _FLUSH_S:

@@ -1,4 +1,4 @@
-"""`python -m train.export RUN DST`: a trained model in the layout of the original Octo."""
+"""`python -m train.export RUN DST`: writes a trained model in the original Octo's layout."""
 
 import collections
 import dataclasses
@@ -20,24 +20,24 @@ from train.octo.export import OctoExport, export_octo
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Writes a trained model in the layout of the original Octo, whose code then loads it."""
+    """Writes a trained model in the layout of the original Octo, whose code can load it."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Directory to make."""
+    """Directory to create."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Step of the checkpoint; the last one where none is named."""
+    """Training step of the checkpoint; the last one by default."""
     language_encoder: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")
     ] = None
-    """Hugging Face name of the language encoder; needed where it is not t5-base."""
+    """Hugging Face name of the language encoder; required unless it is t5-base."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
 
 def main() -> None:
-    """Parses the command line and writes."""
+    """Parses the command line and writes the checkpoint."""
     with user_errors_exit():
         args = tyro.cli(Args, prog="python -m train.export", use_underscores=True)
         _export(args)
@@ -50,7 +50,7 @@ def _export(args: Args) -> None:
             where=args.run,
             expected="the directory of a run, with checkpoints",
             found="none in it" if run.is_dir() else "no such directory",
-            remedy="Name the save_dir of a run.",
+            remedy="Give the save_dir of a run.",
         )
     checkpoint = read_checkpoint(run, args.step)
     export = OctoExport(
@@ -67,11 +67,12 @@ def _export(args: Args) -> None:
 def original_statistics(datasets: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of the original's `dataset_statistics.json`.
 
-    Of a single dataset these are its statistics; of several, those of each by its name, or by its
-    path where another has that name.
+    For a single dataset these are its statistics; for several, one entry per dataset, by name, or
+    by
+    path if two have the same name.
 
     Args:
-      datasets: Of a checkpoint, by path.
+      datasets: The datasets of a checkpoint, by path.
     """
     if len(datasets) == 1:
         return _statistics(*datasets.values())
@@ -79,18 +80,18 @@ def original_statistics(datasets: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def original_conventions(datasets: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of `conventions.json`, which the original has no place for.
+    """Returns the content of `conventions.json`, which the original layout has no file for.
 
-    It says by dataset what the model's actions and images mean.
+    It describes, for each dataset, what the model's actions and images mean.
 
     Args:
-      datasets: Of a checkpoint, by path.
+      datasets: The datasets of a checkpoint, by path.
     """
     return {name: _conventions(dataset) for name, dataset in _by_name(datasets).items()}
 
 
 def _by_name(datasets: Mapping[str, Any]) -> dict[str, Any]:
-    """The datasets by their names, or by their paths where two have one name."""
+    """Returns the datasets by name, or by path where two have the same name."""
     names = collections.Counter(dataset["name"] for dataset in datasets.values())
     return {
         path if names[dataset["name"]] > 1 else dataset["name"]: dataset
@@ -120,7 +121,7 @@ def _conventions(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
-    """In the original's words: `observation/proprio` is `proprio`, and the action has its mask."""
+    """Renames the statistics to the original's: `observation/proprio` becomes `proprio`."""
     gripper = dataset["conventions"]["gripper_dim"]
     normalization = dataset.get("normalization", "normal")
     features = {
@@ -141,10 +142,10 @@ def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
 def _undone_by_mean_and_std(
     values: Mapping[str, Any], normalization: Normalization
 ) -> dict[str, Any]:
-    """Moments whose mean and std undo the run's normalisation, as the original does by default.
+    """Returns moments whose mean and std undo the run's normalisation, as the original does.
 
-    `bounds` and `quantile` map the range from p01 to p99; its middle and half its width are what
-    the original has to add and multiply by.
+    `bounds` and `quantile` map the range from p01 to p99. The original has to add its middle and
+    multiply by half its width.
     """
     moments = {name: list(moment) for name, moment in values.items() if name != "count"}
     if normalization == "normal":
@@ -156,10 +157,10 @@ def _undone_by_mean_and_std(
 
 
 def _standardize_gripper(moments: dict[str, Any], conventions: Mapping[str, Any]) -> None:
-    """Turns the gripper's moments, of stored commands, into those of 1 = open and 0 = closed."""
+    """Converts the gripper's moments from stored commands to 1 = open and 0 = closed."""
     dim, close = conventions["gripper_dim"], conventions.get("gripper_close", 0.0)
     span = conventions.get("gripper_open", 1.0) - close
-    if span < 0:  # what was least is most
+    if span < 0:  # the sign flips, so the minimum becomes the maximum
         for low, high in (("min", "max"), ("p01", "p99")):
             if low in moments:
                 moments[low][dim], moments[high][dim] = moments[high][dim], moments[low][dim]

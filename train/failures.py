@@ -28,14 +28,14 @@ _DEVICE = {
     errno.EREMOTEIO,
     errno.ESHUTDOWN,
 }
-_SEE_TO_DEVICE = "The disk or its mount does not answer as it should: see to it"
+_SEE_TO_DEVICE = "The disk or its mount does not respond correctly: check it"
 _HALF = 150
 _IN_TEXT = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
-"""TensorStore tells the system's error in words alone."""
+"""Pattern of the system's error code, which TensorStore gives only inside its message."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a logged line is none of the errors that Orbax's threads log and that it raises."""
+    """Returns whether a record is logged: not if Orbax's threads also raise the same error."""
     return "orbax" not in record.pathname or record.levelno < logging.ERROR
 
 
@@ -43,24 +43,24 @@ logging.getLogger("absl").addFilter(_is_news)
 
 
 def complete_steps(checkpoints: pathlib.Path) -> list[int]:
-    """Of a run's complete checkpoints; those under way have other names."""
+    """Returns the training steps of a run's complete checkpoints; others have other names."""
     if not checkpoints.is_dir():
         return []
     return sorted(int(name) for name in os.listdir(checkpoints) if name.isdecimal())
 
 
 def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
-    """The error of a corrupt checkpoint, with the way on: the step before it, where there is one.
+    """Returns the error for a corrupt checkpoint; it names the previous checkpoint, if any.
 
     Args:
-      path: The directory of its step.
-      expected: As of every `UserError`.
-      found: As of every `UserError`.
+      path: The directory of the checkpoint.
+      expected: What was expected there, for the error message.
+      found: What was found, for the error message.
     """
     earlier = [step for step in complete_steps(path.parent) if step < int(path.name)]
     if earlier:
         way_on = (
-            f"step {earlier[-1]}, which is there, is the one before: name that, or resume from it "
+            f"use step {earlier[-1]}, the checkpoint before it; or resume from that one "
             f"once {path.name} is moved out of {path.parent}"
         )
     else:
@@ -75,10 +75,10 @@ def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
-    """Names what keeps the checkpoint of a step from being read inside the block.
+    """Turns what fails inside the block, a read of a checkpoint, into an error with its cause.
 
     Raises:
-      UserError: The system refuses, or the disk or its mount does not answer.
+      UserError: The system refuses, or the disk or its mount does not respond.
       DataError: The checkpoint is corrupt.
     """
     try:
@@ -105,10 +105,10 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(checkpoints: pathlib.Path) -> Iterator[None]:
-    """Names what keeps the system from writing a checkpoint inside the block.
+    """Turns what fails inside the block, a write of a checkpoint, into an error with its cause.
 
     Raises:
-      UserError: Where something does; any other error comes through as it is.
+      UserError: The system cannot write; any other error passes unchanged.
     """
     try:
         yield
@@ -128,7 +128,7 @@ def writing(checkpoints: pathlib.Path) -> Iterator[None]:
 
 
 def unwritten(checkpoints: pathlib.Path, found: str, remedy: str) -> UserError:
-    """The error of a checkpoint that cannot be written, with the last one that is complete."""
+    """Returns the error for a failed write; it names the last complete checkpoint."""
     steps = complete_steps(checkpoints)
     kept = f"that of step {steps[-1]} is complete" if steps else "none is complete"
     return UserError(
@@ -140,7 +140,7 @@ def unwritten(checkpoints: pathlib.Path, found: str, remedy: str) -> UserError:
 
 
 def _error_number(error: BaseException) -> int | None:
-    """The system's number of what is behind an error; None where the system is not."""
+    """Returns the system's error code behind an exception; None if there is none."""
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, OSError) and behind.errno is not None:
@@ -153,6 +153,6 @@ def _error_number(error: BaseException) -> int | None:
 
 
 def _in_one_line(error: BaseException) -> str:
-    """What it says; of a long text, which begins with the place, the end with the reason too."""
+    """Returns the message in one line; of a long one, only its beginning and its end."""
     text = " ".join(str(error).split())
     return text if len(text) <= 2 * _HALF else f"{text[:_HALF]} … {text[-_HALF:]}"

@@ -1,4 +1,4 @@
-"""Which arrays of a batch have numbers that are not finite."""
+"""Finds the arrays of a batch with values that are not finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def non_finite(arrays: Mapping[str, Any]) -> list[str]:
-    """Paths of the arrays with NaN or infinities, and how many, such as `action (3 of 128)`.
+    """Lists the arrays with NaN or infinities, and their count, such as `action (3 of 128)`.
 
     Args:
       arrays: Nested arrays on the host; integers and masks are always finite.

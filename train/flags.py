@@ -1,4 +1,4 @@
-"""The command line of a run: a config from its file, and flags that change it."""
+"""Parses the command line of a run: a config file, and flags that change its fields."""
 
 import argparse
 import dataclasses
@@ -21,43 +21,43 @@ class Flags:
     """Finetunes Octo on dataset directories."""
 
     config: Annotated[TrainConfig, tyro.conf.FlagConversionOff]
-    """The run; the defaults are the config file's."""
+    """Config of the run; the defaults come from the config file."""
     name: str | None = None
-    """Name of the run, as --config.name."""
+    """Name of the run; the same as --config.name."""
     resume: bool = False
-    """Continue with the run in save_dir from its last checkpoint, or from its start where it was
-    killed before the first one."""
+    """Resume the run in save_dir from its last checkpoint, or from its start if it was killed
+    before the first one."""
     dry_run: bool = False
-    """Check config, data, weights and machine, say all that is found, and train nothing."""
+    """Check config, data, weights and machine, print all findings, and train nothing."""
     overwrite: bool = False
     """Delete the run in save_dir and start from scratch."""
     new_mixture: bool = False
-    """With resume: continue with other datasets, weights or filters than the run had so far; its
+    """With --resume: continue with other datasets, weights or filters than before; the run's
     checkpoints record the change."""
     debug: bool = False
     """Show a traceback with an error."""
     unchanged: tyro.conf.Suppress[TrainConfig | None] = None
-    """The config as its file has it."""
+    """Config as in its file, without changes by flags."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _FlagsOfNoFile(Flags):
     """Finetunes Octo on dataset directories.
 
-    With --config FILE, --help explains every field of its config, each of which is a flag.
+    With --config FILE, --help explains every field of its config; each field is a flag.
     """
 
     config: Annotated[str, tyro.conf.arg(metavar="FILE[:VARIANT]", help_behavior_hint="")] = ""  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Config file and, after a colon, a variant of it, such as configs/libero_vggt.py:demo."""
+    """Config file and, after a colon, one of its variants, such as configs/libero_vggt.py:demo."""
 
 
 def parse_flags(arguments: Sequence[str]) -> Flags:
-    """Flags from a command line: `--config FILE[:VARIANT]`, then any field of the config.
+    """Parses a command line: `--config FILE[:VARIANT]`, then any field of the config.
 
     Raises:
-      UserError: Where no config file is named, it or its variant does not exist, or, unless it is
-        a dry run, which lists them, the config has problems; all of these together.
-      SystemExit: With code 2 after a message: a flag that does not exist or does not parse.
+      UserError: No config file is given, or it or its variant does not exist; or the config has
+        problems, which are all listed together. A dry run prints them instead.
+      SystemExit: With code 2, after a message: a flag does not exist or does not parse.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
@@ -96,22 +96,23 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
 
 
 def check_flags(flags: Flags) -> None:
-    """Raises `UserError` where flags ask for what cannot be together."""
+    """Raises a `UserError` if flags contradict each other."""
     if flags.new_mixture and not flags.resume:
         raise UserError(
             where="command line",
             expected="--new_mixture with --resume",
             found="it alone",
-            remedy="A new run needs no leave for its mixture: leave it out.",
+            remedy="A new run may use any mixture: leave the flag out.",
         )
 
 
 def load_config(name: str) -> TrainConfig:
-    """The config of `FILE[:VARIANT]`: an entry of the file's `VARIANTS`, by default `default`.
+    """Loads the config of `FILE[:VARIANT]` from the file's `VARIANTS`; the default is `default`.
 
     Raises:
-      UserError: Where there is no such file or variant, or it has problems: all of them together.
-        Those of the file's other variants do not matter.
+      UserError: The file or variant does not exist, or the config has problems, which are all
+        listed
+        together. Problems of the file's other variants are ignored.
     """
     config = _read_variant(name)
     _check_config(config, name)
@@ -123,14 +124,14 @@ def _check_config(config: TrainConfig, name: str) -> None:
     if found:
         raise UserError(
             where=f"--config {name}",
-            expected="settings that fit each other",
+            expected="settings that fit together",
             found="; ".join(found),
             remedy="Change them in the file or by flags.",
         )
 
 
 def _read_variant(name: str) -> TrainConfig:
-    """As `load_config`, whatever problems the config has."""
+    """Loads a config like `load_config`, but accepts one with problems."""
     file, _, variant = name.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
@@ -138,7 +139,7 @@ def _read_variant(name: str) -> TrainConfig:
             where=f"--config {name}",
             expected="a config file",
             found="none at that path",
-            remedy="Those that come with the project lie in configs/.",
+            remedy="The project's own configs are in configs/.",
         )
     variants = _read_variants(path)
     wanted = variant or DEFAULT_VARIANT
@@ -147,7 +148,7 @@ def _read_variant(name: str) -> TrainConfig:
             where=f"--config {name}",
             expected=f"a variant among {', '.join(map(str, variants))}",
             found=wanted,
-            remedy=f"Write for example --config {file}:{next(iter(variants))}.",
+            remedy=f"Write, for example, --config {file}:{next(iter(variants))}.",
         )
     if not isinstance(variants[wanted], TrainConfig):
         raise _unusable_file(path, f"{type(variants[wanted]).__name__} as {wanted}")
@@ -160,7 +161,7 @@ def _read_variants(path: pathlib.Path) -> dict[str, Any]:
             found = runpy.run_path(str(path))
     except SystemExit as error:
         raise _unusable_file(path, f"a call of exit({error.code!r})") from error
-    except Exception as error:  # whatever the file's own code raises
+    except Exception as error:  # the file's own code may raise anything
         text = " ".join(str(error).split())
         raise _unusable_file(path, f"{type(error).__name__}{text and f': {text}'}") from error
     if "VARIANTS" not in found:

@@ -1,4 +1,4 @@
-"""All that a run needs from the disk or the hub, found before anything is computed."""
+"""Opens everything that a run reads from disk or the hub, before anything is computed."""
 
 import contextlib
 import dataclasses
@@ -20,21 +20,22 @@ from train.pretrained import load_pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The opened inputs of a run."""
+    """The opened data, vocabulary and weights of a run."""
 
     datasets: tuple[Dataset, ...]
-    """In the config's order."""
+    """Datasets, in the config's order."""
     vocabulary: sentencepiece.SentencePieceProcessor
-    """T5's."""
+    """Tokenizer of T5."""
     weights: dict[str, Any] | None
-    """Pretrained parameters, nested numpy arrays; None: random ones, or a resumed run's own."""
+    """Pretrained parameters as nested numpy arrays; None: random weights, or a resumed run's
+    own."""
 
 
 def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
     """Opens datasets, vocabulary and, unless the run is resumed, pretrained weights.
 
     Raises:
-      UserError: Naming everything that is missing at once, each with the commands that get it.
+      UserError: Something is missing; it lists everything at once, with the commands to get it.
     """
     problems: list[UserError] = []
     datasets: list[Dataset] = []
@@ -59,10 +60,10 @@ def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
 
 @contextlib.contextmanager
 def exclusion_named(config: TrainConfig) -> Iterator[None]:
-    """Adds to the error of a corrupt record how the run continues without it.
+    """Adds to the error of a corrupt record the flags that exclude the record.
 
     Raises:
-      UserError: As `excludable` returns it.
+      UserError: The error that `excludable` returns.
     """
     try:
         yield
@@ -71,7 +72,7 @@ def exclusion_named(config: TrainConfig) -> Iterator[None]:
 
 
 def excludable(error: RecordError, config: TrainConfig) -> UserError:
-    """The error of a corrupt record, with the flags that continue without it."""
+    """Returns the error of a corrupt record with the flags that exclude the record."""
     flags = [
         f"--config.data.datasets.{number}.excluded "
         + " ".join(dict.fromkeys((*part.excluded, error.record)))
@@ -98,7 +99,7 @@ def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
 
 
 def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcessor:
-    """T5's vocabulary, no larger than the encoder's table: an id beyond it would give NaN."""
+    """Opens T5's vocabulary; an id beyond the encoder's table would give NaN, so it is an error."""
     vocabulary = load_vocabulary(config.data.vocabulary)
     language = config.model.language
     rows = math.inf if language is None else language.t5.vocab_size
@@ -107,13 +108,13 @@ def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcesso
             where=f"vocabulary {config.data.vocabulary}",
             expected=f"at most {rows} pieces, the rows of model.language.t5.vocab_size",
             found=str(vocabulary.GetPieceSize()),
-            remedy="Name the vocabulary that the encoder was trained with.",
+            remedy="Give the vocabulary that the encoder was trained with.",
         )
     return vocabulary
 
 
 def _read_weights(config: TrainConfig) -> dict[str, Any] | None:
-    """The pretrained parameters, of a model with the same meaning as the config's."""
+    """Returns the pretrained parameters; their model's config must mean the same as this config."""
     if config.pretrained_path is None:
         return None
     pretrained = load_pretrained(config.pretrained_path, config.pretrained_step)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop where it can continue from."""
+"""Handles the signals that ask a run to save and stop."""
 
 import logging
 import os
@@ -12,20 +12,22 @@ import types
 _log = logging.getLogger("train.run")
 _ASK = (signal.SIGTERM, signal.SIGUSR1)
 _PATIENCE_S = 5.0
-"""Schedulers send one signal several times, to a job and to its steps: those are one request."""
+"""A scheduler may send one signal several times; within this many seconds they count as one."""
 
 
 class StopRequests:
-    """Notes SIGTERM and SIGUSR1 instead of dying of them; a context manager.
+    """Records SIGTERM and SIGUSR1 instead of dying from them; a context manager.
 
-    After `note_ctrl_c` a first Ctrl-C is noted as well; a second one interrupts at once. Any of
-    them that comes five seconds after the first ends the process, even where it waits for another
-    process that does not answer.
+    After `note_ctrl_c` a first Ctrl-C is recorded too; a second one interrupts at once. Any of
+    these
+    signals that arrives five seconds or more after the first ends the process, even while it waits
+    for
+    another process that does not respond.
     """
 
     def __init__(self) -> None:
         self.first_signal: signal.Signals | None = None
-        """The first signal that came."""
+        """The first signal that arrived."""
         self._asks: list[signal.Signals] = list(_ASK)
         self._before: dict[signal.Signals, signal._HANDLER] = {}
         self._arrivals, self._wakeup = socket.socketpair()
@@ -33,23 +35,23 @@ class StopRequests:
         self._wakeup_before = -1
 
     def __enter__(self) -> "StopRequests":
-        """Begins to note."""
+        """Starts recording signals."""
         for number in _ASK:
             self._note(number)
-        # Python runs handlers between two of its own instructions: a wait for the devices has none.
+        # A handler runs only between Python instructions; a wait for the devices would block it.
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Signals mean again what they meant before."""
+        """Restores the previous signal handlers."""
         signal.set_wakeup_fd(self._wakeup_before)
         self._wakeup.close()
         for number in (*_ASK, signal.SIGINT):
             self._restore(number)
 
     def note_ctrl_c(self) -> None:
-        """From here on a first Ctrl-C is noted."""
+        """Records the first Ctrl-C from now on."""
         self._note(signal.SIGINT)
         self._asks.append(signal.SIGINT)
 
@@ -67,7 +69,7 @@ class StopRequests:
             self._restore(signal.SIGINT)
 
     def _watch(self) -> None:
-        """Tells of the first signal, and ends the process at one that comes much later."""
+        """Logs the first signal, and ends the process at one that arrives much later."""
         first_s = None
         with self._arrivals:
             while arrived := self._arrivals.recv(1):
@@ -77,7 +79,7 @@ class StopRequests:
                 name = signal.Signals(number).name
                 if first_s is None:
                     first_s = now_s
-                    _log.warning("%s: to stop; again in 5 s ends the run unsaved", name)
+                    _log.warning("%s: stopping; a second one after 5 s ends the run unsaved", name)
                 elif now_s - first_s >= _PATIENCE_S:
                     sys.stderr.write(
                         f"ended by a second {name}; --resume continues from the last checkpoint\n"

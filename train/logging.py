@@ -1,4 +1,4 @@
-"""What a person sees of a run: a metrics file, TensorBoard events and a progress bar."""
+"""Writes a run's metrics file and TensorBoard events, and shows a progress bar."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from train.validation import ValidationMetrics
 
 METRICS_NAME = "metrics.jsonl"
 _WIDTH_WITH_A_BAR = 122
-"""Columns of a terminal; a narrower one shows the numbers alone."""
+"""Width of a terminal in columns; a narrower one shows the metrics without a bar."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,44 +29,45 @@ class StepMetrics:
     """One line of `metrics.jsonl`."""
 
     step: int
-    """Steps taken, this one included."""
+    """Training steps taken, including this one."""
     loss: float
-    """Of the batch."""
+    """Loss of the batch."""
     grad_norm: float
     """Global norm of the gradient of the trained parameters, before clipping."""
     update_norm: float
-    """Global norm of their change."""
+    """Global norm of the trained parameters' update."""
     param_norm: float
-    """Global norm of the trained parameters before it."""
+    """Global norm of the trained parameters before the update."""
     learning_rate: float
-    """Of the step."""
+    """Learning rate of the training step."""
     applied: int
-    """1; or 0, where the loss or gradient is not finite and the update was skipped."""
+    """1, or 0 if the update was skipped because the loss or gradient is not finite."""
     step_s: float
-    """Seconds from the step before to this one, waiting included."""
+    """Seconds since the previous training step, including waiting."""
     data_wait_s: float
-    """Seconds of these, at most, in which the devices had nothing to do for want of the batch."""
+    """Upper bound of the seconds that the devices were idle while waiting for the batch."""
     memory_gb: float
-    """Largest memory in use so far, in 10^9 bytes: of the first device, on a CPU of the process."""
+    """Peak memory so far, in 10^9 bytes: of the first device, or of the process on a CPU."""
     batch_fingerprint: str
-    """XXH3 over every byte of the batch."""
+    """XXH3 of every byte of the batch."""
     align_loss: float | None = None
-    """Of geometry tokens that the model aligns with, before its weight; None: it does not."""
+    """Unweighted alignment loss of the geometry tokens; None: the model does not align."""
 
 
 _NUMBERS = tuple(f.name for f in dataclasses.fields(StepMetrics) if f.type in (int, float))[1:]
-"""All that every step has, but the step itself."""
+"""The numeric fields that every training step has, except `step`."""
 
 
 class MetricsLog:
-    """Writes every step's metrics; a context manager.
+    """Writes the metrics of every training step; a context manager.
 
     Args:
       run_directory: Gets `metrics.jsonl` and `tensorboard/`.
       num_steps: Length of the progress bar.
-      tracking: Gets the same numbers, where there is one.
-      meter: Tells the pace beside it.
-      first_step: Steps taken before; lines of later ones, of a killed run, are dropped.
+      tracking: Also gets the metrics; None: no tracking.
+      meter: Measures the throughput that the progress bar shows.
+      first_step: Training steps taken before; lines of later steps, left by a killed run, are
+        dropped.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class MetricsLog:
         self._tracking = tracking
 
     def __enter__(self) -> "MetricsLog":
-        """Shows the progress bar."""
+        """Opens the progress bar."""
         self._progress.start()
         return self
 
@@ -112,7 +113,7 @@ class MetricsLog:
         """Closes the files and the bar.
 
         Raises:
-          UserError: Where what is left cannot be written and no other error is on its way.
+          UserError: The remaining lines cannot be written, and no other error is being raised.
         """
         self._progress.stop()
         try:
@@ -125,10 +126,10 @@ class MetricsLog:
             self._tracking.close()
 
     def write(self, metrics: StepMetrics) -> None:
-        """Appends one step.
+        """Appends the metrics of a training step.
 
         Raises:
-          UserError: Where a file cannot be written.
+          UserError: A file cannot be written.
         """
         values = dataclasses.asdict(metrics)
         numbers = {name: values[name] for name in _NUMBERS}
@@ -144,10 +145,10 @@ class MetricsLog:
         self._progress.update(self._task, completed=metrics.step, status=status)
 
     def write_validation(self, metrics: ValidationMetrics) -> None:
-        """Adds the numbers of a validation.
+        """Appends the metrics of a validation.
 
         Raises:
-          UserError: Where a file cannot be written.
+          UserError: A file cannot be written.
         """
         values = {"loss": metrics.loss, "action_error": metrics.action_error}
         values |= {f"action_error/{dim}": error for dim, error in metrics.by_dim.items()}
@@ -162,12 +163,12 @@ class MetricsLog:
 
 
 def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
-    """The lines of a run's `metrics.jsonl`; none where it has no such file.
+    """Reads the lines of a run's `metrics.jsonl`; empty if there is no such file.
 
-    A last line that a kill cut short is left out: its step is taken again.
+    A last line that a kill truncated is left out: that step is repeated.
 
     Raises:
-      DataError: A corrupt line, or one with other fields.
+      DataError: A line is corrupt, or has other fields.
     """
     path = run_directory / METRICS_NAME
     return [_to_metrics(values, path) for _, values in _lines(path)]
@@ -189,7 +190,7 @@ def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
 
 
 def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-    """The complete lines of a file, which may not exist: each with its end, and its fields."""
+    """Returns each complete line's end and its fields; empty if the file does not exist."""
     *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
     if not _is_cut_short(last):
         lines.append(last)
@@ -198,7 +199,7 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _is_cut_short(line: bytes) -> bool:
-    """Whether what follows the last line break is not a whole JSON value."""
+    """Returns whether the bytes after the last line break are not a whole JSON value."""
     try:
         json.JSONDecoder().raw_decode(line.decode(errors="replace"))
     except UNPARSABLE:

@@ -1,4 +1,4 @@
-"""The loop: a batch, a step, and what is due after it: logs, checkpoints, validation."""
+"""The training loop: batch, training step, then logs, checkpoints and validation when due."""
 
 import dataclasses
 import logging
@@ -27,25 +27,25 @@ from train.views import save_views
 _log = logging.getLogger("train.run")
 T = TypeVar("T")
 _Ahead = tuple[dict[str, Any], LoadedBatch]
-"""A batch on the devices, and on the host."""
+"""The arrays of a batch on the devices, and the batch on the host."""
 
 
 class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
-    """The run was asked to stop, and is saved."""
+    """Raised when a run was asked to stop; its state is saved."""
 
     def __init__(self, by: signal.Signals | None, *, is_complete: bool) -> None:
         super().__init__()
         self.by = by
-        """The signal; None: another process got it."""
+        """The signal that was received; None: another process received it."""
         self.way_on = "continue with --resume"
-        """What to do then."""
+        """What the user can do next."""
         if is_complete:
             self.way_on = "it is the last one; `python -m train.report` writes the report"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step whose metrics are not read yet: they are, while the next one computes."""
+    """A training step whose metrics are read later, while the next step computes."""
 
     step: int
     metrics: Metrics
@@ -55,19 +55,19 @@ class _Pending:
 
 
 class Loop:
-    """Trains from a state to the last step.
+    """Trains from a given state to the last training step.
 
     Args:
-      setup: The run.
-      train_step: Compiled.
-      table: As `make_language_table` returns it.
-      checkpoints: Where states go.
-      log: Where metrics go; None in processes that do not write.
-      directory: The run's.
-      stop_requests: Of signals.
+      setup: The set-up run.
+      train_step: The compiled training step.
+      table: The language table that `make_language_table` returns.
+      checkpoints: Writes the states.
+      log: Writes the metrics; None in processes that do not write.
+      directory: The run directory.
+      stop_requests: Records the signals that ask the run to stop.
     """
 
-    def __init__(  # noqa: PLR0913  (the parts of a run, once)
+    def __init__(  # noqa: PLR0913  (the parts of a run, passed once)
         self,
         setup: Setup,
         train_step: TrainStep,
@@ -96,17 +96,19 @@ class Loop:
         """This process's error, kept until it is sent to every process."""
 
     def run(self, state: TrainState, *, is_saved: bool) -> TrainState:
-        """Trains, saves and validates as the config says; returns the last state.
+        """Trains, saves and validates according to the config; returns the last state.
 
         Args:
-          state: To start from; its arrays are used up.
-          is_saved: Whether the last checkpoint is of this state.
+          state: The state to start from; its arrays are donated.
+          is_saved: Whether the last checkpoint already holds this state.
 
         Raises:
-          UserError: In every process, where in any a batch cannot be made, too many updates in a
-            row were skipped, or a file cannot be written. The state is saved where that is
-            possible, with the metrics of all its steps.
-          Stopped: On request to any process, once the state is saved.
+          UserError: In every process, if in any process a batch cannot be made, too many updates in
+            a row
+            were skipped, or a file cannot be written. The state is saved if possible, with the
+            metrics of all
+            its training steps.
+          Stopped: Any process was asked to stop; the state is saved.
         """
         first = int(state.step)
         self._saved = first if is_saved else None
@@ -119,13 +121,13 @@ class Loop:
                 ahead = self._alone(lambda: next(batches))
                 wait_s = time.perf_counter() - asked
                 if pending is not None and not _is_ready(pending.metrics["loss"]):
-                    wait_s = 0.0  # the devices were still at work on the step before
+                    wait_s = 0.0  # the devices were still computing the previous step
                 self._agree_to_continue(pending, state)
                 arrays, batch = cast(_Ahead, ahead)
                 if step == 1:
                     self._show(batch)
                 state, metrics = self._step(state, arrays, self._table)
-                ahead = arrays = None  # its memory is free for the next one
+                ahead = arrays = None  # frees its device memory for the next batch
                 self._flush(pending)
                 now = time.perf_counter()
                 pending = _Pending(step, metrics, now - before, wait_s, batch.fingerprint)
@@ -152,7 +154,7 @@ class Loop:
             return None
 
     def _agree_to_continue(self, pending: _Pending | None, state: TrainState) -> None:
-        """Returns if no process has failed or is asked to stop; else saves, and raises in all."""
+        """Returns if no process failed or was asked to stop; otherwise saves, and raises in all."""
         asked = self._stop_requests.first_signal
         try:
             if not cluster.agree(flag=asked is not None, error=self._failure):
@@ -166,7 +168,7 @@ class Loop:
         raise Stopped(asked, is_complete=int(state.step) == self._config.num_steps)
 
     def _show(self, batch: LoadedBatch) -> None:
-        """Draws what the model sees of the first batch."""
+        """Draws the images that the model sees of the first batch."""
         if self._log is not None:
             self._alone(lambda: save_views(self._config, batch.arrays, self._directory))
 
@@ -194,7 +196,7 @@ class Loop:
             self._saved = step
 
     def _validate_if_missed(self, step: int, state: TrainState) -> None:
-        """Makes up for a validation that the run was ended in."""
+        """Runs the validation that was due when the run ended early."""
         if step == 0 or not self._is_validated_at(step):
             return
 
@@ -228,14 +230,14 @@ class Loop:
             _log.info("%s", _describe(found))
 
     def _resumable(self, error: UserError, step: int) -> UserError:
-        """The error, with where the run stands."""
+        """Adds to an error the training step that the run can resume from."""
         way_on = "continue with --resume" if step < self._config.num_steps else "it is the last one"
         remedy = f"The run is saved at step {step}: {way_on}. {error.remedy}"
         where, expected, found = error.where, error.expected, error.found
         return UserError(where=where, expected=expected, found=found, remedy=remedy)
 
     def _flush(self, pending: _Pending | None) -> None:
-        """Waits for a step's metrics and writes them; one skipped update too many is a failure."""
+        """Waits for a step's metrics and writes them; fails after too many skipped updates."""
         if pending is None:
             return
         values = {name: float(value) for name, value in pending.metrics.items()}
@@ -263,7 +265,8 @@ class Loop:
         if self._skipped > self._config.optimizer.max_skipped:
             self._failure = self._failure or UserError(
                 where=f"step {step}, batch {pending.fingerprint}",
-                expected=f"a finite loss and gradient after {self._skipped - 1} skipped in a row",
+                expected="a finite loss and gradient after "
+                f"{self._skipped - 1} skipped updates in a row",
                 found=found + place,
                 remedy="Look at the batch; or start a new run with a lower "
                 "optimizer.learning_rate.",
@@ -271,7 +274,7 @@ class Loop:
 
 
 class _Batches:
-    """Batches on their way to the devices; a context manager that ends the loader's threads."""
+    """Prefetches batches to the devices; a context manager that ends the loader's threads."""
 
     def __init__(self, batches: Any, on_devices: Iterator[_Ahead]) -> None:
         self._batches = batches
@@ -285,7 +288,7 @@ class _Batches:
 
 
 def _is_ready(array: Any) -> bool:
-    """Whether it is computed; jax's stubs do not know the method."""
+    """Returns whether an array is computed; jax's type stubs lack the method."""
     return array.is_ready()
 
 

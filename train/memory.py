@@ -1,4 +1,4 @@
-"""What a step takes of a device's memory, before it is compiled."""
+"""Estimates the device memory of a training step, before it is compiled."""
 
 import dataclasses
 
@@ -11,35 +11,36 @@ from train.optimizer import split_frozen
 from train.setup import Setup
 
 _MAPS = {"full": 2.75, "by_head": 0.05}
-"""Attention maps that are kept a block and head, in float32: measured on octo-small."""
+"""Float32 attention maps kept per block and head, as a multiple; measured on octo-small."""
 _TOKEN_COPIES = 16
-"""Copies of a block's tokens, beside the hidden layer's, that are kept for the backward pass."""
+"""Copies of a block's tokens kept for the backward pass, besides its hidden layer."""
 _MLP_COPIES = 3
-"""Of the hidden layer."""
+"""Copies of a block's hidden layer kept for the backward pass."""
 _STEM_BYTES = 4 * 86
-"""A pixel of the stems' activations and of the images, in float32: measured on octo-small."""
+"""Bytes per pixel of the stems' activations and of the images, in float32; measured on
+octo-small."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """In bytes, on one device."""
+    """Estimated memory in bytes, on one device."""
 
     state: int
-    """Parameters, their average and the optimizer's state: exact."""
+    """Parameters, their average and the optimizer state; exact."""
     gradients: int
-    """Of the trained parameters: exact."""
+    """Gradients of the trained parameters; exact."""
     activations: int
-    """What is kept for the backward pass: about."""
+    """Activations kept for the backward pass; approximate."""
     batches: int
-    """Two of them."""
+    """Two batches: the current and the next one."""
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Returns the sum of all parts."""
         return self.state + self.gradients + self.activations + self.batches
 
     def __str__(self) -> str:
-        """Such as `about 4.8 GB: state 0.8, gradients 0.1, activations 3.8, batches 0.1`."""
+        """Returns e.g. `about 4.8 GB: state 0.8, gradients 0.1, activations 3.8, batches 0.1`."""
         parts = ", ".join(
             f"{field.name} {getattr(self, field.name) / 1e9:.2f}"
             for field in dataclasses.fields(self)
@@ -48,10 +49,10 @@ class MemoryEstimate:
 
 
 def estimate_memory(setup: Setup) -> MemoryEstimate:
-    """What the step of a run takes; the activations by a formula that was fitted to octo-small.
+    """Estimates a training step's memory; the formula for activations was fitted to octo-small.
 
     Args:
-      setup: The run.
+      setup: The set-up run.
     """
     config = setup.config
     trained, _ = split_frozen(setup.state.params, config.frozen)
@@ -67,11 +68,11 @@ def estimate_memory(setup: Setup) -> MemoryEstimate:
 
 
 def activation_bytes(model: OctoConfig, window: int) -> int:
-    """What the step keeps of a sample for the backward pass, about.
+    """Estimates the bytes of activations per sample that are kept for the backward pass.
 
     Args:
-      model: The model.
-      window: Steps of the window.
+      model: The config of the model.
+      window: Environment steps in the window.
     """
     prefix, steps = group_spans(model)
     tokens = sum(s.num_tokens for s in prefix) + window * sum(s.num_tokens for s in steps)
@@ -87,5 +88,5 @@ def activation_bytes(model: OctoConfig, window: int) -> int:
 
 
 def _local_bytes(structs: object) -> int:
-    """Of what one device holds."""
+    """Returns the bytes that one device holds."""
     return sum(leaf.dtype.itemsize * device.local_size(leaf) for leaf in jax.tree.leaves(structs))

@@ -1,4 +1,4 @@
-"""The optimizer: schedule, clipped AdamW where it belongs, and nothing for frozen parameters."""
+"""Makes the optimizer: learning rate schedule, clipped AdamW, and frozen parameters."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -13,18 +13,18 @@ from pipeline.errors import UserError
 from train.config import OptimizerConfig
 
 Parameters = dict[str, jax.Array]
-"""Arrays by path, joined by `/`."""
+"""Arrays by path; the parts of a path are joined by `/`."""
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """The rate of each step: from 0 up to the peak, then as the config's `schedule` says.
+    """Returns the rate of each training step: a linear warm-up, then the config's `schedule`.
 
     Source: Octo's `create_lr_schedule`.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
         end = config.decay_steps or num_steps
-        if end <= warmup:  # a run that ends before its peak, such as one that tries a config out
+        if end <= warmup:  # the run ends before its peak, such as a short trial of a config
             return optax.linear_schedule(0.0, peak, warmup)
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, end)
     rise = optax.linear_schedule(0.0, peak, warmup)
@@ -39,10 +39,11 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipped AdamW over trained parameters by path, for a rate of 1: the step scales its updates.
+    """Returns clipped AdamW for a rate of 1: the training step multiplies its updates by the rate.
 
-    Source: Octo's `create_optimizer`: betas 0.9 and 0.999, the first moment in bfloat16, decay of
-    kernels alone.
+    Source: Octo's `create_optimizer`: betas 0.9 and 0.999, the first moment in bfloat16, weight
+      decay
+    only on kernels.
     """
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     return optax.chain(
@@ -53,11 +54,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def split_frozen(params: Any, frozen: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trained, frozen) parameters by path; `join_frozen` is the inverse.
+    """Splits parameters into (trained, frozen), each by path; `join_frozen` is the inverse.
 
     Args:
-      params: Nested.
-      frozen: Globs over paths.
+      params: Nested parameters.
+      frozen: Globs over parameter paths.
     """
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep="/"))
     held = {path: leaf for path, leaf in flat.items() if _is_frozen(path, frozen)}
@@ -65,34 +66,34 @@ def split_frozen(params: Any, frozen: Sequence[str]) -> tuple[dict[str, Any], di
 
 
 def join_frozen(trained: dict[str, Any], frozen: dict[str, Any]) -> Any:
-    """The nested parameters of both."""
+    """Joins trained and frozen parameters to one nested tree."""
     return traverse_util.unflatten_dict(trained | frozen, sep="/")
 
 
 def check_frozen(paths: Iterable[str], frozen: Sequence[str]) -> None:
-    """Raises where a glob names no parameter, or all of them are frozen.
+    """Raises an error if a glob matches no parameter, or all parameters are frozen.
 
     Args:
-      paths: Of all parameters.
-      frozen: Globs over them.
+      paths: The paths of all parameters.
+      frozen: Globs over these paths.
 
     Raises:
-      UserError: Either is so.
+      UserError: A glob matches nothing, or nothing is left to train.
     """
     paths = list(paths)
-    chosen = set(frozen) - set(OptimizerConfig().frozen)  # a model without language has no encoder
+    chosen = set(frozen) - set(OptimizerConfig().frozen)  # a model may have no language encoder
     idle = [glob for glob in chosen if not any(fnmatch.fnmatchcase(path, glob) for path in paths)]
     if idle:
         raise UserError(
             where="config.optimizer.frozen",
-            expected="globs that name parameters of the model, such as octo_transformer/*",
-            found=f"{', '.join(idle)}, which name none",
+            expected="globs that match parameters of the model, such as octo_transformer/*",
+            found=f"{', '.join(idle)}, which match none",
             remedy="Fix or remove them; the paths are those of load_report.json, joined by /.",
         )
     if all(_is_frozen(path, frozen) for path in paths):
         raise UserError(
             where="config.optimizer.frozen",
-            expected="something that is trained",
+            expected="at least one trained parameter",
             found=f"all {len(paths)} parameters frozen by {', '.join(frozen)}",
             remedy="Freeze less.",
         )
@@ -103,5 +104,5 @@ def _is_frozen(path: str, frozen: Sequence[str]) -> bool:
 
 
 def _kernels(params: Parameters) -> dict[str, bool]:
-    """True for the parameters that decay."""
+    """Returns True for each parameter with weight decay: the kernels."""
     return {path: path.endswith("kernel") for path in params}

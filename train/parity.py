@@ -1,8 +1,9 @@
-"""`python -m train.parity RUN`: whether a policy sees at rollout what it was trained on.
+"""`python -m train.parity RUN`: checks that a policy sees at rollout what it was trained on.
 
-A stored episode is shown to the policy's input path as an environment would show it: frame by
-frame, the raw proprioception, the instruction's text. What the model would read then is compared
-with what the loader makes of the same steps, array by array; only bitwise identity passes.
+It shows a stored episode to the policy's input path as an environment would: frame by frame, with
+raw
+proprioception and the instruction as text. It compares the arrays that the model would read with
+those that the loader makes of the same steps; only bitwise identical arrays pass.
 """
 
 import dataclasses
@@ -35,20 +36,20 @@ _BELOW = "observation/"
 
 @dataclasses.dataclass
 class Comparison:
-    """One array of a batch, over all steps."""
+    """The comparison of one array of the batch, over all steps of an episode."""
 
     key: str
-    """Path in the batch."""
+    """Path of the array in the batch."""
     type: str = ""
-    """`dtype[shape]` in training, of one sample."""
+    """`dtype[shape]` of one training sample."""
     max_difference: float = 0.0
-    """Largest; infinite where dtype, shape or presence differ, or a number is not finite."""
+    """Largest difference; infinite if dtype, shape or presence differ, or a value is not finite."""
     steps: list[int] = dataclasses.field(default_factory=list)
-    """Those that differ."""
+    """Steps of the episode at which the arrays differ."""
 
 
 class StoredTokens:
-    """The tokens of a dataset in an encoder's place: the encoder itself is not compared."""
+    """Returns a dataset's stored tokens in place of an encoder, which is not compared."""
 
     cameras: tuple[str, ...] = ()
 
@@ -56,7 +57,7 @@ class StoredTokens:
         self.tokens: dict[str, np.ndarray] = {}
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Those of the step that was set last."""
+        """Returns the tokens of the step that was set last."""
         del images
         return self.tokens
 
@@ -64,13 +65,13 @@ class StoredTokens:
 def compare(
     comparisons: dict[str, Comparison], step: int, training: FlatBatch, policy: FlatBatch
 ) -> None:
-    """Adds what differs at a step.
+    """Adds the differences at one step to the comparisons.
 
     Args:
-      comparisons: By path; those of arrays that are met for the first time are added.
-      step: Of the episode.
-      training: What the loader makes, by path, without the batch axis.
-      policy: What the policy makes.
+      comparisons: Comparisons by path; new arrays are added.
+      step: Number of the step in the episode.
+      training: Arrays that the loader makes, by path, without the batch axis.
+      policy: Arrays that the policy makes, by path, without the batch axis.
     """
     for key in sorted(training.keys() | policy.keys()):
         found = comparisons.setdefault(key, Comparison(key))
@@ -86,24 +87,24 @@ def compare(
 def compare_episode(
     checkpoint: Checkpoint, spec: PolicySpec, dataset: Dataset, episode: int
 ) -> list[Comparison]:
-    """Every array that the model reads, and the action that it learns, along an episode.
+    """Compares every array that the model reads, and the action it learns, along an episode.
 
     Args:
-      checkpoint: Of the policy.
-      spec: Of the policy.
-      dataset: Where the episode lies.
-      episode: Its number.
+      checkpoint: The checkpoint of the policy.
+      spec: What the policy reads and returns.
+      dataset: The dataset of the episode.
+      episode: Number of the episode in the dataset.
 
     Raises:
-      UserError: No such episode, or the dataset lacks what the policy reads.
-      RecordError: A corrupt record or image.
+      UserError: There is no such episode, or the dataset lacks a feature that the policy reads.
+      RecordError: A record or image is corrupt.
     """
     if not 0 <= episode < dataset.num_episodes:
         raise UserError(
             where=f"{dataset.path}, episode",
             expected=f"0 to {dataset.num_episodes - 1}",
             found=str(episode),
-            remedy="Name one that is there.",
+            remedy="Choose an episode that exists.",
         )
     vocabulary = sentencepiece.SentencePieceProcessor()
     vocabulary.LoadFromSerializedProto(checkpoint.vocabulary)
@@ -130,7 +131,7 @@ def compare_episode(
 
 
 def table(comparisons: Sequence[Comparison], num_steps: int) -> str:
-    """One line an array."""
+    """Returns a text table with one line per array."""
     width = max(len(found.key) for found in comparisons)
     kinds = max(len(found.type) for found in comparisons)
     lines = [f"{'array':{width}}  {'type':{kinds}}  largest difference  steps that differ"]
@@ -144,7 +145,7 @@ def table(comparisons: Sequence[Comparison], num_steps: int) -> str:
 
 
 def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
-    """The largest difference of two arrays; infinite where they cannot be compared."""
+    """Returns the largest difference of two arrays; infinite if they cannot be compared."""
     if theirs is None or ours is None:
         return math.inf
     if (theirs.dtype, theirs.shape) != (ours.dtype, ours.shape):
@@ -156,10 +157,11 @@ def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
 
 
 def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader, int]:
-    """The run's loader, of one sample a batch, and the dataset's place in its mixture.
+    """Returns the run's loader, with one sample per batch, and the dataset's index in its mixture.
 
-    Other datasets are opened only where their statistics are mixed in, or they have what this one
-    lacks.
+    Other datasets are opened only if their statistics are mixed in, or they have a feature that
+    this
+    one lacks.
     """
     data = spec.data
     place = [part.path for part in data.datasets].index(spec.dataset)
@@ -179,13 +181,13 @@ def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader,
 
 
 def _read_step(dataset: Dataset, episode: int, t: int, spec: PolicySpec) -> dict[str, np.ndarray]:
-    """What an environment would have shown at a step, and the action as stored, by feature key."""
+    """Reads what an environment would show at a step, and the stored action, by feature key."""
     keys = [ACTION, *(f"{_BELOW}{name}" for name in (*spec.observed, *spec.tokens))]
     return {key: _read_feature(dataset, episode, t, key) for key in keys}
 
 
 def _read_task(dataset: Dataset, episode: int, t: int, spec: PolicySpec, batch: FlatBatch) -> Task:
-    """The instruction of a step or, where the loader's sample has them, its goal images."""
+    """Returns a step's instruction, or its goal images if the loader's sample has them."""
     cameras = [name for name in spec.cameras if batch.get(f"task/pad_mask_dict/{name}")]
     if cameras:
         goal = int(batch["task/timestep"])
@@ -206,7 +208,7 @@ def _read_feature(dataset: Dataset, episode: int, t: int, key: str) -> np.ndarra
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> FlatBatch:
-    """The inverse of `pipeline.batch.nest`."""
+    """Flattens a nested batch; the inverse of `pipeline.batch.nest`."""
     flat: FlatBatch = {}
     for key, value in nested.items():
         path = f"{prefix}{key}"
@@ -215,7 +217,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> FlatBatch:
 
 
 def _without_batch_axis(batch: dict[str, Any]) -> FlatBatch:
-    """The arrays of a nested batch of one, by path."""
+    """Returns the arrays of a nested batch of one sample, by path."""
     return {key: np.asarray(value[0]) for key, value in _flat(batch).items()}
 
 
@@ -226,17 +228,17 @@ class Args:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Dataset directory; the run's own where none is named."""
+    """Dataset directory; the run's own by default."""
     episode: Annotated[int, tyro.conf.arg(metavar="K")] = 0
-    """Episode of it, counted from 0."""
+    """Number of the episode, starting at 0."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Step of the checkpoint; the last one where none is named."""
+    """Training step of the checkpoint; the last one by default."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
 
 def main() -> None:
-    """Parses the command line, compares, and prints; exit code 1 where an array differs."""
+    """Compares an episode and prints the result; exits with code 1 if an array differs."""
     with user_errors_exit():
         args = tyro.cli(Args, prog="python -m train.parity", use_underscores=True)
         raise SystemExit(_report(args))
@@ -260,7 +262,7 @@ def _report(args: Args) -> int:
 
 
 def _locate(checkpoint: Checkpoint, directory: str | None) -> tuple[str, PolicySpec]:
-    """Where the dataset lies, and what the policy is for it; a moved one is known by its name."""
+    """Returns the dataset's directory and the policy's spec; a moved dataset is matched by name."""
     if directory is None or directory in checkpoint.datasets:
         spec = PolicySpec.of(checkpoint, directory)
         return spec.dataset, spec

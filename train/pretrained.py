@@ -1,4 +1,4 @@
-"""Weights to start from, wherever they are: a directory, the hub, or a run of this project."""
+"""Loads pretrained weights from a directory, the hub, or a run of this project."""
 
 import pathlib
 
@@ -11,17 +11,18 @@ from train.octo.pretrained import Pretrained, read_octo
 
 
 def load_pretrained(path: str, step: int | None = None) -> Pretrained:
-    """The parameters of a checkpoint and the config of its model; nothing is placed or compiled.
+    """Loads a checkpoint's parameters and its model's config; nothing is placed or compiled.
 
     Args:
       path: The directory of an Octo checkpoint, `hf://owner/name` for one on the hub, or the
-        directory of a run. What is in the hub's cache is used without a network.
-      step: The training step; None: the last one that is there.
+        directory
+        of a run. What is in the hub's cache is used without a network.
+      step: The training step; None: the last one in the directory.
 
     Raises:
-      UserError: There is no such checkpoint or step, a hub's checkpoint is named without its step,
-        or its model has no counterpart here.
-      DataError: It is corrupt, has numbers that are not finite, or cannot be fetched.
+      UserError: The checkpoint or step does not exist, a checkpoint on the hub is given without its
+        step, or its model is not supported here.
+      DataError: It is corrupt, has values that are not finite, or cannot be fetched.
     """
     if path.startswith(SCHEME):
         return _load_from_hub(path, step)
@@ -30,7 +31,7 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
             where=path,
             expected=f"a local directory or {SCHEME}owner/name",
             found=f"{path.partition('://')[0]}://",
-            remedy="Copy the checkpoint to a local directory, and give that.",
+            remedy="Copy the checkpoint to a local directory, and give its path.",
         )
     directory = pathlib.Path(path)
     _check_outermost(directory)
@@ -47,14 +48,14 @@ def _load_from_hub(path: str, step: int | None) -> Pretrained:
             where=path,
             expected="the training step of a checkpoint on the hub",
             found="none",
-            remedy="Name it, such as pretrained_step 300000 for octo-small-1.5.",
+            remedy="Give it, such as pretrained_step 300000 for octo-small-1.5.",
         )
     directory = fetch_directory(path, ["config.json", f"{step}/default/checkpoint"])
     return read_octo(directory, step)
 
 
 def _check_outermost(directory: pathlib.Path) -> None:
-    """Refuses the folder of a run's checkpoints, or of one of them, in place of the run's."""
+    """Raises an error for a folder inside a run directory, such as `checkpoints`."""
     absolute = directory.absolute()
     for folder, step in ((absolute, ""), (absolute.parent, absolute.name)):
         if folder.name == CHECKPOINTS and is_run(folder.parent):

@@ -1,4 +1,4 @@
-"""Where a resumed run continues, if it can."""
+"""Finds where a resumed run continues, and checks that it can."""
 
 import pathlib
 
@@ -11,17 +11,18 @@ from train.report import REPORT_NAME
 
 
 def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -> int:
-    """Batches used by the last checkpoint of the run, if it is of this config and data.
+    """Returns how many batches the last checkpoint has used, after checking config and data.
 
     Args:
-      config: The run.
-      loader: Of its batches; later states of it keep the mixtures before.
-      new_mixture: Whether the mixture may be another one from here on.
+      config: The config of the run.
+      loader: The loader of the run's batches; its later states record the earlier mixtures.
+      new_mixture: Whether the mixture may differ from now on.
 
     Raises:
-      UserError: Where there is no checkpoint, it cannot be read, or the run is complete: its last
-        checkpoint is of its last step; or where tokens are of another encoder.
-      DataError: Where the checkpoint is corrupt, or of another config or other data.
+      UserError: There is no checkpoint, it cannot be read, the run is complete, or the tokens come
+        from
+        another encoder.
+      DataError: The checkpoint is corrupt, or belongs to another config or other data.
     """
     run_directory = pathlib.Path(config.save_dir)
     _check_normalized(config, loader)
@@ -44,7 +45,7 @@ def _make_up(run_directory: pathlib.Path) -> str:
 
 
 def how_to_train_on(config: TrainConfig) -> str:
-    """What to do where a complete run is to be trained on."""
+    """Returns what to do to train a complete run further."""
     end = config.optimizer.decay_steps or config.num_steps
     if config.optimizer.schedule != "cosine":
         return "To train on, raise --config.num_steps."
@@ -57,7 +58,7 @@ def how_to_train_on(config: TrainConfig) -> str:
 
 
 def _check_normalized(config: TrainConfig, loader: Loader) -> None:
-    """Earlier releases normalised `proprio` alone: such a run resumes with its own inputs."""
+    """Checks that a run of an earlier release, which normalised only `proprio`, still does so."""
     kept = read_kept_config(pathlib.Path(config.save_dir))
     if kept is None:
         return

@@ -47,7 +47,7 @@ _INTERRUPTED = "interrupted; the same command with --resume continues from the l
 
 
 def main() -> None:
-    """Parses the command line and runs."""
+    """Parses the command line and trains."""
     log_to_stderr()
     keep_freed_memory()
     with user_errors_exit(interrupted=_INTERRUPTED):
@@ -67,13 +67,13 @@ def main() -> None:
 
 
 def run(flags: Flags) -> pathlib.Path:
-    """Trains, and returns the run directory.
+    """Trains a run, and returns its directory.
 
-    Everything that can be checked without compiling is checked before the directory is touched.
+    Everything that can be checked without compiling is checked before the directory is changed.
 
     Raises:
-      UserError: Anything that a person can fix.
-      Stopped: A signal asked for it; the state is saved.
+      UserError: Something is wrong that the user can fix.
+      Stopped: A signal asked the run to stop; its state is saved.
     """
     config = flags.config
     check_flags(flags)
@@ -90,14 +90,14 @@ def run(flags: Flags) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is known of a run before its directory is touched."""
+    """Everything known about a run before its directory is changed."""
 
     setup: Setup
-    """Its parts."""
+    """The set-up run."""
     report: LoadReport | None
-    """Of the pretrained weights; None: there are none."""
+    """Report on the pretrained weights; None: no weights are loaded."""
     position: int | None
-    """Steps taken by the run that continues; None: it begins."""
+    """Training steps taken by the run that is resumed; None: a new run."""
 
 
 def _plan(flags: Flags) -> _Plan:
@@ -105,7 +105,7 @@ def _plan(flags: Flags) -> _Plan:
     directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
     continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
     if flags.resume and not continues:
-        _log.warning("%s has no checkpoint yet: the run begins from scratch", config.save_dir)
+        _log.warning("%s has no checkpoint yet: the run starts from scratch", config.save_dir)
     setup = set_up(config, open_inputs(config, resume=continues))
     position = None
     if continues:
@@ -114,11 +114,11 @@ def _plan(flags: Flags) -> _Plan:
 
 
 def _check_alike(plan: _Plan) -> None:
-    """Raises where processes would not do the same: each would train on another state or batch."""
+    """Raises an error if processes would train on different states or batches."""
     config, loader = plan.setup.config, plan.setup.loader
     settings = to_json_values(config)
     for name in ("save_dir", "compilation_cache", "pretrained_path", "data"):
-        del settings[name]  # where things lie may be another path on another host
+        del settings[name]  # paths may differ between hosts
     mixture = [(part.data, part.settings, part.excluded) for part in loader.state(0).mixture]
     for what, text, found in (
         ("config and data", dump_json([settings, loader.fingerprint, mixture]), "others"),
@@ -128,15 +128,15 @@ def _check_alike(plan: _Plan) -> None:
             where=f"save_dir {config.save_dir}",
             expected=f"the {what} of process 0",
             found=found,
-            remedy="Give the same command on every host, with a save_dir that all of them reach.",
+            remedy="Give the same command on every host, with a save_dir that all of them share.",
         )
         cluster.check_alike(text, error)
 
 
 def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None:
-    """Trains in a run directory, from a position or from the start."""
+    """Trains in a run directory, from the start or from a position."""
     setup, position, config = plan.setup, plan.position, plan.setup.config
-    _log.info("compiling the step")
+    _log.info("compiling the training step")
     train_step, seconds = setup.compile()
     _log.info("compiled in %.1f s", seconds)
     with (
@@ -168,7 +168,7 @@ def _log_stop() -> Iterator[None]:
 
 
 def _first_state(setup: Setup) -> TrainState:
-    """Random parameters, with the pretrained ones in their places."""
+    """Returns a fresh state, with random parameters or, where given, pretrained ones."""
     config = setup.config
     state = fresh_state(config, setup.optimizer, setup.shardings)
     if setup.inputs.weights is None:
@@ -186,7 +186,7 @@ def _first_state(setup: Setup) -> TrainState:
 
 @contextlib.contextmanager
 def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
-    """The run's directory, claimed by one process for all."""
+    """Claims the run directory in one process, for all processes."""
     path = pathlib.Path(flags.config.save_dir)
     with contextlib.ExitStack() as stack:
 
@@ -200,10 +200,10 @@ def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
                 raise UserError(
                     where=f"save_dir {path}",
                     expected=f"a run whose last checkpoint is of step {plan.position}",
-                    found=f"one of step {last_step(path)}, which another process has written since",
-                    remedy="Give the same command again.",
+                    found=f"one of step {last_step(path)}, which another process has just written",
+                    remedy="Run the same command again.",
                 )
-            for name in (REPORT_NAME, EPISODE_NAME):  # they are not of the whole run any more
+            for name in (REPORT_NAME, EPISODE_NAME):  # they no longer describe the whole run
                 (path / name).unlink(missing_ok=True)
 
         cluster.together(claim)
@@ -212,7 +212,7 @@ def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _metrics_log(setup: Setup, path: pathlib.Path, position: int) -> Iterator[MetricsLog | None]:
-    """Where metrics go; nowhere in processes that do not write."""
+    """Opens the metrics log; gives None in processes that do not write."""
     config = setup.config
 
     def open_log() -> MetricsLog | None:
@@ -234,7 +234,7 @@ def _write(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 
 
 def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
-    """Says and saves what the run is made of."""
+    """Logs and saves the resolved config, data, weights and environment of the run."""
     setup = plan.setup
     config, loader = setup.config, setup.loader
     if plan.report is not None:
@@ -248,7 +248,7 @@ def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
         _log.warning("%s", short_warmup)
     for dataset in loader.datasets:
         _log.info(
-            "dataset %s: %d episodes, %d steps, %d tasks, digest %s",
+            "dataset %s: %d episodes, %d steps, %d tasks, checksum %s",
             dataset.path,
             dataset.num_episodes,
             dataset.num_steps,
@@ -260,7 +260,7 @@ def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
     for path_and_file in (f"{d.path}: {r}" for d in config.data.datasets for r in d.excluded):
         _log.info("excluded from %s", path_and_file)
     for text in loader.tasks.truncated:
-        _log.info("instruction cut to %d tokens: %s", config.data.max_text_length, text)
+        _log.info("instruction truncated to %d tokens: %s", config.data.max_text_length, text)
     _log.info("batch:\n%s", table(loader.spec))
     _log.info("memory of the loader: %s", loader.memory)
     _log.info("devices: %s", describe_devices(setup.mesh))

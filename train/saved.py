@@ -1,4 +1,4 @@
-"""One complete checkpoint on the disk, and whether it still is what was saved."""
+"""Reads one complete checkpoint from disk, and verifies its checksums."""
 
 import json
 import logging
@@ -20,20 +20,20 @@ from train.failures import damage, reading
 from train.state import TrainState
 
 STATE = ("step", "params", "opt_state", "ema")
-"""Fields of a `TrainState`."""
+"""The fields of a `TrainState`."""
 _MOST_NAMED = 3
 _log = logging.getLogger(__name__)
 
 
 class SavedStep:
-    """A complete checkpoint on the disk; what is read of it is compared with its digests.
+    """Reads a complete checkpoint from disk; what is read is verified by its checksums.
 
     Args:
-      path: Its directory.
+      path: The directory of the checkpoint.
 
     Raises:
-      UserError: Where it cannot be read.
-      DataError: Where it, or here and in each method what is asked for, is corrupt.
+      UserError: It cannot be read.
+      DataError: In each method, if what it reads is corrupt.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -48,16 +48,16 @@ class SavedStep:
 
     @property
     def has_digests(self) -> bool:
-        """Whether damage can be seen that reading does not meet."""
+        """Returns whether it has checksums, which reveal corruption that reading would miss."""
         return self._digests is not None
 
     def config(self) -> TrainConfig:
-        """Of its run."""
+        """Returns the config of the run."""
         remedy = "Read it with the release that wrote it."
         return parse_config(self._text("config"), where=f"{self.path}, config", remedy=remedy)
 
     def datasets(self) -> dict[str, Any]:
-        """As `Checkpoint.datasets`."""
+        """Returns the datasets' descriptions, by path, for `Checkpoint.datasets`."""
         values = json.loads(self._text("datasets"))
         if (
             not isinstance(values, dict)
@@ -68,24 +68,24 @@ class SavedStep:
         return values
 
     def loader_state(self) -> LoaderState:
-        """Of the loader after the batches that made it."""
+        """Returns the loader's state after the batches that led to this checkpoint."""
         remedy = "Resume with the release that wrote it, or start a new run."
         return from_json_text(
             LoaderState, self._text("loader"), where=f"{self.path}, loader", remedy=remedy
         )
 
     def arrays(self, item: str, *names: str) -> list[Any]:
-        """Parts of a saved tree, as nested numpy arrays."""
+        """Reads parts of a saved tree as nested numpy arrays."""
         with reading(self.path):
             found = _read_arrays(self.path / item, *names)
         self.check_arrays({item: dict(zip(names, found, strict=True))})
         return found
 
     def check_arrays(self, trees: Mapping[str, Any]) -> None:
-        """Raises where arrays differ from those that were saved; every process must ask.
+        """Raises an error if arrays differ from the saved ones; every process must call this.
 
         Args:
-          trees: By item, each with all that was saved or with some of its parts.
+          trees: Trees by item, each complete or with some of its parts.
         """
         if self._digests is None:
             return
@@ -109,7 +109,7 @@ class SavedStep:
             raise damage(self.path, "its digests", error.found) from error
 
     def _text(self, name: str) -> str:
-        """The JSON of an item."""
+        """Returns the JSON text of an item."""
         with reading(self.path):
             text = (self.path / name / "metadata").read_text()
             found = digest_json(json.loads(text))
@@ -120,14 +120,14 @@ class SavedStep:
 
 
 def _names(tree: Any) -> list[str]:
-    """Of the parts of a state or a dictionary."""
+    """Returns the names of the parts of a state or a dictionary."""
     if isinstance(tree, TrainState):
         return list(STATE)
     return list(tree)
 
 
 def _read_arrays(item: pathlib.Path, *names: str) -> list[Any]:
-    """Parts of a saved tree as numpy arrays."""
+    """Reads parts of a saved tree as numpy arrays."""
     handler = ocp.PyTreeCheckpointHandler()
     tree: Any = handler.metadata(epath.Path(item)).tree
     wanted = {name: tree[name] for name in names}

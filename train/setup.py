@@ -1,4 +1,4 @@
-"""All of a run that is known before anything is compiled, checked against each other."""
+"""Sets up a run: everything that is known before compiling, checked against each other."""
 
 import dataclasses
 import pathlib
@@ -26,53 +26,54 @@ from train.validation import Validator
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The parts of a run."""
+    """The checked parts of a run, before anything is compiled."""
 
     config: TrainConfig
-    """The run."""
+    """Config of the run."""
     inputs: Inputs
-    """What was found on the disk or the hub."""
+    """Opened datasets, vocabulary and weights."""
     loader: Loader
-    """Of the training batches."""
+    """Loader of the training batches."""
     validator: Validator | None
-    """None: no episode is held out."""
+    """Validation on held-out episodes; None: none are held out."""
     mesh: jax.sharding.Mesh
-    """Of all devices."""
+    """Mesh of all devices."""
     sharding: jax.sharding.NamedSharding
-    """Of a batch."""
+    """Sharding of a batch."""
     optimizer: optax.GradientTransformation
-    """Of the trained parameters."""
+    """Optimizer of the trained parameters."""
     step: TrainStep
-    """Not compiled."""
+    """Training step, not compiled."""
     state: TrainState
-    """`jax.ShapeDtypeStruct`s with shardings."""
+    """Shapes of the state: `jax.ShapeDtypeStruct`s with shardings."""
     batch: dict[str, Any]
-    """The same of a batch."""
+    """Shapes of a batch: `jax.ShapeDtypeStruct`s with shardings."""
     table: jax.ShapeDtypeStruct | None
-    """The same of the language table."""
+    """Shape of the language table; None: there is no table."""
 
     @property
     def shardings(self) -> TrainState:
-        """Of the state."""
+        """Returns the shardings of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
     @property
     def whole(self) -> jax.sharding.NamedSharding:
-        """Of an array that every device holds."""
+        """Returns the sharding of an array that every device holds whole."""
         return device.replicated(self.mesh)
 
     def account(self) -> LoadReport | None:
-        """What becomes of every pretrained tensor; None without pretrained weights.
+        """Reports how every pretrained tensor is used; None without pretrained weights.
 
         Raises:
-          UserError: As `train.octo.pretrained.account`.
+          UserError: The checkpoint and the model differ, as reported by
+            `train.octo.pretrained.account`.
         """
         if self.inputs.weights is None:
             return None
         return account(self.state.params, self.inputs.weights, allowed(self.config))
 
     def compile(self) -> tuple[TrainStep, float]:
-        """The step, compiled for exactly these shapes before a batch is read, and the seconds."""
+        """Compiles the training step for the known shapes; returns it and the seconds it took."""
         started = time.perf_counter()
         jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings, self.whole))
         compiled = jitted.lower(self.state, self.batch, self.table).compile()
@@ -80,7 +81,7 @@ class Setup:
         return compiled, time.perf_counter() - started
 
     def encode_language(self, params: Any) -> LanguageTable:
-        """What a frozen encoder gives for every instruction of the run, computed once."""
+        """Computes a frozen encoder's output for every instruction of the run, once."""
         model, tasks = self.config.model, self.loader.tasks
         encode = jax.jit(
             lambda params: make_language_table(model, params, tasks), out_shardings=self.whole
@@ -89,7 +90,7 @@ class Setup:
 
 
 def keep_compiled(config: TrainConfig) -> None:
-    """Takes programs that an earlier run compiled, and keeps those of this process."""
+    """Turns on the persistent compilation cache: programs of earlier runs are reused."""
     if config.compilation_cache is None:
         return
     cache = pathlib.Path(config.compilation_cache).expanduser()
@@ -98,14 +99,14 @@ def keep_compiled(config: TrainConfig) -> None:
 
 
 def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
-    """The parts of a run; nothing is compiled, and no record is read.
+    """Sets up a run without compiling anything or reading a record.
 
     Args:
-      config: The run.
-      inputs: Opened.
+      config: The config of the run.
+      inputs: The opened inputs.
 
     Raises:
-      UserError: Parts that do not fit: devices and batch, model and data, frozen globs.
+      UserError: Parts do not fit together: devices and batch, model and data, or frozen globs.
     """
     mesh = device.make_mesh(config.fsdp_devices)
     parts = config.optimizer.accumulation_steps
@@ -143,12 +144,12 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
 
 
 def allowed(config: TrainConfig) -> Allowed:
-    """Which tensors need not come from the checkpoint as they are."""
+    """Returns which tensors may differ from the checkpoint."""
     return Allowed(config.pretrained_differs, config.pretrained_resized)
 
 
 def _check_frozen(config: TrainConfig, state: TrainState) -> None:
-    """A frozen language encoder is frozen whole: its output is computed once a run."""
+    """Checks that a frozen language encoder is frozen completely: its output is computed once."""
     trained, held = split_frozen(state.params, config.frozen)
     check_frozen([*trained, *held], config.frozen)
     language = config.model.language

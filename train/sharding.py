@@ -1,4 +1,4 @@
-"""How a state lies on the devices: every array whole on each, or in parts over the axis `fsdp`."""
+"""Shards a state: every device holds an array whole, or a part of it along the axis `fsdp`."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pipeline.device import FSDP_AXIS
 
 SMALLEST_SHARDED_BYTES = 1 << 20
-"""Smaller arrays are kept whole: to gather them would take longer than it saves memory."""
+"""Smaller arrays are replicated: gathering them would take more time than the memory is worth."""
 
 
 def shard_structs(structs: Any, mesh: Mesh, smallest_bytes: int = SMALLEST_SHARDED_BYTES) -> Any:
-    """The same `jax.ShapeDtypeStruct`s with the sharding that each array gets.
+    """Adds a sharding to each `jax.ShapeDtypeStruct` of a tree.
 
-    The longest axis that the devices along `fsdp` divide is cut into that many parts.
+    An array is sharded along its longest axis whose length is a multiple of the `fsdp` devices.
 
     Args:
       structs: A tree of shapes.
-      mesh: With the axis `fsdp`.
-      smallest_bytes: Arrays of fewer are kept whole.
+      mesh: The device mesh, with the axis `fsdp`.
+      smallest_bytes: Smaller arrays are replicated.
     """
     parts = mesh.shape[FSDP_AXIS]
 

@@ -1,4 +1,4 @@
-"""The batch of an update that was skipped, for inspection."""
+"""Saves the batch of a skipped update, for inspection."""
 
 import contextlib
 import itertools
@@ -13,21 +13,21 @@ from pipeline.loader import Loader
 from train.finite import non_finite
 
 DIRECTORY = "skipped"
-"""Folder of a run directory."""
+"""Name of the folder in the run directory."""
 _MOST_SAVED = 4
-"""Batches of a process."""
+"""Largest number of batches that a process saves."""
 
 
 def keep_batch(loader: Loader, step: int, run_directory: pathlib.Path) -> str:
-    """Saves this process's rows of a batch, and says what is known of it.
+    """Saves this process's rows of a batch, and returns a description of it.
 
     Args:
-      loader: Of the run; it makes the batch again, which is a function of the step alone.
-      step: Steps taken with it.
-      run_directory: Gets `skipped/`, with the first few batches.
+      loader: The run's loader; it makes the batch again, which depends only on the training step.
+      step: Training steps taken, including the one that used the batch.
+      run_directory: The run directory; the first few batches are saved in `skipped/` in it.
 
     Returns:
-      Where it is, and its arrays that are not finite: text that follows on another.
+      Text to append to a message: where the batch is, and which of its arrays are not finite.
     """
     with contextlib.closing(loader.batches(step - 1)) as batches:
         arrays = next(itertools.islice(batches, 1)).arrays

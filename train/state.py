@@ -1,4 +1,4 @@
-"""What a step changes: parameters, their average, optimizer state and the step's number."""
+"""The training state: parameters, their average, optimizer state and step number."""
 
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,34 +18,34 @@ from train.optimizer import Parameters, join_frozen, split_frozen
 @typing.no_type_check
 @struct.dataclass
 class TrainState:
-    """A pytree of arrays; everything random is drawn from the seed and `step`."""
+    """A pytree of arrays; all random numbers are derived from the seed and `step`."""
 
     step: jax.Array
-    """int32: steps taken, those included whose update was not applied."""
+    """Training steps taken, int32, including those whose update was skipped."""
     params: Any
-    """float32, nested as linen has them."""
+    """Float32 parameters, nested as in linen."""
     opt_state: optax.OptState
-    """Of the trained parameters, by path."""
+    """State of the optimizer, for the trained parameters by path."""
     ema: Parameters
-    """float32: the exponential moving average of the trained parameters, by path; empty without."""
+    """Float32 exponential moving average of the trained parameters, by path; empty if unused."""
 
 
 def count_parameters(params: Any) -> int:
-    """Numbers in a tree of arrays or shapes."""
+    """Returns the number of parameters in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def fresh_state(
     config: TrainConfig, optimizer: optax.GradientTransformation, shardings: Any = None
 ) -> TrainState:
-    """A fresh state on the devices.
+    """Makes a fresh state on the devices.
 
     Args:
-      config: The run.
-      optimizer: Of its trained parameters.
-      shardings: One a leaf, or one for all; None: all on the first device.
+      config: The config of the run.
+      optimizer: The optimizer of the trained parameters.
+      shardings: One sharding per leaf, or one for all; None: everything on the first device.
     """
-    # It runs once: on a CPU, 8 s of compilation become 4.
+    # This program runs once: on a CPU, low effort compiles it in 4 s instead of 8.
     quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(
         lambda: init_state(config, optimizer), out_shardings=shardings, compiler_options=quickly
@@ -58,7 +58,7 @@ def fresh_state(
 
 
 def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state; works under `jax.jit` and `jax.eval_shape`."""
+    """Returns a fresh state; works under `jax.jit` and `jax.eval_shape`."""
     params = init_params(config.model, jax.random.key(config.seed))
     trained, _ = split_frozen(params, config.frozen)
     ema = {} if config.optimizer.ema_decay is None else trained
@@ -66,12 +66,12 @@ def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> 
 
 
 def averaged_params(params: Any, ema: Mapping[str, Any], frozen: Sequence[str]) -> Any:
-    """The parameters that a policy uses: the average of the trained ones, where there is one.
+    """Returns the parameters that a policy uses: the averaged ones, if there is an average.
 
     Args:
-      params: Nested.
-      ema: Of a state.
-      frozen: Globs over paths.
+      params: Nested parameters.
+      ema: The average in a state.
+      frozen: Globs over parameter paths.
     """
     if not ema:
         return params

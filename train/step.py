@@ -1,4 +1,4 @@
-"""One finetune step: images to the model's size and augmented, loss, gradients, update."""
+"""One training step: resize and augment images, compute loss and gradients, update parameters."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -22,32 +22,36 @@ from train.state import TrainState
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 LanguageTable = jax.Array | None
-"""Float32 (texts + 1, n, d): the frozen encoder's output for each text of a run, then for an empty
-one. None where the encoder runs in the step, or the model reads no language."""
+"""A frozen encoder's output, float32 (texts + 1, n, d): one row per text of a run, then one for the
+empty text. None: the encoder runs in the training step, or the model reads no language."""
 Found = tuple[tuple[jax.Array, Metrics], Parameters]
-"""The loss, all losses, and the gradients."""
+"""The loss, the metrics of all losses, and the gradients."""
 TrainStep = Callable[[TrainState, Batch, LanguageTable], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
     config: TrainConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule
 ) -> TrainStep:
-    """The step as a pure function, to be jitted.
+    """Returns the training step as a pure function, ready for `jax.jit`.
 
-    An update whose loss or gradient is not finite is not applied: parameters, average and optimizer
-    state stay what they were, and only the step's number grows.
+    If the loss or gradient is not finite, the update is skipped: parameters, average and optimizer
+    state stay the same, and only the step number grows.
 
     Args:
-      config: The run. Of its seed, step k draws the diffusion noise from (seed, k) alone, and
+      config: The config of the run. Training step k draws its diffusion noise from (seed, k) alone,
+        and
         sample i its augmentation from (seed, i).
-      optimizer: As `make_optimizer` returns it.
-      schedule: The learning rate of each step.
+      optimizer: The optimizer that `make_optimizer` returns.
+      schedule: The learning rate of each training step.
 
     Returns:
-      A function of (state, batch, language table) to (next state, metrics): those of
-      `OctoModule.losses`, `loss` and, of a model that aligns, `align_loss`; the global norms of the
-      trained parameters' gradient before clipping, of their update and of themselves, `grad_norm`,
-      `update_norm` and `param_norm`; the `learning_rate` of the step; and `applied`, 1 or 0.
+      A function of (state, batch, language table) that returns (next state, metrics). The metrics
+      are
+        the losses of `OctoModule.losses`: `loss` and, if the model aligns, `align_loss`; the global
+        norms
+        `grad_norm` of the trained parameters' gradient before clipping, `update_norm` of their
+        update and
+        `param_norm` of the parameters themselves; `learning_rate`; and `applied`, 1 or 0.
     """
     module = OctoModule(config.model)
     noise_key, augment_key = _noise_key(config), augmentation_key(config)
@@ -103,12 +107,13 @@ def _accumulate(
     noise: TrainingNoise | None,
     num_parts: int,
 ) -> Found:
-    """Losses and gradients of the whole batch, computed part after part.
+    """Computes losses and gradients of the whole batch, one micro-batch after the other.
 
-    The loss is a mean over the real actions, so each part counts by how many it has: the result is
-    that of the batch at once, but for rounding. An alignment is a mean over real tokens and counts
-    alike: it is that of the batch where all parts have as many of both. Part i has every
-    `num_parts`-th sample, so that every device has samples of every part.
+    The loss is a mean over the real actions, so each micro-batch is weighted by its number of them:
+    except for rounding, the result is that of the whole batch. An alignment loss, a mean over real
+    tokens, has the same weights: it is exact if all micro-batches have as many of both. Micro-batch
+    i
+    has every `num_parts`-th sample, so that every device has samples of every micro-batch.
     """
     if num_parts == 1:
         return gradient_of(trained, batch, noise)
@@ -145,7 +150,7 @@ def _average(decay: float | None, ema: Parameters, after: Parameters) -> Paramet
 
 
 def augmentation_key(config: TrainConfig) -> jax.Array:
-    """The key that a run's augmentation is drawn from, with each sample's index."""
+    """Returns the key for a run's augmentation, to be combined with each sample's index."""
     return jax.random.split(jax.random.key(config.seed))[1]
 
 
@@ -156,13 +161,13 @@ def _noise_key(config: TrainConfig) -> jax.Array:
 def model_inputs(
     batch: Batch, config: TrainConfig, table: LanguageTable, augment_key: jax.Array | None = None
 ) -> Batch:
-    """The batch as the model takes it.
+    """Converts a batch of the loader to the inputs of the model.
 
     Args:
-      batch: As the loader makes it.
-      config: The run.
-      table: As `make_language_table` returns it.
-      augment_key: Of the augmentation; None: none.
+      batch: A batch of the loader.
+      config: The config of the run.
+      table: The language table that `make_language_table` returns.
+      augment_key: The key of the augmentation; None: no augmentation.
     """
     inputs = to_model_size(batch, config.model)
     if config.augment.enabled and augment_key is not None:
@@ -172,7 +177,7 @@ def model_inputs(
 
 
 def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
-    """The batch with every camera, and its goal image where there is one, at the model's size."""
+    """Resizes every camera's images, and its goal images if any, to the model's size."""
     resized = {"observation": dict(batch["observation"]), "task": dict(batch["task"])}
     for image in config.cameras:
         for part in resized.values():
@@ -184,11 +189,11 @@ def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
 
 
 def make_language_table(config: OctoConfig, params: Any, tasks: TaskTable) -> LanguageTable:
-    """The table that a run's step looks its instructions up in; works under `jax.eval_shape`.
+    """Makes the table of encoded instructions for the training step; works under `jax.eval_shape`.
 
     Args:
-      config: The model.
-      params: Its parameters.
+      config: The config of the model.
+      params: The parameters of the model.
       tasks: The instructions of the run.
     """
     if config.language is None or config.language.finetune:
@@ -200,7 +205,7 @@ def make_language_table(config: OctoConfig, params: Any, tasks: TaskTable) -> La
 
 
 def look_up_language(batch: Batch, table: jax.Array) -> Batch:
-    """The batch with `task/language_embedding`, float32 (b n d), of each sample's instruction."""
+    """Adds `task/language_embedding`, float32 (b n d), the encoded instruction of each sample."""
     task = batch["task"]
     has_text = task["pad_mask_dict"]["language_instruction"]
     rows = jnp.where(has_text, task["task_index"], table.shape[0] - 1)

@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, where the run asks for it."""
+"""Logs metrics to Weights & Biases, if the run asks for it."""
 
 import logging
 import pathlib
@@ -13,14 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 class Tracking:
-    """A run at Weights & Biases; a resumed one continues where it was.
+    """A run at Weights & Biases; a resumed run continues it.
 
     Args:
-      config: The run, whose `wandb.project` is set.
-      run_directory: Keeps the run's id, and in the mode `offline` all that is to be sent.
+      config: The config of the run, with `wandb.project` set.
+      run_directory: Keeps the W&B run's id and, in the mode `offline`, everything to be sent.
 
     Raises:
-      UserError: Where the package is missing, or the service refuses.
+      UserError: The package is missing, or the service refuses.
     """
 
     def __init__(self, config: TrainConfig, run_directory: pathlib.Path) -> None:
@@ -49,23 +49,23 @@ class Tracking:
         write_text_atomically(id_path, self._run.id)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds numbers of a step."""
+        """Logs the metrics of a training step."""
         self._run.log({**values, "step": step}, step=step)
 
     def close(self) -> None:
-        """Waits until all is sent or written; what fails there is reported, the run is saved."""
+        """Waits until everything is sent; an error there is only logged, as the run is saved."""
         try:
             self._run.finish()
-        except Exception as error:  # noqa: BLE001  (a service's; it must not end a complete run)
+        except Exception as error:  # noqa: BLE001  (the service's; a complete run must not fail)
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
             _log.warning("Weights & Biases may lack the last steps: %s", found)
 
 
 def import_wandb() -> Any:
-    """The package `wandb`.
+    """Imports the package `wandb`.
 
     Raises:
-      UserError: Where it is not installed.
+      UserError: It is not installed.
     """
     try:
         import wandb  # noqa: PLC0415  (an extra)

@@ -1,4 +1,4 @@
-"""How well a model does on held-out episodes: loss, action errors, the chunks of an episode."""
+"""Validates a model on held-out episodes: loss, action errors, and chunks along an episode."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ from train.step import LanguageTable, model_inputs
 METRICS_NAME = "validation.jsonl"
 EPISODE_NAME = "episode.npz"
 _FRAMES = "frames_"
-"""Name of a camera's images in that file, before its number: cameras may differ in size."""
+"""Prefix of a camera's images in that file, before its number: cameras may differ in size."""
 T = TypeVar("T")
 
 
@@ -44,50 +44,51 @@ T = TypeVar("T")
 class ValidationMetrics:
     """One line of `validation.jsonl`.
 
-    Errors are absolute, of normalised actions, averaged over the real actions of sampled chunks.
+    Errors are absolute errors of normalised actions, averaged over the real actions of sampled
+    chunks.
     """
 
     step: int
-    """Steps taken."""
+    """Training steps taken."""
     loss: Measured
-    """Of the same samples and the same noise every time."""
+    """Loss, computed from the same samples and the same noise at every validation."""
     action_error: Measured
-    """Over all dimensions."""
+    """Error over all dimensions."""
     by_dim: dict[str, Measured]
-    """Error of each dimension, by its name, such as `delta_x`."""
+    """Error of each dimension, by name, such as `delta_x`."""
     by_task: dict[str, Measured]
-    """Error over all dimensions of each task's samples, by its instruction."""
+    """Error over all dimensions for each task, by instruction."""
     num_samples: int
-    """Samples."""
+    """Number of samples."""
     constant_error: Measured = math.nan
-    """Error of the best action that never changes, the median of these samples' actions: a model
-    that has learned nothing but their centre. NaN: not measured, by version 0.1.0."""
+    """Error of the best constant action, the median of these samples' actions: a model that has
+    only learned their centre reaches it. NaN: not measured, in files of version 0.1.0."""
     constant_by_dim: dict[str, Measured] = dataclasses.field(default_factory=dict)
-    """The same of each dimension; empty: not measured."""
+    """The best constant action's error for each dimension, by name; empty: not measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodePrediction:
-    """The chunks that a model gives along an episode; arrays of `episode.npz`."""
+    """The chunks that a model predicts along an episode; the arrays of `episode.npz`."""
 
     dataset: str
     """Path of the dataset."""
     episode: int
-    """Of the dataset."""
+    """Number of the episode in the dataset."""
     is_held_out: bool
-    """Whether the model was not trained on it."""
+    """Whether the episode was held out from training."""
     task: str
-    """The instruction."""
+    """Instruction of the episode."""
     dims: tuple[str, ...]
     """Names of the action's dimensions."""
     actions: np.ndarray
-    """float32 (steps, dims): as recorded, in the dataset's units, the gripper 1 = open."""
+    """Recorded actions, float32 (steps, dims), in the dataset's units; the gripper is 1 = open."""
     chunks: np.ndarray
-    """float32 (steps, horizon, dims): as sampled at each step, in the same units."""
+    """Chunk sampled at each step, float32 (steps, horizon, dims), in the same units."""
     frames: tuple[np.ndarray, ...]
-    """Of each camera, uint8 (frames, height, width, 3): its images at a few steps."""
+    """Images of each camera at a few steps, uint8 (frames, height, width, 3)."""
     frame_steps: np.ndarray
-    """int32 (frames): which, counted as in `actions`."""
+    """Steps of these images, int32 (frames), as indices into `actions`."""
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes `episode.npz` into a run directory."""
@@ -103,14 +104,15 @@ class EpisodePrediction:
 
 
 class Validator:
-    """Measures a model on a fixed set of samples, without augmentation.
+    """Validates a model on a fixed set of samples, without augmentation.
 
     Args:
-      config: The run; its `data.validation_fraction` says which episodes are held out.
-      datasets: Of the run.
-      encode: The token ids of an instruction.
+      config: The config of the run; its `data.validation_fraction` decides which episodes are held
+        out.
+      datasets: The datasets of the run.
+      encode: Returns the token ids of an instruction.
       shard: The rows of a batch that this process makes.
-      sharding: Of a batch.
+      sharding: The sharding of a batch.
     """
 
     def __init__(
@@ -134,19 +136,19 @@ class Validator:
 
     @property
     def batch_structs(self) -> dict[str, Any]:
-        """Shapes of a batch, nested."""
+        """Returns the shapes of a batch, nested."""
         return device.shape_structs(self._loader.spec, self._sharding)
 
     def run(self, params: Any, table: LanguageTable, step: int) -> ValidationMetrics:
-        """Loss and errors over the first `validation.num_batches` of the held-out samples.
+        """Computes loss and errors over the first `validation.num_batches` of held-out samples.
 
         Args:
-          params: Of the model.
-          table: As `make_language_table` returns it.
-          step: Steps taken.
+          params: The parameters of the model.
+          table: The language table that `make_language_table` returns.
+          step: Training steps taken.
 
         Raises:
-          UserError: In every process, where one meets a corrupt record or image.
+          UserError: In every process, if any of them finds a corrupt record or image.
         """
         num_batches = self._config.validation.num_batches
         losses, errors, counts, tasks, actions, real = [], [], [], [], [], []
@@ -169,14 +171,14 @@ class Validator:
         return dataclasses.replace(metrics, constant_error=overall, constant_by_dim=constant_by_dim)
 
     def episode(self, params: Any, table: LanguageTable) -> EpisodePrediction:
-        """The chunks along an episode that is held out, or one of all where none is.
+        """Samples chunks along a held-out episode, or along any episode if none is held out.
 
         Args:
-          params: Of the model.
-          table: As `make_language_table` returns it.
+          params: The parameters of the model.
+          table: The language table that `make_language_table` returns.
 
         Raises:
-          UserError: In every process, where one meets a corrupt record or image.
+          UserError: In every process, if any of them finds a corrupt record or image.
         """
         loader, dataset = self._loader, self._loader.datasets[0]
         steps = loader.example(0)
@@ -208,7 +210,7 @@ class Validator:
         )
 
     def _read(self, steps: np.ndarray) -> dict[str, Any]:
-        """This process's rows of a batch of given steps."""
+        """Reads this process's rows of a batch of the given steps."""
         return self._together(lambda: self._loader.read(0, steps.tolist()))
 
     def _together(self, work: Callable[[], T]) -> T:
@@ -221,7 +223,7 @@ class Validator:
         return cluster.together(read)
 
     def _frames(self, steps: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Each camera's current images at steps of the first dataset, as the batch has them."""
+        """Reads each camera's images at steps of the first dataset, as they are in the batch."""
         count = len(self._loader.shard.rows(self._loader.batch_size))
         wanted = np.resize(steps, -(-len(steps) // count) * count)
         cameras = [image.observation_key for image in self._config.model.cameras]
@@ -235,9 +237,9 @@ class Validator:
     def _losses_and_errors(
         self, params: Any, batch: dict[str, Any], table: LanguageTable, number: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Loss, summed errors (b a), numbers of real actions (b a), rows of the tasks (b).
+        """Returns loss, summed errors (b a), number of real actions (b a) and task index (b).
 
-        Then the actions (b h a), and bool (b h a): True where they are real.
+        Then follow the actions (b h a), and bool (b h a): True where an action is real.
         """
         noise_key, sample_key = jax.random.split(jax.random.fold_in(self._key, number))
         inputs = model_inputs(batch, self._config, table)
@@ -255,7 +257,7 @@ class Validator:
     def _chunks(
         self, params: Any, batch: dict[str, Any], table: LanguageTable
     ) -> tuple[jax.Array, jax.Array]:
-        """Sampled chunks (b h a), and the recorded actions of the same steps (b a)."""
+        """Samples chunks (b h a); returns them and the recorded actions of the same steps (b a)."""
         inputs = model_inputs(batch, self._config, table)
         chunk = sample_actions(
             self._module, params, inputs["observation"], inputs["task"], self._key
@@ -298,11 +300,11 @@ class Validator:
 
 
 def constant_errors(actions: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, float]:
-    """(float64 (a), mean over all): errors of the median of the actions, which never changes.
+    """Returns (float64 (a), mean over all): the errors of the best constant action, the median.
 
     Args:
-      actions: (b h a).
-      real: bool (b h a): False where there is no action; a dimension without any has error 0.
+      actions: Actions (b h a).
+      real: bool (b h a), False where there is no action; a dimension without any has error 0.
     """
     masked = np.ma.masked_array(actions.astype(np.float64), ~real)
     errors = abs(masked - np.ma.median(masked, axis=(0, 1)))
@@ -310,20 +312,20 @@ def constant_errors(actions: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, 
 
 
 def append_validation(directory: pathlib.Path, metrics: ValidationMetrics) -> None:
-    """Adds a line to the run's `validation.jsonl`, in place of those of its step and later ones."""
+    """Appends to the run's `validation.jsonl`; lines of this training step or later are dropped."""
     kept = [one for one in read_validation(directory) if one.step < metrics.step]
     _write_validation(directory, [*kept, metrics])
 
 
 def drop_validation(directory: pathlib.Path, after: int) -> None:
-    """Drops the lines of the run's `validation.jsonl` of steps that are taken again.
+    """Drops the lines of `validation.jsonl` whose training steps will be repeated.
 
     Args:
-      directory: The run's.
-      after: Steps taken so far; lines of more are dropped.
+      directory: The run directory.
+      after: Training steps taken so far; lines of later ones are dropped.
 
     Raises:
-      UserError: Where the file cannot be read or written.
+      UserError: The file cannot be read or written.
     """
     lines = read_validation(directory)
     kept = [one for one in lines if one.step <= after]
@@ -338,10 +340,10 @@ def _write_validation(directory: pathlib.Path, lines: Sequence[ValidationMetrics
 
 
 def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:
-    """The lines of a run's `validation.jsonl`; none where it has no such file.
+    """Reads the lines of a run's `validation.jsonl`; empty if there is no such file.
 
     Raises:
-      DataError: A corrupt line.
+      DataError: A line is corrupt.
     """
     path = directory / METRICS_NAME
     text = path.read_bytes() if path.exists() else b""
@@ -356,7 +358,7 @@ def _to_metrics(line: bytes, where: str) -> ValidationMetrics:
 
 
 def read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
-    """The run's `episode.npz`; None where it has none."""
+    """Reads the run's `episode.npz`; None if it has none."""
     path = directory / EPISODE_NAME
     if not path.exists():
         return None
@@ -375,7 +377,7 @@ def read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
 
 
 def _read_frames(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The images of each camera; files of earlier releases hold all cameras in one array."""
+    """Returns each camera's images; earlier releases stored all cameras in one array."""
     if "frames" in arrays:
         return tuple(np.moveaxis(arrays["frames"], 1, 0))
     numbers = range(sum(name.removeprefix(_FRAMES).isdecimal() for name in arrays))

@@ -1,4 +1,4 @@
-"""What the model sees of the first samples, as one picture."""
+"""Saves the images that the model sees of the first samples, as one figure."""
 
 import pathlib
 
@@ -18,18 +18,19 @@ _CAPTION = 16
 
 
 def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> None:
-    """Writes `views.png` into a run directory: a row a sample, a column a camera and step.
+    """Writes `views.png` into a run directory: one row per sample, one column per camera and step.
 
-    The images have the model's size, resized and augmented as in the first step, and are drawn as
-    large as each other.
+    The images have the model's size, are resized and augmented as in the first training step, and
+    are
+    drawn at one scale.
 
     Args:
-      config: The run.
-      batch: Of the loader, on the host.
-      directory: The run's.
+      config: The config of the run.
+      batch: A batch of the loader, on the host.
+      directory: The run directory.
 
     Raises:
-      UserError: Where it cannot be written.
+      UserError: The file cannot be written.
     """
     few = jax.tree.map(lambda leaf: np.asarray(leaf[:_SAMPLES]), batch)
     key = augmentation_key(config)

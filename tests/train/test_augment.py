@@ -208,8 +208,8 @@ def test_grey_keeps_its_hue(colour):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crop_scale": (0.8, 1.2)}, "crop_scale must be a least and a largest value, not 0.8 1.2"),
-        ({"contrast": (1.1, 0.9)}, "contrast must be a least and a largest value, not 1.1 0.9"),
+        ({"crop_scale": (0.8, 1.2)}, "must be a smallest and a largest value, not 0.8 1.2"),
+        ({"contrast": (1.1, 0.9)}, "contrast must be a smallest and a largest value, not 1.1 0.9"),
         ({"hue": -0.1}, r"brightness 0.1 and hue -0.1 must be in \[0, 1\]"),
     ],
 )

@@ -125,8 +125,8 @@ def damage(path: pathlib.Path, kind: str) -> None:
 
 
 EARLIER = (
-    "Check the disk and read it again; if it stays so, step 5, which is there, is the one before: "
-    r"name that, or resume from it once 10 is moved out of \S+/checkpoints\."
+    "Check the disk and read it again; if it stays so, use step 5, the checkpoint before it; "
+    r"or resume from that one once 10 is moved out of \S+/checkpoints\."
 )
 
 

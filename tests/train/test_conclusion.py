@@ -24,7 +24,7 @@ from train.validation import constant_errors
 def test_what_fails_after_the_last_checkpoint_is_reported(error, printed, caplog):
     with caplog.at_level(logging.WARNING), reported("the report", pathlib.Path("runs/x")):
         raise error
-    assert f"the run is complete, but not the report: {printed}\n" in caplog.text
+    assert f"the run is complete, but the report failed: {printed}\n" in caplog.text
     assert "`python -m train.report runs/x`" in caplog.text
 
 

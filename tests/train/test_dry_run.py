@@ -44,7 +44,7 @@ def test_a_run_that_can_start_has_no_errors(tiny_config, capsys):
     assert examine(Flags(config)) == 0
     output = capsys.readouterr().out
     assert "0 errors" in output
-    assert "2 x cpu: batch 4, 2 samples a device at a time" in output
+    assert "2 x cpu: batch 4, 2 samples per device at a time" in output
     assert "parameters" in output
     assert not pathlib.Path(config.save_dir).exists()
 
@@ -134,7 +134,7 @@ def test_a_warmup_beyond_the_run_is_a_warning_with_what_happens(tiny_config, sch
     config = dataclasses.replace(tiny_config, optimizer=optimizer)
     assert describe_short_warmup(config) == (
         "optimizer.warmup_steps 50 is not below num_steps 20: the rate only rises, to 0.00038 of "
-        "0.001 at the last step. That shows whether a run works; to train, lower warmup_steps"
+        "0.001 at the last step. That is enough to see a run work; to train, lower warmup_steps"
     )
     assert describe_short_warmup(dataclasses.replace(config, num_steps=51)) is None
 
@@ -142,7 +142,7 @@ def test_a_warmup_beyond_the_run_is_a_warning_with_what_happens(tiny_config, sch
 def test_a_frozen_glob_that_names_nothing_is_an_error(tiny_config):
     optimizer = dataclasses.replace(tiny_config.optimizer, frozen=("*hf_model*", "*/obz_*"))
     (error,) = texts(dataclasses.replace(tiny_config, optimizer=optimizer), "error")
-    assert "found */obz_*, which name none" in error
+    assert "found */obz_*, which match none" in error
 
 
 def test_a_language_encoder_that_is_frozen_in_part_is_an_error(tiny_config):
@@ -249,7 +249,7 @@ def checkpoint_of(config):
 
 def test_what_a_run_would_continue_from_is_looked_at(begun, tmp_path):
     assert not texts(begun, "error", resume=True)
-    found = "checkpoint: continues after step 2, whose arrays match their checksums"
+    found = "checkpoint: resumes after step 2, whose arrays match their checksums"
     assert found in texts(begun, "ok", resume=True)
     (error,) = texts(dataclasses.replace(begun, num_steps=2), "error", resume=True)
     assert "expected a run of fewer than 2 steps; found one of 2. It is complete" in error
@@ -287,7 +287,7 @@ def test_what_a_run_would_continue_from_is_looked_at(begun, tmp_path):
 
     checkpoint_of(begun).rename(checkpoint_of(begun).with_name("lost"))
     warnings = texts(begun, "warning", resume=True)
-    assert "checkpoint: there is none yet: the run begins from scratch" in warnings
+    assert "checkpoint: there is none yet: the run starts from scratch" in warnings
 
 
 def test_a_directory_that_may_not_be_written_is_an_error(tiny_config, tmp_path, monkeypatch):

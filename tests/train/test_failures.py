@@ -33,8 +33,8 @@ WAYS = (of_system, raised_by_tensorstore, raised_by_an_older_one, behind_another
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.ESTALE, "The disk or its mount does not answer as it should: see to it, then"),
-        (errno.EIO, "The disk or its mount does not answer as it should: see to it, then"),
+        (errno.ESTALE, "The disk or its mount does not respond correctly: check it, then"),
+        (errno.EIO, "The disk or its mount does not respond correctly: check it, then"),
         (errno.EACCES, "Give this user the right to read it."),
     ],
 )
@@ -52,7 +52,7 @@ def test_each_cause_of_a_failed_read_has_its_own_remedy(tmp_path, made, number, 
 )
 def test_all_else_is_damage(tmp_path, error):
     (tmp_path / "5").mkdir()
-    message = r"a whole checkpoint; found .* step 5, which is there"
+    message = r"a whole checkpoint; found .* step 5, the checkpoint before it"
     with pytest.raises(DataError, match=message) as caught, reading(tmp_path / "10"):
         raise error
     assert caught.value.__cause__ is error
@@ -65,7 +65,7 @@ def test_all_else_is_damage(tmp_path, error):
         (errno.ENOSPC, "Free space"),
         (errno.EDQUOT, "Free space"),
         (errno.EROFS, "Give this user the right to write it"),
-        (errno.ESTALE, "The disk or its mount does not answer as it should: see to it"),
+        (errno.ESTALE, "The disk or its mount does not respond correctly: check it"),
         (errno.ENAMETOOLONG, "Fix the disk"),
     ],
 )
@@ -91,11 +91,11 @@ def test_steps_under_way_are_not_complete(tmp_path):
 def test_the_step_before_is_named_not_one_after(tmp_path):
     for step in (5, 10, 20):
         (tmp_path / str(step)).mkdir()
-    assert "step 5, which is there" in damage(tmp_path / "10", "e", "f").remedy
+    assert "step 5, the checkpoint before it" in damage(tmp_path / "10", "e", "f").remedy
     assert "no earlier step is there" in damage(tmp_path / "5", "e", "f").remedy
 
 
-def test_of_a_long_text_the_reason_at_its_end_is_reported(tmp_path):
+def test_a_long_message_keeps_the_reason_at_its_end(tmp_path):
     text = f"Error writing {'x' * 500}: No space left on device [os_error_code='28']"
     with pytest.raises(UserError) as caught, writing(tmp_path):
         raise ValueError(text)

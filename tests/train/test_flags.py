@@ -84,7 +84,7 @@ def test_a_file_that_is_no_config_says_why_in_one_line(text, found, tmp_path):
 def test_all_problems_of_a_config_are_reported_together(tiny_config_path):
     flags = ["--config.batch_size=0", "--config.data.window_size=0", "--config.save_interval=0"]
     arguments = ["--config", str(tiny_config_path), "--config.keep_every=2", *flags]
-    with pytest.raises(UserError, match="settings that fit each other") as caught:
+    with pytest.raises(UserError, match="settings that fit together") as caught:
         parse_flags(arguments)
     message = str(caught.value)
     for name in ("batch_size", "save_interval", "data: window_size"):
@@ -118,15 +118,15 @@ def test_help_without_a_config_lists_the_flags(capsys):
     [
         ("--config.num_stesp=3", "--config.num_steps INT"),
         ("--config.num_steps=many", "invalid choice|many"),
-        ("--config.num_steps=130", "num_steps 130 is beyond optimizer.decay_steps 100"),
+        ("--config.num_steps=130", "num_steps 130 is larger than optimizer.decay_steps 100"),
         ("--config.optimizer.warmup_steps=100", "100 must be less than optimizer.decay_steps 100"),
         (
             "--config.optimizer.learning_rate=-1",
             "learning_rate must be above 0 and finite",
         ),
         ("--config.batch_size=0", "batch_size must be at least 1, not 0"),
-        ("--config.data.action_horizon=8", "8 is not model.head.action_horizon 4"),
-        ("--config.data.window_size=3", "data.window_size 3 is beyond model.max_horizon 2"),
+        ("--config.data.action_horizon=8", "8 is not equal to model.head.action_horizon 4"),
+        ("--config.data.window_size=3", "data.window_size 3 is larger than model.max_horizon 2"),
     ],
 )
 def test_a_flag_that_does_not_fit_ends_with_code_2_and_the_reason(
@@ -142,7 +142,7 @@ def test_config_file_whose_settings_do_not_fit_says_which(tiny_config_path, tmp_
     path = tmp_path / "mine.py"
     text = tiny_config_path.read_text().replace("__file__", repr(str(tiny_config_path)))
     path.write_text(text.replace("batch_size=4", "batch_size=0"))
-    message = r"mine.py: expected settings that fit each other; found batch_size must be at least 1"
+    message = r"mine.py: expected settings that fit together; found batch_size must be at least 1"
     with pytest.raises(UserError, match=message):
         load_config(str(path))
 

@@ -24,6 +24,6 @@ def test_a_second_signal_ends_a_process_that_does_not_stop():
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert done.stdout == "noted\n"
     assert done.stderr.splitlines() == [
-        "SIGTERM: to stop; again in 5 s ends the run unsaved",
+        "SIGTERM: stopping; a second one after 5 s ends the run unsaved",
         "ended by a second SIGTERM; --resume continues from the last checkpoint",
     ]

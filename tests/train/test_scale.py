@@ -273,6 +273,6 @@ def test_a_second_signal_ends_a_process_that_waits_for_another(
     assert waiting.returncode is None
     waiting.send_signal(signal.SIGTERM)
     output = waiting.finish(128 + signal.SIGTERM).stderr
-    assert "SIGTERM: to stop; again in 5 s ends the run unsaved" in output
+    assert "SIGTERM: stopping; a second one after 5 s ends the run unsaved" in output
     assert "ended by a second SIGTERM; --resume continues from the last checkpoint" in output
     silent.kill()

@@ -125,7 +125,7 @@ def test_frozen_language_encoder_stays_bitwise_identical(three_steps):
     ("finetune", "frozen", "message"),
     [
         (True, ("*hf_model*",), r"finetune is True, but \*hf_model\* .* freezes the encoder"),
-        (False, (), "finetune is False, but optimizer.frozen does not name the encoder"),
+        (False, (), "finetune is False, but optimizer.frozen does not match the encoder"),
     ],
 )
 def test_encoder_is_either_frozen_or_trained(tiny_config, finetune, frozen, message):

@@ -577,7 +577,7 @@ def test_training_reads_what_an_alignment_needs_and_no_image_that_is_replaced(
         dataclasses.replace(config, model=model, data=data)
 
     run("only", "vggt_tokens")
-    with pytest.raises(ValueError, match=r"the model reads vggt_tokens, data.obs.* has only"):
+    with pytest.raises(ValueError, match=r"the model reads vggt_tokens, but data.obs.* has only"):
         run("align", "image_primary")
 
 
