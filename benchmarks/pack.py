@@ -35,7 +35,7 @@ class Args:
     directory: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Folder to make."""
     python_version: str = "3.12"
-    """Of the other machine."""
+    """Python version of the other machine."""
 
 
 def main() -> None:

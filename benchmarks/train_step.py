@@ -123,7 +123,7 @@ def measure(args: Args, variant: Variant) -> dict[str, Any]:
 
 
 def _model_gflop(args: Args, variant: Variant, *inputs: Any) -> float:
-    """Of one step that computes nothing twice.
+    """Returns the GFLOP of one training step without recomputation.
 
     Counted before compilation and without loops, of which XLA counts one pass.
     """

@@ -1,4 +1,4 @@
-"""What a frame costs to encode, against the matmul rate that the same process reaches.
+"""Measures the cost of encoding a frame against the matmul rate of the same process.
 
     python -m benchmarks.vggt [--batch_size 4] [--image_size 224 224] [--compute_dtype bfloat16]
 
@@ -39,7 +39,7 @@ class Args:
     batch_size: int = 4
     """Steps encoded together."""
     num_views: int = 1
-    """Pictures of a step."""
+    """Images per step."""
     views: Views = "single"
     """Whether they see each other."""
     image_size: tuple[int, int] = (224, 224)
@@ -47,11 +47,11 @@ class Args:
     layers: tuple[int, ...] = (23,)
     """Layers that are kept; later ones do not run."""
     compute_dtype: ComputeDtype = "float32"
-    """Of the matrices."""
+    """Dtype of the matrices."""
     precision: Precision = "highest"
-    """Of float32 matrix products."""
+    """Precision of float32 matrix products."""
     num_rounds: int = 5
-    """Of a matrix product and a batch each, after one that is not counted."""
+    """Rounds of one matrix product and one batch, after one that is not counted."""
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def measure(args: Args) -> dict[str, object]:
 
 
 def gflop_of_frame(spec: EncoderSpec) -> float:
-    """Of the matrix products of one picture, 10^9."""
+    """Returns the GFLOP of the matrix products of one image."""
     model, num_layers = spec.model, spec.layers[-1] + 1
     backbone_tokens = 1 + NUM_REGISTERS + spec.num_patches
     tokens = dataclasses.replace(spec, kept="all").num_tokens

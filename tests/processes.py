@@ -54,7 +54,7 @@ class Command:
 
     @property
     def pid(self) -> int:
-        """Of the process itself."""
+        """The id of the process itself."""
         assert self._process.pid is not None
         return self._process.pid
 

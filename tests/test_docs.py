@@ -79,7 +79,7 @@ def manifest(mini_dataset: pathlib.Path) -> dict[str, Any]:
 
 
 def without_checksums(manifest: dict[str, Any]) -> dict[str, Any]:
-    """As it was written before there were any."""
+    """Returns a manifest as written before there were checksums."""
     return {k: v for k, v in manifest.items() if k not in ("checksum", "statistics_checksum")}
 
 
