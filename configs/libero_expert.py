@@ -63,7 +63,7 @@ DEFAULT = TrainConfig(
                 ),
             ),
         ),
-        vocabulary="tests/data/vocabulary.model",
+        vocabulary="octograin://vocabulary.model",
         observations=OBSERVATIONS,
         window_size=1,
         action_horizon=8,

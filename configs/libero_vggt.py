@@ -91,13 +91,13 @@ DEMO = TrainConfig(
             DatasetConfig(
                 "data/libero_mini",
                 commands=(
-                    "python -m converters.rlds tests/data/libero_mini data/libero_mini",
-                    "python -m converters.vggt data/libero_mini --name vggt_tiny "
+                    "octograin convert octograin://libero_mini data/libero_mini",
+                    "octograin tokens data/libero_mini --name vggt_tiny "
                     "--weights random:tiny --size 56",
                 ),
             ),
         ),
-        vocabulary="tests/data/vocabulary.model",
+        vocabulary="octograin://vocabulary.model",
         observations=(*OBSERVATIONS[:-1], TINY_TOKENS.observation_key),
         validation_fraction=0.3,
     ),

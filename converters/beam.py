@@ -10,6 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from converters.shards import ShardJob
 from converters.workers import OnProgress
 from pipeline.errors import UserError
+from pipeline.processes import Portable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class BeamRunner:
             pipeline
             | "shards" >> beam.Create(list(numbers))
             | "spread" >> beam.Reshuffle()
-            | "convert" >> beam.Map(_convert, job)
+            | "convert" >> beam.Map(Portable(_convert), job)
         )
         pipeline.run().wait_until_finish()
 

@@ -28,7 +28,7 @@ from pipeline.files import (
     writing,
 )
 from pipeline.manifest import FILE_NAME, STATISTICS_NAME, WORK, Manifest, check_consistency
-from pipeline.terminal import show
+from pipeline.terminal import program, show
 
 INSTRUCTION = "instruction"
 """The field of an `Edit` of a text."""
@@ -81,7 +81,7 @@ class Edit:
 def main() -> None:
     """Parses the command line and makes the changes."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m converters.edit")
+        args = tyro.cli(Args, prog=program("converters.edit"))
         show(edit(on_disk(args.dst), args.set, args.instruction))
 
 

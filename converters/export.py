@@ -27,7 +27,7 @@ from pipeline.files import is_remote, sync, temporary_path
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.schema import EPISODES
-from pipeline.terminal import show
+from pipeline.terminal import program, show
 
 _MB = 1e6
 _DEFAULT_VERSION = "1.0.0"
@@ -64,7 +64,7 @@ def main() -> None:
     """Parses the command line and runs the export."""
     keep_freed_memory()
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m converters.export")
+        args = tyro.cli(Args, prog=program("converters.export"))
         dataset = open_dataset(args.dst)
         started = time.perf_counter()
         with progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:

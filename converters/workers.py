@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.memory import keep_freed_memory
-from pipeline.processes import follow_parent
+from pipeline.processes import Portable, follow_parent
 
 Report = Callable[[int], None]
 """Called with the bytes of every source episode after it was written."""
@@ -44,7 +44,10 @@ def run(task: Task, numbers: Sequence[int], num_workers: int, on_progress: OnPro
         slots.put(slot)
     with _children_terminated_on_error():
         executor = concurrent.futures.ProcessPoolExecutor(
-            num_workers, context, initializer=_start_worker, initargs=(task, counts, slots)
+            num_workers,
+            context,
+            initializer=Portable(_start_worker),
+            initargs=(task, counts, slots),
         )
         with executor:
             try:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
+from pipeline.bundled import local_path
 from pipeline.errors import DataError, install_extra
 
 SCHEME = "hf://"
@@ -40,13 +41,13 @@ def fetch(path: str) -> pathlib.Path:
     """The local path of a file; one on the hub comes from its cache, else it is downloaded.
 
     Args:
-      path: A path, or hf://owner/name[@revision]/file.
+      path: A path, hf://owner/name[@revision]/file, or octograin://NAME for a bundled file.
 
     Raises:
       DataError: Where the file is missing, or it is not cached and cannot be downloaded.
     """
     if not path.startswith(SCHEME):
-        local = pathlib.Path(path)
+        local = pathlib.Path(local_path(path))
         if local.is_file():
             return local
         raise DataError(

@@ -1,12 +1,38 @@
-"""What every spawned process does first."""
+"""What every spawned process does first, and how it finds this package."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import octograin
 from pipeline.errors import EXIT_INTERRUPTED
+
+
+class Portable:
+    """A function for another process, which imports octograin before it looks for the function.
+
+    A folder `pipeline` or a file `train.py` in that process's current directory is then not taken
+    for this project's package of that name.
+
+    Args:
+      function: Picklable.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function."""
+        return self._function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Bytes within bytes: the outer ones name octograin, the inner ones the function."""
+        return octograin.unpickled, (pickle.dumps(self._function),)
 
 
 def follow_parent() -> None:

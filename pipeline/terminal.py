@@ -50,6 +50,16 @@ def show(lines: str) -> None:
     sys.stdout.write(escaped_lines(lines))
 
 
+def program(module: str) -> str:
+    """The command that runs a module's `main`: `octograin convert`, or `python -m converters.rlds`.
+
+    Args:
+      module: The module, as `python -m` takes it.
+    """
+    name = sys.argv[0]
+    return name if name.startswith("octograin ") else f"python -m {module}"
+
+
 def log_to_stderr() -> None:
     """Sends warnings, and what a caller lowers the level of a logger to, escaped to stderr."""
     handler = logging.StreamHandler()

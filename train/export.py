@@ -13,7 +13,7 @@ from pipeline.config import Normalization
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.normalize import Normalizer
 from pipeline.statistics import FeatureStatistics
-from pipeline.terminal import show
+from pipeline.terminal import program, show
 from train.checkpoints import is_run, read_checkpoint
 from train.octo.export import OctoExport, export_octo
 
@@ -39,7 +39,7 @@ class Args:
 def main() -> None:
     """Parses the command line and writes the checkpoint."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m train.export", use_underscores=True)
+        args = tyro.cli(Args, prog=program("train.export"), use_underscores=True)
         _export(args)
 
 

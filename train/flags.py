@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipeline.bundled import presets
 from pipeline.checks import all_problems, deferred
 from pipeline.errors import UserError
+from pipeline.terminal import program
 from train.config import TrainConfig
 
 DEFAULT_VARIANT = "default"
@@ -48,7 +50,8 @@ class _FlagsOfNoFile(Flags):
     """
 
     config: Annotated[str, tyro.conf.arg(metavar="FILE[:VARIANT]", help_behavior_hint="")] = ""  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Config file and, after a colon, one of its variants, such as configs/libero_vggt.py:demo."""
+    """Config file, such as configs/my_robot.py, or a preset; after a colon, one of its variants,
+    such as libero_vggt:demo."""
 
 
 def parse_flags(arguments: Sequence[str]) -> Flags:
@@ -66,7 +69,7 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
         if {"-h", "--help"} & set(rest):
             tyro.cli(
                 _FlagsOfNoFile,
-                prog="python -m train.run",
+                prog=program("train.run"),
                 args=["--help"],
                 config=(tyro.conf.FlagCreatePairsOff,),
                 use_underscores=True,
@@ -81,7 +84,7 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
     with deferred():
         flags = tyro.cli(
             Flags,
-            prog=f"python -m train.run --config {known.config}",
+            prog=f"{program('train.run')} --config {known.config}",
             args=rest,
             default=Flags(config, unchanged=config),
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
@@ -135,11 +138,13 @@ def _read_variant(name: str) -> TrainConfig:
     file, _, variant = name.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
+        path = presets().get(file, path)
+    if not path.is_file():
         raise UserError(
             where=f"--config {name}",
-            expected="a config file",
-            found="none at that path",
-            remedy="The project's own configs are in configs/.",
+            expected="a config file, or the name of a preset",
+            found="no such file or preset",
+            remedy=f"The presets are {', '.join(presets())}; a file is named with its .py.",
         )
     variants = _read_variants(path)
     wanted = variant or DEFAULT_VARIANT

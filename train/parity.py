@@ -23,7 +23,7 @@ from pipeline.gather import read_into
 from pipeline.loader import Loader
 from pipeline.manifest import load_manifest
 from pipeline.schema import ACTION, EPISODES
-from pipeline.terminal import show
+from pipeline.terminal import program, show
 from pipeline.text import Encode
 from train.checkpoints import Checkpoint
 from train.policy.inputs import PolicyInputs, Task
@@ -240,7 +240,7 @@ class Args:
 def main() -> None:
     """Compares an episode and prints the result; exits with code 1 if an array differs."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m train.parity", use_underscores=True)
+        args = tyro.cli(Args, prog=program("train.parity"), use_underscores=True)
         raise SystemExit(_report(args))
 
 

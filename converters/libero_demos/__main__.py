@@ -16,7 +16,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.libero.installation import Installation, find_installation
 from pipeline.libero.suites import Trial, select_tasks
 from pipeline.manifest import Manifest
-from pipeline.terminal import show
+from pipeline.terminal import program, show
 
 _INTERRUPTED = "interrupted; run the same command again to resume"
 
@@ -67,7 +67,7 @@ class Args:
 def main() -> None:
     """Parses the command line and runs the job."""
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog="python -m converters.libero_demos")
+        args = tyro.cli(Args, prog=program("converters.libero_demos"))
         _check(args)
         installation = find_installation(args.assets)
         trials = _trials(args, installation)
@@ -109,7 +109,7 @@ def _check(args: Args) -> None:
                 where=f"--{name}",
                 expected=f"at least {value}",
                 found=f"{getattr(args, name)}",
-                remedy="See `python -m converters.libero_demos --help`.",
+                remedy=f"See `{program('converters.libero_demos')} --help`.",
             )
 
 

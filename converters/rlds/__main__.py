@@ -18,7 +18,7 @@ from converters.rlds.source import RldsSource, open_source
 from pipeline.errors import UserError, install_extra, user_errors_exit
 from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import log_to_stderr, show
+from pipeline.terminal import log_to_stderr, program, show
 
 _MB = 1e6
 _INTERRUPTED = "interrupted; run the same command again to resume"
@@ -68,7 +68,7 @@ def main() -> None:
     """Parses the command line and runs the job."""
     own, beam_flags = _split(sys.argv[1:])
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog="python -m converters.rlds", args=own)
+        args = tyro.cli(Args, prog=program("converters.rlds"), args=own)
         log_to_stderr()
         logging.getLogger("converters").setLevel(logging.INFO)
         source = open_source(args.src, args.split)
@@ -156,7 +156,7 @@ def _beam_runner(flags: tuple[str, ...]) -> Runner:
 
 
 def _misused(expected: str, found: str) -> UserError:
-    remedy = "See `python -m converters.rlds --help`."
+    remedy = f"See `{program('converters.rlds')} --help`."
     return UserError(where="command line", expected=expected, found=found, remedy=remedy)
 
 

@@ -14,6 +14,7 @@ from google.protobuf.json_format import ParseError
 
 from converters.rlds.location import find_version
 from converters.rlds.tfrecord import scan_records
+from pipeline.bundled import local_path
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import open_path, parse_json, read_text
 
@@ -183,7 +184,7 @@ def open_source(path: str, split: str = "train") -> RldsSource:
       DataError: Where there is none, its files are not readable, or the split is not there.
       SchemaError: Where `features.json` declares what this project cannot store.
     """
-    directory = find_version(open_path(path))
+    directory = find_version(open_path(local_path(path)))
     _read_json(directory / "features.json")
     _check_num_shards(directory / "dataset_info.json")
     with _named_as_broken(directory):

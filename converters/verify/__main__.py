@@ -23,7 +23,7 @@ from pipeline.errors import DataError, user_errors_exit
 from pipeline.files import to_json_values
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import escaped_lines, show
+from pipeline.terminal import escaped_lines, program, show
 
 _MB = 1e6
 
@@ -48,7 +48,7 @@ def main() -> None:
     """Parses the command line and runs the checks."""
     keep_freed_memory()
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m converters.verify")
+        args = tyro.cli(Args, prog=program("converters.verify"))
         directory = on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
         warn_without_checksums(str(directory), manifest.statistics_checksum)

@@ -27,7 +27,7 @@ from pipeline.dataset import Dataset, on_disk, open_dataset
 from pipeline.errors import user_errors_exit
 from pipeline.manifest import WORK, Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import log_to_stderr, show
+from pipeline.terminal import log_to_stderr, program, show
 from pipeline.tokens import Store
 from pipeline.vggt.sources import config_of
 from pipeline.vggt.spec import ComputeDtype, Precision, Views
@@ -92,7 +92,7 @@ def main() -> None:
     """Parses the command line and runs the job."""
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog="python -m converters.vggt")
+        args = tyro.cli(Args, prog=program("converters.vggt"))
         directory = on_disk(args.dataset)
         if args.remove is not None:
             folder = pathlib.Path(directory) / args.remove

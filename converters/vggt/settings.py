@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
+from pipeline.terminal import program
 from pipeline.tokens import Keep, Store, TokenOrigin
 from pipeline.vggt.config import VggtConfig
 from pipeline.vggt.spec import ComputeDtype, EncoderSpec, Precision, Views
@@ -168,7 +169,7 @@ def parse_keep(text: str) -> Keep:
 
 def misused(expected: str, found: str) -> UserError:
     """The error of a flag."""
-    remedy = "See `python -m converters.vggt --help`."
+    remedy = f"See `{program('converters.vggt')} --help`."
     return UserError(where="command line", expected=expected, found=found, remedy=remedy)
 
 

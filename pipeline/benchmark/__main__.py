@@ -15,7 +15,7 @@ from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import escaped
+from pipeline.terminal import escaped, program
 
 _DIGITS = 4
 _BELOW = "observation/"
@@ -62,7 +62,7 @@ def main() -> None:
     """Parses the command line, measures and prints."""
     keep_freed_memory()  # as a run does
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m pipeline.benchmark", use_underscores=True)
+        args = tyro.cli(Args, prog=program("pipeline.benchmark"), use_underscores=True)
         _benchmark(args)
 
 
@@ -108,7 +108,7 @@ def _config(args: Args) -> DataConfig:
             where="command line",
             expected="settings that fit each other",
             found=str(error),
-            remedy="See `python -m pipeline.benchmark --help`.",
+            remedy=f"See `{program('pipeline.benchmark')} --help`.",
         ) from error
 
 

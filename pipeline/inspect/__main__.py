@@ -17,6 +17,7 @@ from pipeline.inspect.episode import EpisodeSummary, summarize_episode
 from pipeline.inspect.picture import read_picture
 from pipeline.inspect.summary import Summary, summarize
 from pipeline.inspect.tables import to_text
+from pipeline.terminal import program
 
 _PLAIN_WIDTH = 120
 """Characters of a line where stdout is no terminal."""
@@ -51,7 +52,7 @@ def to_json(summary: Summary | EpisodeSummary) -> str:
 def main() -> None:
     """Parses the command line and prints."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m pipeline.inspect")
+        args = tyro.cli(Args, prog=program("pipeline.inspect"))
         _inspect(args)
 
 

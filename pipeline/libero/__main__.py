@@ -8,7 +8,7 @@ import tyro
 from pipeline.errors import user_errors_exit
 from pipeline.libero.installation import find_installation
 from pipeline.libero.suites import MAX_STEPS, read_tasks
-from pipeline.terminal import show
+from pipeline.terminal import program, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Args:
 def main() -> None:
     """Parses the command line and prints what was found."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m pipeline.libero")
+        args = tyro.cli(Args, prog=program("pipeline.libero"))
         installation = find_installation(args.assets)
         suites = {suite: len(read_tasks(installation.root, suite)) for suite in MAX_STEPS}
         show(

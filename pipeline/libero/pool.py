@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.libero.environment import Observation, Outcome
 from pipeline.libero.suites import Trial
 from pipeline.libero.worker import Act, Begin, Connection, Crash, Env, serve
+from pipeline.processes import Portable
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +183,9 @@ class EnvPool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=serve, args=(theirs, self._make), daemon=True)
+        process = self._context.Process(
+            target=Portable(serve), args=(theirs, self._make), daemon=True
+        )
         process.start()
         theirs.close()  # so that this end meets the end of file where the process dies
         return _Worker(process, ours)

@@ -44,7 +44,8 @@ def test_a_variant_is_an_entry_of_the_file(tiny_config_path):
     ("arguments", "message"),
     [
         ([], r"expected --config FILE\[:VARIANT\]; found nothing"),
-        (["--config", "configs/none.py"], "expected a config file; found none at that path"),
+        (["--config", "configs/none.py"], "found no such file or preset. The presets are libero, "),
+        (["--config", "libero_vgg:demo"], "found no such file or preset. The presets are libero, "),
         (["--config", "README.md"], "expected Python that defines VARIANTS.*found SyntaxError"),
         (["--config", "tests/data/make_vocabulary.py"], "found no VARIANTS"),
         (["--config", "{file}:big"], "expected a variant among default, untokened; found big"),

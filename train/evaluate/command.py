@@ -13,7 +13,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.libero.installation import Installation, find_installation
 from pipeline.libero.suites import Trial, select_tasks
-from pipeline.terminal import log_to_stderr, show
+from pipeline.terminal import log_to_stderr, program, show
 from train.evaluate.compare import COMPARISON_NAME, compare
 from train.evaluate.report import write_report
 from train.evaluate.results import claimed
@@ -25,7 +25,6 @@ EXIT_ERRORS = 1
 """Some trials had no end."""
 _COMPARED = "compared"
 _INTERRUPTED = "interrupted; run the same command again to continue"
-_HELP = "See `python -m train.evaluate --help`."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ def main() -> None:
     """Parses the command line, evaluates and prints the tables."""
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog="python -m train.evaluate", use_underscores=True)
+        args = tyro.cli(Args, prog=program("train.evaluate"), use_underscores=True)
         has_errors = evaluate(args)
     sys.exit(EXIT_ERRORS if has_errors else 0)
 
@@ -169,9 +168,9 @@ def _check(args: Args) -> None:
     least = {"trials": 1, "first_trial": 0, "workers": 1, "seed": 0}
     for name, value in least.items():
         if getattr(args, name) < value:
-            raise _refused(f"--{name}", f"at least {value}", str(getattr(args, name)), _HELP)
+            raise _refused(f"--{name}", f"at least {value}", str(getattr(args, name)), _help())
     if args.compare_step is not None and args.compare is None:
-        raise _refused("--compare_step", "a run: --compare RUN2", "none", _HELP)
+        raise _refused("--compare_step", "a run: --compare RUN2", "none", _help())
 
 
 def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
@@ -201,3 +200,7 @@ def _indices(text: str) -> tuple[int, ...]:
 
 def _refused(where: str, expected: str, found: str, remedy: str) -> UserError:
     return UserError(where=where, expected=expected, found=found, remedy=remedy)
+
+
+def _help() -> str:
+    return f"See `{program('train.evaluate')} --help`."

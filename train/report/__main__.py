@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.terminal import show
+from pipeline.terminal import program, show
 from train.conclusion import make_up
 from train.config import TrainConfig
 from train.report.page import write_report
@@ -44,7 +44,7 @@ class _Changes:
 
 def main() -> None:
     """Parses the command line, writes, and prints the page's path."""
-    prog = "python -m train.report"
+    prog = program("train.report")
     with user_errors_exit():
         args, changes = tyro.cli(Args, prog=prog, return_unknown_args=True)
         _check(changes)
@@ -62,7 +62,7 @@ def _check(changes: Sequence[str]) -> None:
             where="command line",
             expected="RUN and --config flags",
             found=changes[0],
-            remedy="See `python -m train.report --help`.",
+            remedy=f"See `{program('train.report')} --help`.",
         )
 
 

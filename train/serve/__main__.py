@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError, install_extra, user_errors_exit
-from pipeline.terminal import log_to_stderr
+from pipeline.terminal import log_to_stderr, program
 from train.policy.encoder import encoder_of
 from train.policy.execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
@@ -63,7 +63,7 @@ def main() -> None:
     log_to_stderr()
     logging.getLogger("train").setLevel(logging.INFO)
     with user_errors_exit(interrupted="stopped"):
-        args = tyro.cli(Args, prog="python -m train.serve", use_underscores=True)
+        args = tyro.cli(Args, prog=program("train.serve"), use_underscores=True)
         module = _import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
         with bind(args.host, args.port) as listener:

@@ -1,0 +1,49 @@
+"""What octograin exports, for editors and type checkers, which do not run `__init__.py`."""
+
+from pipeline.config import DataConfig, DatasetConfig
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import DataError, RecordError, SchemaError, UserError
+from pipeline.loader import Loader
+from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from train.flags import load_config
+from train.octo.config import (
+    DiffusionConfig,
+    ImageTokenizerConfig,
+    LowdimTokenizerConfig,
+    RegressionConfig,
+    VGGTTokenizerConfig,
+    octo_base,
+    octo_small,
+)
+from train.policy import FirstActions, Policy, PolicyConfig, TemporalEnsemble
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "DataError",
+    "Dataset",
+    "DatasetConfig",
+    "DiffusionConfig",
+    "FirstActions",
+    "ImageTokenizerConfig",
+    "Loader",
+    "LowdimTokenizerConfig",
+    "OptimizerConfig",
+    "Policy",
+    "PolicyConfig",
+    "RecordError",
+    "RegressionConfig",
+    "SchemaError",
+    "TemporalEnsemble",
+    "TrainConfig",
+    "UserError",
+    "VGGTTokenizerConfig",
+    "ValidationConfig",
+    "__version__",
+    "load_config",
+    "octo_base",
+    "octo_small",
+    "open_dataset",
+]
+
+__version__: str

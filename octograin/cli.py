@@ -1,0 +1,121 @@
+"""`octograin VERB`: every command of the project under one name."""
+
+import argparse
+import difflib
+import importlib
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from octograin import __version__
+from pipeline.errors import UserError, user_errors_exit
+from pipeline.terminal import show
+
+VERBS = {
+    "convert": ("converters.rlds.__main__", "convert an RLDS directory to a dataset directory"),
+    "verify": ("converters.verify.__main__", "check a dataset, alone or against its source"),
+    "inspect": ("pipeline.inspect.__main__", "show what a dataset holds, as text, JSON or images"),
+    "edit": ("converters.edit", "correct conventions and instructions of a dataset"),
+    "export": (None, "write a dataset as RLDS, or a run as a checkpoint of the original Octo"),
+    "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
+    "train": ("train.run", "finetune Octo on datasets"),
+    "evaluate": ("train.evaluate.command", "run the policy of a run in the LIBERO simulator"),
+    "serve": ("train.serve.__main__", "serve the policy of a run over a websocket"),
+    "parity": ("train.parity", "compare the inputs of a policy with those of its training"),
+    "report": ("train.report.__main__", "write the report of a run again"),
+    "benchmark": ("pipeline.benchmark.__main__", "measure how fast batches of a dataset load"),
+    "demo": (None, "convert the bundled data and finetune a small Octo on it"),
+}
+"""The module whose `main` a verb runs, where it is one alone, and what the verb does."""
+FORMATS = {"rlds": "converters.export", "octo": "train.export"}
+"""What `octograin export` writes, and the module that does."""
+
+
+def main() -> None:
+    """Runs the command of a verb with the rest of the command line."""
+    with user_errors_exit():
+        verb, *arguments = sys.argv[1:] or ["--help"]
+        match verb:
+            case "-h" | "--help":
+                lines = [f"  {name:10} {text}\n" for name, (_, text) in VERBS.items()]
+                show("usage: octograin [-h] [--version] VERB ...\n\nverbs:\n" + "".join(lines))
+                show("\n`octograin VERB --help` lists what a verb takes.\n")
+            case "--version":
+                show(f"octograin {__version__}\n")
+            case "export":
+                _export(arguments)
+            case "demo":
+                _demo(arguments)
+            case _:
+                _run(_module(verb), f"octograin {verb}", arguments)
+
+
+def _module(verb: str) -> str:
+    """The module of a verb, or an error that names the nearest one."""
+    module, _ = VERBS.get(verb, (None, ""))
+    if module is None:
+        nearest = difflib.get_close_matches(verb, VERBS, n=1)
+        raise UserError(
+            where="octograin",
+            expected="a verb: " + ", ".join(VERBS),
+            found=verb,
+            remedy=f"Did you mean `octograin {nearest[0]}`?"
+            if nearest
+            else "See `octograin --help`.",
+        )
+    return module
+
+
+def _run(module: str, name: str, arguments: Sequence[str]) -> None:
+    """Runs the `main` of a module, which reads `sys.argv` and calls itself by its first word."""
+    sys.argv = [name, *arguments]
+    importlib.import_module(module).main()
+
+
+def _export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="octograin export",
+        add_help=False,
+        allow_abbrev=False,
+        usage="octograin export SOURCE OUT --to {rlds,octo} ...",
+        description="Writes a dataset as RLDS, or a run as a checkpoint of the original Octo; "
+        "`octograin export --to FORMAT --help` lists what each takes.",
+    )
+    parser.add_argument("--to", choices=tuple(FORMATS), required=True)
+    if not any(word.split("=")[0] == "--to" for word in arguments) and {"-h", "--help"} & {
+        *arguments
+    }:
+        show(parser.format_help())
+        return
+    known, rest = parser.parse_known_args(arguments)
+    _run(FORMATS[known.to], f"octograin export --to {known.to}", rest)
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="octograin demo",
+        description="Converts the bundled LIBERO episodes, computes tokens of their images with "
+        "untrained weights, and finetunes a small Octo on them: two minutes on a laptop.",
+    )
+    parser.add_argument("dir", nargs="?", default=".", help="where data/ and runs/ are written")
+    parser.add_argument("--num_steps", type=int, default=200, help="training steps")
+    args = parser.parse_args(arguments)
+    directory = pathlib.Path(args.dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    os.chdir(directory)
+    data, steps = "data/libero_mini", args.num_steps
+    show(f"==> converting the bundled RLDS set to {directory / data}\n")
+    _step("convert", "octograin://libero_mini", data, "--overwrite")
+    show("==> computing tokens of its images, with untrained weights\n")
+    _step("tokens", data, "--name", "vggt_tiny", "--weights", "random:tiny", "--size", "56")
+    show(f"==> finetuning on it for {steps} steps\n")
+    lengths = {"num_steps": steps, "optimizer.decay_steps": steps}
+    lengths["optimizer.warmup_steps"] = steps // 10
+    flags = [f"--config.{name}={length}" for name, length in lengths.items()]
+    _step("train", "--config", "libero_vggt:demo", *flags, "--overwrite")
+    show(f"==> the report: {directory / 'runs/demo/report.html'}\n")
+
+
+def _step(verb: str, *arguments: str) -> None:
+    _run(_module(verb), f"octograin {verb}", arguments)

@@ -1,0 +1,44 @@
+"""The files that come with octograin: presets of runs and the data of the demo.
+
+In a checkout they lie in `configs/` and `tests/data/`; in a wheel, inside the package octograin.
+"""
+
+import pathlib
+
+import octograin
+from pipeline.errors import DataError
+
+SCHEME = "octograin://"
+"""Begins the name of a bundled file, such as `octograin://vocabulary.model`."""
+BUNDLED = ("libero_mini", "vocabulary.model")
+"""What the demo reads: an RLDS set of four episodes, and a small SentencePiece model."""
+_PACKAGE = pathlib.Path(octograin.__file__).parent
+
+
+def local_path(path: str) -> str:
+    """Where a path lies on this machine; one that is not `octograin://NAME` is returned as it is.
+
+    Raises:
+      DataError: Nothing of that name is bundled.
+    """
+    if not path.startswith(SCHEME):
+        return path
+    name = path.removeprefix(SCHEME)
+    if name not in BUNDLED:
+        raise DataError(
+            where=path,
+            expected="one of " + ", ".join(f"{SCHEME}{name}" for name in BUNDLED),
+            found="nothing of that name",
+            remedy="Write one of these, or a path.",
+        )
+    return str(_folder("data", "tests/data") / name)
+
+
+def presets() -> dict[str, pathlib.Path]:
+    """The config files that come with octograin, by name, such as `libero_vggt`."""
+    return {path.stem: path for path in sorted(_folder("presets", "configs").glob("*.py"))}
+
+
+def _folder(in_wheel: str, in_checkout: str) -> pathlib.Path:
+    packed = _PACKAGE / in_wheel
+    return packed if packed.is_dir() else _PACKAGE.parent / in_checkout
