@@ -6,11 +6,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from etils import epath
 
+from converters.mappings import read_mapping
 from converters.vggt.job import TokenJob, add_tokens
 from converters.vggt.settings import TokenSettings
 from pipeline.dataset import open_dataset
 from pipeline.images import decode_image
+from train.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -52,3 +55,23 @@ def test_examples_of_a_page_give_what_it_says(
     failed, attempted = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
     assert attempted > examples
     assert failed == 0
+
+
+def test_mapping_of_the_reference_is_read(tmp_path: pathlib.Path) -> None:
+    page = (ROOT / "docs" / "reference" / "mapping.md").read_text()
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_robot.toml").write_text(example)
+    mapping = read_mapping(epath.Path(tmp_path / "my_robot.toml"))
+    assert mapping.features[0].key == "action"
+    assert mapping.conventions.no_op_threshold == 0.0001
+
+
+def test_config_of_the_finetuning_page_is_a_run() -> None:
+    page = (ROOT / "docs" / "finetuning.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    config = names["VARIANTS"]["default"]
+    assert isinstance(config, TrainConfig)
+    assert config.data.observations == ("image_primary",)
+    assert [camera.name for camera in config.model.images] == ["primary"]
