@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -11,13 +12,15 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset import open_dataset
 from pipeline.loader import Loader
 from pipeline.text import load_vocabulary
-from train.checkpoints import Checkpoint, read_checkpoint
+from train.checkpoints import Checkpoint, Checkpoints, Constants, read_checkpoint
 from train.config import TrainConfig
-from train.flags import Flags, load_config
+from train.flags import load_config
 from train.octo.config import LowdimTokenizerConfig
-from train.octo.policy import init_params
+from train.optimizer import make_optimizer
 from train.policy import Policy
-from train.run import run
+from train.state import TrainState, init_state
+
+from .programs import shared_by_runs
 
 TINY_CONFIG = pathlib.Path(__file__).parents[1] / "data" / "tiny_config.py"
 
@@ -66,9 +69,10 @@ def policy_config(mini_dataset: pathlib.Path) -> TrainConfig:
 def policy_run(
     policy_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
-    """The directory of a run of that config, of 2 steps."""
-    save_dir = tmp_path_factory.mktemp("policy") / "run"
-    return run(Flags(dataclasses.replace(policy_config, save_dir=str(save_dir))))
+    """The directory of a run of that config with the checkpoints 1 and 2, of random parameters."""
+    directory = tmp_path_factory.mktemp("policy") / "run"
+    write_checkpoints(dataclasses.replace(policy_config, save_dir=str(directory)), (1, 2))
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -79,18 +83,52 @@ def served_policy(policy_run: pathlib.Path) -> Policy:
     return policy
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs() -> Iterator[None]:
+    """Runs of the same model share its programs."""
+    with shared_by_runs():
+        yield
+
+
 def untrained(config: TrainConfig) -> Checkpoint:
     """A checkpoint of a run that has taken no step, with numbers of no meaning."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), shapes)
-    vocabulary = load_vocabulary(config.data.vocabulary)
-    datasets = [open_dataset(part.path, config.data.keys) for part in config.data.datasets]
-    loader = Loader(config.data, 2, datasets, vocabulary.EncodeAsIds)
     return Checkpoint(
         step=0,
         config=config,
-        params=params,
-        datasets=loader.describe_datasets(),
+        params=random_state(config).params,
+        datasets=_loader(config).describe_datasets(),
         vocabulary=pathlib.Path(config.data.vocabulary).read_bytes(),
     )
+
+
+def write_checkpoints(config: TrainConfig, steps: Sequence[int]) -> None:
+    """Writes checkpoints of random states as a run of the config would."""
+    loader = _loader(config)
+    vocabulary = pathlib.Path(config.data.vocabulary).read_bytes()
+    constants = Constants(config, loader.describe_datasets(), vocabulary)
+    with Checkpoints(pathlib.Path(config.save_dir)) as checkpoints:
+        for step in steps:
+            checkpoints.save(random_state(config, step), loader.state(step), constants)
+
+
+def random_state(config: TrainConfig, step: int = 0) -> TrainState:
+    """A state with random parameters, other ones at each step; nothing is compiled for it."""
+    optimizer = make_optimizer(config.optimizer)
+    shapes = jax.eval_shape(lambda: init_state(config, optimizer))
+    rng = np.random.default_rng(step)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype)
+
+    return TrainState(
+        np.asarray(step, np.int32),
+        jax.tree.map(draw, shapes.params),
+        jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
+        jax.tree.map(draw, shapes.ema),
+    )
+
+
+def _loader(config: TrainConfig) -> Loader:
+    datasets = [open_dataset(part.path, config.data.keys) for part in config.data.datasets]
+    encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
+    return Loader(config.data, config.batch_size, datasets, encode)

@@ -39,7 +39,6 @@ def start(config_path, dataset, directory, *flags, devices=1, env=None, before=N
         f"--config.compilation_cache={directory.parent}/compiled",
     ]
     flags_of_xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    flags_of_xla += " --xla_backend_optimization_level=0"  # TMP
     env = {"XLA_FLAGS": flags_of_xla, **(env or {})}
     line = ("--config", config_path, *arguments, *flags)
     return Command("train.run", *line, env=env, before=before)

@@ -140,6 +140,9 @@ def encode_texts(
     return cast(jax.Array, module.apply({"params": params}, instruction, method="encode_language"))
 
 
+_encode_texts = jax.jit(encode_texts, static_argnames="module")
+
+
 class InstructionEncoder:
     """Encodes instructions as they come: what a policy asks for at rollout.
 
@@ -155,11 +158,10 @@ class InstructionEncoder:
     def __init__(self, config: OctoConfig, params: Params, encode: Encode) -> None:
         if config.language is None:
             raise ValueError("the model reads no language")
-        module = OctoModule(config)
+        self._module = OctoModule(config)
         self._max_length = config.language.max_length
         self._encode = encode
         self._params = params  # an argument: closed over, they would be part of the program
-        self._run = jax.jit(lambda params, ids, mask: encode_texts(module, params, ids, mask))
         self._embedding = functools.lru_cache(_NUM_KEPT)(self._embed)
 
     def __call__(self, text: str) -> Float[Array, "n d"]:
@@ -172,7 +174,7 @@ class InstructionEncoder:
 
     def _embed(self, ids: bytes, mask: bytes) -> jax.Array:
         as_arrays = (np.frombuffer(part, np.int32)[None] for part in (ids, mask))
-        return self._run(self._params, *as_arrays)[0]
+        return _encode_texts(self._module, self._params, *as_arrays)[0]
 
 
 def sample_actions(

@@ -1,6 +1,7 @@
 """A policy: histories of environments in, chunks of actions out, from a checkpoint alone."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -291,11 +292,10 @@ class Policy:
 
     def _compile(self) -> Any:
         """The model for exactly one batch, compiled."""
-        model, spec = self.spec.model, self.spec
         structs = {"observation": {}, "task": {}} | nest(
             {
                 key: jax.ShapeDtypeStruct((self.config.batch_size, *leaf.shape), leaf.dtype)
-                for key, leaf in spec.leaves.items()
+                for key, leaf in self.spec.leaves.items()
             }
         )
         embeddings = None
@@ -304,27 +304,15 @@ class Policy:
             embeddings = jax.ShapeDtypeStruct((self.config.batch_size, *one.shape), one.dtype)
         numbers = jax.ShapeDtypeStruct((self.config.batch_size,), jnp.uint32)
 
-        def predict(
-            params: Any,
-            batch: dict[str, Any],
-            embeddings: jax.Array | None,
-            base_key: jax.Array,
-            envs: jax.Array,
-            counts: jax.Array,
-        ) -> jax.Array:
-            keys = jax.vmap(_noise_key, in_axes=(None, 0, 0))(base_key, envs, counts)
-            inputs = to_model_size(batch, model)
-            if embeddings is not None:
-                inputs["task"]["language_embedding"] = embeddings
-            noise = _noise(model, keys, spec.data.window_size)
-            arguments = (inputs["observation"], inputs["task"], noise)
-            chunks = OctoModule(model).apply(
-                {"params": params}, *arguments, method="sample_actions"
-            )
-            return jnp.asarray(chunks)
-
-        lowered = jax.jit(predict).lower(
-            self._params, structs, embeddings, self._base_key, numbers, numbers
+        lowered = _predict.lower(
+            self._params,
+            structs,
+            embeddings,
+            self._base_key,
+            numbers,
+            numbers,
+            model=self.spec.model,
+            window_size=self.window_size,
         )
         return lowered.compile()
 
@@ -352,6 +340,40 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
             remedy="Name the save_dir of a run.",
         )
     return read_checkpoint(path, step)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "window_size"))
+def _predict(  # noqa: PLR0913  (a program's inputs)
+    params: Any,
+    batch: dict[str, Any],
+    embeddings: jax.Array | None,
+    base_key: jax.Array,
+    envs: jax.Array,
+    counts: jax.Array,
+    *,
+    model: OctoConfig,
+    window_size: int,
+) -> jax.Array:
+    """Normalised chunks (b h a). Policies of one model share its program, whatever their weights.
+
+    Args:
+      params: Of the model.
+      batch: What the model reads, a row per environment.
+      embeddings: Of the instructions, (b n d); None where the model reads no language.
+      base_key: Of the noise.
+      envs: Numbers of the environments, (b).
+      counts: How often each was asked since its reset, (b).
+      model: The model.
+      window_size: Steps that it reads.
+    """
+    keys = jax.vmap(_noise_key, in_axes=(None, 0, 0))(base_key, envs, counts)
+    inputs = to_model_size(batch, model)
+    if embeddings is not None:
+        inputs["task"]["language_embedding"] = embeddings
+    noise = _noise(model, keys, window_size)
+    arguments = (inputs["observation"], inputs["task"], noise)
+    chunks = OctoModule(model).apply({"params": params}, *arguments, method="sample_actions")
+    return jnp.asarray(chunks)
 
 
 def _noise_key(base_key: jax.Array, env: jax.Array, count: jax.Array) -> jax.Array:

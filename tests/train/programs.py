@@ -1,0 +1,75 @@
+"""What runs of one test process share: traced and compiled steps, and first states."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import pytest
+
+import train.run
+import train.setup
+from pipeline.checks import deferred
+from pipeline.config import DatasetConfig
+from train.config import TrainConfig, ValidationConfig
+from train.state import TrainState, fresh_state, init_state
+from train.step import make_train_step
+
+
+@contextlib.contextmanager
+def shared_by_runs() -> Iterator[None]:
+    """Runs in this block trace and compile once what their configs have in common.
+
+    That is 5 s of CPU time for each further run of the tiny config.
+    """
+    states: dict[str, TrainState] = {}
+
+    def first_state(config: TrainConfig, optimizer: Any, shardings: Any) -> TrainState:
+        key = read_by_programs(config)
+        if key not in states:
+            states[key] = jax.device_get(fresh_state(config, optimizer, shardings))
+        return jax.device_put(states[key], shardings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.setup, "make_train_step", _once(make_train_step))
+        make_init = _once(lambda config, optimizer: jax.jit(lambda: init_state(config, optimizer)))
+        patch.setattr(train.setup, "init_state", lambda *args: make_init(*args)())
+        patch.setattr(train.run, "fresh_state", first_state)
+        yield
+
+
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes what configs share at the first call; jax then finds its own caches by its identity."""
+    made: dict[str, Any] = {}
+
+    def get(config: TrainConfig, *args: object) -> Any:
+        key = read_by_programs(config)
+        if key not in made:
+            made[key] = make(config, *args)
+        return made[key]
+
+    return get
+
+
+def read_by_programs(config: TrainConfig) -> str:
+    """All of a config but the fields that neither a step nor a first state depends on."""
+    schedule = config.optimizer
+    is_timed = schedule.schedule == "cosine" and schedule.decay_steps is None
+    with deferred():
+        data = dataclasses.replace(
+            config.data, datasets=(DatasetConfig("any"),), validation_fraction=0.0
+        )
+        config = dataclasses.replace(
+            config,
+            data=data,
+            save_dir="any",
+            name=None,
+            num_steps=config.num_steps if is_timed else 1,
+            save_interval=1,
+            keep_checkpoints=1,
+            keep_every=None,
+            validation=ValidationConfig(),
+            compilation_cache=None,
+        )
+    return repr(config)
