@@ -31,10 +31,14 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.registry import _registry as fsspec_implementations
 from hypothesis import HealthCheck, settings
 
-from converters.convert import convert
-from converters.mappings import LIBERO
-from converters.rlds.source import open_source
-from pipeline.files import json_checksum
+from .type_checks import check_shapes_where_they_are_named
+
+check_shapes_where_they_are_named()  # before the packages are imported
+
+from converters.convert import convert  # noqa: E402
+from converters.mappings import LIBERO  # noqa: E402
+from converters.rlds.source import open_source  # noqa: E402
+from pipeline.files import json_checksum  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -121,7 +122,7 @@ def random_state(config: TrainConfig, step: int = 0) -> TrainState:
         return rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype)
 
     return TrainState(
-        np.asarray(step, np.int32),
+        cast(jax.Array, np.asarray(step, np.int32)),
         jax.tree.map(draw, shapes.params),
         jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
         jax.tree.map(draw, shapes.ema),
