@@ -43,7 +43,7 @@ def test_without_tokens_the_main_camera_is_cropped(tiny_config_path, augment, cr
 
 def test_camera_that_is_not_read_cannot_be_cropped(tiny_config_path):
     config = load_config(f"{tiny_config_path}:untokened")
-    with pytest.raises(ValueError, match="cropped names image_wrist, but data.observations has"):
+    with pytest.raises(ValueError, match=r"cropped names image_wrist, but data.observations has"):
         dataclasses.replace(config, augment=AugmentConfig(cropped=("image_wrist",)))
 
 

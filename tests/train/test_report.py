@@ -410,7 +410,7 @@ def test_a_directory_that_does_not_exist_is_one_line_and_exit_code_2(monkeypatch
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == (
         "error: NOWHERE: expected a run directory with a config.json; found no such directory. "
-        "Name the save_dir of a run.\n"
+        "Give the save_dir of a run.\n"
     )
 
 

@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_reported_and_the_connection_stays(policies, expect
             (b"\xc1", "message: expected msgpack"),
             ("hello", "expected a binary frame of msgpack; found a text frame"),
             (msgpack.packb([1]), "found a list instead of a map"),
-            (msgpack.packb({"x": OBJECTS}), "only numbers and booleans are read"),
+            (msgpack.packb({"x": OBJECTS}), "only numbers and booleans are supported"),
         ):
             client.socket.send(raw)
             assert message in client.socket.recv()

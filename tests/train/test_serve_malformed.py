@@ -39,7 +39,7 @@ def scalar(data, dtype):
 
 
 MESSAGES = [
-    (wire(**state(dtype="(1,u1")), "dtype '(1,u1': only numbers and booleans are read"),
+    (wire(**state(dtype="(1,u1")), "dtype '(1,u1': only numbers and booleans are supported"),
     (wire(**state(dtype="\x1b[31mO")), r"dtype '\x1b[31mO': only"),
     (wire(**state(dtype="|O")), "dtype '|O': only"),
     (wire(**state(dtype=["f4"])), "dtype ['f4']: only"),
@@ -49,14 +49,14 @@ MESSAGES = [
     (wire(**state(shape=(2**63, 0), data=b"")), "or one out of range"),
     (wire(**state(shape=(2**40, 2**40))), "32 bytes for an array float32[1099511627776, "),
     (wire(**state(shape=(2**60,) * 100_000)), "more than 32 sizes"),
-    (wire(**state(shape=(8.0,))), "shape of an array is no list of integers"),
-    (wire(**state(shape="8")), "shape of an array is no list of integers"),
+    (wire(**state(shape=(8.0,))), "shape of an array is not a list of integers"),
+    (wire(**state(shape="8")), "shape of an array is not a list of integers"),
     (wire(**state(data="x" * 32)), "data of an array is a str, not bytes"),
     (wire(**state(data=array())), "data of an array is a ndarray, not bytes"),
     (wire(**{"observation/state": {b"__ndarray__": True}}), "dtype None: only"),
     (wire(**{"observation/state": scalar([1, 2], "<f4")}), "data of a scalar is a list"),
     (wire(**{"observation/state": scalar(300, "|u1")}), "OverflowError: "),
-    (wire(**{"observation/state": [[1.0], [2.0, 3.0]]}), "a list that is no array"),
+    (wire(**{"observation/state": [[1.0], [2.0, 3.0]]}), "a list that is not an array"),
     (wire(**{"observation/state": nested(100)}), "observation/state: "),
     (wire(**{"observation/state": [None] * 8}), "observation/state: object[8]"),
     (wire(**{"observation/state": {"a": 1.0}}), "observation/state: object[]"),

@@ -1,4 +1,4 @@
-"""Who attends to whom: block-causal rules between groups of tokens, in plain numpy."""
+"""Decides which tokens attend to which: block-causal rules between token groups, in numpy."""
 
 import dataclasses
 import enum
@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 READOUT = "readout_action"
-"""The token group whose output the head reads."""
+"""Name of the token group whose output the head reads."""
 
 PREFIX_TIMESTEP = -1
-"""The step of tokens that stand before the window."""
+"""The step number of tokens in the prefix, before the window."""
 
 
 class Kind(enum.Enum):
-    """What a group of tokens stands for."""
+    """What a group of tokens represents."""
 
     TASK = enum.auto()
     OBSERVATION = enum.auto()
@@ -28,12 +28,12 @@ class Rule(enum.Enum):
 
     NEVER = enum.auto()
     CAUSAL = enum.auto()
-    """Those of its own step and of earlier ones."""
+    """Tokens of the same step and of earlier steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A group's place in the sequence: `num_tokens` at a stretch."""
+    """A token group in the sequence: `num_tokens` tokens in a row."""
 
     name: str
     kind: Kind
@@ -43,8 +43,8 @@ class Span:
 def rule(query: Span, key: Span) -> Rule:
     """Returns how tokens of `query` attend to tokens of `key`.
 
-    Readouts read everything and are read by nobody but themselves, so that adding one changes no
-    other token. The task does not see the observations.
+    Readouts read everything, but only readouts of the same group read them: adding a readout
+    changes no other token. The task does not attend to the observations.
     """
     if key.kind is Kind.READOUT:
         return Rule.CAUSAL if query.name == key.name else Rule.NEVER
@@ -65,9 +65,9 @@ def layout(
 
     Args:
       prefix: Groups before the window.
-      timestep: Groups that every step of the window has.
-      window: Steps of the window.
-      legacy: Count the first token of each group but the first to the group before it.
+      timestep: Groups of every step in the window.
+      window: Number of steps in the window.
+      legacy: Count the first token of each group, except the first, as part of the group before it.
 
     Returns:
       Indices into `(*prefix, *timestep)`, and steps from -1 (the prefix) to `window - 1`.
@@ -94,13 +94,13 @@ def _groups(spans: Sequence[Span], *, legacy: bool) -> Int[np.ndarray, " t"]:
 def rule_mask(
     prefix: Sequence[Span], timestep: Sequence[Span], window: int, *, legacy: bool = False
 ) -> Bool[np.ndarray, "t t"]:
-    """Returns the rules as a matrix, queries in rows, keys in columns; True: may attend.
+    """Returns the rules as a matrix: queries in rows, keys in columns; True: may attend.
 
     Args:
-      prefix: As in `layout`.
-      timestep: As in `layout`.
-      window: As in `layout`.
-      legacy: With the fault of the models of December 2023; see `layout`.
+      prefix: Groups before the window.
+      timestep: Groups of every step in the window.
+      window: Number of steps in the window.
+      legacy: Reproduce the bug in the models of December 2023; see `layout`.
     """
     spans = (*prefix, *timestep)
     causal = np.array([[rule(query, key) is Rule.CAUSAL for key in spans] for query in spans])
@@ -111,13 +111,13 @@ def rule_mask(
 def attention_mask(
     rules: Bool[np.ndarray, "t t"], real: Bool[Array, "b t"]
 ) -> Bool[Array, "b 1 t t"]:
-    """Returns the mask of the attention: the rules, less the keys that are padding.
+    """Returns the attention mask: the rules without the keys that are padding.
 
-    Only keys are masked. A query whose keys are all masked attends to everything alike (that is
-    what the pretrained weights saw); nobody reads such a token.
+    Only keys are masked. A query whose keys are all masked attends uniformly to all, as when the
+    pretrained weights were trained; no other token reads such a query.
 
     Args:
-      rules: From `rule_mask`.
-      real: True where a token is no padding.
+      rules: The matrix that `rule_mask` returns.
+      real: True where a token is not padding.
     """
     return jnp.asarray(rules)[None, None] & real[:, None, None, :]

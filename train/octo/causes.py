@@ -1,4 +1,4 @@
-"""What a tensor that finds no place most likely comes from: the setting that differs."""
+"""Finds the most likely reason why a tensor was not loaded: the setting that differs."""
 
 import dataclasses
 import re
@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 Status = Literal["loaded", "resized", "new", "unused", "mismatched shape"]
-"""`resized`: fitted to the model's shape; `new`: only the model has it; `unused`: only the
-checkpoint; `mismatched shape`: the model's fresh values are kept."""
+"""How a tensor was used. `resized`: fitted to the model's shape; `new`: only in the model;
+`unused`: only in the checkpoint; `mismatched shape`: the model's fresh values are kept."""
 
 Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadRow:
-    """What became of one tensor."""
+    """How one tensor of the model or the checkpoint was used."""
 
     path: str
-    """Its place in the parameters, joined by `/`."""
+    """Path in the parameters, joined by `/`."""
     status: Status
-    """What became of it."""
+    """How the tensor was used."""
     target_shape: Shape | None
-    """Its shape in the model; None: the model has no such tensor."""
+    """Shape in the model; None: the model has no such tensor."""
     checkpoint_shape: Shape | None
-    """Its shape in the checkpoint; None: the checkpoint has no such tensor."""
+    """Shape in the checkpoint; None: the checkpoint has no such tensor."""
     how: str = ""
-    """What was done to a resized one."""
+    """How a resized tensor was made."""
 
 
 _TRANSFORMER = "octo_transformer"
@@ -40,16 +40,16 @@ _CHUNK = "action_horizon x action_dim"
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """A setting that is the length of an axis."""
+    """A setting that determines the length of an axis."""
 
     name: str
-    """In the config."""
+    """Name in the config."""
     scope: str
-    """Start of the paths that it shapes."""
+    """Prefix of the paths whose shapes depend on the setting."""
     tensor: str
-    """The tensor that tells it."""
+    """Path of the tensor that reveals the setting."""
     axis: int
-    """Of that tensor."""
+    """Axis of that tensor whose length is the setting."""
 
 
 _SIZES = (
@@ -72,7 +72,7 @@ _COUNTS = {
     "t5.num_layers": re.compile(rf"{_T5_BLOCKS}(\d+)/"),
     "num_blocks": re.compile(rf"{_RESIDUAL}/MLPResNetBlock_(\d+)/"),
 }
-"""Settings that are a number of modules, and the paths of those."""
+"""Settings that count modules, and the paths of those modules."""
 
 _PARTS = {
     f"{_TRANSFORMER}/task_": "an instruction",
@@ -80,20 +80,20 @@ _PARTS = {
     "heads_action/mean_proj/": "an L1 or MSE head",
     "heads_action/map_head/": "a head with attention pooling",
 }
-"""What a model may have or not, by the start of its paths."""
+"""Optional parts of a model, by the prefix of their paths."""
 
 _INPUT = re.compile(
     rf"{_TRANSFORMER}/(?:obs_(\w+)_(?:projection|pos_embedding|fusion)|"
     r"(?:observation_tokenizers|alignments)_(\w+)/)"
 )
-"""Tensors that belong to one input; its name is in one of the groups."""
+"""Pattern of tensors that belong to one input; one of the groups is the input's name."""
 
 
 class Causes:
-    """Finds the causes of what has no place.
+    """Finds why tensors were not loaded.
 
     Args:
-      rows: Of all tensors of the model and of the checkpoint.
+      rows: Rows for all tensors of the model and of the checkpoint.
     """
 
     def __init__(self, rows: Sequence[LoadRow]) -> None:
@@ -103,7 +103,7 @@ class Causes:
         }
 
     def find(self, row: LoadRow) -> str:
-        """Returns in words the likely cause of a tensor's status; nothing where it is plain."""
+        """Returns the likely reason for a tensor's status; empty if it is obvious."""
         ours, theirs = row.target_shape, row.checkpoint_shape
         if ours is None or theirs is None:
             return self._missing(row)
@@ -133,7 +133,7 @@ class Causes:
         return "" if any(map(belongs, other)) else f"{has} has {part}, {lacks} has not"
 
     def _sized(self, path: str, ours: Shape, theirs: Shape) -> str:
-        """Of all settings that differ and shape the tensor, those whose axis it has, if any."""
+        """Describes the settings that differ and shape the tensor, preferably through its axes."""
         axes = {pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]}
         differing = [
             (size.name, pair)
@@ -148,7 +148,7 @@ class Causes:
         return "; ".join(causes)
 
     def _pair(self, size: _Size) -> tuple[int, int] | None:
-        """The setting here and in the checkpoint, where they differ."""
+        """Returns the setting's value in the model and in the checkpoint, if they differ."""
         if size.tensor not in self._here or size.tensor not in self._there:
             return None
         here, there = (shapes[size.tensor][size.axis] for shapes in (self._here, self._there))
@@ -156,7 +156,7 @@ class Causes:
 
 
 def _position_causes(path: str, ours: Shape, theirs: Shape) -> Iterator[str]:
-    """Of `(1 steps tokens d)` or `(1 tokens d)`."""
+    """Yields the settings behind a position embedding, `(1 steps tokens d)` or `(1 tokens d)`."""
     if ours[-1] != theirs[-1]:
         yield _differs("embedding_dim", ours[-1], theirs[-1])
     if len(ours) == 4 and ours[1] != theirs[1]:
@@ -166,7 +166,7 @@ def _position_causes(path: str, ours: Shape, theirs: Shape) -> Iterator[str]:
 
 
 def _tokens(path: str) -> str:
-    """The setting that is the number of a group's tokens."""
+    """Returns the setting that determines a group's number of tokens."""
     if path.startswith(f"{_TRANSFORMER}/readout_"):
         return "num_readouts"
     if path.startswith(f"{_TRANSFORMER}/task_"):

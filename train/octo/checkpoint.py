@@ -1,6 +1,6 @@
-"""The files of a released Octo checkpoint: its config, and the parameters of each step.
+"""Reads the files of a released Octo checkpoint: its config and the parameters of each step.
 
-config.json                 the part `model` says what the model is
+config.json                 its part `model` describes the model
 <step>/default/checkpoint   one msgpack file with all parameters: Orbax's layout of 2023
 """
 
@@ -59,7 +59,7 @@ def read_octo_checkpoint(directory: Path, step: int | None) -> dict[str, Any]:
     """Returns the parameters of a released checkpoint, nested dicts of numpy arrays.
 
     Args:
-      directory: As in `read_octo`.
+      directory: The directory of the checkpoint, with `config.json` and one folder per step.
       step: The training step; None: the last one.
 
     Raises:
@@ -90,12 +90,12 @@ def read_octo_checkpoint(directory: Path, step: int | None) -> dict[str, Any]:
 def check_tensors(params: Mapping[str, Any], where: str) -> None:
     """Checks that all leaves are arrays of finite floats.
 
-    Args:
-      params: Nested dicts.
+    params: Nested dicts of arrays.
+      where: Name of the checkpoint, for the error message.
       where: The checkpoint, for the error.
 
     Raises:
-      DataError: Some are not; it counts them and names the first.
+      DataError: Some are not; the error counts them and lists the first.
     """
     flat = flatten(params)
     defects = {path: defect for path, leaf in flat.items() if (defect := _defect(leaf))}
@@ -105,7 +105,7 @@ def check_tensors(params: Mapping[str, Any], where: str) -> None:
             where=where,
             expected=f"{len(flat)} tensors of finite floats",
             found=f"{len(defects)} others, such as {'; '.join(named)}",
-            remedy="Take another checkpoint, or another step of it",
+            remedy="Use another checkpoint, or another step of it",
         )
 
 
@@ -116,14 +116,14 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _defect(leaf: Any) -> str:
     if not isinstance(leaf, np.ndarray):
-        return f"no array but a {type(leaf).__name__}"
+        return f"not an array but a {type(leaf).__name__}"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"of {leaf.dtype}"
-    return "" if np.isfinite(leaf).all() else "has numbers that are NaN or infinite"
+    return "" if np.isfinite(leaf).all() else "has values that are NaN or infinite"
 
 
 def _right_directory(directory: Path) -> str:
-    """The remedy for a directory that holds no checkpoint: what was most likely meant."""
+    """Returns the remedy for a directory without a checkpoint: the path that was likely meant."""
     for part in directory.absolute().parts:
         kind, *repository = part.split("--")
         if kind == "models" and len(repository) == 2:
@@ -143,7 +143,7 @@ def _find_step(directory: Path, step: int | None) -> Path:
             where=str(directory),
             expected="a training step" if step is None else f"step {step}",
             found=f"the steps {sorted(steps)}" if steps else "no step at all",
-            remedy="Set pretrained_step to one that is there",
+            remedy="Set pretrained_step to one that exists",
         )
     return steps[wanted]
 

@@ -1,7 +1,7 @@
 """The action head: a score network that denoises a chunk of actions.
 
 Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (the loss is equation 14, a
-reverse step algorithm 2); Nichol and Dhariwal 2021 (the cosine schedule, equation 17).
+  denoising step algorithm 2); Nichol and Dhariwal 2021 (the cosine schedule, equation 17).
 """
 
 import typing
@@ -18,18 +18,18 @@ from train.octo.pooling import MapHead
 
 
 class Schedule(typing.NamedTuple):
-    """How much noise each diffusion step adds; float32 `(steps)` each."""
+    """The noise that each diffusion step adds; float32 `(steps)` each."""
 
     betas: np.ndarray
-    """Variance that a step adds."""
+    """Variance of the noise that a step adds."""
     alphas: np.ndarray
-    """What a step keeps: 1 - beta."""
+    """Fraction of the variance that a step keeps: 1 - beta."""
     alpha_hats: np.ndarray
-    """What is left of the action after all steps up to this one."""
+    """Fraction of the action's variance that remains after all steps up to this one."""
 
 
 class ReverseStep(typing.NamedTuple):
-    """One reverse step, `scale * (x - shift * eps) + sigma * z`; float32 `(steps)` each."""
+    """One denoising step, `scale * (x - shift * eps) + sigma * z`; float32 `(steps)` each."""
 
     scale: np.ndarray
     shift: np.ndarray
@@ -37,13 +37,13 @@ class ReverseStep(typing.NamedTuple):
 
 
 def cosine_schedule(num_steps: int, s: float = 0.008) -> Schedule:
-    """Returns the cosine schedule, computed in float32 as the released models do.
+    """Returns the cosine schedule, computed in float32 as in the released models.
 
-    The last beta is clipped to 0.999, so 1 - beta has few digits: in float64 the last reverse
+    The last beta is clipped to 0.999, so 1 - beta has few digits: in float64 the last denoising
     step would differ by 1e-5.
 
     Args:
-      num_steps: Diffusion steps.
+      num_steps: Number of diffusion steps.
       s: Offset that keeps the first betas from vanishing.
     """
     t = np.linspace(0, num_steps, num_steps + 1, dtype=np.float32) / np.float32(num_steps)
@@ -56,9 +56,9 @@ def cosine_schedule(num_steps: int, s: float = 0.008) -> Schedule:
 
 
 def reverse_steps(schedule: Schedule) -> ReverseStep:
-    """Returns the coefficients of every reverse step, in the order of the steps (0 first).
+    """Returns the coefficients of every denoising step, ordered by step number (0 first).
 
-    The step to 0 adds no noise.
+    The denoising step to 0 adds no noise.
     """
     betas, alphas, alpha_hats = schedule
     sigma = np.sqrt(betas)
@@ -72,13 +72,13 @@ def add_noise(
     time: Int[Array, "n b w 1"],
     noise: Float[Array, "n b w c"],
 ) -> Float[Array, "n b w c"]:
-    """Returns the actions as they are after `time + 1` forward steps."""
+    """Returns the actions after `time + 1` forward steps."""
     alpha_hat = jnp.asarray(schedule.alpha_hats)[time]
     return jnp.sqrt(alpha_hat) * actions + jnp.sqrt(1 - alpha_hat) * noise
 
 
 def masked_mean(x: Float[Array, "n b w c"], mask: Bool[Array, "n b w c"]) -> Float[Array, ""]:
-    """Returns the mean of `x` where `mask` is True; 0 where it is True nowhere."""
+    """Returns the mean of `x` where `mask` is True; 0 if it is True nowhere."""
     weight = mask.astype(x.dtype)
     return jnp.mean(x * weight) / jnp.maximum(jnp.mean(weight), 1e-5)
 
@@ -86,34 +86,34 @@ def masked_mean(x: Float[Array, "n b w c"], mask: Bool[Array, "n b w c"]) -> Flo
 @typing.no_type_check
 @struct.dataclass
 class TrainingNoise:
-    """The random numbers of one loss; `n` is `n_diffusion_samples`."""
+    """The random numbers for one loss; `n` is `n_diffusion_samples`."""
 
     time: jax.Array
     """Diffusion steps, int32 `(n b w 1)`, from 0 to `diffusion_steps - 1`."""
     noise: jax.Array
-    """Standard normal, float32 `(n b w h*a)`."""
+    """Standard normal noise, float32 `(n b w h*a)`."""
 
 
 @typing.no_type_check
 @struct.dataclass
 class SamplingNoise:
-    """The random numbers of one sampled chunk a sample."""
+    """The random numbers for sampling one chunk per sample."""
 
     initial: jax.Array
-    """Standard normal, float32 `(b w h*a)`: where denoising starts."""
+    """Standard normal noise, float32 `(b w h*a)`, from which denoising starts."""
     steps: jax.Array
-    """Standard normal, float32 `(diffusion_steps b w h*a)`, in the order of use."""
+    """Standard normal noise, float32 `(diffusion_steps b w h*a)`, in the order of use."""
 
 
 def draw_training_noise(
     config: DiffusionConfig, key: PRNGKeyArray | jax.Array, batch_shape: tuple[int, int]
 ) -> TrainingNoise:
-    """Returns the random numbers of a loss.
+    """Draws the random numbers for one loss.
 
     Args:
-      config: The head.
+      config: The config of the head.
       key: A jax key; the same key gives the same numbers.
-      batch_shape: `b` and `w`.
+      batch_shape: The sizes `b` and `w`.
     """
     time_key, noise_key = jax.random.split(key)
     shape = (config.n_diffusion_samples, *batch_shape)
@@ -126,7 +126,7 @@ def draw_training_noise(
 def draw_sampling_noise(
     config: DiffusionConfig, key: PRNGKeyArray | jax.Array, batch_shape: tuple[int, int]
 ) -> SamplingNoise:
-    """Returns the random numbers of `sample`; arguments as in `draw_training_noise`."""
+    """Draws the random numbers for `sample`; the arguments are those of `draw_training_noise`."""
     initial_key, steps_key = jax.random.split(key)
     shape = (*batch_shape, config.flat_dim)
     return SamplingNoise(
@@ -136,7 +136,7 @@ def draw_sampling_noise(
 
 
 class FourierFeatures(nn.Module):
-    """The diffusion step as cosines and sines of learned frequencies."""
+    """Encodes the diffusion step as cosines and sines of learned frequencies."""
 
     dim: int
 
@@ -149,7 +149,7 @@ class FourierFeatures(nn.Module):
 
 
 class StepEncoder(nn.Module):
-    """Two dense layers over the encoded diffusion step."""
+    """Two dense layers on the encoded diffusion step."""
 
     dim: int
 
@@ -178,7 +178,7 @@ class MLPResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch f"]) -> Float[Array, "*batch c"]:
-        """Returns one number for each of a chunk."""
+        """Returns one value for each element of a chunk."""
         kernel_init = nn.initializers.xavier_uniform()
         x = nn.Dense(self.config.hidden_dim, kernel_init=kernel_init)(x)
         for _ in range(self.config.num_blocks):
@@ -201,8 +201,8 @@ class ScoreNetwork(nn.Module):
         """Returns the predicted noise.
 
         Args:
-          readout: What the transformer knows.
-          noisy_actions: Chunks, flattened.
+          readout: The embedding of each step, from the transformer.
+          noisy_actions: Flattened chunks.
           time: Diffusion steps.
         """
         features = FourierFeatures(self.config.time_dim, name="time_preprocess")(time)
@@ -212,18 +212,18 @@ class ScoreNetwork(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """The loss of a chunk of actions, and its sampling."""
+    """Computes the loss of a chunk of actions, and samples chunks."""
 
     config: DiffusionConfig
 
     def setup(self) -> None:
-        """Names the parts as the released weights do."""
+        """Names the submodules as in the released weights."""
         if self.config.pooling == "map":
             self.map_head = MapHead()
         self.diffusion_model = ScoreNetwork(self.config)
 
     def embed(self, readout: Float[Array, "b w n d"]) -> Float[Array, "b w d"]:
-        """Returns one embedding a step, of its readout tokens."""
+        """Pools the readout tokens of each step to one embedding."""
         return self.map_head(readout) if self.config.pooling == "map" else readout.mean(axis=2)
 
     def predict_noise(
@@ -232,7 +232,7 @@ class DiffusionHead(nn.Module):
         noisy_actions: Float[Array, "*batch c"],
         time: Int[Array, "*batch 1"],
     ) -> Float[Array, "*batch c"]:
-        """Returns the score network's output; see `ScoreNetwork`."""
+        """Predicts the noise with the score network; see `ScoreNetwork`."""
         return self.diffusion_model(embedding, noisy_actions, time)
 
     def loss(
@@ -247,8 +247,8 @@ class DiffusionHead(nn.Module):
         Args:
           readout: The readout tokens of each step.
           action: Normalised actions, clipped here to `max_action`.
-          mask: True where an action counts.
-          noise: Steps and noise.
+          mask: True where an action is real.
+          noise: The diffusion steps and the noise.
         """
         embedding = self.embed(readout)
         samples = (noise.noise.shape[0], *embedding.shape[:2])
@@ -265,12 +265,12 @@ class DiffusionHead(nn.Module):
     def sample(
         self, readout: Float[Array, "b w n d"], noise: SamplingNoise
     ) -> Float[Array, "b h a"]:
-        """Returns normalised actions of the last step of the window, within `max_action`.
+        """Samples normalised actions of the window's last step, within [-max_action, max_action].
 
         Args:
-          readout: The readout tokens of each step; every step is denoised, only the last is
-            returned.
-          noise: Where to start, and what the steps add.
+          readout: The readout tokens of each step. All steps are denoised, as in the original, but
+            only the last is returned.
+          noise: The noise to start from, and the noise that the denoising steps add.
         """
         config = self.config
         coefficients = jax.tree.map(

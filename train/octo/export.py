@@ -1,4 +1,4 @@
-"""Writes a model as the original Octo saves one, so that its code loads what was trained here.
+"""Writes a model in the original Octo's format, so that Octo's code can load it.
 
 Source: the layout of `OctoModel.save_pretrained` of Octo 1.5.
 """
@@ -32,18 +32,18 @@ _DEFAULT_CONVOLUTIONS = 4
 
 @dataclasses.dataclass(frozen=True)
 class OctoExport:
-    """All that the original's checkpoint holds."""
+    """The content of an original Octo checkpoint."""
 
     config: OctoConfig
-    """Of the model."""
+    """Config of the model."""
     params: Mapping[str, Any]
-    """Its parameters."""
+    """Parameters of the model."""
     statistics: Mapping[str, Any]
-    """JSON values: of the single dataset, or by its name of each."""
+    """Dataset statistics as JSON values: of the single dataset, or of each by name."""
     window_size: int
-    """Steps of the window that it was trained with."""
+    """Window size in steps during training."""
     conventions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """JSON values: what actions and images mean, by dataset."""
+    """Meaning of actions and images for each dataset, as JSON values."""
 
 
 def export_octo(
@@ -52,15 +52,15 @@ def export_octo(
     """Writes `config.json`, statistics, conventions, an example batch and one step's parameters.
 
     Args:
-      export: What is written.
-      directory: Is made; must be new or empty.
-      step: Names the folder of the parameters.
-      language_encoder: The Hugging Face name of a T5 of the model's sizes, which the original
-        looks up; None: t5-base, which the model's must be.
+      export: The content to write.
+      directory: The directory to create; it must be new or empty.
+      step: Training step; it names the folder of the parameters.
+      language_encoder: The Hugging Face name of a T5 with the model's sizes, which the original
+        code looks up; None: t5-base, which the model's encoder must then be.
 
     Raises:
-      UserError: The directory is in use or cannot be written, or the original has no counterpart
-        for a part; all of these together.
+      UserError: The directory is in use or cannot be written, or the original does not support a
+        part of the model; all problems are listed together.
     """
     encoder = language_encoder or _T5
     _check(export.config, directory, language_encoder)
@@ -77,18 +77,18 @@ def export_octo(
             where=str(directory),
             expected="a directory that can be written",
             found=str(error),
-            remedy="Name another, or fix the disk.",
+            remedy="Choose another directory, or fix the disk.",
         ) from error
 
 
 def _frozen_keys(config: OctoConfig) -> list[str]:
-    """What the original's finetuning freezes unless it is asked for something else."""
+    """Returns the globs that the original's finetuning freezes by default."""
     is_trained = config.language is not None and config.language.finetune
     return [] if is_trained else ["*hf_model*"]
 
 
 def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | None) -> None:
-    """Raises all that is in the way together."""
+    """Raises one error that lists all problems."""
     problems: list[UserError] = []
     for check in (
         lambda: _check_counterpart(config),
@@ -139,23 +139,23 @@ def _write(
 
 
 def _check_encoder(config: OctoConfig, name: str | None) -> None:
-    """The original builds the T5 from that name's sizes, not from the weights'.
+    """Checks the encoder's name: the original builds the T5 by name, with that model's sizes.
 
-    It takes every encoder for a T5 that has "t5" in its name, and no other.
+    It treats every encoder with "t5" in its name as a T5, and no other.
     """
     if name is not None and "t5" not in name:
         raise UserError(
             where=f"language_encoder {name}",
-            expected="a name with 't5' in it, by which the original knows a T5",
+            expected="a name with 't5' in it, by which the original recognises a T5",
             found=name,
-            remedy="Name a T5 of the Hugging Face hub, or a directory with t5 in its name.",
+            remedy="Give a T5 of the Hugging Face hub, or a directory with t5 in its name.",
         )
     if name is None and config.language is not None and config.language.t5 != T5Config():
         raise UserError(
             where="model.language.t5",
             expected=f"the sizes of {_T5}, which the original would build",
             found=str(config.language.t5),
-            remedy="Name an encoder of these sizes: --language_encoder NAME.",
+            remedy="Give an encoder of these sizes: --language_encoder NAME.",
         )
 
 
@@ -170,10 +170,10 @@ def _check_counterpart(config: OctoConfig) -> None:
 
 
 def octo_model(config: OctoConfig, language_encoder: str = _T5) -> dict[str, Any]:
-    """The part `model` of the original's config; `translate` is the inverse.
+    """Returns the part `model` of the original's config; `translate` is the inverse.
 
     Raises:
-      UserError: The original has no counterpart for a part.
+      UserError: The original does not support a part of the model.
     """
     _check_counterpart(config)
     observations = {
@@ -275,14 +275,14 @@ def _text_processor(config: OctoConfig, language_encoder: str) -> dict[str, Any]
 
 
 def _without_alignments(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that act: what geometry tokens were aligned with serves training alone."""
+    """Drops the alignment parameters, which are used only in training."""
     transformer = params["octo_transformer"]
     kept = {name: part for name, part in transformer.items() if not name.startswith("alignments_")}
     return {**params, "octo_transformer": kept}
 
 
 def _example_batch(export: OctoExport) -> dict[str, Any]:
-    """Zeros, of the types that the original's loader gives: ids are int64 there."""
+    """Returns an example batch of zeros, with the dtypes of the original's loader: int64 ids."""
     config = dataclasses.replace(export.config, vggt=None, more_vggt=())
     spec = input_spec(config, 1, export.window_size)
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)

@@ -1,4 +1,4 @@
-"""How patches of geometry meet the tokens of their camera: added, gated, or aligned with."""
+"""Fuses geometry patches with their camera's tokens: added, gated, or aligned with."""
 
 import dataclasses
 
@@ -13,33 +13,33 @@ from train.octo.tokens import TokenGroup
 from train.octo.vggt_config import VGGTTokenizerConfig
 
 Grid = tuple[int, int]
-"""Rows and columns."""
+"""Number of rows and columns."""
 
 _SMALLEST_NORM = 1e-6
-"""Of a vector whose direction is compared."""
+"""Lower bound for the norm of a vector whose direction is compared."""
 
 
 class PatchFusion(nn.Module):
-    """A camera's tokens with the geometry at their places, `features` or `gated`.
+    """Adds geometry to a camera's tokens at the same positions; for `features` and `gated`.
 
-    Both start as the camera's tokens alone: of `features` the projection is zero at first, of
-    `gated` the gate. Where a step has no geometry nothing is added.
+    Both initially leave the camera's tokens unchanged: `features` starts with a zero projection,
+    `gated` with a zero gate. Steps without geometry stay unchanged.
     """
 
     is_gated: bool
     grid: Grid
-    """Of the patches."""
+    """Rows and columns of the patches."""
     camera_grid: Grid
-    """Of the camera's tokens."""
+    """Rows and columns of the camera's tokens."""
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, camera: TokenGroup, patches: TokenGroup) -> TokenGroup:
-        """Returns the camera's group with other tokens.
+        """Returns the camera's group with the fused tokens.
 
         Args:
-          camera: Embedded tokens, `(b w m d)`.
-          patches: `(b w n e)`; all of a step are masked or none.
+          camera: Embedded tokens of the camera, `(b w m d)`.
+          patches: Geometry patches, `(b w n e)`; a step has all of them or none.
         """
         dim = camera.tokens.shape[-1]
         zeros = nn.initializers.zeros
@@ -56,27 +56,27 @@ class PatchFusion(nn.Module):
 
 
 class Alignment(nn.Module):
-    """How far a camera's tokens are from telling the geometry at their places.
+    """The loss that aligns a camera's tokens with the geometry at the same positions.
 
     Source: Li et al. 2025, "Spatial Forcing": a perceptron maps the tokens to the size of the
-    targets, whose direction is what counts. The targets are normalised without parameters: learnt
-    ones could make all of them alike.
+      targets, and only directions are compared. The targets are normalised without parameters:
+      learned ones could make all targets alike.
     """
 
     config: VGGTTokenizerConfig
     camera_grid: Grid
-    """Of the camera's tokens."""
+    """Rows and columns of the camera's tokens."""
 
     @nn.compact
     def __call__(self, camera: TokenGroup, observation: Inputs) -> Float[Array, ""]:
-        """Returns one less the cosine, from 0 to 2: a mean over the tokens that have geometry.
+        """Returns 1 minus the cosine, from 0 to 2: its mean over the tokens that have geometry.
 
         Args:
-          camera: The transformer's output, `(b w m d)`.
-          observation: As in `read_layers`.
+          camera: The transformer's output for the camera, `(b w m d)`.
+          observation: The batch's observation, with the geometry tokens; see `read_layers`.
 
         Raises:
-          UserError: As `read_layers`.
+          UserError: The tokens are missing or do not match the config.
         """
         layers, real = read_layers(observation, self.config)
         patches = jnp.concatenate([standardize(layer) for layer in layers], axis=-1)
@@ -92,7 +92,7 @@ class Alignment(nn.Module):
 
 
 def _cosine(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-    """Of the angle between two vectors; 0 where one is zero."""
+    """Returns the cosine of the angle between two vectors; 0 where one is zero."""
     norms = [jnp.sum(jnp.square(one), axis=-1) for one in (x, y)]
     product = jnp.sqrt(jnp.maximum(norms[0] * norms[1], _SMALLEST_NORM**2))
     return jnp.sum(x * y, axis=-1) / product

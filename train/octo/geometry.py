@@ -1,4 +1,4 @@
-"""From the geometry tokens of a batch to what enters the model: normalised, chosen, reduced."""
+"""Prepares geometry tokens for the model: normalised, selected, reduced."""
 
 import math
 from typing import assert_never
@@ -18,7 +18,7 @@ _DTYPES = ("float16", "bfloat16", "float32")
 _LEARNER_DIM = 64
 """Hidden size of the token learner's perceptron."""
 _EPSILON = 1e-6
-"""Of variances, as linen's LayerNorm has it."""
+"""Epsilon added to variances, as in linen's LayerNorm."""
 
 Layers = list[Float[Array, "b v n d"]]
 
@@ -26,19 +26,19 @@ Layers = list[Float[Array, "b v n d"]]
 def read_layers(
     observation: Inputs, config: VGGTTokenizerConfig
 ) -> tuple[Layers, Bool[Array, "b v"]]:
-    """Returns the tokens of each layer, float32, and which steps have them; other steps are zero.
+    """Returns each layer's tokens, float32, and which steps have them; other steps are zero.
 
     Args:
-      observation: Has each layer's tokens, float16, bfloat16 or float32: `(b w n d)` or, where
-        only the current step was read, `(b 1 n d)`. May have `pad_mask_dict`; a step has tokens
-        where it is no padding and no layer is missing.
-      config: Of the tokens.
+      observation: The observation of a batch. It has each layer's tokens, float16, bfloat16 or
+        float32: `(b w n d)` or, if only the current step was read, `(b 1 n d)`. It may have
+        `pad_mask_dict`; a step has tokens if it is not padding and no layer is missing.
+      config: The config of the tokens.
 
     Returns:
       Tokens `(b v n d)`, where v is 1 or w, and a mask `(b v)` of the last v steps.
 
     Raises:
-      UserError: Tokens are missing, no floats, not of the configured shape, or not of one window.
+      UserError: Tokens are missing, not floats, not of the configured shape, or not of one window.
     """
     layers = [_read(observation, key, config) for key in config.keys]
     real = observation["timestep_pad_mask"]
@@ -59,21 +59,21 @@ def _read(observation: Inputs, key: str, config: VGGTTokenizerConfig) -> Float[A
 
 
 def _check_steps(config: VGGTTokenizerConfig, steps: list[int], *, window: int) -> None:
-    """All layers have tokens of every step of the window, or all of the current one alone."""
+    """Checks that all layers have every step of the window, or all only the current one."""
     if len(set(steps)) > 1 or steps[0] not in (1, window):
         raise UserError(
             where=f"batch, observation/{', '.join(config.keys)}",
-            expected=f"tokens of 1 step or of all {window} of the window, alike for all layers",
+            expected=f"tokens of 1 step or of all {window} of the window, the same for all layers",
             found=f"of {', '.join(map(str, steps))}",
-            remedy="Name all of them in data.current_only, or none",
+            remedy="List all of them in data.current_only, or none",
         )
 
 
 class TokenLearner(nn.Module):
-    """A few tokens, each a weighted mean of all.
+    """Reduces tokens to a few, each a weighted mean of all.
 
-    Source: Ryoo et al. 2021, "TokenLearner": a perceptron gives every token its weights, as in
-    version 1.1, and a softmax over the tokens makes them a mean.
+    Source: Ryoo et al. 2021, "TokenLearner": a perceptron computes each token's weights, as in
+      version 1.1, and a softmax over the tokens makes the result a mean.
     """
 
     num_tokens: int
@@ -81,7 +81,7 @@ class TokenLearner(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
-        """Returns `num_tokens` tokens a step; the weights are float32."""
+        """Returns `num_tokens` tokens per step; the weights are float32."""
         hidden = nn.gelu(nn.Dense(_LEARNER_DIM, dtype=self.dtype)(tokens))
         logits = nn.Dense(self.num_tokens, dtype=self.dtype)(hidden).astype(jnp.float32)
         weights = nn.softmax(logits, axis=-2).astype(tokens.dtype)
@@ -89,9 +89,9 @@ class TokenLearner(nn.Module):
 
 
 class VGGTTokenizer(nn.Module):
-    """Geometry tokens as they enter: each layer normalised, the wanted ones chosen and reduced.
+    """Normalises the geometry tokens of each layer, then selects and reduces them.
 
-    The layers of the encoder differ in scale by a factor of 20; layer norms even that out.
+    The layers of the encoder differ in scale by a factor of 20; the layer norms remove that.
     """
 
     config: VGGTTokenizerConfig
@@ -99,16 +99,16 @@ class VGGTTokenizer(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
-        """Returns tokens `(b w m d)`: m and d are the column's, less what `fusion` does not read.
+        """Returns tokens `(b w m d)`: those of the column, except what `fusion` does not read.
 
         Steps without tokens are zero and masked.
 
         Args:
-          observation: As in `read_layers`.
-          task: Is not read.
+          observation: The observation of a batch, with the geometry tokens; see `read_layers`.
+          task: The task of a batch; not used.
 
         Raises:
-          UserError: As `read_layers`.
+          UserError: The tokens are missing or do not match the config.
         """
         del task
         layers, real = read_layers(observation, self.config)
@@ -120,7 +120,7 @@ class VGGTTokenizer(nn.Module):
         return TokenGroup(tokens, jnp.broadcast_to(mask, tokens.shape[:-1]), Kind.OBSERVATION)
 
     def _choose(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
-        """All tokens, the special ones or the patches."""
+        """Selects all tokens, the special ones or the patches."""
         num_special, fusion = self.config.num_special, self.config.fusion
         match fusion:
             case "tokens" | "only":
@@ -153,12 +153,12 @@ class VGGTTokenizer(nn.Module):
 def resize_grid(
     tokens: Float[Array, "b w n d"], grid: tuple[int, int], wanted: tuple[int, int]
 ) -> Float[Array, "b w m d"]:
-    """Returns a grid of tokens with other rows and columns: linearly, antialiased where it shrinks.
+    """Resizes a grid of tokens linearly, with antialiasing where it shrinks.
 
     Args:
-      tokens: Row by row.
-      grid: Rows and columns of them.
-      wanted: Rows and columns of the result, which shows the same picture.
+      tokens: Tokens in row-major order.
+      grid: Rows and columns of `tokens`.
+      wanted: Rows and columns of the result, which covers the same image.
     """
     if grid == wanted:
         return tokens
@@ -169,7 +169,7 @@ def resize_grid(
 
 
 def standardize(tokens: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Returns each token with a mean of 0 and a variance of 1: a layer norm without parameters."""
+    """Normalises each token to mean 0 and variance 1: a layer norm without parameters."""
     mean = jnp.mean(tokens, axis=-1, keepdims=True)
     variance = jnp.var(tokens, axis=-1, keepdims=True)
     return (tokens - mean) * jax.lax.rsqrt(variance + _EPSILON)

@@ -1,7 +1,7 @@
-"""Octo: every input becomes a group of tokens, one transformer reads them, a head acts.
+"""The Octo model: inputs become token groups, one transformer reads them, a head acts.
 
-Source: Octo Model Team 2024, "Octo: An Open-Source Generalist Robot Policy"; module names are
-those of the released checkpoints (1.5), so that their weights load without renaming.
+Source: Octo Model Team 2024, "Octo: An Open-Source Generalist Robot Policy". Module names are those
+  of the released checkpoints (1.5), so that their weights load without renaming.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from train.octo.transformer import BlockTransformer
 
 
 class OctoTransformer(nn.Module):
-    """Tokenizers, embeddings and the transformer."""
+    """The tokenizers, the embeddings and the transformer."""
 
     config: OctoConfig
 
@@ -92,7 +92,7 @@ class OctoTransformer(nn.Module):
         return groups
 
     def _steps(self, observation: Inputs) -> tuple[int, int]:
-        """Returns samples of the batch and steps of the window."""
+        """Returns the number of samples in the batch and of steps in the window."""
         mask = require(observation, "timestep_pad_mask", part="observation", reader="model")
         check_array(mask, "bw", (), ["bool"], "observation/timestep_pad_mask")
         window = mask.shape[1]
@@ -101,12 +101,12 @@ class OctoTransformer(nn.Module):
                 where="batch, observation/timestep_pad_mask",
                 expected=f"a window of at most max_horizon {self.config.max_horizon} steps",
                 found=f"{window} steps",
-                remedy="Lower the window size; a larger max_horizon means new position embeddings",
+                remedy="Lower the window size; a larger max_horizon needs new position embeddings",
             )
         return mask.shape[0], window
 
     def _observe(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
-        """Embeds what is seen, a group a name; geometry may join a camera's group instead."""
+        """Embeds the observations: one group per name, but geometry may join a camera's group."""
         groups: dict[str, TokenGroup] = {}
         for config in self.config.observations:
             group = self.observation_tokenizers[config.name](observation, task)
@@ -119,7 +119,7 @@ class OctoTransformer(nn.Module):
     def _fuse(
         self, groups: dict[str, TokenGroup], config: VGGTTokenizerConfig, geometry: TokenGroup
     ) -> None:
-        """Adds geometry tokens to the groups, or to the tokens of their camera's."""
+        """Adds geometry tokens as a group, or to the tokens of their camera."""
         name, fusion = f"obs_{config.name}", config.fusion
         match fusion:
             case "tokens" | "registers" | "only":
@@ -135,16 +135,16 @@ class OctoTransformer(nn.Module):
                 camera = f"obs_{config.camera}"
                 groups[camera] = fuse(groups[camera], geometry)
             case "align":
-                raise AssertionError(f"{config.name!r} is no input")
+                raise AssertionError(f"{config.name!r} is not an input")
             case _:
                 assert_never(fusion)
 
     def align(self, groups: dict[str, TokenGroup], observation: Inputs) -> dict[str, jax.Array]:
-        """Returns the alignment losses of the transformer's output, by the tokens' name.
+        """Returns the alignment losses of the transformer's output, by the geometry tokens' name.
 
         Args:
-          groups: As `__call__` returns them.
-          observation: With the geometry tokens to align with.
+          groups: The groups that `__call__` returns.
+          observation: The observation of a batch, with the geometry tokens to align with.
         """
         return {
             vggt.name: self.alignments[vggt.name](groups[f"obs_{vggt.camera}"], observation)
@@ -152,12 +152,12 @@ class OctoTransformer(nn.Module):
         }
 
     def _camera_grid(self, vggt: VGGTTokenizerConfig) -> Grid:
-        """Returns rows and columns of the tokens of the camera that geometry belongs to."""
+        """Returns rows and columns of the tokens of the camera that the geometry belongs to."""
         sides = {image.name: image.image_size // image.stride for image in self.config.images}
         return (sides[vggt.camera], sides[vggt.camera])
 
     def _embed(self, name: str, group: TokenGroup) -> TokenGroup:
-        """Projects a group's tokens to the transformer's size and adds their positions."""
+        """Projects a group's tokens to the transformer's size and adds position embeddings."""
         dtype = self.config.compute_dtype
         projection = nn.Dense(self.config.embedding_dim, dtype=dtype, name=f"{name}_projection")
         tokens = projection(group.tokens)
@@ -165,7 +165,7 @@ class OctoTransformer(nn.Module):
         return dataclasses.replace(group, tokens=tokens + jnp.broadcast_to(positions, tokens.shape))
 
     def _readout(self, batch_size: int, window: int) -> TokenGroup:
-        """Makes the tokens that only read: position embeddings, real in every step."""
+        """Makes the readout tokens: position embeddings alone, real in every step."""
         shape = (batch_size, window, self.config.num_readouts, self.config.embedding_dim)
         positions = self._positions(READOUT, jnp.zeros(shape)).astype(self.config.compute_dtype)
         tokens = jnp.broadcast_to(positions, shape)
@@ -205,73 +205,74 @@ def _head(config: HeadConfig) -> nn.Module:
 
 
 class OctoModule(nn.Module):
-    """The policy: `__call__` for the tokens, `loss` to train, `sample_actions` to act.
+    """The policy network: `__call__` for tokens, `loss` to train, `sample_actions` to act.
 
-    All random numbers are arguments; `policy.py` draws them. The batch is the one that the
-    pipeline makes, with images of the model's size.
+    All random numbers are arguments; `policy.py` draws them. The batch is the pipeline's, with
+    images of the model's size.
     """
 
     config: OctoConfig
 
     def setup(self) -> None:
-        """Names the parts as the released weights do."""
+        """Names the submodules as in the released weights."""
         self.octo_transformer = OctoTransformer(self.config)
         self.heads_action = _head(self.config.head)
 
     def __call__(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
-        """Returns the transformer's output, a group of tokens a name.
+        """Returns the transformer's output, one group of tokens per name.
 
         `task_language` and `task` are `(b n d)`; `obs_<name>`, `obs_task_language`, `obs` and
         `readout_action` are `(b w n d)`.
 
         Args:
-          observation: `observation` of the batch.
-          task: `task` of the batch; goal images are optional.
+          observation: The `observation` of the batch.
+          task: The `task` of the batch; goal images are optional.
 
         Raises:
-          UserError: An input is missing or has another shape than the config says, or the window
-            is longer than `max_horizon`.
+          UserError: An input is missing or does not match the config, or the window is longer than
+            `max_horizon`.
         """
         return self.octo_transformer(observation, task)
 
     def encode_language(self, instruction: Inputs) -> Float[Array, "b n d"]:
         """Returns T5's embeddings of `language_instruction`.
 
-        T5 is frozen: encode each text once, and give `task` the result as `language_embedding`.
+        If T5 is frozen, encode each text once, and put the result into `task` as
+        `language_embedding`.
         """
         return self.octo_transformer.encode_language(instruction)
 
     def readout(self, observation: Inputs, task: Inputs) -> Float[Array, "b w n d"]:
-        """Returns what the head reads: the readout tokens of each step."""
+        """Returns the readout tokens of each step, which the head reads."""
         return self(observation, task)[READOUT].tokens
 
     def loss(self, batch: Inputs, noise: TrainingNoise | None) -> Float[Array, ""]:
         """Returns the head's loss, a mean over the real actions of the batch.
 
-        Tokens to align with are not read.
+        Tokens to align with are not used.
 
         Args:
-          batch: `observation`, `task`, `action` and `action_pad_mask`.
-          noise: From `draw_training_noise`; None for a head that needs none.
+          batch: A batch with `observation`, `task`, `action` and `action_pad_mask`.
+          noise: The random numbers from `draw_training_noise`; None for a head that needs none.
 
         Raises:
-          UserError: As `__call__`, or the actions or their mask are not of the head's horizon and
-            size.
+          UserError: The inputs do not match the config, as for `__call__`, or the actions or their
+            mask do not match the head's horizon and size.
         """
         return self._head_loss(self(batch["observation"], batch["task"]), batch, noise)
 
     def losses(self, batch: Inputs, noise: TrainingNoise | None) -> dict[str, Float[Array, ""]]:
-        """Returns what training minimises, `loss`, and its parts that are worth a look.
+        """Returns the total `loss`, which training minimises, and parts of it to log.
 
-        Where the model aligns, `loss` is the head's and each alignment's times its weight, and
-        `align_loss` the mean of the alignments.
+        If the model aligns, `loss` is the head's loss plus each alignment loss times its weight,
+        and `align_loss` is the mean of the alignment losses.
 
         Args:
-          batch: As in `loss`.
-          noise: As in `loss`.
+          batch: A batch with `observation`, `task`, `action` and `action_pad_mask`.
+          noise: The random numbers from `draw_training_noise`; None for a head that needs none.
 
         Raises:
-          UserError: As `loss`, or tokens to align with are missing or unlike the config.
+          UserError: As for `loss`; or tokens to align with are missing or do not match the config.
         """
         groups = self(batch["observation"], batch["task"])
         loss = self._head_loss(groups, batch, noise)
@@ -306,11 +307,11 @@ class OctoModule(nn.Module):
     def sample_actions(
         self, observation: Inputs, task: Inputs, noise: SamplingNoise | None
     ) -> Float[Array, "b h a"]:
-        """Returns normalised actions for the last step of the window.
+        """Samples normalised actions for the last step of the window.
 
         Args:
-          observation: As in `__call__`.
-          task: As in `__call__`.
-          noise: From `draw_sampling_noise`; None for a head that needs none.
+          observation: The `observation` of the batch.
+          task: The `task` of the batch; goal images are optional.
+          noise: The random numbers from `draw_sampling_noise`; None for a head that needs none.
         """
         return self.heads_action.sample(self.readout(observation, task), noise)

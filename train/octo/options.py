@@ -1,4 +1,4 @@
-"""What the config of an Octo checkpoint may say for its model to have a counterpart here.
+"""The options in an Octo checkpoint's config that are supported here.
 
 Source: the modules of octo-small-1.5 and octo-base-1.5, and their defaults.
 """
@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 Kind = Literal["diffusion", "l1", "mse"]
-"""Of an action head."""
+"""Kind of an action head."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of one module of the original."""
+    """The options of one module of the original Octo."""
 
     free: frozenset[str]
-    """Those that are translated, or that change nothing."""
+    """Options that are translated, or that change nothing."""
     known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """All others, and the one value that this code has for each."""
+    """All other options, each with the one supported value."""
 
 
 MODEL = Options(
@@ -41,7 +41,7 @@ BLOCKS = Options(
     {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "add_position_embedding": False},
 )
 IMAGE = Options(
-    # `num_tokens` is the token learner's, which there is none of.
+    # `num_tokens` belongs to the token learner, which is not supported.
     frozenset({"encoder", "obs_stack_keys", "task_stack_keys", "num_tokens"}),
     {
         "use_token_learner": False,
@@ -70,14 +70,14 @@ HEADS: Mapping[str, tuple[Kind, Options]] = {
     "L1ActionHead": ("l1", Options(_CHUNK, _READOUT | {"loss_type": "l1"})),
     "MSEActionHead": ("mse", Options(_CHUNK, _READOUT | {"loss_type": "mse"})),
 }
-"""The action heads, by the original's name."""
+"""Supported action heads, by the original's class name."""
 
 
 def stem_options(num_layers: int) -> Options:
     """Returns the options of an image tokenizer's encoder.
 
     Args:
-      num_layers: Its convolutions, each of which has entries of its own.
+      num_layers: Number of convolutions; each has its own entry in the lists.
     """
     return Options(
         frozenset({"features", "num_features"}),
@@ -93,24 +93,24 @@ def stem_options(num_layers: int) -> Options:
 
 
 def find_problems(place: str, values: Mapping[str, Any], options: Options) -> Iterator[str]:
-    """Yields in words what has no counterpart.
+    """Yields a message for each unsupported option.
 
     Args:
-      place: The module's in the config.
-      values: What the config says.
-      options: What it may say.
+      place: The module's path in the config.
+      values: The options in the config.
+      options: The supported options.
     """
     for option, value in values.items():
         if option in options.free:
             continue
         if option not in options.known:
-            yield f"{place}.{option} {value!r}: no such option is known"
+            yield f"{place}.{option} {value!r}: this option is not supported"
         elif not _is_same(value, options.known[option]):
-            yield f"{place}.{option} {value!r}: {options.known[option]!r} is known"
+            yield f"{place}.{option} {value!r}: only {options.known[option]!r} is supported"
 
 
 def _is_same(value: Any, known: Any) -> bool:
-    """Whether two values mean the same; JSON has no tuples, and None often stands for none."""
+    """Returns whether two values mean the same: JSON has no tuples, and None may mean empty."""
     if isinstance(value, list):
         value = tuple(value)
     return value == known or not (value or known)

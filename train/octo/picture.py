@@ -1,4 +1,4 @@
-"""A model as a person sees it: its tokens, who attends to whom, and its parameters."""
+"""Prints a model for the reader: its tokens, its attention mask, and its parameters."""
 
 import collections
 import math
@@ -16,7 +16,7 @@ from train.octo.config import (
 
 
 def group_spans(config: OctoConfig) -> tuple[list[Span], list[Span]]:
-    """The groups of a model's sequence: before the window, and in every step of it."""
+    """Returns the token groups of a model: those before the window, and those of every step."""
     language = config.language
     prefix = [] if language is None else [Span("task_language", Kind.TASK, language.max_length)]
     counts = {f"obs_{o.name}": _num_tokens(o) for o in config.observations}
@@ -27,13 +27,13 @@ def group_spans(config: OctoConfig) -> tuple[list[Span], list[Span]]:
 
 
 def draw_tokens(config: OctoConfig, window: int) -> str:
-    """Groups with their tokens, and a matrix of who attends to whom, a line a group.
+    """Lists the groups with their tokens, and draws the attention mask: one line per group.
 
-    Geometry tokens without a group of their own have a line below it.
+    Geometry tokens without a group of their own get a line below it.
 
     Args:
-      config: The model.
-      window: Steps of the window.
+      config: The config of the model.
+      window: Window size in steps.
     """
     prefix, timestep = group_spans(config)
     spans = [*prefix, *timestep]
@@ -57,7 +57,7 @@ def draw_tokens(config: OctoConfig, window: int) -> str:
 
 
 def draw_parameters(params: Any) -> str:
-    """A table of the parameters by part: arrays and numbers, a line a part and one for all.
+    """Returns a table of arrays and parameters: one line per part, and one for the total.
 
     Args:
       params: Nested arrays or shapes.

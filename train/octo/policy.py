@@ -1,4 +1,4 @@
-"""What training and rollout call: parameters, loss and actions, each from one jax key."""
+"""The functions that training and rollout call: parameters, loss and actions."""
 
 import functools
 from typing import Any, cast
@@ -15,25 +15,25 @@ from train.octo.model import OctoModule
 from train.octo.tokenizers import Inputs
 
 Params = dict[str, Any]
-"""Nested dicts of arrays, as linen has them under `params`."""
+"""Nested dicts of arrays, as in linen's `params` collection."""
 
 Key = PRNGKeyArray | jax.Array
 """A jax key, typed or raw."""
 
 _NUM_KEPT = 256
-"""Embeddings of instructions that a policy keeps: 13 MB of octo-small's."""
+"""Number of instruction embeddings that a policy caches: 13 MB for octo-small."""
 
 
 def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[str, Any]:
     """Returns shape and dtype of the smallest batch that the model can be trained on.
 
-    The pipeline's batch has more keys (masks of single inputs, proprio); the model does not need
-    them.
+    The pipeline's batch has more keys (masks of single inputs, proprio) that the model does not
+    need.
 
     Args:
-      config: The model.
-      batch_size: Samples a batch.
-      window_size: Steps a window.
+      config: The config of the model.
+      batch_size: Number of samples per batch.
+      window_size: Window size in steps.
 
     Returns:
       `jax.ShapeDtypeStruct`s, nested as in the batch.
@@ -70,7 +70,7 @@ def init_params(config: OctoConfig, key: Key) -> Params:
     pass that linen needs to find the parameters is compiled away.
 
     Args:
-      config: The model.
+      config: The config of the model.
       key: A jax key.
     """
     params_key, noise_key = jax.random.split(key)
@@ -88,9 +88,9 @@ def loss_fn(
 
     Args:
       module: The model.
-      params: Its parameters.
-      batch: As in `OctoModule.loss`.
-      noise: From `training_noise`.
+      params: The parameters of the model.
+      batch: A batch with observation, task, actions and their mask; see `OctoModule.loss`.
+      noise: The random numbers that `training_noise` returns.
     """
     loss = module.apply({"params": params}, batch, noise, method="loss")
     return cast(jax.Array, loss)
@@ -99,25 +99,25 @@ def loss_fn(
 def losses_fn(
     module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
 ) -> dict[str, Float[Array, ""]]:
-    """Returns what training minimises, `loss`, and its parts; see `OctoModule.losses`.
+    """Returns the total `loss`, which training minimises, and its parts; see `OctoModule.losses`.
 
     Args:
-      module: As in `loss_fn`.
-      params: As in `loss_fn`.
-      batch: As in `loss_fn`.
-      noise: As in `loss_fn`.
+      module: The model.
+      params: The parameters of the model.
+      batch: A batch with observation, task, actions and their mask; see `OctoModule.loss`.
+      noise: The random numbers that `training_noise` returns.
     """
     losses = module.apply({"params": params}, batch, noise, method="losses")
     return cast(dict[str, jax.Array], losses)
 
 
 def training_noise(head: HeadConfig, key: Key, shape: tuple[int, int]) -> TrainingNoise | None:
-    """Returns the random numbers of a loss; None for a head that needs none.
+    """Draws the random numbers for a loss; None for a head that needs none.
 
     Args:
-      head: The head.
+      head: The config of the head.
       key: A jax key; the same key gives the same numbers.
-      shape: Samples of the batch and steps of the window.
+      shape: Number of samples in the batch and of steps in the window.
     """
     return draw_training_noise(head, key, shape) if isinstance(head, DiffusionConfig) else None
 
@@ -128,12 +128,12 @@ def encode_texts(
     input_ids: Int[Array, "texts n"],
     attention_mask: Int[Array, "texts n"],
 ) -> Float[Array, "texts n d"]:
-    """Returns the language encoder's output for texts: what `task/language_embedding` takes.
+    """Encodes texts for `task/language_embedding`.
 
     Args:
       module: The model.
-      params: Its parameters.
-      input_ids: Token ids.
+      params: The parameters of the model.
+      input_ids: Token ids of the texts.
       attention_mask: 1 for a token, 0 for padding.
     """
     instruction = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -144,15 +144,15 @@ _encode_texts = jax.jit(encode_texts, static_argnames="module")
 
 
 class InstructionEncoder:
-    """Encodes instructions as they come: what a policy asks for at rollout.
+    """Encodes instructions one at a time, for a policy at rollout.
 
-    The embeddings of the last 256 instructions are kept, by their token ids, so that neither many
-    texts nor long ones fill the memory.
+    It caches the embeddings of the last 256 instructions by their token ids, so neither many nor
+    long texts fill the memory.
 
     Args:
-      config: The model, which has a language tokenizer.
-      params: Its parameters.
-      encode: The vocabulary's encoding.
+      config: The config of the model, which has a language tokenizer.
+      params: The parameters of the model.
+      encode: Returns the token ids of a text.
     """
 
     def __init__(self, config: OctoConfig, params: Params, encode: Encode) -> None:
@@ -161,13 +161,13 @@ class InstructionEncoder:
         self._module = OctoModule(config)
         self._max_length = config.language.max_length
         self._encode = encode
-        self._params = params  # an argument: closed over, they would be part of the program
+        self._params = params  # an argument: a closure would compile them into the program
         self._embedding = functools.lru_cache(_NUM_KEPT)(self._embed)
 
     def __call__(self, text: str) -> Float[Array, "n d"]:
-        """Returns the embedding of a text, a row of `task/language_embedding`.
+        """Returns the embedding of a text: one row of `task/language_embedding`.
 
-        The text is cut to the model's length, as in training.
+        The text is truncated to the model's length, as in training.
         """
         table = tokenize([text], self._encode, self._max_length)
         return self._embedding(table.input_ids.tobytes(), table.attention_mask.tobytes())
@@ -180,13 +180,13 @@ class InstructionEncoder:
 def sample_actions(
     module: OctoModule, params: Params, observation: Inputs, task: Inputs, key: Key
 ) -> Float[Array, "b h a"]:
-    """Returns normalised actions for the last step of the window.
+    """Samples normalised actions for the last step of the window.
 
     Args:
       module: The model.
-      params: Its parameters.
-      observation: As in `OctoModule.__call__`.
-      task: As in `OctoModule.__call__`.
+      params: The parameters of the model.
+      observation: The observation of a batch; see `OctoModule.__call__`.
+      task: The task of a batch; see `OctoModule.__call__`.
       key: A jax key for the noise.
     """
     shape = observation["timestep_pad_mask"].shape

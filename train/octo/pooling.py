@@ -1,4 +1,4 @@
-"""From the readout tokens of a step to the one embedding that a head reads."""
+"""Pools the readout tokens of a step to the one embedding that a head reads."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from train.octo.transformer import MlpBlock
 class MapHead(nn.Module):
     """Attention pooling: a learned probe attends to the tokens, then an MLP is added.
 
-    Source: Lee et al. 2019, "Set Transformer"; as in Zhai et al. 2022, "Scaling Vision
-    Transformers". Octo drops 10 % of the MLP in training; here nothing is dropped.
+    Source: Lee et al. 2019, "Set Transformer", in the form of Zhai et al. 2022, "Scaling Vision
+      Transformers". Octo applies 10 % dropout to the MLP in training; here there is no dropout.
     """
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w d"]:
-        """Returns one embedding a step; all tokens count."""
+        """Returns one embedding per step; all tokens count."""
         b, w, n, d = tokens.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, d))
         attention = nn.MultiHeadDotProductAttention(

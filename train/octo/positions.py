@@ -1,4 +1,4 @@
-"""Position embeddings of a checkpoint, fitted to a model with other steps or other tokens."""
+"""Resizes a checkpoint's position embeddings for a model with other steps or tokens."""
 
 import math
 from collections.abc import Collection
@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 
 Layout = Literal["grid", "sequence", "fixed"]
-"""What another number of a group's tokens means: `grid`: another image size, so they are
-interpolated; `sequence`: a shorter text, so the first are kept; `fixed`: other numbers of a vector
-or other geometry, so that none stands for another."""
+"""What a different number of tokens means for a group. `grid`: another image size, so they are
+interpolated; `sequence`: a shorter text, so the first ones are kept; `fixed`: other elements of a
+vector or other geometry, so they cannot be resized."""
 
 SUFFIX = "_pos_embedding"
-"""Of the paths of position embeddings."""
+"""Suffix of the paths of position embeddings."""
 
 _TRANSFORMER = "octo_transformer"
 
 
 def layout_of(path: str, paths: Collection[str]) -> Layout:
-    """Returns how the tokens of a position embedding are laid out.
+    """Returns how a position embedding's tokens are laid out.
 
     Args:
-      path: Of the position embedding.
-      paths: Of all tensors of the model: a camera is what has a convolutional stem.
+      path: Path of the position embedding.
+      paths: Paths of all tensors of the model; an input with a convolutional stem is a camera.
     """
     name = path.removeprefix(f"{_TRANSFORMER}/").removesuffix(SUFFIX)
     if name == "task_language":
@@ -33,17 +33,18 @@ def layout_of(path: str, paths: Collection[str]) -> Layout:
 
 
 def resize_positions(values: Any, shape: tuple[int, ...], layout: Layout) -> tuple[jax.Array, str]:
-    """Returns position embeddings of another shape, and how they were made.
+    """Resizes position embeddings to another shape; returns them and a description.
 
-    Steps of the window are cut off at its end.
+    Steps at the end of the window are dropped.
 
     Args:
-      values: `(1 steps tokens d)` or `(1 tokens d)`.
-      shape: The wanted one.
-      layout: Of the tokens.
+      values: Position embeddings, `(1 steps tokens d)` or `(1 tokens d)`.
+      shape: The target shape.
+      layout: The layout of the tokens.
 
     Raises:
-      ValueError: Too few steps or tokens, tokens that cannot be fitted, or another difference.
+      ValueError: There are too few steps or tokens, the tokens cannot be resized, or other axes
+        differ.
     """
     array = jnp.asarray(values)
     how = []
@@ -82,11 +83,11 @@ def _first(array: jax.Array, count: int, axis: int, unit: str) -> tuple[jax.Arra
 
 
 def _interpolate(array: jax.Array, count: int) -> tuple[jax.Array, str]:
-    """A square grid, bilinearly, antialiased where it shrinks."""
+    """Interpolates a square grid bilinearly, with antialiasing when it shrinks."""
     *steps, trained, d = array.shape
     before, after = math.isqrt(trained), math.isqrt(count)
     if before**2 != trained or after**2 != count:
-        raise ValueError(f"{trained} and {count} tokens are no square grids")
+        raise ValueError(f"{trained} and {count} tokens are not square grids")
     grid = array.reshape(*steps, before, before, d)
     resized = jax.image.resize(grid, (*steps, after, after, d), "bilinear", antialias=True)
     how = f"{before}x{before} tokens to {after}x{after}, bilinear"

@@ -1,7 +1,7 @@
-"""Puts the weights of a checkpoint in place, with an account of each tensor.
+"""Loads the weights of a checkpoint into a model, and reports how each tensor was used.
 
-Nothing is left out silently: a tensor that finds no place, and a place that finds no tensor, is an
-error unless the run says that it expects it.
+Nothing is skipped silently: a tensor that only the model or only the checkpoint has is an error,
+unless the run lists it as expected.
 """
 
 import dataclasses
@@ -24,29 +24,29 @@ from train.octo.translate import translate
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint's model and weights, of this project or released with Octo."""
+    """The config and weights of a checkpoint, from this project or released with Octo."""
 
     config: OctoConfig
-    """The model."""
+    """Config of the model."""
     params: dict[str, Any]
-    """Its weights: nested dicts of numpy arrays."""
+    """Weights: nested dicts of numpy arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """Which tensors need not come from the checkpoint as they are: globs over paths.
+    """Globs over the paths of tensors that may differ from the checkpoint.
 
     `*` matches `/` too, as in `octo_transformer/obs_vggt_*`.
     """
 
     differing: Sequence[str] = ()
-    """May be new, unused or of another shape."""
+    """Tensors that may be new, unused or of another shape."""
     resized: Sequence[str] = ()
-    """Position embeddings that are fitted to the model's shape, see `resize_positions`."""
+    """Position embeddings that are resized to the model's shape; see `resize_positions`."""
 
 
 NOTHING = Allowed()
-"""Every tensor must come from the checkpoint as it is."""
+"""Every tensor must match the checkpoint."""
 
 
 def account(
@@ -54,18 +54,18 @@ def account(
     checkpoint_params: Mapping[str, Any],
     allowed: Allowed = NOTHING,
 ) -> LoadReport:
-    """Returns what becomes of every tensor, before any is moved.
+    """Reports how every tensor would be used, before any is copied.
 
-    A tensor is taken over where path and shape agree. Everything else must be allowed.
+    A tensor is loaded if path and shape match. Every other one must be allowed.
 
     Args:
       target_params: Parameters of the model, or their `jax.ShapeDtypeStruct`s.
-      checkpoint_params: Of a checkpoint.
-      allowed: What may be otherwise.
+      checkpoint_params: Parameters of the checkpoint.
+      allowed: The tensors that may differ.
 
     Raises:
-      UserError: Tensors that no glob covers are new, unused or of another shape, or one that was
-        to be resized cannot be; it names all of them.
+      UserError: Tensors that no glob covers are new, unused or of another shape, or one that was to
+        be resized cannot be. All of them are listed.
     """
     target, checkpoint = flatten(target_params), flatten(checkpoint_params)
     paths = sorted({*target, *checkpoint})
@@ -79,15 +79,15 @@ def merge(
     checkpoint_params: Mapping[str, Any],
     allowed: Allowed = NOTHING,
 ) -> tuple[dict[str, Any], LoadReport]:
-    """Returns the model's parameters with the checkpoint's values, and the account of it.
+    """Copies the checkpoint's values into the model's parameters; returns them and the report.
 
     Args:
       target_params: Fresh parameters of the model; not modified. Their dtypes are kept.
-      checkpoint_params: As in `account`.
-      allowed: As in `account`.
+      checkpoint_params: Parameters of the checkpoint.
+      allowed: The tensors that may differ.
 
     Raises:
-      UserError: As in `account`.
+      UserError: The same as `account`.
     """
     report = account(target_params, checkpoint_params, allowed)
     target, checkpoint = flatten(target_params), flatten(checkpoint_params)
@@ -101,16 +101,15 @@ def merge(
 
 
 def read_octo(directory: Path, step: int | None) -> Pretrained:
-    """Returns a released checkpoint with the config of its model, of Octo 1.0 or 1.5.
+    """Loads a released checkpoint of Octo 1.0 or 1.5, with the config of its model.
 
     Args:
-      directory: Has `config.json` and a folder a step. One msgpack file,
+      directory: Directory with `config.json` and one folder per step. One msgpack file,
         `<step>/default/checkpoint`, holds all parameters (Orbax's "aggregate" layout of 2023).
       step: The training step; None: the last one.
 
     Raises:
-      UserError: The directory, the step or the file is missing, or the model is one that this code
-        has no counterpart for.
+      UserError: The directory, the step or the file is missing, or the model is not supported here.
       DataError: The file is corrupt or holds something else.
     """
     model = read_model_config(directory)
@@ -120,15 +119,15 @@ def read_octo(directory: Path, step: int | None) -> Pretrained:
 
 
 def check_config(theirs: OctoConfig, ours: OctoConfig, where: str) -> None:
-    """Checks what no shape shows: settings that change the model's meaning but not its weights.
+    """Checks settings that no shape shows: they change the model's meaning, not its weights.
 
     Args:
-      theirs: Of the checkpoint.
-      ours: Of the model that is to take its weights.
-      where: The checkpoint, for the error.
+      theirs: Config of the checkpoint's model.
+      ours: Config of the model that loads its weights.
+      where: Name of the checkpoint, for the error message.
 
     Raises:
-      UserError: Settings differ; it names all of them.
+      UserError: Settings differ; all of them are listed.
     """
     differing = find_differences(ours, theirs)
     if differing:

@@ -13,22 +13,22 @@ from train.octo.pooling import MapHead
 
 
 class RegressionHead(nn.Module):
-    """The mean of a chunk of actions, its loss, and its prediction."""
+    """Predicts the mean of a chunk of actions, and computes its loss."""
 
     config: RegressionConfig
 
     def setup(self) -> None:
-        """Names the parts as the released weights do."""
+        """Names the submodules as in the released weights."""
         if self.config.pooling == "map":
             self.map_head = MapHead()
         self.mean_proj = nn.Dense(self.config.flat_dim)
 
     def embed(self, readout: Float[Array, "b w n d"]) -> Float[Array, "b w d"]:
-        """Returns one embedding a step, of its readout tokens."""
+        """Pools the readout tokens of each step to one embedding."""
         return self.map_head(readout) if self.config.pooling == "map" else readout.mean(axis=2)
 
     def predict(self, readout: Float[Array, "b w n d"]) -> Float[Array, "b w h a"]:
-        """Returns the normalised actions that follow each step, within `max_action`."""
+        """Predicts the normalised actions after each step, within [-max_action, max_action]."""
         bound = self.config.max_action
         mean = bound * jnp.tanh(self.mean_proj(self.embed(readout)) / bound)
         chunk = (self.config.action_horizon, self.config.action_dim)
@@ -46,8 +46,8 @@ class RegressionHead(nn.Module):
         Args:
           readout: The readout tokens of each step.
           action: Normalised actions.
-          mask: True where an action counts.
-          noise: There is none.
+          mask: True where an action is real.
+          noise: None; the head uses no noise.
         """
         del noise
         difference = self.predict(readout) - action

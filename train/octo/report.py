@@ -1,4 +1,4 @@
-"""What becomes of every tensor when a model takes the weights of a checkpoint, in words."""
+"""Reports how every tensor is used when a model loads the weights of a checkpoint."""
 
 import collections
 import dataclasses
@@ -13,29 +13,30 @@ from train.octo.causes import Causes, LoadRow
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of the model and of the checkpoint."""
+    """How every tensor of the model and of the checkpoint was used."""
 
     rows: tuple[LoadRow, ...]
-    """A row a tensor, sorted by path."""
+    """One row per tensor, sorted by path."""
 
     def summary(self) -> str:
-        """Returns one line: tensors and numbers by status."""
+        """Returns one line: the number of tensors and parameters by status."""
         tensors = collections.Counter[str](row.status for row in self.rows)
         numbers = collections.Counter[str]()
         for row in self.rows:
             numbers[row.status] += math.prod(row.target_shape or row.checkpoint_shape or ())
         return ", ".join(
-            f"{count} {status} ({numbers[status]:,} numbers)" for status, count in tensors.items()
+            f"{count} {status} ({numbers[status]:,} parameters)"
+            for status, count in tensors.items()
         )
 
 
 def check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
-    """Raises `UserError` that accounts for all tensors which have no place and are not expected.
+    """Raises a `UserError` that lists all tensors which were not loaded and are not expected.
 
-    Those of one module that have one cause share one line.
+    Tensors of one module with the same cause share one line.
 
     Args:
-      rows: Of the account.
+      rows: One row per tensor.
       expected: Globs over paths of tensors that may be new, unused or of another shape.
     """
     surprises = [
@@ -48,10 +49,11 @@ def check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
         lines = "".join(f"\n  {line}" for line in _group_lines(surprises, Causes(rows)))
         raise UserError(
             where="pretrained weights",
-            expected=f"every tensor loaded, but for {list(expected) or 'none'}",
+            expected=f"every tensor loaded, except {list(expected) or 'none'}",
             found=f"{len(surprises)} others:{lines}\n",
-            remedy="Fit the model config to the checkpoint, or list what may differ as globs in "
-            "pretrained_differs; position embeddings can be fitted, see pretrained_resized",
+            remedy="Change the model config to match the checkpoint, or allow tensors to differ by "
+            "globs in pretrained_differs; position embeddings can be resized by those in "
+            "pretrained_resized",
         )
 
 

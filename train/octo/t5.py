@@ -1,6 +1,6 @@
-"""The encoder of T5 v1.0 (relu, no gate), named as the released Octo weights name it.
+"""The encoder of T5 v1.0 (relu, no gate), with the module names of the released Octo weights.
 
-The small modules that only hold others (`block`, `layer`, the numbers) are there for their names:
+The small modules that only contain others (`block`, `layer`, `0`, `1`) exist for their names:
 `encoder/block/3/layer/0/SelfAttention/q/kernel`.
 
 Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning".
@@ -19,18 +19,19 @@ PositionBias = Float[Array, "1 heads n n"]
 
 
 def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "q k"]:
-    """Returns the bucket of each pair of positions, queries in rows, keys in columns.
+    """Returns the bucket of each pair of positions: queries in rows, keys in columns.
 
-    The lower half of the buckets is for keys at or before the query, the upper half for those
-    after it. In either half the first half is exact, the rest grows as the logarithm up to
+    The lower half of the buckets is for keys at or before the query, the upper half for keys after
+    it. In each half, the first half of the buckets is exact; the rest grows logarithmically up to
     `max_distance`.
 
     Args:
-      length: Positions, the same for queries and keys.
-      num_buckets: Buckets in all; a multiple of 4.
+      length: Number of positions, the same for queries and keys.
+      num_buckets: Total number of buckets; a multiple of 4.
       max_distance: Distance of the last bucket.
 
-    Source: section 2.1; float32 as there, since a distance on a bucket's edge depends on it.
+    Source: section 2.1. It is computed in float32 as there, since a distance on a bucket's edge
+      depends on rounding.
     """
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     half, exact = num_buckets // 2, num_buckets // 4
@@ -42,7 +43,7 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np
 
 
 class RMSNorm(nn.Module):
-    """Scales by the root mean square; no mean is taken off and no bias added."""
+    """Divides by the root mean square, without subtracting a mean or adding a bias."""
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -53,7 +54,7 @@ class RMSNorm(nn.Module):
 
 
 class T5SelfAttention(nn.Module):
-    """Attention without biases and without the scaling by the root of the head's size."""
+    """Self-attention without biases and without scaling by the root of the head size."""
 
     config: T5Config
     has_relative_bias: bool
@@ -65,15 +66,15 @@ class T5SelfAttention(nn.Module):
         real: Real,
         bias: PositionBias | None,
     ) -> tuple[Tokens, PositionBias]:
-        """Returns new tokens and the position bias, which the first block makes for all.
+        """Returns new tokens and the position bias, which the first block computes for all blocks.
 
         Args:
-          x: Tokens.
+          x: Tokens of the sequence.
           real: True where a key may be attended to.
           bias: The first block's bias; None in the first block.
         """
         heads, size = self.config.num_heads, self.config.d_kv
-        # Queries start small because the logits are not scaled.
+        # Queries are initialised with small values because the logits are not scaled.
         q_init = nn.initializers.normal((self.config.d_model * size) ** -0.5)
         inits = {
             "q": q_init,
@@ -88,7 +89,7 @@ class T5SelfAttention(nn.Module):
         )
         if self.has_relative_bias:
             bias = self._relative_bias(x.shape[1])
-        assert bias is not None, "only the first block may come without a bias"
+        assert bias is not None, "only the first block may be called without a bias"
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) + bias
         lowest = jnp.finfo(logits.dtype).min
         weights = nn.softmax(jnp.where(real[:, None, None, :], logits, lowest))
@@ -115,7 +116,7 @@ class DenseReluDense(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """`layer/0`: normalise, attend, add."""
+    """The layer `layer/0`: normalise, attend, add."""
 
     config: T5Config
     is_first: bool
@@ -134,7 +135,7 @@ class AttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    """`layer/1`: normalise, feed forward, add."""
+    """The layer `layer/1`: normalise, feed forward, add."""
 
     config: T5Config
 
@@ -146,7 +147,7 @@ class FeedForwardLayer(nn.Module):
 
 
 class BlockLayers(nn.Module):
-    """`layer`: the two layers of a block."""
+    """The two layers of a block, under the name `layer`."""
 
     config: T5Config
     is_first: bool
@@ -164,7 +165,7 @@ class BlockLayers(nn.Module):
 
 
 class Block(nn.Module):
-    """`0`, `1`, ...: one block."""
+    """One block, under the name `0`, `1`, ..."""
 
     config: T5Config
     is_first: bool
@@ -181,7 +182,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """`block`: all blocks in turn."""
+    """All blocks in order, under the name `block`."""
 
     config: T5Config
 
@@ -195,7 +196,7 @@ class Blocks(nn.Module):
 
 
 class Stack(nn.Module):
-    """`encoder`: the blocks and the last norm."""
+    """The blocks and the final norm, under the name `encoder`."""
 
     config: T5Config
 
@@ -207,7 +208,7 @@ class Stack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """Token ids to embeddings, without dropout."""
+    """Encodes token ids to embeddings, without dropout."""
 
     config: T5Config
 
@@ -216,9 +217,9 @@ class T5Encoder(nn.Module):
         """Returns the last hidden states.
 
         Args:
-          input_ids: Ids below `vocab_size`; others give NaN.
-          attention_mask: 1 for a token, 0 for padding: no token attends to it, but it has an
-            embedding in the output like any other.
+          input_ids: Token ids below `vocab_size`; others give NaN.
+          attention_mask: 1 for a token, 0 for padding. No token attends to padding, but padding has
+            embeddings in the output too.
         """
         embed = nn.Embed(
             self.config.vocab_size,

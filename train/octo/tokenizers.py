@@ -1,7 +1,7 @@
-"""From the inputs of a batch to tokens: cameras, vectors, instruction; for geometry `geometry.py`.
+"""Turns the inputs of a batch into tokens: cameras, vectors, instruction (geometry: `geometry.py`).
 
-A tokenizer's output still has its source's size; the projection to the transformer's size and the
-position embeddings are `model.py`'s, alike for all groups.
+A tokenizer's output has its own embedding size; `model.py` projects it to the transformer's size
+and adds position embeddings, the same way for all groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,17 @@ from train.octo.tokens import TokenGroup
 _BIN_EPSILON = 1e-6
 
 Inputs = Mapping[str, Any]
-"""`observation` or `task` of a batch: arrays, and mappings of arrays, by key."""
+"""The `observation` or `task` of a batch: arrays, or nested mappings of arrays, by key."""
 
 
 def require(inputs: Inputs, key: str, *, part: str, reader: str) -> Any:
     """Returns `inputs[key]`.
 
     Args:
-      inputs: `observation` or `task` of a batch.
-      key: The wanted key.
-      part: Name of `inputs` in the batch, for the error.
-      reader: What reads the key, for the error.
+      inputs: The `observation` or `task` of a batch.
+      key: The key to read.
+      part: Name of `inputs` in the batch, for the error message.
+      reader: What reads the key, for the error message.
 
     Raises:
       UserError: `inputs` lacks the key.
@@ -47,7 +47,7 @@ def require(inputs: Inputs, key: str, *, part: str, reader: str) -> Any:
             where=f"batch, {part}",
             expected=f"{key!r}, which the {reader} reads",
             found=f"only {', '.join(sorted(inputs))}",
-            remedy=f"Add {key!r} to what the run reads, or configure a model without it",
+            remedy=f"Add {key!r} to the observations of the run, or configure a model without it",
         )
     return inputs[key]
 
@@ -55,17 +55,17 @@ def require(inputs: Inputs, key: str, *, part: str, reader: str) -> Any:
 def check_array(
     array: jax.Array, axes: str, shape: tuple[int, ...], dtypes: Sequence[str], where: str
 ) -> None:
-    """Checks the dtype, the number of axes and the last of them of an input.
+    """Checks an input's dtype, its number of axes and the sizes of the last axes.
 
     Args:
       array: The input.
-      axes: Names of the axes before the last ones, a letter each: `b` batch, `w` window.
-      shape: The last axes, as the config has them.
-      dtypes: Names of the dtypes that it may have.
-      where: Key path in the batch, for the error.
+      axes: Names of the leading axes, one letter each: `b` batch, `w` window.
+      shape: Sizes of the last axes, from the config.
+      dtypes: Names of the accepted dtypes.
+      where: Key path in the batch, for the error message.
 
     Raises:
-      UserError: One of them differs.
+      UserError: The array does not match.
     """
     leading = array.ndim - len(shape)
     if leading != len(axes) or array.shape[leading:] != shape or array.dtype.name not in dtypes:
@@ -74,18 +74,18 @@ def check_array(
             where=f"batch, {where}",
             expected=f"{' or '.join(dtypes)} {whole}, as the model config says",
             found=f"{array.dtype}{list(array.shape)}",
-            remedy="Give the model config the size of the data, or the data that of the model",
+            remedy="Change the model config to the size of the data, or the data to the config's",
         )
 
 
 def observation_mask(observation: Inputs, key: str, num_tokens: int) -> Bool[Array, "b w n"]:
-    """Returns True where a token is real: its step is no padding and its input not missing.
+    """Returns True where a token is real: its step is not padding and its input is not missing.
 
     Args:
-      observation: Has `timestep_pad_mask`, bool `(b w)`, and may have `pad_mask_dict`; an input
-        that has no entry there is never missing.
+      observation: The observation of a batch, with `timestep_pad_mask`, bool `(b w)`, and
+        optionally `pad_mask_dict`; an input without an entry there is never missing.
       key: The input's key.
-      num_tokens: Tokens a step.
+      num_tokens: Number of tokens per step.
     """
     real = observation["timestep_pad_mask"]
     present = observation.get("pad_mask_dict", {}).get(key)
@@ -97,8 +97,8 @@ def observation_mask(observation: Inputs, key: str, num_tokens: int) -> Bool[Arr
 class StdConv(nn.Module):
     """A 3x3 convolution of stride 2 whose kernel is standardised before use.
 
-    Source: Qiao et al. 2019, "Weight Standardization"; as in Octo, epsilon is added to the
-    standard deviation, not to the variance.
+    Source: Qiao et al. 2019, "Weight Standardization"; as in Octo, epsilon is added to the standard
+      deviation, not to the variance.
     """
 
     features: int
@@ -147,22 +147,23 @@ class SmallStem16(nn.Module):
 
 
 class ImageTokenizer(nn.Module):
-    """A camera's tokens, from its image stacked with the goal image of the task."""
+    """Tokenizes a camera's image, stacked with the goal image of the task."""
 
     config: ImageTokenizerConfig
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
-        """Returns tokens `(b w n stem_dim)`, row by row of the image.
+        """Returns tokens `(b w n stem_dim)`, in row-major order of the image.
 
         Args:
-          observation: Has the image, uint8 `(b w H W 3)`.
-          task: May have a goal image, uint8 `(b H W 3)`, under the same key. Without one the goal
-            is black (-1 once normalised, not 0), as in pretraining. It enters no mask.
+          observation: The observation of a batch, with the image, uint8 `(b w H W 3)`.
+          task: The task of a batch. It may have a goal image, uint8 `(b H W 3)`, under the same
+            key. Without one the goal is black (-1 once normalised, not 0), as in pretraining. The
+            goal enters no mask.
 
         Raises:
-          UserError: The image is missing, or not of the configured size and dtype.
+          UserError: The image is missing, or does not match the configured size and dtype.
         """
         key, size = self.config.observation_key, self.config.image_size
         reader = f"image tokenizer {self.config.name!r}"
@@ -183,23 +184,24 @@ class ImageTokenizer(nn.Module):
 
 
 class LowdimTokenizer(nn.Module):
-    """The numbers of a vector, a token each."""
+    """Turns each element of a vector into one token."""
 
     config: LowdimTokenizerConfig
 
     @nn.compact
     def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
-        """Returns tokens `(b w n 1)` or, of bins, `(b w n num_bins)`.
+        """Returns tokens `(b w n 1)` or, with bins, `(b w n num_bins)`.
 
-        As with every other input, a vector that `pad_mask_dict` says is missing is masked. In the
-        original its mask is all ones: there a missing one counts as the numbers that stand for it.
+        A vector that `pad_mask_dict` marks as missing is masked, like every other input. The
+        original never masks it: there the model reads the placeholder values.
 
         Args:
-          observation: Has the vector, float32 `(b w n)`, and may have `pad_mask_dict`.
-          task: Is not read.
+          observation: The observation of a batch, with the vector, float32 `(b w n)`, and
+            optionally `pad_mask_dict`.
+          task: The task of a batch; not used.
 
         Raises:
-          UserError: The vector is missing, or not of the configured size and dtype.
+          UserError: The vector is missing, or does not match the configured size and dtype.
         """
         del task
         key = self.config.observation_key
@@ -214,9 +216,9 @@ class LowdimTokenizer(nn.Module):
 
 
 def bin_edges(config: BinsConfig) -> Float[Array, " edges"]:
-    """Returns the borders of the bins, one more than there are bins.
+    """Returns the edges of the bins; there is one more edge than bins.
 
-    Source: Octo's `BinTokenizer`; normal bins are cut at 1e-6 of either tail.
+    Source: Octo's `BinTokenizer`; normal bins end at a probability of 1e-6 in each tail.
     """
     if config.spacing == "uniform":
         return jnp.linspace(config.low, config.high, config.num_bins + 1, dtype=jnp.float32)
@@ -225,10 +227,10 @@ def bin_edges(config: BinsConfig) -> Float[Array, " edges"]:
 
 
 def to_bins(values: Float[Array, "*b"], config: BinsConfig) -> Int[Array, "*b"]:
-    """Returns the bin of each value: int32 from 0.
+    """Returns the bin of each value, int32, starting at 0.
 
-    Values beyond uniform bins fall into the nearest; beyond normal ones, into the first: so it is
-    in Octo.
+    Values beyond uniform bins fall into the nearest bin; values beyond normal bins fall into the
+    first, as in Octo.
     """
     edges = bin_edges(config)
     if config.spacing == "uniform":
@@ -245,33 +247,33 @@ def from_bins(bins: Int[Array, "*b"], config: BinsConfig) -> Float[Array, "*b"]:
 
 
 class LanguageTokenizer(nn.Module):
-    """The instruction's tokens, from T5."""
+    """Tokenizes the instruction with T5."""
 
     config: LanguageConfig
 
     def setup(self) -> None:
-        """Names the encoder as the released weights do."""
+        """Names the encoder as in the released weights."""
         self.hf_model = T5Encoder(self.config.t5)
 
     def encode(self, instruction: Inputs) -> Float[Array, "b n d"]:
-        """Returns T5's embeddings of token ids; no gradient flows into a frozen T5.
+        """Returns T5's embeddings of token ids; a frozen T5 gets no gradient.
 
         Args:
-          instruction: Has `input_ids` and `attention_mask`, int32 `(b n)`.
+          instruction: Token ids `input_ids` and `attention_mask`, int32 `(b n)` each.
         """
         states = self.hf_model(instruction["input_ids"], instruction["attention_mask"])
         return states if self.config.finetune else jax.lax.stop_gradient(states)
 
     def __call__(self, task: Inputs) -> TokenGroup:
-        """Returns tokens `(b n d_model)`, real for padding too: the pretrained model reads it.
+        """Returns tokens `(b n d_model)`; padding counts as real, as in the pretrained model.
 
         Args:
-          task: Has `language_instruction` (see `encode`) or, in its stead,
-            `language_embedding`: what `encode` returned for it. `pad_mask_dict` may say which
-            samples have an instruction, bool `(b)`; without it all do.
+          task: The task of a batch, with `language_instruction` (see `encode`) or else
+            `language_embedding`: the output of `encode`. `pad_mask_dict` may mark which samples
+            have an instruction, bool `(b)`; without it all do.
 
         Raises:
-          UserError: Neither is there, or it has another length than the config says.
+          UserError: Both are missing, or the length differs from the config.
         """
         if "language_embedding" in task:
             tokens = task["language_embedding"]
@@ -279,7 +281,7 @@ class LanguageTokenizer(nn.Module):
             key, reader = "language_instruction", "language tokenizer"
             tokens = self.encode(require(task, key, part="task", reader=reader))
         shape = (self.config.max_length, self.config.t5.d_model)
-        where = "task/language_instruction once encoded"
+        where = "encoded task/language_instruction"
         check_array(tokens, "b", shape, ["float32"], where)
         present = task.get("pad_mask_dict", {}).get("language_instruction")
         if present is None:

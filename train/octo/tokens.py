@@ -1,4 +1,4 @@
-"""Groups of tokens, and the one sequence that they form."""
+"""Token groups, and the sequence that they form."""
 
 import dataclasses
 import typing
@@ -15,11 +15,11 @@ from train.octo.attention import Kind, Span
 @typing.no_type_check
 @struct.dataclass
 class TokenGroup:
-    """Tokens of one source: float `(b n d)` for the task, `(b w n d)` for a step's groups."""
+    """Tokens from one source: float `(b n d)` for the task, `(b w n d)` for a step's groups."""
 
     tokens: jax.Array
     mask: jax.Array
-    """Bool, the shape of `tokens` without `d`; True: real."""
+    """Bool mask with the shape of `tokens` without `d`; True: real."""
     kind: Kind = struct.field(pytree_node=False)
 
 
@@ -32,7 +32,7 @@ def spans(groups: Groups) -> list[Span]:
 
 
 def concatenate(groups: Sequence[TokenGroup]) -> TokenGroup:
-    """Returns one group with the tokens of all, in their order; the kind is the first one's."""
+    """Joins groups to one, in order; it has the kind of the first group."""
     return TokenGroup(
         tokens=jnp.concatenate([group.tokens for group in groups], axis=-2),
         mask=jnp.concatenate([group.mask for group in groups], axis=-1),
@@ -41,7 +41,7 @@ def concatenate(groups: Sequence[TokenGroup]) -> TokenGroup:
 
 
 def repeat_over_window(group: TokenGroup, window: int) -> TokenGroup:
-    """Returns a prefix group `(b n d)` as an observation of each step, `(b w n d)`."""
+    """Repeats a prefix group `(b n d)` as an observation of each step, `(b w n d)`."""
     return TokenGroup(
         tokens=jnp.repeat(group.tokens[:, None], window, axis=1),
         mask=jnp.repeat(group.mask[:, None], window, axis=1),
@@ -50,11 +50,11 @@ def repeat_over_window(group: TokenGroup, window: int) -> TokenGroup:
 
 
 def assemble(prefix: Groups, timestep: Groups) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
-    """Returns the sequence and its padding mask: the prefix, then step after step.
+    """Returns the sequence and its padding mask: the prefix, then one step after the other.
 
     Args:
-      prefix: Groups `(b n d)`.
-      timestep: Groups `(b w n d)` of one window length.
+      prefix: Groups before the window, `(b n d)`.
+      timestep: Groups of every step, `(b w n d)`, with the same window length.
     """
     step = concatenate(list(timestep.values()))
     b, w, n, d = step.tokens.shape
@@ -67,12 +67,12 @@ def assemble(prefix: Groups, timestep: Groups) -> tuple[Float[Array, "b t d"], B
 def split(
     sequence: Float[Array, "b t d"], prefix: Groups, timestep: Groups
 ) -> dict[str, TokenGroup]:
-    """Returns the groups with the tokens of `sequence`: the inverse of `assemble`.
+    """Splits `sequence` into groups of tokens; the inverse of `assemble`.
 
     Args:
       sequence: Tokens in the order of `assemble`.
-      prefix: The groups that `assemble` was given; their masks and kinds are kept.
-      timestep: As `prefix`.
+      prefix: The prefix groups passed to `assemble`; their masks and kinds are kept.
+      timestep: The step groups passed to `assemble`; their masks and kinds are kept.
     """
     groups, start = {}, 0
     for name, group in prefix.items():

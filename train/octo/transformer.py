@@ -34,7 +34,7 @@ class MlpBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention, then an MLP, each on normalised tokens and added to its input."""
+    """Attention, then an MLP; each reads normalised tokens, and its output is added to them."""
 
     config: TransformerConfig
     dtype: jax.typing.DTypeLike = jnp.float32
@@ -73,10 +73,10 @@ def _attend(
     mask: Bool[Array, "b 1 t s"],
     **_: object,
 ) -> Float[Array, "b t n d"]:
-    """Attention as linen's, but for the softmax, which is float32 whatever the tokens are.
+    """Computes attention like linen, but with the softmax in float32 for any token dtype.
 
-    Linen's other arguments are those of a dropout that there is none of. In float32 linen's own is
-    used: its rounding is that of the released models.
+    Linen's remaining arguments concern dropout, which is not used. For float32 tokens it calls
+    linen's own function, whose rounding matches the released models.
     """
     scaled = query / math.sqrt(query.shape[-1])
     logits = jnp.einsum("btnd,bsnd->bnts", scaled, key, preferred_element_type=jnp.float32)
@@ -92,10 +92,10 @@ def _attend_by_head(
     mask: Bool[Array, "b 1 t s"],
     **_: object,
 ) -> Float[Array, "b t n d"]:
-    """`_attend` one head after the other, keeping no attention map for the backward pass.
+    """Computes `_attend` one head after the other, storing no attention map for the backward pass.
 
-    The loop is what makes it so: what is computed again inside one is not merged with the first
-    time by XLA.
+    It has to be a loop: outside a loop XLA would merge the recomputation with the first
+    computation, and store the map after all.
     """
 
     @jax.checkpoint
@@ -108,7 +108,7 @@ def _attend_by_head(
 
 
 class Transformer(nn.Module):
-    """The stack of blocks, normalised at its end; positions are the embedder's affair."""
+    """The stack of blocks with a final norm; position embeddings are added before it."""
 
     config: TransformerConfig
     dtype: jax.typing.DTypeLike = jnp.float32
@@ -130,10 +130,10 @@ class Transformer(nn.Module):
         return nn.LayerNorm(name="encoder_norm")(x.astype(jnp.float32))
 
     def _scan(self, names: list[str], x: jax.Array, mask: jax.Array) -> jax.Array:
-        """The blocks as one loop that keeps only each block's input for the backward pass.
+        """Runs the blocks as a loop that stores only each block's input for the backward pass.
 
-        The loop is what saves memory: of blocks that follow each other, XLA merges the second
-        computation with the first. It is compiled once for all blocks.
+        The loop saves memory: in unrolled blocks XLA would merge the recomputation with the first
+        computation. The loop body is also compiled only once.
         """
         params = [self.variables["params"][name] for name in names]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
 
 
 class BlockTransformer(nn.Module):
-    """Lays the groups out as one sequence, runs it, and cuts it into the groups again."""
+    """Joins the groups to one sequence, runs the transformer, and splits it into groups again."""
 
     config: TransformerConfig
     legacy_attention: bool = False
@@ -157,11 +157,11 @@ class BlockTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, prefix: Groups, timestep: Groups) -> dict[str, TokenGroup]:
-        """Returns every group by its name, with new tokens and its old mask.
+        """Returns every group by name, with new tokens and its original mask.
 
         Args:
-          prefix: Groups `(b n d)`, before the window.
-          timestep: Groups `(b w n d)`.
+          prefix: Groups before the window, `(b n d)`.
+          timestep: Groups of every step, `(b w n d)`.
         """
         tokens, real = assemble(prefix, timestep)
         window = next(iter(timestep.values())).tokens.shape[1]

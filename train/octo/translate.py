@@ -1,7 +1,7 @@
-"""From the `config.json` of an Octo checkpoint to the config of the model that takes its weights.
+"""Translates the `config.json` of an Octo checkpoint to a config of this project.
 
-Source: the configs of octo-small-1.5 and octo-base-1.5, and the code that reads them. What a config
-leaves out has the default of that code; sizes that it does not tell are read off the parameters.
+Source: the configs of octo-small-1.5 and octo-base-1.5, and the code that reads them. A missing
+  entry gets that code's default; sizes that the config lacks are read from the parameters' shapes.
 """
 
 import math
@@ -36,7 +36,7 @@ from train.octo.options import (
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of the parameters, by `/`-joined path."""
+"""Shapes of the parameters by path, joined by `/`."""
 
 _Read = TypeVar("_Read")
 
@@ -49,11 +49,11 @@ def translate(model: Mapping[str, Any], shapes: Shapes, where: str) -> OctoConfi
 
     Args:
       model: The part `model` of its `config.json`.
-      shapes: Of its parameters.
-      where: The file, for errors.
+      shapes: The shapes of its parameters.
+      where: Name of the file, for the error message.
 
     Raises:
-      UserError: Naming all that this code has no counterpart for.
+      UserError: Parts are not supported here; all of them are listed.
     """
     translator = _Translator(model, shapes)
     config = translator.config()
@@ -63,13 +63,13 @@ def translate(model: Mapping[str, Any], shapes: Shapes, where: str) -> OctoConfi
             expected="a model of Octo 1.0 or 1.5 with image, low-dimensional and T5 tokenizers, "
             "and a diffusion, L1 or MSE head",
             found="; ".join(translator.problems),
-            remedy="Take another checkpoint; this one's weights mean something else here.",
+            remedy="Use another checkpoint; this code cannot represent this one's model.",
         )
     return config
 
 
 class _Translator:
-    """One translation; `problems` has what has no counterpart."""
+    """One translation; `problems` collects what is not supported."""
 
     def __init__(self, model: Mapping[str, Any], shapes: Shapes) -> None:
         self.problems: list[str] = []
@@ -77,7 +77,7 @@ class _Translator:
         self._shapes = shapes
 
     def config(self) -> OctoConfig | None:
-        """The whole model; None where there are problems."""
+        """Returns the whole config; None if there are problems."""
         self._check_options("model", self._model, MODEL)
         tokenizers = list(self._observations())
         fields: dict[str, Any] = {
@@ -102,7 +102,7 @@ class _Translator:
         )
 
     def _part(self, place: str, read: Callable[[], _Read]) -> _Read | None:
-        """What `read` returns; where it cannot, a problem at that place, and None."""
+        """Returns what `read` returns; if it fails, records a problem and returns None."""
         try:
             return read()
         except KeyError as error:
@@ -117,11 +117,11 @@ class _Translator:
         self.problems += find_problems(place, options, known)
 
     def _options(self, place: str, spec: Any) -> dict[str, Any]:
-        """The options of a module, which the original builds from its name and keywords."""
+        """Returns the options of a module, which the original builds from its name and keywords."""
         if not isinstance(spec, Mapping) or not isinstance(spec.get("kwargs"), Mapping):
             raise ValueError(f"a module with name and kwargs is expected, not {spec!r}")
         if spec.get("args"):
-            self.problems.append(f"{place}.args {spec['args']!r}: options by name are known")
+            self.problems.append(f"{place}.args {spec['args']!r}: only named options are supported")
         return dict(spec["kwargs"])
 
     def _transformer(self) -> TransformerConfig:
@@ -136,7 +136,7 @@ class _Translator:
     def _num_readouts(self) -> int:
         readouts = dict(self._model["readouts"])
         if list(readouts) != ["action"]:
-            raise ValueError(f"{readouts}: one called action is known")
+            raise ValueError(f"{readouts}: only one called action is supported")
         return readouts["action"]
 
     def _observations(self) -> Iterator[ImageTokenizerConfig | LowdimTokenizerConfig | None]:
@@ -156,25 +156,26 @@ class _Translator:
             case "LowdimObsTokenizer":
                 return self._lowdim(place, name, kwargs)
             case other:
-                raise ValueError(f"{other}: ImageTokenizer and LowdimObsTokenizer are known")
+                supported = "only ImageTokenizer and LowdimObsTokenizer are supported"
+                raise ValueError(f"{other}: {supported}")
 
     def _image(self, place: str, name: str, kwargs: Mapping[str, Any]) -> ImageTokenizerConfig:
         self._check_options(place, kwargs, IMAGE)
         key = self._plain_key(f"{place}.obs_stack_keys", kwargs["obs_stack_keys"])
         goals = _keys(kwargs.get("task_stack_keys"))
         if goals != [key]:
-            self.problems.append(f"{place}.task_stack_keys {goals}: {[key]} is known")
+            self.problems.append(f"{place}.task_stack_keys {goals}: only {[key]} is supported")
         stem = self._options(f"{place}.encoder", kwargs["encoder"])
         features = tuple(stem.get("features", (32, 96, 192, 384)))
         if kwargs["encoder"]["name"] == "SmallStem16":
             self._check_options(f"{place}.encoder", stem, stem_options(len(features)))
         else:
             found = kwargs["encoder"]["name"]
-            self.problems.append(f"{place}.encoder {found}: SmallStem16 is known")
+            self.problems.append(f"{place}.encoder {found}: only SmallStem16 is supported")
         num_tokens = self._shape(f"{_TRANSFORMER}/obs_{name}_pos_embedding")[2]
         side = math.isqrt(num_tokens)
         if side**2 != num_tokens:
-            raise ValueError(f"{num_tokens} tokens: square images are known")
+            raise ValueError(f"{num_tokens} tokens: only square images are supported")
         return ImageTokenizerConfig(
             name=name,
             observation_key=key,
@@ -193,14 +194,14 @@ class _Translator:
     def _language(self) -> LanguageConfig | None:
         specs = dict(self._model.get("task_tokenizers", {}))
         spec = specs.pop("language", None)
-        self.problems += [f"task_tokenizers.{name}: language is known" for name in specs]
+        self.problems += [f"task_tokenizers.{name}: only language is supported" for name in specs]
         if spec is None:
             return None
         place = "task_tokenizers.language"
         kwargs = self._options(place, spec)
         if spec["name"] != "LanguageTokenizer" or "t5" not in str(kwargs.get("encoder")):
             found = f"{spec['name']} of {kwargs.get('encoder')}"
-            raise ValueError(f"{found}: LanguageTokenizer of a T5 is known")
+            raise ValueError(f"{found}: only LanguageTokenizer of a T5 is supported")
         self._check_options(place, kwargs, LANGUAGE)
         return LanguageConfig(
             t5=self._t5(),
@@ -225,20 +226,20 @@ class _Translator:
     def _head(self) -> HeadConfig:
         specs = self._model["heads"]
         if list(specs) != ["action"]:
-            raise ValueError(f"{list(specs)}: one called action is known")
+            raise ValueError(f"{list(specs)}: only one called action is supported")
         spec = specs["action"]
         kwargs = self._options("heads.action", spec)
         if spec["name"] not in HEADS:
-            raise ValueError(f"{spec['name']}: {', '.join(HEADS)} are known")
+            raise ValueError(f"{spec['name']}: only {', '.join(HEADS)} are supported")
         kind, options = HEADS[spec["name"]]
         self._check_options("heads.action", kwargs, options)
         return _head_config(kind, kwargs)
 
     def _plain_key(self, place: str, patterns: str | Sequence[str]) -> str:
-        """The one key; Octo's are patterns, of which only a plain name has a counterpart."""
+        """Returns the single key; Octo's are patterns, of which only plain names are supported."""
         keys = _keys(patterns)
         if len(keys) != 1 or not keys[0].replace("_", "").isalnum():
-            self.problems.append(f"{place} {keys}: one plain name is known")
+            self.problems.append(f"{place} {keys}: only one plain name is supported")
         return "".join(keys)
 
     def _shape(self, path: str) -> tuple[int, ...]:
@@ -264,7 +265,7 @@ def _head_config(kind: Kind, kwargs: Mapping[str, Any]) -> HeadConfig:
 def _bins(kwargs: Mapping[str, Any]) -> BinsConfig:
     spacing = kwargs.get("bin_type", "uniform")
     if spacing not in ("uniform", "normal"):
-        raise ValueError(f"bin_type {spacing!r}: 'uniform' and 'normal' are known")
+        raise ValueError(f"bin_type {spacing!r}: only 'uniform' and 'normal' are supported")
     bounds = {name: float(kwargs[name]) for name in ("low", "high") if kwargs.get(name) is not None}
     return BinsConfig(kwargs.get("n_bins", 256), spacing, **bounds)
 

@@ -1,4 +1,4 @@
-"""A trained model as a policy: observations in, chunks of actions out, from a checkpoint alone."""
+"""A trained model as a policy, loaded from a checkpoint alone: observations in, chunks out."""
 
 from train.policy.execution import Execution, FirstActions, TemporalEnsemble
 from train.policy.inputs import TokenEncoder

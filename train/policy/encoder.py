@@ -1,4 +1,4 @@
-"""The tokens of a dataset's column, computed at rollout as they were for the dataset."""
+"""Computes the tokens of a dataset's column at rollout, the same way as for the dataset."""
 
 import functools
 import json
@@ -20,16 +20,16 @@ from train.policy.spec import PolicySpec
 
 
 class ColumnEncoder:
-    """Pictures to the tokens of features, stored and read again, as a policy takes them.
+    """Encodes images to the tokens of a dataset's features, for a policy at rollout.
 
     Args:
-      origins: How their tokens were made, by key, such as `observation/vggt_tokens`.
-      source: Where the weights are now; None: where they were then.
-      directory: Of the dataset, for the projections of features that have one.
+      origins: How each feature's tokens were made, by key, such as `observation/vggt_tokens`.
+      source: Where the weights are now; None: where they were for the dataset.
+      directory: Directory of the dataset, for the projections of features that have one.
 
     Raises:
-      UserError: The weights cannot be read, or are others; or no one encoder makes all of them.
-      DataError: They, or the projection, are corrupt or missing.
+      UserError: The weights cannot be read, or differ; or no single encoder makes all features.
+      DataError: The weights or a projection are corrupt or missing.
     """
 
     def __init__(
@@ -48,23 +48,23 @@ class ColumnEncoder:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Observations whose images it reads."""
+        """Returns the names of the observations whose images it reads."""
         return self._cameras
 
     def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Tokens (b n d) by feature key, in a batch's dtype.
+        """Encodes images to tokens (b n d) by feature key, in a batch's dtype.
 
         Args:
-          images: uint8 (b y x 3) of each camera, in the order of `cameras`.
+          images: Images of each camera, uint8 (b y x 3), in the order of `cameras`.
         """
-        # Resized apart, so that images of another size do not compile the encoder again; it leaves
-        # those of its own size as they are.
+        # Resizing is a separate program, so that other image sizes do not recompile the encoder.
+        # Images of the encoder's own size stay unchanged.
         return self._encoder([_resizer(view.shape, self._size)(view) for view in images])
 
 
 @functools.lru_cache(maxsize=16)
 def _resizer(found: tuple[int, ...], size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Resizes images of one shape (b y x 3); of many shapes, the last programs are kept."""
+    """Returns a compiled resize for images of one shape (b y x 3); the last few are cached."""
     images = jax.ShapeDtypeStruct(found, np.uint8)
     compiled = jax.jit(lambda images: resize_bicubic(images, *size)).lower(images).compile()
     return lambda images: np.asarray(compiled(images))
@@ -77,19 +77,19 @@ def encoder_of(
     source: str | None = None,
     directory: str | None = None,
 ) -> ColumnEncoder | None:
-    """The encoder of the tokens that a policy reads; None where it reads none.
+    """Returns the encoder of the tokens that a policy reads; None if it reads none.
 
     Args:
-      checkpoint: Of the policy.
-      dataset: As of `Policy`.
-      source: Where the weights are now; None: where they were then.
-      directory: Where the dataset is now, of which only projections are read; None: as the run
-        named it.
+      checkpoint: Checkpoint of the policy.
+      dataset: Path or name of the dataset whose tokens the policy reads; None: any, if all agree.
+      source: Where the weights are now; None: where they were for the dataset.
+      directory: Where the dataset is now; only projections are read from it. None: its path in the
+        run.
 
     Raises:
-      UserError: No such dataset, the weights cannot be read or are others, or the checkpoint does
-        not say how the tokens were made.
-      DataError: As `ColumnEncoder`.
+      UserError: There is no such dataset, the weights cannot be read or differ, or the checkpoint
+        does not record how the tokens were made.
+      DataError: The weights or a projection are corrupt or missing.
     """
     spec = PolicySpec.of(checkpoint, dataset)
     if not spec.tokens:
@@ -106,7 +106,7 @@ def _origin(checkpoint: Checkpoint, path: str, key: str) -> TokenOrigin:
         raise UserError(
             where=where,
             expected="how its tokens were made, so that they can be made at rollout",
-            found="nothing: they were stored by other means than `python -m converters.vggt`",
+            found="nothing: they were not stored by `python -m converters.vggt`",
             remedy="Train on tokens that it computed, or give `Policy` an encoder from Python.",
         )
     return TokenOrigin.from_json(json.dumps(encoders[key]), where)

@@ -1,4 +1,4 @@
-"""What is done of the chunks that a policy predicts, in one environment."""
+"""Decides which actions of the predicted chunks are executed, in one environment."""
 
 import collections
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import numpy as np
 from pipeline.errors import UserError
 
 Execution = Callable[[np.ndarray], np.ndarray]
-"""From a chunk (h a), as `Policy.infer` returns it, to the actions (n a) that are executed, one
-after the other, before the next chunk is predicted. Of one environment; a new one each episode."""
+"""Returns the actions (n a) to execute, in order, before the next chunk is predicted, for a chunk
+(h a) from `Policy.infer`. Each environment and episode needs a new one."""
 
 
 class FirstActions:
@@ -19,21 +19,21 @@ class FirstActions:
         self._num_actions = num_actions
 
     def __call__(self, chunk: np.ndarray) -> np.ndarray:
-        """As of `Execution`."""
+        """Returns the first actions (n a) of a chunk (h a)."""
         return chunk[: self._num_actions]
 
 
 class TemporalEnsemble:
-    """Executes the mean of what all chunks say of a step; a chunk is predicted at every step.
+    """Executes the mean of all chunks' predictions for a step; every step predicts a chunk.
 
         predicted at steps 0, 1, 2:  [1 2 3]  [4 5 6]  [7 8 9],  decay = 0
         executed:                     1        (2 + 4) / 2  (3 + 5 + 7) / 3
 
-    The gripper, 1 = open, is averaged like the rest, before it becomes a command.
+    The gripper, 1 = open, is averaged like the other dimensions, before it becomes a command.
 
     Args:
-      decay: Of the weights `exp(-decay * i)`, where i = 0 is the oldest chunk; 0: all alike. The
-        larger, the longer the oldest decides.
+      decay: Decay in the weights `exp(-decay * i)`, where i = 0 is the oldest chunk. A larger decay
+        gives the oldest chunk more weight; 0 weights all equally.
 
     Source: Zhao et al. 2023 (ACT), algorithm 2, with its 0.01 for chunks of 100 actions.
     """
@@ -43,7 +43,7 @@ class TemporalEnsemble:
         self._chunks: collections.deque[np.ndarray] = collections.deque()
 
     def __call__(self, chunk: np.ndarray) -> np.ndarray:
-        """As of `Execution`; float32 (1 a)."""
+        """Returns the averaged action for this step, float32 (1 a), given a new chunk (h a)."""
         self._chunks.append(chunk)
         if len(self._chunks) > len(chunk):
             self._chunks.popleft()
@@ -57,23 +57,23 @@ class TemporalEnsemble:
 def make_execution(
     action_horizon: int, execute_horizon: int | None = None, ensemble: float | None = None
 ) -> Execution:
-    """A fresh way of executing.
+    """Makes a new execution, for one environment and episode.
 
     Args:
-      action_horizon: Actions of a chunk.
-      execute_horizon: Of which so many are executed; None: all.
-      ensemble: The decay of a temporal ensemble; None: there is none.
+      action_horizon: Number of actions per chunk.
+      execute_horizon: Number of actions to execute per chunk; None: all.
+      ensemble: Decay of a temporal ensemble; None: no ensemble.
 
     Raises:
-      UserError: Both are given, or one is out of range.
+      UserError: Both are given, or a value is out of range.
     """
     if ensemble is not None:
         if execute_horizon is not None or ensemble < 0:
             raise UserError(
                 where="execution",
-                expected="a decay of at least 0 and no execute_horizon: every step is predicted",
+                expected="a decay of at least 0, and no execute_horizon as well",
                 found=f"ensemble {ensemble}, execute_horizon {execute_horizon}",
-                remedy="Take one of the two.",
+                remedy="Use one of the two.",
             )
         return TemporalEnsemble(ensemble)
     num_actions = action_horizon if execute_horizon is None else execute_horizon
@@ -82,6 +82,6 @@ def make_execution(
             where="execute_horizon",
             expected=f"1 to {action_horizon}, the actions of a chunk",
             found=str(num_actions),
-            remedy=f"Take at most {action_horizon}, or train with a longer data.action_horizon.",
+            remedy=f"Use at most {action_horizon}, or train with a longer data.action_horizon.",
         )
     return FirstActions(num_actions)

@@ -1,8 +1,9 @@
-"""From what environments show to the batch that the model reads: the loader's twin at rollout.
+"""Turns environments' observations into the batch that the model reads, as the loader does.
 
                       pipeline/ (training)                     here (rollout)
     observation   gather.py: history_indices, masks    History: the last steps, padded alike
-    vectors       transforms.py: Normalize             PolicySpec.as_read
+    observation   gather.py: history_indices, masks    History: the last steps, with the same
+    padding
     images        gather.py: resized where datasets of a mixture store other sizes    the same
     instruction   transforms.py: LookUpTask            tokenize, the same ids and mask
     goal          gather.py: the images of a later step    the images that `reset` was given
@@ -30,31 +31,31 @@ from train.policy.spec import PolicySpec
 
 @runtime_checkable
 class TokenEncoder(Protocol):
-    """Computes at rollout what a token column held in training."""
+    """Computes at rollout the tokens that a dataset's column held in training."""
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Observations whose images it reads."""
+        """Returns the names of the observations whose images it reads."""
         ...
 
     def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Tokens (b n d) by feature key, such as `observation/vggt_tokens`, in a batch's dtype.
+        """Encodes images to tokens (b n d) by feature key, such as `observation/vggt_tokens`.
 
         Args:
-          images: uint8 (b y x 3) of each camera, in the order of `cameras`; b is the same in every
-            call.
+          images: Images of each camera, uint8 (b y x 3), in the order of `cameras`; b is the same
+            in every call.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What an environment is to do."""
+    """The task of an environment."""
 
     text: str
-    """The instruction; empty where goal images tell the task."""
+    """Instruction; empty if goal images define the task."""
     goal: Mapping[str, np.ndarray]
-    """uint8 (y x 3) by camera, at the stored size; empty where the instruction tells it."""
+    """Goal image of each camera, uint8 (y x 3), at the stored size; empty with an instruction."""
 
 
 @dataclasses.dataclass
@@ -62,12 +63,12 @@ class History:
     """The last steps of one environment."""
 
     task: Task
-    """What it is to do."""
+    """Current task of the environment."""
     steps: collections.deque[dict[str, np.ndarray]]
-    """Oldest first; as many as the window at most."""
+    """Steps, oldest first; at most the window size."""
 
     def window(self, name: str, length: int) -> np.ndarray:
-        """(w ...): the last steps of an observation; before the first step, the first step again.
+        """Returns the last steps (w ...) of an observation; the first step is repeated as padding.
 
         Source: `pipeline.windows.history_indices`.
         """
@@ -76,23 +77,23 @@ class History:
         return np.stack([step[name] for step in (*[last[0]] * padding, *last)])
 
     def mask(self, length: int) -> np.ndarray:
-        """Bool (w): True where a step is real."""
+        """Returns bool (w): True where a step is real."""
         return np.arange(length) >= length - len(self.steps)
 
 
 class PolicyInputs:
-    """The histories of environments, and batches of them.
+    """Keeps environments' histories and makes batches of them.
 
     Args:
       spec: What the model reads.
-      encode: The vocabulary's encoding.
-      encoder: Computes the tokens, where the model reads some.
-      batch_size: Environments that the encoder is given at a time.
-      resize: Whether images of another size than the stored are resized to it; else an error.
+      encode: Returns the token ids of a text.
+      encoder: Computes the tokens, if the model reads any.
+      batch_size: Number of environments that the encoder processes at once.
+      resize: Whether to resize images of other sizes to the stored size; otherwise they are errors.
 
     Raises:
-      UserError: The model reads tokens, and there is no encoder; or conditioning that needs goals
-        and has no camera.
+      UserError: The model reads tokens, and there is no encoder; or the conditioning needs goal
+        images, and there is no camera.
     """
 
     def __init__(
@@ -113,47 +114,46 @@ class PolicyInputs:
 
     @property
     def expected(self) -> dict[str, LeafSpec | None]:
-        """What every observation has to hold, by name; None: an image of any size."""
+        """Returns what every observation must contain, by name; None: an image of any size."""
         cameras = self._encoder.cameras if self._encoder else ()
         seen = {name: self.spec.features.get(f"observation/{name}") for name in cameras}
         return {**self.spec.observed, **seen}
 
     def reset(self, env: int, task: Task) -> None:
-        """Forgets an environment's history and gives it a task.
+        """Clears an environment's history and gives it a task.
 
         Raises:
-          UserError: As `instruct`.
+          UserError: The task does not fit; see `instruct`.
         """
         task = self._checked(task)
         self._histories[env] = History(task, collections.deque(maxlen=self.spec.data.window_size))
 
     def instruct(self, env: int, task: Task) -> None:
-        """Gives an environment another task; its history stays.
+        """Gives an environment another task; its history is kept.
 
         Raises:
-          UserError: A kind of task that the model was not trained on, or goal images
-            that do not fit.
+          UserError: The model was not trained on this kind of task, or goal images do not fit.
         """
         self._history(env).task = self._checked(task)
 
     def forget(self, env: int) -> None:
-        """Drops what is known of an environment, if anything."""
+        """Drops everything about an environment, if there is anything."""
         self._histories.pop(env, None)
 
     def task(self, env: int) -> Task:
-        """What an environment is to do."""
+        """Returns the task of an environment."""
         return self._history(env).task
 
     def push(self, observations: Mapping[int, Observation], *, latest: bool = True) -> None:
-        """Adds a step to the history of each environment; all of them, or none.
+        """Adds a step to the history of each environment: of all of them, or of none.
 
         Args:
-          observations: By environment.
-          latest: Whether a batch of this step is to be made; else it is seen as an earlier one
-            only, and tokens that are read for the current step alone are not computed.
+          observations: Observations by environment.
+          latest: Whether a batch of this step will be made. Otherwise it is only part of the
+            history, and tokens that are read only for the current step are not computed.
 
         Raises:
-          UserError: Observations that do not fit, or an environment without a task.
+          UserError: Observations do not fit, or an environment has no task.
         """
         histories = [self._history(env) for env in observations]
         rows = list(check_observations(observations, self.expected, self._resize).values())
@@ -165,20 +165,20 @@ class PolicyInputs:
             history.steps.append(seen)
 
     def take_steps(self, env: int) -> list[dict[str, np.ndarray]]:
-        """The steps of a history, oldest first, which is empty then, as after a reset."""
+        """Returns the steps of a history, oldest first, and clears it."""
         history = self._history(env)
         steps = list(history.steps)
         history.steps.clear()
         return steps
 
     def batch(self, envs: Sequence[int]) -> dict[str, Any]:
-        """What the model reads of environments that have seen a step; nested, a row each."""
+        """Returns the nested batch for environments that have observed a step: one row each."""
         rows = [self._row(self._history(env)) for env in envs]
         stacked = {key: np.stack([row[key] for row in rows]) for key in self.spec.leaves}
         return {"observation": {}, "task": {}} | nest(stacked)
 
     def _row(self, history: History) -> dict[str, np.ndarray]:
-        """A row of a batch, by path."""
+        """Returns one row of a batch, by path."""
         data, model, task = self.spec.data, self.spec.model, history.task
         mask = history.mask(data.window_size)
         row = {"observation/timestep_pad_mask": mask}
@@ -214,7 +214,7 @@ class PolicyInputs:
         return self._histories[env]
 
     def _checked(self, task: Task) -> Task:
-        """The task, its goal images fitted."""
+        """Returns the task with resized goal images, if it fits the policy."""
         conditioning = self.spec.data.conditioning
         has_goal = bool(task.goal)
         may_have = conditioning != "language_conditioned"
@@ -231,7 +231,7 @@ class PolicyInputs:
                 where="task",
                 expected="an instruction or goal images: in training a sample had one of them",
                 found="both",
-                remedy="Leave one out.",
+                remedy="Leave out one of them.",
             )
         expected = {
             camera: self.spec.observed[camera]
@@ -244,7 +244,7 @@ class PolicyInputs:
     def _with_tokens(
         self, encoder: TokenEncoder, rows: list[dict[str, np.ndarray]]
     ) -> list[dict[str, np.ndarray]]:
-        """The rows with their tokens, computed in batches of one size."""
+        """Adds the tokens to the rows, computed in batches of one size."""
         tokened = []
         for begin in range(0, len(rows), self._batch_size):
             part = rows[begin : begin + self._batch_size]
@@ -258,7 +258,7 @@ class PolicyInputs:
     def _checked_tokens(
         self, found: Mapping[str, np.ndarray], num_rows: int
     ) -> dict[str, np.ndarray]:
-        """Of each name, the tokens that an encoder gave for rows."""
+        """Checks shapes and dtypes of an encoder's tokens; returns them by name."""
         checked = {}
         for name in self.spec.tokens:
             key = f"observation/{name}"
@@ -269,14 +269,14 @@ class PolicyInputs:
                     where=f"tokens of the encoder, {key}",
                     expected=str(LeafSpec(leaf.dtype, shape)),
                     found="none" if tokens is None else f"{tokens.dtype}{list(tokens.shape)}",
-                    remedy="Take the encoder that the dataset's column was made with.",
+                    remedy="Use the encoder that the dataset's column was made with.",
                 )
             checked[name] = np.asarray(tokens)
         return checked
 
 
 def _needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEncoder | None:
-    """The encoder, where the model reads tokens."""
+    """Returns the encoder if the model reads tokens, else None."""
     if not spec.tokens:
         return None
     if encoder is None:
@@ -284,20 +284,20 @@ def _needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEnco
         leaves = ", ".join(str(spec.features[key]) for key in keys)
         raise UserError(
             where=f"policy, {', '.join(keys)}",
-            expected=f"an encoder, for the model reads tokens {leaves} of every step",
+            expected=f"an encoder, because the model reads tokens {leaves} of every step",
             found="none",
-            remedy="Give `encoder` the one that the dataset's column was made with.",
+            remedy="Give as `encoder` the one that the dataset's column was made with.",
         )
     return encoder
 
 
 @functools.lru_cache(maxsize=16)
 def _resizer(found: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
-    """The compiled program of one size; of many sizes, the last ones are kept."""
+    """Returns the compiled resize between two sizes; the last few sizes are cached."""
     image = jax.ShapeDtypeStruct(found, np.uint8)
     return jax.jit(lambda image: resize_images(image, *wanted[:2])).lower(image).compile()
 
 
 def _resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An image at another size, as training resizes to the model's; compiled once per size."""
+    """Resizes an image as training resizes to the model's size; compiled once per size."""
     return np.asarray(_resizer(image.shape, shape)(image))

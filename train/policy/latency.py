@@ -1,4 +1,4 @@
-"""How long a policy takes to answer."""
+"""Measures how long a policy takes to respond."""
 
 import dataclasses
 import time
@@ -10,19 +10,19 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Of calls of `Policy.infer`, compiling excluded; NaN before the first."""
+    """The latency of `Policy.infer`, without compiling; NaN before the first call."""
 
     num_calls: int
-    """Calls measured."""
+    """Number of calls measured."""
     mean_ms: float
-    """Mean."""
+    """Mean latency in milliseconds."""
     p50_ms: float
-    """Median."""
+    """Median latency in milliseconds."""
     p95_ms: float
-    """95th percentile."""
+    """95th percentile of the latency in milliseconds."""
 
     def __str__(self) -> str:
-        """Such as `12 calls: 8.1 ms on average, 7.9 at the median, 9.6 at 95 %`."""
+        """Returns e.g. `12 calls: 8.1 ms on average, 7.9 at the median, 9.6 at 95 %`."""
         return (
             f"{self.num_calls} calls: {self.mean_ms:.1f} ms on average, "
             f"{self.p50_ms:.1f} at the median, {self.p95_ms:.1f} at 95 %"
@@ -30,7 +30,7 @@ class Latency:
 
 
 class Stopwatch:
-    """Measures blocks and remembers the last of them."""
+    """Measures blocks of code and remembers the most recent ones."""
 
     def __init__(self, num_kept: int = 100_000) -> None:
         self._num_kept = num_kept
@@ -38,7 +38,7 @@ class Stopwatch:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """A block that is measured, unless it fails."""
+        """Measures the block, unless it fails."""
         started = time.perf_counter()
         yield
         self._times_ms.append(1000 * (time.perf_counter() - started))
@@ -46,7 +46,7 @@ class Stopwatch:
 
     @property
     def latency(self) -> Latency:
-        """Of the blocks so far."""
+        """Returns the latency of the blocks measured so far."""
         if not self._times_ms:
             return Latency(0, *[float("nan")] * 3)
         p50, p95 = np.percentile(self._times_ms, [50, 95])

@@ -1,4 +1,4 @@
-"""What environments show, checked against what a policy was trained on, all mismatches at once."""
+"""Checks environments' observations against a policy's training data; lists all mismatches."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,21 +9,21 @@ from pipeline.batch import LeafSpec
 from pipeline.errors import UserError
 
 Observation = Mapping[str, Any]
-"""What one environment shows at a step, by name below `observation/`: images uint8 (y x 3), at the
-size and turned as the dataset stores them; vectors in the dataset's units, not normalised. What the
-model does not read is not looked at."""
+"""An environment's observation at one step, by name below `observation/`: images uint8 (y x 3), in
+the size and orientation of the dataset; vectors in the dataset's units, not normalised. Names that
+the model does not read are ignored."""
 
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-"""Brings an image (y x 3) to the shape at which images were stored."""
+"""Resizes an image (y x 3) to the shape in which images are stored."""
 
 IMAGE = "uint8"
 REMEDY = (
-    "Give what the policy was trained on: images uint8, at the size and turned as stored; vectors "
-    "in the dataset's units, not normalised."
+    "Give what the policy was trained on: images uint8, in the stored size and orientation; "
+    "vectors in the dataset's units, not normalised."
 )
 LARGEST_SIDE = 8192
-"""Pixels of an image that is resized, along either side: the memory that resizing takes grows with
-them, and no camera has more."""
+"""Longest side in pixels of an image to be resized: the memory for resizing grows with it, and no
+camera has more pixels."""
 _NUMBERS = "fiub"
 
 
@@ -32,18 +32,17 @@ def check_observations(
     expected: Mapping[str, LeafSpec | None],
     resize: Resize | None = None,
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Observations as arrays of the dtype and shape of a batch, by environment.
+    """Returns observations as arrays of a batch's dtype and shape, by environment.
 
-    Vectors of numbers are cast; images have to be uint8 and, unless they are resized, of the stored
-    size.
+    Vectors are cast. Images must be uint8 and, unless they are resized, have the stored size.
 
     Args:
-      observations: By environment.
-      expected: Of one step, by name; None: an image of any size.
-      resize: How an image of another size is fitted; None: it is refused.
+      observations: Observations by environment.
+      expected: What one step must contain, by name; None: an image of any size.
+      resize: Resizes an image of another size; None: other sizes are errors.
 
     Raises:
-      UserError: Naming everything that is missing or does not fit, of all environments.
+      UserError: Something is missing or does not fit; it lists everything, for all environments.
     """
     problems: dict[str, list[int]] = {}
     for env, observation in observations.items():
@@ -65,7 +64,7 @@ def check_observations(
 def find_problems(
     observation: Observation, expected: Mapping[str, LeafSpec | None], *, any_size: bool
 ) -> list[str]:
-    """What is missing or does not fit, such as `proprio: missing`; arguments as above."""
+    """Returns what is missing or does not fit, such as `proprio: missing`, by environment."""
     return [
         f"{name}: {problem}"
         for name, spec in expected.items()
@@ -74,7 +73,7 @@ def find_problems(
 
 
 def describe(expected: Mapping[str, LeafSpec | None]) -> str:
-    """Such as `image_primary uint8[256,256,3], proprio float32[8]`."""
+    """Returns a text such as `image_primary uint8[256,256,3], proprio float32[8]`."""
     return ", ".join(f"{name} {spec or 'uint8[y,x,3]'}" for name, spec in expected.items())
 
 
@@ -87,7 +86,7 @@ def _where(envs: Sequence[int], observations: Collection[int]) -> str:
 
 
 def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[str]:
-    """What is wrong with a value."""
+    """Yields what is wrong with a value."""
     if value is None:
         yield "missing"
         return
@@ -97,7 +96,7 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RecursionError):
-        yield f"a {type(value).__name__} that is no array"
+        yield f"a {type(value).__name__} that is not an array"
         return
     found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
     if spec is None or spec.dtype == IMAGE:
@@ -115,7 +114,7 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
 
 
 def is_finite_as(array: np.ndarray, dtype: str) -> bool:
-    """Whether all values of an array are finite, and stay so in another dtype."""
+    """Returns whether all values of an array are finite, also after a cast to a dtype."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(array).all() and np.isfinite(array.astype(dtype)).all())
 
@@ -125,5 +124,5 @@ def _fitted(value: Any, spec: LeafSpec | None, resize: Resize | None) -> np.ndar
         return np.asarray(value)
     if spec.dtype != IMAGE:
         return np.array(value, spec.dtype)
-    image = np.array(value)  # the caller may use its array again
+    image = np.array(value)  # a copy: the caller may reuse its array
     return image if image.shape == spec.shape or resize is None else resize(image, spec.shape)

@@ -1,4 +1,4 @@
-"""A policy: histories of environments in, chunks of actions out, from a checkpoint alone."""
+"""Runs a policy from a checkpoint alone: it keeps environments' histories and predicts chunks."""
 
 import dataclasses
 import functools
@@ -28,51 +28,49 @@ from train.step import to_model_size
 
 _NUM_ENVS = 2**32
 _BLANK_SIDE = 224
-"""Pixels of an image whose size is not known; any would do, as the encoder resizes."""
+"""Side in pixels of a blank image whose size is not known; the encoder resizes any size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """How a policy runs."""
+    """Settings for running a policy."""
 
     batch_size: int = 1
-    """Environments that are computed at a time: fewer are padded, more are computed one batch after
-    the other."""
+    """Environments per batch: fewer are padded, more are split into several batches."""
     seed: int = 0
-    """Of the noise of a diffusion head."""
+    """Seed of a diffusion head's noise."""
     resize: bool = False
-    """Resize images of another size than the stored to it, as training resizes to the model's;
-    else they are an error."""
+    """Resizes images of other sizes to the stored size, as training resizes to the model's;
+    otherwise other sizes are errors."""
 
     def __post_init__(self) -> None:
-        """Checks the range."""
+        """Raises an error if a field is out of range."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
 
 
 class Policy:
-    """Acts in several environments at once; each has a number, a task and a history of its own.
+    """Acts in several environments at once; each has its own number, task and history.
 
         policy.reset(env, "open the drawer")            at the start of every episode
         chunks = policy.infer({env: observation})       {env: float32 (h a)}
 
-    An **action** has the dataset's units, with 1 = open and 0 = close for the gripper, as
-    `standardize_gripper` makes it and the simulator takes it;
-    `restore_gripper(actions, policy.conventions)` gives what the dataset's action column holds.
+    An **action** has the dataset's units, except for the gripper, which is 1 = open and 0 = closed:
+    `standardize_gripper` makes it so, and the simulator expects it. `restore_gripper(actions,
+    policy.conventions)` converts actions to the dataset's commands.
 
-    The noise of a chunk is a function of the seed, the environment's number and how often it was
-    asked since its reset: whoever else is in the batch changes nothing. Not to be shared between
-    threads.
+    A chunk's noise depends only on the seed, the environment's number and the count of predictions
+    since its reset, not on other environments in the batch. A policy is not thread-safe.
 
     Args:
-      checkpoint: Of a run.
-      dataset: Path or name of the dataset whose statistics and conventions are used; None: of any,
-        where they are the same for all.
-      config: How it runs.
-      encoder: Computes the tokens, where the model reads some; else not used.
+      checkpoint: Checkpoint of a run.
+      dataset: Path or name of the dataset whose statistics and conventions are used. None: any, if
+        they are the same for all.
+      config: Settings for running the policy.
+      encoder: Computes the tokens, if the model reads any; otherwise unused.
 
     Raises:
-      UserError: No such dataset, none is named and they differ, or the encoder is missing.
+      UserError: There is no such dataset, none is given and they differ, or the encoder is missing.
     """
 
     def __init__(
@@ -110,66 +108,66 @@ class Policy:
         config: PolicyConfig = PolicyConfig(),
         encoder: TokenEncoder | None = None,
     ) -> "Policy":
-        """The policy of a checkpoint; only the directory of its step is read.
+        """Loads the policy of a checkpoint; reads only the checkpoint's directory.
 
         Args:
-          directory: Of the run.
-          step: Which checkpoint; None: the last.
-          dataset: As of the class.
-          config: As of the class.
-          encoder: As of the class.
+          directory: The run directory.
+          step: Training step of the checkpoint; None: the last one.
+          dataset: Path or name of the dataset whose statistics and conventions are used; None: any.
+          config: Settings for running the policy.
+          encoder: Computes the tokens, if the model reads any.
 
         Raises:
-          UserError: No run, no such checkpoint, or as the class.
-          DataError: It is corrupt.
+          UserError: There is no run or no such checkpoint, or the policy cannot be made.
+          DataError: The checkpoint is corrupt.
         """
         return cls(read_run(directory, step), dataset, config, encoder)
 
     @property
     def conventions(self) -> Conventions:
-        """What the numbers of observations and, once the gripper is restored, of actions mean."""
+        """Returns what the values of observations and, with a restored gripper, of actions mean."""
         return self.spec.conventions
 
     @property
     def expected(self) -> dict[str, LeafSpec | None]:
-        """What every observation has to hold, by name; None: an image of any size."""
+        """Returns what every observation must contain, by name; None: an image of any size."""
         return self._inputs.expected
 
     @property
     def window_size(self) -> int:
-        """Steps that the model reads, the current one included."""
+        """Returns the number of steps that the model reads, including the current one."""
         return self.spec.data.window_size
 
     @property
     def action_horizon(self) -> int:
-        """Actions of a chunk."""
+        """Returns the number of actions per chunk."""
         return self.spec.model.head.action_horizon
 
     @property
     def latency(self) -> Latency:
-        """Of the calls of `infer` so far, for all of their environments together."""
+        """Returns the latency of all calls of `infer` so far, for all of their environments."""
         return self._stopwatch.latency
 
     def reset(
         self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Starts an episode: the environment's history and count of chunks begin from scratch.
+        """Starts an episode: clears the environment's history and its count of chunks.
 
         Args:
-          env: Its number, from 0; the number of the trial makes its noise independent of where and
-            when it runs.
-          instruction: Its task.
-          goal: Its task instead: images of every camera, for a policy that was trained on goals.
+          env: The environment's number, from 0. Using the trial's number makes its noise
+            independent of when and where it runs.
+          instruction: The task as an instruction.
+          goal: The task as goal images of every camera, for a policy that was trained on goals.
 
         Raises:
-          UserError: A kind of task that the model was not trained on.
+          UserError: The model was not trained on this kind of task.
         """
         if not 0 <= env < _NUM_ENVS:
             raise UserError(
                 where="policy, reset",
                 expected="the number of an environment, from 0 to 2**32 - 1",
                 found=str(env),
-                remedy="Count them, or the trials.",
+                remedy="Number the environments, or the trials.",
             )
         self._inputs.reset(env, Task(instruction, goal or {}))
         self._asked[env] = 0
@@ -177,26 +175,26 @@ class Policy:
     def instruct(
         self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Gives an environment another task; its history stays. Arguments as of `reset`.
+        """Gives an environment another task and keeps its history; the arguments are `reset`'s.
 
         Raises:
-          UserError: As `reset`, or the environment was not reset.
+          UserError: The task does not fit, or the environment was not reset.
         """
         self._inputs.instruct(env, Task(instruction, goal or {}))
 
     def forget(self, env: int) -> None:
-        """Drops an environment that has ended, and its images."""
+        """Drops an environment that has ended, with its images."""
         self._inputs.forget(env)
         self._asked.pop(env, None)
 
     def observe(self, observations: Mapping[int, Observation]) -> None:
         """Adds a step to histories without predicting.
 
-        With a window of several steps, the steps just before one that is inferred have to be seen
-        too: as in training, they are consecutive.
+        A window of several steps also needs the steps just before a prediction: as in training,
+        they must be consecutive.
 
         Raises:
-          UserError: As `infer`.
+          UserError: An observation does not fit, or an environment was not reset.
         """
         self._inputs.push(observations, latest=False)
 
@@ -204,12 +202,12 @@ class Policy:
         """Adds a step to histories and predicts what follows it: float32 (h a) by environment.
 
         Args:
-          observations: Of the environments that are asked.
+          observations: Observations of the environments to act in.
 
         Raises:
-          UserError: Naming every observation that is missing or does not fit; no history has
-            changed then. An environment that was not reset. Or actions that are not finite; the
-            histories of their environments are empty then, so that nothing that led to them stays.
+          UserError: Observations are missing or do not fit, which lists all of them and changes no
+            history; an environment was not reset; or actions are not finite, which clears the
+            histories of their environments.
         """
         with self._stopwatch.measured():
             envs = list(observations)
@@ -225,11 +223,11 @@ class Policy:
         return chunks
 
     def warm_up(self) -> None:
-        """Predicts once for blank observations, so that the first answer compiles nothing.
+        """Predicts once from blank observations, so that a later prediction compiles nothing.
 
-        Making a policy compiles the model and the language encoder; this also compiles the token
-        encoder. An image whose size is not known, because the model reads its tokens alone, is
-        taken at the encoder's size. No environment changes, and `latency` does not count it.
+        Constructing a policy compiles the model and the language encoder; this also compiles the
+        token encoder. An image of unknown size, from which the model reads only tokens, gets the
+        encoder's size. No environment changes, and `latency` ignores this prediction.
         """
         env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
         blank = {name: self._blank(leaf) for name, leaf in self.expected.items()}
@@ -243,15 +241,15 @@ class Policy:
             self.forget(env)
 
     def noise_key(self, env: int, count: int) -> jax.Array:
-        """The key of the noise of a chunk: the `count`-th since the environment's reset, from 0."""
+        """Returns the noise key of the `count`-th chunk since the environment's reset, from 0."""
         return _noise_key(self._base_key, jnp.uint32(env), jnp.uint32(count))
 
     def batch(self, envs: list[int]) -> dict[str, Any]:
-        """What the model reads of environments now, on the host, a row each; nested."""
+        """Returns the nested batch that the model reads now, on the host; rows are environments."""
         return self._inputs.batch(envs)
 
     def _infer(self, envs: list[int]) -> dict[int, np.ndarray]:
-        """Of at most a batch of environments."""
+        """Predicts for at most one batch of environments."""
         filled = [*envs, *[envs[-1]] * (self.config.batch_size - len(envs))]
         batch = self._inputs.batch(filled)
         embeddings = None
@@ -266,13 +264,13 @@ class Policy:
         return dict(zip(envs, chunks, strict=False))
 
     def _blank(self, leaf: LeafSpec | None) -> np.ndarray:
-        """An observation of zeros."""
+        """Returns an observation of zeros."""
         if leaf is None:
             return np.zeros((_BLANK_SIDE, _BLANK_SIDE, 3), np.uint8)
         return np.zeros(leaf.shape, leaf.dtype)
 
     def _not_finite(self, chunks: Mapping[int, np.ndarray], envs: list[int]) -> UserError:
-        """The error of actions that are not finite, with the likeliest cause; empties histories."""
+        """Clears histories; returns the error for actions that are not finite, with its cause."""
         found = sum(int(np.count_nonzero(~np.isfinite(chunks[env]))) for env in envs)
         of_all = sum(chunks[env].size for env in envs)
         steps = [step for env in envs for step in self._inputs.take_steps(env)]
@@ -287,11 +285,11 @@ class Policy:
             expected="finite values",
             found=f"NaN or infinity in {found} of {of_all}{cause}",
             remedy="Check the units of what is observed against the dataset's; if they are right, "
-            "the model has diverged: take an earlier checkpoint.",
+            "the model has diverged: use an earlier checkpoint.",
         )
 
     def _compile(self) -> Any:
-        """The model for exactly one batch, compiled."""
+        """Compiles the model for exactly one batch size."""
         structs = {"observation": {}, "task": {}} | nest(
             {
                 key: jax.ShapeDtypeStruct((self.config.batch_size, *leaf.shape), leaf.dtype)
@@ -318,11 +316,11 @@ class Policy:
 
 
 def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Checkpoint:
-    """A checkpoint of a run, as `read_checkpoint`.
+    """Reads a checkpoint of a run, after checking that the directory holds one.
 
     Raises:
-      UserError: The directory holds no run, or the run no such checkpoint.
-      DataError: It is corrupt.
+      UserError: The directory holds no run, or the run has no such checkpoint.
+      DataError: The checkpoint is corrupt.
     """
     path = pathlib.Path(directory)
     try:
@@ -337,7 +335,7 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
             where=str(path),
             expected="the directory of a run, with checkpoints",
             found=found,
-            remedy="Name the save_dir of a run.",
+            remedy="Give the save_dir of a run.",
         )
     return read_checkpoint(path, step)
 
@@ -381,7 +379,7 @@ def _noise_key(base_key: jax.Array, env: jax.Array, count: jax.Array) -> jax.Arr
 
 
 def _noise(model: OctoConfig, keys: jax.Array, window_size: int) -> SamplingNoise | None:
-    """Each row's random numbers from its own key: those of a batch of one with that key."""
+    """Draws each row's noise from its own key, as in a batch of one with that key."""
     head = model.head
     if not isinstance(head, DiffusionConfig):
         return None

@@ -1,4 +1,4 @@
-"""What a policy reads and what its actions mean, as its checkpoint says."""
+"""What a policy reads and what its actions mean, from its checkpoint."""
 
 import dataclasses
 import functools
@@ -25,41 +25,42 @@ _OLD = "Read it with the release that wrote it, or train again."
 
 @dataclasses.dataclass(frozen=True)
 class PolicySpec:
-    """The border between a model and the world, for one of the datasets that it was trained on."""
+    """The interface of a model to the world, for one of the datasets that it was trained on."""
 
     dataset: str
-    """Path of the dataset whose statistics and conventions are used, as the run named it."""
+    """Path in the run of the dataset whose statistics and conventions are used."""
     model: OctoConfig
-    """What reads the observations."""
+    """Config of the model."""
     data: DataConfig
-    """What was read in training; its window, conditioning and text length are the policy's."""
+    """Data config in training; its window, conditioning and text length also hold for the
+    policy."""
     conventions: Conventions
-    """What the dataset's numbers mean."""
+    """Meaning of the dataset's values."""
     normalization: Normalization
-    """How its actions and proprioception were normalised."""
+    """Normalisation of actions and observations."""
     statistics: Mapping[str, FeatureStatistics]
-    """What they were normalised by, by feature."""
+    """Statistics for the normalisation, by feature."""
     features: Mapping[str, LeafSpec]
-    """One step of every feature that was read in training, by key, in the dtype of a batch."""
+    """Shape of one step of every feature read in training, by key, in a batch's dtype."""
     action_dims: tuple[str, ...]
-    """Name of each number of an action; empty where the dataset names none."""
+    """Name of each action dimension; empty if the dataset has none."""
     missing: frozenset[str] = frozenset()
-    """Observations that the dataset lacks: the model sees zeros, masked, as in training."""
+    """Observations that the dataset lacks: the model reads masked zeros, as in training."""
     resized: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    """By name, the shape in a batch of the cameras that the loader resized in training; they are
-    stored, and shown to the policy, in another."""
+    """Shape in a batch, by name, of the cameras that the loader resized in training. They are
+    stored, and given to the policy, in another shape."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, dataset: str | None = None) -> "PolicySpec":
-        """What a checkpoint says.
+        """Makes the spec from a checkpoint.
 
         Args:
-          checkpoint: Of a run.
-          dataset: Path or name of the dataset whose statistics and conventions are used. None: of
-            any, where they are the same for all.
+          checkpoint: Checkpoint of a run.
+          dataset: Path or name of the dataset whose statistics and conventions are used. None: any,
+            if they are the same for all.
 
         Raises:
-          UserError: No such dataset, or none is named and they differ; it lists them.
+          UserError: There is no such dataset, or none is given and they differ; it lists them.
         """
         path = _select(checkpoint, dataset)
         values = checkpoint.datasets[path]
@@ -67,7 +68,7 @@ class PolicySpec:
             raise UserError(
                 where=f"checkpoint of step {checkpoint.step}, dataset {path}",
                 expected="the shape of every feature, beside its statistics",
-                found="none: it is of an earlier release",
+                found="none: it is from an earlier release",
                 remedy=_OLD,
             )
         conventions = from_json_text(
@@ -102,22 +103,22 @@ class PolicySpec:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Of the features that training read of the dataset."""
+        """Returns the keys of the features that training read from the dataset."""
         return self.data.keys_of(DatasetConfig(self.dataset, missing=tuple(self.missing)))
 
     @functools.cached_property
     def cameras(self) -> tuple[str, ...]:
-        """Images that the model reads, in the order of its tokens."""
+        """Returns the cameras that the model reads, in the order of its tokens."""
         return tuple(image.observation_key for image in self.model.cameras)
 
     @functools.cached_property
     def tokens(self) -> tuple[str, ...]:
-        """Observations that an encoder computes: those that the model reads and the dataset has."""
+        """Returns the observations that an encoder computes: read by the model, in the dataset."""
         return tuple(name for name in self.model.input_token_keys if name not in self.missing)
 
     @functools.cached_property
     def observed(self) -> dict[str, LeafSpec]:
-        """One step of every observation that the model reads and the world has to show, by name."""
+        """Returns one step of every observation that an environment must provide, by name."""
         return {
             name: self.features[f"observation/{name}"]
             for name in self.model.input_keys
@@ -126,7 +127,7 @@ class PolicySpec:
 
     @functools.cached_property
     def leaves(self) -> dict[str, LeafSpec]:
-        """Every array of a batch that the model reads, by path, sorted; without the batch axis."""
+        """Returns every array that the model reads, by sorted path, without the batch axis."""
         window = self.data.window_size
         leaves = {"observation/timestep_pad_mask": LeafSpec("bool", (window,))}
         for name in self.model.input_keys:
@@ -148,19 +149,19 @@ class PolicySpec:
 
     @functools.cached_property
     def normalized(self) -> tuple[str, ...]:
-        """Names of the observations that training normalised."""
+        """Returns the names of the observations that training normalised."""
         return tuple(name for name in self._normalizers if name != ACTION)
 
     def as_read(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Returns what a batch has of one step of an observation that an environment shows.
+        """Returns an environment's observation of one step as it is in a batch.
 
         Args:
-          name: Of the observation.
-          value: A vector in the dataset's units, float32 (d), is normalised where training did so;
-            an image, uint8 (y x 3), is resized where the loader did so.
+          name: Name of the observation.
+          value: A vector, float32 (d) in the dataset's units, is normalised if training did so; an
+            image, uint8 (y x 3), is resized if the loader did so.
         """
         if name in self.normalized:
-            with np.errstate(over="ignore"):  # what is not finite is found in the actions
+            with np.errstate(over="ignore"):  # `Policy` reports actions that are not finite
                 return self._normalizers[name].normalize(value[None], np.zeros(1, np.int64))[0]
         if name not in self.resized:
             return value
@@ -169,21 +170,21 @@ class PolicySpec:
         return resized
 
     def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
-        """What a chunk of stored actions is in a batch: 1 = open, normalised; float32 (h a)."""
+        """Converts stored actions to those in a batch: 1 = open, normalised; float32 (h a)."""
         standardized = standardize_gripper(actions, self.conventions)[None]
         return self._normalizers[ACTION].normalize(standardized, np.zeros(1, np.int64))[0]
 
     def unnormalize_actions(self, chunks: np.ndarray) -> np.ndarray:
-        """Predicted chunks in the dataset's units, float32 (b h a); the gripper stays 1 = open.
+        """Converts predicted chunks to the dataset's units, float32 (b h a), with 1 = open.
 
-        The inverse of `normalize_actions` but for the gripper, which `restore_gripper` brings back
-        to the stored commands.
+        It is the inverse of `normalize_actions` except for the gripper, which `restore_gripper`
+        converts back to the stored commands.
         """
         return self._normalizers[ACTION].unnormalize(chunks, np.zeros(len(chunks), np.int64))
 
     @functools.cached_property
     def _normalizers(self) -> dict[str, Normalizer]:
-        """The loader's own, of this dataset alone."""
+        """Returns the loader's normalizers, for this dataset alone."""
         (action_dim,) = self.features[ACTION].shape
         masks = {ACTION: self.conventions.normalized_dims(action_dim)}
         statistics = {ACTION: self.statistics[ACTION]}
@@ -201,12 +202,12 @@ class PolicySpec:
 def _normalized(
     data: DataConfig, statistics: Collection[str], features: Mapping[str, LeafSpec]
 ) -> list[str]:
-    """Names of the observations that were normalised in training.
+    """Returns the names of the observations that were normalised in training.
 
     Args:
-      data: Of the run.
+      data: Data config of the run.
       statistics: Keys that have statistics: the float32 features of the trajectories.
-      features: As of a `PolicySpec`.
+      features: Shapes of one step of every feature, by key.
     """
     return [
         name
@@ -217,7 +218,7 @@ def _normalized(
 
 
 def _select(checkpoint: Checkpoint, wanted: str | None) -> str:
-    """The path of a dataset that is named by its path or name, or need not be named."""
+    """Returns the path of a dataset given by path or name, or of any if it makes no difference."""
     datasets = checkpoint.datasets
     if wanted in datasets:
         return wanted
@@ -235,12 +236,12 @@ def _select(checkpoint: Checkpoint, wanted: str | None) -> str:
         where=f"checkpoint of step {checkpoint.step}, dataset",
         expected="one of " + ", ".join(f"{p} ({v['name']})" for p, v in datasets.items()),
         found=found,
-        remedy="Name the one whose robot, units and statistics the policy is to act with.",
+        remedy="Choose the one with the robot, units and statistics that the policy acts with.",
     )
 
 
 def _meaning(checkpoint: Checkpoint, path: str) -> dict[str, Any]:
-    """All of a dataset that a policy's border depends on."""
+    """Returns everything about a dataset that a policy's interface depends on."""
     values = checkpoint.datasets[path]
     names = checkpoint.config.model.input_keys
     keys = [ACTION, *(f"observation/{n}" for n in names if checkpoint.config.data.normalizes(n))]

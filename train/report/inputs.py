@@ -97,7 +97,7 @@ def read_run(directory: pathlib.Path) -> RunFiles:
             where=str(directory),
             expected=f"a run directory with a {CONFIG_NAME}",
             found="none of a run's files in it" if directory.is_dir() else "no such directory",
-            remedy="Name the save_dir of a run.",
+            remedy="Give the save_dir of a run.",
         )
     load_report = _read(directory / LOAD_REPORT_NAME, _to_load_report)
     return RunFiles(

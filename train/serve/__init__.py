@@ -1,1 +1,1 @@
-"""A policy behind a websocket, for clients that speak openpi's protocol."""
+"""Serves a policy over a websocket, for clients with openpi's protocol."""

@@ -1,4 +1,4 @@
-"""`python -m train.serve RUN`: a policy behind a websocket, for openpi's clients."""
+"""`python -m train.serve RUN`: serves a policy over a websocket, for openpi's clients."""
 
 import asyncio
 import dataclasses
@@ -24,36 +24,38 @@ _log = logging.getLogger("train.serve")
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Serves the policy of a run by openpi's websocket protocol."""
+    """Serves the policy of a run with openpi's websocket protocol."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     host: str = "127.0.0.1"
-    """Address to listen at. The default serves this machine alone; 0.0.0.0 serves every machine
-    that can reach this one, without a password."""
+    """Address to listen at. The default serves only this machine; 0.0.0.0 serves every machine that
+    can reach this one, without a password."""
     port: int = 8000
-    """Port; 0: a free one, which is printed."""
+    """Port; 0: any free port, which is printed."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Step of the checkpoint; the last one where none is named."""
+    """Training step of the checkpoint; the last one by default."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Dataset whose statistics and conventions are used, by path or name; needed where the run was
+    """Dataset whose statistics and conventions are used, by path or name; required if the run was
     trained on several that differ."""
     execute_horizon: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Reply with one action a message, and predict a new chunk after N; else reply with chunks."""
+    """Reply with one action per message, and predict a new chunk every N; by default, reply with
+    chunks."""
     ensemble: Annotated[float | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
-    """Reply with one action a message: the mean of all chunks, with weights exp(-M i), the oldest
-    i = 0."""
+    """Reply with one action per message: the mean of all chunks, with weights exp(-M i), where i =
+    0 is the oldest."""
     resize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Resize images of another size than the stored; else they are refused."""
+    """Resize images to the stored size; by default, other sizes are refused."""
     keys: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=NAME ...")] = ()
     """Keys of a message and the observation that each holds, such as
-    observation/front=image_primary, in place of openpi's for these observations."""
+    observation/front=image_primary, instead of openpi's keys for these observations."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
-    """Where the weights of the tokens' encoder are now; else where they were then."""
+    """Where the weights of the token encoder are now; by default, where they were for the
+    dataset."""
     token_dataset: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where the dataset is now, whose projection of the tokens is read, if they have one."""
+    """Where the dataset is now, if its tokens were projected: the projection is read from it."""
     seed: int = 0
-    """Of the noise of a diffusion head."""
+    """Seed of a diffusion head's noise."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -79,10 +81,10 @@ def main() -> None:
 
 
 def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Openpi's keys, with those of some observations replaced.
+    """Returns openpi's keys, with the keys of some observations replaced.
 
     Raises:
-      UserError: A pair that is none.
+      UserError: A pair is not of the form KEY=NAME.
     """
     chosen = {}
     for pair in pairs:
@@ -92,7 +94,7 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
                 where=f"--keys {pair}",
                 expected="KEY=NAME",
                 found=pair,
-                remedy="Write for example --keys observation/front=image_primary.",
+                remedy="Write, for example, --keys observation/front=image_primary.",
             )
         chosen[key] = name
     kept = {key: name for key, name in OPENPI_KEYS.items() if name not in chosen.values()}
@@ -113,19 +115,19 @@ def _load(args: Args, config: ServeConfig) -> Policy:
             where="--keys",
             expected=f"observations of the policy: {', '.join(policy.expected)}",
             found=", ".join(unknown),
-            remedy="Name these alone.",
+            remedy="Use only these.",
         )
     if policy.spec.data.conditioning == "image_conditioned":
         raise UserError(
             where=args.run,
             expected="a policy that takes an instruction",
             found="one that takes goal images",
-            remedy="The protocol has none: use train.policy.Policy from Python.",
+            remedy="The protocol has no goal images: use train.policy.Policy from Python.",
         )
     if policy.window_size > 1 and not config.is_stepwise:
         _log.warning(
-            "the policy sees %d steps at once, one a message: a client that asks at every n-th "
-            "step gives it steps that lie n apart. Exact: --execute_horizon N, asked at every step",
+            "the policy reads %d steps at once, one per message: a client that calls at every n-th "
+            "step gives it steps that lie n apart. Exact: --execute_horizon N, called every step",
             policy.window_size,
         )
     policy.warm_up()
@@ -135,7 +137,7 @@ def _load(args: Args, config: ServeConfig) -> Policy:
 
 
 async def _serve(args: Args, server: Any, listener: socket.socket) -> signal.Signals | None:
-    """Serves until a signal, which it returns."""
+    """Serves until a signal arrives, and returns it."""
     stop = asyncio.Event()
     received: list[signal.Signals] = []
 
@@ -154,14 +156,14 @@ async def _serve(args: Args, server: Any, listener: socket.socket) -> signal.Sig
 
 
 def _end_at_once(stopped_by: signal.Signals | None) -> NoReturn:
-    """Ends the process in the middle of a prediction, which nothing else can interrupt."""
+    """Ends the process in the middle of a prediction, which cannot be interrupted otherwise."""
     _log.warning("stopped in the middle of a prediction")
     logging.shutdown()
     os._exit(EXIT_INTERRUPTED if stopped_by is signal.SIGINT else 0)
 
 
 def _import_server() -> ModuleType:
-    """The module of the server, whose packages are an extra."""
+    """Imports the server's module, which needs extra packages."""
     try:
         from train.serve import server  # noqa: PLC0415  (an extra)
     except ImportError as error:

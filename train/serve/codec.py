@@ -1,9 +1,10 @@
-"""Messages with arrays as msgpack: the wire format of openpi's clients.
+"""Encodes messages with arrays as msgpack: the wire format of openpi's clients.
 
     array    {b"__ndarray__": True, b"data": bytes, b"dtype": str, b"shape": [int]}   C order
     scalar   {b"__npgeneric__": True, b"data": value, b"dtype": str}
 
-All else is plain msgpack; text is UTF-8. No pickle, and no dtype but numbers and booleans.
+Everything else is plain msgpack; text is UTF-8. There is no pickle, and the only dtypes are numbers
+and booleans.
 """
 
 import math
@@ -17,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.terminal import escaped
 
 MAX_MESSAGE_BYTES = 1 << 26
-"""64 MiB: a message of two cameras of 1920x1080 has 12.4 MB."""
+"""Largest message, 64 MiB; a message with two images of 1920x1080 has 12.4 MB."""
 
 _ARRAY = b"__ndarray__"
 _SCALAR = b"__npgeneric__"
@@ -30,15 +31,15 @@ _UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.Unp
 
 
 def pack(message: Any) -> bytes:
-    """A message of dictionaries, lists, text, numbers and arrays as bytes."""
+    """Packs a message of dictionaries, lists, text, numbers and arrays to bytes."""
     return msgpack.Packer(default=_encode).pack(message)
 
 
 def unpack(data: bytes) -> Any:
-    """The inverse of `pack`; arrays are read-only views of `data`.
+    """Unpacks a message, the inverse of `pack`; arrays are read-only views of `data`.
 
     Raises:
-      UserError: Bytes that are no such message, or one of more than a million values outside
+      UserError: The bytes are not such a message, or it has more than a million values outside
         arrays, whose memory would be many times its size.
     """
     decoder = _Decoder()
@@ -55,7 +56,7 @@ def unpack(data: bytes) -> Any:
             where="message",
             expected="msgpack, with arrays as maps of __ndarray__, data, dtype and shape",
             found=f"{type(error).__name__}: {escaped(str(error))[:200]}",
-            remedy="Send it with openpi's client, or as docs/acting.md says.",
+            remedy="Send it with openpi's client, or see docs/acting.md for the format.",
         ) from error
 
 
@@ -69,7 +70,7 @@ def _encode(value: Any) -> Any:
 
 
 class _Decoder:
-    """The maps and lists of one message, counted."""
+    """Decodes the maps and lists of one message, and counts their values."""
 
     def __init__(self) -> None:
         self._num_left = _MAX_ITEMS
@@ -97,7 +98,7 @@ def _array(values: dict[Any, Any]) -> np.ndarray:
     if not isinstance(data, bytes):
         raise TypeError(f"data of an array is a {type(data).__name__}, not bytes")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-        raise TypeError("shape of an array is no list of integers")
+        raise TypeError("shape of an array is not a list of integers")
     if len(shape) > _MAX_DIMS or not all(0 <= size < _MAX_SIZE for size in shape):
         raise ValueError(f"shape of an array has more than {_MAX_DIMS} sizes, or one out of range")
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -116,5 +117,5 @@ def _scalar(values: dict[Any, Any]) -> np.generic:
 def _dtype(values: dict[Any, Any]) -> np.dtype:
     name = values.get(b"dtype")
     if not isinstance(name, str) or not _DTYPE.fullmatch(name):
-        raise TypeError(f"dtype {ascii(name)[:60]}: only numbers and booleans are read")
+        raise TypeError(f"dtype {ascii(name)[:60]}: only numbers and booleans are supported")
     return np.dtype(name)

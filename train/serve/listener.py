@@ -1,4 +1,4 @@
-"""The socket that a server listens on, bound before anything that takes time."""
+"""Binds the socket that a server listens on, before anything that takes time."""
 
 import socket
 
@@ -8,17 +8,17 @@ _NUM_PORTS = 1 << 16
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that has the address and refuses clients until a server listens on it.
+    """Returns a bound socket, which refuses clients until a server listens on it.
 
     Args:
-      host: Address or name; of a name's addresses, an IPv4 one comes first.
-      port: 0: a free one.
+      host: Address or name; if a name has several addresses, IPv4 comes first.
+      port: Port number; 0: any free port.
 
     Raises:
       UserError: There is no such address, or it is in use.
     """
     address = f"{host}:{port}"
-    if not 0 <= port < _NUM_PORTS:  # getaddrinfo would take another one
+    if not 0 <= port < _NUM_PORTS:  # getaddrinfo would silently use another port
         raise unusable(address, ValueError(f"port must be 0-{_NUM_PORTS - 1}"))
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -36,11 +36,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def unusable(address: str, error: Exception) -> UserError:
-    """The error of an address that cannot be listened at."""
+    """Returns the error for an address that cannot be listened at."""
     reason = error.strerror if isinstance(error, OSError) else None
     return UserError(
         where=address,
         expected="an address to listen at",
         found=reason or str(error),
-        remedy="Name another --port or --host.",
+        remedy="Choose another --port or --host.",
     )

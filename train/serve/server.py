@@ -1,12 +1,12 @@
-"""The websocket server: one session a connection, one inference at a time.
+"""The websocket server: one session per connection, one inference at a time.
 
 client                                       server
 connects                                 ->
-<-  what the policy is (`describe_policy`)
+<-  the policy's metadata (`describe_policy`)
 {"observation/image": ..., "prompt": ..} ->
 <-  {"actions": ..., "server_timing": ...}
 an observation that does not fit         ->
-<-  a text frame that says why; the connection stays
+<-  a text frame with the reason; the connection stays open
 GET /healthz                             ->
 <-  200 OK
 """
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """What clients do wrong below the level of messages, in one line."""
+    """Logs clients' errors below the level of messages in one line, without a traceback."""
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
         record.msg, record.args = "%s: %s", (record.getMessage(), escaped(str(error)))
@@ -64,9 +64,9 @@ class PolicyServer:
     """Serves a policy until it is stopped.
 
     Args:
-      policy: That acts.
-      config: What clients send and get.
-      max_held_bytes: Of the messages of all clients together that are not answered yet.
+      policy: The policy that acts.
+      config: What clients send and receive.
+      max_held_bytes: Limit for the bytes of all clients' messages that are not answered yet.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class PolicyServer:
     async def run(
         self, listener: socket.socket, stop: asyncio.Event, ready: Callable[[int], None]
     ) -> None:
-        """Serves until `stop` is set, then says good-bye to every client: within three seconds.
+        """Serves until `stop` is set, then closes all connections within three seconds.
 
         Args:
-          listener: As `bind` returned it.
-          stop: Ends it, whatever clients do; see `is_answering`.
+          listener: The socket that `bind` returned.
+          stop: Ends the server, whatever clients do; see `is_answering`.
           ready: Called with the port once clients can connect.
 
         Raises:
@@ -117,7 +117,7 @@ class PolicyServer:
             await self._wait_closed(server)
 
     async def _wait_closed(self, server: Server) -> None:
-        """Waits for clients that close politely; ends the connections of the others."""
+        """Waits for clients that close the connection properly; ends the other connections."""
         for seconds in (_SECONDS_TO_CLOSE, _SECONDS_TO_ABORT):
             try:
                 await asyncio.wait_for(server.wait_closed(), seconds)
@@ -128,11 +128,11 @@ class PolicyServer:
 
     @property
     def is_answering(self) -> bool:
-        """Whether a prediction is being computed; it ends with the process at the latest."""
+        """Returns whether a prediction is running; it ends at the latest with the process."""
         return self._thread is not None and self._thread.is_alive()
 
     async def _serve(self, connection: ServerConnection) -> None:
-        """One client, until it goes."""
+        """Serves one client until it disconnects."""
         client = connection.remote_address
         session = Session(self._policy, self._config, self._numbers)
         _log.info("%s connected", client)
@@ -140,7 +140,7 @@ class PolicyServer:
             await connection.send(self._metadata)
             await self._talk(connection, session)
         except ConnectionClosed:
-            _log.info("%s broke off", client)
+            _log.info("%s disconnected without closing", client)
         finally:
             async with self._lock:
                 session.close()
@@ -153,14 +153,14 @@ class PolicyServer:
             try:
                 reply = await self._answer(session, data)
             except UserError as error:
-                text = str(error)  # a kept log record must not hold the frames, and so the message
+                text = str(error)  # a kept log record must not keep the message in memory
                 _log.warning("%s: %s", connection.remote_address, text)
                 await connection.send(text)
                 continue
             except Exception as error:  # noqa: BLE001  (its client gets the reason; others stay)
                 _log.exception("%s: the session has ended", connection.remote_address)
                 await connection.send(f"the server failed: {type(error).__name__}; see its log")
-                await connection.close(CloseCode.INTERNAL_ERROR, "the text before says why")
+                await connection.close(CloseCode.INTERNAL_ERROR, "the text before gives the reason")
                 return
             finally:
                 num_bytes = len(data if isinstance(data, bytes) else data.encode())
@@ -171,7 +171,7 @@ class PolicyServer:
             previous_ms = 1000 * (time.perf_counter() - started)
 
     async def _answer(self, session: Session, data: str | bytes) -> dict[str, Any]:
-        """A reply, computed in a thread, so that other clients and health checks are answered."""
+        """Computes a reply in a thread, so that other clients and health checks are answered."""
         if isinstance(data, str):
             raise UserError(
                 where="message",
@@ -186,7 +186,7 @@ class PolicyServer:
         return {**reply, "server_timing": {"infer_ms": infer_ms}}
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
-        """The result, from a thread that does not keep the process from ending."""
+        """Returns the result from a thread that does not keep the process alive."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
 

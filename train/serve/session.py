@@ -1,4 +1,4 @@
-"""One client: its messages become observations of an environment, its actions commands."""
+"""One client's session: its messages are observations of an environment, replies are actions."""
 
 import collections
 import dataclasses
@@ -18,42 +18,41 @@ from train.policy.policy import Policy
 PROMPT = "prompt"
 RESET = "reset"
 MAX_PROMPT = 4096
-"""Characters of an instruction; a policy reads the first few dozen."""
+"""Largest number of characters in an instruction; a policy reads the first few dozen."""
 OPENPI_KEYS = {
     "observation/image": "image_primary",
     "observation/wrist_image": "image_wrist",
     "observation/state": "proprio",
 }
-"""By key of a message: the observation."""
+"""Observation by key of a message, as openpi's clients send them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ServeConfig:
-    """What clients send, and what they get."""
+    """What clients send and receive."""
 
     keys: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(OPENPI_KEYS))
-    """By key of a message: the observation. One that has no key is expected as
-    `observation/<name>`."""
+    """Observation by key of a message. One without a key is expected as `observation/<name>`."""
     execute_horizon: int | None = None
-    """A reply is one action; a new chunk is predicted after so many. None: a reply is a chunk."""
+    """Reply with one action, and predict a new chunk after so many. None: reply with a chunk."""
     ensemble: float | None = None
-    """A reply is one action, the mean of what all chunks say of the step; the decay of their
-    weights. None: it is not averaged."""
+    """Reply with one action, the mean of all chunks' predictions; this is the decay of their
+    weights. None: no averaging."""
 
     @property
     def is_stepwise(self) -> bool:
-        """Whether a reply is one action."""
+        """Returns whether a reply is one action."""
         return self.execute_horizon is not None or self.ensemble is not None
 
 
 def expected_keys(policy: Policy, config: ServeConfig) -> dict[str, LeafSpec | None]:
-    """What a message has to hold besides the instruction, by its keys."""
+    """Returns what a message must contain besides the instruction, by its keys."""
     named = {name: key for key, name in config.keys.items()}
     return {named.get(n, f"observation/{n}"): spec for n, spec in policy.expected.items()}
 
 
 def describe_policy(policy: Policy, config: ServeConfig) -> dict[str, Any]:
-    """Metadata that a client receives when it connects; plain values."""
+    """Returns the metadata that a client receives when it connects, as plain values."""
     spec, conventions = policy.spec, policy.conventions
     observations = {
         key: None if leaf is None else {"dtype": leaf.dtype, "shape": list(leaf.shape)}
@@ -75,13 +74,13 @@ def describe_policy(policy: Policy, config: ServeConfig) -> dict[str, Any]:
 class Session:
     """A client's episodes, one after the other.
 
-    An episode begins with the first message, with one that says `reset: True`, and with another
+    An episode starts with the first message, with a message with `reset: True`, and with a new
     instruction.
 
     Args:
-      policy: Shared with other sessions; only one may be answering at a time.
-      config: What is sent and received.
-      numbers: Gives every episode of the server a number, of which its noise is a function.
+      policy: The policy, shared with other sessions; only one may answer at a time.
+      config: What clients send and receive.
+      numbers: Gives every episode of the server a number, which determines its noise.
     """
 
     def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
@@ -96,14 +95,14 @@ class Session:
         self._planned: collections.deque[np.ndarray] = collections.deque()
 
     def answer(self, message: Any) -> dict[str, np.ndarray]:
-        """`actions` float32 (h a) as the dataset's action column holds them, ready to be executed.
+        """Returns `actions`, float32 (h a), in the dataset's commands, ready to be executed.
 
         Args:
-          message: An observation by key, `prompt`, and optionally `reset`.
+          message: The message: an observation by key, `prompt`, and optionally `reset`.
 
         Raises:
-          UserError: Naming everything that is missing or does not fit; or the policy predicts
-            actions that are not finite.
+          UserError: Something is missing or does not fit, and all of it is listed; or the predicted
+            actions are not finite.
         """
         self._check(message)
         prompt = message.get(PROMPT) or ""
@@ -129,7 +128,7 @@ class Session:
         self._env = None
 
     def _begin(self, prompt: str) -> int:
-        """Another episode."""
+        """Starts a new episode and returns its number."""
         self.close()
         env = next(self._numbers)
         self._policy.reset(env, prompt)
@@ -162,7 +161,7 @@ class Session:
 
 
 def _prompt_problems(message: Mapping[str, Any], *, is_needed: bool) -> list[str]:
-    """What is wrong with an instruction; one that is not needed may be missing."""
+    """Returns what is wrong with an instruction; it may be missing unless it is needed."""
     prompt = message.get(PROMPT)
     if prompt is None and not is_needed:
         return []
@@ -180,7 +179,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Such as `int` or `bool[2]`."""
+    """Returns a text such as `int` or `bool[2]`."""
     if isinstance(value, np.ndarray):
         return str(LeafSpec(str(value.dtype), value.shape))
     return type(value).__name__

@@ -143,15 +143,15 @@ def test_files_that_may_not_be_read_are_reported(checkpoint: Path, as_nobody: Ca
 @pytest.mark.parametrize(
     ("leaf", "found"),
     [
-        (7, "a/b: no array but a int"),
-        ("PLACEHOLDER://a", "a/b: no array but a str"),
-        ([1.0], "a/b: no array but a list"),
-        (None, "a/b: no array but a NoneType"),
+        (7, "a/b: not an array but a int"),
+        ("PLACEHOLDER://a", "a/b: not an array but a str"),
+        ([1.0], "a/b: not an array but a list"),
+        (None, "a/b: not an array but a NoneType"),
         (np.ones(2, np.complex64), "a/b: of complex64"),
         (np.ones(2, np.int32), "a/b: of int32"),
-        (np.array([1, np.nan], np.float32), "a/b: has numbers that are NaN or infinite"),
-        (np.array([1, -np.inf], np.float16), "a/b: has numbers that are NaN or infinite"),
-        (np.array([1, np.nan], jnp.bfloat16), "a/b: has numbers that are NaN or infinite"),
+        (np.array([1, np.nan], np.float32), "a/b: has values that are NaN or infinite"),
+        (np.array([1, -np.inf], np.float16), "a/b: has values that are NaN or infinite"),
+        (np.array([1, np.nan], jnp.bfloat16), "a/b: has values that are NaN or infinite"),
     ],
 )
 def test_a_leaf_that_is_no_tensor_of_finite_floats_is_reported(leaf: Any, found: str) -> None:
@@ -170,5 +170,5 @@ def test_of_many_such_leaves_three_are_named() -> None:
 def test_a_checkpoint_whose_leaves_are_no_arrays_is_reported(checkpoint: Path) -> None:
     params = serialization.msgpack_serialize({"octo_transformer": {"a": 5}, "heads_action": {}})
     (checkpoint / "100" / "default" / "checkpoint").write_bytes(params)
-    with pytest.raises(DataError, match=r"default/checkpoint: .* octo_transformer/a: no array"):
+    with pytest.raises(DataError, match=r"default/checkpoint: .* octo_transformer/a: not an array"):
         read_octo(checkpoint, 100)

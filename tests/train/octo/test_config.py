@@ -34,7 +34,7 @@ def test_presets_compose_with_geometry_tokens_and_another_head() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embedding_dim": 65}, "embedding_dim 65 is no multiple of transformer.num_heads 2"),
+        ({"embedding_dim": 65}, "embedding_dim 65 is not a multiple of transformer.num_heads 2"),
         ({"images": ()}, "the model would see nothing"),
         ({"images": demo().images[:1] * 2}, "share one name: .'primary', 'primary'"),
         (
@@ -46,7 +46,7 @@ def test_presets_compose_with_geometry_tokens_and_another_head() -> None:
         ({"num_readouts": 0}, "num_readouts must be at least 1, not 0"),
         (
             {"embedding_dim": 12, "head": RegressionConfig()},
-            "embedding_dim 12 is no multiple of the 8 heads of the head's pooling 'map'",
+            "embedding_dim 12 is not a multiple of the 8 heads of the head's pooling 'map'",
         ),
     ],
 )
@@ -56,7 +56,7 @@ def test_parts_that_do_not_fit_are_named(change: dict, message: str) -> None:
 
 
 def test_a_part_that_cannot_be_built_is_an_error() -> None:
-    with pytest.raises(ValueError, match="image_size 100 of 'primary' is no multiple of 16"):
+    with pytest.raises(ValueError, match="image_size 100 of 'primary' is not a multiple of 16"):
         ImageTokenizerConfig("primary", "image_primary", 100)
     with pytest.raises(ValueError, match=r"stem_features \[48\] .* 32 groups"):
         ImageTokenizerConfig("primary", "image_primary", 64, stem_features=(32, 48))
@@ -84,7 +84,7 @@ def test_a_part_that_cannot_be_built_is_an_error() -> None:
         (DiffusionConfig, (4, 7, 0), "diffusion_steps must be at least 1, not 0"),
         (DiffusionConfig, (4, 7, 20, 32, 0), "hidden_dim must be at least 1, not 0"),
         (DiffusionConfig, (4, 7, 20, 32, 8, 3, 5.0, 0), "n_diffusion_samples must be at least 1"),
-        (DiffusionConfig, (4, 7, 20, 32, 8, 3, 0.0), "max_action must be more than 0, not 0.0"),
+        (DiffusionConfig, (4, 7, 20, 32, 8, 3, 0.0), "max_action must be above 0, not 0.0"),
         (RegressionConfig, ("l1", 0), "action_horizon must be at least 1, not 0"),
     ],
 )

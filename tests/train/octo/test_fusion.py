@@ -469,7 +469,7 @@ def test_layers_are_normalised_each_by_itself_and_joined() -> None:
     one_step = {key: jnp.repeat(observation[key], 2, axis=1) for key in observation}
     one_step["deep"] = deep
     with pytest.raises(
-        UserError, match=r"vggt_tokens, deep: .* alike for all layers; found of 2, 1"
+        UserError, match=r"vggt_tokens, deep: .* the same for all layers; found of 2, 1"
     ):
         tokenizer.apply(variables, one_step, {})
 
@@ -500,24 +500,24 @@ def test_two_cameras_and_a_column_used_twice() -> None:
         ({"fusion": "registers", "num_special": 15}, "num_special 15 first of num_tokens 14"),
         (
             {"fusion": "gated", "grid": None, "num_special": 4},
-            "num_tokens 14 of 'vggt' less num_special 4 are 10 patches, no square",
+            "num_tokens 14 of 'vggt' minus num_special 4 are 10 patches, not a square",
         ),
         ({"fusion": "align", "grid": (2, 4)}, "are 9 patches, not grid 2 x 4: set num_special or"),
         ({"fusion": "align", "grid": (-3, -3)}, "are 9 patches, not grid -3 x -3"),
         ({"reduction": "pool"}, "reduction 'pool' of 'vggt' and reduced_to None"),
         ({"reduced_to": 4}, "reduction 'none' of 'vggt' and reduced_to 4"),
-        ({"reduction": "pool", "reduced_to": 3}, "reduced_to 3 of 'vggt' is no square grid"),
+        ({"reduction": "pool", "reduced_to": 3}, "reduced_to 3 of 'vggt' is not a square grid"),
         ({"reduction": "pool", "reduced_to": 0}, "reduced_to must be at least 1, not 0"),
         (
             {"reduction": "token_learner", "reduced_to": 14},
-            "reduced_to 14 of 'vggt' is no less than the 14 that 'token_learner' begins with",
+            "reduced_to 14 of 'vggt' is not less than the 14 that 'token_learner' starts with",
         ),
-        ({"reduction": "project", "reduced_to": 8}, "no less than the 8 that 'project' begins"),
+        ({"reduction": "project", "reduced_to": 8}, "not less than the 8 that 'project' starts"),
         (
             {"fusion": "gated", "reduction": "pool", "reduced_to": 4},
-            "'pool' does not fit fusion 'gated' of 'vggt', which takes none, project",
+            "'pool' does not fit fusion 'gated' of 'vggt', which supports none, project",
         ),
-        ({"fusion": "align", "reduction": "project", "reduced_to": 4}, "which takes none$"),
+        ({"fusion": "align", "reduction": "project", "reduced_to": 4}, "which supports none$"),
         ({"more_layers": ("vggt_tokens",)}, "more_layers of 'vggt' reads one key twice"),
     ],
 )
@@ -537,7 +537,7 @@ def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], message: st
                 "vggt": dataclasses.replace(VGGT, fusion="only"),
                 "more_vggt": (dataclasses.replace(VGGT, fusion="align", name="other"),),
             },
-            "'align' of 'other' needs camera 'primary', in whose place fusion 'only'",
+            "'align' of 'other' needs camera 'primary', which fusion 'only' replaces",
         ),
         (
             {

@@ -55,7 +55,7 @@ def test_of_a_shorter_window_the_first_steps_are_kept_whatever_the_tokens_are() 
     ("layout", "ours", "theirs", "message"),
     [
         ("grid", (1, 12, 4, 8), (1, 10, 4, 8), "12 steps are wanted, 10 were trained"),
-        ("grid", (1, 10, 5, 8), (1, 10, 4, 8), "4 and 5 tokens are no square grids"),
+        ("grid", (1, 10, 5, 8), (1, 10, 4, 8), "4 and 5 tokens are not square grids"),
         ("grid", (1, 10, 4, 9), (1, 10, 4, 8), "differ in more than steps and tokens"),
         ("sequence", (1, 25, 8), (1, 16, 8), "25 tokens are wanted, 16 were trained"),
         ("fixed", (1, 10, 9, 8), (1, 10, 4, 8), "9 tokens are wanted, 4 were trained, and only"),

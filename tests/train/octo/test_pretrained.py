@@ -43,7 +43,7 @@ def test_equal_trees_load_whole_and_keep_the_models_dtype() -> None:
     assert [dataclasses.astuple(row) for row in report.rows] == [
         ("a/kernel", "loaded", (2, 3), (2, 3), "")
     ]
-    assert report.summary() == "1 loaded (6 numbers)"
+    assert report.summary() == "1 loaded (6 parameters)"
 
 
 def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported() -> None:
@@ -249,7 +249,7 @@ def test_a_model_takes_the_weights_of_an_old_release(
     assert pretrained.config == old
     check_config(pretrained.config, old, "here")
     params, report = merge(init_params(old, jax.random.key(0)), pretrained.params)
-    assert report.summary() == "126 loaded (421,644 numbers)"
+    assert report.summary() == "126 loaded (421,644 parameters)"
     jax.tree.map(np.testing.assert_array_equal, params, pretrained.params)
     message = "repeat_task_tokens True, legacy_attention False; found repeat_task_tokens False"
     with pytest.raises(UserError, match=message):

@@ -114,40 +114,100 @@ HEAD = "heads__action__kwargs"
 @pytest.mark.parametrize(
     ("place", "value", "found"),
     [
-        ("heads__action__name", "DiscreteActionHead", "heads.action: DiscreteActionHead: Diff"),
-        ("heads", {"value": {}}, r"heads.action: \['value'\]: one called action is known"),
-        ("readouts", {"action": 1, "value": 2}, "readouts: .*'value': 2.*: one called action"),
-        (f"{PRIMARY}__encoder__name", "ViT", r"primary.encoder ViT: SmallStem16 is known"),
-        (f"{PRIMARY}__encoder__args", [16], r"primary.encoder.args \[16\]: options by name"),
-        (f"{PRIMARY}__task_film_keys", ["text"], r"primary.task_film_keys \['text'\]: \(\) is"),
-        (f"{PRIMARY}__use_token_learner", True, "use_token_learner True: False is known"),
-        (f"{PRIMARY}__conditioning_type", "film", "conditioning_type 'film': 'none' is known"),
-        (f"{PRIMARY}__proper_pad_mask", False, "proper_pad_mask False: True is known"),
-        (f"{PRIMARY}__obs_stack_keys", ["image_.*"], "obs_stack_keys .*: one plain name is known"),
-        (f"{PRIMARY}__obs_stack_keys", ["a", "b"], r"\['a', 'b'\]: one plain name is known"),
-        (f"{PRIMARY}__task_stack_keys", [], r"task_stack_keys \[\]: \['image_primary'\] is known"),
-        (f"{STEM}__use_film", True, "primary.encoder.use_film True: False is known"),
-        (f"{STEM}__img_norm_type", "imagenet", "img_norm_type 'imagenet': 'default' is known"),
-        (f"{STEM}__patch_size", 32, "primary.encoder.patch_size 32: 16 is known"),
-        (f"{STEM}__strides", [2, 2, 2, 1], r"strides \[2, 2, 2, 1\]: \(2, 2, 2, 2\) is known"),
-        (f"{STEM}__kernel_sizes", [5, 5, 5, 5], r"kernel_sizes .*: \(3, 3, 3, 3\) is known"),
-        (f"{STEM}__padding", "SAME", r"padding 'SAME': \(1, 1, 1, 1\) is known"),
-        (f"{STEM}__dtype", "bfloat16", "primary.encoder.dtype 'bfloat16': no such option is known"),
-        ("transformer_kwargs__dropout_rate", 0.1, "transformer_kwargs.dropout_rate 0.1: 0.0 is"),
-        ("transformer_kwargs__rotary", True, "transformer_kwargs.rotary True: no such option"),
+        (
+            "heads__action__name",
+            "DiscreteActionHead",
+            "heads.action: DiscreteActionHead: only Diff",
+        ),
+        ("heads", {"value": {}}, r"heads.action: \['value'\]: only one called action is supported"),
+        ("readouts", {"action": 1, "value": 2}, "readouts: .*'value': 2.*: only one called action"),
+        (f"{PRIMARY}__encoder__name", "ViT", r"primary.encoder ViT: only SmallStem16 is supported"),
+        (f"{PRIMARY}__encoder__args", [16], r"primary.encoder.args \[16\]: only named options"),
+        (
+            f"{PRIMARY}__task_film_keys",
+            ["text"],
+            r"primary.task_film_keys \['text'\]: only \(\) is",
+        ),
+        (f"{PRIMARY}__use_token_learner", True, "use_token_learner True: only False is supported"),
+        (
+            f"{PRIMARY}__conditioning_type",
+            "film",
+            "conditioning_type 'film': only 'none' is supported",
+        ),
+        (f"{PRIMARY}__proper_pad_mask", False, "proper_pad_mask False: only True is supported"),
+        (
+            f"{PRIMARY}__obs_stack_keys",
+            ["image_.*"],
+            "obs_stack_keys .*: only one plain name is supported",
+        ),
+        (
+            f"{PRIMARY}__obs_stack_keys",
+            ["a", "b"],
+            r"\['a', 'b'\]: only one plain name is supported",
+        ),
+        (
+            f"{PRIMARY}__task_stack_keys",
+            [],
+            r"task_stack_keys \[\]: only \['image_primary'\] is supported",
+        ),
+        (f"{STEM}__use_film", True, "primary.encoder.use_film True: only False is supported"),
+        (
+            f"{STEM}__img_norm_type",
+            "imagenet",
+            "img_norm_type 'imagenet': only 'default' is supported",
+        ),
+        (f"{STEM}__patch_size", 32, "primary.encoder.patch_size 32: only 16 is supported"),
+        (
+            f"{STEM}__strides",
+            [2, 2, 2, 1],
+            r"strides \[2, 2, 2, 1\]: only \(2, 2, 2, 2\) is supported",
+        ),
+        (
+            f"{STEM}__kernel_sizes",
+            [5, 5, 5, 5],
+            r"kernel_sizes .*: only \(3, 3, 3, 3\) is supported",
+        ),
+        (f"{STEM}__padding", "SAME", r"padding 'SAME': only \(1, 1, 1, 1\) is supported"),
+        (
+            f"{STEM}__dtype",
+            "bfloat16",
+            "primary.encoder.dtype 'bfloat16': this option is not supported",
+        ),
+        (
+            "transformer_kwargs__dropout_rate",
+            0.1,
+            "transformer_kwargs.dropout_rate 0.1: only 0.0 is",
+        ),
+        ("transformer_kwargs__rotary", True, "transformer_kwargs.rotary True: this option"),
         ("transformer_kwargs", {}, "transformer_kwargs: 'num_layers' is missing"),
         ("transformer_kwargs", None, "transformer_kwargs: a value of another kind than expected"),
-        (f"{LANGUAGE}__encoder", "distilbert", "language: LanguageTokenizer of distilbert: Lang"),
-        (f"{LANGUAGE}__proper_pad_mask", False, "language.proper_pad_mask False: True is known"),
-        ("task_tokenizers__goal", {}, "task_tokenizers.goal: language is known"),
+        (
+            f"{LANGUAGE}__encoder",
+            "distilbert",
+            "language: LanguageTokenizer of distilbert: only Lang",
+        ),
+        (
+            f"{LANGUAGE}__proper_pad_mask",
+            False,
+            "language.proper_pad_mask False: only True is supported",
+        ),
+        ("task_tokenizers__goal", {}, "task_tokenizers.goal: only language is supported"),
         ("task_tokenizers__language", "t5", "language: a module with name and kwargs is expected"),
-        (f"{HEAD}__readout_key", "obs", "action.readout_key 'obs': 'readout_action' is known"),
-        (f"{HEAD}__loss_type", "l1", "heads.action.loss_type 'l1': 'mse' is known"),
-        (f"{HEAD}__use_layer_norm", False, "heads.action.use_layer_norm False: True is known"),
-        (f"{HEAD}__dropout_rate", 0.1, "heads.action.dropout_rate 0.1: 0.0 is known"),
+        (
+            f"{HEAD}__readout_key",
+            "obs",
+            "action.readout_key 'obs': only 'readout_action' is supported",
+        ),
+        (f"{HEAD}__loss_type", "l1", "heads.action.loss_type 'l1': only 'mse' is supported"),
+        (
+            f"{HEAD}__use_layer_norm",
+            False,
+            "heads.action.use_layer_norm False: only True is supported",
+        ),
+        (f"{HEAD}__dropout_rate", 0.1, "heads.action.dropout_rate 0.1: only 0.0 is supported"),
         (f"{HEAD}__diffusion_steps", 0, "heads.action: diffusion_steps must be at least 1, not 0"),
         ("max_horizon", 0, "model: max_horizon must be at least 1, not 0"),
-        ("moe", 8, "model.moe 8: no such option is known"),
+        ("moe", 8, "model.moe 8: this option is not supported"),
     ],
 )
 def test_what_has_no_counterpart_is_named(small: dict, place: str, value: Any, found: str) -> None:
@@ -181,8 +241,13 @@ def test_options_that_are_written_out_with_the_values_known_here_are_harmless(
 @pytest.mark.parametrize(
     ("name", "option", "value", "found"),
     [
-        ("L1ActionHead", "loss_type", "mse", "heads.action.loss_type 'mse': 'l1' is known"),
-        ("MSEActionHead", "hidden_dim", 256, "heads.action.hidden_dim 256: no such option"),
+        (
+            "L1ActionHead",
+            "loss_type",
+            "mse",
+            "heads.action.loss_type 'mse': only 'l1' is supported",
+        ),
+        ("MSEActionHead", "hidden_dim", 256, "heads.action.hidden_dim 256: this option"),
     ],
 )
 def test_each_head_has_its_own_options(
@@ -196,10 +261,14 @@ def test_each_head_has_its_own_options(
 @pytest.mark.parametrize(
     ("option", "value", "found"),
     [
-        ("obs_keys", ["proprio", "gripper"], r"obs_keys \['proprio', 'gripper'\]: one plain name"),
-        ("bin_type", "log", "proprio: bin_type 'log': 'uniform' and 'normal' are known"),
+        (
+            "obs_keys",
+            ["proprio", "gripper"],
+            r"obs_keys \['proprio', 'gripper'\]: only one plain name",
+        ),
+        ("bin_type", "log", "proprio: bin_type 'log': only 'uniform' and 'normal' are supported"),
         ("low", 3.0, "proprio: low 3.0 must be less than high 2.0"),
-        ("scale", 2, "observation_tokenizers.proprio.scale 2: no such option is known"),
+        ("scale", 2, "observation_tokenizers.proprio.scale 2: this option is not supported"),
     ],
 )
 def test_what_a_vector_has_no_counterpart_for_is_named(
@@ -226,7 +295,7 @@ def test_tensors_that_tell_a_size_are_named_where_they_are_missing(small: dict) 
 
 def test_tokens_of_no_square_image_are_named(small: dict) -> None:
     shapes = small | {"octo_transformer/obs_wrist_pos_embedding": (1, 10, 60, 384)}
-    with pytest.raises(UserError, match="wrist: 60 tokens: square images are known"):
+    with pytest.raises(UserError, match="wrist: 60 tokens: only square images are supported"):
         translate(SMALL, shapes, "config.json")
 
 
@@ -242,16 +311,16 @@ def test_all_that_has_no_counterpart_is_named_at_once(small: dict) -> None:
     with pytest.raises(UserError) as caught:
         translate(model, small, "config.json")
     assert caught.value.found.split("; ") == [
-        "observation_tokenizers.primary.obs_stack_keys []: one plain name is known",
-        "observation_tokenizers.primary.task_stack_keys ['image_primary']: [''] is known",
-        "observation_tokenizers.primary.encoder ViT: SmallStem16 is known",
+        "observation_tokenizers.primary.obs_stack_keys []: only one plain name is supported",
+        "observation_tokenizers.primary.task_stack_keys ['image_primary']: only [''] is supported",
+        "observation_tokenizers.primary.encoder ViT: only SmallStem16 is supported",
         "observation_tokenizers.wrist: 'obs_stack_keys' is missing",
         "model: 'max_horizon' is missing",
-        "transformer_kwargs.dropout_rate 0.5: 0.0 is known",
-        "heads.action: Other: DiffusionActionHead, L1ActionHead, MSEActionHead are known",
-        "readouts: {}: one called action is known",
+        "transformer_kwargs.dropout_rate 0.5: only 0.0 is supported",
+        "heads.action: Other: only DiffusionActionHead, L1ActionHead, MSEActionHead are supported",
+        "readouts: {}: only one called action is supported",
     ]
-    assert caught.value.remedy.startswith("Take another checkpoint")
+    assert caught.value.remedy.startswith("Use another checkpoint")
 
 
 def test_the_config_of_the_released_octo_small_is_translated(shared: Path, small: dict) -> None:
