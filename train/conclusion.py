@@ -68,7 +68,7 @@ def conclude(
             _predict_episode(setup.validator, params, table, directory)
     with reported("the report", directory):
         if cluster.is_writer():
-            _log.info("report: %s", write_report(directory))
+            write_report(directory)
 
 
 def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig]) -> None:

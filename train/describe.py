@@ -1,5 +1,7 @@
 """Describes a run's config and devices as text."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -11,21 +13,37 @@ from train.optimizer import learning_rate
 
 
 def describe_config(config: TrainConfig, unchanged: TrainConfig | None) -> str:
-    """Returns one line per field; a changed one is marked, with the value in the config file.
+    """Returns one line per field; those changed by a flag are marked, with the file's value.
 
     Args:
       config: The config of the run.
-      unchanged: The config as in its file; None: nothing is marked.
+      unchanged: The config in its file; None: nothing is marked.
     """
+    now, before = _flat(config, unchanged)
+    return "\n".join(
+        f"{'  ' if now.get(key) == before.get(key) else '* '}{_setting(key, now, before)}"
+        for key in sorted(now.keys() | before.keys())
+    )
+
+
+def changed_settings(config: TrainConfig, unchanged: TrainConfig | None) -> list[str]:
+    """Returns the fields that flags changed, such as `num_steps = 20  (file: 200)`."""
+    now, before = _flat(config, unchanged)
+    changed = (key for key in sorted(now.keys() | before.keys()) if now.get(key) != before.get(key))
+    return [_setting(key, now, before) for key in changed]
+
+
+def _flat(
+    config: TrainConfig, unchanged: TrainConfig | None
+) -> tuple[dict[str, object], dict[str, object]]:
     now = flatten(to_json_values(config))
-    before = now if unchanged is None else flatten(to_json_values(unchanged))
-    lines = []
-    for key in sorted(now.keys() | before.keys()):
-        if now.get(key) == before.get(key):
-            lines.append(f"  {key} = {_value(now[key])}")
-        else:
-            lines.append(f"* {key} = {_value(now.get(key))}  (file: {_value(before.get(key))})")
-    return "\n".join(lines)
+    return now, now if unchanged is None else flatten(to_json_values(unchanged))
+
+
+def _setting(key: str, now: Mapping[str, object], before: Mapping[str, object]) -> str:
+    text = f"{key} = {_value(now.get(key))}"
+    same = now.get(key) == before.get(key)
+    return text if same else f"{text}  (file: {_value(before.get(key))})"
 
 
 def describe_devices(mesh: jax.sharding.Mesh) -> str:

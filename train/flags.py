@@ -36,6 +36,8 @@ class Flags:
     new_mixture: bool = False
     """With --resume: continue with other datasets, weights or filters than before; the run's
     checkpoints record the change."""
+    verbose: bool = False
+    """Print the full description of the run at its start; it is written to its directory anyway."""
     debug: bool = False
     """Show a traceback with an error."""
     unchanged: tyro.conf.Suppress[TrainConfig | None] = None

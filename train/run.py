@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline.batch import table
 from pipeline.checksums import write_json
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.files import dump_json, to_json_values, writing
+from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.memory import keep_freed_memory
 from pipeline.meter import Meter
 from pipeline.terminal import log_to_stderr
 from train import cluster, directory
 from train.checkpoints import Checkpoints, has_checkpoint, last_step
-from train.conclusion import conclude
-from train.describe import describe_config, describe_devices, describe_short_warmup
+from train.conclusion import conclude, reported
+from train.describe import describe_short_warmup
 from train.dry_run import examine
 from train.environment import ENVIRONMENT_NAME, describe_environment
 from train.flags import Flags, check_flags, parse_flags
@@ -31,14 +30,14 @@ from train.inputs import open_inputs
 from train.interrupt import StopRequests
 from train.logging import MetricsLog
 from train.loop import Loop, Stopped
-from train.octo.picture import draw_parameters, draw_tokens
 from train.octo.pretrained import merge
 from train.octo.report import LoadReport
 from train.optimizer import split_frozen
+from train.overview import DESCRIPTION_NAME, describe_end, describe_fully, describe_start
 from train.report import REPORT_NAME
 from train.resume import resume_position
 from train.setup import Setup, allowed, keep_compiled, set_up
-from train.state import TrainState, count_parameters, fresh_state
+from train.state import TrainState, fresh_state
 from train.tracking import Tracking
 from train.validation import EPISODE_NAME, drop_validation
 
@@ -84,7 +83,9 @@ def run(flags: Flags) -> pathlib.Path:
         with _claimed(flags, plan) as path:
             cluster.together(lambda: _explain(flags, plan, path))
             _train(plan, path, stop_requests)
-    _log.info("run directory: %s", path)
+    if cluster.is_writer():
+        with reported("the summary", path):
+            _log.info("%s", describe_end(path))
     return path
 
 
@@ -236,42 +237,21 @@ def _write(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
     """Logs and saves the resolved config, data, weights and environment of the run."""
     setup = plan.setup
-    config, loader = setup.config, setup.loader
+    loader = setup.loader
     if plan.report is not None:
         _write(path / "load_report.json", to_json_values(plan.report))
-        _log.info("weights of %s: %s", config.pretrained_path, plan.report.summary())
     _write(path / "datasets.json", loader.describe_datasets())
     _write(path / ENVIRONMENT_NAME, describe_environment(setup.mesh))
-    _log.info("config (* set by a flag):\n%s", describe_config(config, flags.unchanged))
-    short_warmup = describe_short_warmup(config)
+    description = describe_fully(flags, setup)
+    if cluster.is_writer():
+        with writing(path / DESCRIPTION_NAME):
+            write_text_atomically(path / DESCRIPTION_NAME, description)
+    if flags.verbose:
+        _log.info("%s", description)
+    _log.info("%s", describe_start(flags, setup, plan.report, plan.position))
+    short_warmup = describe_short_warmup(setup.config)
     if short_warmup is not None:
         _log.warning("%s", short_warmup)
-    for dataset in loader.datasets:
-        _log.info(
-            "dataset %s: %d episodes, %d steps, %d tasks, checksum %s",
-            dataset.path,
-            dataset.num_episodes,
-            dataset.num_steps,
-            len(dataset.manifest.tasks),
-            dataset.manifest.digest(),
-        )
-    for part in loader.state(0).mixture:
-        _log.info("sampled from %s: %d steps, %.1f%%", part.path, part.steps, 100 * part.share)
-    for path_and_file in (f"{d.path}: {r}" for d in config.data.datasets for r in d.excluded):
-        _log.info("excluded from %s", path_and_file)
-    for text in loader.tasks.truncated:
-        _log.info("instruction truncated to %d tokens: %s", config.data.max_text_length, text)
-    _log.info("batch:\n%s", table(loader.spec))
-    _log.info("memory of the loader: %s", loader.memory)
-    _log.info("devices: %s", describe_devices(setup.mesh))
-    _log.info("model: %s", draw_tokens(config.model, config.data.window_size))
-    _, held = split_frozen(setup.state.params, config.frozen)
-    _log.info(
-        "parameters: %s, of which %s are frozen",
-        f"{count_parameters(setup.state.params):,}",
-        f"{count_parameters(held):,}",
-    )
-    _log.info("%s", draw_parameters(setup.state.params))
 
 
 if __name__ == "__main__":
