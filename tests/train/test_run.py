@@ -76,25 +76,42 @@ def flags_of(dataset, directory):
     return [f"--config.data.datasets.0.path={dataset}", f"--config.save_dir={directory}", cache]
 
 
-def test_a_run_says_what_it_is_made_of(whole_run):
+def test_a_run_starts_with_few_lines_and_ends_with_what_to_do_next(whole_run):
     done, directory = whole_run
     assert done.returncode == 0, done.stderr
+    start, _, rest = done.stderr.partition("compiling the training step")
+    assert len(start.splitlines()) <= 20
     for line in (
-        "4 episodes, 455 steps, 2 tasks",
-        "instruction truncated to 16 tokens: pick up the black bowl",
-        "devices: ",
-        "tokens: 16, then ",
-        " 5 readout_action           1   x  o  o  o  o",
-        "parameters: ",
-        "octo_transformer/task_tokenizers_language",
-        f"run directory: {directory}",
+        rf"run +{directory}: 20 training steps; batch 4; a checkpoint every 5",
+        r"set by flags +compilation_cache = \S+  \(file: none\)",
+        r"data +\S+/libero_mini: 4 episodes, 455 steps, 2 tasks, checksum \w{16}; 455 steps "
+        r"sampled \(100\.0%\)",
+        r"truncated +to 16 tokens: pick up the black bowl",
+        r"model +[\d,]+ parameters, [\d,]+ of them frozen; \d+ tokens: 16, then ",
+        r"weights +random",
+        r"devices +2 x cpu, mesh data 2 x fsdp 1",
+        r"memory +device about .* GB .*; loader 7 batches x \d\.\d MB \+",
+        rf"details +{directory}/description\.txt",
     ):
-        assert line in done.stderr
-    assert re.search(r"observation/vggt_tokens +float16\[4,2,21,64\]", done.stderr)
-    assert re.search(r"sampled from \S+/libero_mini: 455 steps, 100\.0%", done.stderr)
-    assert re.search(r"memory of the loader: 7 batches x \d\.\d MB \+", done.stderr)
+        assert re.search(line, start), line
     line = r"20/20 loss \d+\.\d+, \d+ samples/s, wait \d+\.\d% \(p99 \d+ ms\), \d.* [kM]B/s"
-    assert re.search(line, done.stderr)
+    assert re.search(line, rest)
+    mean = np.mean([metrics.loss for metrics in read_metrics(directory)])
+    assert f"reached  20 training steps; mean loss of the last 20: {mean:.3f}\n" in rest
+    assert f"report   {directory}/report.html" in rest
+
+
+def test_the_description_of_a_run_has_every_setting_and_table(whole_run):
+    _, directory = whole_run
+    text = (directory / "description.txt").read_text()
+    for line in (
+        r"^\* compilation_cache = ",
+        r"^  model\.vggt\.num_tokens = 21$",
+        r"^observation/vggt_tokens +float16\[4,2,21,64\]$",
+        r"^ 5 readout_action           1   x  o  o  o  o",
+        r"^octo_transformer/task_tokenizers_language",
+    ):
+        assert re.search(line, text, re.MULTILINE), line
 
 
 def test_a_run_directory_explains_itself(whole_run):
@@ -104,6 +121,7 @@ def test_a_run_directory_explains_itself(whole_run):
         ".lock",
         "config.json",
         "datasets.json",
+        "description.txt",
         "environment.json",
         "metrics.jsonl",
         "tensorboard",
