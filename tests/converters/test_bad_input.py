@@ -870,7 +870,7 @@ def test_a_shard_of_another_dataset_of_the_same_size_is_found(
 
 
 def test_no_flipped_bit_of_a_shard_gives_another_value(undisturbed: Path) -> None:
-    """Of every byte of its records, its framing and its footer, and of some of its padding."""
+    """Flips every byte of its records, framing and footer, and some of its padding."""
     path = undisturbed / EPISODES
     reader = open_dataset(str(undisturbed)).columns["episodes"]
     whole = path.read_bytes()

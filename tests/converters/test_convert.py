@@ -28,7 +28,7 @@ from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, SchemaError, UserError
 
 HEADER_BYTES = 32
-"""Of a record without blobs: 24, padded to 16."""
+"""Bytes of the header of a record without blobs: 24, padded to a multiple of 16."""
 
 
 def contents(directory: Path) -> dict[str, str]:

@@ -409,7 +409,7 @@ def test_a_finished_shard_that_went_missing_or_was_cut_is_converted_again(
 def test_a_shard_of_another_plan_is_not_taken_for_done(
     toy: Any, unfinished: Path, tmp_path: Path
 ) -> None:
-    """As a late worker of a killed job leaves it."""
+    """A late worker of a killed job leaves such a file."""
     part = unfinished / ".conversion" / "00000.part.json"
     content = json.loads(part.read_text())
     part.write_text(json.dumps(content | {"plan": "0" * 16}))

@@ -103,7 +103,7 @@ def origins_of(directory: pathlib.Path, prefix: str) -> dict[str, TokenOrigin]:
 
 
 def online(directory: pathlib.Path, prefix: str) -> TokenEncoder:
-    """As a rollout makes tokens, from nothing but what is stored about them."""
+    """Makes tokens as a rollout does, from nothing but what is stored about them."""
     origins = origins_of(directory, prefix)
     spec = merged_spec(origins)
     projections = {

@@ -126,7 +126,7 @@ def test_a_small_motion_in_half_precision_is_one() -> None:
 
 
 def reference_no_ops(action: list[list[float]], threshold: float) -> list[bool]:
-    """As OpenVLA's filter goes over an episode, but for the last step."""
+    """Filters an episode as OpenVLA does, except for the last step."""
     kept: list[list[float]] = []
     removed = []
     for *arm, command in action:

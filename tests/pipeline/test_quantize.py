@@ -9,7 +9,7 @@ from pipeline.quantize import GroupedInt8
 
 
 def coded(tokens: np.ndarray, code: GroupedInt8) -> bytes:
-    """As the format says, one group after the other."""
+    """Encodes as the format describes, one group after the other."""
     exact, rest = tokens[: code.num_exact].astype(np.float16), tokens[code.num_exact :]
     scales = np.zeros((len(rest), tokens.shape[1] // code.group), np.float32)
     numbers = np.zeros(rest.shape, np.int8)

@@ -16,7 +16,7 @@ ORIGIN = TokenOrigin(SPEC, "image_primary", "all", "f16", 2e-4)
 
 
 def changed(**fields: Any) -> TokenOrigin:
-    """Of the encoder, or else of what is stored."""
+    """Changes fields of the encoder, or else of what is stored."""
     names = {field.name for field in dataclasses.fields(EncoderSpec)}
     encoder = {name: value for name, value in fields.items() if name in names}
     others = {name: value for name, value in fields.items() if name not in names}

@@ -18,7 +18,7 @@ TEXT = "pick up the bowl"
 
 
 def shown(seed: int = 0) -> dict[str, Any]:
-    """As openpi's LIBERO client sends it."""
+    """An observation as openpi's LIBERO client sends it."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
     return {

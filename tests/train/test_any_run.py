@@ -26,7 +26,7 @@ LOWDIM = {"action": (), "observation/proprio": (3,), "observation/joints": (2,)}
 
 @pytest.fixture(scope="module")
 def config(tiny_config_path: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """Of two datasets: every camera of every dataset has a size of its own."""
+    """A config of two datasets, each of whose cameras has its own size."""
     root = tmp_path_factory.mktemp("any")
     sizes = {"one": [(48, 64, 3), (24, 32, 3)], "two": [(20, 20, 3), (28, 24, 3)]}
     parts = []

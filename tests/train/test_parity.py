@@ -21,7 +21,7 @@ from train.policy.spec import PolicySpec
 
 @pytest.fixture(scope="module")
 def whole_config(policy_config):
-    """Of a model that reads everything that the bundled set holds."""
+    """A config whose model reads everything in the bundled set."""
     names = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
     data = dataclasses.replace(policy_config.data, observations=names)
     vggt = VGGTTokenizerConfig(num_tokens=21, token_dim=64)

@@ -17,7 +17,7 @@ from .toy import CUP, ToySimulator
 
 
 def boxes(*rows: tuple[tuple[float, ...], tuple[float, ...]]) -> Boxes:
-    """Of (center, half size), along the world's axes."""
+    """Makes boxes of (center, half size), along the world's axes."""
     centers, halves = zip(*rows, strict=True)
     return Boxes(np.array(centers), np.tile(np.eye(3), (len(rows), 1, 1)), np.array(halves))
 

@@ -25,7 +25,7 @@ CASES = {
     "eps_s2_56": "eps",
 }
 TOLERANCE = 2e-6
-"""Of the root mean square of the differences, over the deviation of what was recorded."""
+"""Bound of the RMS of the differences over the deviation of the recorded values."""
 
 
 def nrmse(found: Any, recorded: np.ndarray) -> float:
