@@ -31,7 +31,7 @@ class Recorded:
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
-        """The parameters that the aggregator takes, made step by step, not by the code under test."""
+        """The parameters that the aggregator takes, made step by step by other code than tested."""
         shapes = leaf_shapes(self.config, self.config.num_layers)
         leaves = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
         for key, place in places(shapes).items():
