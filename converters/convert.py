@@ -18,7 +18,7 @@ from converters.rlds.source import RldsSource
 from converters.shards import Part, ShardJob
 from converters.standardize import SourceMapping
 from pipeline import statistics as stats
-from pipeline.dataset import ColumnReader
+from pipeline.column_reader import ColumnReader
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import is_remote, open_path, writing
 from pipeline.manifest import (

@@ -1,157 +1,40 @@
 """A dataset directory opened for random reads: any record of any column, checked."""
 
-import bisect
 import dataclasses
 import functools
-import itertools
 import logging
 import math
-import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python import (
-    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  (an extension)
-)
 from etils import epath
 
 from pipeline import statistics as stats
-from pipeline.errors import DataError, RecordError
+from pipeline.batch import nest
+from pipeline.column_reader import ColumnReader
+from pipeline.errors import DataError, UserError
 from pipeline.files import is_remote
 from pipeline.manifest import EDIT, STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
-from pipeline.record import RecordLayout, Values
-from pipeline.schema import EPISODES, Feature, Schema
+from pipeline.record import RecordLayout
+from pipeline.schema import ACTION, EPISODES, Feature, Schema
 
 _log = logging.getLogger(__name__)
-_READER_BUFFER_BYTES = 32768
-"""Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
-_COPY_AGAIN = "It is corrupt or may not be read: copy it again, or convert the dataset again."
-
-
-class ColumnReader:
-    """Reads single records of one column; safe to share between threads."""
-
-    def __init__(self, dataset: str, layout: RecordLayout, shards: tuple[Shard, ...]):
-        self._dataset = dataset
-        self._layout = layout
-        self._shards = shards
-        self._starts = [0, *itertools.accumulate(shard.records for shard in shards)]
-        self._readers: list[Any] = [None] * len(shards)
-        self._lock = threading.Lock()
-
-    @functools.cached_property
-    def features(self) -> dict[str, Feature]:
-        """By key."""
-        return {feature.key: feature for feature in self._layout.column.features}
-
-    def __len__(self) -> int:
-        """Records of the column."""
-        return self._starts[-1]
-
-    def read(self, index: int) -> Values:
-        """The decoded values of record `index`, by feature key, as `RecordLayout.decode`.
-
-        Raises:
-          RecordError: Where the record is not what the manifest says.
-          DataError: Where its shard is not.
-        """
-        shard, local = self._place(index)
-        try:
-            (record,) = self._reader(shard).read(local, local + 1)
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = str(error).split(" (")[0].split(";")[0]  # hashes and offsets help nobody
-            raise self.corrupt_record(
-                index, expected="a readable record", found=reason, remedy=_COPY_AGAIN
-            ) from error
-        try:
-            return self._layout.decode(record, (shard, local), self._shards[shard].file)
-        except DataError as error:
-            raise self.corrupt_record(
-                index, expected=error.expected, found=error.found, remedy=error.remedy
-            ) from error
-
-    def raw(self, index: int) -> tuple[Any, int]:
-        """The open ArrayRecord file of a record and its place there, for reads without a check."""
-        shard, local = self._place(index)
-        return self._reader(shard), local
-
-    def describe(self, index: int) -> str:
-        """Where record `index` lies, for errors: path of the shard and place in it."""
-        shard, local = self._place(index)
-        return f"{epath.Path(self._dataset) / self._shards[shard].file}, record {local}"
-
-    def corrupt_record(
-        self, index: int, *, expected: str, found: str, remedy: str, feature: str = ""
-    ) -> RecordError:
-        """The error of a record that cannot be used, which names it so that it can be excluded."""
-        shard, local = self._place(index)
-        return RecordError(
-            where=self.describe(index) + (f", {feature}" if feature else ""),
-            expected=expected,
-            found=found,
-            remedy=remedy,
-            dataset=self._dataset,
-            record=f"{self._shards[shard].file}:{local}",
-        )
-
-    def find(self, name: str) -> int | None:
-        """The index of the record that is called FILE:RECORD; None where there is none."""
-        file, _, local = name.rpartition(":")
-        for start, shard in zip(self._starts, self._shards, strict=False):
-            if shard.file == file and local.isdecimal() and int(local) < shard.records:
-                return start + int(local)
-        return None
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """Number of a record's shard, and its place in it."""
-        shard = bisect.bisect_right(self._starts, index) - 1
-        return shard, index - self._starts[shard]
-
-    def close(self) -> None:
-        """Closes every open shard; a later read opens it again."""
-        with self._lock:
-            for reader in filter(None, self._readers):
-                reader.close()
-            self._readers = [None] * len(self._shards)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files: they are opened again in the other process."""
-        return self.__dict__ | {"_readers": [None] * len(self._shards), "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """With a lock of this process."""
-        self.__dict__.update(state | {"_lock": threading.Lock()})
-
-    def _reader(self, shard: int) -> Any:
-        with self._lock:
-            if self._readers[shard] is None:
-                self._readers[shard] = self._open(self._shards[shard])
-            return self._readers[shard]
-
-    def _open(self, shard: Shard) -> Any:
-        """A reader, of a file that holds what the manifest says.
-
-        A truncated or empty ArrayRecord file opens without an error, as one of no records.
-        """
-        path = epath.Path(self._dataset) / shard.file
-        reader = array_record_module.ArrayRecordReader(
-            str(path), file_reader_buffer_size=_READER_BUFFER_BYTES
-        )
-        found = reader.num_records() if reader.ok() else 0
-        if not reader.ok() or found != shard.records:
-            raise DataError(
-                where=str(path),
-                expected=f"{shard.records} records in {shard.num_bytes} bytes",
-                found=describe_unreadable(path, found),
-                remedy=_COPY_AGAIN,
-            )
-        return reader
+_SHOWN_FEATURES, _SHOWN_TASKS = 9, 4
+"""Lines of a description."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A dataset directory: its manifest, statistics and a reader a column."""
+    """A dataset directory: its manifest, its statistics, and its episodes as numpy arrays.
+
+        dataset = open_dataset("data/libero_mini")
+        dataset.step(3, 10)["observation"]["image_primary"]    # uint8 (y x 3)
+        dataset.episode(3, keys=["action"])["action"]          # float32 (t a)
+        dataset.statistics["action"].mean                      # float32 (a)
+
+    `print(dataset)` lists its features and instructions.
+    """
 
     path: str
     """The directory, as the user named it."""
@@ -159,6 +42,92 @@ class Dataset:
     """The content of `dataset.json`."""
     statistics: dict[str, stats.FeatureStatistics]
     """By feature key."""
+    keys: tuple[str, ...] | None = None
+    """Features that the dataset was opened for; None: all."""
+
+    def __str__(self) -> str:
+        """Size, features and instructions of the dataset, in at most 15 lines."""
+        return describe(self)
+
+    def __repr__(self) -> str:
+        """The directory and its size, in one line."""
+        return f"Dataset({self.path!r}, {self.num_episodes} episodes, {self.num_steps} steps)"
+
+    def episode(self, episode: int, keys: Collection[str] | None = None) -> dict[str, Any]:
+        """Returns an episode as nested dictionaries of numpy arrays, whose first axis is the step.
+
+        `observation/proprio` is found at `["observation"]["proprio"]`. Images are decoded, uint8
+        (t y x 3), tokens are float16 or float32 (t n d), and all other values are as stored, in the
+        dataset's units. `["instruction"]` is the list of the instruction of each step; other texts
+        of the source are strings.
+
+        Args:
+          episode: Its number, from 0.
+          keys: Features to read, such as `["action", "observation/proprio"]`; None: all, or those
+            that the dataset was opened for.
+
+        Raises:
+          UserError: There is no such episode.
+          SchemaError: There is no such feature.
+          RecordError: A record or image is corrupt.
+        """
+        self._check("episode", episode, self.num_episodes, "episodes")
+        return self._read(episode, range(self.manifest.episode_lengths[episode]), keys)
+
+    def step(self, episode: int, step: int, keys: Collection[str] | None = None) -> dict[str, Any]:
+        """Returns one step of an episode, like `episode` but without the axis of steps.
+
+        Args:
+          episode: Its number, from 0.
+          step: The step inside it, from 0.
+          keys: Features to read; None: all, or those that the dataset was opened for.
+
+        Raises:
+          UserError: There is no such episode or step.
+          SchemaError: There is no such feature.
+          RecordError: A record or image is corrupt.
+        """
+        self._check("episode", episode, self.num_episodes, "episodes")
+        length = self.manifest.episode_lengths[episode]
+        self._check(f"step of episode {episode}", step, length, "steps")
+        return _first(self._read(episode, range(step, step + 1), keys))
+
+    def _read(self, episode: int, steps: range, keys: Collection[str] | None) -> dict[str, Any]:
+        """Reads steps of an episode; every array has a first axis of steps."""
+        wanted = self.keys if keys is None else tuple(keys)
+        if wanted is None:
+            wanted = tuple(feature.key for _, feature in self.manifest.schema.features())
+        found = [self.manifest.schema.find(key, self.path) for key in wanted]
+        record = self.columns[EPISODES].read(episode)
+        values: dict[str, Any] = {}
+        for column in self.manifest.schema.columns:
+            features = [feature for of, feature in found if of.name == column.name]
+            if column.name == EPISODES:
+                values |= {f.key: _part(record[f.key], f, steps) for f in features}
+            elif features:
+                values |= self._read_column(column.name, features, episode, steps)
+        tasks = [self.manifest.tasks[self.task_index(episode, step)] for step in steps]
+        return nest({key: values[key] for key in wanted} | {"instruction": tasks})
+
+    def _read_column(
+        self, name: str, features: Sequence[Feature], episode: int, steps: range
+    ) -> dict[str, np.ndarray]:
+        """Reads steps of a column that has one record per step."""
+        values = {f.key: np.empty((len(steps), *f.shape), f.batch_dtype) for f in features}
+        first = int(self.episode_starts[episode])
+        for row, step in enumerate(steps):
+            out = {key: array[row] for key, array in values.items()}
+            self.columns[name].read_into(first + step, out)
+        return values
+
+    def _check(self, what: str, number: int, count: int, of: str) -> None:
+        if not 0 <= number < count:
+            raise UserError(
+                where=f"{self.path}, {what}",
+                expected=f"0 to {count - 1}",
+                found=str(number),
+                remedy=f"There are {count} {of}, counted from 0.",
+            )
 
     @functools.cached_property
     def columns(self) -> dict[str, ColumnReader]:
@@ -244,7 +213,57 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
     for column in columns:
         for shard in manifest.shards[column]:
             _check_size(directory / shard.file, shard, column)
-    return Dataset(str(path), manifest, load_statistics(directory, manifest))
+    statistics = load_statistics(directory, manifest)
+    return Dataset(str(path), manifest, statistics, None if keys is None else tuple(keys))
+
+
+def describe(dataset: Dataset) -> str:
+    """Returns what a dataset holds, in at most 15 lines.
+
+    Args:
+      dataset: The opened directory.
+    """
+    manifest = dataset.manifest
+    rate = f"{manifest.conventions.control_frequency_hz:g} Hz"
+    sizes = f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps at {rate}"
+    features = [feature for _, feature in manifest.schema.features() if feature.kind != "text"]
+    features.sort(key=lambda feature: not feature.key.startswith((ACTION, "observation/")))
+    width = max(len(feature.key) for feature in features)
+    lines = [f"  {f.key:{width}}  {f.batch_dtype}[{','.join(map(str, f.shape))}]" for f in features]
+    tasks = [f"  {text!r}" for text in manifest.tasks]
+    return "\n".join(
+        [
+            f"{manifest.name}: {sizes} ({dataset.path})",
+            *_shortened(lines, _SHOWN_FEATURES),
+            f"{len(tasks):,} instructions:",
+            *_shortened(tasks, _SHOWN_TASKS),
+        ]
+    )
+
+
+def _shortened(lines: list[str], count: int) -> list[str]:
+    """The first lines, and how many more there are where not all are shown."""
+    if len(lines) <= count:
+        return lines
+    return [*lines[: count - 1], f"  and {len(lines) - count + 1:,} more"]
+
+
+def _part(value: np.ndarray | bytes, feature: Feature, steps: range) -> np.ndarray | str:
+    """Steps of a trajectory as a new array, or a text of the episode."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return np.array(value[steps.start : steps.stop], feature.batch_dtype)
+
+
+def _first(values: dict[str, Any]) -> dict[str, Any]:
+    """The first step of nested arrays and lists; texts of the episode as they are."""
+    first: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            first[key] = _first(value)
+        else:
+            first[key] = value if isinstance(value, str) else value[0]
+    return first
 
 
 def load_statistics(
@@ -297,20 +316,6 @@ def warn_without_checksums(path: str, checksum: str) -> None:
             EDIT,
             path,
         )
-
-
-def describe_unreadable(path: epath.Path, num_records: int) -> str:
-    """Why a shard is refused in which ArrayRecord found that many records.
-
-    ArrayRecord itself finds none in a file that is missing or may not be read.
-    """
-    if not path.exists():
-        return "no such file"
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return f"{num_records} records"
 
 
 def _check_size(path: epath.Path, shard: Shard, column: str) -> None:

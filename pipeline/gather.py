@@ -9,10 +9,8 @@ import numpy as np
 from pipeline.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.buffers import Buffers
 from pipeline.config import DataConfig
-from pipeline.dataset import ColumnReader, Dataset
-from pipeline.errors import UserError
+from pipeline.dataset import Dataset
 from pipeline.goals import keeps_goal_images, uniform_goals
-from pipeline.images import decode_image, resize_image
 from pipeline.sampling import Samples
 from pipeline.schema import ACTION, EPISODES, Column, Feature
 from pipeline.selection import Selection
@@ -258,7 +256,7 @@ class Gather:
                     batch[key][sample, -back] = batch[key][sample, -back - 1]
                 out = {key: batch[key][sample, -back] for key in wanted if key not in copied}
                 if out:
-                    read_into(reader, first + history[-back], out)
+                    reader.read_into(first + history[-back], out)
 
     def _read_goal(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills the goal images of one sample; one that is the current image is copied."""
@@ -275,7 +273,7 @@ class Gather:
             elif cameras:
                 reader = self.datasets[place].columns[column]
                 out = {f"observation/{name}": batch[f"task/{name}"][sample] for name in cameras}
-                read_into(reader, int(windows.first[sample] + goal), out)
+                reader.read_into(int(windows.first[sample] + goal), out)
 
     @functools.cached_property
     def _keys_by_column(self) -> tuple[dict[str, tuple[str, ...]], ...]:
@@ -309,40 +307,3 @@ class Gather:
         """Places of the datasets that are to have a feature; at least one."""
         name = key.removeprefix("observation/")
         return [n for n, part in enumerate(self.config.datasets) if name not in part.missing]
-
-
-def read_into(reader: ColumnReader, index: int, out: dict[str, np.ndarray]) -> None:
-    """Reads one record and decodes the wanted features into the arrays of `out`.
-
-    A camera's image is resized to the array's height and width where it has others.
-    """
-    record = reader.read(index)
-    for key, array in out.items():
-        feature = reader.features[key]
-        is_resized = feature.shape != array.shape
-        stored = np.empty(feature.shape, array.dtype) if is_resized else array
-        _decode_into(reader, index, feature, record[key], stored)
-        if is_resized:
-            resize_image(stored, array)
-
-
-def _decode_into(
-    reader: ColumnReader, index: int, feature: Feature, value: np.ndarray | bytes, out: np.ndarray
-) -> None:
-    """Decodes one feature's value of a record into an array of the feature's shape."""
-    if isinstance(value, np.ndarray):
-        out[...] = value
-        return
-    try:
-        if feature.kind == "quantized":
-            feature.code.decode(value, out, feature.key)
-        else:
-            decode_image(value, out, feature.key)
-    except UserError as error:
-        raise reader.corrupt_record(
-            index,
-            expected=error.expected,
-            found=error.found,
-            remedy=error.remedy,
-            feature=feature.key,
-        ) from error

@@ -19,7 +19,6 @@ from pipeline.batch import FlatBatch, LeafSpec
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset, on_disk, open_dataset
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.gather import read_into
 from pipeline.loader import Loader
 from pipeline.manifest import load_manifest
 from pipeline.schema import ACTION, EPISODES
@@ -203,7 +202,7 @@ def _read_feature(dataset: Dataset, episode: int, t: int, key: str) -> np.ndarra
         shape = column.in_batch(feature).shape
         return np.asarray(reader.read(episode)[key][t]).reshape(shape)
     value = np.empty(feature.shape, feature.batch_dtype)
-    read_into(reader, int(dataset.episode_starts[episode]) + t, {key: value})
+    reader.read_into(int(dataset.episode_starts[episode]) + t, {key: value})
     return value
 
 

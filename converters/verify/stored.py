@@ -9,7 +9,7 @@ from etils import epath
 
 from converters.ownership import NOTE_SUFFIX
 from converters.verify.findings import Findings
-from pipeline.dataset import describe_unreadable
+from pipeline.column_reader import describe_unreadable
 from pipeline.errors import DataError, UserError
 from pipeline.images import decode_image
 from pipeline.manifest import FILE_NAME, WORK, Manifest, Shard

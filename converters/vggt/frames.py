@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.dataset import ColumnReader, Dataset
-from pipeline.gather import read_into
+from pipeline.column_reader import ColumnReader
+from pipeline.dataset import Dataset
 
 T = TypeVar("T")
 
@@ -87,4 +87,4 @@ class FrameReader:
 
 
 def _decode(reader: ColumnReader, step: int, key: str, out: np.ndarray) -> None:
-    read_into(reader, step, {key: out})
+    reader.read_into(step, {key: out})

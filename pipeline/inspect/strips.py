@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.dataset import Dataset
-from pipeline.gather import read_into
 from pipeline.inspect.names import short_name
 from pipeline.schema import Column, Feature
 
@@ -80,5 +79,5 @@ def _read(
     for step in spread(dataset.manifest.episode_lengths[episode], count):
         record = int(dataset.episode_starts[episode]) + step
         images[step] = np.empty(feature.shape, np.uint8)
-        read_into(dataset.columns[column.name], record, {feature.key: images[step]})
+        dataset.columns[column.name].read_into(record, {feature.key: images[step]})
     return images

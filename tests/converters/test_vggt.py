@@ -30,7 +30,6 @@ from converters.vggt.settings import TokenSettings
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, SchemaError, UserError
-from pipeline.gather import read_into
 from pipeline.images import decode_image
 from pipeline.inspect.summary import summarize
 from pipeline.inspect.tables import to_text
@@ -227,7 +226,7 @@ def test_a_corrupt_record_is_named(tokened: pathlib.Path, monkeypatch: Any) -> N
     monkeypatch.setattr(type(reader), "read", lambda self, index: {"observation/small": b"123"})
     message = r"small/.*arrayrecord, record 0, observation/small: expected 1728 bytes of int8x64\+5"
     with pytest.raises(DataError, match=message):
-        read_into(reader, 0, {"observation/small": np.empty((21, 64), np.float32)})
+        reader.read_into(0, {"observation/small": np.empty((21, 64), np.float32)})
 
 
 def test_removing_one_leaves_the_others(tokened: pathlib.Path, tmp_path: pathlib.Path) -> None:

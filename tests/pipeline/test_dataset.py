@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import DataError, RecordError
+from pipeline.errors import DataError, RecordError, SchemaError, UserError
+
+from ..small_dataset import LENGTH, write_dataset
 
 SHARD = "steps/00000-of-00002.arrayrecord"
 LENGTHS = list(enumerate([102, 124, 123, 106]))
@@ -226,3 +228,86 @@ def test_without_changes_every_step_has_the_instruction_of_its_episode(
     assert dataset.manifest.task_changes == ()
     first_and_last = [[dataset.task_index(e, t) for t in (0, n - 1)] for e, n in LENGTHS]
     assert first_and_last == [[task, task] for task in dataset.manifest.episode_tasks]
+
+
+def test_a_step_is_decoded_as_nested_arrays(mini_dataset: pathlib.Path) -> None:
+    step = open_dataset(str(mini_dataset)).step(3, 10)
+    found = {key: (array.dtype.name, array.shape) for key, array in step["observation"].items()}
+    assert found == {
+        "proprio": ("float32", (8,)),
+        "joint_state": ("float32", (7,)),
+        "image_primary": ("uint8", (128, 128, 3)),
+        "image_wrist": ("uint8", (128, 128, 3)),
+        "vggt_tokens": ("float16", (21, 64)),
+    }
+    assert step["instruction"].startswith("pick up the black bowl")
+    assert step["source_id"] == "scripted/libero_spatial-0-1.npz"
+    assert (step["action"].shape, step["is_last"]) == ((7,), np.False_)
+
+
+def test_an_episode_is_its_steps(mini_dataset: pathlib.Path) -> None:
+    dataset = open_dataset(str(mini_dataset))
+    keys = ["action", "observation/image_wrist", "observation/vggt_tokens"]
+    episode = dataset.episode(1, keys)
+    assert set(episode) == {"action", "observation", "instruction"}
+    assert len(episode["instruction"]) == len(episode["action"]) == 124
+    for step in (0, 123):
+        alone = dataset.step(1, step, keys)
+        np.testing.assert_array_equal(episode["action"][step], alone["action"])
+        for name, array in episode["observation"].items():
+            np.testing.assert_array_equal(array[step], alone["observation"][name])
+    episode["action"][:] = 0  # it is the caller's own
+    assert dataset.episode(1, ["action"])["action"].any()
+
+
+def test_a_dataset_that_was_opened_for_some_features_reads_these(
+    mini_dataset: pathlib.Path,
+) -> None:
+    dataset = open_dataset(str(mini_dataset), ["action", "observation/proprio"])
+    step = dataset.step(0, 0)
+    assert (set(step), set(step["observation"])) == (
+        {"action", "observation", "instruction"},
+        {"proprio"},
+    )
+
+
+def test_every_kind_of_feature_can_be_looked_at(tmp_path: pathlib.Path) -> None:
+    shapes = {"action": (2,), "observation/image_a": (8, 6, 3), "observation/state": ()}
+    pixels = write_dataset(tmp_path / "a", shapes, pixels=["observation/image_a"])
+    episode = open_dataset(str(pixels)).episode(2)
+    assert episode["observation"]["image_a"].shape == (LENGTH, 8, 6, 3)
+    assert episode["observation"]["state"].shape == (LENGTH,)
+    assert episode["instruction"] == ["lift the cup"] * LENGTH
+
+
+@pytest.mark.parametrize(
+    ("episode", "step", "message"),
+    [
+        (4, 0, "/libero_mini, episode: expected 0 to 3; found 4. There are 4 episodes, counted"),
+        (-1, 0, "episode: expected 0 to 3; found -1"),
+        (0, 102, "/libero_mini, step of episode 0: expected 0 to 101; found 102. There are 102 "),
+        (0, -1, "step of episode 0: expected 0 to 101; found -1"),
+    ],
+)
+def test_what_is_not_there_is_an_error(
+    mini_dataset: pathlib.Path, episode: int, step: int, message: str
+) -> None:
+    dataset = open_dataset(str(mini_dataset))
+    with pytest.raises(UserError, match=message):
+        dataset.step(episode, step)
+    with pytest.raises(SchemaError, match=r"Did you mean observation/image_wrist\?"):
+        dataset.episode(0, ["observation/image"])
+
+
+def test_a_printed_dataset_is_a_page(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    dataset = open_dataset(str(mini_dataset))
+    assert repr(dataset) == f"Dataset({str(mini_dataset)!r}, 4 episodes, 455 steps)"
+    lines = str(dataset).splitlines()
+    assert lines[0] == f"libero_mini: 4 episodes, 455 steps at 20 Hz ({mini_dataset})"
+    assert lines[4] == "  observation/image_primary  uint8[128,128,3]"
+    assert (lines[9], lines[10]) == ("  and 3 more", "2 instructions:")
+    shapes = {f"observation/v{number}": (1,) for number in range(30)} | {"action": (2,)}
+    many = write_dataset(tmp_path / "many", shapes, tasks=[f"task {n}" for n in range(30)])
+    lines = str(open_dataset(str(many))).splitlines()
+    assert len(lines) == 15
+    assert lines[-1] == "  and 27 more"
