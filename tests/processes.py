@@ -109,6 +109,8 @@ class Command:
 _PRELOADED = (
     "train.run",
     "train.export",
+    "train.serve.__main__",
+    "train.serve.server",
     "converters.rlds.__main__",
     "converters.vggt.__main__",
     "converters.export",

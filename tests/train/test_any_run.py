@@ -58,8 +58,8 @@ def config(tiny_config_path: pathlib.Path, tmp_path_factory: pytest.TempPathFact
         augment=AugmentConfig(enabled=False),
         optimizer=dataclasses.replace(config.optimizer, decay_steps=None, frozen=()),
         finetuning_mode="head_only",
-        num_steps=60,
-        save_interval=60,
+        num_steps=8,
+        save_interval=8,
         validation=ValidationConfig(num_batches=1),
         save_dir=str(root / "run"),
     )

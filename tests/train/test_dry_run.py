@@ -18,6 +18,8 @@ from train.dry_run import check_directory, diagnose, examine
 from train.flags import Flags
 from train.resume import how_to_train_on
 
+from .conftest import write_checkpoints
+
 
 def with_data(config, **changes):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
@@ -213,9 +215,7 @@ def test_missing_token_column_and_missing_camera_are_errors(tiny_config):
 
 @pytest.mark.parametrize("field", ["conventions", "normalization"])
 def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_path, field):
-    from train.run import run
-
-    run(Flags(dataclasses.replace(tiny_config, num_steps=1)))
+    write_checkpoints(dataclasses.replace(tiny_config, num_steps=1), (1,))
     checkpoint = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1"
     shutil.rmtree(checkpoint / "digests")  # of before there were any
     kept = checkpoint / "datasets" / "metadata"
@@ -237,9 +237,9 @@ def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_
 @pytest.fixture
 def begun(tiny_config):
     """A config of 20 steps whose run has taken 2."""
-    from train.run import run
-
-    run(Flags(dataclasses.replace(tiny_config, num_steps=2)))
+    config = dataclasses.replace(tiny_config, num_steps=2)
+    with claimed(config, resume=False, overwrite=False):
+        write_checkpoints(config, (2,))
     return tiny_config
 
 

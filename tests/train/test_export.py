@@ -6,7 +6,6 @@ import sys
 from typing import get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,9 +17,10 @@ from pipeline.statistics import FeatureStatistics, compute
 from train.checkpoints import Checkpoints, Constants
 from train.config import TrainConfig
 from train.export import main, original_conventions, original_statistics
-from train.optimizer import make_optimizer
 from train.pretrained import load_pretrained
-from train.state import TrainState, fresh_state
+from train.state import TrainState
+
+from .conftest import random_state
 
 
 def dataset(name: str, mean: float) -> dict:
@@ -111,9 +111,14 @@ def config(tiny_config: TrainConfig) -> TrainConfig:
 
 
 @pytest.fixture
-def run(config: TrainConfig) -> pathlib.Path:
+def state(config: TrainConfig) -> TrainState:
+    return random_state(config)
+
+
+@pytest.fixture
+def run(config: TrainConfig, state: TrainState) -> pathlib.Path:
     """The directory of a run that stopped at step 0, with two datasets of one name."""
-    return save(config, fresh_state(config, make_optimizer(config.optimizer)))
+    return save(config, state)
 
 
 def save(config: TrainConfig, state: TrainState) -> pathlib.Path:
@@ -179,9 +184,8 @@ def test_a_folder_inside_a_run_is_reported_with_the_run_directory(run):
         assert caught.value.remedy == remedy
 
 
-def test_a_run_that_diverged_gives_no_weights(config):
-    state = fresh_state(config, make_optimizer(config.optimizer))
-    head = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params["heads_action"])
+def test_a_run_that_diverged_gives_no_weights(config, state):
+    head = jax.tree.map(lambda leaf: leaf * np.float32("nan"), state.params["heads_action"])
     run = save(config, state.replace(params=state.params | {"heads_action": head}))
     message = r"run, step 0: expected \d+ tensors of finite floats; found \d+ others, .* NaN"
     with pytest.raises(DataError, match=message):

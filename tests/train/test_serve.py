@@ -1,11 +1,9 @@
-import os
-import pathlib
 import re
 import signal
-import subprocess
 import sys
 import urllib.request
 
+import jax
 import msgpack
 import numpy as np
 import pytest
@@ -21,10 +19,10 @@ from train.serve.codec import pack, unpack
 from train.serve.listener import bind
 from train.serve.session import ServeConfig, Session
 
+from ..processes import Command
 from .openpi_client import Client
 from .served import TEXT, serving, shown
 
-ROOT = pathlib.Path(__file__).parents[2]
 OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
 
 
@@ -269,27 +267,19 @@ def test_what_is_no_number_is_not_sent():
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
-    command = [sys.executable, "-m", "train.serve", str(policy_run), "--port", "0"]
-    with subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--seed", "3"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"serving .* at ws://127.0.0.1:(\d+)", line):
-                break
-        assert "the policy sees 2 steps at once" in lines[0]
-        with Client(int(found[1])) as client:
-            assert client.ask(**shown())[0].shape == (4, 7)
-            process.send_signal(by)
-            rest = process.stderr.read()
-        assert process.wait(30) == code
-    assert "inference: 1 calls: " in rest
-    assert "Traceback" not in rest
+    flags = ("--port", "0", "--host", "127.0.0.1", "--seed", "3")
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
+    process = Command("train.serve", policy_run, *flags, env=cache)
+    process.wait_until(lambda: "serving " in process.stderr)
+    lines = process.stderr.splitlines()
+    (found,) = filter(None, (re.search(r"serving .* at ws://127.0.0.1:(\d+)", x) for x in lines))
+    assert "the policy sees 2 steps at once" in lines[0]
+    with Client(int(found[1])) as client:
+        assert client.ask(**shown())[0].shape == (4, 7)
+        process.send_signal(by)
+        process.finish(code)
+    assert "inference: 1 calls: " in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize(
