@@ -13,7 +13,7 @@ Variants, after a colon:
                `python -m converters.vggt data/libero_expert --name vggt_tiny --weights random:tiny
                --size 56` adds them.
 
-Neither crops the pictures, so that the two differ in their tokens alone. Making the episodes takes
+Neither crops the images, so that the two differ in their tokens alone. Making the episodes takes
 17 minutes, training 45. benchmarks/RESULTS.md has success rates, of episodes that the expert made
 before it learnt to come down beside an object (docs/decisions/0022-the-loop-closed-on-a-cpu.md).
 """

@@ -32,7 +32,7 @@ class Command:
 
     Args:
       module: With a function `main`, as `python -m` runs it.
-      arguments: Of the command line.
+      arguments: The arguments of the command line.
       env: Environment variables on top of those of this process.
       before: What the child calls before `main`; of a module that a child can import.
     """

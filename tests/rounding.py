@@ -20,8 +20,8 @@ def assert_equal_but_for_rounding(found: Any, expected: Any, terms: int = TERMS)
 
     Args:
       found: Arrays, or a tree of them.
-      expected: As many of the same shapes.
-      terms: Of the longest sum on the way.
+      expected: Expected arrays with the same structure and shapes.
+      terms: Number of terms in the longest sum of the computation.
     """
     named = jax.tree_util.tree_leaves_with_path(expected)
     for (path, wanted), leaf in zip(named, jax.tree.leaves(found), strict=True):

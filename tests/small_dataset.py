@@ -37,7 +37,7 @@ def write_dataset(
         (h, w, 3), else float32; or the values of all steps.
       pixels: Keys of the images that are stored as tensors of their pixels.
       tasks: Instructions, one per episode, in turn.
-      num_episodes: Of the dataset.
+      num_episodes: Number of episodes in the dataset.
     """
     rng = np.random.default_rng(0)
     num_steps = num_episodes * LENGTH

@@ -100,24 +100,24 @@ def _by_name(datasets: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conventions(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    says = dataset["conventions"]
+    conventions = dataset["conventions"]
     found: dict[str, Any] = {
         "normalization": dataset.get("normalization", "normal"),
         "unnormalization": "action * std + mean of dataset_statistics.json where mask is true, "
         "whatever the normalization: they hold its offset and scale",
     }
-    if says.get("gripper_dim") is not None:
+    if conventions.get("gripper_dim") is not None:
         found["gripper"] = {
-            "dim": says["gripper_dim"],
+            "dim": conventions["gripper_dim"],
             "open": 1.0,
             "close": 0.0,
             "meaning": "the model gives 1 for open and 0 for closed, not normalised; the robot's "
             "own commands are below",
-            "command_open": says.get("gripper_open", 1.0),
-            "command_close": says.get("gripper_close", 0.0),
+            "command_open": conventions.get("gripper_open", 1.0),
+            "command_close": conventions.get("gripper_close", 0.0),
         }
     kept = ("image_orientation", "rotation", "control_frequency_hz", "no_ops")
-    return found | {name: says[name] for name in kept if name in says}
+    return found | {name: conventions[name] for name in kept if name in conventions}
 
 
 def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:

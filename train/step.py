@@ -189,7 +189,7 @@ def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
 
 
 def make_language_table(config: OctoConfig, params: Any, tasks: TaskTable) -> LanguageTable:
-    """Makes the table of encoded instructions for the training step; works under `jax.eval_shape`.
+    """Encodes the instructions of a run for its training step; works under `jax.eval_shape`.
 
     Args:
       config: The config of the model.

@@ -52,8 +52,8 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
         side = images[camera].shape[-2]
         draw.text((left, 1), f"{cameras[camera]} {side}px, {when}", fill="black")
         for sample in range(samples):
-            picture = Image.fromarray(images[camera][sample, step])
-            picture = picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-            canvas.paste(picture, (left, _CAPTION + sample * (_SIDE + _GAP)))
+            image = Image.fromarray(images[camera][sample, step])
+            image = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+            canvas.paste(image, (left, _CAPTION + sample * (_SIDE + _GAP)))
     with writing(directory / NAME):
         canvas.save(directory / NAME)

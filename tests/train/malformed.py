@@ -37,7 +37,7 @@ def of_bytes(rng: np.random.Generator, message: bytes, images: list[slice]) -> b
 
     Args:
       rng: Draws them.
-      message: As it is sent.
+      message: The message as sent.
       images: Where the bytes of images lie.
     """
     outside = np.ones(len(message), bool)

@@ -233,7 +233,7 @@ def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
     "text",
     [
         "bowls_&_plates",
-        "Octo finetuned from weights/octo on bowls & plates; 64 samples a step; tokens of "
+        "Octo finetuned from weights/octo on bowls & plates; 64 samples per step; tokens of "
         "vggt_tiny by untrained weights.",
         "a constant: 0.790",
         "has an error of 0.790; the model has 0.250, 31.6 % of it.",
@@ -353,7 +353,7 @@ def test_tasks_are_sorted_by_error_and_the_rest_is_folded(run):
     section = task_section(dataclasses.replace(run, validation=(last,)))
     order = [int(number) for number in re.findall(r">task (\d+)<", section)]
     assert order == list(range(30, 0, -1))
-    assert section.index("6 tasks of less error") < section.index("task 6<")
+    assert section.index("6 tasks with smaller errors") < section.index("task 6<")
 
 
 @pytest.mark.slow
@@ -371,7 +371,7 @@ def test_50000_steps_make_a_small_page(run_directory, tmp_path):
     assert figures(page)["Steps"] == "50,000"
 
 
-def test_a_large_picture_of_the_views_is_made_smaller(run):
+def test_a_large_image_of_the_views_is_made_smaller(run):
     pixels = np.random.default_rng(0).integers(0, 256, (1200, 2400, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")

@@ -1,1 +1,1 @@
-"""Rolls a policy out in the LIBERO simulator and says how often it reaches the goal."""
+"""Rolls a policy out in the LIBERO simulator and reports how often it reaches the goal."""

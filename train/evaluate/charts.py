@@ -1,4 +1,4 @@
-"""Draws success rates with their intervals, a row a task."""
+"""Draws success rates with their intervals, one row per task."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,24 @@ from train.report.charts import Size, draw_axes
 from train.report.colors import BLUE, INK, ORANGE
 
 _ROW, _AROUND = 30, 56
-"""Pixels of a row, and of what is above and below all of them."""
+"""Height in pixels of a row, and of the margins above and below all rows."""
 _COLORS = (BLUE, ORANGE)
 _APART = 0.26
-"""Of a row's height: between the policies of a comparison."""
+"""Vertical distance between the policies of a comparison, as a fraction of a row."""
 
 
 def chart_size(width: int, num_rows: int) -> Size:
-    """Of a chart with so many rows."""
+    """Returns the size of a chart with so many rows."""
     return Size(width, _AROUND + _ROW * num_rows)
 
 
 def draw_rates(names: Sequence[str], rates: Sequence[Sequence[Rate]], size: Size) -> str:
-    """A dot for each rate, and a line over its 95 % interval.
+    """Draws a dot for each rate, and a line over its 95 % interval.
 
     Args:
-      names: Of the rows, from above.
-      rates: Of each policy, a rate a row.
-      size: Of the chart.
+      names: Names of the rows, from the top.
+      rates: For each policy, one rate per row.
+      size: The size of the chart.
     """
 
     def paint(axes: Axes) -> None:
@@ -41,7 +41,7 @@ def draw_rates(names: Sequence[str], rates: Sequence[Sequence[Rate]], size: Size
         axes.set_xlim(0, 100)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_yticks(range(len(names)), names, color=INK)
-        axes.tick_params(axis="y", pad=6)  # else a dot at 0 touches them
+        axes.tick_params(axis="y", pad=6)  # otherwise a dot at 0 touches them
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))

@@ -22,16 +22,16 @@ from train.evaluate.tables import paired_table, success_table
 from train.evaluate.videos import Kept
 
 EXIT_ERRORS = 1
-"""Some trials had no end."""
+"""Exit code if some trials ended with an error."""
 _COMPARED = "compared"
 _INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Rolls the policy of a run out in the LIBERO simulator and tells how often it succeeds.
+    """Rolls the policy of a run out in the LIBERO simulator and reports how often it succeeds.
 
-    An evaluation that was stopped continues where it stood when the same command is run again.
+    An evaluation that was stopped continues if you run the same command again.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -39,41 +39,41 @@ class Args:
     suite: Annotated[str, tyro.conf.arg(metavar="NAME")] = "libero_spatial"
     """Suite of tasks."""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = None
-    """Indices of tasks, from 0, with commas between; all without it."""
+    """Indices of tasks, from 0, separated by commas; by default, all."""
     trials: Annotated[int, tyro.conf.arg(metavar="N")] = 50
-    """Trials of each task; each starts from the initial state of its number."""
+    """Number of trials per task; each starts from the initial state of its number."""
     first_trial: Annotated[int, tyro.conf.arg(metavar="K")] = 0
-    """The first of them."""
+    """Number of the first trial."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Step of the checkpoint; the last one where none is named."""
+    """Training step of the checkpoint; the last one by default."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Dataset whose statistics and conventions are used, by path or name; needed where the run was
+    """Dataset whose statistics and conventions are used, by path or name; required if the run was
     trained on several that differ."""
     execute_horizon: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Actions that are executed of every chunk; all where it is not given."""
+    """Number of actions to execute per chunk; by default, all."""
     ensemble: Annotated[float | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
-    """Predict at every step and execute the mean of all chunks, with weights exp(-M i), the oldest
-    i = 0."""
+    """Predict at every step and execute the mean of all chunks, with weights exp(-M i), where i = 0
+    is the oldest."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Of a diffusion head's noise, and of where fixtures stand."""
+    """Seed of a diffusion head's noise, and of the positions of fixtures."""
     compare: Annotated[str | None, tyro.conf.arg(metavar="RUN2", help_behavior_hint="")] = None
     """Another run, evaluated on the same trials and tested against the first."""
     compare_step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Step of its checkpoint; the last one where none is named."""
+    """Training step of its checkpoint; the last one by default."""
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Simulators, each a process of about 1 GB; the policy is batched over them."""
+    """Number of simulators; each is a process of about 1 GB. The policy is batched over them."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of results, report and videos; RUN/evaluation/SUITE-STEP where it is not given. Those
-    of RUN2 go to DIR/compared, or to its own such folder."""
+    """Folder of results, report and videos; by default, RUN/evaluation/SUITE-STEP. Those of RUN2 go
+    to DIR/compared, or to its own such folder."""
     videos: Kept = "all"
-    """Trials of which a video is kept."""
+    """Trials whose videos are kept."""
     assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of LIBERO's assets; by default where the package has or fetches them."""
+    """Folder of LIBERO's assets; by default, where the package has or fetches them."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Where the weights of the encoder of a policy's tokens are now; by default where they were
-    when the tokens of its dataset were computed."""
+    """Where the weights of the token encoder are now; by default, where they were when the
+    dataset's tokens were computed."""
     token_dataset: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where the dataset is now that holds the projection of projected tokens."""
+    """Where the dataset is now, if its tokens were projected: the projection is read from it."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -88,10 +88,10 @@ def main() -> None:
 
 
 def evaluate(args: Args) -> bool:
-    """Evaluates one run, or two; returns whether trials were kept from their end.
+    """Evaluates one run, or two; returns whether trials ended with an error.
 
     Raises:
-      UserError: Whatever does not fit, before the first trial.
+      UserError: Something does not fit; it is raised before the first trial.
     """
     _check(args)
     installation = find_installation(args.assets)
@@ -113,7 +113,7 @@ def evaluate(args: Args) -> bool:
 
 
 def _places(args: Args) -> list[tuple[str, int | None, pathlib.Path | None]]:
-    """(run, step, folder of the results) of the policies."""
+    """Returns (run, step, folder of the results) of each policy."""
     out = None if args.out is None else pathlib.Path(args.out)
     places = [(args.run, args.step, out)]
     if args.compare is not None:
@@ -122,7 +122,7 @@ def _places(args: Args) -> list[tuple[str, int | None, pathlib.Path | None]]:
 
 
 def _write(evaluations: list[Evaluation]) -> None:
-    """Report, and the comparison where there is one, of what there is."""
+    """Writes the report and, if there are two policies, the comparison."""
     policies = [(one.folder, one.results) for one in evaluations if one.results.trials]
     if not policies or policies[0][0] != evaluations[0].folder:
         return
@@ -136,7 +136,7 @@ def _write(evaluations: list[Evaluation]) -> None:
 
 
 def _summary(evaluations: list[Evaluation]) -> str:
-    """The tables that are printed."""
+    """Returns the tables to print."""
     parts = []
     for evaluation in evaluations:
         results = evaluation.results
@@ -164,7 +164,7 @@ def _request(args: Args, installation: Installation) -> Request:
 
 
 def _check(args: Args) -> None:
-    """Refuses numbers that have no meaning."""
+    """Raises an error if a number is out of range."""
     least = {"trials": 1, "first_trial": 0, "workers": 1, "seed": 0}
     for name, value in least.items():
         if getattr(args, name) < value:
@@ -174,7 +174,7 @@ def _check(args: Args) -> None:
 
 
 def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
-    """Those of each task, in order."""
+    """Returns the trials of each task, in order."""
     indices = None if args.tasks is None else _indices(args.tasks)
     wanted = range(args.first_trial, args.first_trial + args.trials)
     trials: list[Trial] = []

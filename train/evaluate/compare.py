@@ -1,4 +1,4 @@
-"""Two policies on the same initial states."""
+"""Compares two policies on the same initial states."""
 
 import dataclasses
 
@@ -10,24 +10,24 @@ COMPARISON_NAME = "comparison.json"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `comparison.json` holds."""
+    """The content of `comparison.json`."""
 
     first: str
-    """A run, as it was named."""
+    """Path of the first run, as given."""
     first_step: int
-    """Of its checkpoint."""
+    """Training step of its checkpoint."""
     second: str
-    """The other one."""
+    """Path of the second run, as given."""
     second_step: int
-    """Of its checkpoint."""
+    """Training step of its checkpoint."""
     tasks: dict[int, Paired]
-    """By task: trials that both policies have and that no error kept from their end."""
+    """Paired trials by task, without those that had an error or that only one policy has."""
     total: Paired
-    """Of all tasks."""
+    """Paired trials of all tasks."""
     p_value: float
-    """McNemar's exact test over all of them, two-sided."""
+    """P-value of McNemar's exact test over all tasks, two-sided."""
     num_unpaired: int
-    """Trials that one policy alone has, or that an error kept from their end."""
+    """Number of trials that only one policy has, or that had an error."""
 
 
 def compare(first: Results, second: Results) -> Comparison:

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar in a terminal, a line every half minute in a log."""
+"""Shows the progress of an evaluation: a bar in a terminal, a line every half minute in a log."""
 
 import contextlib
 import sys
@@ -15,14 +15,14 @@ _LOG_INTERVAL_S = 30.0
 
 
 def status(done: int, total: int, successes: int, num_now: int, seconds: float) -> str:
-    """Such as `120/500 trials, 96 successes, 41 min 2 s left`.
+    """Returns e.g. `120/500 trials, 96 successes, 41 min 2 s left`.
 
     Args:
-      done: Trials that have a result.
-      total: Trials to do.
-      successes: Of those that have one.
-      num_now: Trials that ended in this session.
-      seconds: Since it began.
+      done: Number of trials that have a result.
+      total: Number of trials in total.
+      successes: Number of successful trials.
+      num_now: Number of trials that ended in this session.
+      seconds: Seconds since the session started.
     """
     text = f"{done}/{total} trials, {successes} successes"
     if not num_now:
@@ -35,13 +35,13 @@ def shown(name: str, total: int, done: int, successes: int) -> Iterator[Callable
     """Shows the progress on stderr.
 
     Args:
-      name: Of what is evaluated.
-      total: Trials to do.
-      done: Of them, those that have a result.
-      successes: Of those.
+      name: Name of what is evaluated.
+      total: Number of trials in total.
+      done: Number of trials that already have a result.
+      successes: Number of successful trials among them.
 
     Yields:
-      What to call with whether a trial succeeded, when it has ended.
+      A function to call after each trial, with whether it succeeded.
     """
     console = Console(stderr=True)
     started = logged = time.perf_counter()

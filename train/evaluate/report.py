@@ -1,4 +1,4 @@
-"""The page of an evaluation: how often each task succeeded, how sure that is, and with what."""
+"""Writes the HTML report of an evaluation: success by task, its uncertainty, and the settings."""
 
 import os
 import pathlib
@@ -17,22 +17,22 @@ from train.report.page import REPORT_NAME, header, to_document
 from train.report.parts import folded, key, legend, note, section, table, wide_chart
 
 _KEYS = ("train", "validation")
-"""Marks of the first and the second policy: of the colours of the chart."""
+"""Legend keys of the first and the second policy, with the colours of the chart."""
 _UNKNOWN = "\N{EN DASH}"
 
 Evaluated = tuple[pathlib.Path, Results]
-"""The folder of a policy's results, and these."""
+"""The folder of a policy's results, and the results."""
 
 
 def write_report(policies: Sequence[Evaluated], comparison: Comparison | None) -> pathlib.Path:
     """Writes `report.html` into the folder of the first policy; returns its path.
 
     Args:
-      policies: One, or the two that were compared.
-      comparison: Of the two.
+      policies: One policy, or the two that were compared.
+      comparison: The comparison of two policies; None for one.
 
     Raises:
-      UserError: Where it cannot be written.
+      UserError: The file cannot be written.
     """
     path = policies[0][0] / REPORT_NAME
     with writing(path):
@@ -41,7 +41,7 @@ def write_report(policies: Sequence[Evaluated], comparison: Comparison | None) -
 
 
 def to_page(policies: Sequence[Evaluated], comparison: Comparison | None) -> str:
-    """The page as HTML; arguments as of `write_report`."""
+    """Returns the page as HTML; the arguments are those of `write_report`."""
     results = [of_policy for _, of_policy in policies]
     first = results[0]
     sections = {"tasks": ("Tasks", _tasks_section(results))}
@@ -61,7 +61,7 @@ def to_page(policies: Sequence[Evaluated], comparison: Comparison | None) -> str
 
 
 def _origin(results: Sequence[Results]) -> str:
-    """What was evaluated, and how, in a sentence."""
+    """Describes in a sentence what was evaluated, and how."""
     first = results[0]
     compared = f", compared with {_name(results[1])}" if len(results) > 1 else ""
     trials = count(len(first.trials), "trial")
@@ -74,7 +74,7 @@ def _name(results: Results) -> str:
 
 
 def _figures(results: Results) -> list[tuple[str, str, str]]:
-    """(name, value, detail) of the numbers at the top."""
+    """Returns (name, value, detail) of the numbers at the top."""
     rate, steps, inference = results.rate(), results.mean_steps(), results.inference
     seconds = sum(trial.seconds for trial in results.trials)
     latency = ("Inference", _UNKNOWN, "not measured")
@@ -93,7 +93,7 @@ def _figures(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _tasks_section(results: Sequence[Results]) -> Html:
-    """Success of each task and of all, as a chart and a table a policy."""
+    """Shows the success of each task and in total, as a chart and one table per policy."""
     tasks = {task: None for of_policy in results for task in of_policy.tasks}
     rows: list[int | None] = [None, *sorted(tasks)]
     names = ["all" if task is None else f"task {task}" for task in rows]
@@ -108,9 +108,8 @@ def _tasks_section(results: Sequence[Results]) -> Html:
     return section(
         "Success by task",
         note(
-            "A trial succeeds where its goal is reached within the suite's limit of steps. Lines "
-            "are Wilson's intervals of 95 %. A trial that an error kept from its end counts as no "
-            "success."
+            "A trial succeeds if its goal is reached within the suite's limit of steps. Lines are "
+            "Wilson's 95 % intervals. A trial that ended with an error counts as a failure."
         ),
         *(
             note(f"{_name(of_policy)}, not held out: {demonstrated(of_policy)}")
@@ -178,7 +177,7 @@ def _outcome(trial: TrialResult) -> str:
 
 
 def _video(trial: TrialResult, folder: pathlib.Path, home: pathlib.Path) -> str:
-    """A link to a file beside the page."""
+    """Returns a link to a file beside the page."""
     if trial.video is None:
         return _UNKNOWN
     path = os.path.relpath(folder / trial.video, home)
@@ -186,7 +185,7 @@ def _video(trial: TrialResult, folder: pathlib.Path, home: pathlib.Path) -> str:
 
 
 def _settings_section(results: Sequence[Results]) -> Html:
-    """What decides the results."""
+    """Lists the settings that determine the results."""
     columns = [_settings(of_policy) for of_policy in results]
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
     headings = ("Setting", *(of_policy.run for of_policy in results))

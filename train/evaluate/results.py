@@ -1,4 +1,4 @@
-"""The results of an evaluation: a file that is whole after every trial, and can be gone on with."""
+"""Stores the results of an evaluation in a file that is updated after every trial."""
 
 import contextlib
 import dataclasses
@@ -21,139 +21,139 @@ from train.evaluate.statistics import Rate
 
 RESULTS_NAME = "results.json"
 _LOCK_NAME = ".lock"
-_REMEDY = "Name another folder with --out, or delete it."
+_REMEDY = "Choose another folder with --out, or delete it."
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides the outcome of a trial; all results of a file share it."""
+    """The settings that determine the outcome of a trial; all results in a file share them."""
 
     checkpoint: str
-    """Digest of its weights, its run's config and what it knows of its datasets."""
+    """Checksum of the checkpoint's weights, config and dataset descriptions."""
     step: int
-    """Of the checkpoint."""
+    """Training step of the checkpoint."""
     dataset: str
-    """Whose statistics and conventions were used, as the run names it."""
+    """Path in the run of the dataset whose statistics and conventions were used."""
     suite: str
-    """Of the tasks."""
+    """Suite of the tasks."""
     seed: int
-    """Of the policy's noise and the simulator's draws."""
+    """Seed of the policy's noise and of the simulator."""
     execute_horizon: int
-    """Actions that were executed of every chunk."""
+    """Number of actions executed per chunk."""
     ensemble: float | None
-    """Decay of a temporal ensemble; None: there was none."""
+    """Decay of a temporal ensemble; None: no ensemble."""
     simulator: str
-    """Versions of its packages, and what renders."""
+    """Versions of the simulator's packages, and its renderer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
-    """One trial."""
+    """The result of one trial."""
 
     suite: str
-    """Such as `libero_spatial`."""
+    """Suite, such as `libero_spatial`."""
     task: int
-    """Its place in the suite, from 0."""
+    """Index of the task in the suite, from 0."""
     instruction: str
     """Instruction that the policy was given."""
     init: int
-    """The initial state: the number of the trial."""
+    """Index of the initial state, which is the number of the trial."""
     success: bool
-    """Whether the goal was reached within the suite's limit; False after an error, too."""
+    """Whether the goal was reached within the suite's limit; also False after an error."""
     steps: int
-    """Actions that were executed, without those of settling."""
+    """Number of executed actions, without the settling ones."""
     seconds: float
-    """Wall time, with whatever other trials ran beside it."""
+    """Wall time in seconds, with other trials running beside it."""
     seed: int
-    """As of the settings."""
+    """Seed of the policy's noise and of the simulator."""
     error: str | None = None
-    """What kept the trial from its end, twice; such a trial is run again by the same command."""
+    """The error in both attempts, if any; such a trial is repeated by the same command."""
     video: str | None = None
-    """File beside the results; None where none was kept."""
+    """Name of the video file beside the results; None if none was kept."""
     is_demonstrated: bool | None = None
-    """Whether a demonstration of the training data began in this state, so that the trial is not
-    held out; None where a dataset does not say."""
+    """Whether a training demonstration started from this initial state, so that the trial is not
+    held out; None if a dataset does not record it."""
 
     @property
     def place(self) -> tuple[int, int]:
-        """(task, initial state)."""
+        """Returns (task, initial state)."""
         return self.task, self.init
 
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """How long the policy took to answer, in the last session that asked it."""
+    """The policy's latency, in the last session that used it."""
 
     num_calls: int
-    """Batches that were predicted."""
+    """Number of predicted batches."""
     batch_size: int
-    """Environments of a batch: the simulators."""
+    """Environments per batch, which is the number of simulators."""
     mean_ms: float
-    """Of a batch, tokens included."""
+    """Mean time per batch in milliseconds, tokens included."""
     p50_ms: float
-    """Median."""
+    """Median time in milliseconds."""
     p95_ms: float
-    """95th percentile."""
+    """95th percentile of the time in milliseconds."""
     device: str
-    """That computed."""
+    """Device that computed it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What `results.json` holds."""
+    """The content of `results.json`."""
 
     run: str
-    """The run, as it was named."""
+    """Path of the run, as given."""
     settings: Settings
-    """Of all trials."""
+    """Settings of all trials."""
     inference: Inference | None
-    """None before the first session has ended."""
+    """Latency of the policy; None until the first session has ended."""
     trials: tuple[TrialResult, ...]
-    """By task and initial state."""
+    """Results of the trials, by task and initial state."""
 
     @property
     def tasks(self) -> dict[int, str]:
-        """Instruction by task."""
+        """Returns the instruction of each task."""
         return {trial.task: trial.instruction for trial in self.trials}
 
     @property
     def errors(self) -> tuple[TrialResult, ...]:
-        """Trials that were kept from their end."""
+        """Returns the trials that ended with an error."""
         return tuple(trial for trial in self.trials if trial.error is not None)
 
     @property
     def num_demonstrated(self) -> int:
-        """Trials that begin as a demonstration of the training data did."""
+        """Returns the number of trials that start from a demonstrated initial state."""
         return sum(trial.is_demonstrated is True for trial in self.trials)
 
     def of_task(self, task: int | None) -> tuple[TrialResult, ...]:
-        """The trials of a task; None: all."""
+        """Returns the trials of a task; None: all trials."""
         return tuple(trial for trial in self.trials if task in (None, trial.task))
 
     def rate(self, task: int | None = None) -> Rate:
-        """Of a task; None: of all trials. An error counts as a failure."""
+        """Returns the success rate of a task (None: of all); an error counts as a failure."""
         trials = self.of_task(task)
         return Rate(sum(trial.success for trial in trials), len(trials))
 
     def mean_steps(self, task: int | None = None) -> float | None:
-        """Of the successes; None where there is none."""
+        """Returns the mean number of steps of the successes; None if there are none."""
         steps = [trial.steps for trial in self.of_task(task) if trial.success]
         return sum(steps) / len(steps) if steps else None
 
     def adding(self, result: TrialResult) -> "Results":
-        """With another trial, in the place of one of the same task and initial state."""
+        """Returns the results with another trial, which replaces one of the same place."""
         kept = [trial for trial in self.trials if trial.place != result.place]
         trials = sorted([*kept, result], key=lambda trial: trial.place)
         return dataclasses.replace(self, trials=tuple(trials))
 
 
 class ResultsFile:
-    """The results in a folder, on the disk after every change.
+    """The results file in a folder, written after every change.
 
     Args:
-      folder: Where they are, or will be.
-      run: As it is named.
-      settings: Of the trials.
+      folder: The folder of the results.
+      run: Path of the run, as given.
+      settings: Settings of the trials.
     """
 
     def __init__(self, folder: pathlib.Path, run: str, settings: Settings) -> None:
@@ -161,11 +161,11 @@ class ResultsFile:
         self.results = Results(run, settings, None, ())
 
     def open(self) -> None:
-        """Reads what is there, if anything.
+        """Reads the existing results, if any.
 
         Raises:
-          UserError: Results of other settings; it names all that differ.
-          DataError: They are corrupt.
+          UserError: The results have other settings; all differences are listed.
+          DataError: The results are corrupt.
         """
         path = self.folder / RESULTS_NAME
         if path.exists():
@@ -174,19 +174,19 @@ class ResultsFile:
             self.results = dataclasses.replace(before, run=self.results.run)
 
     def pending(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Trials that are not there, or were kept from their end."""
+        """Returns the trials that have no result, or ended with an error."""
         done = {trial.place for trial in self.results.trials if trial.error is None}
         return [trial for trial in trials if (trial.task.index, trial.init) not in done]
 
     def add(self, result: TrialResult) -> None:
-        """Adds a trial."""
+        """Adds the result of a trial."""
         self.write(self.results.adding(result))
 
     def write(self, results: Results) -> None:
-        """Puts other results in the place of these.
+        """Replaces the results in the file.
 
         Raises:
-          UserError: They cannot be written.
+          UserError: The file cannot be written.
         """
         self.results = results
         path = self.folder / RESULTS_NAME
@@ -195,10 +195,10 @@ class ResultsFile:
 
 
 def read_results(folder: pathlib.Path) -> Results:
-    """The results in a folder.
+    """Reads the results in a folder.
 
     Raises:
-      DataError: They are missing or corrupt.
+      DataError: The results are missing or corrupt.
     """
     path = folder / RESULTS_NAME
     try:
@@ -212,25 +212,25 @@ def read_results(folder: pathlib.Path) -> Results:
 
 @contextlib.contextmanager
 def claimed(folder: pathlib.Path) -> Iterator[None]:
-    """A folder, made where it is missing, for this process alone while the block lasts.
+    """Claims a folder for this process while the block lasts, and creates it if needed.
 
     Raises:
-      UserError: It cannot be made, or another evaluation is at work in it.
+      UserError: It cannot be created, or another evaluation is using it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     refused = UserError(
         where=str(folder),
-        expected="no other evaluation at work in it",
+        expected="no other evaluation running in it",
         found="one",
-        remedy="Wait for it or stop it, or name another folder with --out.",
+        remedy="Wait for it or stop it, or choose another folder with --out.",
     )
     with locked(folder / _LOCK_NAME, refused):
         yield
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
-    """32 hex digits over all that a policy takes from a checkpoint."""
+    """Returns a checksum, 32 hex digits, of everything that a policy reads from a checkpoint."""
     return digest_json(
         {
             "params": digest_arrays(checkpoint.params),
@@ -249,7 +249,7 @@ def _check_same(before: Results, now: Results, path: pathlib.Path) -> None:
             where=str(path),
             expected=f"results of {now.run}, " + _listed(wanted, differing),
             found=f"those of {before.run}, " + _listed(then, differing),
-            remedy="Continue with the settings of before, or name another folder with --out.",
+            remedy="Use the earlier settings, or choose another folder with --out.",
         )
 
 

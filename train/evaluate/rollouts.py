@@ -1,8 +1,8 @@
-"""The loop: one policy, batched over simulators, until every trial has its result.
+"""The evaluation loop: one policy, batched over simulators, until every trial has a result.
 
-    every simulator that is under way answers -> one batch -> each executes what was predicted
+    every running simulator replies -> one batch of predictions -> each executes its actions
 
-A simulator renders when the policy is to look, and not at the other steps of a chunk.
+A simulator renders only the steps that the policy observes, not the other steps of a chunk.
 """
 
 import collections
@@ -25,22 +25,22 @@ from train.policy.execution import Execution
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
-"""Of a trial whose simulator is lost."""
+"""Attempts at a trial whose simulator process is lost."""
 _INITS = 1000
-"""More than a task has initial states."""
+"""Upper bound for the number of initial states of a task."""
 
 
 @runtime_checkable
 class Actor(Protocol):
-    """What acts; `train.policy.Policy` is one."""
+    """The interface of what acts; `train.policy.Policy` has it."""
 
     @property
     def window_size(self) -> int:
-        """Steps that it reads."""
+        """Returns the number of steps that it reads."""
         ...
 
     def reset(self, env: int, instruction: str) -> None:
-        """Starts an episode."""
+        """Starts an episode in an environment."""
         ...
 
     def observe(self, observations: Mapping[int, Observation]) -> None:
@@ -48,31 +48,31 @@ class Actor(Protocol):
         ...
 
     def infer(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """Chunks (h a) by environment."""
+        """Returns chunks (h a) by environment."""
         ...
 
     def forget(self, env: int) -> None:
-        """Drops an environment."""
+        """Drops an environment that has ended."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is done beside acting."""
+    """Settings of the rollouts."""
 
     seed: int
-    """For the results."""
+    """Seed to record in the results."""
     make_execution: Callable[[], Execution]
-    """A fresh way from chunks to actions, for an episode."""
+    """Makes a new execution of chunks, for each episode."""
     make_film: Callable[[Trial], Film] | None = None
-    """Of a trial's video; None: there are none."""
+    """Starts the video of a trial; None: no videos."""
     kept: Kept = "all"
-    """Videos that stay."""
+    """Trials whose videos are kept."""
 
 
 @dataclasses.dataclass
 class _Episode:
-    """A trial under way."""
+    """A running trial."""
 
     trial: Trial
     attempt: int
@@ -83,18 +83,18 @@ class _Episode:
 
     @functools.cached_property
     def env(self) -> int:
-        """The policy's number for it: the same whenever and wherever it runs, so is its noise."""
+        """Returns the policy's environment number, which fixes the noise wherever it runs."""
         return self.trial.task.index * _INITS + self.trial.init
 
 
 class Rollouts:
-    """Trials of one policy in a pool of simulators.
+    """Runs trials of one policy in a pool of simulators.
 
     Args:
-      policy: What acts.
-      pool: The simulators; their worker processes are used alike.
-      options: What is done beside.
-      on_result: Told each trial when it has ended.
+      policy: The policy that acts.
+      pool: The simulators; it does not matter which worker runs a trial.
+      options: Settings of the rollouts.
+      on_result: Called with each trial's result when the trial has ended.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Rollouts:
         """Runs trials to their ends.
 
         Raises:
-          UserError: An observation or action that does not fit, or a task that cannot be built.
+          UserError: An observation or action does not fit, or a task cannot be built.
         """
         self._waiting = collections.deque(trials)
         try:
@@ -130,7 +130,7 @@ class Rollouts:
                     episode.film.drop()
 
     def _begin_next(self, worker: int) -> None:
-        """Gives a worker the next trial, if there is one."""
+        """Starts the next trial in a worker, if there is one."""
         self._episodes.pop(worker, None)
         if self._waiting:
             self._begin(worker, self._waiting.popleft(), attempt=1)
@@ -144,7 +144,7 @@ class Rollouts:
         self._pool.begin(worker, trial)
 
     def _continued(self, answer: Reply | Lost) -> Reply | None:
-        """The answer of a worker that waits for actions; of others, what follows is begun."""
+        """Returns a worker's reply if it waits for actions; otherwise starts what comes next."""
         episode = self._episodes[answer.worker]
         if isinstance(answer, Lost):
             self._lose(answer, episode)
@@ -156,7 +156,7 @@ class Rollouts:
         return answer
 
     def _act(self, replies: list[Reply]) -> None:
-        """Predicts for all who wait, in one batch, and lets them act."""
+        """Predicts for all waiting environments in one batch, and sends them their actions."""
         if not replies:
             return
         episodes = {reply.worker: self._episodes[reply.worker] for reply in replies}
@@ -172,7 +172,7 @@ class Rollouts:
             self._pool.act(worker, actions, num_observed=self._policy.window_size)
 
     def _observe_earlier(self, replies: list[Reply], episodes: dict[int, _Episode]) -> None:
-        """Shows the policy the steps of its window before the latest, oldest first."""
+        """Gives the policy the earlier steps of its window, oldest first."""
         for number in range(max(len(reply.observations) for reply in replies) - 1):
             seen = {
                 episodes[reply.worker].env: reply.observations[number]
@@ -182,7 +182,7 @@ class Rollouts:
             self._policy.observe(seen)
 
     def _lose(self, lost: Lost, episode: _Episode) -> None:
-        """Once more, or an error."""
+        """Repeats a lost trial once, then records an error."""
         _log.warning("%s", lost.error)
         if episode.attempt < _ATTEMPTS:
             if episode.film is not None:
@@ -196,7 +196,7 @@ class Rollouts:
     def _end(
         self, worker: int, episode: _Episode, outcome: Outcome, error: str | None = None
     ) -> None:
-        """Tells the result and begins the next trial."""
+        """Reports the result and starts the next trial."""
         trial = episode.trial
         self._policy.forget(episode.env)
         result = TrialResult(
@@ -211,7 +211,7 @@ class Rollouts:
             error=error,
             video=self._kept_video(episode.film, outcome, error),
         )
-        self._begin_next(worker)  # the simulator works while the result is written
+        self._begin_next(worker)  # first, so that the simulator runs while the result is written
         self._on_result(result)
 
     def _kept_video(self, film: Film | None, outcome: Outcome, error: str | None) -> str | None:

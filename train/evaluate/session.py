@@ -1,4 +1,4 @@
-"""One policy's evaluation: everything is checked first, then the trials that are left are run."""
+"""Evaluates one policy: checks everything first, then runs the remaining trials."""
 
 import dataclasses
 import functools
@@ -32,47 +32,47 @@ from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.spec import PolicySpec
 
 _IMAGE_SIZE = (256, 256)
-"""Of the simulator's pictures where a checkpoint does not say: that of the published sets."""
+"""Size of the simulator's images, if a checkpoint does not record it; as in the published sets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of every policy that is evaluated."""
+    """The settings for every policy that is evaluated."""
 
     suite: str
-    """Of the tasks."""
+    """Suite of the tasks."""
     trials: tuple[Trial, ...]
-    """By task and initial state."""
+    """Trials, by task and initial state."""
     seed: int = 0
-    """Of the policy's noise and the simulator's draws."""
+    """Seed of the policy's noise and of the simulator."""
     execute_horizon: int | None = None
-    """Actions that are executed of a chunk; None: all."""
+    """Number of actions executed per chunk; None: all."""
     ensemble: float | None = None
-    """Decay of a temporal ensemble; None: there is none."""
+    """Decay of a temporal ensemble; None: no ensemble."""
     dataset: str | None = None
-    """Whose statistics and conventions are used."""
+    """Path or name of the dataset whose statistics and conventions are used."""
     num_workers: int = 1
-    """Simulators, and environments of a batch."""
+    """Number of simulators, which is the number of environments per batch."""
     videos: Kept = "all"
     """Trials whose videos are kept."""
     weights: str | None = None
-    """Where the encoder's weights are now."""
+    """Where the token encoder's weights are now; None: where they were for the dataset."""
     token_dataset: str | None = None
-    """Where the dataset with the encoder's projection is now."""
+    """Where the dataset with the encoder's projection is now; None: its path in the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstrated:
-    """Whether a trial's initial state is one that a policy was shown in training."""
+    """Finds out whether training showed a trial's initial state to the policy."""
 
     places: frozenset[Place]
-    """Those that demonstrations are known to have begun in."""
+    """Initial states from which demonstrations are known to have started."""
     is_complete: bool
-    """Whether every dataset says where its demonstrations began."""
+    """Whether every dataset records where its demonstrations started."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Demonstrated":
-        """As the provenance of a checkpoint's datasets says; the published sets say nothing."""
+        """Reads it from the provenance of the checkpoint's datasets; published sets lack it."""
         said = [
             places_in(values.get("provenance", {}).get(INITIAL_STATES, ""))
             for values in checkpoint.datasets.values()
@@ -80,24 +80,24 @@ class Demonstrated:
         return cls(frozenset[Place]().union(*filter(None, said)), None not in said)
 
     def __call__(self, place: Place) -> bool | None:
-        """None where it cannot be known."""
+        """Returns whether the place was demonstrated; None if it is not known."""
         if place in self.places:
             return True
         return False if self.is_complete else None
 
 
 class Evaluation:
-    """The evaluation of one policy, checked as far as can be without running it.
+    """The evaluation of one policy; everything is checked that can be without running it.
 
     Args:
-      run: Directory of the run.
-      step: Of its checkpoint; None: the last.
-      request: What is asked.
-      installation: The simulator.
-      folder: Of the results; None: one in the run's directory, named by suite and step.
+      run: The run directory.
+      step: Training step of the checkpoint; None: the last one.
+      request: The settings.
+      installation: The simulator's installation.
+      folder: Folder of the results; None: one in the run directory, named by suite and step.
 
     Raises:
-      UserError: No such checkpoint, or conventions that the simulator cannot honour.
+      UserError: There is no such checkpoint, or the simulator does not support its conventions.
       DataError: The checkpoint is corrupt.
     """
 
@@ -123,11 +123,11 @@ class Evaluation:
         self._policy: Policy | None = None
 
     def prepare(self) -> None:
-        """Reads what is in the folder, which this process has claimed, and loads the policy.
+        """Reads the results in the folder, which this process has claimed, and loads the policy.
 
         Raises:
-          UserError: Other results in the folder, a policy that reads what the simulator does not
-            show, or an encoder's weights that are not there.
+          UserError: The folder holds other results, the policy reads what the simulator does not
+            show, or an encoder's weights are missing.
           DataError: The results, the weights or a projection are corrupt.
         """
         self._file.open()
@@ -136,11 +136,11 @@ class Evaluation:
 
     @property
     def results(self) -> Results:
-        """As they are on the disk."""
+        """Returns the results in the file."""
         return self._file.results
 
     def run(self) -> None:
-        """Runs the trials that are left.
+        """Runs the remaining trials.
 
         Raises:
           UserError: The policy diverged, or a task's assets are missing.
@@ -191,7 +191,7 @@ class Evaluation:
         num_workers = min(request.num_workers, len(self._pending))
         config = PolicyConfig(batch_size=num_workers, seed=request.seed)
         policy = Policy(checkpoint, request.dataset, config, encoder)
-        self._make_env(policy)()  # refuses what it cannot show; builds no simulator yet
+        self._make_env(policy)()  # fails if it lacks observations; builds no simulator yet
         return policy
 
     def _make_env(self, policy: Policy) -> Callable[[], Env]:
@@ -219,7 +219,7 @@ class Evaluation:
         )
 
     def _note_inference(self, policy: Policy) -> None:
-        """Writes how long the policy took."""
+        """Writes the policy's latency to the results."""
         latency = policy.latency
         if not latency.num_calls:
             return
@@ -235,10 +235,10 @@ class Evaluation:
 
 
 def image_size(policy: Policy) -> tuple[int, int]:
-    """Height and width of the pictures that a policy was trained on.
+    """Returns height and width of the images that a policy was trained on.
 
     Raises:
-      UserError: Its cameras differ in it.
+      UserError: Its cameras differ in size.
     """
     known = {name: spec for name, spec in policy.expected.items() if name in CAMERAS}
     shapes = {name: spec.shape for name, spec in known.items() if spec is not None}

@@ -1,34 +1,34 @@
-"""What a count of successes says of the rate behind it, and of two policies on the same trials."""
+"""Statistics of success counts: an interval for the rate, and a test of two policies."""
 
 import dataclasses
 import math
 
 Z_95 = 1.959963984540054
-"""Of the normal distribution: 95 % lie within so many standard deviations."""
+"""Number of standard deviations that hold 95 % of a normal distribution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Successes of independent trials."""
+    """A count of successes in independent trials."""
 
     num_successes: int
-    """Trials that reached the goal."""
+    """Number of trials that reached the goal."""
     num_trials: int
-    """All trials."""
+    """Number of all trials."""
 
     @property
     def value(self) -> float:
-        """Share of successes; NaN without trials."""
+        """Returns the fraction of successes; NaN without trials."""
         return self.num_successes / self.num_trials if self.num_trials else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's interval for the rate, of 95 %; (0, 1) without trials.
+        """Returns Wilson's 95 % interval for the rate; (0, 1) without trials.
 
         48 of 50     0.8654 to 0.9890
         50 of 50     0.9287 to 1
 
-        Source: Wilson 1927; unlike the normal one it holds near 0 and 1, and for few trials.
+        Source: Wilson 1927; unlike the normal interval, it holds near 0 and 1 and for few trials.
         """
         n, z = self.num_trials, Z_95
         if n == 0:
@@ -40,20 +40,20 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Two policies on the same trials."""
+    """The outcomes of two policies on the same trials."""
 
     both: int = 0
-    """Trials at which both succeeded."""
+    """Number of trials at which both succeeded."""
     only_first: int = 0
-    """Trials at which the first one alone succeeded."""
+    """Number of trials at which only the first succeeded."""
     only_second: int = 0
-    """Trials at which the second one alone succeeded."""
+    """Number of trials at which only the second succeeded."""
     neither: int = 0
-    """Trials at which none succeeded."""
+    """Number of trials at which neither succeeded."""
 
     @classmethod
     def of(cls, outcomes: list[tuple[bool, bool]]) -> "Paired":
-        """Counts the pairs of successes of the first and the second policy."""
+        """Counts pairs of outcomes of the first and the second policy."""
         return cls(
             both=outcomes.count((True, True)),
             only_first=outcomes.count((True, False)),
@@ -63,15 +63,15 @@ class Paired:
 
     @property
     def num_trials(self) -> int:
-        """Pairs."""
+        """Returns the number of pairs."""
         return self.both + self.only_first + self.only_second + self.neither
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test, two-sided: 1 where the policies never differ.
+        """Returns the p-value of McNemar's exact two-sided test; 1 if the policies never differ.
 
-        Of two equally good policies, a trial at which one alone succeeds is as likely either's: the
-        probability of a split at least as uneven as this one.
+        If the policies are equally good, a trial at which only one succeeds is equally likely to be
+        either's: this is the probability of a split at least as uneven as the observed one.
 
         Source: McNemar 1947; the exact form is the sign test on the trials that differ.
         """

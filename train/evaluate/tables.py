@@ -1,4 +1,4 @@
-"""What is printed at the end."""
+"""Formats the tables that are printed at the end of an evaluation."""
 
 from train.evaluate.compare import Comparison
 from train.evaluate.results import Results
@@ -8,18 +8,18 @@ Row = tuple[str, ...]
 
 
 def percent(share: float) -> str:
-    """Such as `97.4 %`."""
+    """Formats a fraction like `97.4 %`."""
     return f"{100 * share:.1f} %"
 
 
 def interval(rate: Rate) -> str:
-    """Such as `86.5 to 98.9 %`."""
+    """Formats an interval like `86.5 to 98.9 %`."""
     low, high = rate.interval
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def success_table(results: Results) -> str:
-    """A line a task and one of all."""
+    """Formats one line per task, and one for all tasks."""
     header = ("task", "success", "rate", "95 % interval", "steps", "instruction")
     rows = [
         _success_row(results, task, str(task), instruction)
@@ -28,7 +28,7 @@ def success_table(results: Results) -> str:
     rows.append(_success_row(results, None, "all", ""))
     lines = aligned([header, *rows])
     lines += [
-        f"error: {t.suite} task {t.task}, initial state {t.init}, counted as no success: {t.error}"
+        f"error: {t.suite} task {t.task}, initial state {t.init}, counted as a failure: {t.error}"
         for t in results.errors
     ]
     if results.num_demonstrated:
@@ -37,7 +37,7 @@ def success_table(results: Results) -> str:
 
 
 def demonstrated(results: Results) -> str:
-    """How many trials are none of generalisation, in a sentence."""
+    """Describes in a sentence how many trials do not test generalisation."""
     return (
         f"{results.num_demonstrated} of {len(results.trials)} trials start from an initial state "
         "that a demonstration of the training data started from."
@@ -45,7 +45,7 @@ def demonstrated(results: Results) -> str:
 
 
 def paired_table(comparison: Comparison) -> str:
-    """A line a task and one of all, and the test."""
+    """Formats one line per task, one for all tasks, and the test."""
     header = ("task", "pairs", "both", "only first", "only second", "neither")
     rows = [_paired_row(str(task), paired) for task, paired in comparison.tasks.items()]
     rows.append(_paired_row("all", comparison.total))
@@ -53,16 +53,16 @@ def paired_table(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """The test in a sentence."""
+    """Describes the test in a sentence."""
     paired = comparison.total
     return (
-        f"McNemar's exact test: p = {comparison.p_value:.4g}; {paired.only_first} trials that the "
-        f"first policy alone succeeded at, {paired.only_second} the second."
+        f"McNemar's exact test: p = {comparison.p_value:.4g}; only the first policy succeeded "
+        f"at {paired.only_first} trials, only the second at {paired.only_second}."
     )
 
 
 def aligned(rows: list[Row]) -> list[str]:
-    """Cells below each other, two spaces between columns."""
+    """Aligns cells in columns, with two spaces between columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,6 +1,6 @@
-"""A video of each trial: the pictures that the policy saw, its cameras beside each other.
+"""Writes a video of each trial: the images that the policy saw, its cameras side by side.
 
-H.264, which every player and browser shows.
+Videos are H.264, which every player and browser shows.
 """
 
 import fractions
@@ -22,16 +22,16 @@ _OUTCOMES = ("success", "failure", "error")
 _CODEC = "libx264"
 _OPTIONS = {"preset": "veryfast", "crf": "20"}
 _LARGEST_DENOMINATOR = 1000
-"""Of the frames a second, which a file holds as a fraction."""
+"""Largest denominator of the frames per second, which a file stores as a fraction."""
 
 
 class Film:
-    """The video of a trial under way; a file that is there when the trial has ended, or not at all.
+    """The video of a running trial; its file is complete or absent when the trial has ended.
 
     Args:
-      folder: Where it will be.
-      trial: Which one.
-      frames_per_s: Pictures a second; real time where it is how often the policy was asked.
+      folder: The folder of the file.
+      trial: The trial.
+      frames_per_s: Frames per second; the video is in real time if it is the policy's rate.
     """
 
     def __init__(self, folder: pathlib.Path, trial: Trial, frames_per_s: float) -> None:
@@ -39,40 +39,40 @@ class Film:
         self._recording: _Recording | None = None
 
     def add(self, observation: Observation) -> None:
-        """Adds what the policy saw; nothing where it saw no picture.
+        """Adds the policy's images at a step; nothing if it saw none.
 
         Raises:
-          UserError: No video can be written.
+          UserError: Videos cannot be written.
         """
         images = [observation[name] for name in CAMERAS if name in observation]
         if not images:
             return
-        picture = beside(images)
+        frame = beside(images)
         if self._recording is None:
-            self._recording = self._begun(width=picture.shape[1], height=picture.shape[0])
-        self._recording.add(picture)
+            self._recording = self._begun(width=frame.shape[1], height=frame.shape[0])
+        self._recording.add(frame)
 
     def keep(self, outcome: str) -> str | None:
-        """Ends it; returns its name, or None where nothing was seen.
+        """Finishes the file; returns its name, or None if no image was added.
 
         Args:
-          outcome: `success`, `failure` or `error`.
+          outcome: The outcome, `success`, `failure` or `error`.
 
         Raises:
-          UserError: It cannot be written.
+          UserError: The file cannot be written.
         """
         recording, self._recording = self._recording, None
         if recording is None:
             return None
         recording.finish()
         name = f"{video_stem(self._trial)}-{outcome}.mp4"
-        for other in _OUTCOMES:  # of an error that this trial makes good
+        for other in _OUTCOMES:  # a repeated trial may leave the video of its error
             (self._folder / f"{video_stem(self._trial)}-{other}.mp4").unlink(missing_ok=True)
         recording.path.replace(self._folder / name)
         return name
 
     def drop(self) -> None:
-        """Ends it without a file."""
+        """Ends the video without a file."""
         recording, self._recording = self._recording, None
         if recording is not None:
             recording.path.unlink(missing_ok=True)
@@ -81,13 +81,13 @@ class Film:
         stem = video_stem(self._trial)
         for left in self._folder.glob(f".{stem}.*.mp4"):
             if temporary_of(left.with_suffix(".tmp").name) == stem:
-                left.unlink()  # of a process that was killed
+                left.unlink()  # left by a process that was killed
         path = temporary_path(self._folder / stem).with_suffix(".mp4")
         return _Recording(path, width, height, self._frames_per_s)
 
 
 class _Recording:
-    """A file that frames are added to; whole when it is finished."""
+    """A file to add frames to; it is complete once it is finished."""
 
     def __init__(self, path: pathlib.Path, width: int, height: int, frames_per_s: float) -> None:
         self.path = path
@@ -95,7 +95,8 @@ class _Recording:
         rate = fractions.Fraction(frames_per_s).limit_denominator(_LARGEST_DENOMINATOR)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # The index comes first, so that a browser starts before it has all of it.
+            # The index comes first, so that a browser can start before it has loaded the whole
+            # file.
             self._container = self._av.open(
                 str(path), "w", format="mp4", options={"movflags": "faststart"}
             )
@@ -104,8 +105,8 @@ class _Recording:
             self._stream.pix_fmt = "yuv420p"
             self._container.start_encoding()
 
-    def add(self, picture: np.ndarray) -> None:
-        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+    def add(self, image: np.ndarray) -> None:
+        frame = self._av.VideoFrame.from_ndarray(image, format="rgb24")
         with writing(self.path):
             self._container.mux(self._stream.encode(frame))
 
@@ -116,23 +117,23 @@ class _Recording:
 
 
 def video_stem(trial: Trial) -> str:
-    """Such as `libero_spatial-0-07`."""
+    """Returns a name such as `libero_spatial-0-07`."""
     return f"{trial.task.suite}-{trial.task.index}-{trial.init:02d}"
 
 
 def beside(images: list[np.ndarray]) -> np.ndarray:
-    """uint8 (y, x, 3): pictures next to each other, smaller ones above black; sides even.
+    """Places images side by side, uint8 (y, x, 3), smaller ones above black, with even sides.
 
-    An encoder that halves the colours needs even sides.
+    The encoder needs even sides, because it halves the resolution of the colours.
     """
     height = max(image.shape[0] for image in images)
     width = sum(image.shape[1] for image in images)
-    picture = np.zeros((height + height % 2, width + width % 2, 3), np.uint8)
+    frame = np.zeros((height + height % 2, width + width % 2, 3), np.uint8)
     left = 0
     for image in images:
-        picture[: image.shape[0], left : left + image.shape[1]] = image
+        frame[: image.shape[0], left : left + image.shape[1]] = image
         left += image.shape[1]
-    return picture
+    return frame
 
 
 def _import_av() -> Any:

@@ -272,7 +272,8 @@ class OctoModule(nn.Module):
           noise: The random numbers from `draw_training_noise`; None for a head that needs none.
 
         Raises:
-          UserError: As for `loss`; or tokens to align with are missing or do not match the config.
+          UserError: `loss` would raise it, or tokens to align with are missing or do not match the
+            config.
         """
         groups = self(batch["observation"], batch["task"])
         loss = self._head_loss(groups, batch, noise)

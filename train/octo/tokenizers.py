@@ -72,7 +72,7 @@ def check_array(
         whole = f"({' '.join([*axes, *map(str, shape)])})"
         raise UserError(
             where=f"batch, {where}",
-            expected=f"{' or '.join(dtypes)} {whole}, as the model config says",
+            expected=f"{' or '.join(dtypes)} {whole}, as in the model config",
             found=f"{array.dtype}{list(array.shape)}",
             remedy="Change the model config to the size of the data, or the data to the config's",
         )

@@ -352,17 +352,17 @@ def _predict(  # noqa: PLR0913  (a program's inputs)
     model: OctoConfig,
     window_size: int,
 ) -> jax.Array:
-    """Normalised chunks (b h a). Policies of one model share its program, whatever their weights.
+    """Samples normalised chunks (b h a); policies share this program, whatever their weights.
 
     Args:
-      params: Of the model.
-      batch: What the model reads, a row per environment.
-      embeddings: Of the instructions, (b n d); None where the model reads no language.
-      base_key: Of the noise.
+      params: Parameters of the model.
+      batch: The batch that the model reads, one row per environment.
+      embeddings: Embedded instructions, (b n d); None if the model reads no language.
+      base_key: Key of the noise.
       envs: Numbers of the environments, (b).
-      counts: How often each was asked since its reset, (b).
-      model: The model.
-      window_size: Steps that it reads.
+      counts: Number of chunks predicted in each since its reset, (b).
+      model: Config of the model.
+      window_size: Number of steps that the model reads.
     """
     keys = jax.vmap(_noise_key, in_axes=(None, 0, 0))(base_key, envs, counts)
     inputs = to_model_size(batch, model)

@@ -1,4 +1,4 @@
-"""The page that a run leaves in its directory: how it learned, how well, and of what it is made."""
+"""The page in a run directory: how the run learned, how well it does, and its inputs."""
 
 from train.report.page import REPORT_NAME, write_report
 

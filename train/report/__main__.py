@@ -1,6 +1,6 @@
-"""`python -m train.report RUN`: writes the page of a run, of what its directory holds now.
+"""`python -m train.report RUN`: writes the page of a run from its directory.
 
-Where a complete run lacks its last validation or the chunks of an episode, they are made first,
+If a complete run lacks its last validation or the chunks of an episode, they are computed first,
 from its last checkpoint.
 """
 
@@ -21,10 +21,10 @@ from train.report.page import write_report
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Writes RUN/report.html: how a run learned, how well, and of what it is made.
+    """Writes RUN/report.html: how a run learned, how well it does, and its inputs.
 
-    Where a complete run lacks its last validation or the chunks of an episode, they are made from
-    its last checkpoint and its data; --config flags of the run then change its config, such as
+    If a complete run lacks its last validation or the chunks of an episode, they are computed from
+    its last checkpoint and its data. The run's --config flags then change its config, such as
     --config.data.datasets.0.path for data that was moved.
     """
 
@@ -36,14 +36,14 @@ class Args:
 
 @dataclasses.dataclass(frozen=True)
 class _Changes:
-    """Flags that change the config of the run."""
+    """The flags that change the config of the run."""
 
     config: Annotated[TrainConfig, tyro.conf.FlagConversionOff]
-    """Of the run's last checkpoint."""
+    """Config in the run's last checkpoint."""
 
 
 def main() -> None:
-    """Parses the command line, writes, and prints the page's path."""
+    """Parses the command line, writes the page and prints its path."""
     prog = program("train.report")
     with user_errors_exit():
         args, changes = tyro.cli(Args, prog=prog, return_unknown_args=True)
@@ -51,12 +51,12 @@ def main() -> None:
         try:
             make_up(args.run, lambda config: _changed(config, changes, prog))
         except UserError as error:
-            sys.stderr.write(f"the page lacks what only the data can show: {error}\n")
+            sys.stderr.write(f"the page lacks what needs the data: {error}\n")
         show(f"{write_report(args.run)}\n")
 
 
 def _check(changes: Sequence[str]) -> None:
-    """Raises where arguments are none of the config."""
+    """Raises an error if an argument is not a flag of the config."""
     if changes and not changes[0].startswith("--config."):
         raise UserError(
             where="command line",

@@ -1,4 +1,4 @@
-"""Draws curves with matplotlib as SVG; the words around them are the page's."""
+"""Draws charts with matplotlib as SVG; titles and legends are in the page."""
 
 import dataclasses
 import io
@@ -21,18 +21,18 @@ _POINTS_A_PIXEL = 0.75
 _INCHES_A_PIXEL = 1 / 96
 _FONT_PX = 11.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 22, 10, 36
-"""Pixels around the axes."""
+"""Margins around the axes, in pixels."""
 _MAX_MARKED = 30
-"""Points of a line up to which each has a marker."""
+"""Largest number of points for which a line gets markers."""
 _PIXELS_A_TICK = 85
 _PIXELS_A_BIN = 2
-"""Of a thinned curve: its lowest and highest point stand in so many."""
+"""Pixels per bin of a thinned curve; a bin keeps its lowest and highest point."""
 _MARK_HEIGHT = 0.03
-"""Of marks above the foot of the axes, as a share of these."""
+"""Height of marks above the bottom of the axes, as a fraction of the axes."""
 _SHORT_LOG = 1e3
-"""Largest over smallest value up to which a logarithmic axis has ticks between powers of ten."""
+"""Largest ratio of values for which a logarithmic axis gets ticks between powers of ten."""
 _LOG_TICKS = {False: (1.0,), True: (1.0, 2.0, 5.0)}
-"""Multiples of powers of ten with a tick, by whether the axis is short."""
+"""Multiples of powers of ten that get a tick, by whether the axis is short."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -61,7 +61,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a chart, in CSS pixels."""
+    """Width and height of a chart, in CSS pixels."""
 
     width: int
     height: int
@@ -69,27 +69,27 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Points of a curve by step."""
+    """The points of a curve by training step."""
 
     steps: np.ndarray
-    """(n), ascending."""
+    """Training steps (n), ascending."""
     values: np.ndarray
-    """(n); points that are not finite are not drawn."""
+    """Values (n); points that are not finite are not drawn."""
     color: str = BLUE
-    """Of the line."""
+    """Colour of the line."""
 
 
 def draw_loss(
     train: Line, validation: Line, skipped: np.ndarray, size: Size, last_step: int
 ) -> str:
-    """The loss of every step, pale, and smoothed; that of validations; marks of skipped updates.
+    """Draws the loss of every training step, smoothed too, of validations, and skipped updates.
 
     Args:
-      train: Of every step.
-      validation: Of every validation; may be empty.
-      skipped: Steps whose update was not applied.
-      size: Of the chart.
-      last_step: Where the axis ends.
+      train: The loss of every training step.
+      validation: The loss of every validation; may be empty.
+      skipped: The training steps whose update was skipped.
+      size: The size of the chart.
+      last_step: The training step at which the axis ends.
     """
     steps, values = finite(train.steps, train.values)
 
@@ -109,14 +109,14 @@ def draw_loss(
 def draw_curve(
     line: Line, size: Size, last_step: int, *, smoothed: bool = False, from_zero: bool = False
 ) -> str:
-    """One curve.
+    """Draws one curve.
 
     Args:
       line: The curve.
-      size: Of the chart.
-      last_step: Where the axis ends.
-      smoothed: Draws the points pale and their smoothed curve over them.
-      from_zero: Draws a linear axis that starts at 0.
+      size: The size of the chart.
+      last_step: The training step at which the axis ends.
+      smoothed: Whether to draw the points pale, and their smoothed curve over them.
+      from_zero: Whether to draw a linear axis that starts at 0.
     """
     steps, values = finite(line.steps, line.values)
 
@@ -134,13 +134,13 @@ def draw_curve(
 
 
 def draw_chunks(actions: np.ndarray, chunks: np.ndarray, every: int, size: Size) -> str:
-    """The recorded values of one dimension as a line, and chunks as segments from their dots.
+    """Draws recorded values of one dimension as a line, and chunks as segments from dots.
 
     Args:
-      actions: (steps).
-      chunks: (steps, horizon): sampled at each step; what lies beyond the episode is not drawn.
-      every: Steps from a drawn chunk to the next.
-      size: Of the chart.
+      actions: Recorded values (steps).
+      chunks: Chunks sampled at each step (steps, horizon); values beyond the episode are not drawn.
+      every: Steps between drawn chunks.
+      size: The size of the chart.
     """
     num_steps = len(actions)
     starts = np.arange(0, num_steps, every)
@@ -169,7 +169,7 @@ def _plot(axes: Axes, line: Line, width: float) -> None:
 
 
 def _scale(axes: Axes, values: np.ndarray) -> None:
-    """A logarithmic axis where that is read more easily, else a linear one."""
+    """Makes the axis logarithmic if that is easier to read, else linear."""
     if not has_log_scale(values):
         _pad(axes, values)
         _number_ticks(axes)
@@ -182,7 +182,7 @@ def _scale(axes: Axes, values: np.ndarray) -> None:
 
 
 def _pad(axes: Axes, values: np.ndarray) -> None:
-    """The range of the values with a little room, and never empty."""
+    """Sets the axis to the range of the values, with some padding, never empty."""
     shown = values[np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
@@ -194,7 +194,7 @@ def _number_ticks(axes: Axes) -> None:
 
 
 def draw_axes(paint: Callable[[Axes], None], size: Size) -> str:
-    """An SVG whose axes leave room for tick labels and one line below."""
+    """Draws an SVG whose axes leave room for tick labels and one line below."""
     with rc_context(_STYLE):
         inches = size.width * _INCHES_A_PIXEL, size.height * _INCHES_A_PIXEL
         figure = Figure(figsize=inches, dpi=72, facecolor="none")
@@ -204,7 +204,7 @@ def draw_axes(paint: Callable[[Axes], None], size: Size) -> str:
 
 
 def _draw(paint: Callable[[Axes], None], size: Size, last_step: int) -> str:
-    """An SVG with steps along its axis."""
+    """Draws an SVG with training steps along its axis."""
 
     def paint_over_steps(axes: Axes) -> None:
         paint(axes)

@@ -1,27 +1,27 @@
-"""The one palette of the page and its charts, for light and dark screens, and its fonts."""
+"""The colours and fonts of the page and its charts, for light and dark screens."""
 
 from collections.abc import Mapping
 
 PAPER = "#ffffff"
-"""Background."""
+"""Background colour."""
 INK = "#1f2630"
-"""Text, and what was recorded."""
+"""Colour of text and of recorded values."""
 GREY = "#5d6673"
-"""Words of less weight; 5.8:1 on white."""
+"""Colour of secondary text; its contrast is 5.8:1 on white."""
 PALE = "#dde2e8"
-"""Hairlines."""
+"""Colour of thin lines."""
 WASH = "#f5f7f9"
-"""Behind what belongs together."""
+"""Background colour of groups."""
 BLUE = "#20639b"
-"""Training."""
+"""Colour of training."""
 PALE_BLUE = "#b9cfe3"
-"""Training, step by step."""
+"""Colour of single training steps."""
 ORANGE = "#b8572a"
-"""Validation, and what the model predicts."""
+"""Colour of validation and predictions."""
 PALE_ORANGE = "#e8c4b0"
-"""Bars of validation."""
+"""Colour of validation bars."""
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-"""The system's own, for the page and for text in charts."""
+"""The system's own fonts, for the page and for text in charts."""
 
 _NAMES: Mapping[str, tuple[str, str]] = {
     PAPER: ("paper", "#14181d"),
@@ -34,7 +34,7 @@ _NAMES: Mapping[str, tuple[str, str]] = {
     ORANGE: ("orange", "#e8905f"),
     PALE_ORANGE: ("pale-orange", "#6a4632"),
 }
-"""Name of each colour in style sheets, and what stands for it on a dark screen."""
+"""Name in style sheets of each colour, and its replacement on a dark screen."""
 
 
 def _variables(place: int) -> str:
@@ -46,14 +46,14 @@ VARIABLES = f"""
 :root {{ color-scheme: light dark; {_variables(0)} }}
 @media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
 """
-"""CSS that gives each colour its name, by what the reader's system prefers; paper stays light."""
+"""CSS variables of the colours, by the reader's preferred scheme; print stays light."""
 
 
 def named(svg: str) -> str:
-    """A chart whose colours follow the reader's system: by name, each with itself to fall back on.
+    """Replaces a chart's colours by CSS variables, each with the colour itself as fallback.
 
     Args:
-      svg: Its colours are those above.
+      svg: A chart in the colours above.
     """
     for color, (name, _) in _NAMES.items():
         svg = svg.replace(color, f"var(--{name}, {color})")

@@ -1,4 +1,4 @@
-"""Sections that show what the model saw and did: chunks along an episode, frames, step 0."""
+"""Sections on what the model saw and did: chunks along an episode, frames, and step 0."""
 
 import io
 
@@ -15,18 +15,18 @@ from train.report.quality import NOTHING_HELD_OUT
 from train.validation import EpisodePrediction
 
 _MAX_CHUNKS = 40
-"""Chunks that are drawn in a panel."""
+"""Largest number of chunks drawn in a panel."""
 _MAX_FRAME_PIXELS = 256
-"""Longer side of a frame on the page."""
+"""Longer side of a frame on the page, in pixels."""
 _MAX_VIEWS_BYTES = 800_000
-"""Of a picture that goes into the page as it is; a larger one becomes a JPEG."""
+"""Largest size of an image that is embedded unchanged; a larger one becomes a JPEG."""
 _MAX_VIEWS_PIXELS = 2240
-"""Width of that JPEG."""
+"""Width of that JPEG, in pixels."""
 _QUALITY = 85
 
 
 def episode_section(run: RunFiles) -> Html:
-    """Recorded actions and predicted chunks along an episode, and frames of it."""
+    """Shows recorded actions and predicted chunks along an episode, and frames of it."""
     title, episode = "Predicted actions along an episode", run.episode
     if episode is None:
         reason = NOTHING_HELD_OUT if run.setting("data.validation_fraction") == 0 else None
@@ -54,12 +54,12 @@ def episode_section(run: RunFiles) -> Html:
 
 
 def views_section(run: RunFiles) -> Html:
-    """The camera images of step 0."""
+    """Shows the camera images of step 0."""
     title = "What the model saw at step 0"
     if run.views is None:
         reason = f"The camera images of step 0 were not saved: {VIEWS_NAME} is missing."
         return section(title, absent(reason), anchor="views")
-    about = note("Camera images of the first batch as the model took them: resized and augmented.")
+    about = note("Camera images of the first batch as the model read them: resized and augmented.")
     alt = "Camera images of the first samples, after augmentation."
     image = tag("img", src=_views_uri(run.views), alt=alt, class_="views")
     scrolled = tag("div", image, class_="scroll", tabindex=0, role="region", aria_label=alt)
@@ -67,7 +67,7 @@ def views_section(run: RunFiles) -> Html:
 
 
 def chunk_interval(num_steps: int, horizon: int) -> int:
-    """Steps from a drawn chunk to the next: chunks do not overlap, and are not too many to see.
+    """Returns the steps between drawn chunks: they do not overlap, and are not too many to see.
 
     120 steps, chunks of 4    4
     400 steps, chunks of 4    10
@@ -76,11 +76,11 @@ def chunk_interval(num_steps: int, horizon: int) -> int:
 
 
 def chunk_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-    """Float64 (dims): mean absolute error of all predicted actions that the episode has.
+    """Returns the mean absolute error of all predicted actions in the episode; float64 (dims).
 
     Args:
-      actions: (steps, dims).
-      chunks: (steps, horizon, dims).
+      actions: Recorded actions (steps, dims).
+      chunks: Predicted chunks (steps, horizon, dims).
     """
     num_steps, horizon, _ = chunks.shape
     wanted = np.arange(num_steps)[:, None] + np.arange(horizon)
@@ -90,7 +90,7 @@ def chunk_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
 
 
 def constant_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-    """Float64 (dims): the same, had every predicted action been the episode's median one."""
+    """Returns the same error if every predicted action were the median one; float64 (dims)."""
     median = np.median(actions, axis=0).astype(actions.dtype)
     return chunk_error(actions, np.broadcast_to(median, chunks.shape))
 
@@ -108,8 +108,8 @@ def _about(episode: EpisodePrediction) -> str:
     steps = count(len(episode.actions), "step")
     return (
         f"Episode {episode.episode} of {episode.dataset}, {held_out}; {steps}. Values are in the "
-        "dataset's units; a gripper is 1 = open. Errors are mean absolute ones over all chunks; "
-        "constant is the error of the episode's median action, repeated."
+        "dataset's units; a gripper is 1 = open. Errors are mean absolute errors over all chunks; "
+        "constant is the error of repeating the episode's median action."
     )
 
 
@@ -128,7 +128,7 @@ def _dim_panel(episode: EpisodePrediction, dim: int, every: int) -> Html:
 
 
 def _camera_names(run: RunFiles, num_cameras: int) -> list[str]:
-    """Those of the config, in the order of the frames; numbers where it does not have as many."""
+    """Returns camera names from the config in frame order; numbers if the count differs."""
     images = run.setting("model.images") or []
     names = [str(image.get("observation_key")) for image in images if isinstance(image, dict)]
     if len(names) != num_cameras:
@@ -137,7 +137,7 @@ def _camera_names(run: RunFiles, num_cameras: int) -> list[str]:
 
 
 def _frames(episode: EpisodePrediction, cameras: list[str]) -> Html:
-    """A figure a step, its cameras below each other; nothing where the model has none."""
+    """Shows one figure per step, with its cameras below each other; empty without cameras."""
     if not cameras:
         return tag("div")
     figures = []

@@ -1,4 +1,4 @@
-"""What a run directory holds that its page tells of; each file may be missing."""
+"""Reads the files of a run directory that its page shows; each may be missing."""
 
 import dataclasses
 import json
@@ -36,34 +36,34 @@ _NAMES = (
     DATASETS_NAME,
     ENVIRONMENT_NAME,
 )
-_REMEDY = "Delete that file: the page then says that it is missing."
+_REMEDY = "Delete that file: the page then reports it as missing."
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The files of a run, read."""
+    """The content of a run's files."""
 
     name: str
-    """Of the run: its directory's."""
+    """Name of the run, which is its directory's."""
     config: dict[str, Any]
-    """`config.json`: the fields of `TrainConfig`, nested; empty where it is missing."""
+    """Content of `config.json`: the fields of `TrainConfig`, nested; empty if it is missing."""
     metrics: tuple[StepMetrics, ...]
-    """By step; empty where no step was logged."""
+    """Metrics by training step; empty if none were logged."""
     validation: tuple[ValidationMetrics, ...]
-    """By step; empty where nothing was validated."""
+    """Validations by training step; empty if there were none."""
     episode: EpisodePrediction | None
-    """None where it is missing."""
+    """Content of `episode.npz`; None if it is missing."""
     views: bytes | None
-    """`views.png`; None where it is missing."""
+    """Content of `views.png`; None if it is missing."""
     load_report: LoadReport | None
-    """None where it is missing."""
+    """Content of the load report; None if it is missing."""
     datasets: dict[str, Any]
-    """`datasets.json`, by path; empty where it is missing."""
+    """Content of `datasets.json`, by path; empty if it is missing."""
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`environment.json`; empty where it is missing."""
+    """Content of `environment.json`; empty if it is missing."""
 
     def setting(self, path: str) -> Any:
-        """The config's value at a dotted path; None where the config has none."""
+        """Returns the config's value at a dotted path; None if there is none."""
         value: Any = self.config
         for name in path.split("."):
             value = value.get(name) if isinstance(value, dict) else None
@@ -71,7 +71,7 @@ class RunFiles:
 
     @property
     def untrained(self) -> list[str]:
-        """Names of observations whose tokens untrained weights made."""
+        """Returns the observations whose tokens come from untrained weights."""
         encoders = {
             key.removeprefix("observation/"): str(origin.get("encoder", {}).get("weights", ""))
             for values in self.datasets.values()
@@ -81,16 +81,16 @@ class RunFiles:
 
     @property
     def holds_out(self) -> bool:
-        """Whether validation is on episodes that the model was not trained on."""
+        """Returns whether validation uses episodes that the model was not trained on."""
         return bool(self.setting("data.validation_fraction"))
 
 
 def read_run(directory: pathlib.Path) -> RunFiles:
-    """Everything in a run directory that its page tells of.
+    """Reads all files of a run directory that its page shows.
 
     Raises:
-      UserError: Where no such directory exists, or none of these files is in it.
-      DataError: A corrupt file.
+      UserError: The directory does not exist, or has none of these files.
+      DataError: A file is corrupt.
     """
     if not any((directory / name).is_file() for name in _NAMES):
         raise UserError(
@@ -114,7 +114,7 @@ def read_run(directory: pathlib.Path) -> RunFiles:
 
 
 def _read(path: pathlib.Path, parse: Callable[[pathlib.Path], Any]) -> Any:
-    """What `parse` makes of a file; None where it is missing."""
+    """Returns what `parse` makes of a file; None if it is missing."""
     return parse(path) if path.is_file() else None
 
 

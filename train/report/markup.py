@@ -1,27 +1,27 @@
-"""HTML whose text is escaped unless it says that it is HTML already."""
+"""Builds HTML; text is escaped unless it is marked as HTML."""
 
 import base64
 import html
 from collections.abc import Iterable
 
 _VOID = {"img", "meta", "source", "wbr"}
-"""Elements without content or an end."""
+"""Elements without content or an end tag."""
 
 
 class Html(str):
-    """Text that is HTML and goes into a page as it is."""
+    """Text that is HTML and is not escaped."""
 
     __slots__ = ()
 
 
 def tag(name: str, *children: str, **attributes: str | int | None) -> Html:
-    """An element around its children.
+    """Builds an element around its children.
 
     Args:
-      name: Of the element.
-      children: `Html` goes in as it is; any other text is escaped.
-      attributes: By name; `class_` stands for `class`, `data_x` for `data-x`. None: left out;
-        an empty text: the name alone.
+      name: Name of the element.
+      children: Children; `Html` is inserted unchanged, any other text is escaped.
+      attributes: Attributes by name; `class_` stands for `class`, `data_x` for `data-x`. None
+        leaves the attribute out; an empty text leaves its name alone.
     """
     given = [_attribute(key, value) for key, value in attributes.items() if value is not None]
     start = f"<{' '.join([name, *given])}>"
@@ -29,12 +29,12 @@ def tag(name: str, *children: str, **attributes: str | int | None) -> Html:
 
 
 def join(parts: Iterable[str]) -> Html:
-    """The parts one after the other, escaped unless they are `Html`."""
+    """Joins the parts, escaped unless they are `Html`."""
     return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
 
 
 def data_uri(content: bytes, media_type: str) -> str:
-    """An address that is the file itself."""
+    """Returns a data URI that contains the file itself."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""The page as a whole: title, numbers, contents, sections; and how it comes onto the disk."""
+"""Builds the whole page, from title to sections, and writes it."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -34,18 +34,18 @@ _CONTENTS = {
     "environment": "Environment",
     "config": "Config",
 }
-"""Sections in their order, by anchor."""
+"""Section titles in order, by anchor."""
 
 
 def write_report(run_directory: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html` into a run directory, in place of one of before; returns its path.
+    """Writes `report.html` into a run directory, replacing an earlier one; returns its path.
 
-    The page stands alone: it loads nothing. A file of the run that is missing is no error; its
-    section says why.
+    The page loads no other files. A missing file of the run is not an error; its section states the
+    reason.
 
     Raises:
-      UserError: Where no such directory exists, it holds no run, or it cannot be written.
-      DataError: A corrupt file of the run.
+      UserError: The directory does not exist, holds no run, or cannot be written.
+      DataError: A file of the run is corrupt.
     """
     path = run_directory / REPORT_NAME
     page = to_page(read_run(run_directory))
@@ -55,7 +55,7 @@ def write_report(run_directory: pathlib.Path) -> pathlib.Path:
 
 
 def to_page(run: RunFiles) -> str:
-    """The page of a run as HTML."""
+    """Returns the page of a run as HTML."""
     summary = summarize(run)
     sections = [
         loss_section(run, summary),
@@ -93,14 +93,14 @@ def header(
     figures: Sequence[tuple[str, str, str]],
     contents: Mapping[str, str],
 ) -> Html:
-    """The top of a page.
+    """Builds the top of a page.
 
     Args:
-      kind: Of page.
-      name: Its title.
-      origin: What it is about, in a sentence.
-      figures: (name, value, detail) of the numbers at the top.
-      contents: Names of sections by anchor.
+      kind: The kind of page, such as training report.
+      name: The title.
+      origin: A sentence about the content.
+      figures: Numbers at the top, as (name, value, detail).
+      contents: Titles of sections by anchor.
     """
     links = [tag("a", title, href=f"#{anchor}") for anchor, title in contents.items()]
     return tag(
@@ -119,14 +119,14 @@ def _header(run: RunFiles, summary: Summary) -> Html:
 
 
 def _origin(run: RunFiles) -> str:
-    """What was trained, on what, in a sentence."""
+    """Describes in a sentence what was trained, and on what."""
     source = run.setting("pretrained_path")
     begun = f"Octo finetuned from {source}" if source else "Octo trained from random weights"
     begun = begun if run.config else "Octo"
     names = [str(values.get("name", path)) for path, values in run.datasets.items()]
     data = f" on {', '.join(names)}" if names else ""
     batch_size = run.setting("batch_size")
-    batch = f"; {count(batch_size, 'sample')} a step" if batch_size else ""
+    batch = f"; {count(batch_size, 'sample')} per step" if batch_size else ""
     names = f"tokens of {', '.join(run.untrained)} by untrained weights" if run.untrained else ""
     return f"{begun}{data}{batch}{names and f'; {names}'}."
 
@@ -136,7 +136,7 @@ def _figure(name: str, value: str, detail: str) -> Html:
 
 
 def _figures(run: RunFiles, summary: Summary) -> list[tuple[str, str, str]]:
-    """(name, value, detail) of the numbers at the top."""
+    """Returns (name, value, detail) of the numbers at the top."""
     planned = run.setting("num_steps")
     validated = f"step {run.validation[-1].step:,}" if run.validation else "not validated"
     constant = (

@@ -1,4 +1,4 @@
-"""The parts that sections of the page are made of."""
+"""The building blocks of the page's sections."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,49 +6,49 @@ from train.report.charts import Size
 from train.report.markup import Html, data_uri, tag
 
 WIDE, MEDIUM, NARROW = Size(1120, 300), Size(720, 280), Size(368, 230)
-"""A chart over the whole page: on a screen, in print or on a small screen, on a telephone."""
+"""Sizes of a chart as wide as the page: on a screen; in print or a small screen; on a phone."""
 PANEL = Size(352, 190)
-"""A chart among others."""
+"""Size of a chart among others."""
 SMALL_PANEL = Size(262, 170)
-"""A chart among more of them."""
+"""Size of a chart among many others."""
 _TELEPHONE, _PRINT = 520, 900
-"""Widest page, in CSS pixels, for which a chart is drawn from scratch."""
+"""Largest page widths, in CSS pixels, for which a chart is drawn separately."""
 
 
 def section(title: str, *content: str, anchor: str) -> Html:
-    """A heading over what it names."""
+    """Builds a heading with its content."""
     heading = tag("h2", title, id=f"{anchor}-heading")
     return tag("section", heading, *content, id=anchor, aria_labelledby=f"{anchor}-heading")
 
 
 def note(*text: str) -> Html:
-    """A paragraph of less weight that tells how to read what follows."""
+    """Builds a paragraph of secondary text that explains what follows."""
     return tag("p", *text, class_="note")
 
 
 def absent(reason: str) -> Html:
-    """The one line of a section that has nothing to show."""
+    """Builds the one line of a section that has nothing to show."""
     return tag("p", reason, class_="absent")
 
 
 def key(kind: str, text: str) -> Html:
-    """An entry of a legend: the mark that stands for something, and what.
+    """Builds an entry of a legend: a mark, and what it means.
 
     Args:
-      kind: Of the mark; the style sheet's `key-KIND`.
-      text: What it stands for.
+      kind: Kind of the mark, for the class `key-KIND` in the style sheet.
+      text: The meaning of the mark.
     """
     mark = tag("span", class_=f"key key-{kind}", aria_hidden="true")
     return tag("span", mark, text, class_="entry")
 
 
 def wide_chart(draw: Callable[[Size], str], alt: str, *caption: str) -> Html:
-    """A chart over the whole page, drawn for three widths.
+    """Builds a chart as wide as the page, drawn for three widths.
 
     Args:
-      draw: Gives the chart of a size as SVG.
-      alt: What it shows, for those who cannot see it.
-      caption: Its name, unit and legend, above it.
+      draw: Returns the chart of a given size as SVG.
+      alt: Description of the chart, for readers who cannot see it.
+      caption: Name, unit and legend, above the chart.
     """
     sources = [_source(_TELEPHONE, draw(NARROW)), _source(_PRINT, draw(MEDIUM))]
     image = _image(draw(WIDE), WIDE, alt)
@@ -58,7 +58,7 @@ def wide_chart(draw: Callable[[Size], str], alt: str, *caption: str) -> Html:
 def panel(
     draw: Callable[[Size], str], alt: str, title: str, detail: str, size: Size = PANEL
 ) -> Html:
-    """A chart with its title and unit above it; stands in `panels`."""
+    """Builds a chart with title and unit above it, for use in `panels`."""
     caption = tag("figcaption", tag("strong", title), " ", detail)
     image = _image(draw(size), size, alt)
     if size == SMALL_PANEL:
@@ -67,25 +67,25 @@ def panel(
 
 
 def panels(*figures: str, size: Size = PANEL) -> Html:
-    """Charts of one size beside each other, as many as the page has room for."""
+    """Places charts of one size side by side, as many as fit on the page."""
     return tag("div", *figures, class_="panels" if size == PANEL else "panels small")
 
 
 def legend(*entries: str) -> Html:
-    """What each `key` of a chart stands for."""
+    """Builds the legend of a chart from its `key` entries."""
     return tag("p", *entries, class_="legend")
 
 
 def table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, is_wide: bool = False
 ) -> Html:
-    """A table that scrolls by itself where it is too wide for the page.
+    """Builds a table that scrolls if it is too wide for the page.
 
     Args:
-      headings: A `>` before one puts its column to the right.
-      rows: Cells of each row; the first one is its name.
-      caption: What the table tells.
-      is_wide: Whether it rather scrolls than folds the texts in its cells.
+      headings: Column headings; a leading `>` aligns a column to the right.
+      rows: Cells of each row; the first cell is its name.
+      caption: The caption of the table.
+      is_wide: Whether to scroll instead of wrapping the texts in the cells.
     """
     sides = ["number" if heading.startswith(">") else None for heading in headings]
     head = [
@@ -111,7 +111,7 @@ def table(
 
 
 def bar(share: float, marked: float | None = None) -> Html:
-    """A bar over a share of its place, and a tick at another share."""
+    """Builds a bar for a fraction of the available width, and a tick at another fraction."""
     parts = [tag("span", class_="fill", style=f"width:{100 * share:.1f}%")]
     if marked is not None:
         parts.append(tag("span", class_="tick", style=f"left:{100 * marked:.1f}%"))
@@ -119,12 +119,12 @@ def bar(share: float, marked: float | None = None) -> Html:
 
 
 def folded(summary: str, *content: str) -> Html:
-    """What is shown on demand."""
+    """Builds content that is shown on demand."""
     return tag("details", tag("summary", summary), *content)
 
 
 def _source(max_width: int, svg: str) -> Html:
-    """What stands in for a picture's image on a narrower page."""
+    """Builds the replacement of an image for narrower pages."""
     return tag("source", media=f"(max-width: {max_width}px)", srcset=_svg_uri(svg))
 
 

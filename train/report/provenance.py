@@ -1,4 +1,4 @@
-"""Sections on what the run is made of: pretrained weights, datasets, config."""
+"""Sections on the inputs of a run: pretrained weights, datasets, config, environment."""
 
 import collections
 import math
@@ -25,22 +25,22 @@ _ORDER: Mapping[Status, int] = {
     "resized": 3,
     "loaded": 4,
 }
-"""What most wants a look comes first."""
+"""Order of the statuses: those that need attention come first."""
 _MEANINGS: Mapping[Status, str] = {
     "loaded": "taken from the checkpoint",
-    "resized": "taken from the checkpoint, fitted to the model's shape",
+    "resized": "taken from the checkpoint, resized to the model's shape",
     "new": "only the model has them: fresh values",
     "unused": "only the checkpoint has them: left out",
-    "mismatched shape": "of another shape in the checkpoint: fresh values",
+    "mismatched shape": "other shape in the checkpoint: fresh values",
 }
 _MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
 _MAX_DIMS = 32
-"""Dimensions of a feature whose statistics are shown."""
+"""Largest number of dimensions of a feature whose statistics are shown."""
 _DIGEST_LENGTH = 12
 
 
 def weights_section(run: RunFiles) -> Html:
-    """What became of every tensor of the model and of the checkpoint."""
+    """Shows how every tensor of the model and of the checkpoint was used."""
     title = "Pretrained weights"
     if run.load_report is None:
         return section(title, absent(_why_no_report(run)), anchor="weights")
@@ -59,7 +59,7 @@ def weights_section(run: RunFiles) -> Html:
             ]
             for row in rows
         ],
-        "Tensors, those that were not loaded first",
+        "Tensors; those that were not loaded come first",
         is_wide=True,
     )
     return section(
@@ -73,7 +73,7 @@ def weights_section(run: RunFiles) -> Html:
 
 
 def datasets_section(run: RunFiles) -> Html:
-    """The datasets, what their numbers mean, and the statistics that they are normalised by."""
+    """Shows the datasets, the meaning of their values, and their statistics."""
     if not run.datasets:
         reason = f"The datasets were not described: {DATASETS_NAME} is missing."
         return section("Datasets", absent(reason), anchor="datasets")
@@ -97,7 +97,7 @@ def datasets_section(run: RunFiles) -> Html:
 
 
 def environment_section(run: RunFiles) -> Html:
-    """What the run was computed with."""
+    """Shows what the run was computed with."""
     title, found = "Environment", run.environment
     if not found:
         reason = f"The environment is not known: {ENVIRONMENT_NAME} is missing."
@@ -117,7 +117,7 @@ def environment_section(run: RunFiles) -> Html:
 
 
 def _encoder_tables(run: RunFiles) -> list[Html]:
-    """A table of the token columns and the weights that made them; none without such columns."""
+    """Builds a table of the token columns and the weights that made them, if there are any."""
     rows = [
         [
             str(values.get("name", path)),
@@ -138,7 +138,7 @@ def _weights(source: str) -> str:
 
 
 def config_section(run: RunFiles) -> Html:
-    """The whole config."""
+    """Shows the whole config."""
     if not run.config:
         reason = f"The config is not known: {CONFIG_NAME} is missing."
         return section("Config", absent(reason), anchor="config")
@@ -153,7 +153,7 @@ def _why_no_report(run: RunFiles) -> str:
 
 
 def _numbers_by_status(rows: Sequence[LoadRow]) -> collections.Counter[Status]:
-    """Numbers in the tensors of each status."""
+    """Counts the parameters in the tensors of each status."""
     numbers = collections.Counter[Status]()
     for row in rows:
         numbers[row.status] += math.prod(row.target_shape or row.checkpoint_shape or ())
@@ -161,7 +161,7 @@ def _numbers_by_status(rows: Sequence[LoadRow]) -> collections.Counter[Status]:
 
 
 def _status_bar(rows: Sequence[LoadRow]) -> Html:
-    """The shares of the numbers, beside each other."""
+    """Builds a stacked bar of the statuses' shares of the parameters."""
     numbers = _numbers_by_status(rows)
     parts = [
         tag("span", class_=f"key-{_css(status)}", style=f"flex-grow:{numbers[status]}")
@@ -185,7 +185,7 @@ def _status_table(rows: Sequence[LoadRow]) -> Html:
         if tensors[status]
     ]
     headings = ["status", ">tensors", ">numbers", ">share"]
-    return table(headings, cells, "Tensors by what became of them")
+    return table(headings, cells, "Tensors by how they were used")
 
 
 def _css(status: Status) -> str:
@@ -193,7 +193,7 @@ def _css(status: Status) -> str:
 
 
 def _breakable(path: str) -> Html:
-    """A path that a line may end in after each `/`."""
+    """Lets a line break after each `/` of a path."""
     first, *rest = path.split("/")
     return join([first, *(piece for part in rest for piece in ("/", tag("wbr"), part))])
 
@@ -208,18 +208,18 @@ def _shape(shape: Shape | None) -> str:
 
 
 def _dataset_row(values: Mapping[str, Any]) -> list[str]:
-    says = values.get("conventions", {})
+    conventions = values.get("conventions", {})
     steps = values.get("statistics", {}).get("action", {}).get("count")
-    hz = says.get("control_frequency_hz")
+    hz = conventions.get("control_frequency_hz")
     digest = str(values.get("digest", ""))
     return [
         str(values.get("name", "")),
         "" if steps is None else f"{steps:,}",
         "" if hz is None else f"{hz:g}",
-        _words(says.get("image_orientation")),
-        _words(says.get("rotation")),
-        _words(says.get("no_ops")),
-        _gripper(says),
+        _words(conventions.get("image_orientation")),
+        _words(conventions.get("rotation")),
+        _words(conventions.get("no_ops")),
+        _gripper(conventions),
         ", ".join(dict.fromkeys(map(str, values.get("licences", {}).values()))),
         tag("code", digest[:_DIGEST_LENGTH], title=digest),
     ]
@@ -237,7 +237,7 @@ def _words(value: object) -> str:
 
 
 def _action_dims(run: RunFiles) -> tuple[str, ...]:
-    """Names of the action's dimensions; empty where no file has them."""
+    """Returns the names of the action's dimensions; empty if no file has them."""
     if run.episode is not None:
         return run.episode.dims
     return tuple(run.validation[-1].by_dim) if run.validation else ()

@@ -1,4 +1,4 @@
-"""Sections on how well the model does: the errors of its actions by dimension and by task."""
+"""Sections on the quality of the model: its action errors by dimension and by task."""
 
 import math
 
@@ -14,17 +14,17 @@ from train.validation import ValidationMetrics
 NOTHING_HELD_OUT = "No episodes were held out: set data.validation_fraction."
 _NOT_VALIDATED = "The run has not been validated: validation.jsonl is missing or empty."
 _MAX_TASKS = 24
-"""Tasks that are shown before one asks for more."""
+"""Largest number of tasks that are shown at once."""
 _UNITS = {
     "normal": "1 is one standard deviation of the dimension over its dataset",
     "bounds": "2 is the range from the 1st to the 99th percentile of the dimension",
     "quantile": "2 is the range from the 1st to the 99th percentile of the dimension",
 }
-"""What an error of normalised actions means, by `data.normalization`."""
+"""Meaning of an error of normalised actions, by `data.normalization`."""
 
 
 def error_section(run: RunFiles) -> Html:
-    """The action error over the steps, and by dimension at the first and the last validation."""
+    """Shows the action error over training, and by dimension at first and last validation."""
     title = "Action error"
     if not run.validation:
         return section(title, absent(why_not_validated(run)), anchor="error")
@@ -46,13 +46,13 @@ def _versus_constant(last: ValidationMetrics) -> str:
     constant = last.constant_error
     share = f", {percent(last.action_error / constant)} of it" if constant else ""
     return (
-        "The best action that never changes, the median of these samples, has an error of "
+        "The best constant action, the median of these samples, has an error of "
         f"{three_digits(constant)}; the model has {three_digits(last.action_error)}{share}."
     )
 
 
 def task_section(run: RunFiles) -> Html:
-    """The action error of each task at the last validation, the worst first."""
+    """Shows the action error of each task at the last validation, the worst first."""
     title = "Error by task"
     if not run.validation:
         return section(title, absent(why_not_validated(run)), anchor="tasks")
@@ -65,13 +65,13 @@ def task_section(run: RunFiles) -> Html:
     shown = [tag("ol", *items[:_MAX_TASKS], class_="bars")]
     if items[_MAX_TASKS:]:
         rest = tag("ol", *items[_MAX_TASKS:], class_="bars", start=_MAX_TASKS + 1)
-        shown.append(folded(f"{count(len(items) - _MAX_TASKS, 'task')} of less error", rest))
+        shown.append(folded(f"{count(len(items) - _MAX_TASKS, 'task')} with smaller errors", rest))
     about = note(f"Mean absolute error of normalised actions at step {last.step:,}, worst first.")
     return section(title, about, *shown, anchor="tasks")
 
 
 def why_not_validated(run: RunFiles) -> str:
-    """Why there are no validations."""
+    """Returns why there are no validations."""
     fraction = run.setting("data.validation_fraction")
     return NOTHING_HELD_OUT if fraction == 0 else _NOT_VALIDATED
 
@@ -123,7 +123,7 @@ def _constant_heading(last: ValidationMetrics) -> list[str]:
 
 
 def _constant(last: ValidationMetrics, name: str) -> list[str]:
-    """The error of the median action in a dimension; nothing where it was not measured."""
+    """Returns the error of the median action in a dimension; empty if it was not measured."""
     if not last.constant_by_dim:
         return []
     found = last.constant_by_dim.get(name)
@@ -131,7 +131,7 @@ def _constant(last: ValidationMetrics, name: str) -> list[str]:
 
 
 def _change(before: float | None, after: float) -> str:
-    """In percent of the value before."""
+    """Formats the change in percent of the value before."""
     if not before:
         return ""
     return f"{100 * (after / before - 1):+.0f} %".replace("-", "\N{MINUS SIGN}")

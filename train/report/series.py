@@ -1,4 +1,4 @@
-"""Arithmetic on a run's curves: thinned until a page can hold them, smoothed, binned."""
+"""Thins, smooths and bins a run's curves until a page can hold them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,36 +8,36 @@ import numpy as np
 from train.logging import StepMetrics
 
 _LOG_RATIO = 8.0
-"""Largest over smallest value beyond which an axis is logarithmic."""
+"""Ratio of largest to smallest value beyond which an axis is logarithmic."""
 _SMOOTHED_SHARE = 0.02
-"""Of a curve's points: those that one smoothed point is the mean of."""
+"""Fraction of a curve's points that one smoothed point averages."""
 _LEAST_HALF = 2
-"""Points on either side of a smoothed one, where the curve has few."""
+"""Smallest number of points averaged on either side of a smoothed one."""
 
 
 def to_columns(metrics: Sequence[StepMetrics]) -> dict[str, np.ndarray]:
-    """Float64 (steps) by field, for every field that is a number."""
+    """Returns every numeric field as float64 (steps), by name."""
     names = [f.name for f in dataclasses.fields(StepMetrics) if f.name != "batch_fingerprint"]
     return {name: np.array([getattr(one, name) for one in metrics], np.float64) for name in names}
 
 
 def finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both without the points whose value is not finite."""
+    """Returns both arrays without the points whose value is not finite."""
     kept = np.isfinite(values)
     return steps[kept], values[kept]
 
 
 def thin(steps: np.ndarray, values: np.ndarray, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest point of each of `max_bins` bins, in order: spikes stay.
+    """Returns the lowest and highest point of each of `max_bins` bins, in order; spikes stay.
 
     steps 1 2 3 4, values 5 9 7 6, 1 bin    steps 1 2, values 5 9
 
-    A curve of no more than two points a bin comes back whole.
+    A curve of at most two points per bin is returned whole.
 
     Args:
-      steps: (n), ascending.
-      values: (n), finite.
-      max_bins: At least 1.
+      steps: Training steps (n), ascending.
+      values: Values (n), finite.
+      max_bins: Number of bins, at least 1.
     """
     if len(values) <= 2 * max_bins:
         return steps, values
@@ -51,12 +51,12 @@ def thin(steps: np.ndarray, values: np.ndarray, max_bins: int) -> tuple[np.ndarr
 
 
 def smoothing_window(num_points: int) -> int:
-    """Points that one smoothed point is the mean of: odd, one in fifty of all, 5 at least."""
+    """Returns how many points one smoothed point averages: odd, 2 % of all, 5 at least."""
     return 2 * max(int(num_points * _SMOOTHED_SHARE) // 2, _LEAST_HALF) + 1
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of the `smoothing_window` points around each, of fewer at the ends; (n), finite."""
+    """Averages the `smoothing_window` points around each, fewer at the ends; (n), finite."""
     half = smoothing_window(len(values)) // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
@@ -68,15 +68,15 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def binned_ratio(
     steps: np.ndarray, above: np.ndarray, below: np.ndarray, max_bins: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(middle step, sum of `above` / sum of `below`) of each of at most `max_bins` equal bins.
+    """Returns (middle step, sum of `above` / sum of `below`) of each of at most `max_bins` bins.
 
-    Bins whose `below` adds up to nothing are left out.
+    Bins whose `below` sums to zero are left out.
 
     Args:
-      steps: (n), ascending.
-      above: (n), finite.
-      below: (n), finite, at least 0.
-      max_bins: At least 1.
+      steps: Training steps (n), ascending.
+      above: Values (n), finite.
+      below: Values (n), finite, at least 0.
+      max_bins: Number of bins, at least 1.
     """
     if not len(steps):
         return steps, above
@@ -87,5 +87,5 @@ def binned_ratio(
 
 
 def has_log_scale(values: np.ndarray) -> bool:
-    """Whether a curve of these values is read more easily on a logarithmic axis."""
+    """Returns whether a curve of these values is easier to read on a logarithmic axis."""
     return bool(len(values) and values.min() > 0 and values.max() > _LOG_RATIO * values.min())

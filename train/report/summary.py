@@ -1,4 +1,4 @@
-"""The numbers of a run that a colleague asks for first."""
+"""Summarizes a run in a few numbers."""
 
 import dataclasses
 
@@ -8,37 +8,37 @@ from train.report.inputs import RunFiles
 from train.report.series import to_columns
 
 NUM_LAST_STEPS = 20
-"""Last steps whose mean loss is the run's."""
+"""Number of last training steps whose mean loss is reported as the run's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A run in a line; None where its files do not say."""
+    """Key numbers of a run; None for those that its files lack."""
 
     steps: int | None
-    """Taken."""
+    """Training steps taken."""
     loss: float | None
-    """Mean of the last 20 steps, without those whose loss is not finite."""
+    """Mean loss of the last 20 training steps, without losses that are not finite."""
     validation_loss: float | None
-    """Of the last validation."""
+    """Loss at the last validation."""
     action_error: float | None
-    """Of the last validation."""
+    """Action error at the last validation."""
     constant_error: float | None
-    """Of the median action, which never changes, at the last validation."""
+    """Error of the best constant action, the median, at the last validation."""
     wall_s: float | None
-    """Seconds of all steps together."""
+    """Seconds of all training steps together."""
     steps_per_s: float | None
-    """Over all steps."""
+    """Training steps per second, over all steps."""
     samples_per_s: float | None
-    """Over all steps."""
+    """Samples per second, over all steps."""
     wait_share: float | None
-    """Of the seconds: spent waiting for batches."""
+    """Fraction of the time spent waiting for batches."""
     skipped: int | None
-    """Updates that were not applied."""
+    """Number of skipped updates."""
 
 
 def summarize(run: RunFiles) -> Summary:
-    """The numbers of a run."""
+    """Computes the key numbers of a run."""
     last = run.validation[-1] if run.validation else None
     unknown = Summary(
         steps=None,

@@ -1,4 +1,4 @@
-"""Sections on how the run learned: its loss, its updates, its pace."""
+"""Sections on how the run learned: loss, updates, throughput and memory."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ _NO_METRICS = "No step was logged: metrics.jsonl is missing or empty."
 
 
 def loss_section(run: RunFiles, summary: Summary) -> Html:
-    """The loss over the steps, in training and in validation."""
+    """Shows the loss over training, in training and in validation."""
     if not run.metrics:
         return section("Loss", absent(_NO_METRICS), anchor="loss")
     columns = to_columns(run.metrics)
@@ -37,7 +37,7 @@ def loss_section(run: RunFiles, summary: Summary) -> Html:
 
 
 def validation_line(run: RunFiles, field: str) -> Line:
-    """A field of every validation by step."""
+    """Returns a field of every validation by training step."""
     steps = np.array([one.step for one in run.validation], np.float64)
     return Line(steps, np.array([getattr(one, field) for one in run.validation], float), ORANGE)
 
@@ -47,7 +47,7 @@ def _validated_on(run: RunFiles) -> str:
 
 
 def optimizer_section(run: RunFiles) -> Html:
-    """Gradient norm, learning rate and size of the updates over the steps."""
+    """Shows gradient norm, learning rate and size of the updates over training."""
     if not run.metrics:
         return section("Updates", absent(_NO_METRICS), anchor="updates")
     columns = to_columns(run.metrics)
@@ -77,14 +77,14 @@ def optimizer_section(run: RunFiles) -> Html:
 
 
 def pace_section(run: RunFiles) -> Html:
-    """Samples a second, the share of time spent waiting for data, and memory over the steps."""
+    """Shows samples per second, the fraction of time waiting for data, and memory."""
     if not run.metrics:
         return section("Pace and memory", absent(_NO_METRICS), anchor="pace")
     columns = to_columns(run.metrics)
     batch_size, last_step = run.setting("batch_size"), _last_step(run)
     steps, seconds = columns["step"], columns["step_s"]
     samples = np.full(len(steps), float(batch_size or 1))
-    unit = "samples a second" if batch_size else "steps a second"
+    unit = "samples per second" if batch_size else "steps per second"
     pace = Line(*binned_ratio(steps, samples, seconds))
     shares = Line(*binned_ratio(steps, 100 * columns["data_wait_s"], seconds))
     charts = [
@@ -114,6 +114,6 @@ def _mean(line: Line) -> str:
 
 
 def _last_step(run: RunFiles) -> int:
-    """Where the axes of all curves end."""
+    """Returns the training step at which all curves end."""
     validated = [run.validation[-1].step] if run.validation else []
     return max([run.metrics[-1].step, *validated])

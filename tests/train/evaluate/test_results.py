@@ -104,7 +104,7 @@ def test_corrupt_results_are_refused(tmp_path: pathlib.Path) -> None:
 def test_a_folder_is_one_evaluations_own(tmp_path: pathlib.Path) -> None:
     with (
         claimed(tmp_path / "new"),
-        pytest.raises(UserError, match="no other evaluation at work"),
+        pytest.raises(UserError, match="no other evaluation running"),
         claimed(tmp_path / "new"),
     ):
         pass
@@ -130,7 +130,7 @@ def test_the_table() -> None:
         "0     3 of 3   100.0 %  43.9 to 100.0 %  81     lift it",
         "3     0 of 3   0.0 %    0.0 to 56.1 %    -      push <it>",
         "all   3 of 6   50.0 %   18.8 to 81.2 %   81",
-        "error: libero_spatial task 3, initial state 2, counted as no success: it died",
+        "error: libero_spatial task 3, initial state 2, counted as a failure: it died",
     ]
 
 
@@ -147,8 +147,8 @@ def test_two_policies_are_paired_by_initial_state() -> None:
     assert paired_table(comparison).splitlines()[2:] == [
         "3     2      0     1           1            0",
         "all   5      1     3           1            0",
-        "McNemar's exact test: p = 0.625; 3 trials that the first policy alone succeeded at, 1 the "
-        "second.",
+        "McNemar's exact test: p = 0.625; only the first policy succeeded at 3 trials, only the "
+        "second at 1.",
     ]
 
 

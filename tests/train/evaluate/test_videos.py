@@ -16,11 +16,11 @@ def seen(value: int) -> dict[str, np.ndarray]:
     return {"proprio": np.zeros(8), "image_wrist": image + 100, "image_primary": image}
 
 
-def test_pictures_stand_beside_each_other_on_even_sides() -> None:
-    picture = beside([np.full((5, 4, 3), 1, np.uint8), np.full((3, 5, 3), 2, np.uint8)])
-    assert picture.shape == (6, 10, 3)
-    assert picture[:, :, 0].sum() == 5 * 4 * 1 + 3 * 5 * 2
-    assert (picture[:3, 4:9] == 2).all()
+def test_images_stand_side_by_side_with_even_sides() -> None:
+    image = beside([np.full((5, 4, 3), 1, np.uint8), np.full((3, 5, 3), 2, np.uint8)])
+    assert image.shape == (6, 10, 3)
+    assert image[:, :, 0].sum() == 5 * 4 * 1 + 3 * 5 * 2
+    assert (image[:3, 4:9] == 2).all()
 
 
 def test_a_video_holds_what_the_policy_saw(tmp_path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""The golden model: a tiny octo-small with recorded inputs and outputs of the original code."""
+"""A tiny octo-small model with recorded inputs and outputs of the original code."""
 
 import dataclasses
 from collections.abc import Callable

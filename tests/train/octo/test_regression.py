@@ -1,4 +1,4 @@
-"""The golden model with proprioception and the L1 head: recorded inputs and outputs."""
+"""Octo's recorded inputs and outputs of a tiny model with proprioception and the L1 head."""
 
 import dataclasses
 from typing import Any
