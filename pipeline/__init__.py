@@ -1,1 +1,1 @@
-"""From dataset directories to typed, numeric, JAX-ready batches."""
+"""Turns dataset directories into typed, numeric, JAX-ready batches."""

@@ -1,4 +1,4 @@
-"""Whether the datasets of a mixture hold what is read, with the same types and meaning."""
+"""Checks that the datasets of a mixture agree in the types and meaning of what is read."""
 
 from pipeline.dataset import Dataset
 from pipeline.errors import SchemaError, UserError
@@ -8,16 +8,16 @@ from pipeline.tokens import check_same_encoder
 
 
 def check_datasets(gather: Gather) -> None:
-    """Raises where a dataset does not fit the config or the other datasets.
+    """Checks every dataset against the config and the other datasets.
 
     Args:
-      gather: Of the mixture.
+      gather: The `Gather` of the mixture.
 
     Raises:
-      SchemaError: A feature that is missing or has another type than in the other datasets, an
-        action that is no float32 vector, tokens of another encoder, other conventions, or an
-        observation that cannot be normalised.
-      UserError: Goal images without a camera.
+      SchemaError: A feature is missing or has another type than in the other datasets, the action
+        is no float32 vector, tokens come from another encoder, conventions differ, or an
+        observation cannot be normalised.
+      UserError: Goal images are wanted, but no camera is read.
     """
     first = gather.datasets[0]
     for place, dataset in enumerate(gather.datasets):
@@ -35,7 +35,7 @@ def check_datasets(gather: Gather) -> None:
 
 
 def _check_action(column: Column, found: Feature, path: str) -> None:
-    """A policy learns one vector per step; chunks of several steps are made by the loader."""
+    """Checks that the action is one vector per step; the loader makes the chunks of steps."""
     if column.name != EPISODES:
         raise SchemaError(
             where=f"{path}, {ACTION}",
@@ -54,7 +54,7 @@ def _check_action(column: Column, found: Feature, path: str) -> None:
 
 
 def _check_type(column: Column, found: Feature, wanted: Feature, gather: Gather, path: str) -> None:
-    """A dataset's feature fits the batch's array; a camera may be resized on the way."""
+    """Checks that a dataset's feature fits the batch's array; a camera may be resized."""
     name = wanted.key.removeprefix("observation/")
     is_camera = name in gather.cameras
     is_alike = column.is_camera(found) == is_camera
@@ -75,7 +75,7 @@ def _check_type(column: Column, found: Feature, wanted: Feature, gather: Gather,
 
 
 def _how_to_differ(name: str, *, resizable: bool) -> str:
-    """What to do about a feature that datasets hold at several shapes."""
+    """Says what to do about a feature whose shape differs between datasets."""
     if name == ACTION:
         return "A model has one size of action: train on these datasets in runs of their own."
     why = "Only cameras that the model reads are resized to one size. " if resizable else ""
@@ -83,7 +83,7 @@ def _how_to_differ(name: str, *, resizable: bool) -> str:
 
 
 def _check_normalized(gather: Gather) -> None:
-    """Only float32 vectors of the trajectories have statistics."""
+    """Checks that normalised observations are float32 vectors: only these have statistics."""
     unfit = sorted(set(gather.config.normalized or ()) - set(gather.lowdims))
     if unfit:
         raise SchemaError(
@@ -96,7 +96,7 @@ def _check_normalized(gather: Gather) -> None:
 
 
 def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
-    """Tokens of one observation are of one encoder in all datasets that have it."""
+    """Checks that all datasets' tokens of one observation come from the same encoder."""
     pairs = zip(gather.datasets, gather.config.datasets, strict=True)
     first = next(d for d, part in pairs if key.removeprefix("observation/") not in part.missing)
     ours, theirs = (d.manifest.encoders.get(key) for d in (first, dataset))
@@ -108,12 +108,12 @@ def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
             where=where,
             expected="tokens of one encoder in all datasets",
             found="computed ones beside some of the source, whose encoder is not known",
-            remedy="Compute them of every dataset with `python -m converters.vggt`.",
+            remedy="Compute them for every dataset with `python -m converters.vggt`.",
         )
 
 
 def _check_goals(gather: Gather) -> None:
-    """Goal images need cameras; in `image_conditioned` every dataset needs one."""
+    """Checks that goal images have cameras; in `image_conditioned` every dataset needs one."""
     if not gather.config.has_goals:
         return
     for dataset, part in zip(gather.datasets, gather.config.datasets, strict=True):
@@ -121,7 +121,7 @@ def _check_goals(gather: Gather) -> None:
         if not cameras and (not gather.cameras or gather.config.conditioning != "multimodal"):
             raise UserError(
                 where=f"{dataset.path}, conditioning {gather.config.conditioning}",
-                expected="a camera, whose later images tell the task",
+                expected="a camera, whose later images give the task",
                 found=f"observations {', '.join(gather.config.observations)}"
                 + (f", of which it lacks {', '.join(part.missing)}" if part.missing else ""),
                 remedy="Read a camera, or take conditioning language_conditioned.",
@@ -129,7 +129,7 @@ def _check_goals(gather: Gather) -> None:
 
 
 def _check_meaning(dataset: Dataset, first: Dataset) -> None:
-    """What the loader does not bring to one convention must be the same in all datasets."""
+    """Checks that the conventions which the loader does not convert agree in all datasets."""
     names = ("image_orientation", "rotation", "control_frequency_hz", "gripper_dim")
     ours, theirs = (
         {name: getattr(d.manifest.conventions, name) for name in names} for d in (first, dataset)
@@ -140,6 +140,6 @@ def _check_meaning(dataset: Dataset, first: Dataset) -> None:
             where=f"{dataset.path}, conventions",
             expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
             found=", ".join(f"{name} {theirs[name]}" for name in differing),
-            remedy="Train on datasets of one convention; correct a wrong one "
+            remedy="Train on datasets with the same conventions; correct wrong ones "
             "with `python -m converters.edit`.",
         )

@@ -6,7 +6,7 @@
     observation/image_wrist          uint8    b w 256 256 3
     observation/proprio              float32  b w 8           normalised
     observation/vggt_tokens          float16  b w 261 2048    as the column declares; b 1 261 2048
-                                                              where only the current step is read
+                                                              where `current_only` names it
     observation/timestep             int32    b w             step inside the episode
     observation/timestep_pad_mask    bool     b w             False: before the first step
     observation/pad_mask_dict/<key>  bool     b w             False: not read, or the set has none
@@ -15,13 +15,13 @@
     task/task_index                  int32    b               row of the run's task table
     task/pad_mask_dict/language_instruction   bool   b        False: no instruction
     task/image_primary, image_wrist  uint8    b 256 256 3     goal images; zeros where masked  (1)
-    task/pad_mask_dict/image_primary bool     b               False: the instruction tells it  (1)
+    task/pad_mask_dict/image_primary bool     b               False: the instruction is used   (1)
     task/timestep                    int32    b               step of the goal                 (1)
     action                           float32  b w h 7         normalised; gripper 1 = open
     action_pad_mask                  bool     b w h 7         False: past the end or the goal
     sample_index                     int32    b               place in the run, modulo 2**31
 
-(1) with `image_conditioned` and `multimodal` alone.
+(1) only with `image_conditioned` and `multimodal`.
 """
 
 import dataclasses
@@ -48,15 +48,15 @@ class LeafSpec:
     dtype: str
     """One of `BATCH_DTYPES`."""
     shape: tuple[int, ...]
-    """With the batch axis."""
+    """Shape including the batch axis."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
+        """Size of the array in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
-        """Such as `float32[16,2,8]`."""
+        """Formats the type, such as `float32[16,2,8]`."""
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
@@ -65,7 +65,7 @@ BatchSpec = dict[str, LeafSpec]
 
 
 def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
-    """Raises `SchemaError`, naming every leaf of a batch that breaks the contract."""
+    """Raises a `SchemaError` that lists every leaf of a batch that breaks the contract."""
     problems = [
         f"{key}: {spec[key]} expected, {_found(batch.get(key))}"
         for key in spec
@@ -82,7 +82,7 @@ def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
 
 
 def fingerprint(batch: FlatBatch) -> str:
-    """16 hex digits: XXH3 over every path, type and byte, in the order of the paths."""
+    """Hashes every path, type and byte, in the order of the paths: 16 hex digits of XXH3."""
     digest = xxhash.xxh3_64()
     for key in sorted(batch):
         digest.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
@@ -91,7 +91,7 @@ def fingerprint(batch: FlatBatch) -> str:
 
 
 def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries of a flat one: `a/b` becomes `["a"]["b"]`."""
+    """Nests a flat dictionary: `a/b` becomes `["a"]["b"]`."""
     nested: dict[str, Any] = {}
     for key, value in batch.items():
         *parents, leaf = key.split("/")
@@ -103,7 +103,7 @@ def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(spec: BatchSpec) -> str:
-    """One line per leaf: its path and `dtype[shape]`."""
+    """Formats one line per leaf: its path and `dtype[shape]`."""
     width = max(map(len, spec))
     return "\n".join(f"{key:{width}}  {leaf}" for key, leaf in spec.items())
 

@@ -1,4 +1,4 @@
-"""Large arrays whose memory is used again as soon as nothing refers to it."""
+"""A pool of large arrays, whose memory is reused as soon as nothing refers to it."""
 
 import math
 import sys
@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 
 _SMALLEST_BYTES = 1 << 20
-"""Smaller arrays are left to the C library."""
+"""Smaller arrays are allocated by the C library."""
 
 
 class Buffers:
-    """Gives out uninitialised arrays; safe to share between threads.
+    """Allocates uninitialised arrays from reusable blocks; safe to share between threads.
 
-    A fresh array of 34 MB (the tokens of a batch of 16) takes a page fault, and zeroes from the
-    kernel, for all of its pages: 0.5 of 1.9 CPU ms per sample (2 cores of an AMD EPYC). Whether a
-    block is free is asked of its reference count: views of an array, and jax arrays that share its
-    memory or are still being copied from it, hold a reference. Where counts do not tell a block
-    with a view from one without, nothing is used again.
+    A fresh array of 34 MB (the tokens of a batch of 16) costs a page fault and zeroing for each of
+    its pages: 0.5 of 1.9 CPU ms per sample (2 cores of an AMD EPYC).
+
+    The reference count shows whether a block is free: views of an array hold a reference, and so
+    do jax arrays that share its memory or are still being copied from it. On an interpreter whose
+    counts do not show views, no block is reused.
     """
 
     def __init__(self) -> None:
@@ -28,11 +29,11 @@ class Buffers:
 
     @property
     def num_bytes(self) -> int:
-        """Of all blocks, in use or free."""
+        """Total size of all blocks, in use or free."""
         return sum(block.nbytes for block in self._blocks)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """An array like `numpy.empty`'s, of a block that nothing else refers to."""
+        """Returns an array like `numpy.empty`, in a block that nothing else refers to."""
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if num_bytes < _SMALLEST_BYTES or self._free_count is None:
             return np.empty(shape, dtype)
@@ -56,7 +57,7 @@ def _references(blocks: Sequence[np.ndarray], place: int) -> int:
 
 
 def _count_of_a_free_block() -> int | None:
-    """What `_references` says of a block without a view; None where a view does not add one."""
+    """The `_references` of a block without views; None where a view does not add a reference."""
     blocks = [np.empty(1, np.uint8)]
     free = _references(blocks, 0)
     view = blocks[0].view(np.int8)

@@ -1,4 +1,4 @@
-"""Checks of configs, which report all that is wrong at once."""
+"""Checks configs, and reports all problems at once."""
 
 import contextlib
 import contextvars
@@ -19,7 +19,7 @@ class Checked(Protocol):
 
 
 def check(config: Checked) -> None:
-    """Raises `ValueError` with all problems of a config, unless checks are deferred."""
+    """Raises a `ValueError` that lists all problems of a config, unless checks are deferred."""
     if _is_deferred.get():
         return
     found = _own_problems(config, after=[])
@@ -29,7 +29,7 @@ def check(config: Checked) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Lets configs be made inside the block whatever their problems; look for these afterwards."""
+    """Lets invalid configs be created inside the block; call `all_problems` afterwards."""
     token = _is_deferred.set(True)
     try:
         yield
@@ -38,7 +38,7 @@ def deferred() -> Iterator[None]:
 
 
 def all_problems(config: object) -> list[str]:
-    """The problems of a config and of all configs inside it, the innermost first, each once."""
+    """Lists the problems of a config and of all nested configs, innermost first, each once."""
     found: list[str] = []
     for path, part in _configs(config, ""):
         if isinstance(part, Checked):
@@ -51,8 +51,8 @@ def check_positive(config: object, *fields: str) -> Iterator[str]:
     """Yields the problem of each field that is less than 1.
 
     Args:
-      config: Has the fields.
-      fields: Their names.
+      config: The config that has the fields.
+      fields: Names of the fields to check.
     """
     for field in fields:
         value = getattr(config, field)
@@ -61,11 +61,11 @@ def check_positive(config: object, *fields: str) -> Iterator[str]:
 
 
 def _own_problems(config: Checked, after: list[str]) -> list[str]:
-    """The problems of one config; a sum that others make impossible is no further one."""
+    """Lists the problems of one config; a check that fails because of earlier ones adds none."""
     found: list[str] = []
     try:
         for problem in config.problems():
-            found.append(problem)  # noqa: PERF402  (those before an exception are kept)
+            found.append(problem)  # noqa: PERF402  (keeps the problems before an exception)
     except (ArithmeticError, LookupError, ValueError):
         if not (found or after):
             raise
@@ -73,7 +73,7 @@ def _own_problems(config: Checked, after: list[str]) -> list[str]:
 
 
 def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """(dotted path, config) of all configs in a value, itself included and last."""
+    """Yields (dotted path, config) for every config in a value, the value itself last."""
     parts: dict[str, Any] = {}
     if isinstance(value, tuple):
         parts = {str(number): part for number, part in enumerate(value)}

@@ -1,6 +1,6 @@
-"""JSON objects whose last field `checksum` covers all others, so that changed bytes are seen.
+"""JSON objects whose last field `checksum` covers all others, so that changes are detected.
 
-An object without it was written by an earlier release, and is read as it is.
+Earlier releases wrote objects without it; they are read without a check.
 """
 
 import json
@@ -27,35 +27,35 @@ _EXPECTED = "a JSON object"
 
 
 def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON fields and their checksum; no checksum where one of them has that name already."""
+    """Adds their checksum to JSON fields, unless one of them already has that name."""
     return dict(values) if CHECKSUM in values else {**values, CHECKSUM: json_checksum(values)}
 
 
 def write_json(path: epath.PathLike, values: Mapping[str, Any]) -> None:
-    """Writes JSON fields with their checksum, so that a reader sees all of them or those before."""
+    """Writes JSON fields with their checksum atomically: readers see the old or the new file."""
     write_text_atomically(path, dump_json(with_checksum(values)))
 
 
 def to_json_line(value: object) -> str:
-    """A dataclass or mapping with its checksum as a line of JSON; null for NaN and infinities."""
+    """Formats a dataclass or mapping with its checksum as one line of JSON; NaN becomes null."""
     return json.dumps(with_checksum(_finite(to_json_values(value))), allow_nan=False) + "\n"
 
 
 def read_json(path: pathlib.Path, *, remedy: str) -> dict[str, Any]:
-    """The fields that `write_json` wrote.
+    """Reads the fields that `write_json` wrote.
 
     Raises:
-      DataError: The file cannot be read, is no JSON object, or does not have its checksum.
+      DataError: The file cannot be read, is no JSON object, or does not match its checksum.
     """
     text = read_text(path, expected=_EXPECTED, remedy=remedy)
     return from_json(text, where=str(path), remedy=remedy)
 
 
 def from_json(text: str | bytes, *, where: str, remedy: str) -> dict[str, Any]:
-    """The fields of a JSON object, without the checksum where it has one.
+    """Parses the fields of a JSON object, checks them against the checksum, and removes it.
 
     Raises:
-      DataError: It is no JSON object, or does not have its checksum.
+      DataError: The text is no JSON object, or does not match its checksum.
     """
     values = parse_json(text, where=where, expected=_EXPECTED, remedy=remedy)
     if not isinstance(values, dict):

@@ -36,25 +36,25 @@ class ColumnReader:
 
     @functools.cached_property
     def features(self) -> dict[str, Feature]:
-        """By key."""
+        """The column's features, by key."""
         return {feature.key: feature for feature in self._layout.column.features}
 
     def __len__(self) -> int:
-        """Records of the column."""
+        """Number of records in the column."""
         return self._starts[-1]
 
     def read(self, index: int) -> Values:
-        """The decoded values of record `index`, by feature key, as `RecordLayout.decode`.
+        """Reads record `index`; returns its values by feature key, like `RecordLayout.decode`.
 
         Raises:
-          RecordError: Where the record is not what the manifest says.
-          DataError: Where its shard is not.
+          RecordError: The record does not match the manifest.
+          DataError: The record's shard does not match the manifest.
         """
         shard, local = self._place(index)
         try:
             (record,) = self._reader(shard).read(local, local + 1)
         except (RuntimeError, ValueError, IndexError) as error:
-            reason = str(error).split(" (")[0].split(";")[0]  # hashes and offsets help nobody
+            reason = str(error).split(" (")[0].split(";")[0]  # without hashes and offsets
             raise self.corrupt_record(
                 index, expected="a readable record", found=reason, remedy=_COPY_AGAIN
             ) from error
@@ -68,7 +68,7 @@ class ColumnReader:
     def read_into(self, index: int, out: dict[str, np.ndarray]) -> None:
         """Reads one record and decodes the wanted features into the arrays of `out`.
 
-        A camera's image is resized to the array's height and width where it has others.
+        An image of another size is resized to the height and width of its array.
         """
         record = self.read(index)
         for key, array in out.items():
@@ -80,19 +80,19 @@ class ColumnReader:
                 resize_image(stored, array)
 
     def raw(self, index: int) -> tuple[Any, int]:
-        """The open ArrayRecord file of a record and its place there, for reads without a check."""
+        """Returns the ArrayRecord file of a record and its index there, for unchecked reads."""
         shard, local = self._place(index)
         return self._reader(shard), local
 
     def describe(self, index: int) -> str:
-        """Where record `index` lies, for errors: path of the shard and place in it."""
+        """Formats the place of record `index` for errors: its shard's path and its index there."""
         shard, local = self._place(index)
         return f"{epath.Path(self._dataset) / self._shards[shard].file}, record {local}"
 
     def corrupt_record(
         self, index: int, *, expected: str, found: str, remedy: str, feature: str = ""
     ) -> RecordError:
-        """The error of a record that cannot be used, which names it so that it can be excluded."""
+        """Makes the error for an unusable record, with the name by which a user can exclude it."""
         shard, local = self._place(index)
         return RecordError(
             where=self.describe(index) + (f", {feature}" if feature else ""),
@@ -104,7 +104,7 @@ class ColumnReader:
         )
 
     def find(self, name: str) -> int | None:
-        """The index of the record that is called FILE:RECORD; None where there is none."""
+        """Returns the index of the record called FILE:RECORD; None if there is no such record."""
         file, _, local = name.rpartition(":")
         for start, shard in zip(self._starts, self._shards, strict=False):
             if shard.file == file and local.isdecimal() and int(local) < shard.records:
@@ -112,29 +112,29 @@ class ColumnReader:
         return None
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Number of a record's shard, and its place in it."""
+        """Returns the number of a record's shard, and its index in that shard."""
         shard = bisect.bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
 
     def close(self) -> None:
-        """Closes every open shard; a later read opens it again."""
+        """Closes all open shards; a later read opens its shard again."""
         with self._lock:
             for reader in filter(None, self._readers):
                 reader.close()
             self._readers = [None] * len(self._shards)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files: they are opened again in the other process."""
+        """Leaves out open files, which are opened again in the other process."""
         return self.__dict__ | {"_readers": [None] * len(self._shards), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """With a lock of this process."""
+        """Restores the state with a new lock of this process."""
         self.__dict__.update(state | {"_lock": threading.Lock()})
 
     def _decode_into(
         self, index: int, feature: Feature, value: np.ndarray | bytes, out: np.ndarray
     ) -> None:
-        """Decodes one feature's value of a record into an array of the feature's shape."""
+        """Decodes the value of one feature into an array of the feature's shape."""
         if isinstance(value, np.ndarray):
             out[...] = value
             return
@@ -159,9 +159,9 @@ class ColumnReader:
             return self._readers[shard]
 
     def _open(self, shard: Shard) -> Any:
-        """A reader, of a file that holds what the manifest says.
+        """Opens a shard, and checks its number of records against the manifest.
 
-        A truncated or empty ArrayRecord file opens without an error, as one of no records.
+        ArrayRecord opens a truncated or empty file without an error, as a file of 0 records.
         """
         path = epath.Path(self._dataset) / shard.file
         reader = array_record_module.ArrayRecordReader(
@@ -179,9 +179,9 @@ class ColumnReader:
 
 
 def describe_unreadable(path: epath.Path, num_records: int) -> str:
-    """Why a shard is refused in which ArrayRecord found that many records.
+    """Says why a shard is rejected, given the number of records that ArrayRecord found in it.
 
-    ArrayRecord itself finds none in a file that is missing or may not be read.
+    ArrayRecord finds 0 records in a file that is missing or may not be read.
     """
     if not path.exists():
         return "no such file"

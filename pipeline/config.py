@@ -1,4 +1,4 @@
-"""What a loader needs to know, as frozen data."""
+"""Configs of the loader."""
 
 import dataclasses
 import math
@@ -22,91 +22,91 @@ class DatasetConfig:
     path: str
     """Dataset directory, the one that holds dataset.json."""
     weight: float | None = None
-    """Share of the samples, relative to the other weights; None for all of them: as many as each
-    has selected steps."""
+    """Share of the samples, relative to the other weights. If None for all datasets, shares are
+    proportional to their selected steps."""
     tasks: tuple[str, ...] = ()
-    """Globs over instructions; only steps with one of them are sampled. Empty: all."""
+    """Globs over instructions; only steps whose instruction matches are sampled. Empty: all."""
     episodes: tuple[int, int] | None = None
-    """First episode that is sampled and the one after the last, counted from 0; None: all."""
+    """First episode to sample and the one after the last, counted from 0; None: all."""
     missing: tuple[str, ...] = ()
     """Observations that this dataset lacks: its samples have zeros, and False in the pad mask."""
     excluded: tuple[str, ...] = ()
-    """Corrupt records that are not read, each FILE:RECORD as an error names it. Samples that would
-    read one are replaced by others; the rest stay where they are."""
+    """Corrupt records to skip, each FILE:RECORD as printed in the error. Samples that would read
+    one are replaced; the order of all other samples does not change."""
     commands: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """Shell commands that make the directory; shown where it is missing."""
+    """Shell commands that create the directory; printed if it is missing."""
 
     def __post_init__(self) -> None:
         """Checks the range of episodes."""
         check(self)
 
     def problems(self) -> Iterator[str]:
-        """Yields all that is wrong with the fields."""
+        """Yields one sentence per problem of the fields."""
         if self.episodes is not None and not 0 <= self.episodes[0] < self.episodes[1]:
             yield (f"episodes must be the first and the one after the last, not {self.episodes}")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """From dataset directories to batches."""
+    """Config of the loader: datasets, observations and everything that shapes a batch."""
 
     datasets: tuple[DatasetConfig, ...]
-    """The mixture."""
+    """The datasets of the mixture."""
     vocabulary: str
     """SentencePiece model of T5: a path, or hf://owner/name/file."""
     observations: tuple[str, ...] = ("image_primary", "image_wrist", "proprio")
-    """Features below observation/ that a batch holds; columns not named are not read."""
+    """Features below observation/ that a batch holds; other columns are not read."""
     balance: bool = False
-    """Multiply the weights by each dataset's selected steps: weights of 1 make every step equally
-    likely. Without weights that is so anyway."""
+    """Multiply the weights by each dataset's selected steps, so that weights of 1 make every step
+    equally likely. Without weights this has no effect."""
     split: Split = "train"
-    """Episodes that are sampled: those held out for validation, all others, or all."""
+    """Episodes to sample: `validation`: those held out; `train`: the others; `all`: all."""
     validation_fraction: float = 0.0
-    """Share of the episodes that is held out. Which ones depends on their actions alone: an
-    episode stays on its side when others are added or moved."""
+    """Fraction of the episodes to hold out. The split depends only on an episode's actions, so an
+    episode stays in its split when others are added or moved."""
     window_size: int = 2
     """Steps of history, the current one included."""
     current_only: tuple[str, ...] = ()
-    """Observations that are read for the current step alone: their window has one step."""
+    """Observations that are read for the current step only: their window has one step."""
     action_horizon: int = 4
-    """Actions of a chunk."""
+    """Number of actions in a chunk."""
     octo_action_mask: bool = False
-    """Count actions as real up to the step after the episode's end or the goal, as the original
-    Octo does, instead of only recorded ones before the goal."""
+    """Count actions as real up to the step after the episode's end or the goal, like the original
+    Octo, instead of only recorded ones before the goal."""
     conditioning: Conditioning = "language_conditioned"
-    """What tells the policy its task: the instruction; the images of a later step of the episode;
-    or, for each sample, one of the two."""
+    """What specifies the task: the instruction; goal images from a later step of the episode; or,
+    for each sample, one of the two."""
     keep_image_prob: float = 0.5
-    """Probability that a sample keeps its goal images and loses its instruction; of `multimodal`
-    alone. A sample without an instruction always keeps them."""
+    """Probability that a sample keeps its goal images and loses its instruction; only for
+    `multimodal`. A sample without an instruction always keeps them."""
     normalization: Normalization = "normal"
-    """`normal`: zero mean, unit deviation; `bounds`: 1st to 99th percentile onto [-1, 1], clipped
-    there; `quantile`: the same, not clipped."""
+    """`normal`: zero mean, unit deviation; `bounds`: maps the 1st to 99th percentile to [-1, 1] and
+    clips; `quantile`: the same without clipping."""
     normalized: tuple[str, ...] | None = None
-    """Observations that are normalised; None: every float32 vector of the trajectories. Others
-    enter the batch as stored."""
+    """Observations to normalise; None: every float32 vector of the trajectories. Others enter the
+    batch unchanged."""
     statistics: Literal["dataset", "mixture"] = "dataset"
     """Normalise each sample by its own dataset's statistics, or all by those of the mixture,
     merged by weight."""
     max_text_length: int = 16
-    """Tokens of an instruction, the end token included."""
+    """Maximum number of tokens of an instruction, including the end token."""
     seed: int = 42
-    """Of the order of the samples, of goals and of what conditions a sample."""
+    """Seed of the sample order, of goals and of the choice between text and goal images."""
     num_threads: int = 2
-    """Threads that make batches, one each at a time; 0: the training thread does."""
+    """Threads that each make one batch at a time; 0: batches are made in the training thread."""
     prefetch_batches: int = 4
-    """Batches made ahead, those under way included: what bounds the loader's memory."""
+    """Batches to prefetch, including those being made; this bounds the loader's memory."""
     ram_budget_gb: float | None = None
-    """Most memory that the loader may take, in 10^9 bytes; a run that needs more does not start.
-    None: no bound."""
+    """Maximum memory of the loader, in 10^9 bytes; a run that needs more does not start.
+    None: no limit."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Of the features that are read: the action, then the observations."""
+        """Keys of the features that are read: the action, then the observations."""
         return (ACTION, *(f"observation/{name}" for name in self.observations))
 
     def keys_of(self, part: DatasetConfig) -> tuple[str, ...]:
-        """Of the features that are read of one of the datasets."""
+        """Returns the keys of the features that are read from one of the datasets."""
         lacked = {f"observation/{name}" for name in part.missing}
         return tuple(key for key in self.keys if key not in lacked)
 
@@ -116,15 +116,15 @@ class DataConfig:
         return self.conditioning != "language_conditioned"
 
     def normalizes(self, name: str) -> bool:
-        """Whether an observation is normalised, if it is a float32 vector of the trajectories."""
+        """Whether an observation is normalised, provided it is a float32 vector of trajectories."""
         return self.normalized is None or name in self.normalized
 
     def window_of(self, name: str) -> int:
-        """Steps of an observation's window."""
+        """Returns the number of steps in an observation's window."""
         return 1 if name in self.current_only else self.window_size
 
     def longest_window(self, column: Column) -> int:
-        """Steps of the longest window of a column's features; 0 where none of them is read."""
+        """Returns the longest window of a column's features, in steps; 0 if none is read."""
         keys = {feature.key for feature in column.features}
         names = [name for name in self.observations if f"observation/{name}" in keys]
         return max(map(self.window_of, names), default=0)
@@ -134,7 +134,7 @@ class DataConfig:
         check(self)
 
     def problems(self) -> Iterator[str]:
-        """Yields all that is wrong with the fields."""
+        """Yields one sentence per problem of the fields."""
         if not 0 <= self.seed < 2**63:
             yield f"seed must be between 0 and 2**63 - 1, not {self.seed}"
         for name in ("window_size", "action_horizon", "max_text_length"):
@@ -169,12 +169,12 @@ class DataConfig:
             yield f"weights must be positive and finite, not {weights}"
 
     def _check_names(self) -> Iterator[str]:
-        """Whatever is said of an observation is said of one that is read."""
-        said = {"current_only": self.current_only, "normalized": self.normalized or ()} | {
+        """Checks that other fields only name observations that are read."""
+        named = {"current_only": self.current_only, "normalized": self.normalized or ()} | {
             f"datasets.{number}.missing": dataset.missing
             for number, dataset in enumerate(self.datasets)
         }
-        for field, names in said.items():
+        for field, names in named.items():
             unknown = sorted(set(names) - set(self.observations))
             if unknown:
                 yield (

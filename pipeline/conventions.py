@@ -1,4 +1,4 @@
-"""What the numbers of a dataset mean, as data: checked at training and at rollout."""
+"""The conventions of a dataset's values, as data: checked at training and at rollout."""
 
 import dataclasses
 import math
@@ -11,18 +11,18 @@ _OPEN_THRESHOLD = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """Signs, frames and rates that the arrays themselves cannot say."""
+    """Signs, frames and rates that cannot be read off the arrays."""
 
     image_orientation: Literal["upright", "rotated_180", "flipped_vertically"]
-    """Of the stored pixels against the camera's true picture. Published LIBERO sets are the
-    simulator's vertically flipped frames turned by 180 degrees: called `rotated_180`, they show a
-    world mirrored left to right."""
+    """Orientation of the stored pixels relative to the camera's true image. Published LIBERO
+    datasets hold the simulator's vertically flipped frames rotated by 180 degrees: they are called
+    `rotated_180`, and show a world mirrored left to right."""
     rotation: Literal["axis_angle", "euler_xyz", "quaternion_xyzw", "none"]
     """Representation of the action's rotation."""
     control_frequency_hz: float
-    """Actions a second."""
+    """Actions per second."""
     no_ops: Literal["kept", "removed_at_source", "removed_at_conversion"]
-    """How steps without motion were treated."""
+    """Whether steps without motion were kept, and where they were removed."""
     gripper_dim: int | None = None
     """Index of the gripper in the action; None where there is none. Not normalised."""
     gripper_open: float = 1.0
@@ -30,8 +30,8 @@ class Conventions:
     gripper_close: float = 0.0
     """Value of the stored action that closes it."""
     no_op_threshold: float | None = None
-    """Norm of an action without its gripper below which it is no motion; for
-    `removed_at_conversion` alone."""
+    """Norm of an action without its gripper below which it counts as no motion; only for
+    `removed_at_conversion`."""
 
     def __post_init__(self) -> None:
         """Checks ranges, and that the gripper's two commands differ."""
@@ -70,15 +70,15 @@ class Conventions:
 
 
 def is_no_op(action: np.ndarray, conventions: Conventions) -> np.ndarray:
-    """Bool (t): the steps of an episode that move nothing, for `removed_at_conversion`.
+    """Finds the steps of an episode without motion, for `removed_at_conversion`; bool (t).
 
-    A step is one where the norm of its action without the gripper is below `no_op_threshold` and
-    its gripper command is that of the last step that stays. The last step is none unless all are:
-    it bears `is_last` and the reward.
+    A step is a no-op if the norm of its action without the gripper is below `no_op_threshold` and
+    its gripper command equals that of the last kept step. The last step of the episode is kept
+    because it carries `is_last` and the reward, unless all steps are no-ops.
 
     Args:
       action: (t, a), as stored.
-      conventions: Name the gripper and the threshold.
+      conventions: Conventions with the gripper's dimension and the threshold.
 
     Source: the filter that made the `_no_noops` sets of OpenVLA, which removes the last step too.
     """
@@ -112,7 +112,7 @@ def standardize_gripper(action: np.ndarray, conventions: Conventions) -> np.ndar
 
 
 def restore_gripper(action: np.ndarray, conventions: Conventions) -> np.ndarray:
-    """The inverse at rollout: above one half the command that opens, else the one that closes."""
+    """Inverts it at rollout: values above 0.5 become the open command, others the close command."""
     if conventions.gripper_dim is None:
         return action
     is_open = action[..., conventions.gripper_dim] > _OPEN_THRESHOLD

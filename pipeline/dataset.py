@@ -1,4 +1,4 @@
-"""A dataset directory opened for random reads: any record of any column, checked."""
+"""Opens a dataset directory for random reads of any record of any column, with checks."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ class Dataset:
     manifest: Manifest
     """The content of `dataset.json`."""
     statistics: dict[str, stats.FeatureStatistics]
-    """By feature key."""
+    """Statistics by feature key."""
     keys: tuple[str, ...] | None = None
     """Features that the dataset was opened for; None: all."""
 
@@ -131,7 +131,7 @@ class Dataset:
 
     @functools.cached_property
     def columns(self) -> dict[str, ColumnReader]:
-        """A reader for every column; nothing is opened before the first read."""
+        """Readers by column name; a reader opens its files at the first read."""
         return {
             column.name: ColumnReader(
                 self.path, RecordLayout(column), self.manifest.shards[column.name]
@@ -141,21 +141,21 @@ class Dataset:
 
     @functools.cached_property
     def episode_starts(self) -> np.ndarray:
-        """int64 (episodes + 1): the first step of each episode, then the number of steps."""
+        """First step of each episode, then the number of steps; int64 (episodes + 1)."""
         return np.cumsum([0, *self.manifest.episode_lengths], dtype=np.int64)
 
     @property
     def num_steps(self) -> int:
-        """Steps of all episodes."""
+        """Number of steps of all episodes."""
         return int(self.episode_starts[-1])
 
     @property
     def num_episodes(self) -> int:
-        """Episodes."""
+        """Number of episodes."""
         return len(self.manifest.episode_lengths)
 
     def task_index(self, episode: int, step: int) -> int:
-        """The row of `manifest.tasks` of a step inside an episode."""
+        """Returns the index into `manifest.tasks` for a step inside an episode."""
         index = self.manifest.episode_tasks[episode]
         for change in self.task_changes.get(episode, ()):
             if change.step <= step:
@@ -164,23 +164,23 @@ class Dataset:
 
     @functools.cached_property
     def task_changes(self) -> dict[int, tuple[TaskChange, ...]]:
-        """The later instructions, by episode, of those whose instruction changes."""
+        """Changes of instruction within an episode, by episode; others have no entry."""
         changes: dict[int, tuple[TaskChange, ...]] = {}
         for change in self.manifest.task_changes:
             changes[change.episode] = (*changes.get(change.episode, ()), change)
         return changes
 
     def locate(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(episode, step inside it), int64 (b), of steps (b) of the whole dataset."""
+        """Maps steps (b) of the dataset to (episode, step inside it), int64 (b) each."""
         episode = np.searchsorted(self.episode_starts, steps, side="right") - 1
         return episode, steps - self.episode_starts[episode]
 
 
 def on_disk(path: str) -> epath.Path:
-    """A directory whose single records can be read.
+    """Returns the path of a directory, after checking that its single records can be read.
 
     Raises:
-      DataError: Where it is in an object store, which ArrayRecord does not read.
+      DataError: The directory is in an object store, which ArrayRecord does not read.
     """
     if is_remote(path):
         raise DataError(
@@ -197,12 +197,12 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
 
     Args:
       path: The directory that holds `dataset.json`.
-      keys: Features that will be read; the shards of other columns are not looked at and may be
+      keys: Features that will be read; the shards of other columns are not checked and may be
         missing. None: all features.
 
     Raises:
-      DataError: Where there is none, or a shard's size is not what `dataset.json` says.
-      SchemaError: Where it declares types that the dtype law refuses, or lacks a key.
+      DataError: There is no dataset, or a shard's size differs from `dataset.json`.
+      SchemaError: The dataset declares types that the dtype law forbids, or lacks a key.
     """
     directory = on_disk(path)
     manifest = load_manifest(directory)
@@ -269,11 +269,11 @@ def _first(values: dict[str, Any]) -> dict[str, Any]:
 def load_statistics(
     directory: epath.Path, manifest: Manifest
 ) -> dict[str, stats.FeatureStatistics]:
-    """The statistics of a dataset directory, of all features that have some.
+    """Loads the statistics of a dataset directory, by feature key.
 
     Raises:
-      DataError: Where they are missing, of another checksum than the manifest says, or of other
-        features or lengths than it declares.
+      DataError: The file is missing, does not match the checksum in the manifest, or has other
+        features or lengths than the manifest declares.
     """
     path = directory / STATISTICS_NAME
     warn_without_checksums(str(directory), manifest.statistics_checksum)
@@ -297,7 +297,7 @@ def load_statistics(
 
 
 def statistics_sizes(schema: Schema) -> dict[str, int]:
-    """By key, numbers of each feature that has statistics: of floats in the trajectories."""
+    """Sizes of the features with statistics (float32 in the trajectories), by key."""
     return {
         feature.key: math.prod(feature.shape)
         for column, feature in schema.features()
@@ -307,7 +307,7 @@ def statistics_sizes(schema: Schema) -> dict[str, int]:
 
 @functools.cache
 def warn_without_checksums(path: str, checksum: str) -> None:
-    """Logs, once for each directory, that corruption of its JSON files may go unnoticed."""
+    """Warns once per directory without checksums: its JSON files may be corrupt unnoticed."""
     if not checksum:
         _log.warning(
             "%s: dataset.json and statistics.json have no checksums, as it was written before "

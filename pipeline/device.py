@@ -1,4 +1,4 @@
-"""From host arrays to the devices: shardings, one batch ahead, and resizing inside the step."""
+"""Moves batches to the devices: shardings, transfer one batch ahead, resizing on the device."""
 
 import math
 import resource
@@ -20,13 +20,13 @@ FSDP_AXIS = "fsdp"
 
 
 def make_mesh(fsdp_devices: int = 1) -> Mesh:
-    """A mesh of all devices along the axes `data` and `fsdp`, in the order of their processes.
+    """Makes a mesh of all devices with the axes `data` and `fsdp`, in the order of processes.
 
     Args:
-      fsdp_devices: Devices along `fsdp`: over these the parameters are cut into parts.
+      fsdp_devices: Devices along `fsdp`; the parameters are sharded across these.
 
     Raises:
-      UserError: Where it does not divide the devices.
+      UserError: It does not divide the number of devices.
     """
     num_devices = jax.device_count()
     if num_devices % fsdp_devices:
@@ -38,20 +38,20 @@ def make_mesh(fsdp_devices: int = 1) -> Mesh:
             remedy=f"Take one of {', '.join(map(str, divisors))}.",
         )
     shape = (num_devices // fsdp_devices, fsdp_devices)
-    # Explicit axes, the default, would ask for a sharding at every reshape in the model.
+    # Explicit axes, the default, would require a sharding at every reshape in the model.
     return jax.make_mesh(shape, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh, batch_size: int, num_parts: int = 1) -> NamedSharding:
-    """The sharding of every leaf of a batch: its first axis over all devices.
+    """Returns the sharding of every leaf of a batch: its first axis across all devices.
 
     Args:
-      mesh: As `make_mesh` returned it.
-      batch_size: Samples.
-      num_parts: That the batch is processed in, one after the other.
+      mesh: A mesh from `make_mesh`.
+      batch_size: Number of samples in a global batch.
+      num_parts: Number of micro-batches (gradient accumulation).
 
     Raises:
-      UserError: Where the devices do not divide each part.
+      UserError: The micro-batches cannot be split evenly across the devices.
     """
     wanted = mesh.size * num_parts
     if batch_size % wanted:
@@ -66,10 +66,10 @@ def batch_sharding(mesh: Mesh, batch_size: int, num_parts: int = 1) -> NamedShar
 
 
 def host_shard(sharding: NamedSharding, batch_size: int) -> HostShard:
-    """The rows of every global batch that this process's devices hold.
+    """Returns the rows of every global batch that this process's devices hold.
 
     Raises:
-      UserError: Where they do not lie together, as the loader makes them.
+      UserError: The rows are not the contiguous range that the loader makes.
     """
     shard = HostShard(jax.process_index(), jax.process_count())
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -85,19 +85,19 @@ def host_shard(sharding: NamedSharding, batch_size: int) -> HostShard:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def local_size(struct: jax.ShapeDtypeStruct) -> int:
-    """Numbers of an array that one device holds."""
+    """Returns the number of an array's elements on one device."""
     if struct.sharding is None:
         return struct.size
     return math.prod(struct.sharding.shard_shape(struct.shape))
 
 
 def peak_bytes() -> int:
-    """The most memory in use so far: of the first device or, on a CPU, of the process."""
+    """Returns the peak memory so far: of the first device or, on a CPU, of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
@@ -105,7 +105,7 @@ def peak_bytes() -> int:
 
 
 def shape_structs(spec: BatchSpec, sharding: NamedSharding) -> dict[str, Any]:
-    """The batch as `jax.ShapeDtypeStruct`s, nested: what a step is compiled for."""
+    """Describes a batch by nested `jax.ShapeDtypeStruct`s, to compile a training step with."""
     return nest(
         {
             key: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=sharding)
@@ -115,12 +115,12 @@ def shape_structs(spec: BatchSpec, sharding: NamedSharding) -> dict[str, Any]:
 
 
 def to_devices(batch: LoadedBatch, sharding: NamedSharding) -> dict[str, Any]:
-    """The global batch as jax arrays, of which each process gives its rows; transfers begin."""
+    """Starts transferring a batch; returns global jax arrays, made of every process's rows."""
     return arrays_to_devices(batch.arrays, sharding)
 
 
 def arrays_to_devices(arrays: dict[str, Any], sharding: NamedSharding) -> dict[str, Any]:
-    """As `to_devices`, of a batch's arrays alone."""
+    """Starts the transfer of a batch's arrays and returns the global jax arrays."""
     if jax.process_count() == 1:
         return jax.device_put(arrays, sharding)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), arrays)
@@ -129,9 +129,9 @@ def arrays_to_devices(arrays: dict[str, Any], sharding: NamedSharding) -> dict[s
 def one_ahead(
     batches: Iterator[LoadedBatch], sharding: NamedSharding
 ) -> Iterator[tuple[dict[str, Any], LoadedBatch]]:
-    """Yields (arrays on the devices, batch), with the next batch's transfer already begun.
+    """Yields (arrays on the devices, batch); the transfer of the next batch has already started.
 
-    Where a batch cannot be made, the one before it is yielded before the error is raised.
+    If making a batch fails, the batch before it is yielded first, then the error is raised.
     """
     ahead = failure = None
     while failure is None:
@@ -151,7 +151,7 @@ def one_ahead(
 def resize_images(
     images: UInt8[Array, "*batch y x 3"], height: int, width: int
 ) -> UInt8[Array, "*batch {height} {width} 3"]:
-    """Images of another size, rounded back to uint8; runs inside the jitted step.
+    """Resizes images and rounds them back to uint8; runs inside the jitted training step.
 
     Source: `tf.image.resize` with lanczos3 and antialiasing, then round and clip, as in Octo.
     """

@@ -1,4 +1,4 @@
-"""The one error that a user sees: where, what was expected, what was found, what to do."""
+"""Errors that a user sees: where, what was expected, what was found, and what to do."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from pipeline.terminal import OutputError, escaped, escaped_lines, printable_str
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141
-"""What a shell reports of a program that SIGPIPE ended."""
+"""The exit code that a shell reports for a program that was ended by SIGPIPE."""
 
 
 class UserError(Exception):
@@ -48,10 +48,10 @@ class RecordError(DataError):
     """One record that cannot be used, in a dataset that is otherwise readable.
 
     Args:
-      where: As of every `UserError`.
-      expected: As of every `UserError`.
-      found: As of every `UserError`.
-      remedy: As of every `UserError`.
+      where: The place, with the path of the shard and the record's place in it.
+      expected: What had to be there.
+      found: What was there instead.
+      remedy: What to do now; a command where there is one.
       dataset: The dataset directory, as the user named it.
       record: The record as FILE:RECORD, such as `steps/00000-of-00001.arrayrecord:17`.
     """
@@ -65,7 +65,7 @@ class RecordError(DataError):
 
 
 def install_extra(name: str) -> str:
-    """The start of a remedy: how an optional dependency of pyproject.toml is installed."""
+    """The start of a remedy: how to install an optional dependency of pyproject.toml."""
     return f"In the checkout, run `pip install -c constraints.txt -e '.[{name}]'`"
 
 
@@ -75,18 +75,18 @@ def _rebuild(kind: type[UserError], fields: dict[str, str]) -> UserError:
 
 @contextlib.contextmanager
 def user_errors_exit(*, interrupted: str = "interrupted") -> Iterator[None]:
-    """The frame of every command line: what a person can cause is one line and an exit code.
+    """Wraps a command line: turns errors that the user can cause into one line and an exit code.
 
     A `UserError` inside the block becomes a line on stderr and exit code 2; Ctrl-C a line and code
-    130. Where the reader of stdout has left (`| head`), the command ends silently with code 141,
-    as `cat` does; where stdout is full, with a line and code 2. Text is printed in any locale.
-    The flag --debug on the command line shows a traceback with an error.
+    130. If the reader of stdout has closed it (`| head`), the command ends silently with code 141,
+    as `cat` does; if stdout is full, with a line and code 2. Text is printed in any locale.
+    The flag --debug on the command line shows the traceback of an error.
 
     Args:
-      interrupted: The line after Ctrl-C.
+      interrupted: The line printed after Ctrl-C.
 
     Raises:
-      SystemExit: With the code.
+      SystemExit: The block failed; it carries the exit code.
     """
     try:
         with printable_streams():

@@ -1,4 +1,4 @@
-"""Text files written whole or not at all, and JSON and TOML that are checked as they are read."""
+"""Writes text files atomically, and reads JSON and TOML with checks."""
 
 import contextlib
 import dataclasses
@@ -28,14 +28,14 @@ T = TypeVar("T")
 Measured = Annotated[
     float, pydantic.BeforeValidator(lambda value: math.nan if value is None else value)
 ]
-"""A float that `checksums.to_json_line` may have written as null; read again, it is NaN."""
+"""A float that `checksums.to_json_line` writes as null if it is NaN; null is read as NaN."""
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 
 MAX_TEXT_BYTES = 256 * 2**20
-"""Of a JSON or TOML file; those of a dataset of ten million episodes take less."""
+"""Size limit for a JSON or TOML file; those of a dataset of ten million episodes are smaller."""
 UNPARSABLE = (ValueError, RecursionError, MemoryError, OverflowError)
-"""What parsers raise: of text of another form, or nested or with numbers beyond what they hold."""
+"""What parsers raise for malformed text, for too deep nesting and for too large numbers."""
 _SPECIAL_FILES = {
     stat.S_ISFIFO: "a FIFO",
     stat.S_ISCHR: "a device",
@@ -50,10 +50,10 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def open_path(path: epath.PathLike) -> epath.Path:
-    """A path on a disk or in an object store whose client is installed and answers.
+    """Returns a path on a disk, or in an object store after checking that the store answers.
 
     Raises:
-      UserError: Where it does not.
+      UserError: The store's client is not installed, or the store does not answer.
     """
     try:
         opened = epath.Path(path)
@@ -70,9 +70,9 @@ def open_path(path: epath.PathLike) -> epath.Path:
 
 
 def special_file(path: epath.PathLike) -> str | None:
-    """What lies at a path where reading may never end, such as `a FIFO`.
+    """Names the kind of a special file, whose reading may never end, such as `a FIFO`.
 
-    None for a file, a folder, nothing at all, and an object of a store.
+    None for a file, a folder, a missing path, and an object of a store.
     """
     if is_remote(path):
         return None
@@ -84,16 +84,16 @@ def special_file(path: epath.PathLike) -> str | None:
 
 
 def read_text(path: epath.PathLike, *, expected: str, remedy: str) -> str:
-    """The text of a file, in UTF-8 whatever the locale.
+    """Reads a text file as UTF-8, whatever the locale.
 
     Args:
-      path: On a disk or in an object store.
+      path: Path on a disk or in an object store.
       expected: What the file has to be, for the error.
-      remedy: For the error.
+      remedy: What to do, for the error.
 
     Raises:
-      DataError: Where it is missing, may not be read, is no file, is larger than `MAX_TEXT_BYTES`
-        or is not UTF-8.
+      DataError: The file is missing, may not be read, is no regular file, is larger than
+        `MAX_TEXT_BYTES` or is not UTF-8.
     """
     found = special_file(path)
     try:
@@ -107,20 +107,20 @@ def read_text(path: epath.PathLike, *, expected: str, remedy: str) -> str:
 
 
 def parse_json(text: str | bytes, *, where: str, expected: str, remedy: str) -> Any:
-    """The values of a JSON text; bytes are UTF-8.
+    """Parses a JSON text; bytes are UTF-8.
 
     Raises:
-      DataError: Where it is none, or nested deeper or with larger numbers than can be read.
+      DataError: The text is no JSON, is nested too deep, or has numbers too large to be read.
     """
     with _named_as_unreadable(where, expected, remedy):
         return json.loads(text.decode() if isinstance(text, bytes) else text)
 
 
 def toml_to_json(text: str, *, where: str, expected: str, remedy: str) -> str:
-    """The values of a TOML text as JSON; a date as its text.
+    """Converts a TOML text to JSON; dates become text.
 
     Raises:
-      DataError: As `parse_json`.
+      DataError: The text is no TOML, is nested too deep, or has numbers too large to be read.
     """
     with _named_as_unreadable(where, expected, remedy):
         return json.dumps(tomllib.loads(text), default=str)
@@ -128,7 +128,7 @@ def toml_to_json(text: str, *, where: str, expected: str, remedy: str) -> str:
 
 @contextlib.contextmanager
 def _named_as_unreadable(where: str, expected: str, remedy: str) -> Iterator[None]:
-    """Names a text that a parser refuses, or cannot hold, inside the block."""
+    """Turns a parser's error inside the block into one that says where the text is."""
     try:
         yield
     except UNPARSABLE as error:
@@ -140,10 +140,10 @@ def _named_as_unreadable(where: str, expected: str, remedy: str) -> Iterator[Non
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
-    """Names the path where the system refuses what is written to it inside the block.
+    """Turns the system's error of a write inside the block into one that names the path.
 
     Raises:
-      UserError: Where it does.
+      UserError: The system refused a write.
     """
     try:
         yield
@@ -158,7 +158,7 @@ def writing(path: epath.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, refused: UserError) -> Iterator[int]:
-    """Holds the lock of a file, which is made where it is missing, and yields its descriptor.
+    """Locks a file, which is created if missing, and yields its descriptor.
 
     The system frees the lock when the process ends, however that happens.
 
@@ -167,7 +167,7 @@ def locked(path: pathlib.Path, refused: UserError) -> Iterator[int]:
       refused: Raised where another process holds the lock.
 
     Raises:
-      UserError: As `refused`, or the file cannot be made or locked.
+      UserError: `refused`, or one that says that the file cannot be created or locked.
     """
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -183,23 +183,23 @@ def locked(path: pathlib.Path, refused: UserError) -> Iterator[int]:
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
-    """Where a file is written until it is whole: beside it, hidden, named by no one else."""
+    """Returns a unique hidden path beside a file, where it is written until it is complete."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
 
 
 def temporary_of(name: str) -> str | None:
-    """The name of the file that a name of `temporary_path` stands for; None for any other name."""
+    """Inverts `temporary_path` for a file name; None if it is no name of a temporary file."""
     match = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{8})?\.\d+\.tmp", name)
     return match and match[1]
 
 
 def temporaries(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What killed processes were writing in a folder, by the names that `temporary_path` gives."""
+    """Lists the temporary files that killed processes left in a folder."""
     return [path for path in sorted(folder.iterdir()) if temporary_of(path.name)]
 
 
 def sync(path: pathlib.Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -208,9 +208,9 @@ def sync(path: pathlib.Path) -> None:
 
 
 def write_text_atomically(path: epath.PathLike, text: str) -> None:
-    """Writes `text` so that a reader sees all of it or the file of before.
+    """Writes `text` so that a reader sees either all of it or the previous file.
 
-    An object store does so by itself.
+    Writes to an object store are atomic by themselves.
     """
     if is_remote(path):
         epath.Path(path).write_text(text)
@@ -227,13 +227,13 @@ def write_text_atomically(path: epath.PathLike, text: str) -> None:
 
 
 def json_checksum(values: Any) -> str:
-    """XXH3 of 128 bits over JSON values, however they are indented and ordered; 32 hex digits."""
+    """Hashes JSON values, independent of indentation and order: 32 hex digits of XXH3-128."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def dump_json(values: object) -> str:
-    """Indented JSON with a newline at the end; a list of numbers stays on one line."""
+    """Formats indented JSON with a final newline; a list of numbers stays on one line."""
     return _NUMBERS_OVER_LINES.sub(_on_one_line, json.dumps(values, indent=1)) + "\n"
 
 
@@ -242,21 +242,21 @@ def _on_one_line(match: re.Match[str]) -> str:
 
 
 def to_json_values(value: object) -> Any:
-    """A dataclass, however nested, as plain JSON values; `pipeline.later` says what is left out."""
+    """Converts a nested dataclass to JSON values, without the fields `pipeline.later` omits."""
     return without_absent(value, _adapter(type(value)).dump_python(value, mode="json"))
 
 
 @functools.cache
 def _adapter(kind: type) -> Any:  # beartype knows no TypeAdapter[T]
-    """What checks and writes a dataclass; it takes milliseconds to build."""
+    """Builds what validates and writes a dataclass; cached, as building takes milliseconds."""
     return pydantic.TypeAdapter(kind)
 
 
 def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str) -> T:
-    """A dataclass from JSON, every field checked against its annotation and none left over.
+    """Parses a dataclass from JSON; checks every field's type, and rejects unknown fields.
 
     Raises:
-      DataError: All mismatches together, each with its place.
+      DataError: The text does not match; it lists all mismatches, each with its place.
     """
     try:
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
@@ -268,7 +268,7 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
 
 
 def _problem(kind: type, error: str, location: Sequence[str | int], message: str) -> str:
-    """A mismatch that pydantic found, with its place where it is not the whole."""
+    """Formats a mismatch that pydantic found, with its place unless it is the whole value."""
     if error == "unexpected_keyword_argument":
         *location, name = location
         similar = difflib.get_close_matches(str(name), _field_names(kind, location), n=1)
@@ -278,7 +278,7 @@ def _problem(kind: type, error: str, location: Sequence[str | int], message: str
 
 
 def _field_names(kind: type, location: Sequence[str | int]) -> list[str]:
-    """The fields that the dataclass at a place below another one has."""
+    """Lists the fields of the nested dataclass at a location."""
     kinds = [kind]
     for name in location:
         hints = [get_type_hints(outer) for outer in kinds]
@@ -287,7 +287,7 @@ def _field_names(kind: type, location: Sequence[str | int]) -> list[str]:
 
 
 def _dataclasses(annotation: Any) -> Iterator[Any]:
-    """Those that an annotation names, such as `tuple[Part, ...]`."""
+    """Yields the dataclasses in an annotation such as `tuple[Part, ...]`."""
     if dataclasses.is_dataclass(annotation):
         yield annotation
     for argument in get_args(annotation):

@@ -1,4 +1,4 @@
-"""Reading the windows of a batch straight into its arrays: the one place that reads records."""
+"""Reads the windows of a batch directly into its arrays; all record reads of training are here."""
 
 import dataclasses
 import functools
@@ -17,21 +17,21 @@ from pipeline.selection import Selection
 from pipeline.windows import action_mask, chunk_indices, history_indices, octo_action_mask
 
 DATASET_INDEX = "dataset_index"
-"""Each sample's place in the mixture; leaves the batch before the contract is checked."""
+"""Index of each sample's dataset in the mixture; removed before the contract is checked."""
 KEEPS_TEXT = "keeps_text"
-"""Whether the instruction tells a sample its task; leaves the batch as well."""
+"""Whether a sample's task is given by its instruction; removed before the check as well."""
 INTERNAL = frozenset({DATASET_INDEX, KEEPS_TEXT})
-"""What a gathered batch holds for the next transforms alone."""
+"""Arrays of a gathered batch that only the next transforms use."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Where the samples of a batch lie."""
+    """The steps that each sample of a batch reads."""
 
     dataset: np.ndarray
-    """int (b): place in the mixture."""
+    """int (b): index of the dataset in the mixture."""
     episode: np.ndarray
-    """int (b): record of the episode column."""
+    """int (b): record in the episode column."""
     first: np.ndarray
     """int (b): first step of that episode in the dataset."""
     task: np.ndarray
@@ -45,33 +45,33 @@ class Windows:
     chunk_mask: np.ndarray
     """bool (b w h): False past the last action that counts."""
     goal: np.ndarray
-    """int (b): step of the goal; the last step where no goal images tell the task."""
+    """int (b): step of the goal; the last step if the task is not given by goal images."""
     has_goal: np.ndarray
-    """bool (b): whether goal images tell the task, and not the instruction."""
+    """bool (b): whether the task is given by goal images instead of the instruction."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Makes a batch of samples: windows, chunks, goals and masks, as stored."""
+    """Reads a batch of samples: windows, chunks, goals and masks, with values as stored."""
 
     datasets: tuple[Dataset, ...]
-    """The mixture; all hold the same features, but for what the config calls missing."""
+    """The mixture; all have the same features, except those that the config lists as missing."""
     selections: tuple[Selection, ...]
-    """Of each dataset."""
+    """Selected steps of each dataset."""
     config: DataConfig
-    """Names the observations, the window, the horizon and the goals."""
+    """Config of the observations, the window, the horizon and the goals."""
     image_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Height and width, by camera, to which its images are resized where datasets disagree."""
+    """Height and width, by camera, to which images are resized if the datasets' sizes differ."""
     buffers: Buffers = dataclasses.field(default_factory=Buffers, compare=False, repr=False)
-    """Where the arrays of a batch lie."""
+    """Pool that holds the arrays of the batches."""
 
     @functools.cached_property
     def features(self) -> tuple[Feature, ...]:
-        """The action, then the observations in the config's order, as a batch has them."""
+        """The action, then the observations in the config's order, as they are in a batch."""
         return tuple(map(self._in_batch, self.config.keys))
 
     def stored(self, place: int, key: str) -> Feature:
-        """A feature as a dataset stores it; as a batch has it where the dataset lacks it."""
+        """Returns a feature as a dataset stores it, or as in a batch if the dataset lacks it."""
         if key.removeprefix("observation/") in self.config.datasets[place].missing:
             return next(feature for feature in self.features if feature.key == key)
         column, feature = self._find(place, key)
@@ -79,12 +79,12 @@ class Gather:
 
     @functools.cached_property
     def columns(self) -> tuple[frozenset[str], ...]:
-        """The columns that are read of each dataset."""
+        """The columns that are read from each dataset."""
         return tuple(frozenset({EPISODES, *keys}) for keys in self._keys_by_column)
 
     @functools.cached_property
     def _has_camera(self) -> np.ndarray:
-        """Bool (datasets): whether a sample can have goal images; else it keeps its text."""
+        """Whether samples of a dataset can have goal images; bool (datasets)."""
         return np.array([bool(set(self.cameras) - set(p.missing)) for p in self.config.datasets])
 
     @functools.cached_property
@@ -109,7 +109,7 @@ class Gather:
         )
 
     def spec(self, batch_size: int) -> BatchSpec:
-        """The types of the arrays that a call makes of `batch_size` samples."""
+        """Returns the types of the arrays of a batch of `batch_size` samples."""
         b, w, h = batch_size, self.config.window_size, self.config.action_horizon
         action, *observations = self.features
         spec = {DATASET_INDEX: LeafSpec("int32", (b,)), KEEPS_TEXT: LeafSpec("bool", (b,))}
@@ -135,11 +135,11 @@ class Gather:
         """Reads a batch.
 
         Returns:
-          Arrays as `spec` says; `task/task_index` counts each dataset's own tasks.
+          Arrays of the types in `spec`; `task/task_index` indexes each dataset's own tasks.
 
         Raises:
-          RecordError: A corrupt record or image.
-          DataError: A corrupt shard.
+          RecordError: A record or image is corrupt.
+          DataError: A shard is corrupt.
         """
         windows = self.locate(samples)
         spec = self.spec(len(windows.dataset))
@@ -161,7 +161,7 @@ class Gather:
         return batch
 
     def locate(self, samples: Samples) -> Windows:
-        """The windows of samples; arithmetic only."""
+        """Computes the windows of samples, without reading anything."""
         t, length, first, episode, task = (np.empty_like(samples.step) for _ in range(5))
         has_text = np.ones(len(t), bool)
         for number, dataset in enumerate(self.datasets):
@@ -200,7 +200,7 @@ class Gather:
         length: np.ndarray,
         has_text: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(goal, has_goal) of each sample, as in `Windows`."""
+        """Returns `goal` and `has_goal` of `Windows`."""
         if not self.config.has_goals:
             return length - 1, np.zeros(len(t), bool)
         goal = first + uniform_goals(t, length, samples.draws[:, 0])
@@ -214,7 +214,7 @@ class Gather:
         return np.where(has_goal, goal - first, length - 1), has_goal
 
     def _mask_inputs(self, batch: FlatBatch, windows: Windows) -> None:
-        """Fills the pad masks of single inputs; what is missing becomes zeros."""
+        """Fills the pad masks of single inputs, and zeroes the missing ones."""
         for name in self.config.observations:
             missing = [name in part.missing for part in self.config.datasets]
             rows = np.array(missing)[windows.dataset]
@@ -248,7 +248,7 @@ class Gather:
             reader = self.datasets[place].columns[column]
             windows_of = {key: batch[key].shape[1] for key in keys}
             history = windows.history[sample][-max(windows_of.values()) :].tolist()
-            for back in range(len(history), 0, -1):  # steps from the window's end
+            for back in range(len(history), 0, -1):  # steps back from the window's end
                 is_again = back < len(history) and history[-back] == history[-back - 1]
                 wanted = [key for key in keys if back <= windows_of[key]]
                 copied = [key for key in wanted if is_again and back < windows_of[key]]
@@ -259,7 +259,7 @@ class Gather:
                     reader.read_into(first + history[-back], out)
 
     def _read_goal(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
-        """Fills the goal images of one sample; one that is the current image is copied."""
+        """Fills the goal images of one sample; copies them if the goal is the current step."""
         if not windows.has_goal[sample]:
             return
         place = windows.dataset[sample]
@@ -277,7 +277,7 @@ class Gather:
 
     @functools.cached_property
     def _keys_by_column(self) -> tuple[dict[str, tuple[str, ...]], ...]:
-        """The observations that are read from each column, of each dataset."""
+        """Keys of the observations that are read from each column, for each dataset."""
         return tuple(map(self._group_by_column, range(len(self.datasets))))
 
     def _group_by_column(self, place: int) -> dict[str, tuple[str, ...]]:
@@ -291,7 +291,7 @@ class Gather:
         return keys
 
     def _in_batch(self, key: str) -> Feature:
-        """A feature of the first dataset that is to have it; a camera at its common size."""
+        """Returns a feature as in a batch; a camera of several sizes has its common size."""
         column, feature = self._find(self.having(key)[0], key)
         size = self.image_sizes.get(key.removeprefix("observation/"))
         if size is None or not column.is_camera(feature):
@@ -304,6 +304,6 @@ class Gather:
         return dataset.manifest.schema.find(key, dataset.path)
 
     def having(self, key: str) -> list[int]:
-        """Places of the datasets that are to have a feature; at least one."""
+        """Indices of the datasets that do not lack a feature; at least one."""
         name = key.removeprefix("observation/")
         return [n for n, part in enumerate(self.config.datasets) if name not in part.missing]

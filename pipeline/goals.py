@@ -4,7 +4,7 @@ import numpy as np
 
 
 def uniform_goals(t: np.ndarray, lengths: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """A step from each sample's own to the last of its episode, all equally likely; int (b).
+    """Draws goals uniformly between each sample's step and the last of its episode; int (b).
 
         t = [0, 4], lengths = [10, 5], draws = [0.95, 0.5]
         [9, 4]
@@ -29,7 +29,7 @@ def keeps_goal_images(
 
     Args:
       has_text: bool (b): whether the sample has an instruction.
-      keep_image_prob: Probability of the images.
+      keep_image_prob: Probability that a sample keeps its images.
       draws: float (b) in [0, 1).
 
     Source: Octo's `delete_task_conditioning`.

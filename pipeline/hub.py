@@ -18,7 +18,7 @@ _WORD = r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _ADDRESS = re.compile(
     rf"hf://(?P<owner>{_WORD})/(?P<name>{_WORD})(@(?P<revision>{_WORD}))?(/(?P<file>.+))?"
 )
-"""Words as the hub's rules for names have them; a branch with a slash is named by its commit."""
+"""Follows the hub's rules for names; a branch with a slash must be given by its commit."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class _Repository:
 
 
 def fetch(path: str) -> pathlib.Path:
-    """The local path of a file; one on the hub comes from its cache, else it is downloaded.
+    """Returns the local path of a file; a file on the hub is downloaded unless it is cached.
 
     Args:
       path: A path, hf://owner/name[@revision]/file, or octograin://NAME for a bundled file.
 
     Raises:
-      DataError: Where the file is missing, or it is not cached and cannot be downloaded.
+      DataError: The file is missing, or is not cached and cannot be downloaded.
     """
     if not path.startswith(SCHEME):
         local = pathlib.Path(local_path(path))
@@ -63,14 +63,14 @@ def fetch(path: str) -> pathlib.Path:
 
 
 def fetch_directory(path: str, files: Sequence[str]) -> pathlib.Path:
-    """The local path of a directory; of one on the hub, `files` are fetched.
+    """Returns the local path of a directory, after downloading `files` of one on the hub.
 
     Args:
       path: A path, or hf://owner/name[@revision].
-      files: Paths inside it. A local directory is not searched for them.
+      files: Paths inside it. They are not looked up in a local directory.
 
     Raises:
-      DataError: Where a file on the hub is not cached and cannot be downloaded.
+      DataError: A file on the hub is not cached and cannot be downloaded.
     """
     if not path.startswith(SCHEME):
         return pathlib.Path(path)
@@ -81,7 +81,7 @@ def fetch_directory(path: str, files: Sequence[str]) -> pathlib.Path:
 
 
 def without_revision(path: str) -> str:
-    """The same address on the hub without what pins it; any other path as it is.
+    """Removes the revision from an address on the hub; other paths are returned unchanged.
 
     hf://owner/name@v1/file    hf://owner/name/file
     """
@@ -89,7 +89,7 @@ def without_revision(path: str) -> str:
 
 
 def _parse(path: str) -> tuple[_Repository, str | None]:
-    """The repository of an address, and the file in it where it names one."""
+    """Splits an address into its repository and, if it names one, the file."""
     found = _ADDRESS.fullmatch(path)
     if found is None or ".." in pathlib.PurePosixPath(found["file"] or "").parts:
         remedy = "Write the owner, the repository, and @revision to pin a commit or tag of it."
@@ -102,7 +102,7 @@ def _malformed(path: str, expected: str, remedy: str) -> DataError:
 
 
 def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
-    """The folder of the hub's cache that holds the files."""
+    """Returns the folder of the hub's cache with the files, after downloading missing ones."""
     pinned = "" if repository.revision is None else f" --revision {repository.revision}"
     command = f"hf download {repository.id} {' '.join(files)}{pinned}"
     try:
@@ -134,7 +134,7 @@ def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
 
 
 def _check_reachable(endpoint: str) -> None:
-    """Raises `OSError` where the hub does not answer; the download would try for 25 s."""
+    """Raises `OSError` if the hub does not answer; the download itself would retry for 25 s."""
     request = urllib.request.Request(endpoint, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=_TIMEOUT_S).close()

@@ -1,4 +1,4 @@
-"""Camera images: their size from the header, decoding into arrays that exist, and resizing."""
+"""Camera images: reads their size, decodes them into given arrays, and resizes them."""
 
 import io
 from typing import Literal
@@ -13,20 +13,21 @@ from pipeline.schema import Blob
 _JPEG = b"\xff\xd8"
 _PNG = ("PNG",)
 _UNREADABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
-"""The last two are Pillow's, of a broken PNG and of one that claims a size beyond any camera's."""
+"""Errors of the decoders. Pillow raises the last two for a broken PNG, and for one whose header
+claims a size beyond any camera's."""
 _SHOWN_BYTES = 8
 
 
 def image_format(encoded: Blob) -> Literal["jpeg", "png"]:
-    """What an image has to be, by its first bytes; whether it is one shows when it is read."""
+    """Returns the format that the first bytes suggest; decoding shows whether it is valid."""
     return "jpeg" if encoded[:2] == _JPEG else "png"
 
 
 def image_size(encoded: Blob, where: str) -> tuple[int, int]:
-    """(height, width) of a JPEG or PNG by its header; no pixel is decoded.
+    """Returns (height, width) of a JPEG or PNG from its header; no pixel is decoded.
 
     Raises:
-      DataError: Bytes that are no readable image.
+      DataError: The bytes are no readable image.
     """
     try:
         if image_format(encoded) == "jpeg":
@@ -39,7 +40,7 @@ def image_size(encoded: Blob, where: str) -> tuple[int, int]:
 
 
 def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
-    """Checks the size of an image by its header; no pixel is decoded.
+    """Checks the size of an image from its header; no pixel is decoded.
 
     Args:
       encoded: JPEG or PNG.
@@ -47,8 +48,8 @@ def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
       where: Dataset, record and feature, for errors.
 
     Raises:
-      DataError: Bytes that are no readable image.
-      SchemaError: An image of another size.
+      DataError: The bytes are no readable image.
+      SchemaError: The image has another size.
     """
     height, width = image_size(encoded, where)
     if (height, width) != shape[:2]:
@@ -63,15 +64,15 @@ def check_image(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
 def check_pixels(encoded: Blob, where: str) -> None:
     """Decodes an image to its last byte, at the smallest scale that the format allows.
 
-    A JPEG that was cut, or whose body was overwritten, has an intact header. All of its data is
-    read here; an eighth of the resolution takes 0.6 of the time of a full decode.
+    A JPEG that was truncated, or whose body was overwritten, still has a valid header, so all of
+    its data is read here. An eighth of the resolution takes 0.6 of the time of a full decode.
 
     Args:
-      encoded: As in `check_image`.
-      where: As in `check_image`.
+      encoded: JPEG or PNG.
+      where: Dataset, record and feature, for errors.
 
     Raises:
-      DataError: Data that a decoder warns of or refuses.
+      DataError: The decoder warns about the data or rejects it.
     """
     try:
         if image_format(encoded) == "jpeg":
@@ -88,13 +89,13 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
     """Decodes an RGB image into `out`.
 
     Args:
-      encoded: As in `check_image`.
+      encoded: JPEG or PNG.
       out: uint8 (h w 3), contiguous; overwritten.
-      where: As in `check_image`.
+      where: Dataset, record and feature, for errors.
 
     Raises:
-      DataError: Bytes that are no readable image.
-      SchemaError: An image of another size.
+      DataError: The bytes are no readable image.
+      SchemaError: The image has another size than `out`.
     """
     try:
         if image_format(encoded) == "jpeg":
@@ -104,26 +105,26 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
             found = out.shape
             out[...] = np.asarray(Image.open(io.BytesIO(encoded), formats=_PNG).convert("RGB"))
     except _UNREADABLE as error:
-        check_image(encoded, out.shape, where)  # what does not fit is reported as such
+        check_image(encoded, out.shape, where)  # a wrong size is reported as a wrong size
         raise _unreadable(encoded, error, where) from error
     if found != out.shape:
         check_image(encoded, out.shape, where)
 
 
 def decode_jpeg(encoded: Blob, out: np.ndarray) -> tuple[int, ...]:
-    """Decodes an RGB image into `out`, which has its size, and returns the size that it had.
+    """Decodes an RGB image into `out`, and returns the shape that the image has.
 
     The fast integer DCT is what TensorFlow's `decode_image` uses, so pixels are bitwise identical
     to those that Octo was trained on. The accurate one differs by 1.2 grey levels on average.
 
     Raises:
-      ValueError: Where it is no JPEG, or larger than `out`.
+      ValueError: The bytes are no JPEG, or the image is larger than `out`.
     """
     return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, buffer=out).shape
 
 
 def resize_image(image: np.ndarray, out: np.ndarray) -> None:
-    """Writes an image into `out` at the size that `out` has.
+    """Resizes an image to the size of `out`, and writes it there.
 
     The result differs from that of `pipeline.device.resize_images`, which resizes inside the
     training step, by one grey level in about one of 100,000 values.
@@ -139,14 +140,14 @@ def resize_image(image: np.ndarray, out: np.ndarray) -> None:
         return
     height, width = out.shape[:2]
     for channel in range(out.shape[2]):
-        # Of bytes, Pillow would round and clip between the two directions.
+        # Pillow would round and clip uint8 images between the two directions.
         floats = Image.fromarray(image[..., channel].astype(np.float32))
         resized = floats.resize((width, height), Image.Resampling.LANCZOS)
         out[..., channel] = np.clip(np.rint(np.asarray(resized)), 0, 255)
 
 
 def _unreadable(encoded: Blob, error: Exception, where: str) -> DataError:
-    # Pillow's own words for bytes of no format name an object in memory.
+    # Pillow's message for unknown formats contains the address of an object in memory.
     reason = "no header of one" if isinstance(error, UnidentifiedImageError) else str(error)
     return DataError(
         where=where,

@@ -1,7 +1,7 @@
 """Fields that a dataclass gained after its first release.
 
-They are not written where they have their default, so what was written before a field existed keeps
-its text and its hash, and an older release reads what does not need the field.
+Such a field is written only where it differs from its default. Files written before the field
+existed therefore keep their text and hash, and older releases can still read files without it.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ def without_absent(value: object, plain: Any) -> Any:
 
     Args:
       value: A dataclass, however nested in mappings and sequences.
-      plain: The same as dicts, lists and scalars; not modified.
+      plain: The same value as dicts, lists and scalars; not modified.
     """
     if dataclasses.is_dataclass(value):
         present = [field for field in dataclasses.fields(value) if not _is_absent(field, value)]
@@ -26,7 +26,7 @@ def without_absent(value: object, plain: Any) -> Any:
     if isinstance(value, Mapping):
         pairs = zip(value.values(), plain.items(), strict=True)
         return {key: without_absent(held, shown) for held, (key, shown) in pairs}
-    # A million episode lengths are not looked at one by one.
+    # Skips sequences of scalars: a manifest can hold a million episode lengths.
     if isinstance(value, tuple | list) and value and not isinstance(value[0], int | float | str):
         return [without_absent(*pair) for pair in zip(value, plain, strict=True)]
     return plain

@@ -1,4 +1,4 @@
-"""The loader: from dataset directories to checked batches, in one visible chain."""
+"""The loader: turns dataset directories into checked batches by one explicit list of transforms."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ from pipeline.text import Encode, TaskTable, tokenize
 from pipeline.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
 
 _VERSION = 2
-"""Grows whenever the same config and data give other batches; the tests pin their content."""
+"""Incremented when the same config and data give different batches; tests pin their content."""
 _NOT_CONTENT = (
     "datasets",
     "balance",
@@ -50,39 +50,38 @@ _NOT_CONTENT = (
     "prefetch_batches",
     "ram_budget_gb",
 )
-"""Fields of the config that change no batch, or only through what the mixture's parts cover."""
+"""Config fields that change no batch, or that the mixture's checksums already cover."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedBatch:
-    """One step's input."""
+    """The input of one training step."""
 
     arrays: dict[str, Any]
-    """Nested numpy arrays, as the contract says."""
+    """Nested numpy arrays that follow the contract of `pipeline.batch`."""
     fingerprint: str
-    """16 hex digits over every byte."""
+    """Checksum of every byte, 16 hex digits."""
     position: int
-    """Batches before this one; what the loader resumes from once this one is used is one more."""
+    """Number of batches before this one. After using it, resume from `position + 1`."""
 
 
 class Loader:
-    """Batches of a mixture; batch i is a pure function of the config, the data and i.
+    """Loads batches of a mixture; batch i is a pure function of the config, the data and i.
 
     Args:
       config: What is read, and how.
-      batch_size: Samples of a global batch, over all processes and devices.
+      batch_size: Number of samples in a global batch, over all processes and devices.
       datasets: The opened directories of `config.datasets`, in order.
-      encode: The token ids of an instruction, as the model's language encoder knows them.
+      encode: Tokenizer of the model's language encoder: the token ids of an instruction.
       shard: The rows of every global batch that this process makes.
-      image_sizes: Height and width, by camera, to which the host resizes its images where the
-        datasets store them at several sizes: what the model resizes them to anyway.
+      image_sizes: Height and width, by camera, that the model resizes images to. Images are
+        resized on the host if the datasets store them at different sizes.
 
     Raises:
-      SchemaError: Where a dataset lacks a feature, has another type than the others, or an action
-        that is no vector of float32.
-      DataError: Where a dataset's statistics are not those of its features, or no array can be
-        normalised by them.
-      UserError: Where a filter leaves nothing, processes do not divide the batch, or the memory
+      SchemaError: A dataset lacks a feature, its types differ from the other datasets', or its
+        action is no float32 vector.
+      DataError: A dataset's statistics do not belong to its features, or cannot normalise them.
+      UserError: A filter leaves nothing, the processes do not divide the batch, or the memory
         budget is too small.
     """
 
@@ -112,11 +111,11 @@ class Loader:
 
     @functools.cached_property
     def spec(self) -> BatchSpec:
-        """The contract: every leaf's type in a global batch, known without reading a record."""
+        """The contract: the type of every leaf of a global batch, known without any read."""
         return self._spec(self.batch_size)
 
     def transforms(self) -> list[Callable[[Any], Any]]:
-        """What happens to a batch of samples, in order."""
+        """Returns the transforms that turn `Samples` into a batch, in order."""
         conventions = tuple(d.manifest.conventions for d in self.datasets)
         return [
             self._gather,
@@ -127,12 +126,12 @@ class Loader:
         ]
 
     def batches(self, position: int = 0) -> Generator[LoadedBatch]:
-        """Yields batches without end, from the one after `position` batches; close it after use.
+        """Yields batches without end, starting with batch `position`; close it after use.
 
         Raises:
-          RecordError: A corrupt record or image, after the last batch that does not need it.
-          DataError: A corrupt shard.
-          SchemaError: A batch that breaks the contract.
+          RecordError: A record or image is corrupt; all batches before it are yielded first.
+          DataError: A shard is corrupt.
+          SchemaError: A batch breaks the contract.
         """
         stream: Any = grain.MapDataset.source(self.order())
         for transform in self.transforms():
@@ -148,15 +147,15 @@ class Loader:
             iterator.close()
 
     def read(self, dataset: int, steps: Sequence[int]) -> dict[str, Any]:
-        """The batch whose samples are given steps, as `batches` would make it; nested arrays.
+        """Reads a batch of given steps, with the same transforms as `batches`; nested arrays.
 
         Args:
-          dataset: Place in the mixture.
-          steps: Steps of that dataset, as many as this process makes of a batch. What the samples
-            draw (goals, what conditions them) is that of the first samples of a run.
+          dataset: Index in the mixture.
+          steps: Steps of that dataset, as many as this process has rows of a batch. The random
+            draws (of goals and conditioning) are those of the first samples of a run.
 
         Raises:
-          RecordError: A corrupt record or image.
+          RecordError: A record or image is corrupt.
         """
         batch: Any = Samples(
             index=np.arange(len(steps)),
@@ -169,18 +168,18 @@ class Loader:
         return batch[0]
 
     def example(self, dataset: int) -> np.ndarray:
-        """Sampled steps of one episode of a dataset of the mixture, ascending; int64 (t)."""
+        """Returns the sampled steps of one episode of a dataset, ascending; int64 (t)."""
         return self._selections[dataset].example()
 
     def order(self) -> SampleOrder:
-        """Where the samples of every batch come from, in this process's rows."""
+        """Returns the source that lists the samples of every batch, for this process's rows."""
         return SampleOrder(
             self._selections, self._weights, self.config.seed, self.batch_size, self.shard
         )
 
     @functools.cached_property
     def shares(self) -> tuple[float, ...]:
-        """Of the samples that each dataset gives; they sum to 1."""
+        """Share of the samples that come from each dataset; they sum to 1."""
         return Turns(self._weights).shares
 
     @functools.cached_property
@@ -193,17 +192,17 @@ class Loader:
 
     @property
     def num_steps(self) -> int:
-        """Selected steps of all datasets."""
+        """Number of selected steps of all datasets."""
         return sum(selection.num_steps for selection in self._selections)
 
     @functools.cached_property
     def normalizers(self) -> dict[str, Normalizer]:
-        """Of the action (the gripper is left as it is) and of the normalised observations."""
+        """Normalizers of the action (except its gripper) and of the normalised observations."""
         return {key: self._normalizer(key, masks) for key, masks in self._masks.items()}
 
     @functools.cached_property
     def _masks(self) -> dict[str, list[np.ndarray]]:
-        """Bool (d) of each dataset, by feature: True where a dimension is normalised."""
+        """Normalised dimensions of each dataset, by feature; bool (d)."""
         dims = self._gather.features[0].shape[0]
         masks = {ACTION: [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]}
         for name in self.normalized:
@@ -215,7 +214,7 @@ class Loader:
 
     @functools.cached_property
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
-        """What each dataset's samples are normalised by, by feature."""
+        """Statistics that each dataset's samples are normalised by, by feature."""
         keys = [ACTION, *(f"observation/{name}" for name in self.normalized)]
         return {key: self._statistics(key) for key in keys}
 
@@ -231,11 +230,11 @@ class Loader:
 
     @property
     def raw(self) -> tuple[str, ...]:
-        """Names of the observations of the trajectories that enter a batch as stored."""
+        """Names of the observations of the trajectories that are not normalised."""
         return tuple(n for n in self._gather.trajectories if n not in self.normalized)
 
     def describe_datasets(self) -> dict[str, Any]:
-        """By path, what a policy needs to know of the data that it was trained on; JSON values."""
+        """Describes the training data for a policy's checkpoint: JSON values by dataset path."""
         return {dataset.path: self._describe(n) for n, dataset in enumerate(self.datasets)}
 
     def _describe(self, number: int) -> dict[str, Any]:
@@ -273,7 +272,7 @@ class Loader:
         }
 
     def _resized(self, number: int) -> dict[str, list[int]]:
-        """By key, the shape in a batch of the cameras that a dataset stores at another size."""
+        """Shapes in a batch of the cameras that a dataset stores at another size, by key."""
         return {
             feature.key: list(feature.shape)
             for feature in self._gather.features
@@ -282,7 +281,7 @@ class Loader:
 
     @functools.cached_property
     def memory(self) -> LoaderMemory:
-        """What the loader will take."""
+        """Predicted memory of the loader."""
         local = self._spec(len(self.shard.rows(self.batch_size)))
         largest = max(
             shard.num_bytes // max(shard.records, 1)
@@ -299,28 +298,28 @@ class Loader:
 
     @property
     def _scratch_bytes(self) -> int:
-        """What resizing one image takes beside the batch."""
+        """Memory for resizing one image, in addition to the batch."""
         pairs = [
             (math.prod(self._gather.stored(number, key).shape), math.prod(shape))
             for number in range(len(self.datasets))
             for key, shape in self._resized(number).items()
         ]
-        # The stored pixels, and of one channel a few copies in float32.
+        # The stored pixels, and a few float32 copies of one channel.
         return max((5 * stored + 6 * new for stored, new in pairs), default=0)
 
     def state(self, position: int) -> LoaderState:
-        """What a checkpoint keeps of the loader after `position` batches."""
+        """Returns the state of the loader after `position` batches, for a checkpoint."""
         return LoaderState(position, self.fingerprint, self._mixture, self._changes)
 
     def restore(self, state: LoaderState, *, new_mixture: bool = False) -> int:
-        """The position of a kept state; its earlier mixtures are kept in later states.
+        """Checks a state and returns its position; later states keep its earlier mixtures.
 
         Args:
-          state: As `state` returned it.
-          new_mixture: Whether the mixture may be another one from here on.
+          state: A state that `state` returned.
+          new_mixture: Whether the mixture may differ from here on.
 
         Raises:
-          DataError: Where it was kept with another order, other shapes or, unless `new_mixture`,
+          DataError: The state is of another order, of other shapes or, unless `new_mixture`, of
             another mixture.
         """
         known = dataclasses.replace(state, mixture=tuple(self._renewed(state.mixture)))
@@ -330,7 +329,7 @@ class Loader:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over all but the mixture that decides what batch i holds."""
+        """Checksum, 16 hex digits, of everything but the mixture that determines batch i."""
         config = to_json_values(self.config)
         for name in _NOT_CONTENT:
             del config[name]
@@ -343,7 +342,7 @@ class Loader:
         return tuple(map(self._part, range(len(self.datasets))))
 
     def _part(self, number: int) -> MixturePart:
-        """A dataset as a state knows it: by all that decides what its samples hold."""
+        """Describes a dataset for a state: by everything that determines its samples."""
         dataset, selection = self.datasets[number], self._selections[number]
         settings = {
             "selection": selection.digest(),
@@ -364,9 +363,10 @@ class Loader:
         )
 
     def _renewed(self, kept: Sequence[MixturePart]) -> Iterator[MixturePart]:
-        """A kept mixture with digests of today, where those of before conventions were in match.
+        """Yields a kept mixture's parts, with outdated but matching checksums replaced.
 
-        `settings` covers the conventions, and the encoders are compared by themselves.
+        Old checkpoints hold `data_digest`, which does not cover conventions and encoders. It may
+        be replaced because `settings` covers the conventions, and encoders are compared separately.
         """
         for number, part in enumerate(kept):
             if number < len(self.datasets):
@@ -391,7 +391,10 @@ class Loader:
         return Normalizer.create(self.statistics[key], masks, self.config.normalization)
 
     def _statistics(self, key: str) -> list[FeatureStatistics]:
-        """Of each dataset or, for each, of all; those of the others where it lacks the feature."""
+        """Statistics for each dataset: its own, or the merged ones if it lacks the feature.
+
+        With `statistics` set to `mixture`, every dataset gets the merged ones.
+        """
         name = key.removeprefix("observation/")
         having = [n for n, d in enumerate(self.config.datasets) if name not in d.missing]
         found = own_statistics([self.datasets[number] for number in having], key)
@@ -402,7 +405,7 @@ class Loader:
         return [own.get(number, merged) for number in range(len(self.datasets))]
 
     def _rows(self, dataset: Dataset) -> np.ndarray:
-        """int32 (tasks): the table's row of each task of a dataset."""
+        """Rows of the task table for the tasks of a dataset; int32 (tasks)."""
         rows = {text: row for row, text in enumerate(self.tasks.texts)}
         return np.array([rows[text] for text in dataset.manifest.tasks], np.int32)
 

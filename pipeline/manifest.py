@@ -1,4 +1,4 @@
-"""`dataset.json`: what a dataset directory holds, shard by shard, readable by a person."""
+"""`dataset.json`: the human-readable manifest of a dataset directory, shard by shard."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
 STATISTICS_NAME = "statistics.json"
 WORK = ".conversion"
-"""Folder of what a conversion knows while it runs; gone at its end."""
+"""Folder with the state of a running conversion; removed at its end."""
 EDIT = "python -m converters.edit"
 """The command that changes conventions and instructions, and writes checksums."""
 _CONVERT_AGAIN = "Convert the dataset again."
@@ -39,13 +39,13 @@ class Shard:
     """One ArrayRecord file of a column."""
 
     file: str
-    """Relative to the dataset directory."""
+    """Path relative to the dataset directory."""
     records: int
-    """Records that it must hold."""
+    """Number of records that it must hold."""
     num_bytes: int
     """Size of the file."""
     digest: str
-    """XXH3 of 128 bits over the bytes of its records, one after the other, as 32 hex digits."""
+    """XXH3-128 over the bytes of its records in order, as 32 hex digits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,71 +53,71 @@ class TaskChange:
     """A new instruction inside an episode."""
 
     episode: int
-    """Its place among the episodes."""
+    """Index of the episode."""
     step: int
-    """The first step of the episode that has it; 1 or more."""
+    """First step of the episode with the new instruction; at least 1."""
     task: int
     """Index into `Manifest.tasks`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SkippedEpisode:
-    """An episode of the source that the conversion left out because it cannot be used."""
+    """An unusable episode of the source that the conversion skipped."""
 
     file: str
-    """Name of the source's file."""
+    """Name of the source file."""
     episode: int
-    """Its place in that file."""
+    """Index of the episode in that file."""
     reason: str
     """What is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Everything about a dataset but its arrays."""
+    """Everything about a dataset except its arrays."""
 
     format_version: int
-    """Of the layout of directory, manifest and records."""
+    """Version of the layout of directory, manifest and records."""
     name: str
-    """Of the dataset, as the source calls it."""
+    """Name of the dataset in the source."""
     schema: Schema
     """Columns and features."""
     schema_hash: str
-    """`Schema.hash` of it, for programs that compare; a schema edited by hand is refused."""
+    """`Schema.hash` of it, for programs that compare; a schema edited by hand is rejected."""
     shards: Mapping[str, tuple[Shard, ...]]
-    """Per column, in the order of their records."""
+    """Shards of each column, in the order of their records."""
     episode_lengths: tuple[int, ...]
-    """Steps of each episode, in the order of their records."""
+    """Number of steps of each episode, in the order of the episodes."""
     episode_tasks: tuple[int, ...]
     """Index into `tasks` of each episode's first step."""
     task_changes: tuple[TaskChange, ...]
-    """The instructions that begin later than their episode, in the order of the steps."""
+    """Changes of instruction within an episode, in the order of the steps."""
     tasks: tuple[str, ...]
-    """The instructions: text is stored here and nowhere else."""
+    """The instructions; their text is stored only here."""
     task_source: str
-    """The key that they have in the source, such as `steps/language_instruction`."""
+    """Key of the instructions in the source, such as `steps/language_instruction`."""
     removed_steps: tuple[int, ...]
-    """Steps without motion that the conversion left out, by task."""
+    """Number of steps without motion that the conversion removed, by task."""
     conventions: Conventions
-    """What the numbers mean."""
+    """Signs, frames and rates of the values."""
     licences: Mapping[str, str]
-    """Of each column, as an SPDX identifier or in words."""
+    """Licence of each column, as an SPDX identifier or in words."""
     provenance: Mapping[str, str]
-    """Where the data came from."""
+    """Source directory, files and tools from which the data was made."""
     encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict, metadata=LATER)
-    """How each feature was made that is not of the source, by key."""
+    """How each feature that is not in the source was computed, by key."""
     skipped_episodes: tuple[SkippedEpisode, ...] = dataclasses.field(default=(), metadata=LATER)
-    """Those of the source that were left out, in the order of the source."""
+    """Episodes of the source that were skipped, in the order of the source."""
     statistics_checksum: str = dataclasses.field(default="", metadata=LATER)
-    """`json_checksum` of `statistics.json`; empty where neither file has a checksum yet."""
+    """`json_checksum` of `statistics.json`; empty if neither file has a checksum yet."""
     checksum: str = dataclasses.field(default="", compare=False, metadata=LATER)
-    """`json_checksum` of all other fields, as the file had it; `dumps` computes it again."""
+    """`json_checksum` of all other fields, as read from the file; `dumps` computes a new one."""
 
     def digest(self, columns: Collection[str] | None = None) -> str:
-        """16 hex digits: the identity of the data in some columns, or in all, and of its meaning.
+        """Checksum of the data in some or all columns and of its meaning, 16 hex digits.
 
-        They cover what `data_digest` covers, the conventions, and how the columns' tokens were
-        made.
+        It covers what `data_digest` covers, the conventions, and how the columns' tokens were
+        computed.
         """
         taken = self._taken(columns)
         keys = [feature.key for column in taken for feature in column.features]
@@ -132,11 +132,11 @@ class Manifest:
         )
 
     def data_digest(self, columns: Collection[str] | None = None) -> str:
-        """16 hex digits: the identity of the data in some columns, or in all of them.
+        """Checksum of the data in some or all columns, 16 hex digits.
 
-        They cover the columns' features and shards, and the episodes' lengths and tasks; a column
-        that is added or dropped beside them does not change them. Tokens are computed from this
-        alone, so plans of column jobs hold it. Checkpoints held it before `digest` existed.
+        It covers the columns' features and shards, and the episodes' lengths and tasks. Adding or
+        dropping other columns does not change it. Tokens depend on nothing else, so plans of
+        column jobs store it. Old checkpoints store it instead of `digest`.
         """
         taken = self._taken(columns)
         changes = [[change.episode, change.step, change.task] for change in self.task_changes]
@@ -154,9 +154,9 @@ class Manifest:
         return tuple(c for c in self.schema.columns if columns is None or c.name in columns)
 
     def dumps(self) -> str:
-        """As the text of `dataset.json`, whose checksum is computed here.
+        """Formats the text of `dataset.json`, and computes its checksum.
 
-        One whose statistics have no checksum gets none either.
+        If the statistics have no checksum, the manifest gets none either.
         """
         values = to_json_values(dataclasses.replace(self, checksum=""))
         if self.statistics_checksum:
@@ -173,8 +173,8 @@ def load_manifest(directory: epath.Path) -> Manifest:
     """Reads the manifest of a dataset directory.
 
     Raises:
-      DataError: Where it is missing, of another version, or not what the converter writes.
-      SchemaError: Where it declares a type that the dtype law refuses.
+      DataError: The manifest is missing, of another version, or malformed.
+      SchemaError: The manifest declares a type that the dtype law forbids.
     """
     path = directory / FILE_NAME
     text = _read(path)
@@ -220,10 +220,10 @@ def _read(path: epath.Path) -> str:
 
 
 def _is_rlds(directory: epath.Path) -> bool:
-    """Whether it is what a dataset is converted from, or the folder of such versions."""
+    """Whether a directory is an RLDS directory, or the folder of its versions."""
     try:
         folders = [directory, *directory.iterdir()]
-    except OSError:  # missing, a file or not readable: no RLDS either, for all that can be seen
+    except OSError:  # missing, a file or not readable, so nothing shows that it is RLDS
         return False
     return any((folder / "features.json").exists() for folder in folders)
 
@@ -238,7 +238,7 @@ def _parse(text: str, path: epath.Path) -> dict[str, Any]:
 
 
 def _check_version(values: Mapping[str, Any], path: epath.Path) -> None:
-    """The version first: another format's fields would only confuse."""
+    """Checks the version first, as errors about another version's fields would mislead."""
     version = values.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(
@@ -250,7 +250,7 @@ def _check_version(values: Mapping[str, Any], path: epath.Path) -> None:
 
 
 def _check_checksum(values: Mapping[str, Any], path: epath.Path) -> None:
-    """Refuses a manifest that is not what was written; one of before has no checksum."""
+    """Rejects a manifest that was changed after writing; old manifests have no checksum."""
     if not values.get("checksum") and not values.get("statistics_checksum"):
         return
     content = {name: value for name, value in values.items() if name != "checksum"}
@@ -273,7 +273,7 @@ def _check_schema_hash(manifest: Manifest, path: epath.Path) -> None:
 
 
 def check_consistency(manifest: Manifest, where: str) -> None:
-    """Raises `DataError` that names all places where a manifest contradicts itself."""
+    """Raises a `DataError` that lists all contradictions within a manifest."""
     problems = [
         *_column_problems(manifest),
         *_feature_problems(manifest),
@@ -290,7 +290,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
 
 
 def _column_problems(manifest: Manifest) -> Iterator[str]:
-    """Every column is a folder of its own, whose shards cover the same episodes as the others'."""
+    """Checks that each column has its own folder, and that all shards cover the same episodes."""
     names = [column.name for column in manifest.schema.columns]
     if set(manifest.licences) != set(names):
         yield f"licences: expected one of each column; found {sorted(manifest.licences)}"
@@ -315,12 +315,12 @@ def _column_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def is_column_name(name: str) -> bool:
-    """Whether a column may have that name, which is the name of its folder."""
+    """Whether a column may have that name, which is also the name of its folder."""
     return re.fullmatch(r"\w[\w.-]*", name) is not None
 
 
 def is_inside(file: str) -> bool:
-    """Whether a file lies in the folder of some column, and in no folder below."""
+    """Whether a file is directly in the folder of some column."""
     return _is_inside(file, file.partition("/")[0])
 
 
@@ -331,7 +331,7 @@ def _is_inside(file: str, column: str) -> bool:
 
 
 def _borders(manifest: Manifest) -> dict[str, list[int]]:
-    """Episodes of each shard, and their steps."""
+    """Returns the number of episodes in each shard, and of their steps."""
     first = 0
     episodes = [shard.records for shard in manifest.shards[EPISODES]]
     steps = []
@@ -342,7 +342,7 @@ def _borders(manifest: Manifest) -> dict[str, list[int]]:
 
 
 def _feature_problems(manifest: Manifest) -> Iterator[str]:
-    """Every key stands for one feature, whose declared sizes and names fit each other."""
+    """Checks that every key is unique, and that a feature's sizes and names agree."""
     features = [feature for _, feature in manifest.schema.features()]
     keys = [feature.key for feature in features]
     for key in sorted({key for key in keys if keys.count(key) > 1}):
@@ -359,7 +359,7 @@ def _feature_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _episode_problems(manifest: Manifest) -> Iterator[str]:
-    """Every episode has steps and tasks."""
+    """Checks that every episode has steps and tasks."""
     tasks, lengths = manifest.episode_tasks, manifest.episode_lengths
     rows = range(len(manifest.tasks))
     used = {*tasks, *(change.task for change in manifest.task_changes)}
@@ -375,7 +375,7 @@ def _episode_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _encoder_problems(manifest: Manifest) -> Iterator[str]:
-    """Every computed feature is declared as what was made."""
+    """Checks that every computed feature is declared as its encoder makes it."""
     computed = {f.key: (c, f) for c, f in manifest.schema.features() if not f.source}
     if set(computed) != set(manifest.encoders):
         found = sorted(manifest.encoders)

@@ -1,4 +1,4 @@
-"""The memory of a process: what the loader will take of it, and what becomes of freed memory."""
+"""Predicts how much memory the loader takes, and controls what happens to freed memory."""
 
 import ctypes
 import dataclasses
@@ -15,27 +15,27 @@ _BATCHES_IN_USE = 3
 
 @dataclasses.dataclass(frozen=True)
 class LoaderMemory:
-    """What a loader takes at most, beside the libraries."""
+    """Upper bound of a loader's memory, without the libraries."""
 
     batch_bytes: int
-    """Of one batch, in this process."""
+    """Size of this process's part of a batch."""
     num_batches: int
-    """Batches at once: made ahead or under way, one handed over, one on its way to the device and
-    one in use."""
+    """Batches in memory at once: those prefetched or being made, one handed over, one being
+    transferred to the device and one in use."""
     num_threads: int
     """Threads that make batches."""
     other_bytes: int
-    """Records that are being decoded."""
+    """Size of the records being decoded."""
 
     @classmethod
     def predict(
         cls, *, batch_bytes: int, record_bytes: int, num_threads: int, prefetch_batches: int
     ) -> "LoaderMemory":
-        """From sizes that are known before anything is read.
+        """Predicts the memory from sizes that are known before anything is read.
 
         Args:
-          batch_bytes: Of one batch, in this process.
-          record_bytes: Of the largest record, on average over its shard.
+          batch_bytes: Size of this process's part of a batch.
+          record_bytes: Largest mean record size of any shard.
           num_threads: Threads that make batches.
           prefetch_batches: Batches made ahead.
         """
@@ -49,11 +49,11 @@ class LoaderMemory:
 
     @property
     def num_bytes(self) -> int:
-        """Of all together."""
+        """Total size of batches and records."""
         return self.num_batches * self.batch_bytes + self.other_bytes
 
     def check(self, budget_gb: float | None) -> None:
-        """Raises `UserError` where a budget is too small."""
+        """Raises a `UserError` if the budget is too small."""
         if budget_gb is None or self.num_bytes <= budget_gb * _GB:
             return
         fitting = int((budget_gb * _GB - self.other_bytes) // self.batch_bytes) - _BATCHES_IN_USE
@@ -70,7 +70,7 @@ class LoaderMemory:
         )
 
     def __str__(self) -> str:
-        """Such as `6 batches x 46.8 MB + 4.3 MB = 285.1 MB`."""
+        """Formats the sum, such as `6 batches x 46.8 MB + 4.3 MB = 285.1 MB`."""
         batch, other, total = (
             f"{n / 1e6:.1f} MB" for n in (self.batch_bytes, self.other_bytes, self.num_bytes)
         )
@@ -78,13 +78,14 @@ class LoaderMemory:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep up to 64 MB that were freed, for the next record.
+    """Lets the C library keep up to 64 MB of freed memory for the next record.
 
-    glibc gives large blocks back to the system at once, and takes a page fault for every 4 KB of
-    the next one: 28,000 faults, a third of the CPU time, for a conversion of 77 MB, and 1.35 ms for
-    reading 1.07 MB of tokens that takes 0.34 ms without (2 cores of an AMD EPYC). A setting of the
-    whole process, so command lines and worker processes choose it, no library function does.
-    Nothing happens where the C library has no `mallopt`.
+    By default glibc returns large blocks to the system at once, and the next block causes a page
+    fault for every 4 KB: 28,000 faults, a third of the CPU time, in a conversion of 77 MB, and
+    1.35 ms instead of 0.34 ms for reading 1.07 MB of tokens (2 cores of an AMD EPYC).
+
+    The setting affects the whole process, so only command lines and worker processes call this, no
+    library function does. It does nothing where the C library has no `mallopt`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -93,10 +94,10 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives freed memory back to the system: what a compiler took, between other blocks.
+    """Returns freed memory to the system, such as what a compiler used.
 
-    After compiling the step of octo-small and making its parameters, 1.4 of 2.4 GB. Nothing happens
-    where the C library has no `malloc_trim`.
+    After compiling the training step of octo-small and initialising its parameters this frees 1.4
+    of 2.4 GB. It does nothing where the C library has no `malloc_trim`.
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:

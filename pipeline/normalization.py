@@ -1,4 +1,4 @@
-"""The statistics that samples are normalised by, checked before they are used."""
+"""Checks the statistics that samples are normalised by before they are used."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,16 @@ from pipeline.statistics import FeatureStatistics, constant_dims, unusable_dims
 
 
 def own_statistics(datasets: Sequence[Dataset], key: str) -> list[FeatureStatistics]:
-    """Of one feature, those of each dataset.
+    """Returns each dataset's statistics of one feature.
 
     Args:
-      datasets: That have the feature.
-      key: Of the feature; of the action, the gripper may have any, as it is not normalised.
+      datasets: The datasets that have the feature.
+      key: Key of the feature. The action's gripper may have any statistics, as it is not
+        normalised.
 
     Raises:
-      DataError: Where there are none, or those of something else, or nothing can be normalised by
-        them: all of these together, by dataset and dimension.
+      DataError: Statistics are missing, belong to other data, or cannot normalise anything; all
+        such problems are listed together, by dataset and dimension.
     """
     found = [_find(dataset, key) for dataset in datasets]
     problems = []
@@ -45,16 +46,16 @@ def check_varying(
     used: Sequence[FeatureStatistics],
     masks: Sequence[np.ndarray],
 ) -> None:
-    """Raises where a dimension that is to be normalised never varies.
+    """Checks that every normalised dimension varies.
 
     Args:
-      datasets: Of the mixture.
-      key: Of the feature.
-      used: What the samples of each are normalised by.
-      masks: bool (d) of each: False where a dimension is left as it is.
+      datasets: The datasets of the mixture.
+      key: Key of the feature.
+      used: The statistics that each dataset's samples are normalised by.
+      masks: bool (d) of each dataset: False where a dimension is not normalised.
 
     Raises:
-      DataError: As said: all such dimensions together.
+      DataError: Some dimensions never vary; all of them are listed.
     """
     problems = [
         f"{dataset.path}/statistics.json, {key}[{dim}]: 0"
@@ -66,13 +67,13 @@ def check_varying(
             where="statistics that samples are normalised by",
             expected="a std above 0 in every dimension",
             found="; ".join(problems),
-            remedy="A dimension that never varies tells nothing, and a policy's slightest "
+            remedy="A dimension that never varies carries no information, and a policy's slightest "
             "deviation from it would become huge. "
             + (
                 "Write the source without it, and convert again."
                 if key == ACTION
-                else "Leave the observation as it is: name the others in data.normalized; or take "
-                "it out of data.observations."
+                else "Do not normalise the observation: list only the others in data.normalized; "
+                "or remove it from data.observations."
             ),
         )
 

@@ -1,4 +1,4 @@
-"""Normalising arrays by the statistics of their dataset, and its exact inverse."""
+"""Normalises arrays by the statistics of their dataset, and undoes it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ class Normalizer:
     """One affine map per dataset of the mixture; arrays are float32.
 
     `normal` is (x - mean) / (std + 1e-8); `bounds` is 2 (x - p01) / (p99 - p01 + 1e-8) - 1, clipped
-    to [-1, 1]; `quantile` is the same with 1e-6 and without the clip, so it loses nothing.
+    to [-1, 1]; `quantile` is the same with 1e-6 and without the clip, so it is invertible.
 
     Source: `normal` and `bounds` are Octo's `normalize_action_and_proprio`; `quantile` is openpi's
     `Normalize` with `use_quantiles`.
     """
 
     offset: np.ndarray
-    """(datasets, d): what becomes 0."""
+    """(datasets, d): the value that becomes 0."""
     scale: np.ndarray
-    """(datasets, d): the distance from there to 1."""
+    """(datasets, d): the distance from `offset` to the value that becomes 1."""
     mask: np.ndarray
     """bool (datasets, d): False where a dimension is left as it is."""
     clip: bool
-    """Whether normalised values are cut to [-1, 1]."""
+    """Whether normalised values are clipped to [-1, 1]."""
 
     @classmethod
     def create(
@@ -40,7 +40,7 @@ class Normalizer:
         masks: Sequence[np.ndarray],
         kind: Normalization,
     ) -> "Normalizer":
-        """From the statistics of each dataset and the dimensions to be normalised."""
+        """Builds it from each dataset's statistics and the dimensions to normalise."""
         match kind:
             case "normal":
                 offset = [s.mean for s in statistics]
@@ -58,11 +58,11 @@ class Normalizer:
         return cls(np.stack(offset), np.stack(scale), np.stack(masks), kind == "bounds")
 
     def normalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
-        """The normalised values.
+        """Returns the normalised values, float32 (b ... d).
 
         Args:
           values: float32 (b ... d).
-          dataset: int (b), each sample's place in the mixture.
+          dataset: int (b), index of each sample's dataset in the mixture.
         """
         offset, scale, mask = self._rows(values.ndim, dataset)
         normalized = (values - offset) / scale
@@ -71,7 +71,7 @@ class Normalizer:
         return np.where(mask, normalized, values).astype(np.float32, copy=False)
 
     def unnormalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
-        """The inverse of `normalize`, up to what it clipped."""
+        """Inverts `normalize`, except for clipped values."""
         offset, scale, mask = self._rows(values.ndim, dataset)
         return np.where(mask, values * scale + offset, values).astype(np.float32, copy=False)
 

@@ -1,6 +1,6 @@
-"""Where a loader stands, as a checkpoint keeps it: a position, and what it counts in.
+"""The state of a loader in a checkpoint: its position, and the mixture that it counts batches of.
 
-As JSON, with one dataset and nothing left out:
+The JSON of a state with one dataset and no excluded records:
 
     {"position": 1200, "fingerprint": "5f0c1d7e21a40b1c", "changes": [], "mixture": [
     {"name": "libero_spatial", "path": "data/libero_spatial", "steps": 52970, "share": 1.0,
@@ -20,23 +20,23 @@ class MixturePart:
     """One dataset of a mixture."""
 
     name: str
-    """Of the dataset."""
+    """Name of the dataset."""
     path: str
-    """Where it lay; it may have moved since."""
+    """The dataset directory at the time; it may have moved since."""
     steps: int
-    """Selected steps."""
+    """Number of selected steps."""
     share: float
-    """Of the samples."""
+    """Share of the samples that come from this dataset."""
     data: str
-    """Digest of the columns that are read."""
+    """Checksum of the columns that are read."""
     settings: str
-    """16 hex digits over all else that decides what its samples hold: which steps are selected,
+    """Checksum, 16 hex digits, of everything else that decides its samples: selected steps,
     statistics, conventions, token ids, missing observations."""
     excluded: tuple[str, ...]
     """Records that are not read."""
 
     def differences(self, other: "MixturePart") -> list[str]:
-        """In words, what makes the samples of another one differ, but for excluded records."""
+        """Describes how the other one's samples differ, apart from excluded records."""
         fields = ("name", "steps", "share", "data", "settings")
         pairs = {field: (getattr(self, field), getattr(other, field)) for field in fields}
         return [
@@ -52,22 +52,22 @@ Mixture = tuple[MixturePart, ...]
 
 @dataclasses.dataclass(frozen=True)
 class MixtureChange:
-    """A mixture that a run has left."""
+    """A change of mixture during a run."""
 
     position: int
-    """Batches that were used when it changed."""
+    """Number of batches used before the change."""
     before: Mixture
-    """What it was until then."""
+    """The mixture before the change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderState:
-    """A loader's place in its series of batches."""
+    """How far a loader has come, and in which mixture."""
 
     position: int
-    """Batches that were used."""
+    """Number of batches used."""
     fingerprint: str
-    """16 hex digits over the settings that decide what a batch holds."""
+    """Checksum, 16 hex digits, of the settings that decide what a batch holds."""
     mixture: Mixture
     """The datasets, in order."""
     changes: tuple[MixtureChange, ...] = ()
@@ -75,15 +75,15 @@ class LoaderState:
 
 
 def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> LoaderState:
-    """The state that a loader continues from: `now` at the kept position, with its history.
+    """Returns the state to resume from: `now` at the kept position, with the kept history.
 
     Args:
-      kept: Of the checkpoint.
-      now: Of a loader that has not begun.
+      kept: The state in the checkpoint.
+      now: The state of a new loader, at position 0.
       new_mixture: Whether the mixture may differ.
 
     Raises:
-      DataError: Where settings differ, or the mixture does without leave.
+      DataError: The settings differ, or the mixture does and `new_mixture` is False.
     """
     if kept.fingerprint != now.fingerprint:
         raise DataError(
@@ -116,7 +116,7 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
 
 
 def _differences(kept: Mixture, now: Mixture) -> Iterator[str]:
-    """What is no longer so, but for excluded records."""
+    """Yields what has changed in each dataset, apart from excluded records."""
     if len(kept) != len(now):
         before, after = (", ".join(part.path for part in parts) for parts in (kept, now))
         yield f"{before} then, {after} now"
@@ -128,7 +128,7 @@ def _differences(kept: Mixture, now: Mixture) -> Iterator[str]:
 
 
 def _forgotten(kept: Mixture, now: Mixture) -> Iterator[str]:
-    """The flags that exclude again what is no longer excluded."""
+    """Yields the flags that restore exclusions which this config lacks."""
     for number, (before, after) in enumerate(zip(kept, now, strict=False)):
         if set(before.excluded) - set(after.excluded):
             excluded = dict.fromkeys((*before.excluded, *after.excluded))

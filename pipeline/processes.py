@@ -36,7 +36,7 @@ class Portable:
 
 
 def follow_parent() -> None:
-    """Leaves Ctrl-C to the parent of this spawned process, and ends this one when it is gone."""
+    """Ignores Ctrl-C in this spawned process, and ends it when its parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -1,14 +1,14 @@
-"""Tokens at a quarter of float32: int8 numbers with a scale for each group of them.
+"""Quantizes tokens to int8 with one scale per group, at a quarter of the size of float32.
 
-Of `(n, d)` tokens, back to back:
+Tokens of shape `(n, d)` are stored back to back as:
 
     the first `num_exact` tokens     float16  (num_exact, d)
     scales of the others             float32  (n - num_exact, d / group)
-    their numbers, -127 to 127       int8     (n - num_exact, d)
+    their codes, -127 to 127         int8     (n - num_exact, d)
 
-A value is its number times the scale of its group, which is the group's greatest magnitude / 127.
-So no value is off by more than half a scale, and a channel of large values spoils no group but its
-own. Tokens of heavy tails, as those of camera and registers are, may come first and stay float16.
+A value is its code times the scale of its group; the scale is the group's largest magnitude / 127.
+So the error of a value is at most half a scale, and a channel of large values only affects its own
+group. Heavy-tailed tokens, such as those of camera and registers, can come first and stay float16.
 """
 
 import dataclasses
@@ -21,40 +21,40 @@ from jaxtyping import Float, Float16, Float32, Int8
 from pipeline.errors import DataError
 
 LARGEST = 127
-"""Magnitude of a number."""
+"""Largest magnitude of a code."""
 _GROUP = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupedInt8:
-    """How tokens are coded; as a text it is a feature's dtype at rest, such as `int8x128+5`."""
+    """The layout of quantized tokens; as text, a feature's dtype at rest such as `int8x128+5`."""
 
     group: int
-    """Numbers that share a scale, along the last axis."""
+    """Number of codes along the last axis that share a scale."""
     num_exact: int = 0
-    """Tokens that are float16, from the first."""
+    """Number of leading tokens that stay float16."""
 
     @classmethod
     def of_width(cls, width: int, num_exact: int) -> "GroupedInt8":
-        """Groups of 128 numbers, or the most below that which divide `width`."""
+        """Chooses the largest group size up to 128 that divides `width`."""
         return cls(max(n for n in range(1, _GROUP + 1) if width % n == 0), num_exact)
 
     @classmethod
     def parse(cls, text: str) -> "GroupedInt8 | None":
-        """The inverse of `str`; None where the text is of no such code."""
+        """Inverts `str`; None for any other text."""
         match = re.fullmatch(r"int8x([1-9]\d*)(?:\+([1-9]\d*))?", text)
         return cls(int(match[1]), int(match[2] or 0)) if match else None
 
     def __str__(self) -> str:
-        """Such as `int8x128`, or `int8x128+5` with five tokens of float16."""
+        """Formats the layout: `int8x128`, or `int8x128+5` with five tokens of float16."""
         return f"int8x{self.group}" + (f"+{self.num_exact}" if self.num_exact else "")
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether tokens of that shape can be coded."""
+        """Whether tokens of that shape can be quantized with this layout."""
         return len(shape) == 2 and self.num_exact <= shape[0] and shape[1] % self.group == 0
 
     def num_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes that tokens of a shape take."""
+        """Size in bytes of quantized tokens of that shape."""
         num_tokens, width = shape
         num_coded = num_tokens - self.num_exact
         return 2 * self.num_exact * width + num_coded * (width + 4 * (width // self.group))
@@ -65,21 +65,21 @@ class GroupedInt8:
         scales: Float32[np.ndarray, "m g"],
         numbers: Int8[np.ndarray, "m d"],
     ) -> bytes:
-        """The bytes of tokens whose parts are there."""
+        """Joins the parts of quantized tokens into bytes."""
         return exact.tobytes() + scales.tobytes() + numbers.tobytes()
 
     def split(
         self, data: bytes, shape: tuple[int, ...], where: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The inverse of `pack`, without a copy.
+        """Inverts `pack`, without a copy.
 
         Args:
-          data: As `pack` returned it.
+          data: The bytes that `pack` returned.
           shape: (n, d) of the tokens.
           where: Dataset, record and feature, for the error.
 
         Raises:
-          DataError: Bytes of another number.
+          DataError: The number of bytes does not match the shape.
         """
         if len(data) != self.num_bytes(shape):
             raise DataError(
@@ -99,15 +99,15 @@ class GroupedInt8:
         )
 
     def decode(self, data: bytes, out: Float[np.ndarray, "n d"], where: str) -> None:
-        """Writes tokens into `out`.
+        """Dequantizes tokens into `out`.
 
         Args:
-          data: As `pack` returned it.
+          data: The bytes that `pack` returned.
           out: float32 or float16, contiguous; overwritten.
-          where: As of `split`.
+          where: Dataset, record and feature, for the error.
 
         Raises:
-          DataError: Bytes of another number.
+          DataError: The number of bytes does not match the shape of `out`.
         """
         exact, scales, numbers = self.split(data, out.shape, where)
         out[: self.num_exact] = exact
@@ -116,14 +116,15 @@ class GroupedInt8:
             numbers.reshape(grouped),
             scales[..., np.newaxis],
             out=out[self.num_exact :].reshape(grouped),
-            casting="same_kind",  # of float16 each product is rounded once, from float32
+            casting="same_kind",  # into float16, each float32 product is rounded once
         )
 
     def check(self, data: bytes, shape: tuple[int, ...], where: str) -> None:
-        """Checks what `decode` does not look at.
+        """Checks what `decode` does not check.
 
         Raises:
-          DataError: Bytes of another number, or tokens or scales that are not finite or negative.
+          DataError: The number of bytes does not match, a token or scale is not finite, or a scale
+            is negative.
         """
         exact, scales, _ = self.split(data, shape, where)
         num_wrong = int((~np.isfinite(exact)).sum())

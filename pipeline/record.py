@@ -1,18 +1,18 @@
-"""The bytes of one record: a header, tensors at fixed aligned offsets, then blobs.
+"""Encodes and decodes records: a header, tensors at fixed aligned offsets, then blobs.
 
     offset 0   magic            4 bytes  "OGR1"
            4   layout tag       uint32   CRC32C of the column's layout: another column's record
-                                         is refused
+                                         is rejected
            8   shard            uint32   number of its shard, and
-          12   index            uint32   place in it: a record from another place is refused
+          12   index            uint32   index in it: a record from elsewhere is rejected
           16   num_steps        uint32   steps of the episode; 1 in a step column
           20   num_blobs        uint32
           24   blob lengths     uint32 each
                padding to 16, then each tensor, padded to 16, then the blobs back to back
 
-All numbers are little-endian, as every host that JAX runs on. A tensor of an episode column has a
-leading time axis of `num_steps`. An image is its encoded bytes, a text its UTF-8, quantized tokens
-are the bytes that `pipeline.quantize` describes.
+All numbers are little-endian, like every host that JAX runs on. A tensor of an episode column has a
+leading time axis of `num_steps`. Blobs are encoded images, texts in UTF-8, and tokens in the layout
+of `pipeline.quantize`.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _ALIGNMENT = 16
 
 Values = dict[str, np.ndarray | bytes]
 Place = tuple[int, int]
-"""Number of a shard, and a record's place in it."""
+"""Number of a shard, and a record's index in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,26 +53,26 @@ class RecordLayout:
 
     @functools.cached_property
     def tensors(self) -> tuple[Feature, ...]:
-        """The features at fixed offsets."""
+        """The features that are stored at fixed offsets."""
         return tuple(f for f in self.column.features if f.kind == "tensor")
 
     @functools.cached_property
     def blobs(self) -> tuple[Feature, ...]:
-        """The features that have a length of their own: images, texts and quantized tokens."""
+        """The features of variable length: images, texts and quantized tokens."""
         return tuple(f for f in self.column.features if f.kind != "tensor")
 
     def encode(
         self, place: Place, num_steps: int, values: Mapping[str, np.ndarray | Blob]
     ) -> bytes:
-        """The bytes of one record.
+        """Encodes one record.
 
         Args:
-          place: Number of its shard, and its place in it.
+          place: Number of its shard, and its index in it.
           num_steps: Leading axis of an episode's tensors; 1 in a step column.
-          values: By feature key: arrays of their rest dtype and shape, bytes for images and texts.
+          values: By feature key: arrays of the dtype and shape at rest, bytes for images and texts.
 
         Raises:
-          ValueError: An array of another dtype or shape; nothing is cast here.
+          ValueError: An array has another dtype or shape; nothing is cast here.
         """
         tensors: list[Blob] = []
         blobs: list[Blob] = []
@@ -89,24 +89,24 @@ class RecordLayout:
 
     @functools.cached_property
     def _header(self) -> struct.Struct:
-        """The header with its blob lengths and its padding."""
+        """The format of the header with blob lengths and padding."""
         num_blobs = len(self.blobs)
         padding = _padding(_HEADER.size + 4 * num_blobs)
         return struct.Struct(f"{_HEADER.format}{num_blobs}I{padding}x")
 
     def decode(self, record: bytes, place: Place, where: str) -> Values:
-        """The inverse of `encode`, without a copy: tensors are read-only views of `record`.
+        """Inverts `encode`, without a copy: tensors are read-only views of `record`.
 
         Args:
           record: The stored bytes.
-          place: Where it was read from: number of the shard, place in it.
+          place: Number of the shard that it was read from, and its index there.
           where: Dataset, shard and record, for the error.
 
         Returns:
-          By feature key: tensors (*shape) or, of an episode, (t, *shape); bytes for the rest.
+          By feature key: tensors (*shape), in an episode column (t, *shape); bytes for blobs.
 
         Raises:
-          DataError: Bytes that are no record of this column and place, or too few or many.
+          DataError: The bytes are no record of this column and place, or their length is wrong.
         """
         num_steps, lengths = self._read_header(record, place, where)
         offset = _aligned(_HEADER.size + 4 * len(lengths))
@@ -140,7 +140,7 @@ class RecordLayout:
         return array
 
     def _read_header(self, record: bytes, place: Place, where: str) -> tuple[int, tuple[int, ...]]:
-        """(num_steps, blob lengths) of a record that belongs to this column and place."""
+        """Checks that a record belongs to this column and place; (num_steps, blob lengths)."""
         if len(record) < _HEADER.size + 4 * len(self.blobs):
             raise _corrupt(where, "a record header", f"{len(record)} bytes")
         magic, tag, *stored, num_steps, num_blobs = _HEADER.unpack_from(record)
@@ -156,7 +156,7 @@ class RecordLayout:
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of an array, without a copy where they lie in order."""
+    """Returns the bytes of an array, without a copy if it is contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
@@ -170,13 +170,12 @@ def _corrupt(where: str, expected: str, found: str) -> DataError:
 
 
 def _foreign(where: str, expected: str, found: str) -> DataError:
-    """A whole record that belongs elsewhere."""
+    """Makes the error for an intact record that belongs elsewhere."""
     return DataError(
         where=where,
         expected=expected,
         found=found,
-        remedy="Another shard lies under this name: put the right one back, or convert the dataset "
-        "again.",
+        remedy="Another shard has this name: put the right one back, or convert the dataset again.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The order of the samples, as integers: which dataset, which step, and each sample's draws."""
+"""Computes the order of the samples: the dataset, step and random draws of each."""
 
 import dataclasses
 import sys
@@ -17,18 +17,18 @@ _LONGEST_PERIOD = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class HostShard:
-    """This process among those that share every batch."""
+    """One of the processes that share every batch."""
 
     index: int = 0
-    """From 0."""
+    """Index of this process, from 0."""
     count: int = 1
-    """Processes."""
+    """Number of processes."""
 
     def rows(self, batch_size: int) -> range:
-        """The rows of a global batch that this process makes; all have as many.
+        """Returns the rows of a global batch that this process makes; all make equally many.
 
         Raises:
-          UserError: Where the processes do not divide the batch.
+          UserError: The batch size is not a multiple of the number of processes.
         """
         share, rest = divmod(batch_size, self.count)
         if rest or not share:
@@ -42,33 +42,33 @@ class HostShard:
 
 
 WHOLE_BATCH = HostShard()
-"""What a single process makes."""
+"""The shard of a single process: all rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Where the samples of a batch come from, before anything is read."""
+    """The positions of a batch's samples in their datasets, before anything is read."""
 
     index: np.ndarray
-    """int64 (b): place of each in the whole run's series of samples."""
+    """int64 (b): index of each sample in the run."""
     dataset: np.ndarray
-    """int64 (b): place in the mixture."""
+    """int64 (b): index of its dataset in the mixture."""
     step: np.ndarray
     """int64 (b): step of that dataset."""
     draws: np.ndarray
-    """float64 (b 4) in [0, 1), a function of the seed and `index` alone: of the goal, of what
-    conditions the sample, and two to spare."""
+    """float64 (b 4) in [0, 1), random draws that depend only on the seed and `index`: for the goal,
+    for the choice of text or goal images, and two spare ones."""
 
 
 class Turns:
-    """Which dataset each sample comes from, and which of its samples it is.
+    """Assigns each sample to a dataset, and to an index among that dataset's samples.
 
-    A period of whole turns, as many for each dataset as its weight says, spread evenly, is repeated
-    without end. Shares are exact where the weights are whole numbers of a sum below a million, such
-    as numbers of steps; else they are rounded to millionths.
+    One period holds as many turns for each dataset as its weight says, spread evenly; it repeats
+    without end. Shares are exact if the weights are integers with a sum below a million, such as
+    numbers of steps; otherwise they are rounded to millionths.
 
     Args:
-      weights: Share of each dataset, of any scale.
+      weights: Share of each dataset, on any scale.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -80,28 +80,28 @@ class Turns:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of the samples that each dataset gives; they sum to 1."""
+        """Share of the samples that come from each dataset; they sum to 1."""
         return tuple((self._counts / self._counts.sum()).tolist())
 
     def __call__(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(dataset, number among its samples), int64 (b) each, of samples int64 (b)."""
+        """Maps samples, int64 (b), to (dataset, index among its samples), int64 (b) each."""
         period, place = np.divmod(index, len(self._datasets))
         dataset = self._datasets[place]
         return dataset, period * self._counts[dataset] + self._ranks[place]
 
 
 class SampleOrder:
-    """A source without end for Grain: element i says where the samples of batch i come from.
+    """An infinite source for Grain: element i lists the samples of batch i.
 
     Each dataset is shuffled globally, in a new order each epoch, and gives every selected step once
     per epoch.
 
     Args:
-      selections: The steps of each dataset.
-      weights: Share of each, of any scale.
-      seed: Of all shuffles and draws; each dataset has its own shuffles.
-      batch_size: Samples of a global batch.
-      shard: The rows of it that are asked for.
+      selections: The selected steps of each dataset.
+      weights: Share of each dataset, on any scale.
+      seed: Seed of all shuffles and draws; each dataset has its own shuffles.
+      batch_size: Number of samples in a global batch.
+      shard: The rows of each global batch that are returned.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class SampleOrder:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, index: int) -> Samples:
-        """The samples of a batch."""
+        """Returns this process's samples of batch `index`."""
         first = index * self._batch_size + self._rows.start
         places = np.arange(first, first + len(self._rows))
         dataset, number = self._turns(places)
@@ -143,7 +143,7 @@ class SampleOrder:
 
 
 def sample_draws(seed: int, first: int, num_samples: int) -> np.ndarray:
-    """float64 (n 4) in [0, 1): the draws of the samples `first`, `first` + 1, ...
+    """Random draws of the samples `first`, `first` + 1, ...: float64 (n 4) in [0, 1).
 
     Source: Philox4x64-10 (Salmon et al. 2011), whose counter is the sample's index; NumPy keeps
     its bits the same between releases.
@@ -154,7 +154,7 @@ def sample_draws(seed: int, first: int, num_samples: int) -> np.ndarray:
 
 
 def _whole_turns(weights: np.ndarray) -> np.ndarray:
-    """int64 (datasets), each at least 1: the turns of a period."""
+    """Turns of each dataset in one period: int64 (datasets), each at least 1."""
     is_whole = (weights == np.floor(weights)).all() and weights.sum() <= _LONGEST_PERIOD
     if not is_whole:
         weights = np.maximum(np.round(weights / weights.sum() * _LONGEST_PERIOD), 1)

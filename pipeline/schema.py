@@ -1,15 +1,15 @@
-"""What a dataset holds: features with their types at rest and in the batch, and the dtype law.
+"""The schema of a dataset: its features, their types at rest and in the batch, and the dtype law.
 
 | at the source                                | at rest             | in the batch          |
 | -------------------------------------------- | ------------------- | --------------------- |
 | uint8 image, encoded                         | the encoded bytes   | uint8 (h w 3)         |
-| float32, int32, uint8, bool                  | as is               | as is                 |
+| float32, int32, uint8, bool                  | unchanged           | unchanged             |
 | float64                                      | float32, if it fits | float32               |
 | int8, int16, int64, uint16, uint32, uint64   | int32, if it fits   | int32                 |
-| float16, bfloat16                            | as is, finite       | as declared           |
+| float16, bfloat16                            | unchanged, finite   | as declared           |
 | computed tokens, in groups of int8           | `int8x128`          | float32               |
 | string, bytes                                | task table, episode | never                 |
-| object, complex, ragged                      | refused             | never                 |
+| object, complex, ragged                      | rejected            | never                 |
 """
 
 import dataclasses
@@ -43,15 +43,15 @@ _REST_DTYPES = {name: name for name in _DTYPES} | {
 }
 _HALF_DTYPES = ("float16", "bfloat16")
 _EXPONENT_BITS = {_DTYPES["float16"]: 0x7C00, _DTYPES["bfloat16"]: 0x7F80}
-"""All of them are set in what is not finite."""
+"""Exponent bits; all of them are set in NaN and infinities."""
 _NUM_SAMPLES = 3
 
 EPISODES = "episodes"
 """The column of trajectories, one record per episode."""
 SOURCE_ID = "source_id"
-"""Its text: what the source calls the episode."""
+"""Feature of the trajectories: the source's name of the episode."""
 ACTION = "action"
-"""Its feature that a policy learns."""
+"""Feature of the trajectories that a policy learns to predict."""
 
 Kind = Literal["tensor", "image", "text", "quantized"]
 
@@ -61,18 +61,18 @@ Blob = bytes | memoryview
 
 @dataclasses.dataclass(frozen=True)
 class SourcePart:
-    """A key of the source that a feature is made of, as the source declares it."""
+    """A source key from which a feature is made, as the source declares it."""
 
     source: str
     """The key, such as `steps/action/world_vector`."""
     dtype: str
-    """Of its values; of the decoded pixels for an image."""
+    """Dtype of its values; of the decoded pixels for an image."""
     shape: tuple[int, ...]
-    """Of one value: () for a number, (h, w, 1) for a grey image."""
+    """Shape of one value: () for a scalar, (h, w, 1) for a grey image."""
 
     @property
     def size(self) -> int:
-        """Numbers of one value."""
+        """Number of elements of one value."""
         return int(np.prod(self.shape, dtype=np.int64))
 
 
@@ -83,62 +83,62 @@ class Feature:
     key: str
     """Path in the batch, such as `observation/proprio`."""
     kind: Kind
-    """How it is stored: typed bytes, an encoded image, UTF-8 text (episode metadata), or tokens as
-    `pipeline.quantize` codes them."""
+    """How it is stored: typed bytes, an encoded image, UTF-8 text (episode metadata), or tokens
+    quantized by `pipeline.quantize`."""
     shape: tuple[int, ...]
-    """Of one step, without the time axis; (h, w, 3) for an image, () for a text."""
+    """Shape of one step, without the time axis; (h, w, 3) for an image, () for a text."""
     dtype: str
-    """At rest; for an image, of its decoded pixels; `utf8` for a text; `int8x128+5` for quantized
-    tokens, of which the first 5 are float16."""
+    """Dtype at rest; for an image, of its decoded pixels; `utf8` for a text; for quantized tokens
+    such as `int8x128+5`, of which the first 5 are float16."""
     batch_dtype: str | None
-    """In the batch; None for a text, which never enters one."""
+    """Dtype in the batch; None for a text, which never enters one."""
     source: str
-    """The key that it has in the source, such as `steps/observation/state`; empty for a computed
-    one, which the source has not."""
+    """Its key in the source, such as `steps/observation/state`; empty for a computed feature,
+    which is not in the source."""
     source_dtype: str = ""
-    """That it has in the source; what is written back has it again. Empty: the same as `dtype`."""
+    """Dtype in the source, to which exports convert back. Empty: the same as `dtype`."""
     dims: tuple[str, ...] = ()
-    """Names of the last axis with their units, such as `x_m`; empty where not given."""
+    """Names of the last axis with their units, such as `x_m`; empty if not given."""
     parts: tuple[SourcePart, ...] = dataclasses.field(default=(), metadata=LATER)
-    """The keys of the source that its values are joined from, in their order, as float32; or the
-    one key whose shape or dtype is another there. Empty where `source` is the key and its values
-    are stored as they are. `source` names the keys of several parts with a plus between them."""
+    """Source keys whose values are concatenated as float32, in order; or a single key that has
+    another shape or dtype in the source. Empty if the values of the key `source` are stored
+    unchanged. With several parts, `source` joins their keys with a plus sign."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that one step of a tensor or of quantized tokens takes at rest."""
+        """Size at rest of one step of a tensor or of quantized tokens, in bytes."""
         if self.kind == "quantized":
             return self.code.num_bytes(self.shape)
         return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
 
     @property
     def is_camera(self) -> bool:
-        """Whether a step of it is an RGB image, encoded or as its pixels: uint8 (h, w, 3)."""
+        """Whether each step is an RGB image, either encoded or as pixels, uint8 (h, w, 3)."""
         is_rgb = self.dtype == "uint8" and self.shape[2:] == (3,)
         return self.kind == "image" or (self.kind == "tensor" and is_rgb)
 
     @property
     def origins(self) -> tuple["SourcePart", ...]:
-        """The keys of the source that it is made of, in their order; none for a computed one."""
+        """The source keys from which it is made, in order; none for a computed feature."""
         if self.parts or not self.source:
             return self.parts
         return (SourcePart(self.source, self.source_dtype or self.dtype, self.shape),)
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The dtype at rest as numpy's."""
+        """The dtype at rest as a numpy dtype."""
         return _DTYPES[self.dtype]
 
     @property
     def code(self) -> GroupedInt8:
-        """How quantized tokens are coded."""
+        """The layout of quantized tokens."""
         code = GroupedInt8.parse(self.dtype)
         if code is None:
             raise ValueError(f"{self.key} is {self.dtype}, not quantized")
         return code
 
     def check(self, where: str) -> None:
-        """Raises `SchemaError` where the declared types break the dtype law."""
+        """Raises a `SchemaError` if the declared types break the dtype law."""
         if self.kind == "text":
             return
         if self.kind == "quantized":
@@ -148,7 +148,7 @@ class Feature:
                     where=f"{where}, feature {self.key}",
                     expected="tokens of a code such as int8x128+5, whose groups divide their width",
                     found=f"{self.dtype}{list(self.shape)}",
-                    remedy="Compute the column again; only such are written.",
+                    remedy="Compute the column again; the encoder writes only such tokens.",
                 )
         elif self.dtype not in _DTYPES:
             raise SchemaError(
@@ -183,10 +183,10 @@ class Column:
     per: Literal["step", "episode"]
     """What one record stands for. An episode's tensors have a leading time axis."""
     features: tuple[Feature, ...]
-    """In the order of their bytes in a record."""
+    """The features, in the order of their bytes in a record."""
 
     def is_camera(self, feature: Feature) -> bool:
-        """Whether a feature of this column is a camera, of which each step can be read alone."""
+        """Whether a feature of this column is a camera, whose steps are separate records."""
         return self.per == "step" and feature.is_camera
 
     def is_lowdim(self, feature: Feature) -> bool:
@@ -195,7 +195,7 @@ class Column:
         return self.per == "episode" and is_float and len(feature.shape) <= 1
 
     def in_batch(self, feature: Feature) -> Feature:
-        """Returns the feature as a batch has it: a float32 scalar is a vector of one number."""
+        """Returns the feature as it is in a batch: a float32 scalar becomes a vector of size 1."""
         is_scalar = self.is_lowdim(feature) and not feature.shape
         return dataclasses.replace(feature, shape=(1,)) if is_scalar else feature
 
@@ -213,10 +213,10 @@ class Schema:
                 yield column, feature
 
     def find(self, key: str, where: str) -> tuple[Column, Feature]:
-        """The feature of a batch key and its column.
+        """Finds a feature by its batch key; returns its column and the feature.
 
         Raises:
-          SchemaError: Where no column holds it.
+          SchemaError: No column has the feature.
         """
         for column, feature in self.features():
             if feature.key == key:
@@ -231,19 +231,19 @@ class Schema:
         )
 
     def hash(self) -> str:
-        """16 hex digits that change with any name, type or order."""
+        """Checksum of all names, types and their order, 16 hex digits."""
         values = without_absent(self, dataclasses.asdict(self))
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check(self, where: str) -> None:
-        """Raises `SchemaError` where a declared type breaks the dtype law."""
+        """Raises a `SchemaError` if any declared type breaks the dtype law."""
         for _, feature in self.features():
             feature.check(where)
 
 
 def _how_to_have(key: str) -> str:
-    """What to do about a feature that a dataset does not hold."""
+    """Says what to do about a feature that a dataset lacks."""
     if key == ACTION:
         return (
             f'Convert the source again, with key = "{ACTION}" for one of its keys in the mapping '
@@ -256,23 +256,23 @@ def _how_to_have(key: str) -> str:
 
 
 def rest_dtype(source_dtype: str, where: str) -> str:
-    """The dtype at rest of a source dtype.
+    """Returns the dtype at rest for a source dtype.
 
     Raises:
-      SchemaError: Where the law refuses it (object, string, complex and unknown ones).
+      SchemaError: The dtype law forbids it (object, string, complex and unknown dtypes).
     """
     if source_dtype not in _REST_DTYPES:
         raise SchemaError(
             where=where,
             expected=f"a numeric dtype among {', '.join(_REST_DTYPES)}",
             found=source_dtype,
-            remedy="Leave the key out in the mapping's `ignore`, or write the source with numbers.",
+            remedy="Add the key to the mapping's `ignore`, or write the source with numbers.",
         )
     return _REST_DTYPES[source_dtype]
 
 
 def batch_dtypes(rest: str) -> tuple[str, ...]:
-    """The dtypes that a batch may have of values at rest: the same, or float32 for a half one.
+    """Returns the dtypes that values may have in a batch: the one at rest, and float32 for halves.
 
     Quantized tokens become float32 or float16.
     """
@@ -283,26 +283,25 @@ def batch_dtypes(rest: str) -> tuple[str, ...]:
 
 
 def to_rest(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
-    """Brings a trajectory to its dtype at rest, or refuses it.
+    """Casts a trajectory to its dtype at rest, if all values fit.
 
     Args:
       values: (t, *feature.shape) of any numeric dtype.
-      feature: What it has to become.
+      feature: The feature to which the values belong.
       where: Dataset, shard and record, for the error.
 
     Returns:
-      The same values as `feature.dtype`; no value changes beyond the rounding from float64 to
-      float32.
+      The same values as `feature.dtype`; the only change is rounding from float64 to float32.
 
     Raises:
-      SchemaError: Another shape, a dtype that the law refuses, an integer or float out of range,
-        or a non-finite half-precision value.
+      SchemaError: The shape differs, the dtype law forbids the dtype, an integer or float is out
+        of range, or a half-precision value is not finite.
     """
     where = f"{where}, {feature.source}"
     if values.shape[1:] != feature.shape:
         raise SchemaError(
             where=where,
-            expected=f"{feature.dtype}{list(feature.shape)} a step",
+            expected=f"{feature.dtype}{list(feature.shape)} per step",
             found=f"{values.dtype}{list(values.shape[1:])}",
             remedy="Every step of a feature has one shape; pad it at the source or ignore the key.",
         )
@@ -329,7 +328,7 @@ def _misfits(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Boolean mask of the values that `dtype` cannot hold."""
     if dtype in _EXPONENT_BITS:
         mask = _EXPONENT_BITS[dtype]
-        return (values.view(np.uint16) & mask) == mask  # 3 times faster than isfinite
+        return (values.view(np.uint16) & mask) == mask  # 3 times as fast as isfinite
     if dtype == np.int32 and values.dtype != np.int32:
         limits = np.iinfo(np.int32)
         return (values < limits.min) | (values > limits.max)

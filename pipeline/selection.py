@@ -1,4 +1,4 @@
-"""Which steps of a dataset a run samples: splits, filters, and records that are left out."""
+"""Selects the steps of a dataset that a run samples: splits, filters and excluded records."""
 
 import dataclasses
 import fnmatch
@@ -24,7 +24,7 @@ class Selection:
     starts: np.ndarray
     """int64 (runs): first step of each stretch of selected steps, ascending."""
     counts: np.ndarray
-    """int64 (runs + 1): selected steps before each stretch, then their number."""
+    """int64 (runs + 1): number of selected steps before each stretch, then their total."""
     unsampled: np.ndarray = dataclasses.field(default_factory=lambda: _NONE)
     """int64, ascending: steps whose samples would read an excluded record."""
     unseen: np.ndarray = dataclasses.field(default_factory=lambda: _NONE)
@@ -32,14 +32,14 @@ class Selection:
 
     @property
     def num_steps(self) -> int:
-        """Selected steps."""
+        """Number of selected steps."""
         return int(self.counts[-1])
 
     def steps(self, numbers: np.ndarray) -> np.ndarray:
-        """The steps of the dataset that samples stand at for selected steps; int64 (b).
+        """Returns the steps of the dataset for numbers of selected steps; int64 (b).
 
-        A step that may not be sampled gives way to another selected one, chosen by a hash of its
-        number, so that no step takes the place of many.
+        A step that would read an excluded record is replaced by another selected step, chosen by a
+        hash of its number, so that no single step replaces many.
 
         Args:
           numbers: int64 (b), each at least 0 and less than `num_steps`.
@@ -54,12 +54,12 @@ class Selection:
         return steps
 
     def goals(self, first: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """The steps whose images are read for goals; int64 (b).
+        """Returns the steps whose images are read as goals; int64 (b).
 
-        One with an excluded record gives way to the step before it.
+        A step whose images are in an excluded record is replaced by the step before it.
 
         Args:
-          first: int (b), steps that samples stand at; `steps` gave them.
+          first: int (b), current steps of the samples, from `steps`.
           goal: int (b), steps of the same episodes, none before `first`.
         """
         bad = np.isin(goal, self.unseen) & (goal > first)
@@ -69,9 +69,9 @@ class Selection:
         return goal
 
     def example(self) -> np.ndarray:
-        """The steps that are sampled of the stretch that lost the fewest; int64 (t).
+        """Returns the sampled steps of the stretch that lost the fewest steps; int64 (t).
 
-        Of several such stretches it is the first.
+        If several stretches lost equally few, it is the first of them.
         """
         ends = self.starts + np.diff(self.counts)
         lost = np.searchsorted(self.unsampled, ends) - np.searchsorted(self.unsampled, self.starts)
@@ -81,7 +81,7 @@ class Selection:
         return steps[~np.isin(steps, self.unsampled)]
 
     def check(self, where: str) -> None:
-        """Raises `DataError` where nothing would be left to read."""
+        """Raises a `DataError` if exclusion leaves no step to sample."""
         left = self.num_steps
         for start, end in zip(self.starts, self.starts + np.diff(self.counts), strict=True):
             left -= int(np.diff(np.searchsorted(self.unsampled, [start, end]))[0])
@@ -94,7 +94,7 @@ class Selection:
             )
 
     def digest(self) -> str:
-        """16 hex digits over the selected steps; excluded records do not change it."""
+        """Checksum of the selected steps, 16 hex digits; excluded records do not change it."""
         return xxhash.xxh3_64_hexdigest(self.starts.tobytes() + self.counts.tobytes())
 
     def _at(self, numbers: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ class Selection:
 
 
 def _stand_ins(numbers: np.ndarray, attempt: int, num_steps: int) -> np.ndarray:
-    """int64 (b) below `num_steps`; each number reaches all of them within `num_steps` attempts.
+    """Replacement numbers, int64 (b); later attempts run through all numbers below `num_steps`.
 
     Source: the multipliers of SplitMix64 (Steele et al. 2014).
     """
@@ -115,11 +115,11 @@ def _stand_ins(numbers: np.ndarray, attempt: int, num_steps: int) -> np.ndarray:
 
 
 def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selection:
-    """The steps of a dataset that a run samples.
+    """Selects the steps of a dataset that a run samples.
 
     Raises:
-      UserError: Where a filter names what the dataset does not have, or nothing is left.
-      RecordError: A corrupt trajectory, where a split needs all of them.
+      UserError: A filter names what the dataset does not have, or leaves nothing.
+      RecordError: A trajectory is corrupt; a split reads all of them.
     """
     excluded = [_find(dataset, name) for name in part.excluded]
     lost = {index for column, index in excluded if column.per == "episode"}
@@ -131,7 +131,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
             where=dataset.path,
             expected="steps to sample",
             found=f"none with {_describe(part, config)}",
-            remedy="Loosen one of these filters.",
+            remedy="Relax one of these filters.",
         )
     unsampled, unseen = _NONE, _NONE
     for column, index in excluded:
@@ -149,7 +149,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
 
 
 def _in_range(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
-    """Bool (episodes)."""
+    """Which episodes are in the configured range; bool (episodes)."""
     first, end = part.episodes or (0, dataset.num_episodes)
     if end > dataset.num_episodes:
         raise UserError(
@@ -163,7 +163,7 @@ def _in_range(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
 
 
 def _in_split(dataset: Dataset, config: DataConfig, lost: Collection[int]) -> np.ndarray:
-    """Bool (episodes)."""
+    """Which episodes are in the configured split; bool (episodes)."""
     if config.split == "all" or config.validation_fraction == 0:
         return np.ones(dataset.num_episodes, bool)
     places = episode_places(dataset, lost)
@@ -182,17 +182,17 @@ def _in_split(dataset: Dataset, config: DataConfig, lost: Collection[int]) -> np
 
 
 def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
-    """float64 (episodes): a number in [0, 1) that depends on the actions of an episode alone.
+    """Hashes the actions of each episode to a number in [0, 1); float64 (episodes).
 
-    Episodes below a fraction are held out; so adding, removing or moving others changes no side,
-    and two copies of one episode are on the same side.
+    Episodes below `validation_fraction` are held out. An episode therefore stays in its split when
+    others are added, removed or moved, and copies of an episode are in the same split.
 
     Args:
-      dataset: All of whose trajectories are read.
+      dataset: The dataset; all its trajectories are read.
       lost: Episodes that are not read; their number is 1.
 
     Raises:
-      RecordError: A corrupt trajectory.
+      RecordError: A trajectory is corrupt.
     """
     reader = dataset.columns[EPISODES]
     places = np.ones(dataset.num_episodes)
@@ -204,7 +204,7 @@ def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
 
 
 def _wanted_tasks(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
-    """Bool (tasks)."""
+    """Which tasks pass the configured filter; bool (tasks)."""
     tasks = dataset.manifest.tasks
     if not part.tasks:
         return np.ones(len(tasks), bool)
@@ -220,7 +220,7 @@ def _wanted_tasks(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
 
 
 def _runs(dataset: Dataset, episodes: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yields first and end of each stretch of wanted steps; adjacent stretches are not joined."""
+    """Yields start and end of each stretch of wanted steps; adjacent stretches are not joined."""
     for episode in np.flatnonzero(episodes).tolist():
         start, end = dataset.episode_starts[episode : episode + 2].tolist()
         task = dataset.manifest.episode_tasks[episode]
@@ -234,7 +234,7 @@ def _runs(dataset: Dataset, episodes: np.ndarray, wanted: np.ndarray) -> Iterato
 
 
 def _find(dataset: Dataset, name: str) -> tuple[Column, int]:
-    """The column of a record that is called FILE:RECORD, and its index there."""
+    """Finds the column of a record given as FILE:RECORD, and the record's index there."""
     for column in dataset.manifest.schema.columns:
         index = dataset.columns[column.name].find(name)
         if index is not None:
@@ -250,7 +250,7 @@ def _find(dataset: Dataset, name: str) -> tuple[Column, int]:
 def _steps_that_read(
     dataset: Dataset, column: Column, index: int, config: DataConfig
 ) -> np.ndarray:
-    """int64: the steps whose samples read a record; none where its column is not read."""
+    """Steps whose samples read a record, int64; none if its column is not read."""
     if column.per == "episode":
         return np.arange(*dataset.episode_starts[index : index + 2])
     end = dataset.episode_starts[np.searchsorted(dataset.episode_starts, index, side="right")]

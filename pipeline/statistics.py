@@ -1,4 +1,4 @@
-"""Mean, spread and range of every low-dimensional feature, computed while converting.
+"""Computes mean, deviation, range and percentiles of every low-dimensional feature.
 
 Source: `get_dataset_statistics` of the original Octo (mean, std with ddof 0, min, max and the
 linearly interpolated 1st and 99th percentile), but accumulated in float64.
@@ -20,7 +20,7 @@ _EXACT_BYTES = 8 << 20
 _BIN_BITS = 18
 _MOMENTS = ("mean", "std", "min", "max", "p01", "p99")
 _KNOT_SHARES = (0.0, 0.01, 0.99, 1.0)
-"""Of a dataset's values that lie below its minimum, 1st and 99th percentile and maximum."""
+"""Shares of the values that lie below the minimum, the 1st and 99th percentile, and the maximum."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,27 +29,27 @@ class FeatureStatistics:
 
     mean: np.ndarray
     std: np.ndarray
-    """Of the population (ddof 0)."""
+    """Standard deviation of the population (ddof 0)."""
     min: np.ndarray
     max: np.ndarray
     p01: np.ndarray
     """1st percentile, linearly interpolated."""
     p99: np.ndarray
     count: int
-    """Steps counted."""
+    """Number of steps."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; float32 survives the decimal text exactly."""
+        """Converts it to JSON values, whose decimals restore each float32 exactly."""
         return {
             field.name: _listed(getattr(self, field.name)) for field in dataclasses.fields(self)
         }
 
     @classmethod
     def from_json(cls, values: Any) -> "FeatureStatistics":
-        """The inverse of `to_json`.
+        """Inverts `to_json`.
 
         Raises:
-          ValueError: Where they are not what it returns.
+          ValueError: The values do not have the form that `to_json` returns.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict) or sorted(values) != sorted(names):
@@ -66,11 +66,11 @@ class FeatureStatistics:
 
 
 def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, str]:
-    """By dimension, in words, what no array can be normalised by; nothing where all is well.
+    """Describes the dimensions whose statistics cannot normalise an array, by dimension.
 
     Args:
-      statistics: Of the feature.
-      mask: bool (d): False where a dimension is left as it is.
+      statistics: Statistics of the feature.
+      mask: bool (d): False where a dimension is not normalised.
     """
     problems: dict[int, str] = {}
     for dim in np.flatnonzero(mask):
@@ -86,17 +86,17 @@ def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, 
 
 
 def constant_dims(statistics: FeatureStatistics, mask: np.ndarray) -> list[int]:
-    """Dimensions that never vary: what differs from them by a little would become huge.
+    """Lists normalised dimensions that never vary: any small deviation would become huge.
 
     Args:
-      statistics: Of the feature.
-      mask: bool (d): False where a dimension is left as it is.
+      statistics: Statistics of the feature.
+      mask: bool (d): False where a dimension is not normalised.
     """
     return [int(dim) for dim in np.flatnonzero((statistics.std == 0) & mask)]
 
 
 def compute(values: np.ndarray) -> FeatureStatistics:
-    """Statistics of `values` (t, d), t at least 1, computed in float64."""
+    """Computes the statistics of `values` (t, d), t at least 1, in float64."""
     exact = values.astype(np.float64)
     p01, p99 = np.quantile(exact, [0.01, 0.99], axis=0)
     moments = {
@@ -113,14 +113,14 @@ def compute(values: np.ndarray) -> FeatureStatistics:
 
 
 class Accumulator:
-    """Statistics of values that arrive in pieces, in a bounded memory.
+    """Computes statistics of values that arrive in pieces, in bounded memory.
 
-    While all values fit into 8 MiB (300,000 steps of a 7-D action) the result is that of
-    `compute`. Beyond, mean and deviation are merged piece by piece in float64, and the percentiles
-    come from a histogram over the leading 18 bits of every float32 (sign, exponent, 9 of 23 bits of
-    the mantissa), whose error is at most 2**-10 (0.1 %) of the larger of the two values that a
-    percentile lies between. The result depends on the order of the pieces, so callers add them in
-    the order of the episodes.
+    As long as all values fit into 8 MiB (300,000 steps of a 7-D action), the result is that of
+    `compute`. Beyond that, mean and deviation are merged piece by piece in float64, and the
+    percentiles come from a histogram over the leading 18 bits of every float32 (sign, exponent, 9
+    of 23 bits of the mantissa). Their error is at most 2**-10 (0.1 %) of the larger of the two
+    values that a percentile lies between. The result depends on the order of the pieces, so callers
+    add them in the order of the episodes.
 
     Source: Chan, Golub and LeVeque (1979) for merging moments; DDSketch (Masson et al., 2019) for
     quantiles of relative accuracy.
@@ -133,7 +133,7 @@ class Accumulator:
         self._folded: _Folded | None = None
 
     def add(self, values: np.ndarray) -> None:
-        """Takes float32 (t, *shape), t at least 1."""
+        """Adds a piece, float32 (t, *shape), t at least 1."""
         flat = values.reshape(len(values), -1).copy()  # a view would keep its whole record
         self._held.append(flat)
         self._held_bytes += flat.nbytes
@@ -141,7 +141,7 @@ class Accumulator:
             self._fold()
 
     def finish(self) -> FeatureStatistics:
-        """Statistics of all values so far, at least one."""
+        """Returns the statistics of all values so far; there must be at least one."""
         if self._folded is None:
             return compute(np.concatenate(self._held))
         self._fold()
@@ -169,7 +169,7 @@ class _Folded:
         self._histograms = [_Histogram() for _ in range(num_dims)]
 
     def add(self, values: np.ndarray) -> None:
-        """Takes float32 (t, d)."""
+        """Adds a piece, float32 (t, d)."""
         exact = values.astype(np.float64)
         mean = exact.mean(0)
         difference = mean - self._mean
@@ -184,7 +184,7 @@ class _Folded:
             histogram.add(column)
 
     def finish(self) -> FeatureStatistics:
-        """Percentiles interpolate between the centers of the bins of the two nearest ranks."""
+        """Returns the statistics; percentiles interpolate between the bins of the nearest ranks."""
         return FeatureStatistics(
             mean=self._mean.astype(np.float32),
             std=np.sqrt(self._squares / self._count).astype(np.float32),
@@ -206,14 +206,14 @@ class _Folded:
 
 
 class _Histogram:
-    """How many values of one dimension fell into each bin that has any."""
+    """Counts of the values of one dimension in each non-empty bin."""
 
     def __init__(self) -> None:
         self._bins = np.zeros(0, np.int64)
         self._counts = np.zeros(0, np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """Takes float32 (t)."""
+        """Adds values, float32 (t)."""
         bins, counts = np.unique(_bins(values), return_counts=True)
         bins, places = np.unique(np.concatenate([self._bins, bins]), return_inverse=True)
         merged = np.zeros(len(bins), np.int64)
@@ -221,19 +221,19 @@ class _Histogram:
         self._bins, self._counts = bins, merged
 
     def bins_of(self, ranks: np.ndarray) -> np.ndarray:
-        """The bins of the values at int (n) places in their order, from 0."""
+        """Returns the bins of the values at `ranks`, int (n), in ascending order from 0."""
         return self._bins[np.searchsorted(np.cumsum(self._counts), ranks, side="right")]
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """int64 (n): the leading bits of float32 (n), ordered as the values are."""
+    """Leading bits of float32 (n) as int64 (n), in the order of the values."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return (ordered >> np.uint32(32 - _BIN_BITS)).astype(np.int64)
 
 
 def _centers(bins: np.ndarray) -> np.ndarray:
-    """float64 values in the middle of bins; the inverse of `_bins` up to its width."""
+    """Centers of bins as float64; inverts `_bins` up to the width of a bin."""
     width = 1 << (32 - _BIN_BITS)
     ordered = (bins * width + width // 2).astype(np.uint32)
     bits = np.where(ordered >> 31, ordered & np.uint32(0x7FFFFFFF), ~ordered)
@@ -241,14 +241,15 @@ def _centers(bins: np.ndarray) -> np.ndarray:
 
 
 def merge(statistics: Sequence[FeatureStatistics], shares: Sequence[float]) -> FeatureStatistics:
-    """Statistics of one feature over a mixture of datasets.
+    """Computes the statistics of one feature over a mixture of datasets.
 
-    Mean, deviation and range are exact. Percentiles take each dataset's distribution as linear
-    between its minimum, 1st and 99th percentile and maximum: exact where the datasets agree.
+    Mean, deviation and range are exact. For the percentiles, each dataset's distribution is taken
+    as linear between its minimum, 1st and 99th percentile and maximum; they are exact if all
+    datasets have the same statistics.
 
     Args:
-      statistics: Of each dataset.
-      shares: Of the samples that each gives, of any scale.
+      statistics: Statistics of each dataset.
+      shares: Share of the samples that come from each dataset, on any scale.
     """
     weights = np.asarray(shares, np.float64) / np.sum(shares)
     stacked = {
@@ -274,14 +275,14 @@ def merge(statistics: Sequence[FeatureStatistics], shares: Sequence[float]) -> F
 
 
 def _mixed_quantiles(knots: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """float64 (2): 1st and 99th percentile of a mixture of piecewise linear distributions.
+    """1st and 99th percentile of a mixture of piecewise linear distributions; float64 (2).
 
     Args:
       knots: float64 (datasets 4): where each distribution is 0, 0.01, 0.99 and 1.
       weights: float64 (datasets): shares that sum to 1.
     """
     values = np.unique(knots)
-    # Where knots coincide a distribution jumps: both sides of it are points of the curve.
+    # Where knots coincide the distribution jumps, so both sides of the jump are points.
     above = np.stack([np.interp(values, row, _KNOT_SHARES) for row in knots])
     below = 1 - np.stack([np.interp(-values, -row[::-1], _KNOT_SHARES) for row in knots])
     shares = np.stack([weights @ below, weights @ above], axis=1).ravel()
@@ -289,7 +290,7 @@ def _mixed_quantiles(knots: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def dumps(statistics: Mapping[str, FeatureStatistics]) -> str:
-    """Statistics by feature key, as the text of `statistics.json`."""
+    """Formats statistics by feature key as the text of `statistics.json`."""
     return dump_json({key: value.to_json() for key, value in statistics.items()})
 
 
@@ -298,10 +299,10 @@ def load(path: epath.Path, checksum: str = "") -> dict[str, FeatureStatistics]:
 
     Args:
       path: The file.
-      checksum: `json_checksum` of its content; empty: none was written with the dataset.
+      checksum: `json_checksum` of its content; empty: the dataset was written without one.
 
     Raises:
-      DataError: Where it is missing, not what `dumps` writes, or of another checksum.
+      DataError: The file is missing, malformed, or does not match the checksum.
     """
     expected = "statistics as the converter writes them"
     text = read_text(path, expected=expected, remedy=_CONVERT_AGAIN)
@@ -339,7 +340,7 @@ def _unlike(path: epath.Path, found: str) -> DataError:
 
 
 def _vector(values: Any, name: str) -> np.ndarray:
-    """float32 (d) of a list of numbers; what exceeds float32 becomes infinite."""
+    """Converts a list of numbers to float32 (d); values beyond its range become infinite."""
     listed = values if isinstance(values, list) else [values, None]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed):
         raise ValueError(f"{name}: expected a list of numbers; found {values!r:.40}")

@@ -1,4 +1,4 @@
-"""What a command prints: text that no terminal obeys, and streams that may be closed or full."""
+"""Prints text safely: escaped for the terminal, to streams that may be closed or full."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,11 @@ T = TypeVar("T")
 
 
 def escaped(text: str) -> str:
-    r"""One line without the characters that a terminal obeys or hides: each becomes its escape.
+    r"""Escapes the characters of a line that a terminal would interpret or hide.
 
-    Control characters (ESC, newlines), those that change the direction of text or have no width,
-    and bytes of file names that are no UTF-8. Names and texts of a dataset are written by others.
+    These are control characters (ESC, newlines), characters without width or that change the
+    direction of text, and bytes of file names that are not UTF-8. Names and texts of a dataset
+    come from strangers, so they must not control the terminal.
 
     cup\x1b[2J   "cup", an escape character, "[2J"
     """
@@ -25,12 +26,12 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Several lines, each as `escaped` returns it."""
+    """Applies `escaped` to each of several lines."""
     return "\n".join(map(escaped, text.split("\n")))
 
 
 def escaped_fields(value: T) -> T:
-    """A dataclass, tuple or mapping with every text in it escaped, however nested."""
+    """Escapes every text in a dataclass, tuple or mapping, however nested."""
     changed: Any = value
     if isinstance(value, str):
         changed = escaped(value)
@@ -61,7 +62,7 @@ def program(module: str) -> str:
 
 
 def log_to_stderr() -> None:
-    """Sends warnings, and what a caller lowers the level of a logger to, escaped to stderr."""
+    """Logs to stderr, escaped: warnings, and lower levels for loggers that a caller opens up."""
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -73,19 +74,19 @@ class _EscapingFormatter(logging.Formatter):
 
 
 class OutputError(Exception):
-    """Stdout takes no more; `__cause__` is the system's error."""
+    """Stdout cannot be written any more; `__cause__` is the system's error."""
 
 
 @contextlib.contextmanager
 def printable_streams() -> Iterator[None]:
     r"""Lets any text be printed inside the block, whatever stdout and stderr are.
 
-    What a stream cannot encode becomes an escape, such as \xe9. A stream that the caller closed
-    (`>&-`) takes everything and shows nothing, and so does a stderr that is full or has no reader:
-    a job does not end over its log.
+    Characters that a stream cannot encode become escapes, such as \xe9. Output to a stream that
+    the caller closed (`>&-`) is discarded, and so is output to a stderr that is full or has no
+    reader: a job must not fail because of its log.
 
     Raises:
-      OutputError: Where stdout is full or has no reader, by the end of the block at the latest.
+      OutputError: Stdout is full or has no reader; raised at the end of the block at the latest.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _wrapped(sys.stdout, _Stdout), _wrapped(sys.stderr, _Stderr)
@@ -118,7 +119,7 @@ class _Stderr(io.FileIO):
 
 
 def _wrapped(stream: Any, kind: type[io.FileIO]) -> Any:  # beartype: no TextIO is a TextIOWrapper
-    """A stream that writes to the file of another one, through a class of its own."""
+    """Returns a stream that writes to the file of `stream` through the class `kind`."""
     if stream is None:
         return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     try:

@@ -1,4 +1,4 @@
-"""Instructions as T5's token ids, made once for every task of a run."""
+"""Tokenizes instructions into T5's token ids, once for every task of a run."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Encode = Callable[[str], Sequence[int]]
 """The token ids of a text, without an end token; a SentencePiece model's `EncodeAsIds`."""
 
 _MAX_SHOWN = 3
-"""Instructions that a message shows of each kind."""
+"""Number of instructions that a message lists of each kind."""
 
 END_ID = 1
 PAD_ID = 0
@@ -21,10 +21,10 @@ PAD_ID = 0
 
 @dataclasses.dataclass(frozen=True)
 class TaskTable:
-    """The instructions of a run, a row each."""
+    """The instructions of a run, one row each."""
 
     texts: tuple[str, ...]
-    """As the datasets hold them, each once."""
+    """The distinct instructions, as the datasets store them."""
     input_ids: np.ndarray
     """int32 (tasks, length): ids, the end token, padding."""
     attention_mask: np.ndarray
@@ -32,14 +32,14 @@ class TaskTable:
     has_text: np.ndarray
     """bool (tasks): False for an empty instruction."""
     truncated: tuple[str, ...]
-    """The instructions that were cut to the length."""
+    """The instructions that were truncated to the length."""
 
 
 def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
     """Opens a SentencePiece model: a path, or `hf://owner/name/file`.
 
     Raises:
-      DataError: Where it is missing, cannot be fetched, or has other special ids than T5.
+      DataError: The file is missing, cannot be downloaded, or has other special ids than T5.
     """
     local = fetch(path)
     vocabulary = sentencepiece.SentencePieceProcessor()
@@ -54,7 +54,7 @@ def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
 
 
 def tokenize(texts: Sequence[str], encode: Encode, max_length: int) -> TaskTable:
-    """T5's ids of each text, cut to `max_length` with the end token kept, and padded to it.
+    """Tokenizes each text, truncates it to `max_length` with the end token kept, and pads it.
 
     Source: the ids equal those of Hugging Face's T5 tokenizer with truncation and padding.
     """
@@ -74,8 +74,8 @@ def describe_texts(table: TaskTable, unknown_id: int) -> list[str]:
     """Returns what a policy could not learn from the instructions, one sentence per kind.
 
     Args:
-      table: Of the run.
-      unknown_id: As of `unknown_pieces`.
+      table: The instructions of the run.
+      unknown_id: The id of pieces that the vocabulary does not contain.
     """
     length = table.input_ids.shape[1]
     same = [_first([*map(repr, texts)], " and ") for texts in indistinguishable(table)]
@@ -91,13 +91,13 @@ def describe_texts(table: TaskTable, unknown_id: int) -> list[str]:
 
 
 def _first(texts: Sequence[str], separator: str = "; ") -> str:
-    """The first texts, and how many more there are."""
+    """Joins the first texts, and says how many more there are."""
     more = [f"{len(texts) - _MAX_SHOWN:,} more"] if len(texts) > _MAX_SHOWN else []
     return separator.join([*texts[:_MAX_SHOWN], *more])
 
 
 def indistinguishable(table: TaskTable) -> list[tuple[str, ...]]:
-    """Returns groups of different instructions that have the same ids, in the table's order."""
+    """Returns groups of instructions that differ but have the same ids, in the table's order."""
     groups: dict[bytes, list[str]] = {}
     for text, ids in zip(table.texts, table.input_ids, strict=True):
         if text:
@@ -109,8 +109,8 @@ def unknown_pieces(table: TaskTable, unknown_id: int) -> dict[str, tuple[int, in
     """Returns (unknown pieces, all pieces) of each instruction that has an unknown one.
 
     Args:
-      table: Of the run.
-      unknown_id: The id of pieces that the vocabulary does not hold.
+      table: The instructions of the run.
+      unknown_id: The id of pieces that the vocabulary does not contain.
     """
     unknown = (table.input_ids == unknown_id).sum(axis=1)
     pieces = table.attention_mask.sum(axis=1) - 1  # without the end token
@@ -119,7 +119,7 @@ def unknown_pieces(table: TaskTable, unknown_id: int) -> dict[str, tuple[int, in
 
 
 def blank(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) of an empty text, int32 (length) each: the end token, padding."""
+    """Returns (ids, mask) of an empty text, int32 (length) each: the end token, padding."""
     is_end = np.arange(length) == 0
     return np.where(is_end, END_ID, PAD_ID).astype(np.int32), is_end.astype(np.int32)
 

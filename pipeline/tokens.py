@@ -1,4 +1,4 @@
-"""What is known of computed tokens: it is stored with them, and compared before they are used."""
+"""The origin of computed tokens: stored with them, and compared before they are used."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from pipeline.vggt.config import NUM_SPECIAL, PATCH_SIZE
 from pipeline.vggt.spec import EncoderSpec, Kept
 
 Store = Literal["f16", "bf16", "int8"]
-"""`f16`, `bf16`: numbers of half precision; `int8`: as `pipeline.quantize` codes them."""
+"""`f16`, `bf16`: half precision; `int8`: quantized by `pipeline.quantize`."""
 
 _KEPT: dict[str, Kept] = {
     "all": "all",
@@ -30,32 +30,33 @@ _KEPT: dict[str, Kept] = {
 }
 _SIZED = ("pool", "project")
 _HINTS = ("weights", "licence", "precision")
-"""Fields of an encoder that do not change what its tokens mean."""
+"""Fields of an encoder that do not change the meaning of its tokens."""
 _MEASURED = ("storage_error", "reduction_error", "projection")
-"""Fields of an origin that do not: what was measured, and where the projection lies."""
+"""Fields of an origin that do not change the meaning of its tokens: measurements, and the path of
+the projection."""
 _LARGEST_FLOAT16 = 65504.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which tokens of a view are stored, and how many numbers of each.
+    """The tokens of a view that are stored, and their width.
 
-    `all`: the camera's, the registers' and the patches'; `patches`: those alone, row by row;
-    `registers`: the camera's and the registers' alone; `pool:64`: patches averaged to a grid of 8
-    by 8; `project:512`: patches in 512 numbers, by a projection that is stored beside them.
+    `all`: camera, register and patch tokens; `patches`: patch tokens only, row by row;
+    `registers`: camera and register tokens only; `pool:64`: patch tokens averaged to a grid of 8
+    by 8; `project:512`: patch tokens projected to 512 values, by a projection stored beside them.
     """
 
     what: str
     """The word before the colon."""
     size: int = 0
-    """The number after it; 0 where there is none."""
+    """The number after the colon; 0 if there is none."""
 
     @classmethod
     def parse(cls, text: str) -> "Keep":
-        """The inverse of `str`.
+        """Inverts `str`.
 
         Raises:
-          ValueError: A text that says nothing of the kind, or a grid that is no square.
+          ValueError: The text is none of these, or its grid is no square.
         """
         match = re.fullmatch(r"([a-z]+)(?::([1-9]\d*))?", text)
         if match is None or match[1] not in _KEPT or (match[1] in _SIZED) != (match[2] is not None):
@@ -68,29 +69,29 @@ class Keep:
         return keep
 
     def __str__(self) -> str:
-        """Such as `all` or `pool:64`."""
+        """Formats the choice, such as `all` or `pool:64`."""
         return f"{self.what}:{self.size}" if self.size else self.what
 
     @property
     def side(self) -> int:
-        """Cells along one side of a pooled grid."""
+        """Number of cells along one side of the pooled grid."""
         return math.isqrt(self.size)
 
     @property
     def kept(self) -> Kept:
-        """What the encoder keeps for it."""
+        """The tokens that the encoder has to keep for this choice."""
         return _KEPT[self.what]
 
     @property
     def num_special(self) -> int:
-        """Tokens of camera and registers, which come first."""
+        """Number of camera and register tokens, which come first."""
         return NUM_SPECIAL if self.what in ("all", "registers") else 0
 
     def shape(self, encoder: EncoderSpec) -> tuple[int, int]:
-        """(tokens, numbers of each) that are stored of a view.
+        """Returns the shape (tokens, width) that is stored for a view.
 
         Raises:
-          ValueError: More cells than patches, or more numbers than a token has.
+          ValueError: The grid has more cells than patches, or the projection is wider than a token.
         """
         num_tokens, width = encoder.token_shape
         if self.what == "pool":
@@ -110,28 +111,28 @@ class Keep:
 
 @dataclasses.dataclass(frozen=True)
 class TokenOrigin:
-    """How the tokens of one feature were made; a policy that learnt from them needs such tokens."""
+    """How one feature's tokens were computed; a policy trained on them needs the same tokens."""
 
     encoder: EncoderSpec
-    """That made them: of one layer, and where each camera is a sequence of its own of one camera.
-    Of a joint sequence it names all cameras, the first of which is the reference."""
+    """The encoder, restricted to one layer. If each camera is a sequence of its own, it lists only
+    that camera; for a joint sequence it lists all cameras, and the first is the reference."""
     camera: str
-    """Observation whose view it is."""
+    """Name of the observation that holds the camera's images."""
     keep: str
-    """Which tokens, as `Keep` has it."""
+    """The tokens that are stored, as the text of a `Keep`."""
     store: Store
     """How they are stored."""
     storage_error: float
-    """Root mean square of what storing changed, over that of the tokens; on a sample of steps."""
+    """Root mean square error of storage relative to that of the tokens, on a sample of steps."""
     reduction_error: float = 0.0
-    """The same of what was lost before, by pooling or projecting, over all patches' tokens."""
+    """Relative root mean square error of pooling or projecting, over all patch tokens."""
     projection: str = ""
-    """File of the projection, in the dataset directory; empty where there is none."""
+    """File of the projection, in the dataset directory; empty if there is none."""
     projection_digest: str = ""
-    """XXH3-128 over the bytes of its numbers."""
+    """XXH3-128 over the bytes of the projection's values."""
 
     def __post_init__(self) -> None:
-        """Checks that it is of one layer and camera, and that its parts fit each other."""
+        """Checks that there is one layer and a known camera, and that the fields agree."""
         keep = Keep.parse(self.keep)
         keep.shape(self.encoder)
         if len(self.encoder.layers) != 1:
@@ -145,11 +146,11 @@ class TokenOrigin:
 
     @property
     def layer(self) -> int:
-        """The pair of blocks that they come out of."""
+        """Index of the pair of blocks that outputs the tokens."""
         return self.encoder.layers[0]
 
     def feature(self, key: str) -> Feature:
-        """The feature that holds them."""
+        """Returns the feature that holds the tokens."""
         keep = Keep.parse(self.keep)
         shape = keep.shape(self.encoder)
         match self.store:
@@ -170,23 +171,23 @@ class TokenOrigin:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "TokenOrigin":
-        """What `Loader.describe_datasets` tells of a feature.
+        """Parses the origin of a feature that `Loader.describe_datasets` wrote.
 
         Raises:
-          DataError: Where it is none.
+          DataError: The text is no valid origin.
         """
         return from_json_text(cls, text, where=where, remedy="Compute the tokens again.")
 
 
 def read_projection(directory: epath.Path, origin: TokenOrigin) -> np.ndarray:
-    """The projection of a feature's tokens: float32 (k + 1, d), axes and below them the mean.
+    """Reads the projection of a feature's tokens: float32 (k + 1, d), k axes, then the mean.
 
     Args:
-      directory: Of the dataset.
-      origin: Of the feature.
+      directory: The dataset directory.
+      origin: Origin of the feature's tokens.
 
     Raises:
-      DataError: Where it is missing or not the one that the tokens were made with.
+      DataError: The file is missing, or not the projection that the tokens were made with.
     """
     path = directory / origin.projection
     try:
@@ -196,30 +197,32 @@ def read_projection(directory: epath.Path, origin: TokenOrigin) -> np.ndarray:
         raise _no_projection(path, "a readable projection", str(error)) from error
     found = array_digest(array)
     if origin.projection_digest not in ("", found):
-        raise _no_projection(path, f"the digest {origin.projection_digest}", found)
+        raise _no_projection(path, f"the checksum {origin.projection_digest}", found)
     return array
 
 
 def array_digest(array: np.ndarray) -> str:
-    """XXH3-128 over the bytes of an array's numbers, as 32 hex digits."""
+    """Hashes the bytes of an array's values: 32 hex digits of XXH3-128."""
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).tobytes())
 
 
 def _no_projection(path: epath.Path, expected: str, found: str) -> DataError:
-    remedy = "Name the dataset whose tokens they are, copy it again, or compute the column again."
+    remedy = (
+        "Name the dataset that the tokens are from, copy it again, or compute the column again."
+    )
     return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
 
 
 def check_same_encoder(stored: TokenOrigin, other: TokenOrigin, where: str) -> None:
-    """Checks that two features hold the same tokens, but for where the weights were and storage.
+    """Checks that two features hold the same tokens, whatever their storage or weights' path.
 
     Args:
-      stored: Of the tokens that are there, or that a policy learnt from.
-      other: Of those that are to be used with them.
-      where: What is wrong where they differ, such as a path and a feature.
+      stored: Origin of the stored tokens, or of those that a policy was trained on.
+      other: Origin of the tokens that are to be used with them.
+      where: Place for the error, such as a path and a feature.
 
     Raises:
-      UserError: They differ; it names every field that does, with both values.
+      UserError: The tokens differ; it lists every differing field with both values.
     """
     then, now = _meaning(stored), _meaning(other)
     differing = [name for name in then if then[name] != now[name]]
@@ -234,15 +237,15 @@ def check_same_encoder(stored: TokenOrigin, other: TokenOrigin, where: str) -> N
 
 
 def check_same_encoders(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Checks that the tokens of datasets are those that a run has learnt from.
+    """Checks that datasets hold the same tokens as those that a run was trained on.
 
     Args:
-      kept: Of its checkpoint, as `Loader.describe_datasets` returned it; one that was written
-        before encoders were known says nothing of them.
-      now: As `Loader.describe_datasets` returns it.
+      kept: What `Loader.describe_datasets` returned, from the run's checkpoint. Checkpoints of
+        early releases have no encoders, and pass.
+      now: What `Loader.describe_datasets` returns for the datasets.
 
     Raises:
-      UserError: They are not; see `check_same_encoder`.
+      UserError: The tokens differ; see `check_same_encoder`.
     """
     then: dict[str, TokenOrigin] = {}
     for path, dataset in kept.items():
@@ -256,7 +259,7 @@ def check_same_encoders(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None
 
 
 def token_identity(origin: TokenOrigin) -> dict[str, Any]:
-    """What decides the tokens of a feature, and how they are stored, as JSON values."""
+    """Returns what determines the tokens of a feature and their storage, as JSON values."""
     values = to_json_values(origin)
     kept = {name: value for name, value in values.items() if name not in _MEASURED}
     encoder = {name: value for name, value in values["encoder"].items() if name not in _HINTS}
@@ -264,7 +267,7 @@ def token_identity(origin: TokenOrigin) -> dict[str, Any]:
 
 
 def _meaning(origin: TokenOrigin) -> dict[str, Any]:
-    """What decides the tokens, by field."""
+    """Returns what determines the tokens, by field."""
     fields = {
         field.name: getattr(origin.encoder, field.name)
         for field in dataclasses.fields(EncoderSpec)

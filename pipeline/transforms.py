@@ -1,4 +1,4 @@
-"""Steps of the loader after the read: a batch in, a new batch out, nothing modified."""
+"""Transforms of a batch that was read: each takes a batch and returns a new one."""
 
 import dataclasses
 
@@ -19,10 +19,10 @@ class StandardizeGripper:
     """Makes the gripper of every action 1 = open, 0 = close, whatever its dataset's signs."""
 
     conventions: tuple[Conventions, ...]
-    """Of each dataset of the mixture."""
+    """Conventions of each dataset of the mixture."""
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
-        """Another `action`."""
+        """Replaces `action`."""
         action = batch[ACTION].copy()
         for number, conventions in enumerate(self.conventions):
             rows = batch[DATASET_INDEX] == number
@@ -37,10 +37,10 @@ class Normalize:
     key: str
     """Path in the batch."""
     normalizer: Normalizer
-    """Of all datasets of the mixture."""
+    """Normalizer that holds the statistics of all datasets of the mixture."""
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
-        """Another array at `key`."""
+        """Replaces the array at `key`."""
         normalized = self.normalizer.normalize(batch[self.key], batch[DATASET_INDEX])
         return batch | {self.key: normalized}
 
@@ -55,9 +55,9 @@ class LookUpTask:
     """int32 (tasks) of each dataset: the table's row of each of its own tasks."""
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
-        """`task/language_instruction/*`, its pad mask, and `task/task_index` as a table's row.
+        """Adds `task/language_instruction/*` and its pad mask; `task/task_index` becomes a row.
 
-        Where goal images tell the task, the instruction is that of an empty text.
+        Samples whose task is given by goal images get the token ids of an empty text.
         """
         pairs = zip(batch[DATASET_INDEX], batch[_TASK_INDEX], strict=True)
         rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
@@ -79,16 +79,16 @@ class LookUpTask:
 
 @dataclasses.dataclass(frozen=True)
 class Seal:
-    """The exit: checks the batch against the contract and takes its fingerprint."""
+    """The last transform: checks the batch against the contract and computes its fingerprint."""
 
     spec: BatchSpec
     """The contract."""
 
     def __call__(self, batch: FlatBatch) -> tuple[dict, str]:
-        """(nested batch, fingerprint).
+        """Returns (nested batch, fingerprint).
 
         Raises:
-          SchemaError: Where any leaf is not what the contract says.
+          SchemaError: A leaf does not match the contract.
         """
         sealed = {key: value for key, value in batch.items() if key not in INTERNAL}
         check_batch(sealed, self.spec)

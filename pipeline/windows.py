@@ -4,7 +4,7 @@ import numpy as np
 
 
 def history_indices(t: np.ndarray, window_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The steps that end at `t`; before the first step, the first step again.
+    """The last `window_size` steps up to `t`; the first step repeats where the history is shorter.
 
         t = [0, 1, 5], window_size = 3
         indices [[0 0 0]    mask [[F F T]
@@ -25,13 +25,13 @@ def history_indices(t: np.ndarray, window_size: int) -> tuple[np.ndarray, np.nda
 
 
 def chunk_indices(steps: np.ndarray, lengths: np.ndarray, action_horizon: int) -> np.ndarray:
-    """The actions that follow each step, int (b w h); past the episode's end, the last one again.
+    """The actions that follow each step, int (b w h); the last repeats past the episode's end.
 
         steps = [[3, 4]], lengths = [6], action_horizon = 3
         [[[3 4 5] [4 5 5]]]
 
     Args:
-      steps: int (b w), as `history_indices` gives them.
+      steps: int (b w), from `history_indices`.
       lengths: int (b), steps of each sample's episode.
       action_horizon: h, at least 1.
 
@@ -49,12 +49,12 @@ def action_mask(steps: np.ndarray, ends: np.ndarray, action_horizon: int) -> np.
         ends = [5]:  [[[T T F] [T F F]]]      the goal is what step 5 sees
 
     Args:
-      steps: As in `chunk_indices`.
+      steps: int (b w), from `history_indices`.
       ends: int (b): the step whose observation is the goal image or, without one, the length of
         the episode.
-      action_horizon: As in `chunk_indices`.
+      action_horizon: h, at least 1.
 
-    Source: what Octo's `chunk_act_obs` means to compute; `octo_action_mask` is what it does.
+    Source: what Octo's `chunk_act_obs` intends; `octo_action_mask` computes what it does.
     """
     return steps[..., None] + np.arange(action_horizon) < ends[:, None, None]
 
@@ -68,10 +68,10 @@ def octo_action_mask(
     episode, and does not repeat the first step in the padding of the history.
 
     Args:
-      t: As in `history_indices`.
+      t: int (b), steps inside their episodes.
       goals: int (b): the step of the goal image; without one the episode's last step.
-      window_size: As in `history_indices`.
-      action_horizon: As in `chunk_indices`.
+      window_size: w, at least 1.
+      action_horizon: h, at least 1.
 
     Source: Octo's `chunk_act_obs`: an action is past the goal where
     goal - (t - (window_size + 1) + w + h) <= 0; with window_size - 1 it would be exact.

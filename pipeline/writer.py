@@ -1,8 +1,8 @@
-"""Writing a dataset directory so that nothing half-written opens.
+"""Writes a dataset directory so that an unfinished one never opens.
 
-A shard is written under a temporary name, closed, opened again and counted, then renamed; on an
-object store it is written beside and uploaded whole. The manifest comes last: a directory without
-one is no dataset.
+A shard is written under a temporary name, closed, opened again to count its records, then renamed;
+for an object store it is written to a local file and uploaded whole. The manifest is written last:
+a directory without one is no dataset.
 """
 
 import contextlib
@@ -34,11 +34,10 @@ _BUFFER_BYTES = 1 << 20
 class ShardWriter:
     """Writes one ArrayRecord file of a column; a context manager.
 
-    Leaving the block normally puts the file in its place; leaving it by an exception leaves
-    nothing.
+    Leaving the block normally renames the file to its final name; an exception removes it.
 
     Raises:
-      DataError: Where the disk is full or a file or folder may not be written, in any method.
+      DataError: The disk is full, or a file or folder may not be written; raised by any method.
     """
 
     def __init__(self, directory: epath.PathLike, file: str) -> None:
@@ -47,7 +46,7 @@ class ShardWriter:
         self._cleanup = contextlib.ExitStack()
         self._digest = xxhash.xxh3_128()
         self.count = 0
-        """Records written; the place of the next one."""
+        """Number of records written, which is the index of the next one."""
         self._shard: Shard | None = None
 
     def __enter__(self) -> "ShardWriter":
@@ -78,7 +77,7 @@ class ShardWriter:
         """Closes, checks and renames the file, or removes it after an exception."""
         with self._cleanup:
             if error is not None:
-                with contextlib.suppress(RuntimeError):  # the first error is the one to tell
+                with contextlib.suppress(RuntimeError):  # the first error is the one to report
                     self._writer.close()
                 return
             with self._explained():
@@ -91,7 +90,7 @@ class ShardWriter:
             self._shard = Shard(self._file, self.count, num_bytes, digest)
 
     def finished(self) -> Shard:
-        """Describes the file, once the block has been left normally."""
+        """Returns the description of the file, once the block has been left normally."""
         if self._shard is None:
             raise RuntimeError(f"{self._path} is not finished")
         return self._shard
@@ -122,7 +121,7 @@ class ShardWriter:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Names the file where the system or ArrayRecord fails inside the block."""
+        """Turns errors of the system or ArrayRecord inside the block into ones with the file."""
         try:
             yield
         except (OSError, RuntimeError) as error:

@@ -316,7 +316,7 @@ def test_a_corrupt_projection_is_reported(tokened: pathlib.Path, tmp_path: pathl
     out = pathlib.Path(shutil.copytree(tokened, tmp_path / "mini"))
     (origin,) = origins_of(out, "flat").values()
     np.save(out / origin.projection, np.zeros((17, 64), np.float32))
-    with pytest.raises(DataError, match=f"expected the digest {origin.projection_digest}; found"):
+    with pytest.raises(DataError, match=f"expected the checksum {origin.projection_digest}; found"):
         read_projection(epath.Path(out), origin)
     (out / origin.projection).unlink()
     with pytest.raises(DataError, match="expected a readable projection; found"):

@@ -560,7 +560,7 @@ def test_no_more_batches_exist_than_were_predicted(
 def test_goals_without_a_camera_are_refused(
     make_loader: Callable, twice: tuple, settings: dict, missing: tuple
 ) -> None:
-    with pytest.raises(UserError, match="expected a camera, whose later images tell the task"):
+    with pytest.raises(UserError, match="expected a camera, whose later images give the task"):
         make_loader(*twice, parts=({}, {"missing": missing}), **settings)
 
 

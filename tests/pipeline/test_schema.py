@@ -90,8 +90,8 @@ def test_values_that_fit_arrive_at_rest_unchanged(values: np.ndarray, dtype: str
         (np.array([[1j, 2]]), "float32", "numeric dtype.*found complex128"),
         (np.array([[1.5, 2.5]]), "int32", "stored as int32; found float64 .* such as 1.5, 2.5"),
         (np.array([[1, 2]], np.int32), "float32", "stored as float32; found int32 .* 1, 2"),
-        (np.zeros((1, 3), np.float32), "float32", r"float32\[2\] a step; found float32\[3\]"),
-        (np.zeros(4, np.float32), "float32", r"float32\[2\] a step; found float32\[\]"),
+        (np.zeros((1, 3), np.float32), "float32", r"float32\[2\] per step; found float32\[3\]"),
+        (np.zeros(4, np.float32), "float32", r"float32\[2\] per step; found float32\[\]"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_with_their_place(
