@@ -103,7 +103,7 @@ class Manifest:
     licences: Mapping[str, str]
     """Licence of each column, as an SPDX identifier or in words."""
     provenance: Mapping[str, str]
-    """Source directory, files and tools from which the data was made."""
+    """Origin of the data: its source and version, and later edits, by name."""
     encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict, metadata=LATER)
     """How each feature that is not in the source was computed, by key."""
     skipped_episodes: tuple[SkippedEpisode, ...] = dataclasses.field(default=(), metadata=LATER)

@@ -1,1 +1,1 @@
-"""What the loader costs, beside what reading and decoding alone cost."""
+"""Measures the loader, and compares it with reading and decoding alone."""

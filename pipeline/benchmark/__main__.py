@@ -1,4 +1,4 @@
-"""`python -m pipeline.benchmark DST`: what loading a dataset costs, beside its floor."""
+"""`python -m pipeline.benchmark DST`: measures the loader, and compares it with its floor."""
 
 import dataclasses
 import json
@@ -23,31 +23,31 @@ _BELOW = "observation/"
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Measures what loading a dataset costs, beside reading and decoding it alone."""
+    """Measures loading a dataset, and compares it with reading and decoding alone."""
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Dataset directory: the folder with dataset.json."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object on a line of its own; the table goes to stderr."""
     observations: tuple[str, ...] = ()
-    """Features below observation/ that a batch holds; where none is named, the cameras, the token
-    columns and the float32 vectors of the trajectories, as far as the dataset has them."""
+    """Features below observation/ that a batch holds. By default all cameras, token columns and
+    float32 vectors of the trajectories that the dataset has."""
     current_only: tuple[str, ...] = ()
-    """Of these, those that are read for the current step alone."""
+    """Observations that are read for the current step only."""
     batch_size: int = 16
     """Samples per batch."""
     window_size: int = 2
     """Steps of history, the current one included."""
     action_horizon: int = 4
-    """Actions of a chunk."""
+    """Number of actions in a chunk."""
     num_threads: int = 2
     """Threads that make batches."""
     prefetch_batches: int = 4
-    """Batches made ahead."""
+    """Batches to prefetch."""
     num_batches: int = 20
-    """Batches of a round."""
+    """Number of batches per round."""
     rounds: int = 5
-    """Times that loader and floor are measured."""
+    """Number of times that loader and floor are measured."""
     compare: Annotated[
         Literal["tfds"] | None, tyro.conf.arg(metavar="tfds", help_behavior_hint="")
     ] = None
@@ -113,7 +113,7 @@ def _config(args: Args) -> DataConfig:
 
 
 def _default_observations(dataset: Dataset) -> tuple[str, ...]:
-    """Whatever a policy could read of the dataset, and the loader can give."""
+    """Returns every observation of the dataset that the loader can read."""
     return tuple(
         feature.key.removeprefix(_BELOW)
         for column, feature in dataset.manifest.schema.features()
@@ -123,7 +123,7 @@ def _default_observations(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _varies(dataset: Dataset, key: str) -> bool:
-    """Whether a feature can be normalised: none of its dimensions is always the same."""
+    """Whether a feature can be normalised: all of its dimensions vary."""
     statistics = dataset.statistics.get(key)
     return statistics is not None and bool((statistics.std > 0).all())
 

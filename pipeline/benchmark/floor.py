@@ -1,4 +1,4 @@
-"""The floor: reading and decoding what a series of samples needs, and nothing else."""
+"""The floor of the benchmark: only reads and decodes what a series of samples needs."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -18,30 +18,30 @@ class Image:
     """An encoded image inside a record, counted from the record's end."""
 
     start: int
-    """First byte; below 0."""
+    """Position of the first byte; negative."""
     end: int | None
-    """The byte after the last; None: the record's end."""
+    """Position after the last byte; None: the record's end."""
     shape: tuple[int, ...]
     """(h, w, 3)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """One record that samples need, and what is decoded of it."""
+    """One record that samples need, and the images to decode from it."""
 
     reader: Any
     """An open ArrayRecord file."""
     index: int
-    """Place in it."""
+    """Index of the record in the file."""
     images: tuple[Image, ...]
-    """Those that are wanted."""
+    """The images to decode."""
 
 
 class Floor:
     """The least work that makes the loader's samples.
 
     Args:
-      gather: The loader's, whose records are read.
+      gather: The loader's `Gather`, whose records are read.
     """
 
     def __init__(self, gather: Gather) -> None:
@@ -49,7 +49,7 @@ class Floor:
         self._buffers: dict[tuple[int, ...], np.ndarray] = {}
 
     def plan(self, samples: Samples) -> list[Read]:
-        """All reads of a batch; what a window repeats is read once."""
+        """Lists all reads of a batch; a record that a window repeats is read once."""
         windows = self._gather.locate(samples)
         reads: list[Read] = []
         for sample, place in enumerate(windows.dataset.tolist()):
@@ -65,7 +65,7 @@ class Floor:
         return reads
 
     def run(self, reads: Sequence[Read], *, decode: bool = True) -> None:
-        """Does the work of a plan."""
+        """Executes the reads of a plan."""
         for read in reads:
             (record,) = read.reader.read(read.index, read.index + 1)
             for image in read.images if decode else ():
@@ -85,7 +85,7 @@ class Floor:
             yield Read(*reader.raw(index), images)
 
     def _images(self, column: Column, values: dict[str, Any]) -> Iterator[Image]:
-        """Where the wanted images lie: a record ends with its blobs."""
+        """Locates the wanted images among the blobs at the end of a record."""
         blobs = [feature for feature in column.features if feature.kind != "tensor"]
         start = -sum(len(values[feature.key]) for feature in blobs)
         for feature in blobs:

@@ -1,4 +1,4 @@
-"""Measuring a loader and its floor on the same samples, in one process."""
+"""Measures a loader and its floor on the same samples, in one process."""
 
 import dataclasses
 import itertools
@@ -25,29 +25,29 @@ _IDLE_SHARE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a loader takes. CPU times count all threads."""
+    """Time and memory of a loader. CPU times count all threads."""
 
     samples_per_s: float
-    """Of wall time, with nothing else to do."""
+    """Samples per second of wall time, with no training in between."""
     cpu_ms_per_sample: float
-    """The whole chain, median of the rounds."""
+    """CPU time of all transforms, median of the rounds."""
     floor_cpu_ms_per_sample: float
-    """Reading and decoding the same records alone, on one thread, median of the rounds."""
+    """CPU time of reading and decoding the same records, on one thread, median of the rounds."""
     ratio: float
-    """Of the two, median of the rounds' ratios."""
+    """Ratio of the two, median of the rounds."""
     ratio_min: float
-    """The least of the rounds."""
+    """Smallest ratio of a round."""
     ratio_max: float
-    """The largest of the rounds."""
+    """Largest ratio of a round."""
     first_batch_s: float
-    """From opening the dataset to the first batch."""
+    """Time from opening the dataset to the first batch."""
     peak_rss_mb: float
-    """Largest resident set of the process, with every batch made ahead that may be."""
+    """Largest resident set of the process, with all batches prefetched."""
     predicted_rss_mb: float
-    """What was predicted before the first read: the libraries, and what the loader may take."""
+    """Prediction before the first read: the libraries plus the loader's maximum."""
     stages: dict[str, float]
-    """CPU milliseconds a sample of each step of the chain, on one thread; `read` and `decode` are
-    the floor's two parts."""
+    """CPU milliseconds per sample of each transform, on one thread; `read` and `decode` are the two
+    parts of the floor."""
 
 
 def measure(
@@ -58,7 +58,7 @@ def measure(
     Loader and floor take turns, so that a machine that slows down slows both.
 
     Raises:
-      UserError: As `open_dataset` and `Loader`.
+      UserError: `open_dataset` or `Loader` rejects the config or the data.
     """
     before_mb = _peak_rss_mb()
     started = time.perf_counter()
@@ -101,7 +101,7 @@ def _no_ids(text: str) -> list[int]:
 
 
 def _settle() -> None:
-    """Returns when the loader has made all the batches that it may make ahead."""
+    """Waits until the loader has prefetched all batches."""
     share = 1.0
     while share > _IDLE_SHARE:
         before = time.process_time()
@@ -112,10 +112,10 @@ def _settle() -> None:
 def _round(
     loader: Loader, batches: Iterator[LoadedBatch], num_batches: int
 ) -> tuple[float, float, float]:
-    """(wall seconds, cpu, cpu of the floor) for a number of batches and the same samples.
+    """Measures (wall seconds, CPU seconds, CPU seconds of the floor) of a number of batches.
 
-    CPU time is counted from one moment when nothing is left to make ahead to the next, so that it
-    is that of exactly these batches; wall time without those that were made before.
+    CPU time is counted between two moments when all batches are prefetched, so that it belongs to
+    exactly these batches; wall time leaves out the batches that were prefetched before.
     """
     ahead = next(batches)
     num_ready = loader.config.prefetch_batches if loader.config.num_threads else 0
@@ -140,7 +140,7 @@ def _plan(loader: Loader, positions: Sequence[int]) -> tuple[Floor, list[list[Re
 
 
 def _time_floor(floor: Floor, plans: list[list[Read]], *, decode: bool = True) -> float:
-    """CPU seconds of reading, and decoding, for the samples of some batches."""
+    """Measures the CPU seconds of reading and decoding the samples of some batches."""
     started = time.process_time()
     for plan in plans:
         floor.run(plan, decode=decode)
@@ -177,11 +177,11 @@ def _timed(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
 
 
 def _name(transform: object) -> str:
-    """Such as `standardize_gripper`."""
+    """Returns a transform's name in snake case, such as `standardize_gripper`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(transform).__name__).lower()
 
 
 def _peak_rss_mb() -> float:
-    """The largest resident set of this process until now."""
+    """Returns the largest resident set of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

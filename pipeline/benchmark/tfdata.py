@@ -1,4 +1,4 @@
-"""The same samples through plain tf.data, for comparison, where TensorFlow happens to be there."""
+"""Measures plain tf.data on the same samples, for comparison, if TensorFlow is installed."""
 
 import dataclasses
 import importlib
@@ -18,18 +18,18 @@ _WARM_UP_BATCHES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What tf.data takes."""
+    """Time that tf.data takes."""
 
     samples_per_s: float
-    """Of wall time."""
+    """Samples per second of wall time."""
     cpu_ms_per_sample: float
-    """All threads."""
+    """CPU time over all threads."""
     first_batch_s: float
-    """From opening the directory to the first batch, TensorFlow's import not counted."""
+    """Time from opening the directory to the first batch, without TensorFlow's import."""
 
 
 def check(compare: str | None, rlds: str | None) -> None:
-    """Raises `UserError` where nothing can be compared."""
+    """Raises a `UserError` if the comparison cannot be run."""
     if compare is None or rlds is None:
         raise UserError(
             where="command line",
@@ -47,7 +47,7 @@ def check(compare: str | None, rlds: str | None) -> None:
 
 
 def measure(rlds: str, loader: Loader, num_batches: int) -> Comparison:
-    """Windows, chunks and decoded images of the loader's features, batched by tf.data.
+    """Measures windows, chunks and decoded images of the loader's features, batched by tf.data.
 
     Episodes become windows of encoded images, shuffled in a buffer of 1,000, then decoded and
     batched; nothing is resized, augmented or normalised.

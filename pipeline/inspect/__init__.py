@@ -1,1 +1,1 @@
-"""What a dataset directory holds, for a person (text, a picture) and for a program (JSON)."""
+"""Shows the contents of a dataset directory as text, as a figure or as JSON."""

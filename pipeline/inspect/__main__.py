@@ -1,4 +1,4 @@
-"""`python -m pipeline.inspect DST`: what a dataset directory holds, as text, JSON or a picture."""
+"""`python -m pipeline.inspect DST`: shows a dataset directory as text, JSON or a figure."""
 
 import dataclasses
 import json
@@ -20,12 +20,12 @@ from pipeline.inspect.tables import to_text
 from pipeline.terminal import program
 
 _PLAIN_WIDTH = 120
-"""Characters of a line where stdout is no terminal."""
+"""Width of a line, in characters, if stdout is no terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Shows what a dataset directory holds, as tables, JSON or a picture."""
+    """Shows the contents of a dataset directory as tables, JSON or a figure."""
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Dataset directory: the folder with dataset.json."""
@@ -44,7 +44,7 @@ class Args:
 
 
 def to_json(summary: Summary | EpisodeSummary) -> str:
-    """One JSON object with the summary's fields as keys; a number that is not finite is null."""
+    """Formats a summary as one JSON object with its fields as keys; NaN and infinity are null."""
     values = pydantic.TypeAdapter(type(summary)).dump_json(summary)
     return dump_json(json.loads(values))
 
@@ -68,11 +68,11 @@ def _inspect(args: Args) -> None:
         _plot(dataset, args.episode, args.plot)
     sys.stdout.write(to_json(summary) if args.json else to_text(summary, _console()))
     if args.plot is not None:
-        sys.stderr.write(f"picture: {args.plot}\n")
+        sys.stderr.write(f"figure: {args.plot}\n")
 
 
 def _check_target(target: pathlib.Path) -> None:
-    """Before anything is read: a slow command must not fail at its end over a typing error."""
+    """Checks the path before anything is read, so that a slow command does not fail at its end."""
     is_png = target.suffix.lower() == ".png"
     if not is_png or not target.parent.is_dir():
         raise UserError(
@@ -84,7 +84,7 @@ def _check_target(target: pathlib.Path) -> None:
 
 
 def _plot(dataset: Dataset, episode: int | None, target: pathlib.Path) -> None:
-    """Writes the picture whole or not at all."""
+    """Writes the figure atomically."""
     from pipeline.inspect.drawing import draw_picture  # noqa: PLC0415  (matplotlib takes 0.5 s)
 
     data = draw_picture(read_picture(dataset, episode))
@@ -104,7 +104,7 @@ def _plot(dataset: Dataset, episode: int | None, target: pathlib.Path) -> None:
 
 
 def _console() -> Console:
-    """A terminal as it is; else plain text of a fixed width."""
+    """Returns a console for the terminal, or for plain text of a fixed width."""
     is_terminal = sys.stdout.isatty()
     return Console(
         force_terminal=is_terminal,

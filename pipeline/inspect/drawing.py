@@ -1,4 +1,4 @@
-"""Draws a picture with matplotlib: strips of images, then a panel for each dimension."""
+"""Draws a figure with matplotlib: strips of images, then a panel for each dimension."""
 
 from collections.abc import Sequence
 
@@ -28,17 +28,17 @@ _CURVE, _BARS, _MARK = "#20639b", "#9dbad5", "#b8572a"
 _STRIP_GAP, _CAMERA_GAP, _IMAGE_GAP = 0.4, 0.15, 0.05
 _NOTE_WIDTH = 0.75
 _MIN_IMAGES = 6
-"""Fewer images in a strip are no larger than as many."""
+"""A strip with fewer images draws them at the size that this many would have."""
 
-_PANELS_A_ROW = 4
-_PANEL_WIDTH, _PANEL_HEIGHT = INNER_WIDTH / _PANELS_A_ROW, 1.62
+_PANELS_PER_ROW = 4
+_PANEL_WIDTH, _PANEL_HEIGHT = INNER_WIDTH / _PANELS_PER_ROW, 1.62
 _AXES_LEFT, _AXES_TOP, _AXES_HEIGHT = 0.58, 0.22, 1.05
 _HISTOGRAM_GAP, _HISTOGRAM_WIDTH = 0.08, 0.5
 _CURVE_WIDTH = _PANEL_WIDTH - _AXES_LEFT - _HISTOGRAM_GAP - _HISTOGRAM_WIDTH
 
 
 def draw_picture(picture: Picture) -> bytes:
-    """The picture as a PNG, 1680 pixels wide."""
+    """Draws the figure as a PNG, 1680 pixels wide."""
     blocks = [title_block(picture.title, picture.subtitle)]
     if picture.strips:
         blocks += [heading_block("Cameras", picture.images_note), *_strip_blocks(picture.strips)]
@@ -50,7 +50,7 @@ def draw_picture(picture: Picture) -> bytes:
 
 
 def _strip_blocks(strips: Sequence[Strip]) -> list[Block]:
-    """Strips of tasks stand two beside each other, strips of cameras below each other."""
+    """Places strips of tasks in two columns, and strips of cameras in one."""
     beside = 2 if len(strips) > 1 and strips[0].heading else 1
     return [
         _strip_block(strips[start : start + beside], beside)
@@ -86,7 +86,7 @@ def _image_height(strip: Strip, width: float) -> float:
 
 
 def _draw_images(page: Page, strip: Strip, corner: tuple[float, float], width: float) -> None:
-    """A camera's name above its images, the captions below."""
+    """Draws each camera's name above its images, and the captions below."""
     left, top = corner
     size = _image_width(strip, width)
     for name, images in strip.cameras.items():
@@ -104,18 +104,18 @@ def _draw_images(page: Page, strip: Strip, corner: tuple[float, float], width: f
 def _panels_block(group: PanelGroup, picture: Picture) -> Block:
     def draw(page: Page, top: float) -> None:
         for number, panel in enumerate(group.panels):
-            row, column = divmod(number, _PANELS_A_ROW)
+            row, column = divmod(number, _PANELS_PER_ROW)
             corner = MARGIN + column * _PANEL_WIDTH, top + row * _PANEL_HEIGHT
             curve = _draw_panel(page, panel, picture, corner)
-            if number + _PANELS_A_ROW >= len(group.panels):
+            if number + _PANELS_PER_ROW >= len(group.panels):
                 curve.set_xlabel("time (s)", size=7.5, labelpad=1)
 
-    rows = -(-len(group.panels) // _PANELS_A_ROW)
+    rows = -(-len(group.panels) // _PANELS_PER_ROW)
     return Block(rows * _PANEL_HEIGHT + 0.15, draw)
 
 
 def _draw_panel(page: Page, panel: Panel, picture: Picture, corner: tuple[float, float]) -> Axes:
-    """A curve over time, and beside it on the same axis the histogram; returns the curve's axes."""
+    """Draws a curve over time and its histogram on the same y axis; returns the curve's axes."""
     left, top = corner[0] + _AXES_LEFT, corner[1] + _AXES_TOP
     _draw_label(page, panel, corner)
     curve = page.axes(left, top, _CURVE_WIDTH, _AXES_HEIGHT)
@@ -140,14 +140,14 @@ def _draw_label(page: Page, panel: Panel, corner: tuple[float, float]) -> None:
 
 
 def _beyond(panel: Panel) -> str:
-    """The extremes of the dataset that the axis does not show."""
+    """Formats the extremes of the dataset that are beyond the axis."""
     low, high = panel.limits
     words = [f"min {panel.min:.3g}"] if panel.min < low else []
     return "   ".join([*words, f"max {panel.max:.3g}"] if panel.max > high else words)
 
 
 def _padded(panel: Panel) -> tuple[float, float]:
-    """The axis shows the limits and the whole curve, with a little room."""
+    """Widens the limits to the whole curve, with a small margin."""
     low = min(panel.limits[0], float(panel.curve.min()))
     high = max(panel.limits[1], float(panel.curve.max()))
     room = 0.06 * (high - low)

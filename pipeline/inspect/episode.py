@@ -1,4 +1,4 @@
-"""The summary of one episode: where its records lie, its instructions, ranges of its values."""
+"""Summarizes one episode: its records, its instructions and the ranges of its values."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from pipeline.manifest import Manifest, Shard
 from pipeline.schema import EPISODES, SOURCE_ID, Feature
 
 RANGES = ("first", "last", "min", "max")
-"""Fields of `DimRange` that are values."""
+"""Fields of `DimRange` that hold values."""
 _KEPT_DTYPES = ("bool", "int32", "uint8")
-"""Whole values stay whole; all others become floats."""
+"""Dtypes whose values are shown unchanged; others are converted to float."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EpisodeTask:
     """An instruction inside an episode."""
 
     step: int
-    """The first step that has it."""
+    """First step with the instruction."""
     index: int
     """Its `task_index`."""
     text: str
@@ -30,23 +30,23 @@ class EpisodeTask:
 
 @dataclasses.dataclass(frozen=True)
 class RecordRange:
-    """Records of an episode that lie in one shard, one after the other."""
+    """Consecutive records of an episode in one shard."""
 
     column: str
     file: str
-    """Relative to the dataset directory."""
+    """Path relative to the dataset directory."""
     first: int
-    """Place in the file."""
+    """Index of the first record in the file."""
     last: int
-    """Place in the file, included."""
+    """Index of the last record in the file, inclusive."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DimRange:
-    """Values of one dimension over an episode; whole or true and false where the feature is."""
+    """Values of one dimension over an episode; integer or bool if the feature is."""
 
     dim: str
-    """As in `DimSummary`."""
+    """Name of the dimension, or its index such as `[3]`; empty for a scalar."""
     first: float | int | bool
     last: float | int | bool
     min: float | int | bool
@@ -58,38 +58,38 @@ class EpisodeSummary:
     """Everything about one episode that fits on a page."""
 
     path: str
-    """Of the dataset directory."""
+    """The dataset directory."""
     name: str
-    """Of the dataset."""
+    """Name of the dataset."""
     episode: int
-    """Counted from 0."""
+    """Index of the episode, from 0."""
     episodes: int
-    """Of the dataset."""
+    """Number of episodes in the dataset."""
     source_id: str | None
-    """What the source calls it; None where the source has no name for it."""
+    """Name of the episode in the source; None if the source has none."""
     steps: int
     duration_s: float
-    """Steps over the control frequency."""
+    """Number of steps divided by the control frequency."""
     first_step: int
-    """Its first step, counted over the whole dataset."""
+    """First step of the episode, counted over the whole dataset."""
     tasks: tuple[EpisodeTask, ...]
     records: tuple[RecordRange, ...]
     texts: Mapping[str, str]
     """Other texts of the source, by feature key."""
     values: Mapping[str, tuple[DimRange, ...]]
-    """By feature key, of the trajectories in the episode column."""
+    """Ranges of the trajectories in the episode column, by feature key."""
 
 
 def summarize_episode(dataset: Dataset, episode: int) -> EpisodeSummary:
-    """The summary of one episode; reads its record in the episode column.
+    """Summarizes one episode; reads its record in the episode column.
 
     Args:
       dataset: The opened directory.
-      episode: From 0 to before `num_episodes`.
+      episode: Index from 0 to `num_episodes` - 1.
 
     Raises:
-      DataError: Where its record is corrupt.
-      UserError: Where there is no such episode.
+      DataError: The record is corrupt.
+      UserError: There is no such episode.
     """
     _check_episode(dataset, episode)
     manifest = dataset.manifest
@@ -115,22 +115,22 @@ def summarize_episode(dataset: Dataset, episode: int) -> EpisodeSummary:
 
 
 def episode_tasks(manifest: Manifest, episode: int) -> tuple[EpisodeTask, ...]:
-    """The instructions of an episode in the order of its steps, at least one."""
+    """Returns the instructions of an episode in the order of its steps, at least one."""
     begins = [(0, manifest.episode_tasks[episode])]
     begins += [(c.step, c.task) for c in manifest.task_changes if c.episode == episode]
     return tuple(EpisodeTask(step, index, manifest.tasks[index]) for step, index in begins)
 
 
 def locate_records(shards: Sequence[Shard], first: int, count: int) -> list[tuple[str, int, int]]:
-    """(file, first record, last record) of each shard that holds some of the records.
+    """Returns (file, first record, last record) of each shard that holds some of the records.
 
         shards of 4, 5 and 5 records, first = 3, count = 7
         [(shard 0, 3, 3), (shard 1, 0, 4), (shard 2, 0, 0)]
 
     Args:
-      shards: Of a column, in their order.
-      first: A record, counted over the whole column.
-      count: Records from there on, at least 1.
+      shards: Shards of a column, in order.
+      first: First record, counted over the whole column.
+      count: Number of records, at least 1.
     """
     places, start = [], 0
     for shard in shards:

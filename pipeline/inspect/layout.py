@@ -1,4 +1,4 @@
-"""The parts that a page of text is laid out from: sections, tables, names above their texts."""
+"""Lays out a page of text from sections, tables, and names above their texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 _UNLIMITED = 10_000
-"""Characters of a line that no table needs."""
+"""A line width, in characters, that no table exceeds."""
 
 
 def to_lines(parts: Sequence[RenderableType], console: Console) -> str:
-    """The parts below each other, no wider than the console; what is too long is folded.
+    """Prints the parts below each other, and folds lines that are wider than the console.
 
-    In a table that has room for its longest words the last column alone is folded.
+    In a table that has room for its longest words, only the last column is folded.
     """
     for part in parts:
         if isinstance(part, Table) and fits(part, console):
@@ -35,17 +35,17 @@ def fits(table: Table, console: Console) -> bool:
 
 
 def title(name: str, below: str) -> list[RenderableType]:
-    """The first lines of a page."""
+    """Returns the first lines of a page."""
     return [Text(name, "bold"), Text(below), Text()]
 
 
 def section(heading: str, *content: RenderableType) -> list[RenderableType]:
-    """A heading over what it names."""
+    """Returns content below a heading."""
     return [Text(), Text(heading, "bold cyan"), *content]
 
 
 def pairs(rows: Mapping[str, str]) -> RenderableType:
-    """Short names and what they are, beside each other, without a heading."""
+    """Returns names and their values in two columns, without a heading."""
     grid = Table.grid(padding=(0, 3))
     grid.add_column(style="dim", overflow="fold")
     grid.add_column(overflow="fold")
@@ -55,7 +55,7 @@ def pairs(rows: Mapping[str, str]) -> RenderableType:
 
 
 def table(*headings: str) -> Table:
-    """A table with a line below its headings; `:>` behind one puts its column to the right."""
+    """Returns a table with a line below its headings; `:>` after one right-aligns its column."""
     empty = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
     for heading in headings:
         name, _, right = heading.partition(":")
@@ -64,12 +64,12 @@ def table(*headings: str) -> Table:
 
 
 def indented(text: str) -> RenderableType:
-    """A cell that belongs to the one above it."""
+    """Returns an indented cell, which belongs to the one above it."""
     return Padding(Text(text), (0, 0, 0, 2))
 
 
 def stacked(rows: Iterable[tuple[str, str]]) -> list[RenderableType]:
-    """Each name on a line of its own, its text below: for a console too narrow for both."""
+    """Places each text below its name, for a console too narrow for both on one line."""
     lines: list[RenderableType] = []
     for name, text in rows:
         lines += [Padding(Text(name), (0, 0, 0, 1)), Padding(Text(text, "dim"), (0, 0, 0, 3))]

@@ -1,4 +1,4 @@
-"""Names of features and of their dimensions, as a person reads them."""
+"""Formats names of features and of their dimensions for display."""
 
 import numpy as np
 
@@ -14,16 +14,16 @@ _UNITS = {unit: unit for unit in ("rad", "m", "cm", "mm", "s", "ms", "kg")} | {
     "n": "N",
     "nm": "N m",
 }
-"""What the last words of a dimension's name stand for; the longest that fits is taken."""
+"""Units by the last words of a dimension's name; the longest match is used."""
 
 
 def short_name(key: str) -> str:
-    """The key of a feature without the `observation/` that most of them share."""
+    """Removes `observation/` from the key of a feature."""
     return key.removeprefix("observation/")
 
 
 def dim_names(feature: Feature) -> tuple[str, ...]:
-    """A name for each value of a step, in the order of the flattened shape.
+    """Names each value of a step, in the order of the flattened shape.
 
     (2), dims x_m y_m    x_m y_m
     (2), no dims         [0] [1]
@@ -39,7 +39,7 @@ def dim_names(feature: Feature) -> tuple[str, ...]:
 
 
 def split_unit(name: str) -> tuple[str, str]:
-    """(label, unit) of a dimension's name; the unit is empty where its end is none.
+    """Splits a dimension's name into (label, unit); the unit is empty if there is none.
 
     rz_rad           rz, rad
     gripper_left_m   gripper left, m

@@ -1,4 +1,4 @@
-"""A page that is drawn from top to bottom, and the parts of it that are text alone.
+"""Draws a page from top to bottom, and its blocks of text.
 
 All lengths are inches from the top left corner.
 """
@@ -40,13 +40,13 @@ _STYLE: dict[Any, Any] = {
     **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
 }
 _UNDRAWABLE = r"Glyph \d+ .* missing from|Matplotlib currently does not support"
-"""Warnings of text in a script that the font lacks; a box is drawn for each such character."""
+"""Warnings about characters that the font lacks; each is drawn as a box."""
 _LONG_TITLE = 200
-"""Characters from which on a title is set smaller."""
+"""Titles with at least this many characters are set smaller."""
 
 
 class Page:
-    """A figure that is placed on in inches from its top left corner."""
+    """A figure whose coordinates are inches from its top left corner."""
 
     def __init__(self, figure: Figure, height: float) -> None:
         self._figure = figure
@@ -59,20 +59,20 @@ class Page:
         return placed.get_window_extent().width / DPI
 
     def line(self, y: float) -> None:
-        """A hairline over the whole width."""
+        """Draws a hairline across the whole width."""
         ends = [MARGIN / WIDTH, 1 - MARGIN / WIDTH]
         height = [1 - y / self._height] * 2
         self._figure.add_artist(Line2D(ends, height, color=PALE, linewidth=0.8))
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        """Axes with their upper left corner at (x, y)."""
+        """Adds axes with their upper left corner at (x, y)."""
         bottom = 1 - (y + height) / self._height
         return self._figure.add_axes((x / WIDTH, bottom, width / WIDTH, height / self._height))
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A part of the page as wide as it; blocks stand below each other."""
+    """A part of the page, as wide as the page; blocks are drawn below each other."""
 
     height: float
     draw: Callable[[Page, float], None]
@@ -80,7 +80,7 @@ class Block:
 
 
 def draw_page(blocks: Sequence[Block]) -> bytes:
-    """The blocks as a PNG, 1680 pixels wide."""
+    """Draws blocks as a PNG, 1680 pixels wide."""
     height = sum(block.height for block in blocks) + 2 * MARGIN
     with rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", _UNDRAWABLE, UserWarning)
@@ -96,12 +96,12 @@ def draw_page(blocks: Sequence[Block]) -> bytes:
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:
-    """Lines that fit `width` inches at `size` points: a character is 0.6 em wide or less."""
+    """Wraps text to `width` inches at `size` points, with at most 0.6 em per character."""
     return textwrap.wrap(text, max(8, int(width * 72 / (0.6 * size)))) or [""]
 
 
 def title_block(title: Sequence[str], subtitle: str) -> Block:
-    """The page's title, a paragraph for each of its texts."""
+    """Makes the page's title, with one paragraph per text."""
     size = 15.0 if len(" ".join(title)) < _LONG_TITLE else 11.0
     lines = [line for text in title for line in wrap(text, INNER_WIDTH, size)]
     title_height = 1.4 * size / 72 * len(lines)
@@ -114,7 +114,7 @@ def title_block(title: Sequence[str], subtitle: str) -> Block:
 
 
 def heading_block(heading: str, note: str) -> Block:
-    """A line over the page, and below it the heading of what follows."""
+    """Makes a line across the page with a heading and a note below it."""
     lines = wrap(note, INNER_WIDTH, 7.5)
 
     def draw(page: Page, top: float) -> None:

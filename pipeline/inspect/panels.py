@@ -1,4 +1,4 @@
-"""Values of a picture: for each dimension the curve of an episode, and a histogram of many."""
+"""Reads the values of a figure: for each dimension an episode's curve and a histogram."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from pipeline.schema import ACTION, EPISODES, Feature
 from pipeline.statistics import FeatureStatistics
 
 MAX_EPISODES = 512
-"""That are read for the histograms, spread evenly over the dataset."""
+"""Maximum number of episodes in the histograms, spread evenly over the dataset."""
 MAX_PANELS = 16
-"""Dimensions of a feature that are drawn."""
+"""Maximum number of dimensions that are drawn of a feature."""
 NUM_BINS = 40
 _NUM_OTHERS = 16
-"""Other episodes drawn behind the curve."""
+"""Number of other episodes that are drawn behind the curve."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Selection:
     """The episodes whose values are drawn."""
 
     shown: int
-    """As the curve."""
+    """The episode of the main curve."""
     behind: tuple[int, ...]
-    """As curves behind it."""
+    """Episodes of the curves behind it."""
     counted: tuple[int, ...]
-    """In the histograms."""
+    """Episodes in the histograms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Panel:
     """The values of one dimension."""
 
     name: str
-    """With its unit, such as `x_m`."""
+    """Name of the dimension with its unit, such as `x_m`."""
     min: float
-    """Of the dataset, as are the next three."""
+    """Minimum over the dataset; the next three cover the dataset as well."""
     max: float
     p01: float
     p99: float
     limits: tuple[float, float]
-    """Of the axis, from `axis_limits`."""
+    """Limits of the axis, from `axis_limits`."""
     shares: np.ndarray
-    """float64 (NUM_BINS): bins of one width between the limits, as shares of all values counted,
-    those beyond the limits too."""
+    """float64 (NUM_BINS): shares in bins of equal width between the limits, relative to all counted
+    values, including those beyond the limits."""
     curve: np.ndarray
-    """float64 (t): of the episode that is shown."""
+    """float64 (t): values of the episode that is shown."""
     others: tuple[np.ndarray, ...]
-    """float64 (t): of other episodes, each of its own length."""
+    """float64 (t): values of other episodes, each with its own length."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +61,21 @@ class PanelGroup:
 
     key: str
     note: str
-    """What is left out; empty where nothing is."""
+    """Says which dimensions are left out; empty if none are."""
     panels: tuple[Panel, ...]
 
 
 def select_episodes(num_episodes: int, shown: int) -> Selection:
-    """All episodes, or a sample of them, to be counted and to be drawn behind `shown`."""
+    """Selects all episodes, or a sample, for the histograms and the curves behind `shown`."""
     counted = spread(num_episodes, MAX_EPISODES)
     behind = [counted[place] for place in spread(len(counted), _NUM_OTHERS)]
     return Selection(shown, tuple(n for n in behind if n != shown), tuple(counted))
 
 
 def axis_limits(low: float, high: float, p01: float, p99: float) -> tuple[float, float]:
-    """The range that an axis shows: (low, high), with outliers cut off, and never empty.
+    """Returns the range of an axis, (low, high), without outliers and never empty.
 
-    What lies further beyond p01 or p99 than they lie apart is cut off.
+    Values further beyond p01 or p99 than p99 - p01 are outliers.
     """
     span = p99 - p01
     if span > 0:
@@ -84,10 +84,10 @@ def axis_limits(low: float, high: float, p01: float, p99: float) -> tuple[float,
 
 
 def read_panels(dataset: Dataset, selection: Selection) -> tuple[PanelGroup, ...]:
-    """The action and the low-dimensional observations that have statistics.
+    """Reads the values of the action and of the observations that have statistics.
 
     Raises:
-      DataError: A corrupt record.
+      DataError: A record is corrupt.
     """
     features = _drawn_features(dataset)
     if not features:
@@ -111,7 +111,7 @@ def _drawn_features(dataset: Dataset) -> list[Feature]:
 
 
 def _flat(values: Any) -> np.ndarray:
-    """float64 (t, d): the first dimensions of a trajectory (t, *shape), a new array."""
+    """Copies the first dimensions of a trajectory (t, *shape) to float64 (t, d)."""
     return values.reshape(len(values), -1)[:, :MAX_PANELS].astype(np.float64)
 
 

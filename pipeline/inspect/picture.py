@@ -1,4 +1,4 @@
-"""What a picture of a dataset or an episode shows, with its headings and notes."""
+"""Reads the content of a figure of a dataset or an episode, with headings and notes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,38 +15,38 @@ _ORIENTATIONS = {
     "flipped_vertically": "upside down",
     "rotated_180": "upright, but mirrored left to right against the world",
 }
-"""What the values of `image_orientation` look like."""
+"""Descriptions of the values of `image_orientation`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """What is drawn."""
+    """The content of a figure."""
 
     title: tuple[str, ...]
-    """Name of the dataset, or the instructions of the episode: a paragraph each."""
+    """Name of the dataset, or the instructions of the episode, one paragraph each."""
     subtitle: str
     strips: tuple[Strip, ...]
     images_note: str
-    """What the pixels are."""
+    """Explains the pixels."""
     groups: tuple[PanelGroup, ...]
     panels_note: str
-    """What curves and histograms show."""
+    """Explains the curves and histograms."""
     step_s: float
-    """Seconds of a step."""
+    """Duration of a step in seconds."""
     changes: tuple[int, ...]
     """Steps at which the shown episode's instruction changes."""
 
 
 def read_picture(dataset: Dataset, episode: int | None) -> Picture:
-    """What a picture shows; reads at most 512 episode records, and a few dozen images.
+    """Reads the content of a figure, from at most 512 episode records and a few dozen images.
 
     Args:
       dataset: The opened directory.
-      episode: The one whose images and curves are shown, from 0 to before `num_episodes`. None:
-        images of several tasks, and the curves of an episode of median length.
+      episode: Index of the episode to show. None: images of several tasks, and the curves of an
+        episode of median length.
 
     Raises:
-      DataError: A corrupt record or image.
+      DataError: A record or image is corrupt.
     """
     manifest = dataset.manifest
     shown = _median_episode(manifest.episode_lengths) if episode is None else episode
@@ -92,7 +92,7 @@ def _episode_words(dataset: Dataset, episode: int) -> str:
 
 
 def _images_note(dataset: Dataset, num_tasks_shown: int | None) -> str:
-    """What the pixels are, and which tasks; `num_tasks_shown` is None for an episode."""
+    """Explains the pixels and which tasks are shown; `num_tasks_shown` is None for an episode."""
     orientation = dataset.manifest.conventions.image_orientation
     note = f"Pixels as stored; {orientation}: {_ORIENTATIONS[orientation]} (docs/format.md)."
     num_tasks = len(dataset.manifest.tasks)

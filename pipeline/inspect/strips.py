@@ -1,4 +1,4 @@
-"""Camera images of a picture: a few steps of an episode, side by side."""
+"""Reads the camera images of a figure: a few steps of an episode, side by side."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,35 +10,35 @@ from pipeline.inspect.names import short_name
 from pipeline.schema import Column, Feature
 
 MAX_TASKS = 6
-"""Whose images are shown, spread evenly over the tasks."""
+"""Maximum number of tasks with images, spread evenly over all tasks."""
 _TASK_IMAGES = 6
-"""Of a task, of all cameras together."""
+"""Number of images per task, over all cameras."""
 _EPISODE_IMAGES = 8
-"""Of a camera, where an episode is shown."""
+"""Number of images per camera when an episode is shown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """Images beside each other under a heading."""
+    """A row of images under a heading."""
 
     heading: str
-    """The instruction; empty where the picture's title has it."""
+    """The instruction; empty if the figure's title has it."""
     note: str
-    """Where the images come from."""
+    """The episode of the images."""
     cameras: Mapping[str, Mapping[int, np.ndarray]]
-    """By name, then by step: uint8 (h w 3), as stored."""
+    """Images as stored, uint8 (h w 3), by camera, then by step."""
 
 
 def spread(total: int, count: int) -> list[int]:
-    """At most `count` different indices below `total`, evenly spread, with the first and last."""
+    """Returns up to `count` indices below `total`, evenly spread, including first and last."""
     return np.unique(np.linspace(0, total - 1, min(total, count)).round().astype(int)).tolist()
 
 
 def read_task_strips(dataset: Dataset) -> tuple[Strip, ...]:
-    """For some tasks, a few images of the first episode that begins with each.
+    """Reads a few images of some tasks, each from the first episode that begins with the task.
 
     Raises:
-      DataError: A corrupt record or image.
+      DataError: A record or image is corrupt.
     """
     cameras = _cameras(dataset)
     if not cameras:
@@ -55,10 +55,10 @@ def read_task_strips(dataset: Dataset) -> tuple[Strip, ...]:
 
 
 def read_episode_strips(dataset: Dataset, episode: int) -> tuple[Strip, ...]:
-    """A strip for each camera.
+    """Reads one strip per camera.
 
     Raises:
-      DataError: A corrupt record or image.
+      DataError: A record or image is corrupt.
     """
     return tuple(
         Strip("", "", {short_name(f.key): _read(dataset, c, f, episode, _EPISODE_IMAGES)})
@@ -74,7 +74,7 @@ def _cameras(dataset: Dataset) -> list[tuple[Column, Feature]]:
 def _read(
     dataset: Dataset, column: Column, feature: Feature, episode: int, count: int
 ) -> dict[int, np.ndarray]:
-    """Images at `count` steps spread over the episode, by step."""
+    """Reads images at `count` steps spread over the episode, by step."""
     images = {}
     for step in spread(dataset.manifest.episode_lengths[episode], count):
         record = int(dataset.episode_starts[episode]) + step

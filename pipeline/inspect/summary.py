@@ -1,4 +1,4 @@
-"""The summary of a dataset: what its manifest and statistics say, without reading a record."""
+"""Summarizes a dataset from its manifest and statistics, without reading a record."""
 
 import dataclasses
 from collections import Counter
@@ -15,7 +15,7 @@ from pipeline.statistics import FeatureStatistics
 from pipeline.tokens import TokenOrigin
 
 MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
-"""Fields of `DimSummary` that are numbers."""
+"""Numeric fields of `DimSummary`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class ColumnSummary:
     records: int
     shards: int
     num_bytes: int
-    """Of all its files."""
+    """Total size of its files."""
     bytes_per_step: float
-    """Of all its files, over the steps of the dataset."""
+    """Total size of its files divided by the steps of the dataset."""
     licence: str
-    """Empty where the manifest names none."""
+    """Licence of the column; empty if the manifest lists none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +44,17 @@ class FeatureSummary:
     kind: str
     """`tensor`, `image` or `text`."""
     dtype: str
-    """At rest."""
+    """Dtype at rest."""
     batch_dtype: str | None
-    """None for a text, which never enters a batch."""
+    """Dtype in the batch; None for a text, which never enters one."""
     shape: tuple[int, ...]
-    """Of one step."""
+    """Shape of one step."""
     dims: tuple[str, ...]
-    """Names of the last axis; empty where not given."""
+    """Names of the last axis; empty if not given."""
     bytes_per_step: int | None
-    """At rest; None for images and texts, whose bytes vary."""
+    """Size of one step at rest; None for images and texts, whose size varies."""
     origin: TokenOrigin | None
-    """How it was made; None for one of the source."""
+    """How it was computed; None for a feature of the source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,10 @@ class TaskSummary:
     """`task_index` of its steps."""
     text: str
     episodes: int
-    """That have it in at least one step."""
+    """Number of episodes with the instruction in at least one step."""
     steps: int
     removed_steps: int
-    """Steps without motion that the conversion left out."""
+    """Number of steps without motion that the conversion removed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DimSummary:
     """Statistics of one dimension over every step."""
 
     dim: str
-    """Its name, or its place such as `[3]`; empty for a scalar."""
+    """Name of the dimension, or its index such as `[3]`; empty for a scalar."""
     mean: float
     std: float
     min: float
@@ -111,11 +111,11 @@ class Summary:
     features: tuple[FeatureSummary, ...]
     tasks: tuple[TaskSummary, ...]
     statistics: Mapping[str, tuple[DimSummary, ...]]
-    """By feature key."""
+    """Statistics by feature key."""
 
 
 def summarize(dataset: Dataset) -> Summary:
-    """The summary of an opened dataset; no record is read."""
+    """Summarizes an opened dataset, without reading a record."""
     manifest = dataset.manifest
     features = {feature.key: feature for _, feature in manifest.schema.features()}
     return Summary(
@@ -167,7 +167,7 @@ def _feature(manifest: Manifest, column: Column, feature: Feature) -> FeatureSum
 
 
 def _tasks(dataset: Dataset) -> tuple[TaskSummary, ...]:
-    """Counts by task; a step belongs to the instruction that holds at it."""
+    """Counts episodes and steps by task; a step counts for the instruction it has."""
     manifest = dataset.manifest
     begins = [(episode, 0, task) for episode, task in enumerate(manifest.episode_tasks)]
     begins += [(change.episode, change.step, change.task) for change in manifest.task_changes]

@@ -1,4 +1,4 @@
-"""Summaries as tables for a person."""
+"""Formats summaries as tables of text."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,16 +35,16 @@ from pipeline.tokens import TokenOrigin
 T = TypeVar("T")
 _MB = 1e6
 _MAX_DIM_ROWS = 32
-"""Dimensions of a feature that the text shows; JSON has all of them."""
+"""Maximum number of dimensions per feature in the text; JSON has all of them."""
 _MAX_ROWS = 100
-"""Rows of any other table that the text shows; JSON has all of them."""
-_TYPE_HEADINGS = ("at\nrest", "in\nbatch", "shape", "bytes\na step:>")
+"""Maximum number of rows of any other table in the text; JSON has all of them."""
+_TYPE_HEADINGS = ("at\nrest", "in\nbatch", "shape", "bytes\nper step:>")
 _SMALLEST, _LARGEST = 1e-3, 1e6
-"""Numbers in between are written without an exponent."""
+"""Numbers in this range are written without an exponent."""
 
 
 def to_text(summary: Summary | EpisodeSummary, console: Console) -> str:
-    """Tables as wide as the console and in its colours; a cell that is too long is folded."""
+    """Formats a summary as tables for a console; folds cells that are too long."""
     summary = escaped_fields(summary)  # names and instructions are whatever the source has
     if isinstance(summary, Summary):
         return to_lines(_dataset_parts(summary, console), console)
@@ -96,7 +96,7 @@ def _episode_parts(summary: EpisodeSummary, console: Console) -> list[Renderable
 def _first_rows(
     make_table: Callable[[Sequence[T]], Table], items: Sequence[T]
 ) -> list[RenderableType]:
-    """A table of the first items, and how many more there are."""
+    """Returns a table of the first items, and a note on how many more there are."""
     more = len(items) - _MAX_ROWS
     note = [Text(f" and {more:,} more with --json", "dim")] if more > 0 else []
     return [make_table(items[:_MAX_ROWS]), *note]
@@ -111,7 +111,7 @@ def _columns(columns: Sequence[ColumnSummary], console: Console) -> list[Rendera
 
 
 def _column_table(columns: Iterable[ColumnSummary], *, has_licence: bool) -> Table:
-    headings = ["column", "per", "records:>", "shards:>", "MB:>", "bytes\na step:>"]
+    headings = ["column", "per", "records:>", "shards:>", "MB:>", "bytes\nper step:>"]
     rows = table(*headings, *(["licence"] if has_licence else []))
     for c in columns:
         cells = [
@@ -147,7 +147,7 @@ def _feature_table(features: Iterable[FeatureSummary]) -> Table:
 
 
 def _short_feature_table(features: Iterable[FeatureSummary]) -> Table:
-    """The name of a column above its features, and no dims."""
+    """Returns a narrower table, with column names above their features and without dims."""
     rows = table("feature", *_TYPE_HEADINGS)
     for column, members in itertools.groupby(features, lambda f: f.column):
         rows.add_row(Text(column, "dim"))
@@ -157,7 +157,7 @@ def _short_feature_table(features: Iterable[FeatureSummary]) -> Table:
 
 
 def _type_cells(feature: FeatureSummary) -> list[str]:
-    """Below `_TYPE_HEADINGS`."""
+    """Returns the cells below `_TYPE_HEADINGS`."""
     num_bytes = feature.bytes_per_step
     return [
         "encoded" if feature.kind == "image" else feature.dtype,
@@ -168,7 +168,7 @@ def _type_cells(feature: FeatureSummary) -> list[str]:
 
 
 def _computed(features: Sequence[FeatureSummary]) -> list[RenderableType]:
-    """A section on features that an encoder made; nothing where there are none."""
+    """Returns a section on computed features; nothing if there are none."""
     computed = {f.key: _origin(f.origin) for f in features if f.origin is not None}
     return [*section("Computed", *stacked(computed.items()))] if computed else []
 
@@ -219,7 +219,7 @@ def _record_table(records: Iterable[RecordRange]) -> Table:
 def _dims(
     names: Sequence[str], features: Mapping[str, Sequence[Any]], console: Console
 ) -> list[RenderableType]:
-    """Every feature with a line for each of its dimensions, the numbers under their names."""
+    """Returns tables with one line per dimension of every feature."""
     rows = {key: _dim_rows(names, dims) for key, dims in features.items()}
     return _number_tables(names, rows, console)
 
@@ -227,7 +227,7 @@ def _dims(
 def _number_tables(
     names: Sequence[str], features: Mapping[str, Sequence[Sequence[str]]], console: Console
 ) -> list[RenderableType]:
-    """One table, or more of fewer numbers where the console is too narrow for all of them."""
+    """Returns one table, or several with fewer columns if the console is too narrow."""
     wide = _number_table(names, features)
     if fits(wide, console):
         return [wide]
@@ -245,7 +245,7 @@ def _number_tables(
 
 
 def _number_table(names: Sequence[str], features: Mapping[str, Sequence[Sequence[str]]]) -> Table:
-    """The name of a feature above its dimensions, or beside the numbers where it is a scalar."""
+    """Returns a table with each feature's name above its dimensions; a scalar has one line."""
     numbers = table("feature", *(f"{name}:>" for name in names))
     for key, rows in features.items():
         if len(rows) == 1 and not rows[0][0]:
@@ -260,7 +260,7 @@ def _number_table(names: Sequence[str], features: Mapping[str, Sequence[Sequence
 def _short_number_tables(
     names: Sequence[str], features: Mapping[str, Sequence[Sequence[str]]]
 ) -> list[Any]:
-    """A table of headings alone, then each feature's name on a line of its own above its table."""
+    """Returns a table of the headings, then each feature's name above a table of its own."""
     every = [["", *names], *(row for rows in features.values() for row in rows)]
     widths = [max(map(len, cells)) for cells in itertools.zip_longest(*every, fillvalue="")]
     parts: list[Any] = [_of_widths(names, widths)]
@@ -281,7 +281,7 @@ def _of_widths(names: Sequence[str], widths: Sequence[int]) -> Table:
 
 
 def _dim_rows(names: Sequence[str], dims: Sequence[Any]) -> list[list[str]]:
-    """Name and numbers of each dimension; of many only the first."""
+    """Returns the name and numbers of each dimension, up to the maximum."""
     rows = [
         [dim.dim, *_row_numbers([getattr(dim, name) for name in names])]
         for dim in dims[:_MAX_DIM_ROWS]
@@ -291,7 +291,7 @@ def _dim_rows(names: Sequence[str], dims: Sequence[Any]) -> list[list[str]]:
 
 
 def _convention_words(summary: Summary) -> dict[str, str]:
-    """The conventions by their names in words, without those that say nothing."""
+    """Formats the conventions by their names in words, without empty ones."""
     values: dict[str, Any] = to_json_values(summary.conventions)
     dim = values["gripper_dim"]
     names = next((f.dims for f in summary.features if f.key == ACTION), ())
@@ -312,14 +312,14 @@ def _value(name: str, value: object) -> str:
 
 
 def _short_number(value: float) -> str:
-    """With one decimal below 100, with none above."""
+    """Formats a number with one decimal below 100, and with none above."""
     return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _row_numbers(values: Sequence[float | int | bool]) -> list[str]:
-    """The values of a row with four decimals, or an exponent for a row that has no such size.
+    """Formats a row with four decimals, or with exponents if the row is very large or small.
 
-    Whole numbers stay whole; true and false are words.
+    Integers stay integers; true and false are words.
     """
     if not any(isinstance(value, float) for value in values):
         return [str(value).lower() for value in values]

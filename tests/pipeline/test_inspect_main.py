@@ -83,7 +83,7 @@ def test_picture_is_written_and_named_on_stderr(
 ) -> None:
     out, err = run(mini_dataset, "--json", "--plot", tmp_path / "out.png")
     assert json.loads(out)["name"] == "libero_mini"
-    assert err == f"picture: {tmp_path / 'out.png'}\n"
+    assert err == f"figure: {tmp_path / 'out.png'}\n"
     assert [file.name for file in tmp_path.iterdir()] == ["out.png"]
 
 
