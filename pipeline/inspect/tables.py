@@ -38,7 +38,7 @@ _MAX_DIM_ROWS = 32
 """Maximum number of dimensions per feature in the text; JSON has all of them."""
 _MAX_ROWS = 100
 """Maximum number of rows of any other table in the text; JSON has all of them."""
-_TYPE_HEADINGS = ("at\nrest", "in\nbatch", "shape", "bytes\nper step:>")
+_TYPE_HEADINGS = ("at\nrest", "in\nbatch", "shape", "bytes/\nstep:>")
 _SMALLEST, _LARGEST = 1e-3, 1e6
 """Numbers in this range are written without an exponent."""
 
@@ -111,7 +111,7 @@ def _columns(columns: Sequence[ColumnSummary], console: Console) -> list[Rendera
 
 
 def _column_table(columns: Iterable[ColumnSummary], *, has_licence: bool) -> Table:
-    headings = ["column", "per", "records:>", "shards:>", "MB:>", "bytes\nper step:>"]
+    headings = ["column", "per", "records:>", "shards:>", "MB:>", "bytes/\nstep:>"]
     rows = table(*headings, *(["licence"] if has_licence else []))
     for c in columns:
         cells = [

@@ -700,9 +700,7 @@ def footer(data: bytes) -> int:
 
 COPY = r"It is corrupt or may not be read: copy it again, or convert the dataset again\."
 SIZE = r"It is incomplete, or another file: copy or convert the dataset again\."
-OTHER = (
-    r"Another shard has this name: put the right one back, or convert the dataset again\."
-)
+OTHER = r"Another shard has this name: put the right one back, or convert the dataset again\."
 CONVERT = r"Convert the dataset again\."
 NO_RECORDS = rf"/{STEPS}: expected 6 records in \d+ bytes; found 0 records\. {COPY}"
 HASH = rf"/{STEPS}, record 0: expected a readable record; found Corrupted .*hash mismatch.*{COPY}"
