@@ -79,9 +79,9 @@ class Part:
     modified: int = 0
     """Time of the source's file where it has such episodes: they may be fixed in place."""
     num_images: int = 0
-    """That were decoded."""
+    """Images that were decoded."""
     image_seconds: float = 0.0
-    """Of CPU that decoding them took."""
+    """CPU seconds that decoding them took."""
 
 
 @dataclasses.dataclass(frozen=True)

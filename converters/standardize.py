@@ -47,9 +47,9 @@ class SourceMapping:
     ignore: tuple[str, ...] = ()
     """Globs over keys that are left out on purpose."""
     licence: str = "unknown"
-    """Of the data, as an SPDX identifier or in words."""
+    """Licence of the data, as an SPDX identifier or in words."""
     column_licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Of the columns that have another one."""
+    """Licences of the columns that have another one."""
     instruction: str = dataclasses.field(default="", metadata=LATER)
     """The instruction of every episode, in place of a key; empty, without a key as well: goal
     images alone tell a policy its task."""

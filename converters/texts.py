@@ -11,9 +11,9 @@ from converters.rlds.source import STEPS, RldsSource, SourceKey
 TASK_WORDS = ("instruction", "language", "lang", "prompt", "task")
 """In the keys that are likely to be the instruction, the likeliest first."""
 CAMERA_WORDS = {"image", "images", "rgb", "camera", "cam", "frame", "frames", "jpeg", "png"}
-"""In the keys of cameras."""
+"""Words in the keys of cameras."""
 _NAME_WORDS = {"id", "ids", "uid", "uuid", "guid", "path", "file", "filename", "url", "hash"}
-"""Of keys whose texts name an episode or a file, and tell no task."""
+"""Words in keys whose texts name an episode or a file, not a task."""
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -85,6 +85,6 @@ def on_one_line(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """As a basic string of TOML."""
+    """Returns a text as a basic string of TOML."""
     shown = json.dumps(text, ensure_ascii=False)  # without what a terminal obeys or hides
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in shown)

@@ -13,7 +13,7 @@ import jaxtyping
 def check_shapes_where_they_are_named() -> None:
     """Leaves functions without array shapes in their annotations to the type checker alone.
 
-    jaxtyping binds the arguments of every call anew, to know the shapes it compares: 80 % of the
+    jaxtyping binds the arguments of every call again, to know the shapes it compares: 80 % of the
     CPU time of comparing an episode's arrays, whose functions name none. To be called before the
     packages are imported.
     """

@@ -161,7 +161,7 @@ def _misused(expected: str, found: str) -> UserError:
 
 
 def _num_workers(source: RldsSource) -> int:
-    """As many as there are cores, but none that would only start and end."""
+    """Returns the number of cores, less those that would only start and end."""
     total = sum(shard.path.stat().length for shard in source.shards if shard.path.exists())
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, and counts what is allowed
     num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -15,7 +15,7 @@ from pipeline.schema import Blob
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 """Numbers of the fields of a `Feature`."""
 _WIRE_TYPE = 2
-"""Of every field here: it begins with its length."""
+"""Wire type of every field here: a field begins with its length."""
 
 
 def serialize_episode(values: Mapping[str, np.ndarray | Sequence[Blob]]) -> bytes:

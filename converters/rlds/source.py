@@ -25,9 +25,9 @@ STEPS = "steps/"
 _MAX_SHARDS = 99_999
 """Files of a split: their numbers have five digits."""
 _MAX_VALUES = 2**31
-"""Of a tensor of one step: more do not fit in a record."""
+"""Most values of one step's tensor: more do not fit in a record."""
 _MAX_VIEWS = 64
-"""Of a sequence of images: no robot has more cameras."""
+"""Most images of a sequence: no robot has more cameras."""
 _TFDS_ERRORS = (
     ParseError,
     ValueError,
@@ -51,11 +51,11 @@ class SourceKey:
     """What it holds; `other` is what only a mapping's `ignore` can take: ragged, nested, encoded
     and texts of more than one value."""
     shape: tuple[int, ...]
-    """Of one value."""
+    """Shape of one value."""
     dtype: str
-    """As declared; of the decoded pixels for an image, `utf8` for a text; in words for `other`."""
+    """The declared dtype: of an image's pixels, `utf8` for a text, in words for `other`."""
     lengths: tuple[int, ...] = ()
-    """Of the sequences of fixed length that hold the value, the outermost first; they are part of
+    """Lengths of the fixed sequences that hold the value, the outermost first; they are part of
     the shape of a tensor."""
     view: int | None = None
     """The place of an image in its sequence."""
@@ -94,9 +94,9 @@ class RldsSource:
     directory: epath.Path
     """The folder that holds `features.json`."""
     name: str
-    """As `dataset_info.json` says; published LIBERO sets are renamed on disk, not inside."""
+    """The name in `dataset_info.json`; published LIBERO sets are renamed on disk, not inside."""
     version: str
-    """As `dataset_info.json` says."""
+    """The version in `dataset_info.json`."""
     split: str
     """The split that is read."""
     keys: Mapping[str, SourceKey]

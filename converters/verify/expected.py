@@ -89,7 +89,7 @@ class ExpectedEpisodes:
         self.broken: set[int] = set()
         """Shards of the source that were not readable to their end."""
         self.num_bytes = 0
-        """Of the source, read so far."""
+        """Bytes of the source read so far."""
         self._declared = str(source.directory / "features.json")
         of_source = [f for _, f in manifest.schema.features() if f.key not in manifest.encoders]
         self.compared = {feature.key for feature in of_source if self._is_declared(feature)}

@@ -34,7 +34,7 @@ class ColumnWalk:
         self._number = -1
         self._walk: _ShardWalk | None = None
         self.num_bytes = 0
-        """Of the records read so far."""
+        """Bytes of the records read so far."""
 
     def read(self, index: int) -> tuple[str, Values | None]:
         """(place for findings, decoded record `index` or None where it is not readable).

@@ -57,7 +57,7 @@ class Verifier:
         }
         self._check = ValueCheck(self.findings)
         self.statistics = StatisticsCheck(manifest)
-        """Of the source, or of the dataset where there is none."""
+        """Statistics of the source, or of the dataset if there is none."""
         self.expected = (
             None if source is None else ExpectedEpisodes(source, manifest, self.findings)
         )

@@ -53,9 +53,9 @@ class Args:
     ] = None
     """File of safetensors, its folder, a repository on the hub, or untrained weights for tests."""
     licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
-    """Of the weights; where it is not known by their name."""
+    """Licence of the weights, if it is not known by their name."""
     name: Annotated[str, tyro.conf.arg(metavar="NAME")] = "vggt_tokens"
-    """Of the column, and below observation/ of what a batch holds."""
+    """Name of the column, and of its feature below observation/."""
     cameras: Annotated[str, tyro.conf.arg(metavar="A[,B]")] = "primary"
     """Cameras; of more than one, each has a feature NAME_CAMERA."""
     views: Views = "single"
@@ -69,11 +69,11 @@ class Args:
     """all tokens; those of patches; of camera and registers; patches averaged to N; patches of N
     numbers each."""
     store: Store = "f16"
-    """f16; bf16 (more range, less accuracy); int8 in groups of 128 numbers (half the size)."""
+    """f16; bf16 (more range, less accuracy); int8 in groups of 128 values (half the size)."""
     compute_dtype: ComputeDtype = "float32"
-    """Of the weights and of what enters a matrix product."""
+    """Dtype of the weights and of what enters a matrix product."""
     precision: Precision = "highest"
-    """Of float32 matrix products: on a GPU, `default` is faster and about as exact as bfloat16."""
+    """Precision of float32 matrix products; on a GPU, `default` is faster, exact as bfloat16."""
     batch_size: Annotated[
         int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
     ] = None
@@ -150,7 +150,7 @@ def _check_name(
 
 
 def _batch_size(args: Args, dataset: Dataset) -> int:
-    """As it is given, a multiple of the devices; else no more than the dataset needs."""
+    """Returns the given batch size, a multiple of the devices, or what the dataset needs."""
     num_devices = jax.device_count()
     if args.batch_size is None:
         largest = math.ceil(dataset.num_steps / num_devices)

@@ -81,7 +81,7 @@ class TokenJob:
 
     @property
     def licence(self) -> str:
-        """Of the column."""
+        """Licence of the column."""
         return licence_of(self.spec, self.dataset.manifest, sorted(self.frames.columns))
 
     def column_job(self, manifest: Manifest) -> tuple[ColumnJob, dict[str, TokenOrigin]]:
@@ -189,7 +189,7 @@ def _prepared(
 def _projections(
     job: TokenJob, encoder: TokenEncoder, steps: Sequence[int], directory: epath.Path
 ) -> Projections:
-    """As stored by a job that was killed, else fitted and stored."""
+    """Returns the projections that a killed job stored, or fits and stores them."""
     paths = {key: directory / o.projection for key, o in encoder.origins.items()}
     if not all(path.exists() for path in paths.values()):
         for key, projection in fit_projections(encoder, job.frames, steps).items():

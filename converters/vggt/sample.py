@@ -38,7 +38,7 @@ class _Squares:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Of a sample of steps, by feature key."""
+    """Measurements on a sample of steps, by feature key."""
 
     storage: dict[Store, dict[str, float]]
     """Error of each way to store; one that cannot hold the tokens is left out."""

@@ -23,7 +23,7 @@ class TokenSettings:
     """A column of tokens."""
 
     name: str
-    """Of the column, and below observation/ of its feature where that is one."""
+    """Name of the column, and of its feature below observation/ if there is one."""
     cameras: tuple[str, ...] = ("image_primary",)
     """Observations, in the order in which a joint sequence has them."""
     views: Views = "single"
@@ -37,9 +37,9 @@ class TokenSettings:
     store: Store = "f16"
     """How."""
     compute_dtype: ComputeDtype = "float32"
-    """Of the weights and the matrix products."""
+    """Dtype of the weights and the matrix products."""
     precision: Precision = "highest"
-    """Of float32 matrix products."""
+    """Precision of float32 matrix products."""
 
     def layers_of(self, model: VggtConfig) -> tuple[int, ...]:
         """The layers, of a model."""
@@ -156,7 +156,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_keep(text: str) -> Keep:
-    """As `Keep.parse`.
+    """Parses a text as `Keep.parse` does.
 
     Raises:
       UserError: Where it says nothing.
