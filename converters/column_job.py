@@ -57,9 +57,9 @@ class ColumnJob:
     """A column on its way into a dataset."""
 
     directory: epath.Path
-    """Of the dataset, on a disk."""
+    """Directory of the dataset, on a disk."""
     manifest: Manifest
-    """Of the dataset, as the job found it."""
+    """Manifest of the dataset, as the job found it."""
     column: Column
     """What is added."""
     settings: Mapping[str, Any]

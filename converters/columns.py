@@ -40,7 +40,7 @@ from pipeline.schema import EPISODES, Column, Schema
 from pipeline.tokens import TokenOrigin
 
 PART_SUFFIX = ".column-part.json"
-"""Of the files there that mark a shard as done."""
+"""Suffix of the files in `WORK` that mark a shard as done."""
 _EXPECTED = "a dataset that no other job is changing"
 
 

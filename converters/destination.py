@@ -105,7 +105,7 @@ def _check_own(destination: epath.Path) -> None:
 
 
 def _folders(own: Owned) -> set[str]:
-    """Of the columns that have files, or are about to."""
+    """Returns the folders of the columns that have files, or are about to."""
     columns = {column for column, _ in own.jobs}
     return columns | {file.partition("/")[0] for file in own.files if "/" in file}
 

@@ -36,7 +36,7 @@ _MARK = "Exported by python -m converters.export"
 """The description of what is written, by which --overwrite knows it."""
 _OWN_FILES = ("features.json", _INFO, "*.tfrecord-[0-9]*-of-[0-9]*")
 _DEPTH = 2
-"""Of these files: in the folder of a version."""
+"""Depth of these files: in the folder of a version."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the episodes and bytes done since the last call."""

@@ -22,13 +22,13 @@ from pipeline.manifest import FILE_NAME, STATISTICS_NAME, WORK, is_column_name, 
 from pipeline.schema import EPISODES
 
 PLAN = "plan.json"
-"""Of the file in `WORK` that says what is converted, and how."""
+"""Name of the file in `WORK` that says what is converted, and how."""
 PART_SUFFIX = ".part.json"
-"""Of the files there that mark a shard of a conversion as done."""
+"""Suffix of the files there that mark a shard of a conversion as done."""
 NOTE_SUFFIX = ".column.json"
-"""Of the file there that says which column is being added, and how."""
+"""Suffix of the file there that says which column is being added, and how."""
 GONE = "gone.json"
-"""Of the file there with what is to be deleted unless the manifest lists it."""
+"""Name of the file there with what is to be deleted unless the manifest lists it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,11 +36,11 @@ class Status:
     total: int
     """Episodes to do, or what else is counted."""
     done: int = 0
-    """Of them, done: now or by an earlier run."""
+    """Those that are done, now or by an earlier run."""
     num_episodes: int = 0
     """Done now."""
     num_bytes: int = 0
-    """Of the source, read now; or written."""
+    """Bytes of the source that are read now, or bytes written."""
     unit: Unit = EPISODES
     """What is counted."""
 

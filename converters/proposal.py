@@ -28,9 +28,9 @@ _TOKEN_VALUES = 512
 """Tensors with at least this many values per step are proposed as a column of their own."""
 
 _ACTION_WORDS = ("action", "cmd", "control")
-"""In the keys that are likely to be one, the likeliest first."""
+"""Words in the keys of likely actions, the likeliest first."""
 _NO_ARM_WORDS = {"base", "mobile", "navigation", "terminate", "stop", "stamp", "timestamp", "mode"}
-"""Of keys of an action that do not move the arm."""
+"""Words in keys of actions that do not move the arm."""
 _ARM_ORDER = (
     {"world", "xyz", "pos", "position", "translation", "cartesian", "linear", "pose", "eef", "ee"},
     {"rotation", "rot", "rpy", "orientation", "angular", "euler", "quat", "quaternion", "axis"},

@@ -47,7 +47,7 @@ class Args:
     attempts: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Tries at an initial state, each with other noise, until one reaches the goal."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Of the noise."""
+    """Seed of the noise."""
     image_size: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
     """Height and width of the images."""
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
@@ -57,7 +57,7 @@ class Args:
     assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of LIBERO's assets; by default where the package has or fetches them."""
     licence: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "CC-BY-4.0"
-    """Of the data, as an SPDX identifier or in words."""
+    """Licence of the data, as an SPDX identifier or in words."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace a dataset that stands at DST."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -144,7 +144,7 @@ def _indices(text: str) -> tuple[int, ...]:
 
 
 def _name(suites: str) -> str:
-    """Of the dataset: one that the built-in mapping of LIBERO takes."""
+    """Returns a name of the dataset that the built-in mapping of LIBERO accepts."""
     return f"{suites}_expert" if "," not in suites else "libero_expert"
 
 

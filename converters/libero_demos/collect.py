@@ -22,7 +22,7 @@ from pipeline.libero.suites import INITIAL_STATES, Trial, to_text
 from pipeline.manifest import WORK, Manifest
 
 NO_OP_THRESHOLD = 1e-4
-"""Of OpenVLA's filter, which made the published sets."""
+"""Threshold of OpenVLA's filter, which made the published sets."""
 
 _PLACED = "rlds"
 """Marks, beside the episodes, that the folder of the RLDS is this job's."""
@@ -37,9 +37,9 @@ class Destination:
     rlds: pathlib.Path | None = None
     """Folder of the RLDS, which gets one of the version inside; None: none is kept."""
     name: str = "libero_expert"
-    """Of the dataset."""
+    """Name of the dataset."""
     licence: str = LIBERO.licence
-    """Of the data, as an SPDX identifier or in words."""
+    """Licence of the data, as an SPDX identifier or in words."""
     overwrite: bool = False
     """Whether a dataset that stands there is replaced."""
 

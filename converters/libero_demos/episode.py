@@ -25,7 +25,7 @@ _HOLD_STEPS = 4
 
 _JPEG_QUALITY = 95
 _JPEG_SUBSAMPLING = "420"
-"""As TensorFlow encodes, and so published sets."""
+"""TensorFlow encodes like this, and so do published sets."""
 
 EpisodeValues = dict[str, np.ndarray | Sequence[Blob]]
 """By source key of a published LIBERO set."""

@@ -38,9 +38,9 @@ class Settings:
     """What decides the bytes of an episode, beside its trial."""
 
     noise: Noise
-    """Of commands and waypoints."""
+    """Noise of commands and waypoints."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     attempts: int
     """Tries at an initial state, each with other noise."""
     image_size: int

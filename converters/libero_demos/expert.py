@@ -26,7 +26,7 @@ _GAIN_M = 0.05
 _GAIN_RAD = 0.5
 """What a command of 1 asks for."""
 _MOST = 0.94
-"""Of a command: at 1 the controller would clip what noise adds."""
+"""Greatest command: at 1 the controller would clip what noise adds."""
 
 _ABOVE = np.array([0.0, 0.0, 0.10])
 """In m: from where it descends, and to where it retreats."""
@@ -52,7 +52,7 @@ _OPENING_STEPS = 12
 _LOWERING_STEPS = 30
 _PHASE_STEPS = 60
 _DELICATE = 0.3
-"""Of the noise, where fingers are about to close or open."""
+"""Share of the noise while fingers are about to close or open."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,12 +205,12 @@ class Expert:
         return _with_height(self._anchor, self._carrying_height())
 
     def _carrying_height(self) -> float:
-        """Of the end effector: what is held clears the target, and what stood around it."""
+        """Height of the end effector at which the held object clears the target and its surroundings."""
         low = max(self._target.high + _CLEARANCE_M, self._start_low + _LIFT_M)
         return low + self._held_height()
 
     def _held_height(self) -> float:
-        """Of the end effector above the lowest point of what is held."""
+        """Height of the end effector above the lowest point of the held object."""
         return self._position[2] - self._object.low
 
     def _over(self) -> np.ndarray:

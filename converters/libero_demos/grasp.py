@@ -27,7 +27,7 @@ _WIDTH_PER_RAD_M = 0.01
 _RIM_DEPTH_M = 0.014
 _DEPTH_M = 0.035
 _FLOOR_M = 0.014
-"""Of the end effector above the object's lowest point: its finger tips reach 1 cm lower."""
+"""Least height of the end effector above the object's lowest point; fingers reach 1 cm lower."""
 _RIM_PART_M = 0.03
 
 _FINGERS_M = (-0.05, -0.03, 0.0, 0.03, 0.05)
@@ -43,7 +43,7 @@ class Grasp:
     offset: np.ndarray
     """float64 (3): of the end effector from the body's origin, in m and the world's axes."""
     yaw: float
-    """Of the wrist, in rad."""
+    """Yaw of the wrist, in rad."""
 
 
 def find_grasp(simulator: Simulator, name: str) -> Grasp:
