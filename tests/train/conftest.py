@@ -1,4 +1,4 @@
-"""Runs that are small enough for a test."""
+"""Fixtures: configs and checkpoints of runs that are small enough for a test."""
 
 import dataclasses
 import pathlib
@@ -92,7 +92,7 @@ def shared_programs() -> Iterator[None]:
 
 
 def untrained(config: TrainConfig) -> Checkpoint:
-    """A checkpoint of a run that has taken no step, with numbers of no meaning."""
+    """A checkpoint of a run without training steps, with random parameters."""
     return Checkpoint(
         step=0,
         config=config,

@@ -25,7 +25,7 @@ SIZES = (-1, 0, 1, 3, 127, 2**31, 2**40, 2**62, 2**63 - 1, 2.0, True, None, "3",
 
 
 def nested(depth: int) -> list[Any]:
-    """A list in a list, and so on."""
+    """Returns a deeply nested list."""
     value: list[Any] = []
     for _ in range(depth):
         value = [value]

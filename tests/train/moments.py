@@ -1,4 +1,4 @@
-"""What happens to a run at a chosen moment; for processes of their own."""
+"""Interrupts runs at a chosen moment; used in separate processes."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ from train.checkpoints import Checkpoints
 
 
 def signal_at_save(step: int, number: int) -> None:
-    """From here on this process sends itself a signal while it writes the checkpoint of a step."""
+    """Makes this process send itself a signal while it writes the checkpoint of a step."""
     save = Checkpoints.save
 
     def save_and_signal(self: Checkpoints, state: Any, *others: Any) -> None:

@@ -6,7 +6,7 @@ from websockets.sync.client import connect
 
 
 class Client:
-    """A client of the protocol's description alone; its messages are made by hand."""
+    """A client written from the protocol's description alone; it builds its messages by hand."""
 
     def __init__(self, port: int) -> None:
         self.connection = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)

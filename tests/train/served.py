@@ -1,4 +1,4 @@
-"""A policy that is served in a thread of the test's own process, and what is sent to it."""
+"""A policy that is served in a thread of the test's own process, and messages for it."""
 
 import asyncio
 import contextlib

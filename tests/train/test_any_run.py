@@ -1,4 +1,4 @@
-"""A run on datasets that differ from LIBERO's in all that may differ, to its report and policy."""
+"""A run on datasets that differ from LIBERO's in every way, up to its report and policy."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ def test_its_policy_sees_what_it_was_trained_on(finished: pathlib.Path, place: i
 def test_a_run_of_an_earlier_release_keeps_its_inputs(
     finished: pathlib.Path, config: TrainConfig
 ) -> None:
-    """It normalised proprio alone, and its config says nothing of it."""
+    """Earlier releases normalised only proprio, and did not record it in the config."""
     text = json.dumps(read_json(finished / "config.json", remedy=""))
     before = parse_config(text.replace('"normalized": null,', ""), where="", remedy="")
     assert before.data.normalized == ("proprio",)

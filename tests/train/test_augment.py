@@ -85,7 +85,7 @@ def test_all_operations_together_are_within_one_grey_level(recorded):
 
 
 def test_boxes_are_those_of_the_original_for_its_draws():
-    # There, all four draws of a box are one number.
+    # In the recording, all four draws of a box are one number.
     with np.load(GOLDEN / "augment_seeded.npz") as stored:
         boxes = stored["boxes_y0x0hw"]
     uniform = boxes[:, 0] / (1 - boxes[:, 2])
@@ -94,7 +94,7 @@ def test_boxes_are_those_of_the_original_for_its_draws():
 
 
 def batch(num_samples: int = 3, window: int = 2, first: int = 0) -> dict:
-    """Images alike in all samples and steps; their goal is the same image."""
+    """Returns the same image for all samples and steps, and as their goal."""
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     frames = jnp.broadcast_to(jnp.asarray(image), (num_samples, window, 16, 16, 3))
     real = jnp.ones((num_samples, window), bool)
@@ -111,8 +111,8 @@ def batch(num_samples: int = 3, window: int = 2, first: int = 0) -> dict:
 
 
 def test_draws_are_pinned():
-    # May change with jax's random numbers or the order of the draws only: a resumed run would
-    # then see other images.
+    # These values may change only with jax's random numbers or the order of the draws: a resumed
+    # run would then see other images.
     draws = draw(CONFIG, KEY, jnp.asarray([0, 1, 70000], jnp.int32))
     expected = {
         "top": [0.0, 0.033902, 0.01165],

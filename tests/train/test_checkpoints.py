@@ -27,7 +27,7 @@ from train.state import TrainState
 
 STEPS = (5, 10, 15, 20, 25)
 LEAVES_READS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""Where one of the reads that Orbax began together fails, it leaves the others unfinished."""
+"""If one of the reads that Orbax started together fails, it leaves the others unfinished."""
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_where_no_earlier_checkpoint_is_there_the_run_begins_anew(tmp_path, cons
 
 
 def flipped(path: pathlib.Path, place: float, bits: int) -> bytes:
-    """A file's bytes with bits of one inverted, after a share of them."""
+    """Returns a file's bytes with bits of one byte inverted, at a fraction of its length."""
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= bits
     return bytes(data)
@@ -163,7 +163,7 @@ def flipped(path: pathlib.Path, place: float, bits: int) -> bytes:
 
 @LEAVES_READS
 def test_an_inverted_byte_in_any_file_is_reported_or_changes_nothing(tmp_path, constants):
-    """Numbers without pattern, as a trained model's, are stored as they are: nothing else tells."""
+    """Random numbers, like a trained model's, are stored uncompressed: only a checksum notices."""
     kept = random_state()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(kept, LoaderState(10, "f", ()), constants)
@@ -193,7 +193,7 @@ def test_an_inverted_byte_in_any_file_is_reported_or_changes_nothing(tmp_path, c
 
 
 def contents_or_damage(directory):
-    """All that can be read of a checkpoint, or where it is said to be corrupt."""
+    """Returns everything that can be read from a checkpoint, or the place that is corrupt."""
     try:
         return contents(directory)
     except DataError as error:
@@ -213,7 +213,7 @@ def random_state() -> TrainState:
 
 
 def contents(directory):
-    """All that can be read of a checkpoint, in a form that compares."""
+    """Returns everything that can be read from a checkpoint, in a form to compare."""
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), random_state())
     found = read_checkpoint(directory)
     with Checkpoints(directory) as checkpoints:

@@ -22,7 +22,7 @@ VARIABLES = (
 
 @pytest.fixture
 def joined(monkeypatch):
-    """What jax was asked to join; nothing of this machine is looked at."""
+    """Records what jax is asked to join, and hides this machine's environment."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Tokens at rollout are those of the column that was trained on."""
+"""Tokens at rollout are the same as in the dataset's column."""
 
 import dataclasses
 import pathlib
@@ -29,7 +29,7 @@ STEPS = (0, 150, 454)
 
 @pytest.fixture(scope="module")
 def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """With a column of projected tokens of the wrist camera."""
+    """The dataset with a column of projected tokens of the wrist camera."""
     out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("tokens") / "mini"))
     settings = TokenSettings(
         name="flat", cameras=("image_wrist",), keep=Keep("project", 16), image_size=(56, 56)

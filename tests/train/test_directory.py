@@ -255,7 +255,7 @@ def test_a_run_that_was_half_deleted_is_still_a_run(tiny_config, monkeypatch, is
         (directory / name).touch()
     if is_lost:
         (directory / "config.json").unlink()
-    # Whatever is first in the directory: its config is not.
+    # Deletion has to keep the config for last, although it is listed first here.
     names = ("config.json", "checkpoints", "metrics.jsonl")
     monkeypatch.setattr(pathlib.Path, "iterdir", lambda path: (path / name for name in names))
 
@@ -291,7 +291,7 @@ def test_a_claim_is_seen_and_nothing_is_left_behind(tiny_config):
 
 @pytest.mark.parametrize("name", ["", ".", "checkpoints", "config.json"])
 def test_what_may_not_be_written_is_named(tiny_config, tmp_path, as_nobody, name):
-    """The directory that the run's would be made in, the run's, and what is in it."""
+    """The cases: the parent of the run's directory, that directory, and its content."""
     if name:
         started(tiny_config)
     path = pathlib.Path(tiny_config.save_dir) / name if name else tmp_path

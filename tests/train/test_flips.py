@@ -1,4 +1,4 @@
-"""A byte of a run that changed on the disk is reported in one line, or has changed no value."""
+"""A corrupt byte of a run either gives an error in one line, or changes no value."""
 
 import contextlib
 import gc
@@ -36,14 +36,14 @@ JSON_ITEMS = ("config", "datasets", "loader", "digests")
 
 @pytest.fixture(scope="module")
 def step(policy_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A copy of the directory of a checkpoint, alone."""
+    """Copies the directory of one checkpoint."""
     copied = tmp_path_factory.mktemp("flips") / "checkpoints" / "2"
     return pathlib.Path(shutil.copytree(policy_run / "checkpoints" / "2", copied))
 
 
 @contextlib.contextmanager
 def flipped(path: pathlib.Path, rng: np.random.Generator) -> Iterator[None]:
-    """A file with one bit that is another, or one byte that is another character."""
+    """Flips one bit of a file, or replaces one byte, while the block lasts."""
     before = path.read_bytes()
     changed = bytearray(before)
     place = int(rng.integers(len(changed)))
@@ -59,7 +59,7 @@ def flipped(path: pathlib.Path, rng: np.random.Generator) -> Iterator[None]:
 
 
 def flip(files: list[pathlib.Path], number: int, seed: int, read: Callable[[], Any]) -> int:
-    """Flips as many bytes, one at a time; returns how many are refused, in one line each."""
+    """Flips that many bytes, one at a time; returns how many give an error, in one line each."""
     rng = np.random.default_rng(seed)
     expected = read()
     reported = []
@@ -153,7 +153,7 @@ def test_datasets_that_are_none_are_reported_without_digests(
         SavedStep(copied).datasets()
 
 
-# Where one array cannot be read, Orbax leaves the reads of the others unfinished.
+# If one array cannot be read, Orbax leaves the reads of the others unfinished.
 @pytest.mark.filterwarnings(
     "ignore:coroutine:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )

@@ -11,6 +11,6 @@ from train.octo.config import octo_small
     [({}, 3166), ({"attention": "by_head"}, 1676), ({"remat": True}, 738 - 170)],
 )
 def test_estimate_is_near_what_xla_planned_for_octo_small(change, measured_mb):
-    """Temporary memory of the compiled step at batch 4, window 2; with `remat` less the stacks."""
+    """Measured: temporary memory of the step at batch 4, window 2; for remat less the stacks."""
     model = dataclasses.replace(octo_small(), **change)
     assert 4 * activation_bytes(model, 2) / 1e6 == pytest.approx(measured_mb, rel=0.15)

@@ -149,7 +149,8 @@ def test_the_gradient_is_clipped_to_its_global_norm(clip_norm, scale):
         gradients = jax.tree.map(lambda p, f=factor: f * jnp.ones_like(p), params())
         _, state = updated(config, gradients)
         nu = optax.tree_utils.tree_get(state, "nu")
-        # Six trained numbers of equal gradients: each is 1 / sqrt(6) once clipped to 1.
+        # Six trained parameters with equal gradients: each gradient is 1 / sqrt(6) once clipped to
+        # 1.
         np.testing.assert_allclose(nu["head/bias"], scale * (0.001 + 0.000999) / 6, rtol=1e-5)
 
 

@@ -119,7 +119,7 @@ def test_what_a_dataset_lacked_is_met_too(whole_config, mini_dataset, tmp_path, 
 
 
 def changed_steps(monkeypatch, change):
-    """Lets the environment show something else than what was stored."""
+    """Makes the environment show something other than what was stored."""
     read = parity._read_step
     monkeypatch.setattr(parity, "_read_step", lambda *args: change(dict(read(*args))))
 
@@ -255,7 +255,7 @@ def test_the_command_tells_mistakes(policy_run, tmp_path, monkeypatch, capsys):
 
 
 def test_the_proof_itself_uses_the_policys_own_normalizer(checkpoint, dataset, monkeypatch):
-    # Were the policy's proprioception normalised in another way, nothing else would show it.
+    # Nothing else would notice if the policy normalised proprioception in another way.
     monkeypatch.setattr(PolicySpec, "as_read", lambda self, name, value: np.asarray(value))
     assert differing(checkpoint, dataset) == {"observation/proprio": ALL}
 

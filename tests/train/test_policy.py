@@ -37,7 +37,7 @@ def checkpoint(policy_run):
 
 @pytest.fixture(scope="module")
 def shared_policy(checkpoint):
-    """Compiled once; `policy` empties it."""
+    """A policy that is compiled once; the fixture `policy` clears it."""
     return Policy(checkpoint, config=PolicyConfig(batch_size=3))
 
 
@@ -49,7 +49,7 @@ def policy(shared_policy):
 
 
 def inputs_of(checkpoint, dataset=None, encoder=None, **options) -> PolicyInputs:
-    """The input path alone: nothing is compiled."""
+    """Makes the input path alone, without compiling anything."""
     vocabulary = sentencepiece.SentencePieceProcessor()
     vocabulary.LoadFromSerializedProto(checkpoint.vocabulary)
     spec = PolicySpec.of(checkpoint, dataset)
@@ -67,7 +67,7 @@ def shown(seed: int = 0, size: int = 128) -> dict:
 
 
 def read(dataset, t: int) -> dict:
-    """What the environment of episode 0 showed at a step."""
+    """Returns what the environment of episode 0 showed at a step."""
     images = dataset.columns["steps"].read(t)
     found = {"proprio": dataset.columns["episodes"].read(0)["observation/proprio"][t]}
     for name in ("image_primary", "image_wrist"):

@@ -155,7 +155,7 @@ def page(run_directory) -> str:
 
 
 class Outline(html.parser.HTMLParser):
-    """Headings of sections, addresses and ids of a page; fails on tags that are not closed."""
+    """Collects a page's headings, links and ids; fails on tags that are not closed."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -184,12 +184,12 @@ class Outline(html.parser.HTMLParser):
 
 
 def text_of(page: str) -> str:
-    """Its words, without tags."""
+    """Returns the text of the page, without tags."""
     return html.unescape(re.sub(r"<[^>]+>", " ", page))
 
 
 def figures(page: str) -> dict[str, str]:
-    """The numbers at the top by name."""
+    """Returns the numbers at the top by name."""
     pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)<small>", page)
     return {name: html.unescape(value) for name, value in pairs}
 

@@ -42,7 +42,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def command(config_path, *flags: str, env: dict[str, str] | None = None):
-    """Runs `train.run` in a process of its own."""
+    """Runs `train.run` in a separate process."""
     line = ("--config", config_path, *flags)
     return Command("train.run", *line, env={"COLUMNS": "100", **(env or {})}).wait()
 
@@ -59,7 +59,7 @@ def saved_params(directory, step):
 
 @pytest.fixture(scope="module")
 def whole_run(tiny_config_path, mini_dataset, tmp_path_factory):
-    """20 steps in one process: (output, run directory)."""
+    """A run of 20 steps in one process: (output, run directory)."""
     directory = tmp_path_factory.mktemp("whole") / "run"
     line = [sys.executable, "-m", "train.run", "--config", str(tiny_config_path)]
     flags = flags_of(mini_dataset, directory)
@@ -200,7 +200,7 @@ def test_other_data_is_not_resumed_on(tiny_config, mini_dataset, tmp_path, resea
 
 
 def test_tokens_of_another_encoder_are_not_resumed_on(tiny_config, mini_dataset, tmp_path):
-    """Though the data may be others: a policy cannot read tokens that it has not learnt."""
+    """Even with --new_mixture: a policy cannot read tokens that it has not learnt."""
     ours, theirs = (with_encoder(mini_dataset, tmp_path / name, digest=name) for name in "ab")
     config = replaced(tiny_config, ours, num_steps=1)
     run(Flags(config))
@@ -250,7 +250,7 @@ def test_corrupt_record_ends_the_run_which_continues_without_it(
     (change,) = kept_of_step(config.save_dir, 20, "loader")["changes"]
     assert (change["position"], change["before"][0]["excluded"]) == (at, [])
 
-    # All that does not read the record is as in a run on the sound dataset.
+    # Every batch that does not read the record is the same as in a run on the intact dataset.
     sound = replaced(config, mini_dataset, save_dir=str(tmp_path / "sound"))
     run(Flags(sound))
     expected = losses_and_fingerprints(sound.save_dir)
@@ -269,7 +269,7 @@ def test_corrupt_record_ends_the_run_which_continues_without_it(
 def test_a_corrupt_record_of_a_held_out_episode_leaves_a_complete_run(
     tiny_config, mini_dataset, tmp_path, num_batches, caplog, monkeypatch
 ):
-    """With one batch the validation does not meet it, but the episode of the report does."""
+    """With one batch the validation misses it, but the report's episode reads it."""
     spoiled = tmp_path / "spoiled"
     shutil.copytree(mini_dataset, spoiled)
     config = replaced(tiny_config, spoiled, num_steps=2, save_interval=100)
@@ -357,7 +357,7 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
     statistics = json.loads((tmp_path / "octo" / "dataset_statistics.json").read_text())
     assert set(statistics) == {"action", "num_trajectories", "num_transitions", "proprio"}
     assert statistics["action"]["mask"] == [True] * 6 + [False]
-    # The exported model finds its place in a model of its own kind, whose size it tells.
+    # The exported model is loaded into a model of its own kind, whose size it determines.
     loaded = read_octo(tmp_path / "octo", 3)
     expected = saved_params(tmp_path / "run", 3)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
@@ -392,7 +392,7 @@ def test_a_run_starts_from_the_weights_of_another(tiny_config, mini_dataset, tmp
         run(Flags(later))
     rows = json.loads((tmp_path / "later" / "load_report.json").read_text())["rows"]
     assert {row["status"] for row in rows} == {"loaded"}
-    # The first step's learning rate is 0: what is saved is what was loaded.
+    # The first training step's learning rate is 0: the saved parameters are the loaded ones.
     jax.tree.map(
         np.testing.assert_array_equal,
         saved_params(later.save_dir, 1),
@@ -500,7 +500,7 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
 
 
 def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(tiny_config, caplog):
-    # Gradients of a huge rate's parameters overflow; with a bound of 2 the third one ends the run.
+    # A huge learning rate overflows the gradients; with a limit of 2 the third skip ends the run.
     optimizer = dataclasses.replace(
         tiny_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2
     )
@@ -515,7 +515,7 @@ def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(tiny_confi
     assert "its update is skipped; the batch is finite, and is in" in caplog.text
     with np.load(directory / "skipped" / f"step_{skipped[0].step}_process_0.npz") as arrays:
         assert arrays["action"].shape == (4, 2, 4, 7)
-    # What was saved after them is what was before them.
+    # The saved state after the skipped updates equals the state before them.
     before, after = (saved_params(directory, skipped[n].step) for n in (0, 2))
     jax.tree.map(np.testing.assert_array_equal, before, after)
 

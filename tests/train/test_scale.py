@@ -1,4 +1,4 @@
-"""Runs in processes of their own: signals, kills, several devices and several processes."""
+"""Runs in separate processes: signals, kills, several devices and several processes."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ KILLS = 20
 
 
 def start(config_path, dataset, directory, *flags, devices=1, env=None, before=None):
-    """`python -m train.run` in a process of its own, without waiting for it."""
+    """Starts `python -m train.run` in a separate process, without waiting for it."""
     arguments = [
         f"--config.data.datasets.0.path={dataset}",
         f"--config.save_dir={directory}",
@@ -181,7 +181,7 @@ def start_two(config_path, dataset, directory, *flags):
 
 @pytest.fixture(scope="module")
 def alone(undisturbed, tiny_config_path, mini_dataset):
-    """A run of 6 steps that measures itself on held-out episodes, in this process."""
+    """A run of 6 steps that validates on held-out episodes, in this process."""
     config = load_config(str(tiny_config_path))
     parts = (DatasetConfig(str(mini_dataset)),)
     data = dataclasses.replace(config.data, datasets=parts, validation_fraction=0.3)

@@ -36,7 +36,7 @@ def as_observation(message: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def policies(served_policy, policy_run):
-    """Two that are the same: what is served, and what it is compared with."""
+    """Two equal policies: one that is served, and one to compare with."""
     return served_policy, Policy(read_checkpoint(policy_run))
 
 

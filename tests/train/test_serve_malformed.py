@@ -22,7 +22,7 @@ LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u202e]+: expected .+; found .+\. .+")
 
 
 def wire(**changed):
-    """A valid message with arrays as maps, and what is changed in it."""
+    """A valid message with arrays as maps, with some values replaced."""
     return {key: Client.encoded(value) for key, value in shown().items()} | changed
 
 
@@ -81,7 +81,7 @@ def port(served_policy):
 
 
 def answer(client, data):
-    """What the server sends; its text, or whether all actions are finite."""
+    """Returns the server's reply: its text, or whether all actions are finite."""
     client.socket.send(data)
     reply = client.socket.recv()
     if isinstance(reply, str):
@@ -121,7 +121,7 @@ def test_a_flag_may_be_a_boolean_of_numpy(port):
 
 
 def draw_and_send(port, number, seed):
-    """Growth of the process in bytes over the second half of malformed messages."""
+    """Returns the process's growth in bytes over the second half of malformed messages."""
     process, resident = psutil.Process(os.getpid()), []
     refused = 0
     with Client(port) as client:
@@ -217,7 +217,7 @@ def test_a_server_stops_within_five_seconds_whatever_clients_do(served_policy, m
 
 
 def handshaken(port):
-    """A connection whose client reads no more than the server's agreement."""
+    """A connection whose client reads only the server's handshake."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", port))

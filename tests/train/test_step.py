@@ -63,7 +63,8 @@ def table(config, loader):
 
 @pytest.fixture(scope="module")
 def three_steps(config, batch, table):
-    """The state before and after steps of a rate of 0, half of the peak and the peak."""
+    """The states before and after training steps at learning rates of 0, half the peak and the
+    peak."""
     state, step = started(changed(config, warmup_steps=2))
     run = jax.jit(step)
     results = [(state, {})]
@@ -154,7 +155,7 @@ def flat(params):
 
 @pytest.fixture(scope="module")
 def alone(config, batch):
-    """The state before, then what the whole batch makes of it on one device."""
+    """The state before, and the state and metrics after a step on one device."""
     state, step = descending(config)
     return state, *jax.jit(step)(state, batch, None)
 
@@ -172,7 +173,7 @@ def test_micro_batches_give_the_training_step_of_the_whole_batch(config, batch, 
 
 
 def assert_moved_alike(found, expected, before):
-    """The updates are equal but for rounding, that of the parameters' own size included."""
+    """Checks that updates are equal except for rounding, including that of the parameters."""
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(before.params))
     for path, leaf in flat(expected.params).items():
         np.testing.assert_allclose(
@@ -238,13 +239,13 @@ def test_frozen_parameters_stay_bitwise_identical_and_take_no_memory(
     moved = {path for path in before if not np.array_equal(before[path], now[path])}
     held = set(split_frozen(state.params, config.frozen)[1])
     assert moved <= set(before) - held
-    # With one readout token there is nothing to choose: these get no gradient.
+    # With one readout token there is nothing to attend to, so these get no gradient.
     idle = {path for path in set(before) - held - moved if "/map_head/" not in path}
     assert not idle
     assert {path.split("/")[0] for path in moved} == trained
     attention = {path for path in before if "/map_head/Multi" in path or path.endswith("/probe")}
     assert (attention <= held) == (mode == "head_mlp_only")
-    # Adam's moments: float32 and bfloat16 for each trained number, and two counts.
+    # Adam's moments, float32 and bfloat16 for each trained parameter, and two counts.
     size = sum(leaf.size for path, leaf in before.items() if path not in held)
     taken = sum(leaf.nbytes for leaf in jax.tree.leaves(after.opt_state))
     assert size * 6 <= taken <= size * 6 + 64

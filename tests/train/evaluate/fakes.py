@@ -14,10 +14,10 @@ from pipeline.libero.environment import Observation, Outcome
 from pipeline.libero.suites import Task, Trial
 
 STEPS = 7
-"""Actions after which a trial is over."""
+"""Number of actions after which a trial ends."""
 SUCCEEDS_AFTER = 5
 DIES, DIES_ONCE = 90, 91
-"""Initial states at which the process is killed at the second action: always, or the first time."""
+"""Initial states whose process is killed at the second action: always, or only the first time."""
 TASKS = (Task("libero_spatial", 0, "lift_it"), Task("libero_spatial", 3, "push_it"))
 
 
@@ -98,7 +98,7 @@ def make_env(
     image_size: tuple[int, int],
     seed: int,
 ) -> FakeEnv:
-    """In the place of `LiberoEnv`."""
+    """Stands in for `LiberoEnv`."""
     assert conventions.gripper_dim == 6
     assert set(observations) == {"image_primary", "image_wrist", "proprio"}
     assert image_size[0] == image_size[1]

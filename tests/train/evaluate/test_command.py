@@ -1,4 +1,4 @@
-"""The command as a whole, with a policy that was trained and a simulator that is none."""
+"""The whole evaluation command, with a trained policy and a fake simulator."""
 
 import dataclasses
 import io
@@ -26,7 +26,7 @@ TASK_MAP = 'libero_task_map = {"libero_spatial": ["lift_it", "push_it"]}'
 
 @pytest.fixture
 def installation(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    """Two tasks with three initial states each; `find_installation` finds it."""
+    """An installation with two tasks of three initial states, which `find_installation` finds."""
     root = tmp_path / "libero"
     (root / "benchmark").mkdir(parents=True)
     (root / "benchmark" / "libero_suite_task_map.py").write_text(TASK_MAP)

@@ -37,7 +37,7 @@ def opened(folder: pathlib.Path, settings: Settings = SETTINGS) -> ResultsFile:
 
 
 def evaluated(successes: list[bool], run: str = "runs/a") -> Results:
-    """Trials of task 0, then as many of task 3."""
+    """Returns trials of task 0, then as many of task 3."""
     half = len(successes) // 2
     trials = [result(3 * (n // half), n % half, success=s) for n, s in enumerate(successes)]
     return Results(run, SETTINGS, None, tuple(trials))

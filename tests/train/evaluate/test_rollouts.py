@@ -63,7 +63,7 @@ def test_the_policy_is_asked_when_its_actions_are_spent_and_is_batched(
 def test_a_window_sees_consecutive_steps(
     executed: int, seen: list[int], tmp_path: pathlib.Path
 ) -> None:
-    """Negative: shown without a prediction."""
+    """In `seen`, a negative number is a step that was observed without a prediction."""
     policy = FakePolicy(window_size=2)
     rolled_out(tmp_path, policy, [trial(0)], executed=executed)
     assert policy.seen[0] == seen
