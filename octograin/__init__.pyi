@@ -1,5 +1,7 @@
 """What octograin exports, for editors and type checkers, which do not run `__init__.py`."""
 
+from typing import Any
+
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, SchemaError, UserError
@@ -47,3 +49,5 @@ __all__ = [
 ]
 
 __version__: str
+
+def unpickled(content: bytes) -> Any: ...
