@@ -205,7 +205,7 @@ class Expert:
         return _with_height(self._anchor, self._carrying_height())
 
     def _carrying_height(self) -> float:
-        """Height of the end effector at which the held object clears the target and its surroundings."""
+        """Height of the end effector at which the held object clears the target and obstacles."""
         low = max(self._target.high + _CLEARANCE_M, self._start_low + _LIFT_M)
         return low + self._held_height()
 

@@ -16,7 +16,7 @@ ACTION_DIM = 7
 """Translation, 1 is 0.05 m; rotation as axis times angle, 1 is 0.5 rad; gripper."""
 GRIPPER_DIM = 6
 CONTROL_FREQUENCY_HZ = 20.0
-"""Of the benchmark: the controller's gains and the scale of an action are tuned to it."""
+"""The benchmark's rate, to which the controller's gains and the scale of an action are tuned."""
 
 OPEN, CLOSE = -1.0, 1.0
 """The two commands to the gripper; it holds still at 0."""

@@ -24,7 +24,7 @@ INSTALL = "make libero"
 """The command that installs all packages; see the Makefile for its parts."""
 
 ASSETS_VARIABLE = "LIBERO_ASSETS"
-"""Of the environment: the folder of meshes and textures."""
+"""Environment variable with the folder of meshes and textures."""
 ASSETS_CACHE = "~/.cache/libero/assets"
 """Where the package itself downloads them."""
 ASSETS_COMMAND = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {ASSETS_CACHE}"
@@ -54,7 +54,7 @@ class Installation:
     backend: str
     """Value of `MUJOCO_GL` that draws without a display."""
     versions: Mapping[str, str]
-    """Of the packages that decide what is simulated; results of others may differ."""
+    """Versions of the packages that decide what is simulated; results of others may differ."""
 
     def __str__(self) -> str:
         """Such as `bddl 1.0.1, hf-libero 0.1.4, mujoco 3.8.1, robosuite 1.4.0, egl`."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pipeline.errors import UserError
 
 VARIABLE = "MUJOCO_GL"
-"""Of the environment: MuJoCo's own name for the choice."""
+"""Environment variable by which MuJoCo itself chooses how to render."""
 
 BACKENDS = ("egl", "osmesa")
 """What needs no display, the faster first."""

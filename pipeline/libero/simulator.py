@@ -161,7 +161,7 @@ class Simulator:
         return self._env.robots[0]
 
     def _make_current(self) -> None:
-        """Of several simulators in a process, this one draws, or frees what it drew with."""
+        """Selects this simulator, of several in a process, to draw or to free its context."""
         self._sim._render_context_offscreen.gl_ctx.make_current()  # noqa: SLF001
 
     def _seed(self) -> None:

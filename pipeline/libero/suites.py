@@ -33,7 +33,7 @@ INITIAL_STATES = "initial_states"
 
 _STATES = re.compile(r"(\w+) task (\d+): (\d+(?: \d+)*)")
 _SCENE = re.compile(r"[A-Z_]+_SCENE\d+_")
-"""Of the names of libero_10 and libero_90, before the instruction."""
+"""Prefix of the names in libero_10 and libero_90, before the instruction."""
 
 
 Place = tuple[str, int, int]
@@ -49,7 +49,7 @@ class Task:
     index: int
     """Its place in the suite, from 0, in the benchmark's default order."""
     name: str
-    """Of its files."""
+    """Name of its files."""
 
     @property
     def instruction(self) -> str:

@@ -39,7 +39,7 @@ class Aggregator(nn.Module):
 
     config: VggtConfig
     layers: tuple[int, ...]
-    """As `EncoderSpec.layers`."""
+    """Layers that are kept, like `EncoderSpec.layers`."""
     kept: Kept = "all"
     dtype: jax.typing.DTypeLike = jnp.float32
 

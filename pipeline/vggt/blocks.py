@@ -13,10 +13,10 @@ from pipeline.vggt.config import MLP_RATIO
 from pipeline.vggt.rope import turn
 
 DINO_EPSILON = 1e-6
-"""Of the backbone's LayerNorms."""
+"""Epsilon of the backbone's LayerNorms."""
 
 EPSILON = 1e-5
-"""Of all other LayerNorms."""
+"""Epsilon of all other LayerNorms."""
 
 
 def attend(

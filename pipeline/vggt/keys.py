@@ -7,7 +7,7 @@ from typing import Literal
 from pipeline.vggt.config import PATCH_SIZE
 
 PREFIX = "aggregator."
-"""Of the keys that are read; the rest are the heads'."""
+"""Prefix of the keys that are read; the rest belong to the heads."""
 
 Change = Literal["none", "transpose", "patches"]
 """What a tensor undergoes: nothing; `(out, in)` to `(in, out)`; a convolution's `(out, 3, 14, 14)`
@@ -28,13 +28,13 @@ class Place:
     """One tensor's place in the parameters."""
 
     path: str
-    """Of the leaf, its names joined by `/`."""
+    """Path of the leaf, its names joined by `/`."""
     index: int | None
-    """Of the block, in a leaf that stacks those of all blocks; None: the whole leaf."""
+    """Index of the block in a leaf that stacks all blocks; None: the whole leaf."""
     change: Change
-    """On the way there."""
+    """Change of the tensor on the way there."""
     shape: Shape
-    """Of the tensor in the checkpoint."""
+    """Shape of the tensor in the checkpoint."""
 
 
 def places(leaves: Mapping[str, Shape]) -> dict[str, Place]:

@@ -19,10 +19,10 @@ image; columns first, then rows, each rounded and clipped to integers from 0 to 
 width are scaled independently; nothing is cropped or padded."""
 
 ComputeDtype = Literal["float32", "bfloat16"]
-"""Of the weights and of what enters a matrix product; sums along the blocks are float32."""
+"""Dtype of the weights and of what enters a matrix product; sums along blocks are float32."""
 
 Precision = Literal["default", "high", "highest"]
-"""Of float32 matrix products, as `jax.default_matmul_precision` has it; all alike on a CPU."""
+"""Precision of float32 matrix products in `jax.default_matmul_precision`; a CPU has only one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class EncoderSpec:
     weights: str
     """Where the weights came from: a path, `hf://owner/name/file` or `random:tiny`."""
     weights_digest: str
-    """Of the aggregator's tensors, as `load_weights` found it."""
+    """Checksum of the aggregator's tensors, as `load_weights` computed it."""
     licence: str
-    """Of the weights; it binds the tokens as well."""
+    """Licence of the weights; it binds the tokens as well."""
     cameras: tuple[str, ...] = ("image_primary",)
     """Observations that are the views of a step, in this order."""
     model: VggtConfig = dataclasses.field(default_factory=vggt_1b)
@@ -50,9 +50,9 @@ class EncoderSpec:
     kept: Kept = "all"
     """Tokens that are kept of each view."""
     compute_dtype: ComputeDtype = "float32"
-    """Of the weights and the matrix products."""
+    """Dtype of the weights and the matrix products."""
     precision: Precision = "highest"
-    """Of float32 matrix products."""
+    """Precision of float32 matrix products."""
 
     def __post_init__(self) -> None:
         """Checks layers, cameras and size."""

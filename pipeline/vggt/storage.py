@@ -49,9 +49,9 @@ class TokenEncoder:
         self.encoder = encoder
         self.origins = dict(origins)
         self.features = {key: origin.feature(key) for key, origin in origins.items()}
-        """As a dataset declares them."""
+        """The features as a dataset declares them, by key."""
         self.projections = dict(projections or {})
-        """Of the features that are projected."""
+        """Projections of the features that are projected, by key."""
         self._reduce = jax.jit(self._reduced)
         self._pack = jax.jit(self._packed)
 
@@ -61,7 +61,7 @@ class TokenEncoder:
         return TokenEncoder(self.encoder, origins, self.projections)
 
     def tokens(self, images: Sequence[np.ndarray]) -> dict[str, Float32[Array, "b n d"]]:
-        """Of each feature, as the encoder makes them: before they are pooled or projected.
+        """Returns each feature's tokens as the encoder makes them, not yet pooled or projected.
 
         Args:
           images: As of `VggtEncoder.encode`.
@@ -80,7 +80,7 @@ class TokenEncoder:
         return self._reduce(dict(tokens), self.projections)
 
     def pack(self, reduced: Mapping[str, Float32[Array, "b m k"]]) -> Packed:
-        """As stored, still on the devices."""
+        """Returns the tokens in their stored form, still on the devices."""
         return self._pack(dict(reduced))
 
     def records(self, packed: Packed, places: Sequence[str]) -> list[dict[str, np.ndarray | bytes]]:

@@ -39,9 +39,9 @@ class VggtWeights:
     """XXH3-128 over the bytes of all the aggregator's tensors, those that were left out included:
     it tells weights apart, whatever file or layers they were loaded from or for."""
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
     compute_dtype: ComputeDtype
-    """Of the matrices."""
+    """Dtype of the matrices."""
 
 
 def load_weights(
