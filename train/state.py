@@ -59,7 +59,13 @@ def fresh_state(
 
 def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns a fresh state; works under `jax.jit` and `jax.eval_shape`."""
-    params = init_params(config.model, jax.random.key(config.seed))
+    return first_state(config, optimizer, init_params(config.model, jax.random.key(config.seed)))
+
+
+def first_state(
+    config: TrainConfig, optimizer: optax.GradientTransformation, params: Any
+) -> TrainState:
+    """Returns the state before the first training step of a run with these initial parameters."""
     trained, _ = split_frozen(params, config.frozen)
     ema = {} if config.optimizer.ema_decay is None else trained
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema)

@@ -13,11 +13,12 @@ from pipeline.dataset import open_dataset
 from pipeline.device import batch_sharding, make_mesh
 from pipeline.loader import Loader
 from pipeline.text import load_vocabulary
+from tests.parameters import random_params
 from tests.rounding import EPSILON, TERMS, assert_equal_but_for_rounding
 from train.flags import load_config
 from train.optimizer import learning_rate, make_optimizer, split_frozen
 from train.sharding import shard_structs
-from train.state import TrainState, averaged_params, init_state
+from train.state import TrainState, averaged_params, first_state
 from train.step import look_up_language, make_language_table, make_train_step
 
 
@@ -50,23 +51,41 @@ def changed(config, **optimizer):
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer))
 
 
+def without_images(config):
+    """The same model without a camera, which compiles in less than half of the time."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, images=()))
+
+
+def state_of(config, optimizer) -> TrainState:
+    """A state of random parameters."""
+    init = jax.jit(lambda params: first_state(config, optimizer, params))
+    return init(random_params(config.model))
+
+
 def started(config) -> tuple[TrainState, object]:
     optimizer = make_optimizer(config.optimizer)
     step = make_train_step(config, optimizer, learning_rate(config.optimizer, config.num_steps))
-    return init_state(config, optimizer), step
+    return state_of(config, optimizer), step
 
 
 @pytest.fixture(scope="module")
 def table(config, loader):
-    return make_language_table(config.model, started(config)[0].params, loader.tasks)
+    make = jax.jit(lambda params: make_language_table(config.model, params, loader.tasks))
+    return make(random_params(config.model))
 
 
 @pytest.fixture(scope="module")
-def three_steps(config, batch, table):
+def averaging(config):
+    """A state with an average of the parameters, and its compiled step."""
+    state, step = started(changed(config, warmup_steps=2, ema_decay=0.75))
+    return state, jax.jit(step)
+
+
+@pytest.fixture(scope="module")
+def three_steps(averaging, batch, table):
     """The states before and after training steps at learning rates of 0, half the peak and the
     peak."""
-    state, step = started(changed(config, warmup_steps=2))
-    run = jax.jit(step)
+    state, run = averaging
     results = [(state, {})]
     for _ in range(3):
         results.append(run(results[-1][0], batch, table))
@@ -88,11 +107,8 @@ def test_sample_without_an_instruction_takes_the_row_of_the_empty_text(batch):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_looked_up_instructions_give_the_loss_of_an_encoder_inside_the_step(
-    config, batch, three_steps
-):
-    state, step = started(changed(config, warmup_steps=2))
-    _, inside = jax.jit(step)(state, batch, None)
+def test_looked_up_instructions_give_the_loss_of_an_encoder_inside_the_step(alone, three_steps):
+    _, _, inside = alone
     _, with_table = three_steps[1]
     for name in ("loss", "grad_norm"):
         assert_equal_but_for_rounding(with_table[name], inside[name])
@@ -100,19 +116,17 @@ def test_looked_up_instructions_give_the_loss_of_an_encoder_inside_the_step(
 
 def test_language_encoder_is_trained_where_the_config_says_so(config, loader, batch):
     language = dataclasses.replace(config.model.language, finetune=True)
-    optimizer = dataclasses.replace(config.optimizer, frozen=())
     model = dataclasses.replace(config.model, language=language)
+    optimizer = dataclasses.replace(config.optimizer, warmup_steps=0, frozen=())
     training = dataclasses.replace(config, model=model, optimizer=optimizer)
-    state, step = started(training)
+    state, step = started(without_images(training))
     assert make_language_table(model, state.params, loader.tasks) is None
-    run = jax.jit(step)
-    after, _ = run(*(run(state, batch, None)[0], batch, None))  # the first step's rate is 0
+    after, _ = jax.jit(step)(state, batch, None)
 
     def encoder(params):
         return params["octo_transformer"]["task_tokenizers_language"]
 
-    moved = optax.tree.norm(optax.tree.sub(encoder(after.params), encoder(state.params)))
-    assert moved > 1e-4
+    assert distance(encoder(after.params), encoder(state.params)) > 1e-4
 
 
 def test_frozen_language_encoder_stays_bitwise_identical(three_steps):
@@ -146,7 +160,13 @@ def descending(config):
     size of any other.
     """
     optimizer = optax.clip_by_global_norm(config.optimizer.clip_norm)
-    return init_state(config, optimizer), make_train_step(config, optimizer, lambda step: 1.0)
+    return state_of(config, optimizer), make_train_step(config, optimizer, lambda step: 1.0)
+
+
+def distance(found, expected) -> float:
+    """The norm of the difference of two trees."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return float(np.sqrt(sum(np.square(np.asarray(a) - np.asarray(b)).sum() for a, b in pairs)))
 
 
 def flat(params):
@@ -154,9 +174,15 @@ def flat(params):
 
 
 @pytest.fixture(scope="module")
-def alone(config, batch):
+def descent(config):
+    """A state and a step, traced once for any number of devices."""
+    return descending(config)
+
+
+@pytest.fixture(scope="module")
+def alone(descent, batch):
     """The state before, and the state and metrics after a step on one device."""
-    state, step = descending(config)
+    state, step = descent
     return state, *jax.jit(step)(state, batch, None)
 
 
@@ -181,36 +207,32 @@ def assert_moved_alike(found, expected, before):
         )
 
 
-@pytest.fixture(scope="module")
-def averaging(config):
-    """A state with an average of the parameters, and its compiled step."""
-    state, step = started(changed(config, warmup_steps=0, ema_decay=0.75))
-    return state, jax.jit(step)
-
-
-def test_what_is_not_finite_changes_nothing_but_the_training_step(averaging, batch):
-    state, run = averaging
+def test_what_is_not_finite_changes_nothing_but_the_training_step(
+    averaging, three_steps, batch, table
+):
+    _, run = averaging
+    state, _ = three_steps[1]
     spoiled = batch | {"action": batch["action"].copy()}
     spoiled["action"][0, -1, 0, 0] = np.nan
     spoiled["action_pad_mask"] = np.ones_like(batch["action_pad_mask"])
-    after, metrics = run(state, spoiled, None)
+    after, metrics = run(state, spoiled, table)
     assert not np.isfinite(metrics["loss"])
-    assert (int(metrics["applied"]), int(after.step)) == (0, 1)
+    assert (int(metrics["applied"]), int(after.step)) == (0, 2)
     for name in ("params", "opt_state", "ema"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
-    later, metrics = run(after, batch, None)
+    later, metrics = run(after, batch, table)
     assert int(metrics["applied"]) == 1
     assert float(metrics["param_norm"]) > 0
-    assert optax.tree.norm(optax.tree.sub(later.params, state.params)) > 1e-3
+    assert distance(later.params, state.params) > 1e-3
 
 
-def test_average_follows_the_trained_parameters(config, averaging, batch):
-    state, run = averaging
-    after, _ = run(state, batch, None)
+def test_average_follows_the_trained_parameters(config, three_steps):
+    (state, _), (after, _) = three_steps[2:]
     assert not any("hf_model" in path for path in after.ema)
     for path, mean in after.ema.items():
-        before, now = flat(state.params)[path], flat(after.params)[path]
+        before, now = np.asarray(state.ema[path]), np.asarray(flat(after.params)[path])
         assert_equal_but_for_rounding(mean, 0.75 * before + 0.25 * now, terms=4)
+        assert np.abs(mean - before).max() > 0, path
     averaged = flat(averaged_params(after.params, after.ema, config.frozen))
     assert averaged.keys() == flat(after.params).keys()
     np.testing.assert_array_equal(averaged[path], after.ema[path])
@@ -225,7 +247,7 @@ def test_average_follows_the_trained_parameters(config, averaging, batch):
     ],
 )
 def test_frozen_parameters_stay_bitwise_identical_and_take_no_memory(
-    config, batch, mode, frozen, trained
+    config, batch, table, mode, frozen, trained
 ):
     head = dataclasses.replace(config.model.head, pooling="map")
     config = dataclasses.replace(
@@ -233,8 +255,9 @@ def test_frozen_parameters_stay_bitwise_identical_and_take_no_memory(
         finetuning_mode=mode,
         model=dataclasses.replace(config.model, head=head),
     )
+    config = without_images(config)
     state, step = started(config)
-    after, metrics = jax.jit(step)(state, batch, None)
+    after, metrics = jax.jit(step)(state, batch, table)
     before, now = flat(state.params), flat(after.params)
     moved = {path for path in before if not np.array_equal(before[path], now[path])}
     held = set(split_frozen(state.params, config.frozen)[1])
@@ -262,9 +285,9 @@ def test_logged_rate_is_that_of_the_update(config, three_steps):
 
 
 @pytest.mark.parametrize("fsdp_devices", [1, 2])
-def test_two_devices_give_the_step_of_one(config, batch, alone, fsdp_devices):
+def test_two_devices_give_the_step_of_one(config, batch, descent, alone, fsdp_devices):
+    _, step = descent
     state, expected, metrics_alone = alone
-    _, step = descending(config)
     mesh = make_mesh(fsdp_devices)
     structs = shard_structs(jax.eval_shape(lambda: state), mesh, smallest_bytes=1024)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, structs)

@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ INSTRUCTION = "language_instruction"
 
 
 def encode(config: OctoConfig, weights: dict[str, Any], ids: Any, mask: Any) -> Any:
-    return T5Encoder(config.language.t5).apply(weights, ids, mask)
+    return jax.jit(T5Encoder(config.language.t5).apply)(weights, ids, mask)
 
 
 @pytest.fixture(scope="module")
