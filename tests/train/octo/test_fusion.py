@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from pipeline.errors import UserError
 from pipeline.files import from_json_text, to_json_values
+from tests.parameters import random_params
 from tests.rounding import assert_equal_but_for_rounding
 from train.config import AugmentConfig
 from train.flags import load_config
@@ -37,7 +38,7 @@ from train.octo.report import LoadRow
 from train.octo.tokens import TokenGroup
 from train.octo.vggt_config import Fusion
 from train.optimizer import learning_rate, make_optimizer
-from train.state import init_state
+from train.state import first_state
 from train.step import make_train_step
 
 STEM = (32,)
@@ -65,7 +66,7 @@ def model(fusion: Fusion, **changes: Any) -> OctoConfig:
 
 
 def make_batch(config: OctoConfig, samples: int = 2, window: int = 2, seed: int = 0) -> Any:
-    """Random images, tokens and actions; all steps and actions are real."""
+    """Random images, tokens and actions; all steps, tokens and actions are real."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -75,7 +76,9 @@ def make_batch(config: OctoConfig, samples: int = 2, window: int = 2, seed: int 
             return jnp.asarray(rng.integers(0, 256, leaf.shape, np.uint8))
         return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
 
-    return jax.tree.map(draw, input_spec(config, samples, window))
+    batch = jax.tree.map(draw, input_spec(config, samples, window))
+    present = {key: jnp.ones((samples, window), bool) for key in config.token_keys}
+    return with_observation(batch, pad_mask_dict=present)
 
 
 def with_observation(batch: Any, **changes: Any) -> Any:
@@ -103,6 +106,16 @@ def readout(config: OctoConfig, params: Any, batch: Any) -> np.ndarray:
 def _run(config: OctoConfig) -> Any:
     module = OctoModule(config)
     return jax.jit(lambda p, b: module.apply({"params": p}, b, {})[READOUT].tokens)
+
+
+@functools.cache
+def _losses(config: OctoConfig) -> Any:
+    return jax.jit(lambda p, b: losses_fn(OctoModule(config), p, b, None))
+
+
+@functools.cache
+def _gradient(config: OctoConfig) -> Any:
+    return jax.jit(jax.grad(lambda p, b: losses_fn(OctoModule(config), p, b, None)["loss"]))
 
 
 @functools.cache
@@ -199,10 +212,9 @@ def test_training_lowers_the_loss_and_moves_every_new_parameter(fusion: Fusion) 
 def test_layout_and_model_agree_on_the_groups(fusion: Fusion) -> None:
     config = model(fusion)
     batch = make_batch(config)
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     groups = jax.eval_shape(
         lambda p, b: OctoModule(config).apply({"params": p}, b["observation"], b["task"]),
-        params,
+        fresh(config),
         batch,
     )
     _, timestep = group_spans(config)
@@ -271,8 +283,8 @@ def test_missing_tokens_add_nothing_even_if_they_are_nan(fusion: Fusion, padding
     )
     assert_equal_but_for_rounding(readout(config, params, missing), expected)
     assert np.abs(readout(config, params, batch) - expected).max() > 1e-2
-    gradient = jax.jit(jax.grad(lambda p: losses_fn(OctoModule(config), p, missing, None)["loss"]))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(params)))
+    gradient = _gradient(config)(params, missing)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("fusion", GROUPED)
@@ -299,8 +311,7 @@ def test_tokens_of_the_current_step_alone_are_those_of_a_window_that_lacks_the_o
     current = with_observation(batch, vggt_tokens=tokens[:, -1:])
     present = {"vggt_tokens": jnp.array([[False, True]] * 2)}
     lacking = with_observation(batch, pad_mask_dict=present)
-    run = jax.jit(lambda p, batch: losses_fn(OctoModule(config), p, batch, None))
-    found, expected, whole = (run(params, one) for one in (current, lacking, batch))
+    found, expected, whole = (_losses(config)(params, one) for one in (current, lacking, batch))
     assert found.keys() == expected.keys()
     assert_equal_but_for_rounding(found, expected)
     assert abs(float(found["loss"] - whole["loss"])) > 1e-4
@@ -309,8 +320,7 @@ def test_tokens_of_the_current_step_alone_are_those_of_a_window_that_lacks_the_o
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_missing_column_is_an_error_with_its_remedy(fusion: Fusion) -> None:
     config = model(fusion)
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    batch = without_tokens(make_batch(config))
+    params, batch = fresh(config), without_tokens(make_batch(config))
     message = "expected 'vggt_tokens', which the VGGT tokenizer 'vggt' reads; .* Add 'vggt_tokens'"
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda p: losses_fn(OctoModule(config), p, batch, None), params)
@@ -318,7 +328,7 @@ def test_a_missing_column_is_an_error_with_its_remedy(fusion: Fusion) -> None:
 
 def test_tokens_of_another_window_are_an_error() -> None:
     config = model("gated")
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params = fresh(config)
     batch = make_batch(dataclasses.replace(config, max_horizon=3), window=2)
     tokens = jnp.zeros((2, 3, 14, 8), jnp.float16)
     batch = with_observation(batch, vggt_tokens=tokens)
@@ -344,24 +354,34 @@ def test_an_aligned_model_acts_and_is_validated_without_tokens(plain: Any) -> No
 
     (found, loss), (expected, plain_loss) = run(config, params), run(BASE, plain)
     assert_equal_but_for_rounding((found, loss), (expected, plain_loss))
-    losses = jax.jit(lambda p: losses_fn(OctoModule(config), p, batch, None))(params)
+    losses = _losses(config)(params, batch)
     assert_equal_but_for_rounding(losses["loss"], loss + 0.5 * losses["align_loss"])
 
 
 def align(tokens: jax.Array, mask: jax.Array, observation: Any, params: Any = None) -> Any:
     """Loss and parameters of an alignment of a camera of 3 x 3 tokens."""
-    module = Alignment(dataclasses.replace(VGGT, fusion="align"), (3, 3))
     group = TokenGroup(tokens, mask, Kind.OBSERVATION)
+    init, apply = _alignment()
     if params is None:
-        params = jax.jit(module.init)(jax.random.key(0), group, observation)
-    return jax.jit(module.apply)(params, group, observation), params
+        params = init(jax.random.key(0), group, observation)
+    return apply(params, group, observation), params
+
+
+@functools.cache
+def _alignment() -> tuple[Any, Any]:
+    module = Alignment(dataclasses.replace(VGGT, fusion="align"), (3, 3))
+    return jax.jit(module.init), jax.jit(module.apply)
 
 
 def test_alignment_is_one_less_the_cosine_of_the_real_tokens() -> None:
     rng = np.random.default_rng(0)
     tokens, wanted = (np.float32(rng.normal(size=(2, 1, n, 8))) for n in (9, 14))
     real = np.ones((2, 1), bool)
-    observation = {"vggt_tokens": wanted, "timestep_pad_mask": real}
+    observation = {
+        "vggt_tokens": wanted,
+        "timestep_pad_mask": real,
+        "pad_mask_dict": {"vggt_tokens": real},
+    }
     mask = np.ones((2, 1, 9), bool)
     whole, params = align(tokens, mask, observation)
     dense, last = (params["params"][f"Dense_{i}"] for i in range(2))
@@ -482,7 +502,7 @@ def test_two_cameras_and_a_column_used_twice() -> None:
     registers = dataclasses.replace(VGGT, name="vggt_registers", fusion="registers")
     config = dataclasses.replace(BASE, vggt=gated, more_vggt=(wrist, registers))
     assert config.token_keys == ("vggt_tokens", "wrist_tokens")
-    params, batch = perturbed(fresh(config)), make_batch(config)
+    params, batch = perturbed(random_params(config)), make_batch(config)
     new = {path.split("/")[1] for path in flat(params) if "vggt" in path}
     assert {"obs_vggt_fusion", "obs_vggt_wrist_fusion", "obs_vggt_registers_projection"} <= new
     before = readout(config, params, batch)
@@ -605,8 +625,8 @@ def test_the_step_logs_the_alignment_and_micro_batches_give_that_of_the_whole(
         part = dataclasses.replace(config, optimizer=optimizer)
         update = make_optimizer(part.optimizer)
         step = make_train_step(part, update, learning_rate(part.optimizer, 20))
-        run = jax.jit(lambda batch, p=part, u=update, s=step: s(init_state(p, u), batch, None))
-        found.append(run(batch)[1])
+        state = jax.jit(functools.partial(first_state, part, update))(random_params(part.model))
+        found.append(jax.jit(step)(state, batch, None)[1])
     assert 0 < found[0]["align_loss"] < 2
     assert found[0].keys() == found[1].keys()
     for name in ("loss", "align_loss", "grad_norm"):
