@@ -31,7 +31,11 @@ def config(tiny_config_path, mini_dataset):
         conditioning="multimodal",
         num_threads=0,
     )
-    return changed(dataclasses.replace(config, data=data, batch_size=8), weight_decay=0.0)
+    (primary,) = config.model.images
+    stem = dataclasses.replace(primary, image_size=4, stem_features=(32,))  # 2 x 2 tokens as well
+    model = dataclasses.replace(config.model, images=(stem,))
+    config = dataclasses.replace(config, data=data, model=model, batch_size=8)
+    return changed(config, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module")
