@@ -1,5 +1,6 @@
 """The one way from pictures to tokens, for datasets and for rollouts."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -40,10 +41,7 @@ class VggtEncoder:
         self.spec = spec
         self.params = _first_layers(weights, spec.layers[-1] + 1)
         self._sharding = sharding
-        self._module = Aggregator(
-            spec.model, spec.layers, kept=spec.kept, dtype=jnp.dtype(spec.compute_dtype)
-        )
-        self._encode = jax.jit(self._tokens, out_shardings=sharding)
+        self._encode = _program(spec, sharding)
 
     def encode(self, images: Images) -> dict[int, jax.Array]:
         """Tokens of each layer, `float32[b, v, n, 2 * dim]`, on the devices.
@@ -69,19 +67,6 @@ class VggtEncoder:
         self._check(views)
         return jax.device_put(views, self._sharding)
 
-    def _tokens(self, params: Params, views: Views) -> dict[int, Float[Array, "b v n d"]]:
-        height, width = self.spec.image_size
-        resized = [resize_bicubic(view, height, width) for view in views]
-        pictures = jnp.stack(resized, axis=1).astype(jnp.float32) / 255
-        b, v = pictures.shape[:2]
-        if self.spec.views == "single":
-            pictures = pictures.reshape(b * v, 1, *pictures.shape[2:])
-        tokens = self._module.apply({"params": params}, pictures)
-        return {
-            layer: of_layer.reshape(b, v, *of_layer.shape[2:])
-            for layer, of_layer in cast(dict[int, jax.Array], tokens).items()
-        }
-
     def _check(self, views: Sequence[np.ndarray]) -> None:
         cameras = self.spec.cameras
         batches = {view.shape[0] for view in views}
@@ -96,6 +81,29 @@ class VggtEncoder:
                 found=", ".join(f"{view.dtype}{list(view.shape)}" for view in views),
                 remedy="Give every camera's pictures in this order; fill the last batch up.",
             )
+
+
+@functools.lru_cache(maxsize=8)
+def _program(spec: EncoderSpec, sharding: NamedSharding | None) -> Any:
+    """The jitted `_tokens`; encoders of one spec share it, so that each shape compiles once."""
+    return jax.jit(functools.partial(_tokens, spec), out_shardings=sharding)
+
+
+def _tokens(spec: EncoderSpec, params: Params, views: Views) -> dict[int, Float[Array, "b v n d"]]:
+    height, width = spec.image_size
+    module = Aggregator(
+        spec.model, spec.layers, kept=spec.kept, dtype=jnp.dtype(spec.compute_dtype)
+    )
+    resized = [resize_bicubic(view, height, width) for view in views]
+    pictures = jnp.stack(resized, axis=1).astype(jnp.float32) / 255
+    b, v = pictures.shape[:2]
+    if spec.views == "single":
+        pictures = pictures.reshape(b * v, 1, *pictures.shape[2:])
+    tokens = module.apply({"params": params}, pictures)
+    return {
+        layer: of_layer.reshape(b, v, *of_layer.shape[2:])
+        for layer, of_layer in cast(dict[int, jax.Array], tokens).items()
+    }
 
 
 def _first_layers(weights: VggtWeights, num_layers: int) -> Params:
