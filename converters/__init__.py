@@ -1,1 +1,1 @@
-"""From RLDS directories to dataset directories."""
+"""Converts RLDS directories to dataset directories."""

@@ -78,9 +78,9 @@ def check_free(
     """Checks that a column can be added under its name and its features' keys.
 
     Args:
-      manifest: Of the dataset.
-      name: Of the column.
-      keys: Of its features.
+      manifest: Manifest of the dataset.
+      name: Name of the column.
+      keys: Keys of its features.
       where: The dataset directory.
       overwrite: Whether it may take the place of a computed column of that name.
 

@@ -49,7 +49,7 @@ _WORDS = {
     "mapping": "another mapping",
     "check_images": "another --check_images",
 }
-"""By field of a plan."""
+"""Descriptions of the fields of a plan."""
 
 
 @contextlib.contextmanager

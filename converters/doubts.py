@@ -16,7 +16,7 @@ from pipeline.schema import ACTION, EPISODES, Feature, Schema
 _log = logging.getLogger(__name__)
 
 _COARSE = 1.0
-"""Where the neighbours of a float32 lie that far apart, a float64 should not have become one."""
+"""Gap between neighbouring float32 values above which storing a float64 loses too much."""
 _BINARY = 2
 _HALF = 0.5
 
@@ -49,8 +49,8 @@ class Doubts:
     """What is looked for in a dataset, episode by episode.
 
     Args:
-      schema: Of the dataset.
-      conventions: Of its mapping.
+      schema: Schema of the dataset.
+      conventions: Conventions of its mapping.
     """
 
     schema: Schema
@@ -58,7 +58,7 @@ class Doubts:
     _commands: set[float] = dataclasses.field(default_factory=set)
     """The gripper's: the lowest, the highest and one between them are enough."""
     _equal: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
-    """By source key: steps that equal the one before, and a value of them."""
+    """Number of steps equal to the step before, and one such value, by source key."""
 
     def add(self, episode: Values) -> None:
         """Takes the next episode, as its record is decoded."""

@@ -91,8 +91,8 @@ def edit(
     """Changes a dataset and adds its checksums where it has none; all of it or nothing.
 
     Args:
-      directory: Of the dataset.
-      fields: As of `--set`.
+      directory: The dataset directory.
+      fields: Fields and values of `--set`.
       instructions: Pairs of an instruction and its new text.
 
     Returns:

@@ -66,7 +66,7 @@ def make_feature(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str)
     """The feature that source keys become, by the dtype law.
 
     Args:
-      mapping: Of the feature.
+      mapping: Mapping of the feature.
       keys: Those that it names, in its order.
       where: The source's `features.json`, for errors.
 

@@ -65,7 +65,7 @@ Actions are end-effector deltas of the simulator's controller in [-1, 1]: 1 is 0
 """
 
 BUILT_IN = {"libero_*": LIBERO, "liber_o10*": LIBERO}
-"""By glob over the dataset's own name."""
+"""Built-in mappings, by glob over the dataset's own name."""
 
 
 def find_mapping(source: RldsSource) -> SourceMapping:

@@ -1,4 +1,4 @@
-"""Which files of a dataset directory are its own: those that its manifest or a job's notes name.
+"""Finds the files that belong to a dataset: those that its manifest or a job's notes list.
 
 Nothing else is ever deleted, whatever its name is, and nothing that lies behind a link to a folder.
 Files that are about to leave the manifest are noted before (`.conversion/gone.json`), so that a job

@@ -74,7 +74,7 @@ def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[in
     """Shows the progress of a job on stderr.
 
     Args:
-      name: Of what is done.
+      name: Name of what is counted.
       total: Episodes, or what `unit` says.
       unit: What is counted.
 

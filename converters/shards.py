@@ -63,7 +63,7 @@ class Part:
     source: tuple[int, int]
     """Bytes and records of the source's file. Where they are others now, it is converted again."""
     shards: Mapping[str, Shard]
-    """By column."""
+    """Shards by column."""
     episode_lengths: tuple[int, ...]
     """Steps of each episode that has any left."""
     tasks: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Which source key becomes which feature, and what its numbers mean: as data.
+"""Maps source keys to features and conventions, as data.
 
 A mapping takes or ignores every key of its source. A key that it does neither with is an error,
 so nothing is dropped unseen.
@@ -185,7 +185,7 @@ class Standardized:
     """An episode in its types at rest."""
 
     values: Mapping[str, np.ndarray | list[Blob]]
-    """By feature key: (t, *shape), or t encoded images; for the source id, one text."""
+    """Values by feature key: (t, *shape), or t encoded images; for the source id, one text."""
     tasks: tuple[str, ...]
     """The instruction of each of the t steps."""
     removed: tuple[str, ...]
@@ -204,7 +204,7 @@ def standardize(
 
     Args:
       episode: By source key, as it was read.
-      schema: Of the dataset.
+      schema: Schema of the dataset.
       mapping: Names the instruction and the no-op filter.
       where: File and episode, for errors.
 

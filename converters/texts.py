@@ -9,7 +9,7 @@ from converters.rlds.sizes import readable_episodes
 from converters.rlds.source import STEPS, RldsSource, SourceKey
 
 TASK_WORDS = ("instruction", "language", "lang", "prompt", "task")
-"""In the keys that are likely to be the instruction, the likeliest first."""
+"""Words in keys that are likely to be the instruction, the likeliest first."""
 CAMERA_WORDS = {"image", "images", "rgb", "camera", "cam", "frame", "frames", "jpeg", "png"}
 """Words in the keys of cameras."""
 _NAME_WORDS = {"id", "ids", "uid", "uuid", "guid", "path", "file", "filename", "url", "hash"}

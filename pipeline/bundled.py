@@ -16,7 +16,7 @@ _PACKAGE = pathlib.Path(octograin.__file__).parent
 
 
 def local_path(path: str) -> str:
-    """Where a path lies on this machine; one that is not `octograin://NAME` is returned as it is.
+    """Resolves `octograin://NAME` to a local path; other paths are returned unchanged.
 
     Raises:
       DataError: Nothing of that name is bundled.

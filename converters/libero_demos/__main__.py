@@ -43,7 +43,7 @@ class Args:
     """Standard deviation of what is added to the arm's commands in [-1, 1] as they are executed.
     The recorded action is the expert's, without it."""
     waypoint_noise: Annotated[float, tyro.conf.arg(metavar="M")] = 0.0
-    """By how many m waypoints in free space are displaced at most, along each axis."""
+    """Maximum displacement of waypoints in free space, in m along each axis."""
     attempts: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Tries at an initial state, each with other noise, until one reaches the goal."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0

@@ -30,7 +30,7 @@ _PLACED = "rlds"
 
 @dataclasses.dataclass(frozen=True)
 class Destination:
-    """Where a collection goes."""
+    """The dataset to which a collection is written."""
 
     dataset: pathlib.Path
     """Dataset directory."""
@@ -45,7 +45,7 @@ class Destination:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where episodes lie until all are there."""
+        """Folder of the episodes until all are collected."""
         absolute = self.dataset.absolute()
         return absolute.with_name(f".{absolute.name}.episodes")
 

@@ -21,14 +21,14 @@ from pipeline.libero.suites import Trial
 from pipeline.schema import Blob
 
 _HOLD_STEPS = 4
-"""For which one draw of noise lasts: the controller would smooth out what changes every step."""
+"""Steps that share one draw of noise; the controller would smooth out a new one every step."""
 
 _JPEG_QUALITY = 95
 _JPEG_SUBSAMPLING = "420"
 """TensorFlow encodes like this, and so do published sets."""
 
 EpisodeValues = dict[str, np.ndarray | Sequence[Blob]]
-"""By source key of a published LIBERO set."""
+"""Values by source key of a published LIBERO dataset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ def find_course(env: LiberoEnv, trial: Trial, noise: Noise, seed: tuple[int, ...
     Args:
       env: The simulator.
       trial: The task and the initial state.
-      noise: Of commands and waypoints.
-      seed: Of the noise; the same one gives the same course.
+      noise: Noise of commands and waypoints.
+      seed: Seed of the noise; the same seed gives the same episode.
 
     Raises:
       UserError: A task of another kind than the expert's.
@@ -91,7 +91,7 @@ def record(
       env: The simulator; it observes both cameras, `proprio` and `joint_state`.
       trial: That of the course.
       course: From `find_course`.
-      conventions: Of the dataset.
+      conventions: Conventions of the dataset.
       name: Name by which the report lists the episode.
 
     Raises:

@@ -58,7 +58,7 @@ class EpisodeFiles:
     trials: tuple[Trial, ...]
     """What is collected, in the order of the dataset."""
     folder: pathlib.Path
-    """Where episodes lie until all are there."""
+    """Folder of the episodes until all are collected."""
 
     def make(self, number: int, report: workers.Report) -> None:
         """Makes the episode of a trial, or notes that the expert fails at it."""
@@ -86,7 +86,7 @@ class EpisodeFiles:
         return [number for number, is_known in enumerate(known) if not is_known]
 
     def made(self) -> dict[Trial, pathlib.Path]:
-        """By trial, in their order: the TFRecord file of its one episode."""
+        """Returns the TFRecord file of each collected trial, in order."""
         paths = {trial: self._path(trial, _EPISODE) for trial in self.trials}
         return {trial: path for trial, path in paths.items() if path.exists()}
 

@@ -29,7 +29,7 @@ _MOST = 0.94
 """Greatest command: at 1 the controller would clip what noise adds."""
 
 _ABOVE = np.array([0.0, 0.0, 0.10])
-"""In m: from where it descends, and to where it retreats."""
+"""Offset in m of the point from which it descends, and to which it retreats."""
 _LIFT_M = 0.12
 _LOST_M = 0.04
 """An object that is this much lower in the gripper than when it was taken is not held any more."""
@@ -72,7 +72,7 @@ class Phase:
     """One waypoint."""
 
     name: str
-    """In words."""
+    """Name of the phase."""
     waypoint: Callable[[], np.ndarray]
     """float64 (3): of the end effector, in m, as things stand now."""
     gripper: float
@@ -115,7 +115,7 @@ class Expert:
 
     Args:
       simulator: It has been reset.
-      rng: Of the waypoints' displacement.
+      rng: Generator of the waypoints' displacement.
       waypoint_noise_m: Half the side of the cube in which waypoints in free space are displaced,
         once an episode.
 
@@ -195,7 +195,7 @@ class Expert:
         return self._simulator.position(self._goal.object) + self._grasp.offset
 
     def _down_to_grasp(self) -> np.ndarray:
-        """At the grasp where it is over it, else the higher above, the farther aside it is."""
+        """Waypoint at the grasp, raised by more the farther the hand is beside it."""
         at = self._at_grasp()
         aside = float(np.linalg.norm((at - self._position)[:2]))
         return _with_height(at, at[2] + np.clip(_CONE * (aside - _TAKE_M), 0.0, _ABOVE[2]))
@@ -214,19 +214,19 @@ class Expert:
         return self._position[2] - self._object.low
 
     def _over(self) -> np.ndarray:
-        """Where the object is over the middle of its target."""
+        """Waypoint at which the object is above the center of its target."""
         way = self._simulator.position(self._goal.target) - self._simulator.position(
             self._goal.object
         )
         return _with_height(self._position + way, self._carrying_height())
 
     def _on_top(self) -> np.ndarray:
-        """Where it stands on its target."""
+        """Waypoint at which the object stands on its target."""
         surface = self._target.high_over(self._simulator.position(self._goal.target))
         return _with_height(self._over(), surface - _PRESS_M + self._held_height())
 
     def _over_rim(self) -> np.ndarray:
-        """From where it falls into its target."""
+        """Waypoint from which the object falls into its target."""
         return _with_height(self._over(), self._target.high + _DROP_M + self._held_height())
 
     # --- what is where

@@ -1,4 +1,4 @@
-"""Where things are in a scene, and where a gripper finds room: all in m, in the world's frame."""
+"""Finds objects in a scene, and room for a gripper; all in m, in the world frame."""
 
 import dataclasses
 import itertools

@@ -52,7 +52,7 @@ def write_rlds(
 
     Args:
       directory: Is made; it must not exist.
-      name: Of the dataset.
+      name: Name of the dataset.
       episodes: TFRecord files of one episode each, in their order.
       image_size: Height and width of the images.
     """

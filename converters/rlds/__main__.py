@@ -59,7 +59,7 @@ class Args:
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace what stands at DST: a dataset, or an unfinished conversion."""
     runner: Literal["local", "beam"] = "local"
-    """Where the shards are converted; beam needs that extra, and takes Beam's flags after `--`."""
+    """Runner that converts the shards; beam needs that extra, and takes Beam's flags after `--`."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 

@@ -25,7 +25,7 @@ from pipeline.errors import DataError, SchemaError
 
 Blob = bytes | memoryview
 Episode = dict[str, np.ndarray | list[Blob]]
-"""By source key: a tensor (t, *shape), or a list of t encoded images or UTF-8 texts.
+"""Values by source key: a tensor (t, *shape), or a list of t encoded images or UTF-8 texts.
 
 Keys outside `steps/` have one value: t is 1."""
 
@@ -46,7 +46,7 @@ def read_episodes(
     Args:
       source: Declares the keys.
       shard: One of its shards.
-      wanted: As in `parse_episode`.
+      wanted: Source keys to parse; None: all except those of kind `other`.
 
     Raises:
       DataError: A corrupt file, or one with another number of records than declared.

@@ -18,9 +18,9 @@ from pipeline.record import Values
 from pipeline.schema import Blob, Column, Feature, Schema, SourcePart
 
 SourceValues = dict[str, np.ndarray | list[Blob]]
-"""By source or feature key: tensors (t, *shape), or t encoded images or texts."""
+"""Values by source or feature key: tensors (t, *shape), or t encoded images or texts."""
 Formats = dict[str, set[str]]
-"""By source key of an image: the formats that its bytes have."""
+"""Formats of the encoded bytes, by source key of an image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
 
     Args:
       dataset: Holds them.
-      index: Of the episode.
+      index: Index of the episode.
       formats: Takes the formats of the images.
 
     Raises:

@@ -73,7 +73,7 @@ class SourceShard:
     """One TFRecord file."""
 
     path: epath.Path
-    """Where it lies."""
+    """Path of the file."""
     num_records: int
     """Episodes that `dataset_info.json` promises."""
     start: int = 0
@@ -100,9 +100,9 @@ class RldsSource:
     split: str
     """The split that is read."""
     keys: Mapping[str, SourceKey]
-    """By key, in the order of their names."""
+    """Source keys by name, in alphabetical order."""
     shards: tuple[SourceShard, ...]
-    """In the order of their episodes."""
+    """Shards in the order of their episodes."""
     selection: str = ""
     """The range of episodes that is read, such as `0:100 of 432`; empty where all are."""
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)

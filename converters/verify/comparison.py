@@ -48,10 +48,10 @@ def compare_record(
     """Compares the values of one record with the source's; one finding a feature at most.
 
     Args:
-      values: Of the record, by feature key.
+      values: Values of the record, by feature key.
       features: Those that are compared.
       expected: The episode of the source.
-      step: Of the episode, for a record of a step column; None for one of a whole episode.
+      step: Step in the episode for a record of a step column; None for a whole episode.
       where: File and record.
       findings: Take what differs.
     """

@@ -30,7 +30,7 @@ class Expected:
     where: str
     """File and episode of the source."""
     episode: Episode
-    """By source key, all its steps."""
+    """Values of all its steps, by source key."""
     steps: np.ndarray
     """int64 (t): those that stay."""
     is_filtered: bool

@@ -25,7 +25,7 @@ class SourceEpisode(Protocol):
 
     @property
     def episode(self) -> Episode:
-        """By source key, all its steps."""
+        """Values of all its steps, by source key."""
         ...
 
     @property

@@ -124,7 +124,7 @@ class ValueCheck:
         """Takes one record.
 
         Args:
-          values: As `RecordLayout.decode` returns them.
+          values: Values that `RecordLayout.decode` returned.
           column: That it is from.
           num_steps: Steps that the manifest gives its episode.
           where: File and record.

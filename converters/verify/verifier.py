@@ -29,9 +29,9 @@ class Verifier:
 
     Args:
       directory: The dataset directory.
-      manifest: Of it.
+      manifest: Manifest of the dataset.
       source: What it was converted from; None: it is checked by itself.
-      conventions: Of the mapping that it was converted with, by name; an empty one: not known.
+      conventions: Name of the mapping that it was converted with; empty: not known.
     """
 
     def __init__(

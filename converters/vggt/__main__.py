@@ -77,7 +77,7 @@ class Args:
     batch_size: Annotated[
         int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
     ] = None
-    """Steps at a time, over all devices; 16 a device where it is not given."""
+    """Steps at a time, over all devices; 16 per device by default."""
     report: Annotated[bool, _Off] = False
     """Print sizes, errors and time, measured on a sample of steps, and write nothing."""
     overwrite: Annotated[bool, _Off] = False

@@ -38,7 +38,7 @@ class FrameReader:
         """Yields (steps, result) of each batch; two are under way at any time.
 
         Args:
-          steps: Of the dataset.
+          steps: Steps of the dataset.
           use: Starts the work on a batch and does not wait for it: images, uint8 (b, y, x, 3) of
             each camera; the last batch is filled up with its last step.
         """

@@ -52,7 +52,7 @@ class TokenJob:
         batch_size: int,
         licence: str | None = None,
     ) -> "TokenJob":
-        """With the weights of a source, once the settings are known to fit its model.
+        """Loads the weights of a source after checking that the settings fit its model.
 
         Raises:
           UserError: Where they do not, or the weights are not to be had.
@@ -96,7 +96,7 @@ class TokenJob:
         return job, files
 
     def encoder(self, origins: Mapping[str, TokenOrigin]) -> TokenEncoder:
-        """On all devices; without projections yet."""
+        """Makes the encoder on all devices, without projections yet."""
         sharding = batch_sharding(make_mesh(), self.batch_size)
         return TokenEncoder(VggtEncoder(self.spec, self.weights, sharding), origins)
 

@@ -33,7 +33,7 @@ class TokenSettings:
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels that images are brought to."""
     keep: Keep = ALL
-    """Which tokens."""
+    """The tokens that are stored."""
     store: Store = "f16"
     """How."""
     compute_dtype: ComputeDtype = "float32"
@@ -61,7 +61,7 @@ class TokenSettings:
         """The encoder of all features.
 
         Args:
-          model: Of the weights.
+          model: Model of the weights.
           weights: Their source, digest and licence.
 
         Raises:
@@ -91,7 +91,7 @@ class TokenSettings:
         """What is known of each feature, by key, before anything is measured.
 
         Args:
-          spec: As `spec` returned it.
+          spec: A spec that `spec` returned.
           projection: File of a feature's projection, with `{}` for the feature's name.
         """
         origins = {}

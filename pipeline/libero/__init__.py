@@ -1,1 +1,1 @@
-"""The LIBERO simulator as a policy and a collector of demonstrations meet it."""
+"""The LIBERO simulator, for policies and for collecting demonstrations."""

@@ -1,4 +1,4 @@
-"""`python -m pipeline.libero`: whether the LIBERO simulator is installed, complete and renders."""
+"""`python -m pipeline.libero`: checks that the LIBERO simulator is installed and renders."""
 
 import dataclasses
 from typing import Annotated

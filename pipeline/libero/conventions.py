@@ -1,4 +1,4 @@
-"""Between the numbers of a dataset and those of the simulator: actions, pictures, the state.
+"""Converts between a dataset's values and the simulator's: actions, images, the state.
 
 A policy's action has the dataset's units, with 1 = open for the gripper (`standardize_gripper`). A
 **command** is what the simulator's controller takes: seven numbers in [-1, 1], the gripper -1 to
@@ -27,14 +27,14 @@ _HONOURED = {
     "control_frequency_hz": CONTROL_FREQUENCY_HZ,
     "gripper_dim": GRIPPER_DIM,
 }
-"""By field of `Conventions`: the one value that fits. Others fit with any value."""
+"""The only supported value, by field of `Conventions`. Other fields may have any value."""
 
 
 def check_conventions(conventions: Conventions, where: str) -> None:
-    """Refuses what the simulator cannot honour.
+    """Rejects conventions that the simulator does not support.
 
     Args:
-      conventions: Of the dataset or checkpoint.
+      conventions: Conventions of the dataset or checkpoint.
       where: Its place, for the error.
 
     Raises:

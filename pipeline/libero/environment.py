@@ -1,4 +1,4 @@
-"""What a policy meets: trials, observations with a dataset's conventions, actions in its units."""
+"""The simulator for a policy: trials, and observations and actions in a dataset's conventions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Trial
 
 CAMERAS = {"image_primary": "agentview", "image_wrist": "robot0_eye_in_hand"}
-"""By observation of a batch: the simulator's camera."""
+"""The simulator's camera for each image observation of a batch."""
 OBSERVATIONS = (*CAMERAS, "proprio", "joint_state")
-"""What can be observed."""
+"""Names of the available observations."""
 
 Observation = dict[str, np.ndarray]
-"""By name below `observation/`: images uint8 (h, w, 3) as the dataset's lie; `proprio` float32 (8)
-and `joint_state` float32 (7), not normalised."""
+"""Arrays by name below `observation/`: images uint8 (h, w, 3) in the dataset's orientation,
+`proprio` float32 (8) and `joint_state` float32 (7), not normalised."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Where a trial stands."""
+    """The state of a trial."""
 
     num_steps: int
     """Actions executed since the reset, without the settling steps."""
@@ -41,10 +41,10 @@ class LiberoEnv:
 
     Args:
       installation: The simulator on this machine.
-      conventions: Of the dataset or checkpoint: what the policy's numbers mean.
+      conventions: Conventions of the dataset or checkpoint, which the policy's values follow.
       observations: Names among `OBSERVATIONS`.
       image_size: Height and width of the images, as the dataset stores them.
-      seed: Of what a reset draws.
+      seed: Seed of what a reset draws.
 
     Raises:
       UserError: Conventions that the simulator cannot honour, or an observation that it has not.
@@ -115,7 +115,7 @@ class LiberoEnv:
         return self._outcome
 
     def observe(self) -> Observation:
-        """What the policy sees now; each call renders its cameras."""
+        """Returns the current observation; each call renders its cameras."""
         return {name: self._observe(name) for name in self._observations}
 
     @property

@@ -1,4 +1,4 @@
-"""Reading the initial states of a task without torch, which wrote them.
+"""Reads the initial states of a task without torch, which wrote them.
 
 The file is a zip with one pickle in it, of one numpy array. A pickle can name any function to be
 called, so this one may name no more than what an array is rebuilt with.
@@ -28,7 +28,7 @@ _STATES_AXES = 2
 
 
 def read_init_states(path: pathlib.Path) -> np.ndarray:
-    """float64 (trials, n): one flattened simulator state a trial.
+    """float64 (trials, n): one flattened simulator state per trial.
 
     Raises:
       DataError: A file that is missing, corrupt, holds anything but such an array, or whose pickle

@@ -1,4 +1,4 @@
-"""Finding the simulator on this machine: its packages, its assets and a renderer that works.
+"""Finds the simulator on this machine: its packages, its assets and a working renderer.
 
 Everything is checked before any of it is imported, so that what is missing is one message.
 """
@@ -26,7 +26,7 @@ INSTALL = "make libero"
 ASSETS_VARIABLE = "LIBERO_ASSETS"
 """Environment variable with the folder of meshes and textures."""
 ASSETS_CACHE = "~/.cache/libero/assets"
-"""Where the package itself downloads them."""
+"""Folder to which the package itself downloads them."""
 ASSETS_COMMAND = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {ASSETS_CACHE}"
 
 _PACKAGES = {
@@ -35,12 +35,12 @@ _PACKAGES = {
     "bddl": ("1.0", "1.1"),
     "mujoco": ("3.3", "3.9"),
 }
-"""By distribution: the first version that works, and the first that does not any more."""
+"""First version that works, and first newer one that does not, by distribution."""
 _MODULES = ("cv2", "easydict", "future", "gymnasium", "matplotlib", "numba", "OpenGL", "scipy")
 """What those import without pip having been asked to install it."""
 _ROBOSUITE_SETTINGS = "robosuite.macros_private"
 _ASSET_FOLDER = "scenes"
-"""In every set of assets."""
+"""A folder that every set of assets contains."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Installation:
     """Versions of the packages that decide what is simulated; results of others may differ."""
 
     def __str__(self) -> str:
-        """Such as `bddl 1.0.1, hf-libero 0.1.4, mujoco 3.8.1, robosuite 1.4.0, egl`."""
+        """Formats it as `bddl 1.0.1, hf-libero 0.1.4, mujoco 3.8.1, robosuite 1.4.0, egl`."""
         return ", ".join([*(f"{k} {v}" for k, v in sorted(self.versions.items())), self.backend])
 
 
@@ -140,9 +140,9 @@ def find_assets(
     """The folder of meshes and textures: the one that is named, or the first that is there.
 
     Args:
-      root: Of the package.
-      assets: As of `find_installation`.
-      environ: As of `find_installation`.
+      root: Folder of the package.
+      assets: Folder of the assets; None: search for it.
+      environ: The environment variables.
 
     Raises:
       UserError: Where there is none, or the one that is named is none.

@@ -1,4 +1,4 @@
-"""Simulators in processes of their own, several at once, for a policy that is batched over them.
+"""Runs several simulators, each in its own process, for a policy that is batched over them.
 
     pool.begin(worker, trial)             at most one request a worker is under way
     pool.act(worker, actions)
@@ -41,19 +41,19 @@ class Reply:
     trial: Trial
     """The trial under way."""
     outcome: Outcome
-    """Where it stands."""
+    """State of the trial."""
     observations: tuple[Observation, ...]
     """The latest last. None of them where the trial was over before the steps to be observed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A worker that died, failed or did not answer. It has been replaced and waits for a trial."""
+    """A worker that died, failed or timed out. It has been replaced and waits for a trial."""
 
     worker: int
     """Its number."""
     trial: Trial
-    """What it was at; `begin` it again, or raise `error`."""
+    """The trial it was running; `begin` it again, or raise `error`."""
     error: UserError
     """What happened, and where."""
 
@@ -150,7 +150,7 @@ class EnvPool:
         self._send(worker, Act(np.array(actions), num_observed))
 
     def receive(self) -> Reply | Lost:
-        """The next answer; of several that are there, that to the oldest request.
+        """Returns the next answer; if several are ready, the one to the oldest request.
 
         Raises:
           UserError: What a worker found wrong: an action, an initial state, its assets.

@@ -1,4 +1,4 @@
-"""Which of MuJoCo's offscreen renderers works on this machine, tried in a process of its own.
+"""Finds an offscreen renderer of MuJoCo that works here, by trying each in its own process.
 
 MuJoCo takes its choice once, as it is imported, and a driver that does not work can end the
 process.

@@ -21,7 +21,7 @@ MAX_STEPS = {
     "libero_10": 520,
     "libero_90": 400,
 }
-"""By suite: actions after which a trial has failed.
+"""Number of actions after which a trial has failed, by suite.
 
 Source: OpenVLA's evaluation; each is a little more than the suite's longest demonstration.
 """
@@ -144,7 +144,7 @@ def select_tasks(
 
     Raises:
       UserError: No such suite, or an index that it does not have.
-      DataError: As `read_tasks`.
+      DataError: A file of the suite is missing or cannot be read.
     """
     tasks = read_tasks(root, suite)
     wanted = range(len(tasks)) if indices is None else indices

@@ -1,4 +1,4 @@
-"""A simulator's process: it answers the requests of a pool, one after the other."""
+"""The process of a simulator: answers the requests of a pool one after the other."""
 
 import contextlib
 import dataclasses
@@ -18,12 +18,12 @@ Connection = Any
 
 
 Answer = tuple[Outcome, tuple[Observation, ...]]
-"""Where a trial stands, and what was observed, the latest last."""
+"""State of a trial and its observations, the latest last."""
 
 
 @runtime_checkable
 class Env(Protocol):
-    """What a worker drives; `LiberoEnv` is one."""
+    """An environment that a worker runs, such as `LiberoEnv`."""
 
     def reset(self, trial: Trial) -> Outcome:
         """Starts a trial."""
@@ -34,11 +34,11 @@ class Env(Protocol):
         ...
 
     def observe(self) -> Observation:
-        """What the policy sees now."""
+        """Returns the current observation."""
         ...
 
     def close(self) -> None:
-        """Frees what it holds."""
+        """Frees the environment."""
         ...
 
 
@@ -47,7 +47,7 @@ class Begin:
     """Starts a trial and observes."""
 
     trial: Trial
-    """Which one."""
+    """The trial to start."""
 
     def run(self, env: Env) -> Answer:
         """The trial has settled."""
@@ -65,7 +65,7 @@ class Act:
     """After how many of the last it observes."""
 
     def run(self, env: Env) -> Answer:
-        """Where the trial stands now."""
+        """Executes the actions and observes."""
         observations = []
         outcome = None
         for left, action in zip(range(len(self.actions), 0, -1), self.actions, strict=True):
@@ -80,10 +80,10 @@ class Act:
 
 @dataclasses.dataclass(frozen=True)
 class Crash:
-    """An exception that is no mistake of the user."""
+    """An exception that is not a user error."""
 
     text: str
-    """In one line."""
+    """The exception in one line."""
     details: str
     """Its traceback."""
 

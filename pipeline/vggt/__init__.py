@@ -1,1 +1,1 @@
-"""VGGT's aggregator: pictures of one step to geometry tokens, offline and in a rollout alike."""
+"""VGGT's aggregator: encodes the images of one step as geometry tokens, offline and in rollouts."""

@@ -23,7 +23,7 @@ from pipeline.vggt.config import NUM_REGISTERS, NUM_SPECIAL, PATCH_SIZE, VggtCon
 from pipeline.vggt.rope import view_angles
 from pipeline.vggt.spec import Kept
 
-# Of ImageNet, by channel.
+# Mean and deviation of ImageNet, by channel.
 _MEAN = np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
 _STD = np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
 

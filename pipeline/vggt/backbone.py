@@ -1,4 +1,4 @@
-"""DINOv2 with registers: a picture's patches to tokens.
+"""DINOv2 with registers: encodes the patches of an image as tokens.
 
 Source: Oquab et al. 2023, "DINOv2"; Darcet et al. 2023, "Vision Transformers Need Registers".
 """
@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Float[Array, "b n c"]:
-        """Returns a token a patch, float32."""
+        """Returns one token per patch, float32."""
         tokens = nn.Dense(self.dim, dtype=self.dtype, name="proj")(to_patches(images))
         return tokens.astype(jnp.float32)
 
@@ -58,7 +58,7 @@ class DinoBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Float[Array, "b n c"]:
-        """Returns a normalised token a patch, float32."""
+        """Returns one normalised token per patch, float32."""
         tokens = PatchEmbed(self.config.dim, self.dtype, name="patch_embed")(images)
         rows, columns = (side // PATCH_SIZE for side in images.shape[1:3])
         x = self._with_special(tokens, rows, columns)
@@ -86,7 +86,7 @@ class DinoBackbone(nn.Module):
 
 
 class _Step(nn.Module):
-    """A block as a loop's body."""
+    """A block as the body of a loop."""
 
     config: VggtConfig
     dtype: jax.typing.DTypeLike

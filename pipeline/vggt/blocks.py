@@ -22,7 +22,7 @@ EPSILON = 1e-5
 def attend(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
 ) -> Float[Array, "b n h d"]:
-    """Softmax attention of each head; logits and sums are float32 whatever comes in.
+    """Softmax attention of each head; logits and sums are float32 for any input dtype.
 
     The sums divide what comes out, which is smaller than what the second product takes in. At 4 x
     261 tokens of 16 heads this takes 13 CPU ms, `jax.nn.dot_product_attention` 28 (two cores of an
@@ -40,7 +40,7 @@ def attend(
 
 
 class LayerNorm(nn.LayerNorm):
-    """In float32 whatever comes in; the variance of what is left once the mean is taken off.
+    """Normalises in float32, and computes the variance after subtracting the mean.
 
     E[x^2] - E[x]^2, linen's default, loses the small variances of tokens far from 0.
     """
@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
     num_heads: int
     normalize: bool
-    """Bring queries and keys to one scale before they turn, each head by itself."""
+    """Whether queries and keys are normalised per head before the rotation."""
     dtype: jax.typing.DTypeLike
 
     @nn.compact
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
         Args:
           x: Tokens.
-          angles: That queries and keys are turned by, as `view_angles` has them; None: not at all.
+          angles: That queries and keys are turned by, from `view_angles`; None: no rotation.
         """
         b, n, c = x.shape
         dense = functools.partial(nn.Dense, dtype=self.dtype)
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor a channel."""
+    """One learned factor per channel."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:

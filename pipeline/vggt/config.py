@@ -1,4 +1,4 @@
-"""How large an aggregator is: a frozen dataclass, and the presets that are in use."""
+"""Configs of the aggregator's size, and their presets."""
 
 import dataclasses
 from typing import Literal
@@ -41,7 +41,7 @@ class VggtConfig:
     """Attention heads of the backbone; 0 with `conv`."""
     position_grid: int = 37
     """Patches along one side of the grid that the backbone has positions for; others are resized
-    from it. 37: pictures of 518 x 518."""
+    from it. 37: images of 518 x 518."""
 
     def __post_init__(self) -> None:
         """Checks the ranges, and that the heads divide the tokens."""
@@ -70,17 +70,17 @@ class VggtConfig:
 
     @property
     def token_dim(self) -> int:
-        """Numbers of a token that comes out."""
+        """Width of an output token."""
         return 2 * self.dim
 
 
 def vggt_1b() -> VggtConfig:
-    """VGGT-1B: 909,112,320 parameters, tokens of 2048 numbers."""
+    """VGGT-1B: 909,112,320 parameters, tokens of width 2048."""
     return VggtConfig()
 
 
 def tiny() -> VggtConfig:
-    """A model for tests and demos: tokens of 64 numbers, 21 of them at 56 x 56 pixels."""
+    """A model for tests and demos: tokens of width 64, 21 of them at 56 x 56 pixels."""
     return VggtConfig(
         dim=32, num_layers=2, num_heads=2, dino_layers=1, dino_heads=2, position_grid=4
     )

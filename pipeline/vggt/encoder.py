@@ -1,4 +1,4 @@
-"""The one way from pictures to tokens, for datasets and for rollouts."""
+"""Encodes images as tokens, for datasets and for rollouts."""
 
 import functools
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ Views = tuple[UInt8[Array, "b _ _ 3"], ...]
 
 
 class VggtEncoder:
-    """Pictures of one step to tokens.
+    """Encodes the images of one step as tokens.
 
     Args:
-      spec: What the tokens are.
-      weights: From `load_weights` or `load_for`, with at least the layers that `spec` names.
-      sharding: Of the batch, as `pipeline.device.batch_sharding` returned it; the weights are then
+      spec: The identity of the tokens.
+      weights: Weights from `load_weights` or `load_for`, with at least the layers of `spec`.
+      sharding: Sharding of the batch, from `pipeline.device.batch_sharding`; the weights are then
         on the same devices. None: the default device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint each part of the parameters is: paths to keys, no number touched."""
+"""Maps paths of the parameters to keys of a checkpoint's tensors, without reading values."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -28,8 +28,8 @@ def view_angles(rows: int, columns: int, head_dim: int) -> Float[np.ndarray, "n 
     """Returns the angle in rad by which each pair of numbers of a head turns, float32.
 
     Args:
-      rows: Of patches.
-      columns: Of patches.
+      rows: Number of rows of patches.
+      columns: Number of columns of patches.
       head_dim: Numbers of a head, a multiple of 4; `d` is a quarter of it.
 
     Returns:

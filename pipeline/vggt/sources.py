@@ -1,4 +1,4 @@
-"""Where weights come from: a file, the hub, or random numbers; one tensor at a time."""
+"""Reads weights one tensor at a time, from a file, the hub or a random generator."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""What an encoder's tokens are: everything that another encoder must share to make the same."""
+"""The identity of an encoder's tokens: all settings that determine them."""
 
 import dataclasses
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from pipeline.vggt.config import NUM_SPECIAL, PATCH_SIZE, VggtConfig, vggt_1b
 
 Views = Literal["single", "joint"]
-"""`single`: each camera's picture is a sequence of its own; `joint`: those of one step are one
+"""`single`: each camera's image is a sequence of its own; `joint`: those of one step are one
 sequence, whose reference is the first camera."""
 
 Kept = Literal["all", "patches", "special"]
@@ -30,7 +30,7 @@ class EncoderSpec:
     """The identity of tokens; it is stored with them, and an encoder is built from it."""
 
     weights: str
-    """Where the weights came from: a path, `hf://owner/name/file` or `random:tiny`."""
+    """Source of the weights: a path, `hf://owner/name/file` or `random:tiny`."""
     weights_digest: str
     """Checksum of the aggregator's tensors, as `load_weights` computed it."""
     licence: str
@@ -44,9 +44,9 @@ class EncoderSpec:
     views: Views = "single"
     """Whether cameras see each other."""
     image_size: tuple[int, int] = (224, 224)
-    """Height and width in pixels that every picture is brought to, multiples of 14."""
+    """Height and width in pixels to which every image is resized, multiples of 14."""
     resize: Resize = "bicubic"
-    """How."""
+    """Method of resizing."""
     kept: Kept = "all"
     """Tokens that are kept of each view."""
     compute_dtype: ComputeDtype = "float32"
@@ -81,7 +81,7 @@ class EncoderSpec:
 
     @property
     def token_shape(self) -> tuple[int, int]:
-        """(tokens of a view, numbers of a token)."""
+        """Shape of a view's tokens: (tokens, width)."""
         return self.num_tokens, self.model.token_dim
 
 

@@ -1,4 +1,4 @@
-"""From an encoder's tokens to what is stored and read: the same for a dataset and for a rollout."""
+"""Converts an encoder's tokens to what is stored and read, for datasets and for rollouts."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.spec import EncoderSpec
 
 Packed = dict[str, dict[str, jax.Array]]
-"""By feature key: the parts of the stored tokens, of a batch."""
+"""Parts of the stored tokens of a batch, by feature key."""
 Projections = Mapping[str, np.ndarray]
-"""By feature key, float32 (k + 1, d): orthonormal axes, and below them the mean of the tokens."""
+"""Projections by feature key, float32 (k + 1, d): orthonormal axes, then the mean of the tokens."""
 
 _LARGEST_PART = "largest"
 """Greatest magnitude of each sample's tokens; not finite where one of them is not."""
@@ -33,7 +33,7 @@ class TokenEncoder:
     Args:
       encoder: Makes at least the layers and cameras of `merged_spec(origins)`.
       origins: What the tokens are, by feature key: of one job, so that they share an encoder.
-      projections: Of the features that are projected.
+      projections: Projections of the features that are projected.
 
     Raises:
       UserError: Features that no one encoder makes.
@@ -64,7 +64,7 @@ class TokenEncoder:
         """Returns each feature's tokens as the encoder makes them, not yet pooled or projected.
 
         Args:
-          images: As of `VggtEncoder.encode`.
+          images: Images of each camera, as in `VggtEncoder.encode`.
         """
         encoded = self.encoder.encode(images)
         cameras = self.encoder.spec.cameras
@@ -87,7 +87,7 @@ class TokenEncoder:
         """The values of each sample's record, by feature key.
 
         Args:
-          packed: Of a batch.
+          packed: Stored parts of a batch, from `pack`.
           places: What each of the first samples is, for errors; the others are left out.
 
         Raises:
@@ -102,13 +102,13 @@ class TokenEncoder:
         """The tokens of each feature as a batch would hold them, read back from a dataset.
 
         Args:
-          images: As of `VggtEncoder.encode`.
+          images: Images of each camera, as in `VggtEncoder.encode`.
 
         Raises:
-          DataError: As of `records`.
+          DataError: The tokens cannot be stored.
         """
         packed = self.pack(self.reduce(self.tokens(images)))
-        places = [f"picture {n}" for n in range(len(images[0]))]
+        places = [f"image {n}" for n in range(len(images[0]))]
         return self.read(self.records(packed, places))
 
     def read(

@@ -28,7 +28,7 @@ class VggtWeights:
     """An aggregator on the device."""
 
     source: str
-    """Where it came from, as it was asked for."""
+    """Source of the weights, as it was requested."""
     config: VggtConfig
     """Its sizes."""
     params: dict[str, Any]
@@ -37,7 +37,7 @@ class VggtWeights:
     """Pairs of blocks that are there."""
     digest: str
     """XXH3-128 over the bytes of all the aggregator's tensors, those that were left out included:
-    it tells weights apart, whatever file or layers they were loaded from or for."""
+    it identifies the weights, whatever file or layers they were loaded from or for."""
     licence: str
     """Licence of the weights."""
     compute_dtype: ComputeDtype
@@ -59,10 +59,10 @@ def load_weights(
       source: A file of safetensors, a directory that has `model.safetensors`, `hf://owner/name`
         with or without the file's name, or untrained `random:tiny`.
       config: Sizes of the model; None: VGGT-1B, or those of the random preset.
-      layers: As `EncoderSpec.layers`; blocks after the last of them are left out. None: all.
-      dtype: Of the matrices; vectors and tokens stay float32.
-      licence: Of the weights; may be left out where it is known: of the hub's and random ones.
-      sharding: Of the parameters, see `pipeline.device.replicated`; None: the default device.
+      layers: Indices of the wanted layers; blocks after the last one are left out. None: all.
+      dtype: Dtype of the matrices; vectors and tokens stay float32.
+      licence: Licence of the weights; optional for the hub's and for random weights.
+      sharding: Sharding of the parameters, such as `replicated`; None: the default device.
 
     Raises:
       UserError: Tensors are missing, unknown or of another shape, all of them named; the licence is
@@ -98,13 +98,13 @@ def load_for(
     """The weights that an encoder's spec names.
 
     Args:
-      spec: As it was stored with tokens.
+      spec: The spec that was stored with the tokens.
       source: Where the weights are now; None: where they were then.
-      sharding: As in `load_weights`.
+      sharding: Sharding of the parameters; None: the default device.
 
     Raises:
-      UserError: As in `load_weights`, or the weights are others.
-      DataError: As in `load_weights`.
+      UserError: The source cannot be used, or its weights are not those of the spec.
+      DataError: The file is missing or corrupt, or has values that are not finite.
     """
     weights = load_weights(
         source or spec.weights,

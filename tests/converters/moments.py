@@ -8,7 +8,7 @@ from converters.column_job import ColumnJob
 
 
 def kill_after_first_shard() -> None:
-    """From here on this process kills itself when the first shard of a column is written."""
+    """Makes this process kill itself once the first shard of a column is written."""
     write = ColumnJob.write
 
     def write_and_die(self: ColumnJob, number: int, *others: Any, **named: Any) -> Any:

@@ -216,7 +216,7 @@ def interrupt(out: pathlib.Path, **settings: object) -> None:
         raise KilledError
 
 
-def test_an_unfinished_column_is_not_in_the_dataset_and_goes_on(out: pathlib.Path) -> None:
+def test_an_unfinished_column_is_not_in_the_dataset_and_resumes(out: pathlib.Path) -> None:
     add(out)
     expected = files(out)
     remove_column(epath.Path(out), "t")

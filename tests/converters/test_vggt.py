@@ -70,7 +70,7 @@ def copied(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """With columns of two layers and joint cameras, of int8, and pooled."""
+    """A dataset with token columns: two layers and joint cameras, int8, and pooled."""
     out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("tokens") / "mini"))
     compute(out, name="pair", cameras=BOTH, views="joint", layers=(0, 1))
     compute(out, name="small", store="int8")
@@ -446,7 +446,7 @@ def contents(directory: pathlib.Path) -> dict[pathlib.Path, bytes]:
     return {path.relative_to(directory): path.read_bytes() for path in files}
 
 
-def test_a_killed_command_goes_on_to_the_same_bytes(
+def test_a_killed_command_still_reaches_the_same_bytes(
     copied: pathlib.Path, whole: dict[pathlib.Path, bytes]
 ) -> None:
     """Killed once its first shard is done."""
@@ -459,10 +459,10 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed_often_goes_on_to_the_same_bytes(
+def test_a_command_that_is_killed_often_still_reaches_the_same_bytes(
     copied: pathlib.Path, whole: dict[pathlib.Path, bytes]
 ) -> None:
-    """At random moments of the work."""
+    """The command is killed at random moments of its work."""
     rng = random.Random(0)
     killed = 0
     while killed < 20:

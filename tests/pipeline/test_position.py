@@ -27,7 +27,7 @@ def test_state_is_small_json_and_comes_back() -> None:
     assert from_json_text(LoaderState, text, where="here", remedy="") == state
 
 
-def test_same_loader_goes_on_where_it_stood() -> None:
+def test_same_loader_resumes_where_it_stopped() -> None:
     assert continued(KEPT, now(SPATIAL, GOAL), new_mixture=False) == KEPT
 
 

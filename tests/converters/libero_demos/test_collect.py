@@ -26,7 +26,7 @@ CONVENTIONS = LIBERO.conventions
 
 @pytest.fixture
 def env(monkeypatch: pytest.MonkeyPatch) -> ToyEnv:
-    """In the place of the simulator."""
+    """A toy environment in place of the simulator."""
     env = ToyEnv()
     monkeypatch.setattr(episodes, "_environment", lambda files: env)
     return env
@@ -184,7 +184,7 @@ def test_the_rlds_is_kept_where_it_is_asked_for(env: ToyEnv, tmp_path: pathlib.P
     assert source.keys["steps/observation/image"].shape == (16, 16, 3)
 
 
-def test_a_job_that_was_killed_after_placing_the_rlds_goes_on(
+def test_a_job_that_was_killed_after_placing_the_rlds_resumes(
     env: ToyEnv, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = Destination(tmp_path / "out", rlds=tmp_path / "rlds")

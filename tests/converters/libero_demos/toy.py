@@ -24,7 +24,7 @@ SLIPPERY, HOPELESS = 40, 41
 
 _NAMES = ("world", "robot0_base", "cup", "tray", "wall")
 _GEOMS = {"table": (0, 0), "hand": (1, 6), "cup": (2, 6), "tray": (3, 6), "wall": (4, 6)}
-"""By name: body and MuJoCo's number of the kind."""
+"""Body and MuJoCo's number of the kind, by name."""
 
 
 class ToySimulator(Simulator):

@@ -27,7 +27,7 @@ class Recorded:
 
     config: VggtConfig
     tensors: dict[str, np.ndarray]
-    """By the key of a checkpoint."""
+    """Tensors by the key of a checkpoint."""
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
