@@ -290,7 +290,7 @@ def test_a_corrupt_record_of_a_held_out_episode_leaves_a_complete_run(
 
     name = rf"{shard:05}-of-00002.arrayrecord"
     lacking = "its last validation|the chunks of an episode" if num_batches > 1 else "the chunks"
-    message = rf"the run is complete, but not ({lacking}).*steps/{name}, record {record}: "
+    message = rf"the run is complete, but ({lacking}).*steps/{name}, record {record}: "
     directory = run(Flags(config))
     assert re.search(message, caplog.text)
     assert "episode.npz is missing" in (directory / "report.html").read_text()

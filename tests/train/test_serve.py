@@ -273,7 +273,7 @@ def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
     process.wait_until(lambda: "serving " in process.stderr)
     lines = process.stderr.splitlines()
     (found,) = filter(None, (re.search(r"serving .* at ws://127.0.0.1:(\d+)", x) for x in lines))
-    assert "the policy sees 2 steps at once" in lines[0]
+    assert "the policy reads 2 steps at once" in lines[0]
     with Client(int(found[1])) as client:
         assert client.ask(**shown())[0].shape == (4, 7)
         process.send_signal(by)
