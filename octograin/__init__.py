@@ -4,6 +4,8 @@
 
     dataset = octograin.open_dataset("data/libero_mini")
     step = dataset.step(episode=3, step=10)
+    with octograin.open_loader("data/libero_mini", batch_size=8) as loader:
+        for batch in loader: ...
 
 Names are imported when they are first used: `import octograin` takes milliseconds.
 
@@ -28,7 +30,7 @@ _NAMES = {
     "pipeline.config": ("DataConfig", "DatasetConfig"),
     "pipeline.dataset": ("Dataset", "open_dataset"),
     "pipeline.errors": ("DataError", "RecordError", "SchemaError", "UserError"),
-    "pipeline.loader": ("Loader",),
+    "pipeline.loader": ("Loader", "open_loader"),
     "train.config": ("AugmentConfig", "OptimizerConfig", "TrainConfig", "ValidationConfig"),
     "train.flags": ("load_config",),
     "train.octo.config": (

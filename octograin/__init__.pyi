@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, SchemaError, UserError
-from pipeline.loader import Loader
+from pipeline.loader import Loader, open_loader
 from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from train.flags import load_config
 from train.octo.config import (
@@ -46,6 +46,7 @@ __all__ = [
     "octo_base",
     "octo_small",
     "open_dataset",
+    "open_loader",
 ]
 
 __version__: str

@@ -53,7 +53,8 @@ class DataConfig:
     datasets: tuple[DatasetConfig, ...]
     """The datasets of the mixture."""
     vocabulary: str
-    """SentencePiece model of T5: a path, or hf://owner/name/file."""
+    """SentencePiece model of T5: a path, or hf://owner/name/file. Empty: none, and batches hold no
+    token ids, for a model of one's own; Octo needs one."""
     observations: tuple[str, ...] = ("image_primary", "image_wrist", "proprio")
     """Features below observation/ that a batch holds; other columns are not read."""
     balance: bool = False

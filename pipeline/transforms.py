@@ -1,11 +1,14 @@
 """Transforms of a batch that was read: each takes a batch and returns a new one."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from pipeline.batch import BatchSpec, FlatBatch, check_batch, fingerprint, nest
 from pipeline.conventions import Conventions, standardize_gripper
+from pipeline.errors import UserError
 from pipeline.gather import DATASET_INDEX, INTERNAL, KEEPS_TEXT
 from pipeline.normalize import Normalizer
 from pipeline.schema import ACTION
@@ -53,6 +56,8 @@ class LookUpTask:
     """The instructions of the run."""
     rows: tuple[np.ndarray, ...]
     """int32 (tasks) of each dataset: the table's row of each of its own tasks."""
+    has_ids: bool = True
+    """Whether there is a vocabulary; else no token ids are added."""
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
         """Adds `task/language_instruction/*` and its pad mask; `task/task_index` becomes a row.
@@ -62,6 +67,12 @@ class LookUpTask:
         pairs = zip(batch[DATASET_INDEX], batch[_TASK_INDEX], strict=True)
         rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
         keeps = batch[KEEPS_TEXT]
+        found = {
+            "task/pad_mask_dict/language_instruction": keeps & self.table.has_text[rows],
+            _TASK_INDEX: rows,
+        }
+        if not self.has_ids:
+            return batch | found
         empty = blank(self.table.input_ids.shape[1])
         ids, mask = (
             np.where(keeps[:, None], table[rows], row)
@@ -69,11 +80,9 @@ class LookUpTask:
                 (self.table.input_ids, self.table.attention_mask), empty, strict=True
             )
         )
-        return batch | {
+        return (batch | found) | {
             "task/language_instruction/input_ids": ids,
             "task/language_instruction/attention_mask": mask,
-            "task/pad_mask_dict/language_instruction": keeps & self.table.has_text[rows],
-            _TASK_INDEX: rows,
         }
 
 
@@ -93,3 +102,33 @@ class Seal:
         sealed = {key: value for key, value in batch.items() if key not in INTERNAL}
         check_batch(sealed, self.spec)
         return nest({key: sealed[key] for key in self.spec}), fingerprint(sealed)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTransform:
+    """A user's function on the nested arrays of a checked batch, at the end of the chain."""
+
+    function: Callable[[dict[str, Any]], dict[str, Any]]
+    """Returns another batch."""
+
+    @property
+    def name(self) -> str:
+        """The function's name, for the description of a loader."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, batch: tuple[dict[str, Any], str]) -> tuple[dict[str, Any], str]:
+        """Returns (batch, fingerprint of the batch before transforms of one's own).
+
+        Raises:
+          UserError: The function returned something else than a dictionary.
+        """
+        arrays, fingerprint = batch
+        changed = self.function(arrays)
+        if not isinstance(changed, dict):
+            raise UserError(
+                where=f"Loader.map, {self.name}",
+                expected="a dictionary, the changed batch",
+                found=f"a {type(changed).__name__}",
+                remedy="Return the batch: `return batch | {...}`.",
+            )
+        return changed, fingerprint

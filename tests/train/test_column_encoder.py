@@ -70,8 +70,8 @@ def test_tokens_are_those_of_the_column(tokened: pathlib.Path, checkpoint: Check
     np.testing.assert_allclose(found[KEY], stored, rtol=2e-3, atol=2e-3)
 
 
-def test_tokens_of_several_features_are_made_at_once(
-    tokened: pathlib.Path, policy_config: TrainConfig
+def test_a_policy_of_a_run_makes_the_tokens_of_several_features_at_once(
+    tokened: pathlib.Path, policy_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = VGGTTokenizerConfig(21, 64, "deep_0", more_layers=("deep_1",))
     data = dataclasses.replace(
@@ -82,8 +82,8 @@ def test_tokens_of_several_features_are_made_at_once(
     primary = policy_config.model.images[:1]
     model = dataclasses.replace(policy_config.model, images=primary, lowdims=(), vggt=tokens)
     checkpoint = untrained(dataclasses.replace(policy_config, data=data, model=model))
-    encoder = encoder_of(checkpoint)
-    policy = Policy(checkpoint, encoder=encoder)
+    monkeypatch.setattr("train.policy.policy.read_run", lambda directory, step: checkpoint)
+    policy = Policy.from_run("runs/tokens", weights="random:tiny")
     assert list(policy.expected) == ["image_primary"]
     compiled = []
 

@@ -87,6 +87,32 @@ def test_the_directory_of_a_step_is_enough(policy_run, policy, tmp_path):
     assert_equal_but_for_rounding(found, policy.infer({0: shown()})[0], SAMPLED)
 
 
+def test_an_example_observation_fits_and_is_in_the_datasets_units(policy, checkpoint):
+    example = policy.example_observation()
+    assert list(example) == list(policy.expected)
+    policy.reset(0, TEXT)
+    assert policy.infer({0: example})[0].shape == (4, 7)
+    mean = checkpoint.datasets[policy.spec.dataset]["statistics"]["observation/proprio"]["mean"]
+    np.testing.assert_allclose(example["proprio"], mean)
+    seen = policy.batch([0])["observation"]["proprio"]
+    np.testing.assert_allclose(seen[0, -1], np.zeros(8), atol=1e-6)
+    assert (example["image_wrist"] == 127).all()
+
+
+def test_a_printed_policy_says_what_to_call_it_with(policy):
+    assert repr(policy) == f"Policy(training step 2, {policy.spec.dataset!r})"
+    lines = str(policy).splitlines()
+    assert lines[0].startswith("policy of training step 2, ")
+    assert lines[2:] == [
+        "task: an instruction",
+        "observation, of which the last 2 are read:",
+        "  image_primary    uint8[128,128,3]",
+        "  image_wrist      uint8[128,128,3]",
+        "  proprio          float32[8]",
+        "action: float32[4,7]: dx, dy, dz, drx, dry, drz, gripper",
+    ]
+
+
 def test_a_directory_that_is_no_run_and_a_step_that_is_not_there_are_reported(policy_run, tmp_path):
     with pytest.raises(UserError, match="expected the directory of a run, with checkpoints"):
         Policy.from_run(tmp_path)

@@ -15,18 +15,24 @@ import sentencepiece
 from pipeline.batch import LeafSpec, nest
 from pipeline.conventions import Conventions
 from pipeline.errors import UserError
+from pipeline.schema import ACTION
 from train.checkpoints import Checkpoint, is_run, read_checkpoint
 from train.octo.config import DiffusionConfig, OctoConfig
 from train.octo.diffusion import SamplingNoise, draw_sampling_noise
 from train.octo.model import OctoModule
 from train.octo.policy import InstructionEncoder
+from train.policy.encoder import encoder_of
 from train.policy.inputs import PolicyInputs, Task, TokenEncoder
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation
 from train.policy.spec import PolicySpec
+from train.state import count_parameters
 from train.step import to_model_size
 
 _NUM_ENVS = 2**32
+_SHOWN_OBSERVATIONS = 8
+"""Lines of a description."""
+_GREY = 127
 _BLANK_SIDE = 224
 """Side in pixels of a blank image whose size is not known; the encoder resizes any size."""
 
@@ -52,8 +58,12 @@ class PolicyConfig:
 class Policy:
     """Acts in several environments at once; each has its own number, task and history.
 
-        policy.reset(env, "open the drawer")            at the start of every episode
-        chunks = policy.infer({env: observation})       {env: float32 (h a)}
+        policy = Policy.from_run("runs/demo")
+        policy.reset(env, "open the drawer")            # at the start of every episode
+        chunks = policy.infer({env: observation})       # {env: float32 (h a)}
+
+    `policy.example_observation()` returns an observation of the right keys, types and shapes, and
+    `print(policy)` lists them.
 
     An **action** has the dataset's units, except for the gripper, which is 1 = open and 0 = closed:
     `standardize_gripper` makes it so, and the simulator expects it. `restore_gripper(actions,
@@ -107,6 +117,8 @@ class Policy:
         dataset: str | None = None,
         config: PolicyConfig = PolicyConfig(),
         encoder: TokenEncoder | None = None,
+        *,
+        weights: str | None = None,
     ) -> "Policy":
         """Loads the policy of a checkpoint; reads only the checkpoint's directory.
 
@@ -115,13 +127,68 @@ class Policy:
           step: Training step of the checkpoint; None: the last one.
           dataset: Path or name of the dataset whose statistics and conventions are used; None: any.
           config: Settings for running the policy.
-          encoder: Computes the tokens, if the model reads any.
+          encoder: Computes the tokens, if the model reads any; None: the encoder that made those of
+            the dataset.
+          weights: Where that encoder's weights are now; None: where they were for the dataset.
 
         Raises:
           UserError: There is no run or no such checkpoint, or the policy cannot be made.
           DataError: The checkpoint is corrupt.
         """
-        return cls(read_run(directory, step), dataset, config, encoder)
+        checkpoint = read_run(directory, step)
+        if encoder is None:
+            encoder = encoder_of(checkpoint, dataset, source=weights)
+        return cls(checkpoint, dataset, config, encoder)
+
+    def __str__(self) -> str:
+        """What the policy reads and predicts, in at most 15 lines."""
+        return self._describe()
+
+    def __repr__(self) -> str:
+        """The training step and the dataset, in one line."""
+        return f"Policy(training step {self.step}, {self.spec.dataset!r})"
+
+    def _describe(self) -> str:
+        spec, steps = self.spec, self.window_size
+        tasks = {
+            "language_conditioned": "an instruction",
+            "image_conditioned": "goal images",
+            "multimodal": "an instruction or goal images",
+        }[spec.data.conditioning]
+        count = count_parameters(self._params)
+        dims = f": {', '.join(spec.action_dims)}" if spec.action_dims else ""
+        computed = f"tokens, computed from images: {', '.join(spec.tokens)}"
+        lines = [f"  {name:16} {leaf or 'uint8[y,x,3]'}" for name, leaf in self.expected.items()]
+        if len(lines) > _SHOWN_OBSERVATIONS:
+            hidden = len(lines) - _SHOWN_OBSERVATIONS + 1
+            lines[_SHOWN_OBSERVATIONS - 1 :] = [f"  and {hidden} more"]
+        return "\n".join(
+            [
+                f"policy of training step {self.step}, {count:,} parameters",
+                f"dataset: {spec.dataset}",
+                f"task: {tasks}",
+                f"observation, of which the last {steps} are read:",
+                *lines,
+                *([computed] if spec.tokens else []),
+                f"action: float32[{self.action_horizon},{len(spec.statistics[ACTION].mean)}]{dims}",
+            ]
+        )
+
+    def example_observation(self) -> dict[str, np.ndarray]:
+        """Returns an observation of the right keys, types and shapes, to call the policy with.
+
+        Images, uint8 (y x 3), are grey, and vectors are the mean of the training data, in the
+        dataset's units.
+        """
+        example = {}
+        for name, leaf in self.expected.items():
+            statistics = self.spec.statistics.get(f"observation/{name}")
+            example[name] = self._blank(leaf)
+            if statistics is None:
+                example[name][...] = _GREY
+            else:
+                example[name][...] = statistics.mean.reshape(example[name].shape)
+        return example
 
     @property
     def conventions(self) -> Conventions:

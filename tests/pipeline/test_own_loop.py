@@ -1,0 +1,180 @@
+"""The loader in a training loop of one's own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import DataConfig, DatasetConfig
+from pipeline.errors import DataError, UserError
+from pipeline.loader import Loader, open_loader
+
+from ..small_dataset import LENGTH, write_dataset
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHAPES = {"action": (2,), "observation/state": (3,), "observation/image_a": (8, 6, 3)}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_dataset(tmp_path_factory.mktemp("own") / "toy", SHAPES))
+
+
+@pytest.fixture
+def loader(directory: str) -> Loader:
+    return open_loader(directory, batch_size=4)
+
+
+def test_a_directory_is_all_that_a_loop_needs(loader: Loader) -> None:
+    with loader:
+        for number, batch in enumerate(loader):
+            assert batch["observation"]["image_a"].shape == (4, 1, 8, 6, 3)
+            assert batch["action"].shape == (4, 1, 1, 2)
+            assert set(batch["task"]) == {"task_index", "pad_mask_dict"}
+            if number == 2:
+                break
+    assert loader.num_steps == 4 * LENGTH
+
+
+def test_every_loop_has_the_batches_of_the_order_from_the_first(loader: Loader) -> None:
+    with loader:
+        first, again = iter(loader), iter(loader)
+        expected = loader.batches()
+        for _ in range(2):
+            batch = next(expected).arrays
+            for stream in (first, again):
+                np.testing.assert_array_equal(next(stream)["action"], batch["action"])
+        expected.close()
+
+
+def test_a_closed_loader_ends_its_loops(loader: Loader) -> None:
+    stream = iter(loader)
+    next(stream)
+    loader.close()
+    assert list(stream) == []
+    with loader:
+        assert next(iter(loader))["action"].shape == (4, 1, 1, 2)
+
+
+def test_a_program_may_end_in_the_middle_of_a_loop(directory: str) -> None:
+    code = f"""
+from pipeline.loader import open_loader
+loader = open_loader({directory!r}, batch_size=4)
+stream = iter(loader)
+print(next(stream)["action"].shape)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "(4, 1, 1, 2)\n", "")
+
+
+def test_ones_own_transform_ends_the_chain(loader: Loader) -> None:
+    def doubled(batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | {"twice": 2 * batch["action"]}
+
+    def renamed(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"x": batch["twice"], "text": "any type"}
+
+    with loader.map(doubled).map(renamed) as mapped:
+        batch = next(iter(mapped))
+    np.testing.assert_array_equal(batch["x"], 2 * next(iter(loader))["action"])
+    assert mapped.window(3)["x"].shape == (1, 1, 2)
+    assert "twice" not in loader.window(3)
+    loader.close()
+
+
+def test_a_window_is_a_sample_without_the_batch_axis(loader: Loader) -> None:
+    window, batch = loader.window(7), loader.read(0, [3, 7])
+    np.testing.assert_array_equal(window["action"], batch["action"][1])
+    assert window["observation"]["image_a"].shape == (1, 8, 6, 3)
+    stored = loader.datasets[0].step(1, 7 - LENGTH)["observation"]["image_a"]
+    np.testing.assert_array_equal(window["observation"]["image_a"][0], stored)
+
+
+def test_values_are_unnormalised_as_they_were_normalised(loader: Loader) -> None:
+    window = loader.window(7)
+    for key, found in (
+        ("action", window["action"][0, 0]),
+        ("observation/state", window["observation"]["state"][0]),
+    ):
+        stored = loader.datasets[0].step(1, 7 - LENGTH, [key])
+        stored = stored["action"] if key == "action" else stored["observation"]["state"]
+        np.testing.assert_allclose(loader.unnormalize(key, found), stored, atol=1e-6)
+        np.testing.assert_allclose(loader.normalize(key, stored), found, atol=1e-6)
+    assert loader.unnormalize("action", np.zeros((5, 4, 2), np.float32)).shape == (5, 4, 2)
+
+
+def test_a_config_says_the_rest(directory: str, vocabulary_path: pathlib.Path) -> None:
+    config = DataConfig((DatasetConfig(directory),), str(vocabulary_path), ("state",))
+    loader = open_loader(config, 2, action_horizon=3)
+    window = loader.window(0)
+    assert window["action"].shape == (2, 3, 2)
+    assert window["task"]["language_instruction"]["input_ids"].shape == (16,)
+    assert set(window["observation"]) >= {"state"}
+    narrow = open_loader(directory, 2, observations=["image_a"], window_size=2)
+    assert "state" not in narrow.window(0)["observation"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda loader: loader.read(0, [5, 24]),
+            "/toy: expected one or more from 0 to 23; found 24",
+        ),
+        (lambda loader: loader.read(0, [-1]), "expected one or more from 0 to 23; found -1"),
+        (lambda loader: loader.read(0, []), "expected one or more from 0 to 23; found none"),
+        (lambda loader: loader.window(0, 1), "expected an index in the mixture, 0 to 0; found 1"),
+        (
+            lambda loader: loader.normalize("state", np.zeros(3)),
+            "expected one of action, observation/state; found state",
+        ),
+        (
+            lambda loader: loader.unnormalize("action", np.zeros((2, 3))),
+            r"expected an array whose last axis has 2 numbers; found the shape \(2, 3\)",
+        ),
+        (
+            lambda loader: next(iter(loader.map(lambda batch: batch["action"]))),
+            "expected a dictionary, the changed batch; found a ndarray",
+        ),
+    ],
+)
+def test_a_mistake_says_what_was_expected(loader: Loader, call: Any, message: str) -> None:
+    with loader, pytest.raises(UserError, match=message):
+        call(loader)
+
+
+def test_a_missing_dataset_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match=r"gone"):
+        open_loader(str(tmp_path / "gone"), 4)
+
+
+def test_a_printed_loader_shows_its_chain(loader: Loader, directory: str) -> None:
+    def jitter(batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+    assert repr(loader) == f"Loader(4 of 24 steps of {directory})"
+    lines = str(loader.map(jitter)).splitlines()
+    assert lines[:2] == [
+        "batches of 4 from 24 sampled steps of",
+        f"  {directory}: 24 steps, 100.0%",
+    ]
+    assert [line.split()[0] for line in lines[3:-1]] == [
+        "Gather",
+        "StandardizeGripper",
+        "Normalize",
+        "LookUpTask",
+        "Seal",
+        "jitter",
+    ]
+    assert len(lines) <= 15
