@@ -18,6 +18,7 @@ import pytest
 from pipeline.config import DatasetConfig
 from train.checkpoints import read_checkpoint
 from train.config import ValidationConfig
+from train.directory import claimed
 from train.flags import Flags, load_config
 from train.logging import read_metrics
 from train.run import run
@@ -28,15 +29,19 @@ from .moments import signal_at_save
 STEPS = ("--config.num_steps=24", "--config.save_interval=7")
 FEW = (*STEPS, "--config.num_steps=6")
 ENDLESS = ("--config.num_steps=100000", "--config.optimizer.decay_steps=100000")
+HELD_OUT = {"validation_fraction": 0.3, "validation": ValidationConfig(num_batches=2)}
 KILLS = 20
 
 
-def start(config_path, dataset, directory, *flags, devices=1, env=None, before=None):
-    """Starts `python -m train.run` in a separate process, without waiting for it."""
+def start(config_path, dataset, directory, *flags, devices=2, env=None, before=None):
+    """Starts `python -m train.run` in a separate process, without waiting for it.
+
+    With 2 devices it loads the programs that runs in this process have compiled.
+    """
     arguments = [
         f"--config.data.datasets.0.path={dataset}",
         f"--config.save_dir={directory}",
-        f"--config.compilation_cache={directory.parent}/compiled",
+        f"--config.compilation_cache={jax.config.jax_compilation_cache_dir}",
     ]
     flags_of_xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     env = {"XLA_FLAGS": flags_of_xla, **(env or {})}
@@ -58,12 +63,25 @@ def assert_equal_params(directory, expected, step):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+def train_here(config_path, dataset, directory, *, resume=False, **changes):
+    """Runs the same in this process."""
+    config = load_config(str(config_path))
+    data = dataclasses.replace(config.data, datasets=(DatasetConfig(str(dataset)),))
+    held_out = changes.pop("validation_fraction", 0.0)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, validation_fraction=held_out),
+        save_dir=str(directory),
+        **changes,
+    )
+    return run(Flags(config, resume=resume))
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config_path, mini_dataset, tmp_path_factory):
-    """A run of 24 steps on one device."""
+    """A run of 24 steps on two devices."""
     directory = tmp_path_factory.mktemp("scale") / "undisturbed"
-    start(tiny_config_path, mini_dataset, directory, *STEPS).finish()
-    return directory
+    return train_here(tiny_config_path, mini_dataset, directory, num_steps=24, save_interval=7)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +104,7 @@ def test_a_signal_saves_and_the_resumed_run_is_bitwise_identical(
     taken = num_steps(directory)
     assert 10 <= taken <= 12
     assert read_checkpoint(directory).step == taken
-    start(tiny_config_path, mini_dataset, directory, *STEPS, "--resume").finish()
+    train_here(tiny_config_path, mini_dataset, directory, num_steps=24, resume=True)
     assert losses(directory) == losses(undisturbed)
     assert_equal_params(directory, undisturbed, 24)
 
@@ -100,7 +118,7 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_is_resumed_bitwise_id
     process.finish(-signal.SIGKILL)
     for step in steps_of(directory):
         read_checkpoint(directory, step)
-    start(tiny_config_path, mini_dataset, directory, *STEPS, "--resume").finish()
+    train_here(tiny_config_path, mini_dataset, directory, num_steps=24, resume=True)
     assert losses(directory) == losses(undisturbed)
     assert_equal_params(directory, undisturbed, 24)
 
@@ -155,11 +173,10 @@ def test_two_devices_train_as_one_and_continue_as_one(
     undisturbed, tiny_config_path, mini_dataset, fsdp_devices
 ):
     directory = undisturbed.with_name(f"fsdp{fsdp_devices}")
-    flags = (*FEW, f"--config.fsdp_devices={fsdp_devices}")
-    start(tiny_config_path, mini_dataset, directory, *flags, devices=2).finish()
+    train_here(tiny_config_path, mini_dataset, directory, num_steps=6, fsdp_devices=fsdp_devices)
     close_to(directory, undisturbed, 6)
     longer = (*FEW, "--config.num_steps=12", "--resume")
-    start(tiny_config_path, mini_dataset, directory, *longer).finish()
+    start(tiny_config_path, mini_dataset, directory, *longer, devices=1).finish()
     close_to(directory, undisturbed, 12)
 
 
@@ -174,7 +191,14 @@ def start_two(config_path, dataset, directory, *flags):
     env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     env |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     return [
-        start(config_path, dataset, directory, *flags, env=env | {"JAX_PROCESS_ID": str(index)})
+        start(
+            config_path,
+            dataset,
+            directory,
+            *flags,
+            devices=1,
+            env=env | {"JAX_PROCESS_ID": str(index)},
+        )
         for index in range(2)
     ]
 
@@ -182,18 +206,14 @@ def start_two(config_path, dataset, directory, *flags):
 @pytest.fixture(scope="module")
 def alone(undisturbed, tiny_config_path, mini_dataset):
     """A run of 6 steps that validates on held-out episodes, in this process."""
-    config = load_config(str(tiny_config_path))
-    parts = (DatasetConfig(str(mini_dataset)),)
-    data = dataclasses.replace(config.data, datasets=parts, validation_fraction=0.3)
-    config = dataclasses.replace(
-        config,
-        data=data,
-        validation=ValidationConfig(num_batches=2),
+    return train_here(
+        tiny_config_path,
+        mini_dataset,
+        undisturbed.with_name("alone"),
+        **HELD_OUT,
         num_steps=6,
         save_interval=3,
-        save_dir=str(undisturbed.with_name("alone")),
     )
-    return run(Flags(config))
 
 
 def test_two_processes_train_as_one_and_continue_as_one(
@@ -211,8 +231,7 @@ def test_two_processes_train_as_one_and_continue_as_one(
     )
     np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
     assert (directory / "report.html").exists()
-    longer = (*flags, "--config.num_steps=9", "--resume")
-    start(tiny_config_path, mini_dataset, directory, *longer).finish()
+    train_here(tiny_config_path, mini_dataset, directory, resume=True, **HELD_OUT, num_steps=9)
     assert [row.step for row in read_metrics(directory)] == list(range(1, 10))
 
 
@@ -248,15 +267,16 @@ def test_a_corrupt_record_in_one_process_ends_both_which_continue_without_it(
 
 def test_every_process_logs_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
     directory = undisturbed.with_name("in_use")
-    first = start(tiny_config_path, mini_dataset, directory, *ENDLESS)
-    first.wait_until((directory / "config.json").exists)
-    second = start(tiny_config_path, mini_dataset, directory, *STEPS, "--overwrite").finish(2)
-    host = socket.gethostname()
-    assert f"found process {first.pid} on {host} at work on it" in second.stderr
-    for process in start_two(tiny_config_path, mini_dataset, directory, *ENDLESS, "--overwrite"):
-        expected = f"process 0, save_dir {directory}: expected a run that no"
-        assert expected in process.finish(2).stderr
-    first.kill()
+    config = dataclasses.replace(load_config(str(tiny_config_path)), save_dir=str(directory))
+    found = f"found process {os.getpid()} on {socket.gethostname()} at work on it"
+    with claimed(config, resume=False, overwrite=False):
+        alone = start(tiny_config_path, mini_dataset, directory, *STEPS, "--overwrite").finish(2)
+        assert found in alone.stderr
+        both = start_two(tiny_config_path, mini_dataset, directory, *STEPS, "--overwrite")
+        for process in both:
+            expected = f"process 0, save_dir {directory}: expected a run that no"
+            assert expected in process.finish(2).stderr
+            assert found in process.stderr
 
 
 @pytest.mark.slow
