@@ -120,7 +120,7 @@ def test_weights_and_projection_may_have_moved(
         encoder_of(checkpoint, source=str(tmp_path / "lost"))
     (path,) = moved.glob("flat/*.npy")
     np.save(path, np.load(path) + 1)
-    with pytest.raises(DataError, match="expected the digest"):
+    with pytest.raises(DataError, match="expected the checksum"):
         encoder_of(checkpoint, directory=str(moved))
     path.unlink()
     with pytest.raises(DataError, match="a readable projection"):
