@@ -109,7 +109,7 @@ class _ShardWalk:
         found = self._digest.hexdigest()
         if self._num_read == self._shard.records and found != self._shard.digest:
             self._findings.add(
-                str(self.path), f"records with the digest {self._shard.digest}", found
+                str(self.path), f"records with the checksum {self._shard.digest}", found
             )
 
 

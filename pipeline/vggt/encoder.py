@@ -51,14 +51,14 @@ class VggtEncoder:
             or one array `(b, y, x, 3)` a camera where their sizes differ.
 
         Raises:
-          UserError: They are no such pictures, or the devices do not divide `b`.
+          UserError: They are no such images, or the devices do not divide `b`.
         """
         views = self._on_devices(images)
         with jax.default_matmul_precision(self.spec.precision):
             return self._encode(self.params, views)
 
     def compiled(self, images: Images) -> jax.stages.Compiled:
-        """The program that encodes pictures of these shapes: its text, its memory, its cost."""
+        """The program that encodes images of these shapes: its text, its memory, its cost."""
         with jax.default_matmul_precision(self.spec.precision):
             return self._encode.lower(self.params, self._on_devices(images)).compile()
 
@@ -76,10 +76,10 @@ class VggtEncoder:
         )
         if not right or len(views) != len(cameras) or len(batches) > 1 or min(batches) % parts:
             raise UserError(
-                where=f"the pictures of {', '.join(cameras)}",
+                where=f"the images of {', '.join(cameras)}",
                 expected=f"uint8[b, y, x, 3] of {len(cameras)} cameras, b a multiple of {parts}",
                 found=", ".join(f"{view.dtype}{list(view.shape)}" for view in views),
-                remedy="Give every camera's pictures in this order; fill the last batch up.",
+                remedy="Give every camera's images in this order; fill the last batch up.",
             )
 
 
@@ -95,11 +95,11 @@ def _tokens(spec: EncoderSpec, params: Params, views: Views) -> dict[int, Float[
         spec.model, spec.layers, kept=spec.kept, dtype=jnp.dtype(spec.compute_dtype)
     )
     resized = [resize_bicubic(view, height, width) for view in views]
-    pictures = jnp.stack(resized, axis=1).astype(jnp.float32) / 255
-    b, v = pictures.shape[:2]
+    images = jnp.stack(resized, axis=1).astype(jnp.float32) / 255
+    b, v = images.shape[:2]
     if spec.views == "single":
-        pictures = pictures.reshape(b * v, 1, *pictures.shape[2:])
-    tokens = module.apply({"params": params}, pictures)
+        images = images.reshape(b * v, 1, *images.shape[2:])
+    tokens = module.apply({"params": params}, images)
     return {
         layer: of_layer.reshape(b, v, *of_layer.shape[2:])
         for layer, of_layer in cast(dict[int, jax.Array], tokens).items()

@@ -4,7 +4,7 @@ In whole numbers: sums of floats depend on their order, and so on the device and
 value halfway between two would be rounded to either side.
 
 Source: Keys 1981, "Cubic convolution interpolation for digital image processing", a = -0.5, widened
-where a picture shrinks and cut off at its borders; fixed-point numbers as in Pillow.
+where an image shrinks and cut off at its borders; fixed-point numbers as in Pillow.
 """
 
 import functools

@@ -238,7 +238,7 @@ def _check_range(largest: np.ndarray, origin: TokenOrigin, key: str, places: Seq
                 where=f"{place}, {key}",
                 expected="finite tokens",
                 found=f"tokens of which one is {value}",
-                remedy="Check the weights and the picture; --compute_dtype float32 has more range.",
+                remedy="Check the weights and the image; --compute_dtype float32 has more range.",
             )
         if value > origin.largest:
             raise DataError(

@@ -863,7 +863,7 @@ def test_a_shard_of_another_dataset_of_the_same_size_is_found(
     assert sizes[0] == sizes[1]
     shutil.copy(tmp_path / "foreign" / EPISODES, undisturbed / EPISODES)
     found = command(verify.main, undisturbed, code=2)
-    expected = rf"\S*/{EPISODES}: expected records with the digest \w{{32}}; found \w{{32}}"
+    expected = rf"\S*/{EPISODES}: expected records with the checksum \w{{32}}; found \w{{32}}"
     assert any(re.fullmatch(expected, line) for line in found), found
 
 

@@ -272,7 +272,7 @@ CORRUPTIONS = {
     ),
     "another record": (
         record_with(EPISODES, action_with(2.0)),
-        rf"{EPISODES}: expected records with the digest \w{{32}}; found \w{{32}}",
+        rf"{EPISODES}: expected records with the checksum \w{{32}}; found \w{{32}}",
     ),
     "a value that is not finite": (
         record_with(EPISODES, action_with(np.nan)),
