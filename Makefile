@@ -21,15 +21,7 @@ AS_USERS := --xla_backend_optimization_level=3 --xla_llvm_disable_expensive_pass
 .PHONY: demo test test-all test-libero libero lint format clean
 
 demo: $(CORE)
-	@echo "==> converting the bundled RLDS set to data/libero_mini"
-	@$(BIN)/python -m converters.rlds tests/data/libero_mini data/libero_mini --overwrite
-	@echo "==> computing tokens of its images, with untrained weights"
-	@$(BIN)/python -m converters.vggt data/libero_mini --name vggt_tiny --weights random:tiny \
-		--size 56
-	@echo "==> finetuning on it for $(DEMO_STEPS) steps"
-	@$(BIN)/python -m train.run --config configs/libero_vggt.py:demo \
-		--config.num_steps=$(DEMO_STEPS) \
-		--config.optimizer.decay_steps=$(DEMO_STEPS) --config.save_dir=runs/demo --overwrite
+	@$(BIN)/octograin demo --num_steps $(DEMO_STEPS)
 
 test: $(INSTALLED)
 	@echo "==> running the tests in two processes (make test-all runs the slow ones as well)"

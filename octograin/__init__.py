@@ -14,6 +14,7 @@ files of these names lie in the current directory or beside a script. Import oct
 at the top of a script: the processes that it starts import it again.
 """
 
+import ast
 import importlib
 import importlib.machinery
 import pathlib
@@ -26,26 +27,14 @@ __version__ = "0.2.0"
 
 _PACKAGES = ("pipeline", "train", "converters")
 _FOLDER = pathlib.Path(__file__).resolve().parents[1]
-_NAMES = {
-    "pipeline.config": ("DataConfig", "DatasetConfig"),
-    "pipeline.dataset": ("Dataset", "open_dataset"),
-    "pipeline.errors": ("DataError", "RecordError", "SchemaError", "UserError"),
-    "pipeline.loader": ("Loader", "open_loader"),
-    "train.config": ("AugmentConfig", "OptimizerConfig", "TrainConfig", "ValidationConfig"),
-    "train.flags": ("load_config",),
-    "train.octo.config": (
-        "DiffusionConfig",
-        "ImageTokenizerConfig",
-        "LowdimTokenizerConfig",
-        "RegressionConfig",
-        "VGGTTokenizerConfig",
-        "octo_base",
-        "octo_small",
-    ),
-    "train.policy": ("FirstActions", "Policy", "PolicyConfig", "TemporalEnsemble"),
+_STUB = pathlib.Path(__file__).with_suffix(".pyi").read_text()
+_MODULES = {
+    alias.name: str(node.module)
+    for node in ast.parse(_STUB).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
-"""Modules, and what this package exports of each. `__init__.pyi` lists the same for editors."""
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+"""The module of each exported name; `__init__.pyi` lists them, for editors as well."""
 
 __all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]  # noqa: PLE0604
 

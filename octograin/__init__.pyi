@@ -1,6 +1,4 @@
-"""What octograin exports, for editors and type checkers, which do not run `__init__.py`."""
-
-from typing import Any
+"""What octograin exports; `__init__.py` reads this list, and so do editors and type checkers."""
 
 from pipeline.config import DataConfig, DatasetConfig
 from pipeline.dataset import Dataset, open_dataset
@@ -51,4 +49,4 @@ __all__ = [
 
 __version__: str
 
-def unpickled(content: bytes) -> Any: ...
+def unpickled(content: bytes) -> object: ...
