@@ -620,7 +620,7 @@ def describe(loader: Loader) -> str:
     """Returns the datasets, the chain and the size of a batch of a loader, in at most 15 lines.
 
     Args:
-      loader: Of any config.
+      loader: A loader with any config.
     """
     config = loader.config
     parts = zip(loader.datasets, loader.shares, strict=True)
