@@ -1,4 +1,4 @@
-"""Octo-small-1.5 on the four LIBERO suites as published, without VGGT tokens: the baseline.
+"""Finetunes octo-small-1.5 on the four published LIBERO suites, without VGGT tokens.
 
 python -m train.run --config configs/libero.py --config.save_dir=runs/libero
 """

@@ -1,21 +1,20 @@
-r"""A small Octo on the scripted expert's episodes of two tasks, for two cores of a CPU.
+r"""Trains a small Octo on the scripted expert's episodes of two tasks, on two CPU cores.
 
     python -m converters.libero_demos data/libero_expert --suite libero_spatial,libero_object \
         --tasks 0 --episodes 40 --noise 0.2 --waypoint_noise 0.03 --workers 2
     python -m train.run --config configs/libero_expert.py
-    python -m train.evaluate runs/libero_expert --suite libero_spatial --tasks 0 \
+    octograin evaluate runs/libero_expert --suite libero_spatial --tasks 0 \
         --first_trial 40 --trials 10 --workers 2
 
 Variants, after a colon:
 
     default    two cameras, the instruction and the robot's state.
-    vggt       besides, 21 tokens that an untrained miniature of VGGT makes of the camera:
-               `python -m converters.vggt data/libero_expert --name vggt_tiny --weights random:tiny
-               --size 56` adds them.
+    vggt       adds 21 tokens of an untrained miniature of VGGT. To compute them:
+               `octograin tokens data/libero_expert --name vggt_tiny --weights random:tiny --size 56`
 
-Neither crops the images, so that the two differ in their tokens alone. Making the episodes takes
-17 minutes, training 45. benchmarks/RESULTS.md has success rates, of episodes that the expert made
-before it learnt to come down beside an object (docs/decisions/0022-the-loop-closed-on-a-cpu.md).
+Neither crops the images, so the two differ only in their tokens. Making the episodes takes 17
+minutes, training 45. benchmarks/RESULTS.md has success rates; their episodes are from before the
+expert was fixed (docs/decisions/0022-the-loop-closed-on-a-cpu.md).
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""Octo with VGGT tokens on the four LIBERO suites.
+"""Finetunes Octo with VGGT tokens on the four LIBERO suites.
 
     python -m train.run --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
 
 reads data/libero_{spatial,object,goal,10}, converted from RLDS sets, with the column `vggt_tokens`
-that `python -m converters.vggt` adds (float16 261x2048 per step), and starts from the released
+that `octograin tokens` adds (float16 261x2048 per step), and starts from the released
 weights on the hub. `--dry_run` after it checks all of that in seconds and trains nothing. One flag
 sets how the tokens are used, such as --config.model.vggt.fusion=gated (docs/reference/model.md).
 `only` also needs
@@ -15,15 +15,15 @@ Variants, after a colon:
                GPU of 24 GB: about 13.5 GB by the dry run's estimate. A sample of two steps is 2.6
                MB, a batch 166 MB; the loader takes 1.2 GB of the host's memory.
     base       octo-base-1.5: 96.4 M trained parameters, about 23 GB: one GPU of 40 GB.
-    baseline   octo-small-1.5 on the same data without the tokens, what they are measured by: 27.0 M
-               trained parameters, about 8 GB.
-    demo       a laptop's size: the bundled set, with 21 tokens a step that untrained weights of
-               VGGT's architecture make (`vggt_tiny`), a random Octo of one layer, and an L1 head,
+    baseline   octo-small-1.5 on the same data without tokens, for comparison: 27.0 M trained
+               parameters, about 8 GB.
+    demo       a laptop's size: the bundled set, with 21 tokens per step from untrained weights
+               of VGGT's architecture (`vggt_tiny`), a random Octo of one layer, and an L1 head,
                which learns in 200 steps what diffusion needs thousands for: the mean loss of 20
                steps falls from 5.4 to 1.8, the action error on the held-out episode to 0.45.
 
-50,000 steps at batch 64 are 3.2 million samples. No GPU was at hand to measure hours on; on two CPU
-cores a step of octo-small takes 0.6 s a sample.
+50,000 training steps at batch 64 are 3.2 million samples. No GPU was measured; on two CPU cores a
+training step of octo-small takes 0.6 s per sample.
 """
 
 import dataclasses
