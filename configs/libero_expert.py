@@ -10,7 +10,7 @@ Variants, after a colon:
 
     default    two cameras, the instruction and the robot's state.
     vggt       adds 21 tokens of an untrained miniature of VGGT. To compute them:
-               `octograin tokens data/libero_expert --name vggt_tiny --weights random:tiny --size 56`
+               octograin tokens data/libero_expert --name vggt_tiny --weights random:tiny --size 56
 
 Neither crops the images, so the two differ only in their tokens. Making the episodes takes 17
 minutes, training 45. benchmarks/RESULTS.md has success rates; their episodes are from before the
