@@ -9,6 +9,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
 )
+_OWN = re.compile(
+    r"`((?:benchmarks|configs|converters|docs|octograin|pipeline|tests|train)/[\w./]*)(?::\w+)?`"
+)
+_EXAMPLES = {"configs/my_robot.py"}
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -35,6 +39,12 @@ def broken(page: pathlib.Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: pathlib.Path) -> None:
     assert not broken(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_the_checkout_exist(page: pathlib.Path) -> None:
+    named = set(_OWN.findall(page.read_text())) - _EXAMPLES
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 def test_index_lists_every_page() -> None:
