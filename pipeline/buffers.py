@@ -27,6 +27,10 @@ class Buffers:
         self._lock = threading.Lock()
         self._free_count = _count_of_a_free_block()
 
+    def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
+        """Pickles no memory: another process starts with an empty pool."""
+        return Buffers, ()
+
     @property
     def num_bytes(self) -> int:
         """Total size of all blocks, in use or free."""

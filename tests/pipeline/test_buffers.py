@@ -1,3 +1,4 @@
+import pickle
 import sys
 import threading
 
@@ -100,3 +101,11 @@ def test_count_of_a_free_block_is_measured(monkeypatch: pytest.MonkeyPatch, offs
     del array
     assert place in {address(buffers.empty(SHAPE, "uint8")), address(buffers.empty(SHAPE, "uint8"))}
     assert buffers.num_bytes == 2 * 2 * (1 << 20)
+
+
+def test_another_process_starts_with_an_empty_pool() -> None:
+    buffers = Buffers()
+    assert buffers.empty((2048, 1024), "uint8").nbytes == buffers.num_bytes
+    copy = pickle.loads(pickle.dumps(buffers))
+    assert copy.num_bytes == 0
+    assert copy.empty((2048, 1024), "uint8").nbytes == copy.num_bytes
