@@ -1,6 +1,6 @@
 """Finetunes octo-small-1.5 on the four published LIBERO suites, without VGGT tokens.
 
-python -m train.run --config configs/libero.py --config.save_dir=runs/libero
+octograin train --config configs/libero.py --config.save_dir=runs/libero
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ DOWNLOAD = (
     "hf download openvla/modified_libero_rlds --repo-type dataset --local-dir data/rlds"
     " --include '{suite}_no_noops/*'"
 )
-CONVERT = "python -m converters.rlds data/rlds/{suite}_no_noops data/{suite}"
+CONVERT = "octograin convert data/rlds/{suite}_no_noops data/{suite}"
 
 
 def suite_dataset(suite: str) -> DatasetConfig:

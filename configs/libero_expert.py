@@ -2,7 +2,7 @@ r"""Trains a small Octo on the scripted expert's episodes of two tasks, on two C
 
     python -m converters.libero_demos data/libero_expert --suite libero_spatial,libero_object \
         --tasks 0 --episodes 40 --noise 0.2 --waypoint_noise 0.03 --workers 2
-    python -m train.run --config configs/libero_expert.py
+    octograin train --config configs/libero_expert.py
     octograin evaluate runs/libero_expert --suite libero_spatial --tasks 0 \
         --first_trial 40 --trials 10 --workers 2
 

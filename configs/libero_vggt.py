@@ -1,6 +1,6 @@
 """Finetunes Octo with VGGT tokens on the four LIBERO suites.
 
-    python -m train.run --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
+    octograin train --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
 
 reads data/libero_{spatial,object,goal,10}, converted from RLDS sets, with the column `vggt_tokens`
 that `octograin tokens` adds (float16 261x2048 per step), and starts from the released
@@ -51,8 +51,8 @@ def suite_dataset(suite: str) -> DatasetConfig:
     return DatasetConfig(
         f"data/{suite}",
         commands=(
-            f"python -m converters.rlds data/rlds/{suite} data/{suite}",
-            f"python -m converters.vggt data/{suite} --weights hf://facebook/VGGT-1B",
+            f"octograin convert data/rlds/{suite} data/{suite}",
+            f"octograin tokens data/{suite} --weights hf://facebook/VGGT-1B",
         ),
     )
 

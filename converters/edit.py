@@ -1,4 +1,4 @@
-"""`python -m converters.edit DST`: corrects conventions and instructions of a dataset directory.
+"""`octograin edit DST`: corrects conventions and instructions of a dataset directory.
 
 The shards stay as they are. `dataset.json` is replaced as a whole, with its checksum, and its
 provenance says what was changed. A directory of before checksums gets them.
@@ -209,7 +209,7 @@ def _with_instruction(manifest: Manifest, old: str, new: str, where: str) -> Man
             expected=f"one of its {len(manifest.tasks)} instructions",
             found=repr(old),
             remedy="".join(f"Did you mean {text!r}? " for text in similar)
-            + "`python -m pipeline.inspect` lists them.",
+            + "`octograin inspect` lists them.",
         )
     if new != old and new in manifest.tasks:
         raise UserError(
@@ -230,7 +230,7 @@ def _check_unfinished(directory: epath.Path, instructions: Sequence[tuple[str, s
             where=f"{directory}, --instruction",
             expected="no unfinished column, which could not be resumed afterwards",
             found=", ".join(name.removesuffix(NOTE_SUFFIX) for name in notes),
-            remedy="Finish it, or remove it: python -m converters.vggt DST --remove NAME",
+            remedy="Finish it, or remove it: octograin tokens DST --remove NAME",
         )
 
 

@@ -1,4 +1,4 @@
-"""`python -m converters.export DST [OUT] --to rlds`: a dataset directory becomes RLDS again.
+"""`octograin export DST [OUT] --to rlds`: a dataset directory becomes RLDS again.
 
 tensorflow-datasets reads what is written; every feature has its key and dtype of the source, and
 images are the bytes that the source held. A converted export is the same dataset.

@@ -81,7 +81,7 @@ def find_mapping(source: RldsSource) -> SourceMapping:
         where=f"{source.directory}",
         expected=f"a dataset named {' or '.join(BUILT_IN)}, or a mapping",
         found=f"{source.name}",
-        remedy="Write one: `python -m converters.rlds SRC --describe > mapping.toml`, edit it, "
+        remedy="Write one: `octograin convert SRC --describe > mapping.toml`, edit it, "
         "and convert with `--mapping mapping.toml`.",
     )
 
@@ -93,11 +93,11 @@ def read_mapping(path: epath.PathLike) -> SourceMapping:
       DataError: Where it is missing, no TOML, or has fields that a mapping does not have.
     """
     expected = "a mapping in TOML"
-    remedy = "Start from `python -m converters.rlds SRC --describe > mapping.toml`."
+    remedy = "Start from `octograin convert SRC --describe > mapping.toml`."
     text = read_text(path, expected=expected, remedy=remedy)
     return from_json_text(
         SourceMapping,
         toml_to_json(text, where=str(path), expected=expected, remedy=remedy),
         where=str(path),
-        remedy="Fix the fields; `python -m converters.rlds SRC --describe` prints valid ones.",
+        remedy="Fix the fields; `octograin convert SRC --describe` prints valid ones.",
     )

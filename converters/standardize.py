@@ -175,7 +175,7 @@ class SourceMapping:
                 found=f"unmapped: {', '.join(unknown) or 'none'}; "
                 f"missing: {', '.join(key or repr(key) for key in missing) or 'none'}",
                 remedy=(note if self.task_key in missing else "")
-                + "Write a mapping: `python -m converters.rlds SRC --describe > mapping.toml`,"
+                + "Write a mapping: `octograin convert SRC --describe > mapping.toml`,"
                 " edit it, and convert with `--mapping mapping.toml`.",
             )
 

@@ -108,7 +108,7 @@ def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
             where=where,
             expected="tokens of one encoder in all datasets",
             found="computed ones beside some of the source, whose encoder is not known",
-            remedy="Compute them for every dataset with `python -m converters.vggt`.",
+            remedy="Compute them for every dataset with `octograin tokens`.",
         )
 
 
@@ -141,5 +141,5 @@ def _check_meaning(dataset: Dataset, first: Dataset) -> None:
             expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
             found=", ".join(f"{name} {theirs[name]}" for name in differing),
             remedy="Train on datasets with the same conventions; correct wrong ones "
-            "with `python -m converters.edit`.",
+            "with `octograin edit`.",
         )

@@ -29,7 +29,7 @@ FILE_NAME = "dataset.json"
 STATISTICS_NAME = "statistics.json"
 WORK = ".conversion"
 """Folder with the state of a running conversion; removed at its end."""
-EDIT = "python -m converters.edit"
+EDIT = "octograin edit"
 """The command that changes conventions and instructions, and writes checksums."""
 _CONVERT_AGAIN = "Convert the dataset again."
 
@@ -201,21 +201,21 @@ def _read(path: epath.Path) -> str:
             where=str(path.parent),
             expected=f"a dataset directory with a {FILE_NAME}",
             found="an unfinished conversion",
-            remedy="Run the same `python -m converters.rlds` again: it resumes where it stopped.",
+            remedy="Run the same `octograin convert` again: it resumes where it stopped.",
         )
     if _is_rlds(path.parent):
         raise DataError(
             where=str(path.parent),
             expected=f"a dataset directory with a {FILE_NAME}",
             found="an RLDS directory",
-            remedy=f"Convert it: python -m converters.rlds {path.parent} DST; "
-            f"compare the two: python -m converters.verify {path.parent} DST",
+            remedy=f"Convert it: octograin convert {path.parent} DST; "
+            f"compare the two: octograin verify {path.parent} DST",
         )
     raise DataError(
         where=str(path.parent),
         expected=f"a dataset directory with a {FILE_NAME}",
         found="none in it" if path.parent.exists() else "no such directory",
-        remedy=f"Convert an RLDS directory: python -m converters.rlds SRC {path.parent}",
+        remedy=f"Convert an RLDS directory: octograin convert SRC {path.parent}",
     )
 
 

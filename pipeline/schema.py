@@ -247,11 +247,11 @@ def _how_to_have(key: str) -> str:
     if key == ACTION:
         return (
             f'Convert the source again, with key = "{ACTION}" for one of its keys in the mapping '
-            "(`python -m converters.rlds SRC --describe` writes one)."
+            "(`octograin convert SRC --describe` writes one)."
         )
     return (
         "Name in data.observations what the dataset has, or convert a source that has this one; "
-        "tokens are computed by `python -m converters.vggt`."
+        "tokens are computed by `octograin tokens`."
     )
 
 

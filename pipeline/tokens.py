@@ -232,7 +232,7 @@ def check_same_encoder(stored: TokenOrigin, other: TokenOrigin, where: str) -> N
             expected=", ".join(f"{name} {_shown(then[name])}" for name in differing),
             found=", ".join(f"{name} {_shown(now[name])}" for name in differing),
             remedy="Tokens of one encoder are noise to another: compute them with "
-            "`python -m converters.vggt` and these settings, or use what they were made for.",
+            "`octograin tokens` and these settings, or use what they were made for.",
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from octograin.cli import VERBS
 from pipeline.config import DataConfig
 from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig, WandbConfig
 
@@ -72,6 +73,11 @@ def unknown(text: str, known_flags: set[str]) -> list[str]:
         and importlib.util.find_spec(name) is None
     ]
     found += [
+        f"octograin {verb}"
+        for verb in re.findall(r"`octograin ([a-z]+)", text)
+        if verb not in VERBS
+    ]
+    found += [
         flag
         for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)
         if flag not in known_flags | FOREIGN
@@ -95,6 +101,7 @@ def test_what_messages_name_exists() -> None:
     ("text", "found"),
     [
         ("run `python -m converters.resize DST`.", ["converters.resize"]),
+        ("run `octograin resize DST` or `octograin tokens DST`", ["octograin resize"]),
         ("add --resize to it", ["--resize"]),
         ("set data.image_size", ["data.image_size"]),
         ("add --config.data.sizes 3", ["data.sizes"]),

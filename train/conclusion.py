@@ -1,7 +1,7 @@
 """Writes what follows a run's last checkpoint: last validation, predicted episode and report.
 
 The run is complete once that checkpoint is written. If a later part fails, the error is logged, and
-`python -m train.report RUN` writes what is missing.
+`octograin report RUN` writes what is missing.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001  (whatever it is, the weights are saved)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         _log.warning(
-            "the run is complete, but %s failed: %s%s\nFix it, then run `python -m train.report "
+            "the run is complete, but %s failed: %s%s\nFix it, then run `octograin report "
             "%s` to write what is missing; it accepts --config flags too",
             part,
             kind,

@@ -1,4 +1,4 @@
-"""`python -m train.export RUN DST`: writes a trained model in the original Octo's layout."""
+"""`octograin export RUN DST --to octo`: writes a trained model in the original Octo's layout."""
 
 import collections
 import dataclasses

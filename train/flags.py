@@ -80,7 +80,7 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
             where="command line",
             expected="--config FILE[:VARIANT]",
             found=" ".join(arguments) or "nothing",
-            remedy="Try `python -m train.run --config configs/libero_vggt.py:demo`.",
+            remedy="Try `octograin train --config libero_vggt:demo`.",
         )
     config = _read_variant(known.config)
     with deferred():

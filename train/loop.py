@@ -40,7 +40,7 @@ class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
         self.way_on = "continue with --resume"
         """What the user can do next."""
         if is_complete:
-            self.way_on = "it is the last one; `python -m train.report` writes the report"
+            self.way_on = "it is the last one; `octograin report` writes the report"
 
 
 @dataclasses.dataclass(frozen=True)

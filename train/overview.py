@@ -89,8 +89,8 @@ def describe_end(directory: pathlib.Path) -> str:
         [
             ("reached", "; ".join(reached)),
             ("report", str(directory / "report.html")),
-            ("next", f"python -m train.evaluate {directory}   rolls it out in the simulator"),
-            ("", f"python -m train.serve {directory}   answers a robot over the network"),
+            ("next", f"octograin evaluate {directory}   rolls it out in the simulator"),
+            ("", f"octograin serve {directory}   answers a robot over the network"),
         ]
     )
 

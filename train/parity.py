@@ -1,4 +1,4 @@
-"""`python -m train.parity RUN`: checks that a policy sees at rollout what it was trained on.
+"""`octograin parity RUN`: checks that a policy sees at rollout what it was trained on.
 
 It shows a stored episode to the policy's input path as an environment would: frame by frame, with
 raw

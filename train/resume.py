@@ -41,7 +41,7 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
 def _make_up(run_directory: pathlib.Path) -> str:
     if (run_directory / REPORT_NAME).exists():
         return ""
-    return f"It has no report: `python -m train.report {run_directory}` writes it. "
+    return f"It has no report: `octograin report {run_directory}` writes it. "
 
 
 def how_to_train_on(config: TrainConfig) -> str:

@@ -1,4 +1,4 @@
-"""`python -m converters.rlds SRC DST`: converts an RLDS directory to a dataset directory."""
+"""`octograin convert SRC DST`: converts an RLDS directory to a dataset directory."""
 
 import dataclasses
 import logging
@@ -104,7 +104,7 @@ def _convert(source: RldsSource, args: Args, runner: Runner) -> None:
             where="command line",
             expected="a destination",
             found="only SRC",
-            remedy="Add one: `python -m converters.rlds SRC DST`.",
+            remedy="Add one: `octograin convert SRC DST`.",
         )
     mapping = mappings.read_mapping(args.mapping) if args.mapping else mappings.find_mapping(source)
     keep_freed_memory()

@@ -20,7 +20,7 @@ _OTHER_FORMATS = {
 }
 """What else a directory may hold, by glob, and in words; the first that fits is reported."""
 _REMEDIES = {
-    "dataset.json": "Look at it: python -m pipeline.inspect {path}",
+    "dataset.json": "Look at it: octograin inspect {path}",
     "*.tfrecord*": "Fetch features.json and dataset_info.json into the folder of these files.",
 }
 _WRITE_RLDS = (

@@ -1,4 +1,4 @@
-"""`python -m converters.verify SRC DST`: compares a dataset directory with its RLDS source.
+"""`octograin verify SRC DST`: compares a dataset directory with its RLDS source.
 
 With DST alone everything in the dataset directory is read again and checked against its manifest.
 """

@@ -1,4 +1,4 @@
-"""`python -m converters.vggt DATASET`: adds VGGT's tokens of a dataset's images, as a column."""
+"""`octograin tokens DATASET`: adds VGGT's tokens of a dataset's images, as a column."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""`python -m pipeline.benchmark DST`: measures the loader, and compares it with its floor."""
+"""`octograin benchmark DST`: measures the loader, and compares it with its floor."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""`python -m pipeline.inspect DST`: shows a dataset directory as text, JSON or a figure."""
+"""`octograin inspect DST`: shows a dataset directory as text, JSON or a figure."""
 
 import dataclasses
 import json

@@ -51,8 +51,7 @@ def check_conventions(conventions: Conventions, where: str) -> None:
             expected="what LIBERO's controller takes: "
             + ", ".join(f"{field} = {_HONOURED[field]}" for field in misfits),
             found=", ".join(f"{field} = {value}" for field, value in misfits.items()),
-            remedy="Evaluate a policy of a LIBERO dataset, or correct them with "
-            "`python -m converters.edit`.",
+            remedy="Evaluate a policy of a LIBERO dataset, or correct them with `octograin edit`.",
         )
 
 

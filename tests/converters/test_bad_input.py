@@ -213,7 +213,7 @@ FETCH = r"The file is corrupt or its download incomplete: fetch it again\."
 SKIP = r" Or leave such episodes out: --bad_episodes skip\."
 DECLARED = r"The records must be what features\.json declares: write the source again\."
 DECLARES = DECLARED + SKIP
-MAP = r"Write a mapping: `python -m converters\.rlds SRC --describe > mapping\.toml`.*"
+MAP = r"Write a mapping: `octograin convert SRC --describe > mapping\.toml`.*"
 CRC = r"expected CRC32C [0-9a-f]{8}; found [0-9a-f]{8}\."
 FINITE = r"Fix the episode at the source, or ignore the key in the mapping\." + SKIP
 FIT = r"Fix or rescale them at the source, or ignore the key in the mapping\." + SKIP
@@ -646,7 +646,7 @@ def test_a_mapping_is_refused_in_one_line_until_it_is_fixed(
     mapping.write_bytes(spoiled if isinstance(spoiled, bytes) else spoiled.encode())
     message = (
         rf"/mapping\.toml: expected a (valid SourceMapping|mapping in TOML); found {found}\. "
-        r".*`python -m converters\.rlds SRC --describe.*\."
+        r".*`octograin convert SRC --describe.*\."
     )
     check_refused(command, source, out, message, "--mapping", mapping)
     assert not out.exists()

@@ -583,7 +583,7 @@ def test_an_rlds_directory_alone_is_shown_how_to_verify(
         run(monkeypatch, str(rlds))
     report = capsys.readouterr().err
     assert re.fullmatch(
-        rf"error: .*found an RLDS directory\. .*converters\.verify {rlds} DST\n", report
+        rf"error: .*found an RLDS directory\. .*octograin verify {rlds} DST\n", report
     )
 
 

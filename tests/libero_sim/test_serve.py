@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.libero, pytest.mark.filterwarnings("ignore")]
 
 @contextlib.contextmanager
 def served(run: pathlib.Path) -> Iterator[int]:
-    """The port of `python -m train.serve RUN`, which ends without an error."""
+    """The port of `octograin serve RUN`, which ends without an error."""
     process = subprocess.Popen(
         [sys.executable, "-m", "train.serve", run, "--host", "127.0.0.1", "--port", "0"],
         cwd=ROOT,

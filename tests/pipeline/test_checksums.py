@@ -126,7 +126,7 @@ def test_a_dataset_of_before_opens_with_one_line(
     (line,) = caplog.messages
     assert line == (
         f"{copied}: dataset.json and statistics.json have no checksums, as it was written before "
-        f"there were any; add them: python -m converters.edit {copied}"
+        f"there were any; add them: octograin edit {copied}"
     )
     assert opened[0].manifest == dataclasses.replace(sealed, statistics_checksum="")
     assert "checksum" not in json.loads(opened[0].manifest.dumps())

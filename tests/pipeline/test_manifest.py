@@ -24,7 +24,7 @@ def test_manifest_survives_its_text(mini_dataset: pathlib.Path, tmp_path: pathli
 
 def test_directory_without_a_manifest_is_no_dataset(tmp_path: pathlib.Path) -> None:
     message = (
-        "expected a dataset directory with a dataset.json; found {}. Convert .*converters.rlds"
+        "expected a dataset directory with a dataset.json; found {}. Convert .*octograin convert"
     )
     with pytest.raises(DataError, match=message.format("none in it")):
         load_manifest(epath.Path(tmp_path))
@@ -34,7 +34,7 @@ def test_directory_without_a_manifest_is_no_dataset(tmp_path: pathlib.Path) -> N
 
 def test_an_rlds_directory_is_called_one(mini_rlds: pathlib.Path) -> None:
     for directory in (mini_rlds, mini_rlds.parent):
-        commands = rf"converters\.rlds {directory} DST; .*converters\.verify {directory} DST"
+        commands = rf"octograin convert {directory} DST; .*octograin verify {directory} DST"
         with pytest.raises(DataError, match=f"found an RLDS directory. Convert it: .*{commands}"):
             load_manifest(epath.Path(directory))
 

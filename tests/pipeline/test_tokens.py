@@ -143,7 +143,7 @@ def test_another_encoder_is_refused_field_by_field(fields: dict, expected: str, 
     assert caught.value.where == "data/x, observation/t"
     assert caught.value.expected.startswith(expected)
     assert caught.value.found.startswith(found)
-    assert "converters.vggt" in caught.value.remedy
+    assert "octograin tokens" in caught.value.remedy
 
 
 def test_another_order_of_a_joint_sequence_is_another_encoder() -> None:

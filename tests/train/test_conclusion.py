@@ -25,7 +25,7 @@ def test_what_fails_after_the_last_checkpoint_is_reported(error, printed, caplog
     with caplog.at_level(logging.WARNING), reported("the report", pathlib.Path("runs/x")):
         raise error
     assert f"the run is complete, but the report failed: {printed}\n" in caplog.text
-    assert "`python -m train.report runs/x`" in caplog.text
+    assert "`octograin report runs/x`" in caplog.text
 
 
 def test_an_interrupt_is_not_held_back():

@@ -33,7 +33,7 @@ def test_all_that_is_missing_is_reported_at_once_with_its_commands(tiny_config, 
     message = str(error.value)
     assert f"{missing}/a: expected a dataset directory; found none. Get it with:\n" in message
     assert "      fetch a\n      convert a\n" in message
-    assert f"python -m converters.rlds SRC {missing}/b" in message
+    assert f"octograin convert SRC {missing}/b" in message
     assert f"{missing}/spiece.model: expected a file" in message
 
 

@@ -1,4 +1,4 @@
-"""The command line of `python -m train.evaluate`."""
+"""The command line of `octograin evaluate`."""
 
 import contextlib
 import dataclasses

@@ -106,7 +106,7 @@ def _origin(checkpoint: Checkpoint, path: str, key: str) -> TokenOrigin:
         raise UserError(
             where=where,
             expected="how its tokens were made, so that they can be made at rollout",
-            found="nothing: they were not stored by `python -m converters.vggt`",
+            found="nothing: they were not stored by `octograin tokens`",
             remedy="Train on tokens that it computed, or give `Policy` an encoder from Python.",
         )
     return TokenOrigin.from_json(json.dumps(encoders[key]), where)

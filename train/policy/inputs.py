@@ -9,7 +9,7 @@
     goal          gather.py: the images of a later step    the images that `reset` was given
     tokens        a column of the dataset              a `TokenEncoder`
 
-`python -m train.parity` compares the two, array by array.
+`octograin parity` compares the two, array by array.
 """
 
 import collections

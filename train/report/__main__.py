@@ -1,4 +1,4 @@
-"""`python -m train.report RUN`: writes the page of a run from its directory.
+"""`octograin report RUN`: writes the page of a run from its directory.
 
 If a complete run lacks its last validation or the chunks of an episode, they are computed first,
 from its last checkpoint.

@@ -1,4 +1,4 @@
-"""`python -m train.serve RUN`: serves a policy over a websocket, for openpi's clients."""
+"""`octograin serve RUN`: serves a policy over a websocket, for openpi's clients."""
 
 import asyncio
 import dataclasses
@@ -168,7 +168,7 @@ def _import_server() -> ModuleType:
         from train.serve import server  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise UserError(
-            where="python -m train.serve",
+            where="octograin serve",
             expected="the packages websockets and msgpack",
             found=f"{error.name} is not installed",
             remedy=f"{install_extra('serve')}.",

@@ -114,7 +114,7 @@ def test_all_that_cannot_be_honoured_is_reported_together() -> None:
     assert str(caught.value) == (
         "runs/a, conventions: expected what LIBERO's controller takes: rotation = axis_angle, "
         "control_frequency_hz = 20.0; found rotation = euler_xyz, control_frequency_hz = 10.0. "
-        "Evaluate a policy of a LIBERO dataset, or correct them with `python -m converters.edit`."
+        "Evaluate a policy of a LIBERO dataset, or correct them with `octograin edit`."
     )
     with pytest.raises(UserError, match="found gripper_dim = None"):
         check_conventions(dataclasses.replace(PUBLISHED, gripper_dim=None), "x")
