@@ -1,6 +1,7 @@
 """What octograin exports; `__init__.py` reads this list, and so do editors and type checkers."""
 
 from pipeline.config import DataConfig, DatasetConfig
+from pipeline.conventions import restore_gripper
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, SchemaError, UserError
 from pipeline.loader import Loader, open_loader
@@ -45,6 +46,7 @@ __all__ = [
     "octo_small",
     "open_dataset",
     "open_loader",
+    "restore_gripper",
 ]
 
 __version__: str

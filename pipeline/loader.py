@@ -283,7 +283,7 @@ class Loader:
         """Returns values of a batch, or predicted ones, in the dataset's units; float32 (..., d).
 
         The gripper of an action stays 1 = open and 0 = close;
-        `pipeline.conventions.restore_gripper` turns it into the dataset's commands.
+        `restore_gripper(actions, manifest.conventions)` turns it into the dataset's commands.
 
         Args:
           key: `action`, or a normalised observation such as `observation/proprio`.

@@ -46,7 +46,7 @@ def importers(directory: pathlib.Path, package: str) -> set[str]:
 
 
 def test_no_module_brings_tensorflow_or_torch() -> None:
-    assert frameworks(REPOSITORY, "pipeline", "converters", "train") == []
+    assert frameworks(REPOSITORY, "octograin", "pipeline", "converters", "train") == []
 
 
 def test_the_check_sees_an_import_deep_inside_a_package(tmp_path: pathlib.Path) -> None:
