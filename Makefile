@@ -35,7 +35,7 @@ test-all: $(INSTALLED)
 
 # The LIBERO simulator for evaluation and demonstrations; LIBERO_ASSETS=DIR names its assets.
 libero: $(SIMULATOR)
-	@$(BIN)/python -m pipeline.libero || echo "==> the packages are installed; see above for the rest"
+	@$(BIN)/python -m train.evaluate.libero || echo "==> the packages are installed; see above for the rest"
 
 test-libero: $(SIMULATOR)
 	@echo "==> running the tests in the LIBERO simulator (a few minutes)"

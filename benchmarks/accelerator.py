@@ -31,18 +31,18 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from benchmarks import train_step, vggt
-from pipeline.config import DataConfig, DatasetConfig
+from benchmarks import step_time, vggt
 from pipeline.errors import user_errors_exit
-from pipeline.vggt.sources import RANDOM, config_of
-from train.config import OptimizerConfig, TrainConfig
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.vggt.weight_sources import RANDOM, config_of
 from train.flags import Flags
-from train.inputs import open_inputs
-from train.logging import read_metrics
-from train.memory import estimate_memory
-from train.octo.config import octo_small
+from train.metrics.metrics_log import read_metrics
+from train.octo.octo_config import octo_small
 from train.run import run
-from train.setup import set_up
+from train.run_plan import set_up
+from train.run_resources import open_inputs
+from train.train_config import OptimizerConfig, TrainConfig
+from train.update.step_memory import estimate_memory
 
 _NUM_UNSTEADY = 5
 """Training steps before the loader and the devices are in step."""
@@ -93,7 +93,7 @@ def measure(args: Args, name: str) -> dict[str, Any]:
             return figures | _machine()
         case "matmul":
             return figures | {
-                f"{dtype}_tflop_s": round(train_step.matmul_gflop_s(dtype) / 1e3, 2)
+                f"{dtype}_tflop_s": round(step_time.matmul_gflop_s(dtype) / 1e3, 2)
                 for dtype in ("bfloat16", "float32")
             }
         case "train":

@@ -12,12 +12,12 @@ import numpy as np
 import tyro
 from etils import epath
 
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.dataset_writer import ShardWriter, write_manifest
+from pipeline.data.manifest import Shard
+from pipeline.data.record import RecordLayout
+from pipeline.data.schema import EPISODES, Column, Feature, Schema
 from pipeline.errors import user_errors_exit
-from pipeline.manifest import Shard
-from pipeline.record import RecordLayout
-from pipeline.schema import EPISODES, Column, Feature, Schema
-from pipeline.writer import ShardWriter, write_manifest
 
 _COLUMN = "vggt_tokens"
 

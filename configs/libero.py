@@ -5,9 +5,9 @@ octograin train --config configs/libero.py --config.save_dir=runs/libero
 
 import dataclasses
 
-from pipeline.config import DataConfig, DatasetConfig
-from train.config import TrainConfig
-from train.octo.config import octo_small
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from train.octo.octo_config import octo_small
+from train.train_config import TrainConfig
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 DOWNLOAD = (

@@ -19,9 +19,8 @@ expert was fixed (docs/decisions/0022-the-loop-closed-on-a-cpu.md).
 
 import dataclasses
 
-from pipeline.config import DataConfig, DatasetConfig
-from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
-from train.octo.config import (
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from train.octo.octo_config import (
     ImageTokenizerConfig,
     LanguageConfig,
     LowdimTokenizerConfig,
@@ -31,6 +30,7 @@ from train.octo.config import (
     TransformerConfig,
     VGGTTokenizerConfig,
 )
+from train.train_config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio")
 TOKENS = VGGTTokenizerConfig(num_tokens=21, token_dim=64, observation_key="vggt_tiny")

@@ -28,9 +28,8 @@ training step of octo-small takes 0.6 s per sample.
 
 import dataclasses
 
-from pipeline.config import DataConfig, DatasetConfig
-from train.config import OptimizerConfig, TrainConfig, ValidationConfig
-from train.octo.config import (
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from train.octo.octo_config import (
     ImageTokenizerConfig,
     RegressionConfig,
     TransformerConfig,
@@ -39,6 +38,7 @@ from train.octo.config import (
     octo_base,
     octo_small,
 )
+from train.train_config import OptimizerConfig, TrainConfig, ValidationConfig
 
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")

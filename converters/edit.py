@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import tyro
 from etils import epath
 
-from converters.columns import claimed
-from converters.ownership import NOTE_SUFFIX, children
-from pipeline.conventions import Conventions
-from pipeline.dataset import load_statistics, on_disk
+from converters.job.columns import claimed
+from converters.job.file_ownership import NOTE_SUFFIX, children
+from pipeline.data.conventions import Conventions
+from pipeline.data.dataset import load_statistics, on_disk
+from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, WORK, Manifest, check_consistency
 from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.files import (
     from_json_text,
@@ -27,7 +28,6 @@ from pipeline.files import (
     write_text_atomically,
     writing,
 )
-from pipeline.manifest import FILE_NAME, STATISTICS_NAME, WORK, Manifest, check_consistency
 from pipeline.terminal import program, show
 
 INSTRUCTION = "instruction"

@@ -17,16 +17,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from converters import progress
-from converters.rlds.encoding import serialize_episode
-from converters.rlds.restoration import Formats, declared_features, read_episode
+from converters.job import job_progress
+from converters.rlds.example_encoding import serialize_episode
+from converters.rlds.rlds_restoration import Formats, declared_features, read_episode
 from converters.rlds.tfrecord import frame
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.manifest import Manifest
+from pipeline.data.schema import EPISODES
 from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.files import is_remote, sync, temporary_path
-from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
-from pipeline.schema import EPISODES
 from pipeline.terminal import program, show
 
 _MB = 1e6
@@ -67,7 +67,7 @@ def main() -> None:
         args = tyro.cli(Args, prog=program("converters.export"))
         dataset = open_dataset(args.dst)
         started = time.perf_counter()
-        with progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:
+        with job_progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:
             version = export(dataset, args.out, overwrite=args.overwrite, on_progress=on_progress)
         show(_summary(dataset, version, time.perf_counter() - started))
 

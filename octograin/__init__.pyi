@@ -1,13 +1,12 @@
 """What octograin exports; `__init__.py` reads this list, and so do editors and type checkers."""
 
-from pipeline.config import DataConfig, DatasetConfig
-from pipeline.conventions import restore_gripper
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.data.conventions import restore_gripper
+from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, SchemaError, UserError
-from pipeline.loader import Loader, open_loader
-from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader, open_loader
 from train.flags import load_config
-from train.octo.config import (
+from train.octo.octo_config import (
     DiffusionConfig,
     ImageTokenizerConfig,
     LowdimTokenizerConfig,
@@ -17,6 +16,7 @@ from train.octo.config import (
     octo_small,
 )
 from train.policy import FirstActions, Policy, PolicyConfig, TemporalEnsemble
+from train.train_config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
 __all__ = [
     "AugmentConfig",

@@ -15,20 +15,26 @@ from pipeline.terminal import show
 VERBS = {
     "convert": ("converters.rlds.__main__", "convert an RLDS directory to a dataset directory"),
     "verify": ("converters.verify.__main__", "check a dataset, alone or against its source"),
-    "inspect": ("pipeline.inspect.__main__", "show what a dataset holds, as text, JSON or images"),
+    "inspect": (
+        "pipeline.inspection.__main__",
+        "show what a dataset holds, as text, JSON or images",
+    ),
     "edit": ("converters.edit", "correct conventions and instructions of a dataset"),
     "export": (None, "write a dataset as RLDS, or a run as a checkpoint of the original Octo"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
     "train": ("train.run", "finetune Octo on datasets"),
-    "evaluate": ("train.evaluate.command", "run the policy of a run in the LIBERO simulator"),
+    "evaluate": (
+        "train.evaluate.evaluate_command",
+        "run the policy of a run in the LIBERO simulator",
+    ),
     "serve": ("train.serve.__main__", "serve the policy of a run over a websocket"),
-    "parity": ("train.parity", "compare the inputs of a policy with those of its training"),
+    "parity": ("train.policy.parity", "compare the inputs of a policy with those of its training"),
     "report": ("train.report.__main__", "write the report of a run again"),
     "benchmark": ("pipeline.benchmark.__main__", "measure how fast batches of a dataset load"),
     "demo": (None, "convert the bundled data and finetune a small Octo on it"),
 }
 """The module whose `main` a verb runs, where it is one alone, and what the verb does."""
-FORMATS = {"rlds": "converters.export", "octo": "train.export"}
+FORMATS = {"rlds": "converters.export", "octo": "train.checkpoints.export_run"}
 """What `octograin export` writes, and the module that does."""
 
 

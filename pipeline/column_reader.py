@@ -12,11 +12,11 @@ from array_record.python import (
 )
 from etils import epath
 
+from pipeline.data.images import decode_image, resize_image
+from pipeline.data.manifest import Shard
+from pipeline.data.record import RecordLayout, Values
+from pipeline.data.schema import Feature
 from pipeline.errors import DataError, RecordError, UserError
-from pipeline.images import decode_image, resize_image
-from pipeline.manifest import Shard
-from pipeline.record import RecordLayout, Values
-from pipeline.schema import Feature
 
 _READER_BUFFER_BYTES = 32768
 """Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""

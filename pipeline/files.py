@@ -20,8 +20,8 @@ import pydantic
 import xxhash
 from etils import epath
 
+from pipeline.added_fields import without_absent
 from pipeline.errors import DataError, UserError
-from pipeline.later import without_absent
 
 T = TypeVar("T")
 
@@ -242,7 +242,7 @@ def _on_one_line(match: re.Match[str]) -> str:
 
 
 def to_json_values(value: object) -> Any:
-    """Converts a nested dataclass to JSON values, without the fields `pipeline.later` omits."""
+    """Converts a nested dataclass to JSON values; `pipeline.added_fields` omits some fields."""
     return without_absent(value, _adapter(type(value)).dump_python(value, mode="json"))
 
 

@@ -31,13 +31,13 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.registry import _registry as fsspec_implementations
 from hypothesis import HealthCheck, settings
 
-from .type_checks import check_shapes_where_they_are_named
+from tests.type_checks import check_shapes_where_they_are_named
 
 check_shapes_where_they_are_named()  # before the packages are imported
 
-from converters.convert import convert  # noqa: E402
-from converters.mappings import LIBERO  # noqa: E402
-from converters.rlds.source import open_source  # noqa: E402
+from converters.job.convert import convert  # noqa: E402
+from converters.mapping.builtin_mappings import LIBERO  # noqa: E402
+from converters.rlds.rlds_source import open_source  # noqa: E402
 from pipeline.files import json_checksum  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -56,13 +56,13 @@ _LONGEST = (
     "pipeline/vggt/test_aggregator.py",
     "train/test_run.py",
     "pipeline/vggt/test_encoder.py",
-    "train/test_step.py",
-    "converters/test_vggt.py",
+    "train/update/test_train_step.py",
+    "converters/vggt/test_token_job.py",
     "train/octo/test_model.py",
     "train/octo/test_fusion.py",
-    "pipeline/test_loader.py",
-    "converters/test_job.py",
-    "train/test_policy.py",
+    "pipeline/loading/test_loader.py",
+    "converters/job/test_kills.py",
+    "train/policy/test_policy.py",
 )
 """Test files by CPU time; the others take less than half a minute each."""
 _SHARED = pathlib.Path(__file__).parents[2] / "shared"

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.octo.config import OctoConfig
-from train.octo.policy import init_params
+from train.octo.functional import init_params
+from train.octo.octo_config import OctoConfig
 
 
 @functools.cache

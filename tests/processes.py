@@ -108,14 +108,14 @@ class Command:
 
 _PRELOADED = (
     "train.run",
-    "train.export",
+    "train.checkpoints.export_run",
     "train.serve.__main__",
     "train.serve.server",
     "converters.rlds.__main__",
     "converters.vggt.__main__",
     "converters.export",
     "converters.verify.__main__",
-    "pipeline.inspect.__main__",
+    "pipeline.inspection.__main__",
     "pipeline.benchmark.__main__",
 )
 _started: weakref.WeakSet[Command] = weakref.WeakSet()

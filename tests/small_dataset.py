@@ -9,12 +9,12 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from pipeline import statistics
-from pipeline.conventions import Conventions
-from pipeline.manifest import FORMAT_VERSION, Manifest
-from pipeline.record import RecordLayout
-from pipeline.schema import EPISODES, Column, Feature, Schema
-from pipeline.writer import ShardWriter, write_manifest
+from pipeline.data import statistics
+from pipeline.data.conventions import Conventions
+from pipeline.data.dataset_writer import ShardWriter, write_manifest
+from pipeline.data.manifest import FORMAT_VERSION, Manifest
+from pipeline.data.record import RecordLayout
+from pipeline.data.schema import EPISODES, Column, Feature, Schema
 
 CONVENTIONS = Conventions("upright", "none", control_frequency_hz=10.0, no_ops="kept")
 LENGTH = 6

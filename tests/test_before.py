@@ -13,14 +13,14 @@ import pytest
 import converters.export
 import converters.verify.__main__
 import converters.vggt.__main__
-import train.export
-from pipeline.dataset import open_dataset
-from train.checkpoints import read_checkpoint
+import train.checkpoints.export_run
+from pipeline.data.dataset import open_dataset
+from train.checkpoints.checkpoint_store import read_checkpoint
 from train.flags import Flags, load_config
-from train.logging import read_metrics
-from train.octo.pretrained import read_octo
+from train.metrics.metrics_log import read_metrics
+from train.octo.released.weight_loading import read_octo
 from train.policy import Policy
-from train.policy.encoder import encoder_of
+from train.policy.rollout_tokens import encoder_of
 from train.run import run
 
 _BEFORE = pathlib.Path(__file__).parent / "data" / "before"
@@ -117,7 +117,9 @@ def test_a_policy_acts_from_a_checkpoint(here):
 
 
 def test_a_run_is_exported_to_the_original_layout(here, call):
-    call(train.export, "runs/before_untokened", "octo", "--language_encoder", "my-t5")
+    call(
+        train.checkpoints.export_run, "runs/before_untokened", "octo", "--language_encoder", "my-t5"
+    )
     statistics = json.loads((here / "octo" / "dataset_statistics.json").read_text())
     assert len(statistics["action"]["mean"]) == 7
     exported = read_octo(here / "octo", 2).params["octo_transformer"]

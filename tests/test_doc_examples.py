@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from converters.mappings import read_mapping
-from converters.vggt.job import TokenJob, add_tokens
-from converters.vggt.settings import TokenSettings
-from pipeline.dataset import open_dataset
-from pipeline.images import decode_image
-from train.config import TrainConfig
+from converters.mapping.builtin_mappings import read_mapping
+from converters.vggt.token_job import TokenJob, add_tokens
+from converters.vggt.token_settings import TokenSettings
+from pipeline.data.dataset import open_dataset
+from pipeline.data.images import decode_image
+from train.train_config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -12,17 +12,17 @@ import pytest
 from array_record.python import array_record_module
 from etils import epath
 
-from pipeline.conventions import Conventions
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.data.conventions import Conventions
+from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.dataset_writer import WRITER_OPTIONS, ShardWriter
+from pipeline.data.manifest import FORMAT_VERSION, Manifest, Shard, TaskChange, load_manifest
+from pipeline.data.record import RecordLayout
+from pipeline.data.schema import Column, Feature, Schema
+from pipeline.data.statistics import FeatureStatistics
+from pipeline.data.token_provenance import Keep, TokenOrigin
 from pipeline.errors import DataError
 from pipeline.files import to_json_values
-from pipeline.manifest import FORMAT_VERSION, Manifest, Shard, TaskChange, load_manifest
-from pipeline.record import RecordLayout
-from pipeline.schema import Column, Feature, Schema
-from pipeline.statistics import FeatureStatistics
-from pipeline.tokens import Keep, TokenOrigin
-from pipeline.vggt.spec import EncoderSpec
-from pipeline.writer import WRITER_OPTIONS, ShardWriter
+from pipeline.vggt.encoder_spec import EncoderSpec
 
 FORMAT = pathlib.Path(__file__).parents[1] / "docs" / "format.md"
 _NUM_COLUMNS = 100

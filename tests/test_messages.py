@@ -11,8 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 from octograin.cli import VERBS
-from pipeline.config import DataConfig
-from train.config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig, WandbConfig
+from pipeline.loading.data_config import DataConfig
+from train.train_config import (
+    AugmentConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+    WandbConfig,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOREIGN = {

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.batch import LeafSpec
-from train.octo.diffusion import masked_mean
+from pipeline.loading.batch import LeafSpec
+from train.octo.heads.diffusion import masked_mean
 
 
 def test_an_argument_of_another_type_is_an_error_with_and_without_shapes():

@@ -9,32 +9,36 @@ from typing import Literal, TypeVar
 import jax
 import numpy as np
 
-from pipeline import device
-from pipeline.checks import all_problems
+from pipeline.config_checks import all_problems
+from pipeline.data.schema import ACTION
+from pipeline.data.token_provenance import check_same_encoders
 from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
-from pipeline.schema import ACTION
+from pipeline.loading import device
+from pipeline.loading.text import describe_texts
 from pipeline.terminal import show
-from pipeline.text import describe_texts
-from pipeline.tokens import check_same_encoders
-from train import directory
-from train.checkpoints import (
+from train.checkpoints.checkpoint_store import (
     check_arrays,
     checkpoint_bytes,
     has_checkpoint,
     is_run,
     read_datasets,
 )
-from train.config import TrainConfig
-from train.describe import describe_config, describe_devices, describe_short_warmup
 from train.flags import Flags, check_flags
-from train.inputs import open_inputs
-from train.memory import estimate_memory
-from train.octo.picture import draw_tokens
-from train.optimizer import split_frozen
-from train.resume import resume_position
-from train.setup import Setup, set_up
-from train.state import count_parameters
-from train.tracking import import_wandb
+from train.metrics.wandb_log import import_wandb
+from train.octo.token_layout import draw_tokens
+from train.run_directory import run_directory
+from train.run_directory.resumption import resume_position
+from train.run_directory.run_description import (
+    describe_config,
+    describe_devices,
+    describe_short_warmup,
+)
+from train.run_plan import Setup, set_up
+from train.run_resources import open_inputs
+from train.train_config import TrainConfig
+from train.update.optimizer import split_frozen
+from train.update.step_memory import estimate_memory
+from train.update.train_state import count_parameters
 
 Level = Literal["ok", "warning", "error"]
 _MARKS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
@@ -140,8 +144,8 @@ class _Findings:
 
 def check_directory(flags: Flags) -> None:
     """Raises a `UserError` if the run cannot use its directory."""
-    directory.check(flags.config, resume=flags.resume, overwrite=flags.overwrite)
-    directory.check_usable(flags.config)
+    run_directory.check(flags.config, resume=flags.resume, overwrite=flags.overwrite)
+    run_directory.check_usable(flags.config)
 
 
 def _check_checkpoint(flags: Flags, setup: Setup) -> str:
@@ -301,7 +305,7 @@ def _look_at_disk(found: _Findings, setup: Setup) -> None:
     forever = 0 if config.keep_every is None else config.num_steps // config.keep_every
     last = min(config.keep_checkpoints, -(-config.num_steps // config.save_interval))
     needed = one * (last + forever + 1)
-    place = directory.existing_part(pathlib.Path(config.save_dir))
+    place = run_directory.existing_part(pathlib.Path(config.save_dir))
     free = shutil.disk_usage(place).free
     text = (
         f"a checkpoint takes {one / 1e9:.2f} GB, all that are kept {needed / 1e9:.2f}; "

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import tyro
 
 from pipeline.bundled import presets
-from pipeline.checks import all_problems, deferred
+from pipeline.config_checks import all_problems, deferred
 from pipeline.errors import UserError
 from pipeline.terminal import program
-from train.config import TrainConfig
+from train.train_config import TrainConfig
 
 DEFAULT_VARIANT = "default"
 

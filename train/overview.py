@@ -3,18 +3,18 @@
 import pathlib
 from collections.abc import Iterator
 
-from pipeline.batch import table
-from train.config import TrainConfig
-from train.describe import changed_settings, describe_config, describe_devices
+from pipeline.loading.batch import table
 from train.flags import Flags
-from train.memory import estimate_memory
-from train.octo.picture import draw_parameters, draw_tokens
-from train.octo.report import LoadReport
-from train.optimizer import split_frozen
-from train.report.inputs import read_run
-from train.report.summary import NUM_LAST_STEPS, summarize
-from train.setup import Setup
-from train.state import count_parameters
+from train.octo.released.weights_report import LoadReport
+from train.octo.token_layout import draw_parameters, draw_tokens
+from train.report.report_inputs import read_run
+from train.report.run_summary import NUM_LAST_STEPS, summarize
+from train.run_directory.run_description import changed_settings, describe_config, describe_devices
+from train.run_plan import Setup
+from train.train_config import TrainConfig
+from train.update.optimizer import split_frozen
+from train.update.step_memory import estimate_memory
+from train.update.train_state import count_parameters
 
 DESCRIPTION_NAME = "description.txt"
 _MOST_LISTED = 4

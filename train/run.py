@@ -17,29 +17,30 @@ from pipeline.checksums import write_json
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.memory import keep_freed_memory
-from pipeline.meter import Meter
 from pipeline.terminal import log_to_stderr
-from train import cluster, directory
-from train.checkpoints import Checkpoints, has_checkpoint, last_step
-from train.conclusion import conclude, reported
-from train.describe import describe_short_warmup
+from train import distributed
+from train.checkpoints.checkpoint_store import Checkpoints, has_checkpoint, last_step
 from train.dry_run import examine
-from train.environment import ENVIRONMENT_NAME, describe_environment
+from train.end_of_run import conclude, reported
 from train.flags import Flags, check_flags, parse_flags
-from train.inputs import open_inputs
-from train.interrupt import StopRequests
-from train.logging import MetricsLog
-from train.loop import Loop, Stopped
-from train.octo.pretrained import merge
-from train.octo.report import LoadReport
-from train.optimizer import split_frozen
+from train.metrics.metrics_log import MetricsLog
+from train.metrics.throughput import Meter
+from train.metrics.validation import EPISODE_NAME, drop_validation
+from train.metrics.wandb_log import Tracking
+from train.octo.released.weight_loading import merge
+from train.octo.released.weights_report import LoadReport
 from train.overview import DESCRIPTION_NAME, describe_end, describe_fully, describe_start
+from train.preemption import StopRequests
 from train.report import REPORT_NAME
-from train.resume import resume_position
-from train.setup import Setup, allowed, keep_compiled, set_up
-from train.state import TrainState, fresh_state
-from train.tracking import Tracking
-from train.validation import EPISODE_NAME, drop_validation
+from train.run_directory import run_directory
+from train.run_directory.resumption import resume_position
+from train.run_directory.run_description import describe_short_warmup
+from train.run_directory.run_environment import ENVIRONMENT_NAME, describe_environment
+from train.run_plan import Setup, allowed, keep_compiled, set_up
+from train.run_resources import open_inputs
+from train.training_loop import Loop, Stopped
+from train.update.optimizer import split_frozen
+from train.update.train_state import TrainState, fresh_state
 
 _log = logging.getLogger("train.run")
 _INTERRUPTED = "interrupted; the same command with --resume continues from the last checkpoint"
@@ -51,8 +52,8 @@ def main() -> None:
     keep_freed_memory()
     with user_errors_exit(interrupted=_INTERRUPTED):
         flags = parse_flags(sys.argv[1:])
-        cluster.join()
-        tells = cluster.is_writer() and not flags.dry_run
+        distributed.join()
+        tells = distributed.is_writer() and not flags.dry_run
         level = logging.INFO if tells else logging.WARNING
         for package in ("train", "pipeline"):
             logging.getLogger(package).setLevel(level)
@@ -78,12 +79,12 @@ def run(flags: Flags) -> pathlib.Path:
     check_flags(flags)
     keep_compiled(config)
     with StopRequests() as stop_requests:
-        plan = cluster.together(lambda: _plan(flags))
+        plan = distributed.together(lambda: _plan(flags))
         _check_alike(plan)
         with _claimed(flags, plan) as path:
-            cluster.together(lambda: _explain(flags, plan, path))
+            distributed.together(lambda: _explain(flags, plan, path))
             _train(plan, path, stop_requests)
-    if cluster.is_writer():
+    if distributed.is_writer():
         with reported("the summary", path):
             _log.info("%s", describe_end(path))
     return path
@@ -103,7 +104,7 @@ class _Plan:
 
 def _plan(flags: Flags) -> _Plan:
     config = flags.config
-    directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
+    run_directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
     continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
     if flags.resume and not continues:
         _log.warning("%s has no checkpoint yet: the run starts from scratch", config.save_dir)
@@ -131,7 +132,7 @@ def _check_alike(plan: _Plan) -> None:
             found=found,
             remedy="Give the same command on every host, with a save_dir that all of them share.",
         )
-        cluster.check_alike(text, error)
+        distributed.check_alike(text, error)
 
 
 def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None:
@@ -192,10 +193,10 @@ def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
     with contextlib.ExitStack() as stack:
 
         def claim() -> None:
-            if not cluster.is_writer():
+            if not distributed.is_writer():
                 return
             stack.enter_context(
-                directory.claimed(flags.config, resume=flags.resume, overwrite=flags.overwrite)
+                run_directory.claimed(flags.config, resume=flags.resume, overwrite=flags.overwrite)
             )
             if flags.resume and last_step(path) != plan.position:
                 raise UserError(
@@ -207,7 +208,7 @@ def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
             for name in (REPORT_NAME, EPISODE_NAME):  # they no longer describe the whole run
                 (path / name).unlink(missing_ok=True)
 
-        cluster.together(claim)
+        distributed.together(claim)
         yield path
 
 
@@ -217,19 +218,19 @@ def _metrics_log(setup: Setup, path: pathlib.Path, position: int) -> Iterator[Me
     config = setup.config
 
     def open_log() -> MetricsLog | None:
-        if not cluster.is_writer():
+        if not distributed.is_writer():
             return None
         drop_validation(path, after=position)
         tracking = Tracking(config, path) if config.wandb.project else None
         meter = Meter(config.batch_size, setup.loader.memory.batch_bytes)
         return MetricsLog(path, config.num_steps, meter, position, tracking)
 
-    with cluster.together(open_log) or contextlib.nullcontext() as log:
+    with distributed.together(open_log) or contextlib.nullcontext() as log:
         yield log
 
 
 def _write(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    if cluster.is_writer():
+    if distributed.is_writer():
         with writing(path):
             write_json(path, values)
 
@@ -243,7 +244,7 @@ def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
     _write(path / "datasets.json", loader.describe_datasets())
     _write(path / ENVIRONMENT_NAME, describe_environment(setup.mesh))
     description = describe_fully(flags, setup)
-    if cluster.is_writer():
+    if distributed.is_writer():
         with writing(path / DESCRIPTION_NAME):
             write_text_atomically(path / DESCRIPTION_NAME, description)
     if flags.verbose:

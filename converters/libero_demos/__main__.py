@@ -8,15 +8,15 @@ from typing import Annotated
 
 import tyro
 
-from converters import progress
+from converters.job import job_progress
 from converters.libero_demos.collect import Destination, collect
-from converters.libero_demos.episode import Noise
-from converters.libero_demos.episodes import EpisodeFiles, Settings
+from converters.libero_demos.episode_files import EpisodeFiles, Settings
+from converters.libero_demos.expert_episode import Noise
+from pipeline.data.manifest import Manifest
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.libero.installation import Installation, find_installation
-from pipeline.libero.suites import Trial, select_tasks
-from pipeline.manifest import Manifest
 from pipeline.terminal import program, show
+from train.evaluate.libero.installation import Installation, find_installation
+from train.evaluate.libero.suites import Trial, select_tasks
 
 _INTERRUPTED = "interrupted; run the same command again to resume"
 
@@ -87,7 +87,7 @@ def main() -> None:
         )
         files = EpisodeFiles(installation, settings, trials, destination.folder)
         started = time.perf_counter()
-        with progress.shown(destination.name, len(trials)) as on_progress:
+        with job_progress.shown(destination.name, len(trials)) as on_progress:
             manifest = collect(files, destination, args.workers, on_progress)
         show(_summary(manifest, args, time.perf_counter() - started))
 

@@ -9,17 +9,17 @@ import pathlib
 import shutil
 from collections.abc import Collection
 
-from converters import workers
-from converters.convert import convert
-from converters.libero_demos import rlds
-from converters.libero_demos.episodes import EpisodeFiles
-from converters.mappings import LIBERO
-from converters.rlds.source import open_source
-from converters.standardize import SourceMapping
+from converters.job import workers
+from converters.job.convert import convert
+from converters.libero_demos import demos_to_rlds
+from converters.libero_demos.episode_files import EpisodeFiles
+from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.standardize import SourceMapping
+from converters.rlds.rlds_source import open_source
+from pipeline.data.manifest import WORK, Manifest
 from pipeline.errors import UserError
 from pipeline.files import temporary_path, writing
-from pipeline.libero.suites import INITIAL_STATES, Trial, to_text
-from pipeline.manifest import WORK, Manifest
+from train.evaluate.libero.suites import INITIAL_STATES, Trial, to_text
 
 NO_OP_THRESHOLD = 1e-4
 """Threshold of OpenVLA's filter, which made the published sets."""
@@ -143,11 +143,13 @@ def _placed_rlds(
             temporary = temporary_path(folder.absolute())
             side = files.settings.image_size
             try:
-                rlds.write_rlds(temporary / rlds.VERSION, destination.name, episodes, side)
+                demos_to_rlds.write_rlds(
+                    temporary / demos_to_rlds.VERSION, destination.name, episodes, side
+                )
                 temporary.replace(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return folder / rlds.VERSION
+    return folder / demos_to_rlds.VERSION
 
 
 def _in_use(path: pathlib.Path, expected: str, found: str, remedy: str) -> UserError:

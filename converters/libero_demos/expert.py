@@ -10,17 +10,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from converters.libero_demos.geometry import (
+from converters.libero_demos.grasp import find_grasp
+from converters.libero_demos.scene_geometry import (
     Boxes,
     boxes_of,
     object_geoms,
     pointing_down,
     rotation_vector,
 )
-from converters.libero_demos.grasp import find_grasp
 from pipeline.errors import UserError
-from pipeline.libero.conventions import CLOSE, OPEN
-from pipeline.libero.simulator import Simulator
+from train.evaluate.libero.simulator import Simulator
+from train.evaluate.libero.simulator_conventions import CLOSE, OPEN
 
 _GAIN_M = 0.05
 _GAIN_RAD = 0.5

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from converters.libero_demos.geometry import (
+from converters.libero_demos.scene_geometry import (
     Boxes,
     boxes_of,
     direction,
@@ -12,7 +12,7 @@ from converters.libero_demos.geometry import (
     other_geoms,
     yaw_to_open_along,
 )
-from pipeline.libero.simulator import Simulator
+from train.evaluate.libero.simulator import Simulator
 
 _OPENING_M = 0.075
 """Between the open fingers, less a margin: 0.08."""

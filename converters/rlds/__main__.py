@@ -10,13 +10,14 @@ from typing import Annotated, Literal, assert_never
 
 import tyro
 
-from converters import mappings, progress, proposal
-from converters.bad_episodes import Checks, listed
-from converters.convert import LocalRunner, Runner, convert
-from converters.rlds.presence import check_shards
-from converters.rlds.source import RldsSource, open_source
+from converters.job import job_progress
+from converters.job.bad_episodes import Checks, listed
+from converters.job.convert import LocalRunner, Runner, convert
+from converters.mapping import builtin_mappings, mapping_proposal
+from converters.rlds.rlds_source import RldsSource, open_source
+from converters.rlds.source_files import check_shards
+from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.errors import UserError, install_extra, user_errors_exit
-from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import log_to_stderr, program, show
 
@@ -73,7 +74,7 @@ def main() -> None:
         logging.getLogger("converters").setLevel(logging.INFO)
         source = open_source(args.src, args.split)
         if args.describe:
-            show(proposal.describe(source))
+            show(mapping_proposal.describe(source))
         else:
             selected = source if args.episodes is None else _select(source, args.episodes)
             check_shards(selected)
@@ -106,11 +107,15 @@ def _convert(source: RldsSource, args: Args, runner: Runner) -> None:
             found="only SRC",
             remedy="Add one: `octograin convert SRC DST`.",
         )
-    mapping = mappings.read_mapping(args.mapping) if args.mapping else mappings.find_mapping(source)
+    mapping = (
+        builtin_mappings.read_mapping(args.mapping)
+        if args.mapping
+        else builtin_mappings.find_mapping(source)
+    )
     keep_freed_memory()
     started = time.perf_counter()
     num_episodes = sum(shard.num_episodes for shard in source.shards)
-    with progress.shown(source.name, num_episodes) as on_progress:
+    with job_progress.shown(source.name, num_episodes) as on_progress:
         manifest = convert(
             source,
             args.dst,
@@ -142,7 +147,7 @@ def _runner(source: RldsSource, args: Args, beam_flags: tuple[str, ...]) -> Runn
 def _beam_runner(flags: tuple[str, ...]) -> Runner:
     try:
         logging.disable(logging.WARNING)  # Beam warns of each client of a service that it lacks
-        from converters.beam import BeamRunner  # noqa: PLC0415  (an extra)
+        from converters.job.beam_runner import BeamRunner  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise UserError(
             where="--runner beam",

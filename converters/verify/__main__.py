@@ -13,15 +13,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from converters import progress
 from converters.edit import edits
-from converters.mappings import BUILT_IN, read_mapping
-from converters.rlds.source import RldsSource, open_source
+from converters.job import job_progress
+from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
+from converters.rlds.rlds_source import RldsSource, open_source
 from converters.verify.verifier import Verifier
-from pipeline.dataset import on_disk, warn_without_checksums
+from pipeline.data.dataset import on_disk, warn_without_checksums
+from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.errors import DataError, user_errors_exit
 from pipeline.files import to_json_values
-from pipeline.manifest import Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import escaped_lines, program, show
 
@@ -55,7 +55,7 @@ def main() -> None:
         source = open_converted(args.src, manifest) if args.dst else None
         conventions = {} if source is None else _conventions(source, args.mapping)
         started = time.perf_counter()
-        with progress.shown(manifest.name, len(manifest.episode_lengths)) as on_progress:
+        with job_progress.shown(manifest.name, len(manifest.episode_lengths)) as on_progress:
             verifier = Verifier(directory, manifest, source, conventions)
             verifier.run(on_progress)
         _conclude(verifier, str(directory), time.perf_counter() - started)

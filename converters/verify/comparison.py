@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from converters.verify.expected import Expected
+from converters.verify.expected_records import Expected
 from converters.verify.findings import Findings
-from pipeline import statistics as stats
+from pipeline.data import statistics as stats
+from pipeline.data.manifest import Manifest
+from pipeline.data.record import Values
+from pipeline.data.schema import EPISODES, Feature
 from pipeline.errors import DataError
-from pipeline.manifest import Manifest
-from pipeline.record import Values
-from pipeline.schema import EPISODES, Feature
 
 _SHOWN_BYTES = 60
 

@@ -9,16 +9,16 @@ import numpy as np
 from etils import epath
 
 from converters.edit import edits
-from converters.rlds.source import RldsSource
+from converters.rlds.rlds_source import RldsSource
 from converters.verify.comparison import StatisticsCheck, compare_record
-from converters.verify.expected import Expected, ExpectedEpisodes
+from converters.verify.expected_records import Expected, ExpectedEpisodes
 from converters.verify.findings import Findings
-from converters.verify.stored import ColumnWalk, ValueCheck, check_files, check_tasks
-from pipeline.dataset import Dataset
+from converters.verify.stored_records import ColumnWalk, ValueCheck, check_files, check_tasks
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Manifest
+from pipeline.data.record import Values
+from pipeline.data.schema import EPISODES, Column
 from pipeline.files import to_json_values
-from pipeline.manifest import FILE_NAME, STATISTICS_NAME, Manifest
-from pipeline.record import Values
-from pipeline.schema import EPISODES, Column
 
 OnProgress = Callable[[int, int], None]
 """Called with the episodes and bytes done since the last call."""

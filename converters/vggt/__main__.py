@@ -10,12 +10,12 @@ import jax
 import tyro
 from etils import epath
 
-from converters import progress
-from converters.columns import check_free, check_name, remove_column
-from converters.ownership import NOTE_SUFFIX
-from converters.vggt.job import TokenJob, add_tokens
-from converters.vggt.report import report
-from converters.vggt.settings import (
+from converters.job import job_progress
+from converters.job.columns import check_free, check_name, remove_column
+from converters.job.file_ownership import NOTE_SUFFIX
+from converters.vggt.column_estimate import report
+from converters.vggt.token_job import TokenJob, add_tokens
+from converters.vggt.token_settings import (
     TokenSettings,
     misused,
     parse_cameras,
@@ -23,14 +23,14 @@ from converters.vggt.settings import (
     parse_layers,
     parse_size,
 )
-from pipeline.dataset import Dataset, on_disk, open_dataset
+from pipeline.data.dataset import Dataset, on_disk, open_dataset
+from pipeline.data.manifest import WORK, Manifest, load_manifest
+from pipeline.data.token_provenance import Store
 from pipeline.errors import user_errors_exit
-from pipeline.manifest import WORK, Manifest, load_manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import log_to_stderr, program, show
-from pipeline.tokens import Store
-from pipeline.vggt.sources import config_of
-from pipeline.vggt.spec import ComputeDtype, Precision, Views
+from pipeline.vggt.encoder_spec import ComputeDtype, Precision, Views
+from pipeline.vggt.weight_sources import config_of
 
 _MB = 1e6
 _INTERRUPTED = "interrupted; run the same command again to resume"
@@ -119,7 +119,7 @@ def _compute(args: Args, directory: epath.Path) -> None:
         return
     started = time.perf_counter()
     total = dataset.num_steps * len(settings.cameras)
-    with progress.shown(settings.name, total, progress.FRAMES) as on_progress:
+    with job_progress.shown(settings.name, total, job_progress.FRAMES) as on_progress:
         manifest = add_tokens(job, overwrite=args.overwrite, on_progress=on_progress)
     show(_summary(manifest, settings, args.dataset, time.perf_counter() - started))
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from pipeline.benchmark import tfdata
 from pipeline.benchmark.measure import Measurement, measure
-from pipeline.config import DataConfig, DatasetConfig
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import escaped, program
 

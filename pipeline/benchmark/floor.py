@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import Dataset
-from pipeline.gather import Gather
-from pipeline.images import decode_image, decode_jpeg, image_format
-from pipeline.sampling import Samples
-from pipeline.schema import EPISODES, Column
+from pipeline.data.dataset import Dataset
+from pipeline.data.images import decode_image, decode_jpeg, image_format
+from pipeline.data.schema import EPISODES, Column
+from pipeline.loading.sampling import Samples
+from pipeline.loading.window_reader import Gather
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.benchmark.floor import Floor, Read
-from pipeline.config import DataConfig
-from pipeline.dataset import open_dataset
-from pipeline.gather import Gather
-from pipeline.loader import LoadedBatch, Loader
+from pipeline.data.dataset import open_dataset
+from pipeline.loading.data_config import DataConfig
+from pipeline.loading.loader import LoadedBatch, Loader
+from pipeline.loading.window_reader import Gather
 
 _IDLE_S = 0.05
 _IDLE_SHARE = 0.1

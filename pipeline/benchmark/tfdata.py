@@ -8,9 +8,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from pipeline.data.schema import ACTION
 from pipeline.errors import UserError
-from pipeline.loader import Loader
-from pipeline.schema import ACTION
+from pipeline.loading.loader import Loader
 
 _SHUFFLE_SAMPLES = 1000
 _WARM_UP_BATCHES = 3

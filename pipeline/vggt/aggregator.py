@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pipeline.vggt.aggregator_config import NUM_REGISTERS, NUM_SPECIAL, PATCH_SIZE, VggtConfig
 from pipeline.vggt.backbone import DinoBackbone, PatchEmbed
 from pipeline.vggt.blocks import EPSILON, Block
-from pipeline.vggt.config import NUM_REGISTERS, NUM_SPECIAL, PATCH_SIZE, VggtConfig
+from pipeline.vggt.encoder_spec import Kept
 from pipeline.vggt.rope import view_angles
-from pipeline.vggt.spec import Kept
 
 # Mean and deviation of ImageNet, by channel.
 _MEAN = np.array([[[[0.485, 0.456, 0.406]]]], np.float32)

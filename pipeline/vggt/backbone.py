@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pipeline.vggt.aggregator_config import NUM_REGISTERS, PATCH_SIZE, VggtConfig
 from pipeline.vggt.blocks import DINO_EPSILON, Block, LayerNorm
-from pipeline.vggt.config import NUM_REGISTERS, PATCH_SIZE, VggtConfig
 
 Images = Float[Array, "b y x 3"]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pipeline.vggt.config import MLP_RATIO
+from pipeline.vggt.aggregator_config import MLP_RATIO
 from pipeline.vggt.rope import turn
 
 DINO_EPSILON = 1e-6

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, UInt8
 
 from pipeline.errors import UserError
 from pipeline.vggt.aggregator import Aggregator
-from pipeline.vggt.resize import resize_bicubic
-from pipeline.vggt.spec import EncoderSpec
-from pipeline.vggt.weights import VggtWeights, check_weights
+from pipeline.vggt.aggregator_weights import VggtWeights, check_weights
+from pipeline.vggt.bicubic_resize import resize_bicubic
+from pipeline.vggt.encoder_spec import EncoderSpec
 
 Images = np.ndarray | Sequence[np.ndarray]
 Params = dict[str, Any]
@@ -27,8 +27,8 @@ class VggtEncoder:
     Args:
       spec: The identity of the tokens.
       weights: Weights from `load_weights` or `load_for`, with at least the layers of `spec`.
-      sharding: Sharding of the batch, from `pipeline.device.batch_sharding`; the weights are then
-        on the same devices. None: the default device.
+      sharding: Sharding of the batch, from `pipeline.loading.device.batch_sharding`; the weights are
+        then on the same devices. None: the default device.
 
     Raises:
       UserError: The weights are not those of the spec.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pipeline.vggt.config import NUM_SPECIAL
+from pipeline.vggt.aggregator_config import NUM_SPECIAL
 
 _BASE = 100.0
 

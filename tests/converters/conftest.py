@@ -14,11 +14,11 @@ from flax import traverse_util
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from converters.features import IMAGES, FeatureMapping
-from converters.rlds.source import open_source
+from converters.mapping.mapped_features import IMAGES, FeatureMapping
+from converters.mapping.standardize import SourceMapping
+from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import frame
-from converters.standardize import SourceMapping
-from pipeline.conventions import Conventions
+from pipeline.data.conventions import Conventions
 
 Values = np.ndarray | Sequence[Any]
 

@@ -25,15 +25,15 @@ from etils import epath
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from converters.convert import convert
-from converters.mappings import BUILT_IN, read_mapping
-from converters.proposal import describe
+from converters.job.convert import convert
+from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
+from converters.mapping.mapping_proposal import describe
+from converters.mapping.standardize import FeatureMapping
 from converters.rlds import __main__ as rlds
-from converters.rlds.source import open_source
+from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import frame, read_records
-from converters.standardize import FeatureMapping
 from converters.verify import __main__ as verify
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]

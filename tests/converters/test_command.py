@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset import open_dataset
-
-from ..processes import Command
+from pipeline.data.dataset import open_dataset
+from tests.processes import Command
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +108,7 @@ def test_a_wrong_command_line_is_explained_with_exit_code_2(
         ("converters.rlds", "[-h] [OPTIONS] SRC [DST]"),
         ("converters.verify", "[-h] SRC [DST] [--mapping FILE] [--debug]"),
         ("converters.export", "[-h] DST [OUT] [--to {rlds}] [--overwrite] [--debug]"),
-        ("pipeline.inspect", "[-h] DST [--json] [--episode N] [--plot FILE] [--debug]"),
+        ("pipeline.inspection", "[-h] DST [--json] [--episode N] [--plot FILE] [--debug]"),
     ],
 )
 def test_help_names_what_a_flag_takes(module: str, usage: str) -> None:

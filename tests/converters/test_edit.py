@@ -13,17 +13,17 @@ import pytest
 from etils import epath
 
 from converters import edit as command
-from converters.column_job import ColumnJob
-from converters.columns import claimed
-from converters.convert import convert
 from converters.edit import Edit, edits
+from converters.job.column_job import ColumnJob
+from converters.job.columns import claimed
+from converters.job.convert import convert
 from converters.verify import __main__ as verify
 from converters.verify.verifier import Verifier
-from pipeline.conventions import Conventions
-from pipeline.dataset import open_dataset
+from pipeline.data.conventions import Conventions
+from pipeline.data.dataset import open_dataset
+from pipeline.data.manifest import load_manifest
+from pipeline.data.schema import Column, Feature
 from pipeline.files import to_json_values
-from pipeline.manifest import load_manifest
-from pipeline.schema import Column, Feature
 
 GRIPPER = Conventions("upright", "none", 10.0, "kept", gripper_dim=1)
 Run = Callable[..., tuple[int, list[str], list[str]]]

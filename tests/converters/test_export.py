@@ -22,13 +22,13 @@ from flax import traverse_util
 from PIL import Image
 
 from converters import export as command
-from converters.convert import convert
 from converters.export import export
-from converters.mappings import LIBERO
-from converters.rlds.source import open_source
+from converters.job.convert import convert
+from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.standardize import FeatureMapping
+from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import read_records
-from converters.standardize import FeatureMapping
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 
 TYPES = {
@@ -402,7 +402,7 @@ def killed_export(dataset: Path, *, before_rename: int) -> int:
     code = f"""
 import itertools, os, pathlib, signal
 from converters.export import export
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
 
 dataset, count, rename = open_dataset({str(dataset)!r}), itertools.count(1), pathlib.Path.replace
 

@@ -12,22 +12,21 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image as Pillow
 
-from converters.convert import convert
 from converters.export import export
-from converters.features import FeatureMapping
-from converters.mappings import read_mapping
-from converters.proposal import describe
-from converters.rlds.example import read_episodes
-from converters.rlds.source import RldsSource, open_source
-from converters.shards import ShardJob
-from converters.standardize import SourceMapping
+from converters.job.convert import convert
+from converters.job.shard_conversion import ShardJob
+from converters.mapping.builtin_mappings import read_mapping
+from converters.mapping.mapped_features import FeatureMapping
+from converters.mapping.mapping_proposal import describe
+from converters.mapping.standardize import SourceMapping
+from converters.rlds.example_parsing import read_episodes
+from converters.rlds.rlds_source import RldsSource, open_source
 from converters.verify.verifier import Verifier
-from pipeline.conventions import Conventions
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.data.conventions import Conventions
+from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.images import decode_image
 from pipeline.errors import DataError, SchemaError
-from pipeline.images import decode_image
-
-from .conftest import MAPPING, Toy, jpeg
+from tests.converters.conftest import MAPPING, Toy, jpeg
 
 Image = tfds.features.Image
 Scalar = tfds.features.Scalar

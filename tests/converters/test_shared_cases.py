@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from etils import epath
 
-from converters.convert import convert
-from converters.mappings import read_mapping
-from converters.proposal import describe
-from converters.rlds.source import open_source
+from converters.job.convert import convert
+from converters.mapping.builtin_mappings import read_mapping
+from converters.mapping.mapping_proposal import describe
+from converters.rlds.rlds_source import open_source
 from converters.verify.verifier import Verifier
-from pipeline.config import DataConfig, DatasetConfig
-from pipeline.dataset import Dataset, open_dataset
-from pipeline.loader import Loader
+from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader
 
 
 @pytest.fixture

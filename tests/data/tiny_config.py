@@ -3,9 +3,8 @@
 import dataclasses
 import pathlib
 
-from pipeline.config import DataConfig, DatasetConfig
-from train.config import OptimizerConfig, TrainConfig
-from train.octo.config import (
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from train.octo.octo_config import (
     DiffusionConfig,
     ImageTokenizerConfig,
     LanguageConfig,
@@ -14,6 +13,7 @@ from train.octo.config import (
     TransformerConfig,
     VGGTTokenizerConfig,
 )
+from train.train_config import OptimizerConfig, TrainConfig
 
 TINY = TrainConfig(
     data=DataConfig(

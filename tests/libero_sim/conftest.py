@@ -5,19 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from converters.mappings import LIBERO
+from converters.mapping.builtin_mappings import LIBERO
 from pipeline.errors import UserError
-from pipeline.libero.environment import OBSERVATIONS, LiberoEnv
-from pipeline.libero.installation import Installation, find_installation
-from pipeline.libero.suites import Task, read_tasks
-
-from .commands import run
+from tests.libero_sim.commands import run
+from train.evaluate.libero.environment import OBSERVATIONS, LiberoEnv
+from train.evaluate.libero.installation import Installation, find_installation
+from train.evaluate.libero.suites import Task, read_tasks
 
 _SETTINGS = """
 import dataclasses
 import importlib.util
 
-from pipeline.config import DatasetConfig
+from pipeline.loading.data_config import DatasetConfig
 
 spec = importlib.util.spec_from_file_location("tiny", "tests/data/tiny_config.py")
 tiny = importlib.util.module_from_spec(spec)

@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
+from pipeline.data.manifest import Manifest
+from pipeline.data.schema import SOURCE_ID
 from pipeline.errors import DataError
-from pipeline.libero.installation import Installation
-from pipeline.manifest import Manifest
-from pipeline.schema import SOURCE_ID
+from train.evaluate.libero.installation import Installation
 
 pytestmark = [pytest.mark.libero, pytest.mark.filterwarnings("ignore")]
 

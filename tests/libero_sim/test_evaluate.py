@@ -6,9 +6,8 @@ import pathlib
 import av
 import pytest
 
-from pipeline.libero.installation import Installation
-
-from .commands import run
+from tests.libero_sim.commands import run
+from train.evaluate.libero.installation import Installation
 
 pytestmark = [pytest.mark.libero, pytest.mark.filterwarnings("ignore")]
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from converters.libero_demos.episode import Noise, find_course
-from converters.mappings import LIBERO
-from converters.rlds.example import read_episodes
-from converters.rlds.source import open_source
-from pipeline.conventions import standardize_gripper
+from converters.libero_demos.expert_episode import Noise, find_course
+from converters.mapping.builtin_mappings import LIBERO
+from converters.rlds.example_parsing import read_episodes
+from converters.rlds.rlds_source import open_source
+from pipeline.data.conventions import standardize_gripper
 from pipeline.errors import UserError
-from pipeline.libero.conventions import from_command
-from pipeline.libero.environment import OBSERVATIONS, LiberoEnv
-from pipeline.libero.installation import Installation
-from pipeline.libero.pool import EnvPool, Reply
-from pipeline.libero.suites import MAX_STEPS, Task, Trial, read_tasks
+from train.evaluate.libero.environment import OBSERVATIONS, LiberoEnv
+from train.evaluate.libero.installation import Installation
+from train.evaluate.libero.simulator_conventions import from_command
+from train.evaluate.libero.simulator_pool import EnvPool, Reply
+from train.evaluate.libero.suites import MAX_STEPS, Task, Trial, read_tasks
 
 pytestmark = [
     pytest.mark.libero,
@@ -123,10 +123,10 @@ def test_assets_that_a_task_lacks_are_reported(
     task = read_tasks(installation.root, "libero_goal")[0]
     script = (
         "import sys, dataclasses, pathlib\n"
-        "from converters.mappings import LIBERO\n"
-        "from pipeline.libero.environment import LiberoEnv\n"
-        "from pipeline.libero.installation import find_installation\n"
-        "from pipeline.libero.suites import Trial, read_tasks\n"
+        "from converters.mapping.builtin_mappings import LIBERO\n"
+        "from train.evaluate.libero.environment import LiberoEnv\n"
+        "from train.evaluate.libero.installation import find_installation\n"
+        "from train.evaluate.libero.suites import Trial, read_tasks\n"
         "found = find_installation(sys.argv[1])\n"
         "trial = Trial(read_tasks(found.root, 'libero_goal')[0], 0)\n"
         "from pipeline.errors import user_errors_exit\n"

@@ -45,7 +45,7 @@ def test_every_name_is_there_and_known_to_editors() -> None:
     stub = ast.parse((ROOT / "octograin" / "__init__.pyi").read_text())
     listed = next(node.value for node in stub.body if isinstance(node, ast.Assign))
     assert ast.literal_eval(listed) == sorted(octograin.__all__)
-    assert octograin.open_dataset is importlib.import_module("pipeline.dataset").open_dataset
+    assert octograin.open_dataset is importlib.import_module("pipeline.data.dataset").open_dataset
     with pytest.raises(AttributeError, match="module 'octograin' has no attribute 'Lodaer'"):
         _ = octograin.Lodaer  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -61,7 +61,7 @@ def test_the_finder_leaves_other_modules_alone() -> None:
     found = octograin._OwnPackages.find_spec("pipeline")
     assert found is not None
     assert found.origin == str(ROOT / "pipeline" / "__init__.py")
-    for other in ("configs", "pipeline.dataset", "numpy"):
+    for other in ("configs", "pipeline.data.dataset", "numpy"):
         assert octograin._OwnPackages.find_spec(other) is None
     assert isinstance(found, importlib.machinery.ModuleSpec)
 
@@ -95,9 +95,9 @@ def test_a_users_files_of_the_same_names_are_not_in_the_way(
 
         if __name__ == "__main__":
             import octograin
-            from converters.convert import LocalRunner, convert
-            from converters.mappings import LIBERO
-            from converters.rlds.source import open_source
+            from converters.job.convert import LocalRunner, convert
+            from converters.mapping.builtin_mappings import LIBERO
+            from converters.rlds.rlds_source import open_source
 
             source = open_source(sys.argv[1])
             convert(source, "converted", LIBERO, runner=LocalRunner(2))

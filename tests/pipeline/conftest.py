@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from pipeline.config import DataConfig, DatasetConfig
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
+from pipeline.data.schema import Schema
 from pipeline.files import from_json_text
-from pipeline.loader import Loader
-from pipeline.sampling import WHOLE_BATCH, HostShard
-from pipeline.schema import Schema
-from pipeline.text import Encode, load_vocabulary
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader
+from pipeline.loading.sampling import WHOLE_BATCH, HostShard
+from pipeline.loading.text import Encode, load_vocabulary
 
 Edit = Callable[[dict[str, Any]], None]
 

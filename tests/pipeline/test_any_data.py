@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from converters.vggt.settings import parse_cameras
+from converters.vggt.token_settings import parse_cameras
 from pipeline.benchmark.__main__ import main as benchmark
-from pipeline.dataset import open_dataset
-from pipeline.device import resize_images
+from pipeline.data.dataset import open_dataset
+from pipeline.data.images import resize_image
 from pipeline.errors import SchemaError
-from pipeline.images import resize_image
-from pipeline.inspect.strips import read_episode_strips
-from pipeline.inspect.summary import summarize
-from pipeline.inspect.tables import to_text
-from pipeline.text import describe_texts, tokenize
-from tests.pipeline.test_inspect_tables import plain
+from pipeline.inspection.dataset_summary import summarize
+from pipeline.inspection.image_strips import read_episode_strips
+from pipeline.inspection.summary_tables import to_text
+from pipeline.loading.device import resize_images
+from pipeline.loading.text import describe_texts, tokenize
+from tests.pipeline.inspection.test_summary_tables import plain
 from tests.small_dataset import LENGTH, write_dataset
 
 CAMERA = "observation/image_primary"

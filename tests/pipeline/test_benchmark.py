@@ -12,11 +12,11 @@ import pytest
 from pipeline.benchmark import tfdata
 from pipeline.benchmark.floor import Floor
 from pipeline.benchmark.measure import Measurement, measure
-from pipeline.config import DataConfig, DatasetConfig
+from pipeline.data.images import decode_jpeg
 from pipeline.errors import UserError
-from pipeline.gather import Gather
-from pipeline.images import decode_jpeg
-from pipeline.loader import Loader
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader
+from pipeline.loading.window_reader import Gather
 
 ROOT = pathlib.Path(__file__).parents[2]
 CAMERAS = ("image_primary", "image_wrist")

@@ -12,10 +12,10 @@ import pytest
 from etils import epath
 
 from pipeline.checksums import from_json, read_json, write_json
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError, UserError
 from pipeline.files import json_checksum
-from pipeline.manifest import load_manifest
 
 NUM_FLIPS = 50
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import DataConfig, DatasetConfig
 from pipeline.errors import DataError, UserError
-from pipeline.loader import Loader, open_loader
-
-from ..small_dataset import LENGTH, write_dataset
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader, open_loader
+from tests.small_dataset import LENGTH, write_dataset
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPES = {"action": (2,), "observation/state": (3,), "observation/image_a": (8, 6, 3)}
@@ -62,7 +61,7 @@ def test_a_closed_loader_ends_its_loops(loader: Loader) -> None:
 
 def test_a_program_may_end_in_the_middle_of_a_loop(directory: str) -> None:
     code = f"""
-from pipeline.loader import open_loader
+from pipeline.loading.loader import open_loader
 loader = open_loader({directory!r}, batch_size=4)
 stream = iter(loader)
 print(next(stream)["action"].shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converters.progress import shown
+from converters.job.job_progress import shown
 from pipeline.errors import DataError
 from pipeline.terminal import escaped, escaped_fields, escaped_lines, log_to_stderr, show
 
@@ -19,15 +19,15 @@ COMMANDS = [
     "converters.export",
     "converters.vggt.__main__",
     "converters.libero_demos.__main__",
-    "pipeline.inspect.__main__",
+    "pipeline.inspection.__main__",
     "pipeline.benchmark.__main__",
-    "pipeline.libero.__main__",
+    "train.evaluate.libero.__main__",
     "train.run",
     "train.serve.__main__",
-    "train.evaluate.command",
+    "train.evaluate.evaluate_command",
     "train.report.__main__",
-    "train.export",
-    "train.parity",
+    "train.checkpoints.export_run",
+    "train.policy.parity",
 ]
 
 

@@ -9,19 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from pipeline.config import DatasetConfig
-from pipeline.dataset import open_dataset
-from pipeline.loader import Loader
-from pipeline.text import load_vocabulary
-from train.checkpoints import Checkpoint, Checkpoints, Constants, read_checkpoint
-from train.config import TrainConfig
+from pipeline.data.dataset import open_dataset
+from pipeline.loading.data_config import DatasetConfig
+from pipeline.loading.loader import Loader
+from pipeline.loading.text import load_vocabulary
+from tests.train.programs import shared_by_runs
+from train.checkpoints.checkpoint_store import Checkpoint, Checkpoints, Constants, read_checkpoint
 from train.flags import load_config
-from train.octo.config import LowdimTokenizerConfig
-from train.optimizer import make_optimizer
+from train.octo.octo_config import LowdimTokenizerConfig
 from train.policy import Policy
-from train.state import TrainState, init_state
-
-from .programs import shared_by_runs
+from train.train_config import TrainConfig
+from train.update.optimizer import make_optimizer
+from train.update.train_state import TrainState, init_state
 
 TINY_CONFIG = pathlib.Path(__file__).parents[1] / "data" / "tiny_config.py"
 

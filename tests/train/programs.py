@@ -9,12 +9,12 @@ import jax
 import pytest
 
 import train.run
-import train.setup
-from pipeline.checks import deferred
-from pipeline.config import DatasetConfig
-from train.config import TrainConfig, ValidationConfig
-from train.state import TrainState, fresh_state, init_state
-from train.step import make_train_step
+import train.run_plan
+from pipeline.config_checks import deferred
+from pipeline.loading.data_config import DatasetConfig
+from train.train_config import TrainConfig, ValidationConfig
+from train.update.train_state import TrainState, fresh_state, init_state
+from train.update.train_step import make_train_step
 
 
 @contextlib.contextmanager
@@ -32,9 +32,9 @@ def shared_by_runs() -> Iterator[None]:
         return jax.device_put(states[key], shardings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.setup, "make_train_step", _once(make_train_step))
+        patch.setattr(train.run_plan, "make_train_step", _once(make_train_step))
         make_init = _once(lambda config, optimizer: jax.jit(lambda: init_state(config, optimizer)))
-        patch.setattr(train.setup, "init_state", lambda *args: make_init(*args)())
+        patch.setattr(train.run_plan, "init_state", lambda *args: make_init(*args)())
         patch.setattr(train.run, "fresh_state", first_state)
         yield
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from pipeline.checksums import read_json
-from pipeline.config import DatasetConfig
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.loading.data_config import DatasetConfig
 from tests.small_dataset import write_dataset
-from train.checkpoints import read_checkpoint
-from train.config import AugmentConfig, TrainConfig, ValidationConfig, parse_config
+from train.checkpoints.checkpoint_store import read_checkpoint
 from train.flags import Flags, load_config
-from train.octo.config import LowdimTokenizerConfig, RegressionConfig
-from train.parity import compare_episode
-from train.policy.spec import PolicySpec
+from train.octo.octo_config import LowdimTokenizerConfig, RegressionConfig
+from train.policy.parity import compare_episode
+from train.policy.policy_spec import PolicySpec
 from train.run import run
+from train.train_config import AugmentConfig, TrainConfig, ValidationConfig, parse_config
 
 NAMES = ("image_primary", "image_wrist", "proprio", "joints")
 LOWDIM = {"action": (), "observation/proprio": (3,), "observation/joints": (2,)}

@@ -9,16 +9,15 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from pipeline.checks import deferred
+from pipeline.config_checks import deferred
 from pipeline.errors import UserError
-from train.config import OptimizerConfig
-from train.describe import describe_short_warmup
-from train.directory import claimed
+from tests.train.conftest import write_checkpoints
 from train.dry_run import check_directory, diagnose, examine
 from train.flags import Flags
-from train.resume import how_to_train_on
-
-from .conftest import write_checkpoints
+from train.run_directory.resumption import how_to_train_on
+from train.run_directory.run_description import describe_short_warmup
+from train.run_directory.run_directory import claimed
+from train.train_config import OptimizerConfig
 
 
 def with_data(config, **changes):

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from pipeline.config import DatasetConfig
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.loading.data_config import DatasetConfig
 from train.flags import load_config, parse_flags
 
 

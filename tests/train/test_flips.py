@@ -16,12 +16,12 @@ import pytest
 from pipeline.checksums import write_json
 from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
-from train.octo.causes import LoadRow
-from train.octo.report import LoadReport
+from train.checkpoints.checkpoint_reader import STATE, SavedStep
+from train.metrics.validation import ValidationMetrics, append_validation
+from train.octo.released.mismatch_causes import LoadRow
+from train.octo.released.weights_report import LoadReport
 from train.report.__main__ import main
-from train.report.inputs import read_run
-from train.saved import STATE, SavedStep
-from train.validation import ValidationMetrics, append_validation
+from train.report.report_inputs import read_run
 
 RUN_FILES = (
     "config.json",

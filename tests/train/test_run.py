@@ -14,32 +14,31 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from converters.columns import with_column
+from converters.job.columns import with_column
 from pipeline.checksums import read_json
-from pipeline.config import DatasetConfig
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
+from pipeline.data.manifest import load_manifest
+from pipeline.data.schema import Column
+from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import DataError, RecordError, UserError
-from pipeline.manifest import load_manifest
-from pipeline.schema import Column
-from pipeline.selection import select
-from pipeline.tokens import TokenOrigin
-from pipeline.vggt.config import tiny
-from pipeline.vggt.spec import EncoderSpec
-from train.checkpoints import last_step
-from train.config import ValidationConfig
-from train.directory import claimed
+from pipeline.loading.data_config import DatasetConfig
+from pipeline.loading.splits import select
+from pipeline.vggt.aggregator_config import tiny
+from pipeline.vggt.encoder_spec import EncoderSpec
+from tests.processes import Command
+from tests.train.conftest import write_checkpoints
+from train.checkpoints.checkpoint_store import last_step
 from train.flags import Flags, load_config
-from train.inputs import excludable
-from train.logging import read_metrics
-from train.octo.config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
-from train.octo.pretrained import read_octo, read_octo_checkpoint
+from train.metrics.metrics_log import read_metrics
+from train.metrics.validation import read_episode, read_validation
+from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
+from train.octo.released.weight_loading import read_octo, read_octo_checkpoint
 from train.report.__main__ import main as write_report
 from train.run import run
-from train.setup import Setup
-from train.validation import read_episode, read_validation
-
-from ..processes import Command
-from .conftest import write_checkpoints
+from train.run_directory.run_directory import claimed
+from train.run_plan import Setup
+from train.run_resources import excludable
+from train.train_config import ValidationConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -376,7 +375,7 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
 
 
 def export(*arguments):
-    return Command("train.export", *arguments).wait()
+    return Command("train.checkpoints.export_run", *arguments).wait()
 
 
 @pytest.mark.slow

@@ -15,16 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from pipeline.config import DatasetConfig
-from train.checkpoints import read_checkpoint
-from train.config import ValidationConfig
-from train.directory import claimed
+from pipeline.loading.data_config import DatasetConfig
+from tests.processes import Command
+from tests.train.save_moments import signal_at_save
+from train.checkpoints.checkpoint_store import read_checkpoint
 from train.flags import Flags, load_config
-from train.logging import read_metrics
+from train.metrics.metrics_log import read_metrics
 from train.run import run
-
-from ..processes import Command
-from .moments import signal_at_save
+from train.run_directory.run_directory import claimed
+from train.train_config import ValidationConfig
 
 STEPS = ("--config.num_steps=24", "--config.save_interval=7")
 FEW = (*STEPS, "--config.num_steps=6")

@@ -1,6 +1,6 @@
 """`octograin evaluate RUN`; every simulator process imports this module, so it is light."""
 
 if __name__ == "__main__":
-    from train.evaluate.command import main
+    from train.evaluate.evaluate_command import main
 
     main()

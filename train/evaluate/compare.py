@@ -3,7 +3,7 @@
 import dataclasses
 
 from train.evaluate.results import Results
-from train.evaluate.statistics import Paired
+from train.evaluate.success_rates import Paired
 
 COMPARISON_NAME = "comparison.json"
 

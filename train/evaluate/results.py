@@ -14,10 +14,10 @@ from pipeline.files import (
     write_text_atomically,
     writing,
 )
-from pipeline.libero.suites import Trial
-from train.checkpoints import Checkpoint
-from train.digests import digest_arrays, digest_json
-from train.evaluate.statistics import Rate
+from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
+from train.checkpoints.checkpoint_store import Checkpoint
+from train.evaluate.libero.suites import Trial
+from train.evaluate.success_rates import Rate
 
 RESULTS_NAME = "results.json"
 _LOCK_NAME = ".lock"

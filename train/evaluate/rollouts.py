@@ -15,12 +15,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.libero.environment import Observation, Outcome
-from pipeline.libero.pool import EnvPool, Lost, Reply
-from pipeline.libero.suites import Trial
+from train.evaluate.libero.environment import Observation, Outcome
+from train.evaluate.libero.simulator_pool import EnvPool, Lost, Reply
+from train.evaluate.libero.suites import Trial
 from train.evaluate.results import TrialResult
 from train.evaluate.videos import VIDEOS_NAME, Film, Kept
-from train.policy.execution import Execution
+from train.policy.chunk_execution import Execution
 
 _log = logging.getLogger(__name__)
 

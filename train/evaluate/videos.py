@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import temporary_of, temporary_path, writing
-from pipeline.libero.environment import CAMERAS, Observation
-from pipeline.libero.suites import Trial
+from train.evaluate.libero.environment import CAMERAS, Observation
+from train.evaluate.libero.suites import Trial
 
 Kept = Literal["all", "failures", "none"]
 """Trials whose videos are kept."""

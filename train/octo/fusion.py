@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from train.octo.geometry import read_layers, resize_grid, standardize
+from train.octo.geometry_config import VGGTTokenizerConfig
+from train.octo.token_groups import TokenGroup
 from train.octo.tokenizers import Inputs
-from train.octo.tokens import TokenGroup
-from train.octo.vggt_config import VGGTTokenizerConfig
+from train.octo.vggt_tokens import read_layers, resize_grid, standardize
 
 Grid = tuple[int, int]
 """Number of rows and columns."""

@@ -14,7 +14,10 @@ from jaxtyping import Array, Float
 
 from pipeline.errors import UserError
 from train.octo.attention import READOUT, Kind
-from train.octo.config import (
+from train.octo.fusion import Alignment, Grid, PatchFusion
+from train.octo.heads.diffusion import DiffusionHead, SamplingNoise, TrainingNoise
+from train.octo.heads.regression import RegressionHead
+from train.octo.octo_config import (
     DiffusionConfig,
     HeadConfig,
     ImageTokenizerConfig,
@@ -23,10 +26,7 @@ from train.octo.config import (
     RegressionConfig,
     VGGTTokenizerConfig,
 )
-from train.octo.diffusion import DiffusionHead, SamplingNoise, TrainingNoise
-from train.octo.fusion import Alignment, Grid, PatchFusion
-from train.octo.geometry import VGGTTokenizer
-from train.octo.regression import RegressionHead
+from train.octo.token_groups import TokenGroup, concatenate, repeat_over_window
 from train.octo.tokenizers import (
     ImageTokenizer,
     Inputs,
@@ -35,8 +35,8 @@ from train.octo.tokenizers import (
     check_array,
     require,
 )
-from train.octo.tokens import TokenGroup, concatenate, repeat_over_window
 from train.octo.transformer import BlockTransformer
+from train.octo.vggt_tokens import VGGTTokenizer
 
 
 class OctoTransformer(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from train.octo.config import T5Config
+from train.octo.octo_config import T5Config
 
 Tokens = Float[Array, "b n d"]
 Real = Bool[Array, "b n"]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from pipeline.errors import UserError
 from train.octo.attention import Kind
-from train.octo.config import (
+from train.octo.octo_config import (
     STEM_GROUPS,
     BinsConfig,
     ImageTokenizerConfig,
@@ -22,7 +22,7 @@ from train.octo.config import (
     LowdimTokenizerConfig,
 )
 from train.octo.t5 import T5Encoder
-from train.octo.tokens import TokenGroup
+from train.octo.token_groups import TokenGroup
 
 _BIN_EPSILON = 1e-6
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from train.octo.attention import attention_mask, rule_mask
-from train.octo.config import TransformerConfig
-from train.octo.tokens import Groups, TokenGroup, assemble, spans, split
+from train.octo.octo_config import TransformerConfig
+from train.octo.token_groups import Groups, TokenGroup, assemble, spans, split
 
 
 class MlpBlock(nn.Module):

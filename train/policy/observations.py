@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.batch import LeafSpec
 from pipeline.errors import UserError
+from pipeline.loading.batch import LeafSpec
 
 Observation = Mapping[str, Any]
 """An environment's observation at one step, by name below `observation/`: images uint8 (y x 3), in

@@ -12,22 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 
-from pipeline.batch import LeafSpec, nest
-from pipeline.conventions import Conventions
+from pipeline.data.conventions import Conventions
+from pipeline.data.schema import ACTION
 from pipeline.errors import UserError
-from pipeline.schema import ACTION
-from train.checkpoints import Checkpoint, is_run, read_checkpoint
-from train.octo.config import DiffusionConfig, OctoConfig
-from train.octo.diffusion import SamplingNoise, draw_sampling_noise
+from pipeline.loading.batch import LeafSpec, nest
+from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
+from train.octo.functional import InstructionEncoder
+from train.octo.heads.diffusion import SamplingNoise, draw_sampling_noise
 from train.octo.model import OctoModule
-from train.octo.policy import InstructionEncoder
-from train.policy.encoder import encoder_of
-from train.policy.inputs import PolicyInputs, Task, TokenEncoder
+from train.octo.octo_config import DiffusionConfig, OctoConfig
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation
-from train.policy.spec import PolicySpec
-from train.state import count_parameters
-from train.step import to_model_size
+from train.policy.policy_inputs import PolicyInputs, Task, TokenEncoder
+from train.policy.policy_spec import PolicySpec
+from train.policy.rollout_tokens import encoder_of
+from train.update.train_state import count_parameters
+from train.update.train_step import to_model_size
 
 _NUM_ENVS = 2**32
 _SHOWN_OBSERVATIONS = 8

@@ -14,9 +14,9 @@ import tyro
 
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.terminal import program, show
-from train.conclusion import make_up
-from train.config import TrainConfig
-from train.report.page import write_report
+from train.end_of_run import make_up
+from train.report.report_page import write_report
+from train.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ import tyro
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError, install_extra, user_errors_exit
 from pipeline.terminal import log_to_stderr, program
-from train.policy.encoder import encoder_of
-from train.policy.execution import make_execution
+from train.policy.chunk_execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
+from train.policy.rollout_tokens import encoder_of
+from train.serve.client_session import OPENPI_KEYS, ServeConfig, expected_keys
 from train.serve.listener import bind
-from train.serve.session import OPENPI_KEYS, ServeConfig, expected_keys
 
 _log = logging.getLogger("train.serve")
 

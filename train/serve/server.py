@@ -30,10 +30,10 @@ from websockets.http11 import Request, Response
 from pipeline.errors import UserError
 from pipeline.terminal import escaped
 from train.policy.policy import Policy
-from train.serve.codec import MAX_MESSAGE_BYTES, pack, unpack
-from train.serve.frames import Frames
+from train.serve.client_session import ServeConfig, Session, describe_policy
+from train.serve.frame_budget import Frames
 from train.serve.listener import unusable
-from train.serve.session import ServeConfig, Session, describe_policy
+from train.serve.msgpack_codec import MAX_MESSAGE_BYTES, pack, unpack
 
 HEALTH_PATH = "/healthz"
 _MAX_HELD_BYTES = 4 * MAX_MESSAGE_BYTES

@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from converters.libero_demos import episodes
+from converters.libero_demos import episode_files
 from converters.libero_demos.collect import Destination, collect
-from converters.libero_demos.episode import Noise, find_course, record
-from converters.libero_demos.episodes import EpisodeFiles, Settings
-from converters.mappings import LIBERO
-from converters.rlds.source import open_source
-from pipeline.conventions import is_no_op
-from pipeline.dataset import open_dataset
+from converters.libero_demos.episode_files import EpisodeFiles, Settings
+from converters.libero_demos.expert_episode import Noise, find_course, record
+from converters.mapping.builtin_mappings import LIBERO
+from converters.rlds.rlds_source import open_source
+from pipeline.data.conventions import is_no_op
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
-from pipeline.libero.installation import Installation
-from pipeline.libero.suites import Trial
-
-from .toy import HOPELESS, TASK, ToyEnv
+from tests.converters.libero_demos.toy import HOPELESS, TASK, ToyEnv
+from train.evaluate.libero.installation import Installation
+from train.evaluate.libero.suites import Trial
 
 SETTINGS = Settings(Noise(), seed=0, attempts=2, image_size=16, simulator="toy 1")
 CONVENTIONS = LIBERO.conventions
@@ -28,7 +27,7 @@ CONVENTIONS = LIBERO.conventions
 def env(monkeypatch: pytest.MonkeyPatch) -> ToyEnv:
     """A toy environment in place of the simulator."""
     env = ToyEnv()
-    monkeypatch.setattr(episodes, "_environment", lambda files: env)
+    monkeypatch.setattr(episode_files, "_environment", lambda files: env)
     return env
 
 

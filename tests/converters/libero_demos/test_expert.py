@@ -5,8 +5,7 @@ import pytest
 
 from converters.libero_demos.expert import Expert, Goal, find_goal
 from pipeline.errors import UserError
-
-from .toy import MAX_STEPS, SLIPPERY, ToySimulator
+from tests.converters.libero_demos.toy import MAX_STEPS, SLIPPERY, ToySimulator
 
 
 def phases_of(toy: ToySimulator, waypoint_noise_m: float = 0.0) -> list[str]:

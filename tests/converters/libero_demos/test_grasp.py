@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from converters.libero_demos.grasp import _across, _rim, find_grasp
-
-from .test_geometry import boxes
-from .toy import ToySimulator
+from tests.converters.libero_demos.test_scene_geometry import boxes
+from tests.converters.libero_demos.toy import ToySimulator
 
 FAR = boxes(((9.0, 9.0, 0), (0.1, 0.1, 0.1)))
 

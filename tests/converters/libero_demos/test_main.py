@@ -6,7 +6,7 @@ import pytest
 
 from converters.libero_demos import __main__ as command
 from pipeline.errors import UserError
-from pipeline.libero.installation import Installation
+from train.evaluate.libero.installation import Installation
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from converters.libero_demos.geometry import DOWN
-from pipeline.libero.environment import LiberoEnv, Observation, Outcome
-from pipeline.libero.simulator import Simulator
-from pipeline.libero.suites import Task, Trial
+from converters.libero_demos.scene_geometry import DOWN
+from train.evaluate.libero.environment import LiberoEnv, Observation, Outcome
+from train.evaluate.libero.simulator import Simulator
+from train.evaluate.libero.suites import Task, Trial
 
 TASK = Task("libero_spatial", 3, "pick_up_the_cup_and_place_it_on_the_tray")
 CUP = np.array([0.02, 0.03, 0.04])

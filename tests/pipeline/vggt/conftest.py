@@ -14,9 +14,9 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from pipeline.vggt.config import VggtConfig
-from pipeline.vggt.keys import PREFIX, places
-from pipeline.vggt.weights import leaf_shapes
+from pipeline.vggt.aggregator_config import VggtConfig
+from pipeline.vggt.aggregator_weights import leaf_shapes
+from pipeline.vggt.checkpoint_keys import PREFIX, places
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "data" / "golden" / "vggt"
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.device import batch_sharding, make_mesh, replicated
 from pipeline.errors import UserError
+from pipeline.loading.device import batch_sharding, make_mesh, replicated
+from pipeline.vggt.aggregator_weights import VggtWeights, load_for, load_weights
+from pipeline.vggt.bicubic_resize import resize_bicubic
 from pipeline.vggt.encoder import VggtEncoder
-from pipeline.vggt.resize import resize_bicubic
-from pipeline.vggt.spec import EncoderSpec
-from pipeline.vggt.weights import VggtWeights, load_for, load_weights
+from pipeline.vggt.encoder_spec import EncoderSpec
 from tests.rounding import assert_equal_but_for_rounding
 
 

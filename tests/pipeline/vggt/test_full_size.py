@@ -12,17 +12,17 @@ import sys
 
 import pytest
 
-from pipeline.vggt.config import vggt_1b
-from pipeline.vggt.keys import places
-from pipeline.vggt.sources import random_tensors
-from pipeline.vggt.weights import leaf_shapes
+from pipeline.vggt.aggregator_config import vggt_1b
+from pipeline.vggt.aggregator_weights import leaf_shapes
+from pipeline.vggt.checkpoint_keys import places
+from pipeline.vggt.weight_sources import random_tensors
 
 _ROOT = pathlib.Path(__file__).parents[3]
 _HEAD = ("camera_head.weight", (1000, 1000))
 
 _LOAD = """
 import resource, sys, time
-from pipeline.vggt.weights import load_weights
+from pipeline.vggt.aggregator_weights import load_weights
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, started = peak(), time.perf_counter()

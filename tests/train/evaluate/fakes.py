@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.libero.environment import Observation, Outcome
-from pipeline.libero.suites import Task, Trial
+from train.evaluate.libero.environment import Observation, Outcome
+from train.evaluate.libero.suites import Task, Trial
 
 STEPS = 7
 """Number of actions after which a trial ends."""

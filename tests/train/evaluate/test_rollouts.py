@@ -3,13 +3,12 @@ import pathlib
 
 import pytest
 
-from pipeline.libero.pool import EnvPool
-from pipeline.libero.suites import Trial
+from tests.train.evaluate.fakes import DIES, DIES_ONCE, FakeEnv, FakePolicy, trial
+from train.evaluate.libero.simulator_pool import EnvPool
+from train.evaluate.libero.suites import Trial
 from train.evaluate.results import TrialResult
 from train.evaluate.rollouts import Options, Rollouts
-from train.policy.execution import FirstActions
-
-from .fakes import DIES, DIES_ONCE, FakeEnv, FakePolicy, trial
+from train.policy.chunk_execution import FirstActions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

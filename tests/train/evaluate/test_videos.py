@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from tests.train.evaluate.fakes import trial
 from train.evaluate import videos
 from train.evaluate.videos import Film, beside
-
-from .fakes import trial
 
 
 def seen(value: int) -> dict[str, np.ndarray]:

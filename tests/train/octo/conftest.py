@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from train.octo.checkpoint import read_octo_checkpoint
-from train.octo.config import ImageTokenizerConfig, LanguageConfig, OctoConfig, T5Config, demo
 from train.octo.model import OctoModule
+from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, OctoConfig, T5Config, demo
+from train.octo.released.released_files import read_octo_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "octo"
 

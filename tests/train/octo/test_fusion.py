@@ -16,10 +16,13 @@ from pipeline.errors import UserError
 from pipeline.files import from_json_text, to_json_values
 from tests.parameters import random_params
 from tests.rounding import assert_equal_but_for_rounding
-from train.config import AugmentConfig
 from train.flags import load_config
 from train.octo.attention import READOUT, Kind
-from train.octo.config import (
+from train.octo.functional import init_params, input_spec, loss_fn, losses_fn, sample_actions
+from train.octo.fusion import Alignment, PatchFusion
+from train.octo.geometry_config import Fusion
+from train.octo.model import OctoModule
+from train.octo.octo_config import (
     ImageTokenizerConfig,
     LowdimTokenizerConfig,
     OctoConfig,
@@ -27,19 +30,16 @@ from train.octo.config import (
     TransformerConfig,
     VGGTTokenizerConfig,
 )
-from train.octo.fusion import Alignment, PatchFusion
-from train.octo.geometry import TokenLearner, VGGTTokenizer, resize_grid
-from train.octo.meaning import find_differences
-from train.octo.model import OctoModule
-from train.octo.picture import draw_tokens, group_spans
-from train.octo.policy import init_params, input_spec, loss_fn, losses_fn, sample_actions
-from train.octo.pretrained import Allowed, merge
-from train.octo.report import LoadRow
-from train.octo.tokens import TokenGroup
-from train.octo.vggt_config import Fusion
-from train.optimizer import learning_rate, make_optimizer
-from train.state import first_state
-from train.step import make_train_step
+from train.octo.released.setting_changes import find_differences
+from train.octo.released.weight_loading import Allowed, merge
+from train.octo.released.weights_report import LoadRow
+from train.octo.token_groups import TokenGroup
+from train.octo.token_layout import draw_tokens, group_spans
+from train.octo.vggt_tokens import TokenLearner, VGGTTokenizer, resize_grid
+from train.train_config import AugmentConfig
+from train.update.optimizer import learning_rate, make_optimizer
+from train.update.train_state import first_state
+from train.update.train_step import make_train_step
 
 STEM = (32,)
 VGGT = VGGTTokenizerConfig(num_tokens=14, token_dim=8, grid=(3, 3))

@@ -12,23 +12,23 @@ import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError
-from pipeline.normalize import Normalizer
-from pipeline.statistics import FeatureStatistics
+from pipeline.loading.normalize import Normalizer
 from tests.parameters import random_params
 from tests.rounding import assert_equal_but_for_rounding
 from train.octo.attention import Kind, Span, attention_mask, rule_mask
-from train.octo.config import (
+from train.octo.functional import init_params, loss_fn
+from train.octo.functional import training_noise as draw_noise
+from train.octo.heads.diffusion import SamplingNoise, TrainingNoise
+from train.octo.model import OctoModule
+from train.octo.octo_config import (
     OctoConfig,
     TransformerConfig,
     VGGTTokenizerConfig,
     octo_small,
 )
-from train.octo.diffusion import SamplingNoise, TrainingNoise
-from train.octo.model import OctoModule
-from train.octo.policy import init_params, loss_fn
-from train.octo.policy import training_noise as draw_noise
-from train.octo.tokens import TokenGroup, assemble, spans
+from train.octo.token_groups import TokenGroup, assemble, spans
 from train.octo.transformer import EncoderBlock
 
 LAYER = 1e-5

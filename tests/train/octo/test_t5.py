@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.rounding import assert_equal_but_for_rounding
-from train.octo.config import OctoConfig
+from train.octo.octo_config import OctoConfig
 from train.octo.t5 import T5Encoder, relative_buckets
 
 INSTRUCTION = "language_instruction"

@@ -9,8 +9,12 @@ import pytest
 
 from pipeline.errors import UserError
 from tests.rounding import assert_equal_but_for_rounding
-from train.octo.config import BinsConfig, LowdimTokenizerConfig, OctoConfig, VGGTTokenizerConfig
-from train.octo.geometry import VGGTTokenizer
+from train.octo.octo_config import (
+    BinsConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    VGGTTokenizerConfig,
+)
 from train.octo.tokenizers import (
     ImageTokenizer,
     LanguageTokenizer,
@@ -20,6 +24,7 @@ from train.octo.tokenizers import (
     from_bins,
     to_bins,
 )
+from train.octo.vggt_tokens import VGGTTokenizer
 
 VGGT = VGGTTokenizerConfig(num_tokens=5, token_dim=8)
 

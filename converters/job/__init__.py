@@ -1,0 +1,1 @@
+"""Jobs that write datasets: shard by shard, resumable, by several workers."""

@@ -1,0 +1,68 @@
+"""Converting on Apache Beam: Dataflow, Flink and Spark schedule the same shards."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from converters.job.shard_conversion import ShardJob
+from converters.job.workers import OnProgress
+from pipeline.errors import UserError
+from pipeline.worker_lifetime import Portable
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamRunner:
+    """Converts the shards as one Beam pipeline, and waits for its end.
+
+    The workers need this package and the source and destination under the same paths, such as
+    `gs://`; they write what the local runner writes.
+    """
+
+    options: tuple[str, ...] = ()
+    """Beam's own flags, such as `--runner=DataflowRunner`."""
+
+    def __call__(self, job: ShardJob, numbers: Sequence[int], on_progress: OnProgress) -> None:
+        """Converts the shards; of those that fail, the first is raised when the others are done."""
+        if not numbers:
+            return
+        for number in numbers:
+            job.forget_failure(number)
+        try:
+            self._run(job, numbers)
+        except Exception as error:
+            raise UserError(
+                where="Apache Beam",
+                expected="the pipeline to run to its end",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+                remedy="See Beam's own log, and run the same command again: it resumes from here.",
+            ) from error
+        for number in numbers:
+            if not job.is_done(number):
+                raise job.failure(number)
+            on_progress(job.source.shards[number].num_episodes, 0)
+
+    def _run(self, job: ShardJob, numbers: Sequence[int]) -> None:
+        quiet = "--default_sdk_harness_log_level=WARNING"
+        pipeline = beam.Pipeline(options=PipelineOptions([quiet, *self.options]))
+        _ = (
+            pipeline
+            | "shards" >> beam.Create(list(numbers))
+            | "spread" >> beam.Reshuffle()
+            | "convert" >> beam.Map(Portable(_convert), job)
+        )
+        pipeline.run().wait_until_finish()
+
+
+def _convert(number: int, job: ShardJob) -> None:
+    """Leaves a user's mistake in the destination: Beam would repeat it and bury it in a log."""
+    try:
+        job.convert(number, _ignore)
+    except UserError as error:
+        job.fail(number, error)
+
+
+def _ignore(num_bytes: Any) -> None:
+    """Progress is Beam's own to show."""

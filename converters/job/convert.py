@@ -1,0 +1,260 @@
+"""The conversion job: an RLDS directory becomes a dataset directory."""
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from etils import epath
+
+from converters.job import workers
+from converters.job.bad_episodes import DEFAULT_CHECKS, Checks, refused
+from converters.job.output_directory import claim
+from converters.job.shard_conversion import Part, ShardJob
+from converters.mapping.conversion_warnings import Doubts, report_cameras, report_tasks
+from converters.mapping.standardize import SourceMapping
+from converters.rlds.rlds_source import RldsSource
+from converters.rlds.source_files import check_shards
+from pipeline.column_reader import ColumnReader
+from pipeline.data import statistics as stats
+from pipeline.data.dataset_writer import write_manifest
+from pipeline.data.manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    Manifest,
+    TaskChange,
+    check_consistency,
+    load_manifest,
+)
+from pipeline.data.record import RecordLayout
+from pipeline.data.schema import ACTION, EPISODES, Schema
+from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.files import is_remote, open_path, writing
+
+_log = logging.getLogger(__name__)
+
+Runner = Callable[[ShardJob, Sequence[int], workers.OnProgress], None]
+"""Converts the shards of these numbers, in any order, anywhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalRunner:
+    """Converts on this machine."""
+
+    num_workers: int = 1
+    """Processes; 1 is this one."""
+
+    def __call__(
+        self, job: ShardJob, numbers: Sequence[int], on_progress: workers.OnProgress
+    ) -> None:
+        """Converts the shards, or raises the first `UserError` of one."""
+        workers.run(job.convert, numbers, min(self.num_workers, len(numbers)) or 1, on_progress)
+
+
+def convert(  # noqa: PLR0913  (all but the first three have a default)
+    source: RldsSource,
+    destination: epath.PathLike,
+    mapping: SourceMapping,
+    *,
+    overwrite: bool = False,
+    checks: Checks = DEFAULT_CHECKS,
+    runner: Runner = LocalRunner(),
+    on_progress: workers.OnProgress = lambda num_episodes, num_bytes: None,
+) -> Manifest:
+    """Writes every episode of `source` as a dataset directory.
+
+    A job that was killed resumes where it stopped when it is called again.
+
+    Args:
+      source: What is read; each of its shards becomes one shard of every column.
+      destination: The dataset directory. Until its last file is written it does not open.
+      mapping: Which source key becomes which feature.
+      overwrite: Whether what stands there is replaced, a dataset or an unfinished conversion.
+      checks: Whether images are decoded, and whether episodes that cannot be used end the job once
+        all were read, or are left out of the dataset and listed in it.
+      runner: Where the shards are converted.
+      on_progress: Called with episodes and bytes of the source as they are done.
+
+    Returns:
+      The manifest that was written.
+
+    Raises:
+      UserError: Where the destination is in use, files of the source are missing, or it is not
+        what it declares.
+    """
+    destination = open_path(destination)
+    _check_apart(source, destination)
+    check_shards(source)
+    mapping = mapping.fitted(source)
+    schema = mapping.schema(source)
+    _check_trains(schema, source)
+    job = ShardJob(source, mapping, schema, destination, checks)
+    with claim(destination, job.plan, overwrite=overwrite):
+        if (destination / FILE_NAME).exists():  # killed after its last file
+            return load_manifest(destination)
+        numbers = range(len(source.shards))
+        pending = [number for number in numbers if not _is_settled(job, number)]
+        done = set(numbers) - set(pending)
+        on_progress(sum(source.shards[number].num_episodes for number in done), 0)
+        runner(job, pending, on_progress)
+        parts = [job.part(number) for number in numbers]
+        if checks.check_images:
+            num_images = sum(part.num_images for part in parts)
+            seconds = sum(part.image_seconds for part in parts)
+            _log.info(f"images: {num_images:,} decoded in {seconds:.1f} s of CPU")
+        _check_usable(job, parts)
+        manifest = _manifest(job, parts)
+        check_consistency(manifest, str(destination))
+        report_cameras(source, schema)
+        report_tasks(manifest.tasks, manifest.task_source)
+        statistics = _statistics(job, manifest)
+        with writing(destination):
+            return write_manifest(destination, manifest, statistics)
+
+
+def _check_apart(source: RldsSource, destination: epath.Path) -> None:
+    """Refuses to write into the source."""
+    if destination.resolve().is_relative_to(source.directory.resolve()):
+        raise UserError(
+            where=str(destination),
+            expected="a destination outside the source",
+            found=f"one inside {source.directory}",
+            remedy="Name another destination.",
+        )
+
+
+def _check_trains(schema: Schema, source: RldsSource) -> None:
+    """Refuses a dataset that nothing can be trained on: without an action."""
+    features = [feature for _, feature in schema.features()]
+    if ACTION in [feature.key for feature in features]:
+        return
+    raise SchemaError(
+        where=str(source.directory / "features.json"),
+        expected=f"a mapping with a feature {ACTION}, which a policy learns",
+        found=f"only {', '.join(feature.key for feature in features) or 'none'}",
+        remedy=f'Give the feature of the commands key = "{ACTION}"; `from` joins several keys.',
+    )
+
+
+def _is_settled(job: ShardJob, number: int) -> bool:
+    """Whether a shard need not be converted; one with bad episodes may be fixed since."""
+    return job.is_done(number) and not (job.checks.bad_episodes == "stop" and job.part(number).bad)
+
+
+def _check_usable(job: ShardJob, parts: Sequence[Part]) -> None:
+    """Refuses episodes that cannot be used, unless they are to be skipped and others are left."""
+    bad = [
+        (shard, episode)
+        for shard, part in zip(job.source.shards, parts, strict=True)
+        for episode in part.bad
+    ]
+    num_episodes = sum(shard.num_episodes for shard in job.source.shards)
+    is_any_left = len(bad) < num_episodes
+    if bad and (job.checks.bad_episodes == "stop" or not is_any_left):
+        raise refused(job.source, bad, can_skip=is_any_left)
+
+
+def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
+    """What has been written, described."""
+    texts = tuple(dict.fromkeys(text for part in parts for text in part.tasks))
+    indices = {text: index for index, text in enumerate(texts)}
+    episode_tasks: list[int] = []
+    changes: list[TaskChange] = []
+    removed = [0] * len(texts)
+    for part in parts:
+        local = [indices[text] for text in part.tasks]
+        first = len(episode_tasks)
+        episode_tasks += [local[task] for task in part.episode_tasks]
+        changes += [TaskChange(first + c.episode, c.step, local[c.task]) for c in part.task_changes]
+        for task, count in zip(local, part.removed_steps, strict=True):
+            removed[task] += count
+    _check_tasks(job, texts, {*episode_tasks, *(change.task for change in changes)}, removed)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=job.source.name,
+        schema=job.schema,
+        schema_hash=job.schema.hash(),
+        shards={
+            column.name: tuple(part.shards[column.name] for part in parts)
+            for column in job.schema.columns
+        },
+        episode_lengths=tuple(length for part in parts for length in part.episode_lengths),
+        episode_tasks=tuple(episode_tasks),
+        task_changes=tuple(changes),
+        tasks=texts,
+        task_source=job.mapping.task_key,
+        removed_steps=tuple(removed),
+        conventions=job.mapping.conventions,
+        licences={
+            column.name: job.mapping.column_licences.get(column.name, job.mapping.licence)
+            for column in job.schema.columns
+        },
+        provenance=_provenance(job.source),
+        skipped_episodes=tuple(
+            episode.skipped(shard)
+            for shard, part in zip(job.source.shards, parts, strict=True)
+            for episode in part.bad
+        ),
+    )
+
+
+def _provenance(source: RldsSource) -> dict[str, str]:
+    known = {"source": source.name, "version": source.version, "split": source.split}
+    selection = {"episodes": source.selection} if source.selection else {}
+    return {**source.notes, **known, **selection}
+
+
+def _check_tasks(
+    job: ShardJob, texts: Sequence[str], used: Iterable[int], removed: Sequence[int]
+) -> None:
+    """Refuses a task that the no-op filter left without a step."""
+    emptied = [index for index in range(len(texts)) if index not in set(used)]
+    if emptied:
+        threshold = job.mapping.conventions.no_op_threshold
+        raise DataError(
+            where=f"{job.source.directory}, no-op filter",
+            expected=f"steps of every task whose action is above the threshold {threshold}",
+            found="; ".join(f"all {removed[i]} steps of {texts[i]!r} below it" for i in emptied),
+            remedy="Lower conventions.no_op_threshold in the mapping, or keep the no-ops.",
+        )
+
+
+def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureStatistics]:
+    """Over every float32 trajectory, from the episodes in their order.
+
+    Raises:
+      SchemaError: Where the values contradict the mapping's conventions.
+    """
+    column = next(column for column in job.schema.columns if column.name == EPISODES)
+    keys = [feature.key for feature in column.features if feature.dtype == "float32"]
+    accumulators = {key: stats.Accumulator() for key in keys}
+    doubts = Doubts(job.schema, job.mapping.conventions)
+    shards = manifest.shards[EPISODES]
+    first = 0
+    for shard in shards:
+        with _at_hand(job.destination, shard.file) as directory:
+            reader = ColumnReader(str(directory), RecordLayout(column), shards)
+            for index in range(first, first + shard.records):
+                episode = reader.read(index)
+                doubts.add(episode)
+                for key, accumulator in accumulators.items():
+                    accumulator.add(np.asarray(episode[key]))
+            reader.close()
+        first += shard.records
+    doubts.report(str(job.source.directory))
+    return {key: accumulator.finish() for key, accumulator in accumulators.items()}
+
+
+@contextlib.contextmanager
+def _at_hand(directory: epath.Path, file: str) -> Iterator[epath.Path]:
+    """A directory on this machine that holds a file: the same, or one with a copy."""
+    if not is_remote(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = epath.Path(temporary) / file
+        copy.parent.mkdir(parents=True)
+        (directory / file).copy(copy)
+        yield epath.Path(temporary)

@@ -1,0 +1,232 @@
+"""Claiming the directory that a job writes: one job at a time, and never over what is not its own.
+
+While the job runs, `.conversion/` in it holds the lock, the plan (what is converted, and how) and
+one file for each shard that is done. A rerun of the same plan resumes from there; another plan is
+refused. On an object store there is no lock; there the plan alone keeps jobs apart.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+from etils import epath
+
+from converters.job.file_ownership import (
+    GONE,
+    PART_SUFFIX,
+    PLAN,
+    Owned,
+    check_no_links,
+    children,
+    delete,
+    delete_gone,
+    note_gone,
+    owned,
+    remove_folder,
+)
+from pipeline.data.manifest import FILE_NAME, WORK
+from pipeline.errors import UserError
+from pipeline.files import (
+    UNPARSABLE,
+    is_remote,
+    locked,
+    temporary_of,
+    temporary_path,
+    write_text_atomically,
+    writing,
+)
+
+LOCK = "lock"
+_EMPTY = "an empty or new directory"
+
+_WORDS = {
+    "format_version": "another format",
+    "source": "another source",
+    "shards": "other shards or episodes of it",
+    "schema_hash": "other types",
+    "mapping": "another mapping",
+    "check_images": "another --check_images",
+}
+"""Descriptions of the fields of a plan."""
+
+
+@contextlib.contextmanager
+def claim(destination: epath.Path, plan: str, *, overwrite: bool) -> Iterator[None]:
+    """Holds a destination for one job of `plan`; at a normal end only the dataset is left.
+
+    Args:
+      destination: The directory; made where it is missing.
+      plan: Text that says what is converted, and how.
+      overwrite: Whether what stands there is replaced, a dataset or an unfinished conversion.
+
+    Raises:
+      UserError: Where another job is at work in it, it holds a dataset, other files or the
+        unfinished conversion of another plan, or may not be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(destination):
+            _prepare(destination, plan, stack, overwrite=overwrite)
+        try:
+            yield
+        finally:
+            _remove_temporaries(destination)
+        done = set_aside(destination)
+    with contextlib.suppress(OSError):  # the dataset is complete; what is left of this is harmless
+        done.rmtree()
+
+
+def _prepare(
+    destination: epath.Path, plan: str, stack: contextlib.ExitStack, *, overwrite: bool
+) -> None:
+    """Leaves the lock held until the end of `stack`, and the plan noted."""
+    _check_own(destination)
+    if overwrite or not _resumes(destination, plan):
+        check_no_links(destination, _folders(owned(destination)))
+    (destination / WORK).mkdir(parents=True, exist_ok=True)
+    if not is_remote(destination):
+        stack.enter_context(lock(destination))
+    if overwrite or not _resumes(destination, plan):
+        _clear(destination)
+    write_text_atomically(destination / WORK / PLAN, plan)
+    _remove_temporaries(destination)
+
+
+def _check_own(destination: epath.Path) -> None:
+    """Refuses a destination that holds what no conversion wrote, before anything is deleted."""
+    if destination.exists() and not destination.is_dir():
+        raise _in_use(destination, "a file", "Name another destination.")
+    own = owned(destination)
+    for path in _files(destination):
+        if not own.has(path):
+            raise _in_use(destination, f"other files: {path}", "Name another destination.")
+    check_no_links(destination, [WORK])
+
+
+def _folders(own: Owned) -> set[str]:
+    """Returns the folders of the columns that have files, or are about to."""
+    columns = {column for column, _ in own.jobs}
+    return columns | {file.partition("/")[0] for file in own.files if "/" in file}
+
+
+def _resumes(destination: epath.Path, plan: str) -> bool:
+    """Whether an unfinished conversion of this plan lies there.
+
+    Raises:
+      UserError: Where a dataset does, or the unfinished conversion of another plan.
+    """
+    started = destination / WORK / PLAN
+    if started.exists() and started.read_text() == plan:
+        return True
+    if (destination / FILE_NAME).exists():
+        raise _in_use(destination, "a dataset", "Replace it with --overwrite.")
+    is_begun = any((destination / WORK).glob(f"[0-9]*{PART_SUFFIX}"))
+    if started.exists() and (is_begun or is_remote(destination)):
+        raise _in_use(
+            destination,
+            f"an unfinished conversion with {_difference(started.read_text(), plan)}",
+            f"See {started}: finish that one, or start over with --overwrite.",
+        )
+    return False
+
+
+def _difference(noted: str, plan: str) -> str:
+    """What the plan that was noted does not share with this one, such as `another mapping`."""
+    try:
+        theirs = json.loads(noted)
+    except UNPARSABLE:
+        return "a plan that is corrupt"
+    ours = json.loads(plan)
+    return " and ".join(words for key, words in _WORDS.items() if ours.get(key) != theirs.get(key))
+
+
+def _clear(destination: epath.Path) -> None:
+    """Deletes a dataset or what jobs left of one; it stops being one before any shard is touched.
+
+    All that goes is noted first, so that a rerun after a kill knows it as its own.
+    """
+    _remove_temporaries(destination)
+    own = owned(destination)
+    paths = [str(path) for path in _files(destination)]
+    if paths:
+        note_gone(destination, paths)
+    delete(destination / FILE_NAME)
+    for path in children(destination / WORK):
+        if path.name not in (LOCK, GONE):
+            path.unlink()
+    delete_gone(destination)
+    for folder in _folders(own):
+        remove_folder(destination / folder)
+
+
+def set_aside(destination: epath.Path) -> epath.Path:
+    """Moves what the job knew to a name that no other job uses, with the lock still held."""
+    work = destination / WORK
+    if is_remote(destination):
+        return work
+    aside = epath.Path(temporary_path(pathlib.Path(work)))
+    work.rename(aside)
+    return aside
+
+
+def _remove_temporaries(destination: epath.Path) -> None:
+    """Removes what killed jobs and workers were writing."""
+    own = owned(destination)
+    folders = [destination / WORK, *(destination / folder for folder in _folders(own))]
+    for path in (path for folder in (destination, *folders) for path in children(folder)):
+        inside = pathlib.PurePath(path.relative_to(destination))
+        is_note = inside.parts[0] == WORK
+        if temporary_of(path.name) and (is_note or own.has(inside)):
+            path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
+    """Yields the files, relative to the destination, but for those of the job itself."""
+    pending = [destination]
+    while pending:
+        for path in children(pending.pop()):
+            if WORK in (path.name, temporary_of(path.name)):
+                continue
+            if path.is_dir():
+                pending.append(path)
+            else:
+                yield pathlib.PurePath(path.relative_to(destination))
+
+
+@contextlib.contextmanager
+def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
+    """Holds the lock; the system frees it when the process ends, however that happens.
+
+    Args:
+      destination: Has the folder `WORK`.
+      expected: What it has to be, for the error.
+
+    Raises:
+      UserError: Where another job holds it.
+    """
+    path = pathlib.Path(destination) / WORK / LOCK
+    refused = _in_use(
+        destination,
+        "another conversion at work in it",
+        "Wait for its end, or stop it.",
+        expected,
+    )
+    with locked(path, refused) as descriptor:
+        if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise _in_use(
+                destination,
+                "a conversion that ended just now",
+                "Run the same command again.",
+                expected,
+            )
+        yield
+
+
+def _in_use(destination: epath.Path, found: str, remedy: str, expected: str = _EMPTY) -> UserError:
+    return UserError(
+        where=str(destination),
+        expected=expected,
+        found=found,
+        remedy=remedy,
+    )

@@ -1,0 +1,350 @@
+"""One shard: the unit of work of every runner, which may be repeated at any time.
+
+What it writes is a function of its source shard alone, so any number of workers in any order, and a
+run after a kill, write the same bytes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from converters.job.bad_episodes import BadEpisode, Checks, refused
+from converters.job.file_ownership import PART_SUFFIX
+from converters.job.workers import Report
+from converters.mapping.standardize import SourceMapping, Standardized, standardize
+from converters.rlds.episode_boundaries import check_boundaries
+from converters.rlds.example_parsing import parse_episode
+from converters.rlds.rlds_source import RldsSource
+from pipeline.data.dataset_writer import ShardWriter
+from pipeline.data.images import check_pixels
+from pipeline.data.manifest import FORMAT_VERSION, WORK, Shard, TaskChange
+from pipeline.data.record import RecordLayout
+from pipeline.data.schema import Blob, Schema
+from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.files import (
+    dump_json,
+    from_json_text,
+    is_remote,
+    to_json_values,
+    write_text_atomically,
+    writing,
+)
+
+_FAILURE_SUFFIX = ".failure.json"
+_START_OVER = "Start over with --overwrite."
+_HOPELESS = 100
+"""Bad episodes at the beginning of a shard, none of them good, that end a job early."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """The fields of a `UserError`."""
+
+    where: str
+    expected: str
+    found: str
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What was written from one source shard; the file that holds it marks the shard as done."""
+
+    plan: str
+    """Digest of the plan that it belongs to."""
+    source: tuple[int, int]
+    """Bytes and records of the source's file. Where they are others now, it is converted again."""
+    shards: Mapping[str, Shard]
+    """Shards by column."""
+    episode_lengths: tuple[int, ...]
+    """Steps of each episode that has any left."""
+    tasks: tuple[str, ...]
+    """Instructions in the order in which they first occur."""
+    episode_tasks: tuple[int, ...]
+    """Index into `tasks` of each episode's first step."""
+    task_changes: tuple[TaskChange, ...]
+    """Counting episodes and tasks of this part."""
+    removed_steps: tuple[int, ...]
+    """Steps that the no-op filter left out, by task."""
+    bad: tuple[BadEpisode, ...] = ()
+    """Episodes that cannot be used; they are not in the shards."""
+    modified: int = 0
+    """Time of the source's file where it has such episodes: they may be fixed in place."""
+    num_images: int = 0
+    """Images that were decoded."""
+    image_seconds: float = 0.0
+    """CPU seconds that decoding them took."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """All that a worker needs to convert any shard of a source."""
+
+    source: RldsSource
+    mapping: SourceMapping
+    schema: Schema
+    destination: epath.Path
+    checks: Checks = dataclasses.field(default_factory=Checks)
+
+    @functools.cached_property
+    def plan(self) -> str:
+        """What decides the bytes of the dataset, as JSON."""
+        source = self.source
+        values = {
+            "format_version": FORMAT_VERSION,
+            "source": [source.name, source.version, source.split],
+            "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
+            "schema_hash": self.schema.hash(),
+            "mapping": to_json_values(self.mapping),
+        }
+        return dump_json(values | ({"check_images": True} if self.checks.check_images else {}))
+
+    @functools.cached_property
+    def plan_digest(self) -> str:
+        """16 hex digits of the plan."""
+        return hashlib.sha256(self.plan.encode()).hexdigest()[:16]
+
+    def convert(self, number: int, report: Report) -> None:
+        """Writes one shard of every column from the source's shard of that number.
+
+        Episodes that cannot be used are left out and noted.
+
+        Raises:
+          UserError: Where the file cannot be read to its end, or all of its first episodes are bad
+            and the job stops at such; or where the shard cannot be written.
+        """
+        file = f"{number:05d}-of-{len(self.source.shards):05d}.arrayrecord"
+        notes = _Notes()
+        with contextlib.ExitStack() as stack:
+            writers = [
+                _ColumnWriter(
+                    number,
+                    RecordLayout(column),
+                    stack.enter_context(ShardWriter(self.destination, f"{column.name}/{file}")),
+                )
+                for column in self.schema.columns
+            ]
+            for index, where, record in self.source.scan(self.source.shards[number]):
+                standardized = self._read(record, where, index, notes)
+                if standardized is not None and standardized.num_steps:
+                    for writer in writers:
+                        writer.write(standardized)
+                report(len(record) if isinstance(record, bytes) else 0)
+                self._check_hopes(number, notes)
+                del record, standardized  # before the next one is read
+        written = {writer.layout.column.name: writer.file.finished() for writer in writers}
+        part = notes.part(self.plan_digest, self._source(number), written)
+        if part.bad:
+            part = dataclasses.replace(part, modified=self._modified(number))
+        path = self._path(number, PART_SUFFIX)
+        with writing(path):
+            write_text_atomically(path, dump_json(to_json_values(part)))
+
+    def _read(
+        self, record: bytes | DataError, where: str, index: int, notes: "_Notes"
+    ) -> Standardized | None:
+        """An episode from its record, noted; None for one that cannot be used."""
+        try:
+            if isinstance(record, DataError):
+                raise record
+            episode = parse_episode(record, self.source.keys, where, self._wanted)
+            check_boundaries(episode, where)
+            standardized = standardize(episode, self.schema, self.mapping, where)
+            if self.checks.check_images:
+                notes.count_images(*_decode(standardized, self.schema, where))
+        except (DataError, SchemaError) as error:
+            notes.bad.append(BadEpisode.of(index, error))
+            return None
+        notes.add(standardized)
+        return standardized
+
+    @functools.cached_property
+    def _wanted(self) -> frozenset[str]:
+        """Keys of the source that are read."""
+        features = (feature for _, feature in self.schema.features())
+        taken = {part.source for feature in features for part in feature.origins}
+        return frozenset(taken | ({self.mapping.task_key} - {""}))
+
+    def _check_hopes(self, number: int, notes: "_Notes") -> None:
+        """Stops early where it is the mapping or the source that is wrong, not an episode."""
+        stops = self.checks.bad_episodes == "stop"
+        if stops and not notes.num_good and len(notes.bad) == _HOPELESS:
+            shard = self.source.shards[number]
+            raise refused(self.source, [(shard, bad) for bad in notes.bad], can_skip=False)
+
+    def is_done(self, number: int) -> bool:
+        """Whether the shard has been written by this plan, from the file that lies there now.
+
+        One with bad episodes has not where its source was changed since, be it at the same size.
+        """
+        if not self._path(number, PART_SUFFIX).exists():
+            return False
+        part = self.part(number)
+        return (
+            part.plan == self.plan_digest
+            and part.source == self._source(number)
+            and (not part.bad or part.modified == self._modified(number))
+            and all(self._is_there(shard) for shard in part.shards.values())
+        )
+
+    def _is_there(self, shard: Shard) -> bool:
+        path = self.destination / shard.file
+        return path.exists() and path.stat().length == shard.num_bytes
+
+    def _source(self, number: int) -> tuple[int, int]:
+        """Bytes, -1 where the file is missing, and declared records of a shard of the source."""
+        shard = self.source.shards[number]
+        num_bytes = shard.path.stat().length if shard.path.exists() else -1
+        return int(num_bytes), shard.num_records
+
+    def _modified(self, number: int) -> int:
+        """The time of the last change of a shard of the source; 0 if missing.
+
+        In ns since the epoch on a disk, in s in an object store.
+        """
+        path = self.source.shards[number].path
+        if not path.exists():
+            return 0
+        return path.stat().mtime if is_remote(path) else os.stat(path).st_mtime_ns
+
+    def part(self, number: int) -> Part:
+        """What was written from a shard that is done.
+
+        Raises:
+          DataError: Where the file that says so is not what `convert` writes.
+        """
+        path = self._path(number, PART_SUFFIX)
+        return from_json_text(Part, path.read_text(), where=str(path), remedy=_START_OVER)
+
+    def forget_failure(self, number: int) -> None:
+        """Removes the note of an earlier run."""
+        self._path(number, _FAILURE_SUFFIX).unlink(missing_ok=True)
+
+    def fail(self, number: int, error: UserError) -> None:
+        """Notes why a shard could not be converted, for a runner far away."""
+        failure = Failure(error.where, error.expected, error.found, error.remedy)
+        text = dump_json(to_json_values(failure))
+        write_text_atomically(self._path(number, _FAILURE_SUFFIX), text)
+
+    def failure(self, number: int) -> UserError:
+        """Why a shard is not done."""
+        path = self._path(number, _FAILURE_SUFFIX)
+        if not path.exists():
+            return UserError(
+                where=str(self.source.shards[number].path),
+                expected="its shard to be converted",
+                found="neither a result nor a reason",
+                remedy="See the runner's own log, and run the same command again.",
+            )
+        failure = from_json_text(Failure, path.read_text(), where=str(path), remedy=_START_OVER)
+        return UserError(**dataclasses.asdict(failure))
+
+    def _path(self, number: int, suffix: str) -> epath.Path:
+        return self.destination / WORK / f"{number:05d}{suffix}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _ColumnWriter:
+    """Appends episodes to one column's shard."""
+
+    number: int
+    layout: RecordLayout
+    file: ShardWriter
+
+    def write(self, episode: Standardized) -> None:
+        """Appends one record, or one for each step."""
+        values = {f.key: episode.values[f.key] for f in self.layout.column.features}
+        if self.layout.column.per == "episode":
+            self._append(episode.num_steps, {k: _whole(v) for k, v in values.items()})
+            return
+        for t in range(episode.num_steps):
+            self._append(1, {k: _at(v, t) for k, v in values.items()})
+
+    def _append(self, num_steps: int, values: Mapping[str, np.ndarray | Blob]) -> None:
+        place = (self.number, self.file.count)
+        self.file.write(self.layout.encode(place, num_steps, values))
+
+
+@dataclasses.dataclass
+class _Notes:
+    """What the manifest will say of the episodes of one shard."""
+
+    lengths: list[int] = dataclasses.field(default_factory=list)
+    tasks: dict[str, int] = dataclasses.field(default_factory=dict)
+    episode_tasks: list[int] = dataclasses.field(default_factory=list)
+    changes: list[TaskChange] = dataclasses.field(default_factory=list)
+    removed: dict[int, int] = dataclasses.field(default_factory=dict)
+    bad: list[BadEpisode] = dataclasses.field(default_factory=list)
+    num_good: int = 0
+    num_images: int = 0
+    image_seconds: float = 0.0
+
+    def count_images(self, num_images: int, seconds: float) -> None:
+        self.num_images += num_images
+        self.image_seconds += seconds
+
+    def add(self, episode: Standardized) -> None:
+        self.num_good += 1
+        for text in episode.removed:
+            task = self._index(text)
+            self.removed[task] = self.removed.get(task, 0) + 1
+        if not episode.num_steps:
+            return
+        indices = [self._index(text) for text in episode.tasks]
+        for step, (before, task) in enumerate(itertools.pairwise(indices), 1):
+            if task != before:
+                self.changes.append(TaskChange(len(self.lengths), step, task))
+        self.lengths.append(episode.num_steps)
+        self.episode_tasks.append(indices[0])
+
+    def part(self, plan: str, source: tuple[int, int], shards: Mapping[str, Shard]) -> Part:
+        return Part(
+            plan=plan,
+            source=source,
+            shards=shards,
+            episode_lengths=tuple(self.lengths),
+            tasks=tuple(self.tasks),
+            episode_tasks=tuple(self.episode_tasks),
+            task_changes=tuple(self.changes),
+            removed_steps=tuple(self.removed.get(i, 0) for i in range(len(self.tasks))),
+            bad=tuple(self.bad),
+            num_images=self.num_images,
+            image_seconds=round(self.image_seconds, 3),
+        )
+
+    def _index(self, text: str) -> int:
+        return self.tasks.setdefault(text, len(self.tasks))
+
+
+def _decode(episode: Standardized, schema: Schema, where: str) -> tuple[int, float]:
+    """(images of an episode, seconds of CPU that decoding them took).
+
+    Raises:
+      DataError: One that is not readable to its end.
+    """
+    started = time.process_time()
+    num_images = 0
+    for _, feature in schema.features():
+        if feature.kind != "image":
+            continue
+        for t, encoded in enumerate(episode.values[feature.key]):
+            assert not isinstance(encoded, np.ndarray)
+            check_pixels(encoded, f"{where}, {feature.source}, step {t}")
+            num_images += 1
+    return num_images, time.process_time() - started
+
+
+def _whole(value: np.ndarray | list[Blob]) -> np.ndarray | Blob:
+    return value if isinstance(value, np.ndarray) else b"".join(value)
+
+
+def _at(value: np.ndarray | list[Blob], t: int) -> np.ndarray | Blob:
+    return value[t, ...] if isinstance(value, np.ndarray) else value[t]

@@ -1,0 +1,134 @@
+"""Finds objects in a scene, and room for a gripper; all in m, in the world frame."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from train.evaluate.libero.simulator import Simulator
+
+_CORNERS = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
+_ROBOT_BODIES = ("robot", "gripper", "mount")
+"""Beginnings of the names of its bodies."""
+_PLANE = 0
+"""MuJoCo's number of the one kind of geometry without bounds."""
+
+DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+"""Orientation of the end effector that points down, its fingers opening along y: columns are its
+axes. The fingers open along the first one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Bounding boxes of the collision geometry of some bodies, each in its own orientation."""
+
+    centers: np.ndarray
+    """float64 (n, 3)."""
+    rotations: np.ndarray
+    """float64 (n, 3, 3): columns are the boxes' axes."""
+    half_sizes: np.ndarray
+    """float64 (n, 3)."""
+
+    @property
+    def corners(self) -> np.ndarray:
+        """float64 (8 n, 3)."""
+        offsets = np.einsum("nij,kj,nj->nki", self.rotations, _CORNERS, self.half_sizes)
+        return (self.centers[:, None] + offsets).reshape(-1, 3)
+
+    @property
+    def middle(self) -> np.ndarray:
+        """float64 (3): of the box along the world's axes that holds all."""
+        corners = self.corners
+        return (corners.min(axis=0) + corners.max(axis=0)) / 2
+
+    @property
+    def low(self) -> float:
+        """Height of the lowest point."""
+        return float(self.corners[:, 2].min())
+
+    @property
+    def high(self) -> float:
+        """Height of the highest point."""
+        return float(self.corners[:, 2].max())
+
+    def high_over(self, point: np.ndarray) -> float:
+        """Height of the highest point of the box whose middle is horizontally next to a point."""
+        nearest = np.linalg.norm((self.centers - point)[:, :2], axis=1).argmin()
+        return float(self.corners.reshape(-1, 8, 3)[nearest, :, 2].max())
+
+    def distance(self, points: np.ndarray) -> float:
+        """The least distance of some points (m, 3) to any of the boxes; 0 inside one."""
+        local = np.einsum("nij,mni->mnj", self.rotations, points[:, None] - self.centers)
+        outside = np.maximum(np.abs(local) - self.half_sizes, 0.0)
+        return float(np.linalg.norm(outside, axis=-1).min(initial=np.inf))
+
+
+def object_geoms(simulator: Simulator, name: str) -> list[int]:
+    """Numbers of an object's collision geometry."""
+    model, root = simulator.model, simulator.body_id(name)
+    return [g for g in _solid_geoms(model) if _is_below(model, g, root)]
+
+
+def other_geoms(simulator: Simulator, name: str) -> list[int]:
+    """Numbers of the collision geometry of all but the robot and one object."""
+    model, root = simulator.model, simulator.body_id(name)
+    return [
+        g
+        for g in _solid_geoms(model)
+        if not _is_below(model, g, root)
+        and not model.body(model.body_rootid[model.geom_bodyid[g]]).name.startswith(_ROBOT_BODIES)
+    ]
+
+
+def boxes_of(simulator: Simulator, geoms: list[int]) -> Boxes:
+    """The bounding boxes of some geometry, where it is now."""
+    model, data = simulator.model, simulator.data
+    rotations = data.geom_xmat[geoms].reshape(-1, 3, 3)
+    local = model.geom_aabb[geoms].reshape(-1, 6)
+    centers = data.geom_xpos[geoms] + np.einsum("nij,nj->ni", rotations, local[:, :3])
+    return Boxes(centers, rotations, local[:, 3:])
+
+
+def _solid_geoms(model: Any) -> list[int]:
+    """Geometry that touches something and is bounded."""
+    touches = (model.geom_contype | model.geom_conaffinity) != 0
+    return np.flatnonzero(touches & (model.geom_type != _PLANE)).tolist()
+
+
+def _is_below(model: Any, geom: int, root: int) -> bool:
+    """Whether geometry belongs to a body or to one that hangs from it."""
+    body = int(model.geom_bodyid[geom])
+    while body not in (0, root):
+        body = int(model.body_parentid[body])
+    return body == root
+
+
+def direction(angle: float) -> np.ndarray:
+    """float64 (3): the horizontal unit vector at an angle in rad from x."""
+    return np.array([np.cos(angle), np.sin(angle), 0.0])
+
+
+def pointing_down(yaw: float) -> np.ndarray:
+    """float64 (3, 3): `DOWN` turned by an angle in rad about z."""
+    cosine, sine = np.cos(yaw), np.sin(yaw)
+    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]]) @ DOWN
+
+
+def yaw_to_open_along(angle: float) -> float:
+    """The turn of `DOWN` in [-pi/2, pi/2) with which the fingers open along a direction.
+
+    A gripper is the same again after half a turn.
+    """
+    turn = angle - np.pi / 2
+    return (turn + np.pi / 2) % np.pi - np.pi / 2
+
+
+def rotation_vector(rotation: np.ndarray) -> np.ndarray:
+    """float64 (3): axis times angle in rad of a rotation (3, 3) of less than half a turn."""
+    skew = (rotation - rotation.T) / 2
+    sine = np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
+    norm = np.linalg.norm(sine)
+    if norm == 0.0:
+        return np.zeros(3)
+    return sine / norm * np.arctan2(norm, (np.trace(rotation) - 1) / 2)

@@ -1,0 +1,103 @@
+"""The mappings that are built in, and reading one from a file."""
+
+import fnmatch
+
+from etils import epath
+
+from converters.mapping.mapped_features import IMAGES, FeatureMapping
+from converters.mapping.standardize import SourceMapping
+from converters.rlds.rlds_source import RldsSource
+from pipeline.data.conventions import Conventions
+from pipeline.errors import UserError
+from pipeline.files import from_json_text, read_text, toml_to_json
+
+_POSE = ("x_m", "y_m", "z_m", "rx_rad", "ry_rad", "rz_rad")
+
+LIBERO = SourceMapping(
+    features=(
+        FeatureMapping(
+            "action",
+            "steps/action",
+            dims=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
+        ),
+        FeatureMapping(
+            "observation/proprio",
+            "steps/observation/state",
+            dims=(*_POSE, "gripper_left_m", "gripper_right_m"),
+        ),
+        FeatureMapping(
+            "observation/joint_state",
+            "steps/observation/joint_state",
+            dims=tuple(f"joint_{i}_rad" for i in range(7)),
+        ),
+        FeatureMapping("reward", "steps/reward"),
+        FeatureMapping("discount", "steps/discount"),
+        FeatureMapping("is_first", "steps/is_first"),
+        FeatureMapping("is_last", "steps/is_last"),
+        FeatureMapping("is_terminal", "steps/is_terminal"),
+        FeatureMapping("observation/image_primary", "steps/observation/image", IMAGES),
+        FeatureMapping("observation/image_wrist", "steps/observation/wrist_image", IMAGES),
+        FeatureMapping(
+            "observation/vggt_tokens",
+            "steps/observation/vggt_tokens",
+            "vggt_tokens",
+            optional=True,
+        ),
+    ),
+    conventions=Conventions(
+        image_orientation="rotated_180",
+        rotation="axis_angle",
+        control_frequency_hz=20.0,
+        gripper_dim=6,
+        gripper_open=-1.0,
+        gripper_close=1.0,
+        no_ops="removed_at_source",
+    ),
+    source_id="episode_metadata/file_path",
+    licence="CC-BY-4.0",
+    column_licences={
+        "vggt_tokens": "CC-BY-4.0, by weights that may be CC-BY-NC-4.0 (facebook/VGGT-1B)"
+    },
+)
+"""LIBERO as published in RLDS, with or without VGGT tokens.
+
+Actions are end-effector deltas of the simulator's controller in [-1, 1]: 1 is 0.05 m or 0.5 rad.
+"""
+
+BUILT_IN = {"libero_*": LIBERO, "liber_o10*": LIBERO}
+"""Built-in mappings, by glob over the dataset's own name."""
+
+
+def find_mapping(source: RldsSource) -> SourceMapping:
+    """The built-in mapping of a source.
+
+    Raises:
+      UserError: Where none is built in.
+    """
+    for pattern, mapping in BUILT_IN.items():
+        if fnmatch.fnmatchcase(source.name, pattern):
+            return mapping
+    raise UserError(
+        where=f"{source.directory}",
+        expected=f"a dataset named {' or '.join(BUILT_IN)}, or a mapping",
+        found=f"{source.name}",
+        remedy="Write one: `octograin convert SRC --describe > mapping.toml`, edit it, "
+        "and convert with `--mapping mapping.toml`.",
+    )
+
+
+def read_mapping(path: epath.PathLike) -> SourceMapping:
+    """Reads a mapping in TOML; `--describe` prints one.
+
+    Raises:
+      DataError: Where it is missing, no TOML, or has fields that a mapping does not have.
+    """
+    expected = "a mapping in TOML"
+    remedy = "Start from `octograin convert SRC --describe > mapping.toml`."
+    text = read_text(path, expected=expected, remedy=remedy)
+    return from_json_text(
+        SourceMapping,
+        toml_to_json(text, where=str(path), expected=expected, remedy=remedy),
+        where=str(path),
+        remedy="Fix the fields; `octograin convert SRC --describe` prints valid ones.",
+    )

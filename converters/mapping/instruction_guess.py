@@ -1,0 +1,90 @@
+"""The texts of a source: which is likely to be the instruction, and which names the episode."""
+
+import json
+import re
+from collections.abc import Sequence
+
+from converters.mapping.conversion_warnings import is_name
+from converters.rlds.image_sizes import readable_episodes
+from converters.rlds.rlds_source import STEPS, RldsSource, SourceKey
+
+TASK_WORDS = ("instruction", "language", "lang", "prompt", "task")
+"""Words in keys that are likely to be the instruction, the likeliest first."""
+CAMERA_WORDS = {"image", "images", "rgb", "camera", "cam", "frame", "frames", "jpeg", "png"}
+"""Words in the keys of cameras."""
+_NAME_WORDS = {"id", "ids", "uid", "uuid", "guid", "path", "file", "filename", "url", "hash"}
+"""Words in keys whose texts name an episode or a file, not a task."""
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def words_of(key: str) -> set[str]:
+    """The words of a key, in small letters: of `steps/observation/eeImage_0` also `image`."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key)
+    return set(re.split(r"[^a-z]+", spaced.lower()))
+
+
+def leaf_words(key: str) -> set[str]:
+    """The words of the last name of a key."""
+    return words_of(key.rpartition("/")[2])
+
+
+def find_task(source: RldsSource) -> tuple[str | None, str]:
+    """The key of the instruction, and its line."""
+    texts = [key.key for key in source.keys.values() if key.kind == "text"]
+    texts = [key for key in texts if not leaf_words(key) & (_NAME_WORDS | CAMERA_WORDS)]
+    named = _with_names(source, texts)
+    texts = [key for key in texts if key not in named]
+    likely = [key for word in TASK_WORDS for key in texts if word in key.lower()]
+    steps = [key for key in texts if key.startswith(STEPS)]
+    candidates = list(dict.fromkeys(likely)) or steps
+    if not candidates:
+        return None, _no_task_line(source, texts)
+    line = f"task = {quoted(candidates[0])}"
+    others = ", ".join(map(quoted, candidates[1:]))
+    if others:
+        line += f"  # CHECK: the instruction, which training needs; or {others}"
+    elif not likely:
+        line += "  # CHECK: the instruction, which training needs; no other text could be it"
+    return candidates[0], line
+
+
+def _with_names(source: RldsSource, keys: Sequence[str]) -> set[str]:
+    """Those of some keys whose first text is a name of an episode or file by its looks."""
+    wanted = [source.keys[key] for key in keys]
+    _, episode = next(readable_episodes(source, wanted), ("", {}))
+    return {key for key, texts in episode.items() if is_name(bytes(texts[0]))}
+
+
+def _no_task_line(source: RldsSource, texts: Sequence[str]) -> str:
+    """The line of the instruction where the source has no text that could be it."""
+    reason = "the source has no text that could be the instruction"
+    for key in source.keys.values():
+        is_likely = any(word in key.key.lower() for word in TASK_WORDS)
+        if is_likely and key.kind == "tensor" and key.dtype not in _FLOATS:
+            reason = f"{key.key} is {key.dtype}{list(key.shape)}, a code and not the instruction"
+        elif is_likely and key.kind == "other":
+            reason = f"{key.key} cannot be read as the instruction"
+    if texts:
+        reason += f", unless it is {' or '.join(map(quoted, texts))}"
+    return (
+        f'task = ""  # CHECK: {on_one_line(reason)}; goal images alone tell the task then, or give'
+        ' all episodes one: instruction = "..."'
+    )
+
+
+def find_source_id(keys: Sequence[SourceKey], task: str | None) -> str | None:
+    """A text that names the episode, where there is one of it."""
+    texts = [key.key for key in keys if key.kind == "text" and key.key != task]
+    texts = [key for key in texts if not key.startswith(STEPS)]
+    return min(texts, key=lambda key: not leaf_words(key) & _NAME_WORDS, default=None)
+
+
+def on_one_line(text: str) -> str:
+    """A text of others on one line of a comment."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def quoted(text: str) -> str:
+    """Returns a text as a basic string of TOML."""
+    shown = json.dumps(text, ensure_ascii=False)  # without what a terminal obeys or hides
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in shown)

@@ -1,0 +1,304 @@
+"""Maps source keys to features and conventions, as data.
+
+A mapping takes or ignores every key of its source. A key that it does neither with is an error,
+so nothing is dropped unseen.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from converters.mapping.mapped_features import FeatureMapping, join, make_feature
+from converters.rlds.example_parsing import Episode
+from converters.rlds.rlds_source import STEPS, RldsSource, SourceKey
+from pipeline.added_fields import LATER
+from pipeline.data.conventions import Conventions, is_no_op
+from pipeline.data.images import check_image
+from pipeline.data.schema import (
+    ACTION,
+    EPISODES,
+    SOURCE_ID,
+    Blob,
+    Column,
+    Feature,
+    Schema,
+    to_rest,
+)
+from pipeline.errors import SchemaError
+
+_IS_FIRST = f"{STEPS}is_first"
+_TASK = f"{STEPS}language_instruction"
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceMapping:
+    """How the keys of one kind of source become a dataset."""
+
+    features: tuple[FeatureMapping, ...]
+    """What is taken."""
+    conventions: Conventions
+    """What the numbers mean."""
+    task: str = _TASK
+    """Key of the instruction; empty where the source has none."""
+    source_id: str | None = None
+    """Key of a text that names the episode; None where the source has none."""
+    ignore: tuple[str, ...] = ()
+    """Globs over keys that are left out on purpose."""
+    licence: str = "unknown"
+    """Licence of the data, as an SPDX identifier or in words."""
+    column_licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Licences of the columns that have another one."""
+    instruction: str = dataclasses.field(default="", metadata=LATER)
+    """The instruction of every episode, in place of a key; empty, without a key as well: goal
+    images alone tell a policy its task."""
+
+    def __post_init__(self) -> None:
+        """Checks that no two source keys become one feature, and that one field tells the task."""
+        keys = [SOURCE_ID, *(m.key for m in self.features)]
+        doubled = sorted({key for key in keys if keys.count(key) > 1})
+        if doubled:
+            raise ValueError(f"mapped more than once: {', '.join(doubled)}")
+        if self.instruction and self.task not in ("", _TASK):
+            raise ValueError(f"instruction and task {self.task!r}: give one of them")
+        speaks_of_action = (self.conventions.gripper_dim, self.conventions.no_op_threshold)
+        if ACTION not in keys and speaks_of_action != (None, None):
+            raise ValueError(f"gripper_dim and no_op_threshold need a feature {ACTION}")
+        strange = set(self.column_licences) - {EPISODES, *(m.column for m in self.features)}
+        if strange:
+            raise ValueError(f"column_licences of no column: {', '.join(sorted(strange))}")
+
+    @property
+    def task_key(self) -> str:
+        """Key of the instruction; empty where it is the same text everywhere, or none."""
+        return "" if self.instruction else self.task
+
+    def fitted(self, source: RldsSource) -> "SourceMapping":
+        """The mapping of a source without any text but its name: it needs no `task = ""`."""
+        texts = {key.key for key in source.keys.values() if key.kind == "text"}
+        if self.task == _TASK and not texts - {self.source_id}:
+            return dataclasses.replace(self, task="")
+        return self
+
+    def schema(self, source: RldsSource) -> Schema:
+        """The columns that a source becomes.
+
+        Raises:
+          SchemaError: A mapped key that the source does not have or whose type does not fit, or
+            keys of the source that are neither mapped nor ignored; all of them at once.
+        """
+        where = str(source.directory / "features.json")
+        self._check_covered(source.keys, where)
+        self._check_texts(source.keys, where)
+        columns: dict[str, list[Feature]] = {EPISODES: []}
+        for mapping in self.features:
+            if source.keys.keys() >= set(mapping.sources):
+                keys = [source.keys[key] for key in mapping.sources]
+                made = make_feature(mapping, keys, where)
+                columns.setdefault(mapping.column, []).append(made)
+        self._check_action(columns, where)
+        if self.source_id is not None:
+            named = Feature(SOURCE_ID, "text", (), "utf8", None, self.source_id, "utf8")
+            columns[EPISODES].append(named)
+        return Schema(
+            tuple(
+                Column(name, "episode" if name == EPISODES else "step", tuple(features))
+                for name, features in columns.items()
+            )
+        )
+
+    def _check_texts(self, keys: Mapping[str, SourceKey], where: str) -> None:
+        for role, key in (("task", self.task_key), ("source_id", self.source_id)):
+            if key and keys[key].kind != "text":
+                raise SchemaError(
+                    where=f"{where}, {key}",
+                    expected=f"a text, as {role} of the mapping",
+                    found=f"{keys[key].dtype}{list(keys[key].shape)}",
+                    remedy=f"Name the key of a text as {role}.",
+                )
+        if self.source_id is not None and self.source_id.startswith(STEPS):
+            raise SchemaError(
+                where=f"{where}, {self.source_id}",
+                expected="one text per episode, as source_id of the mapping",
+                found="one per step",
+                remedy="Name a key outside `steps/` as source_id, or none.",
+            )
+
+    def _check_action(self, columns: Mapping[str, Sequence[Feature]], where: str) -> None:
+        """The action is a trajectory; what the conventions say of it fits its dimensions."""
+        dim = self.conventions.gripper_dim
+        for name, features in columns.items():
+            for feature in features:
+                if feature.key != ACTION:
+                    continue
+                if name != EPISODES:
+                    raise SchemaError(
+                        where=f"{where}, {feature.source}",
+                        expected=f"the feature {ACTION} in the column {EPISODES}",
+                        found=f"the column {name}",
+                        remedy="Leave its column out of the mapping.",
+                    )
+                if not any(part.source.startswith(STEPS) for part in feature.origins):
+                    raise SchemaError(
+                        where=f"{where}, {feature.source}",
+                        expected=f"the feature {ACTION} from a key below {STEPS}",
+                        found="one value of the whole episode",
+                        remedy="Name the key of the commands.",
+                    )
+                if (dim or 0) >= feature.shape[0]:
+                    raise SchemaError(
+                        where=f"{where}, {feature.source}",
+                        expected=f"an action of one axis with the gripper_dim {dim} of the mapping",
+                        found=f"{feature.dtype}{list(feature.shape)}",
+                        remedy="Set conventions.gripper_dim to an index of the action.",
+                    )
+
+    def _ignores(self, key: SourceKey) -> bool:
+        """Whether a glob names the key, or the sequence of images that it is a view of."""
+        names = {key.key, key.stored}
+        return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.ignore)
+
+    def _check_covered(self, keys: Mapping[str, SourceKey], where: str) -> None:
+        texts = {key for key in (self.task_key, self.source_id) if key}
+        required = {key for m in self.features if not m.optional for key in m.sources} | texts
+        known = {key for m in self.features for key in m.sources} | texts
+        missing = sorted(required - set(keys))
+        unknown = [
+            key for key, spec in keys.items() if key not in known and not self._ignores(spec)
+        ]
+        if missing or unknown:
+            note = 'Where the source has no instruction, write task = "" or instruction = "...". '
+            raise SchemaError(
+                where=where,
+                expected="every key mapped or ignored, and every mapped key there",
+                found=f"unmapped: {', '.join(unknown) or 'none'}; "
+                f"missing: {', '.join(key or repr(key) for key in missing) or 'none'}",
+                remedy=(note if self.task_key in missing else "")
+                + "Write a mapping: `octograin convert SRC --describe > mapping.toml`,"
+                " edit it, and convert with `--mapping mapping.toml`.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardized:
+    """An episode in its types at rest."""
+
+    values: Mapping[str, np.ndarray | list[Blob]]
+    """Values by feature key: (t, *shape), or t encoded images; for the source id, one text."""
+    tasks: tuple[str, ...]
+    """The instruction of each of the t steps."""
+    removed: tuple[str, ...]
+    """The instructions of the steps that the no-op filter left out."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are left; 0 where none moves."""
+        return len(self.tasks)
+
+
+def standardize(
+    episode: Episode, schema: Schema, mapping: SourceMapping, where: str
+) -> Standardized:
+    """A source episode under its feature keys, in its types at rest, without no-ops.
+
+    Args:
+      episode: By source key, as it was read.
+      schema: Schema of the dataset.
+      mapping: Names the instruction and the no-op filter.
+      where: File and episode, for errors.
+
+    Raises:
+      SchemaError: A value that the dtype law refuses, a low-dimensional one that is not finite
+        (its statistics would not be either), an image of another size, or text that is not UTF-8.
+      DataError: An image whose header is not readable.
+    """
+    num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
+    values: dict[str, np.ndarray | list[Blob]] = {}
+    for column, feature in schema.features():
+        value = _each_step(episode, feature, num_steps, where)
+        if isinstance(value, np.ndarray):
+            value = to_rest(value, feature, where)
+            if column.per == "episode" and feature.dtype == "float32":
+                _check_finite(value, f"{where}, {feature.source}")
+        elif feature.kind == "image":
+            for t, encoded in enumerate(value):
+                check_image(encoded, feature.shape, f"{where}, {feature.source}, step {t}")
+        else:
+            _decoded(value, f"{where}, {feature.source}")
+        values[feature.key] = value
+    task = mapping.task_key
+    texts = _decoded(episode[task], f"{where}, {task}") if task else [mapping.instruction]
+    tasks = tuple(texts * (num_steps // len(texts)))
+    if mapping.conventions.no_ops != "removed_at_conversion":
+        return Standardized(values, tasks, ())
+    return _without_no_ops(values, tasks, schema, mapping.conventions)
+
+
+def _without_no_ops(
+    values: Mapping[str, np.ndarray | list[Blob]],
+    tasks: tuple[str, ...],
+    schema: Schema,
+    conventions: Conventions,
+) -> Standardized:
+    """The steps that move; the first of them has `is_first`."""
+    removed = is_no_op(np.asarray(values[ACTION]), conventions)
+    if not removed.any():
+        return Standardized(values, tasks, ())
+    kept = np.flatnonzero(~removed).tolist()
+    filtered: dict[str, np.ndarray | list[Blob]] = {}
+    for _, feature in schema.features():
+        value = values[feature.key]
+        if feature.kind == "text":
+            filtered[feature.key] = value
+        elif isinstance(value, np.ndarray):
+            filtered[feature.key] = value[kept]
+        else:
+            filtered[feature.key] = [value[t] for t in kept]
+        if feature.source == _IS_FIRST and kept:
+            first = np.zeros((len(kept), *feature.shape), feature.numpy_dtype)
+            first[0] = 1
+            filtered[feature.key] = first
+    left_out = np.flatnonzero(removed).tolist()
+    return Standardized(filtered, tuple(tasks[t] for t in kept), tuple(tasks[t] for t in left_out))
+
+
+def _each_step(
+    episode: Episode, feature: Feature, num_steps: int, where: str
+) -> np.ndarray | list[Blob]:
+    """The values of a feature; those of the whole episode repeated for each step, but a text."""
+    if feature.parts and feature.kind == "tensor":
+        return join(episode, feature, num_steps, where)
+    value = episode[feature.source]
+    if feature.source.startswith(STEPS) or feature.kind == "text":
+        return value
+    if isinstance(value, np.ndarray):
+        return np.repeat(value, num_steps, axis=0)
+    return value * num_steps
+
+
+def _check_finite(values: np.ndarray, where: str) -> None:
+    steps = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if steps.size:
+        raise SchemaError(
+            where=f"{where}, step {steps[0]}",
+            expected="finite values, for its statistics",
+            found=f"{values[steps[0]].tolist()}, and {steps.size - 1} more such steps",
+            remedy="Fix the episode at the source, or ignore the key in the mapping.",
+        )
+
+
+def _decoded(texts: Sequence[Blob] | np.ndarray, where: str) -> list[str]:
+    """Texts from their UTF-8."""
+    decoded = []
+    for text in texts:
+        try:
+            decoded.append(bytes(text).decode())
+        except UnicodeDecodeError as error:
+            raise SchemaError(
+                where=where,
+                expected="a text in UTF-8",
+                found=repr(bytes(text[:40])),
+                remedy="Write the text in UTF-8 at the source.",
+            ) from error
+    return decoded

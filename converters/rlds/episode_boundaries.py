@@ -1,0 +1,50 @@
+"""Whether an episode's own flags for its first and last step agree with the record it lies in."""
+
+import numpy as np
+
+from converters.rlds.example_parsing import Episode
+from converters.rlds.rlds_source import STEPS
+from pipeline.errors import SchemaError
+
+_IS_FIRST, _IS_LAST = f"{STEPS}is_first", f"{STEPS}is_last"
+
+
+def check_boundaries(episode: Episode, where: str) -> None:
+    """Checks that a record holds one whole episode, by `is_first` and `is_last` where it has them.
+
+    A first step without `is_first`, or a boundary inside the record, shows a record that holds a
+    single step, a part of an episode, or several. An episode that was cut off lacks `is_last`
+    alone; that counts only where no `is_first` is read.
+
+    Args:
+      episode: By source key, as it was read; without the flags where the mapping ignores them.
+      where: File and episode, for errors.
+
+    Raises:
+      SchemaError: Where it does not.
+    """
+    first, last = _flags(episode, _IS_FIRST), _flags(episode, _IS_LAST)
+    if first is not None and not first[0]:
+        found = f"is_first false at step 0 of {len(first)}"
+    elif first is not None and first[1:].any():
+        found = f"is_first at step {1 + np.flatnonzero(first[1:])[0]} of {len(first)}"
+    elif last is not None and last[:-1].any():
+        found = f"is_last at step {np.flatnonzero(last)[0]} of {len(last)}"
+    elif first is None and last is not None and not last[-1]:
+        found = f"is_last false at the last of {len(last)} steps"
+    else:
+        return
+    raise SchemaError(
+        where=where,
+        expected="one whole episode in a record: is_first at its first step, is_last at its last",
+        found=found,
+        remedy="Write one record per episode at the source (these may be single steps, or parts "
+        f"of episodes); where the flags mean nothing, ignore {_IS_FIRST} and {_IS_LAST} in the "
+        "mapping.",
+    )
+
+
+def _flags(episode: Episode, key: str) -> np.ndarray | None:
+    """Bool (t) of a key that has one value per step; None where it was not read as such."""
+    values = episode.get(key)
+    return values != 0 if isinstance(values, np.ndarray) and values.ndim == 1 else None

@@ -1,0 +1,205 @@
+"""The way back from a dataset: an episode by its source keys, and the features to declare."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from converters.rlds.rlds_source import STEPS
+from pipeline.data.dataset import Dataset
+from pipeline.data.images import image_format
+from pipeline.data.manifest import Manifest
+from pipeline.data.record import Values
+from pipeline.data.schema import Blob, Column, Feature, Schema, SourcePart
+from pipeline.loading.batch import nest
+
+SourceValues = dict[str, np.ndarray | list[Blob]]
+"""Values by source or feature key: tensors (t, *shape), or t encoded images or texts."""
+Formats = dict[str, set[str]]
+"""Formats of the encoded bytes, by source key of an image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A key of the source, and the place of its values in a dataset."""
+
+    column: Column
+    feature: Feature
+    part: SourcePart
+    start: int
+    """The first of its numbers in a feature that is joined."""
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """The key's values, (t, *shape), in those of the feature."""
+        if not self.feature.parts:
+            return values
+        own = values[:, self.start : self.start + self.part.size]
+        own = own.reshape(len(values), *self.part.shape)
+        return own if np.dtype(self.part.dtype).kind == "f" else own.astype(self.part.dtype)
+
+
+def declared_features(
+    manifest: Manifest, formats: Mapping[str, set[str]]
+) -> tfds.features.FeaturesDict:
+    """The features of `features.json`, under the keys and of the dtypes that the source had.
+
+    Args:
+      manifest: Names them.
+      formats: By source key of an image, `jpeg` or `png`; with both, none is declared.
+    """
+    leaves: dict[str, Any] = {}
+    if manifest.task_source:
+        leaves[manifest.task_source] = tfds.features.Text()
+    for piece in _pieces(manifest.schema):
+        key = piece.part.source
+        leaves[key] = _declared(piece, formats.get(key, set()))
+    for key, num_views in _sequences(manifest.schema).items():
+        views = [f"{key}[{view}]" for view in range(num_views)]
+        shape = leaves[views[0]].shape
+        encodings = set().union(*(formats.get(view, set()) for view in views))
+        leaves = {name: leaf for name, leaf in leaves.items() if name not in views}
+        leaves[key] = tfds.features.Sequence(_image(shape, encodings), length=num_views)
+    steps = {key.removeprefix(STEPS): leaf for key, leaf in leaves.items() if key.startswith(STEPS)}
+    others = {key: leaf for key, leaf in leaves.items() if not key.startswith(STEPS)}
+    tree = nest(others) | {"steps": tfds.features.Dataset(nest(steps))}
+    return tfds.features.FeaturesDict(tree)
+
+
+def _pieces(schema: Schema) -> list[_Piece]:
+    """One for every key of the source; the features of one key hold the same.
+
+    Computed features have none: the source did not have them.
+    """
+    taken: dict[str, _Piece] = {}
+    for column, feature in schema.features():
+        start = 0
+        for part in feature.origins:
+            taken.setdefault(part.source, _Piece(column, feature, part, start))
+            start += part.size
+    return list(taken.values())
+
+
+def _sequences(schema: Schema) -> dict[str, int]:
+    """The number of images in each sequence of images that the dataset holds whole, by its key."""
+    views: dict[str, dict[int, tuple[int, ...]]] = {}
+    for piece in _pieces(schema):
+        match = re.fullmatch(r"(.*)\[(\d+)\]", piece.part.source)
+        if match and piece.feature.kind == "image":
+            views.setdefault(match[1], {})[int(match[2])] = piece.part.shape
+    return {
+        key: len(shapes)
+        for key, shapes in views.items()
+        if set(shapes) == set(range(len(shapes))) and len(set(shapes.values())) == 1
+    }
+
+
+def _declared(piece: _Piece, formats: set[str]) -> Any:
+    match piece.feature.kind:
+        case "text":
+            return tfds.features.Text()
+        case "image":
+            return _image(piece.part.shape, formats)
+        case _:
+            return tfds.features.Tensor(shape=piece.part.shape, dtype=np.dtype(piece.part.dtype))
+
+
+def _image(shape: tuple[int, ...], formats: set[str]) -> Any:
+    (encoding,) = formats if len(formats) == 1 else (None,)
+    return tfds.features.Image(shape=shape, encoding_format=encoding)
+
+
+def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues:
+    """The values of an episode as a record has them, by source key; those outside `steps/` once.
+
+    Args:
+      dataset: Holds them.
+      index: Index of the episode.
+      formats: Takes the formats of the images.
+
+    Raises:
+      DataError: Where a record is corrupt, or an image neither JPEG nor PNG.
+    """
+    manifest = dataset.manifest
+    num_steps = manifest.episode_lengths[index]
+    values: SourceValues = {}
+    if manifest.task_source:
+        values[manifest.task_source] = _tasks(dataset, index, num_steps)
+    for column, group in itertools.groupby(_pieces(manifest.schema), lambda piece: piece.column):
+        pieces = list(group)
+        features = list(dict.fromkeys(piece.feature for piece in pieces))
+        read = _read(dataset, column, features, index)
+        for piece in pieces:
+            value = read[piece.feature.key]
+            values[piece.part.source] = piece.of(value) if isinstance(value, np.ndarray) else value
+    _note_formats(values, dataset, formats)
+    values = {key: value if key.startswith(STEPS) else value[:1] for key, value in values.items()}
+    for key, num_views in _sequences(manifest.schema).items():
+        values |= _as_sequence(key, [values.pop(f"{key}[{view}]") for view in range(num_views)])
+    return values
+
+
+def _read(
+    dataset: Dataset, column: Column, features: Sequence[Feature], index: int
+) -> SourceValues:
+    """Tensors (t, *shape), images or texts of the features of one column, by feature key."""
+    reader = dataset.columns[column.name]
+    if column.per == "episode":
+        record = reader.read(index)
+        found = {feature.key: record[feature.key] for feature in features}
+        return {k: v if isinstance(v, np.ndarray) else [v] for k, v in found.items()}
+    first = int(dataset.episode_starts[index])
+    num_steps = dataset.manifest.episode_lengths[index]
+    records = (reader.read(first + t) for t in range(num_steps))
+    return _stacked(records, features, num_steps)
+
+
+def _as_sequence(key: str, views: Sequence[Any]) -> SourceValues:
+    """The entries of a record for a sequence of images, from the images of each view."""
+    flat = [image for of_step in zip(*views, strict=True) for image in of_step]
+    if not key.startswith(STEPS):
+        return {key: flat}
+    lengths = np.full(len(views[0]), len(views), np.int64)
+    return {f"{key}/ragged_flat_values": flat, f"{key}/ragged_row_lengths_0": lengths}
+
+
+def _tasks(dataset: Dataset, index: int, num_steps: int) -> list[Blob]:
+    """The instruction of each step."""
+    tasks = dataset.manifest.tasks
+    return [tasks[dataset.task_index(index, t)].encode() for t in range(num_steps)]
+
+
+def _stacked(
+    records: Iterable[Values], features: Sequence[Feature], num_steps: int
+) -> SourceValues:
+    """The records of the steps of one episode, by feature key.
+
+    Half-precision values become float32 here, as TFRecord holds them, so that they lie in memory
+    once.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    blobs: dict[str, list[Blob]] = {f.key: [] for f in features if f.kind != "tensor"}
+    for feature in features:
+        if feature.kind == "tensor":
+            is_half = feature.dtype in ("float16", "bfloat16")
+            dtype = np.dtype(np.float32) if is_half else feature.numpy_dtype
+            tensors[feature.key] = np.empty((num_steps, *feature.shape), dtype)
+    for t, record in enumerate(records):
+        for feature in features:
+            value = record[feature.key]
+            if isinstance(value, np.ndarray):
+                tensors[feature.key][t] = value
+            else:
+                blobs[feature.key].append(value)
+    return {**tensors, **blobs}
+
+
+def _note_formats(values: SourceValues, dataset: Dataset, formats: Formats) -> None:
+    for piece in _pieces(dataset.manifest.schema):
+        if piece.feature.kind == "image":
+            key = piece.part.source
+            found = {image_format(blob) for blob in values[key]}
+            formats.setdefault(key, set()).update(found)

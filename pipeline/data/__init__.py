@@ -1,0 +1,1 @@
+"""A dataset at rest: schema, records, manifest, statistics; how they are read and written."""

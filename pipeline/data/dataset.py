@@ -1,0 +1,329 @@
+"""Opens a dataset directory for random reads of any record of any column, with checks."""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pipeline.column_reader import ColumnReader
+from pipeline.data import statistics as stats
+from pipeline.data.manifest import EDIT, STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
+from pipeline.data.record import RecordLayout
+from pipeline.data.schema import ACTION, EPISODES, Feature, Schema
+from pipeline.errors import DataError, UserError
+from pipeline.files import is_remote
+from pipeline.loading.batch import nest
+
+_log = logging.getLogger(__name__)
+_SHOWN_FEATURES, _SHOWN_TASKS = 9, 4
+"""Lines of a description."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset directory: its manifest, its statistics, and its episodes as numpy arrays.
+
+        dataset = open_dataset("data/libero_mini")
+        dataset.step(3, 10)["observation"]["image_primary"]    # uint8 (y x 3)
+        dataset.episode(3, keys=["action"])["action"]          # float32 (t a)
+        dataset.statistics["action"].mean                      # float32 (a)
+
+    `print(dataset)` lists its features and instructions.
+    """
+
+    path: str
+    """The directory, as the user named it."""
+    manifest: Manifest
+    """The content of `dataset.json`."""
+    statistics: dict[str, stats.FeatureStatistics]
+    """Statistics by feature key."""
+    keys: tuple[str, ...] | None = None
+    """Features that the dataset was opened for; None: all."""
+
+    def __str__(self) -> str:
+        """Size, features and instructions of the dataset, in at most 15 lines."""
+        return describe(self)
+
+    def __repr__(self) -> str:
+        """The directory and its size, in one line."""
+        return f"Dataset({self.path!r}, {self.num_episodes} episodes, {self.num_steps} steps)"
+
+    def episode(self, episode: int, keys: Collection[str] | None = None) -> dict[str, Any]:
+        """Returns an episode as nested dictionaries of numpy arrays, whose first axis is the step.
+
+        `observation/proprio` is found at `["observation"]["proprio"]`. Images are decoded, uint8
+        (t y x 3), tokens are float16 or float32 (t n d), and all other values are as stored, in the
+        dataset's units. `["instruction"]` is the list of the instruction of each step; other texts
+        of the source are strings.
+
+        Args:
+          episode: Its number, from 0.
+          keys: Features to read, such as `["action", "observation/proprio"]`; None: all, or those
+            that the dataset was opened for.
+
+        Raises:
+          UserError: There is no such episode.
+          SchemaError: There is no such feature.
+          RecordError: A record or image is corrupt.
+        """
+        self._check("episode", episode, self.num_episodes, "episodes")
+        return self._read(episode, range(self.manifest.episode_lengths[episode]), keys)
+
+    def step(self, episode: int, step: int, keys: Collection[str] | None = None) -> dict[str, Any]:
+        """Returns one step of an episode, like `episode` but without the axis of steps.
+
+        Args:
+          episode: Its number, from 0.
+          step: The step inside it, from 0.
+          keys: Features to read; None: all, or those that the dataset was opened for.
+
+        Raises:
+          UserError: There is no such episode or step.
+          SchemaError: There is no such feature.
+          RecordError: A record or image is corrupt.
+        """
+        self._check("episode", episode, self.num_episodes, "episodes")
+        length = self.manifest.episode_lengths[episode]
+        self._check(f"step of episode {episode}", step, length, "steps")
+        return _first(self._read(episode, range(step, step + 1), keys))
+
+    def _read(self, episode: int, steps: range, keys: Collection[str] | None) -> dict[str, Any]:
+        """Reads steps of an episode; every array has a first axis of steps."""
+        wanted = self.keys if keys is None else tuple(keys)
+        if wanted is None:
+            wanted = tuple(feature.key for _, feature in self.manifest.schema.features())
+        found = [self.manifest.schema.find(key, self.path) for key in wanted]
+        record = self.columns[EPISODES].read(episode)
+        values: dict[str, Any] = {}
+        for column in self.manifest.schema.columns:
+            features = [feature for of, feature in found if of.name == column.name]
+            if column.name == EPISODES:
+                values |= {f.key: _part(record[f.key], f, steps) for f in features}
+            elif features:
+                values |= self._read_column(column.name, features, episode, steps)
+        tasks = [self.manifest.tasks[self.task_index(episode, step)] for step in steps]
+        return nest({key: values[key] for key in wanted} | {"instruction": tasks})
+
+    def _read_column(
+        self, name: str, features: Sequence[Feature], episode: int, steps: range
+    ) -> dict[str, np.ndarray]:
+        """Reads steps of a column that has one record per step."""
+        values = {f.key: np.empty((len(steps), *f.shape), f.batch_dtype) for f in features}
+        first = int(self.episode_starts[episode])
+        for row, step in enumerate(steps):
+            out = {key: array[row] for key, array in values.items()}
+            self.columns[name].read_into(first + step, out)
+        return values
+
+    def _check(self, what: str, number: int, count: int, of: str) -> None:
+        if not 0 <= number < count:
+            raise UserError(
+                where=f"{self.path}, {what}",
+                expected=f"0 to {count - 1}",
+                found=str(number),
+                remedy=f"There are {count} {of}, counted from 0.",
+            )
+
+    @functools.cached_property
+    def columns(self) -> dict[str, ColumnReader]:
+        """Readers by column name; a reader opens its files at the first read."""
+        return {
+            column.name: ColumnReader(
+                self.path, RecordLayout(column), self.manifest.shards[column.name]
+            )
+            for column in self.manifest.schema.columns
+        }
+
+    @functools.cached_property
+    def episode_starts(self) -> np.ndarray:
+        """First step of each episode, then the number of steps; int64 (episodes + 1)."""
+        return np.cumsum([0, *self.manifest.episode_lengths], dtype=np.int64)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of all episodes."""
+        return int(self.episode_starts[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.manifest.episode_lengths)
+
+    def task_index(self, episode: int, step: int) -> int:
+        """Returns the index into `manifest.tasks` for a step inside an episode."""
+        index = self.manifest.episode_tasks[episode]
+        for change in self.task_changes.get(episode, ()):
+            if change.step <= step:
+                index = change.task
+        return index
+
+    @functools.cached_property
+    def task_changes(self) -> dict[int, tuple[TaskChange, ...]]:
+        """Changes of instruction within an episode, by episode; others have no entry."""
+        changes: dict[int, tuple[TaskChange, ...]] = {}
+        for change in self.manifest.task_changes:
+            changes[change.episode] = (*changes.get(change.episode, ()), change)
+        return changes
+
+    def locate(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps steps (b) of the dataset to (episode, step inside it), int64 (b) each."""
+        episode = np.searchsorted(self.episode_starts, steps, side="right") - 1
+        return episode, steps - self.episode_starts[episode]
+
+
+def on_disk(path: str) -> epath.Path:
+    """Returns the path of a directory, after checking that its single records can be read.
+
+    Raises:
+      DataError: The directory is in an object store, which ArrayRecord does not read.
+    """
+    if is_remote(path):
+        raise DataError(
+            where=path,
+            expected="a directory on a disk, where single records are read in microseconds",
+            found="an object store",
+            remedy="Copy the directory to a disk, or mount the bucket.",
+        )
+    return epath.Path(path)
+
+
+def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
+    """Opens a dataset directory.
+
+    Args:
+      path: The directory that holds `dataset.json`.
+      keys: Features that will be read; the shards of other columns are not checked and may be
+        missing. None: all features.
+
+    Raises:
+      DataError: There is no dataset, or a shard's size differs from `dataset.json`.
+      SchemaError: The dataset declares types that the dtype law forbids, or lacks a key.
+    """
+    directory = on_disk(path)
+    manifest = load_manifest(directory)
+    if keys is None:
+        columns = set(manifest.shards)
+    else:
+        columns = {EPISODES, *(manifest.schema.find(key, path)[0].name for key in keys)}
+    for column in columns:
+        for shard in manifest.shards[column]:
+            _check_size(directory / shard.file, shard, column)
+    statistics = load_statistics(directory, manifest)
+    return Dataset(str(path), manifest, statistics, None if keys is None else tuple(keys))
+
+
+def describe(dataset: Dataset) -> str:
+    """Returns what a dataset holds, in at most 15 lines.
+
+    Args:
+      dataset: The opened directory.
+    """
+    manifest = dataset.manifest
+    rate = f"{manifest.conventions.control_frequency_hz:g} Hz"
+    sizes = f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps at {rate}"
+    features = [feature for _, feature in manifest.schema.features() if feature.kind != "text"]
+    features.sort(key=lambda feature: not feature.key.startswith((ACTION, "observation/")))
+    width = max(len(feature.key) for feature in features)
+    lines = [f"  {f.key:{width}}  {f.batch_dtype}[{','.join(map(str, f.shape))}]" for f in features]
+    tasks = [f"  {text!r}" for text in manifest.tasks]
+    return "\n".join(
+        [
+            f"{manifest.name}: {sizes} ({dataset.path})",
+            *_shortened(lines, _SHOWN_FEATURES),
+            f"{len(tasks):,} instructions:",
+            *_shortened(tasks, _SHOWN_TASKS),
+        ]
+    )
+
+
+def _shortened(lines: list[str], count: int) -> list[str]:
+    """The first lines, and how many more there are where not all are shown."""
+    if len(lines) <= count:
+        return lines
+    return [*lines[: count - 1], f"  and {len(lines) - count + 1:,} more"]
+
+
+def _part(value: np.ndarray | bytes, feature: Feature, steps: range) -> np.ndarray | str:
+    """Steps of a trajectory as a new array, or a text of the episode."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return np.array(value[steps.start : steps.stop], feature.batch_dtype)
+
+
+def _first(values: dict[str, Any]) -> dict[str, Any]:
+    """The first step of nested arrays and lists; texts of the episode as they are."""
+    first: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            first[key] = _first(value)
+        else:
+            first[key] = value if isinstance(value, str) else value[0]
+    return first
+
+
+def load_statistics(
+    directory: epath.Path, manifest: Manifest
+) -> dict[str, stats.FeatureStatistics]:
+    """Loads the statistics of a dataset directory, by feature key.
+
+    Raises:
+      DataError: The file is missing, does not match the checksum in the manifest, or has other
+        features or lengths than the manifest declares.
+    """
+    path = directory / STATISTICS_NAME
+    warn_without_checksums(str(directory), manifest.statistics_checksum)
+    found = stats.load(path, manifest.statistics_checksum)
+    sizes = statistics_sizes(manifest.schema)
+    problems = [f"{key}: no such feature" for key in found.keys() - sizes.keys()]
+    problems += [f"{key}: none" for key in sizes.keys() - found.keys()]
+    problems += [
+        f"{key}: lists of {len(found[key].mean)}, not {size}"
+        for key, size in sizes.items()
+        if key in found and len(found[key].mean) != size
+    ]
+    if problems:
+        raise DataError(
+            where=str(path),
+            expected=f"statistics of each float32 feature of the column {EPISODES}, and no others",
+            found="; ".join(sorted(problems)),
+            remedy="It is of another dataset: copy this dataset's own, or convert it again.",
+        )
+    return found
+
+
+def statistics_sizes(schema: Schema) -> dict[str, int]:
+    """Sizes of the features with statistics (float32 in the trajectories), by key."""
+    return {
+        feature.key: math.prod(feature.shape)
+        for column, feature in schema.features()
+        if column.name == EPISODES and feature.dtype == "float32"
+    }
+
+
+@functools.cache
+def warn_without_checksums(path: str, checksum: str) -> None:
+    """Warns once per directory without checksums: its JSON files may be corrupt unnoticed."""
+    if not checksum:
+        _log.warning(
+            "%s: dataset.json and statistics.json have no checksums, as it was written before "
+            "there were any; add them: %s %s",
+            path,
+            EDIT,
+            path,
+        )
+
+
+def _check_size(path: epath.Path, shard: Shard, column: str) -> None:
+    found = f"{path.stat().length} bytes" if path.exists() else "no such file"
+    if found != f"{shard.num_bytes} bytes":
+        raise DataError(
+            where=f"{path}, column {column}",
+            expected=f"{shard.num_bytes} bytes",
+            found=found,
+            remedy="It is incomplete, or another file: copy or convert the dataset again.",
+        )

@@ -1,0 +1,392 @@
+"""`dataset.json`: the human-readable manifest of a dataset directory, shard by shard."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from pipeline.added_fields import LATER
+from pipeline.checksums import check_checksum
+from pipeline.data.conventions import Conventions
+from pipeline.data.schema import ACTION, EPISODES, Column, Schema
+from pipeline.data.token_provenance import TokenOrigin, token_identity
+from pipeline.errors import DataError
+from pipeline.files import (
+    dump_json,
+    from_json_text,
+    json_checksum,
+    parse_json,
+    read_text,
+    to_json_values,
+)
+
+FORMAT_VERSION = 1
+FILE_NAME = "dataset.json"
+STATISTICS_NAME = "statistics.json"
+WORK = ".conversion"
+"""Folder with the state of a running conversion; removed at its end."""
+EDIT = "octograin edit"
+"""The command that changes conventions and instructions, and writes checksums."""
+_CONVERT_AGAIN = "Convert the dataset again."
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file of a column."""
+
+    file: str
+    """Path relative to the dataset directory."""
+    records: int
+    """Number of records that it must hold."""
+    num_bytes: int
+    """Size of the file."""
+    digest: str
+    """XXH3-128 over the bytes of its records in order, as 32 hex digits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskChange:
+    """A new instruction inside an episode."""
+
+    episode: int
+    """Index of the episode."""
+    step: int
+    """First step of the episode with the new instruction; at least 1."""
+    task: int
+    """Index into `Manifest.tasks`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SkippedEpisode:
+    """An unusable episode of the source that the conversion skipped."""
+
+    file: str
+    """Name of the source file."""
+    episode: int
+    """Index of the episode in that file."""
+    reason: str
+    """What is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything about a dataset except its arrays."""
+
+    format_version: int
+    """Version of the layout of directory, manifest and records."""
+    name: str
+    """Name of the dataset in the source."""
+    schema: Schema
+    """Columns and features."""
+    schema_hash: str
+    """`Schema.hash` of it, for programs that compare; a schema edited by hand is rejected."""
+    shards: Mapping[str, tuple[Shard, ...]]
+    """Shards of each column, in the order of their records."""
+    episode_lengths: tuple[int, ...]
+    """Number of steps of each episode, in the order of the episodes."""
+    episode_tasks: tuple[int, ...]
+    """Index into `tasks` of each episode's first step."""
+    task_changes: tuple[TaskChange, ...]
+    """Changes of instruction within an episode, in the order of the steps."""
+    tasks: tuple[str, ...]
+    """The instructions; their text is stored only here."""
+    task_source: str
+    """Key of the instructions in the source, such as `steps/language_instruction`."""
+    removed_steps: tuple[int, ...]
+    """Number of steps without motion that the conversion removed, by task."""
+    conventions: Conventions
+    """Signs, frames and rates of the values."""
+    licences: Mapping[str, str]
+    """Licence of each column, as an SPDX identifier or in words."""
+    provenance: Mapping[str, str]
+    """Origin of the data: its source and version, and later edits, by name."""
+    encoders: Mapping[str, TokenOrigin] = dataclasses.field(default_factory=dict, metadata=LATER)
+    """How each feature that is not in the source was computed, by key."""
+    skipped_episodes: tuple[SkippedEpisode, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Episodes of the source that were skipped, in the order of the source."""
+    statistics_checksum: str = dataclasses.field(default="", metadata=LATER)
+    """`json_checksum` of `statistics.json`; empty if neither file has a checksum yet."""
+    checksum: str = dataclasses.field(default="", compare=False, metadata=LATER)
+    """`json_checksum` of all other fields, as read from the file; `dumps` computes a new one."""
+
+    def digest(self, columns: Collection[str] | None = None) -> str:
+        """Checksum of the data in some or all columns and of its meaning, 16 hex digits.
+
+        It covers what `data_digest` covers, the conventions, and how the columns' tokens were
+        computed.
+        """
+        taken = self._taken(columns)
+        keys = [feature.key for column in taken for feature in column.features]
+        return _short_digest(
+            {
+                "data": self.data_digest(columns),
+                "conventions": to_json_values(self.conventions),
+                "encoders": {
+                    key: token_identity(self.encoders[key]) for key in keys if key in self.encoders
+                },
+            }
+        )
+
+    def data_digest(self, columns: Collection[str] | None = None) -> str:
+        """Checksum of the data in some or all columns, 16 hex digits.
+
+        It covers the columns' features and shards, and the episodes' lengths and tasks. Adding or
+        dropping other columns does not change it. Tokens depend on nothing else, so plans of
+        column jobs store it. Old checkpoints store it instead of `digest`.
+        """
+        taken = self._taken(columns)
+        changes = [[change.episode, change.step, change.task] for change in self.task_changes]
+        covered = {
+            "schema_hash": Schema(taken).hash(),
+            "digests": [s.digest for column in taken for s in self.shards[column.name]],
+            "episode_lengths": self.episode_lengths,
+            "episode_tasks": self.episode_tasks,
+            "task_changes": changes,
+            "tasks": self.tasks,
+        }
+        return _short_digest(covered)
+
+    def _taken(self, columns: Collection[str] | None) -> tuple[Column, ...]:
+        return tuple(c for c in self.schema.columns if columns is None or c.name in columns)
+
+    def dumps(self) -> str:
+        """Formats the text of `dataset.json`, and computes its checksum.
+
+        If the statistics have no checksum, the manifest gets none either.
+        """
+        values = to_json_values(dataclasses.replace(self, checksum=""))
+        if self.statistics_checksum:
+            values["checksum"] = json_checksum(values)
+        return dump_json(values)
+
+
+def _short_digest(covered: Any) -> str:
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_manifest(directory: epath.Path) -> Manifest:
+    """Reads the manifest of a dataset directory.
+
+    Raises:
+      DataError: The manifest is missing, of another version, or malformed.
+      SchemaError: The manifest declares a type that the dtype law forbids.
+    """
+    path = directory / FILE_NAME
+    text = _read(path)
+    values = _parse(text, path)
+    _check_version(values, path)
+    _check_checksum(values, path)
+    manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
+    manifest.schema.check(str(path))
+    _check_schema_hash(manifest, path)
+    check_consistency(manifest, str(path))
+    return manifest
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        is_there = path.exists()
+    except OSError:  # a folder that may not be entered
+        is_there = True
+    if is_there:
+        remedy = "Allow reading it, or convert the dataset again."
+        return read_text(path, expected="a JSON object", remedy=remedy)
+    if (path.parent / WORK).exists():
+        raise DataError(
+            where=str(path.parent),
+            expected=f"a dataset directory with a {FILE_NAME}",
+            found="an unfinished conversion",
+            remedy="Run the same `octograin convert` again: it resumes where it stopped.",
+        )
+    if _is_rlds(path.parent):
+        raise DataError(
+            where=str(path.parent),
+            expected=f"a dataset directory with a {FILE_NAME}",
+            found="an RLDS directory",
+            remedy=f"Convert it: octograin convert {path.parent} DST; "
+            f"compare the two: octograin verify {path.parent} DST",
+        )
+    raise DataError(
+        where=str(path.parent),
+        expected=f"a dataset directory with a {FILE_NAME}",
+        found="none in it" if path.parent.exists() else "no such directory",
+        remedy=f"Convert an RLDS directory: octograin convert SRC {path.parent}",
+    )
+
+
+def _is_rlds(directory: epath.Path) -> bool:
+    """Whether a directory is an RLDS directory, or the folder of its versions."""
+    try:
+        folders = [directory, *directory.iterdir()]
+    except OSError:  # missing, a file or not readable, so nothing shows that it is RLDS
+        return False
+    return any((folder / "features.json").exists() for folder in folders)
+
+
+def _parse(text: str, path: epath.Path) -> dict[str, Any]:
+    expected = "a JSON object"
+    values = parse_json(text, where=str(path), expected=expected, remedy=_CONVERT_AGAIN)
+    if not isinstance(values, dict):
+        found = f"{type(values).__name__}, not an object"
+        raise DataError(where=str(path), expected=expected, found=found, remedy=_CONVERT_AGAIN)
+    return values
+
+
+def _check_version(values: Mapping[str, Any], path: epath.Path) -> None:
+    """Checks the version first, as errors about another version's fields would mislead."""
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(
+            where=str(path),
+            expected=f"format version {FORMAT_VERSION}",
+            found=f"version {version}",
+            remedy="Read it with the release that wrote it, or convert the source again.",
+        )
+
+
+def _check_checksum(values: Mapping[str, Any], path: epath.Path) -> None:
+    """Rejects a manifest that was changed after writing; old manifests have no checksum."""
+    if not values.get("checksum") and not values.get("statistics_checksum"):
+        return
+    content = {name: value for name, value in values.items() if name != "checksum"}
+    remedy = (
+        f"Copy it again, undo the edit and make it with `{EDIT} {path.parent}`, or convert the "
+        "dataset again."
+    )
+    check_checksum(values.get("checksum"), content, where=str(path), remedy=remedy)
+
+
+def _check_schema_hash(manifest: Manifest, path: epath.Path) -> None:
+    found = manifest.schema.hash()
+    if found != manifest.schema_hash:
+        raise DataError(
+            where=f"{path}, schema",
+            expected=f"the hash {manifest.schema_hash} that was written with it",
+            found=f"{found}: the schema was changed",
+            remedy=_CONVERT_AGAIN,
+        )
+
+
+def check_consistency(manifest: Manifest, where: str) -> None:
+    """Raises a `DataError` that lists all contradictions within a manifest."""
+    problems = [
+        *_column_problems(manifest),
+        *_feature_problems(manifest),
+        *_episode_problems(manifest),
+        *_encoder_problems(manifest),
+    ]
+    if problems:
+        raise DataError(
+            where=where,
+            expected="a manifest that agrees with itself",
+            found="; ".join(problems),
+            remedy=_CONVERT_AGAIN,
+        )
+
+
+def _column_problems(manifest: Manifest) -> Iterator[str]:
+    """Checks that each column has its own folder, and that all shards cover the same episodes."""
+    names = [column.name for column in manifest.schema.columns]
+    if set(manifest.licences) != set(names):
+        yield f"licences: expected one of each column; found {sorted(manifest.licences)}"
+    if sorted(manifest.shards) != sorted(names) or EPISODES not in names:
+        found = f"{names}, shards of {sorted(manifest.shards)}"
+        yield f"columns: expected {EPISODES}, and shards of each; found {found}"
+        return
+    counts = {"episode": len(manifest.episode_lengths), "step": sum(manifest.episode_lengths)}
+    borders = _borders(manifest)
+    for column in manifest.schema.columns:
+        place = f"column {column.name}"
+        shards = manifest.shards[column.name]
+        if not all(_is_inside(shard.file, column.name) for shard in shards):
+            yield f"{place}: expected files in its folder; found {[s.file for s in shards]}"
+        found = [shard.records for shard in shards]
+        if sum(found) != counts[column.per] or min(found, default=0) < 0:
+            expected = f"{counts[column.per]} records, one per {column.per}"
+            yield f"{place}: expected {expected}; found {sum(found)} in shards of {found}"
+        elif found != borders[column.per]:
+            expected = f"the episodes' shards, of {borders[column.per]} records"
+            yield f"{place}: expected {expected}; found {found}"
+
+
+def is_column_name(name: str) -> bool:
+    """Whether a column may have that name, which is also the name of its folder."""
+    return re.fullmatch(r"\w[\w.-]*", name) is not None
+
+
+def is_inside(file: str) -> bool:
+    """Whether a file is directly in the folder of some column."""
+    return _is_inside(file, file.partition("/")[0])
+
+
+def _is_inside(file: str, column: str) -> bool:
+    return is_column_name(column) and (
+        re.fullmatch(rf"{re.escape(column)}/\w[\w.-]*", file) is not None
+    )
+
+
+def _borders(manifest: Manifest) -> dict[str, list[int]]:
+    """Returns the number of episodes in each shard, and of their steps."""
+    first = 0
+    episodes = [shard.records for shard in manifest.shards[EPISODES]]
+    steps = []
+    for records in episodes:
+        steps.append(sum(manifest.episode_lengths[first : first + records]))
+        first += records
+    return {"episode": episodes, "step": steps}
+
+
+def _feature_problems(manifest: Manifest) -> Iterator[str]:
+    """Checks that every key is unique, and that a feature's sizes and names agree."""
+    features = [feature for _, feature in manifest.schema.features()]
+    keys = [feature.key for feature in features]
+    for key in sorted({key for key in keys if keys.count(key) > 1}):
+        yield f"feature {key}: expected once; found {keys.count(key)} times"
+    for feature in features:
+        if min(feature.shape, default=1) < 1:
+            yield f"feature {feature.key}: expected sizes above 0; found {list(feature.shape)}"
+        if feature.dims and feature.shape[-1:] != (len(feature.dims),):
+            found = f"{len(feature.dims)} names for {list(feature.shape)}"
+            yield f"feature {feature.key}: expected dims of its last axis; found {found}"
+        dim = manifest.conventions.gripper_dim
+        if feature.key == ACTION and dim is not None and (dim,) >= feature.shape[-1:]:
+            yield f"gripper_dim: expected a dimension of {list(feature.shape)}; found {dim}"
+
+
+def _episode_problems(manifest: Manifest) -> Iterator[str]:
+    """Checks that every episode has steps and tasks."""
+    tasks, lengths = manifest.episode_tasks, manifest.episode_lengths
+    rows = range(len(manifest.tasks))
+    used = {*tasks, *(change.task for change in manifest.task_changes)}
+    if len(tasks) != len(lengths) or min(lengths, default=0) < 1 or not used <= set(rows):
+        found = f"{len(lengths)} lengths, {len(tasks)} tasks of episodes, {rows.stop} tasks"
+        yield f"expected episodes of at least one step, each with one of the tasks; found {found}"
+    if len(manifest.removed_steps) != rows.stop:
+        yield f"removed_steps: expected one of each task; found {len(manifest.removed_steps)}"
+    places = [(change.episode, change.step) for change in manifest.task_changes]
+    inside = all(0 <= e < len(lengths) and 1 <= step < lengths[e] for e, step in places)
+    if not inside or places != sorted(set(places)):
+        yield f"task_changes: expected steps inside their episodes, in order; found {places}"
+
+
+def _encoder_problems(manifest: Manifest) -> Iterator[str]:
+    """Checks that every computed feature is declared as its encoder makes it."""
+    computed = {f.key: (c, f) for c, f in manifest.schema.features() if not f.source}
+    if set(computed) != set(manifest.encoders):
+        found = sorted(manifest.encoders)
+        yield f"encoders: expected one of each feature without a source; found {found}"
+    for key, (column, feature) in computed.items():
+        origin = manifest.encoders.get(key)
+        if origin is None:
+            continue
+        if column.per != "step" or feature != origin.feature(key):
+            found = f"{feature.kind} of {feature.dtype}{list(feature.shape)} in {column.name}"
+            yield f"encoders {key}: expected the feature that it describes; found {found}"
+        if origin.projection and not _is_inside(origin.projection, column.name):
+            found = origin.projection
+            yield f"encoders {key}: expected a projection in the column's folder; found {found}"

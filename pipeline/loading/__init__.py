@@ -1,0 +1,1 @@
+"""From the indices of samples to checked, JAX-ready batches."""

@@ -1,0 +1,126 @@
+"""The batch: the contract between the pipeline and the model, and its check.
+
+`b` batch, `w` window, `h` action horizon; in every mask True = real.
+
+    observation/image_primary        uint8    b w 256 256 3   stored size
+    observation/image_wrist          uint8    b w 256 256 3
+    observation/proprio              float32  b w 8           normalised
+    observation/vggt_tokens          float16  b w 261 2048    as the column declares; b 1 261 2048
+                                                              where `current_only` names it
+    observation/timestep             int32    b w             step inside the episode
+    observation/timestep_pad_mask    bool     b w             False: before the first step
+    observation/pad_mask_dict/<key>  bool     b w             False: not read, or the set has none
+    task/language_instruction/input_ids       int32  b 16     T5 ids, 1 ends the text, 0 pads
+    task/language_instruction/attention_mask  int32  b 16
+    task/task_index                  int32    b               row of the run's task table
+    task/pad_mask_dict/language_instruction   bool   b        False: no instruction
+    task/image_primary, image_wrist  uint8    b 256 256 3     goal images; zeros where masked  (1)
+    task/pad_mask_dict/image_primary bool     b               False: the instruction is used   (1)
+    task/timestep                    int32    b               step of the goal                 (1)
+    action                           float32  b w h 7         normalised; gripper 1 = open
+    action_pad_mask                  bool     b w h 7         False: past the end or the goal
+    sample_index                     int32    b               place in the run, modulo 2**31
+
+(1) only with `image_conditioned` and `multimodal`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pipeline.data.schema import BATCH_DTYPES
+from pipeline.errors import SchemaError
+
+FlatBatch = dict[str, np.ndarray]
+"""Arrays by path, such as `observation/proprio`."""
+
+_NUM_SAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafSpec:
+    """Type of one array of a batch."""
+
+    dtype: str
+    """One of `BATCH_DTYPES`."""
+    shape: tuple[int, ...]
+    """Shape including the batch axis."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        """Formats the type, such as `float32[16,2,8]`."""
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+BatchSpec = dict[str, LeafSpec]
+"""The type of every array of a batch, by path."""
+
+
+def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
+    """Raises a `SchemaError` that lists every leaf of a batch that breaks the contract."""
+    problems = [
+        f"{key}: {spec[key]} expected, {_found(batch.get(key))}"
+        for key in spec
+        if not _fits(batch.get(key), spec[key])
+    ]
+    problems += [f"{key}: not in the contract, {_found(batch[key])}" for key in batch.keys() - spec]
+    if problems:
+        raise SchemaError(
+            where="batch",
+            expected=f"the contract's leaves, each of {', '.join(BATCH_DTYPES)}",
+            found="; ".join(sorted(problems)),
+            remedy="A transform changed a shape or dtype: cast inside it, to the contract's.",
+        )
+
+
+def fingerprint(batch: FlatBatch) -> str:
+    """Hashes every path, type and byte, in the order of the paths: 16 hex digits of XXH3."""
+    digest = xxhash.xxh3_64()
+    for key in sorted(batch):
+        digest.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
+        digest.update(np.ascontiguousarray(batch[key]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Nests a flat dictionary: `a/b` becomes `["a"]["b"]`."""
+    nested: dict[str, Any] = {}
+    for key, value in batch.items():
+        *parents, leaf = key.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return nested
+
+
+def table(spec: BatchSpec) -> str:
+    """Formats one line per leaf: its path and `dtype[shape]`."""
+    width = max(map(len, spec))
+    return "\n".join(f"{key:{width}}  {leaf}" for key, leaf in spec.items())
+
+
+def _fits(value: Any, leaf: LeafSpec) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.dtype(leaf.dtype)
+        and value.shape == leaf.shape
+    )
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "missing"
+    if not isinstance(value, np.ndarray):
+        return f"a {type(value).__name__} found"
+    samples = ", ".join(repr(item) for item in value.ravel()[:_NUM_SAMPLES].tolist())
+    shape = ",".join(map(str, value.shape))
+    return f"{value.dtype}[{shape}] found, such as {samples}"

@@ -1,0 +1,187 @@
+"""Configs of the loader."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import tyro
+
+from pipeline.config_checks import check
+from pipeline.data.schema import ACTION, Column
+
+Normalization = Literal["normal", "bounds", "quantile"]
+Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
+Split = Literal["train", "validation", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """One dataset of the mixture, or a part of it."""
+
+    path: str
+    """Dataset directory, the one that holds dataset.json."""
+    weight: float | None = None
+    """Share of the samples, relative to the other weights. If None for all datasets, shares are
+    proportional to their selected steps."""
+    tasks: tuple[str, ...] = ()
+    """Globs over instructions; only steps whose instruction matches are sampled. Empty: all."""
+    episodes: tuple[int, int] | None = None
+    """First episode to sample and the one after the last, counted from 0; None: all."""
+    missing: tuple[str, ...] = ()
+    """Observations that this dataset lacks: its samples have zeros, and False in the pad mask."""
+    excluded: tuple[str, ...] = ()
+    """Corrupt records to skip, each FILE:RECORD as printed in the error. Samples that would read
+    one are replaced; the order of all other samples does not change."""
+    commands: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Shell commands that create the directory; printed if it is missing."""
+
+    def __post_init__(self) -> None:
+        """Checks the range of episodes."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields one sentence per problem of the fields."""
+        if self.episodes is not None and not 0 <= self.episodes[0] < self.episodes[1]:
+            yield (f"episodes must be the first and the one after the last, not {self.episodes}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Config of the loader: datasets, observations and everything that shapes a batch."""
+
+    datasets: tuple[DatasetConfig, ...]
+    """The datasets of the mixture."""
+    vocabulary: str
+    """SentencePiece model of T5: a path, or hf://owner/name/file. Empty: none, and batches hold no
+    token ids, for a model of one's own; Octo needs one."""
+    observations: tuple[str, ...] = ("image_primary", "image_wrist", "proprio")
+    """Features below observation/ that a batch holds; other columns are not read."""
+    balance: bool = False
+    """Multiply the weights by each dataset's selected steps, so that weights of 1 make every step
+    equally likely. Without weights this has no effect."""
+    split: Split = "train"
+    """Episodes to sample: `validation`: those held out; `train`: the others; `all`: all."""
+    validation_fraction: float = 0.0
+    """Fraction of the episodes to hold out. The split depends only on an episode's actions, so an
+    episode stays in its split when others are added or moved."""
+    window_size: int = 2
+    """Steps of history, the current one included."""
+    current_only: tuple[str, ...] = ()
+    """Observations that are read for the current step only: their window has one step."""
+    action_horizon: int = 4
+    """Number of actions in a chunk."""
+    octo_action_mask: bool = False
+    """Count actions as real up to the step after the episode's end or the goal, like the original
+    Octo, instead of only recorded ones before the goal."""
+    conditioning: Conditioning = "language_conditioned"
+    """What specifies the task: the instruction; goal images from a later step of the episode; or,
+    for each sample, one of the two."""
+    keep_image_prob: float = 0.5
+    """Probability that a sample keeps its goal images and loses its instruction; only for
+    `multimodal`. A sample without an instruction always keeps them."""
+    normalization: Normalization = "normal"
+    """`normal`: zero mean, unit deviation; `bounds`: maps the 1st to 99th percentile to [-1, 1] and
+    clips; `quantile`: the same without clipping."""
+    normalized: tuple[str, ...] | None = None
+    """Observations to normalise; None: every float32 vector of the trajectories. Others enter the
+    batch unchanged."""
+    statistics: Literal["dataset", "mixture"] = "dataset"
+    """Normalise each sample by its own dataset's statistics, or all by those of the mixture,
+    merged by weight."""
+    max_text_length: int = 16
+    """Maximum number of tokens of an instruction, including the end token."""
+    seed: int = 42
+    """Seed of the sample order, of goals and of the choice between text and goal images."""
+    num_threads: int = 2
+    """Threads that each make one batch at a time; 0: batches are made in the training thread."""
+    prefetch_batches: int = 4
+    """Batches to prefetch, including those being made; this bounds the loader's memory."""
+    ram_budget_gb: float | None = None
+    """Maximum memory of the loader, in 10^9 bytes; a run that needs more does not start.
+    None: no limit."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the features that are read: the action, then the observations."""
+        return (ACTION, *(f"observation/{name}" for name in self.observations))
+
+    def keys_of(self, part: DatasetConfig) -> tuple[str, ...]:
+        """Returns the keys of the features that are read from one of the datasets."""
+        lacked = {f"observation/{name}" for name in part.missing}
+        return tuple(key for key in self.keys if key not in lacked)
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether a batch holds goal images."""
+        return self.conditioning != "language_conditioned"
+
+    def normalizes(self, name: str) -> bool:
+        """Whether an observation is normalised, provided it is a float32 vector of trajectories."""
+        return self.normalized is None or name in self.normalized
+
+    def window_of(self, name: str) -> int:
+        """Returns the number of steps in an observation's window."""
+        return 1 if name in self.current_only else self.window_size
+
+    def longest_window(self, column: Column) -> int:
+        """Returns the longest window of a column's features, in steps; 0 if none is read."""
+        keys = {feature.key for feature in column.features}
+        names = [name for name in self.observations if f"observation/{name}" in keys]
+        return max(map(self.window_of, names), default=0)
+
+    def __post_init__(self) -> None:
+        """Checks ranges, and that weights are given for all datasets or none."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields one sentence per problem of the fields."""
+        if not 0 <= self.seed < 2**63:
+            yield f"seed must be between 0 and 2**63 - 1, not {self.seed}"
+        for name in ("window_size", "action_horizon", "max_text_length"):
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, not {getattr(self, name)}"
+        if not 0 <= self.num_threads <= self.prefetch_batches:
+            yield (
+                f"num_threads must be between 0 and prefetch_batches ({self.prefetch_batches}), "
+                f"not {self.num_threads}"
+            )
+        if not 0 <= self.keep_image_prob <= 1:
+            yield f"keep_image_prob must be in [0, 1], not {self.keep_image_prob}"
+        if self.ram_budget_gb is not None and not 0 < self.ram_budget_gb < math.inf:
+            yield f"ram_budget_gb must be above 0 and finite, not {self.ram_budget_gb}"
+        yield from self._check_split()
+        yield from self._check_mixture()
+        yield from self._check_names()
+
+    def _check_split(self) -> Iterator[str]:
+        if not 0 <= self.validation_fraction < 1:
+            yield (f"validation_fraction must be in [0, 1), not {self.validation_fraction}")
+        if self.split == "validation" and self.validation_fraction == 0:
+            yield "split is validation, but validation_fraction is 0: nothing is in it"
+
+    def _check_mixture(self) -> Iterator[str]:
+        weights = [dataset.weight for dataset in self.datasets]
+        if not self.datasets:
+            yield "datasets is empty: name at least one dataset directory"
+        if None in weights and any(weight is not None for weight in weights):
+            yield f"weights must be given for every dataset or for none, not {weights}"
+        if any(weight is not None and not 0 < weight < math.inf for weight in weights):
+            yield f"weights must be positive and finite, not {weights}"
+
+    def _check_names(self) -> Iterator[str]:
+        """Checks that other fields only name observations that are read."""
+        named = {"current_only": self.current_only, "normalized": self.normalized or ()} | {
+            f"datasets.{number}.missing": dataset.missing
+            for number, dataset in enumerate(self.datasets)
+        }
+        for field, names in named.items():
+            unknown = sorted(set(names) - set(self.observations))
+            if unknown:
+                yield (
+                    f"{field} names {', '.join(unknown)}, but observations are "
+                    f"{', '.join(self.observations)}"
+                )
+        for name in self.observations if self.datasets else ():
+            if all(name in dataset.missing for dataset in self.datasets):
+                yield f"{name} is missing in every dataset: leave it out"

@@ -1,0 +1,676 @@
+"""The loader: turns dataset directories into checked batches by one explicit list of transforms."""
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from pipeline.data import statistics as stats
+from pipeline.data.dataset import Dataset, on_disk, open_dataset
+from pipeline.data.manifest import load_manifest
+from pipeline.data.schema import ACTION
+from pipeline.data.statistics import FeatureStatistics
+from pipeline.errors import UserError
+from pipeline.files import to_json_values
+from pipeline.loading.batch import BatchSpec, LeafSpec
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader_state import LoaderState, MixtureChange, MixturePart, continued
+from pipeline.loading.mixture import check_datasets
+from pipeline.loading.normalization import check_varying, own_statistics
+from pipeline.loading.normalize import Normalizer
+from pipeline.loading.sampling import (
+    WHOLE_BATCH,
+    HostShard,
+    SampleOrder,
+    Samples,
+    Turns,
+    sample_draws,
+)
+from pipeline.loading.splits import select
+from pipeline.loading.text import Encode, TaskTable, load_vocabulary, tokenize
+from pipeline.loading.transforms import (
+    LookUpTask,
+    Normalize,
+    OwnTransform,
+    Seal,
+    StandardizeGripper,
+)
+from pipeline.loading.window_reader import INTERNAL, Gather
+from pipeline.memory import LoaderMemory
+
+_SHOWN_DATASETS, _SHOWN_TRANSFORMS = 4, 8
+"""Lines of a description."""
+_VERSION = 2
+"""Incremented when the same config and data give different batches; tests pin their content."""
+_NOT_CONTENT = (
+    "datasets",
+    "balance",
+    "split",
+    "validation_fraction",
+    "normalized",
+    "statistics",
+    "vocabulary",
+    "num_threads",
+    "prefetch_batches",
+    "ram_budget_gb",
+)
+"""Config fields that change no batch, or that the mixture's checksums already cover."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedBatch:
+    """The input of one training step."""
+
+    arrays: dict[str, Any]
+    """Nested numpy arrays that follow the contract of `pipeline.loading.batch`."""
+    fingerprint: str
+    """Checksum of every byte, 16 hex digits."""
+    position: int
+    """Number of batches before this one. After using it, resume from `position + 1`."""
+
+
+class Loader:
+    """Loads batches of a mixture; batch i is a pure function of the config, the data and i.
+
+        with open_loader("data/libero_mini", batch_size=8) as loader:
+            for batch in loader:                       # nested numpy arrays, without end
+                batch["observation"]["proprio"]        # float32 (b w d), normalised
+
+    Each `for` begins with the first batch; `batches` begins anywhere. The threads that read ahead
+    stop when the block or the program ends. `print(loader)` shows the chain of transforms.
+
+    Args:
+      config: What is read, and how.
+      batch_size: Number of samples in a global batch, over all processes and devices.
+      datasets: The opened directories of `config.datasets`, in order.
+      encode: Tokenizer of the model's language encoder: the token ids of an instruction. None:
+        batches hold no token ids, only `task/task_index`, the row of `loader.tasks.texts`.
+      shard: The rows of every global batch that this process makes.
+      image_sizes: Height and width, by camera, that the model resizes images to. Images are
+        resized on the host if the datasets store them at different sizes.
+
+    Raises:
+      SchemaError: A dataset lacks a feature, its types differ from the other datasets', or its
+        action is no float32 vector.
+      DataError: A dataset's statistics do not belong to its features, or cannot normalise them.
+      UserError: A filter leaves nothing, the processes do not divide the batch, or the memory
+        budget is too small.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        batch_size: int,
+        datasets: Sequence[Dataset],
+        encode: Encode | None,
+        shard: HostShard = WHOLE_BATCH,
+        image_sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        self.config = config
+        self.batch_size = batch_size
+        self.datasets = tuple(datasets)
+        self.shard = shard
+        self._changes: tuple[MixtureChange, ...] = ()
+        self._own: tuple[OwnTransform, ...] = ()
+        self._streams: list[Generator[LoadedBatch]] = []
+        self._has_ids = encode is not None
+        parts = zip(self.datasets, config.datasets, strict=True)
+        self._selections = tuple(select(dataset, part, config) for dataset, part in parts)
+        self._gather = Gather(self.datasets, self._selections, config, dict(image_sizes or {}))
+        check_datasets(self._gather)
+        for key, masks in self._masks.items():
+            check_varying(self.datasets, key, self.statistics[key], masks)
+        texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
+        self.tasks: TaskTable = tokenize(texts, encode or _no_ids, config.max_text_length)
+        self.memory.check(config.ram_budget_gb)
+
+    def __enter__(self) -> "Loader":
+        """Returns the loader."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the loader."""
+        self.close()
+
+    def close(self) -> None:
+        """Stops the threads that read ahead, and ends every `for` over the loader."""
+        for stream in self._streams:
+            stream.close()
+        self._streams.clear()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the arrays of each batch, nested, without end, from the first batch.
+
+        Raises:
+          RecordError: A corrupt record or image, after the last batch that does not need it.
+          DataError: A corrupt shard.
+        """
+        stream = self.batches()
+        self._streams.append(stream)
+        for batch in stream:
+            yield batch.arrays
+
+    def map(self, transform: Callable[[dict[str, Any]], dict[str, Any]]) -> "Loader":
+        """Returns this loader with one more transform at the end of its chain.
+
+        It runs in the threads that read ahead, on whole batches, after the checks: it may add, drop
+        or change arrays of any type. The loader's `spec` describes the batch before it.
+
+        Args:
+          transform: Returns another batch, and does not modify the one that it is given.
+        """
+        mapped = copy.copy(self)
+        mapped.__dict__.update(_own=(*self._own, OwnTransform(transform)), _streams=[])
+        return mapped
+
+    def __str__(self) -> str:
+        """The datasets, the chain of transforms and the size of a batch, in at most 15 lines."""
+        return describe(self)
+
+    def __repr__(self) -> str:
+        """The size of a batch and of the data, in one line."""
+        paths = ", ".join(dataset.path for dataset in self.datasets)
+        return f"Loader({self.batch_size} of {self.num_steps} steps of {paths})"
+
+    @functools.cached_property
+    def spec(self) -> BatchSpec:
+        """The contract: the type of every leaf of a global batch, known without any read."""
+        return self._spec(self.batch_size)
+
+    def transforms(self, batch_size: int | None = None) -> list[Callable[[Any], Any]]:
+        """Returns the transforms that turn `Samples` into a batch, in order.
+
+        Args:
+          batch_size: Samples of a batch; None: as many as this process makes of each.
+        """
+        size = len(self.shard.rows(self.batch_size)) if batch_size is None else batch_size
+        conventions = tuple(d.manifest.conventions for d in self.datasets)
+        return [
+            self._gather,
+            StandardizeGripper(conventions),
+            *(Normalize(key, normalizer) for key, normalizer in self.normalizers.items()),
+            LookUpTask(self.tasks, tuple(map(self._rows, self.datasets)), self._has_ids),
+            Seal(self._spec(size)),
+            *self._own,
+        ]
+
+    def batches(self, position: int = 0) -> Generator[LoadedBatch]:
+        """Yields batches without end, starting with batch `position`; close it after use.
+
+        Raises:
+          RecordError: A record or image is corrupt; all batches before it are yielded first.
+          DataError: A shard is corrupt.
+          SchemaError: A batch breaks the contract.
+        """
+        stream: Any = grain.MapDataset.source(self.order())
+        for transform in self.transforms():
+            stream = stream.map(transform)
+        options = grain.ReadOptions(self.config.num_threads, self.config.prefetch_batches)
+        iterator = iter(stream.to_iter_dataset(options))
+        iterator.set_state({"next_index": position})
+        try:
+            for arrays, fingerprint in iterator:
+                yield LoadedBatch(arrays, fingerprint, position)
+                position += 1
+        finally:
+            iterator.close()
+
+    def read(self, dataset: int, steps: Sequence[int]) -> dict[str, Any]:
+        """Reads a batch of given steps, with the same transforms as `batches`; nested arrays.
+
+        Args:
+          dataset: Index in the mixture.
+          steps: Steps of that dataset, from 0, at least one. The random draws (of goals
+            and conditioning) are those of the first samples of a run.
+
+        Raises:
+          UserError: There is no such dataset or step.
+          RecordError: A corrupt record or image.
+        """
+        self._check_place(dataset)
+        num_steps = self.datasets[dataset].num_steps
+        unknown = [step for step in steps if not 0 <= step < num_steps]
+        if unknown or not len(steps):
+            raise UserError(
+                where=f"Loader.read, steps of {self.datasets[dataset].path}",
+                expected=f"one or more from 0 to {num_steps - 1}",
+                found=", ".join(map(str, unknown)) or "none",
+                remedy="Count the steps of all episodes: `dataset.episode_starts` has the first of "
+                "each.",
+            )
+        batch: Any = Samples(
+            index=np.arange(len(steps)),
+            dataset=np.full(len(steps), dataset),
+            step=np.asarray(steps, np.int64),
+            draws=sample_draws(self.config.seed, 0, len(steps)),
+        )
+        for transform in self.transforms(len(steps)):
+            batch = transform(batch)
+        return batch[0]
+
+    def window(self, step: int, dataset: int = 0) -> dict[str, Any]:
+        """Returns one sample, as a batch has it but without the batch axis; nested arrays.
+
+        `["observation"]["image_primary"]` is uint8 (w y x 3), `["action"]` float32 (w h a).
+
+        Args:
+          step: The current step of the window, counted over the steps of all episodes.
+          dataset: Index in the mixture.
+
+        Raises:
+          UserError: There is no such dataset or step.
+          RecordError: A corrupt record or image.
+        """
+        return _first_sample(self.read(dataset, [step]))
+
+    def normalize(self, key: str, values: np.ndarray, dataset: int = 0) -> np.ndarray:
+        """Returns values as a batch has them; float32 (..., d), the inverse of `unnormalize`.
+
+        Args:
+          key: `action`, or a normalised observation such as `observation/proprio`.
+          values: float32 (..., d), in the dataset's units. The gripper of an action, 1 = open and
+            0 = close, stays as it is.
+          dataset: Index in the mixture of the dataset whose statistics are used.
+
+        Raises:
+          UserError: The feature is not normalised, or there is no such dataset.
+        """
+        rows, normalizer = self._flat(key, values, dataset)
+        return normalizer.normalize(rows, np.full(len(rows), dataset)).reshape(values.shape)
+
+    def unnormalize(self, key: str, values: np.ndarray, dataset: int = 0) -> np.ndarray:
+        """Returns values of a batch, or predicted ones, in the dataset's units; float32 (..., d).
+
+        The gripper of an action stays 1 = open and 0 = close;
+        `restore_gripper(actions, manifest.conventions)` turns it into the dataset's commands.
+
+        Args:
+          key: `action`, or a normalised observation such as `observation/proprio`.
+          values: float32 (..., d), numpy or JAX.
+          dataset: Index in the mixture of the dataset whose statistics are used.
+
+        Raises:
+          UserError: The feature is not normalised, or there is no such dataset.
+        """
+        rows, normalizer = self._flat(key, values, dataset)
+        return normalizer.unnormalize(rows, np.full(len(rows), dataset)).reshape(values.shape)
+
+    def _flat(self, key: str, values: Any, dataset: int) -> tuple[np.ndarray, Normalizer]:
+        """Values as rows (b d), and the normalizer of their feature."""
+        self._check_place(dataset)
+        if key not in self.normalizers:
+            raise UserError(
+                where="loader, normalised feature",
+                expected="one of " + ", ".join(self.normalizers),
+                found=key,
+                remedy="Others are not normalised: a batch has them in the dataset's units.",
+            )
+        dims = self.normalizers[key].offset.shape[-1]
+        if np.shape(values)[-1:] != (dims,):
+            raise UserError(
+                where=f"loader, values of {key}",
+                expected=f"an array whose last axis has {dims} numbers",
+                found=f"the shape {np.shape(values)}",
+                remedy="Give whole vectors, with any axes before the last.",
+            )
+        return np.asarray(values, np.float32).reshape(-1, dims), self.normalizers[key]
+
+    def _check_place(self, dataset: int) -> None:
+        if not 0 <= dataset < len(self.datasets):
+            raise UserError(
+                where="loader, dataset",
+                expected=f"an index in the mixture, 0 to {len(self.datasets) - 1}",
+                found=str(dataset),
+                remedy="`loader.datasets` lists them.",
+            )
+
+    def example(self, dataset: int) -> np.ndarray:
+        """Returns the sampled steps of one episode of a dataset, ascending; int64 (t)."""
+        return self._selections[dataset].example()
+
+    def order(self) -> SampleOrder:
+        """Returns the source that lists the samples of every batch, for this process's rows."""
+        return SampleOrder(
+            self._selections, self._weights, self.config.seed, self.batch_size, self.shard
+        )
+
+    @functools.cached_property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the samples that come from each dataset; they sum to 1."""
+        return Turns(self._weights).shares
+
+    @functools.cached_property
+    def _weights(self) -> tuple[float, ...]:
+        weights = []
+        for selection, part in zip(self._selections, self.config.datasets, strict=True):
+            by_steps = self.config.balance or part.weight is None
+            weights.append((part.weight or 1.0) * (selection.num_steps if by_steps else 1))
+        return tuple(weights)
+
+    @property
+    def tokenizes(self) -> bool:
+        """Whether batches hold the token ids of instructions."""
+        return self._has_ids
+
+    @property
+    def num_steps(self) -> int:
+        """Number of selected steps of all datasets."""
+        return sum(selection.num_steps for selection in self._selections)
+
+    @functools.cached_property
+    def normalizers(self) -> dict[str, Normalizer]:
+        """Normalizers of the action (except its gripper) and of the normalised observations."""
+        return {key: self._normalizer(key, masks) for key, masks in self._masks.items()}
+
+    @functools.cached_property
+    def _masks(self) -> dict[str, list[np.ndarray]]:
+        """Normalised dimensions of each dataset, by feature; bool (d)."""
+        dims = self._gather.features[0].shape[0]
+        masks = {ACTION: [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]}
+        for name in self.normalized:
+            key = f"observation/{name}"
+            dims = self.statistics[key][0].mean.shape
+            missing = [name in part.missing for part in self.config.datasets]
+            masks[key] = [np.full(dims, not is_missing) for is_missing in missing]
+        return masks
+
+    @functools.cached_property
+    def statistics(self) -> dict[str, list[FeatureStatistics]]:
+        """Statistics that each dataset's samples are normalised by, by feature."""
+        keys = [ACTION, *(f"observation/{name}" for name in self.normalized)]
+        return {key: self._statistics(key) for key in keys}
+
+    @functools.cached_property
+    def normalized(self) -> tuple[str, ...]:
+        """Names of the observations that are normalised."""
+        return tuple(filter(self.config.normalizes, self.lowdims))
+
+    @property
+    def lowdims(self) -> tuple[str, ...]:
+        """Names of the observations that are float32 vectors of the trajectories."""
+        return self._gather.lowdims
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """Names of the observations of the trajectories that are not normalised."""
+        return tuple(n for n in self._gather.trajectories if n not in self.normalized)
+
+    def describe_datasets(self) -> dict[str, Any]:
+        """Describes the training data for a policy's checkpoint: JSON values by dataset path."""
+        return {dataset.path: self._describe(n) for n, dataset in enumerate(self.datasets)}
+
+    def _describe(self, number: int) -> dict[str, Any]:
+        manifest = self.datasets[number].manifest
+        statistics = self.datasets[number].statistics
+        used = {key: of_each[number] for key, of_each in self.statistics.items()}
+        features = {
+            feature.key: {
+                "shape": list(self._gather.stored(number, feature.key).shape),
+                "dtype": feature.batch_dtype,
+                "dims": list(feature.dims),
+            }
+            for feature in self._gather.features
+        }
+        resized = self._resized(number)
+        return {
+            "name": manifest.name,
+            "digest": manifest.digest(),
+            "schema_hash": manifest.schema.hash(),
+            "num_episodes": self.datasets[number].num_episodes,
+            "licences": {
+                column: manifest.licences[column] for column in sorted(self._gather.columns[number])
+            },
+            "features": features,
+            **({"resized": resized} if resized else {}),
+            "conventions": to_json_values(manifest.conventions),
+            "encoders": {
+                key: to_json_values(origin)
+                for key, origin in manifest.encoders.items()
+                if key in self.config.keys
+            },
+            "normalization": self.config.normalization,
+            "provenance": dict(manifest.provenance),
+            "statistics": {k: s.to_json() for k, s in (statistics | used).items()},
+        }
+
+    def _resized(self, number: int) -> dict[str, list[int]]:
+        """Shapes in a batch of the cameras that a dataset stores at another size, by key."""
+        return {
+            feature.key: list(feature.shape)
+            for feature in self._gather.features
+            if self._gather.stored(number, feature.key).shape != feature.shape
+        }
+
+    @functools.cached_property
+    def memory(self) -> LoaderMemory:
+        """Predicted memory of the loader."""
+        local = self._spec(len(self.shard.rows(self.batch_size)))
+        largest = max(
+            shard.num_bytes // max(shard.records, 1)
+            for dataset, columns in zip(self.datasets, self._gather.columns, strict=True)
+            for column in columns
+            for shard in dataset.manifest.shards[column]
+        )
+        return LoaderMemory.predict(
+            batch_bytes=sum(leaf.nbytes for leaf in local.values()),
+            record_bytes=largest + self._scratch_bytes,
+            num_threads=self.config.num_threads,
+            prefetch_batches=self.config.prefetch_batches,
+        )
+
+    @property
+    def _scratch_bytes(self) -> int:
+        """Memory for resizing one image, in addition to the batch."""
+        pairs = [
+            (math.prod(self._gather.stored(number, key).shape), math.prod(shape))
+            for number in range(len(self.datasets))
+            for key, shape in self._resized(number).items()
+        ]
+        # The stored pixels, and a few float32 copies of one channel.
+        return max((5 * stored + 6 * new for stored, new in pairs), default=0)
+
+    def state(self, position: int) -> LoaderState:
+        """Returns the state of the loader after `position` batches, for a checkpoint."""
+        return LoaderState(position, self.fingerprint, self._mixture, self._changes)
+
+    def restore(self, state: LoaderState, *, new_mixture: bool = False) -> int:
+        """Checks a state and returns its position; later states keep its earlier mixtures.
+
+        Args:
+          state: A state that `state` returned.
+          new_mixture: Whether the mixture may differ from here on.
+
+        Raises:
+          DataError: The state is of another order, of other shapes or, unless `new_mixture`, of
+            another mixture.
+        """
+        known = dataclasses.replace(state, mixture=tuple(self._renewed(state.mixture)))
+        continuing = continued(known, self.state(0), new_mixture=new_mixture)
+        self._changes = continuing.changes
+        return continuing.position
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Checksum, 16 hex digits, of everything but the mixture that determines batch i."""
+        config = to_json_values(self.config)
+        for name in _NOT_CONTENT:
+            del config[name]
+        config["batch_size"] = self.batch_size
+        config["version"] = _VERSION
+        return _digest(config)
+
+    @functools.cached_property
+    def _mixture(self) -> tuple[MixturePart, ...]:
+        return tuple(map(self._part, range(len(self.datasets))))
+
+    def _part(self, number: int) -> MixturePart:
+        """Describes a dataset for a state: by everything that determines its samples."""
+        dataset, selection = self.datasets[number], self._selections[number]
+        settings = {
+            "selection": selection.digest(),
+            "conventions": to_json_values(dataset.manifest.conventions),
+            "statistics": {k: s[number].to_json() for k, s in self.statistics.items()},
+            "tasks": self.tasks.input_ids[self._rows(dataset)].tolist(),
+            "missing": self.config.datasets[number].missing,
+            **({"resized": self._resized(number)} if self._resized(number) else {}),
+        }
+        return MixturePart(
+            name=dataset.manifest.name,
+            path=dataset.path,
+            steps=selection.num_steps,
+            share=self.shares[number],
+            data=dataset.manifest.digest(self._gather.columns[number]),
+            settings=_digest(settings),
+            excluded=self.config.datasets[number].excluded,
+        )
+
+    def _renewed(self, kept: Sequence[MixturePart]) -> Iterator[MixturePart]:
+        """Yields a kept mixture's parts, with outdated but matching checksums replaced.
+
+        Old checkpoints hold `data_digest`, which does not cover conventions and encoders. It may
+        be replaced because `settings` covers the conventions, and encoders are compared separately.
+        """
+        for number, part in enumerate(kept):
+            if number < len(self.datasets):
+                manifest = self.datasets[number].manifest
+                columns = self._gather.columns[number]
+                if part.data == manifest.data_digest(columns):
+                    yield dataclasses.replace(part, data=manifest.digest(columns))
+                    continue
+            yield part
+
+    def _spec(self, batch_size: int) -> BatchSpec:
+        spec = {k: v for k, v in self._gather.spec(batch_size).items() if k not in INTERNAL}
+        for key in self.normalizers:
+            spec[key] = LeafSpec("float32", spec[key].shape)
+        for name in ("input_ids", "attention_mask") if self._has_ids else ():
+            shape = (batch_size, self.config.max_text_length)
+            spec[f"task/language_instruction/{name}"] = LeafSpec("int32", shape)
+        spec["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", (batch_size,))
+        return dict(sorted(spec.items()))
+
+    def _normalizer(self, key: str, masks: Sequence[np.ndarray]) -> Normalizer:
+        return Normalizer.create(self.statistics[key], masks, self.config.normalization)
+
+    def _statistics(self, key: str) -> list[FeatureStatistics]:
+        """Statistics for each dataset: its own, or the merged ones if it lacks the feature.
+
+        With `statistics` set to `mixture`, every dataset gets the merged ones.
+        """
+        name = key.removeprefix("observation/")
+        having = [n for n, d in enumerate(self.config.datasets) if name not in d.missing]
+        found = own_statistics([self.datasets[number] for number in having], key)
+        own = dict(zip(having, found, strict=True))
+        merged = stats.merge(list(own.values()), [self.shares[number] for number in own])
+        if self.config.statistics == "mixture":
+            own = {}
+        return [own.get(number, merged) for number in range(len(self.datasets))]
+
+    def _rows(self, dataset: Dataset) -> np.ndarray:
+        """Rows of the task table for the tasks of a dataset; int32 (tasks)."""
+        rows = {text: row for row, text in enumerate(self.tasks.texts)}
+        return np.array([rows[text] for text in dataset.manifest.tasks], np.int32)
+
+
+def open_loader(
+    data: str | DataConfig,
+    batch_size: int,
+    *,
+    observations: Sequence[str] | None = None,
+    window_size: int | None = None,
+    action_horizon: int | None = None,
+) -> Loader:
+    """Opens datasets and returns a loader of their batches, for a training loop of one's own.
+
+    Args:
+      data: A dataset directory, of which all episodes are sampled; or a config, for mixtures,
+        splits, filters, goals and token ids of instructions.
+      batch_size: Samples of a batch.
+      observations: Features below `observation/` that a batch holds; None: the config's, or of a
+        directory all of them.
+      window_size: Steps of history, the current one included; None: the config's, or 1.
+      action_horizon: Actions of a chunk; None: the config's, or 1.
+
+    Raises:
+      UserError: There is no such dataset, or its features or settings do not fit each other.
+    """
+    changes: dict[str, Any] = {}
+    if isinstance(data, str):
+        features = load_manifest(on_disk(data)).schema.features()
+        keys = [feature.key for _, feature in features if feature.kind != "text"]
+        names = [k.removeprefix("observation/") for k in keys if k.startswith("observation/")]
+        config = DataConfig((DatasetConfig(data),), vocabulary="", observations=tuple(names))
+        changes = {"split": "all", "window_size": 1, "action_horizon": 1}
+    else:
+        config = data
+    if observations is not None:
+        changes["observations"] = tuple(observations)
+    if window_size is not None:
+        changes["window_size"] = window_size
+    if action_horizon is not None:
+        changes["action_horizon"] = action_horizon
+    config = dataclasses.replace(config, **changes)
+    opened = [open_dataset(part.path, config.keys_of(part)) for part in config.datasets]
+    encode = load_vocabulary(config.vocabulary).EncodeAsIds if config.vocabulary else None
+    return Loader(config, batch_size, opened, encode)
+
+
+def describe(loader: Loader) -> str:
+    """Returns the datasets, the chain and the size of a batch of a loader, in at most 15 lines.
+
+    Args:
+      loader: A loader with any config.
+    """
+    config = loader.config
+    parts = zip(loader.datasets, loader.shares, strict=True)
+    datasets = [f"  {d.path}: {d.num_steps:,} steps, {share:.1%}" for d, share in parts]
+    if len(datasets) > _SHOWN_DATASETS:
+        datasets[_SHOWN_DATASETS - 1 :] = [f"  and {len(datasets) - _SHOWN_DATASETS + 1} more"]
+    windows = f"window_size {config.window_size}, action_horizon {config.action_horizon}"
+    ids = f" as {config.max_text_length} token ids" if loader.tokenizes else ""
+    texts = {
+        "Gather": f"{windows}: {', '.join(config.observations)}",
+        "StandardizeGripper": "1 = open, 0 = close",
+        "Normalize": f"{config.normalization}: {', '.join(loader.normalizers)}",
+        "LookUpTask": f"{len(loader.tasks.texts):,} instructions{ids}",
+        "Seal": "checks the dtype and shape of every array",
+    }
+    chain = dict.fromkeys(
+        transform.name if isinstance(transform, OwnTransform) else type(transform).__name__
+        for transform in loader.transforms()
+    )
+    if len(chain) > _SHOWN_TRANSFORMS:
+        own = list(chain)[_SHOWN_TRANSFORMS - 1 :]
+        chain = dict.fromkeys([*list(chain)[: _SHOWN_TRANSFORMS - 1], f"and {len(own)} more"])
+    megabytes = sum(leaf.nbytes for leaf in loader.spec.values()) / 1e6
+    return "\n".join(
+        [
+            f"batches of {loader.batch_size} from {loader.num_steps:,} sampled steps of",
+            *datasets,
+            "chain:",
+            *(f"  {name:20}{texts.get(name, '')}".rstrip() for name in chain),
+            f"batch: {len(loader.spec)} arrays, {megabytes:.3g} MB; `loader.spec` has their types",
+        ]
+    )
+
+
+def _no_ids(text: str) -> Sequence[int]:
+    """The token ids of any instruction where there is no vocabulary."""
+    del text
+    return ()
+
+
+def _first_sample(batch: dict[str, Any]) -> dict[str, Any]:
+    """The first sample of nested arrays."""
+    return {k: _first_sample(v) if isinstance(v, dict) else v[0] for k, v in batch.items()}
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

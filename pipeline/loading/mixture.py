@@ -1,0 +1,145 @@
+"""Checks that the datasets of a mixture agree in the types and meaning of what is read."""
+
+from pipeline.data.dataset import Dataset
+from pipeline.data.schema import ACTION, EPISODES, Column, Feature
+from pipeline.data.token_provenance import check_same_encoder
+from pipeline.errors import SchemaError, UserError
+from pipeline.loading.window_reader import Gather
+
+
+def check_datasets(gather: Gather) -> None:
+    """Checks every dataset against the config and the other datasets.
+
+    Args:
+      gather: The `Gather` of the mixture.
+
+    Raises:
+      SchemaError: A feature is missing or has another type than in the other datasets, the action
+        is no float32 vector, tokens come from another encoder, conventions differ, or an
+        observation cannot be normalised.
+      UserError: Goal images are wanted, but no camera is read.
+    """
+    first = gather.datasets[0]
+    for place, dataset in enumerate(gather.datasets):
+        for wanted in gather.features:
+            if wanted.key.removeprefix("observation/") in gather.config.datasets[place].missing:
+                continue
+            column, found = dataset.manifest.schema.find(wanted.key, dataset.path)
+            if wanted.key == ACTION:
+                _check_action(column, found, dataset.path)
+            _check_type(column, found, wanted, gather, dataset.path)
+            _check_encoder(dataset, wanted.key, gather)
+        _check_meaning(dataset, first)
+    _check_normalized(gather)
+    _check_goals(gather)
+
+
+def _check_action(column: Column, found: Feature, path: str) -> None:
+    """Checks that the action is one vector per step; the loader makes the chunks of steps."""
+    if column.name != EPISODES:
+        raise SchemaError(
+            where=f"{path}, {ACTION}",
+            expected=f"a trajectory in the column {EPISODES}",
+            found=f"the column {column.name}",
+            remedy="Convert the dataset again, without a `column` for the action.",
+        )
+    if not column.is_lowdim(found):
+        raise SchemaError(
+            where=f"{path}, {ACTION}",
+            expected="one float32 vector per step, or one float32 number",
+            found=f"{found.dtype}{list(found.shape)}",
+            remedy="Write the source with floats, the action of each step alone (training makes "
+            "the chunks, of data.action_horizon steps), or map another key to it.",
+        )
+
+
+def _check_type(column: Column, found: Feature, wanted: Feature, gather: Gather, path: str) -> None:
+    """Checks that a dataset's feature fits the batch's array; a camera may be resized."""
+    name = wanted.key.removeprefix("observation/")
+    is_camera = name in gather.cameras
+    is_alike = column.is_camera(found) == is_camera
+    has_shape = column.in_batch(found).shape == wanted.shape
+    fits = has_shape or (is_camera and name in gather.image_sizes)
+    if is_alike and fits and found.batch_dtype == wanted.batch_dtype:
+        return
+    first = gather.datasets[gather.having(wanted.key)[0]]
+    column_of = "" if is_alike else " in the column {}, with one record per {}"
+    theirs, _ = first.manifest.schema.find(wanted.key, first.path)
+    raise SchemaError(
+        where=f"{path}, {wanted.key}",
+        expected=f"{wanted.batch_dtype}{list(wanted.shape)}, as {first.path}"
+        + column_of.format(theirs.name, theirs.per),
+        found=f"{found.batch_dtype}{list(found.shape)}" + column_of.format(column.name, column.per),
+        remedy=_how_to_differ(name, resizable=is_camera and is_alike),
+    )
+
+
+def _how_to_differ(name: str, *, resizable: bool) -> str:
+    """Says what to do about a feature whose shape differs between datasets."""
+    if name == ACTION:
+        return "A model has one size of action: train on these datasets in runs of their own."
+    why = "Only cameras that the model reads are resized to one size. " if resizable else ""
+    return f"{why}Leave {name} out of data.observations, or name it in this dataset's `missing`."
+
+
+def _check_normalized(gather: Gather) -> None:
+    """Checks that normalised observations are float32 vectors: only these have statistics."""
+    unfit = sorted(set(gather.config.normalized or ()) - set(gather.lowdims))
+    if unfit:
+        raise SchemaError(
+            where="data.normalized",
+            expected="float32 vectors of the trajectories, of these: "
+            + (", ".join(gather.lowdims) or "none"),
+            found=", ".join(unfit),
+            remedy="Leave the others out of data.normalized.",
+        )
+
+
+def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
+    """Checks that all datasets' tokens of one observation come from the same encoder."""
+    pairs = zip(gather.datasets, gather.config.datasets, strict=True)
+    first = next(d for d, part in pairs if key.removeprefix("observation/") not in part.missing)
+    ours, theirs = (d.manifest.encoders.get(key) for d in (first, dataset))
+    where = f"{dataset.path}, {key}, beside {first.path}"
+    if ours is not None and theirs is not None:
+        check_same_encoder(ours, theirs, where)
+    elif ours is not theirs:
+        raise SchemaError(
+            where=where,
+            expected="tokens of one encoder in all datasets",
+            found="computed ones beside some of the source, whose encoder is not known",
+            remedy="Compute them for every dataset with `octograin tokens`.",
+        )
+
+
+def _check_goals(gather: Gather) -> None:
+    """Checks that goal images have cameras; in `image_conditioned` every dataset needs one."""
+    if not gather.config.has_goals:
+        return
+    for dataset, part in zip(gather.datasets, gather.config.datasets, strict=True):
+        cameras = set(gather.cameras) - set(part.missing)
+        if not cameras and (not gather.cameras or gather.config.conditioning != "multimodal"):
+            raise UserError(
+                where=f"{dataset.path}, conditioning {gather.config.conditioning}",
+                expected="a camera, whose later images give the task",
+                found=f"observations {', '.join(gather.config.observations)}"
+                + (f", of which it lacks {', '.join(part.missing)}" if part.missing else ""),
+                remedy="Read a camera, or take conditioning language_conditioned.",
+            )
+
+
+def _check_meaning(dataset: Dataset, first: Dataset) -> None:
+    """Checks that the conventions which the loader does not convert agree in all datasets."""
+    names = ("image_orientation", "rotation", "control_frequency_hz", "gripper_dim")
+    ours, theirs = (
+        {name: getattr(d.manifest.conventions, name) for name in names} for d in (first, dataset)
+    )
+    if ours != theirs:
+        differing = [name for name in names if ours[name] != theirs[name]]
+        raise SchemaError(
+            where=f"{dataset.path}, conventions",
+            expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
+            found=", ".join(f"{name} {theirs[name]}" for name in differing),
+            remedy="Train on datasets with the same conventions; correct wrong ones "
+            "with `octograin edit`.",
+        )

@@ -1,0 +1,166 @@
+"""Computes the order of the samples: the dataset, step and random draws of each."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.loading.splits import Selection
+
+_NUM_DRAWS = 4
+"""64-bit words of one Philox block, the draws of one sample."""
+_LONGEST_PERIOD = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class HostShard:
+    """One of the processes that share every batch."""
+
+    index: int = 0
+    """Index of this process, from 0."""
+    count: int = 1
+    """Number of processes."""
+
+    def rows(self, batch_size: int) -> range:
+        """Returns the rows of a global batch that this process makes; all make equally many.
+
+        Raises:
+          UserError: The batch size is not a multiple of the number of processes.
+        """
+        share, rest = divmod(batch_size, self.count)
+        if rest or not share:
+            raise UserError(
+                where="config.batch_size",
+                expected=f"a multiple of {self.count}, the number of processes",
+                found=str(batch_size),
+                remedy=f"Take {batch_size - rest or self.count}.",
+            )
+        return range(self.index * share, (self.index + 1) * share)
+
+
+WHOLE_BATCH = HostShard()
+"""The shard of a single process: all rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """The positions of a batch's samples in their datasets, before anything is read."""
+
+    index: np.ndarray
+    """int64 (b): index of each sample in the run."""
+    dataset: np.ndarray
+    """int64 (b): index of its dataset in the mixture."""
+    step: np.ndarray
+    """int64 (b): step of that dataset."""
+    draws: np.ndarray
+    """float64 (b 4) in [0, 1), random draws that depend only on the seed and `index`: for the goal,
+    for the choice of text or goal images, and two spare ones."""
+
+
+class Turns:
+    """Assigns each sample to a dataset, and to an index among that dataset's samples.
+
+    One period holds as many turns for each dataset as its weight says, spread evenly; it repeats
+    without end. Shares are exact if the weights are integers with a sum below a million, such as
+    numbers of steps; otherwise they are rounded to millionths.
+
+    Args:
+      weights: Share of each dataset, on any scale.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._counts = _whole_turns(np.asarray(weights, np.float64))
+        turns = np.concatenate([(np.arange(count) + 0.5) / count for count in self._counts])
+        order = np.argsort(turns, kind="stable")
+        self._datasets = np.repeat(np.arange(len(weights)), self._counts)[order]
+        self._ranks = np.concatenate([np.arange(count) for count in self._counts])[order]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the samples that come from each dataset; they sum to 1."""
+        return tuple((self._counts / self._counts.sum()).tolist())
+
+    def __call__(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps samples, int64 (b), to (dataset, index among its samples), int64 (b) each."""
+        period, place = np.divmod(index, len(self._datasets))
+        dataset = self._datasets[place]
+        return dataset, period * self._counts[dataset] + self._ranks[place]
+
+
+class SampleOrder:
+    """An infinite source for Grain: element i lists the samples of batch i.
+
+    Each dataset is shuffled globally, in a new order each epoch, and gives every selected step once
+    per epoch.
+
+    Args:
+      selections: The selected steps of each dataset.
+      weights: Share of each dataset, on any scale.
+      seed: Seed of all shuffles and draws; each dataset has its own shuffles.
+      batch_size: Number of samples in a global batch.
+      shard: The rows of each global batch that are returned.
+    """
+
+    def __init__(
+        self,
+        selections: Sequence[Selection],
+        weights: Sequence[float],
+        seed: int,
+        batch_size: int,
+        shard: HostShard = WHOLE_BATCH,
+    ) -> None:
+        self._selections = tuple(selections)
+        self._turns = Turns(weights)
+        self._shuffled = [
+            grain.MapDataset.range(selection.num_steps)
+            .seed(_child_seed(seed, number))
+            .shuffle()
+            .repeat()
+            for number, selection in enumerate(selections)
+        ]
+        self._seed = seed
+        self._batch_size = batch_size
+        self._rows = shard.rows(batch_size)
+
+    def __len__(self) -> int:
+        """More batches than any run takes."""
+        return sys.maxsize // self._batch_size
+
+    def __getitem__(self, index: int) -> Samples:
+        """Returns this process's samples of batch `index`."""
+        first = index * self._batch_size + self._rows.start
+        places = np.arange(first, first + len(self._rows))
+        dataset, number = self._turns(places)
+        step = np.empty_like(number)
+        for place, selection in enumerate(self._selections):
+            rows = np.flatnonzero(dataset == place)
+            shuffled = [self._shuffled[place][n] for n in number[rows].tolist()]
+            step[rows] = selection.steps(np.array(shuffled, np.int64))
+        return Samples(places, dataset, step, sample_draws(self._seed, first, len(places)))
+
+
+def sample_draws(seed: int, first: int, num_samples: int) -> np.ndarray:
+    """Random draws of the samples `first`, `first` + 1, ...: float64 (n 4) in [0, 1).
+
+    Source: Philox4x64-10 (Salmon et al. 2011), whose counter is the sample's index; NumPy keeps
+    its bits the same between releases.
+    """
+    key, counter = (np.array(words, np.uint64) for words in ([seed, 0], [first, 0, 0, 0]))
+    words = np.random.Philox(key=key, counter=counter).random_raw(num_samples * _NUM_DRAWS)
+    return (words >> np.uint64(11)).reshape(num_samples, _NUM_DRAWS) * 2.0**-53
+
+
+def _whole_turns(weights: np.ndarray) -> np.ndarray:
+    """Turns of each dataset in one period: int64 (datasets), each at least 1."""
+    is_whole = (weights == np.floor(weights)).all() and weights.sum() <= _LONGEST_PERIOD
+    if not is_whole:
+        weights = np.maximum(np.round(weights / weights.sum() * _LONGEST_PERIOD), 1)
+    counts = weights.astype(np.int64)
+    return counts // np.gcd.reduce(counts)
+
+
+def _child_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

@@ -1,0 +1,134 @@
+"""Transforms of a batch that was read: each takes a batch and returns a new one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.conventions import Conventions, standardize_gripper
+from pipeline.data.schema import ACTION
+from pipeline.errors import UserError
+from pipeline.loading.batch import BatchSpec, FlatBatch, check_batch, fingerprint, nest
+from pipeline.loading.normalize import Normalizer
+from pipeline.loading.text import TaskTable, blank
+from pipeline.loading.window_reader import DATASET_INDEX, INTERNAL, KEEPS_TEXT
+
+_TASK_INDEX = "task/task_index"
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardizeGripper:
+    """Makes the gripper of every action 1 = open, 0 = close, whatever its dataset's signs."""
+
+    conventions: tuple[Conventions, ...]
+    """Conventions of each dataset of the mixture."""
+
+    def __call__(self, batch: FlatBatch) -> FlatBatch:
+        """Replaces `action`."""
+        action = batch[ACTION].copy()
+        for number, conventions in enumerate(self.conventions):
+            rows = batch[DATASET_INDEX] == number
+            action[rows] = standardize_gripper(action[rows], conventions)
+        return batch | {ACTION: action}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """Normalises one feature by the statistics of each sample's dataset."""
+
+    key: str
+    """Path in the batch."""
+    normalizer: Normalizer
+    """Normalizer that holds the statistics of all datasets of the mixture."""
+
+    def __call__(self, batch: FlatBatch) -> FlatBatch:
+        """Replaces the array at `key`."""
+        normalized = self.normalizer.normalize(batch[self.key], batch[DATASET_INDEX])
+        return batch | {self.key: normalized}
+
+
+@dataclasses.dataclass(frozen=True)
+class LookUpTask:
+    """Adds the token ids of each sample's instruction."""
+
+    table: TaskTable
+    """The instructions of the run."""
+    rows: tuple[np.ndarray, ...]
+    """int32 (tasks) of each dataset: the table's row of each of its own tasks."""
+    has_ids: bool = True
+    """Whether there is a vocabulary; else no token ids are added."""
+
+    def __call__(self, batch: FlatBatch) -> FlatBatch:
+        """Adds `task/language_instruction/*` and its pad mask; `task/task_index` becomes a row.
+
+        Samples whose task is given by goal images get the token ids of an empty text.
+        """
+        pairs = zip(batch[DATASET_INDEX], batch[_TASK_INDEX], strict=True)
+        rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
+        keeps = batch[KEEPS_TEXT]
+        found = {
+            "task/pad_mask_dict/language_instruction": keeps & self.table.has_text[rows],
+            _TASK_INDEX: rows,
+        }
+        if not self.has_ids:
+            return batch | found
+        empty = blank(self.table.input_ids.shape[1])
+        ids, mask = (
+            np.where(keeps[:, None], table[rows], row)
+            for table, row in zip(
+                (self.table.input_ids, self.table.attention_mask), empty, strict=True
+            )
+        )
+        return (batch | found) | {
+            "task/language_instruction/input_ids": ids,
+            "task/language_instruction/attention_mask": mask,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Seal:
+    """The last transform: checks the batch against the contract and computes its fingerprint."""
+
+    spec: BatchSpec
+    """The contract."""
+
+    def __call__(self, batch: FlatBatch) -> tuple[dict, str]:
+        """Returns (nested batch, fingerprint).
+
+        Raises:
+          SchemaError: A leaf does not match the contract.
+        """
+        sealed = {key: value for key, value in batch.items() if key not in INTERNAL}
+        check_batch(sealed, self.spec)
+        return nest({key: sealed[key] for key in self.spec}), fingerprint(sealed)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTransform:
+    """A user's function on the nested arrays of a checked batch, at the end of the chain."""
+
+    function: Callable[[dict[str, Any]], dict[str, Any]]
+    """Returns another batch."""
+
+    @property
+    def name(self) -> str:
+        """The function's name, for the description of a loader."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, batch: tuple[dict[str, Any], str]) -> tuple[dict[str, Any], str]:
+        """Returns (batch, fingerprint of the batch before transforms of one's own).
+
+        Raises:
+          UserError: The function returned something else than a dictionary.
+        """
+        arrays, fingerprint = batch
+        changed = self.function(arrays)
+        if not isinstance(changed, dict):
+            raise UserError(
+                where=f"Loader.map, {self.name}",
+                expected="a dictionary, the changed batch",
+                found=f"a {type(changed).__name__}",
+                remedy="Return the batch: `return batch | {...}`.",
+            )
+        return changed, fingerprint

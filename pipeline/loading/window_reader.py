@@ -1,0 +1,309 @@
+"""Reads the windows of a batch directly into its arrays; all record reads of training are here."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from pipeline.data.dataset import Dataset
+from pipeline.data.schema import ACTION, EPISODES, Column, Feature
+from pipeline.loading.array_pool import Buffers
+from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.data_config import DataConfig
+from pipeline.loading.goals import keeps_goal_images, uniform_goals
+from pipeline.loading.sampling import Samples
+from pipeline.loading.splits import Selection
+from pipeline.loading.windows import action_mask, chunk_indices, history_indices, octo_action_mask
+
+DATASET_INDEX = "dataset_index"
+"""Index of each sample's dataset in the mixture; removed before the contract is checked."""
+KEEPS_TEXT = "keeps_text"
+"""Whether a sample's task is given by its instruction; removed before the check as well."""
+INTERNAL = frozenset({DATASET_INDEX, KEEPS_TEXT})
+"""Arrays of a gathered batch that only the next transforms use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The steps that each sample of a batch reads."""
+
+    dataset: np.ndarray
+    """int (b): index of the dataset in the mixture."""
+    episode: np.ndarray
+    """int (b): record in the episode column."""
+    first: np.ndarray
+    """int (b): first step of that episode in the dataset."""
+    task: np.ndarray
+    """int (b): the dataset's task at the current step."""
+    history: np.ndarray
+    """int (b w): steps inside the episode."""
+    history_mask: np.ndarray
+    """bool (b w): False before the first step."""
+    chunk: np.ndarray
+    """int (b w h): steps of the actions."""
+    chunk_mask: np.ndarray
+    """bool (b w h): False past the last action that counts."""
+    goal: np.ndarray
+    """int (b): step of the goal; the last step if the task is not given by goal images."""
+    has_goal: np.ndarray
+    """bool (b): whether the task is given by goal images instead of the instruction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """Reads a batch of samples: windows, chunks, goals and masks, with values as stored."""
+
+    datasets: tuple[Dataset, ...]
+    """The mixture; all have the same features, except those that the config lists as missing."""
+    selections: tuple[Selection, ...]
+    """Selected steps of each dataset."""
+    config: DataConfig
+    """Config of the observations, the window, the horizon and the goals."""
+    image_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Height and width, by camera, to which images are resized if the datasets' sizes differ."""
+    buffers: Buffers = dataclasses.field(default_factory=Buffers, compare=False, repr=False)
+    """Pool that holds the arrays of the batches."""
+
+    @functools.cached_property
+    def features(self) -> tuple[Feature, ...]:
+        """The action, then the observations in the config's order, as they are in a batch."""
+        return tuple(map(self._in_batch, self.config.keys))
+
+    def stored(self, place: int, key: str) -> Feature:
+        """Returns a feature as a dataset stores it, or as in a batch if the dataset lacks it."""
+        if key.removeprefix("observation/") in self.config.datasets[place].missing:
+            return next(feature for feature in self.features if feature.key == key)
+        column, feature = self._find(place, key)
+        return column.in_batch(feature)
+
+    @functools.cached_property
+    def columns(self) -> tuple[frozenset[str], ...]:
+        """The columns that are read from each dataset."""
+        return tuple(frozenset({EPISODES, *keys}) for keys in self._keys_by_column)
+
+    @functools.cached_property
+    def _has_camera(self) -> np.ndarray:
+        """Whether samples of a dataset can have goal images; bool (datasets)."""
+        return np.array([bool(set(self.cameras) - set(p.missing)) for p in self.config.datasets])
+
+    @functools.cached_property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the observations that are images."""
+        return self._names(Column.is_camera)
+
+    @functools.cached_property
+    def lowdims(self) -> tuple[str, ...]:
+        """Names of the observations that are float32 vectors of the trajectories."""
+        return self._names(Column.is_lowdim)
+
+    @functools.cached_property
+    def trajectories(self) -> tuple[str, ...]:
+        """Names of the observations that are read from the episode column."""
+        return self._names(lambda column, _: column.per == "episode")
+
+    def _names(self, is_one: Callable[[Column, Feature], bool]) -> tuple[str, ...]:
+        keys = {name: f"observation/{name}" for name in self.config.observations}
+        return tuple(
+            name for name, key in keys.items() if is_one(*self._find(self.having(key)[0], key))
+        )
+
+    def spec(self, batch_size: int) -> BatchSpec:
+        """Returns the types of the arrays of a batch of `batch_size` samples."""
+        b, w, h = batch_size, self.config.window_size, self.config.action_horizon
+        action, *observations = self.features
+        spec = {DATASET_INDEX: LeafSpec("int32", (b,)), KEEPS_TEXT: LeafSpec("bool", (b,))}
+        for name, feature in zip(self.config.observations, observations, strict=True):
+            shape = (b, self.config.window_of(name), *feature.shape)
+            spec[feature.key] = LeafSpec(str(feature.batch_dtype), shape)
+            spec[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (b, w))
+        spec["observation/timestep"] = LeafSpec("int32", (b, w))
+        spec["observation/timestep_pad_mask"] = LeafSpec("bool", (b, w))
+        spec[ACTION] = LeafSpec(str(action.batch_dtype), (b, w, h, *action.shape))
+        spec["action_pad_mask"] = LeafSpec("bool", (b, w, h, *action.shape))
+        spec["task/task_index"] = LeafSpec("int32", (b,))
+        spec["sample_index"] = LeafSpec("int32", (b,))
+        if self.config.has_goals:
+            spec["task/timestep"] = LeafSpec("int32", (b,))
+            for name in self.cameras:
+                shape = spec[f"observation/{name}"].shape[2:]
+                spec[f"task/{name}"] = LeafSpec("uint8", (b, *shape))
+                spec[f"task/pad_mask_dict/{name}"] = LeafSpec("bool", (b,))
+        return spec
+
+    def __call__(self, samples: Samples) -> FlatBatch:
+        """Reads a batch.
+
+        Returns:
+          Arrays of the types in `spec`; `task/task_index` indexes each dataset's own tasks.
+
+        Raises:
+          RecordError: A record or image is corrupt.
+          DataError: A shard is corrupt.
+        """
+        windows = self.locate(samples)
+        spec = self.spec(len(windows.dataset))
+        batch = {key: self.buffers.empty(leaf.shape, leaf.dtype) for key, leaf in spec.items()}
+        batch["sample_index"][...] = samples.index % 2**31
+        batch[DATASET_INDEX][...] = windows.dataset
+        batch[KEEPS_TEXT][...] = ~windows.has_goal
+        batch["observation/timestep"][...] = windows.history
+        batch["observation/timestep_pad_mask"][...] = windows.history_mask
+        batch["action_pad_mask"][...] = windows.chunk_mask[..., None]
+        batch["task/task_index"][...] = windows.task
+        if self.config.has_goals:
+            batch["task/timestep"][...] = windows.goal
+        self._mask_inputs(batch, windows)
+        for sample in range(len(windows.dataset)):
+            self._read_episode(batch, windows, sample)
+            self._read_steps(batch, windows, sample)
+            self._read_goal(batch, windows, sample)
+        return batch
+
+    def locate(self, samples: Samples) -> Windows:
+        """Computes the windows of samples, without reading anything."""
+        t, length, first, episode, task = (np.empty_like(samples.step) for _ in range(5))
+        has_text = np.ones(len(t), bool)
+        for number, dataset in enumerate(self.datasets):
+            rows = np.flatnonzero(samples.dataset == number)
+            episode[rows], t[rows] = dataset.locate(samples.step[rows])
+            first[rows] = dataset.episode_starts[episode[rows]]
+            length[rows] = dataset.episode_starts[episode[rows] + 1] - first[rows]
+            for row in rows.tolist():
+                task[row] = dataset.task_index(int(episode[row]), int(t[row]))
+                has_text[row] = bool(dataset.manifest.tasks[task[row]])
+        goal, has_goal = self._choose_goals(samples, first, t, length, has_text)
+        history, history_mask = history_indices(t, self.config.window_size)
+        horizon = self.config.action_horizon
+        if self.config.octo_action_mask:
+            mask = octo_action_mask(t, goal, self.config.window_size, horizon)
+        else:
+            mask = action_mask(history, np.where(has_goal, goal, length), horizon)
+        return Windows(
+            dataset=samples.dataset,
+            episode=episode,
+            first=first,
+            task=task,
+            history=history,
+            history_mask=history_mask,
+            chunk=chunk_indices(history, length, horizon),
+            chunk_mask=mask,
+            goal=goal,
+            has_goal=has_goal,
+        )
+
+    def _choose_goals(
+        self,
+        samples: Samples,
+        first: np.ndarray,
+        t: np.ndarray,
+        length: np.ndarray,
+        has_text: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `goal` and `has_goal` of `Windows`."""
+        if not self.config.has_goals:
+            return length - 1, np.zeros(len(t), bool)
+        goal = first + uniform_goals(t, length, samples.draws[:, 0])
+        for number, selection in enumerate(self.selections):
+            rows = samples.dataset == number
+            goal[rows] = selection.goals(samples.step[rows], goal[rows])
+        is_multimodal = self.config.conditioning == "multimodal"
+        probability = self.config.keep_image_prob if is_multimodal else 1.0
+        has_goal = keeps_goal_images(has_text, probability, samples.draws[:, 1])
+        has_goal &= self._has_camera[samples.dataset]
+        return np.where(has_goal, goal - first, length - 1), has_goal
+
+    def _mask_inputs(self, batch: FlatBatch, windows: Windows) -> None:
+        """Fills the pad masks of single inputs, and zeroes the missing ones."""
+        for name in self.config.observations:
+            missing = [name in part.missing for part in self.config.datasets]
+            rows = np.array(missing)[windows.dataset]
+            mask = batch[f"observation/pad_mask_dict/{name}"]
+            mask[...] = ~rows[:, None]
+            mask[:, : -self.config.window_of(name)] = False
+            batch[f"observation/{name}"][rows] = 0
+            if self.config.has_goals and name in self.cameras:
+                present = windows.has_goal & ~rows
+                batch[f"task/pad_mask_dict/{name}"][...] = present
+                batch[f"task/{name}"][~present] = 0
+
+    def _read_episode(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
+        """Fills the low-dimensional arrays of one sample from its episode's record."""
+        place = windows.dataset[sample]
+        record = self.datasets[place].columns[EPISODES].read(int(windows.episode[sample]))
+        history = windows.history[sample]
+        actions = np.asarray(record[ACTION])[windows.chunk[sample]]
+        batch[ACTION][sample] = actions.reshape(batch[ACTION].shape[1:])
+        for key in self._keys_by_column[place].get(EPISODES, ()):
+            shape = batch[key].shape[1:]
+            batch[key][sample] = np.asarray(record[key])[history[-shape[0] :]].reshape(shape)
+
+    def _read_steps(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
+        """Fills one sample's images and tokens, one record per step; copies padding unread."""
+        place = windows.dataset[sample]
+        first = int(windows.first[sample])
+        for column, keys in self._keys_by_column[place].items():
+            if column == EPISODES:
+                continue
+            reader = self.datasets[place].columns[column]
+            windows_of = {key: batch[key].shape[1] for key in keys}
+            history = windows.history[sample][-max(windows_of.values()) :].tolist()
+            for back in range(len(history), 0, -1):  # steps back from the window's end
+                is_again = back < len(history) and history[-back] == history[-back - 1]
+                wanted = [key for key in keys if back <= windows_of[key]]
+                copied = [key for key in wanted if is_again and back < windows_of[key]]
+                for key in copied:
+                    batch[key][sample, -back] = batch[key][sample, -back - 1]
+                out = {key: batch[key][sample, -back] for key in wanted if key not in copied}
+                if out:
+                    reader.read_into(first + history[-back], out)
+
+    def _read_goal(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
+        """Fills the goal images of one sample; copies them if the goal is the current step."""
+        if not windows.has_goal[sample]:
+            return
+        place = windows.dataset[sample]
+        goal, now = windows.goal[sample], windows.history[sample, -1]
+        for column, keys in self._keys_by_column[place].items():
+            names = [k.removeprefix("observation/") for k in keys]
+            cameras = [name for name in names if name in self.cameras]
+            if goal == now:
+                for name in cameras:
+                    batch[f"task/{name}"][sample] = batch[f"observation/{name}"][sample, -1]
+            elif cameras:
+                reader = self.datasets[place].columns[column]
+                out = {f"observation/{name}": batch[f"task/{name}"][sample] for name in cameras}
+                reader.read_into(int(windows.first[sample] + goal), out)
+
+    @functools.cached_property
+    def _keys_by_column(self) -> tuple[dict[str, tuple[str, ...]], ...]:
+        """Keys of the observations that are read from each column, for each dataset."""
+        return tuple(map(self._group_by_column, range(len(self.datasets))))
+
+    def _group_by_column(self, place: int) -> dict[str, tuple[str, ...]]:
+        dataset, part = self.datasets[place], self.config.datasets[place]
+        keys: dict[str, tuple[str, ...]] = {}
+        for name in self.config.observations:
+            if name not in part.missing:
+                key = f"observation/{name}"
+                column, _ = dataset.manifest.schema.find(key, dataset.path)
+                keys[column.name] = (*keys.get(column.name, ()), key)
+        return keys
+
+    def _in_batch(self, key: str) -> Feature:
+        """Returns a feature as in a batch; a camera of several sizes has its common size."""
+        column, feature = self._find(self.having(key)[0], key)
+        size = self.image_sizes.get(key.removeprefix("observation/"))
+        if size is None or not column.is_camera(feature):
+            return column.in_batch(feature)
+        shapes = {self._find(place, key)[1].shape for place in self.having(key)}
+        return dataclasses.replace(feature, shape=(size, size, 3)) if len(shapes) > 1 else feature
+
+    def _find(self, place: int, key: str) -> tuple[Column, Feature]:
+        dataset = self.datasets[place]
+        return dataset.manifest.schema.find(key, dataset.path)
+
+    def having(self, key: str) -> list[int]:
+        """Indices of the datasets that do not lack a feature; at least one."""
+        name = key.removeprefix("observation/")
+        return [n for n, part in enumerate(self.config.datasets) if name not in part.missing]

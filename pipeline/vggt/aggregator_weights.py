@@ -1,0 +1,204 @@
+"""Weights of an aggregator, streamed to the device tensor by tensor."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+from flax import traverse_util
+from jax.sharding import NamedSharding
+
+from pipeline.errors import DataError, UserError
+from pipeline.vggt.aggregator import Aggregator
+from pipeline.vggt.aggregator_config import PATCH_SIZE, VggtConfig
+from pipeline.vggt.checkpoint_keys import Change, Place, Shape, places
+from pipeline.vggt.encoder_spec import ComputeDtype, EncoderSpec, check_layers
+from pipeline.vggt.weight_sources import config_of, licence_of, read_tensors
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class VggtWeights:
+    """An aggregator on the device."""
+
+    source: str
+    """Source of the weights, as it was requested."""
+    config: VggtConfig
+    """Its sizes."""
+    params: dict[str, Any]
+    """Its parameters, nested; of the pairs of blocks, those that `num_layers` counts."""
+    num_layers: int
+    """Pairs of blocks that are there."""
+    digest: str
+    """XXH3-128 over the bytes of all the aggregator's tensors, those that were left out included:
+    it identifies the weights, whatever file or layers they were loaded from or for."""
+    licence: str
+    """Licence of the weights."""
+    compute_dtype: ComputeDtype
+    """Dtype of the matrices."""
+
+
+def load_weights(
+    source: str,
+    *,
+    config: VggtConfig | None = None,
+    layers: Sequence[int] | None = None,
+    dtype: ComputeDtype = "float32",
+    licence: str | None = None,
+    sharding: NamedSharding | None = None,
+) -> VggtWeights:
+    """An aggregator on the device; beside it, no more than one tensor is in memory at a time.
+
+    Args:
+      source: A file of safetensors, a directory that has `model.safetensors`, `hf://owner/name`
+        with or without the file's name, or untrained `random:tiny`.
+      config: Sizes of the model; None: VGGT-1B, or those of the random preset.
+      layers: Indices of the wanted layers; blocks after the last one are left out. None: all.
+      dtype: Dtype of the matrices; vectors and tokens stay float32.
+      licence: Licence of the weights; optional for the hub's and for random weights.
+      sharding: Sharding of the parameters, such as `replicated`; None: the default device.
+
+    Raises:
+      UserError: Tensors are missing, unknown or of another shape, all of them named; the licence is
+        not known.
+      DataError: The file is missing or corrupt, or has numbers that are not finite.
+    """
+    config = config_of(source, config)
+    licence = licence_of(source, licence)
+    layers = tuple(layers) if layers is not None else (config.num_layers - 1,)
+    check_layers(layers, config)
+    num_layers = layers[-1] + 1
+    expected = places(leaf_shapes(config, config.num_layers))
+    leaves = _allocate(leaf_shapes(config, num_layers), dtype, sharding)
+    digests = {}
+    for key, tensor in read_tensors(source, expected):
+        digests[key] = _digest(tensor)
+        place = expected[key]
+        if place.index is None or place.index < leaves[place.path].shape[0]:
+            _check_finite(source, key, tensor)
+            leaves[place.path] = _put(leaves[place.path], tensor, place, sharding)
+            # Tensors would pile up in memory where the device is slower than the disk.
+            leaves[place.path].block_until_ready()
+    lines = "".join(f"{key} {digest}\n" for key, digest in sorted(digests.items()))
+    digest = xxhash.xxh3_128_hexdigest(lines.encode())
+    _log.info("%s: %d tensors, digest %s, %s", source, len(digests), digest, licence)
+    params = traverse_util.unflatten_dict(leaves, sep="/")
+    return VggtWeights(source, config, params, num_layers, digest, licence, dtype)
+
+
+def load_for(
+    spec: EncoderSpec, *, source: str | None = None, sharding: NamedSharding | None = None
+) -> VggtWeights:
+    """The weights that an encoder's spec names.
+
+    Args:
+      spec: The spec that was stored with the tokens.
+      source: Where the weights are now; None: where they were then.
+      sharding: Sharding of the parameters; None: the default device.
+
+    Raises:
+      UserError: The source cannot be used, or its weights are not those of the spec.
+      DataError: The file is missing or corrupt, or has values that are not finite.
+    """
+    weights = load_weights(
+        source or spec.weights,
+        config=spec.model,
+        layers=spec.layers,
+        dtype=spec.compute_dtype,
+        licence=spec.licence,
+        sharding=sharding,
+    )
+    check_weights(spec, weights)
+    return weights
+
+
+def check_weights(spec: EncoderSpec, weights: VggtWeights) -> None:
+    """Checks that an encoder's weights are those of its spec.
+
+    Raises:
+      UserError: They are others, of another model or dtype, or lack a layer.
+    """
+    wanted = {
+        "digest": (spec.weights_digest, weights.digest),
+        "model": (spec.model, weights.config),
+        "compute_dtype": (spec.compute_dtype, weights.compute_dtype),
+    }
+    faults = {name: both for name, both in wanted.items() if both[0] != both[1]}
+    if weights.num_layers <= spec.layers[-1]:
+        faults["layers"] = (f"up to {spec.layers[-1]}", f"up to {weights.num_layers - 1}")
+    if faults:
+        raise UserError(
+            where=f"the weights {weights.source}",
+            expected=", ".join(f"{name} {ours}" for name, (ours, _) in faults.items()),
+            found=", ".join(f"{name} {theirs}" for name, (_, theirs) in faults.items()),
+            remedy=f"Load the weights that the tokens were made with: {spec.weights}.",
+        )
+
+
+@functools.cache
+def leaf_shapes(config: VggtConfig, num_layers: int) -> dict[str, Shape]:
+    """Shapes of the parameters by path, with that many pairs of blocks."""
+    module = Aggregator(config, (num_layers - 1,))
+    images = jax.ShapeDtypeStruct((1, 1, PATCH_SIZE, PATCH_SIZE, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    flat: Any = traverse_util.flatten_dict(variables["params"], sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
+
+def _allocate(
+    shapes: dict[str, Shape], dtype: ComputeDtype, sharding: NamedSharding | None
+) -> dict[str, jax.Array]:
+    return {
+        path: jnp.zeros(shape, dtype if path.endswith("/kernel") else jnp.float32, device=sharding)
+        for path, shape in shapes.items()
+    }
+
+
+def _digest(tensor: np.ndarray) -> str:
+    head = f"{tensor.dtype}{list(tensor.shape)}".encode()
+    digest = xxhash.xxh3_128(head)
+    digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def _check_finite(source: str, key: str, tensor: np.ndarray) -> None:
+    if not np.isfinite(tensor).all():
+        raise DataError(
+            where=f"{source}: {key}",
+            expected="finite numbers",
+            found=f"{tensor.size - int(np.isfinite(tensor).sum())} that are not",
+            remedy="Copy or fetch the file again.",
+        )
+
+
+def _put(
+    leaf: jax.Array, tensor: np.ndarray, place: Place, sharding: NamedSharding | None
+) -> jax.Array:
+    on_device = jax.device_put(tensor, sharding)
+    if place.index is None:
+        return _change(on_device, place.change).astype(leaf.dtype)
+    return _put_block(leaf, on_device, place.index, place.change)
+
+
+@functools.partial(jax.jit, static_argnames="change", donate_argnames="leaf")
+def _put_block(
+    leaf: jax.Array, tensor: jax.Array, index: int | jax.Array, change: Change
+) -> jax.Array:
+    """The leaf with one block's tensor, in the memory of the one that came in."""
+    return leaf.at[index].set(_change(tensor, change).astype(leaf.dtype))
+
+
+def _change(tensor: jax.Array, change: Change) -> jax.Array:
+    match change:
+        case "none":
+            return tensor
+        case "transpose":
+            return tensor.T
+        case "patches":
+            return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])

@@ -1,0 +1,232 @@
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.dataset import open_dataset
+from pipeline.data.images import decode_image
+from pipeline.errors import UserError
+from pipeline.loading.batch import LeafSpec
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.device import (
+    batch_sharding,
+    host_shard,
+    make_mesh,
+    one_ahead,
+    replicated,
+    resize_images,
+    shape_structs,
+)
+from pipeline.loading.loader import LoadedBatch, Loader
+from pipeline.loading.sampling import HostShard
+
+ROOT = pathlib.Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "data" / "golden" / "octo" / "data"
+
+
+def counted(num_batches: int, taken: list[int]) -> Iterator[LoadedBatch]:
+    """Batches that hold their position; notes each that was asked for."""
+    for position in range(num_batches):
+        taken.append(position)
+        yield LoadedBatch({"x": np.full((4, 2), position, np.int32)}, f"{position:08x}", position)
+
+
+@pytest.mark.parametrize("num_batches", [0, 1, 2, 5])
+def test_one_ahead_keeps_the_order_and_loses_none(num_batches: int) -> None:
+    sharding = batch_sharding(make_mesh(), 4)
+    pairs = list(one_ahead(counted(num_batches, []), sharding))
+    assert [batch.position for _, batch in pairs] == list(range(num_batches))
+    for arrays, batch in pairs:
+        assert arrays["x"].sharding == sharding
+        np.testing.assert_array_equal(arrays["x"], batch.arrays["x"])
+
+
+def test_next_batch_is_taken_before_this_one_is_given() -> None:
+    taken: list[int] = []
+    ahead = one_ahead(counted(5, taken), batch_sharding(make_mesh(), 4))
+    next(ahead)
+    assert taken == [0, 1]
+
+
+def test_batch_is_split_over_the_devices() -> None:
+    placed = jax.device_put(np.zeros((4, 2), np.float32), batch_sharding(make_mesh(), 4))
+    assert [shard.data.shape for shard in placed.addressable_shards] == [(2, 2), (2, 2)]
+    whole = jax.device_put(np.zeros((4, 2), np.float32), replicated(make_mesh()))
+    assert [shard.data.shape for shard in whole.addressable_shards] == [(4, 2), (4, 2)]
+
+
+def failing_after(num_batches: int) -> Iterator[LoadedBatch]:
+    yield from counted(num_batches, [])
+    raise UserError(where="record 3", expected="a", found="b", remedy="c")
+
+
+@pytest.mark.parametrize("num_batches", [0, 1, 3])
+def test_batches_before_a_failure_are_given_before_it_is_raised(num_batches: int) -> None:
+    ahead = one_ahead(failing_after(num_batches), batch_sharding(make_mesh(), 4))
+    for position in range(num_batches):
+        assert next(ahead)[1].position == position
+    with pytest.raises(UserError, match="record 3: expected a"):
+        next(ahead)
+
+
+def test_single_process_makes_the_whole_batch() -> None:
+    shard = host_shard(batch_sharding(make_mesh(), 4), 4)
+    assert shard == HostShard(0, 1)
+    assert shard.rows(4) == range(4)
+
+
+_PROCESS = """
+import hashlib, json, sys
+import jax
+import numpy as np
+
+if __name__ == "__main__":
+    port, index, dataset = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
+    from pipeline import device
+    from pipeline.loading.data_config import DataConfig, DatasetConfig
+    from pipeline.data.dataset import open_dataset
+    from pipeline.loading.loader import Loader
+
+    sharding = device.batch_sharding(device.make_mesh(), 8)
+    config = DataConfig((DatasetConfig(dataset),), "", ("image_primary", "proprio"))
+    shard = device.host_shard(sharding, 8)
+    loader = Loader(config, 8, [open_dataset(dataset)], lambda text: [7], shard)
+    batches = loader.batches()
+    arrays, _ = next(device.one_ahead(batches, sharding))
+    batches.close()
+    whole = jax.jit(lambda b: b, out_shardings=device.replicated(sharding.mesh))(arrays)
+    digests = jax.tree.map(lambda x: hashlib.sha256(np.asarray(x).tobytes()).hexdigest(), whole)
+    print(json.dumps({"shape": arrays["action"].shape, "digests": digests}))
+"""
+
+
+def test_two_processes_make_the_global_batch_of_one(
+    mini_dataset: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    program = tmp_path / "process.py"
+    program.write_text(_PROCESS)
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(port), str(index), str(mini_dataset)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    lines = [process.communicate(timeout=120)[0].splitlines() for process in running]
+    outputs = [json.loads(of_process[-1]) for of_process in lines]
+    assert outputs[0] == outputs[1]
+    assert outputs[0]["shape"] == [8, 2, 4, 7]
+    config = DataConfig((DatasetConfig(str(mini_dataset)),), "", ("image_primary", "proprio"))
+    loader = Loader(config, 8, [open_dataset(str(mini_dataset))], lambda text: [7])
+    with contextlib.closing(loader.batches()) as batches:
+        expected = next(batches).arrays
+    digests = jax.tree.map(lambda x: hashlib.sha256(x.tobytes()).hexdigest(), expected)
+    assert outputs[0]["digests"] == digests
+
+
+@pytest.mark.parametrize(("batch_size", "remedy"), [(5, 4), (3, 2), (1, 2)])
+def test_uneven_batch_is_refused_with_one_that_fits(batch_size: int, remedy: int) -> None:
+    message = f"a multiple of 2: 2, the number of devices; found {batch_size}. Take {remedy}."
+    with pytest.raises(UserError, match=message):
+        batch_sharding(make_mesh(), batch_size)
+
+
+def test_batch_that_is_computed_in_parts_is_divided_by_devices_and_parts() -> None:
+    message = "a multiple of 8: 2, the number of devices times 4, optimizer.accumulation_steps"
+    with pytest.raises(UserError, match=message):
+        batch_sharding(make_mesh(), 20, num_parts=4)
+    assert batch_sharding(make_mesh(), 16, num_parts=4).shard_shape((16, 3)) == (8, 3)
+
+
+def test_mesh_has_devices_along_fsdp_that_divide_all() -> None:
+    assert dict(make_mesh(2).shape) == {"data": 1, "fsdp": 2}
+    with pytest.raises(UserError, match=r"fsdp_devices: expected a divisor of 2.*Take one of 1, 2"):
+        make_mesh(3)
+
+
+def test_structs_are_the_nested_contract() -> None:
+    sharding = batch_sharding(make_mesh(), 4)
+    spec = {"a/b": LeafSpec("float16", (4, 3)), "c": LeafSpec("bool", (4,))}
+    assert shape_structs(spec, sharding) == {
+        "a": {"b": jax.ShapeDtypeStruct((4, 3), jnp.float16, sharding=sharding)},
+        "c": jax.ShapeDtypeStruct((4,), jnp.bool_, sharding=sharding),
+    }
+
+
+@pytest.fixture(scope="module")
+def frames(mini_dataset: pathlib.Path) -> np.ndarray:
+    """uint8 (3 128 128 3): camera frames, their range brought to [64, 191]."""
+    reader = open_dataset(str(mini_dataset)).columns["steps"]
+    encoded = [reader.read(index)["observation/image_primary"] for index in (0, 150, 400)]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in encoded])
+    return images // 2 + 64
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 96, 127, 200, 256])
+def test_resized_images_are_those_of_pillow(frames: np.ndarray, size: int) -> None:
+    resized = np.asarray(jax.jit(resize_images, static_argnums=(1, 2))(frames, size, size))
+    expected = np.stack(
+        [Image.fromarray(f).resize((size, size), Image.Resampling.LANCZOS) for f in frames]
+    )
+    assert (resized.dtype, resized.shape) == (np.uint8, (3, size, size, 3))
+    # The same kernel, but Pillow rounds to whole grey levels between its two passes, and clips
+    # there as well: hence frames of middle grey, and 1. Frames with black and white edges differ
+    # by up to 10 in one pixel of 10,000.
+    assert np.abs(resized.astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 80), (128, 128), (200, 200)])
+def test_resized_images_are_those_of_the_original(size: tuple[int, int]) -> None:
+    height, width = size
+    with np.load(GOLDEN / "image_128.npz") as arrays:
+        found = resize_images(jnp.asarray(arrays["image"]), height, width)
+        expected = arrays[f"resize_{height}x{width}"]
+    assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1
+
+
+def test_camera_is_decoded_and_resized_as_in_the_original() -> None:
+    with np.load(GOLDEN / "decode_resize_256.npz") as arrays:
+        image = np.empty((256, 256, 3), np.uint8)
+        decode_image(arrays["jpeg_bytes"].tobytes(), image, "here")
+        for name, size in (("image_primary", 256), ("image_wrist", 128)):
+            found = np.asarray(resize_images(jnp.asarray(image), size, size)).astype(int)
+            assert np.abs(found - arrays[name]).max() <= 1
+
+
+def test_images_of_the_size_are_left_as_they_are(frames: np.ndarray) -> None:
+    np.testing.assert_array_equal(resize_images(jnp.asarray(frames), 128, 128), frames)
+
+
+def test_overshoot_at_an_edge_is_clipped() -> None:
+    step = np.zeros((16, 16, 3), np.uint8)
+    step[:, 8:] = 255
+    row = np.asarray(resize_images(jnp.asarray(step), 24, 24))[0, :, 0].astype(int)
+    assert (row[0], row[-1]) == (0, 255)
+    assert np.all(np.diff(row) >= -16)  # a value that wrapped around would fall by hundreds
+
+
+def test_leading_axes_are_kept(frames: np.ndarray) -> None:
+    windows = jnp.asarray(np.stack([frames, frames[::-1]]))
+    resized = resize_images(windows, 32, 32)
+    assert resized.shape == (2, 3, 32, 32, 3)
+    np.testing.assert_array_equal(resized[1, 0], resize_images(windows[1, 0], 32, 32))

@@ -1,0 +1,173 @@
+"""The whole evaluation command, with a trained policy and a fake simulator."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import pickle
+import sys
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from tests.train.evaluate.fakes import make_env
+from train.evaluate import evaluate_command, evaluation
+from train.evaluate.evaluate_command import Args, evaluate
+from train.evaluate.libero.installation import Installation
+from train.evaluate.results import read_results
+from train.policy.policy import read_run
+
+TASK_MAP = 'libero_task_map = {"libero_spatial": ["lift_it", "push_it"]}'
+
+
+@pytest.fixture
+def installation(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """An installation with two tasks of three initial states, which `find_installation` finds."""
+    root = tmp_path / "libero"
+    (root / "benchmark").mkdir(parents=True)
+    (root / "benchmark" / "libero_suite_task_map.py").write_text(TASK_MAP)
+    folder = root / "init_files" / "libero_spatial"
+    folder.mkdir(parents=True)
+    data = io.BytesIO()
+    pickle.dump(np.zeros((3, 4)), data, protocol=2)
+    for task in ("lift_it", "push_it"):
+        with zipfile.ZipFile(folder / f"{task}.pruned_init", "w") as file:
+            file.writestr("archive/data.pkl", data.getvalue())
+    found = Installation(root, root, "egl", {"mujoco": "3.3"})
+    monkeypatch.setattr(evaluate_command, "find_installation", lambda assets: found)
+    monkeypatch.setattr(evaluation, "LiberoEnv", make_env)
+    return found
+
+
+def arguments(run: pathlib.Path, out: pathlib.Path, **changes: Any) -> Args:
+    args = Args(str(run), trials=2, workers=2, out=str(out), seed=7, videos="none")
+    return dataclasses.replace(args, **changes)
+
+
+@pytest.mark.usefixtures("installation")
+def test_an_evaluation_from_start_to_end_and_once_more(
+    policy_run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert not evaluate(arguments(policy_run, out))
+    results = read_results(out)
+    assert [(t.task, t.init, t.success, t.steps) for t in results.trials] == [
+        (0, 0, True, 5),
+        (0, 1, False, 7),
+        (1, 0, True, 5),
+        (1, 1, False, 7),
+    ]
+    assert results.settings.execute_horizon == 4
+    assert results.settings.simulator == "mujoco 3.3, egl"
+    assert results.inference is not None
+    assert results.inference.batch_size == 2
+    output = capsys.readouterr().out
+    assert "all   2 of 4   50.0 %  15.0 to 85.0 %  5" in output
+    assert "2 of 4" in (out / "report.html").read_text()
+    path = out / "results.json"
+    values = json.loads(path.read_text())
+    kept = values["trials"].pop(2)
+    path.write_text(json.dumps(values))
+    assert not evaluate(arguments(policy_run, out))
+    again = read_results(out)
+    assert [t.place for t in again.trials] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert again.trials[:2] == results.trials[:2]
+    assert again.trials[2].seconds != kept["seconds"]
+    with pytest.raises(UserError, match=r"expected results of .*, step 1, execute_horizon 2; "):
+        evaluate(arguments(policy_run, out, step=1, execute_horizon=2))
+
+
+@pytest.mark.usefixtures("installation")
+def test_trials_that_were_demonstrated_are_reported(
+    policy_run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = read_run(policy_run)
+    (values,) = checkpoint.datasets.values()
+    monkeypatch.setattr(evaluation, "read_run", lambda run, step: checkpoint)
+    warning = "not held out: 2 of 4 trials start from an initial state that a demonstration"
+    for said, expected in (
+        ("libero_spatial task 0: 0 5; libero_spatial task 1: 1", [True, False, False, True]),
+        ("anywhere", [None] * 4),
+        (None, [None] * 4),
+    ):
+        values["provenance"] = {} if said is None else {"initial_states": said}
+        out = tmp_path / f"out_{said}"
+        evaluate(arguments(policy_run, out))
+        assert [t.is_demonstrated for t in read_results(out).trials] == expected
+        is_reported = True in expected
+        assert (warning in capsys.readouterr().out) == is_reported
+        assert (warning in (out / "report.html").read_text()) == is_reported
+
+
+@pytest.mark.usefixtures("installation")
+def test_two_checkpoints_are_compared_on_the_same_trials(
+    policy_run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    evaluate(arguments(policy_run, out, tasks="1", compare=str(policy_run), compare_step=1))
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert (comparison["first_step"], comparison["second_step"]) == (2, 1)
+    assert comparison["total"] == {"both": 1, "only_first": 0, "only_second": 0, "neither": 1}
+    assert comparison["p_value"] == 1
+    first, second = read_results(out), read_results(out / "compared")
+    assert [t.place for t in second.trials] == [(1, 0), (1, 1)] == [t.place for t in first.trials]
+    assert first.settings.checkpoint != second.settings.checkpoint
+    assert "McNemar's exact test: p = 1;" in capsys.readouterr().out
+    assert "Comparison" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": "2"}, "indices from 0 to 1; found 2"),
+        ({"tasks": "a"}, "such as 0,2; found a"),
+        ({"trials": 4}, "from 0 to 2; found 0 to 3"),
+        ({"first_trial": 2}, "from 0 to 2; found 2 to 3"),
+        ({"trials": 0}, "--trials: expected at least 1; found 0"),
+        ({"suite": "libero_new"}, "found libero_new"),
+        ({"compare_step": 3}, "--compare RUN2"),
+        ({"step": 9}, "a checkpoint of step 9"),
+        ({"execute_horizon": 5}, "execute_horizon: expected 1 to 4"),
+    ],
+)
+@pytest.mark.usefixtures("installation")
+def test_what_cannot_be_evaluated_is_refused(
+    changes: dict[str, Any], said: str, policy_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        evaluate(arguments(policy_run, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("installation")
+def test_a_checkpoint_of_other_conventions_is_refused(
+    policy_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = read_run(policy_run)
+    for values in checkpoint.datasets.values():
+        values["conventions"]["control_frequency_hz"] = 10.0
+    monkeypatch.setattr(evaluation, "read_run", lambda run, step: checkpoint)
+    with pytest.raises(UserError, match=r"control_frequency_hz = 20\.0; found .* = 10\.0"):
+        evaluate(arguments(policy_run, tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("installation")
+def test_the_command_line_exits_with_one_line(
+    policy_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["train.evaluate", str(policy_run), "--trials", "9", "--first_trial", "1"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_command.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --first_trial and --trials: expected initial states of libero_spatial task 0, "
+        "from 0 to 2; found 1 to 9. Name fewer.\n"
+    )

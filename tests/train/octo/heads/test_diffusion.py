@@ -1,0 +1,126 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.octo.heads.diffusion import (
+    DiffusionHead,
+    SamplingNoise,
+    add_noise,
+    cosine_schedule,
+    draw_sampling_noise,
+    draw_training_noise,
+    masked_mean,
+    reverse_steps,
+)
+from train.octo.octo_config import DiffusionConfig
+
+HEAD = DiffusionConfig(hidden_dim=64)
+
+
+def apply_head(weights: dict[str, Any], *inputs: Any, method: str) -> Any:
+    return DiffusionHead(HEAD).apply(weights, *inputs, method=method)
+
+
+@pytest.fixture(scope="module")
+def weights(params: dict[str, Any]) -> dict[str, Any]:
+    return {"params": params["heads_action"]}
+
+
+def test_schedule_is_the_recorded_one(recorded: dict[str, Any]) -> None:
+    schedule = cosine_schedule(20)
+    for name, values in schedule._asdict().items():
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, recorded["sched"][name], atol=1e-6, rtol=0)
+
+
+def test_reverse_steps_undo_the_forward_step_and_end_without_noise() -> None:
+    schedule = cosine_schedule(20)
+    scale, shift, sigma = reverse_steps(schedule)
+    assert sigma[0] == 0
+    # At step 0 the true noise gives back the action.
+    action, noise = jnp.full((1, 1, 1, 4), 0.7), jnp.full((1, 1, 1, 4), -1.3)
+    noisy = add_noise(schedule, action, jnp.zeros((1, 1, 1, 1), jnp.int32), noise)
+    np.testing.assert_allclose(scale[0] * (noisy - shift[0] * noise), action, atol=1e-5)
+
+
+def test_noisy_actions_are_the_recorded_ones(
+    batch: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    loss = recorded["loss"]
+    actions = jnp.clip(batch["action"].reshape(1, 3, 2, 28), -5, 5)
+    noisy = add_noise(
+        cosine_schedule(20), actions, jnp.asarray(loss["time"]), jnp.asarray(loss["noise"])
+    )
+    np.testing.assert_allclose(noisy, loss["noisy_actions"], atol=1e-5, rtol=0)
+
+
+def test_predicted_noise_is_the_recorded_one_at_every_step(
+    weights: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    denoiser = jax.tree.map(jnp.asarray, recorded["denoiser"])
+    readout = jnp.broadcast_to(denoiser["embeddings"][None], (20, 3, 2, 64))
+    inputs = (readout, denoiser["noisy_actions"], denoiser["time"])
+    eps = apply_head(weights, *inputs, method="predict_noise")
+    np.testing.assert_allclose(eps, denoiser["eps"], atol=1e-5, rtol=0)
+
+
+def test_sampled_actions_are_the_recorded_ones(
+    weights: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    sample = jax.tree.map(jnp.asarray, recorded["sample"])
+    noise = SamplingNoise(sample["init_noise"], sample["step_noise"])
+    # Op by op, as it was recorded: the first reverse step multiplies rounding by 31.6.
+    with jax.disable_jit():
+        readout = jnp.asarray(recorded["denoiser"]["embeddings"])[:, :, None]
+        actions = apply_head(weights, readout, noise, method="sample")
+    np.testing.assert_allclose(actions, sample["actions"], atol=1e-4, rtol=0)
+
+
+def test_masked_mean_counts_real_entries_alone() -> None:
+    x = jnp.array([1.0, 2.0, 3.0, 10.0]).reshape(1, 1, 1, 4)
+    mask = jnp.array([True, True, False, False]).reshape(1, 1, 1, 4)
+    assert masked_mean(x, mask) == 1.5
+    assert masked_mean(x, jnp.zeros_like(mask)) == 0
+
+
+def test_masked_chunks_do_not_enter_the_loss(weights: dict[str, Any]) -> None:
+    noise = draw_training_noise(HEAD, jax.random.key(0), (2, 1))
+    readout, action = jnp.ones((2, 1, 1, 64)), jnp.zeros((2, 1, 4, 7))
+    mask = jnp.zeros(action.shape, dtype=bool).at[0].set(True)
+
+    @jax.jit
+    def loss(action: jax.Array) -> Any:
+        return apply_head(weights, readout, action, mask, noise, method="loss")
+
+    assert loss(action) == loss(action.at[1].set(3.0))
+    assert loss(action) != loss(action.at[0].set(3.0))
+
+
+def test_draws_have_their_ranges_and_depend_on_the_key_alone() -> None:
+    config = DiffusionConfig(n_diffusion_samples=32)
+    draw = draw_training_noise(config, jax.random.key(0), (8, 2))
+    assert (draw.time.shape, draw.time.dtype) == ((32, 8, 2, 1), jnp.int32)
+    assert set(np.unique(draw.time)) == set(range(20))
+    assert draw.noise.shape == (32, 8, 2, 28)
+    again = draw_training_noise(config, jax.random.key(0), (8, 2))
+    np.testing.assert_array_equal(draw.noise, again.noise)
+    other = draw_sampling_noise(config, jax.random.key(1), (8, 2))
+    assert (other.initial.shape, other.steps.shape) == ((8, 2, 28), (20, 8, 2, 28))
+    assert not np.array_equal(other.initial, other.steps[0])
+
+
+def test_samples_are_bounded_and_of_the_last_step(weights: dict[str, Any]) -> None:
+    readout = jax.random.normal(jax.random.key(3), (2, 2, 1, 64))
+    noise = draw_sampling_noise(HEAD, jax.random.key(4), (2, 2))
+
+    @jax.jit
+    def sample(readout: jax.Array, noise: SamplingNoise) -> Any:
+        return apply_head(weights, readout, noise, method="sample")
+
+    actions = sample(readout, noise)
+    assert actions.shape == (2, 4, 7)
+    assert np.abs(actions).max() <= HEAD.max_action
+    np.testing.assert_array_equal(actions, sample(readout.at[:, 0].set(0.0), noise))

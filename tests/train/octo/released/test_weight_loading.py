@@ -1,0 +1,279 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from train.octo.functional import init_params
+from train.octo.octo_config import (
+    BinsConfig,
+    DiffusionConfig,
+    LowdimTokenizerConfig,
+    OctoConfig,
+    RegressionConfig,
+    VGGTTokenizerConfig,
+)
+from train.octo.released.weight_loading import Allowed, account, check_config, merge, read_octo
+
+
+def tree(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    """Returns parameters of ones; a double underscore stands for a level."""
+    nested: dict[str, Any] = {}
+    for path, shape in shapes.items():
+        *parents, leaf = path.split("__")
+        node = nested
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = np.ones(shape, dtype=np.float32)
+    return nested
+
+
+def test_equal_trees_load_whole_and_keep_the_models_dtype() -> None:
+    target = {"a": {"kernel": jnp.zeros((2, 3), jnp.bfloat16)}}
+    merged, report = merge(target, tree(a__kernel=(2, 3)))
+    assert merged["a"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(merged["a"]["kernel"], np.ones((2, 3)))
+    np.testing.assert_array_equal(target["a"]["kernel"], np.zeros((2, 3)))
+    assert [dataclasses.astuple(row) for row in report.rows] == [
+        ("a/kernel", "loaded", (2, 3), (2, 3), "")
+    ]
+    assert report.summary() == "1 loaded (6 parameters)"
+
+
+def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported() -> None:
+    target = tree(obs_vggt=(4,), head=(2,), kept=(3,))
+    merged, report = merge(
+        {name: leaf * 7 for name, leaf in target.items()},
+        tree(obs_wrist=(5,), head=(9,), kept=(3,)),
+        Allowed(differing=["obs_*", "head"]),
+    )
+    assert {row.path: row.status for row in report.rows} == {
+        "head": "mismatched shape",
+        "kept": "loaded",
+        "obs_vggt": "new",
+        "obs_wrist": "unused",
+    }
+    assert {name: float(leaf[0]) for name, leaf in merged.items()} == {
+        "head": 7.0,
+        "kept": 1.0,
+        "obs_vggt": 7.0,
+    }
+
+
+def test_all_surprises_are_named_in_one_error() -> None:
+    with pytest.raises(UserError, match="3 others") as caught:
+        merge(tree(new=(4,), changed=(2,)), tree(unused=(5,), changed=(3,)), Allowed(["other/*"]))
+    message = str(caught.value)
+    assert "new: new, (4,) here, none in the checkpoint" in message
+    assert "unused: unused, none here, (5,) in the checkpoint" in message
+    assert "changed: mismatched shape, (2,) here, (3,) in the checkpoint" in message
+    assert "['other/*']" in message
+
+
+PROPRIO = LowdimTokenizerConfig("proprio", "proprio", 8, BinsConfig(16, "uniform", -2.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected", "found"),
+    [
+        ("repeat_task_tokens", False, "repeat_task_tokens False", "repeat_task_tokens True"),
+        ("legacy_attention", True, "legacy_attention True", "legacy_attention False"),
+        ("head.diffusion_steps", 10, "head.diffusion_steps 10", "head.diffusion_steps 20"),
+        ("head.max_action", 1.0, "head.max_action 1.0", "head.max_action 5.0"),
+        (
+            "head",
+            DiffusionConfig(7, 4, hidden_dim=64),
+            "(head.action_horizon, head.action_dim) of 28 numbers (7, 4)",
+            "(head.action_horizon, head.action_dim) of 28 numbers (4, 7)",
+        ),
+        (
+            "images.observation_key",
+            "image_front",
+            "primary.observation_key image_front",
+            "primary.observation_key image_primary",
+        ),
+        (
+            "lowdims.observation_key",
+            "joints",
+            "proprio.observation_key joints",
+            "proprio.observation_key proprio",
+        ),
+        (
+            "lowdims.bins",
+            BinsConfig(16, "normal"),
+            "proprio.bins.spacing normal",
+            "proprio.bins.spacing uniform",
+        ),
+        (
+            "lowdims.bins",
+            BinsConfig(16, "uniform", -1.0, 3.0),
+            "proprio.bins.low -1.0, proprio.bins.high 3.0",
+            "proprio.bins.low -2.0, proprio.bins.high 2.0",
+        ),
+        (
+            "language.t5.max_distance",
+            64,
+            "language.t5.max_distance 64",
+            "language.t5.max_distance 128",
+        ),
+    ],
+)
+def test_a_setting_that_no_shape_shows_is_compared(
+    config: OctoConfig, field: str, value: Any, expected: str, found: str
+) -> None:
+    theirs = dataclasses.replace(config, lowdims=(PROPRIO,))
+    check_config(theirs, theirs, "here")
+    with pytest.raises(UserError) as caught:
+        check_config(theirs, replaced(theirs, field, value), "here")
+    assert (caught.value.expected, caught.value.found) == (expected, found)
+
+
+def replaced(config: Any, field: str, value: Any) -> Any:
+    """Returns a config with another value at a dotted path; of a tuple the first is meant."""
+    name, _, rest = field.partition(".")
+    part = getattr(config, name)
+    if rest and isinstance(part, tuple):
+        value = (replaced(part[0], rest, value), *part[1:])
+    elif rest:
+        value = replaced(part, rest, value)
+    return dataclasses.replace(config, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("head", DiffusionConfig(8, max_action=2.0, diffusion_steps=20, hidden_dim=64)),
+        ("head", RegressionConfig(max_action=2.0)),
+        ("lowdims", ()),
+        ("lowdims.bins", None),
+        ("language", None),
+        ("vggt", VGGTTokenizerConfig(6, 16)),
+        ("remat", True),
+        ("compute_dtype", "bfloat16"),
+    ],
+)
+def test_what_changes_no_meaning_or_is_seen_in_the_shapes_is_not_compared(
+    config: OctoConfig, field: str, value: Any
+) -> None:
+    theirs = dataclasses.replace(config, lowdims=(PROPRIO,))
+    if isinstance(value, DiffusionConfig):
+        value = dataclasses.replace(value, max_action=config.head.max_action)
+    check_config(theirs, replaced(theirs, field, value), "here")
+
+
+def test_all_settings_that_differ_are_named_at_once(golden_dir: Path, config: OctoConfig) -> None:
+    theirs = read_octo(golden_dir / "ckpt_tiny", 100).config
+    check_config(theirs, config, "here")
+    head = dataclasses.replace(config.head, diffusion_steps=10)
+    other = dataclasses.replace(config, repeat_task_tokens=False, legacy_attention=True, head=head)
+    message = r"repeat_task_tokens False, legacy_attention True, head\.diffusion_steps 10; found"
+    with pytest.raises(UserError, match=message):
+        check_config(theirs, other, "here")
+
+
+def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
+    golden_dir: Path, config: OctoConfig
+) -> None:
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    assert pretrained.config == config
+    fresh = init_params(pretrained.config, jax.random.key(0))
+    _, report = merge(fresh, pretrained.params)
+    assert {row.status for row in report.rows} == {"loaded"}
+    assert len(report.rows) == 126
+
+
+@pytest.mark.parametrize(
+    ("change", "differing", "new", "unused"),
+    [
+        ({"vggt": VGGTTokenizerConfig(6, 16)}, "octo_transformer/*vggt*", 5, 0),
+        ({"lowdims": (LowdimTokenizerConfig("proprio", "proprio", 8),)}, "*/obs_proprio_*", 3, 0),
+        ({"head": RegressionConfig()}, "heads_action/*", 17, 27),
+        ({"images": 1}, "octo_transformer/*wrist*", 0, 21),
+    ],
+)
+def test_a_model_is_adapted_by_naming_what_may_differ(
+    golden_dir: Path, config: OctoConfig, change: dict, differing: str, new: int, unused: int
+) -> None:
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    if "images" in change:
+        change = {"images": config.images[: change["images"]]}
+    changed = dataclasses.replace(config, **change)
+    shapes = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
+    report = account(shapes, pretrained.params, Allowed((differing,)))
+    statuses = [row.status for row in report.rows]
+    assert (statuses.count("new"), statuses.count("unused")) == (new, unused)
+    assert statuses.count("loaded") == 126 - unused
+
+
+def test_another_image_size_is_reported_and_fitted_on_request(
+    golden_dir: Path, config: OctoConfig
+) -> None:
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    larger = dataclasses.replace(config.images[0], image_size=96)
+    changed = dataclasses.replace(config, images=(larger, config.images[1]), max_horizon=3)
+    fresh = init_params(changed, jax.random.key(0))
+    with pytest.raises(UserError, match=r"of image_size, .*, is 36, the checkpoint has 16"):
+        merge(fresh, pretrained.params)
+    merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
+    how = {row.path: row.how for row in report.rows if row.status == "resized"}
+    assert how == {
+        "octo_transformer/obs_primary_pos_embedding": "the first 3 of 5 steps, "
+        "4x4 tokens to 6x6, bilinear",
+        "octo_transformer/obs_wrist_pos_embedding": "the first 3 of 5 steps",
+        "octo_transformer/readout_action_pos_embedding": "the first 3 of 5 steps",
+    }
+    wrist = merged["octo_transformer"]["obs_wrist_pos_embedding"]
+    kept = pretrained.params["octo_transformer"]["obs_wrist_pos_embedding"][:, :3]
+    np.testing.assert_array_equal(wrist, kept)
+
+
+def test_a_model_takes_the_weights_of_an_old_release(
+    golden_dir: Path, config: OctoConfig, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(golden_dir / "ckpt_tiny", tmp_path / "octo-1.0"))
+    whole = json.loads((checkpoint / "config.json").read_text())
+    model = whole["model"]
+    del model["repeat_task_tokens"], model["use_correct_attention"]
+    head = model["heads"]["action"]["kwargs"]
+    head["pred_horizon"] = head.pop("action_horizon")
+    (checkpoint / "config.json").write_text(json.dumps(whole))
+
+    old = dataclasses.replace(config, repeat_task_tokens=False, legacy_attention=True)
+    pretrained = read_octo(checkpoint, None)
+    assert pretrained.config == old
+    check_config(pretrained.config, old, "here")
+    params, report = merge(init_params(old, jax.random.key(0)), pretrained.params)
+    assert report.summary() == "126 loaded (421,644 parameters)"
+    jax.tree.map(np.testing.assert_array_equal, params, pretrained.params)
+    message = "repeat_task_tokens True, legacy_attention False; found repeat_task_tokens False"
+    with pytest.raises(UserError, match=message):
+        check_config(pretrained.config, config, "here")
+
+
+def test_only_what_can_be_fitted_is_resized(golden_dir: Path, config: OctoConfig) -> None:
+    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    shorter = dataclasses.replace(config, language=replaced(config.language, "max_length", 9))
+    fresh = init_params(shorter, jax.random.key(0))
+    merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
+    how = {row.path: row.how for row in report.rows if row.status == "resized"}
+    assert how == {"octo_transformer/task_language_pos_embedding": "the first 9 of 16 tokens"}
+    kept = pretrained.params["octo_transformer"]["task_language_pos_embedding"][:, :9]
+    np.testing.assert_array_equal(merged["octo_transformer"]["task_language_pos_embedding"], kept)
+    longer = replaced(config, "language.max_length", 25)
+    message = (
+        r"task_language_pos_embedding: mismatched shape, \(1, 25, 64\) here, .*"
+        r"cannot be resized: 25 tokens are wanted, 16 were trained"
+    )
+    for changed, expected in (
+        (longer, message),
+        (replaced(config, "num_readouts", 4), "1 were tra"),
+    ):
+        shapes = jax.eval_shape(lambda c=changed: init_params(c, jax.random.key(0)))
+        with pytest.raises(UserError, match=expected):
+            account(shapes, pretrained.params, Allowed(resized=("*",)))

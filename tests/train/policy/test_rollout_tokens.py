@@ -1,0 +1,136 @@
+"""Tokens at rollout are the same as in the dataset's column."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from converters.vggt.token_job import TokenJob, add_tokens
+from converters.vggt.token_settings import TokenSettings
+from pipeline.data.dataset import open_dataset
+from pipeline.data.images import decode_image
+from pipeline.data.token_provenance import Keep
+from pipeline.errors import DataError, UserError
+from pipeline.loading.data_config import DatasetConfig
+from tests.train.conftest import untrained
+from train.checkpoints.checkpoint_store import Checkpoint
+from train.octo.octo_config import VGGTTokenizerConfig
+from train.policy import Policy
+from train.policy.rollout_tokens import encoder_of
+from train.train_config import TrainConfig
+
+KEY = "observation/flat"
+STEPS = (0, 150, 454)
+
+
+@pytest.fixture(scope="module")
+def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The dataset with a column of projected tokens of the wrist camera."""
+    out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("tokens") / "mini"))
+    settings = TokenSettings(
+        name="flat", cameras=("image_wrist",), keep=Keep("project", 16), image_size=(56, 56)
+    )
+    add_tokens(TokenJob.load(open_dataset(str(out)), settings, "random:tiny", 64))
+    both = TokenSettings(name="deep", layers=(0, 1), image_size=(56, 56))
+    add_tokens(TokenJob.load(open_dataset(str(out)), both, "random:tiny", 64))
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokened: pathlib.Path, policy_config: TrainConfig) -> Checkpoint:
+    tokens = VGGTTokenizerConfig(num_tokens=21, token_dim=16, observation_key="flat")
+    data = dataclasses.replace(
+        policy_config.data,
+        datasets=(DatasetConfig(str(tokened)),),
+        observations=("image_primary", "flat"),
+    )
+    primary = policy_config.model.images[:1]
+    model = dataclasses.replace(policy_config.model, images=primary, lowdims=(), vggt=tokens)
+    return untrained(dataclasses.replace(policy_config, data=data, model=model))
+
+
+def test_tokens_are_those_of_the_column(tokened: pathlib.Path, checkpoint: Checkpoint) -> None:
+    encoder = encoder_of(checkpoint)
+    assert encoder is not None
+    assert encoder.cameras == ("image_wrist",)
+    dataset = open_dataset(str(tokened))
+    images = np.empty((len(STEPS), 128, 128, 3), np.uint8)
+    for n, step in enumerate(STEPS):
+        record = dataset.columns["steps"].read(step)
+        decode_image(record["observation/image_wrist"], images[n], "here")
+    stored = np.stack([np.asarray(dataset.columns["flat"].read(step)[KEY]) for step in STEPS])
+    found = encoder([images])
+    assert list(found) == [KEY]
+    assert found[KEY].dtype == stored.dtype == np.float16
+    assert np.abs(stored).max() > 0.1
+    np.testing.assert_allclose(found[KEY], stored, rtol=2e-3, atol=2e-3)
+
+
+def test_a_policy_of_a_run_makes_the_tokens_of_several_features_at_once(
+    tokened: pathlib.Path, policy_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = VGGTTokenizerConfig(21, 64, "deep_0", more_layers=("deep_1",))
+    data = dataclasses.replace(
+        policy_config.data,
+        datasets=(DatasetConfig(str(tokened)),),
+        observations=("image_primary", "deep_0", "deep_1"),
+    )
+    primary = policy_config.model.images[:1]
+    model = dataclasses.replace(policy_config.model, images=primary, lowdims=(), vggt=tokens)
+    checkpoint = untrained(dataclasses.replace(policy_config, data=data, model=model))
+    monkeypatch.setattr("train.policy.policy.read_run", lambda directory, step: checkpoint)
+    policy = Policy.from_run("runs/tokens", weights="random:tiny")
+    assert list(policy.expected) == ["image_primary"]
+    compiled = []
+
+    def note(event: str, *_: float, **__: str) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    policy.warm_up()
+    assert compiled
+    compiled.clear()
+    dataset = open_dataset(str(tokened))
+    image = np.empty((128, 128, 3), np.uint8)
+    decode_image(dataset.columns["steps"].read(7)["observation/image_primary"], image, "here")
+    policy.reset(0, "pick up the bowl")
+    assert policy.infer({0: {"image_primary": image}})[0].shape == (4, 7)
+    jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled == []  # the first answer is as fast as the others
+    assert policy.latency.num_calls == 1
+    seen = policy.batch([0])["observation"]
+    stored = dataset.columns["deep"].read(7)
+    for name in ("deep_0", "deep_1"):
+        wanted = np.asarray(stored[f"observation/{name}"])
+        np.testing.assert_allclose(seen[name][0, -1], wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_weights_and_projection_may_have_moved(
+    tokened: pathlib.Path, checkpoint: Checkpoint, tmp_path: pathlib.Path
+) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tokened / "flat", moved / "flat")
+    assert encoder_of(checkpoint, source="random:tiny", directory=str(moved)) is not None
+    with pytest.raises(UserError, match="lost"):
+        encoder_of(checkpoint, source=str(tmp_path / "lost"))
+    (path,) = moved.glob("flat/*.npy")
+    np.save(path, np.load(path) + 1)
+    with pytest.raises(DataError, match="expected the checksum"):
+        encoder_of(checkpoint, directory=str(moved))
+    path.unlink()
+    with pytest.raises(DataError, match="a readable projection"):
+        encoder_of(checkpoint, directory=str(moved))
+
+
+def test_a_policy_that_reads_no_tokens_needs_no_encoder(policy_config: TrainConfig) -> None:
+    assert encoder_of(untrained(policy_config)) is None
+
+
+def test_tokens_of_unknown_origin_are_refused(checkpoint: Checkpoint) -> None:
+    datasets = {path: values | {"encoders": {}} for path, values in checkpoint.datasets.items()}
+    with pytest.raises(UserError, match=r"observation/flat: expected how its tokens were made"):
+        encoder_of(dataclasses.replace(checkpoint, datasets=datasets))

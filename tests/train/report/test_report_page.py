@@ -1,0 +1,492 @@
+"""The page of a run, from synthetic run directories."""
+
+import base64
+import dataclasses
+import html
+import html.parser
+import io
+import json
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataError, UserError
+from train.metrics.metrics_log import StepMetrics
+from train.metrics.validation import EpisodePrediction, ValidationMetrics, append_validation
+from train.octo.released.weights_report import LoadReport, LoadRow
+from train.report.__main__ import main
+from train.report.charts import Size, draw_chunks
+from train.report.curve_series import binned_ratio, smooth, smoothing_window, thin
+from train.report.episode_section import chunk_error, chunk_interval, views_section
+from train.report.markup import Html, join, tag
+from train.report.number_format import duration, percent, short, three_digits
+from train.report.provenance_section import weights_section
+from train.report.quality_section import error_section, task_section
+from train.report.report_inputs import RunFiles, read_run
+from train.report.report_page import to_page, write_report
+from train.report.run_summary import summarize
+
+EVIL = "<script>alert(1)</script> & put it"
+DIMS = ("x_m", "y_m", "z_m", "gripper")
+HEADINGS = (
+    "Loss",
+    "Action error",
+    "Error by task",
+    "Predicted actions along an episode",
+    "What the model saw at step 0",
+    "Updates",
+    "Pace and memory",
+    "Pretrained weights",
+    "Datasets",
+    "Environment",
+    "Config",
+)
+CONFIG = {
+    "data": {"validation_fraction": 0.1, "normalization": "normal"},
+    "model": {"images": [{"observation_key": "image_primary"}]},
+    "optimizer": {"clip_norm": 1.0},
+    "batch_size": 64,
+    "num_steps": 400,
+    "pretrained_path": "weights/octo",
+}
+
+
+def step_metrics(step: int, **changed: float) -> StepMetrics:
+    values = {
+        "loss": 1.0 + 1.0 / step,
+        "grad_norm": 2.0,
+        "update_norm": 0.1,
+        "param_norm": 50.0,
+        "learning_rate": 3e-4,
+        "applied": 1,
+        "step_s": 0.5,
+        "data_wait_s": 0.01,
+        "memory_gb": 12.5,
+    }
+    return StepMetrics(step=step, batch_fingerprint=f"{step:08x}", **values | changed)
+
+
+def validation(step: int, error: float) -> ValidationMetrics:
+    return ValidationMetrics(
+        step=step,
+        loss=2.0 * error,
+        action_error=error,
+        by_dim={dim: error * (1 + place) for place, dim in enumerate(DIMS)},
+        by_task={"easy task": error / 2, EVIL: error * 2},
+        num_samples=32,
+        constant_error=0.79,
+        constant_by_dim=dict.fromkeys(DIMS, 0.79),
+    )
+
+
+def episode() -> EpisodePrediction:
+    actions = np.full((24, 4), 0.5, np.float32)
+    return EpisodePrediction(
+        dataset="data/bowls",
+        episode=3,
+        is_held_out=True,
+        task=EVIL,
+        dims=DIMS,
+        actions=actions,
+        chunks=np.repeat(actions[:, None] + np.float32(0.25), 4, axis=1),
+        frames=(np.zeros((2, 16, 16, 3), np.uint8),),
+        frame_steps=np.array([0, 23], np.int32),
+    )
+
+
+def make_run(directory: pathlib.Path) -> pathlib.Path:
+    """Every file of a run of 400 steps, of which two are skipped, one with a loss that is nan."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    changed = {100: {"loss": float("nan"), "applied": 0}, 200: {"applied": 0}}
+    metrics = [step_metrics(step, **changed.get(step, {})) for step in range(1, 401)]
+    lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in metrics]
+    (directory / "metrics.jsonl").write_text("".join(lines))
+    for step, error in ((200, 0.5), (400, 0.25)):
+        append_validation(directory, validation(step, error))
+    episode().save(directory)
+    Image.new("RGB", (32, 16), "navy").save(directory / "views.png")
+    rows = [
+        {"path": f"a/<b>/{status}", "status": status, "target_shape": [5, 10]}
+        | {"checkpoint_shape": None, "how": ""}
+        for status in ("loaded", "loaded", "new")
+    ]
+    (directory / "load_report.json").write_text(json.dumps({"rows": rows}))
+    moments = {name: [0.5] * 4 for name in ("mean", "std", "min", "p01", "p99", "max")}
+    dataset = {
+        "name": "bowls & plates",
+        "digest": "0123456789abcdef",
+        "schema_hash": "feed",
+        "conventions": {"control_frequency_hz": 20.0, "gripper_dim": 3, "gripper_open": -1.0},
+        "normalization": "normal",
+        "licences": {"steps": "CC-BY-4.0", "vggt_tiny": "none: random numbers"},
+        "features": {"observation/proprio": {"dims": ["j1_rad", "j2_rad", "j3_rad", "j4_rad"]}},
+        "encoders": {
+            "observation/vggt_tiny": {"encoder": {"weights": "random:tiny", "licence": "none"}}
+        },
+        "statistics": dict.fromkeys(("action", "observation/proprio"), moments | {"count": 1234}),
+    }
+    (directory / "datasets.json").write_text(json.dumps({"data/bowls": dataset}))
+    packages = {"jax": "0.10.2", "grain": None}
+    environment = {"devices": "2 x H100", "commit": "abc123", "packages": packages}
+    (directory / "environment.json").write_text(json.dumps(environment))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory) -> pathlib.Path:
+    return make_run(tmp_path_factory.mktemp("report") / "bowls_&_plates")
+
+
+@pytest.fixture(scope="module")
+def run(run_directory) -> RunFiles:
+    return read_run(run_directory)
+
+
+@pytest.fixture(scope="module")
+def page(run_directory) -> str:
+    path = write_report(run_directory)
+    assert path == run_directory / "report.html"
+    return path.read_text()
+
+
+class Outline(html.parser.HTMLParser):
+    """Collects a page's headings, links and ids; fails on tags that are not closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.images_without_alt = 0
+        self._open: list[str] = []
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.addresses += [given[key] for key in ("src", "srcset", "href") if key in given]
+        self.ids += [given["id"]] if "id" in given else []
+        self.images_without_alt += tag == "img" and not given.get("alt")
+        if tag not in ("img", "meta", "source", "wbr"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] == "h2":
+            self.headings.append(data)
+
+
+def text_of(page: str) -> str:
+    """Returns the text of the page, without tags."""
+    return html.unescape(re.sub(r"<[^>]+>", " ", page))
+
+
+def figures(page: str) -> dict[str, str]:
+    """Returns the numbers at the top by name."""
+    pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)<small>", page)
+    return {name: html.unescape(value) for name, value in pairs}
+
+
+def test_the_numbers_at_the_top_are_those_of_the_run(page):
+    assert figures(page) == {
+        "Steps": "400",
+        "Final loss": "1.00",
+        "Validation loss": "0.500",
+        "Action error": "0.250",
+        "Wall time": "3 min 20 s",
+        "Samples/s": "128",
+        "Wait share": "2.0 %",
+        "Skipped": "2",
+    }
+
+
+def test_the_final_loss_is_the_mean_of_the_last_20_that_are_finite(run):
+    losses = [1.0] * 80 + [2.0] * 10 + [float("nan")] + [4.0] * 9
+    metrics = tuple(step_metrics(n, loss=loss) for n, loss in enumerate(losses, 1))
+    found = summarize(dataclasses.replace(run, metrics=metrics))
+    assert found.loss == pytest.approx((10 * 2.0 + 9 * 4.0) / 19)
+
+
+def test_the_pace_is_in_steps_where_the_batch_size_is_not_known(run):
+    found = summarize(dataclasses.replace(run, config={}))
+    assert (found.samples_per_s, found.steps_per_s) == (None, pytest.approx(2.0))
+
+
+def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
+    outline = Outline(page)
+    assert outline.headings == list(HEADINGS)
+    assert outline.images_without_alt == 0
+    assert len(outline.ids) == len(set(outline.ids))
+    links = [address[1:] for address in outline.addresses if address.startswith("#")]
+    assert len(links) == len(HEADINGS)
+    assert set(links) <= set(outline.ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bowls_&_plates",
+        "Octo finetuned from weights/octo on bowls & plates; 64 samples per step; tokens of "
+        "vggt_tiny by untrained weights.",
+        "a constant: 0.790",
+        "has an error of 0.790; the model has 0.250, 31.6 % of it.",
+        "CC-BY-4.0, none: random numbers",
+        "random:tiny, untrained",
+        "j2_rad 0.500",
+        "devices 2 x H100 commit abc123",
+        "jax 0.10.2",
+        "32 samples of held-out episodes",
+        "skipped update (2)",
+        "Episode 3 of data/bowls, held out from training; 24 steps.",
+        "chunk of 4 actions, sampled at its dot, every 4 steps",
+        "x m, error 0.250, constant 0.00",
+        "image_primary",
+        "step 23",
+        "before clipping, clipped at 1",
+        "1,234",
+        "dimension 3, open \N{MINUS SIGN}1, close 0",
+        '"clip_norm": 1.0',
+    ],
+)
+def test_the_page_shows(page, text):
+    assert text in " ".join(text_of(page).split())
+
+
+def test_page_and_charts_follow_what_the_readers_system_prefers(page):
+    charts = [
+        base64.b64decode(address.partition(",")[2]).decode()
+        for address in Outline(page).addresses
+        if address.startswith("data:image/svg")
+    ]
+    assert len(charts) > 10
+    for sheet in (page, *charts):
+        dark = sheet.partition("@media screen and (prefers-color-scheme: dark)")[2]
+        assert "--ink: #e4e9ef" in dark
+        colors = set(re.findall(r"(?<!, )#[0-9a-f]{6}\b", sheet.partition("</style>")[2]))
+        assert colors == set()
+
+
+def test_text_of_the_run_is_escaped(page):
+    assert "<script" not in page
+    assert html.escape(EVIL) in page
+    assert "&lt;b&gt;" in page
+
+
+def test_the_page_loads_nothing(page):
+    assert "http" not in page
+    assert "url(" not in page
+    assert "@import" not in page
+    addresses = Outline(page).addresses
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+
+
+def test_a_missing_file_leaves_its_reason(tmp_path):
+    (tmp_path / "config.json").write_text('{"pretrained_path": "weights", "batch_size": 8}')
+    page = write_report(tmp_path).read_text()
+    assert Outline(page).headings == list(HEADINGS)
+    reasons = re.findall(r'<h2 [^>]*>([^<]*)</h2><p class="absent">([^<]*)</p>', page)
+    unlogged = "No step was logged: metrics.jsonl is missing or empty."
+    unvalidated = "The run has not been validated: validation.jsonl is missing or empty."
+    assert dict(reasons) == {
+        "Loss": unlogged,
+        "Action error": unvalidated,
+        "Error by task": unvalidated,
+        HEADINGS[3]: "No chunks were sampled along an episode: episode.npz is missing.",
+        HEADINGS[4]: "The camera images of step 0 were not saved: views.png is missing.",
+        "Updates": unlogged,
+        "Pace and memory": unlogged,
+        "Pretrained weights": "What was loaded is not known: load_report.json is missing.",
+        "Datasets": "The datasets were not described: datasets.json is missing.",
+        "Environment": "The environment is not known: environment.json is missing.",
+    }
+    assert figures(page)["Steps"] == "\N{EN DASH}"
+
+
+def test_without_a_config_the_page_is_written_all_the_same(tmp_path):
+    append_validation(tmp_path, validation(5, 0.5))
+    text = text_of(write_report(tmp_path).read_text())
+    assert "The config is not known: config.json is missing." in text
+    assert "Error by dimension at step 5" in text
+
+
+def test_a_run_that_holds_nothing_out_is_shown_how_to(run):
+    config = CONFIG | {"data": {"validation_fraction": 0.0}}
+    held_in = dataclasses.replace(run, config=config, validation=(), episode=None)
+    for section in (error_section, task_section):
+        assert "No episodes were held out: set data.validation_fraction." in section(held_in)
+    validated = dataclasses.replace(held_in, validation=run.validation)
+    assert "32 samples of episodes that it was trained on" in error_section(validated)
+
+
+def test_random_weights_are_the_reason_for_no_load_report(run):
+    config = CONFIG | {"pretrained_path": None}
+    section = weights_section(dataclasses.replace(run, config=config, load_report=None))
+    assert "The run started from random weights: pretrained_path is not set." in section
+
+
+def test_tensors_are_counted_by_status_and_listed_with_the_loaded_ones_last(run):
+    rows = (
+        LoadRow("a", "loaded", (30, 100), (30, 100)),
+        LoadRow("b", "new", (1000,), None),
+        LoadRow("c", "mismatched shape", (2,), (3,), "heads"),
+    )
+    text = text_of(weights_section(dataclasses.replace(run, load_report=LoadReport(rows))))
+    words = " ".join(text.split())
+    assert "loaded taken from the checkpoint 1 3,000 75.0 %" in words
+    assert "new only the model has them: fresh values 1 1,000 25.0 %" in words
+    assert words.endswith(
+        "c mismatched shape 2 3 heads b new 1000 \N{EN DASH} a loaded "
+        + ("30 \N{MULTIPLICATION SIGN} 100 " * 2).strip()
+    )
+
+
+def test_tasks_are_sorted_by_error_and_the_rest_is_folded(run):
+    by_task = {f"task {n}": n / 100 for n in range(1, 31)}
+    last = dataclasses.replace(run.validation[-1], by_task=by_task)
+    section = task_section(dataclasses.replace(run, validation=(last,)))
+    order = [int(number) for number in re.findall(r">task (\d+)<", section)]
+    assert order == list(range(30, 0, -1))
+    assert section.index("6 tasks with smaller errors") < section.index("task 6<")
+
+
+@pytest.mark.slow
+def test_50000_steps_make_a_small_page(run_directory, tmp_path):
+    rng = np.random.default_rng(0)
+    losses = rng.lognormal(size=50_000)
+    line = json.dumps(dataclasses.asdict(step_metrics(1, loss=-1.0)))
+    start, end = line.replace('"step": 1,', '"step": STEP,').split("-1.0")
+    lines = [
+        f"{start.replace('STEP', str(step))}{loss}{end}\n" for step, loss in enumerate(losses, 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    page = to_page(read_run(tmp_path))
+    assert len(page) < 1_000_000
+    assert figures(page)["Steps"] == "50,000"
+
+
+def test_a_large_image_of_the_views_is_made_smaller(run):
+    pixels = np.random.default_rng(0).integers(0, 256, (1200, 2400, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    section = views_section(dataclasses.replace(run, views=buffer.getvalue()))
+    assert "data:image/jpeg" in section
+    assert len(section) < len(buffer.getvalue()) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", r"config.json: expected a JSON object.*Delete that file"),
+        ("datasets.json", "[]", r"datasets.json: expected a JSON object; found list"),
+        ("load_report.json", '{"rows": 3}', r"load_report.json: expected a valid LoadReport"),
+        ("episode.npz", "PK", r"episode.npz: expected the arrays of an EpisodePrediction"),
+        ("validation.jsonl", "{}\n", r"validation.jsonl, line 1: expected a valid"),
+        ("metrics.jsonl", "[]\n", r"metrics.jsonl, line 1: expected a JSON object; found list"),
+    ],
+)
+def test_a_corrupt_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        write_report(tmp_path)
+
+
+def test_a_directory_without_a_run_gets_no_page(tmp_path):
+    with pytest.raises(UserError, match="none of a run's files in it"):
+        write_report(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_directory_that_does_not_exist_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.report", "NOWHERE"])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: NOWHERE: expected a run directory with a config.json; found no such directory. "
+        "Give the save_dir of a run.\n"
+    )
+
+
+def test_the_command_prints_where_the_page_is(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["train.report", str(tmp_path)])
+    main()
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+def test_a_page_is_the_same_each_time(run, page):
+    assert to_page(run) == page
+
+
+def test_chunks_do_not_overlap_and_are_not_too_many():
+    assert [chunk_interval(*shape) for shape in ((120, 4), (400, 4), (10, 1))] == [4, 10, 1]
+
+
+def test_the_error_of_chunks_leaves_out_what_lies_beyond_the_episode():
+    actions = np.zeros((3, 1), np.float32)
+    chunks = np.array([[1, 2], [3, 4], [5, 100]], np.float32)[:, :, None]
+    np.testing.assert_allclose(chunk_error(actions, chunks), [3.0])
+
+
+@pytest.mark.parametrize("horizon", [1, 4, 9])
+def test_chunks_of_any_length_are_drawn(horizon):
+    actions = np.zeros(6, np.float32)
+    svg = draw_chunks(actions, np.ones((6, horizon), np.float32), 2, Size(200, 100))
+    assert svg.count("<svg") == 1
+
+
+def test_thinning_keeps_spikes_and_short_curves():
+    steps, values = np.arange(10_000.0), np.zeros(10_000)
+    values[[1234, 7777]] = 5.0, -5.0
+    thin_steps, thin_values = thin(steps, values, 100)
+    assert len(thin_steps) <= 200
+    assert {(1234.0, 5.0), (7777.0, -5.0)} <= set(zip(thin_steps, thin_values, strict=True))
+    assert (np.diff(thin_steps) > 0).all()
+    assert thin(steps[:200], values[:200], 100)[0].tolist() == steps[:200].tolist()
+
+
+def test_smoothing_is_a_mean_over_a_window_that_shrinks_at_the_ends():
+    assert [smoothing_window(n) for n in (0, 10, 1000, 50_000)] == [5, 5, 21, 1001]
+    assert smooth(np.array([0.0, 3, 6, 9, 12, 15])).tolist() == [3, 4.5, 6, 9, 10.5, 12]
+    assert smooth(np.zeros(0)).tolist() == []
+
+
+def test_ratios_are_of_the_sums_in_each_bin():
+    found = binned_ratio(np.arange(1.0, 5), np.array([1.0, 3, 5, 5]), np.array([1.0, 1, 0, 0]), 2)
+    assert [part.tolist() for part in found] == [[1.5], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (three_digits(0.041239), "0.0412"),
+        (three_digits(123.4), "123"),
+        (three_digits(12345.6), "12,346"),
+        (three_digits(-1.2e-7), "\N{MINUS SIGN}1.20e\N{MINUS SIGN}7"),
+        (short(3e-5), "3e\N{MINUS SIGN}5"),
+        (short(20000.0), "20,000"),
+        (percent(0.0), "0.0 %"),
+        (percent(1e-5), "< 0.1 %"),
+        (duration(8.25), "8.2 s"),
+        (duration(9660.0), "2 h 41 min"),
+        (duration(90000.0), "1 d 1 h"),
+    ],
+)
+def test_numbers_are_written_for_people(text, expected):
+    assert text == expected
+
+
+def test_text_is_escaped_and_html_is_not():
+    inner = tag("b", "1 < 2")
+    assert tag("p", inner, " & ", class_="a'b", title=None) == (
+        '<p class="a&#x27;b"><b>1 &lt; 2</b> &amp; </p>'
+    )
+    assert tag("img", alt="") == "<img alt>"
+    assert isinstance(join(["<", Html("<br>")]), Html)

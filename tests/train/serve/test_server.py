@@ -1,0 +1,311 @@
+import re
+import signal
+import sys
+import urllib.request
+
+import jax
+import msgpack
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosedError
+
+from pipeline.data.conventions import restore_gripper
+from pipeline.errors import UserError
+from tests.processes import Command
+from tests.train.serve.openpi_client import Client
+from tests.train.serve.served import TEXT, serving, shown
+from train.checkpoints.checkpoint_store import read_checkpoint
+from train.policy import Policy
+from train.policy.policy import read_run
+from train.serve.__main__ import parse_keys
+from train.serve.client_session import ServeConfig, Session
+from train.serve.listener import bind
+from train.serve.msgpack_codec import pack, unpack
+
+OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
+
+
+def as_observation(message: dict) -> dict:
+    return {
+        "image_primary": message["observation/image"],
+        "image_wrist": message["observation/wrist_image"],
+        "proprio": message["observation/state"],
+    }
+
+
+@pytest.fixture(scope="module")
+def policies(served_policy, policy_run):
+    """Two equal policies: one that is served, and one to compare with."""
+    return served_policy, Policy(read_checkpoint(policy_run))
+
+
+@pytest.fixture
+def expected(policies):
+    """The chunk of an episode's first observations; by number, messages and instruction."""
+
+    def infer(env, messages, text=TEXT):
+        policy = policies[1]
+        policy.reset(env, text)
+        chunks = [policy.infer({env: as_observation(message)})[env] for message in messages]
+        policy.forget(env)
+        return [restore_gripper(chunk, policy.conventions) for chunk in chunks]
+
+    return infer
+
+
+def test_a_client_gets_the_policys_metadata_and_commands(policies, expected):
+    with serving(policies[0]) as port, Client(port) as client:
+        metadata = client.metadata
+        assert metadata["observations"] == {
+            "observation/image": {"dtype": "uint8", "shape": [128, 128, 3]},
+            "observation/wrist_image": {"dtype": "uint8", "shape": [128, 128, 3]},
+            "observation/state": {"dtype": "float32", "shape": [8]},
+        }
+        assert (metadata["actions"], metadata["window_size"], metadata["step"]) == ([4, 7], 2, 2)
+        assert metadata["action_dims"][-1] == "gripper"
+        assert metadata["conventions"]["gripper_open"] == -1.0
+        messages = [shown(seed) for seed in range(3)]
+        found, timings = zip(*(client.ask(**message) for message in messages), strict=True)
+        assert found[0].dtype == np.float32
+        assert set(np.unique(np.array(found)[..., 6])) <= {-1.0, 1.0}  # open, close
+        np.testing.assert_allclose(found, expected(0, messages), atol=1e-5)
+        assert list(timings[0]) == ["infer_ms"]
+        assert timings[1]["prev_total_ms"] >= timings[0]["infer_ms"] > 0
+
+
+def test_two_clients_at_once_do_not_mix(policies, expected):
+    texts = (TEXT, "open the drawer")
+    messages = [
+        [shown(10 * number + step) | {"prompt": text} for step in range(4)]
+        for number, text in enumerate(texts)
+    ]
+    with serving(policies[0]) as port, Client(port) as one, Client(port) as two:
+        turns = [
+            (client.ask(**message)[0])
+            for step in range(4)
+            for client, message in ((one, messages[0][step]), (two, messages[1][step]))
+        ]
+    for number, text in enumerate(texts):
+        alone = expected(number, messages[number], text)
+        np.testing.assert_allclose(turns[number::2], alone, atol=1e-5)
+
+
+def test_an_episode_begins_with_a_client_a_reset_or_another_instruction(policies, expected):
+    first, second = shown(1), shown(2)
+    other = second | {"prompt": "open the drawer"}
+    with serving(policies[0]) as port:
+        with Client(port) as client:
+            client.ask(**first)
+            by_reset, _ = client.ask(**second, reset=True)
+            client.ask(**first, reset=False)
+            by_prompt, _ = client.ask(**other)
+        with Client(port) as client:
+            by_client, _ = client.ask(**second)
+    np.testing.assert_allclose(by_reset, expected(1, [second])[0], atol=1e-5)
+    np.testing.assert_allclose(by_prompt, expected(2, [other], other["prompt"])[0], atol=1e-5)
+    np.testing.assert_allclose(by_client, expected(3, [second])[0], atol=1e-5)
+    assert policies[0]._asked == {}  # nothing is kept of clients that left
+
+
+def test_what_does_not_fit_is_reported_and_the_connection_stays(policies, expected):
+    good = shown()
+    wrong = {"observation/image": good["observation/image"][:64], "prompt": 3}
+    with serving(policies[0]) as port, Client(port) as client:
+        with pytest.raises(RuntimeError) as caught:
+            client.ask(**wrong, **{"observation/state": np.zeros(8)})
+        assert str(caught.value).startswith(
+            "message: expected observation/image uint8[128,128,3], "
+            "observation/wrist_image uint8[128,128,3], observation/state float32[8], "
+            "prompt str of at most 4096 characters; "
+            "found observation/image: uint8[64,128,3]; observation/wrist_image: missing; "
+            "prompt: int. Give what the policy was trained on"
+        )
+        for raw, message in (
+            (b"\xc1", "message: expected msgpack"),
+            ("hello", "expected a binary frame of msgpack; found a text frame"),
+            (msgpack.packb([1]), "found a list instead of a map"),
+            (msgpack.packb({"x": OBJECTS}), "only numbers and booleans are supported"),
+        ):
+            client.socket.send(raw)
+            assert message in client.socket.recv()
+        actions, _ = client.ask(**good)
+    np.testing.assert_allclose(actions, expected(0, [good])[0], atol=1e-5)
+
+
+def test_a_failure_of_its_own_ends_a_session_and_not_the_server(policies, monkeypatch):
+    with serving(policies[0]) as port, Client(port) as other:
+        with Client(port) as client, monkeypatch.context() as patched:
+            patched.setattr(policies[0], "infer", lambda shown: 1 / 0)
+            with pytest.raises(RuntimeError, match="server failed: ZeroDivisionError"):
+                client.ask(**shown())
+            with pytest.raises(ConnectionClosedError, match="1011"):
+                client.socket.recv()
+        assert other.ask(**shown())[0].shape == (4, 7)
+
+
+def test_health_is_answered(policies):
+    with serving(policies[0]) as port:
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz")
+        assert (answer.status, answer.read()) == (200, b"OK\n")
+
+
+def test_a_port_in_use_is_reported(policies):
+    with (
+        serving(policies[0]) as port,
+        pytest.raises(UserError, match=rf"127.0.0.1:{port}: expected an address to listen at"),
+    ):
+        bind("127.0.0.1", port)
+
+
+def test_a_port_in_use_is_reported_before_anything_is_loaded(monkeypatch, capsys):
+    from train.serve.__main__ import main
+
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        for host, number, found in (
+            ("127.0.0.1", port, "Address already in use"),
+            ("127.0.0.1", 70000, "port must be 0-65535"),
+            ("a" * 70, 0, "label too long"),
+        ):
+            flags = ["no run", "--host", host, "--port", str(number)]
+            monkeypatch.setattr(sys, "argv", ["serve", *flags])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {host}:{number}: expected an address to listen at")
+            assert found in error
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("file", "found a file"), ("no", "no such directory"), ("x" * 5000, "too long")],
+)
+def test_a_path_that_is_no_run_is_reported(tmp_path, name, found):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=found):
+        read_run(tmp_path / name)
+
+
+def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
+    messages = [shown(seed) for seed in range(5)]
+    session = Session(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))
+    found = [session.answer(message)["actions"] for message in messages]
+    assert [one.shape for one in found] == [(1, 7)] * 5
+    policy = policies[1]
+    policy.reset(0, TEXT)
+    chunks = []
+    for t, message in enumerate(messages):  # every step is seen; every second one is inferred
+        one = {0: as_observation(message)}
+        if t % 2:
+            policy.observe(one)
+        else:
+            chunks.append(policy.infer(one)[0])
+    planned = [chunks[t // 2][t % 2] for t in range(5)]
+    planned = restore_gripper(np.stack(planned), policy.conventions)
+    np.testing.assert_allclose(np.concatenate(found), planned, atol=1e-5)
+
+
+def test_what_was_planned_ends_with_the_episode(policies, expected):
+    session = Session(policies[0], ServeConfig(execute_horizon=4), iter(range(9)))
+    session.answer(shown(1))
+    found = session.answer(shown(2) | {"reset": True})["actions"]
+    np.testing.assert_allclose(found, expected(1, [shown(2)])[0][:1], atol=1e-5)
+
+
+def test_a_stepwise_reply_may_be_the_mean_of_chunks(policies):
+    messages = [shown(seed) for seed in range(2)]
+    session = Session(policies[0], ServeConfig(ensemble=0.0), iter(range(9)))
+    found = [session.answer(message)["actions"] for message in messages]
+    policy = policies[1]
+    policy.reset(0, TEXT)
+    first, second = (policy.infer({0: as_observation(message)})[0] for message in messages)
+    mean = restore_gripper((first[1] + second[0]) / 2, policy.conventions)
+    np.testing.assert_allclose(found[1][0], mean, atol=1e-5)
+
+
+def test_other_keys_may_be_named(policies):
+    keys = parse_keys(("front=image_primary",))
+    assert keys == {
+        "front": "image_primary",
+        "observation/wrist_image": "image_wrist",
+        "observation/state": "proprio",
+    }
+    session = Session(policies[0], ServeConfig(keys), iter(range(9)))
+    message = shown()
+    message["front"] = message.pop("observation/image")
+    assert session.answer(message)["actions"].shape == (4, 7)
+    with pytest.raises(UserError, match="expected KEY=NAME; found front"):
+        parse_keys(("front",))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(12, dtype=np.int16).reshape(3, 4).T,
+        np.zeros((0, 3), np.float32),
+        np.float32(0.5),
+        np.array(1, bool),
+        {"a": [1, "ü", None, b"x"], "b": {"c": np.ones(2, ">f4")}},
+    ],
+)
+def test_messages_come_back_as_they_were(value):
+    found = unpack(pack(value))
+    np.testing.assert_equal(found, value)
+    if isinstance(value, np.ndarray | np.generic):
+        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert unpack(msgpack.packb(Client.encoded(np.asarray(value)))).dtype == value.dtype
+
+
+def test_what_is_no_number_is_not_sent():
+    for value in (np.array(["a"]), np.array([None]), object()):
+        with pytest.raises(TypeError, match="cannot be sent"):
+            pack(value)
+
+
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
+    flags = ("--port", "0", "--host", "127.0.0.1", "--seed", "3")
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
+    process = Command("train.serve", policy_run, *flags, env=cache)
+    process.wait_until(lambda: "serving " in process.stderr)
+    lines = process.stderr.splitlines()
+    (found,) = filter(None, (re.search(r"serving .* at ws://127.0.0.1:(\d+)", x) for x in lines))
+    assert "the policy reads 2 steps at once" in lines[0]
+    with Client(int(found[1])) as client:
+        assert client.ask(**shown())[0].shape == (4, 7)
+        process.send_signal(by)
+        process.finish(code)
+    assert "inference: 1 calls: " in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--step", "9"], "expected a checkpoint of step 9"),
+        (["--execute_horizon", "5"], "execute_horizon: expected 1 to 4"),
+        (["--keys", "a=depth"], "--keys: expected observations of the policy"),
+        (["--dataset", "other"], "found other"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_reported(policy_run, monkeypatch, capsys, flags, message):
+    from train.serve.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["serve", str(policy_run), "--port", "0", *flags])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_packages_are_reported(policy_run, monkeypatch, capsys):
+    from train.serve.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "train.serve.server", None)
+    monkeypatch.delattr("train.serve.server", raising=False)
+    monkeypatch.setattr(sys, "argv", ["serve", str(policy_run)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err

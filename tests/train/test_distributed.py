@@ -1,0 +1,137 @@
+import hashlib
+import http.server
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from train import distributed
+
+ENDPOINTS = "/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+VARIABLES = (
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS",
+    "TPU_PROCESS_ADDRESSES",
+    "TPU_WORKER_HOSTNAMES",
+    "MEGASCALE_NUM_SLICES",
+    "TPU_SKIP_MDS_QUERY",
+)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Records what jax is asked to join, and hides this machine's environment."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: False)
+    asked = []
+    monkeypatch.setattr(
+        distributed.jax.distributed, "initialize", lambda *named: asked.append(named)
+    )
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("env", "is_joined"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8"}, False),  # the shell of an allocation, or python in its script
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}, True),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, False),
+    ],
+)
+def test_tasks_of_a_step_are_joined_not_those_of_an_allocation(monkeypatch, joined, env, is_joined):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    distributed.join()
+    assert joined == [()] * is_joined
+
+
+def test_half_a_cluster_is_reported(monkeypatch, joined):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing"):
+        distributed.join()
+    assert not joined
+
+
+@pytest.mark.parametrize(
+    ("env", "is_joined"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "a"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+)
+def test_hosts_of_a_slice_are_joined(monkeypatch, joined, env, is_joined):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    distributed.join()
+    assert not joined  # there is no TPU
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    distributed.join()
+    assert joined == [()] * is_joined
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "env", "is_joined"),
+    [
+        ("10.0.0.1,10.0.0.2", {}, True),
+        ("a:b:10.0.0.1", {}, False),
+        (None, {}, False),
+        ("10.0.0.1,10.0.0.2", {"TPU_SKIP_MDS_QUERY": "1"}, False),
+    ],
+)
+def test_a_cloud_tpu_vm_learns_its_hosts_from_the_metadata_server(
+    monkeypatch, joined, endpoints, env, is_joined
+):
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            is_known = endpoints is not None and self.path == ENDPOINTS
+            is_asked_rightly = self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if is_known and is_asked_rightly else 404)
+            self.end_headers()
+            self.wfile.write((endpoints or "none").encode())
+
+        def log_message(self, *_):
+            pass
+
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_address[1]}")
+        distributed.join()
+        server.shutdown()
+        thread.join()
+    assert joined == [()] * is_joined
+
+
+def test_device_files_without_the_library_are_no_tpu(monkeypatch):
+    monkeypatch.setattr(distributed.os.path, "exists", lambda path: True)
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    assert not distributed._has_tpu()
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: name)
+    assert distributed._has_tpu()
+
+
+def test_processes_that_differ_are_an_error(monkeypatch):
+    error = UserError(where="run", expected="step 6", found="step 3", remedy="Fix it.")
+    distributed.check_alike("3", error)  # alone
+    errors = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "agree", lambda *, error: errors.append(error))
+    for texts in (("3", "3"), ("6", "3")):
+        digests = [list(hashlib.sha256(text.encode()).digest()) for text in texts]
+        gathered = np.array(digests, np.uint8)
+        monkeypatch.setattr(
+            distributed.multihost_utils, "process_allgather", lambda _, found=gathered: found
+        )
+        distributed.check_alike("3", error)
+    assert errors == [None, error]

@@ -1,0 +1,57 @@
+import dataclasses
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.loading.data_config import DatasetConfig
+from train.run_resources import open_inputs
+from train.train_config import TrainConfig
+
+
+def with_data(config: TrainConfig, **changes) -> TrainConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def test_inputs_are_opened_in_the_order_of_the_config(tiny_config):
+    inputs = open_inputs(tiny_config)
+    assert [dataset.num_episodes for dataset in inputs.datasets] == [4]
+    assert inputs.weights is None
+
+
+def test_all_that_is_missing_is_reported_at_once_with_its_commands(tiny_config, tmp_path):
+    missing = tmp_path / "none"
+    config = with_data(
+        tiny_config,
+        datasets=(
+            DatasetConfig(str(missing / "a"), commands=("fetch a", "convert a")),
+            DatasetConfig(str(missing / "b")),
+        ),
+        vocabulary=str(missing / "spiece.model"),
+    )
+    with pytest.raises(UserError, match="3 that cannot be used") as error:
+        open_inputs(config)
+    message = str(error.value)
+    assert f"{missing}/a: expected a dataset directory; found none. Get it with:\n" in message
+    assert "      fetch a\n      convert a\n" in message
+    assert f"octograin convert SRC {missing}/b" in message
+    assert f"{missing}/spiece.model: expected a file" in message
+
+
+def test_a_missing_token_column_is_named(tiny_config, mini_dataset):
+    config = with_data(tiny_config, observations=(*tiny_config.data.observations, "depth"))
+    with pytest.raises(UserError, match=rf"{mini_dataset}: expected a feature observation/depth"):
+        open_inputs(config)
+
+
+def test_a_vocabulary_beyond_the_encoders_table_is_refused(tiny_config):
+    t5 = dataclasses.replace(tiny_config.model.language.t5, vocab_size=8)
+    language = dataclasses.replace(tiny_config.model.language, t5=t5)
+    model = dataclasses.replace(tiny_config.model, language=language)
+    with pytest.raises(UserError, match="at most 8 pieces"):
+        open_inputs(dataclasses.replace(tiny_config, model=model))
+
+
+def test_weights_that_are_no_octo_checkpoint_are_named_with_the_rest(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, pretrained_path=str(tmp_path / "octo"))
+    with pytest.raises(UserError, match=r"octo/config.json: expected Octo's config.json"):
+        open_inputs(config)

@@ -1,0 +1,111 @@
+import dataclasses
+
+import pytest
+
+from train.flags import load_config
+from train.train_config import AugmentConfig
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_text_length": 8}, "max_text_length 8 differs from model.language.max_length 16"),
+        (
+            {"observations": ("proprio",)},
+            "the model reads image_primary, vggt_tokens, but data.obs",
+        ),
+    ],
+)
+def test_data_and_model_must_fit(tiny_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, **change))
+
+
+def test_precomputed_tokens_are_not_cropped_away_from(tiny_config):
+    assert tiny_config.cropped == ()
+    message = "cropped names image_primary, but the model reads precomputed vggt_tokens: they were"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny_config, augment=AugmentConfig(cropped=("image_primary",)))
+
+
+@pytest.mark.parametrize(
+    ("augment", "cropped"),
+    [
+        (AugmentConfig(), ("image_primary",)),
+        (AugmentConfig(cropped=()), ()),
+        (AugmentConfig(enabled=False, cropped=("image_primary",)), ()),
+    ],
+)
+def test_without_tokens_the_main_camera_is_cropped(tiny_config_path, augment, cropped):
+    config = load_config(f"{tiny_config_path}:untokened")
+    assert dataclasses.replace(config, augment=augment).cropped == cropped
+
+
+def test_camera_that_is_not_read_cannot_be_cropped(tiny_config_path):
+    config = load_config(f"{tiny_config_path}:untokened")
+    with pytest.raises(ValueError, match=r"cropped names image_wrist, but data.observations has"):
+        dataclasses.replace(config, augment=AugmentConfig(cropped=("image_wrist",)))
+
+
+def test_camera_is_read_in_every_step_of_the_window(tiny_config):
+    data = dataclasses.replace(tiny_config.data, current_only=("image_primary",))
+    with pytest.raises(ValueError, match="current_only names image_primary, but the model reads"):
+        dataclasses.replace(tiny_config, data=data)
+
+
+@pytest.mark.parametrize(
+    ("variant", "dim", "tokens"),
+    [("small", 384, 261), ("base", 768, 261), ("demo", 64, 21), ("baseline", 384, None)],
+)
+def test_the_configs_of_the_project_load(variant, dim, tokens, monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    config = load_config(f"configs/libero_vggt.py:{variant}")
+    assert config.model.embedding_dim == dim
+    assert (config.model.vggt and config.model.vggt.num_tokens) == tokens
+    key = config.model.vggt.observation_key if config.model.vggt else "vggt_tokens"
+    assert (key in config.data.observations) == (tokens is not None)
+    assert config.data.validation_fraction > 0
+
+
+def test_the_real_config_is_octo_small_on_four_suites(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    config = load_config("configs/libero_vggt.py")
+    assert [d.path for d in config.data.datasets] == [
+        "data/libero_spatial",
+        "data/libero_object",
+        "data/libero_goal",
+        "data/libero_10",
+    ]
+    assert config.pretrained_path == "hf://rail-berkeley/octo-small-1.5"
+    assert config.model.embedding_dim == 384
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"finetuning_mode": "head_mlp_only"}, "no attention pooling .*use head_only instead"),
+        ({"keep_every": 7}, "keep_every 7 is not a multiple of save_interval 5"),
+        ({"keep_every": 0}, "keep_every must be at least 1"),
+        ({"fsdp_devices": 0}, "fsdp_devices must be at least 1"),
+    ],
+)
+def test_settings_of_a_run_that_cannot_be_are_named(tiny_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny_config, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accumulation_steps": 3}, "batch_size 4 is not a multiple of optimizer.accum"),
+        ({"schedule": "rsqrt"}, "decay_steps is 100, but the schedule 'rsqrt' does not end"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\), not 1.0"),
+        ({"clip_norm": 0.0}, "clip_norm must be above 0 and finite"),
+        ({"max_skipped": -1}, "max_skipped must be at least 0"),
+    ],
+)
+def test_settings_of_an_optimizer_that_cannot_be_are_named(tiny_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(
+            tiny_config, optimizer=dataclasses.replace(tiny_config.optimizer, **change)
+        )

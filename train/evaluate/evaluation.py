@@ -1,0 +1,263 @@
+"""Evaluates one policy: checks everything first, then runs the remaining trials."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+
+from pipeline.errors import UserError
+from train.checkpoints.checkpoint_store import Checkpoint
+from train.evaluate import evaluation_progress
+from train.evaluate.libero.environment import CAMERAS, LiberoEnv
+from train.evaluate.libero.installation import Installation
+from train.evaluate.libero.simulator_conventions import CONTROL_FREQUENCY_HZ, check_conventions
+from train.evaluate.libero.simulator_pool import EnvPool
+from train.evaluate.libero.simulator_worker import Env
+from train.evaluate.libero.suites import INITIAL_STATES, Place, Trial, places_in
+from train.evaluate.results import (
+    Inference,
+    Results,
+    ResultsFile,
+    Settings,
+    TrialResult,
+    checkpoint_digest,
+)
+from train.evaluate.rollouts import Options, Rollouts
+from train.evaluate.videos import VIDEOS_NAME, Film, Kept
+from train.policy.chunk_execution import make_execution
+from train.policy.policy import Policy, PolicyConfig, read_run
+from train.policy.policy_spec import PolicySpec
+from train.policy.rollout_tokens import encoder_of
+
+_IMAGE_SIZE = (256, 256)
+"""Size of the simulator's images, if a checkpoint does not record it; as in the published sets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The settings for every policy that is evaluated."""
+
+    suite: str
+    """Suite of the tasks."""
+    trials: tuple[Trial, ...]
+    """Trials, by task and initial state."""
+    seed: int = 0
+    """Seed of the policy's noise and of the simulator."""
+    execute_horizon: int | None = None
+    """Number of actions executed per chunk; None: all."""
+    ensemble: float | None = None
+    """Decay of a temporal ensemble; None: no ensemble."""
+    dataset: str | None = None
+    """Path or name of the dataset whose statistics and conventions are used."""
+    num_workers: int = 1
+    """Number of simulators, which is the number of environments per batch."""
+    videos: Kept = "all"
+    """Trials whose videos are kept."""
+    weights: str | None = None
+    """Where the token encoder's weights are now; None: where they were for the dataset."""
+    token_dataset: str | None = None
+    """Where the dataset with the encoder's projection is now; None: its path in the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstrated:
+    """Finds out whether training showed a trial's initial state to the policy."""
+
+    places: frozenset[Place]
+    """Initial states from which demonstrations are known to have started."""
+    is_complete: bool
+    """Whether every dataset records where its demonstrations started."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Demonstrated":
+        """Reads it from the provenance of the checkpoint's datasets; published sets lack it."""
+        said = [
+            places_in(values.get("provenance", {}).get(INITIAL_STATES, ""))
+            for values in checkpoint.datasets.values()
+        ]
+        return cls(frozenset[Place]().union(*filter(None, said)), None not in said)
+
+    def __call__(self, place: Place) -> bool | None:
+        """Returns whether the place was demonstrated; None if it is not known."""
+        if place in self.places:
+            return True
+        return False if self.is_complete else None
+
+
+class Evaluation:
+    """The evaluation of one policy; everything is checked that can be without running it.
+
+    Args:
+      run: The run directory.
+      step: Training step of the checkpoint; None: the last one.
+      request: The settings.
+      installation: The simulator's installation.
+      folder: Folder of the results; None: one in the run directory, named by suite and step.
+
+    Raises:
+      UserError: There is no such checkpoint, or the simulator does not support its conventions.
+      DataError: The checkpoint is corrupt.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        step: int | None,
+        request: Request,
+        installation: Installation,
+        folder: pathlib.Path | None,
+    ) -> None:
+        self._checkpoint = read_run(run, step)
+        self._spec = PolicySpec.of(self._checkpoint, request.dataset)
+        self._run, self._request, self._installation = run, request, installation
+        check_conventions(self._spec.conventions, f"{run}, dataset {self._spec.dataset}")
+        _check_takes_instructions(self._spec, run)
+        horizon = self._spec.model.head.action_horizon
+        make_execution(horizon, request.execute_horizon, request.ensemble)
+        name = f"{request.suite}-{self._checkpoint.step}"
+        self.folder = pathlib.Path(run) / "evaluation" / name if folder is None else folder
+        self._file = ResultsFile(self.folder, run, self._settings(horizon))
+        self._pending: list[Trial] = []
+        self._policy: Policy | None = None
+
+    def prepare(self) -> None:
+        """Reads the results in the folder, which this process has claimed, and loads the policy.
+
+        Raises:
+          UserError: The folder holds other results, the policy reads what the simulator does not
+            show, or an encoder's weights are missing.
+          DataError: The results, the weights or a projection are corrupt.
+        """
+        self._file.open()
+        self._pending = self._file.pending(self._request.trials)
+        self._policy = self._make_policy() if self._pending else None
+
+    @property
+    def results(self) -> Results:
+        """Returns the results in the file."""
+        return self._file.results
+
+    def run(self) -> None:
+        """Runs the remaining trials.
+
+        Raises:
+          UserError: The policy diverged, or a task's assets are missing.
+        """
+        policy, request = self._policy, self._request
+        if policy is None:
+            return
+        done = len(request.trials) - len(self._pending)
+        wanted = {(trial.task.index, trial.init) for trial in request.trials}
+        successes = sum(t.success for t in self.results.trials if t.place in wanted)
+        name = f"{self._run}, {request.suite}"
+        seen = Demonstrated.of(self._checkpoint)
+        num_workers = min(request.num_workers, len(self._pending))
+        with (
+            evaluation_progress.shown(name, len(request.trials), done, successes) as on_trial,
+            EnvPool(self._make_env(policy), num_workers) as pool,
+        ):
+
+            def on_result(result: TrialResult) -> None:
+                place = result.suite, result.task, result.init
+                self._file.add(dataclasses.replace(result, is_demonstrated=seen(place)))
+                on_trial(result.success)
+
+            try:
+                Rollouts(policy, pool, self._options(policy), on_result).run(self._pending)
+            finally:
+                self._note_inference(policy)
+
+    def _settings(self, horizon: int) -> Settings:
+        request = self._request
+        of_chunk = 1 if request.ensemble is not None else horizon
+        return Settings(
+            checkpoint=checkpoint_digest(self._checkpoint),
+            step=self._checkpoint.step,
+            dataset=self._spec.dataset,
+            suite=request.suite,
+            seed=request.seed,
+            execute_horizon=request.execute_horizon or of_chunk,
+            ensemble=request.ensemble,
+            simulator=str(self._installation),
+        )
+
+    def _make_policy(self) -> Policy:
+        request, checkpoint = self._request, self._checkpoint
+        encoder = encoder_of(
+            checkpoint, request.dataset, source=request.weights, directory=request.token_dataset
+        )
+        num_workers = min(request.num_workers, len(self._pending))
+        config = PolicyConfig(batch_size=num_workers, seed=request.seed)
+        policy = Policy(checkpoint, request.dataset, config, encoder)
+        self._make_env(policy)()  # fails if it lacks observations; builds no simulator yet
+        return policy
+
+    def _make_env(self, policy: Policy) -> Callable[[], Env]:
+        return functools.partial(
+            LiberoEnv,
+            self._installation,
+            policy.conventions,
+            observations=tuple(policy.expected),
+            image_size=image_size(policy),
+            seed=self._request.seed,
+        )
+
+    def _options(self, policy: Policy) -> Options:
+        request, folder = self._request, self.folder / VIDEOS_NAME
+        executed = self.results.settings.execute_horizon
+        return Options(
+            seed=request.seed,
+            make_execution=functools.partial(
+                make_execution, policy.action_horizon, request.execute_horizon, request.ensemble
+            ),
+            make_film=None
+            if request.videos == "none"
+            else lambda trial: Film(folder, trial, CONTROL_FREQUENCY_HZ / executed),
+            kept=request.videos,
+        )
+
+    def _note_inference(self, policy: Policy) -> None:
+        """Writes the policy's latency to the results."""
+        latency = policy.latency
+        if not latency.num_calls:
+            return
+        inference = Inference(
+            num_calls=latency.num_calls,
+            batch_size=policy.config.batch_size,
+            mean_ms=round(latency.mean_ms, 3),
+            p50_ms=round(latency.p50_ms, 3),
+            p95_ms=round(latency.p95_ms, 3),
+            device=jax.devices()[0].device_kind,
+        )
+        self._file.write(dataclasses.replace(self.results, inference=inference))
+
+
+def image_size(policy: Policy) -> tuple[int, int]:
+    """Returns height and width of the images that a policy was trained on.
+
+    Raises:
+      UserError: Its cameras differ in size.
+    """
+    known = {name: spec for name, spec in policy.expected.items() if name in CAMERAS}
+    shapes = {name: spec.shape for name, spec in known.items() if spec is not None}
+    sizes: Sequence[tuple[int, int]] = sorted({(shape[0], shape[1]) for shape in shapes.values()})
+    if len(sizes) > 1:
+        raise UserError(
+            where="the policy's cameras",
+            expected="images of one size, which the simulator renders",
+            found=", ".join(f"{name} {shape[0]}x{shape[1]}" for name, shape in shapes.items()),
+            remedy="Train on a dataset whose cameras have one size.",
+        )
+    return sizes[0] if sizes else _IMAGE_SIZE
+
+
+def _check_takes_instructions(spec: PolicySpec, run: str) -> None:
+    if spec.data.conditioning == "image_conditioned":
+        raise UserError(
+            where=run,
+            expected="a policy that takes an instruction",
+            found="one that takes goal images",
+            remedy="LIBERO's tasks are instructions: train with another data.conditioning.",
+        )

@@ -1,0 +1,176 @@
+"""LIBERO's suites: their tasks, instructions and initial states, read from the installed files.
+
+Nothing of the simulator is imported: the module of it that knows the tasks needs torch.
+"""
+
+import ast
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from pipeline.errors import DataError, UserError
+from train.evaluate.libero.init_states import read_init_states
+
+MAX_STEPS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+"""Number of actions after which a trial has failed, by suite.
+
+Source: OpenVLA's evaluation; each is a little more than the suite's longest demonstration.
+"""
+
+_TASK_MAP = pathlib.Path("benchmark", "libero_suite_task_map.py")
+_TASK_MAP_NAME = "libero_task_map"
+INITIAL_STATES = "initial_states"
+"""Key of a dataset's provenance: the trials that its demonstrations are of, as `to_text` says."""
+
+_STATES = re.compile(r"(\w+) task (\d+): (\d+(?: \d+)*)")
+_SCENE = re.compile(r"[A-Z_]+_SCENE\d+_")
+"""Prefix of the names in libero_10 and libero_90, before the instruction."""
+
+
+Place = tuple[str, int, int]
+"""(suite, task, initial state)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task of a suite."""
+
+    suite: str
+    """Such as `libero_spatial`."""
+    index: int
+    """Its place in the suite, from 0, in the benchmark's default order."""
+    name: str
+    """Name of its files."""
+
+    @property
+    def instruction(self) -> str:
+        """The policy's instruction, in the words of the published datasets.
+
+        The scene's file holds another wording, which no dataset has.
+        """
+        return _SCENE.sub("", self.name, count=1).replace("_", " ")
+
+    @property
+    def max_steps(self) -> int:
+        """Actions after which a trial has failed."""
+        return MAX_STEPS[self.suite]
+
+    def __str__(self) -> str:
+        """Such as `libero_spatial task 3`."""
+        return f"{self.suite} task {self.index}"
+
+    def scene_path(self, root: pathlib.Path) -> pathlib.Path:
+        """The file that describes objects and goal, in the package at `root`."""
+        return root / "bddl_files" / self.suite / f"{self.name}.bddl"
+
+    def init_states(self, root: pathlib.Path) -> np.ndarray:
+        """float64 (trials, n): the simulator states from which the benchmark's trials start.
+
+        Raises:
+          DataError: Where the package at `root` does not hold them.
+        """
+        return read_init_states(root / "init_files" / self.suite / f"{self.name}.pruned_init")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One attempt at a task."""
+
+    task: Task
+    """What is attempted."""
+    init: int
+    """The initial state it starts from; the benchmark's trial k starts from state k."""
+
+    def __str__(self) -> str:
+        """Such as `libero_spatial task 3, initial state 7`."""
+        return f"{self.task}, initial state {self.init}"
+
+
+def to_text(trials: Iterable[Trial]) -> str:
+    """Such as `libero_spatial task 0: 0 1 2; libero_spatial task 2: 0 1`."""
+    states: dict[str, list[int]] = {}
+    for trial in trials:
+        states.setdefault(str(trial.task), []).append(trial.init)
+    return "; ".join(f"{task}: {' '.join(map(str, inits))}" for task, inits in states.items())
+
+
+def places_in(text: str) -> frozenset[Place] | None:
+    """The trials that `to_text` named; None where it did not write this."""
+    places: set[Place] = set()
+    for part in text.split("; "):
+        match = _STATES.fullmatch(part)
+        if match is None:
+            return None
+        suite, task, inits = match.groups()
+        places |= {(suite, int(task), int(init)) for init in inits.split()}
+    return frozenset(places)
+
+
+def read_tasks(root: pathlib.Path, suite: str) -> tuple[Task, ...]:
+    """The tasks of a suite in the benchmark's default order.
+
+    Args:
+      root: Folder of the package `libero.libero`.
+      suite: One of `MAX_STEPS`.
+
+    Raises:
+      UserError: No such suite.
+      DataError: A package without its list of tasks.
+    """
+    if suite not in MAX_STEPS:
+        raise UserError(
+            where="suite",
+            expected=f"one of {', '.join(MAX_STEPS)}",
+            found=suite,
+            remedy="Name one of them.",
+        )
+    names = _task_map(root / _TASK_MAP)[suite]
+    return tuple(Task(suite, index, name) for index, name in enumerate(names))
+
+
+def select_tasks(
+    root: pathlib.Path, suite: str, indices: tuple[int, ...] | None = None
+) -> tuple[Task, ...]:
+    """Some tasks of a suite, or all.
+
+    Raises:
+      UserError: No such suite, or an index that it does not have.
+      DataError: A file of the suite is missing or cannot be read.
+    """
+    tasks = read_tasks(root, suite)
+    wanted = range(len(tasks)) if indices is None else indices
+    strange = [index for index in wanted if index not in range(len(tasks))]
+    if strange:
+        raise UserError(
+            where=f"tasks of {suite}",
+            expected=f"indices from 0 to {len(tasks) - 1}",
+            found=", ".join(map(str, strange)),
+            remedy="Name others: the tasks are counted from 0.",
+        )
+    return tuple(tasks[index] for index in wanted)
+
+
+def _task_map(path: pathlib.Path) -> dict[str, list[str]]:
+    """The one assignment in a module that is a literal."""
+    try:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _TASK_MAP_NAME:
+                return ast.literal_eval(node.value)
+        found = f"no {_TASK_MAP_NAME} in it"
+    except (OSError, SyntaxError, ValueError) as error:
+        found = str(error)
+    raise DataError(
+        where=str(path),
+        expected="LIBERO's list of tasks",
+        found=found,
+        remedy="Install the simulator again: make libero",
+    )

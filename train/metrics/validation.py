@@ -1,0 +1,384 @@
+"""Validates a model on held-out episodes: loss, action errors, and chunks along an episode."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pipeline.checksums import from_json, to_json_line
+from pipeline.data.dataset import Dataset
+from pipeline.data.schema import ACTION
+from pipeline.files import (
+    Measured,
+    from_json_text,
+    temporary_path,
+    write_text_atomically,
+    writing,
+)
+from pipeline.loading import device
+from pipeline.loading.loader import Loader
+from pipeline.loading.sampling import HostShard
+from pipeline.loading.text import Encode
+from train import distributed
+from train.octo.functional import loss_fn, sample_actions, training_noise
+from train.octo.model import OctoModule
+from train.run_resources import exclusion_named
+from train.train_config import TrainConfig
+from train.update.train_step import LanguageTable, model_inputs
+
+METRICS_NAME = "validation.jsonl"
+EPISODE_NAME = "episode.npz"
+_FRAMES = "frames_"
+"""Prefix of a camera's images in that file, before its number: cameras may differ in size."""
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationMetrics:
+    """One line of `validation.jsonl`.
+
+    Errors are absolute errors of normalised actions, averaged over the real actions of sampled
+    chunks.
+    """
+
+    step: int
+    """Training steps taken."""
+    loss: Measured
+    """Loss, computed from the same samples and the same noise at every validation."""
+    action_error: Measured
+    """Error over all dimensions."""
+    by_dim: dict[str, Measured]
+    """Error of each dimension, by name, such as `delta_x`."""
+    by_task: dict[str, Measured]
+    """Error over all dimensions for each task, by instruction."""
+    num_samples: int
+    """Number of samples."""
+    constant_error: Measured = math.nan
+    """Error of the best constant action, the median of these samples' actions: a model that has
+    only learned their centre reaches it. NaN: not measured, in files of version 0.1.0."""
+    constant_by_dim: dict[str, Measured] = dataclasses.field(default_factory=dict)
+    """The best constant action's error for each dimension, by name; empty: not measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodePrediction:
+    """The chunks that a model predicts along an episode; the arrays of `episode.npz`."""
+
+    dataset: str
+    """Path of the dataset."""
+    episode: int
+    """Number of the episode in the dataset."""
+    is_held_out: bool
+    """Whether the episode was held out from training."""
+    task: str
+    """Instruction of the episode."""
+    dims: tuple[str, ...]
+    """Names of the action's dimensions."""
+    actions: np.ndarray
+    """Recorded actions, float32 (steps, dims), in the dataset's units; the gripper is 1 = open."""
+    chunks: np.ndarray
+    """Chunk sampled at each step, float32 (steps, horizon, dims), in the same units."""
+    frames: tuple[np.ndarray, ...]
+    """Images of each camera at a few steps, uint8 (frames, height, width, 3)."""
+    frame_steps: np.ndarray
+    """Steps of these images, int32 (frames), as indices into `actions`."""
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes `episode.npz` into a run directory."""
+        fields = dataclasses.asdict(self)
+        fields |= {f"{_FRAMES}{n}": images for n, images in enumerate(fields.pop("frames"))}
+        arrays = {key: np.asarray(value) for key, value in fields.items()}
+        path = directory / EPISODE_NAME
+        unfinished = temporary_path(path)
+        with writing(path), unfinished.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            unfinished.replace(path)
+
+
+class Validator:
+    """Validates a model on a fixed set of samples, without augmentation.
+
+    Args:
+      config: The config of the run; its `data.validation_fraction` decides which episodes are held
+        out.
+      datasets: The datasets of the run.
+      encode: Returns the token ids of an instruction.
+      shard: The rows of a batch that this process makes.
+      sharding: The sharding of a batch.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        datasets: Sequence[Dataset],
+        encode: Encode,
+        shard: HostShard,
+        sharding: jax.sharding.NamedSharding,
+    ) -> None:
+        split = "validation" if config.data.validation_fraction else "train"
+        data = dataclasses.replace(config.data, split=split)
+        self._config = config
+        sizes = config.model.image_sizes
+        self._loader = Loader(data, config.batch_size, datasets, encode, shard, sizes)
+        self._sharding = sharding
+        self._module = OctoModule(config.model)
+        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        self._evaluate = jax.jit(self._losses_and_errors, out_shardings=whole)
+        self._sample = jax.jit(self._chunks, out_shardings=whole)
+
+    @property
+    def batch_structs(self) -> dict[str, Any]:
+        """Returns the shapes of a batch, nested."""
+        return device.shape_structs(self._loader.spec, self._sharding)
+
+    def run(self, params: Any, table: LanguageTable, step: int) -> ValidationMetrics:
+        """Computes loss and errors over the first `validation.num_batches` of held-out samples.
+
+        Args:
+          params: The parameters of the model.
+          table: The language table that `make_language_table` returns.
+          step: Training steps taken.
+
+        Raises:
+          UserError: In every process, if any of them finds a corrupt record or image.
+        """
+        num_batches = self._config.validation.num_batches
+        losses, errors, counts, tasks, actions, real = [], [], [], [], [], []
+        with contextlib.closing(self._loader.batches()) as batches:
+            for number in range(num_batches):
+                batch = self._together(lambda: next(batches))
+                arrays = device.to_devices(batch, self._sharding)
+                found = self._evaluate(params, arrays, table, jnp.int32(number))
+                loss, *samples = jax.device_get(found)
+                losses.append(float(loss))
+                for parts, part in zip(
+                    (errors, counts, tasks, actions, real), samples, strict=True
+                ):
+                    parts.append(part)
+        metrics = self._metrics(
+            step, losses, *(np.concatenate(parts) for parts in (errors, counts, tasks))
+        )
+        by_dim, overall = constant_errors(np.concatenate(actions), np.concatenate(real))
+        constant_by_dim = dict(zip(self._dims, by_dim.tolist(), strict=True))
+        return dataclasses.replace(metrics, constant_error=overall, constant_by_dim=constant_by_dim)
+
+    def episode(self, params: Any, table: LanguageTable) -> EpisodePrediction:
+        """Samples chunks along a held-out episode, or along any episode if none is held out.
+
+        Args:
+          params: The parameters of the model.
+          table: The language table that `make_language_table` returns.
+
+        Raises:
+          UserError: In every process, if any of them finds a corrupt record or image.
+        """
+        loader, dataset = self._loader, self._loader.datasets[0]
+        steps = loader.example(0)
+        episode = int(np.searchsorted(dataset.episode_starts, steps[0], side="right")) - 1
+        first = int(dataset.episode_starts[episode])
+        rows = loader.shard.rows(loader.batch_size)
+        chunks, actions = [], []
+        for begin in range(0, len(steps), loader.batch_size):
+            wanted = np.minimum(begin + np.arange(loader.batch_size), len(steps) - 1)
+            batch = self._read(steps[wanted][list(rows)])
+            arrays = device.arrays_to_devices(batch, self._sharding)
+            sampled, recorded = jax.device_get(self._sample(params, arrays, table))
+            kept = min(loader.batch_size, len(steps) - begin)
+            chunks.append(sampled[:kept])
+            actions.append(recorded[:kept])
+        shown = np.linspace(0, len(steps) - 1, min(6, len(steps))).astype(np.int32)
+        unnormalize = loader.normalizers[ACTION].unnormalize
+        place = np.zeros(len(steps), np.int64)
+        return EpisodePrediction(
+            dataset=dataset.path,
+            episode=episode,
+            is_held_out=loader.config.split == "validation",
+            task=dataset.manifest.tasks[dataset.task_index(episode, int(steps[0]) - first)],
+            dims=self._dims,
+            actions=unnormalize(np.concatenate(actions), place),
+            chunks=unnormalize(np.concatenate(chunks), place),
+            frames=self._frames(steps[shown]),
+            frame_steps=shown,
+        )
+
+    def _read(self, steps: np.ndarray) -> dict[str, Any]:
+        """Reads this process's rows of a batch of the given steps."""
+        return self._together(lambda: self._loader.read(0, steps.tolist()))
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """Runs a read in every process; an error in one is raised in all."""
+
+        def read() -> T:
+            with exclusion_named(self._config):
+                return work()
+
+        return distributed.together(read)
+
+    def _frames(self, steps: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Reads each camera's images at steps of the first dataset, as they are in the batch."""
+        count = len(self._loader.shard.rows(self._loader.batch_size))
+        wanted = np.resize(steps, -(-len(steps) // count) * count)
+        cameras = [image.observation_key for image in self._config.model.cameras]
+        found: list[list[np.ndarray]] = [[] for _ in cameras]
+        for begin in range(0, len(wanted) if cameras else 0, count):
+            batch = self._read(wanted[begin : begin + count])
+            for images, camera in zip(found, cameras, strict=True):
+                images.append(batch["observation"][camera][:, -1].copy())
+        return tuple(np.concatenate(images)[: len(steps)] for images in found)
+
+    def _losses_and_errors(
+        self, params: Any, batch: dict[str, Any], table: LanguageTable, number: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Returns loss, summed errors (b a), number of real actions (b a) and task index (b).
+
+        Then follow the actions (b h a), and bool (b h a): True where an action is real.
+        """
+        noise_key, sample_key = jax.random.split(jax.random.fold_in(self._key, number))
+        inputs = model_inputs(batch, self._config, table)
+        noise = training_noise(self._config.model.head, noise_key, batch["action"].shape[:2])
+        loss = loss_fn(self._module, params, inputs, noise)
+        chunk = sample_actions(
+            self._module, params, inputs["observation"], inputs["task"], sample_key
+        )
+        real = batch["action_pad_mask"][:, -1]
+        errors = jnp.where(real, jnp.abs(chunk - batch["action"][:, -1]), 0.0)
+        counts = real.sum(axis=1).astype(jnp.float32)
+        tasks = batch["task"]["task_index"]
+        return loss, errors.sum(axis=1), counts, tasks, batch["action"][:, -1], real
+
+    def _chunks(
+        self, params: Any, batch: dict[str, Any], table: LanguageTable
+    ) -> tuple[jax.Array, jax.Array]:
+        """Samples chunks (b h a); returns them and the recorded actions of the same steps (b a)."""
+        inputs = model_inputs(batch, self._config, table)
+        chunk = sample_actions(
+            self._module, params, inputs["observation"], inputs["task"], self._key
+        )
+        return chunk, batch["action"][:, -1, 0]
+
+    @property
+    def _key(self) -> jax.Array:
+        return jax.random.key(self._config.seed)
+
+    @property
+    def _dims(self) -> tuple[str, ...]:
+        dataset = self._loader.datasets[0]
+        _, feature = dataset.manifest.schema.find(ACTION, dataset.path)
+        num_dims = self._loader.spec[ACTION].shape[-1]
+        return feature.dims or tuple(f"action[{i}]" for i in range(num_dims))
+
+    def _metrics(
+        self,
+        step: int,
+        losses: list[float],
+        errors: np.ndarray,
+        counts: np.ndarray,
+        task: np.ndarray,
+    ) -> ValidationMetrics:
+        by_dim = errors.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
+        texts = self._loader.tasks.texts
+        by_task = {
+            texts[row]: float(errors[task == row].sum() / max(counts[task == row].sum(), 1))
+            for row in np.unique(task).tolist()
+        }
+        return ValidationMetrics(
+            step=step,
+            loss=float(np.mean(losses)),
+            action_error=float(errors.sum() / max(counts.sum(), 1)),
+            by_dim=dict(zip(self._dims, map(float, by_dim), strict=True)),
+            by_task=by_task,
+            num_samples=len(errors),
+        )
+
+
+def constant_errors(actions: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns (float64 (a), mean over all): the errors of the best constant action, the median.
+
+    Args:
+      actions: Actions (b h a).
+      real: bool (b h a), False where there is no action; a dimension without any has error 0.
+    """
+    masked = np.ma.masked_array(actions.astype(np.float64), ~real)
+    errors = abs(masked - np.ma.median(masked, axis=(0, 1)))
+    return np.ma.filled(errors.mean(axis=(0, 1)), 0.0), float(np.ma.filled(errors.mean(), 0.0))
+
+
+def append_validation(directory: pathlib.Path, metrics: ValidationMetrics) -> None:
+    """Appends to the run's `validation.jsonl`; lines of this training step or later are dropped."""
+    kept = [one for one in read_validation(directory) if one.step < metrics.step]
+    _write_validation(directory, [*kept, metrics])
+
+
+def drop_validation(directory: pathlib.Path, after: int) -> None:
+    """Drops the lines of `validation.jsonl` whose training steps will be repeated.
+
+    Args:
+      directory: The run directory.
+      after: Training steps taken so far; lines of later ones are dropped.
+
+    Raises:
+      UserError: The file cannot be read or written.
+    """
+    lines = read_validation(directory)
+    kept = [one for one in lines if one.step <= after]
+    if len(kept) < len(lines):
+        _write_validation(directory, kept)
+
+
+def _write_validation(directory: pathlib.Path, lines: Sequence[ValidationMetrics]) -> None:
+    path = directory / METRICS_NAME
+    with writing(path):
+        write_text_atomically(path, "".join(map(to_json_line, lines)))
+
+
+def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:
+    """Reads the lines of a run's `validation.jsonl`; empty if there is no such file.
+
+    Raises:
+      DataError: A line is corrupt.
+    """
+    path = directory / METRICS_NAME
+    text = path.read_bytes() if path.exists() else b""
+    lines = text.removesuffix(b"\n").split(b"\n") if text else []
+    return [_to_metrics(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _to_metrics(line: bytes, where: str) -> ValidationMetrics:
+    remedy = "Delete that line."
+    text = json.dumps(from_json(line, where=where, remedy=remedy))
+    return from_json_text(ValidationMetrics, text, where=where, remedy=remedy)
+
+
+def read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
+    """Reads the run's `episode.npz`; None if it has none."""
+    path = directory / EPISODE_NAME
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return EpisodePrediction(
+            dataset=str(arrays["dataset"]),
+            episode=int(arrays["episode"]),
+            is_held_out=bool(arrays["is_held_out"]),
+            task=str(arrays["task"]),
+            dims=tuple(map(str, arrays["dims"])),
+            actions=arrays["actions"],
+            chunks=arrays["chunks"],
+            frames=_read_frames(arrays),
+            frame_steps=arrays["frame_steps"],
+        )
+
+
+def _read_frames(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Returns each camera's images; earlier releases stored all cameras in one array."""
+    if "frames" in arrays:
+        return tuple(np.moveaxis(arrays["frames"], 1, 0))
+    numbers = range(sum(name.removeprefix(_FRAMES).isdecimal() for name in arrays))
+    return tuple(arrays[f"{_FRAMES}{number}"] for number in numbers)

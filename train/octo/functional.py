@@ -1,0 +1,197 @@
+"""The functions that training and rollout call: parameters, loss and actions."""
+
+import functools
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from pipeline.loading.text import Encode, tokenize
+from train.octo.heads.diffusion import TrainingNoise, draw_sampling_noise, draw_training_noise
+from train.octo.model import OctoModule
+from train.octo.octo_config import DiffusionConfig, HeadConfig, OctoConfig
+from train.octo.tokenizers import Inputs
+
+Params = dict[str, Any]
+"""Nested dicts of arrays, as in linen's `params` collection."""
+
+Key = PRNGKeyArray | jax.Array
+"""A jax key, typed or raw."""
+
+_NUM_KEPT = 256
+"""Number of instruction embeddings that a policy caches: 13 MB for octo-small."""
+
+
+def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[str, Any]:
+    """Returns shape and dtype of the smallest batch that the model can be trained on.
+
+    The pipeline's batch has more keys (masks of single inputs, proprio) that the model does not
+    need.
+
+    Args:
+      config: The config of the model.
+      batch_size: Number of samples per batch.
+      window_size: Window size in steps.
+
+    Returns:
+      `jax.ShapeDtypeStruct`s, nested as in the batch.
+    """
+    steps = (batch_size, window_size)
+    observation = {"timestep_pad_mask": jax.ShapeDtypeStruct(steps, bool)}
+    for image in config.cameras:
+        shape = (*steps, image.image_size, image.image_size, 3)
+        observation[image.observation_key] = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    for lowdim in config.lowdims:
+        observation[lowdim.observation_key] = jax.ShapeDtypeStruct(
+            (*steps, lowdim.num_dims), jnp.float32
+        )
+    for vggt in config.geometry:
+        shape = (*steps, vggt.num_tokens, vggt.token_dim)
+        observation |= dict.fromkeys(vggt.keys, jax.ShapeDtypeStruct(shape, jnp.float16))
+    task = {}
+    if config.language is not None:
+        ids = jax.ShapeDtypeStruct((batch_size, config.language.max_length), jnp.int32)
+        task["language_instruction"] = {"input_ids": ids, "attention_mask": ids}
+    chunk = (*steps, config.head.action_horizon, config.head.action_dim)
+    return {
+        "observation": observation,
+        "task": task,
+        "action": jax.ShapeDtypeStruct(chunk, jnp.float32),
+        "action_pad_mask": jax.ShapeDtypeStruct(chunk, bool),
+    }
+
+
+def init_params(config: OctoConfig, key: Key) -> Params:
+    """Returns fresh parameters; works under `jax.jit` and `jax.eval_shape`.
+
+    No data is read, and no shape depends on the batch or the window. Under `jax.jit` the forward
+    pass that linen needs to find the parameters is compiled away.
+
+    Args:
+      config: The config of the model.
+      key: A jax key.
+    """
+    params_key, noise_key = jax.random.split(key)
+    spec = input_spec(config, batch_size=1, window_size=1)
+    batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
+    noise = training_noise(config.head, noise_key, (1, 1))
+    variables = OctoModule(config).init(params_key, batch, noise, method="losses")
+    return cast(Params, variables["params"])
+
+
+def loss_fn(
+    module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
+) -> Float[Array, ""]:
+    """Returns the head's loss of a batch.
+
+    Args:
+      module: The model.
+      params: The parameters of the model.
+      batch: A batch with observation, task, actions and their mask; see `OctoModule.loss`.
+      noise: The random numbers that `training_noise` returns.
+    """
+    loss = module.apply({"params": params}, batch, noise, method="loss")
+    return cast(jax.Array, loss)
+
+
+def losses_fn(
+    module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
+) -> dict[str, Float[Array, ""]]:
+    """Returns the total `loss`, which training minimises, and its parts; see `OctoModule.losses`.
+
+    Args:
+      module: The model.
+      params: The parameters of the model.
+      batch: A batch with observation, task, actions and their mask; see `OctoModule.loss`.
+      noise: The random numbers that `training_noise` returns.
+    """
+    losses = module.apply({"params": params}, batch, noise, method="losses")
+    return cast(dict[str, jax.Array], losses)
+
+
+def training_noise(head: HeadConfig, key: Key, shape: tuple[int, int]) -> TrainingNoise | None:
+    """Draws the random numbers for a loss; None for a head that needs none.
+
+    Args:
+      head: The config of the head.
+      key: A jax key; the same key gives the same numbers.
+      shape: Number of samples in the batch and of steps in the window.
+    """
+    return draw_training_noise(head, key, shape) if isinstance(head, DiffusionConfig) else None
+
+
+def encode_texts(
+    module: OctoModule,
+    params: Params,
+    input_ids: Int[Array, "texts n"],
+    attention_mask: Int[Array, "texts n"],
+) -> Float[Array, "texts n d"]:
+    """Encodes texts for `task/language_embedding`.
+
+    Args:
+      module: The model.
+      params: The parameters of the model.
+      input_ids: Token ids of the texts.
+      attention_mask: 1 for a token, 0 for padding.
+    """
+    instruction = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return cast(jax.Array, module.apply({"params": params}, instruction, method="encode_language"))
+
+
+_encode_texts = jax.jit(encode_texts, static_argnames="module")
+
+
+class InstructionEncoder:
+    """Encodes instructions one at a time, for a policy at rollout.
+
+    It caches the embeddings of the last 256 instructions by their token ids, so neither many nor
+    long texts fill the memory.
+
+    Args:
+      config: The config of the model, which has a language tokenizer.
+      params: The parameters of the model.
+      encode: Returns the token ids of a text.
+    """
+
+    def __init__(self, config: OctoConfig, params: Params, encode: Encode) -> None:
+        if config.language is None:
+            raise ValueError("the model reads no language")
+        self._module = OctoModule(config)
+        self._max_length = config.language.max_length
+        self._encode = encode
+        self._params = params  # an argument: a closure would compile them into the program
+        self._embedding = functools.lru_cache(_NUM_KEPT)(self._embed)
+
+    def __call__(self, text: str) -> Float[Array, "n d"]:
+        """Returns the embedding of a text: one row of `task/language_embedding`.
+
+        The text is truncated to the model's length, as in training.
+        """
+        table = tokenize([text], self._encode, self._max_length)
+        return self._embedding(table.input_ids.tobytes(), table.attention_mask.tobytes())
+
+    def _embed(self, ids: bytes, mask: bytes) -> jax.Array:
+        as_arrays = (np.frombuffer(part, np.int32)[None] for part in (ids, mask))
+        return _encode_texts(self._module, self._params, *as_arrays)[0]
+
+
+def sample_actions(
+    module: OctoModule, params: Params, observation: Inputs, task: Inputs, key: Key
+) -> Float[Array, "b h a"]:
+    """Samples normalised actions for the last step of the window.
+
+    Args:
+      module: The model.
+      params: The parameters of the model.
+      observation: The observation of a batch; see `OctoModule.__call__`.
+      task: The task of a batch; see `OctoModule.__call__`.
+      key: A jax key for the noise.
+    """
+    shape = observation["timestep_pad_mask"].shape
+    head = module.config.head
+    is_diffusion = isinstance(head, DiffusionConfig)
+    noise = draw_sampling_noise(head, key, shape) if is_diffusion else None
+    actions = module.apply({"params": params}, observation, task, noise, method="sample_actions")
+    return cast(jax.Array, actions)

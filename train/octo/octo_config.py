@@ -1,0 +1,466 @@
+"""The config of an Octo model: frozen dataclasses, and presets."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+from pipeline.config_checks import check, check_positive
+from train.octo.geometry_config import VGGTTokenizerConfig, check_cameras, replaced_cameras
+
+Pooling = Literal["mean", "map"]
+"""Pooling of the readout tokens: their `mean`, or attention by a learned probe."""
+
+STEM_GROUPS = 32
+"""Number of groups in the stem's GroupNorms."""
+
+MAP_HEADS = 8
+"""Number of attention heads in the pooling `map`."""
+
+
+def _check_max_action(max_action: float) -> Iterator[str]:
+    if max_action <= 0:
+        yield f"max_action must be above 0, not {max_action}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The pre-LN transformer that processes all tokens."""
+
+    num_layers: int
+    """Number of encoder blocks."""
+    mlp_dim: int
+    """Hidden size of each block's MLP."""
+    num_heads: int
+    """Number of attention heads; it must divide `OctoConfig.embedding_dim`."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, "num_layers", "mlp_dim", "num_heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """One camera: its keys in the batch, its image size, and its convolutional stem."""
+
+    name: str
+    """Name of the camera: its token group is `obs_<name>`."""
+    observation_key: str
+    """Key of the image under `observation`, and of the goal image under `task`."""
+    image_size: int
+    """Height and width of the square image in pixels, as the model sees it."""
+    stem_features: tuple[int, ...] = (32, 96, 192, 384)
+    """Channels of the stem's convolutions; each of them halves the image."""
+    stem_dim: int = 512
+    """Channels of the stem's output, which has one token per pixel."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if the stem cannot divide the image or the channels."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, "image_size", "stem_dim")
+        if self.image_size % self.stride:
+            yield (
+                f"image_size {self.image_size} of {self.name!r} is not a multiple of "
+                f"{self.stride}, the stride of {len(self.stem_features)} stem_features"
+            )
+        odd = [count for count in self.stem_features if count < 1 or count % STEM_GROUPS]
+        if odd or not self.stem_features:
+            yield (
+                f"stem_features {odd} of {self.name!r} are not multiples of the "
+                f"{STEM_GROUPS} groups of their GroupNorm"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Returns the width of a token in pixels of the image."""
+        return 2 ** len(self.stem_features)
+
+    @property
+    def num_tokens(self) -> int:
+        """Returns the number of tokens per image."""
+        return (self.image_size // self.stride) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class BinsConfig:
+    """Discretization of values into a fixed set of bins."""
+
+    num_bins: int = 256
+    """Number of bins."""
+    spacing: Literal["uniform", "normal"] = "uniform"
+    """`uniform`: bins of equal width between `low` and `high`; `normal`: bins of equal probability
+    under a standard normal distribution."""
+    low: float = 0.0
+    """Lowest value of uniform bins; lower values fall into the first bin."""
+    high: float = 1.0
+    """Highest value of uniform bins; higher values fall into the last bin."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, "num_bins")
+        if self.spacing == "uniform" and self.low >= self.high:
+            yield f"low {self.low} must be less than high {self.high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LowdimTokenizerConfig:
+    """A vector per step, such as proprioception; each of its elements becomes one token."""
+
+    name: str
+    """Name of the input: its token group is `obs_<name>`."""
+    observation_key: str
+    """Key of the vector under `observation`."""
+    num_dims: int
+    """Length of the vector, which is the number of tokens per step."""
+    bins: BinsConfig | None = None
+    """Bins whose one-hot code becomes the token; None: the token is the value itself."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, "num_dims")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """A T5 v1.0 encoder; the defaults are t5-base."""
+
+    vocab_size: int = 32128
+    """Number of rows of the embedding table; a token id beyond it gives NaN."""
+    d_model: int = 768
+    """Size of each embedding."""
+    d_kv: int = 64
+    """Size of one attention head; num_heads times d_kv may differ from d_model."""
+    d_ff: int = 3072
+    """Hidden size of the feed-forward layers."""
+    num_layers: int = 12
+    """Number of blocks."""
+    num_heads: int = 12
+    """Number of attention heads."""
+    num_buckets: int = 32
+    """Number of buckets of relative positions, half of them for each direction."""
+    max_distance: int = 128
+    """Distance in tokens beyond which all positions share a bucket."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range, or the buckets do not fit the distance."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
+            yield (
+                f"num_buckets {self.num_buckets} must be a multiple of 4 "
+                f"and max_distance {self.max_distance} more than a quarter of it"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """The instruction: its length and its encoder."""
+
+    t5: T5Config = T5Config()
+    """The encoder of the instruction."""
+    max_length: int = 16
+    """Number of token ids per instruction, padding included."""
+    finetune: bool = False
+    """Trains the encoder, which then runs in every training step. Otherwise its output is computed
+    once for each text."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, "max_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The action head that denoises a chunk of actions."""
+
+    action_horizon: int = 4
+    """Number of actions per chunk."""
+    action_dim: int = 7
+    """Size of an action."""
+    diffusion_steps: int = 20
+    """Number of diffusion steps, in training and in sampling."""
+    time_dim: int = 32
+    """Size of the encoded diffusion step; must be even."""
+    hidden_dim: int = 256
+    """Width of the score network."""
+    num_blocks: int = 3
+    """Number of residual blocks in the score network."""
+    max_action: float = 5.0
+    """Bound of the normalised actions, which are clipped to [-max_action, max_action]."""
+    n_diffusion_samples: int = 1
+    """Number of noise draws per chunk in the loss."""
+    pooling: Pooling = "mean"
+    """Pooling of a step's readout tokens to one embedding."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(
+            self, "action_horizon", "action_dim", "diffusion_steps", "time_dim"
+        )
+        yield from check_positive(self, "hidden_dim", "num_blocks", "n_diffusion_samples")
+        yield from _check_max_action(self.max_action)
+        if self.time_dim % 2:
+            yield f"time_dim {self.time_dim} must be even: cosines, then sines"
+
+    @property
+    def flat_dim(self) -> int:
+        """Returns the number of values in a chunk."""
+        return self.action_horizon * self.action_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionConfig:
+    """The action head that predicts a chunk of actions at once."""
+
+    error: Literal["l1", "mse"] = "l1"
+    """Loss: absolute or squared error."""
+    action_horizon: int = 4
+    """Number of actions per chunk."""
+    action_dim: int = 7
+    """Size of an action."""
+    pooling: Pooling = "map"
+    """Pooling of a step's readout tokens to one embedding."""
+    max_action: float = 5.0
+    """Bound of the predicted actions: a prediction is `max_action * tanh(x / max_action)`."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, "action_horizon", "action_dim")
+        yield from _check_max_action(self.max_action)
+
+    @property
+    def flat_dim(self) -> int:
+        """Returns the number of values in a chunk."""
+        return self.action_horizon * self.action_dim
+
+
+HeadConfig = DiffusionConfig | RegressionConfig
+"""Config of either action head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OctoConfig:
+    """A whole Octo model."""
+
+    embedding_dim: int
+    """Size of every token in the transformer."""
+    max_horizon: int
+    """Longest window in steps; it is the number of rows of the position embeddings."""
+    transformer: TransformerConfig
+    """Size and depth of the transformer."""
+    images: tuple[ImageTokenizerConfig, ...]
+    """Cameras, in the order of their tokens."""
+    language: LanguageConfig | None
+    """Instruction and its encoder; None: the model reads no instruction."""
+    head: HeadConfig
+    """Action head."""
+    lowdims: tuple[LowdimTokenizerConfig, ...] = ()
+    """Vector inputs, whose tokens follow the cameras' tokens."""
+    num_readouts: int = 1
+    """Number of readout tokens per step."""
+    vggt: VGGTTokenizerConfig | None = None
+    """Geometry tokens, after all other tokens; None: the model has no such input."""
+    more_vggt: tuple[VGGTTokenizerConfig, ...] = ()
+    """Further geometry tokens, of other cameras or of the same one in another way; each needs a
+    unique `name`."""
+    repeat_task_tokens: bool = True
+    """Repeats the instruction's tokens in every step of the window."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the stems and the transformer. Parameters, norm statistics, softmax, the language
+    encoder and the head are always float32."""
+    remat: bool = False
+    """Recomputes each transformer block in the backward pass instead of storing its activations:
+    half the memory of a training step. It costs about a quarter more FLOPs and, measured on a CPU,
+    no time."""
+    attention: Literal["full", "by_head"] = "full"
+    """`full`: all heads at once, as in the released models; `by_head`: one head after the other,
+    with the attention map recomputed in the backward pass: two thirds of the memory of a training
+    step."""
+    legacy_attention: bool = False
+    """Reproduces the bug in the models of December 2023, in which the first token of each group
+    follows the attention rules of the group before it."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if heads, names or keys of the parts do not fit together."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        yield from check_positive(self, "embedding_dim", "max_horizon", "num_readouts")
+        heads = self.transformer.num_heads
+        if self.embedding_dim % heads:
+            yield (
+                f"embedding_dim {self.embedding_dim} is not a multiple of "
+                f"transformer.num_heads {heads}"
+            )
+        if self.head.pooling == "map" and self.embedding_dim % MAP_HEADS:
+            yield (
+                f"embedding_dim {self.embedding_dim} is not a multiple of the {MAP_HEADS} heads "
+                "of the head's pooling 'map'"
+            )
+        if not self.observations:
+            yield "no images, lowdims or vggt: the model would see nothing"
+        if self.more_vggt and self.vggt is None:
+            yield "more_vggt is set, but vggt is None: put the first geometry tokens there"
+        yield from check_cameras(self.geometry, [image.name for image in self.images])
+        inputs = (*self.images, *self.lowdims)
+        names = [part.name for part in (*inputs, *self.geometry)]
+        keys = [*(part.observation_key for part in inputs), *self.token_keys]
+        for field, values in (("name", names), ("observation_key", keys)):
+            if len(set(values)) < len(values):
+                yield f"two observation tokenizers share one {field}: {values}"
+
+    @property
+    def geometry(self) -> tuple[VGGTTokenizerConfig, ...]:
+        """Returns all geometry tokens, including those used for alignment."""
+        return (*((self.vggt,) if self.vggt else ()), *self.more_vggt)
+
+    @property
+    def aligned(self) -> tuple[VGGTTokenizerConfig, ...]:
+        """Returns the geometry tokens that training aligns with."""
+        return tuple(vggt for vggt in self.geometry if not vggt.is_input)
+
+    @property
+    def cameras(self) -> tuple[ImageTokenizerConfig, ...]:
+        """Returns the cameras whose images are read: those not replaced by geometry tokens."""
+        replaced = replaced_cameras(self.geometry)
+        return tuple(image for image in self.images if image.name not in replaced)
+
+    @property
+    def observations(
+        self,
+    ) -> tuple[ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig, ...]:
+        """Returns the inputs that the model reads to act, in the order of their tokens."""
+        geometry = (vggt for vggt in self.geometry if vggt.is_input)
+        return (*self.cameras, *self.lowdims, *geometry)
+
+    @property
+    def image_sizes(self) -> dict[str, int]:
+        """Returns the image size that each camera is resized to, by observation key."""
+        return {image.observation_key: image.image_size for image in self.cameras}
+
+    @property
+    def token_keys(self) -> tuple[str, ...]:
+        """Returns the keys under `observation` of all geometry tokens, without duplicates."""
+        return tuple(dict.fromkeys(key for vggt in self.geometry for key in vggt.keys))
+
+    @property
+    def input_token_keys(self) -> tuple[str, ...]:
+        """Returns the keys under `observation` of the geometry tokens needed to act."""
+        read = (key for vggt in self.geometry if vggt.is_input for key in vggt.keys)
+        return tuple(dict.fromkeys(read))
+
+    @property
+    def input_keys(self) -> tuple[str, ...]:
+        """Returns the keys under `observation` that the model reads to act, in token order."""
+        inputs = (part.observation_key for part in (*self.cameras, *self.lowdims))
+        return (*inputs, *self.input_token_keys)
+
+    @property
+    def observation_keys(self) -> tuple[str, ...]:
+        """Returns all keys under `observation` that training reads."""
+        inputs = (part.observation_key for part in (*self.cameras, *self.lowdims))
+        return (*inputs, *self.token_keys)
+
+
+def octo_small(
+    *,
+    head: HeadConfig = DiffusionConfig(),
+    vggt: VGGTTokenizerConfig | None = None,
+) -> OctoConfig:
+    """Returns octo-small-1.5 (27.0 M parameters and 109.6 M of t5-base).
+
+    With the default head and no geometry tokens, its parameters match the released checkpoint
+    exactly.
+
+    Args:
+      head: The action head; another horizon or action size requires a new head.
+      vggt: Geometry tokens in addition to the two cameras.
+    """
+    return OctoConfig(
+        embedding_dim=384,
+        max_horizon=10,
+        transformer=TransformerConfig(num_layers=12, mlp_dim=1536, num_heads=6),
+        images=(
+            ImageTokenizerConfig("primary", "image_primary", image_size=256),
+            ImageTokenizerConfig("wrist", "image_wrist", image_size=128),
+        ),
+        language=LanguageConfig(),
+        head=head,
+        vggt=vggt,
+    )
+
+
+def octo_base(
+    *,
+    head: HeadConfig = DiffusionConfig(),
+    vggt: VGGTTokenizerConfig | None = None,
+) -> OctoConfig:
+    """Returns octo-base-1.5: octo-small with a ViT-B as its transformer.
+
+    Args:
+      head: The action head; another horizon or action size requires a new head.
+      vggt: Geometry tokens in addition to the two cameras.
+    """
+    return dataclasses.replace(
+        octo_small(head=head, vggt=vggt),
+        embedding_dim=768,
+        transformer=TransformerConfig(num_layers=12, mlp_dim=3072, num_heads=12),
+    )
+
+
+def demo(
+    *,
+    head: HeadConfig = DiffusionConfig(hidden_dim=64),
+    vggt: VGGTTokenizerConfig | None = None,
+) -> OctoConfig:
+    """Returns the same model at a size for a laptop's CPU; it reads t5-base's token ids.
+
+    Args:
+      head: The action head.
+      vggt: Geometry tokens in addition to the two cameras.
+    """
+    stem = (32, 32, 64, 64)
+    return OctoConfig(
+        embedding_dim=64,
+        max_horizon=5,
+        transformer=TransformerConfig(num_layers=2, mlp_dim=128, num_heads=2),
+        images=(
+            ImageTokenizerConfig("primary", "image_primary", 64, stem_features=stem, stem_dim=64),
+            ImageTokenizerConfig("wrist", "image_wrist", 64, stem_features=stem, stem_dim=64),
+        ),
+        language=LanguageConfig(
+            t5=T5Config(d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2)
+        ),
+        head=head,
+        vggt=vggt,
+    )

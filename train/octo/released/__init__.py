@@ -1,0 +1,1 @@
+"""Checkpoints of the original Octo: read, fitted to a model, and written."""

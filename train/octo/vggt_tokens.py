@@ -1,0 +1,175 @@
+"""Prepares geometry tokens for the model: normalised, selected, reduced."""
+
+import math
+from typing import assert_never
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pipeline.errors import UserError
+from train.octo.attention import Kind
+from train.octo.geometry_config import VGGTTokenizerConfig
+from train.octo.token_groups import TokenGroup
+from train.octo.tokenizers import Inputs, check_array, observation_mask, require
+
+_DTYPES = ("float16", "bfloat16", "float32")
+_LEARNER_DIM = 64
+"""Hidden size of the token learner's perceptron."""
+_EPSILON = 1e-6
+"""Epsilon added to variances, as in linen's LayerNorm."""
+
+Layers = list[Float[Array, "b v n d"]]
+
+
+def read_layers(
+    observation: Inputs, config: VGGTTokenizerConfig
+) -> tuple[Layers, Bool[Array, "b v"]]:
+    """Returns each layer's tokens, float32, and which steps have them; other steps are zero.
+
+    Args:
+      observation: The observation of a batch. It has each layer's tokens, float16, bfloat16 or
+        float32: `(b w n d)` or, if only the current step was read, `(b 1 n d)`. It may have
+        `pad_mask_dict`; a step has tokens if it is not padding and no layer is missing.
+      config: The config of the tokens.
+
+    Returns:
+      Tokens `(b v n d)`, where v is 1 or w, and a mask `(b v)` of the last v steps.
+
+    Raises:
+      UserError: Tokens are missing, not floats, not of the configured shape, or not of one window.
+    """
+    layers = [_read(observation, key, config) for key in config.keys]
+    real = observation["timestep_pad_mask"]
+    for key in config.keys:
+        real = real & observation_mask(observation, key, 1)[..., 0]
+    steps = [layer.shape[1] for layer in layers]
+    _check_steps(config, steps, window=real.shape[1])
+    real = real[:, real.shape[1] - steps[0] :]
+    return [jnp.where(real[:, :, None, None], layer, 0.0) for layer in layers], real
+
+
+def _read(observation: Inputs, key: str, config: VGGTTokenizerConfig) -> Float[Array, "b v n d"]:
+    reader = f"VGGT tokenizer {config.name!r}"
+    tokens = require(observation, key, part="observation", reader=reader)
+    shape = (config.num_tokens, config.token_dim)
+    check_array(tokens, "bw", shape, _DTYPES, f"observation/{key}")
+    return tokens.astype(jnp.float32)
+
+
+def _check_steps(config: VGGTTokenizerConfig, steps: list[int], *, window: int) -> None:
+    """Checks that all layers have every step of the window, or all only the current one."""
+    if len(set(steps)) > 1 or steps[0] not in (1, window):
+        raise UserError(
+            where=f"batch, observation/{', '.join(config.keys)}",
+            expected=f"tokens of 1 step or of all {window} of the window, the same for all layers",
+            found=f"of {', '.join(map(str, steps))}",
+            remedy="List all of them in data.current_only, or none",
+        )
+
+
+class TokenLearner(nn.Module):
+    """Reduces tokens to a few, each a weighted mean of all.
+
+    Source: Ryoo et al. 2021, "TokenLearner": a perceptron computes each token's weights, as in
+      version 1.1, and a softmax over the tokens makes the result a mean.
+    """
+
+    num_tokens: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
+        """Returns `num_tokens` tokens per step; the weights are float32."""
+        hidden = nn.gelu(nn.Dense(_LEARNER_DIM, dtype=self.dtype)(tokens))
+        logits = nn.Dense(self.num_tokens, dtype=self.dtype)(hidden).astype(jnp.float32)
+        weights = nn.softmax(logits, axis=-2).astype(tokens.dtype)
+        return jnp.einsum("bwnm,bwnd->bwmd", weights, tokens)
+
+
+class VGGTTokenizer(nn.Module):
+    """Normalises the geometry tokens of each layer, then selects and reduces them.
+
+    The layers of the encoder differ in scale by a factor of 20; the layer norms remove that.
+    """
+
+    config: VGGTTokenizerConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
+        """Returns tokens `(b w m d)`: those of the column, except what `fusion` does not read.
+
+        Steps without tokens are zero and masked.
+
+        Args:
+          observation: The observation of a batch, with the geometry tokens; see `read_layers`.
+          task: The task of a batch; not used.
+
+        Raises:
+          UserError: The tokens are missing or do not match the config.
+        """
+        del task
+        layers, real = read_layers(observation, self.config)
+        tokens = jnp.concatenate([nn.LayerNorm()(layer) for layer in layers], axis=-1)
+        tokens = self._reduce(self._choose(tokens))
+        num_unread = observation["timestep_pad_mask"].shape[1] - tokens.shape[1]
+        tokens = jnp.pad(tokens, ((0, 0), (num_unread, 0), (0, 0), (0, 0)))
+        mask = jnp.pad(real, ((0, 0), (num_unread, 0)))[:, :, None]
+        return TokenGroup(tokens, jnp.broadcast_to(mask, tokens.shape[:-1]), Kind.OBSERVATION)
+
+    def _choose(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
+        """Selects all tokens, the special ones or the patches."""
+        num_special, fusion = self.config.num_special, self.config.fusion
+        match fusion:
+            case "tokens" | "only":
+                return tokens
+            case "registers":
+                return tokens[:, :, :num_special]
+            case "features" | "gated" | "align":
+                return tokens[:, :, num_special:]
+            case _:
+                assert_never(fusion)
+
+    def _reduce(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m e"]:
+        size, reduction = self.config.reduced_to or 0, self.config.reduction
+        match reduction:
+            case "none":
+                return tokens
+            case "project":
+                return nn.gelu(nn.Dense(size, dtype=self.dtype, name="project")(tokens))
+            case "token_learner":
+                return TokenLearner(size, self.dtype, name="token_learner")(tokens)
+            case "pool":
+                special, patches = jnp.split(tokens, [self.config.num_special], axis=2)
+                side = math.isqrt(size)
+                pooled = resize_grid(patches, self.config.patch_grid, (side, side))
+                return jnp.concatenate([special, pooled], axis=2)
+            case _:
+                assert_never(reduction)
+
+
+def resize_grid(
+    tokens: Float[Array, "b w n d"], grid: tuple[int, int], wanted: tuple[int, int]
+) -> Float[Array, "b w m d"]:
+    """Resizes a grid of tokens linearly, with antialiasing where it shrinks.
+
+    Args:
+      tokens: Tokens in row-major order.
+      grid: Rows and columns of `tokens`.
+      wanted: Rows and columns of the result, which covers the same image.
+    """
+    if grid == wanted:
+        return tokens
+    b, w, _, d = tokens.shape
+    laid = tokens.reshape(b, w, *grid, d)
+    resized = jax.image.resize(laid, (b, w, *wanted, d), "linear", antialias=True)
+    return resized.reshape(b, w, -1, d)
+
+
+def standardize(tokens: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Normalises each token to mean 0 and variance 1: a layer norm without parameters."""
+    mean = jnp.mean(tokens, axis=-1, keepdims=True)
+    variance = jnp.var(tokens, axis=-1, keepdims=True)
+    return (tokens - mean) * jax.lax.rsqrt(variance + _EPSILON)

@@ -1,0 +1,303 @@
+"""Turns environments' observations into the batch that the model reads, as the loader does.
+
+                      pipeline/ (training)                     here (rollout)
+    observation   gather.py: history_indices, masks    History: the last steps, padded alike
+    observation   gather.py: history_indices, masks    History: the last steps, with the same
+    padding
+    images        gather.py: resized where datasets of a mixture store other sizes    the same
+    instruction   transforms.py: LookUpTask            tokenize, the same ids and mask
+    goal          gather.py: the images of a later step    the images that `reset` was given
+    tokens        a column of the dataset              a `TokenEncoder`
+
+`octograin parity` compares the two, array by array.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.loading.batch import LeafSpec, nest
+from pipeline.loading.device import resize_images
+from pipeline.loading.text import Encode, tokenize
+from train.policy.observations import Observation, check_observations
+from train.policy.policy_spec import PolicySpec
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """Computes at rollout the tokens that a dataset's column held in training."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Returns the names of the observations whose images it reads."""
+        ...
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Encodes images to tokens (b n d) by feature key, such as `observation/vggt_tokens`.
+
+        Args:
+          images: Images of each camera, uint8 (b y x 3), in the order of `cameras`; b is the same
+            in every call.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The task of an environment."""
+
+    text: str
+    """Instruction; empty if goal images define the task."""
+    goal: Mapping[str, np.ndarray]
+    """Goal image of each camera, uint8 (y x 3), at the stored size; empty with an instruction."""
+
+
+@dataclasses.dataclass
+class History:
+    """The last steps of one environment."""
+
+    task: Task
+    """Current task of the environment."""
+    steps: collections.deque[dict[str, np.ndarray]]
+    """Steps, oldest first; at most the window size."""
+
+    def window(self, name: str, length: int) -> np.ndarray:
+        """Returns the last steps (w ...) of an observation; the first step is repeated as padding.
+
+        Source: `pipeline.loading.windows.history_indices`.
+        """
+        padding = max(length - len(self.steps), 0)
+        last = list(self.steps)[-length:]
+        return np.stack([step[name] for step in (*[last[0]] * padding, *last)])
+
+    def mask(self, length: int) -> np.ndarray:
+        """Returns bool (w): True where a step is real."""
+        return np.arange(length) >= length - len(self.steps)
+
+
+class PolicyInputs:
+    """Keeps environments' histories and makes batches of them.
+
+    Args:
+      spec: What the model reads.
+      encode: Returns the token ids of a text.
+      encoder: Computes the tokens, if the model reads any.
+      batch_size: Number of environments that the encoder processes at once.
+      resize: Whether to resize images of other sizes to the stored size; otherwise they are errors.
+
+    Raises:
+      UserError: The model reads tokens, and there is no encoder; or the conditioning needs goal
+        images, and there is no camera.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        encode: Encode,
+        encoder: TokenEncoder | None = None,
+        *,
+        batch_size: int = 1,
+        resize: bool = False,
+    ) -> None:
+        self.spec = spec
+        self._encode = encode
+        self._encoder = _needed_encoder(spec, encoder)
+        self._batch_size = batch_size
+        self._resize = _resize if resize else None
+        self._histories: dict[int, History] = {}
+
+    @property
+    def expected(self) -> dict[str, LeafSpec | None]:
+        """Returns what every observation must contain, by name; None: an image of any size."""
+        cameras = self._encoder.cameras if self._encoder else ()
+        seen = {name: self.spec.features.get(f"observation/{name}") for name in cameras}
+        return {**self.spec.observed, **seen}
+
+    def reset(self, env: int, task: Task) -> None:
+        """Clears an environment's history and gives it a task.
+
+        Raises:
+          UserError: The task does not fit; see `instruct`.
+        """
+        task = self._checked(task)
+        self._histories[env] = History(task, collections.deque(maxlen=self.spec.data.window_size))
+
+    def instruct(self, env: int, task: Task) -> None:
+        """Gives an environment another task; its history is kept.
+
+        Raises:
+          UserError: The model was not trained on this kind of task, or goal images do not fit.
+        """
+        self._history(env).task = self._checked(task)
+
+    def forget(self, env: int) -> None:
+        """Drops everything about an environment, if there is anything."""
+        self._histories.pop(env, None)
+
+    def task(self, env: int) -> Task:
+        """Returns the task of an environment."""
+        return self._history(env).task
+
+    def push(self, observations: Mapping[int, Observation], *, latest: bool = True) -> None:
+        """Adds a step to the history of each environment: of all of them, or of none.
+
+        Args:
+          observations: Observations by environment.
+          latest: Whether a batch of this step will be made. Otherwise it is only part of the
+            history, and tokens that are read only for the current step are not computed.
+
+        Raises:
+          UserError: Observations do not fit, or an environment has no task.
+        """
+        histories = [self._history(env) for env in observations]
+        rows = list(check_observations(observations, self.expected, self._resize).values())
+        longest = max(map(self.spec.data.window_of, self.spec.tokens), default=0)
+        if self._encoder and (latest or longest > 1):
+            rows = self._with_tokens(self._encoder, rows)
+        for history, row in zip(histories, rows, strict=True):
+            seen = {name: self.spec.as_read(name, value) for name, value in row.items()}
+            history.steps.append(seen)
+
+    def take_steps(self, env: int) -> list[dict[str, np.ndarray]]:
+        """Returns the steps of a history, oldest first, and clears it."""
+        history = self._history(env)
+        steps = list(history.steps)
+        history.steps.clear()
+        return steps
+
+    def batch(self, envs: Sequence[int]) -> dict[str, Any]:
+        """Returns the nested batch for environments that have observed a step: one row each."""
+        rows = [self._row(self._history(env)) for env in envs]
+        stacked = {key: np.stack([row[key] for row in rows]) for key in self.spec.leaves}
+        return {"observation": {}, "task": {}} | nest(stacked)
+
+    def _row(self, history: History) -> dict[str, np.ndarray]:
+        """Returns one row of a batch, by path."""
+        data, model, task = self.spec.data, self.spec.model, history.task
+        mask = history.mask(data.window_size)
+        row = {"observation/timestep_pad_mask": mask}
+        for name in model.input_keys:
+            key, length = f"observation/{name}", data.window_of(name)
+            is_read = np.arange(data.window_size) >= data.window_size - length
+            if name in self.spec.missing:
+                leaf = self.spec.leaves[key]
+                row[key] = np.zeros(leaf.shape, leaf.dtype)
+                is_read[:] = False
+            else:
+                row[key] = history.window(name, length)
+            row[f"observation/pad_mask_dict/{name}"] = is_read
+        if model.language is not None:
+            table = tokenize([task.text], self._encode, model.language.max_length)
+            row["task/language_instruction/input_ids"] = table.input_ids[0]
+            row["task/language_instruction/attention_mask"] = table.attention_mask[0]
+            row["task/pad_mask_dict/language_instruction"] = np.asarray(table.has_text[0])
+        if data.has_goals:
+            for camera in self.spec.cameras:
+                leaf = self.spec.leaves[f"task/{camera}"]
+                row[f"task/{camera}"] = task.goal.get(camera, np.zeros(leaf.shape, leaf.dtype))
+        return row
+
+    def _history(self, env: int) -> History:
+        if env not in self._histories:
+            raise UserError(
+                where=f"environment {env}",
+                expected="a task",
+                found="none: it was not reset",
+                remedy="Call reset(env, instruction) at the start of its episode.",
+            )
+        return self._histories[env]
+
+    def _checked(self, task: Task) -> Task:
+        """Returns the task with resized goal images, if it fits the policy."""
+        conditioning = self.spec.data.conditioning
+        has_goal = bool(task.goal)
+        may_have = conditioning != "language_conditioned"
+        if (has_goal and not may_have) or (not has_goal and conditioning == "image_conditioned"):
+            raise UserError(
+                where="task",
+                expected=f"{'goal images' if may_have else 'an instruction'}, "
+                f"as the policy was trained {conditioning}",
+                found="goal images" if has_goal else "none",
+                remedy="Give the kind of task that it was trained on.",
+            )
+        if has_goal and task.text:
+            raise UserError(
+                where="task",
+                expected="an instruction or goal images: in training a sample had one of them",
+                found="both",
+                remedy="Leave out one of them.",
+            )
+        expected = {
+            camera: self.spec.observed[camera]
+            for camera in self.spec.cameras
+            if has_goal and camera not in self.spec.missing
+        }
+        goal = check_observations({0: task.goal}, expected, self._resize)[0]
+        return Task(task.text, {c: self.spec.as_read(c, image) for c, image in goal.items()})
+
+    def _with_tokens(
+        self, encoder: TokenEncoder, rows: list[dict[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Adds the tokens to the rows, computed in batches of one size."""
+        tokened = []
+        for begin in range(0, len(rows), self._batch_size):
+            part = rows[begin : begin + self._batch_size]
+            filled = [*part, *[part[-1]] * (self._batch_size - len(part))]
+            images = [np.stack([row[camera] for row in filled]) for camera in encoder.cameras]
+            tokens = self._checked_tokens(encoder(images), len(filled))
+            for place, row in enumerate(part):
+                tokened.append(row | {name: of_name[place] for name, of_name in tokens.items()})
+        return tokened
+
+    def _checked_tokens(
+        self, found: Mapping[str, np.ndarray], num_rows: int
+    ) -> dict[str, np.ndarray]:
+        """Checks shapes and dtypes of an encoder's tokens; returns them by name."""
+        checked = {}
+        for name in self.spec.tokens:
+            key = f"observation/{name}"
+            leaf, tokens = self.spec.features[key], found.get(key)
+            shape = (num_rows, *leaf.shape)
+            if tokens is None or tokens.shape != shape or tokens.dtype != np.dtype(leaf.dtype):
+                raise UserError(
+                    where=f"tokens of the encoder, {key}",
+                    expected=str(LeafSpec(leaf.dtype, shape)),
+                    found="none" if tokens is None else f"{tokens.dtype}{list(tokens.shape)}",
+                    remedy="Use the encoder that the dataset's column was made with.",
+                )
+            checked[name] = np.asarray(tokens)
+        return checked
+
+
+def _needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEncoder | None:
+    """Returns the encoder if the model reads tokens, else None."""
+    if not spec.tokens:
+        return None
+    if encoder is None:
+        keys = [f"observation/{name}" for name in spec.tokens]
+        leaves = ", ".join(str(spec.features[key]) for key in keys)
+        raise UserError(
+            where=f"policy, {', '.join(keys)}",
+            expected=f"an encoder, because the model reads tokens {leaves} of every step",
+            found="none",
+            remedy="Give as `encoder` the one that the dataset's column was made with.",
+        )
+    return encoder
+
+
+@functools.lru_cache(maxsize=16)
+def _resizer(found: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
+    """Returns the compiled resize between two sizes; the last few sizes are cached."""
+    image = jax.ShapeDtypeStruct(found, np.uint8)
+    return jax.jit(lambda image: resize_images(image, *wanted[:2])).lower(image).compile()
+
+
+def _resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resizes an image as training resizes to the model's size; compiled once per size."""
+    return np.asarray(_resizer(image.shape, shape)(image))

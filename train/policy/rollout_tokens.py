@@ -1,0 +1,112 @@
+"""Computes the tokens of a dataset's column at rollout, the same way as for the dataset."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from pipeline.data.token_provenance import TokenOrigin, read_projection
+from pipeline.errors import UserError
+from pipeline.vggt import token_storage
+from pipeline.vggt.aggregator_weights import load_for
+from pipeline.vggt.bicubic_resize import resize_bicubic
+from pipeline.vggt.encoder import VggtEncoder
+from train.checkpoints.checkpoint_store import Checkpoint
+from train.policy.policy_spec import PolicySpec
+
+
+class ColumnEncoder:
+    """Encodes images to the tokens of a dataset's features, for a policy at rollout.
+
+    Args:
+      origins: How each feature's tokens were made, by key, such as `observation/vggt_tokens`.
+      source: Where the weights are now; None: where they were for the dataset.
+      directory: Directory of the dataset, for the projections of features that have one.
+
+    Raises:
+      UserError: The weights cannot be read, or differ; or no single encoder makes all features.
+      DataError: The weights or a projection are corrupt or missing.
+    """
+
+    def __init__(
+        self, origins: Mapping[str, TokenOrigin], source: str | None, directory: str
+    ) -> None:
+        projections = {
+            key: read_projection(epath.Path(directory), origin)
+            for key, origin in origins.items()
+            if origin.projection
+        }
+        spec = token_storage.merged_spec(origins)
+        encoder = VggtEncoder(spec, load_for(spec, source=source))
+        self._encoder = token_storage.TokenEncoder(encoder, origins, projections)
+        self._cameras = spec.cameras
+        self._size = spec.image_size
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Returns the names of the observations whose images it reads."""
+        return self._cameras
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Encodes images to tokens (b n d) by feature key, in a batch's dtype.
+
+        Args:
+          images: Images of each camera, uint8 (b y x 3), in the order of `cameras`.
+        """
+        # Resizing is a separate program, so that other image sizes do not recompile the encoder.
+        # Images of the encoder's own size stay unchanged.
+        return self._encoder([_resizer(view.shape, self._size)(view) for view in images])
+
+
+@functools.lru_cache(maxsize=16)
+def _resizer(found: tuple[int, ...], size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a compiled resize for images of one shape (b y x 3); the last few are cached."""
+    images = jax.ShapeDtypeStruct(found, np.uint8)
+    compiled = jax.jit(lambda images: resize_bicubic(images, *size)).lower(images).compile()
+    return lambda images: np.asarray(compiled(images))
+
+
+def encoder_of(
+    checkpoint: Checkpoint,
+    dataset: str | None = None,
+    *,
+    source: str | None = None,
+    directory: str | None = None,
+) -> ColumnEncoder | None:
+    """Returns the encoder of the tokens that a policy reads; None if it reads none.
+
+    Args:
+      checkpoint: Checkpoint of the policy.
+      dataset: Path or name of the dataset whose tokens the policy reads; None: any, if all agree.
+      source: Where the weights are now; None: where they were for the dataset.
+      directory: Where the dataset is now; only projections are read from it. None: its path in the
+        run.
+
+    Raises:
+      UserError: There is no such dataset, the weights cannot be read or differ, or the checkpoint
+        does not record how the tokens were made.
+      DataError: The weights or a projection are corrupt or missing.
+    """
+    spec = PolicySpec.of(checkpoint, dataset)
+    if not spec.tokens:
+        return None
+    keys = [f"observation/{name}" for name in spec.tokens]
+    origins = {key: _origin(checkpoint, spec.dataset, key) for key in keys}
+    return ColumnEncoder(origins, source, directory or spec.dataset)
+
+
+def _origin(checkpoint: Checkpoint, path: str, key: str) -> TokenOrigin:
+    where = f"checkpoint of step {checkpoint.step}, {path}, {key}"
+    encoders: Mapping[str, Any] = checkpoint.datasets[path].get("encoders", {})
+    if key not in encoders:
+        raise UserError(
+            where=where,
+            expected="how its tokens were made, so that they can be made at rollout",
+            found="nothing: they were not stored by `octograin tokens`",
+            remedy="Train on tokens that it computed, or give `Policy` an encoder from Python.",
+        )
+    return TokenOrigin.from_json(json.dumps(encoders[key]), where)

@@ -1,0 +1,376 @@
+"""The configuration of a run: its data, its model and its training."""
+
+import dataclasses
+import fnmatch
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from pipeline.config_checks import check
+from pipeline.files import from_json_text
+from pipeline.loading.data_config import DataConfig
+from train.octo.octo_config import OctoConfig
+
+FinetuningMode = Literal["full", "head_only", "head_mlp_only"]
+"""`full`: trains everything except what `optimizer.frozen` matches; `head_only`: trains only the
+action head; `head_mlp_only`: in a head with attention pooling, trains only the layers after the
+attention."""
+
+_FROZEN_BY_MODE: Mapping[FinetuningMode, tuple[str, ...]] = {
+    "full": (),
+    "head_only": ("octo_transformer/*",),
+    "head_mlp_only": (
+        "octo_transformer/*",
+        "heads_*/map_head/probe",
+        "heads_*/map_head/MultiHeadDotProductAttention_0/*",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a warm-up and a decay of the learning rate."""
+
+    learning_rate: float = 3e-4
+    """Peak learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
+    """Decay after the warm-up. `cosine`: down to 0 at decay_steps; `rsqrt`: with the inverse square
+    root of (steps since the warm-up + rsqrt_timescale); `constant`: none."""
+    warmup_steps: int = 2000
+    """Training steps over which the rate grows linearly from 0."""
+    decay_steps: int | None = None
+    """Training step at which the cosine reaches 0; None: num_steps. Only for `cosine`."""
+    rsqrt_timescale: int = 10000
+    """Training steps; the rate halves after three times as many. Only for `rsqrt`."""
+    weight_decay: float = 0.01
+    """Weight decay of kernels; biases, norms and embeddings have none."""
+    clip_norm: float | None = 1.0
+    """Upper bound of the global norm of the batch's gradient; None: no clipping."""
+    frozen: tuple[str, ...] = ("*hf_model*",)
+    """Globs over parameter paths that are not trained; they take no optimizer memory."""
+    accumulation_steps: int = 1
+    """Number of micro-batches per batch (gradient accumulation): more need less memory, for the
+    same result."""
+    ema_decay: float | None = None
+    """Decay of the exponential moving average of the parameters, such as 0.999; policies then use
+    the average. None: no average."""
+    max_skipped: int = 3
+    """How many updates in a row may be skipped because the loss or gradient is not finite; one more
+    ends the run."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                yield f"optimizer.{name} must be above 0 and finite, not {value}"
+        for name, least in (
+            ("accumulation_steps", 1),
+            ("rsqrt_timescale", 1),
+            ("warmup_steps", 0),
+            ("max_skipped", 0),
+            ("weight_decay", 0),
+        ):
+            if getattr(self, name) < least:
+                yield (f"optimizer.{name} must be at least {least}, not {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            yield f"optimizer.ema_decay must be in (0, 1), not {self.ema_decay}"
+        if self.decay_steps is not None and self.schedule != "cosine":
+            yield (
+                f"optimizer.decay_steps is {self.decay_steps}, but the schedule {self.schedule!r} "
+                f"does not end: leave it out, or use 'cosine'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random augmentation of the training images; a range of one value turns an operation off."""
+
+    enabled: bool = True
+    """Whether images are augmented."""
+    cropped: tuple[str, ...] | None = None
+    """Cameras whose images are cropped. None: image_primary; or no camera if the model reads
+    precomputed tokens, which were computed from the whole image. The view of a wrist camera moves
+    by itself."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Smallest and largest fraction of the image's area."""
+    crop_ratio: tuple[float, float] = (0.9, 1.1)
+    """Smallest and largest width over height."""
+    brightness: float = 0.1
+    """Largest shift of all colours, whose range is [0, 1]."""
+    contrast: tuple[float, float] = (0.9, 1.1)
+    """Smallest and largest contrast factor."""
+    saturation: tuple[float, float] = (0.9, 1.1)
+    """Smallest and largest saturation factor."""
+    hue: float = 0.05
+    """Largest rotation of the hue, as a fraction of the full circle."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        for name in ("crop_scale", "crop_ratio", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name == "crop_scale" and high > 1):
+                yield f"{name} must be a smallest and a largest value, not {low} {high}"
+        if not (0 <= self.brightness <= 1 and 0 <= self.hue <= 1):
+            yield f"brightness {self.brightness} and hue {self.hue} must be in [0, 1]"
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """Validation on the episodes that data.validation_fraction holds out."""
+
+    interval: int = 5000
+    """Training steps between validations; the last step is validated too."""
+    num_batches: int = 8
+    """Number of held-out batches, the same at every validation."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        for name in ("interval", "num_batches"):
+            if getattr(self, name) < 1:
+                yield f"validation.{name} must be at least 1, not {getattr(self, name)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+    """Logs metrics to Weights & Biases (extra `wandb`). A resumed run continues its W&B run."""
+
+    project: str | None = None
+    """Project name; None: nothing is sent."""
+    entity: str | None = None
+    """Team or user; None: your account's default."""
+    group: str | None = None
+    """Group that the run belongs to."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes into the run directory; `wandb sync` sends it later."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The configuration of a whole run."""
+
+    data: DataConfig
+    """Data to train on."""
+    model: OctoConfig
+    """Model to train."""
+    save_dir: str
+    """Run directory."""
+    name: str | None = None
+    """Name of the run in reports and Weights & Biases; None: the last part of save_dir."""
+    batch_size: int = 256
+    """Samples per training step, over all devices."""
+    augment: AugmentConfig = AugmentConfig()
+    """Image augmentation."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer settings."""
+    finetuning_mode: FinetuningMode = "full"
+    """What is trained: everything that is not frozen, the head, or the head's last layers."""
+    fsdp_devices: int = 1
+    """Number of devices that the parameters and the optimizer state are sharded across; it must
+    divide the device count. 1: every device holds a copy. The batch is always sharded across all
+    devices."""
+    pretrained_path: str | None = None
+    """Checkpoint to start from: Octo's, in a directory or at hf://owner/name, or the directory of
+    another run. None: random weights."""
+    pretrained_step: int | None = None
+    """Training step of that checkpoint; None: the last one in the directory. Required on the
+    hub."""
+    pretrained_differs: tuple[str, ...] = ()
+    """Globs over parameter paths that may be missing, unused or of another shape; any other
+    difference between model and checkpoint is an error."""
+    pretrained_resized: tuple[str, ...] = ()
+    """Globs over position embeddings that are resized to the model's shape: fewer steps, or another
+    grid of tokens."""
+    num_steps: int = 50000
+    """Training steps of the whole run, including those before a resume."""
+    save_interval: int = 5000
+    """Training steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 3
+    """How many of the latest checkpoints to keep; older ones are deleted."""
+    keep_every: int | None = None
+    """Training steps between checkpoints that are kept forever; None: none are."""
+    validation: ValidationConfig = ValidationConfig()
+    """Validation settings."""
+    wandb: WandbConfig = WandbConfig()
+    """Logging to Weights & Biases."""
+    compilation_cache: str | None = "~/.cache/octograin"
+    """Cache of compiled programs, which later runs of the same shapes reuse; None: no cache."""
+    seed: int = 0
+    """Seed of the initial parameters, the augmentation and the diffusion noise."""
+
+    @property
+    def title(self) -> str:
+        """Returns the run's name."""
+        return self.name or pathlib.PurePath(self.save_dir).name
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Returns globs over the paths of parameters that are not trained."""
+        return (*self.optimizer.frozen, *_FROZEN_BY_MODE[self.finetuning_mode])
+
+    @property
+    def cropped(self) -> tuple[str, ...]:
+        """Returns the cameras whose images are cropped at random."""
+        if not self.augment.enabled:
+            return ()
+        if self.augment.cropped is not None:
+            return self.augment.cropped
+        wanted = () if self.model.vggt is not None else ("image_primary",)
+        return tuple(name for name in wanted if name in self.data.observations)
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field is out of range, or data and model do not fit together."""
+        check(self)
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each problem with the fields."""
+        counts = ("batch_size", "num_steps", "save_interval", "keep_checkpoints", "fsdp_devices")
+        for name in (*counts, *(["keep_every"] if self.keep_every is not None else [])):
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, not {getattr(self, name)}"
+        if self.keep_every is not None and self.keep_every % self.save_interval:
+            yield (
+                f"keep_every {self.keep_every} is not a multiple of save_interval "
+                f"{self.save_interval}: no checkpoint would be kept"
+            )
+        if self.batch_size % self.optimizer.accumulation_steps:
+            yield (
+                f"batch_size {self.batch_size} is not a multiple of optimizer.accumulation_steps "
+                f"{self.optimizer.accumulation_steps}"
+            )
+        yield from self._check_schedule()
+        yield from self._check_mode()
+        if self.data.window_size > self.model.max_horizon:
+            yield (
+                f"data.window_size {self.data.window_size} is larger than model.max_horizon "
+                f"{self.model.max_horizon}"
+            )
+        if self.data.action_horizon != self.model.head.action_horizon:
+            yield (
+                f"data.action_horizon {self.data.action_horizon} is not equal to "
+                f"model.head.action_horizon {self.model.head.action_horizon}"
+            )
+        yield from self._check_language()
+        yield from self._check_inputs()
+        yield from self._check_crops()
+
+    def _check_mode(self) -> Iterator[str]:
+        if self.finetuning_mode == "head_mlp_only" and self.model.head.pooling != "map":
+            yield (
+                "finetuning_mode is head_mlp_only, but the head has no attention pooling "
+                f"(model.head.pooling is {self.model.head.pooling!r}): use head_only instead"
+            )
+
+    def _check_schedule(self) -> Iterator[str]:
+        if self.optimizer.schedule != "cosine":
+            return
+        decay_steps = self.optimizer.decay_steps or self.num_steps
+        if self.num_steps > decay_steps:
+            yield (
+                f"num_steps {self.num_steps} is larger than optimizer.decay_steps {decay_steps}: "
+                "after that step the learning rate is 0"
+            )
+        if self.optimizer.decay_steps and self.optimizer.warmup_steps >= decay_steps:
+            yield (
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than "
+                f"optimizer.decay_steps {decay_steps}, where the learning rate has decayed to 0"
+            )
+
+    def _check_language(self) -> Iterator[str]:
+        language = self.model.language
+        encoder = "octo_transformer/task_tokenizers_language/hf_model/encoder"
+        frozen = [glob for glob in self.frozen if fnmatch.fnmatchcase(encoder, glob)]
+        if language is not None and language.finetune and frozen:
+            yield (
+                f"model.language.finetune is True, but {', '.join(frozen)} (optimizer.frozen or "
+                "finetuning_mode) freezes the encoder"
+            )
+        if language is not None and not language.finetune and not frozen:
+            yield (
+                "model.language.finetune is False, but optimizer.frozen does not match the "
+                "encoder, as *hf_model* does: weight decay alone would shrink it"
+            )
+        if language is None:
+            if self.data.conditioning != "image_conditioned":
+                yield (
+                    "model.language is None, so data.conditioning must be image_conditioned, not "
+                    f"{self.data.conditioning}"
+                )
+        elif self.data.max_text_length != language.max_length:
+            yield (
+                f"data.max_text_length {self.data.max_text_length} differs from "
+                f"model.language.max_length {language.max_length}"
+            )
+
+    def _check_inputs(self) -> Iterator[str]:
+        inputs = set(self.model.observation_keys)
+        missing = sorted(inputs - set(self.data.observations))
+        if missing:
+            yield (
+                f"the model reads {', '.join(missing)}, but data.observations has only "
+                f"{', '.join(self.data.observations)}"
+            )
+        cut = sorted((inputs - set(self.model.token_keys)) & set(self.data.current_only))
+        if cut and self.data.window_size > 1:
+            yield (
+                f"data.current_only names {', '.join(cut)}, but the model reads them in every "
+                f"step of the window of {self.data.window_size}"
+            )
+
+    def _check_crops(self) -> Iterator[str]:
+        unknown = sorted(set(self.cropped) - set(self.data.observations))
+        if unknown:
+            yield (
+                f"augment.cropped names {', '.join(unknown)}, but data.observations has only "
+                f"{', '.join(self.data.observations)}"
+            )
+        if self.cropped and self.model.vggt is not None:
+            yield (
+                f"augment.cropped names {', '.join(self.cropped)}, but the model reads precomputed "
+                f"{', '.join(self.model.token_keys)}: they were computed from the whole image and "
+                "would not follow the crop. Leave augment.cropped empty, or read no tokens"
+            )
+
+
+def parse_config(text: str | bytes, *, where: str, remedy: str) -> TrainConfig:
+    """Parses the config of a run, written as JSON by this or an earlier release.
+
+    Args:
+      text: The JSON text.
+      where: Name of the file, for the error message.
+      remedy: What to do, for the error message.
+
+    Raises:
+      DataError: The text is not such a config.
+    """
+    return from_json_text(TrainConfig, _updated(text), where=where, remedy=remedy)
+
+
+def _updated(text: str | bytes) -> str | bytes:
+    """Adds the fields that earlier releases did not write, with the values they used.
+
+    Earlier releases normalised only `proprio`, and had no field `data.normalized`.
+    """
+    try:
+        values = json.loads(text)
+        data = values["data"]
+        if "normalized" in data:
+            return text
+        data["normalized"] = [name for name in data["observations"] if name == "proprio"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return text  # not a config of any release: the parser reports what is wrong with it
+    return json.dumps(values)

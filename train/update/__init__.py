@@ -1,0 +1,1 @@
+"""One training step: augmentation, loss, optimizer, and the state that they change."""

@@ -1,0 +1,47 @@
+"""Saves the batch of a skipped update, for inspection."""
+
+import contextlib
+import itertools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from pipeline.loading.loader import Loader
+from train.update.finite_check import non_finite
+
+DIRECTORY = "skipped"
+"""Name of the folder in the run directory."""
+_MOST_SAVED = 4
+"""Largest number of batches that a process saves."""
+
+
+def keep_batch(loader: Loader, step: int, run_directory: pathlib.Path) -> str:
+    """Saves this process's rows of a batch, and returns a description of it.
+
+    Args:
+      loader: The run's loader; it makes the batch again, which depends only on the training step.
+      step: Training steps taken, including the one that used the batch.
+      run_directory: The run directory; the first few batches are saved in `skipped/` in it.
+
+    Returns:
+      Text to append to a message: where the batch is, and which of its arrays are not finite.
+    """
+    with contextlib.closing(loader.batches(step - 1)) as batches:
+        arrays = next(itertools.islice(batches, 1)).arrays
+    found = non_finite(arrays)
+    report = f"; not finite in the batch: {', '.join(found)}" if found else "; the batch is finite"
+    folder = run_directory / DIRECTORY
+    mine = f"process_{jax.process_index()}.npz"
+    if len(list(folder.glob(f"*_{mine}"))) >= _MOST_SAVED:
+        return report
+    path = folder / f"step_{step}_{mine}"
+    flat: dict[str, Any] = dict(traverse_util.flatten_dict(arrays, sep="/"))
+    try:
+        folder.mkdir(exist_ok=True)
+        np.savez(path, allow_pickle=False, **flat)
+    except OSError as error:
+        return f"{report}, and could not be saved: {error}"
+    return f"{report}, and is in {path}"

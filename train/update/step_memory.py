@@ -1,0 +1,92 @@
+"""Estimates the device memory of a training step, before it is compiled."""
+
+import dataclasses
+
+import jax
+
+from pipeline.loading import device
+from train.octo.octo_config import OctoConfig
+from train.octo.token_layout import group_spans
+from train.run_plan import Setup
+from train.update.optimizer import split_frozen
+
+_MAPS = {"full": 2.75, "by_head": 0.05}
+"""Float32 attention maps kept per block and head, as a multiple; measured on octo-small."""
+_TOKEN_COPIES = 16
+"""Copies of a block's tokens kept for the backward pass, besides its hidden layer."""
+_MLP_COPIES = 3
+"""Copies of a block's hidden layer kept for the backward pass."""
+_STEM_BYTES = 4 * 86
+"""Bytes per pixel of the stems' activations and of the images, in float32; measured on
+octo-small."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Estimated memory in bytes, on one device."""
+
+    state: int
+    """Parameters, their average and the optimizer state; exact."""
+    gradients: int
+    """Gradients of the trained parameters; exact."""
+    activations: int
+    """Activations kept for the backward pass; approximate."""
+    batches: int
+    """Two batches: the current and the next one."""
+
+    @property
+    def total(self) -> int:
+        """Returns the sum of all parts."""
+        return self.state + self.gradients + self.activations + self.batches
+
+    def __str__(self) -> str:
+        """Returns e.g. `about 4.8 GB: state 0.8, gradients 0.1, activations 3.8, batches 0.1`."""
+        parts = ", ".join(
+            f"{field.name} {getattr(self, field.name) / 1e9:.2f}"
+            for field in dataclasses.fields(self)
+        )
+        return f"about {self.total / 1e9:.1f} GB ({parts})"
+
+
+def estimate_memory(setup: Setup) -> MemoryEstimate:
+    """Estimates a training step's memory; the formula for activations was fitted to octo-small.
+
+    Args:
+      setup: The set-up run.
+    """
+    config = setup.config
+    trained, _ = split_frozen(setup.state.params, config.frozen)
+    parts = setup.mesh.size * config.optimizer.accumulation_steps
+    samples = config.batch_size // parts
+    batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.batch))
+    return MemoryEstimate(
+        state=_local_bytes(setup.state),
+        gradients=_local_bytes(trained) * (2 if config.optimizer.accumulation_steps > 1 else 1),
+        activations=samples * activation_bytes(config.model, config.data.window_size),
+        batches=2 * batch_bytes // setup.mesh.size,
+    )
+
+
+def activation_bytes(model: OctoConfig, window: int) -> int:
+    """Estimates the bytes of activations per sample that are kept for the backward pass.
+
+    Args:
+      model: The config of the model.
+      window: Environment steps in the window.
+    """
+    prefix, steps = group_spans(model)
+    tokens = sum(s.num_tokens for s in prefix) + window * sum(s.num_tokens for s in steps)
+    width = 2 if model.compute_dtype == "bfloat16" else 4
+    copies = _TOKEN_COPIES * model.embedding_dim + _MLP_COPIES * model.transformer.mlp_dim
+    attention = _MAPS[model.attention] * model.transformer.num_heads * tokens**2 * 4
+    block = tokens * copies * width + attention
+    layers = model.transformer.num_layers
+    if model.remat:
+        block = (block + layers * tokens * model.embedding_dim * width) / layers
+    pixels = window * sum(image.image_size**2 for image in model.cameras)
+    return int(layers * block + pixels * _STEM_BYTES)
+
+
+def _local_bytes(structs: object) -> int:
+    """Returns the bytes that one device holds."""
+    return sum(leaf.dtype.itemsize * device.local_size(leaf) for leaf in jax.tree.leaves(structs))

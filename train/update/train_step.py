@@ -1,0 +1,212 @@
+"""One training step: resize and augment images, compute loss and gradients, update parameters."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pipeline.loading.device import resize_images
+from pipeline.loading.text import TaskTable, blank
+from train.octo.functional import encode_texts, losses_fn, training_noise
+from train.octo.heads.diffusion import TrainingNoise
+from train.octo.model import OctoModule
+from train.octo.octo_config import OctoConfig
+from train.train_config import TrainConfig
+from train.update.augment import augment
+from train.update.optimizer import Parameters, join_frozen, split_frozen
+from train.update.train_state import TrainState
+
+Batch = dict[str, Any]
+Metrics = dict[str, jax.Array]
+LanguageTable = jax.Array | None
+"""A frozen encoder's output, float32 (texts + 1, n, d): one row per text of a run, then one for the
+empty text. None: the encoder runs in the training step, or the model reads no language."""
+Found = tuple[tuple[jax.Array, Metrics], Parameters]
+"""The loss, the metrics of all losses, and the gradients."""
+TrainStep = Callable[[TrainState, Batch, LanguageTable], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    config: TrainConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+) -> TrainStep:
+    """Returns the training step as a pure function, ready for `jax.jit`.
+
+    If the loss or gradient is not finite, the update is skipped: parameters, average and optimizer
+    state stay the same, and only the step number grows.
+
+    Args:
+      config: The config of the run. Training step k draws its diffusion noise from (seed, k) alone,
+        and
+        sample i its augmentation from (seed, i).
+      optimizer: The optimizer that `make_optimizer` returns.
+      schedule: The learning rate of each training step.
+
+    Returns:
+      A function of (state, batch, language table) that returns (next state, metrics). The metrics
+      are
+        the losses of `OctoModule.losses`: `loss` and, if the model aligns, `align_loss`; the global
+        norms
+        `grad_norm` of the trained parameters' gradient before clipping, `update_norm` of their
+        update and
+        `param_norm` of the parameters themselves; `learning_rate`; and `applied`, 1 or 0.
+    """
+    module = OctoModule(config.model)
+    noise_key, augment_key = _noise_key(config), augmentation_key(config)
+
+    def train_step(
+        state: TrainState, batch: Batch, table: LanguageTable
+    ) -> tuple[TrainState, Metrics]:
+        trained, frozen = split_frozen(state.params, config.frozen)
+        key = jax.random.fold_in(noise_key, state.step)
+        noise = training_noise(config.model.head, key, batch["action"].shape[:2])
+
+        def loss_of(
+            trained: Parameters, batch: Batch, noise: TrainingNoise | None
+        ) -> tuple[jax.Array, Metrics]:
+            inputs = model_inputs(batch, config, table, augment_key)
+            losses = losses_fn(module, join_frozen(trained, frozen), inputs, noise)
+            return losses["loss"], losses
+
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        parts = config.optimizer.accumulation_steps
+        (loss, losses), gradients = _accumulate(gradient_of, trained, batch, noise, parts)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes Python and array scalars
+            rate = jnp.asarray(schedule(state.step), jnp.float32)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+            updates = jax.tree.map(lambda update: -rate * update, updates)
+            after = cast(Parameters, optax.apply_updates(trained, updates))
+            ema = _average(config.optimizer.ema_decay, state.ema, after)
+        grad_norm = optax.tree.norm(gradients)
+        applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+
+        params = join_frozen(keep(after, trained), frozen)
+        metrics = {
+            **losses,
+            "grad_norm": grad_norm,
+            "update_norm": jnp.where(applied, optax.tree.norm(updates), 0.0),
+            "param_norm": optax.tree.norm(trained),
+            "learning_rate": rate,
+            "applied": applied.astype(jnp.int32),
+        }
+        kept = keep(opt_state, state.opt_state), keep(ema, state.ema)
+        return TrainState(state.step + 1, params, *kept), metrics
+
+    return train_step
+
+
+def _accumulate(
+    gradient_of: Callable[[Parameters, Batch, TrainingNoise | None], Found],
+    trained: Parameters,
+    batch: Batch,
+    noise: TrainingNoise | None,
+    num_parts: int,
+) -> Found:
+    """Computes losses and gradients of the whole batch, one micro-batch after the other.
+
+    The loss is a mean over the real actions, so each micro-batch is weighted by its number of them:
+    except for rounding, the result is that of the whole batch. An alignment loss, a mean over real
+    tokens, has the same weights: it is exact if all micro-batches have as many of both. Micro-batch
+    i
+    has every `num_parts`-th sample, so that every device has samples of every micro-batch.
+    """
+    if num_parts == 1:
+        return gradient_of(trained, batch, noise)
+
+    def split(leaf: jax.Array, axis: int) -> jax.Array:
+        shape = (*leaf.shape[:axis], leaf.shape[axis] // num_parts, num_parts)
+        return jnp.moveaxis(leaf.reshape(*shape, *leaf.shape[axis + 1 :]), axis + 1, 0)
+
+    parts = jax.tree.map(lambda leaf: split(leaf, 0), batch)
+    noises = jax.tree.map(lambda leaf: split(leaf, 1), noise)
+    real = parts["action_pad_mask"] & parts["observation"]["timestep_pad_mask"][..., None, None]
+    counts = real.sum(axis=(1, 2, 3, 4)).astype(jnp.float32)
+    weights = counts / jnp.maximum(counts.sum(), 1.0)
+
+    def add(
+        total: Found,
+        part: tuple[Batch, TrainingNoise | None, jax.Array],
+    ) -> tuple[Found, None]:
+        batch, noise, weight = part
+        found = gradient_of(trained, batch, noise)
+        return jax.tree.map(lambda sum_, one: sum_ + weight * one, total, found), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], (parts, noises))
+    shapes = jax.eval_shape(gradient_of, trained, *first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (parts, noises, weights))
+    return total
+
+
+def _average(decay: float | None, ema: Parameters, after: Parameters) -> Parameters:
+    if decay is None:
+        return ema
+    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, ema, after)
+
+
+def augmentation_key(config: TrainConfig) -> jax.Array:
+    """Returns the key for a run's augmentation, to be combined with each sample's index."""
+    return jax.random.split(jax.random.key(config.seed))[1]
+
+
+def _noise_key(config: TrainConfig) -> jax.Array:
+    return jax.random.split(jax.random.key(config.seed))[0]
+
+
+def model_inputs(
+    batch: Batch, config: TrainConfig, table: LanguageTable, augment_key: jax.Array | None = None
+) -> Batch:
+    """Converts a batch of the loader to the inputs of the model.
+
+    Args:
+      batch: A batch of the loader.
+      config: The config of the run.
+      table: The language table that `make_language_table` returns.
+      augment_key: The key of the augmentation; None: no augmentation.
+    """
+    inputs = to_model_size(batch, config.model)
+    if config.augment.enabled and augment_key is not None:
+        cameras = [image.observation_key for image in config.model.cameras]
+        inputs = augment(inputs, config.augment, cameras, config.cropped, augment_key)
+    return inputs if table is None else look_up_language(inputs, table)
+
+
+def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
+    """Resizes every camera's images, and its goal images if any, to the model's size."""
+    resized = {"observation": dict(batch["observation"]), "task": dict(batch["task"])}
+    for image in config.cameras:
+        for part in resized.values():
+            if image.observation_key in part:
+                part[image.observation_key] = resize_images(
+                    part[image.observation_key], image.image_size, image.image_size
+                )
+    return batch | resized
+
+
+def make_language_table(config: OctoConfig, params: Any, tasks: TaskTable) -> LanguageTable:
+    """Encodes the instructions of a run for its training step; works under `jax.eval_shape`.
+
+    Args:
+      config: The config of the model.
+      params: The parameters of the model.
+      tasks: The instructions of the run.
+    """
+    if config.language is None or config.language.finetune:
+        return None
+    empty_ids, empty_mask = blank(config.language.max_length)
+    ids = jnp.asarray(np.concatenate([tasks.input_ids, empty_ids[None]]))
+    mask = jnp.asarray(np.concatenate([tasks.attention_mask, empty_mask[None]]))
+    return encode_texts(OctoModule(config), params, ids, mask)
+
+
+def look_up_language(batch: Batch, table: jax.Array) -> Batch:
+    """Adds `task/language_embedding`, float32 (b n d), the encoded instruction of each sample."""
+    task = batch["task"]
+    has_text = task["pad_mask_dict"]["language_instruction"]
+    rows = jnp.where(has_text, task["task_index"], table.shape[0] - 1)
+    return batch | {"task": task | {"language_embedding": table[rows]}}
