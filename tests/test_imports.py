@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-JAX_ONLY_IN = {"device.py"}
+JAX_ONLY_IN = {"loading/device.py"}
 ENCODER = "vggt/"
-WITHOUT_JAX = {f"{ENCODER}{name}.py" for name in ("config", "keys", "sources", "spec")}
+WITHOUT_JAX = {
+    f"{ENCODER}{name}.py"
+    for name in ("aggregator_config", "checkpoint_keys", "weight_sources", "encoder_spec")
+}
 
 _IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -65,6 +68,7 @@ def test_only_the_device_file_and_the_encoder_of_the_pipeline_import_jax() -> No
     assert {path for path in found if not path.startswith(ENCODER)} == JAX_ONLY_IN
     assert f"{ENCODER}encoder.py" in found
     assert not found & WITHOUT_JAX
+    assert all((REPOSITORY / "pipeline" / name).is_file() for name in WITHOUT_JAX)
 
 
 def test_importers_are_found_wherever_the_import_stands(tmp_path: pathlib.Path) -> None:

@@ -111,7 +111,7 @@ def test_what_messages_name_exists() -> None:
         ("add --resize to it", ["--resize"]),
         ("set data.image_size", ["data.image_size"]),
         ("add --config.data.sizes 3", ["data.sizes"]),
-        ("python -m converters.vggt DST --config.data.seed=3 --resume; data.datasets", []),
+        ("octograin tokens DST --config.data.seed=3 --resume; data.datasets", []),
     ],
 )
 def test_what_does_not_exist_is_seen(text: str, found: list[str]) -> None:

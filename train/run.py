@@ -34,8 +34,11 @@ from train.preemption import StopRequests
 from train.report import REPORT_NAME
 from train.run_directory import run_directory
 from train.run_directory.resumption import resume_position
-from train.run_directory.run_description import describe_short_warmup
-from train.run_directory.run_environment import ENVIRONMENT_NAME, describe_environment
+from train.run_directory.run_description import (
+    ENVIRONMENT_NAME,
+    describe_environment,
+    describe_short_warmup,
+)
 from train.run_plan import Setup, allowed, keep_compiled, set_up
 from train.run_resources import open_inputs
 from train.training_loop import Loop, Stopped

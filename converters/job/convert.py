@@ -17,8 +17,8 @@ from converters.mapping.conversion_warnings import Doubts, report_cameras, repor
 from converters.mapping.standardize import SourceMapping
 from converters.rlds.rlds_source import RldsSource
 from converters.rlds.source_files import check_shards
-from pipeline.column_reader import ColumnReader
 from pipeline.data import statistics as stats
+from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset_writer import write_manifest
 from pipeline.data.manifest import (
     FILE_NAME,

@@ -14,8 +14,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.images import image_format
 from pipeline.data.manifest import Manifest
 from pipeline.data.record import Values
-from pipeline.data.schema import Blob, Column, Feature, Schema, SourcePart
-from pipeline.loading.batch import nest
+from pipeline.data.schema import Blob, Column, Feature, Schema, SourcePart, nest
 
 SourceValues = dict[str, np.ndarray | list[Blob]]
 """Values by source or feature key: tensors (t, *shape), or t encoded images or texts."""

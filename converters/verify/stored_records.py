@@ -9,7 +9,7 @@ from etils import epath
 
 from converters.job.file_ownership import NOTE_SUFFIX
 from converters.verify.findings import Findings
-from pipeline.column_reader import describe_unreadable
+from pipeline.data.column_reader import describe_unreadable
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import FILE_NAME, WORK, Manifest, Shard
 from pipeline.data.record import RecordLayout, Values

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.column_reader import ColumnReader
+from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset import Dataset
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.images import decode_image, decode_jpeg, image_format
 from pipeline.data.schema import EPISODES, Column
 from pipeline.loading.sampling import Samples
-from pipeline.loading.window_reader import Gather
+from pipeline.loading.window_reader import WindowReader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +41,26 @@ class Floor:
     """The least work that makes the loader's samples.
 
     Args:
-      gather: The loader's `Gather`, whose records are read.
+      window_reader: The loader's `WindowReader`, whose records are read.
     """
 
-    def __init__(self, gather: Gather) -> None:
-        self._gather = gather
+    def __init__(self, window_reader: WindowReader) -> None:
+        self._window_reader = window_reader
         self._buffers: dict[tuple[int, ...], np.ndarray] = {}
 
     def plan(self, samples: Samples) -> list[Read]:
         """Lists all reads of a batch; a record that a window repeats is read once."""
-        windows = self._gather.locate(samples)
+        windows = self._window_reader.locate(samples)
         reads: list[Read] = []
         for sample, place in enumerate(windows.dataset.tolist()):
-            dataset = self._gather.datasets[place]
+            dataset = self._window_reader.datasets[place]
             first = int(windows.first[sample])
             steps = dict.fromkeys(first + t for t in windows.history[sample].tolist())
             for column in dataset.manifest.schema.columns:
                 if column.name == EPISODES:
                     reads += self._plan(dataset, column, [int(windows.episode[sample])])
-                elif column.name in self._gather.columns[place]:
-                    window = self._gather.config.longest_window(column)
+                elif column.name in self._window_reader.columns[place]:
+                    window = self._window_reader.config.longest_window(column)
                     reads += self._plan(dataset, column, list(steps)[-window:])
         return reads
 
@@ -90,6 +90,6 @@ class Floor:
         start = -sum(len(values[feature.key]) for feature in blobs)
         for feature in blobs:
             end = start + len(values[feature.key])
-            if feature.kind == "image" and feature in self._gather.features:
+            if feature.kind == "image" and feature in self._window_reader.features:
                 yield Image(start, end or None, feature.shape)
             start = end

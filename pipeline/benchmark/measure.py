@@ -17,7 +17,7 @@ from pipeline.benchmark.floor import Floor, Read
 from pipeline.data.dataset import open_dataset
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import LoadedBatch, Loader
-from pipeline.loading.window_reader import Gather
+from pipeline.loading.window_reader import WindowReader
 
 _IDLE_S = 0.05
 _IDLE_SHARE = 0.1
@@ -135,7 +135,7 @@ def _round(
 
 
 def _plan(loader: Loader, positions: Sequence[int]) -> tuple[Floor, list[list[Read]]]:
-    order, floor = loader.order(), Floor(_gather(loader))
+    order, floor = loader.order(), Floor(_window_reader(loader))
     return floor, [floor.plan(order[position]) for position in positions]
 
 
@@ -147,9 +147,9 @@ def _time_floor(floor: Floor, plans: list[list[Read]], *, decode: bool = True) -
     return time.process_time() - started
 
 
-def _gather(loader: Loader) -> Gather:
-    (gather,) = (t for t in loader.transforms() if isinstance(t, Gather))
-    return gather
+def _window_reader(loader: Loader) -> WindowReader:
+    (window_reader,) = (t for t in loader.transforms() if isinstance(t, WindowReader))
+    return window_reader
 
 
 def _stages(loader: Loader, num_batches: int) -> dict[str, float]:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pipeline.column_reader import ColumnReader
 from pipeline.data import statistics as stats
+from pipeline.data.column_reader import ColumnReader
 from pipeline.data.manifest import EDIT, STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
 from pipeline.data.record import RecordLayout
-from pipeline.data.schema import ACTION, EPISODES, Feature, Schema
+from pipeline.data.schema import ACTION, EPISODES, Feature, Schema, nest
 from pipeline.errors import DataError, UserError
 from pipeline.files import is_remote
-from pipeline.loading.batch import nest
 
 _log = logging.getLogger(__name__)
 _SHOWN_FEATURES, _SHOWN_TASKS = 9, 4

@@ -16,8 +16,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -339,3 +339,15 @@ def _misfits(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _samples(values: np.ndarray) -> str:
     return ", ".join(repr(value) for value in values.ravel()[:_NUM_SAMPLES].tolist())
+
+
+def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Nests a flat dictionary: `a/b` becomes `["a"]["b"]`."""
+    nested: dict[str, Any] = {}
+    for key, value in batch.items():
+        *parents, leaf = key.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return nested

@@ -90,18 +90,6 @@ def fingerprint(batch: FlatBatch) -> str:
     return digest.hexdigest()
 
 
-def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Nests a flat dictionary: `a/b` becomes `["a"]["b"]`."""
-    nested: dict[str, Any] = {}
-    for key, value in batch.items():
-        *parents, leaf = key.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return nested
-
-
 def table(spec: BatchSpec) -> str:
     """Formats one line per leaf: its path and `dtype[shape]`."""
     width = max(map(len, spec))

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt8
 
+from pipeline.data.schema import nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import BatchSpec, nest
+from pipeline.loading.batch import BatchSpec
 from pipeline.loading.loader import LoadedBatch
 from pipeline.loading.sampling import HostShard
 

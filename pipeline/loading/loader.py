@@ -23,8 +23,7 @@ from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader_state import LoaderState, MixtureChange, MixturePart, continued
 from pipeline.loading.mixture import check_datasets
-from pipeline.loading.normalization import check_varying, own_statistics
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.normalize import Normalizer, check_varying, own_statistics
 from pipeline.loading.sampling import (
     WHOLE_BATCH,
     HostShard,
@@ -36,13 +35,13 @@ from pipeline.loading.sampling import (
 from pipeline.loading.splits import select
 from pipeline.loading.text import Encode, TaskTable, load_vocabulary, tokenize
 from pipeline.loading.transforms import (
+    CheckBatch,
     LookUpTask,
     Normalize,
     OwnTransform,
-    Seal,
     StandardizeGripper,
 )
-from pipeline.loading.window_reader import INTERNAL, Gather
+from pipeline.loading.window_reader import INTERNAL, WindowReader
 from pipeline.memory import LoaderMemory
 
 _SHOWN_DATASETS, _SHOWN_TRANSFORMS = 4, 8
@@ -123,8 +122,10 @@ class Loader:
         self._has_ids = encode is not None
         parts = zip(self.datasets, config.datasets, strict=True)
         self._selections = tuple(select(dataset, part, config) for dataset, part in parts)
-        self._gather = Gather(self.datasets, self._selections, config, dict(image_sizes or {}))
-        check_datasets(self._gather)
+        self._window_reader = WindowReader(
+            self.datasets, self._selections, config, dict(image_sizes or {})
+        )
+        check_datasets(self._window_reader)
         for key, masks in self._masks.items():
             check_varying(self.datasets, key, self.statistics[key], masks)
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
@@ -193,11 +194,11 @@ class Loader:
         size = len(self.shard.rows(self.batch_size)) if batch_size is None else batch_size
         conventions = tuple(d.manifest.conventions for d in self.datasets)
         return [
-            self._gather,
+            self._window_reader,
             StandardizeGripper(conventions),
             *(Normalize(key, normalizer) for key, normalizer in self.normalizers.items()),
             LookUpTask(self.tasks, tuple(map(self._rows, self.datasets)), self._has_ids),
-            Seal(self._spec(size)),
+            CheckBatch(self._spec(size)),
             *self._own,
         ]
 
@@ -372,7 +373,7 @@ class Loader:
     @functools.cached_property
     def _masks(self) -> dict[str, list[np.ndarray]]:
         """Normalised dimensions of each dataset, by feature; bool (d)."""
-        dims = self._gather.features[0].shape[0]
+        dims = self._window_reader.features[0].shape[0]
         masks = {ACTION: [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]}
         for name in self.normalized:
             key = f"observation/{name}"
@@ -395,12 +396,12 @@ class Loader:
     @property
     def lowdims(self) -> tuple[str, ...]:
         """Names of the observations that are float32 vectors of the trajectories."""
-        return self._gather.lowdims
+        return self._window_reader.lowdims
 
     @property
     def raw(self) -> tuple[str, ...]:
         """Names of the observations of the trajectories that are not normalised."""
-        return tuple(n for n in self._gather.trajectories if n not in self.normalized)
+        return tuple(n for n in self._window_reader.trajectories if n not in self.normalized)
 
     def describe_datasets(self) -> dict[str, Any]:
         """Describes the training data for a policy's checkpoint: JSON values by dataset path."""
@@ -412,11 +413,11 @@ class Loader:
         used = {key: of_each[number] for key, of_each in self.statistics.items()}
         features = {
             feature.key: {
-                "shape": list(self._gather.stored(number, feature.key).shape),
+                "shape": list(self._window_reader.stored(number, feature.key).shape),
                 "dtype": feature.batch_dtype,
                 "dims": list(feature.dims),
             }
-            for feature in self._gather.features
+            for feature in self._window_reader.features
         }
         resized = self._resized(number)
         return {
@@ -425,7 +426,8 @@ class Loader:
             "schema_hash": manifest.schema.hash(),
             "num_episodes": self.datasets[number].num_episodes,
             "licences": {
-                column: manifest.licences[column] for column in sorted(self._gather.columns[number])
+                column: manifest.licences[column]
+                for column in sorted(self._window_reader.columns[number])
             },
             "features": features,
             **({"resized": resized} if resized else {}),
@@ -444,8 +446,8 @@ class Loader:
         """Shapes in a batch of the cameras that a dataset stores at another size, by key."""
         return {
             feature.key: list(feature.shape)
-            for feature in self._gather.features
-            if self._gather.stored(number, feature.key).shape != feature.shape
+            for feature in self._window_reader.features
+            if self._window_reader.stored(number, feature.key).shape != feature.shape
         }
 
     @functools.cached_property
@@ -454,7 +456,7 @@ class Loader:
         local = self._spec(len(self.shard.rows(self.batch_size)))
         largest = max(
             shard.num_bytes // max(shard.records, 1)
-            for dataset, columns in zip(self.datasets, self._gather.columns, strict=True)
+            for dataset, columns in zip(self.datasets, self._window_reader.columns, strict=True)
             for column in columns
             for shard in dataset.manifest.shards[column]
         )
@@ -469,7 +471,7 @@ class Loader:
     def _scratch_bytes(self) -> int:
         """Memory for resizing one image, in addition to the batch."""
         pairs = [
-            (math.prod(self._gather.stored(number, key).shape), math.prod(shape))
+            (math.prod(self._window_reader.stored(number, key).shape), math.prod(shape))
             for number in range(len(self.datasets))
             for key, shape in self._resized(number).items()
         ]
@@ -526,7 +528,7 @@ class Loader:
             path=dataset.path,
             steps=selection.num_steps,
             share=self.shares[number],
-            data=dataset.manifest.digest(self._gather.columns[number]),
+            data=dataset.manifest.digest(self._window_reader.columns[number]),
             settings=_digest(settings),
             excluded=self.config.datasets[number].excluded,
         )
@@ -540,14 +542,14 @@ class Loader:
         for number, part in enumerate(kept):
             if number < len(self.datasets):
                 manifest = self.datasets[number].manifest
-                columns = self._gather.columns[number]
+                columns = self._window_reader.columns[number]
                 if part.data == manifest.data_digest(columns):
                     yield dataclasses.replace(part, data=manifest.digest(columns))
                     continue
             yield part
 
     def _spec(self, batch_size: int) -> BatchSpec:
-        spec = {k: v for k, v in self._gather.spec(batch_size).items() if k not in INTERNAL}
+        spec = {k: v for k, v in self._window_reader.spec(batch_size).items() if k not in INTERNAL}
         for key in self.normalizers:
             spec[key] = LeafSpec("float32", spec[key].shape)
         for name in ("input_ids", "attention_mask") if self._has_ids else ():
@@ -636,11 +638,11 @@ def describe(loader: Loader) -> str:
     windows = f"window_size {config.window_size}, action_horizon {config.action_horizon}"
     ids = f" as {config.max_text_length} token ids" if loader.tokenizes else ""
     texts = {
-        "Gather": f"{windows}: {', '.join(config.observations)}",
+        "WindowReader": f"{windows}: {', '.join(config.observations)}",
         "StandardizeGripper": "1 = open, 0 = close",
         "Normalize": f"{config.normalization}: {', '.join(loader.normalizers)}",
         "LookUpTask": f"{len(loader.tasks.texts):,} instructions{ids}",
-        "Seal": "checks the dtype and shape of every array",
+        "CheckBatch": "checks the dtype and shape of every array",
     }
     chain = dict.fromkeys(
         transform.name if isinstance(transform, OwnTransform) else type(transform).__name__

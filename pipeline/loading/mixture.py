@@ -4,14 +4,14 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.data.token_provenance import check_same_encoder
 from pipeline.errors import SchemaError, UserError
-from pipeline.loading.window_reader import Gather
+from pipeline.loading.window_reader import WindowReader
 
 
-def check_datasets(gather: Gather) -> None:
+def check_datasets(window_reader: WindowReader) -> None:
     """Checks every dataset against the config and the other datasets.
 
     Args:
-      gather: The `Gather` of the mixture.
+      window_reader: The `WindowReader` of the mixture.
 
     Raises:
       SchemaError: A feature is missing or has another type than in the other datasets, the action
@@ -19,19 +19,22 @@ def check_datasets(gather: Gather) -> None:
         observation cannot be normalised.
       UserError: Goal images are wanted, but no camera is read.
     """
-    first = gather.datasets[0]
-    for place, dataset in enumerate(gather.datasets):
-        for wanted in gather.features:
-            if wanted.key.removeprefix("observation/") in gather.config.datasets[place].missing:
+    first = window_reader.datasets[0]
+    for place, dataset in enumerate(window_reader.datasets):
+        for wanted in window_reader.features:
+            if (
+                wanted.key.removeprefix("observation/")
+                in window_reader.config.datasets[place].missing
+            ):
                 continue
             column, found = dataset.manifest.schema.find(wanted.key, dataset.path)
             if wanted.key == ACTION:
                 _check_action(column, found, dataset.path)
-            _check_type(column, found, wanted, gather, dataset.path)
-            _check_encoder(dataset, wanted.key, gather)
+            _check_type(column, found, wanted, window_reader, dataset.path)
+            _check_encoder(dataset, wanted.key, window_reader)
         _check_meaning(dataset, first)
-    _check_normalized(gather)
-    _check_goals(gather)
+    _check_normalized(window_reader)
+    _check_goals(window_reader)
 
 
 def _check_action(column: Column, found: Feature, path: str) -> None:
@@ -53,16 +56,18 @@ def _check_action(column: Column, found: Feature, path: str) -> None:
         )
 
 
-def _check_type(column: Column, found: Feature, wanted: Feature, gather: Gather, path: str) -> None:
+def _check_type(
+    column: Column, found: Feature, wanted: Feature, window_reader: WindowReader, path: str
+) -> None:
     """Checks that a dataset's feature fits the batch's array; a camera may be resized."""
     name = wanted.key.removeprefix("observation/")
-    is_camera = name in gather.cameras
+    is_camera = name in window_reader.cameras
     is_alike = column.is_camera(found) == is_camera
     has_shape = column.in_batch(found).shape == wanted.shape
-    fits = has_shape or (is_camera and name in gather.image_sizes)
+    fits = has_shape or (is_camera and name in window_reader.image_sizes)
     if is_alike and fits and found.batch_dtype == wanted.batch_dtype:
         return
-    first = gather.datasets[gather.having(wanted.key)[0]]
+    first = window_reader.datasets[window_reader.having(wanted.key)[0]]
     column_of = "" if is_alike else " in the column {}, with one record per {}"
     theirs, _ = first.manifest.schema.find(wanted.key, first.path)
     raise SchemaError(
@@ -82,22 +87,22 @@ def _how_to_differ(name: str, *, resizable: bool) -> str:
     return f"{why}Leave {name} out of data.observations, or name it in this dataset's `missing`."
 
 
-def _check_normalized(gather: Gather) -> None:
+def _check_normalized(window_reader: WindowReader) -> None:
     """Checks that normalised observations are float32 vectors: only these have statistics."""
-    unfit = sorted(set(gather.config.normalized or ()) - set(gather.lowdims))
+    unfit = sorted(set(window_reader.config.normalized or ()) - set(window_reader.lowdims))
     if unfit:
         raise SchemaError(
             where="data.normalized",
             expected="float32 vectors of the trajectories, of these: "
-            + (", ".join(gather.lowdims) or "none"),
+            + (", ".join(window_reader.lowdims) or "none"),
             found=", ".join(unfit),
             remedy="Leave the others out of data.normalized.",
         )
 
 
-def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
+def _check_encoder(dataset: Dataset, key: str, window_reader: WindowReader) -> None:
     """Checks that all datasets' tokens of one observation come from the same encoder."""
-    pairs = zip(gather.datasets, gather.config.datasets, strict=True)
+    pairs = zip(window_reader.datasets, window_reader.config.datasets, strict=True)
     first = next(d for d, part in pairs if key.removeprefix("observation/") not in part.missing)
     ours, theirs = (d.manifest.encoders.get(key) for d in (first, dataset))
     where = f"{dataset.path}, {key}, beside {first.path}"
@@ -112,17 +117,19 @@ def _check_encoder(dataset: Dataset, key: str, gather: Gather) -> None:
         )
 
 
-def _check_goals(gather: Gather) -> None:
+def _check_goals(window_reader: WindowReader) -> None:
     """Checks that goal images have cameras; in `image_conditioned` every dataset needs one."""
-    if not gather.config.has_goals:
+    if not window_reader.config.has_goals:
         return
-    for dataset, part in zip(gather.datasets, gather.config.datasets, strict=True):
-        cameras = set(gather.cameras) - set(part.missing)
-        if not cameras and (not gather.cameras or gather.config.conditioning != "multimodal"):
+    for dataset, part in zip(window_reader.datasets, window_reader.config.datasets, strict=True):
+        cameras = set(window_reader.cameras) - set(part.missing)
+        if not cameras and (
+            not window_reader.cameras or window_reader.config.conditioning != "multimodal"
+        ):
             raise UserError(
-                where=f"{dataset.path}, conditioning {gather.config.conditioning}",
+                where=f"{dataset.path}, conditioning {window_reader.config.conditioning}",
                 expected="a camera, whose later images give the task",
-                found=f"observations {', '.join(gather.config.observations)}"
+                found=f"observations {', '.join(window_reader.config.observations)}"
                 + (f", of which it lacks {', '.join(part.missing)}" if part.missing else ""),
                 remedy="Read a camera, or take conditioning language_conditioned.",
             )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.conventions import Conventions, standardize_gripper
-from pipeline.data.schema import ACTION
+from pipeline.data.schema import ACTION, nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import BatchSpec, FlatBatch, check_batch, fingerprint, nest
+from pipeline.loading.batch import BatchSpec, FlatBatch, check_batch, fingerprint
 from pipeline.loading.normalize import Normalizer
 from pipeline.loading.text import TaskTable, blank
 from pipeline.loading.window_reader import DATASET_INDEX, INTERNAL, KEEPS_TEXT
@@ -87,7 +87,7 @@ class LookUpTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seal:
+class CheckBatch:
     """The last transform: checks the batch against the contract and computes its fingerprint."""
 
     spec: BatchSpec

@@ -27,8 +27,8 @@ class VggtEncoder:
     Args:
       spec: The identity of the tokens.
       weights: Weights from `load_weights` or `load_for`, with at least the layers of `spec`.
-      sharding: Sharding of the batch, from `pipeline.loading.device.batch_sharding`; the weights are
-        then on the same devices. None: the default device.
+      sharding: Sharding of the batch, from `pipeline.loading.device.batch_sharding`; the weights
+        are then on the same devices. None: the default device.
 
     Raises:
       UserError: The weights are not those of the spec.

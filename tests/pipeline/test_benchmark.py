@@ -16,7 +16,7 @@ from pipeline.data.images import decode_jpeg
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
-from pipeline.loading.window_reader import Gather
+from pipeline.loading.window_reader import WindowReader
 
 ROOT = pathlib.Path(__file__).parents[2]
 CAMERAS = ("image_primary", "image_wrist")
@@ -33,10 +33,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def gather_of(loader: Loader) -> Gather:
-    gather = loader.transforms()[0]
-    assert isinstance(gather, Gather)
-    return gather
+def window_reader_of(loader: Loader) -> WindowReader:
+    window_reader = loader.transforms()[0]
+    assert isinstance(window_reader, WindowReader)
+    return window_reader
 
 
 @pytest.mark.parametrize("settings", [{}, {"window_size": 3, "current_only": ("vggt_tokens",)}])
@@ -44,10 +44,10 @@ def test_floor_reads_each_record_of_the_samples_once_and_decodes_their_images(
     make_loader: Callable, mini_dataset: pathlib.Path, settings: dict
 ) -> None:
     loader = make_loader(mini_dataset, observations=(*CAMERAS, "vggt_tokens"), **settings)
-    gather, samples = gather_of(loader), loader.order()[0]
-    batch = gather(samples)
-    reads = Floor(gather).plan(samples)
-    windows = gather.locate(samples)
+    window_reader, samples = window_reader_of(loader), loader.order()[0]
+    batch = window_reader(samples)
+    reads = Floor(window_reader).plan(samples)
+    windows = window_reader.locate(samples)
     steps = [len(set(history)) for history in windows.history.tolist()]
     num_tokens = len(steps) if settings else sum(steps)
     assert len(reads) == len(steps) + sum(steps) + num_tokens  # episodes, images, tokens
@@ -70,16 +70,16 @@ def test_measurement_adds_up(mini_dataset: pathlib.Path) -> None:
     assert loader.batch_size == 8
     assert found.ratio_min <= found.ratio <= found.ratio_max
     assert 0 < found.floor_cpu_ms_per_sample < found.cpu_ms_per_sample * 1.5
-    assert 0 < found.stages["read"] < found.stages["gather"]
+    assert 0 < found.stages["read"] < found.stages["window_reader"]
     assert list(found.stages) == [
         "read",
         "decode",
         "order",
-        "gather",
+        "window_reader",
         "standardize_gripper",
         "normalize",
         "look_up_task",
-        "seal",
+        "check_batch",
     ]
 
 

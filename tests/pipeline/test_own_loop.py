@@ -169,11 +169,11 @@ def test_a_printed_loader_shows_its_chain(loader: Loader, directory: str) -> Non
         f"  {directory}: 24 steps, 100.0%",
     ]
     assert [line.split()[0] for line in lines[3:-1]] == [
-        "Gather",
+        "WindowReader",
         "StandardizeGripper",
         "Normalize",
         "LookUpTask",
-        "Seal",
+        "CheckBatch",
         "jitter",
     ]
     assert len(lines) <= 15

@@ -11,8 +11,7 @@ from train.evaluate.results import Results, TrialResult
 from train.evaluate.success_chart import chart_size, draw_rates
 from train.evaluate.success_rates import Paired
 from train.report.charts import Size
-from train.report.markup import Html, tag
-from train.report.number_format import count, duration
+from train.report.markup import Html, count, duration, tag
 from train.report.page_parts import folded, key, legend, note, section, table, wide_chart
 from train.report.report_page import REPORT_NAME, header, to_document
 

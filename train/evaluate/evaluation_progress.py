@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.terminal import escaped
-from train.report.number_format import duration
+from train.report.markup import duration
 
 _LOG_INTERVAL_S = 30.0
 

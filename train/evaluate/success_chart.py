@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 
 from train.evaluate.success_rates import Rate
 from train.report.charts import Size, draw_axes
-from train.report.colors import BLUE, INK, ORANGE
+from train.report.styles import BLUE, INK, ORANGE
 
 _ROW, _AROUND = 30, 56
 """Height in pixels of a row, and of the margins above and below all rows."""

@@ -207,7 +207,7 @@ def _head(config: HeadConfig) -> nn.Module:
 class OctoModule(nn.Module):
     """The policy network: `__call__` for tokens, `loss` to train, `sample_actions` to act.
 
-    All random numbers are arguments; `policy.py` draws them. The batch is the pipeline's, with
+    All random numbers are arguments; `functional.py` draws them. The batch is the pipeline's, with
     images of the model's size.
     """
 

@@ -1,4 +1,4 @@
-"""Turns the inputs of a batch into tokens: cameras, vectors, instruction (geometry: `geometry.py`).
+"""Turns the inputs of a batch into tokens: cameras, vectors, instruction (VGGT: `vggt_tokens.py`).
 
 A tokenizer's output has its own embedding size; `model.py` projects it to the transformer's size
 and adds position embeddings, the same way for all groups.

@@ -13,9 +13,9 @@ import numpy as np
 import sentencepiece
 
 from pipeline.data.conventions import Conventions
-from pipeline.data.schema import ACTION
+from pipeline.data.schema import ACTION, nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import LeafSpec, nest
+from pipeline.loading.batch import LeafSpec
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
 from train.octo.functional import InstructionEncoder
 from train.octo.heads.diffusion import SamplingNoise, draw_sampling_noise

@@ -1,13 +1,13 @@
 """Turns environments' observations into the batch that the model reads, as the loader does.
 
-                      pipeline/ (training)                     here (rollout)
-    observation   gather.py: history_indices, masks    History: the last steps, padded alike
-    observation   gather.py: history_indices, masks    History: the last steps, with the same
-    padding
-    images        gather.py: resized where datasets of a mixture store other sizes    the same
-    instruction   transforms.py: LookUpTask            tokenize, the same ids and mask
-    goal          gather.py: the images of a later step    the images that `reset` was given
-    tokens        a column of the dataset              a `TokenEncoder`
+| part        | training (pipeline/loading/)                        | rollout (here)               |
+| ----------- | --------------------------------------------------- | ---------------------------- |
+| observation | windows.py: `history_indices`                       | `History`: the last steps    |
+| padding     | window_reader.py: masks                             | `History`: the same masks    |
+| images      | window_reader.py: resized to the size of the batch  | the same                     |
+| instruction | transforms.py: `LookUpTask`                         | tokenize: the same ids, mask |
+| goal        | window_reader.py: the images of a later step        | the images given to `reset`  |
+| tokens      | a column of the dataset                             | a `TokenEncoder`             |
 
 `octograin parity` compares the two, array by array.
 """
@@ -21,8 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from pipeline.data.schema import nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import LeafSpec, nest
+from pipeline.loading.batch import LeafSpec
 from pipeline.loading.device import resize_images
 from pipeline.loading.text import Encode, tokenize
 from train.policy.observations import Observation, check_observations

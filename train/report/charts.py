@@ -13,9 +13,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from train.report.colors import BLUE, FONTS, GREY, INK, ORANGE, PALE, PALE_BLUE, named
 from train.report.curve_series import finite, has_log_scale, smooth, thin
-from train.report.number_format import short
+from train.report.markup import short
+from train.report.styles import BLUE, FONTS, GREY, INK, ORANGE, PALE, PALE_BLUE, named
 
 _POINTS_A_PIXEL = 0.75
 _INCHES_A_PIXEL = 1 / 96

@@ -8,8 +8,7 @@ from PIL import Image
 from pipeline.inspection.feature_names import split_unit
 from train.metrics.validation import EpisodePrediction
 from train.report.charts import Size, draw_chunks
-from train.report.markup import Html, data_uri, tag
-from train.report.number_format import count, three_digits
+from train.report.markup import Html, count, data_uri, tag, three_digits
 from train.report.page_parts import SMALL_PANEL, absent, key, legend, note, panel, panels, section
 from train.report.quality_section import NOTHING_HELD_OUT
 from train.report.report_inputs import VIEWS_NAME, RunFiles

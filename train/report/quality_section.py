@@ -5,8 +5,7 @@ import math
 from pipeline.inspection.feature_names import split_unit
 from train.metrics.validation import ValidationMetrics
 from train.report.charts import Size, draw_curve
-from train.report.markup import Html, join, tag
-from train.report.number_format import count, percent, three_digits
+from train.report.markup import Html, count, join, percent, tag, three_digits
 from train.report.page_parts import absent, bar, folded, key, legend, note, panel, section, table
 from train.report.report_inputs import RunFiles
 from train.report.training_section import validation_line

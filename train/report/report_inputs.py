@@ -20,8 +20,8 @@ from train.metrics.validation import (
 )
 from train.metrics.validation import METRICS_NAME as VALIDATION_NAME
 from train.octo.released.weights_report import LoadReport
+from train.run_directory.run_description import ENVIRONMENT_NAME
 from train.run_directory.run_directory import CONFIG_NAME, ONLY_A_RECORD
-from train.run_directory.run_environment import ENVIRONMENT_NAME
 
 LOAD_REPORT_NAME = "load_report.json"
 DATASETS_NAME = "datasets.json"

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.files import write_text_atomically, writing
 from train.report.episode_section import episode_section, views_section
-from train.report.markup import Html, tag
-from train.report.number_format import count, duration, three_digits
+from train.report.markup import Html, count, duration, tag, three_digits
 from train.report.provenance_section import (
     config_section,
     datasets_section,

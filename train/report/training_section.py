@@ -3,13 +3,12 @@
 import numpy as np
 
 from train.report.charts import Line, Size, draw_curve, draw_loss
-from train.report.colors import ORANGE
 from train.report.curve_series import binned_ratio, smoothing_window, to_columns
-from train.report.markup import Html
-from train.report.number_format import count, three_digits
+from train.report.markup import Html, count, three_digits
 from train.report.page_parts import absent, key, legend, panel, panels, section, wide_chart
 from train.report.report_inputs import RunFiles
 from train.report.run_summary import Summary
+from train.report.styles import ORANGE
 
 _NO_METRICS = "No step was logged: metrics.jsonl is missing or empty."
 

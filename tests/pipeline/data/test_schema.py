@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.dataset import open_dataset
-from pipeline.data.schema import Column, Feature, Schema, SourcePart, rest_dtype, to_rest
+from pipeline.data.schema import Column, Feature, Schema, SourcePart, nest, rest_dtype, to_rest
 from pipeline.errors import SchemaError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -231,3 +231,7 @@ def test_hash_is_kept_with_checkpoints() -> None:
 
 def test_nbytes_counts_one_step() -> None:
     assert [tensor("float16", (261, 2048)).nbytes, tensor("bool", ()).nbytes] == [1_069_056, 1]
+
+
+def test_nest_splits_paths() -> None:
+    assert nest({"a/b/c": 1, "a/d": 2, "e": 3}) == {"a": {"b": {"c": 1}, "d": 2}, "e": 3}

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pipeline.loading.array_pool import Buffers
+from pipeline.loading.window_reader import Buffers
 
 SHAPE = (2, 1 << 20)
 
@@ -83,7 +83,7 @@ def test_threads_never_share_memory() -> None:
 
 
 def test_where_counts_say_nothing_every_array_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.loading.array_pool.sys.getrefcount", lambda block: 1)
+    monkeypatch.setattr("pipeline.loading.window_reader.sys.getrefcount", lambda block: 1)
     buffers = Buffers()
     kept = [buffers.empty(SHAPE, "uint8") for _ in range(3)]
     assert len({address(array) for array in kept}) == 3
@@ -94,7 +94,7 @@ def test_where_counts_say_nothing_every_array_is_fresh(monkeypatch: pytest.Monke
 def test_count_of_a_free_block_is_measured(monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
     count = sys.getrefcount
     monkeypatch.setattr(
-        "pipeline.loading.array_pool.sys.getrefcount", lambda block: count(block) + offset
+        "pipeline.loading.window_reader.sys.getrefcount", lambda block: count(block) + offset
     )
     buffers = Buffers()
     array = buffers.empty(SHAPE, "uint8")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SchemaError
-from pipeline.loading.batch import LeafSpec, check_batch, fingerprint, nest, table
+from pipeline.loading.batch import LeafSpec, check_batch, fingerprint, table
 
 SPEC = {
     "action": LeafSpec("float32", (2, 3)),
@@ -86,10 +86,6 @@ def test_fingerprint_does_not_depend_on_the_order_of_keys_or_the_layout_in_memor
     ordered = batch(action=values)
     other = dict(reversed(batch(action=np.asfortranarray(values)).items()))
     assert fingerprint(ordered) == fingerprint(other)
-
-
-def test_nest_splits_paths() -> None:
-    assert nest({"a/b/c": 1, "a/d": 2, "e": 3}) == {"a": {"b": {"c": 1}, "d": 2}, "e": 3}
 
 
 def test_table_has_a_line_for_each_leaf() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.loading.goals import keeps_goal_images, uniform_goals
+from pipeline.loading.windows import keeps_goal_images, uniform_goals
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "data" / "golden" / "octo" / "data"
 

@@ -544,9 +544,9 @@ def test_no_more_batches_exist_than_were_predicted(
         time.sleep(0.02)
     batches.close()
     large = sum(leaf.nbytes for leaf in loader.spec.values() if leaf.nbytes >= 1 << 20)
-    gather = loader.transforms()[0]
+    window_reader = loader.transforms()[0]
     assert in_use is not None
-    assert 0 < gather.buffers.num_bytes <= loader.memory.num_batches * large
+    assert 0 < window_reader.buffers.num_bytes <= loader.memory.num_batches * large
 
 
 @pytest.mark.parametrize(

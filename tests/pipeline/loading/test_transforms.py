@@ -9,7 +9,7 @@ from pipeline.errors import SchemaError
 from pipeline.loading.batch import LeafSpec, fingerprint
 from pipeline.loading.normalize import Normalizer
 from pipeline.loading.text import TaskTable
-from pipeline.loading.transforms import LookUpTask, Normalize, Seal, StandardizeGripper
+from pipeline.loading.transforms import CheckBatch, LookUpTask, Normalize, StandardizeGripper
 
 LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 2, -1.0, 1.0)
 UNIT = dataclasses.replace(LIBERO, gripper_open=1.0, gripper_close=0.0)
@@ -93,7 +93,7 @@ SPEC = {"action": LeafSpec("float32", (2, 1, 1, 3)), "task/task_index": LeafSpec
 
 
 def test_seal_nests_what_the_contract_names_and_fingerprints_it() -> None:
-    nested, digits = Seal(SPEC)(make_batch())
+    nested, digits = CheckBatch(SPEC)(make_batch())
     kept = {key: make_batch()[key] for key in SPEC}
     np.testing.assert_array_equal(nested["task"]["task_index"], kept["task/task_index"])
     assert (set(nested), digits) == ({"action", "task"}, fingerprint(kept))
@@ -101,4 +101,4 @@ def test_seal_nests_what_the_contract_names_and_fingerprints_it() -> None:
 
 def test_seal_refuses_what_the_contract_does_not_name() -> None:
     with pytest.raises(SchemaError, match=r"batch: .*extra: not in the contract, float64"):
-        Seal(SPEC)(make_batch() | {"extra": np.zeros(1)})
+        CheckBatch(SPEC)(make_batch() | {"extra": np.zeros(1)})

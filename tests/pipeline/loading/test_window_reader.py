@@ -12,19 +12,19 @@ from pipeline.loading.batch import check_batch
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.sampling import Samples
 from pipeline.loading.splits import select
-from pipeline.loading.window_reader import Gather
+from pipeline.loading.window_reader import WindowReader
 
 OBSERVATIONS = ("image_primary", "proprio", "vggt_tokens")
 
 
 @pytest.fixture(scope="module")
-def make(mini_dataset: pathlib.Path) -> Callable[..., Gather]:
-    def make(path: pathlib.Path = mini_dataset, **settings: object) -> Gather:
+def make(mini_dataset: pathlib.Path) -> Callable[..., WindowReader]:
+    def make(path: pathlib.Path = mini_dataset, **settings: object) -> WindowReader:
         settings = {"observations": OBSERVATIONS, "window_size": 2, "action_horizon": 4} | settings
         part = DatasetConfig(str(path), excluded=settings.pop("excluded", ()))
         config = DataConfig((part,), "unused", **settings)
         dataset = open_dataset(str(path))
-        return Gather((dataset,), (select(dataset, part, config),), config)
+        return WindowReader((dataset,), (select(dataset, part, config),), config)
 
     return make
 
@@ -37,8 +37,8 @@ def at(*steps: int, goal: float = 0.0, condition: float = 0.0) -> Samples:
 
 
 def test_batch_has_the_types_that_its_spec_declares(make: Callable) -> None:
-    gather = make()
-    check_batch(gather(at(0, 200, 454)), gather.spec(3))
+    window_reader = make()
+    check_batch(window_reader(at(0, 200, 454)), window_reader.spec(3))
 
 
 def test_windows_stay_inside_their_episode(make: Callable) -> None:
@@ -52,9 +52,9 @@ def test_windows_stay_inside_their_episode(make: Callable) -> None:
 
 
 def test_arrays_are_the_stored_ones_of_each_step(make: Callable) -> None:
-    gather = make()
-    (dataset,) = gather.datasets
-    batch = gather(at(102, 300))
+    window_reader = make()
+    (dataset,) = window_reader.datasets
+    batch = window_reader(at(102, 300))
     for sample, (episode, steps) in enumerate([(1, (0, 0)), (2, (73, 74))]):
         record = dataset.columns["episodes"].read(episode)
         np.testing.assert_array_equal(batch["observation/timestep"][sample], steps)
@@ -94,10 +94,10 @@ def test_padding_repeats_the_first_frame(make: Callable) -> None:
 def test_column_that_the_config_does_not_name_is_not_read(
     make: Callable, copied: pathlib.Path
 ) -> None:
-    gather = make(copied, observations=("proprio",))
+    window_reader = make(copied, observations=("proprio",))
     for path in (*(copied / "steps").iterdir(), *(copied / "vggt_tokens").iterdir()):
         path.unlink()
-    assert gather(at(5))["observation/proprio"].shape == (1, 2, 8)
+    assert window_reader(at(5))["observation/proprio"].shape == (1, 2, 8)
 
 
 def test_observation_that_no_column_holds_is_named(make: Callable) -> None:
@@ -107,25 +107,25 @@ def test_observation_that_no_column_holds_is_named(make: Callable) -> None:
 
 
 def test_corrupt_record_is_named(make: Callable, copied: pathlib.Path) -> None:
-    gather = make(copied)
+    window_reader = make(copied)
     path = copied / "steps" / "00001-of-00002.arrayrecord"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     message = r"steps/00001-of-00002.arrayrecord, record \d+: expected a readable record"
     with pytest.raises(DataError, match=message):
-        gather(at(*range(226, 455)))
+        window_reader(at(*range(226, 455)))
 
 
 CAMERAS = ("image_primary", "image_wrist")
 
 
 def test_goal_is_a_later_frame_of_the_same_episode(make: Callable) -> None:
-    gather = make(observations=CAMERAS, conditioning="image_conditioned")
-    reader = gather.datasets[0].columns["steps"]
+    window_reader = make(observations=CAMERAS, conditioning="image_conditioned")
+    reader = window_reader.datasets[0].columns["steps"]
     samples = at(102, 200, 225, goal=0.5)  # 124, 26 and 1 steps of the episode remain
-    batch = gather(samples)
-    check_batch(batch, gather.spec(3))
+    batch = window_reader(samples)
+    check_batch(batch, window_reader.spec(3))
     np.testing.assert_array_equal(batch["task/timestep"], [62, 111, 123])
     for sample, step in enumerate((164, 213, 225)):
         expected = np.zeros((128, 128, 3), np.uint8)
@@ -138,8 +138,8 @@ def test_goal_is_a_later_frame_of_the_same_episode(make: Callable) -> None:
 
 
 def test_actions_from_the_goal_on_do_not_count(make: Callable) -> None:
-    gather = make(observations=CAMERAS, conditioning="image_conditioned")
-    windows = gather.locate(at(102, 222, 225, goal=0.5))
+    window_reader = make(observations=CAMERAS, conditioning="image_conditioned")
+    windows = window_reader.locate(at(102, 222, 225, goal=0.5))
     np.testing.assert_array_equal(windows.goal, [62, 122, 123])
     # At step 120, whose goal is 122: actions 119 to 122, and 120 to 123.
     np.testing.assert_array_equal(windows.chunk_mask[1], [[1, 1, 1, 0], [1, 1, 0, 0]])
@@ -153,8 +153,8 @@ def test_actions_from_the_goal_on_do_not_count(make: Callable) -> None:
 @pytest.mark.parametrize("condition", [0.29, 0.31])
 def test_sample_keeps_its_goal_images_or_its_instruction(make: Callable, condition: float) -> None:
     keeps_images = condition < 0.3
-    gather = make(observations=CAMERAS, conditioning="multimodal", keep_image_prob=0.3)
-    batch = gather(at(102, 200, goal=0.5, condition=condition))
+    window_reader = make(observations=CAMERAS, conditioning="multimodal", keep_image_prob=0.3)
+    batch = window_reader(at(102, 200, goal=0.5, condition=condition))
     for name in CAMERAS:
         np.testing.assert_array_equal(batch[f"task/pad_mask_dict/{name}"], [keeps_images] * 2)
         assert batch[f"task/{name}"].any() == keeps_images
@@ -166,18 +166,20 @@ def test_sample_without_an_instruction_keeps_its_goal_images(
     make: Callable, copied: pathlib.Path, edit_json: Callable
 ) -> None:
     edit_json(copied / "dataset.json", lambda manifest: manifest["tasks"].__setitem__(0, ""))
-    gather = make(copied, observations=CAMERAS, conditioning="multimodal", keep_image_prob=0.0)
-    batch = gather(at(0, 102, 226, 349))
-    empty = [task == 0 for task in gather.datasets[0].manifest.episode_tasks]
+    window_reader = make(
+        copied, observations=CAMERAS, conditioning="multimodal", keep_image_prob=0.0
+    )
+    batch = window_reader(at(0, 102, 226, 349))
+    empty = [task == 0 for task in window_reader.datasets[0].manifest.episode_tasks]
     assert 0 < sum(empty) < 4
     np.testing.assert_array_equal(batch["keeps_text"], np.logical_not(empty))
 
 
 def test_feature_is_read_for_the_current_step_alone(make: Callable) -> None:
     whole = make(window_size=3)(at(0, 103, 300))
-    gather = make(window_size=3, current_only=("vggt_tokens", "proprio"))
-    batch = gather(at(0, 103, 300))
-    check_batch(batch, gather.spec(3))
+    window_reader = make(window_size=3, current_only=("vggt_tokens", "proprio"))
+    batch = window_reader(at(0, 103, 300))
+    check_batch(batch, window_reader.spec(3))
     for name in ("vggt_tokens", "proprio"):
         key = f"observation/{name}"
         np.testing.assert_array_equal(batch[key], whole[key][:, -1:])
@@ -207,9 +209,9 @@ def test_observation_that_a_dataset_lacks_is_black_and_masked(
     config = DataConfig(parts, "unused", observations=CAMERAS, conditioning="image_conditioned")
     dataset = open_dataset(str(mini_dataset))
     selection = select(dataset, parts[0], config)
-    gather = Gather((dataset, dataset), (selection, selection), config)
+    window_reader = WindowReader((dataset, dataset), (selection, selection), config)
     samples = at(102, 102, goal=0.5)
-    batch = gather(dataclasses.replace(samples, dataset=np.array([1, 0])))
+    batch = window_reader(dataclasses.replace(samples, dataset=np.array([1, 0])))
     for part, mask in (("observation", [[False] * 2, [True] * 2]), ("task", [False, True])):
         np.testing.assert_array_equal(batch[f"{part}/pad_mask_dict/image_wrist"], mask)
         assert not batch[f"{part}/image_wrist"][0].any()
@@ -229,17 +231,17 @@ def test_excluded_record_is_not_read(
     settings = {"observations": ("image_primary",), "conditioning": conditioning}
     with pytest.raises(RecordError) as caught:
         make(copied, **settings)(at(*every, goal=0.3))
-    gather = make(copied, excluded=(caught.value.record,), **settings)
-    allowed = np.unique(gather.selections[0].steps(every))
+    window_reader = make(copied, excluded=(caught.value.record,), **settings)
+    allowed = np.unique(window_reader.selections[0].steps(every))
     assert len(set(every) - set(allowed)) == 2  # a window of two steps
-    gather(at(*allowed, goal=0.3))
+    window_reader(at(*allowed, goal=0.3))
 
 
 def test_goal_is_never_an_excluded_image(make: Callable) -> None:
     # Step 102 + 62 is what the draw of one half chooses.
     excluded = ("steps/00000-of-00002.arrayrecord:164",)
-    gather = make(observations=CAMERAS, conditioning="image_conditioned", excluded=excluded)
-    batch = gather(at(102, goal=0.5))
+    window_reader = make(observations=CAMERAS, conditioning="image_conditioned", excluded=excluded)
+    batch = window_reader(at(102, goal=0.5))
     assert batch["task/timestep"] == [61]
 
 
@@ -256,8 +258,8 @@ def test_spoiled_image_is_named_so_that_it_can_be_excluded(
     def refuse(encoded: bytes, out: np.ndarray) -> None:
         raise ValueError("no image")
 
-    gather = make(observations=("image_primary",))
+    window_reader = make(observations=("image_primary",))
     monkeypatch.setattr("pipeline.data.images.decode_jpeg", refuse)
     with pytest.raises(RecordError, match=r"record 2, observation/image_primary: .*no image") as e:
-        gather(at(229))
+        window_reader(at(229))
     assert e.value.record == "steps/00001-of-00002.arrayrecord:2"

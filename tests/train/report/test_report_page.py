@@ -22,8 +22,7 @@ from train.report.__main__ import main
 from train.report.charts import Size, draw_chunks
 from train.report.curve_series import binned_ratio, smooth, smoothing_window, thin
 from train.report.episode_section import chunk_error, chunk_interval, views_section
-from train.report.markup import Html, join, tag
-from train.report.number_format import duration, percent, short, three_digits
+from train.report.markup import Html, duration, join, percent, short, tag, three_digits
 from train.report.provenance_section import weights_section
 from train.report.quality_section import error_section, task_section
 from train.report.report_inputs import RunFiles, read_run

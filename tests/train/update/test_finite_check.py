@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from train.update.finite_check import non_finite
+from train.update.skipped_updates import non_finite
 
 
 def batch(dtype=np.float32):
