@@ -51,11 +51,7 @@ def suite_dataset(suite: str) -> DatasetConfig:
     return DatasetConfig(
         f"data/{suite}",
         commands=(
-<<<<<<< HEAD
             f"octograin convert data/rlds/{suite} data/{suite}",
-=======
-            f"python -m converters.rlds data/rlds/{suite} data/{suite}",
->>>>>>> 2bab58b (Merge small modules into the one that uses them, and describe the architecture)
             f"octograin tokens data/{suite} --weights hf://facebook/VGGT-1B",
         ),
     )

@@ -208,11 +208,7 @@ def _read(path: epath.Path) -> str:
             where=str(path.parent),
             expected=f"a dataset directory with a {FILE_NAME}",
             found="an RLDS directory",
-<<<<<<< HEAD
             remedy=f"Convert it: octograin convert {path.parent} DST; "
-=======
-            remedy=f"Convert it: python -m converters.rlds {path.parent} DST; "
->>>>>>> 2bab58b (Merge small modules into the one that uses them, and describe the architecture)
             f"compare the two: octograin verify {path.parent} DST",
         )
     raise DataError(

@@ -2,9 +2,7 @@
 
 import dataclasses
 
-from pipeline.config import DataConfig, DatasetConfig
-from train.config import OptimizerConfig, TrainConfig
-from train.octo.config import (
+from train.octo.octo_config import (
     ImageTokenizerConfig,
     LanguageConfig,
     LowdimTokenizerConfig,
@@ -14,6 +12,9 @@ from train.octo.config import (
     TransformerConfig,
     VGGTTokenizerConfig,
 )
+
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from train.train_config import OptimizerConfig, TrainConfig
 
 TOKENED = TrainConfig(
     data=DataConfig(
