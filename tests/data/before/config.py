@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from pipeline.loading.data_config import DataConfig, DatasetConfig
 from train.octo.octo_config import (
     ImageTokenizerConfig,
     LanguageConfig,
@@ -12,8 +13,6 @@ from train.octo.octo_config import (
     TransformerConfig,
     VGGTTokenizerConfig,
 )
-
-from pipeline.loading.data_config import DataConfig, DatasetConfig
 from train.train_config import OptimizerConfig, TrainConfig
 
 TOKENED = TrainConfig(
