@@ -100,6 +100,13 @@ def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
 
 def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcessor:
     """Opens T5's vocabulary; an id beyond the encoder's table would give NaN, so it is an error."""
+    if not config.data.vocabulary:
+        raise UserError(
+            where="data.vocabulary",
+            expected="T5's SentencePiece model, whose ids Octo reads",
+            found="an empty name",
+            remedy="Name it, such as hf://google-t5/t5-base/spiece.model.",
+        )
     vocabulary = load_vocabulary(config.data.vocabulary)
     language = config.model.language
     rows = math.inf if language is None else language.t5.vocab_size

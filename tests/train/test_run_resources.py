@@ -51,6 +51,12 @@ def test_a_vocabulary_beyond_the_encoders_table_is_refused(tiny_config):
         open_inputs(dataclasses.replace(tiny_config, model=model))
 
 
+def test_a_run_needs_a_vocabulary_where_a_loop_of_ones_own_does_not(tiny_config):
+    data = dataclasses.replace(tiny_config.data, vocabulary="")
+    with pytest.raises(UserError, match=r"data\.vocabulary: expected T5's .*found an empty name"):
+        open_inputs(dataclasses.replace(tiny_config, data=data))
+
+
 def test_weights_that_are_no_octo_checkpoint_are_named_with_the_rest(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, pretrained_path=str(tmp_path / "octo"))
     with pytest.raises(UserError, match=r"octo/config.json: expected Octo's config.json"):
