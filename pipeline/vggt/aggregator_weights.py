@@ -18,7 +18,7 @@ from pipeline.vggt.aggregator import Aggregator
 from pipeline.vggt.aggregator_config import PATCH_SIZE, VggtConfig
 from pipeline.vggt.checkpoint_keys import Change, Place, Shape, places
 from pipeline.vggt.encoder_spec import ComputeDtype, EncoderSpec, check_layers
-from pipeline.vggt.weight_sources import config_of, licence_of, read_tensors
+from pipeline.vggt.weight_sources import check_found, config_of, licence_of, read_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def load_weights(
     """
     config = config_of(source, config)
     licence = licence_of(source, licence)
+    check_found(source)
     layers = tuple(layers) if layers is not None else (config.num_layers - 1,)
     check_layers(layers, config)
     num_layers = layers[-1] + 1
@@ -87,7 +88,7 @@ def load_weights(
             leaves[place.path].block_until_ready()
     lines = "".join(f"{key} {digest}\n" for key, digest in sorted(digests.items()))
     digest = xxhash.xxh3_128_hexdigest(lines.encode())
-    _log.info("%s: %d tensors, digest %s, %s", source, len(digests), digest, licence)
+    _log.info("%s: %d tensors, checksum %s, %s", source, len(digests), digest, licence)
     params = traverse_util.unflatten_dict(leaves, sep="/")
     return VggtWeights(source, config, params, num_layers, digest, licence, dtype)
 

@@ -79,6 +79,16 @@ def licence_of(source: str, licence: str | None) -> str:
     return known
 
 
+def check_found(source: str) -> None:
+    """Finds the file of a source, or fetches it from the hub, before anything is allocated for it.
+
+    Raises:
+      DataError: There is no such file.
+    """
+    if not source.startswith(RANDOM):
+        _local_path(source)
+
+
 def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
     """Yields (key, array) of every tensor of the aggregator; no other is read.
 
