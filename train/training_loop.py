@@ -85,12 +85,15 @@ class Loop:
         self._log = log
         self._directory = directory
         self._stop_requests = stop_requests
+        # Computed once: they are the same in every checkpoint of the run.
         self._constants = Constants(
             setup.config,
             setup.loader.describe_datasets(),
             setup.inputs.vocabulary.serialized_model_proto(),
         )
+        # Training step of the last checkpoint, so that no step is saved twice.
         self._saved: int | None = None
+        # Skipped updates in a row.
         self._skipped = 0
         self._failure: UserError | None = None
         """This process's error, kept until it is sent to every process."""
@@ -110,33 +113,45 @@ class Loop:
             its training steps.
           Stopped: Any process was asked to stop; the state is saved.
         """
+        # Waits for the state, once; inside the loop the number is counted on the host.
         first = int(state.step)
         self._saved = first if is_saved else None
+        # A run that was stopped between a save and its validation.
         self._validate_if_missed(first, state)
         pending: _Pending | None = None
         with self._batches(first) as batches:
             before = time.perf_counter()
             for step in range(first + 1, self._config.num_steps + 1):
                 asked = time.perf_counter()
+                # A failure here must not leave the others waiting in the collective training step.
                 ahead = self._alone(lambda: next(batches))
                 wait_s = time.perf_counter() - asked
+                # Time spent here costs nothing while the devices have something to do.
                 if pending is not None and not _is_ready(pending.metrics["loss"]):
                     wait_s = 0.0  # the devices were still computing the previous step
+                # Before the step: it is a collective, which all processes enter or none.
                 self._agree_to_continue(pending, state)
                 arrays, batch = cast(_Ahead, ahead)
+                # The first step of the run, not of the process: a resumed run shows nothing again.
                 if step == 1:
                     self._show(batch)
+                # Returns as soon as the step is dispatched; its metrics are read one step later.
                 state, metrics = self._step(state, arrays, self._table)
                 ahead = arrays = None  # frees its device memory for the next batch
+                # Waits for the previous step only: the devices already have the next one to do.
                 self._flush(pending)
                 now = time.perf_counter()
+                # Not read here: `float(metric)` would wait for the step that was just started.
                 pending = _Pending(step, metrics, now - before, wait_s, batch.fingerprint)
                 before = now
                 if self._is_due(step):
+                    # Saves and validations wait for the step anyway, so its row is written first.
                     self._flush(pending)
                     pending = None
                     self._after(step, state)
+                    # Saving and validating do not count as the time of a step.
                     before = time.perf_counter()
+        # An error of the last step's flush is still to be raised, in all processes.
         self._agree_to_continue(None, state)
         return state
 
@@ -148,8 +163,10 @@ class Loop:
         """Returns what `work` returns; None if it fails: `_agree_to_continue` raises its error."""
         try:
             with exclusion_named(self._config):
+                # Adds to the error the flag that excludes a corrupt record.
                 return work()
         except UserError as error:
+            # The first error is the cause; later ones often follow from it.
             self._failure = self._failure or error
             return None
 
@@ -160,11 +177,14 @@ class Loop:
             if not distributed.agree(flag=asked is not None, error=self._failure):
                 return
         except UserError as error:
+            # The last row is in the log before the checkpoint that a resume starts from.
             self._flush(pending)
+            # The state is whole after every step, so the run can resume from it.
             self._save(state)
             raise self._resumable(error, int(state.step)) from error
         self._flush(pending)
         self._save(state)
+        # Stopped exactly at the end, the run is complete except for its report.
         raise Stopped(asked, is_complete=int(state.step) == self._config.num_steps)
 
     def _show(self, batch: LoadedBatch) -> None:
@@ -176,6 +196,7 @@ class Loop:
         return self._is_saved_at(step) or self._is_validated_at(step)
 
     def _is_saved_at(self, step: int) -> bool:
+        # The last step is saved even where the interval does not divide it.
         return step == self._config.num_steps or step % self._config.save_interval == 0
 
     def _is_validated_at(self, step: int) -> bool:
@@ -191,12 +212,14 @@ class Loop:
 
     def _save(self, state: TrainState) -> None:
         step = int(state.step)
+        # A stop right after a regular save must not write the same step again.
         if self._saved != step:
             self._checkpoints.save(state, self._setup.loader.state(step), self._constants)
             self._saved = step
 
     def _validate_if_missed(self, step: int, state: TrainState) -> None:
         """Runs the validation that was due when the run ended early."""
+        # Nothing to validate at 0: the initial weights were not trained here.
         if step == 0 or not self._is_validated_at(step):
             return
 
@@ -204,6 +227,7 @@ class Loop:
             seen = {one.step for one in read_validation(self._directory)}
             return distributed.is_writer() and step not in seen
 
+        # The writer alone can say so; validation is a collective, so all have to know.
         if distributed.agree(flag=distributed.together(is_missing)):
             self._validate(step, state)
 
@@ -211,7 +235,9 @@ class Loop:
         validator = self._setup.validator
         if validator is None:
             return
+        # Validation uses the average of the parameters, as a policy does.
         params = averaged_params(state.params, state.ema, self._config.frozen)
+        # The weights are saved already, so an error here must not look like a failed run.
         if step == self._config.num_steps:
             with reported("its last validation", self._directory):
                 self._write_validation(validator.run(params, self._table, step))
@@ -219,8 +245,10 @@ class Loop:
         try:
             found = validator.run(params, self._table, step)
         except UserError as error:
+            # Saved first: an error in validation must not cost the steps since the last save.
             self._save(state)
             raise self._resumable(error, step) from error
+        # One process writes; its error is raised in all before the next step.
         self._alone(lambda: self._write_validation(found))
 
     def _write_validation(self, found: ValidationMetrics) -> None:
@@ -240,6 +268,7 @@ class Loop:
         """Waits for a step's metrics and writes them; fails after too many skipped updates."""
         if pending is None:
             return
+        # Waits for the step to finish.
         values = {name: float(value) for name, value in pending.metrics.items()}
         applied = int(values.pop("applied"))
         row = StepMetrics(
@@ -254,6 +283,7 @@ class Loop:
         if self._log is not None:
             log = self._log
             self._alone(lambda: log.write(row))
+        # Only updates in a row count: a rare overflow is no reason to end a run.
         if applied:
             self._skipped = 0
             return
@@ -263,6 +293,7 @@ class Loop:
         found = f"loss {values['loss']}, grad_norm {values['grad_norm']}"
         _log.warning("step %d: %s; its update is skipped%s", step, found, place)
         if self._skipped > self._config.optimizer.max_skipped:
+            # Raised by `_agree_to_continue`, in all processes at the same step.
             self._failure = self._failure or UserError(
                 where=f"step {step}, batch {pending.fingerprint}",
                 expected="a finite loss and gradient after "

@@ -86,36 +86,45 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
     """
     destination = open_path(destination)
     _check_apart(source, destination)
+    # Before anything is written: missing shards would otherwise show after hours.
     check_shards(source)
     mapping = mapping.fitted(source)
     schema = mapping.schema(source)
     _check_trains(schema, source)
     job = ShardJob(source, mapping, schema, destination, checks)
+    # Holding the claim keeps a second job out of this directory until the manifest is written.
     with claim(destination, job.plan, overwrite=overwrite):
         if (destination / FILE_NAME).exists():  # killed after its last file
+            # The manifest is written last, so all that it lists is complete.
             return load_manifest(destination)
         numbers = range(len(source.shards))
+        # A shard is a function of its source shard alone, so finished ones are kept after a kill.
         pending = [number for number in numbers if not _is_settled(job, number)]
         done = set(numbers) - set(pending)
+        # Zero bytes: what earlier runs read must not raise the reported rate.
         on_progress(sum(source.shards[number].num_episodes for number in done), 0)
         runner(job, pending, on_progress)
+        # Read back from disk: the shards may come from other processes, machines or earlier runs.
         parts = [job.part(number) for number in numbers]
         if checks.check_images:
             num_images = sum(part.num_images for part in parts)
             seconds = sum(part.image_seconds for part in parts)
             _log.info(f"images: {num_images:,} decoded in {seconds:.1f} s of CPU")
+        # Only now, so that one run lists the bad episodes of every shard.
         _check_usable(job, parts)
         manifest = _manifest(job, parts)
         check_consistency(manifest, str(destination))
         report_cameras(source, schema)
         report_tasks(manifest.tasks, manifest.task_source)
         statistics = _statistics(job, manifest)
+        # Errors of the disk are reported as a `UserError` with this directory.
         with writing(destination):
             return write_manifest(destination, manifest, statistics)
 
 
 def _check_apart(source: RldsSource, destination: epath.Path) -> None:
     """Refuses to write into the source."""
+    # Resolved, so that a link into the source counts as the source.
     if destination.resolve().is_relative_to(source.directory.resolve()):
         raise UserError(
             where=str(destination),
@@ -140,6 +149,7 @@ def _check_trains(schema: Schema, source: RldsSource) -> None:
 
 def _is_settled(job: ShardJob, number: int) -> bool:
     """Whether a shard need not be converted; one with bad episodes may be fixed since."""
+    # With "skip" a known bad episode stays skipped, so its shard counts as settled.
     return job.is_done(number) and not (job.checks.bad_episodes == "stop" and job.part(number).bad)
 
 
@@ -158,6 +168,8 @@ def _check_usable(job: ShardJob, parts: Sequence[Part]) -> None:
 
 def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
     """What has been written, described."""
+    # Tasks are numbered here and not in records: a worker does not know the tasks of other shards.
+    # A dict keeps the order of first occurrence, whatever order the shards finished in.
     texts = tuple(dict.fromkeys(text for part in parts for text in part.tasks))
     indices = {text: index for index, text in enumerate(texts)}
     episode_tasks: list[int] = []
@@ -165,6 +177,7 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
     removed = [0] * len(texts)
     for part in parts:
         local = [indices[text] for text in part.tasks]
+        # Index of the part's first episode in the dataset.
         first = len(episode_tasks)
         episode_tasks += [local[task] for task in part.episode_tasks]
         changes += [TaskChange(first + c.episode, c.step, local[c.task]) for c in part.task_changes]
@@ -203,6 +216,7 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
 def _provenance(source: RldsSource) -> dict[str, str]:
     known = {"source": source.name, "version": source.version, "split": source.split}
     selection = {"episodes": source.selection} if source.selection else {}
+    # Later keys win: the source's own notes cannot replace its name, version or split.
     return {**source.notes, **known, **selection}
 
 
@@ -210,6 +224,7 @@ def _check_tasks(
     job: ShardJob, texts: Sequence[str], used: Iterable[int], removed: Sequence[int]
 ) -> None:
     """Refuses a task that the no-op filter left without a step."""
+    # A task whose steps were all no-ops would be in the vocabulary and never in a batch.
     emptied = [index for index in range(len(texts)) if index not in set(used)]
     if emptied:
         threshold = job.mapping.conventions.no_op_threshold
@@ -228,12 +243,15 @@ def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureSta
       SchemaError: Where the values contradict the mapping's conventions.
     """
     column = next(column for column in job.schema.columns if column.name == EPISODES)
+    # Other dtypes are never normalised and have no statistics.
     keys = [feature.key for feature in column.features if feature.dtype == "float32"]
     accumulators = {key: stats.Accumulator() for key in keys}
     doubts = Doubts(job.schema, job.mapping.conventions)
     shards = manifest.shards[EPISODES]
+    # Shard after shard: a remote dataset needs room for one copy, not for all.
     first = 0
     for shard in shards:
+        # ArrayRecord reads local files only.
         with _at_hand(job.destination, shard.file) as directory:
             reader = ColumnReader(str(directory), RecordLayout(column), shards)
             for index in range(first, first + shard.records):

@@ -40,6 +40,7 @@ from pipeline.files import (
 
 _FAILURE_SUFFIX = ".failure.json"
 _START_OVER = "Start over with --overwrite."
+# One bad episode is the episode's fault; a hundred without a good one are the mapping's.
 _HOPELESS = 100
 """Bad episodes at the beginning of a shard, none of them good, that end a job early."""
 
@@ -101,10 +102,12 @@ class ShardJob:
         values = {
             "format_version": FORMAT_VERSION,
             "source": [source.name, source.version, source.split],
+            # Only the name: the source may be moved between a kill and the next run.
             "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
             "schema_hash": self.schema.hash(),
             "mapping": to_json_values(self.mapping),
         }
+        # Absent by default, so that plans of jobs before this option keep their digest.
         return dump_json(values | ({"check_images": True} if self.checks.check_images else {}))
 
     @functools.cached_property
@@ -123,6 +126,7 @@ class ShardJob:
         """
         file = f"{number:05d}-of-{len(self.source.shards):05d}.arrayrecord"
         notes = _Notes()
+        # All columns are written in one pass, so each record of the source is read and parsed once.
         with contextlib.ExitStack() as stack:
             writers = [
                 _ColumnWriter(
@@ -134,16 +138,20 @@ class ShardJob:
             ]
             for index, where, record in self.source.scan(self.source.shards[number]):
                 standardized = self._read(record, where, index, notes)
+                # The no-op filter may leave an episode without steps; no record is written for it.
                 if standardized is not None and standardized.num_steps:
                     for writer in writers:
                         writer.write(standardized)
+                # A record that could not be read has no bytes to count.
                 report(len(record) if isinstance(record, bytes) else 0)
                 self._check_hopes(number, notes)
                 del record, standardized  # before the next one is read
+        # After the block: leaving it has renamed the files, and only then they are described.
         written = {writer.layout.column.name: writer.file.finished() for writer in writers}
         part = notes.part(self.plan_digest, self._source(number), written)
         if part.bad:
             part = dataclasses.replace(part, modified=self._modified(number))
+        # Written last: this file marks the shard as done, and a kill before it repeats the shard.
         path = self._path(number, PART_SUFFIX)
         with writing(path):
             write_text_atomically(path, dump_json(to_json_values(part)))
@@ -153,6 +161,7 @@ class ShardJob:
     ) -> Standardized | None:
         """An episode from its record, noted; None for one that cannot be used."""
         try:
+            # The error stands in for one record; the rest of the file is still read.
             if isinstance(record, DataError):
                 raise record
             episode = parse_episode(record, self.source.keys, where, self._wanted)
@@ -161,8 +170,11 @@ class ShardJob:
             if self.checks.check_images:
                 notes.count_images(*_decode(standardized, self.schema, where))
         except (DataError, SchemaError) as error:
+            # Only what the source or the mapping got wrong; any other error is a bug and ends the
+            # job.
             notes.bad.append(BadEpisode.of(index, error))
             return None
+        # After the last check, so a bad episode leaves no task or length behind.
         notes.add(standardized)
         return standardized
 
@@ -171,6 +183,7 @@ class ShardJob:
         """Keys of the source that are read."""
         features = (feature for _, feature in self.schema.features())
         taken = {part.source for feature in features for part in feature.origins}
+        # Parsing only these keys leaves unused cameras and tokens untouched.
         return frozenset(taken | ({self.mapping.task_key} - {""}))
 
     def _check_hopes(self, number: int, notes: "_Notes") -> None:
@@ -189,14 +202,19 @@ class ShardJob:
             return False
         part = self.part(number)
         return (
+            # The cheap comparisons come first; sizes of shards cost a request each in an object
+            # store.
             part.plan == self.plan_digest
             and part.source == self._source(number)
+            # Time of change matters only here: a copied source has new times, and good shards stay
+            # valid.
             and (not part.bad or part.modified == self._modified(number))
             and all(self._is_there(shard) for shard in part.shards.values())
         )
 
     def _is_there(self, shard: Shard) -> bool:
         path = self.destination / shard.file
+        # Size only: reading every shard for its checksum would take as long as converting.
         return path.exists() and path.stat().length == shard.num_bytes
 
     def _source(self, number: int) -> tuple[int, int]:
@@ -213,6 +231,7 @@ class ShardJob:
         path = self.source.shards[number].path
         if not path.exists():
             return 0
+        # etils has whole seconds, within which a fix of the same size could hide.
         return path.stat().mtime if is_remote(path) else os.stat(path).st_mtime_ns
 
     def part(self, number: int) -> Part:
@@ -230,6 +249,7 @@ class ShardJob:
 
     def fail(self, number: int, error: UserError) -> None:
         """Notes why a shard could not be converted, for a runner far away."""
+        # As a file, because the exception itself cannot cross from a Beam worker's machine.
         failure = Failure(error.where, error.expected, error.found, error.remedy)
         text = dump_json(to_json_values(failure))
         write_text_atomically(self._path(number, _FAILURE_SUFFIX), text)
@@ -266,9 +286,11 @@ class _ColumnWriter:
             self._append(episode.num_steps, {k: _whole(v) for k, v in values.items()})
             return
         for t in range(episode.num_steps):
+            # One record per step: a random window reads only its own images.
             self._append(1, {k: _at(v, t) for k, v in values.items()})
 
     def _append(self, num_steps: int, values: Mapping[str, np.ndarray | Blob]) -> None:
+        # The place is counted within the shard, so no other shard has to be finished.
         place = (self.number, self.file.count)
         self.file.write(self.layout.encode(place, num_steps, values))
 
@@ -278,6 +300,7 @@ class _Notes:
     """What the manifest will say of the episodes of one shard."""
 
     lengths: list[int] = dataclasses.field(default_factory=list)
+    # Instruction to its index in this part, in the order of first occurrence.
     tasks: dict[str, int] = dataclasses.field(default_factory=dict)
     episode_tasks: list[int] = dataclasses.field(default_factory=list)
     changes: list[TaskChange] = dataclasses.field(default_factory=list)
@@ -294,12 +317,14 @@ class _Notes:
     def add(self, episode: Standardized) -> None:
         self.num_good += 1
         for text in episode.removed:
+            # Counted before the return below: an episode of no-ops alone still names its task.
             task = self._index(text)
             self.removed[task] = self.removed.get(task, 0) + 1
         if not episode.num_steps:
             return
         indices = [self._index(text) for text in episode.tasks]
         for step, (before, task) in enumerate(itertools.pairwise(indices), 1):
+            # Only changes are kept; nearly all episodes have one instruction.
             if task != before:
                 self.changes.append(TaskChange(len(self.lengths), step, task))
         self.lengths.append(episode.num_steps)
@@ -330,12 +355,14 @@ def _decode(episode: Standardized, schema: Schema, where: str) -> tuple[int, flo
     Raises:
       DataError: One that is not readable to its end.
     """
+    # CPU time, which does not grow when workers share cores.
     started = time.process_time()
     num_images = 0
     for _, feature in schema.features():
         if feature.kind != "image":
             continue
         for t, encoded in enumerate(episode.values[feature.key]):
+            # Blobs, since only images get here.
             assert not isinstance(encoded, np.ndarray)
             check_pixels(encoded, f"{where}, {feature.source}, step {t}")
             num_images += 1
@@ -347,4 +374,5 @@ def _whole(value: np.ndarray | list[Blob]) -> np.ndarray | Blob:
 
 
 def _at(value: np.ndarray | list[Blob], t: int) -> np.ndarray | Blob:
+    # `...` keeps a 0-d array, where `value[t]` of one axis would be a scalar.
     return value[t, ...] if isinstance(value, np.ndarray) else value[t]

@@ -77,6 +77,7 @@ class SourceMapping:
     def fitted(self, source: RldsSource) -> "SourceMapping":
         """The mapping of a source without any text but its name: it needs no `task = ""`."""
         texts = {key.key for key in source.keys.values() if key.kind == "text"}
+        # Only the default key is dropped: a task that was named and is missing is an error.
         if self.task == _TASK and not texts - {self.source_id}:
             return dataclasses.replace(self, task="")
         return self
@@ -91,8 +92,10 @@ class SourceMapping:
         where = str(source.directory / "features.json")
         self._check_covered(source.keys, where)
         self._check_texts(source.keys, where)
+        # The episode column exists even without a feature: it holds lengths, and comes first.
         columns: dict[str, list[Feature]] = {EPISODES: []}
         for mapping in self.features:
+            # An optional feature without all of its sources is left out.
             if source.keys.keys() >= set(mapping.sources):
                 keys = [source.keys[key] for key in mapping.sources]
                 made = make_feature(mapping, keys, where)
@@ -146,6 +149,7 @@ class SourceMapping:
                         found="one value of the whole episode",
                         remedy="Name the key of the commands.",
                     )
+                # `gripper_dim` may be None, but the action still needs its one axis.
                 if (dim or 0) >= feature.shape[0]:
                     raise SchemaError(
                         where=f"{where}, {feature.source}",
@@ -156,6 +160,7 @@ class SourceMapping:
 
     def _ignores(self, key: SourceKey) -> bool:
         """Whether a glob names the key, or the sequence of images that it is a view of."""
+        # A view of a sequence of images is also ignored by the name of the sequence.
         names = {key.key, key.stored}
         return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.ignore)
 
@@ -213,22 +218,27 @@ def standardize(
         (its statistics would not be either), an image of another size, or text that is not UTF-8.
       DataError: An image whose header is not readable.
     """
+    # Any key of the steps: `parse_episode` has checked that all agree.
     num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
     values: dict[str, np.ndarray | list[Blob]] = {}
     for column, feature in schema.features():
         value = _each_step(episode, feature, num_steps, where)
         if isinstance(value, np.ndarray):
             value = to_rest(value, feature, where)
+            # Statistics are computed from these; NaN in one value would spoil all of them.
             if column.per == "episode" and feature.dtype == "float32":
                 _check_finite(value, f"{where}, {feature.source}")
         elif feature.kind == "image":
             for t, encoded in enumerate(value):
+                # The header alone, 9 ms for 1,973 images; `check_images` decodes them.
                 check_image(encoded, feature.shape, f"{where}, {feature.source}, step {t}")
         else:
+            # Decoded to check the UTF-8; the bytes are stored as they are.
             _decoded(value, f"{where}, {feature.source}")
         values[feature.key] = value
     task = mapping.task_key
     texts = _decoded(episode[task], f"{where}, {task}") if task else [mapping.instruction]
+    # A text of the whole episode holds for each of its steps.
     tasks = tuple(texts * (num_steps // len(texts)))
     if mapping.conventions.no_ops != "removed_at_conversion":
         return Standardized(values, tasks, ())
@@ -255,6 +265,7 @@ def _without_no_ops(
             filtered[feature.key] = value[kept]
         else:
             filtered[feature.key] = [value[t] for t in kept]
+        # The step that had the flag may be gone.
         if feature.source == _IS_FIRST and kept:
             first = np.zeros((len(kept), *feature.shape), feature.numpy_dtype)
             first[0] = 1
@@ -273,11 +284,13 @@ def _each_step(
     if feature.source.startswith(STEPS) or feature.kind == "text":
         return value
     if isinstance(value, np.ndarray):
+        # A copy per step, because a record of a step column holds one step.
         return np.repeat(value, num_steps, axis=0)
     return value * num_steps
 
 
 def _check_finite(values: np.ndarray, where: str) -> None:
+    # All axes but time: (t, n)
     steps = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if steps.size:
         raise SchemaError(
@@ -293,6 +306,7 @@ def _decoded(texts: Sequence[Blob] | np.ndarray, where: str) -> list[str]:
     decoded = []
     for text in texts:
         try:
+            # `bytes` copies a memoryview, which has no `decode`.
             decoded.append(bytes(text).decode())
         except UnicodeDecodeError as error:
             raise SchemaError(

@@ -33,6 +33,7 @@ _KINDS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
 _FLAT_VALUES = "ragged_flat_values"
 _BYTES = 2
 """The wire type of a field that begins with its length."""
+# A 64-bit number in groups of 7 bits needs at most 10 bytes.
 _VARINT_BYTES = 10
 _STEPS_VALUE = STEPS.rstrip("/")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -54,6 +55,7 @@ def read_episodes(
     """
     for where, record in source.records(shard):
         yield where, len(record), parse_episode(record, source.keys, where, wanted)
+        # Otherwise two records are in memory at once.
         del record  # before the next one is read
 
 
@@ -76,6 +78,7 @@ def parse_episode(
       SchemaError: A key that is missing or undeclared, values of another kind, number or length.
     """
     try:
+        # Views of the record: no value is copied here.
         stored = _features(memoryview(record))
         undeclared = [key for key in stored if not _is_declared(key, keys)]
         if _STEPS_VALUE in undeclared:
@@ -85,16 +88,20 @@ def parse_episode(
         taken = [
             spec
             for key, spec in keys.items()
+            # Without a list, all that can be read; "other" kinds have no type that the format
+            # knows.
             if (spec.kind != "other" if wanted is None else key in wanted)
         ]
         episode = {spec.key: _read_value(stored, spec, where) for spec in taken}
     except (DecodeError, IndexError, UnicodeDecodeError) as error:
+        # `IndexError` comes from a varint that runs past the end.
         raise DataError(
             where=where,
             expected="a serialized tf.train.Example",
             found=f"{len(record)} bytes: {error}",
             remedy="Convert from a directory that tensorflow-datasets wrote.",
         ) from error
+    # After parsing: only then the number of steps of every key is known.
     _check_lengths(episode, where)
     return episode
 
@@ -112,7 +119,9 @@ def _is_declared(key: str, keys: Mapping[str, SourceKey]) -> bool:
     """Whether a stored key is a declared one, or a part of one such as its row lengths."""
     if key in keys:
         return True
+    # What is inside these keys is stored under names that features.json does not list.
     whole = {spec.stored for spec in keys.values() if spec.kind == "other" or spec.lengths}
+    # "a/b/c" gives "a", "a/b", "a/b/c".
     parents = itertools.accumulate(key.split("/"), lambda parent, name: f"{parent}/{name}")
     return any(parent in whole for parent in parents)
 
@@ -146,6 +155,7 @@ def _read_value(
         raise mismatch(where, f"{spec.dtype}{list(spec.shape)}", "no such key")
     kind, values = _list(stored[name])
     expected = _stored_kind(spec)
+    # TensorFlow writes an empty list without its kind.
     if not len(values):  # an empty list may be of any kind, or of none
         kind, values = expected, [] if expected == "bytes_list" else np.empty(0, np.float32)
     if kind != expected:
@@ -153,8 +163,10 @@ def _read_value(
     if isinstance(values, list):
         return _view(values, spec, where)
     size = math.prod(spec.shape)
+    # A zero-sized shape says nothing of the number of steps.
     if size == 0 or values.size % size:
         raise mismatch(where, f"a multiple of {size} values", f"{values.size}")
+    # (t, *shape)
     return _as_declared(values, spec.dtype, where).reshape(-1, *spec.shape)
 
 
@@ -164,6 +176,7 @@ def _check_row_lengths(stored: Mapping[str, memoryview], spec: SourceKey, where:
     What is inside more than one sequence is stored flat, beside the lengths of each level but the
     outermost; `steps` is a level.
     """
+    # `steps` is the outermost level and has no lengths; other keys start one level below.
     inner = spec.lengths if spec.key.startswith(STEPS) else spec.lengths[1:]
     for level, length in enumerate(inner):
         rows = stored.get(f"{spec.stored}/ragged_row_lengths_{level}", memoryview(b""))
@@ -180,12 +193,14 @@ def _view(values: list[Blob], spec: SourceKey, where: str) -> list[Blob]:
     num_views = math.prod(spec.lengths)
     if len(values) % num_views:
         raise mismatch(where, f"a multiple of {num_views} images", f"{len(values)}")
+    # Views of a sequence of cameras alternate: view 0 of step 0, view 1 of step 0, ...
     return values[spec.view :: num_views]
 
 
 def _stored_kind(spec: SourceKey) -> str:
     if spec.kind != "tensor":
         return "bytes_list"
+    # TensorFlow stores every float as float32 and every integer as int64.
     return "float_list" if spec.dtype in _FLOATS else "int64_list"
 
 
@@ -194,8 +209,10 @@ def _as_declared(flat: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
     A float16 that overflows becomes infinite, which the dtype law refuses.
     """
+    # NumPy warns on overflow, and warnings are errors in tests.
     with np.errstate(over="ignore"):
         values = flat.astype(dtype, copy=False)
+    # A round trip shows values outside the declared type; a uint64 survives it by its bits.
     if flat.dtype == np.int64 and (changed := values.astype(np.int64) != flat).any():
         raise mismatch(where, f"{dtype} values", f"values such as {flat[changed][0]}")
     return values
@@ -210,6 +227,7 @@ def _features(record: memoryview) -> dict[str, memoryview]:
     for _, message in _fields(record, 1):
         for _, entry in _fields(message, 1):
             parts = dict(_fields(entry, 2))
+            # A message without a value field has the default, an empty Feature.
             features[bytes(parts.get(1, b"")).decode()] = parts.get(2, memoryview(b""))
     return features
 
@@ -218,20 +236,24 @@ def _list(feature: memoryview) -> tuple[str | None, np.ndarray | list[Blob]]:
     """(kind, values) of a serialized `Feature`: float32 or int64 (n), or n byte strings."""
     kind = None
     content = memoryview(b"")
+    # protobuf keeps the last one where a oneof is written twice.
     for number, field in _fields(feature, len(_KINDS)):
         kind, content = _KINDS[number], field
     if kind == "bytes_list":
         return kind, [value for _, value in _fields(content, 1)]
     if kind == "float_list":
         return kind, _floats(content)
+    # protobuf parses the integers: few values, of varying length.
     return kind, np.array(tf_feature.Int64List.FromString(bytes(content)).value, np.int64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _floats(content: memoryview) -> np.ndarray:
     """float32 (n) of a serialized `FloatList`, a view where it is one packed field."""
+    # Field 1, length-delimited: packed. protobuf also allows one field per value.
     if content and content[0] == 1 << 3 | _BYTES:
         length, start = _varint(content, 1)
         if start + length == len(content) and length % 4 == 0:
+            # No copy: `content` is a view of the record, and this is a view of `content`.
             return np.frombuffer(content, "<f4", length // 4, start)
     values = tf_feature.FloatList.FromString(bytes(content)).value  # pyright: ignore[reportAttributeAccessIssue]
     return np.array(values, np.float32)
@@ -252,6 +274,7 @@ def _fields(message: memoryview, last: int) -> Iterator[tuple[int, memoryview]]:
     end = len(message)
     while position < end:
         tag = message[position]  # below 16 fields, one byte
+        # 7 bits of tag hold field numbers below 16; the messages read here have at most 3.
         if tag & 7 != _BYTES or tag > 0x7F:
             raise DecodeError(f"a field of wire type {tag & 7} at byte {position}")
         if not 1 <= tag >> 3 <= last:
@@ -273,6 +296,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for index in range(_VARINT_BYTES):
         byte = message[position + index]
+        # Seven bits per byte, the lowest first.
         value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             return value, position + index + 1

@@ -15,12 +15,14 @@ from pipeline.files import special_file
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
+# A CRC of data that itself holds CRCs is weak, so TFRecord rotates and adds this constant.
 _MASK_DELTA = 0xA282EAD8
 
 _DECOMPRESS = "Decompress every shard of the split in place: {}."
 _OTHER_CONTENTS = {
     b"\x1f\x8b": ("a gzip-compressed file", _DECOMPRESS.format("mv FILE FILE.gz; gunzip FILE.gz")),
     b"\x28\xb5\x2f\xfd": ("a zstd-compressed file", _DECOMPRESS.format("zstd -d FILE -o COPY")),
+    # Three headers of zlib: fastest, default and best compression.
     b"\x78\x01": ("a zlib-compressed file", _DECOMPRESS.format("with Python's zlib")),
     b"\x78\x9c": ("a zlib-compressed file", _DECOMPRESS.format("with Python's zlib")),
     b"\x78\xda": ("a zlib-compressed file", _DECOMPRESS.format("with Python's zlib")),
@@ -46,6 +48,7 @@ def read_records(path: epath.Path, *, skip: int = 0) -> Iterator[bytes]:
         if isinstance(record, DataError):
             raise record
         yield record
+        # Otherwise two records, tens of MB each with images, are in memory at once.
         del record  # before the next one is read
 
 
@@ -78,17 +81,20 @@ def _scan(file: Any, num_bytes: int, path: str, skip: int) -> Iterator[bytes | D
     index = end = 0
     while header := file.read(_HEADER.size):
         where = f"{path}, record {index}"
+        # Padded, so that a truncated header still unpacks and gets its own message below.
         length, length_crc = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
         error = _crc_error(header[:8], length_crc, f"{where}, length")
         if len(header) < _HEADER.size:
             error = _corrupt(where, "a record header of 12 bytes", f"{len(header)} bytes")
         if error is not None:
+            # What is no TFRecord at all shows in the first header; later ones are corruption.
             raise (_other_content(header, path) if index == 0 else None) or error
         start = end + _HEADER.size
         end = start + length + _FOOTER.size
         if end > num_bytes:  # before anything of that size is asked for
             needed, left = length + _FOOTER.size, num_bytes - start
             raise _corrupt(where, f"{needed} bytes", f"{left} bytes")
+        # Seeks over the data; the checksum of the length was still verified.
         if index < skip:
             file.seek(end)
         else:
@@ -114,7 +120,9 @@ def _read_data(file: Any, length: int, where: str) -> bytes | DataError:
     footer = file.read(_FOOTER.size)
     found = len(data) + len(footer)
     if found < length + _FOOTER.size:
+        # The file may be shorter than its listed size, such as one that is still being copied.
         raise _corrupt(where, f"{length + _FOOTER.size} bytes", f"{found} bytes")
+    # The error is returned, not raised: the length was valid, so the next record can be found.
     return _crc_error(data, _FOOTER.unpack(footer)[0], f"{where}, data") or data
 
 

@@ -32,6 +32,7 @@ class ColumnReader:
         self._shards = shards
         self._starts = [0, *itertools.accumulate(shard.records for shard in shards)]
         self._readers: list[Any] = [None] * len(shards)
+        # Opening is lazy and may happen in several reading threads at once.
         self._lock = threading.Lock()
 
     @functools.cached_property
@@ -54,6 +55,7 @@ class ColumnReader:
         try:
             (record,) = self._reader(shard).read(local, local + 1)
         except (RuntimeError, ValueError, IndexError) as error:
+            # Hashes and offsets differ between reads, and the message names the record itself.
             reason = str(error).split(" (")[0].split(";")[0]  # without hashes and offsets
             raise self.corrupt_record(
                 index, expected="a readable record", found=reason, remedy=_COPY_AGAIN
@@ -74,6 +76,8 @@ class ColumnReader:
         for key, array in out.items():
             feature = self.features[key]
             is_resized = feature.shape != array.shape
+            # A scratch array only for another size: usually the decoder writes into the batch
+            # itself.
             stored = np.empty(feature.shape, array.dtype) if is_resized else array
             self._decode_into(index, feature, record[key], stored)
             if is_resized:
@@ -106,6 +110,7 @@ class ColumnReader:
     def find(self, name: str) -> int | None:
         """Returns the index of the record called FILE:RECORD; None if there is no such record."""
         file, _, local = name.rpartition(":")
+        # `starts` has one more element, the total.
         for start, shard in zip(self._starts, self._shards, strict=False):
             if shard.file == file and local.isdecimal() and int(local) < shard.records:
                 return start + int(local)
@@ -125,6 +130,7 @@ class ColumnReader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out open files, which are opened again in the other process."""
+        # Locks and open files cannot be pickled.
         return self.__dict__ | {"_readers": [None] * len(self._shards), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -136,6 +142,7 @@ class ColumnReader:
     ) -> None:
         """Decodes the value of one feature into an array of the feature's shape."""
         if isinstance(value, np.ndarray):
+            # A copy, because `value` is a view of the record's bytes.
             out[...] = value
             return
         try:
@@ -167,6 +174,7 @@ class ColumnReader:
         reader = array_record_module.ArrayRecordReader(
             str(path), file_reader_buffer_size=_READER_BUFFER_BYTES
         )
+        # A reader that is not ok has no count to ask for.
         found = reader.num_records() if reader.ok() else 0
         if not reader.ok() or found != shard.records:
             raise DataError(
@@ -185,6 +193,7 @@ def describe_unreadable(path: epath.Path, num_records: int) -> str:
     """
     if not path.exists():
         return "no such file"
+    # etils' `exists` is True for a file without read permission; only opening it shows that.
     try:
         path.open("rb").close()
     except OSError as error:

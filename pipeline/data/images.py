@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.data.schema import Blob
 from pipeline.errors import DataError, SchemaError
 
+# SOI, the marker that begins every JPEG.
 _JPEG = b"\xff\xd8"
 _PNG = ("PNG",)
 _UNREADABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
@@ -33,6 +34,8 @@ def image_size(encoded: Blob, where: str) -> tuple[int, int]:
         if image_format(encoded) == "jpeg":
             height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
         else:
+            # Formats are restricted, so that Pillow does not try other decoders on unknown bytes.
+            # Pillow's order is (width, height).
             width, height = Image.open(io.BytesIO(encoded), formats=_PNG).size
     except _UNREADABLE as error:
         raise _unreadable(encoded, error, where) from error
@@ -76,10 +79,12 @@ def check_pixels(encoded: Blob, where: str) -> None:
     """
     try:
         if image_format(encoded) == "jpeg":
+            # A scale of 1/8, the smallest of libjpeg; grey, so chroma is read but not converted.
             simplejpeg.decode_jpeg(
                 encoded, "GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1
             )
         else:
+            # `open` reads the header alone, `load` the pixels.
             Image.open(io.BytesIO(encoded), formats=_PNG).load()
     except _UNREADABLE as error:
         raise _unreadable(encoded, error, where) from error
@@ -101,13 +106,16 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
         if image_format(encoded) == "jpeg":
             found = decode_jpeg(encoded, out)
         else:
+            # Before decoding: Pillow would allocate whatever size the header claims.
             check_image(encoded, out.shape, where)
             found = out.shape
+            # A palette, grey or alpha channel becomes RGB.
             out[...] = np.asarray(Image.open(io.BytesIO(encoded), formats=_PNG).convert("RGB"))
     except _UNREADABLE as error:
         check_image(encoded, out.shape, where)  # a wrong size is reported as a wrong size
         raise _unreadable(encoded, error, where) from error
     if found != out.shape:
+        # A smaller image fits into the buffer, so simplejpeg raises no error.
         check_image(encoded, out.shape, where)
 
 
@@ -120,6 +128,7 @@ def decode_jpeg(encoded: Blob, out: np.ndarray) -> tuple[int, ...]:
     Raises:
       ValueError: The bytes are no JPEG, or the image is larger than `out`.
     """
+    # fastupsample stays off: TensorFlow does not use it, and it differs by up to 72 grey levels.
     return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, buffer=out).shape
 
 
@@ -139,6 +148,7 @@ def resize_image(image: np.ndarray, out: np.ndarray) -> None:
         out[...] = image
         return
     height, width = out.shape[:2]
+    # Channel by channel, because Pillow's float images have only one.
     for channel in range(out.shape[2]):
         # Pillow would round and clip uint8 images between the two directions.
         floats = Image.fromarray(image[..., channel].astype(np.float32))

@@ -29,6 +29,7 @@ from pipeline.data.schema import Blob, Column, Feature
 from pipeline.errors import DataError
 
 _MAGIC = b"OGR1"
+# magic, tag, shard, index, num_steps, num_blobs; "<" means little-endian without gaps.
 _HEADER = struct.Struct("<4sIIIII")
 _ALIGNMENT = 16
 
@@ -47,7 +48,9 @@ class RecordLayout:
     @functools.cached_property
     def tag(self) -> int:
         """CRC32C over the names, types and shapes of the features, as JSON."""
+        # Keys, not sources: renaming a key at the source changes no stored byte.
         features = [[f.key, f.kind, f.dtype, f.shape] for f in self.column.features]
+        # Separators are fixed, because the tag is a checksum of this text.
         text = json.dumps([self.column.per, features], separators=(",", ":"))
         return google_crc32c.value(text.encode())
 
@@ -80,11 +83,13 @@ class RecordLayout:
             value = values[feature.key]
             if isinstance(value, np.ndarray):
                 data = _bytes_of(self._checked(feature, num_steps, value))
+                # Each tensor ends aligned, so the next one begins aligned.
                 tensors += [data, bytes(_padding(len(data)))]
             else:
                 blobs.append(value)
         lengths = map(len, blobs)
         header = self._header.pack(_MAGIC, self.tag, *place, num_steps, len(blobs), *lengths)
+        # One join copies each byte once; repeated `+` would copy the first ones again and again.
         return b"".join([header, *tensors, *blobs])
 
     @functools.cached_property
@@ -92,6 +97,7 @@ class RecordLayout:
         """The format of the header with blob lengths and padding."""
         num_blobs = len(self.blobs)
         padding = _padding(_HEADER.size + 4 * num_blobs)
+        # "x" pads with zero bytes.
         return struct.Struct(f"{_HEADER.format}{num_blobs}I{padding}x")
 
     def decode(self, record: bytes, place: Place, where: str) -> Values:
@@ -108,6 +114,7 @@ class RecordLayout:
         Raises:
           DataError: The bytes are no record of this column and place, or their length is wrong.
         """
+        # First, because sizes of another layout would be read as nonsense.
         num_steps, lengths = self._read_header(record, place, where)
         offset = _aligned(_HEADER.size + 4 * len(lengths))
         values: Values = {}
@@ -115,14 +122,17 @@ class RecordLayout:
             shape = self._shape(feature, num_steps)
             count = math.prod(shape)
             end = offset + count * feature.numpy_dtype.itemsize
+            # `frombuffer` would raise too, without the file and record.
             if end > len(record):
                 raise _corrupt(where, f"{end} bytes or more", f"{len(record)} bytes")
             flat = np.frombuffer(record, feature.numpy_dtype, count, offset)
             values[feature.key] = flat.reshape(shape)
             offset = _aligned(end)
+        # Exactly, not at least: bytes left over are as wrong as missing ones.
         if offset + sum(lengths) != len(record):
             raise _corrupt(where, f"{offset + sum(lengths)} bytes", f"{len(record)} bytes")
         for feature, length in zip(self.blobs, lengths, strict=True):
+            # A slice of bytes is a copy, unlike the tensors above.
             values[feature.key] = record[offset : offset + length]
             offset += length
         return values
@@ -141,6 +151,7 @@ class RecordLayout:
 
     def _read_header(self, record: bytes, place: Place, where: str) -> tuple[int, tuple[int, ...]]:
         """Checks that a record belongs to this column and place; (num_steps, blob lengths)."""
+        # Before unpacking, which would raise without a place.
         if len(record) < _HEADER.size + 4 * len(self.blobs):
             raise _corrupt(where, "a record header", f"{len(record)} bytes")
         magic, tag, *stored, num_steps, num_blobs = _HEADER.unpack_from(record)
@@ -149,6 +160,7 @@ class RecordLayout:
         if tag != self.tag or num_blobs != len(self.blobs):
             expected = f"layout {self.tag:08x}"
             raise _foreign(where, expected, f"layout {tag:08x} of other features")
+        # A shard swapped with one of the same size passes ArrayRecord's checks.
         if tuple(stored) != place:
             expected, found = (f"record {i} of shard {s}" for s, i in (place, stored))
             raise _foreign(where, expected, f"{found}, out of its place")
@@ -157,6 +169,7 @@ class RecordLayout:
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     """Returns the bytes of an array, without a copy if it is contiguous."""
+    # `reshape` first: a 0-d array cannot be viewed as another dtype.
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 

@@ -63,6 +63,7 @@ def batch_sharding(mesh: Mesh, batch_size: int, num_parts: int = 1) -> NamedShar
             found=str(batch_size),
             remedy=f"Take {batch_size - batch_size % wanted or wanted}.",
         )
+    # Both axes: a device that holds a part of the parameters still computes its own samples.
     return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
 
 
@@ -73,7 +74,9 @@ def host_shard(sharding: NamedSharding, batch_size: int) -> HostShard:
       UserError: The rows are not the contiguous range that the loader makes.
     """
     shard = HostShard(jax.process_index(), jax.process_count())
+    # None: a device that holds nothing of the array.
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    # The loader makes contiguous rows, so the mesh has to agree with it.
     rows = {row for part in parts if part is not None for row in range(batch_size)[part[0]]}
     if rows != set(shard.rows(batch_size)):
         raise UserError(
@@ -99,9 +102,11 @@ def local_size(struct: jax.ShapeDtypeStruct) -> int:
 
 def peak_bytes() -> int:
     """Returns the peak memory so far: of the first device or, on a CPU, of the process."""
+    # A CPU has no memory statistics and returns None.
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
+    # Linux counts in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -122,8 +127,10 @@ def to_devices(batch: LoadedBatch, sharding: NamedSharding) -> dict[str, Any]:
 
 def arrays_to_devices(arrays: dict[str, Any], sharding: NamedSharding) -> dict[str, Any]:
     """Starts the transfer of a batch's arrays and returns the global jax arrays."""
+    # `device_put` returns at once; the copy runs while the previous step computes.
     if jax.process_count() == 1:
         return jax.device_put(arrays, sharding)
+    # Every process gives only its own rows; no host holds the whole batch.
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), arrays)
 
 
@@ -134,18 +141,22 @@ def one_ahead(
 
     If making a batch fails, the batch before it is yielded first, then the error is raised.
     """
+    # The batch whose transfer has started, and the error that ended the batches.
     ahead = failure = None
     while failure is None:
+        # Releases the batch before: at most two are on the devices.
         current, batch = ahead, None
         try:
             batch = next(batches, None)
         except UserError as error:
             batch, failure = None, error
+        # Started before the caller's step is dispatched, so transfer and computation overlap.
         ahead = None if batch is None else (to_devices(batch, sharding), batch)
         if current is not None:
             yield current
         if batch is None and failure is None:
             return
+    # Only after the last good batch was yielded, so the run can be saved behind it.
     raise failure
 
 
@@ -157,7 +168,9 @@ def resize_images(
     Source: `tf.image.resize` with lanczos3 and antialiasing, then round and clip, as in Octo.
     """
     if images.shape[-3:-1] == (height, width):
+        # Exact: resizing to the same size would still round.
         return images
     shape = (*images.shape[:-3], height, width, 3)
+    # jax antialiases by default as well; it is spelled out because Octo's pixels depend on it.
     resized = jax.image.resize(images.astype(jnp.float32), shape, "lanczos3", antialias=True)
     return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)

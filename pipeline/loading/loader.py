@@ -46,6 +46,7 @@ from pipeline.memory import LoaderMemory
 
 _SHOWN_DATASETS, _SHOWN_TRANSFORMS = 4, 8
 """Lines of a description."""
+# It is part of the fingerprint: a run saved under another version is not resumed.
 _VERSION = 2
 """Incremented when the same config and data give different batches; tests pin their content."""
 _NOT_CONTENT = (
@@ -118,6 +119,7 @@ class Loader:
         self.shard = shard
         self._changes: tuple[MixtureChange, ...] = ()
         self._own: tuple[OwnTransform, ...] = ()
+        # Streams of `for` loops, to be closed with the loader: their threads would outlive it.
         self._streams: list[Generator[LoadedBatch]] = []
         self._has_ids = encode is not None
         parts = zip(self.datasets, config.datasets, strict=True)
@@ -128,8 +130,10 @@ class Loader:
         check_datasets(self._window_reader)
         for key, masks in self._masks.items():
             check_varying(self.datasets, key, self.statistics[key], masks)
+        # A dict keeps the first occurrence: the same text in two datasets is one row of the table.
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
         self.tasks: TaskTable = tokenize(texts, encode or _no_ids, config.max_text_length)
+        # Before the first read, where a killed process would be the only message.
         self.memory.check(config.ram_budget_gb)
 
     def __enter__(self) -> "Loader":
@@ -167,6 +171,7 @@ class Loader:
         Args:
           transform: Returns another batch, and does not modify the one that it is given.
         """
+        # A shallow copy shares the readers and the pool; only the list of streams is its own.
         mapped = copy.copy(self)
         mapped.__dict__.update(_own=(*self._own, OwnTransform(transform)), _streams=[])
         return mapped
@@ -191,14 +196,19 @@ class Loader:
         Args:
           batch_size: Samples of a batch; None: as many as this process makes of each.
         """
+        # Per process: `batch_size` is global.
         size = len(self.shard.rows(self.batch_size)) if batch_size is None else batch_size
         conventions = tuple(d.manifest.conventions for d in self.datasets)
+        # Read, standardise, normalise, look up, check: the order matters. Statistics are of stored
+        # values, and the gripper, which `StandardizeGripper` changes, is not normalised.
         return [
             self._window_reader,
             StandardizeGripper(conventions),
             *(Normalize(key, normalizer) for key, normalizer in self.normalizers.items()),
+            # After `Normalize`, which indexes statistics by dataset, not by task row.
             LookUpTask(self.tasks, tuple(map(self._rows, self.datasets)), self._has_ids),
             CheckBatch(self._spec(size)),
+            # After the check, because a user's arrays have no contract.
             *self._own,
         ]
 
@@ -214,13 +224,16 @@ class Loader:
         for transform in self.transforms():
             stream = stream.map(transform)
         options = grain.ReadOptions(self.config.num_threads, self.config.prefetch_batches)
+        # Grain's threads read whole batches; processes would import JAX in each, 12 to 26 s.
         iterator = iter(stream.to_iter_dataset(options))
+        # A number is the whole state: nothing is read to get there.
         iterator.set_state({"next_index": position})
         try:
             for arrays, fingerprint in iterator:
                 yield LoadedBatch(arrays, fingerprint, position)
                 position += 1
         finally:
+            # Also after an exception or an early end of the loop, or the threads would read on.
             iterator.close()
 
     def read(self, dataset: int, steps: Sequence[int]) -> dict[str, Any]:
@@ -247,6 +260,7 @@ class Loader:
                 "each.",
             )
         batch: Any = Samples(
+            # The first samples of the run, so a window looks the same at every call.
             index=np.arange(len(steps)),
             dataset=np.full(len(steps), dataset),
             step=np.asarray(steps, np.int64),
@@ -254,6 +268,7 @@ class Loader:
         )
         for transform in self.transforms(len(steps)):
             batch = transform(batch)
+        # Without the fingerprint.
         return batch[0]
 
     def window(self, step: int, dataset: int = 0) -> dict[str, Any]:
@@ -284,6 +299,7 @@ class Loader:
           UserError: The feature is not normalised, or there is no such dataset.
         """
         rows, normalizer = self._flat(key, values, dataset)
+        # Rows of one dataset: the normalizer looks its statistics up by dataset index.
         return normalizer.normalize(rows, np.full(len(rows), dataset)).reshape(values.shape)
 
     def unnormalize(self, key: str, values: np.ndarray, dataset: int = 0) -> np.ndarray:
@@ -352,6 +368,8 @@ class Loader:
         weights = []
         for selection, part in zip(self._selections, self.config.datasets, strict=True):
             by_steps = self.config.balance or part.weight is None
+            # With `balance`, or without a weight, every selected step counts alike; else the
+            # dataset does.
             weights.append((part.weight or 1.0) * (selection.num_steps if by_steps else 1))
         return tuple(weights)
 
@@ -379,6 +397,7 @@ class Loader:
             key = f"observation/{name}"
             dims = self.statistics[key][0].mean.shape
             missing = [name in part.missing for part in self.config.datasets]
+            # A missing feature is all zeros, which normalising would turn into other values.
             masks[key] = [np.full(dims, not is_missing) for is_missing in missing]
         return masks
 
@@ -419,6 +438,7 @@ class Loader:
             }
             for feature in self._window_reader.features
         }
+        # Only where it says something, so that descriptions of older runs stay equal.
         resized = self._resized(number)
         return {
             "name": manifest.name,
@@ -430,6 +450,7 @@ class Loader:
                 for column in sorted(self._window_reader.columns[number])
             },
             "features": features,
+            # Absent if empty: the text is part of what a policy's checkpoint is compared by.
             **({"resized": resized} if resized else {}),
             "conventions": to_json_values(manifest.conventions),
             "encoders": {
@@ -439,6 +460,7 @@ class Loader:
             },
             "normalization": self.config.normalization,
             "provenance": dict(manifest.provenance),
+            # `used` wins: merged statistics are what the samples were normalised by.
             "statistics": {k: s.to_json() for k, s in (statistics | used).items()},
         }
 
@@ -455,6 +477,7 @@ class Loader:
         """Predicted memory of the loader."""
         local = self._spec(len(self.shard.rows(self.batch_size)))
         largest = max(
+            # The mean record of a shard stands for its largest one.
             shard.num_bytes // max(shard.records, 1)
             for dataset, columns in zip(self.datasets, self._window_reader.columns, strict=True)
             for column in columns
@@ -493,6 +516,7 @@ class Loader:
           DataError: The state is of another order, of other shapes or, unless `new_mixture`, of
             another mixture.
         """
+        # Older checksums are translated first, so that `continued` compares like with like.
         known = dataclasses.replace(state, mixture=tuple(self._renewed(state.mixture)))
         continuing = continued(known, self.state(0), new_mixture=new_mixture)
         self._changes = continuing.changes
@@ -503,6 +527,7 @@ class Loader:
         """Checksum, 16 hex digits, of everything but the mixture that determines batch i."""
         config = to_json_values(self.config)
         for name in _NOT_CONTENT:
+            # What they decide is in the mixture, or does not reach a batch.
             del config[name]
         config["batch_size"] = self.batch_size
         config["version"] = _VERSION
@@ -521,6 +546,7 @@ class Loader:
             "statistics": {k: s[number].to_json() for k, s in self.statistics.items()},
             "tasks": self.tasks.input_ids[self._rows(dataset)].tolist(),
             "missing": self.config.datasets[number].missing,
+            # Absent if empty, so that runs saved before this setting still resume.
             **({"resized": self._resized(number)} if self._resized(number) else {}),
         }
         return MixturePart(
@@ -543,6 +569,7 @@ class Loader:
             if number < len(self.datasets):
                 manifest = self.datasets[number].manifest
                 columns = self._window_reader.columns[number]
+                # Any other difference stays, and `continued` reports it.
                 if part.data == manifest.data_digest(columns):
                     yield dataclasses.replace(part, data=manifest.digest(columns))
                     continue
@@ -551,11 +578,13 @@ class Loader:
     def _spec(self, batch_size: int) -> BatchSpec:
         spec = {k: v for k, v in self._window_reader.spec(batch_size).items() if k not in INTERNAL}
         for key in self.normalizers:
+            # Normalising makes float32 of any stored dtype.
             spec[key] = LeafSpec("float32", spec[key].shape)
         for name in ("input_ids", "attention_mask") if self._has_ids else ():
             shape = (batch_size, self.config.max_text_length)
             spec[f"task/language_instruction/{name}"] = LeafSpec("int32", shape)
         spec["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", (batch_size,))
+        # Sorted, as jax flattens dictionaries: both sides then agree on the order of leaves.
         return dict(sorted(spec.items()))
 
     def _normalizer(self, key: str, masks: Sequence[np.ndarray]) -> Normalizer:
@@ -570,6 +599,7 @@ class Loader:
         having = [n for n, d in enumerate(self.config.datasets) if name not in d.missing]
         found = own_statistics([self.datasets[number] for number in having], key)
         own = dict(zip(having, found, strict=True))
+        # Weighted as the samples are, not by the size of the datasets.
         merged = stats.merge(list(own.values()), [self.shares[number] for number in own])
         if self.config.statistics == "mixture":
             own = {}
@@ -608,6 +638,7 @@ def open_loader(
         features = load_manifest(on_disk(data)).schema.features()
         keys = [feature.key for _, feature in features if feature.kind != "text"]
         names = [k.removeprefix("observation/") for k in keys if k.startswith("observation/")]
+        # Every observation that the dataset has, without a vocabulary to be installed.
         config = DataConfig((DatasetConfig(data),), vocabulary="", observations=tuple(names))
         changes = {"split": "all", "window_size": 1, "action_horizon": 1}
     else:

@@ -12,6 +12,7 @@ from pipeline.loading.splits import Selection
 
 _NUM_DRAWS = 4
 """64-bit words of one Philox block, the draws of one sample."""
+# Turns in one period: 16 bytes each, 17 MB at most.
 _LONGEST_PERIOD = 1 << 20
 
 
@@ -73,9 +74,12 @@ class Turns:
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._counts = _whole_turns(np.asarray(weights, np.float64))
+        # The middle of each turn's interval: n turns at (k + 0.5) / n of the period.
         turns = np.concatenate([(np.arange(count) + 0.5) / count for count in self._counts])
+        # Stable, so that ties go to the earlier dataset on every platform.
         order = np.argsort(turns, kind="stable")
         self._datasets = np.repeat(np.arange(len(weights)), self._counts)[order]
+        # Which of its dataset's turns in the period each turn is.
         self._ranks = np.concatenate([np.arange(count) for count in self._counts])[order]
 
     @property
@@ -87,6 +91,7 @@ class Turns:
         """Maps samples, int64 (b), to (dataset, index among its samples), int64 (b) each."""
         period, place = np.divmod(index, len(self._datasets))
         dataset = self._datasets[place]
+        # Whole periods, then the rank within this one.
         return dataset, period * self._counts[dataset] + self._ranks[place]
 
 
@@ -116,17 +121,22 @@ class SampleOrder:
         self._turns = Turns(weights)
         self._shuffled = [
             grain.MapDataset.range(selection.num_steps)
+            # Own shuffles: datasets of equal size must not run through their steps in the same
+            # order.
             .seed(_child_seed(seed, number))
             .shuffle()
+            # `repeat` shuffles again in each epoch.
             .repeat()
             for number, selection in enumerate(selections)
         ]
+        # `MapDataset` computes the permutation of an index, so no list of steps is in memory.
         self._seed = seed
         self._batch_size = batch_size
         self._rows = shard.rows(batch_size)
 
     def __len__(self) -> int:
         """More batches than any run takes."""
+        # Grain asks for a length; with this one the index of every sample fits in 64 bits.
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, index: int) -> Samples:
@@ -134,6 +144,7 @@ class SampleOrder:
         first = index * self._batch_size + self._rows.start
         places = np.arange(first, first + len(self._rows))
         dataset, number = self._turns(places)
+        # Number of each sample within its dataset, not yet shuffled.
         step = np.empty_like(number)
         for place, selection in enumerate(self._selections):
             rows = np.flatnonzero(dataset == place)
@@ -148,19 +159,24 @@ def sample_draws(seed: int, first: int, num_samples: int) -> np.ndarray:
     Source: Philox4x64-10 (Salmon et al. 2011), whose counter is the sample's index; NumPy keeps
     its bits the same between releases.
     """
+    # The counter is the first sample's index, so any batch starts without drawing those before it.
     key, counter = (np.array(words, np.uint64) for words in ([seed, 0], [first, 0, 0, 0]))
     words = np.random.Philox(key=key, counter=counter).random_raw(num_samples * _NUM_DRAWS)
+    # The upper 53 bits fill a float64's mantissa exactly: no value rounds up to 1.
     return (words >> np.uint64(11)).reshape(num_samples, _NUM_DRAWS) * 2.0**-53
 
 
 def _whole_turns(weights: np.ndarray) -> np.ndarray:
     """Turns of each dataset in one period: int64 (datasets), each at least 1."""
     is_whole = (weights == np.floor(weights)).all() and weights.sum() <= _LONGEST_PERIOD
+    # Weights of any scale become turns of one period; a rare dataset still gets one.
     if not is_whole:
         weights = np.maximum(np.round(weights / weights.sum() * _LONGEST_PERIOD), 1)
     counts = weights.astype(np.int64)
+    # The shortest period with these shares, and the smallest table.
     return counts // np.gcd.reduce(counts)
 
 
 def _child_seed(seed: int, number: int) -> int:
+    # SeedSequence mixes both numbers, so neighbouring seeds share no dataset's shuffle.
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

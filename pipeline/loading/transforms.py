@@ -26,6 +26,7 @@ class StandardizeGripper:
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
         """Replaces `action`."""
+        # A copy: a transform leaves its input as it is.
         action = batch[ACTION].copy()
         for number, conventions in enumerate(self.conventions):
             rows = batch[DATASET_INDEX] == number
@@ -65,6 +66,7 @@ class LookUpTask:
         Samples whose task is given by goal images get the token ids of an empty text.
         """
         pairs = zip(batch[DATASET_INDEX], batch[_TASK_INDEX], strict=True)
+        # A loop over the samples: each dataset has a table of its own length.
         rows = np.array([self.rows[dataset][task] for dataset, task in pairs], np.int32)
         keeps = batch[KEEPS_TEXT]
         found = {
@@ -75,6 +77,7 @@ class LookUpTask:
             return batch | found
         empty = blank(self.table.input_ids.shape[1])
         ids, mask = (
+            # (b, 1) against (b, n) and (n)
             np.where(keeps[:, None], table[rows], row)
             for table, row in zip(
                 (self.table.input_ids, self.table.attention_mask), empty, strict=True
@@ -101,6 +104,8 @@ class CheckBatch:
         """
         sealed = {key: value for key, value in batch.items() if key not in INTERNAL}
         check_batch(sealed, self.spec)
+        # In the order of the spec, whatever order the transforms added their arrays in.
+        # The fingerprint is of the checked batch, before a user's own transforms.
         return nest({key: sealed[key] for key in self.spec}), fingerprint(sealed)
 
 

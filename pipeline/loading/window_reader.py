@@ -24,6 +24,7 @@ from pipeline.loading.windows import (
     uniform_goals,
 )
 
+# Below a megabyte the C library reuses memory by itself.
 _SMALLEST_BYTES = 1 << 20
 """Smaller arrays are allocated by the C library."""
 
@@ -46,6 +47,7 @@ class Buffers:
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
         """Pickles no memory: another process starts with an empty pool."""
+        # A reference count is of one process, and a lock cannot be pickled.
         return Buffers, ()
 
     @property
@@ -54,26 +56,33 @@ class Buffers:
         return sum(block.nbytes for block in self._blocks)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        # Uninitialised: `WindowReader` writes every element, or masks and zeroes it.
         """Returns an array like `numpy.empty`, in a block that nothing else refers to."""
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if num_bytes < _SMALLEST_BYTES or self._free_count is None:
             return np.empty(shape, dtype)
+        # Counting references and taking the block has to be one operation among the reading
+        # threads.
         with self._lock:
             place = self._find_free(num_bytes)
             if place is None:
                 place = len(self._blocks)
                 self._blocks.append(np.empty(num_bytes, np.uint8))
+            # The view made here is the reference that marks the block as taken.
             return self._blocks[place].view(dtype).reshape(shape)
 
     def _find_free(self, num_bytes: int) -> int | None:
+        # By index: iterating over the blocks themselves would hold one more reference.
         for place in range(len(self._blocks)):
             is_free = _references(self._blocks, place) == self._free_count
+            # Equal size only: the arrays of one loader have few sizes.
             if is_free and self._blocks[place].nbytes == num_bytes:
                 return place
         return None
 
 
 def _references(blocks: Sequence[np.ndarray], place: int) -> int:
+    # An indexed element, as in `_find_free`, so that both expressions count the same references.
     return sys.getrefcount(blocks[place])
 
 
@@ -83,6 +92,7 @@ def _count_of_a_free_block() -> int | None:
     free = _references(blocks, 0)
     view = blocks[0].view(np.int8)
     in_use = _references(blocks, 0)
+    # Dropping the view has to lower the count again, which builds without the GIL may defer.
     del view
     is_exact = in_use == free + 1 and _references(blocks, 0) == free
     return free if is_exact else None
@@ -176,6 +186,7 @@ class WindowReader:
 
     def _names(self, is_one: Callable[[Column, Feature], bool]) -> tuple[str, ...]:
         keys = {name: f"observation/{name}" for name in self.config.observations}
+        # Any dataset that has the feature: all of them agree on its kind.
         return tuple(
             name for name, key in keys.items() if is_one(*self._find(self.having(key)[0], key))
         )
@@ -187,11 +198,13 @@ class WindowReader:
         spec = {DATASET_INDEX: LeafSpec("int32", (b,)), KEEPS_TEXT: LeafSpec("bool", (b,))}
         for name, feature in zip(self.config.observations, observations, strict=True):
             shape = (b, self.config.window_of(name), *feature.shape)
+            # Tokens and proprio may have a shorter window than the images.
             spec[feature.key] = LeafSpec(str(feature.batch_dtype), shape)
             spec[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (b, w))
         spec["observation/timestep"] = LeafSpec("int32", (b, w))
         spec["observation/timestep_pad_mask"] = LeafSpec("bool", (b, w))
         spec[ACTION] = LeafSpec(str(action.batch_dtype), (b, w, h, *action.shape))
+        # One value per action dimension, as Octo's loss expects, although all of a step are equal.
         spec["action_pad_mask"] = LeafSpec("bool", (b, w, h, *action.shape))
         spec["task/task_index"] = LeafSpec("int32", (b,))
         spec["sample_index"] = LeafSpec("int32", (b,))
@@ -216,16 +229,20 @@ class WindowReader:
         windows = self.locate(samples)
         spec = self.spec(len(windows.dataset))
         batch = {key: self.buffers.empty(leaf.shape, leaf.dtype) for key, leaf in spec.items()}
+        # int32, because jax has no int64 by default; a run of 2**31 samples would wrap.
         batch["sample_index"][...] = samples.index % 2**31
         batch[DATASET_INDEX][...] = windows.dataset
         batch[KEEPS_TEXT][...] = ~windows.has_goal
         batch["observation/timestep"][...] = windows.history
         batch["observation/timestep_pad_mask"][...] = windows.history_mask
+        # (b, w, h, 1) broadcast over the action's dimensions
         batch["action_pad_mask"][...] = windows.chunk_mask[..., None]
         batch["task/task_index"][...] = windows.task
         if self.config.has_goals:
             batch["task/timestep"][...] = windows.goal
+        # Before the reads, which leave missing inputs as they are.
         self._mask_inputs(batch, windows)
+        # One sample after the other: reads and JPEG decoding release the GIL for other threads.
         for sample in range(len(windows.dataset)):
             self._read_episode(batch, windows, sample)
             self._read_steps(batch, windows, sample)
@@ -239,10 +256,13 @@ class WindowReader:
         for number, dataset in enumerate(self.datasets):
             rows = np.flatnonzero(samples.dataset == number)
             episode[rows], t[rows] = dataset.locate(samples.step[rows])
+            # Steps of the dataset; the steps of `Windows` count from the episode's first one.
             first[rows] = dataset.episode_starts[episode[rows]]
             length[rows] = dataset.episode_starts[episode[rows] + 1] - first[rows]
+            # Instructions may change inside an episode, so the task is looked up by step.
             for row in rows.tolist():
                 task[row] = dataset.task_index(int(episode[row]), int(t[row]))
+                # An empty text means that goal images alone tell the task.
                 has_text[row] = bool(dataset.manifest.tasks[task[row]])
         goal, has_goal = self._choose_goals(samples, first, t, length, has_text)
         history, history_mask = history_indices(t, self.config.window_size)
@@ -250,6 +270,7 @@ class WindowReader:
         if self.config.octo_action_mask:
             mask = octo_action_mask(t, goal, self.config.window_size, horizon)
         else:
+            # An instruction ends with the episode, a goal image with what it shows.
             mask = action_mask(history, np.where(has_goal, goal, length), horizon)
         return Windows(
             dataset=samples.dataset,
@@ -275,24 +296,32 @@ class WindowReader:
         """Returns `goal` and `has_goal` of `Windows`."""
         if not self.config.has_goals:
             return length - 1, np.zeros(len(t), bool)
+        # Draw 0: the goal. Draw 1: goal images or text. Draws 2 and 3 are spare.
         goal = first + uniform_goals(t, length, samples.draws[:, 0])
         for number, selection in enumerate(self.selections):
             rows = samples.dataset == number
+            # Replaces goals whose record is excluded.
             goal[rows] = selection.goals(samples.step[rows], goal[rows])
         is_multimodal = self.config.conditioning == "multimodal"
+        # Without instructions in the conditioning, every sample keeps its goal images.
         probability = self.config.keep_image_prob if is_multimodal else 1.0
         has_goal = keeps_goal_images(has_text, probability, samples.draws[:, 1])
+        # A dataset without cameras has no goal images to keep.
         has_goal &= self._has_camera[samples.dataset]
+        # Back to steps that count from the episode's first one.
         return np.where(has_goal, goal - first, length - 1), has_goal
 
     def _mask_inputs(self, batch: FlatBatch, windows: Windows) -> None:
         """Fills the pad masks of single inputs, and zeroes the missing ones."""
         for name in self.config.observations:
             missing = [name in part.missing for part in self.config.datasets]
+            # (b): samples whose dataset lacks this observation
             rows = np.array(missing)[windows.dataset]
             mask = batch[f"observation/pad_mask_dict/{name}"]
             mask[...] = ~rows[:, None]
+            # A shorter window is real only at its end: the steps before it are not read.
             mask[:, : -self.config.window_of(name)] = False
+            # Blocks are reused, so what is not read has to be zeroed.
             batch[f"observation/{name}"][rows] = 0
             if self.config.has_goals and name in self.cameras:
                 present = windows.has_goal & ~rows
@@ -302,12 +331,15 @@ class WindowReader:
     def _read_episode(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
         """Fills the low-dimensional arrays of one sample from its episode's record."""
         place = windows.dataset[sample]
+        # One record holds the whole trajectory: proprio and action of all steps cost one read.
         record = self.datasets[place].columns[EPISODES].read(int(windows.episode[sample]))
         history = windows.history[sample]
+        # (w, h, a): fancy indexing repeats padded steps.
         actions = np.asarray(record[ACTION])[windows.chunk[sample]]
         batch[ACTION][sample] = actions.reshape(batch[ACTION].shape[1:])
         for key in self._keys_by_column[place].get(EPISODES, ()):
             shape = batch[key].shape[1:]
+            # Some features have a window shorter than the history.
             batch[key][sample] = np.asarray(record[key])[history[-shape[0] :]].reshape(shape)
 
     def _read_steps(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
@@ -320,13 +352,18 @@ class WindowReader:
             reader = self.datasets[place].columns[column]
             windows_of = {key: batch[key].shape[1] for key in keys}
             history = windows.history[sample][-max(windows_of.values()) :].tolist()
+            # Oldest first, so that a repeated first step can be copied from the row before it.
             for back in range(len(history), 0, -1):  # steps back from the window's end
+                # Padding repeats the episode's first step: decode it once and copy the pixels.
                 is_again = back < len(history) and history[-back] == history[-back - 1]
                 wanted = [key for key in keys if back <= windows_of[key]]
+                # Not at the window's first row, which has no row before it.
                 copied = [key for key in wanted if is_again and back < windows_of[key]]
                 for key in copied:
                     batch[key][sample, -back] = batch[key][sample, -back - 1]
+                # Rows of the batch itself: the decoder writes into them without a copy.
                 out = {key: batch[key][sample, -back] for key in wanted if key not in copied}
+                # All features of a column in one read.
                 if out:
                     reader.read_into(first + history[-back], out)
 
@@ -339,6 +376,7 @@ class WindowReader:
         for column, keys in self._keys_by_column[place].items():
             names = [k.removeprefix("observation/") for k in keys]
             cameras = [name for name in names if name in self.cameras]
+            # The own step may be its own goal; its image was decoded a moment ago.
             if goal == now:
                 for name in cameras:
                     batch[f"task/{name}"][sample] = batch[f"observation/{name}"][sample, -1]
@@ -359,6 +397,7 @@ class WindowReader:
             if name not in part.missing:
                 key = f"observation/{name}"
                 column, _ = dataset.manifest.schema.find(key, dataset.path)
+                # A tuple keeps the config's order of observations.
                 keys[column.name] = (*keys.get(column.name, ()), key)
         return keys
 
@@ -369,6 +408,7 @@ class WindowReader:
         if size is None or not column.is_camera(feature):
             return column.in_batch(feature)
         shapes = {self._find(place, key)[1].shape for place in self.having(key)}
+        # Square, because the model resizes to squares; a camera of one size keeps its shape.
         return dataclasses.replace(feature, shape=(size, size, 3)) if len(shapes) > 1 else feature
 
     def _find(self, place: int, key: str) -> tuple[Column, Feature]:

@@ -20,7 +20,9 @@ def history_indices(t: np.ndarray, window_size: int) -> tuple[np.ndarray, np.nda
 
     Source: Octo's `chunk_act_obs`.
     """
+    # (b, 1) + (w) is (b, w): the last column is `t` itself.
     steps = t[:, None] + np.arange(1 - window_size, 1)
+    # The repeated first step is masked, so any valid index would do; this one is read already.
     return np.maximum(steps, 0), steps >= 0
 
 
@@ -37,6 +39,7 @@ def chunk_indices(steps: np.ndarray, lengths: np.ndarray, action_horizon: int) -
 
     Source: Octo's `chunk_act_obs`.
     """
+    # (b, w, 1) + (h) is (b, w, h).
     actions = steps[..., None] + np.arange(action_horizon)
     return np.minimum(actions, (lengths - 1)[:, None, None])
 
@@ -56,6 +59,7 @@ def action_mask(steps: np.ndarray, ends: np.ndarray, action_horizon: int) -> np.
 
     Source: what Octo's `chunk_act_obs` intends; `octo_action_mask` computes what it does.
     """
+    # `steps` repeats the first step in the padding; `timestep_pad_mask` masks those rows.
     return steps[..., None] + np.arange(action_horizon) < ends[:, None, None]
 
 
@@ -76,7 +80,9 @@ def octo_action_mask(
     Source: Octo's `chunk_act_obs`: an action is past the goal where
     goal - (t - (window_size + 1) + w + h) <= 0; with window_size - 1 it would be exact.
     """
+    # Not clipped at the episode's first step, unlike `history_indices`.
     steps = t[:, None, None] + np.arange(1 - window_size, 1)[:, None] + np.arange(action_horizon)
+    # Two steps past the goal, as the original counts; kept to compare with what it trained.
     return steps < goals[:, None, None] + 2
 
 
@@ -93,6 +99,7 @@ def uniform_goals(t: np.ndarray, lengths: np.ndarray, draws: np.ndarray) -> np.n
 
     Source: Octo's goal relabelling `uniform`; the own step may be its own goal.
     """
+    # float64: a draw just below 1 times a long episode would round up in float32.
     later = np.floor(draws.astype(np.float64) * (lengths - t)).astype(t.dtype)
     return np.minimum(t + later, lengths - 1)
 
@@ -111,4 +118,5 @@ def keeps_goal_images(
 
     Source: Octo's `delete_task_conditioning`.
     """
+    # Without an instruction there is nothing else to give the task by.
     return (draws < keep_image_prob) | ~has_text

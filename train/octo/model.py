@@ -52,6 +52,7 @@ class OctoTransformer(nn.Module):
         }
         if self.config.language is not None:
             self.task_tokenizers = {"language": LanguageTokenizer(self.config.language)}
+        # Not part of the released model; only the alignment loss reads them.
         self.alignments = {
             vggt.name: Alignment(vggt, self._camera_grid(vggt)) for vggt in self.config.aligned
         }
@@ -69,11 +70,13 @@ class OctoTransformer(nn.Module):
         batch_size, window = self._steps(observation)
         prefix: dict[str, TokenGroup] = {}
         if self.config.language is not None:
+            # Encoded once per sample, in front of all steps of the window.
             language = self.task_tokenizers["language"](task)
             prefix["task_language"] = self._embed("task_language", language)
         timestep = self._observe(observation, task)
         if self.config.repeat_task_tokens:
             for name, group in prefix.items():
+                # As in Octo 1.5, each step reads its own copy of the task tokens.
                 timestep[f"obs_{name}"] = repeat_over_window(group, window)
         timestep[READOUT] = self._readout(batch_size, window)
 
@@ -88,6 +91,7 @@ class OctoTransformer(nn.Module):
         groups = transformer(prefix, timestep)
         if prefix:
             groups["task"] = concatenate([groups[name] for name in prefix])
+        # Without the readout: it holds what the head reads, not what was observed.
         groups["obs"] = concatenate([groups[name] for name in timestep if name != READOUT])
         return groups
 
@@ -96,6 +100,7 @@ class OctoTransformer(nn.Module):
         mask = require(observation, "timestep_pad_mask", part="observation", reader="model")
         check_array(mask, "bw", (), ["bool"], "observation/timestep_pad_mask")
         window = mask.shape[1]
+        # Position embeddings exist for `max_horizon` steps only.
         if window > self.config.max_horizon:
             raise UserError(
                 where="batch, observation/timestep_pad_mask",
@@ -109,6 +114,7 @@ class OctoTransformer(nn.Module):
         """Embeds the observations: one group per name, but geometry may join a camera's group."""
         groups: dict[str, TokenGroup] = {}
         for config in self.config.observations:
+            # In the config's order: a fused geometry needs its camera's group.
             group = self.observation_tokenizers[config.name](observation, task)
             if isinstance(config, VGGTTokenizerConfig):
                 self._fuse(groups, config, group)
@@ -133,6 +139,7 @@ class OctoTransformer(nn.Module):
                     name=f"{name}_fusion",
                 )
                 camera = f"obs_{config.camera}"
+                # In place of the camera's tokens, so the sequence does not get longer.
                 groups[camera] = fuse(groups[camera], geometry)
             case "align":
                 raise AssertionError(f"{config.name!r} is not an input")
@@ -162,11 +169,13 @@ class OctoTransformer(nn.Module):
         projection = nn.Dense(self.config.embedding_dim, dtype=dtype, name=f"{name}_projection")
         tokens = projection(group.tokens)
         positions = self._positions(name, tokens).astype(dtype)
+        # (b, n, d) for the task, (b, w, n, d) for observations; positions have 1 for b.
         return dataclasses.replace(group, tokens=tokens + jnp.broadcast_to(positions, tokens.shape))
 
     def _readout(self, batch_size: int, window: int) -> TokenGroup:
         """Makes the readout tokens: position embeddings alone, real in every step."""
         shape = (batch_size, window, self.config.num_readouts, self.config.embedding_dim)
+        # Zeros, for their shape: readouts have no content, only their position.
         positions = self._positions(READOUT, jnp.zeros(shape)).astype(self.config.compute_dtype)
         tokens = jnp.broadcast_to(positions, shape)
         return TokenGroup(tokens, jnp.ones(shape[:-1], dtype=bool), Kind.READOUT)
@@ -174,8 +183,11 @@ class OctoTransformer(nn.Module):
     def _positions(self, name: str, tokens: jax.Array) -> jax.Array:
         """Returns a group's position embeddings, `(1 n d)`, or `(1 w n d)` over the window."""
         *steps, num_tokens, dim = tokens.shape[1:]
+        # For the longest window; weights do not depend on the window that is trained.
         shape = (1, *(self.config.max_horizon for _ in steps), num_tokens, dim)
+        # 0.02 as in the released model.
         positions = self.param(f"{name}_pos_embedding", nn.initializers.normal(0.02), shape)
+        # The first steps of the embeddings: for the task, axis 1 is n and nothing is cut.
         return positions[:, : tokens.shape[1]]
 
 
@@ -279,6 +291,7 @@ class OctoModule(nn.Module):
         loss = self._head_loss(groups, batch, noise)
         found = self.octo_transformer.align(groups, batch["observation"])
         if not found:
+            # One key fewer, so a run without alignment logs no constant.
             return {"loss": loss}
         for vggt in self.config.aligned:
             loss = loss + vggt.align_weight * found[vggt.name]
@@ -293,6 +306,7 @@ class OctoModule(nn.Module):
         chunk = (head.action_horizon, head.action_dim)
         check_array(action, "bw", chunk, ["float32"], "action")
         check_array(counts, "bw", chunk, ["bool"], "action_pad_mask")
+        # (b, w, 1, 1): padded steps of the window have no real action.
         real_step = batch["observation"]["timestep_pad_mask"][:, :, None, None]
         return self.heads_action.loss(groups[READOUT].tokens, action, real_step & counts, noise)
 

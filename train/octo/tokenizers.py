@@ -24,6 +24,7 @@ from train.octo.octo_config import (
 from train.octo.t5 import T5Encoder
 from train.octo.token_groups import TokenGroup
 
+# Keeps the outermost bins finite; Octo's value.
 _BIN_EPSILON = 1e-6
 
 Inputs = Mapping[str, Any]
@@ -67,6 +68,7 @@ def check_array(
     Raises:
       UserError: The array does not match.
     """
+    # The axes before the given shape.
     leading = array.ndim - len(shape)
     if leading != len(axes) or array.shape[leading:] != shape or array.dtype.name not in dtypes:
         whole = f"({' '.join([*axes, *map(str, shape)])})"
@@ -90,7 +92,9 @@ def observation_mask(observation: Inputs, key: str, num_tokens: int) -> Bool[Arr
     real = observation["timestep_pad_mask"]
     present = observation.get("pad_mask_dict", {}).get(key)
     if present is not None:
+        # A missing input is masked in every step of the window.
         real = real & present
+    # All tokens of one input are real or none is.
     return jnp.broadcast_to(real[:, :, None], (*real.shape, num_tokens))
 
 
@@ -112,11 +116,15 @@ class StdConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         mean = jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
         std = jnp.std(kernel, axis=(0, 1, 2), keepdims=True)
+        # Octo adds epsilon to the deviation; the usual formula adds it to the variance.
         standardized = (kernel - mean) / (std + 1e-5)
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
+            # Standardised in float32 above: in bfloat16 the mean would lose the digits it
+            # subtracts.
             standardized.astype(self.dtype),
             window_strides=(2, 2),
+            # Fixed padding: "SAME" would pad only one side of an even image.
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -138,8 +146,10 @@ class SmallStem16(nn.Module):
         x = image.astype(jnp.float32) / 127.5 - 1.0
         for features in self.config.stem_features:
             x = StdConv(features, self.dtype)(x)
+            # Norms in float32, also for bfloat16.
             x = nn.GroupNorm(num_groups=STEM_GROUPS)(x.astype(jnp.float32)).astype(self.dtype)
             x = nn.relu(x)
+        # A 1x1 convolution projects each place of the grid; its name is the released one.
         embedding = nn.Conv(
             self.config.stem_dim, (1, 1), padding="VALID", dtype=self.dtype, name="embedding"
         )
@@ -172,10 +182,14 @@ class ImageTokenizer(nn.Module):
         b, w = image.shape[:2]
         goal = task.get(key)
         if goal is None:
+            # Octo's convention for a task without goal images: black.
             goal = jnp.zeros_like(image[:, 0])
         check_array(goal, "b", (size, size, 3), ["uint8"], f"task/{key}")
+        # The same goal beside each step of the window.
         goal = jnp.broadcast_to(goal[:, None], image.shape)
+        # Steps are folded into the batch, as the stem knows no time: (b * w, y, x, 6).
         stacked = jnp.concatenate([image, goal], axis=-1).reshape(b * w, size, size, 6)
+        # (b, w, n, stem_dim)
         tokens = SmallStem16(self.config, self.dtype)(stacked).reshape(
             b, w, self.config.num_tokens, -1
         )
@@ -210,6 +224,7 @@ class LowdimTokenizer(nn.Module):
         check_array(values, "bw", (self.config.num_dims,), ["float32"], f"observation/{key}")
         mask = observation_mask(observation, key, self.config.num_dims)
         if self.config.bins is None:
+            # One token per number; the projection to the embedding size follows in `model.py`.
             return TokenGroup(values[..., None], mask, Kind.OBSERVATION)
         bins = jax.nn.one_hot(to_bins(values, self.config.bins), self.config.bins.num_bins)
         return TokenGroup(bins, mask, Kind.OBSERVATION)
@@ -234,9 +249,12 @@ def to_bins(values: Float[Array, "*b"], config: BinsConfig) -> Int[Array, "*b"]:
     """
     edges = bin_edges(config)
     if config.spacing == "uniform":
+        # An edge itself belongs to no bin, so values are moved inside by epsilon.
         values = jnp.clip(values, config.low + _BIN_EPSILON, config.high - _BIN_EPSILON)
+    # "right": a value on an edge falls into the bin above it.
     bins = jnp.searchsorted(edges, values, side="right") - 1
     inside = (bins >= 0) & (bins < config.num_bins)
+    # Only normal bins get here with values outside.
     return jnp.where(inside, bins, 0).astype(jnp.int32)
 
 
@@ -262,6 +280,7 @@ class LanguageTokenizer(nn.Module):
           instruction: Token ids `input_ids` and `attention_mask`, int32 `(b n)` each.
         """
         states = self.hf_model(instruction["input_ids"], instruction["attention_mask"])
+        # The parameters are frozen for the optimizer too; this saves the backward pass.
         return states if self.config.finetune else jax.lax.stop_gradient(states)
 
     def __call__(self, task: Inputs) -> TokenGroup:
@@ -275,6 +294,7 @@ class LanguageTokenizer(nn.Module):
         Raises:
           UserError: Both are missing, or the length differs from the config.
         """
+        # The run's table has encoded every text once; T5 then is not part of the step.
         if "language_embedding" in task:
             tokens = task["language_embedding"]
         else:
@@ -286,5 +306,6 @@ class LanguageTokenizer(nn.Module):
         present = task.get("pad_mask_dict", {}).get("language_instruction")
         if present is None:
             present = jnp.ones(tokens.shape[:1], dtype=bool)
+        # Octo never masked padding of the text: all `max_length` tokens are read.
         mask = jnp.broadcast_to(present[:, None], tokens.shape[:2])
         return TokenGroup(tokens, mask, Kind.TASK)

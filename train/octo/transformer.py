@@ -25,10 +25,12 @@ class MlpBlock(nn.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Returns tokens of the same shape."""
         kernel_init = nn.initializers.xavier_uniform()
+        # Nearly zero, as in the original ViT.
         bias_init = nn.initializers.normal(stddev=1e-6)
         dense = functools.partial(
             nn.Dense, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype
         )
+        # The tanh approximation, as in the released model.
         hidden = nn.gelu(dense(self.mlp_dim)(x), approximate=True)
         return dense(x.shape[-1])(hidden)
 
@@ -46,6 +48,7 @@ class EncoderBlock(nn.Module):
     ) -> Float[Array, "b t d"]:
         """Returns tokens of the same shape and dtype."""
         attention = nn.MultiHeadDotProductAttention(
+            # The name of the released parameters.
             num_heads=self.config.num_heads,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
@@ -59,9 +62,11 @@ class EncoderBlock(nn.Module):
         if self.attention == "by_head":
             return _attend_by_head
         rounds = jnp.dtype(self.dtype) == jnp.bfloat16
+        # linen's own softmax would run in bfloat16.
         return _attend if rounds else nn.dot_product_attention
 
     def _normalized(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        # Mean and variance in float32: bfloat16 has 8 significant bits.
         return nn.LayerNorm()(x.astype(jnp.float32)).astype(self.dtype)
 
 
@@ -78,9 +83,13 @@ def _attend(
     Linen's remaining arguments concern dropout, which is not used. For float32 tokens it calls
     linen's own function, whose rounding matches the released models.
     """
+    # Scaled before the product, as in linen, so that rounding is the same.
     scaled = query / math.sqrt(query.shape[-1])
+    # Sums of products in float32, also for bfloat16 tokens.
     logits = jnp.einsum("btnd,bsnd->bnts", scaled, key, preferred_element_type=jnp.float32)
+    # The least float and not -inf: a row that is masked everywhere stays finite.
     weights = nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min))
+    # Weights in the dtype of the tokens, so the second product is in bfloat16.
     return jnp.einsum("bnts,bsnd->btnd", weights.astype(value.dtype), value)
 
 
@@ -100,9 +109,11 @@ def _attend_by_head(
 
     @jax.checkpoint
     def attend(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        # One head: (b, t, d) becomes (b, t, 1, d).
         q, k, v = (part[:, :, None] for part in head)
         return _attend(q, k, v, mask=mask)[:, :, 0]
 
+    # Heads first, because `map` loops over axis 0.
     heads = tuple(jnp.moveaxis(part, 2, 0) for part in (query, key, value))
     return jnp.moveaxis(jax.lax.map(attend, heads), 0, 2)
 
@@ -122,11 +133,13 @@ class Transformer(nn.Module):
         """Returns tokens of the same shape, float32."""
         x = x.astype(self.dtype)
         names = [f"encoderblock_{i}" for i in range(self.config.num_layers)]
+        # `init` needs the named modules to make the parameters.
         if self.remat and not self.is_initializing():
             x = self._scan(names, x, mask)
         else:
             for name in names:
                 x = EncoderBlock(self.config, self.dtype, self.attention, name=name)(x, mask)
+        # float32 for the head, whatever the dtype of the blocks.
         return nn.LayerNorm(name="encoder_norm")(x.astype(jnp.float32))
 
     def _scan(self, names: list[str], x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -135,12 +148,15 @@ class Transformer(nn.Module):
         The loop saves memory: in unrolled blocks XLA would merge the recomputation with the first
         computation. The loop body is also compiled only once.
         """
+        # The parameters keep the released names; they are stacked inside the step (85 MB).
         params = [self.variables["params"][name] for name in names]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        # Without a parent it makes no parameters of its own here.
         block = EncoderBlock(self.config, self.dtype, self.attention, parent=None)
 
         @jax.checkpoint
         def step(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
+            # `mask` is closed over: it is the same for all blocks.
             return cast(jax.Array, block.apply({"params": params}, x, mask)), None
 
         return jax.lax.scan(step, x, stacked)[0]
@@ -164,8 +180,10 @@ class BlockTransformer(nn.Module):
           timestep: Groups of every step, `(b w n d)`.
         """
         tokens, real = assemble(prefix, timestep)
+        # All groups of the timestep have the same window.
         window = next(iter(timestep.values())).tokens.shape[1]
         rules = rule_mask(spans(prefix), spans(timestep), window, legacy=self.legacy_attention)
+        # (b, 1, t, t): one mask for all heads.
         mask = attention_mask(rules, real)
         transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
         return split(transformer(tokens, mask), prefix, timestep)

@@ -63,10 +63,13 @@ def augment(
     """
     parts = {part: dict(batch[part]) for part in ("observation", "task")}
     for camera in cameras:
+        # CRC-32 and not `hash`, which differs between processes. Each camera draws on its own.
         camera_key = jax.random.fold_in(key, zlib.crc32(camera.encode()))
+        # By sample, not by row: the batch size and the number of devices change no draw.
         draws = draw(config, camera_key, batch["sample_index"])
         for part in parts.values():
             if camera in part:
+                # The window and the goal image share the draws: they come from one camera.
                 changed = apply(part[camera], draws, crops=camera in cropped)
                 part[camera] = _where_real(part["pad_mask_dict"][camera], changed, part[camera])
     return batch | parts
@@ -74,7 +77,9 @@ def augment(
 
 def draw(config: AugmentConfig, key: jax.Array, sample_index: Int[Array, " b"]) -> Draws:
     """Returns the draws of each sample, which depend only on the key and its own index."""
+    # `fold_in` takes uint32.
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, sample_index.astype(jnp.uint32))
+    # (b, 8), transposed to unpack one row per draw.
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (8,)))(keys).T
     top, left, height, width = crop_box(uniform[:4], config.crop_scale, config.crop_ratio)
     return Draws(
@@ -105,8 +110,10 @@ def crop_box(
     area = _within(scale, scale_range)
     low, high = jnp.log(jnp.asarray(ratio_range, jnp.float32))
     aspect = jnp.exp(low + ratio * (high - low))
+    # Clipped, because an area of 1 with a ratio other than 1 is wider than the image.
     height = jnp.clip(jnp.sqrt(area / aspect), 0.0, 1.0)
     width = jnp.clip(jnp.sqrt(area * aspect), 0.0, 1.0)
+    # Positions within the room that is left, so the box never leaves the image.
     return top * (1.0 - height), left * (1.0 - width), height, width
 
 
@@ -115,11 +122,14 @@ def apply(images: UInt8[Array, "b *w y x 3"], draws: Draws, *, crops: bool) -> j
 
     Colours are clipped to their range after every operation, as in Octo.
     """
+    # A goal image has no window axis; it gets one of size 1.
     single = images if images.ndim == 5 else images[:, None]
     x = single.astype(jnp.float32) / 255.0
     if crops:
         box = jnp.stack([draws.top, draws.left, draws.height, draws.width], axis=-1)
+        # Interpolation may leave the range by rounding.
         x = jnp.clip(crop_and_resize(x, box), 0.0, 1.0)
+    # Octo's order: brightness, contrast, saturation, hue, clipped after each.
     x = jnp.clip(x + _per_sample(draws.brightness), 0.0, 1.0)
     x = jnp.clip(adjust_contrast(x, _per_sample(draws.contrast)), 0.0, 1.0)
     x = jnp.clip(adjust_saturation(x, _per_sample(draws.saturation)), 0.0, 1.0)
@@ -132,6 +142,7 @@ def to_uint8(images: Float[Array, "*b y x 3"]) -> UInt8[Array, "*b y x 3"]:
 
     Source: `tf.image.convert_image_dtype`.
     """
+    # With 255 a grey level n that rounding moved below n / 255 would become n - 1.
     return jnp.floor(images * 255.5).astype(jnp.uint8)
 
 
@@ -151,6 +162,7 @@ def crop_and_resize(
     def one(window: jax.Array, box: jax.Array) -> jax.Array:
         rows = _sample_points(box[0], box[2], window.shape[1])
         columns = _sample_points(box[1], box[3], window.shape[2])
+        # Columns, then rows: the interpolation is separable.
         across = _interpolate(window, *columns, axis=2)
         return _interpolate(across, *rows, axis=1)
 
@@ -161,6 +173,7 @@ def adjust_contrast(
     images: Float[Array, "b w y x 3"], factor: Float[Array, "b 1 1 1 1"]
 ) -> Float[Array, "b w y x 3"]:
     """Scales the distance of each colour from the mean colour of its image."""
+    # Over rows and columns: each image and channel has its own mean.
     mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
     return (images - mean) * factor + mean
 
@@ -207,8 +220,10 @@ def _sample_points(
     start: jax.Array, extent: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (index below, index above, weight above) of `size` points on an axis of that size."""
+    # The centers of the corner pixels are 0 and size - 1, as TensorFlow counts them.
     points = start * (size - 1) + jnp.arange(size, dtype=jnp.float32) * extent
     below = jnp.clip(jnp.floor(points), 0, size - 1)
+    # The last pixel has no neighbour; its weight is 0.
     above = jnp.minimum(below + 1.0, size - 1.0)
     return below.astype(jnp.int32), above.astype(jnp.int32), points - below
 
@@ -234,4 +249,5 @@ def _per_sample(values: jax.Array) -> jax.Array:
 
 def _where_real(mask: jax.Array, changed: jax.Array, images: jax.Array) -> jax.Array:
     """Returns `changed` where an image is real; a missing one stays black."""
+    # (b, w) becomes (b, w, 1, 1, 1).
     return jnp.where(jnp.expand_dims(mask, (-3, -2, -1)), changed, images)

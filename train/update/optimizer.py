@@ -23,6 +23,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
+        # optax counts `decay_steps` from step 0, so the warm-up is part of it.
         end = config.decay_steps or num_steps
         if end <= warmup:  # the run ends before its peak, such as a short trial of a config
             return optax.linear_schedule(0.0, peak, warmup)
@@ -32,6 +33,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     def decay(step: jax.typing.ArrayLike) -> jax.Array:
         if config.schedule == "constant":
             return jnp.full_like(step, peak, jnp.float32)
+        # `join_schedules` counts this step from the end of the warm-up.
         timescale = float(config.rsqrt_timescale)
         return peak / jnp.sqrt((jnp.asarray(step, jnp.float32) + timescale) / timescale)
 
@@ -45,10 +47,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
       decay
     only on kernels.
     """
+    # The norm of all trained gradients together.
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     return optax.chain(
         *clip,
+        # bfloat16 as in Octo; it saves a sixth of the memory of parameters and moments.
         optax.scale_by_adam(mu_dtype=jnp.bfloat16),
+        # Decoupled, as in AdamW: the decay does not pass through Adam's moments.
         optax.add_decayed_weights(config.weight_decay, _kernels),
     )
 
@@ -81,6 +86,7 @@ def check_frozen(paths: Iterable[str], frozen: Sequence[str]) -> None:
       UserError: A glob matches nothing, or nothing is left to train.
     """
     paths = list(paths)
+    # The default globs may match nothing.
     chosen = set(frozen) - set(OptimizerConfig().frozen)  # a model may have no language encoder
     idle = [glob for glob in chosen if not any(fnmatch.fnmatchcase(path, glob) for path in paths)]
     if idle:
@@ -105,4 +111,5 @@ def _is_frozen(path: str, frozen: Sequence[str]) -> bool:
 
 def _kernels(params: Parameters) -> dict[str, bool]:
     """Returns True for each parameter with weight decay: the kernels."""
+    # By the last name: biases, norms and position embeddings do not decay.
     return {path: path.endswith("kernel") for path in params}

@@ -46,10 +46,13 @@ def cosine_schedule(num_steps: int, s: float = 0.008) -> Schedule:
       num_steps: Number of diffusion steps.
       s: Offset that keeps the first betas from vanishing.
     """
+    # float32 throughout, as in the released models: float64 would change the last step by 1e-5.
     t = np.linspace(0, num_steps, num_steps + 1, dtype=np.float32) / np.float32(num_steps)
     angle = (t + np.float32(s)) / np.float32(1 + s) * np.float32(np.pi * 0.5)
     remaining = np.square(np.cos(angle))
+    # Relative to the start, so that the first alpha_hat is 1.
     remaining = remaining / remaining[0]
+    # The last beta would be 1, and its denoising step would divide by zero.
     betas = np.clip(1 - remaining[1:] / remaining[:-1], 0, np.float32(0.999))
     alphas = 1 - betas
     return Schedule(betas, alphas, np.cumprod(alphas))
@@ -62,7 +65,9 @@ def reverse_steps(schedule: Schedule) -> ReverseStep:
     """
     betas, alphas, alpha_hats = schedule
     sigma = np.sqrt(betas)
+    # As in algorithm 2: the result itself is not disturbed.
     sigma[0] = 0
+    # Coefficients of `scale * (x - shift * eps) + sigma * z`.
     return ReverseStep(1 / np.sqrt(alphas), (1 - alphas) / np.sqrt(1 - alpha_hats), sigma)
 
 
@@ -73,6 +78,7 @@ def add_noise(
     noise: Float[Array, "n b w c"],
 ) -> Float[Array, "n b w c"]:
     """Returns the actions after `time + 1` forward steps."""
+    # (n, b, w, 1), which broadcasts over the chunk.
     alpha_hat = jnp.asarray(schedule.alpha_hats)[time]
     return jnp.sqrt(alpha_hat) * actions + jnp.sqrt(1 - alpha_hat) * noise
 
@@ -80,6 +86,7 @@ def add_noise(
 def masked_mean(x: Float[Array, "n b w c"], mask: Bool[Array, "n b w c"]) -> Float[Array, ""]:
     """Returns the mean of `x` where `mask` is True; 0 if it is True nowhere."""
     weight = mask.astype(x.dtype)
+    # Both means are over all elements, so their number cancels.
     return jnp.mean(x * weight) / jnp.maximum(jnp.mean(weight), 1e-5)
 
 
@@ -118,6 +125,7 @@ def draw_training_noise(
     time_key, noise_key = jax.random.split(key)
     shape = (config.n_diffusion_samples, *batch_shape)
     return TrainingNoise(
+        # One diffusion step per sample and step of the window, shared by its whole chunk.
         time=jax.random.randint(time_key, (*shape, 1), 0, config.diffusion_steps),
         noise=jax.random.normal(noise_key, (*shape, config.flat_dim)),
     )
@@ -143,7 +151,9 @@ class FourierFeatures(nn.Module):
     @nn.compact
     def __call__(self, time: Int[Array, "*batch 1"]) -> Float[Array, "*batch f"]:
         """Returns `dim` features of the raw step number, which is not normalised."""
+        # A standard deviation of 0.2, as in the original.
         kernel = self.param("kernel", nn.initializers.normal(0.2), (self.dim // 2, 1))
+        # The raw number: Octo does not divide it by the number of steps.
         angle = (2 * jnp.pi * time.astype(kernel.dtype)) @ kernel.T
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
@@ -207,6 +217,7 @@ class ScoreNetwork(nn.Module):
         """
         features = FourierFeatures(self.config.time_dim, name="time_preprocess")(time)
         step = StepEncoder(self.config.time_dim, name="cond_encoder")(features)
+        # In this order, as in the released weights.
         x = jnp.concatenate([step, readout, noisy_actions], axis=-1)
         return MLPResNet(self.config, name="reverse_network")(x)
 
@@ -252,14 +263,19 @@ class DiffusionHead(nn.Module):
         """
         embedding = self.embed(readout)
         samples = (noise.noise.shape[0], *embedding.shape[:2])
+        # (b, w, h * a)
         flat = action.reshape(*embedding.shape[:2], self.config.flat_dim)
+        # Outliers of normalised actions would dominate a squared error; sampling clips alike.
         flat = jnp.clip(flat, -self.config.max_action, self.config.max_action)
+        # (n, b, w, h * a): `n_diffusion_samples` noises for one forward pass of the transformer.
         flat = jnp.broadcast_to(flat[None], noise.noise.shape)
         schedule = cosine_schedule(self.config.diffusion_steps)
         noisy = add_noise(schedule, flat, noise.time, noise.noise)
+        # The transformer runs once; only the small score network sees all n samples.
         embedding = jnp.broadcast_to(embedding[None], (*samples, embedding.shape[-1]))
         error = jnp.square(self.predict_noise(embedding, noisy, noise.time) - noise.noise)
         counts = jnp.broadcast_to(mask.reshape(1, *flat.shape[1:]), error.shape)
+        # Octo sums over the dimensions of an action and means over the rest.
         return masked_mean(error, counts) * self.config.action_dim
 
     def sample(
@@ -274,6 +290,7 @@ class DiffusionHead(nn.Module):
         """
         config = self.config
         coefficients = jax.tree.map(
+            # Reversed: denoising runs from the last step to 0.
             lambda values: jnp.asarray(values[::-1]),
             reverse_steps(cosine_schedule(config.diffusion_steps)),
         )
@@ -284,10 +301,14 @@ class DiffusionHead(nn.Module):
             score: ScoreNetwork, x: jax.Array, step: tuple[jax.Array, ReverseStep, jax.Array]
         ) -> tuple[jax.Array, None]:
             time, (scale, shift, sigma), z = step
+            # One time for the whole batch, in the shape that training has: (b, w, 1).
             eps = score(embedding, x, jnp.full((*x.shape[:-1], 1), time))
             cleaner = scale * (x - shift * eps) + sigma * z
+            # Clipped at every step, not only at the end, as in Octo.
             return jnp.clip(cleaner, -config.max_action, config.max_action), None
 
+        # linen's scan, because the body is a module; one copy of its parameters.
         run = nn.scan(denoise, variable_broadcast="params", split_rngs={"params": False})
         x, _ = run(self.diffusion_model, noise.initial, (times, coefficients, noise.steps))
+        # Only the last step of the window acts: (b, h, a).
         return x[:, -1].reshape(-1, config.action_horizon, config.action_dim)
