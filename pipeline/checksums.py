@@ -28,6 +28,7 @@ _EXPECTED = "a JSON object"
 
 def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """Adds their checksum to JSON fields, unless one of them already has that name."""
+    # The name is taken where a dataset's path is `checksum`.
     return dict(values) if CHECKSUM in values else {**values, CHECKSUM: json_checksum(values)}
 
 
@@ -38,6 +39,7 @@ def write_json(path: epath.PathLike, values: Mapping[str, Any]) -> None:
 
 def to_json_line(value: object) -> str:
     """Formats a dataclass or mapping with its checksum as one line of JSON; NaN becomes null."""
+    # NaN is no JSON; other parsers reject it.
     return json.dumps(with_checksum(_finite(to_json_values(value))), allow_nan=False) + "\n"
 
 
@@ -61,6 +63,7 @@ def from_json(text: str | bytes, *, where: str, remedy: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = type(values).__name__
         raise DataError(where=where, expected=_EXPECTED, found=found, remedy=remedy)
+    # The last field, in case corruption changed its name.
     name = CHECKSUM if CHECKSUM in values else next(reversed(values), "")
     checksum = values.get(name)
     if not isinstance(checksum, str):  # none, or a dataset whose path is `checksum`
@@ -69,6 +72,7 @@ def from_json(text: str | bytes, *, where: str, remedy: str) -> dict[str, Any]:
     if name == CHECKSUM:
         check_checksum(checksum, content, where=where, remedy=remedy)
         return content
+    # A right checksum under another name: this field's own name is corrupt.
     if len(checksum) == _NUM_DIGITS and checksum == json_checksum(content):  # its name has changed
         raise _changed("the checksum as its last field", name, where=where, remedy=remedy)
     return values

@@ -29,6 +29,7 @@ Measured = Annotated[
     float, pydantic.BeforeValidator(lambda value: math.nan if value is None else value)
 ]
 """A float that `checksums.to_json_line` writes as null if it is NaN; null is read as NaN."""
+# Brackets with nothing but numbers between, over several lines.
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 
@@ -58,8 +59,10 @@ def open_path(path: epath.PathLike) -> epath.Path:
     try:
         opened = epath.Path(path)
         if is_remote(path):
+            # Connects now, so that a missing client or credential shows before any work.
             opened.exists()
     except Exception as error:
+        # The stores' clients raise types of their own.
         raise UserError(
             where=os.fspath(path),
             expected="a path on a disk, or of an object store that can be reached",
@@ -95,11 +98,13 @@ def read_text(path: epath.PathLike, *, expected: str, remedy: str) -> str:
       DataError: The file is missing, may not be read, is no regular file, is larger than
         `MAX_TEXT_BYTES` or is not UTF-8.
     """
+    # Opening a FIFO blocks until somebody writes.
     found = special_file(path)
     try:
         if found is None and (size := epath.Path(path).stat().length) > MAX_TEXT_BYTES:
             found = f"a file of {size:,} bytes; at most {MAX_TEXT_BYTES:,} are read"
         if found is None:
+            # Bytes, decoded here: `read_text` would use the locale's encoding.
             return epath.Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         found = f"{type(error).__name__}: {error}"
@@ -123,6 +128,7 @@ def toml_to_json(text: str, *, where: str, expected: str, remedy: str) -> str:
       DataError: The text is no TOML, is nested too deep, or has numbers too large to be read.
     """
     with _named_as_unreadable(where, expected, remedy):
+        # `default=str` for dates and times, which JSON lacks.
         return json.dumps(tomllib.loads(text), default=str)
 
 
@@ -170,20 +176,24 @@ def locked(path: pathlib.Path, refused: UserError) -> Iterator[int]:
       UserError: `refused`, or one that says that the file cannot be created or locked.
     """
     with writing(path):
+        # Not truncated: another process may hold it. The umask takes rights away from 0o666.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with writing(path):
             try:
+                # Without waiting: a job that runs for hours is an error to report.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise refused from error
         yield descriptor
     finally:
+        # Closing frees the lock.
         os.close(descriptor)
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
     """Returns a unique hidden path beside a file, where it is written until it is complete."""
+    # Hidden, so that globs skip it; random and with the process id, so that no two collide.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
 
 
@@ -200,6 +210,7 @@ def temporaries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def sync(path: pathlib.Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
+    # Folders are opened read-only too; fsync needs no right to write.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -213,27 +224,34 @@ def write_text_atomically(path: epath.PathLike, text: str) -> None:
     Writes to an object store are atomic by themselves.
     """
     if is_remote(path):
+        # An object appears when its upload is complete.
         epath.Path(path).write_text(text)
         return
     local = pathlib.Path(path)
     temporary = temporary_path(local)
     try:
         temporary.write_text(text, encoding="utf-8")
+        # Data before the name, or a crash leaves the new name with no content.
         sync(temporary)
+        # Atomic on POSIX, within one file system.
         temporary.replace(local)
     finally:
+        # After `replace` nothing is left under this name.
         temporary.unlink(missing_ok=True)
+    # The name is an entry of the folder, which has its own fsync.
     sync(local.parent)
 
 
 def json_checksum(values: Any) -> str:
     """Hashes JSON values, independent of indentation and order: 32 hex digits of XXH3-128."""
+    # Separators and order are fixed, because the checksum is over this text.
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def dump_json(values: object) -> str:
     """Formats indented JSON with a final newline; a list of numbers stays on one line."""
+    # `indent` alone would give every number of a list its own line.
     return _NUMBERS_OVER_LINES.sub(_on_one_line, json.dumps(values, indent=1)) + "\n"
 
 
@@ -259,6 +277,7 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
       DataError: The text does not match; it lists all mismatches, each with its place.
     """
     try:
+        # Strict: "3" is no int; an unknown field is a typing error or of a later release.
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         details = "; ".join(_problem(kind, e["type"], e["loc"], e["msg"]) for e in error.errors())
@@ -271,6 +290,7 @@ def _problem(kind: type, error: str, location: Sequence[str | int], message: str
     """Formats a mismatch that pydantic found, with its place unless it is the whole value."""
     if error == "unexpected_keyword_argument":
         *location, name = location
+        # The likeliest name for a typing error.
         similar = difflib.get_close_matches(str(name), _field_names(kind, location), n=1)
         message = f"unknown field {name}" + "".join(f" ({field}?)" for field in similar)
     place = ".".join(map(str, location))
@@ -282,6 +302,7 @@ def _field_names(kind: type, location: Sequence[str | int]) -> list[str]:
     kinds = [kind]
     for name in location:
         hints = [get_type_hints(outer) for outer in kinds]
+        # Through the fields on the way; numbers of list places are in no class and are skipped.
         kinds = [k for h in hints if name in h for k in _dataclasses(h[str(name)])] or kinds
     return [field.name for k in kinds for field in dataclasses.fields(k)]
 

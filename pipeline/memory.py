@@ -5,11 +5,14 @@ import dataclasses
 
 from pipeline.errors import UserError
 
+# Numbers of `mallopt` parameters, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 64 << 20
+# The largest value that glibc accepts.
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 _GB = 1e9
+# Handed over, in transfer, and in use.
 _BATCHES_IN_USE = 3
 
 
@@ -56,8 +59,10 @@ class LoaderMemory:
         """Raises a `UserError` if the budget is too small."""
         if budget_gb is None or self.num_bytes <= budget_gb * _GB:
             return
+        # Solves the inequality of `num_bytes` for the number of batches.
         fitting = int((budget_gb * _GB - self.other_bytes) // self.batch_bytes) - _BATCHES_IN_USE
         if fitting > 0:
+            # A thread that makes a batch holds one, so there cannot be more threads than batches.
             threads = f" and data.num_threads to {fitting}" if fitting < self.num_threads else ""
             remedy = f"Lower data.prefetch_batches to {fitting}{threads}, or raise the budget."
         else:
@@ -87,8 +92,10 @@ def keep_freed_memory() -> None:
     The setting affects the whole process, so only command lines and worker processes call this, no
     library function does. It does nothing where the C library has no `mallopt`.
     """
+    # None on macOS and musl.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        # Setting either turns off glibc's own adaptation of both.
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
@@ -101,4 +108,5 @@ def release_freed_memory() -> None:
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
+        # 0: keep no room at the top of the heap.
         malloc_trim(0)

@@ -32,17 +32,22 @@ class Portable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Bytes within bytes: the outer ones name octograin, the inner ones the function."""
+        # `octograin.unpickled` is imported first, and puts this project's packages in front.
         return octograin.unpickled, (pickle.dumps(self._function),)
 
 
 def follow_parent() -> None:
     """Ignores Ctrl-C in this spawned process, and ends it when its parent process ends."""
+    # The parent handles Ctrl-C and ends its workers; both would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A daemon, so that it does not keep the process alive.
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
+        # The sentinel is ready when the parent has ended, even by SIGKILL.
         multiprocessing.connection.wait([parent.sentinel])
+        # At once: the main thread may be inside a long call into C.
         os._exit(EXIT_INTERRUPTED)

@@ -52,20 +52,26 @@ _INTERRUPTED = "interrupted; the same command with --resume continues from the l
 def main() -> None:
     """Parses the command line and trains."""
     log_to_stderr()
+    # Before numpy and jax allocate anything large: the setting does not move earlier blocks.
     keep_freed_memory()
     with user_errors_exit(interrupted=_INTERRUPTED):
         flags = parse_flags(sys.argv[1:])
+        # The first call that involves the other processes; an error in a flag ends each on its own.
         distributed.join()
+        # One process reports, or every line would appear once per host.
         tells = distributed.is_writer() and not flags.dry_run
         level = logging.INFO if tells else logging.WARNING
         for package in ("train", "pipeline"):
             logging.getLogger(package).setLevel(level)
         if flags.dry_run:
+            # `examine` returns the exit status: a dry run reports problems and raises none.
             raise SystemExit(examine(flags))
         try:
             run(flags)
         except Stopped as stopped:
             if stopped.by is signal.SIGINT:
+                # Stopped by Ctrl-C the run ends like any interrupted command, with the exit status
+                # of one.
                 raise KeyboardInterrupt from None
 
 
@@ -81,12 +87,16 @@ def run(flags: Flags) -> pathlib.Path:
     config = flags.config
     check_flags(flags)
     keep_compiled(config)
+    # From here on SIGTERM is only recorded, so that the loop can save; Ctrl-C still ends the run.
     with StopRequests() as stop_requests:
+        # Every process plans; an error in one is raised in all, so nobody waits for the others.
         plan = distributed.together(lambda: _plan(flags))
         _check_alike(plan)
+        # Nothing in the directory is changed before this line.
         with _claimed(flags, plan) as path:
             distributed.together(lambda: _explain(flags, plan, path))
             _train(plan, path, stop_requests)
+    # After the claim is released: the summary only reads.
     if distributed.is_writer():
         with reported("the summary", path):
             _log.info("%s", describe_end(path))
@@ -109,8 +119,10 @@ def _plan(flags: Flags) -> _Plan:
     config = flags.config
     run_directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
     continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
+    # A run killed before its first checkpoint is started again, not refused.
     if flags.resume and not continues:
         _log.warning("%s has no checkpoint yet: the run starts from scratch", config.save_dir)
+    # A resumed run has its own weights; the pretrained ones may be gone by then.
     setup = set_up(config, open_inputs(config, resume=continues))
     position = None
     if continues:
@@ -126,6 +138,7 @@ def _check_alike(plan: _Plan) -> None:
         del settings[name]  # paths may differ between hosts
     mixture = [(part.data, part.settings, part.excluded) for part in loader.state(0).mixture]
     for what, text, found in (
+        # Not the paths of the mixture: a host may mount the data elsewhere.
         ("config and data", dump_json([settings, loader.fingerprint, mixture]), "others"),
         ("last checkpoint", str(plan.position), f"step {plan.position}"),
     ):
@@ -148,16 +161,21 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
         _log_stop(),
         Checkpoints(path, config.keep_checkpoints, config.keep_every) as checkpoints,
     ):
+        # Restored right into the shapes and shardings of the compiled step.
         if position is not None:
             state = checkpoints.restore(setup.state)
             _log.info("resumed at step %d", position)
         else:
             state = _first_state(setup)
+        # A frozen encoder runs once per instruction of the run, not once per training step.
         language_table = setup.encode_language(state.params)
+        # From here on there is a step to stop after.
         stop_requests.note_ctrl_c()
         with _metrics_log(setup, path, position or 0) as log:
             loop = Loop(setup, train_step, language_table, checkpoints, log, path, stop_requests)
+            # A resumed state is the last checkpoint, and is not saved again.
             state = loop.run(state, is_saved=position is not None)
+    # After the block: the last checkpoint is on disk, and the metrics log is closed.
     conclude(setup, state, language_table, path)
 
 
@@ -168,6 +186,7 @@ def _log_stop() -> Iterator[None]:
         yield
     except Stopped as stopped:
         by = stopped.by.name if stopped.by else "another process"
+        # Behind the block that closes the checkpoints: only now "saved" is true.
         _log.warning("stopped by %s; the state is saved: %s", by, stopped.way_on)
         raise
 
@@ -178,6 +197,7 @@ def _first_state(setup: Setup) -> TrainState:
     state = fresh_state(config, setup.optimizer, setup.shardings)
     if setup.inputs.weights is None:
         return state
+    # The report was made before, from shapes alone.
     params, _ = merge(state.params, setup.inputs.weights, allowed(config))
 
     def place(leaf: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -185,6 +205,7 @@ def _first_state(setup: Setup) -> TrainState:
 
     params = jax.tree.map(place, params, setup.shardings.params)
     trained, _ = split_frozen(params, config.frozen)
+    # A copy: the training step donates its input, and two leaves must not share memory.
     ema = {path: jnp.copy(trained[path]) for path in state.ema}
     return dataclasses.replace(state, params=params, ema=ema)
 
@@ -196,11 +217,13 @@ def _claimed(flags: Flags, plan: _Plan) -> Iterator[pathlib.Path]:
     with contextlib.ExitStack() as stack:
 
         def claim() -> None:
+            # Every process calls this, one claims: a failure is then raised in all by `together`.
             if not distributed.is_writer():
                 return
             stack.enter_context(
                 run_directory.claimed(flags.config, resume=flags.resume, overwrite=flags.overwrite)
             )
+            # Between the plan and the claim another process may have trained on.
             if flags.resume and last_step(path) != plan.position:
                 raise UserError(
                     where=f"save_dir {path}",
@@ -223,11 +246,13 @@ def _metrics_log(setup: Setup, path: pathlib.Path, position: int) -> Iterator[Me
     def open_log() -> MetricsLog | None:
         if not distributed.is_writer():
             return None
+        # Rows after the checkpoint belong to steps that are taken again.
         drop_validation(path, after=position)
         tracking = Tracking(config, path) if config.wandb.project else None
         meter = Meter(config.batch_size, setup.loader.memory.batch_bytes)
         return MetricsLog(path, config.num_steps, meter, position, tracking)
 
+    # None on the hosts that do not write.
     with distributed.together(open_log) or contextlib.nullcontext() as log:
         yield log
 
@@ -248,6 +273,7 @@ def _explain(flags: Flags, plan: _Plan, path: pathlib.Path) -> None:
     _write(path / ENVIRONMENT_NAME, describe_environment(setup.mesh))
     description = describe_fully(flags, setup)
     if distributed.is_writer():
+        # Atomically, since another command may read the directory while the run starts.
         with writing(path / DESCRIPTION_NAME):
             write_text_atomically(path / DESCRIPTION_NAME, description)
     if flags.verbose:

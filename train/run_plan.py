@@ -75,8 +75,12 @@ class Setup:
     def compile(self) -> tuple[TrainStep, float]:
         """Compiles the training step for the known shapes; returns it and the seconds it took."""
         started = time.perf_counter()
+        # The old state is given away, so two states never have to fit at once.
+        # Fixed output shardings: otherwise XLA may choose others, and the next call would not
+        # match.
         jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings, self.whole))
         compiled = jitted.lower(self.state, self.batch, self.table).compile()
+        # Compiling octo-small leaves 1.4 of 2.4 GB that the C library would keep.
         release_freed_memory()
         return compiled, time.perf_counter() - started
 
@@ -95,6 +99,7 @@ def keep_compiled(config: TrainConfig) -> None:
         return
     cache = pathlib.Path(config.compilation_cache).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
+    # By default jax caches only what took a second or more.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -109,6 +114,7 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
       UserError: Parts do not fit together: devices and batch, model and data, or frozen globs.
     """
     mesh = device.make_mesh(config.fsdp_devices)
+    # The rows of a micro-batch must be divisible by the devices as well.
     parts = config.optimizer.accumulation_steps
     sharding = device.batch_sharding(mesh, config.batch_size, parts)
     shard = device.host_shard(sharding, config.batch_size)
@@ -124,6 +130,7 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
         )
     optimizer = make_optimizer(config.optimizer)
     schedule = learning_rate(config.optimizer, config.num_steps)
+    # Shapes only: no parameter is allocated before the checks have passed.
     state = shard_structs(jax.eval_shape(lambda: init_state(config, optimizer)), mesh)
     _check_frozen(config, state)
     setup = Setup(
@@ -139,6 +146,7 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
         batch=device.shape_structs(loader.spec, sharding),
         table=_table_struct(config, loader, state, device.replicated(mesh)),
     )
+    # Traces the step without compiling it: wrong shapes show in seconds.
     jax.eval_shape(setup.step, setup.state, setup.batch, setup.table)
     return setup
 
@@ -155,6 +163,7 @@ def _check_frozen(config: TrainConfig, state: TrainState) -> None:
     language = config.model.language
     if language is None or language.finetune:
         return
+    # The language table is computed once, so a trained encoder would never reach the loss.
     trained = [path for path in trained if "/hf_model/" in path]
     if trained:
         raise UserError(
@@ -168,6 +177,7 @@ def _check_frozen(config: TrainConfig, state: TrainState) -> None:
 def _validator(
     config: TrainConfig, inputs: Inputs, shard: HostShard, sharding: jax.sharding.NamedSharding
 ) -> Validator | None:
+    # Nothing is held out.
     if not config.data.validation_fraction:
         return None
     encode = inputs.vocabulary.EncodeAsIds
@@ -180,4 +190,5 @@ def _table_struct(
     shape = jax.eval_shape(
         lambda params: make_language_table(config.model, params, loader.tasks), state.params
     )
+    # None stays None.
     return shape and jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=whole)

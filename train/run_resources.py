@@ -37,6 +37,7 @@ def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
     Raises:
       UserError: Something is missing; it lists everything at once, with the commands to get it.
     """
+    # All problems are collected, so that one run lists every missing file.
     problems: list[UserError] = []
     datasets: list[Dataset] = []
     vocabulary = weights = None
@@ -53,6 +54,7 @@ def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
         weights = None if resume else _read_weights(config)
     except UserError as error:
         problems.append(error)
+    # Without a problem there is a vocabulary; the second test is for the type checker.
     if problems or vocabulary is None:
         raise _combined(problems)
     return Inputs(tuple(datasets), vocabulary, weights)
@@ -75,6 +77,7 @@ def excludable(error: RecordError, config: TrainConfig) -> UserError:
     """Returns the error of a corrupt record with the flags that exclude the record."""
     flags = [
         f"--config.data.datasets.{number}.excluded "
+        # A dict keeps the order and drops a record that was excluded before.
         + " ".join(dict.fromkeys((*part.excluded, error.record)))
         for number, part in enumerate(config.data.datasets)
         if part.path == error.dataset
@@ -109,6 +112,7 @@ def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcesso
         )
     vocabulary = load_vocabulary(config.data.vocabulary)
     language = config.model.language
+    # T5 has more rows than pieces, so only "more pieces than rows" is an error.
     rows = math.inf if language is None else language.t5.vocab_size
     if vocabulary.GetPieceSize() > rows:
         raise UserError(
@@ -125,6 +129,7 @@ def _read_weights(config: TrainConfig) -> dict[str, Any] | None:
     if config.pretrained_path is None:
         return None
     pretrained = load_pretrained(config.pretrained_path, config.pretrained_step)
+    # Before anything is compiled: other settings would load weights of the same shapes silently.
     check_config(pretrained.config, config.model, f"config of {config.pretrained_path}")
     return pretrained.params
 

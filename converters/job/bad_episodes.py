@@ -50,6 +50,7 @@ class BadEpisode:
     def skipped(self, shard: SourceShard) -> SkippedEpisode:
         """Returns its entry in the manifest."""
         start = f"{shard.path}, episode {self.episode}"
+        # The place stands in the entry already, once as file and episode.
         place = self.where.removeprefix(start).removeprefix(f"{shard.path}").lstrip(", ")
         reason = f"expected {self.expected}; found {self.found}"
         reason = f"{place}: {reason}" if place else reason
@@ -69,6 +70,7 @@ def refused(
       can_skip: Whether leaving them out would leave anything.
     """
     _, first = bad[0]
+    # The same remedy of many episodes is given once.
     remedies = dict.fromkeys(episode.remedy for _, episode in bad)
     remedy = f"{next(iter(remedies))} {_SKIP}" if can_skip else next(iter(remedies))
     if len(bad) == 1:
@@ -90,6 +92,7 @@ def listed(skipped: Sequence[SkippedEpisode]) -> list[str]:
 
     set-train.tfrecord-00000-of-00002, episodes 1, 7: expected ...; found ...
     """
+    # Episodes of one file that fail alike share a line.
     places: dict[tuple[str, str], list[str]] = {}
     for episode in skipped:
         places.setdefault((episode.reason, episode.file), []).append(str(episode.episode))

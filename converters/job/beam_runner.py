@@ -26,22 +26,27 @@ class BeamRunner:
 
     def __call__(self, job: ShardJob, numbers: Sequence[int], on_progress: OnProgress) -> None:
         """Converts the shards; of those that fail, the first is raised when the others are done."""
+        # Starting a pipeline for nothing takes minutes on Dataflow.
         if not numbers:
             return
         for number in numbers:
+            # Else the failure of an earlier run would be reported for this one.
             job.forget_failure(number)
         try:
             self._run(job, numbers)
         except Exception as error:
+            # Runners raise their own types; none of them is importable without its runner.
             raise UserError(
                 where="Apache Beam",
                 expected="the pipeline to run to its end",
                 found=f"{type(error).__name__}: {' '.join(str(error).split())}",
                 remedy="See Beam's own log, and run the same command again: it resumes from here.",
             ) from error
+        # By the result on disk: Beam gives no return value and no exception of a step.
         for number in numbers:
             if not job.is_done(number):
                 raise job.failure(number)
+            # Without bytes, since workers elsewhere do not report them.
             on_progress(job.source.shards[number].num_episodes, 0)
 
     def _run(self, job: ShardJob, numbers: Sequence[int]) -> None:
@@ -50,6 +55,7 @@ class BeamRunner:
         _ = (
             pipeline
             | "shards" >> beam.Create(list(numbers))
+            # Else Beam fuses the steps, and one worker converts all shards.
             | "spread" >> beam.Reshuffle()
             | "convert" >> beam.Map(Portable(_convert), job)
         )
@@ -61,6 +67,7 @@ def _convert(number: int, job: ShardJob) -> None:
     try:
         job.convert(number, _ignore)
     except UserError as error:
+        # Only a user's mistake: anything else should fail, and Beam repeats it.
         job.fail(number, error)
 
 

@@ -41,6 +41,7 @@ from pipeline.files import (
 )
 
 _START_OVER = "Start over with --overwrite."
+# Rounded up from the measured 69 bytes; the estimate must not be too low.
 _RECORD_OVERHEAD_BYTES = 100
 _SHARD_OVERHEAD_BYTES = 128 << 10
 """Overhead of an ArrayRecord file; measured: 69 bytes per record and at most 2 x 64 KiB."""
@@ -78,6 +79,7 @@ class ColumnJob:
     def plan(self) -> str:
         """What decides the bytes of the column, as JSON."""
         column = to_json_values(self.column)
+        # Without conventions and encoders: they change no image, and editing them keeps the job.
         source = {"digest": self.manifest.data_digest({EPISODES, *self.reads})}
         return dump_json({"column": column, "source": source, "settings": self.settings})
 
@@ -89,11 +91,14 @@ class ColumnJob:
     def file(self, number: int) -> str:
         """A shard's, relative to the dataset directory."""
         count = len(self.manifest.shards[EPISODES])
+        # The digest in the name keeps a new column apart from the published one with other
+        # settings.
         return f"{self.column.name}/{number:05d}-of-{count:05d}-{self.digest}.arrayrecord"
 
     @functools.cached_property
     def steps(self) -> tuple[range, ...]:
         """Steps of the dataset in each shard."""
+        # Episode records of each shard, in order; the new column has the same shards.
         ends, ranges, first = np.cumsum([0, *self.manifest.episode_lengths]).tolist(), [], 0
         for shard in self.manifest.shards[EPISODES]:
             ranges.append(range(ends[first], ends[first + shard.records]))
@@ -124,9 +129,12 @@ class ColumnJob:
                 "another --name.",
             )
         with writing(self.directory):
+            # Only for another plan: the same one resumes from the files that are there.
             if noted != self.plan:
                 clear_up(self.directory, name)
+            # Noted before the first shard is written, so that every file has an owner after a kill.
             write_text_atomically(self._note, self.plan)
+            # A killed writer's file; the lock says that none is at work.
             remove_temporaries(self.directory / name, self.digest)
 
     @property
@@ -142,12 +150,14 @@ class ColumnJob:
 
     def pending(self) -> list[int]:
         """Numbers of the shards that are not done."""
+        # By what lies on the disk, not by a list in memory.
         return [number for number in range(len(self.steps)) if self._part(number) is None]
 
     def check_room(self, pending: Iterable[int]) -> None:
         """Raises `UserError` where the disk has no room for the shards that are to be written."""
         needed = sum(self.shard_bytes(number) for number in pending)
         free = shutil.disk_usage(self.directory).free
+        # Checked before hours of computing, not when the disk is full.
         if needed > free:
             raise UserError(
                 where=str(self.directory / self.column.name),
@@ -171,9 +181,11 @@ class ColumnJob:
         with ShardWriter(self.directory, self.file(number)) as writer:
             for record in records:
                 writer.write(layout.encode((number, writer.count), 1, record))
+        # Only after the block the shard has its final name.
         part = _Part(self.digest, writer.finished())
         path = self._part_path(number)
         with writing(path):
+            # Last: the part marks the shard as done.
             write_text_atomically(path, dump_json(to_json_values(part)))
 
     def finish(self, licence: str, encoders: Mapping[str, TokenOrigin]) -> Manifest:
@@ -184,6 +196,7 @@ class ColumnJob:
         Raises:
           DataError: Where the columns that it was made from are others now.
         """
+        # Read again: `octograin edit` may have changed it during the hours of the job.
         now, read = load_manifest(self.directory), {EPISODES, *self.reads}
         if now.data_digest(read) != self.manifest.data_digest(read):
             raise DataError(
@@ -193,11 +206,14 @@ class ColumnJob:
                 remedy="The dataset was replaced meanwhile: run the same command again.",
             )
         parts = [self._part(number) for number in range(len(self.steps))]
+        # Each is there by now; the filter is for the type checker.
         shards = tuple(part.shard for part in parts if part is not None)
         added = with_column(now, self.column, shards, licence, encoders)
         check_consistency(added, str(self.directory / FILE_NAME))
         with writing(self.directory):
+            # From here on training reads the new column.
             replace_manifest(self.directory, now, added)
+            # Only then the old column's files go.
             clear_up(self.directory, self.column.name)
         return added
 
@@ -209,6 +225,7 @@ class ColumnJob:
         part = from_json_text(_Part, path.read_text(), where=str(path), remedy=_START_OVER)
         file = self.directory / part.shard.file
         is_there = file.exists() and file.stat().length == part.shard.num_bytes
+        # A part of another plan, or whose file is gone, is written again.
         return part if part.plan == self.digest and is_there else None
 
     def _part_path(self, number: int) -> epath.Path:
@@ -220,6 +237,7 @@ def _difference(noted: str, plan: str) -> str:
     try:
         theirs = _flat(json.loads(noted))
     except (*UNPARSABLE, AttributeError):
+        # Valid JSON that is no object has no `items`.
         return "a plan that is corrupt"
     ours = _flat(json.loads(plan))
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

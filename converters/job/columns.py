@@ -52,6 +52,7 @@ def claimed(directory: epath.Path) -> Iterator[Manifest]:
       UserError: Where another job holds it.
       DataError: Where it is no dataset.
     """
+    # Before the lock's folder is made in it.
     load_manifest(directory)  # a folder that is none is left as it is
     with contextlib.ExitStack() as stack:
         with writing(directory):
@@ -59,13 +60,17 @@ def claimed(directory: epath.Path) -> Iterator[Manifest]:
             (directory / WORK).mkdir(exist_ok=True)
             stack.enter_context(lock(directory, _EXPECTED))
             remove_temporaries(directory / WORK)
+            # Of a job that was killed between the manifest and the deletion.
             delete_gone(directory)
+        # Registered after the lock, so it runs while the lock is still held.
         stack.callback(_release, directory)
+        # Read under the lock: it may have changed while this job waited to start.
         yield load_manifest(directory)
 
 
 def _release(directory: epath.Path) -> None:
     """Removes the lock's folder, unless it holds what another job resumes from."""
+    # The lock alone: no job is to be resumed.
     if [path.name for path in children(directory / WORK)] == [LOCK]:
         aside = set_aside(directory)
         with contextlib.suppress(OSError):
@@ -88,6 +93,7 @@ def check_free(
       UserError: Where it can not.
     """
     check_name(name)
+    # A folder with foreign files, even if no column has its name.
     _check_folder(epath.Path(where), name, is_column=name in manifest.shards)
     others = {f.key: c.name for c, f in manifest.schema.features() if c.name != name}
     for key in keys:
@@ -101,6 +107,7 @@ def check_free(
     if name not in manifest.shards:
         return
     held = [f for c, f in manifest.schema.features() if c.name == name]
+    # A feature with a source was converted; only computed columns can be replaced.
     if any(feature.source for feature in held):
         found = "one of the source, which --overwrite does not replace"
         raise _is_there(where, name, found, "Take another --name.")
@@ -163,6 +170,7 @@ def remove_column(directory: epath.Path, name: str) -> int:
                 found="no such column",
                 remedy="Name a column that is there.",
             )
+        # Without trajectories or images the dataset would no longer open for training.
         is_seen = any(c.is_camera(f) for c, f in manifest.schema.features() if c.name == name)
         if name == EPISODES or is_seen:
             raise UserError(
@@ -173,8 +181,10 @@ def remove_column(directory: epath.Path, name: str) -> int:
             )
         if is_column:
             kept = without_column(manifest, name)
+            # Checked before it is written: from then on the files are gone.
             check_consistency(kept, str(directory / FILE_NAME))
             replace_manifest(directory, manifest, kept)
+        # Files go after the manifest: a kill in between leaves a whole dataset.
         return clear_up(directory, name)
 
 
@@ -182,6 +192,7 @@ def replace_manifest(directory: epath.Path, before: Manifest, after: Manifest) -
     """Replaces `dataset.json`; the files that it no longer lists are noted, to be deleted next."""
     gone = set(listed(to_json_values(before))) - set(listed(to_json_values(after)))
     if gone:
+        # Before the manifest: a file in neither would have no owner after a kill.
         note_gone(directory, gone)
     write_text_atomically(directory / FILE_NAME, after.dumps())
 
@@ -194,6 +205,7 @@ def with_column(
     encoders: Mapping[str, TokenOrigin],
 ) -> Manifest:
     """The manifest with a column at the end, in the place of one of its name."""
+    # Removed first, so that a column of this name moves to the end and none is doubled.
     before = without_column(manifest, column.name)
     schema = Schema((*before.schema.columns, column))
     return dataclasses.replace(
@@ -227,11 +239,13 @@ def clear_up(directory: epath.Path, name: str) -> int:
       Bytes that were freed.
     """
     parts, note = _notes(directory, name), directory / WORK / f"{name}{NOTE_SUFFIX}"
+    # Its list was written before the manifest was replaced.
     num_bytes = delete_gone(directory)
     if note.exists():
         num_bytes += delete_job(directory, name, plan_digest(note.read_text()))
     if not is_link(directory / name):
         remove_folder(directory / name)
+    # The note last: it is what a rerun after a kill finds the rest by.
     for path in (*(part for part in parts if part != note), note):
         path.unlink(missing_ok=True)
     return num_bytes

@@ -42,6 +42,7 @@ class Owned:
 
     def has(self, file: pathlib.PurePath) -> bool:
         """Whether a file, relative to the directory, is one of them or was becoming one."""
+        # A temporary file belongs to whom its final name belongs to.
         whole = file.with_name(temporary_of(file.name) or file.name)
         if whole.as_posix() in self.files:
             return True
@@ -54,8 +55,10 @@ def owned(directory: epath.Path) -> Owned:
     A manifest that cannot be opened still names its files, as long as it is JSON.
     """
     work = directory / WORK
+    # Listed even where they are missing: their names are reserved in a dataset.
     files = {FILE_NAME, STATISTICS_NAME, WORK, *listed(_read(directory / FILE_NAME))}
     files |= set(_gone(directory))
+    # Files that a conversion would write, whether it got that far or not.
     files |= set(_planned(_read(work / PLAN)))
     jobs = set()
     for path in children(work):
@@ -68,6 +71,7 @@ def owned(directory: epath.Path) -> Owned:
 
 def plan_digest(plan: str) -> str:
     """8 hex digits of the plan of a column, which are in the name of every file that it writes."""
+    # 8 digits keep file names short; a clash also needs the same column.
     return hashlib.sha256(plan.encode()).hexdigest()[:8]
 
 
@@ -76,11 +80,13 @@ def listed(manifest: Any) -> Iterator[str]:
     parts = [part for part in _values(_values(manifest, "shards")) if isinstance(part, list)]
     files = [_values(shard, "file") for part in parts for shard in part]
     files += [_values(origin, "projection") for origin in _values(_values(manifest, "encoders"))]
+    # A corrupt manifest may list `../../home`; what is outside is never touched.
     yield from (file for file in files if isinstance(file, str) and is_inside(file))
 
 
 def note_gone(directory: epath.Path, files: Iterable[str]) -> None:
     """Notes files that `delete_gone` deletes once the manifest no longer lists them."""
+    # Added to the earlier ones, which a killed job may not have deleted yet.
     noted = sorted({*_gone(directory), *files})
     write_text_atomically(directory / WORK / GONE, dump_json(noted))
 
@@ -94,12 +100,14 @@ def delete_gone(directory: epath.Path) -> int:
     Returns:
       Bytes that were freed.
     """
+    # Read again: a file that the manifest lists now is never deleted, even if it was noted.
     kept = set(listed(_read(directory / FILE_NAME)))
     gone = [file for file in _gone(directory) if file not in kept]
     num_bytes = sum(delete(directory / file) for file in gone if not _is_linked(directory, file))
     used = {file.partition("/")[0] for file in kept}
     for folder in {file.partition("/")[0] for file in gone if "/" in file} - used:
         remove_folder(directory / folder)
+    # Last, so that a kill before it repeats the deletion.
     (directory / WORK / GONE).unlink(missing_ok=True)
     return num_bytes
 
@@ -110,6 +118,7 @@ def delete_job(directory: epath.Path, column: str, digest: str) -> int:
     paths = [path for path in children(directory / column) if not path.is_dir()]
     own = [p for p in paths if _is_of_job(pathlib.PurePath(column, p.name), column, digest)]
     num_bytes = sum(delete(path) for path in own if f"{column}/{path.name}" not in kept)
+    # Files that a killed worker was writing.
     for path in paths:
         whole = temporary_of(path.name)
         if whole and _is_of_job(pathlib.PurePath(column, whole), column, digest):
@@ -126,8 +135,10 @@ def delete(path: epath.Path) -> int:
 
 def remove_folder(folder: epath.Path) -> None:
     """Removes a folder that is empty, or a link to one; any other stays."""
+    # A folder with other files in it raises `OSError`, and stays.
     with contextlib.suppress(OSError):
         if is_link(folder):
+            # The link goes, not what it leads to.
             folder.unlink()
         else:
             pathlib.Path(folder).rmdir()
@@ -169,12 +180,14 @@ def _is_linked(directory: epath.Path, file: str) -> bool:
 
 
 def _is_of_job(file: pathlib.PurePath, column: str, digest: str) -> bool:
+    # A shard, or the projection of a token column.
     name = rf"(\d{{5}}-of-\d{{5}}-{digest}\.arrayrecord|.*-{digest}\.npy)"
     return file.parent.as_posix() == column and re.fullmatch(name, file.name) is not None
 
 
 def _gone(directory: epath.Path) -> list[str]:
     noted = _read(directory / WORK / GONE)
+    # These two have no folder, and may be noted by `_clear`.
     own = (FILE_NAME, STATISTICS_NAME)
     files = noted if isinstance(noted, list) else []
     return [f for f in files if isinstance(f, str) and (f in own or is_inside(f))]
@@ -187,6 +200,7 @@ def _planned(plan: Any) -> Iterator[str]:
     if isinstance(shards, list) and isinstance(features, list):
         count = len(shards)
         columns = [EPISODES, *(_values(feature, "column") for feature in features)]
+        # A plan on disk may be corrupt, and its names become paths.
         for column in filter(is_column_name, (c for c in columns if isinstance(c, str))):
             for number in range(count):
                 yield f"{column}/{number:05d}-of-{count:05d}.arrayrecord"
@@ -208,4 +222,5 @@ def _read(path: epath.Path) -> Any:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError, RecursionError):
+        # What cannot be read owns no file, so nothing is deleted on its word.
         return None

@@ -47,6 +47,7 @@ class Status:
     def add(self, num_episodes: int, num_bytes: int) -> None:
         """Counts episodes; those without bytes were done by an earlier run."""
         self.done += num_episodes
+        # Only work of this run counts for the speed.
         if num_bytes:
             self.num_episodes += num_episodes
             self.num_bytes += num_bytes
@@ -91,6 +92,7 @@ def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[in
         BarColumn(bar_width=20),
         TextColumn("{task.fields[status]}"),
         console=console,
+        # In a log, lines instead of a bar.
         disable=not console.is_terminal,
     ) as bar:
         row = bar.add_task(escaped(name), total=total, status=status.text(0.0))
@@ -101,6 +103,7 @@ def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[in
             now = time.perf_counter()
             text = status.text(now - started)
             bar.update(row, advance=num_episodes, status=text)
+            # The bar redraws itself; a log gets a line every half minute.
             if not console.is_terminal and now - logged > _LOG_INTERVAL_S:
                 logged = now
                 sys.stderr.write(f"{escaped(name)}: {text}\n")

@@ -66,13 +66,17 @@ def claim(destination: epath.Path, plan: str, *, overwrite: bool) -> Iterator[No
         unfinished conversion of another plan, or may not be written.
     """
     with contextlib.ExitStack() as stack:
+        # Errors of the disk in the preparation alone: those of the job name their own files.
         with writing(destination):
             _prepare(destination, plan, stack, overwrite=overwrite)
         try:
             yield
         finally:
+            # Also after an error: the shards that are done stay, what was being written goes.
             _remove_temporaries(destination)
+        # At a normal end only; after an error the plan stays for the next run.
         done = set_aside(destination)
+    # Outside the lock, which went away with the folder.
     with contextlib.suppress(OSError):  # the dataset is complete; what is left of this is harmless
         done.rmtree()
 
@@ -81,24 +85,31 @@ def _prepare(
     destination: epath.Path, plan: str, stack: contextlib.ExitStack, *, overwrite: bool
 ) -> None:
     """Leaves the lock held until the end of `stack`, and the plan noted."""
+    # Before anything is created: a foreign directory is left as it was found.
     _check_own(destination)
+    # Their files will be deleted, which must not happen behind a link.
     if overwrite or not _resumes(destination, plan):
         check_no_links(destination, _folders(owned(destination)))
     (destination / WORK).mkdir(parents=True, exist_ok=True)
+    # File locks do not exist in object stores; there the plan alone keeps jobs apart.
     if not is_remote(destination):
         stack.enter_context(lock(destination))
+    # Asked again under the lock: another job may have ended in between.
     if overwrite or not _resumes(destination, plan):
         _clear(destination)
+    # Now the plan is noted, and a kill after this line can be resumed.
     write_text_atomically(destination / WORK / PLAN, plan)
     _remove_temporaries(destination)
 
 
 def _check_own(destination: epath.Path) -> None:
     """Refuses a destination that holds what no conversion wrote, before anything is deleted."""
+    # A file at this path would make `mkdir` fail with a less helpful error.
     if destination.exists() and not destination.is_dir():
         raise _in_use(destination, "a file", "Name another destination.")
     own = owned(destination)
     for path in _files(destination):
+        # Anything that is not ours is a reason to stop, be it one file.
         if not own.has(path):
             raise _in_use(destination, f"other files: {path}", "Name another destination.")
     check_no_links(destination, [WORK])
@@ -117,11 +128,14 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
       UserError: Where a dataset does, or the unfinished conversion of another plan.
     """
     started = destination / WORK / PLAN
+    # The plan is compared as text: `dump_json` formats equal values equally.
     if started.exists() and started.read_text() == plan:
         return True
     if (destination / FILE_NAME).exists():
         raise _in_use(destination, "a dataset", "Replace it with --overwrite.")
+    # A plan without any shard holds nothing that a new plan would lose.
     is_begun = any((destination / WORK).glob(f"[0-9]*{PART_SUFFIX}"))
+    # In an object store another job may be running right now, before its first shard.
     if started.exists() and (is_begun or is_remote(destination)):
         raise _in_use(
             destination,
@@ -150,13 +164,17 @@ def _clear(destination: epath.Path) -> None:
     own = owned(destination)
     paths = [str(path) for path in _files(destination)]
     if paths:
+        # Before the first file goes.
         note_gone(destination, paths)
+    # First the manifest: from here on the directory is no dataset, whatever happens next.
     delete(destination / FILE_NAME)
     for path in children(destination / WORK):
+        # The lock is held, and the note is still needed.
         if path.name not in (LOCK, GONE):
             path.unlink()
     delete_gone(destination)
     for folder in _folders(own):
+        # Columns' folders, if they are empty now.
         remove_folder(destination / folder)
 
 
@@ -165,6 +183,8 @@ def set_aside(destination: epath.Path) -> epath.Path:
     work = destination / WORK
     if is_remote(destination):
         return work
+    # Renamed while the lock is held, because removing takes several steps: another job that
+    # starts in between must find either all of it or nothing.
     aside = epath.Path(temporary_path(pathlib.Path(work)))
     work.rename(aside)
     return aside
@@ -177,6 +197,7 @@ def _remove_temporaries(destination: epath.Path) -> None:
     for path in (path for folder in (destination, *folders) for path in children(folder)):
         inside = pathlib.PurePath(path.relative_to(destination))
         is_note = inside.parts[0] == WORK
+        # Only names that `temporary_path` makes, of files that are ours.
         if temporary_of(path.name) and (is_note or own.has(inside)):
             path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -184,8 +205,10 @@ def _remove_temporaries(destination: epath.Path) -> None:
 def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
     """Yields the files, relative to the destination, but for those of the job itself."""
     pending = [destination]
+    # A loop, not a recursion: the depth of a foreign directory is not known.
     while pending:
         for path in children(pending.pop()):
+            # The job's own notes, also where they were set aside.
             if WORK in (path.name, temporary_of(path.name)):
                 continue
             if path.is_dir():
@@ -213,6 +236,9 @@ def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
         expected,
     )
     with locked(path, refused) as descriptor:
+        # The file may have been moved away between opening and locking it: then the lock is held on
+        # a
+        # file that nobody else will find, and protects nothing.
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise _in_use(
                 destination,

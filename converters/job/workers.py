@@ -18,6 +18,7 @@ Task = Callable[[int, Report], None]
 OnProgress = Callable[[int, int], None]
 """Called with the episodes, and bytes of them, written since the last call."""
 
+# Seconds between updates of the progress.
 _POLL_S = 0.2
 
 
@@ -33,17 +34,21 @@ def run(task: Task, numbers: Sequence[int], num_workers: int, on_progress: OnPro
     Raises:
       UserError: The first one of a task, or where a worker was killed; the others are stopped.
     """
+    # In this process for one worker, so a debugger works.
     if num_workers == 1:
         for number in numbers:
             task(number, lambda num_bytes: on_progress(1, num_bytes))
         return
+    # jax and the readers' threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     counts = context.RawArray("q", 2 * num_workers)  # a pair a worker: no lock to die with
     slots = context.SimpleQueue()
+    # Each worker takes a slot, its own pair of counters.
     for slot in range(num_workers):
         slots.put(slot)
     with _children_terminated_on_error():
         executor = concurrent.futures.ProcessPoolExecutor(
+            # Portable: a spawned process first finds this project's packages, not a user's folder.
             num_workers,
             context,
             initializer=Portable(_start_worker),
@@ -53,6 +58,8 @@ def run(task: Task, numbers: Sequence[int], num_workers: int, on_progress: OnPro
             try:
                 _await([executor.submit(_work, n) for n in numbers], counts, on_progress)
             except BaseException:
+                # Without waiting: a shard may take an hour, and a rerun resumes from the finished
+                # ones.
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -61,19 +68,23 @@ def _await(
     futures: Sequence[concurrent.futures.Future[None]], counts: Any, on_progress: OnProgress
 ) -> None:
     """Returns when all are done, telling the progress meanwhile; raises what one of them raises."""
+    # Sums of the counters, which the workers write without a lock.
     pending = set(futures)
     reported = [0, 0]
     while pending:
         done, pending = concurrent.futures.wait(
             pending, _POLL_S, concurrent.futures.FIRST_COMPLETED
         )
+        # Even places count episodes, odd ones bytes.
         now = [sum(counts[0::2]), sum(counts[1::2])]
         on_progress(now[0] - reported[0], now[1] - reported[1])
         reported = now
         try:
             for future in done:
+                # Raises what the worker raised, in this process.
                 future.result()
         except BrokenProcessPool as error:
+            # A killed worker leaves no exception of its own.
             raise UserError(
                 where="a worker process",
                 expected="to live until its shard is done",
@@ -85,12 +96,14 @@ def _await(
 @contextlib.contextmanager
 def _children_terminated_on_error() -> Iterator[None]:
     """Stops the processes that were started inside the block where it ends by an error."""
+    # Processes of the caller are left alone.
     others = set(multiprocessing.active_children())
     try:
         yield
     except BaseException:
         started = set(multiprocessing.active_children()) - others
         for process in started:
+            # `executor.shutdown` does not stop a task that is running.
             process.terminate()
         for process in started:
             process.join()
@@ -104,6 +117,7 @@ _state: dict[str, Any] = {}
 
 def _start_worker(task: Task, counts: Any, slots: Any) -> None:
     """Prepares a spawned process."""
+    # A worker must not outlive a killed job and write into its directory.
     follow_parent()
     keep_freed_memory()
     _state.update(task=task, counts=counts, slot=slots.get())

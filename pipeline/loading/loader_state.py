@@ -37,6 +37,7 @@ class MixturePart:
 
     def differences(self, other: "MixturePart") -> list[str]:
         """Describes how the other one's samples differ, apart from excluded records."""
+        # Not the path: data may move between a run and its resume.
         fields = ("name", "steps", "share", "data", "settings")
         pairs = {field: (getattr(self, field), getattr(other, field)) for field in fields}
         return [
@@ -94,6 +95,7 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
         )
     differences = list(_differences(kept.mixture, now.mixture))
     forgotten = list(_forgotten(kept.mixture, now.mixture))
+    # Fewer exclusions would read the corrupt record again, at a random later step.
     if forgotten and not differences and not new_mixture:
         raise DataError(
             where=_WHERE,
@@ -101,6 +103,7 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
             found="fewer",
             remedy=f"Exclude them again: {' '.join(forgotten)}",
         )
+    # Other data is never used silently: it is refused, or recorded in `changes`.
     if differences and not new_mixture:
         raise DataError(
             where=_WHERE,
@@ -110,8 +113,10 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
             "samples from here on, add --new_mixture.",
         )
     changes = kept.changes
+    # A change of exclusions needs no flag, but is recorded too.
     if differences or _excluded(kept.mixture) != _excluded(now.mixture):
         changes = (*changes, MixtureChange(kept.position, kept.mixture))
+    # Only the position comes from the checkpoint; what is read comes from this config.
     return dataclasses.replace(now, position=kept.position, changes=changes)
 
 
@@ -129,6 +134,7 @@ def _differences(kept: Mixture, now: Mixture) -> Iterator[str]:
 
 def _forgotten(kept: Mixture, now: Mixture) -> Iterator[str]:
     """Yields the flags that restore exclusions which this config lacks."""
+    # Other lengths are reported by `_differences`.
     for number, (before, after) in enumerate(zip(kept, now, strict=False)):
         if set(before.excluded) - set(after.excluded):
             excluded = dict.fromkeys((*before.excluded, *after.excluded))

@@ -12,7 +12,9 @@ from pipeline.data.schema import ACTION, EPISODES, Column
 from pipeline.errors import DataError, UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 
+# XXH3-64 below 2**64 becomes a fraction in [0, 1).
 _HASH_RANGE = 2**64
+# More attempts than any realistic share of excluded steps needs.
 _SCATTERED_ATTEMPTS = 64
 _NONE = np.array([], np.int64)
 
@@ -47,8 +49,10 @@ class Selection:
         steps = self._at(numbers)
         bad = np.isin(steps, self.unsampled)
         attempt = 0
+        # A stand-in may be excluded too, so it is drawn again by the next attempt.
         while bad.any():
             attempt += 1
+            # From the number, not the step: the same sample is replaced alike in every epoch.
             steps[bad] = self._at(_stand_ins(numbers[bad], attempt, self.num_steps))
             bad = np.isin(steps, self.unsampled)
         return steps
@@ -62,6 +66,7 @@ class Selection:
           first: int (b), current steps of the samples, from `steps`.
           goal: int (b), steps of the same episodes, none before `first`.
         """
+        # Not before the sample's own step, where the loop has to end.
         bad = np.isin(goal, self.unseen) & (goal > first)
         while bad.any():
             goal = np.where(bad, goal - 1, goal)
@@ -74,8 +79,10 @@ class Selection:
         If several stretches lost equally few, it is the first of them.
         """
         ends = self.starts + np.diff(self.counts)
+        # Excluded steps inside each stretch; `unsampled` is ascending.
         lost = np.searchsorted(self.unsampled, ends) - np.searchsorted(self.unsampled, self.starts)
         left = ends - self.starts > lost
+        # Stretches without a step left cannot win.
         best = int(np.argmin(np.where(left, lost, np.iinfo(np.int64).max)))
         steps = np.arange(self.starts[best], ends[best])
         return steps[~np.isin(steps, self.unsampled)]
@@ -95,9 +102,11 @@ class Selection:
 
     def digest(self) -> str:
         """Checksum of the selected steps, 16 hex digits; excluded records do not change it."""
+        # Without `unsampled`: a run may exclude a record on resume.
         return xxhash.xxh3_64_hexdigest(self.starts.tobytes() + self.counts.tobytes())
 
     def _at(self, numbers: np.ndarray) -> np.ndarray:
+        # The last stretch that starts at or before each number.
         run = np.searchsorted(self.counts, numbers, side="right") - 1
         return self.starts[run] + numbers - self.counts[run]
 
@@ -108,7 +117,9 @@ def _stand_ins(numbers: np.ndarray, attempt: int, num_steps: int) -> np.ndarray:
     Source: the multipliers of SplitMix64 (Steele et al. 2014).
     """
     if attempt > _SCATTERED_ATTEMPTS:
+        # Scattering may never hit the few steps that are left; counting reaches all of them.
         return (numbers + attempt) % num_steps
+    # uint64 arithmetic wraps, as the hash needs.
     mixed = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(attempt)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     return ((mixed >> np.uint64(11)) % np.uint64(num_steps)).astype(np.int64)
@@ -122,9 +133,11 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
       RecordError: A trajectory is corrupt; a split reads all of them.
     """
     excluded = [_find(dataset, name) for name in part.excluded]
+    # Its actions cannot be read for the split.
     lost = {index for column, index in excluded if column.per == "episode"}
     episodes = _in_range(dataset, part) & _in_split(dataset, config, lost)
     wanted = _wanted_tasks(dataset, part)
+    # `reshape` for the empty list, which has one axis.
     runs = np.array(list(_runs(dataset, episodes, wanted)), np.int64).reshape(-1, 2)
     if not len(runs):
         raise UserError(
@@ -137,6 +150,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
     for column, index in excluded:
         unsampled = np.union1d(unsampled, _steps_that_read(dataset, column, index, config))
         if any(map(column.is_camera, column.features)):
+            # For a camera column the record's index is the step itself.
             unseen = np.union1d(unseen, [index])
     selection = Selection(
         starts=runs[:, 0],
@@ -167,6 +181,7 @@ def _in_split(dataset: Dataset, config: DataConfig, lost: Collection[int]) -> np
     if config.split == "all" or config.validation_fraction == 0:
         return np.ones(dataset.num_episodes, bool)
     places = episode_places(dataset, lost)
+    # By hash: about this share of the episodes, each on its own.
     held_out = places < config.validation_fraction
     chosen = held_out if config.split == "validation" else ~held_out
     if not chosen.any():
@@ -195,10 +210,12 @@ def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
       RecordError: A trajectory is corrupt.
     """
     reader = dataset.columns[EPISODES]
+    # 1 is beyond every fraction, so an episode that cannot be read is in the training split.
     places = np.ones(dataset.num_episodes)
     for i in range(dataset.num_episodes):
         if i not in lost:
             actions = np.asarray(reader.read(i)[ACTION])
+            # Actions alone: they tell episodes apart, and are small.
             places[i] = xxhash.xxh3_64_intdigest(actions.tobytes()) / _HASH_RANGE
     return places
 
@@ -224,6 +241,7 @@ def _runs(dataset: Dataset, episodes: np.ndarray, wanted: np.ndarray) -> Iterato
     for episode in np.flatnonzero(episodes).tolist():
         start, end = dataset.episode_starts[episode : episode + 2].tolist()
         task = dataset.manifest.episode_tasks[episode]
+        # Changes of the instruction inside the episode, in order.
         for change in dataset.task_changes.get(episode, ()):
             border = int(dataset.episode_starts[episode]) + change.step
             if wanted[task]:
@@ -252,7 +270,9 @@ def _steps_that_read(
 ) -> np.ndarray:
     """Steps whose samples read a record, int64; none if its column is not read."""
     if column.per == "episode":
+        # Every step of the episode reads its trajectory.
         return np.arange(*dataset.episode_starts[index : index + 2])
+    # Steps after it read it as history, but not those of the next episode.
     end = dataset.episode_starts[np.searchsorted(dataset.episode_starts, index, side="right")]
     return np.arange(index, min(index + config.longest_window(column), end))
 

@@ -48,6 +48,7 @@ def digest_arrays(tree: Any) -> dict[str, str]:
 
 def digest_json(values: Any) -> str:
     """Returns the XXH3-128 of JSON values as 32 hex digits, whatever the order of their keys."""
+    # Sorted keys, so that the same values written by another release have the same checksum.
     return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
@@ -60,6 +61,7 @@ def changes(saved: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     """
     return [
         f"{path} ({saved.get(path, MISSING)} then, {found.get(path, MISSING)} now)"
+        # The union also shows arrays that are missing or new.
         for path in sorted(saved.keys() | found.keys())
         if saved.get(path) != found.get(path)
     ]
@@ -67,12 +69,15 @@ def changes(saved: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
 
 def _whole(leaf: Any) -> np.ndarray:
     """Returns the whole array on the host."""
+    # A replicated array is whole on every host and needs no collective.
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        # `tiled`: the parts are joined along their sharded axes instead of stacked.
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)
 
 
 def _digest(array: np.ndarray) -> str:
+    # A view of the bytes: hashing copies nothing.
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # hashlib rejects bfloat16
     shape = ",".join(map(str, array.shape))
     return f"{array.dtype}[{shape}] {xxhash.xxh3_128_hexdigest(flat.data)}"

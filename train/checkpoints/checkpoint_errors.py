@@ -12,8 +12,11 @@ import jax
 
 from pipeline.errors import DataError, UserError
 
+# No right to access, or a disk mounted read-only.
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
+# No space, no quota, or a file larger than the file system allows.
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# A disk or a network mount that does not answer.
 _DEVICE = {
     errno.EIO,
     errno.ESTALE,
@@ -39,6 +42,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname or record.levelno < logging.ERROR
 
 
+# Orbax's threads log the errors that they also raise, and those are reported anyway.
 logging.getLogger("absl").addFilter(_is_news)
 
 
@@ -46,6 +50,7 @@ def complete_steps(checkpoints: pathlib.Path) -> list[int]:
     """Returns the training steps of a run's complete checkpoints; others have other names."""
     if not checkpoints.is_dir():
         return []
+    # Orbax gives a checkpoint its number as its name only when it is complete.
     return sorted(int(name) for name in os.listdir(checkpoints) if name.isdecimal())
 
 
@@ -84,6 +89,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (UserError, jax.errors.JaxRuntimeError):
+        # Errors with a message of their own, and those of the device, keep their type.
         raise
     except Exception as error:  # Orbax raises even `Exception` itself
         number = _error_number(error)
@@ -114,6 +120,7 @@ def writing(checkpoints: pathlib.Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         number = _error_number(error)
+        # No system error behind it: a bug, which keeps its traceback.
         if number is None and not isinstance(error, OSError):
             raise
         if number in _RIGHTS:
@@ -141,10 +148,12 @@ def unwritten(checkpoints: pathlib.Path, found: str, remedy: str) -> UserError:
 
 def _error_number(error: BaseException) -> int | None:
     """Returns the system's error code behind an exception; None if there is none."""
+    # Follows the chain of causes: Orbax and TensorStore wrap the system's error.
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, OSError) and behind.errno is not None:
             return behind.errno
+        # TensorStore raises `ValueError` with the number inside its text.
         match = _IN_TEXT.search(str(behind))
         if match:
             return int(match[1] or match[2])

@@ -47,6 +47,7 @@ class SavedStep:
         self.step = int(path.name)
         self._digests: Digests | None = None
         with reading(path):
+            # Checkpoints of earlier releases have none.
             if (path / "digests").is_dir():
                 self._digests = self._read_digests()
             else:
@@ -84,6 +85,7 @@ class SavedStep:
         """Reads parts of a saved tree as nested numpy arrays."""
         with reading(self.path):
             found = _read_arrays(self.path / item, *names)
+        # Only what was read is compared: reading `params` alone must not need the optimizer state.
         self.check_arrays({item: dict(zip(names, found, strict=True))})
         return found
 
@@ -96,10 +98,12 @@ class SavedStep:
         if self._digests is None:
             return
         found = digest_arrays(trees)
+        # The saved paths begin with the item's name, such as `state/params/...`.
         parts = tuple(f"{item}/{name}" for item, tree in trees.items() for name in _names(tree))
         saved = {
             path: digest
             for path, digest in self._digests.arrays.items()
+            # "/" behind the name, so that `ema` does not match `ema2`.
             if path in parts or path.startswith(tuple(f"{part}/" for part in parts))
         }
         changed = changes(saved, found)
@@ -118,6 +122,7 @@ class SavedStep:
         """Returns the JSON text of an item."""
         with reading(self.path):
             text = (self.path / name / "metadata").read_text()
+            # Of the parsed values: the format gives whitespace and the order of keys no meaning.
             found = digest_json(json.loads(text))
         saved = found if self._digests is None else self._digests.values.get(name, MISSING)
         if saved != found:
@@ -128,6 +133,7 @@ class SavedStep:
 def _names(tree: Any) -> list[str]:
     """Returns the names of the parts of a state or a dictionary."""
     if isinstance(tree, TrainState):
+        # A state from `restore`, not a dictionary: its fields are always the same four.
         return list(STATE)
     return list(tree)
 
@@ -135,9 +141,12 @@ def _names(tree: Any) -> list[str]:
 def _read_arrays(item: pathlib.Path, *names: str) -> list[Any]:
     """Reads parts of a saved tree as numpy arrays."""
     handler = ocp.PyTreeCheckpointHandler()
+    # The tree is read from the checkpoint, so no model has to be built to read its weights.
     tree: Any = handler.metadata(epath.Path(item)).tree
     wanted = {name: tree[name] for name in names}
+    # As numpy arrays: the devices of the run that wrote them need not exist here.
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    # Without `partial_restore` Orbax demands every item of the saved tree.
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
     restored = ocp.Checkpointer(handler).restore(item, args=args)
     return [restored[name] for name in names]

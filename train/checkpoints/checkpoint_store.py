@@ -61,6 +61,7 @@ def is_run(directory: pathlib.Path) -> bool:
 
 def last_step(run_directory: pathlib.Path) -> int | None:
     """Returns the training step of a run's last complete checkpoint; None if it has none."""
+    # By the directory's names alone: no manager has to be opened to find the last step.
     return max(complete_steps(run_directory / DIRECTORY), default=None)
 
 
@@ -82,8 +83,10 @@ def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Che
     """
     kept = SavedStep(_find(run_directory, step))
     config = kept.config()
+    # Without the optimizer state, twice the size of the parameters.
     params, ema = kept.arrays("state", "params", "ema")
     (vocabulary,) = kept.arrays("vocabulary", "bytes")
+    # A policy acts with the average where the run has one.
     averaged = averaged_params(params, ema, config.frozen)
     return Checkpoint(kept.step, config, averaged, kept.datasets(), vocabulary.tobytes())
 
@@ -106,6 +109,7 @@ def read_loader_state(run_directory: pathlib.Path) -> LoaderState:
 def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
     """Returns the config of the latest checkpoint where it is readable; None if there is none."""
     root = (run_directory / DIRECTORY).absolute()
+    # From the newest: a corrupt one must not hide the settings of those before it.
     for step in reversed(complete_steps(root)):
         try:
             return SavedStep(root / str(step)).config()
@@ -122,6 +126,7 @@ def check_arrays(run_directory: pathlib.Path) -> bool:
       DataError: The checkpoint is corrupt.
     """
     kept = SavedStep(_find(run_directory, None))
+    # Reading verifies the checksums.
     kept.arrays("state", *STATE)
     kept.arrays("vocabulary", "bytes")
     return kept.has_digests
@@ -145,8 +150,10 @@ class Checkpoints:
         keep_last: int | None = None,
         keep_every: int | None = None,
     ) -> None:
+        # Orbax refuses relative paths.
         self._directory = (run_directory / DIRECTORY).absolute()
         options = ocp.CheckpointManagerOptions(
+            # Steps that `keep_period` divides stay, whatever `max_to_keep` says.
             max_to_keep=keep_last,
             keep_period=keep_every,
             # Otherwise a directory that cannot be created blocks the process for minutes when it
@@ -167,6 +174,7 @@ class Checkpoints:
           UserError: It cannot be written.
         """
         with writing(self._directory):
+            # Waits for the write that runs in the background, and raises what it raised.
             self._manager.close()
 
     def save(self, state: TrainState, loader_state: LoaderState, constants: Constants) -> None:
@@ -185,6 +193,7 @@ class Checkpoints:
         step = int(state.step)
         trees = {
             "state": state,
+            # As an array: JSON would need the bytes as text.
             "vocabulary": {"bytes": np.frombuffer(constants.vocabulary, np.uint8)},
         }
         values = {
@@ -192,9 +201,12 @@ class Checkpoints:
             "config": to_json_values(constants.config),
             "datasets": constants.datasets,
         }
+        # Computed from the arrays in memory, before the step that follows donates them.
         digests = to_json_values(Digests.of(trees, values))
+        # Together: a process that fails here would leave the others waiting in Orbax's barrier.
         distributed.together(lambda: self._make_ready(state))
         with writing(self._directory):
+            # Returns once the arrays are copied to the host; the writing goes to a thread.
             is_begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -203,6 +215,7 @@ class Checkpoints:
                     digests=ocp.args.JsonSave(digests),
                 ),
             )
+        # Orbax returns False, without an error, for a step that is not later than the last.
         if not is_begun:
             self._check_complete(step)
 
@@ -218,24 +231,29 @@ class Checkpoints:
         """
         # `together`: if one process cannot read, the others would wait forever for its arrays.
         kept, state = distributed.together(lambda: self._read(like))
+        # Every process: arrays sharded across them are gathered for their checksum.
         kept.check_arrays({"state": state})
         return state
 
     def _read(self, like: TrainState) -> tuple[SavedStep, TrainState]:
         kept = SavedStep(_find(self._directory.parent, None))
         with reading(kept.path):
+            # `like` has shardings, so each device reads its own part.
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return kept, self._manager.restore(kept.step, args=args)["state"]
 
     def _make_ready(self, state: TrainState) -> None:
         """Waits for the previous write, then checks the free space for this one."""
         with writing(self._directory):
+            # The previous checkpoint must be whole before room is counted, and its error must show
+            # here.
             self._manager.wait_until_finished()
             self._check_room(state)
 
     def _check_room(self, state: TrainState) -> None:
         needed = checkpoint_bytes(state)
         free = shutil.disk_usage(self._directory).free
+        # Checked before, because a disk that fills up during the write costs the whole step.
         if free < needed:
             found = f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB free"
             raise unwritten(self._directory, found, "Free space")

@@ -93,6 +93,7 @@ def original_conventions(datasets: Mapping[str, Any]) -> dict[str, Any]:
 def _by_name(datasets: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the datasets by name, or by path where two have the same name."""
     names = collections.Counter(dataset["name"] for dataset in datasets.values())
+    # The original's files are by name, so only doubled names become paths.
     return {
         path if names[dataset["name"]] > 1 else dataset["name"]: dataset
         for path, dataset in datasets.items()
@@ -130,9 +131,11 @@ def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
         if key in ("action", "observation/proprio")
     }
     action = features["action"]
+    # The original's mask: True where an action is normalised.
     action["mask"] = [dim != gripper for dim in range(len(action["mean"]))]
     if gripper is not None:
         _standardize_gripper(action, dataset["conventions"])
+    # The original counts steps as transitions.
     found = features | {"num_transitions": dataset["statistics"]["action"]["count"]}
     if "num_episodes" in dataset:
         found["num_trajectories"] = dataset["num_episodes"]
@@ -147,11 +150,13 @@ def _undone_by_mean_and_std(
     `bounds` and `quantile` map the range from p01 to p99. The original has to add its middle and
     multiply by half its width.
     """
+    # Copies of the lists, because they are changed below.
     moments = {name: list(moment) for name, moment in values.items() if name != "count"}
     if normalization == "normal":
         return moments
     statistics = FeatureStatistics.from_json(values)
     everywhere = np.ones(statistics.mean.shape, bool)
+    # The original knows only mean and std; this offset and scale undo the other normalisations.
     normalizer = Normalizer.create([statistics], [everywhere], normalization)
     return moments | {"mean": normalizer.offset[0].tolist(), "std": normalizer.scale[0].tolist()}
 
@@ -166,8 +171,11 @@ def _standardize_gripper(moments: dict[str, Any], conventions: Mapping[str, Any]
                 moments[low][dim], moments[high][dim] = moments[high][dim], moments[low][dim]
     for name, moment in moments.items():
         if name == "std":
+            # A deviation has no sign and no offset.
             moment[dim] = moment[dim] / abs(span)
         elif name != "mask":
+            # Clipped, because statistics of noisy commands may lie a little outside of open and
+            # closed.
             moment[dim] = min(max((moment[dim] - close) / span, 0.0), 1.0)
 
 

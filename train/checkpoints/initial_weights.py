@@ -26,6 +26,7 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
     """
     if path.startswith(SCHEME):
         return _load_from_hub(path, step)
+    # Object stores other than the hub are refused, instead of read as a local folder "gs:".
     if "://" in path:
         raise UserError(
             where=path,
@@ -34,6 +35,7 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
             remedy="Copy the checkpoint to a local directory, and give its path.",
         )
     directory = pathlib.Path(path)
+    # `RUN/checkpoints` and `RUN/checkpoints/1000` look right, and would fail much later.
     _check_outermost(directory)
     if not is_run(directory):
         return read_octo(directory, step)
