@@ -1,5 +1,6 @@
 """What octograin exports; `__init__.py` reads this list, and so do editors and type checkers."""
 
+from converters.rlds.convert_rlds import convert_rlds
 from pipeline.data.conventions import restore_gripper
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, SchemaError, UserError
@@ -9,13 +10,19 @@ from train.flags import load_config
 from train.octo.octo_config import (
     DiffusionConfig,
     ImageTokenizerConfig,
+    LanguageConfig,
     LowdimTokenizerConfig,
+    OctoConfig,
     RegressionConfig,
+    T5Config,
+    TransformerConfig,
     VGGTTokenizerConfig,
     octo_base,
     octo_small,
 )
 from train.policy import FirstActions, Policy, PolicyConfig, TemporalEnsemble
+from train.run import finetune
+from train.serve.in_thread import serving
 from train.train_config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
 __all__ = [
@@ -27,26 +34,33 @@ __all__ = [
     "DiffusionConfig",
     "FirstActions",
     "ImageTokenizerConfig",
+    "LanguageConfig",
     "Loader",
     "LowdimTokenizerConfig",
+    "OctoConfig",
     "OptimizerConfig",
     "Policy",
     "PolicyConfig",
     "RecordError",
     "RegressionConfig",
     "SchemaError",
+    "T5Config",
     "TemporalEnsemble",
     "TrainConfig",
+    "TransformerConfig",
     "UserError",
     "VGGTTokenizerConfig",
     "ValidationConfig",
     "__version__",
+    "convert_rlds",
+    "finetune",
     "load_config",
     "octo_base",
     "octo_small",
     "open_dataset",
     "open_loader",
     "restore_gripper",
+    "serving",
 ]
 
 __version__: str

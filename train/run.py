@@ -41,6 +41,7 @@ from train.run_directory.run_description import (
 )
 from train.run_plan import Setup, allowed, keep_compiled, set_up
 from train.run_resources import open_inputs
+from train.train_config import TrainConfig
 from train.training_loop import Loop, Stopped
 from train.update.optimizer import split_frozen
 from train.update.train_state import TrainState, fresh_state
@@ -73,6 +74,21 @@ def main() -> None:
                 # Stopped by Ctrl-C the run ends like any interrupted command, with the exit status
                 # of one.
                 raise KeyboardInterrupt from None
+
+
+def finetune(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> pathlib.Path:
+    """Trains a run in this process, as `octograin train` does, and returns its directory.
+
+    Args:
+      config: The config of the run.
+      resume: Whether to continue the run in `config.save_dir` from its last checkpoint.
+      overwrite: Whether to delete the run in `config.save_dir` and start from scratch.
+
+    Raises:
+      UserError: Something is wrong that the user can fix.
+      Stopped: A signal asked the run to stop; its state is saved.
+    """
+    return run(Flags(config, resume=resume, overwrite=overwrite))
 
 
 def run(flags: Flags) -> pathlib.Path:

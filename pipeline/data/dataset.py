@@ -52,6 +52,17 @@ class Dataset:
         """The directory and its size, in one line."""
         return f"Dataset({self.path!r}, {self.num_episodes} episodes, {self.num_steps} steps)"
 
+    def feature(self, key: str) -> Feature:
+        """Returns a feature's shape, dtype and, as `dims`, the names of its dimensions.
+
+        Args:
+          key: Its key, such as `action` or `observation/proprio`.
+
+        Raises:
+          SchemaError: There is no such feature.
+        """
+        return self.manifest.schema.find(key, self.path)[1]
+
     def episode(self, episode: int, keys: Collection[str] | None = None) -> dict[str, Any]:
         """Returns an episode as nested dictionaries of numpy arrays, whose first axis is the step.
 

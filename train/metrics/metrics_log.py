@@ -85,7 +85,8 @@ class MetricsLog:
             write_text_atomically(path, "".join(kept))
             self._file = path.open("a", buffering=1)
             self._events = Events(run_directory / "tensorboard", first_step + 1)
-        console = Console(stderr=True)
+        # In a notebook, rich would need ipywidgets for a bar; one line at the end needs nothing.
+        console = Console(stderr=True, force_jupyter=False)
         self._progress = Progress(
             *([BarColumn()] if console.width >= _WIDTH_WITH_A_BAR else []),
             MofNCompleteColumn(),

@@ -6,17 +6,17 @@ import logging
 import os
 import signal
 import socket
-from types import ModuleType
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from pipeline.errors import EXIT_INTERRUPTED, UserError, install_extra, user_errors_exit
+from pipeline.errors import EXIT_INTERRUPTED, UserError, user_errors_exit
 from pipeline.terminal import log_to_stderr, program
 from train.policy.chunk_execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.rollout_tokens import encoder_of
 from train.serve.client_session import OPENPI_KEYS, ServeConfig, expected_keys
+from train.serve.in_thread import import_server
 from train.serve.listener import bind
 
 _log = logging.getLogger("train.serve")
@@ -66,7 +66,7 @@ def main() -> None:
     logging.getLogger("train").setLevel(logging.INFO)
     with user_errors_exit(interrupted="stopped"):
         args = tyro.cli(Args, prog=program("train.serve"), use_underscores=True)
-        module = _import_server()
+        module = import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
         with bind(args.host, args.port) as listener:
             policy = _load(args, config)
@@ -160,20 +160,6 @@ def _end_at_once(stopped_by: signal.Signals | None) -> NoReturn:
     _log.warning("stopped in the middle of a prediction")
     logging.shutdown()
     os._exit(EXIT_INTERRUPTED if stopped_by is signal.SIGINT else 0)
-
-
-def _import_server() -> ModuleType:
-    """Imports the server's module, which needs extra packages."""
-    try:
-        from train.serve import server  # noqa: PLC0415  (an extra)
-    except ImportError as error:
-        raise UserError(
-            where="octograin serve",
-            expected="the packages websockets and msgpack",
-            found=f"{error.name} is not installed",
-            remedy=f"{install_extra('serve')}.",
-        ) from error
-    return server
 
 
 if __name__ == "__main__":

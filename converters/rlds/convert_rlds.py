@@ -1,0 +1,34 @@
+"""`octograin convert` as a function: converts an RLDS directory in one line of Python."""
+
+from converters.job.convert import convert
+from converters.mapping.builtin_mappings import find_mapping, read_mapping
+from converters.rlds.rlds_source import open_source
+
+
+def convert_rlds(
+    source: str,
+    destination: str,
+    mapping: str | None = None,
+    *,
+    split: str = "train",
+    overwrite: bool = False,
+) -> None:
+    """Converts an RLDS directory to a dataset directory, in this process.
+
+    A job that was killed resumes where it stopped when it is called again. `octograin convert` does
+    the same in several processes, with a progress bar.
+
+    Args:
+      source: The folder with features.json, or its parent; may be gs:// or s3://.
+      destination: The dataset directory to write.
+      mapping: TOML file that maps source keys to features; None: the built-in
+        one, such as LIBERO's.
+      split: Split of the source.
+      overwrite: Whether what stands at the destination is replaced.
+
+    Raises:
+      UserError: The source or its mapping has problems, or the destination is in use.
+    """
+    opened = open_source(source, split)
+    chosen = find_mapping(opened) if mapping is None else read_mapping(mapping)
+    convert(opened, destination, chosen, overwrite=overwrite)

@@ -1,0 +1,53 @@
+"""The notebooks of `examples/` run, and show what running them gives."""
+
+import pathlib
+import re
+from typing import Any
+
+import nbformat
+import pytest
+
+from tests.examples.run_notebooks import notebooks, run, texts
+
+_MAX_BYTES = 300_000
+_OF_A_MACHINE = re.compile(r"/tmp/|/home/|/root/|\d m?s\b|samples/s|it/s|Warning|WARNING")
+"""Paths, timings, progress and warnings, which no reader needs."""
+_AGAIN = "run `python -m tests.examples.run_notebooks`, and look at what it changes"
+
+
+def read(path: pathlib.Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def test_notebooks_are_numbered() -> None:
+    numbers = [int(path.name[:2]) for path in notebooks()]
+    assert numbers == list(range(1, 1 + len(numbers)))
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_shows_what_it_gives(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert texts(run(path, tmp_path)) == texts(read(path)), _AGAIN
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_is_small_and_of_no_machine(path: pathlib.Path) -> None:
+    assert path.stat().st_size <= _MAX_BYTES
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert any(any(cell) for cell in texts(notebook)), f"no outputs: {_AGAIN}"
+    assert not [text for cell in texts(notebook) for text in cell if _OF_A_MACHINE.search(text)]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
+    assert not any(cell.metadata for cell in notebook.cells), "timestamps of an execution"
+
+
+def test_an_error_and_another_output_are_seen(tmp_path: pathlib.Path) -> None:
+    cells = [nbformat.v4.new_code_cell("print(6 * 7)"), nbformat.v4.new_code_cell("1 / 0")]
+    path = tmp_path / "small.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells[:1]), path)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    assert texts(run(path, tmp_path / "first")) == [["42\n"]] != texts(read(path))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        run(path, tmp_path / "second")
