@@ -85,6 +85,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     for problem in problems:
         found.add("error", "config", problem)
     found.attempt("flags", lambda: check_flags(flags))
+    # The directory is checked, not changed.
     found.attempt("run directory", lambda: check_directory(flags), config.save_dir)
     continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
     if not problems:
@@ -95,10 +96,12 @@ def diagnose(flags: Flags) -> list[Finding]:
     inputs = found.attempt(
         "datasets, vocabulary, weights", lambda: open_inputs(config, resume=continues), "found"
     )
+    # What follows needs both; the findings so far are printed.
     if inputs is None or problems:
         return found.all
     setup = found.attempt("config, data and model", lambda: set_up(config, inputs), "fit together")
     if setup is None:
+        # Without a setup there is nothing to look at.
         return found.all
     found.add("ok", "model", _summarize_model(setup))
     found.attempt("weights", lambda: _account(setup))
@@ -126,6 +129,7 @@ class _Findings:
 
     def add(self, level: Level, about: str, text: str) -> None:
         """Adds a finding; an error that two checks run into is added once."""
+        # By text alone, because two checks name the same cause differently.
         if all((level, text) != (one.level, one.text) for one in self.all):
             self.all.append(Finding(level, about, text))
 
@@ -208,6 +212,7 @@ def _look_at_chunks(found: _Findings, setup: Setup) -> None:
     """Warns about chunks longer than any episode: their last actions are never trained."""
     horizon = setup.config.data.action_horizon
     for dataset in setup.loader.datasets:
+        # `initial=0` for a dataset without episodes.
         longest = int(np.diff([*dataset.episode_starts, dataset.num_steps]).max(initial=0))
         if longest < horizon:
             found.add(
@@ -255,6 +260,7 @@ def _look_at_origin(found: _Findings, setup: Setup) -> None:
     except UserError as error:
         found.add("warning", "geometry tokens", f"not those of the run {path}: {error}")
     for where, now in ours.items():
+        # What the weights learnt depends on these, not only on shapes.
         for field in ("conventions", "normalization"):
             theirs = [one[field] for one in before]
             if now[field] not in theirs:
@@ -278,6 +284,7 @@ def _look_at_texts(found: _Findings, setup: Setup) -> None:
     for problem in describe_texts(tasks, setup.inputs.vocabulary.unk_id()):
         found.add("warning", "instruction", problem)
     without = int((~tasks.has_text).sum())
+    # Goal images may stand in for an instruction.
     if without and not setup.config.data.has_goals:
         found.add(
             "warning",
@@ -302,9 +309,13 @@ def _look_at_disk(found: _Findings, setup: Setup) -> None:
     """Checks that the disk has room for all checkpoints, including one being written."""
     config = setup.config
     one = checkpoint_bytes(setup.state)
+    # Checkpoints that `keep_every` keeps forever.
     forever = 0 if config.keep_every is None else config.num_steps // config.keep_every
+    # Rounded up: the last step is saved too.
     last = min(config.keep_checkpoints, -(-config.num_steps // config.save_interval))
+    # One more, because the new one is written before the oldest is deleted.
     needed = one * (last + forever + 1)
+    # The directory may not exist yet; its disk is that of the folder above.
     place = run_directory.existing_part(pathlib.Path(config.save_dir))
     free = shutil.disk_usage(place).free
     text = (
@@ -343,5 +354,6 @@ def _device_bytes() -> int | None:
         return None
     for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemTotal:"):
+            # On a CPU all devices share the machine's memory.
             return int(line.split()[1]) * 1024 // jax.local_device_count()
     return None

@@ -31,6 +31,7 @@ class StopRequests:
         self._asks: list[signal.Signals] = list(_ASK)
         self._before: dict[signal.Signals, signal._HANDLER] = {}
         self._arrivals, self._wakeup = socket.socketpair()
+        # Non-blocking, as `set_wakeup_fd` demands.
         self._wakeup.settimeout(0)
         self._wakeup_before = -1
 
@@ -40,6 +41,7 @@ class StopRequests:
             self._note(number)
         # A handler runs only between Python instructions; a wait for the devices would block it.
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        # A daemon: it ends with the process.
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -64,16 +66,20 @@ class StopRequests:
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         del frame
+        # The first one is the reason that is reported.
         self.first_signal = self.first_signal or signal.Signals(number)
         if number == signal.SIGINT:
+            # A second Ctrl-C interrupts at once.
             self._restore(signal.SIGINT)
 
     def _watch(self) -> None:
         """Logs the first signal, and ends the process at one that arrives much later."""
         first_s = None
         with self._arrivals:
+            # Ends when the other end is closed.
             while arrived := self._arrivals.recv(1):
                 number, now_s = arrived[0], time.monotonic()
+                # The wakeup descriptor gets every signal that has a Python handler.
                 if number not in self._asks:
                     continue
                 name = signal.Signals(number).name
@@ -85,4 +91,5 @@ class StopRequests:
                         f"ended by a second {name}; --resume continues from the last checkpoint\n"
                     )
                     sys.stderr.flush()
+                    # `os._exit`: the main thread may be waiting for a process that does not answer.
                     os._exit(128 + number)

@@ -237,8 +237,7 @@ def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
     )
     with locked(path, refused) as descriptor:
         # The file may have been moved away between opening and locking it: then the lock is held on
-        # a
-        # file that nobody else will find, and protects nothing.
+        # a file that nobody else will find, and protects nothing.
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise _in_use(
                 destination,

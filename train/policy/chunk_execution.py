@@ -45,12 +45,17 @@ class TemporalEnsemble:
     def __call__(self, chunk: np.ndarray) -> np.ndarray:
         """Returns the averaged action for this step, float32 (1 a), given a new chunk (h a)."""
         self._chunks.append(chunk)
+        # A chunk of h actions says something about h steps.
         if len(self._chunks) > len(chunk):
             self._chunks.popleft()
+        # The oldest chunk comes first; a chunk of age k holds this step at index k.
         ages = range(len(self._chunks) - 1, -1, -1)
+        # (chunks, a): what each chunk says about this step.
         now = np.stack([chunk[age] for chunk, age in zip(self._chunks, ages, strict=True)])
+        # i = 0 is the oldest, so a positive decay trusts older chunks more, as in ACT.
         weights = np.exp(-self._decay * np.arange(len(now)))
         mean = np.average(now, axis=0, weights=weights)
+        # (1, a)
         return mean[None].astype(np.float32)
 
 

@@ -40,14 +40,17 @@ class Stopwatch:
     def measured(self) -> Iterator[None]:
         """Measures the block, unless it fails."""
         started = time.perf_counter()
+        # Without `finally`: a prediction that failed is no measurement.
         yield
         self._times_ms.append(1000 * (time.perf_counter() - started))
+        # Bounded, because a server runs for weeks.
         del self._times_ms[: -self._num_kept]
 
     @property
     def latency(self) -> Latency:
         """Returns the latency of the blocks measured so far."""
         if not self._times_ms:
+            # NaN for the mean and both percentiles.
             return Latency(0, *[float("nan")] * 3)
         p50, p95 = np.percentile(self._times_ms, [50, 95])
         mean = np.mean(self._times_ms)

@@ -44,6 +44,7 @@ def check_observations(
     Raises:
       UserError: Something is missing or does not fit; it lists everything, for all environments.
     """
+    # By problem, so that one mistake in all environments is listed once.
     problems: dict[str, list[int]] = {}
     for env, observation in observations.items():
         for problem in find_problems(observation, expected, any_size=resize is not None):
@@ -90,6 +91,7 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
     if value is None:
         yield "missing"
         return
+    # NumPy would make an array of a text.
     if isinstance(value, str | bytes):
         yield f"a {type(value).__name__}"
         return
@@ -99,12 +101,14 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
         yield f"a {type(value).__name__} that is not an array"
         return
     found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+    # None: an image that only the token encoder reads, of any size.
     if spec is None or spec.dtype == IMAGE:
         is_image = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3
         if spec is not None and not any_size:
             fits = array.shape == spec.shape
         else:
             fits = max(array.shape, default=0) <= LARGEST_SIDE
+        # An empty array has no maximum and cannot be resized.
         if not (is_image and fits and array.size):
             yield found
     elif array.dtype.kind not in _NUMBERS or array.shape != spec.shape:
@@ -114,7 +118,9 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
 
 
 def is_finite_as(array: np.ndarray, dtype: str) -> bool:
+    # Finite as float64 may be infinite as float32.
     """Returns whether all values of an array are finite, also after a cast to a dtype."""
+    # The overflow is what is asked for.
     with np.errstate(over="ignore"):
         return bool(np.isfinite(array).all() and np.isfinite(array.astype(dtype)).all())
 
@@ -123,6 +129,7 @@ def _fitted(value: Any, spec: LeafSpec | None, resize: Resize | None) -> np.ndar
     if spec is None:
         return np.asarray(value)
     if spec.dtype != IMAGE:
+        # A copy: the caller may reuse its array.
         return np.array(value, spec.dtype)
     image = np.array(value)  # a copy: the caller may reuse its array
     return image if image.shape == spec.shape or resize is None else resize(image, spec.shape)

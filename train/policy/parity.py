@@ -50,6 +50,7 @@ class Comparison:
 class StoredTokens:
     """Returns a dataset's stored tokens in place of an encoder, which is not compared."""
 
+    # No camera is read: the tokens come from the dataset.
     cameras: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -72,12 +73,14 @@ def compare(
       training: Arrays that the loader makes, by path, without the batch axis.
       policy: Arrays that the policy makes, by path, without the batch axis.
     """
+    # The union, so that an array that only one side has is a difference.
     for key in sorted(training.keys() | policy.keys()):
         found = comparisons.setdefault(key, Comparison(key))
         theirs, ours = training.get(key), policy.get(key)
         if theirs is not None:
             found.type = str(LeafSpec(str(theirs.dtype), theirs.shape))
         difference = _difference(theirs, ours)
+        # Exactly equal or not: rounding would hide a wrong resize or normalisation.
         if difference:
             found.max_difference = max(found.max_difference, difference)
             found.steps.append(step)
@@ -112,17 +115,22 @@ def compare_episode(
     inputs = PolicyInputs(spec, vocabulary.EncodeAsIds, stored)
     comparisons: dict[str, Comparison] = {}
     for t in range(dataset.manifest.episode_lengths[episode]):
+        # Steps of the dataset; `t` counts in the episode.
         step = int(dataset.episode_starts[episode]) + t
         batch = _without_batch_axis(loader.read(place, [step]))
         shown = _read_step(dataset, episode, t, spec)
         task = _read_task(dataset, episode, t, spec, batch)
+        # At the first step only: like an environment, so the history grows as in a rollout.
         if t == 0:
             inputs.reset(0, task)
+        # Instructions may change inside an episode.
         inputs.instruct(0, task)
+        # One row: the encoder is called for a batch of environments.
         stored.tokens = {key: value[None] for key, value in shown.items()}
         inputs.push({0: {key.removeprefix(_BELOW): value for key, value in shown.items()}})
         policy = _without_batch_axis(inputs.batch([0]))
         policy[ACTION] = spec.normalize_actions(shown[ACTION][None])[0]
+        # Only what the model reads.
         training = {key: batch[key] for key in spec.leaves if key in batch}
         training[ACTION] = batch[ACTION][-1, 0]  # the current step's own action
         compare(comparisons, t, training, policy)
@@ -149,8 +157,10 @@ def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
         return math.inf
     if (theirs.dtype, theirs.shape) != (ours.dtype, ours.shape):
         return math.inf
+    # Also false for NaN, whose difference is then infinite.
     if np.array_equal(theirs, ours):
         return 0.0
+    # float64, because unsigned integers would wrap.
     largest = float(np.abs(theirs.astype(np.float64) - ours.astype(np.float64)).max())
     return largest if math.isfinite(largest) else math.inf
 
@@ -166,6 +176,7 @@ def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader,
     place = [part.path for part in data.datasets].index(spec.dataset)
     sizes = spec.model.image_sizes
     if data.statistics == "mixture" or spec.missing or spec.resized:
+        # The dataset may have moved since training.
         moved = dataclasses.replace(data.datasets[place], path=dataset.path)
         parts = (*data.datasets[:place], moved, *data.datasets[place + 1 :])
         datasets = [
@@ -175,6 +186,7 @@ def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader,
         mixture = dataclasses.replace(data, datasets=parts)
         return Loader(mixture, 1, datasets, encode, image_sizes=sizes), place
     alone = DatasetConfig(dataset.path, missing=data.datasets[place].missing)
+    # Alone, its statistics are its own, and nothing else has to be there.
     data = dataclasses.replace(data, datasets=(alone,), split="all")
     return Loader(data, 1, [dataset], encode), 0
 
@@ -187,6 +199,7 @@ def _read_step(dataset: Dataset, episode: int, t: int, spec: PolicySpec) -> dict
 
 def _read_task(dataset: Dataset, episode: int, t: int, spec: PolicySpec, batch: FlatBatch) -> Task:
     """Returns a step's instruction, or its goal images if the loader's sample has them."""
+    # The loader's sample says which kind of task it drew.
     cameras = [name for name in spec.cameras if batch.get(f"task/pad_mask_dict/{name}")]
     if cameras:
         goal = int(batch["task/timestep"])
@@ -200,6 +213,7 @@ def _read_feature(dataset: Dataset, episode: int, t: int, key: str) -> np.ndarra
     reader = dataset.columns[column.name]
     if column.name == EPISODES:
         shape = column.in_batch(feature).shape
+        # A view of one step of the trajectory.
         return np.asarray(reader.read(episode)[key][t]).reshape(shape)
     value = np.empty(feature.shape, feature.batch_dtype)
     reader.read_into(int(dataset.episode_starts[episode]) + t, {key: value})

@@ -29,9 +29,11 @@ from train.policy.rollout_tokens import encoder_of
 from train.update.train_state import count_parameters
 from train.update.train_step import to_model_size
 
+# The number is folded into a key as uint32.
 _NUM_ENVS = 2**32
 _SHOWN_OBSERVATIONS = 8
 """Lines of a description."""
+# Neither black, which marks missing images, nor white.
 _GREY = 127
 _BLANK_SIDE = 224
 """Side in pixels of a blank image whose size is not known; the encoder resizes any size."""
@@ -99,14 +101,17 @@ class Policy:
         self._inputs = PolicyInputs(
             self.spec, encode, encoder, batch_size=config.batch_size, resize=config.resize
         )
+        # Moved to the device once, not with every call.
         self._params = jax.device_put(checkpoint.params)
         self._base_key = jax.random.key(config.seed)
+        # Chunks predicted since each environment's reset.
         self._asked: dict[int, int] = {}
         self._stopwatch = Stopwatch()
         model = self.spec.model
         self._language = (
             None if model.language is None else InstructionEncoder(model, self._params, encode)
         )
+        # Compiled here, so that no prediction does it.
         self._predict = self._compile()
 
     @classmethod
@@ -237,6 +242,7 @@ class Policy:
                 remedy="Number the environments, or the trials.",
             )
         self._inputs.reset(env, Task(instruction, goal or {}))
+        # A chunk's noise depends on this count, so an episode's actions can be repeated.
         self._asked[env] = 0
 
     def instruct(
@@ -263,6 +269,7 @@ class Policy:
         Raises:
           UserError: An observation does not fit, or an environment was not reset.
         """
+        # Without tokens, unless the window reads those of earlier steps.
         self._inputs.push(observations, latest=False)
 
     def infer(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
@@ -277,14 +284,18 @@ class Policy:
             histories of their environments.
         """
         with self._stopwatch.measured():
+            # One order for all batches.
             envs = list(observations)
             self._inputs.push(observations)
             chunks: dict[int, np.ndarray] = {}
+            # Batches of one size, for which the program was compiled.
             for begin in range(0, len(envs), self.config.batch_size):
                 chunks |= self._infer(envs[begin : begin + self.config.batch_size])
+            # After all batches, and inside the measurement: it waits for the device.
             unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
             if unusable:
                 raise self._not_finite(chunks, unusable)
+        # Only after success: a failed prediction may be repeated with the same noise.
         for env in envs:
             self._asked[env] += 1
         return chunks
@@ -296,9 +307,11 @@ class Policy:
         token encoder. An image of unknown size, from which the model reads only tokens, gets the
         encoder's size. No environment changes, and `latency` ignores this prediction.
         """
+        # A number that no environment has.
         env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
         blank = {name: self._blank(leaf) for name, leaf in self.expected.items()}
         needs_goal = self.spec.data.conditioning == "image_conditioned"
+        # An image-conditioned policy has no task without a goal.
         goal = {name: blank[name] for name in self.spec.cameras if needs_goal and name in blank}
         self.reset(env, goal=goal)
         try:
@@ -317,17 +330,21 @@ class Policy:
 
     def _infer(self, envs: list[int]) -> dict[int, np.ndarray]:
         """Predicts for at most one batch of environments."""
+        # Padded with the last environment; those rows are dropped below.
         filled = [*envs, *[envs[-1]] * (self.config.batch_size - len(envs))]
         batch = self._inputs.batch(filled)
         embeddings = None
         if self._language is not None:
             texts = [self._inputs.task(env).text for env in filled]
+            # Encoded once per text: `InstructionEncoder` keeps its results.
             embeddings = jnp.stack([self._language(text) for text in texts])
         counts = np.array([self._asked[env] for env in filled], np.uint32)
         predicted = self._predict(
             self._params, batch, embeddings, self._base_key, np.array(filled, np.uint32), counts
         )
+        # On the host in float32, with the loader's own code.
         chunks = self.spec.unnormalize_actions(np.asarray(predicted))
+        # `strict=False` drops the rows of padding.
         return dict(zip(envs, chunks, strict=False))
 
     def _blank(self, leaf: LeafSpec | None) -> np.ndarray:
@@ -340,6 +357,7 @@ class Policy:
         """Clears histories; returns the error for actions that are not finite, with its cause."""
         found = sum(int(np.count_nonzero(~np.isfinite(chunks[env]))) for env in envs)
         of_all = sum(chunks[env].size for env in envs)
+        # The histories are cleared: a value that is not finite would stay in the window.
         steps = [step for env in envs for step in self._inputs.take_steps(env)]
         cause = ""
         seen = [name for name in self.spec.normalized if name in self.spec.observed]
@@ -357,6 +375,7 @@ class Policy:
 
     def _compile(self) -> Any:
         """Compiles the model for exactly one batch size."""
+        # Both keys, also where the model reads nothing below one of them.
         structs = {"observation": {}, "task": {}} | nest(
             {
                 key: jax.ShapeDtypeStruct((self.config.batch_size, *leaf.shape), leaf.dtype)
@@ -365,10 +384,12 @@ class Policy:
         )
         embeddings = None
         if self._language is not None:
+            # Its shape is known only to the encoder.
             one = self._language("")
             embeddings = jax.ShapeDtypeStruct((self.config.batch_size, *one.shape), one.dtype)
         numbers = jax.ShapeDtypeStruct((self.config.batch_size,), jnp.uint32)
 
+        # Compiled for fixed shapes: a call with another shape is an error, not a recompilation.
         lowered = _predict.lower(
             self._params,
             structs,
@@ -407,6 +428,7 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
     return read_checkpoint(path, step)
 
 
+# Static, because they decide the program; the weights are an argument.
 @functools.partial(jax.jit, static_argnames=("model", "window_size"))
 def _predict(  # noqa: PLR0913  (a program's inputs)
     params: Any,
@@ -431,6 +453,7 @@ def _predict(  # noqa: PLR0913  (a program's inputs)
       model: Config of the model.
       window_size: Number of steps that the model reads.
     """
+    # A key of its own for each row.
     keys = jax.vmap(_noise_key, in_axes=(None, 0, 0))(base_key, envs, counts)
     inputs = to_model_size(batch, model)
     if embeddings is not None:
@@ -451,5 +474,7 @@ def _noise(model: OctoConfig, keys: jax.Array, window_size: int) -> SamplingNois
     if not isinstance(head, DiffusionConfig):
         return None
     drawn = jax.vmap(lambda key: draw_sampling_noise(head, key, (1, window_size)))(keys)
+    # (b, steps, 1, w, c) loses the 1 and becomes (steps, b, w, c), as a scan needs.
     steps = jnp.moveaxis(drawn.steps[:, :, 0], 0, 1)
+    # (b, 1, w, c) loses the batch axis of one.
     return SamplingNoise(initial=drawn.initial[:, 0], steps=steps)

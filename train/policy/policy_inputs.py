@@ -73,12 +73,14 @@ class History:
 
         Source: `pipeline.loading.windows.history_indices`.
         """
+        # Before the episode: the first step repeats, as in training.
         padding = max(length - len(self.steps), 0)
         last = list(self.steps)[-length:]
         return np.stack([step[name] for step in (*[last[0]] * padding, *last)])
 
     def mask(self, length: int) -> np.ndarray:
         """Returns bool (w): True where a step is real."""
+        # Real steps are the last ones of the window.
         return np.arange(length) >= length - len(self.steps)
 
 
@@ -117,6 +119,7 @@ class PolicyInputs:
     def expected(self) -> dict[str, LeafSpec | None]:
         """Returns what every observation must contain, by name; None: an image of any size."""
         cameras = self._encoder.cameras if self._encoder else ()
+        # Cameras that only the encoder reads have no size that training knows.
         seen = {name: self.spec.features.get(f"observation/{name}") for name in cameras}
         return {**self.spec.observed, **seen}
 
@@ -127,6 +130,7 @@ class PolicyInputs:
           UserError: The task does not fit; see `instruct`.
         """
         task = self._checked(task)
+        # A full deque drops its oldest step.
         self._histories[env] = History(task, collections.deque(maxlen=self.spec.data.window_size))
 
     def instruct(self, env: int, task: Task) -> None:
@@ -156,12 +160,15 @@ class PolicyInputs:
         Raises:
           UserError: Observations do not fit, or an environment has no task.
         """
+        # All are looked up and checked before any is changed.
         histories = [self._history(env) for env in observations]
         rows = list(check_observations(observations, self.expected, self._resize).values())
+        # The longest window of tokens: with 1, only the step of a prediction needs them.
         longest = max(map(self.spec.data.window_of, self.spec.tokens), default=0)
         if self._encoder and (latest or longest > 1):
             rows = self._with_tokens(self._encoder, rows)
         for history, row in zip(histories, rows, strict=True):
+            # Converted once per step, not once per window that it is in.
             seen = {name: self.spec.as_read(name, value) for name, value in row.items()}
             history.steps.append(seen)
 
@@ -175,7 +182,9 @@ class PolicyInputs:
     def batch(self, envs: Sequence[int]) -> dict[str, Any]:
         """Returns the nested batch for environments that have observed a step: one row each."""
         rows = [self._row(self._history(env)) for env in envs]
+        # In the order of `leaves`, and nothing else.
         stacked = {key: np.stack([row[key] for row in rows]) for key in self.spec.leaves}
+        # A model without observations or without a task still gets both keys.
         return {"observation": {}, "task": {}} | nest(stacked)
 
     def _row(self, history: History) -> dict[str, np.ndarray]:
@@ -185,7 +194,9 @@ class PolicyInputs:
         row = {"observation/timestep_pad_mask": mask}
         for name in model.input_keys:
             key, length = f"observation/{name}", data.window_of(name)
+            # A shorter window is real only at its end.
             is_read = np.arange(data.window_size) >= data.window_size - length
+            # What the dataset lacks is masked zeros, as in training.
             if name in self.spec.missing:
                 leaf = self.spec.leaves[key]
                 row[key] = np.zeros(leaf.shape, leaf.dtype)
@@ -194,6 +205,7 @@ class PolicyInputs:
                 row[key] = history.window(name, length)
             row[f"observation/pad_mask_dict/{name}"] = is_read
         if model.language is not None:
+            # The same function as the loader's, so the same ids.
             table = tokenize([task.text], self._encode, model.language.max_length)
             row["task/language_instruction/input_ids"] = table.input_ids[0]
             row["task/language_instruction/attention_mask"] = table.attention_mask[0]
@@ -201,6 +213,7 @@ class PolicyInputs:
         if data.has_goals:
             for camera in self.spec.cameras:
                 leaf = self.spec.leaves[f"task/{camera}"]
+                # Without goal images zeros, which `ImageTokenizer` reads as "no goal".
                 row[f"task/{camera}"] = task.goal.get(camera, np.zeros(leaf.shape, leaf.dtype))
         return row
 
@@ -219,6 +232,7 @@ class PolicyInputs:
         conditioning = self.spec.data.conditioning
         has_goal = bool(task.goal)
         may_have = conditioning != "language_conditioned"
+        # A multimodal policy takes either.
         if (has_goal and not may_have) or (not has_goal and conditioning == "image_conditioned"):
             raise UserError(
                 where="task",
@@ -249,6 +263,7 @@ class PolicyInputs:
         tokened = []
         for begin in range(0, len(rows), self._batch_size):
             part = rows[begin : begin + self._batch_size]
+            # One size for all calls, because each size is compiled.
             filled = [*part, *[part[-1]] * (self._batch_size - len(part))]
             images = [np.stack([row[camera] for row in filled]) for camera in encoder.cameras]
             tokens = self._checked_tokens(encoder(images), len(filled))
@@ -265,6 +280,7 @@ class PolicyInputs:
             key = f"observation/{name}"
             leaf, tokens = self.spec.features[key], found.get(key)
             shape = (num_rows, *leaf.shape)
+            # Exactly: tokens of another size would be read without an error, up to the model.
             if tokens is None or tokens.shape != shape or tokens.dtype != np.dtype(leaf.dtype):
                 raise UserError(
                     where=f"tokens of the encoder, {key}",
@@ -292,6 +308,7 @@ def _needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEnco
     return encoder
 
 
+# A handful of cameras; each size costs a compilation.
 @functools.lru_cache(maxsize=16)
 def _resizer(found: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
     """Returns the compiled resize between two sizes; the last few sizes are cached."""

@@ -64,6 +64,7 @@ class PolicySpec:
         """
         path = _select(checkpoint, dataset)
         values = checkpoint.datasets[path]
+        # Checkpoints of the first releases have no features.
         if "features" not in values:
             raise UserError(
                 where=f"checkpoint of step {checkpoint.step}, dataset {path}",
@@ -71,6 +72,7 @@ class PolicySpec:
                 found="none: it is from an earlier release",
                 remedy=_OLD,
             )
+        # Through JSON, for its checks of types and unknown fields.
         conventions = from_json_text(
             Conventions,
             json.dumps(values["conventions"]),
@@ -145,6 +147,7 @@ class PolicySpec:
                 leaf = self.features[f"observation/{camera}"]
                 shape = self.resized.get(camera, leaf.shape)
                 leaves[f"task/{camera}"] = LeafSpec(leaf.dtype, shape)
+        # Sorted, as jax flattens dictionaries.
         return dict(sorted(leaves.items()))
 
     @functools.cached_property
@@ -161,7 +164,9 @@ class PolicySpec:
             image, uint8 (y x 3), is resized if the loader did so.
         """
         if name in self.normalized:
+            # Overflow is no warning here: the policy reports the action that follows from it.
             with np.errstate(over="ignore"):  # `Policy` reports actions that are not finite
+                # Rows of one step, by the statistics of dataset 0, the only one here.
                 return self._normalizers[name].normalize(value[None], np.zeros(1, np.int64))[0]
         if name not in self.resized:
             return value
@@ -171,6 +176,7 @@ class PolicySpec:
 
     def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
         """Converts stored actions to those in a batch: 1 = open, normalised; float32 (h a)."""
+        # Standardised before it is normalised, in the loader's order.
         standardized = standardize_gripper(actions, self.conventions)[None]
         return self._normalizers[ACTION].normalize(standardized, np.zeros(1, np.int64))[0]
 
@@ -185,6 +191,7 @@ class PolicySpec:
     @functools.cached_property
     def _normalizers(self) -> dict[str, Normalizer]:
         """Returns the loader's normalizers, for this dataset alone."""
+        # An action has one axis.
         (action_dim,) = self.features[ACTION].shape
         masks = {ACTION: self.conventions.normalized_dims(action_dim)}
         statistics = {ACTION: self.statistics[ACTION]}
@@ -220,10 +227,12 @@ def _normalized(
 def _select(checkpoint: Checkpoint, wanted: str | None) -> str:
     """Returns the path of a dataset given by path or name, or of any if it makes no difference."""
     datasets = checkpoint.datasets
+    # A path decides, even if a name is equal to it.
     if wanted in datasets:
         return wanted
     if wanted is None:
         meanings = [_meaning(checkpoint, path) for path in datasets]
+        # With the same meaning everywhere, any of them will do.
         if all(meaning == meanings[0] for meaning in meanings):
             return next(iter(datasets))
         found = "none named, and they differ in statistics or conventions"
@@ -244,6 +253,7 @@ def _meaning(checkpoint: Checkpoint, path: str) -> dict[str, Any]:
     """Returns everything about a dataset that a policy's interface depends on."""
     values = checkpoint.datasets[path]
     names = checkpoint.config.model.input_keys
+    # Statistics of what is not normalised make no difference.
     keys = [ACTION, *(f"observation/{n}" for n in names if checkpoint.config.data.normalizes(n))]
     return {
         "statistics": {key: values["statistics"].get(key) for key in keys},

@@ -40,6 +40,7 @@ class ColumnEncoder:
             for key, origin in origins.items()
             if origin.projection
         }
+        # One encoder for all features: the images pass through VGGT once.
         spec = token_storage.merged_spec(origins)
         encoder = VggtEncoder(spec, load_for(spec, source=source))
         self._encoder = token_storage.TokenEncoder(encoder, origins, projections)

@@ -66,17 +66,23 @@ def main() -> None:
     logging.getLogger("train").setLevel(logging.INFO)
     with user_errors_exit(interrupted="stopped"):
         args = tyro.cli(Args, prog=program("train.serve"), use_underscores=True)
+        # Before the policy is loaded: a missing package shows at once.
         module = import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
+        # Bound before the policy is loaded, so a port in use shows in a second and not in a minute.
         with bind(args.host, args.port) as listener:
             policy = _load(args, config)
             server = module.PolicyServer(policy, config)
             stopped_by = asyncio.run(_serve(args, server, listener))
+        # Only where a client called: NaN says nothing.
         if policy.latency.num_calls:
             _log.info("inference: %s", policy.latency)
         if server.is_answering:
+            # A thread inside a prediction cannot be interrupted, and interpreter exit might wait
+            # for it.
             _end_at_once(stopped_by)
         if stopped_by is signal.SIGINT:
+            # Like any interrupted command, with its exit status.
             raise KeyboardInterrupt
 
 
@@ -97,6 +103,7 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
                 remedy="Write, for example, --keys observation/front=image_primary.",
             )
         chosen[key] = name
+    # A key of openpi's goes only where its observation got another one.
     kept = {key: name for key, name in OPENPI_KEYS.items() if name not in chosen.values()}
     return kept | chosen
 
@@ -108,7 +115,9 @@ def _load(args: Args, config: ServeConfig) -> Policy:
         checkpoint, args.dataset, source=args.weights, directory=args.token_dataset
     )
     policy = Policy(checkpoint, args.dataset, policy_config, encoder)
+    # Made for its checks: an unusable horizon is an error now, not at the first message.
     make_execution(policy.action_horizon, args.execute_horizon, args.ensemble)
+    # openpi's own observations may be unread by this policy.
     unknown = sorted(set(config.keys.values()) - set(policy.expected) - set(OPENPI_KEYS.values()))
     if unknown:
         raise UserError(
@@ -130,6 +139,7 @@ def _load(args: Args, config: ServeConfig) -> Policy:
             "step gives it steps that lie n apart. Exact: --execute_horizon N, called every step",
             policy.window_size,
         )
+    # Compiles the token encoder as well, so the first client does not wait for it.
     policy.warm_up()
     for key, leaf in expected_keys(policy, config).items():
         _log.info("  %s %s", key, leaf or "uint8[y,x,3]")
@@ -141,6 +151,7 @@ async def _serve(args: Args, server: Any, listener: socket.socket) -> signal.Sig
     stop = asyncio.Event()
     received: list[signal.Signals] = []
 
+    # The handler only records: the server ends its connections properly.
     def stop_by(number: signal.Signals) -> None:
         received.append(number)
         stop.set()
@@ -158,6 +169,7 @@ async def _serve(args: Args, server: Any, listener: socket.socket) -> signal.Sig
 def _end_at_once(stopped_by: signal.Signals | None) -> NoReturn:
     """Ends the process in the middle of a prediction, which cannot be interrupted otherwise."""
     _log.warning("stopped in the middle of a prediction")
+    # `os._exit` flushes nothing.
     logging.shutdown()
     os._exit(EXIT_INTERRUPTED if stopped_by is signal.SIGINT else 0)
 

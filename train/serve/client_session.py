@@ -86,11 +86,14 @@ class Session:
     def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
         self._policy = policy
         self._config = config
+        # Shared by all sessions, so that no two episodes have the same number, and so the same
+        # noise.
         self._numbers = numbers
         self._expected = expected_keys(policy, config)
         self._names = dict(zip(self._expected, policy.expected, strict=True))
         self._env: int | None = None
         self._prompt = ""
+        # Needs its own for every episode: an ensemble keeps chunks.
         self._execution: Execution = self._new_execution()
         self._planned: collections.deque[np.ndarray] = collections.deque()
 
@@ -105,19 +108,24 @@ class Session:
             actions are not finite.
         """
         self._check(message)
+        # A policy that reads no text gets messages without a prompt.
         prompt = message.get(PROMPT) or ""
+        # openpi's clients send no "reset", so a new instruction starts an episode as well.
         if self._env is None or prompt != self._prompt or message.get(RESET, False):
             env = self._begin(prompt)
         else:
             env = self._env
         shown = {env: {name: message[key] for key, name in self._names.items()}}
+        # The history needs every step, also those between predictions.
         if self._planned:
             self._policy.observe(shown)
         else:
             chunk = self._policy.infer(shown)[env]
+            # openpi's clients execute chunks themselves.
             if not self._config.is_stepwise:
                 return {"actions": restore_gripper(chunk, self._policy.conventions)}
             self._planned.extend(self._execution(chunk))
+        # (1, a): a reply always has the axis of the chunk.
         action = self._planned.popleft()[None]
         return {"actions": restore_gripper(action, self._policy.conventions)}
 
@@ -129,6 +137,7 @@ class Session:
 
     def _begin(self, prompt: str) -> int:
         """Starts a new episode and returns its number."""
+        # The policy keeps the images of a window until the old episode is forgotten.
         self.close()
         env = next(self._numbers)
         self._policy.reset(env, prompt)
@@ -149,6 +158,7 @@ class Session:
         if isinstance(message, dict):
             any_size = self._policy.config.resize
             problems = find_problems(message, self._expected, any_size=any_size)
+            # A policy of the stored sizes refuses others, unless it was started with --resize.
             problems += _prompt_problems(message, is_needed=reads_text)
             if not _is_flag(message.get(RESET, False)):
                 problems.append(f"{RESET}: {_kind(message[RESET])} instead of True or False")
@@ -173,6 +183,7 @@ def _prompt_problems(message: Mapping[str, Any], *, is_needed: bool) -> list[str
 
 
 def _is_flag(value: Any) -> bool:
+    # A client's NumPy bool arrives as a scalar or as an array without axes.
     return isinstance(value, bool | np.bool_) or (
         isinstance(value, np.ndarray) and value.dtype == np.bool_ and value.ndim == 0
     )

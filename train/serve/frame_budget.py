@@ -7,6 +7,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode, Frame, Opcode
 
 _SECONDS_TO_LEAVE = 1.0
+# Opcodes of frames that carry a message; pings and closing frames are answered at once.
 _WITH_DATA = (Opcode.CONT, Opcode.TEXT, Opcode.BINARY)
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Frames:
 
     def abort_all(self) -> None:
         """Ends every connection at once, whatever its client does."""
+        # A copy: `abort` removes the connection from the dictionary.
         for connection in list(self._held):
             connection.transport.abort()
 
@@ -46,11 +48,13 @@ class Frames:
 
     def count(self, connection: "CountedConnection", held_bytes: int) -> None:
         """Records what a connection holds now."""
+        # It was refused or dropped, and its last bytes still arrive.
         if connection not in self._held:
             return
         self._held[connection] = held_bytes
         total = sum(self._held.values())
         if total > self._max_bytes:
+            # The largest one: a client with one small message is never closed for another's flood.
             largest = max(self._held, key=lambda one: self._held[one])
             _log.warning(
                 "%s: closed, because its %d bytes are the most of %d that clients hold together",
@@ -58,6 +62,8 @@ class Frames:
                 self._held[largest],
                 total,
             )
+            # Dropped at once, not when it is closed: otherwise the next message would close one
+            # more.
             self.drop(largest)
             largest.leave()
 
@@ -77,6 +83,7 @@ class CountedConnection(ServerConnection):
     def __init__(self, frames: Frames, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._frames = frames
+        # Bytes are counted when they arrive, before the library has put them together.
         self._partial_bytes = 0  # of an incomplete frame; at most one read too many
         self._last_bytes = 0
         self._whole_bytes = 0  # of complete frames whose message is not answered yet
@@ -96,10 +103,12 @@ class CountedConnection(ServerConnection):
         self._partial_bytes += len(data)
         self._last_bytes = len(data)
         super().data_received(data)
+        # After the frames in these bytes were processed, so that none is counted twice.
         self._count()
 
     def process_event(self, event: Any) -> None:
         """Counts a complete frame; the rest of the last read belongs to the next frame."""
+        # What came before the last read is all in the frame; of the last read a part may be.
         self._partial_bytes = self._last_bytes
         if isinstance(event, Frame) and event.opcode in _WITH_DATA:
             self._whole_bytes += len(event.data)
@@ -112,8 +121,10 @@ class CountedConnection(ServerConnection):
 
     def leave(self) -> None:
         """Closes the connection without waiting for its client."""
+        # 1013, which asks a client to come back later.
         self.protocol.fail(CloseCode.TRY_AGAIN_LATER, "clients hold too many bytes together")
         self.send_data()
+        # A client that does not read would keep the closing frame, and the connection, forever.
         self.loop.call_later(_SECONDS_TO_LEAVE, self.transport.abort)
 
     def _count(self) -> None:

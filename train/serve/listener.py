@@ -4,6 +4,7 @@ import socket
 
 from pipeline.errors import UserError
 
+# A port has 16 bits.
 _NUM_PORTS = 1 << 16
 
 
@@ -22,12 +23,15 @@ def bind(host: str, port: int) -> socket.socket:
         raise unusable(address, ValueError(f"port must be 0-{_NUM_PORTS - 1}"))
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # IPv4 first, where a name has addresses of both kinds.
         family, *_, place = min(found, key=lambda one: one[0] != socket.AF_INET)
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
+            # Otherwise a restarted server waits a minute for the connections of the old one.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(place)
         except BaseException:
+            # Also for `KeyboardInterrupt`: the socket would stay open until it is collected.
             listener.close()
             raise
     except (OSError, UnicodeError) as error:

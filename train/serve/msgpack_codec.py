@@ -22,11 +22,17 @@ MAX_MESSAGE_BYTES = 1 << 26
 
 _ARRAY = b"__ndarray__"
 _SCALAR = b"__npgeneric__"
+# Booleans, integers and floats: object arrays would need pickle.
 _KINDS = "biuf"
+# Exact names only: `np.dtype` evaluates structured and comma-separated strings.
 _DTYPE = re.compile(r"[<>=|]?[biuf]\d{1,2}|bool|(u?int|float)\d{1,2}")
+# NumPy's own limit was 32 axes before version 2.
 _MAX_DIMS = 32
+# Larger sizes do not fit into NumPy's int64.
 _MAX_SIZE = 1 << 62
+# Each value is a Python object of tens of bytes, so 64 MiB could become several GB.
 _MAX_ITEMS = 1_000_000
+# What msgpack raises depends on where the bytes are wrong.
 _UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
 
@@ -63,6 +69,7 @@ def unpack(data: bytes) -> Any:
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in _KINDS:
         if isinstance(value, np.generic):
+            # `str` has the byte order, which a client of another machine needs.
             return {_SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
         shape = list(value.shape)
         return {_ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": shape}
@@ -88,6 +95,7 @@ class _Decoder:
         return values
 
     def _count(self, number: int) -> None:
+        # The container counts too: empty lists inside lists would be free otherwise.
         self._num_left -= 1 + number
         if self._num_left < 0:
             raise ValueError(f"more than {_MAX_ITEMS} values outside arrays")
@@ -97,12 +105,15 @@ def _array(values: dict[Any, Any]) -> np.ndarray:
     dtype, shape, data = _dtype(values), values.get(b"shape"), values.get(b"data")
     if not isinstance(data, bytes):
         raise TypeError(f"data of an array is a {type(data).__name__}, not bytes")
+    # `type(...) is int`, because True is an int as well.
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise TypeError("shape of an array is not a list of integers")
     if len(shape) > _MAX_DIMS or not all(0 <= size < _MAX_SIZE for size in shape):
         raise ValueError(f"shape of an array has more than {_MAX_DIMS} sizes, or one out of range")
+    # Python's `prod` does not overflow.
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for an array {dtype}{shape}")
+    # A view: an image of 6 MB is not copied.
     return np.frombuffer(data, dtype).reshape(shape)
 
 
@@ -110,6 +121,7 @@ def _scalar(values: dict[Any, Any]) -> np.generic:
     dtype, data = _dtype(values), values.get(b"data")
     if not isinstance(data, bool | int | float):
         raise TypeError(f"data of a scalar is a {type(data).__name__}, not a number")
+    # A float16 that overflows becomes infinite, and is refused by its value later.
     with np.errstate(over="ignore"):
         return dtype.type(data)
 

@@ -36,10 +36,13 @@ from train.serve.listener import unusable
 from train.serve.msgpack_codec import MAX_MESSAGE_BYTES, pack, unpack
 
 HEALTH_PATH = "/healthz"
+# Room for four messages of the largest size; normal ones are a hundredth of it.
 _MAX_HELD_BYTES = 4 * MAX_MESSAGE_BYTES
 _MAX_CONNECTIONS = 200
+# Frames that wait in the library are in memory, though nobody reads them yet.
 _MAX_QUEUED_FRAMES = 2
 _SECONDS_TO_OPEN = 5.0
+# With the abort below less than the three seconds that `run` promises.
 _SECONDS_TO_CLOSE = 1.5
 _SECONDS_TO_ABORT = 0.5
 
@@ -50,12 +53,14 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     """Logs clients' errors below the level of messages in one line, without a traceback."""
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
+        # Lines of clients are escaped: they could fake entries of the log.
         record.msg, record.args = "%s: %s", (record.getMessage(), escaped(str(error)))
         record.exc_info = None
     return True
 
 
 _connection_log = logging.getLogger("train.serve.connections")
+# The library logs a traceback for every client that leaves without closing.
 _connection_log.addFilter(_without_traceback)
 _connection_log.setLevel(logging.ERROR)
 
@@ -74,10 +79,12 @@ class PolicyServer:
     ) -> None:
         self._policy = policy
         self._config = config
+        # Packed once: it is the same for every client.
         self._metadata = pack(describe_policy(policy, config))
         self._numbers = itertools.count()
         self._frames = Frames(max_held_bytes, _MAX_CONNECTIONS)
         self._thread: threading.Thread | None = None
+        # Held for a message at a time, so clients take turns.
         self._lock = asyncio.Lock()  # the policy and the device serve one client at a time
 
     async def run(
@@ -98,6 +105,7 @@ class PolicyServer:
             server = await serve(
                 self._serve,
                 sock=listener,
+                # Images hardly compress, and compressing costs time at every step.
                 compression=None,
                 max_size=MAX_MESSAGE_BYTES,
                 max_queue=_MAX_QUEUED_FRAMES,
@@ -113,11 +121,13 @@ class PolicyServer:
             ready(port)
             await stop.wait()
         finally:
+            # Also if `ready` fails: the socket must not stay open.
             server.close()
             await self._wait_closed(server)
 
     async def _wait_closed(self, server: Server) -> None:
         """Waits for clients that close the connection properly; ends the other connections."""
+        # Once for clients that answer the closing frame, once more for those that were aborted.
         for seconds in (_SECONDS_TO_CLOSE, _SECONDS_TO_ABORT):
             try:
                 await asyncio.wait_for(server.wait_closed(), seconds)
@@ -129,6 +139,7 @@ class PolicyServer:
     @property
     def is_answering(self) -> bool:
         """Returns whether a prediction is running; it ends at the latest with the process."""
+        # The thread is a daemon, so it does not keep the process alive.
         return self._thread is not None and self._thread.is_alive()
 
     async def _serve(self, connection: ServerConnection) -> None:
@@ -142,11 +153,13 @@ class PolicyServer:
         except ConnectionClosed:
             _log.info("%s disconnected without closing", client)
         finally:
+            # A prediction for this session may still run, after its client left.
             async with self._lock:
                 session.close()
         _log.info("%s left", client)
 
     async def _talk(self, connection: ServerConnection, session: Session) -> None:
+        # As in openpi's server: the total includes sending, so it is known one reply later.
         previous_ms = None
         async for data in connection:
             started = time.perf_counter()
@@ -154,6 +167,7 @@ class PolicyServer:
                 reply = await self._answer(session, data)
             except UserError as error:
                 text = str(error)  # a kept log record must not keep the message in memory
+                # The client stays connected: it can send a better observation.
                 _log.warning("%s: %s", connection.remote_address, text)
                 await connection.send(text)
                 continue
@@ -161,8 +175,10 @@ class PolicyServer:
                 _log.exception("%s: the session has ended", connection.remote_address)
                 await connection.send(f"the server failed: {type(error).__name__}; see its log")
                 await connection.close(CloseCode.INTERNAL_ERROR, "the text before gives the reason")
+                # An error of this project's: the session's state is not known to be whole.
                 return
             finally:
+                # `websockets` counts text in characters, but it arrived as bytes.
                 num_bytes = len(data if isinstance(data, bytes) else data.encode())
                 self._frames.release(connection, num_bytes)
             if previous_ms is not None:
@@ -181,12 +197,14 @@ class PolicyServer:
             )
         async with self._lock:
             started = time.perf_counter()
+            # Unpacking too, which for 64 MiB would stop the event loop.
             reply = await self._in_thread(lambda: session.answer(unpack(data)))
             infer_ms = 1000 * (time.perf_counter() - started)
         return {**reply, "server_timing": {"infer_ms": infer_ms}}
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         """Returns the result from a thread that does not keep the process alive."""
+        # asyncio's own executor would wait for the thread when the process ends.
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
 
@@ -202,6 +220,7 @@ class PolicyServer:
 
 
 def _answer_health_check(connection: ServerConnection, request: Request) -> Response | None:
+    # Answered before the upgrade to a websocket, for load balancers.
     if request.path == HEALTH_PATH:
         return connection.respond(http.HTTPStatus.OK, "OK\n")
     return None
