@@ -70,22 +70,29 @@ def load_weights(
       DataError: The file is missing or corrupt, or has numbers that are not finite.
     """
     config = config_of(source, config)
+    # Before any download: without a known licence nothing may be stored.
     licence = licence_of(source, licence)
+    # Before anything is allocated for the weights.
     check_found(source)
     layers = tuple(layers) if layers is not None else (config.num_layers - 1,)
     check_layers(layers, config)
     num_layers = layers[-1] + 1
+    # The whole model, because the checksum covers all tensors, also those of blocks that do not
+    # run.
     expected = places(leaf_shapes(config, config.num_layers))
+    # Only the blocks that run have memory.
     leaves = _allocate(leaf_shapes(config, num_layers), dtype, sharding)
     digests = {}
     for key, tensor in read_tensors(source, expected):
         digests[key] = _digest(tensor)
         place = expected[key]
+        # A block that does not run: hashed above, but not put on the device.
         if place.index is None or place.index < leaves[place.path].shape[0]:
             _check_finite(source, key, tensor)
             leaves[place.path] = _put(leaves[place.path], tensor, place, sharding)
             # Tensors would pile up in memory where the device is slower than the disk.
             leaves[place.path].block_until_ready()
+    # Sorted by key, so that the order in the file makes no difference.
     lines = "".join(f"{key} {digest}\n" for key, digest in sorted(digests.items()))
     digest = xxhash.xxh3_128_hexdigest(lines.encode())
     _log.info("%s: %d tensors, checksum %s, %s", source, len(digests), digest, licence)
@@ -131,6 +138,7 @@ def check_weights(spec: EncoderSpec, weights: VggtWeights) -> None:
         "compute_dtype": (spec.compute_dtype, weights.compute_dtype),
     }
     faults = {name: both for name, both in wanted.items() if both[0] != both[1]}
+    # More blocks than needed are fine; fewer are not.
     if weights.num_layers <= spec.layers[-1]:
         faults["layers"] = (f"up to {spec.layers[-1]}", f"up to {weights.num_layers - 1}")
     if faults:
@@ -146,7 +154,9 @@ def check_weights(spec: EncoderSpec, weights: VggtWeights) -> None:
 def leaf_shapes(config: VggtConfig, num_layers: int) -> dict[str, Shape]:
     """Shapes of the parameters by path, with that many pairs of blocks."""
     module = Aggregator(config, (num_layers - 1,))
+    # The smallest image, of one patch: no parameter's shape depends on its size.
     images = jax.ShapeDtypeStruct((1, 1, PATCH_SIZE, PATCH_SIZE, 3), jnp.float32)
+    # `eval_shape` allocates nothing for 909 M parameters.
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
     flat: Any = traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
@@ -156,6 +166,7 @@ def _allocate(
     shapes: dict[str, Shape], dtype: ComputeDtype, sharding: NamedSharding | None
 ) -> dict[str, jax.Array]:
     return {
+        # Only matrices have the compute dtype; norms, biases and tokens stay float32.
         path: jnp.zeros(shape, dtype if path.endswith("/kernel") else jnp.float32, device=sharding)
         for path, shape in shapes.items()
     }
@@ -163,6 +174,7 @@ def _allocate(
 
 def _digest(tensor: np.ndarray) -> str:
     head = f"{tensor.dtype}{list(tensor.shape)}".encode()
+    # The head separates tensors of equal bytes but other shapes.
     digest = xxhash.xxh3_128(head)
     digest.update(tensor.tobytes())
     return digest.hexdigest()
@@ -182,11 +194,13 @@ def _put(
     leaf: jax.Array, tensor: np.ndarray, place: Place, sharding: NamedSharding | None
 ) -> jax.Array:
     on_device = jax.device_put(tensor, sharding)
+    # A leaf that is no stack is replaced as a whole.
     if place.index is None:
         return _change(on_device, place.change).astype(leaf.dtype)
     return _put_block(leaf, on_device, place.index, place.change)
 
 
+# Donated, so that no second copy of a stack of all blocks is made.
 @functools.partial(jax.jit, static_argnames="change", donate_argnames="leaf")
 def _put_block(
     leaf: jax.Array, tensor: jax.Array, index: int | jax.Array, change: Change
@@ -202,4 +216,5 @@ def _change(tensor: jax.Array, change: Change) -> jax.Array:
         case "transpose":
             return tensor.T
         case "patches":
+            # (out, 3, 14, 14) to (14 * 14 * 3, out), in the order of `to_patches`.
             return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])

@@ -20,7 +20,9 @@ def to_patches(images: Images) -> Float[Array, "b n p"]:
     """The pixels of each patch in a row; patches row by row, pixels by row, column and channel."""
     b, y, x, channels = images.shape
     rows, columns = y // PATCH_SIZE, x // PATCH_SIZE
+    # (b, rows, 14, columns, 14, 3)
     cut = images.reshape(b, rows, PATCH_SIZE, columns, PATCH_SIZE, channels)
+    # Swapped to (b, rows, columns, 14, 14, 3): a patch's pixels lie together.
     return cut.swapaxes(2, 3).reshape(b, rows * columns, PATCH_SIZE**2 * channels)
 
 
@@ -31,6 +33,7 @@ def resize_grid(positions: Float[Array, "1 m c"], rows: int, columns: int) -> Fl
         return positions
     grid = positions.reshape(side, side, -1)
     shape = (rows, columns, grid.shape[-1])
+    # HIGHEST: the default precision of some devices is bfloat16, and the tokens would differ.
     resized = jax.image.resize(
         grid, shape, "cubic", antialias=True, precision=jax.lax.Precision.HIGHEST
     )
@@ -62,6 +65,7 @@ class DinoBackbone(nn.Module):
         tokens = PatchEmbed(self.config.dim, self.dtype, name="patch_embed")(images)
         rows, columns = (side // PATCH_SIZE for side in images.shape[1:3])
         x = self._with_special(tokens, rows, columns)
+        # The same loop over stacked blocks as in the aggregator.
         blocks = nn.scan(
             _Step,
             variable_axes={"params": 0, "intermediates": 0},
@@ -69,6 +73,7 @@ class DinoBackbone(nn.Module):
             length=self.config.dino_layers,
         )
         x, _ = blocks(self.config, self.dtype, name="blocks")(x, None)
+        # The class token and the registers end here.
         return LayerNorm(epsilon=DINO_EPSILON, name="norm")(x)[:, 1 + NUM_REGISTERS :]
 
     def _with_special(self, tokens: jax.Array, rows: int, columns: int) -> jax.Array:
@@ -80,7 +85,9 @@ class DinoBackbone(nn.Module):
         cls = self.param("cls_token", normal, (1, 1, dim))
         registers = self.param("register_tokens", normal, (1, NUM_REGISTERS, dim))
         positions = self.param("pos_embed", normal, (1, 1 + grid**2, dim))
+        # Registers have no place in the image, so they get no position.
         special = jnp.concatenate([cls + positions[:, :1], registers], axis=1)
+        # Position 0 is the class token's.
         placed = tokens + resize_grid(positions[:, 1:], rows, columns)
         return jnp.concatenate([jnp.repeat(special, len(tokens), axis=0), placed], axis=1)
 

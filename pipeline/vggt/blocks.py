@@ -28,13 +28,17 @@ def attend(
     261 tokens of 16 heads this takes 13 CPU ms, `jax.nn.dot_product_attention` 28 (two cores of an
     AMD EPYC).
     """
+    # (b, h, n, d)
     q, k, v = (heads.swapaxes(1, 2) for heads in (q, k, v))
+    # In the dtype of q: a float64 scalar of NumPy would promote it.
     scaled = q * np.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
     logits = jnp.einsum("bhnd,bhmd->bhnm", scaled, k, preferred_element_type=jnp.float32)
+    # Minus the maximum, so that no exponential overflows.
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     attended = jnp.einsum(
         "bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
+    # Divided last: (b, h, n, d) is smaller than (b, h, n, m).
     attended = attended / weights.sum(axis=-1, keepdims=True)
     return attended.astype(v.dtype).swapaxes(1, 2)
 
@@ -69,12 +73,15 @@ class Attention(nn.Module):
         """
         b, n, c = x.shape
         dense = functools.partial(nn.Dense, dtype=self.dtype)
+        # (b, n, 3, heads, size), the order of the checkpoint's one matrix.
         qkv = dense(3 * c, name="qkv")(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         if self.normalize:
+            # Norms and rotations in float32; the products in the compute dtype.
             q = LayerNorm(epsilon=EPSILON, name="q_norm")(q.astype(jnp.float32))
             k = LayerNorm(epsilon=EPSILON, name="k_norm")(k.astype(jnp.float32))
         if angles is not None:
+            # After the norm, as in VGGT.
             q, k = turn(q, angles), turn(k, angles)
         attended = attend(q.astype(self.dtype), k.astype(self.dtype), v)
         return dense(c, name="proj")(attended.reshape(b, n, c))
@@ -90,6 +97,7 @@ class Mlp(nn.Module):
         """Returns tokens of the same shape."""
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         hidden = dense(MLP_RATIO * x.shape[-1], name="fc1")(x)
+        # The exact GELU: the released weights were trained with it.
         hidden = nn.gelu(hidden.astype(jnp.float32), approximate=False).astype(self.dtype)
         return dense(x.shape[-1], name="fc2")(hidden)
 
@@ -101,6 +109,7 @@ class LayerScale(nn.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Returns float32 tokens of the same shape."""
         return (
+            # The sum along the blocks stays float32.
             x.astype(jnp.float32)
             * self.param("gamma", nn.initializers.ones, x.shape[-1:])[None, None]
         )

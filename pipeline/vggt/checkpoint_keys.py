@@ -54,6 +54,7 @@ def places(leaves: Mapping[str, Shape]) -> dict[str, Place]:
             found[PREFIX + _key(path)] = _place(path, None, shape)
             continue
         rest = _key(path.removeprefix(stack))
+        # The checkpoint has one tensor per block; the parameters stack them.
         for index in range(shape[0]):
             key = f"{PREFIX}{_STACKS[stack]}.{index}.{rest}"
             found[key] = _place(path, index, shape[1:])
@@ -62,14 +63,18 @@ def places(leaves: Mapping[str, Shape]) -> dict[str, Place]:
 
 def _key(path: str) -> str:
     *modules, name = path.split("/")
+    # torch calls a norm's scale "weight" as well.
     return ".".join([*modules, "weight" if name in ("kernel", "scale") else name])
 
 
 def _place(path: str, index: int | None, shape: Shape) -> Place:
+    # Vectors and tokens are the same in both.
     if not path.endswith("/kernel"):
         return Place(path, index, "none", shape)
     rows, columns = shape
+    # Only the first layer is a convolution; the others named proj are dense.
     if index is None and path.endswith(_CONVOLUTION):
         square = PATCH_SIZE, PATCH_SIZE
         return Place(path, index, "patches", (columns, rows // PATCH_SIZE**2, *square))
+    # torch keeps (out, in).
     return Place(path, index, "transpose", (columns, rows))

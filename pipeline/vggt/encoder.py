@@ -37,8 +37,10 @@ class VggtEncoder:
     def __init__(
         self, spec: EncoderSpec, weights: VggtWeights, sharding: NamedSharding | None = None
     ) -> None:
+        # The tokens of a dataset and of a rollout must come from the same weights.
         check_weights(spec, weights)
         self.spec = spec
+        # Weights may be loaded for more layers than this spec runs.
         self.params = _first_layers(weights, spec.layers[-1] + 1)
         self._sharding = sharding
         self._encode = _program(spec, sharding)
@@ -54,6 +56,7 @@ class VggtEncoder:
           UserError: They are no such images, or the devices do not divide `b`.
         """
         views = self._on_devices(images)
+        # Part of the identity of tokens: a GPU's default is coarser than float32.
         with jax.default_matmul_precision(self.spec.precision):
             return self._encode(self.params, views)
 
@@ -63,6 +66,7 @@ class VggtEncoder:
             return self._encode.lower(self.params, self._on_devices(images)).compile()
 
     def _on_devices(self, images: Images) -> Views:
+        # (b, v, y, x, 3) becomes v arrays of (b, y, x, 3), which may differ in size.
         views = tuple(images) if isinstance(images, Sequence) else tuple(np.moveaxis(images, 1, 0))
         self._check(views)
         return jax.device_put(views, self._sharding)
@@ -95,12 +99,15 @@ def _tokens(spec: EncoderSpec, params: Params, views: Views) -> dict[int, Float[
         spec.model, spec.layers, kept=spec.kept, dtype=jnp.dtype(spec.compute_dtype)
     )
     resized = [resize_bicubic(view, height, width) for view in views]
+    # (b, v, y, x, 3) in [0, 1]
     images = jnp.stack(resized, axis=1).astype(jnp.float32) / 255
     b, v = images.shape[:2]
+    # Each view becomes a step of its own, and sees no other.
     if spec.views == "single":
         images = images.reshape(b * v, 1, *images.shape[2:])
     tokens = module.apply({"params": params}, images)
     return {
+        # Back to (b, v, n, d).
         layer: of_layer.reshape(b, v, *of_layer.shape[2:])
         for layer, of_layer in cast(dict[int, jax.Array], tokens).items()
     }
@@ -110,5 +117,6 @@ def _first_layers(weights: VggtWeights, num_layers: int) -> Params:
     """The parameters without the pairs of blocks that do not run; a copy where there are such."""
     if weights.num_layers == num_layers:
         return weights.params
+    # The stacked axis of the blocks.
     first = jax.tree.map(lambda leaf: leaf[:num_layers], weights.params["blocks"])
     return weights.params | {"blocks": first}

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from pipeline.vggt.aggregator_config import NUM_SPECIAL
 
+# VGGT's base; RoFormer has 10,000 for texts.
 _BASE = 100.0
 
 
@@ -21,6 +22,7 @@ def view_positions(rows: int, columns: int) -> Int[np.ndarray, "n 2"]:
     """
     row, column = np.divmod(np.arange(rows * columns), columns)
     patches = np.stack([row + 1, column + 1], axis=-1)
+    # Row and column 0 mean an angle of 0.
     return np.concatenate([np.zeros((NUM_SPECIAL, 2), patches.dtype), patches])
 
 
@@ -35,9 +37,11 @@ def view_angles(rows: int, columns: int, head_dim: int) -> Float[np.ndarray, "n 
     Returns:
       Angles by token, by row or column, and by pair: `position * 100 ** (-i / d)`.
     """
+    # A half of the head per axis, and pairs of numbers: a quarter.
     quarter = head_dim // 4
     frequencies = _BASE ** (-np.arange(quarter) / quarter)
     angles = view_positions(rows, columns)[:, :, None] * frequencies
+    # Computed in float64 and rounded once.
     return angles.astype(np.float32)
 
 
@@ -48,8 +52,10 @@ def turn(
 
     Of each half of a head, `2 * d` numbers, number `i` is paired with number `i + d`.
     """
+    # (1, n, 1, 2, d): the same for every sample and head.
     cos = jnp.cos(angles)[None, :, None]
     sin = jnp.sin(angles)[None, :, None]
+    # (b, n, h, axis, number of the pair, d)
     halves = heads.reshape(*heads.shape[:-1], 2, 2, angles.shape[-1])
     first, second = halves[..., 0, :], halves[..., 1, :]
     turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)

@@ -45,6 +45,7 @@ class TokenEncoder:
         origins: Mapping[str, TokenOrigin],
         projections: Projections | None = None,
     ) -> None:
+        # For its check: the features must come from one encoder.
         merged_spec(origins)
         self.encoder = encoder
         self.origins = dict(origins)
@@ -69,6 +70,7 @@ class TokenEncoder:
         encoded = self.encoder.encode(images)
         cameras = self.encoder.spec.cameras
         return {
+            # (b, v, n, d) of the layer, then the one camera.
             key: encoded[origin.layer][:, cameras.index(origin.camera)]
             for key, origin in self.origins.items()
         }
@@ -93,6 +95,7 @@ class TokenEncoder:
         Raises:
           DataError: Tokens that are not finite, or too large for how they are to be stored.
         """
+        # One transfer for all features.
         host = jax.device_get(packed)
         for key, parts in host.items():
             _check_range(parts[_LARGEST_PART], self.origins[key], key, places)
@@ -107,6 +110,7 @@ class TokenEncoder:
         Raises:
           DataError: The tokens cannot be stored.
         """
+        # Stored and read back: a policy gets the rounding that training read.
         packed = self.pack(self.reduce(self.tokens(images)))
         places = [f"image {n}" for n in range(len(images[0]))]
         return self.read(self.records(packed, places))
@@ -120,6 +124,7 @@ class TokenEncoder:
             out = np.empty((len(records), *feature.shape), feature.batch_dtype)
             for sample, record in enumerate(records):
                 value = record[key]
+                # float16 and bfloat16 are arrays, int8 is packed.
                 if isinstance(value, np.ndarray):
                     out[sample] = value
                 else:
@@ -151,7 +156,9 @@ class TokenEncoder:
                 weights = pooling(origin.encoder, keep.side)
                 reduced[key] = _times("mn,bnd->bmd", weights, tokens[key])
             elif keep.what == "project":
+                # The last row is the mean.
                 axes, mean = projections[key][:-1], projections[key][-1:]
+                # Precision is set in `_times`: on some devices the default would change the tokens.
                 reduced[key] = _times("bnd,kd->bnk", tokens[key] - mean[jnp.newaxis], axes)
         return reduced
 
@@ -159,6 +166,7 @@ class TokenEncoder:
         packed: Packed = {}
         for key, origin in self.origins.items():
             tokens = reduced[key]
+            # Checked on the host: NaN and values out of range are errors with their place.
             largest = {_LARGEST_PART: jnp.max(jnp.abs(tokens), axis=(1, 2))}
             match origin.store:
                 case "f16":
@@ -182,6 +190,7 @@ def merged_spec(origins: Mapping[str, TokenOrigin]) -> EncoderSpec:
     cameras = tuple(dict.fromkeys(itertools.chain.from_iterable(s.cameras for s in specs)))
     alike = {dataclasses.replace(spec, layers=layers, cameras=cameras) for spec in specs}
     is_joint = any(spec.views == "joint" for spec in specs)
+    # Joint views see each other, so other cameras make other tokens.
     if len(alike) != 1 or (is_joint and len({spec.cameras for spec in specs}) > 1):
         raise UserError(
             where=f"the features {', '.join(origins)}",
@@ -200,6 +209,7 @@ def pooling(encoder: EncoderSpec, side: int) -> Float32[np.ndarray, "m n"]:
     divide the patches', neighbours share some.
     """
     rows, columns = (_means(length // PATCH_SIZE, side) for length in encoder.image_size)
+    # Rows and columns are independent: the weights of the grid are their product.
     return np.kron(rows, columns).astype(np.float32)
 
 
@@ -207,6 +217,7 @@ def _means(length: int, cells: int) -> np.ndarray:
     """float64 (cells, length): the share of each place in each cell."""
     means = np.zeros((cells, length))
     for cell in range(cells):
+        # Rounded down and up: a patch on a border belongs to both cells.
         first, end = cell * length // cells, -(-(cell + 1) * length // cells)
         means[cell, first:end] = 1 / (end - first)
     return means
@@ -214,9 +225,12 @@ def _means(length: int, cells: int) -> np.ndarray:
 
 def quantize(tokens: Float32[Array, "b n d"], group: int, num_exact: int) -> dict[str, jax.Array]:
     """The parts of tokens that `GroupedInt8` codes."""
+    # The first tokens, such as the camera's, are kept as float16.
     exact, coded = tokens[:, :num_exact], tokens[:, num_exact:]
     grouped = coded.reshape(*coded.shape[:2], -1, group)
+    # One scale per group of features.
     scales = jnp.max(jnp.abs(grouped), axis=-1, keepdims=True) / LARGEST
+    # A group of zeros has a scale of 0.
     numbers = jnp.round(grouped / jnp.where(scales > 0, scales, 1.0))
     return {
         "exact": exact.astype(jnp.float16),
@@ -232,6 +246,7 @@ def _times(spec: str, a: jax.Array | np.ndarray, b: jax.Array | np.ndarray) -> j
 
 def _check_range(largest: np.ndarray, origin: TokenOrigin, key: str, places: Sequence[str]) -> None:
     """Refuses tokens that cannot be stored."""
+    # A batch that was filled up has more rows than places.
     for place, value in zip(places, largest, strict=False):
         if not np.isfinite(value):
             raise DataError(

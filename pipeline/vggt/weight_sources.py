@@ -42,6 +42,7 @@ def config_of(source: str, config: VggtConfig | None) -> VggtConfig:
       UserError: Random weights of no known preset, or of another one than is asked for.
     """
     if not source.startswith(RANDOM):
+        # A file does not say its sizes; those of VGGT-1B are the likely ones.
         return config or vggt_1b()
     name = source.removeprefix(RANDOM)
     if name not in PRESETS or config not in (None, PRESETS[name]()):
@@ -66,7 +67,9 @@ def licence_of(source: str, licence: str | None) -> str:
         return licence
     if source.startswith(RANDOM):
         return _RANDOM_LICENCE
+    # A revision or the file's name do not change the licence.
     known = _LICENCES.get(without_revision(source).removesuffix(f"/{FILE}").rstrip("/"))
+    # A wrong path is reported as one, before the licence is asked for.
     if known is None and not source.startswith(SCHEME):
         _local_path(source)
     if known is None:
@@ -110,13 +113,16 @@ def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
     try:
         # By `pread`: of a file that is mapped into memory, every page read would stay there.
         with safetensors.safe_open(path, framework="numpy", backend="pread") as file:
+            # In the order of the file, so that it is read from front to back.
             keys = [key for key in file.offset_keys() if key.startswith(PREFIX)]
             slices = {key: file.get_slice(key) for key in keys}
+            # All keys and shapes are checked before the first value is read.
             _check(
                 source,
                 expected,
                 {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()},
             )
+            # One tensor at a time: the weights take 3.6 GB.
             for key in keys:
                 yield key, file.get_tensor(key)
     except (safetensors.SafetensorError, OSError) as error:
@@ -165,11 +171,14 @@ def random_tensors(shapes: Mapping[str, Shape], seed: int = 0) -> Tensors:
     """Yields (key, float32 array) of random numbers at which no layer vanishes or explodes."""
     rng = np.random.default_rng(seed)
     for key, shape in shapes.items():
+        # float32 from the start: float64 would take twice the memory of the largest tensor.
         normal = rng.standard_normal(shape, np.float32)
         if "norm" in key or key.endswith(".gamma"):
+            # Scales around 1 and layer scales around 0.5 keep the signal's size.
             centre = np.float32(key.endswith(".weight")) + np.float32(0.5) * key.endswith(".gamma")
             yield key, np.float32(centre) + np.float32(0.1) * normal
         elif key.endswith(".weight"):
+            # Divided by the root of the inputs, as any usual start of a dense layer.
             yield key, normal / np.float32(math.sqrt(math.prod(shape[1:])))
         else:
             yield key, np.float32(0.1 if key.endswith(".bias") else 1.0) * normal

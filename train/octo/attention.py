@@ -46,6 +46,7 @@ def rule(query: Span, key: Span) -> Rule:
     Readouts read everything, but only readouts of the same group read them: adding a readout
     changes no other token. The task does not attend to the observations.
     """
+    # Before the other rules: the task does not read the readouts either.
     if key.kind is Kind.READOUT:
         return Rule.CAUSAL if query.name == key.name else Rule.NEVER
     if query.kind is Kind.TASK and key.kind is Kind.OBSERVATION:
@@ -73,12 +74,15 @@ def layout(
       Indices into `(*prefix, *timestep)`, and steps from -1 (the prefix) to `window - 1`.
     """
     first = len(prefix)
+    # Groups of the prefix are 0 .. first - 1, those of a step follow.
     prefix_groups = _groups(prefix, legacy=legacy)
     step_groups = first + _groups(timestep, legacy=legacy)
+    # Every step has the same groups, so adding a step changes no other.
     groups = np.concatenate([prefix_groups, np.tile(step_groups, window)])
     steps = np.concatenate(
         [
             np.full(len(prefix_groups), PREFIX_TIMESTEP),
+            # Each token's step: 0 0 0 1 1 1 ...
             np.repeat(np.arange(window), len(step_groups)),
         ]
     )
@@ -87,7 +91,9 @@ def layout(
 
 def _groups(spans: Sequence[Span], *, legacy: bool) -> Int[np.ndarray, " t"]:
     ends = np.cumsum([span.num_tokens for span in spans], dtype=np.int64)
+    # Index of each token within its part.
     places = np.arange(ends[-1] if len(ends) else 0)
+    # "left" reproduces the released bug: the first token of a group counts to the group before it.
     return np.searchsorted(ends, places, side="left" if legacy else "right")
 
 
@@ -103,8 +109,10 @@ def rule_mask(
       legacy: Reproduce the bug in the models of December 2023; see `layout`.
     """
     spans = (*prefix, *timestep)
+    # By group, not by token: a model has a few groups and hundreds of tokens.
     causal = np.array([[rule(query, key) is Rule.CAUSAL for key in spans] for query in spans])
     groups, steps = layout(prefix, timestep, window, legacy=legacy)
+    # (t, t): the rule of the two groups, and not from the future; the prefix is step -1.
     return causal[groups[:, None], groups[None, :]] & (steps[None, :] <= steps[:, None])
 
 
@@ -120,4 +128,5 @@ def attention_mask(
       rules: The matrix that `rule_mask` returns.
       real: True where a token is not padding.
     """
+    # (1, 1, t, t) & (b, 1, 1, t): keys that are padding, for every query and head.
     return jnp.asarray(rules)[None, None] & real[:, None, None, :]

@@ -47,8 +47,10 @@ def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[st
         observation[lowdim.observation_key] = jax.ShapeDtypeStruct(
             (*steps, lowdim.num_dims), jnp.float32
         )
+    # All geometry of a config, also what only the alignment loss reads.
     for vggt in config.geometry:
         shape = (*steps, vggt.num_tokens, vggt.token_dim)
+        # float16 stands for any dtype that tokens are stored in.
         observation |= dict.fromkeys(vggt.keys, jax.ShapeDtypeStruct(shape, jnp.float16))
     task = {}
     if config.language is not None:
@@ -74,9 +76,11 @@ def init_params(config: OctoConfig, key: Key) -> Params:
       key: A jax key.
     """
     params_key, noise_key = jax.random.split(key)
+    # The smallest batch: no parameter's shape depends on these sizes.
     spec = input_spec(config, batch_size=1, window_size=1)
     batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
     noise = training_noise(config.head, noise_key, (1, 1))
+    # By `losses`, which reaches every module; acting would leave out the alignments.
     variables = OctoModule(config).init(params_key, batch, noise, method="losses")
     return cast(Params, variables["params"])
 
@@ -140,6 +144,7 @@ def encode_texts(
     return cast(jax.Array, module.apply({"params": params}, instruction, method="encode_language"))
 
 
+# The module is hashable and decides the program; policies of one config share it.
 _encode_texts = jax.jit(encode_texts, static_argnames="module")
 
 
@@ -162,6 +167,8 @@ class InstructionEncoder:
         self._max_length = config.language.max_length
         self._encode = encode
         self._params = params  # an argument: a closure would compile them into the program
+        # By bytes, since arrays are not hashable. Of ids, not texts: longer texts with the same ids
+        # share.
         self._embedding = functools.lru_cache(_NUM_KEPT)(self._embed)
 
     def __call__(self, text: str) -> Float[Array, "n d"]:
@@ -173,6 +180,7 @@ class InstructionEncoder:
         return self._embedding(table.input_ids.tobytes(), table.attention_mask.tobytes())
 
     def _embed(self, ids: bytes, mask: bytes) -> jax.Array:
+        # [None]: a batch of one text.
         as_arrays = (np.frombuffer(part, np.int32)[None] for part in (ids, mask))
         return _encode_texts(self._module, self._params, *as_arrays)[0]
 
@@ -191,6 +199,7 @@ def sample_actions(
     """
     shape = observation["timestep_pad_mask"].shape
     head = module.config.head
+    # A regression head draws nothing.
     is_diffusion = isinstance(head, DiffusionConfig)
     noise = draw_sampling_noise(head, key, shape) if is_diffusion else None
     actions = module.apply({"params": params}, observation, task, noise, method="sample_actions")

@@ -43,14 +43,20 @@ class PatchFusion(nn.Module):
         """
         dim = camera.tokens.shape[-1]
         zeros = nn.initializers.zeros
+        # Zero for `features`: training step 0 is the model without tokens.
         start = nn.initializers.lecun_normal() if self.is_gated else zeros
         projection = nn.Dense(dim, dtype=self.dtype, kernel_init=start, name="projection")
+        # Projected before it is resized: both are linear, and 384 features are less than 2048.
         added = resize_grid(projection(patches.tokens), self.grid, self.camera_grid)
         if self.is_gated:
+            # A gate of zero also leaves the model as it was; the projection then needs a start of
+            # its own.
             gate = nn.Dense(dim, dtype=self.dtype, kernel_init=zeros, name="gate")
             both = jnp.concatenate([camera.tokens, added], axis=-1)
             added = jnp.tanh(gate(both)) * added
+        # (b, w, 1, 1): all patches of a step are real or none is.
         present = patches.mask[:, :, :1, None]
+        # `where` and not a product: padding may hold any value.
         tokens = camera.tokens + jnp.where(present, added, 0).astype(camera.tokens.dtype)
         return dataclasses.replace(camera, tokens=tokens)
 
@@ -79,14 +85,19 @@ class Alignment(nn.Module):
           UserError: The tokens are missing or do not match the config.
         """
         layers, real = read_layers(observation, self.config)
+        # Without parameters: learned ones could make all targets alike.
         patches = jnp.concatenate([standardize(layer) for layer in layers], axis=-1)
+        # Positions belong to patches only.
         patches = patches[:, :, self.config.num_special :]
         wanted = resize_grid(patches, self.config.patch_grid, self.camera_grid)
+        # Only the last steps have tokens if the window of the column is shorter.
         first = camera.tokens.shape[1] - wanted.shape[1]
         tokens = nn.LayerNorm()(camera.tokens[:, first:])
         hidden = nn.gelu(nn.Dense(tokens.shape[-1])(tokens))
         found = nn.Dense(wanted.shape[-1])(hidden)
+        # (b, w, n): the step has geometry and the camera's token is real.
         counts = (real[:, :, None] & camera.mask[:, first:]).astype(jnp.float32)
+        # The targets get no gradient: they are constants of the encoder.
         distances = 1.0 - _cosine(found, jax.lax.stop_gradient(wanted))
         return jnp.sum(distances * counts) / jnp.maximum(jnp.sum(counts), 1.0)
 
@@ -94,5 +105,6 @@ class Alignment(nn.Module):
 def _cosine(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
     """Returns the cosine of the angle between two vectors; 0 where one is zero."""
     norms = [jnp.sum(jnp.square(one), axis=-1) for one in (x, y)]
+    # The floor keeps the gradient of the root finite at zero vectors.
     product = jnp.sqrt(jnp.maximum(norms[0] * norms[1], _SMALLEST_NORM**2))
     return jnp.sum(x * y, axis=-1) / product

@@ -150,6 +150,7 @@ class VGGTTokenizerConfig:
     @property
     def patch_grid(self) -> tuple[int, int]:
         """Returns rows and columns of the patches."""
+        # A square unless the grid is given; `_check_grid` reports what is none.
         side = math.isqrt(max(self.num_tokens - self.num_special, 0))
         return self.grid or (side, side)
 
@@ -159,6 +160,7 @@ class VGGTTokenizerConfig:
                 f"reduction {self.reduction!r} does not fit fusion {self.fusion!r} of "
                 f"{self.name!r}, which supports {', '.join(_REDUCTIONS[self.fusion])}"
             )
+        # One without the other would be ignored silently.
         if (self.reduction == "none") != (self.reduced_to is None):
             yield (
                 f"reduction {self.reduction!r} of {self.name!r} and reduced_to {self.reduced_to}: "
@@ -169,6 +171,7 @@ class VGGTTokenizerConfig:
         yield from check_positive(self, "reduced_to")
         size = self.token_dim if self.reduction == "project" else self.num_tokens
         if self.reduction == "project":
+            # `project` starts with the features of all layers.
             size *= len(self.keys)
         if self.reduced_to >= size:
             yield (
@@ -179,6 +182,7 @@ class VGGTTokenizerConfig:
             yield f"reduced_to {self.reduced_to} of {self.name!r} is not a square grid"
 
     def _check_grid(self) -> Iterator[str]:
+        # `patch_grid` rounds down, so the product shows whether the patches are a square.
         rows, columns = self.patch_grid
         patches = self.num_tokens - self.num_special
         if rows < 1 or columns < 1 or rows * columns != patches:
@@ -205,6 +209,7 @@ def check_cameras(
     """
     replaced = replaced_cameras(geometry)
     for vggt in geometry:
+        # They stand beside the cameras and belong to none.
         if vggt.fusion in ("tokens", "registers"):
             continue
         if vggt.camera not in cameras:

@@ -69,6 +69,7 @@ class ImageTokenizerConfig:
                 f"image_size {self.image_size} of {self.name!r} is not a multiple of "
                 f"{self.stride}, the stride of {len(self.stem_features)} stem_features"
             )
+        # GroupNorm divides the channels by its groups.
         odd = [count for count in self.stem_features if count < 1 or count % STEM_GROUPS]
         if odd or not self.stem_features:
             yield (
@@ -162,6 +163,7 @@ class T5Config:
     def problems(self) -> Iterator[str]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        # Half of the buckets for each direction, and half of those exact.
         if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
             yield (
                 f"num_buckets {self.num_buckets} must be a multiple of 4 "
@@ -322,6 +324,7 @@ class OctoConfig:
                 f"embedding_dim {self.embedding_dim} is not a multiple of "
                 f"transformer.num_heads {heads}"
             )
+        # The pooling's attention has heads of its own.
         if self.head.pooling == "map" and self.embedding_dim % MAP_HEADS:
             yield (
                 f"embedding_dim {self.embedding_dim} is not a multiple of the {MAP_HEADS} heads "
@@ -350,6 +353,7 @@ class OctoConfig:
         return tuple(vggt for vggt in self.geometry if not vggt.is_input)
 
     @property
+    # An image that geometry replaces is not read, and not loaded.
     def cameras(self) -> tuple[ImageTokenizerConfig, ...]:
         """Returns the cameras whose images are read: those not replaced by geometry tokens."""
         replaced = replaced_cameras(self.geometry)
@@ -371,6 +375,7 @@ class OctoConfig:
     @property
     def token_keys(self) -> tuple[str, ...]:
         """Returns the keys under `observation` of all geometry tokens, without duplicates."""
+        # Two inputs may read one key in two ways.
         return tuple(dict.fromkeys(key for vggt in self.geometry for key in vggt.keys))
 
     @property

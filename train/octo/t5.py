@@ -33,12 +33,16 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np
     Source: section 2.1. It is computed in float32 as there, since a distance on a bucket's edge
       depends on rounding.
     """
+    # (q, k): positive where the key comes after the query.
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     half, exact = num_buckets // 2, num_buckets // 4
     distance = np.abs(offset)
+    # float32 as in the original, since a distance on a bucket's edge depends on rounding.
     ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
     growth = np.log(ratio + np.finfo(np.float32).eps) / np.log(max_distance / exact)
+    # Everything beyond `max_distance` shares the last bucket.
     far = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
+    # Keys after the query have the upper half of the buckets.
     return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far)
 
 
@@ -49,6 +53,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         """Returns `x` scaled to a mean square of one, times `weight`."""
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        # No mean is subtracted: T5 scales only.
         scale = jnp.reciprocal(jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
         return weight[None, None, :] * (x * scale)
 
@@ -81,17 +86,21 @@ class T5SelfAttention(nn.Module):
             "k": nn.initializers.lecun_normal(),
             "v": nn.initializers.lecun_normal(),
         }
+        # (b, n, heads, size)
         q, k, v = (
             nn.Dense(heads * size, use_bias=False, kernel_init=init, name=name)(x).reshape(
                 *x.shape[:2], heads, size
             )
             for name, init in inits.items()
         )
+        # Only the first block has the table; the others get its result.
         if self.has_relative_bias:
             bias = self._relative_bias(x.shape[1])
         assert bias is not None, "only the first block may be called without a bias"
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) + bias
+        # The least float: a text of padding alone stays finite.
         lowest = jnp.finfo(logits.dtype).min
+        # (b, 1, 1, k): padding is no key, for every query and head.
         weights = nn.softmax(jnp.where(real[:, None, None, :], logits, lowest))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:2], heads * size)
         return nn.Dense(self.config.d_model, use_bias=False, name="o")(mixed), bias
@@ -100,6 +109,7 @@ class T5SelfAttention(nn.Module):
         config = self.config
         embed = nn.Embed(config.num_buckets, config.num_heads, name="relative_attention_bias")
         buckets = relative_buckets(length, config.num_buckets, config.max_distance)
+        # (q, k, heads) becomes (1, heads, q, k).
         return embed(jnp.asarray(buckets)).transpose(2, 0, 1)[None]
 
 
@@ -190,6 +200,7 @@ class Blocks(nn.Module):
     def __call__(self, x: Tokens, real: Real) -> Tokens:
         """Returns tokens of the same shape."""
         bias = None
+        # Shared by all blocks, as in T5 v1.0.
         for i in range(self.config.num_layers):
             x, bias = Block(self.config, is_first=i == 0, name=str(i))(x, real, bias)
         return x
@@ -224,6 +235,7 @@ class T5Encoder(nn.Module):
         embed = nn.Embed(
             self.config.vocab_size,
             self.config.d_model,
+            # The standard deviation of T5's own initialisation.
             embedding_init=nn.initializers.normal(stddev=1.0),
             name="shared",
         )

@@ -20,6 +20,7 @@ class TokenGroup:
     tokens: jax.Array
     mask: jax.Array
     """Bool mask with the shape of `tokens` without `d`; True: real."""
+    # Static: the kind decides the program, and is no array.
     kind: Kind = struct.field(pytree_node=False)
 
 
@@ -34,6 +35,7 @@ def spans(groups: Groups) -> list[Span]:
 def concatenate(groups: Sequence[TokenGroup]) -> TokenGroup:
     """Joins groups to one, in order; it has the kind of the first group."""
     return TokenGroup(
+        # Axis -2 are the tokens, with or without a window in front.
         tokens=jnp.concatenate([group.tokens for group in groups], axis=-2),
         mask=jnp.concatenate([group.mask for group in groups], axis=-1),
         kind=groups[0].kind,
@@ -45,6 +47,7 @@ def repeat_over_window(group: TokenGroup, window: int) -> TokenGroup:
     return TokenGroup(
         tokens=jnp.repeat(group.tokens[:, None], window, axis=1),
         mask=jnp.repeat(group.mask[:, None], window, axis=1),
+        # A task token that is repeated counts as an observation of its step.
         kind=Kind.OBSERVATION,
     )
 
@@ -56,9 +59,11 @@ def assemble(prefix: Groups, timestep: Groups) -> tuple[Float[Array, "b t d"], B
       prefix: Groups before the window, `(b n d)`.
       timestep: Groups of every step, `(b w n d)`, with the same window length.
     """
+    # All groups of a step side by side, so that one reshape makes the sequence.
     step = concatenate(list(timestep.values()))
     b, w, n, d = step.tokens.shape
     before = list(prefix.values())
+    # Step after step: the tokens of a step stay together.
     tokens = [*(group.tokens for group in before), step.tokens.reshape(b, w * n, d)]
     masks = [*(group.mask for group in before), step.mask.reshape(b, w * n)]
     return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
@@ -77,9 +82,11 @@ def split(
     groups, start = {}, 0
     for name, group in prefix.items():
         stop = start + group.tokens.shape[1]
+        # The masks stay those that went in.
         groups[name] = dataclasses.replace(group, tokens=sequence[:, start:stop])
         start = stop
     b, w = next(iter(timestep.values())).tokens.shape[:2]
+    # (b, w, tokens of a step, d)
     steps = sequence[:, start:].reshape(b, w, -1, sequence.shape[-1])
     start = 0
     for name, group in timestep.items():

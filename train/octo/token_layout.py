@@ -20,9 +20,11 @@ def group_spans(config: OctoConfig) -> tuple[list[Span], list[Span]]:
     language = config.language
     prefix = [] if language is None else [Span("task_language", Kind.TASK, language.max_length)]
     counts = {f"obs_{o.name}": _num_tokens(o) for o in config.observations}
+    # Geometry that is fused with a camera has no tokens of its own.
     timestep = [Span(name, Kind.OBSERVATION, count) for name, count in counts.items() if count]
     if config.repeat_task_tokens:
         timestep += [Span(f"obs_{s.name}", Kind.OBSERVATION, s.num_tokens) for s in prefix]
+    # The same order as in the model, where the readout is last.
     return prefix, [*timestep, Span(READOUT, Kind.READOUT, config.num_readouts)]
 
 
@@ -89,4 +91,5 @@ def _num_tokens(
 def _mark(query: Span, key: Span) -> str:
     if rule(query, key) is Rule.NEVER:
         return "."
+    # The prefix has no steps.
     return "x" if key.kind is Kind.TASK else "o"

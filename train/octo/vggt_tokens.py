@@ -42,11 +42,15 @@ def read_layers(
     """
     layers = [_read(observation, key, config) for key in config.keys]
     real = observation["timestep_pad_mask"]
+    # A step counts only if every layer has its tokens.
     for key in config.keys:
+        # One column of the mask: all tokens of a step are real or none is.
         real = real & observation_mask(observation, key, 1)[..., 0]
     steps = [layer.shape[1] for layer in layers]
     _check_steps(config, steps, window=real.shape[1])
+    # The last steps of the window: those that the column was read for.
     real = real[:, real.shape[1] - steps[0] :]
+    # Zeros and not what lies there: a reused block may hold anything, and NaN would pass masks.
     return [jnp.where(real[:, :, None, None], layer, 0.0) for layer in layers], real
 
 
@@ -55,6 +59,7 @@ def _read(observation: Inputs, key: str, config: VGGTTokenizerConfig) -> Float[A
     tokens = require(observation, key, part="observation", reader=reader)
     shape = (config.num_tokens, config.token_dim)
     check_array(tokens, "bw", shape, _DTYPES, f"observation/{key}")
+    # Normalised in float32, whatever they were stored in.
     return tokens.astype(jnp.float32)
 
 
@@ -83,7 +88,9 @@ class TokenLearner(nn.Module):
     def __call__(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
         """Returns `num_tokens` tokens per step; the weights are float32."""
         hidden = nn.gelu(nn.Dense(_LEARNER_DIM, dtype=self.dtype)(tokens))
+        # float32 before the softmax.
         logits = nn.Dense(self.num_tokens, dtype=self.dtype)(hidden).astype(jnp.float32)
+        # Over the tokens, so each result is a mean of all of them.
         weights = nn.softmax(logits, axis=-2).astype(tokens.dtype)
         return jnp.einsum("bwnm,bwnd->bwmd", weights, tokens)
 
@@ -112,10 +119,13 @@ class VGGTTokenizer(nn.Module):
         """
         del task
         layers, real = read_layers(observation, self.config)
+        # A norm for each layer: layers of the encoder differ in scale by a factor of 20.
         tokens = jnp.concatenate([nn.LayerNorm()(layer) for layer in layers], axis=-1)
         tokens = self._reduce(self._choose(tokens))
+        # Steps in front that were not read, so that all groups have the whole window.
         num_unread = observation["timestep_pad_mask"].shape[1] - tokens.shape[1]
         tokens = jnp.pad(tokens, ((0, 0), (num_unread, 0), (0, 0), (0, 0)))
+        # (b, w, 1)
         mask = jnp.pad(real, ((0, 0), (num_unread, 0)))[:, :, None]
         return TokenGroup(tokens, jnp.broadcast_to(mask, tokens.shape[:-1]), Kind.OBSERVATION)
 
@@ -142,6 +152,7 @@ class VGGTTokenizer(nn.Module):
             case "token_learner":
                 return TokenLearner(size, self.dtype, name="token_learner")(tokens)
             case "pool":
+                # Special tokens have no place in the grid.
                 special, patches = jnp.split(tokens, [self.config.num_special], axis=2)
                 side = math.isqrt(size)
                 pooled = resize_grid(patches, self.config.patch_grid, (side, side))
@@ -163,6 +174,7 @@ def resize_grid(
     if grid == wanted:
         return tokens
     b, w, _, d = tokens.shape
+    # (b, w, rows, columns, d)
     laid = tokens.reshape(b, w, *grid, d)
     resized = jax.image.resize(laid, (b, w, *wanted, d), "linear", antialias=True)
     return resized.reshape(b, w, -1, d)

@@ -25,7 +25,9 @@ class MapHead(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             name="MultiHeadDotProductAttention_0",
         )
+        # Steps are folded into the batch: each pools its own tokens.
         flat = tokens.reshape(b * w, n, d)
+        # One query, so one token comes out: (b * w, 1, d).
         pooled = attention(jnp.broadcast_to(probe, (b * w, 1, d)), flat)
         pooled = pooled + MlpBlock(4 * d)(nn.LayerNorm()(pooled))
         return pooled.reshape(b, w, d)

@@ -30,8 +30,10 @@ class RegressionHead(nn.Module):
     def predict(self, readout: Float[Array, "b w n d"]) -> Float[Array, "b w h a"]:
         """Predicts the normalised actions after each step, within [-max_action, max_action]."""
         bound = self.config.max_action
+        # Linear near 0 and bounded by max_action, as in Octo.
         mean = bound * jnp.tanh(self.mean_proj(self.embed(readout)) / bound)
         chunk = (self.config.action_horizon, self.config.action_dim)
+        # (b, w, h, a)
         return mean.reshape(*mean.shape[:2], *chunk)
 
     def loss(
@@ -52,9 +54,11 @@ class RegressionHead(nn.Module):
         del noise
         difference = self.predict(readout) - action
         error = jnp.abs(difference) if self.config.error == "l1" else jnp.square(difference)
+        # A mean over the dimensions times their number, as in Octo.
         return masked_mean(error, mask) * self.config.action_dim
 
     def sample(self, readout: Float[Array, "b w n d"], noise: None) -> Float[Array, "b h a"]:
         """Returns the normalised actions of the last step of the window."""
         del noise
+        # The last step of the window acts.
         return self.predict(readout)[:, -1]

@@ -114,12 +114,14 @@ class Causes:
         return self._sized(row.path, ours, theirs)
 
     def _missing(self, row: LoadRow) -> str:
+        # Layers that only one side has: the numbers of layers differ.
         for name, pattern in _COUNTS.items():
             here, there = (_count(pattern, shapes) for shapes in (self._here, self._there))
             if pattern.match(row.path) and here and there:
                 return _differs(name, here, there)
         for start, part in _PARTS.items():
             if row.path.startswith(start):
+                # A default argument binds the prefix of this round.
                 return self._only_one(row, part, lambda path, s=start: path.startswith(s))
         name = _input_name(row.path)
         if name is None:
@@ -128,18 +130,22 @@ class Causes:
 
     def _only_one(self, row: LoadRow, part: str, belongs: Callable[[str], bool]) -> str:
         has, lacks, other = ("the model", "the checkpoint", self._there)
+        # The roles change where the tensor is only in the checkpoint.
         if row.status == "unused":
             has, lacks, other = (lacks, has, self._here)
+        # Both have such a part, so this tensor is missing for another reason.
         return "" if any(map(belongs, other)) else f"{has} has {part}, {lacks} has not"
 
     def _sized(self, path: str, ours: Shape, theirs: Shape) -> str:
         """Describes the settings that differ and shape the tensor, preferably through its axes."""
+        # (ours, theirs) of the axes that differ.
         axes = {pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]}
         differing = [
             (size.name, pair)
             for size in _SIZES
             if path.startswith(size.scope) and (pair := self._pair(size)) is not None
         ]
+        # A setting that is an axis of this very tensor explains it best.
         plain = [(name, pair) for name, pair in differing if pair in axes]
         causes = [_differs(name, *pair) for name, pair in plain or differing]
         name = _input_name(path)
@@ -159,6 +165,7 @@ def _position_causes(path: str, ours: Shape, theirs: Shape) -> Iterator[str]:
     """Yields the settings behind a position embedding, `(1 steps tokens d)` or `(1 tokens d)`."""
     if ours[-1] != theirs[-1]:
         yield _differs("embedding_dim", ours[-1], theirs[-1])
+    # (1 steps tokens d); a task's embedding has no steps.
     if len(ours) == 4 and ours[1] != theirs[1]:
         yield _differs("max_horizon", ours[1], theirs[1])
     if ours[-2] != theirs[-2]:
@@ -179,6 +186,7 @@ def _differs(name: str, here: int, there: int) -> str:
 
 
 def _count(pattern: re.Pattern[str], paths: Iterable[str]) -> int:
+    # Distinct numbers, because a module has several tensors.
     return len({match[1] for path in paths if (match := pattern.match(path))})
 
 

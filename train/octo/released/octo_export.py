@@ -63,6 +63,7 @@ def export_octo(
         part of the model; all problems are listed together.
     """
     encoder = language_encoder or _T5
+    # Everything is checked before the first file is written.
     _check(export.config, directory, language_encoder)
     config = {
         "model": octo_model(export.config, encoder),
@@ -125,13 +126,16 @@ def _write(
 ) -> None:
     folder = directory / str(step) / "default"
     folder.mkdir(parents=True, exist_ok=True)
+    # Without what the original has no module for.
     params = jax.tree.map(np.asarray, _without_alignments(export.params))
+    # msgpack in one file, the layout of Orbax in 2023 that the original reads.
     (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(params))
     example = serialization.msgpack_serialize(_example_batch(export))
     (directory / "example_batch.msgpack").write_bytes(example)
     files = {
         "dataset_statistics": export.statistics,
         "conventions": export.conventions,
+        # `config.json` last: without it this is no checkpoint.
         "config": config,
     }
     for name, values in files.items():
@@ -150,6 +154,7 @@ def _check_encoder(config: OctoConfig, name: str | None) -> None:
             found=name,
             remedy="Give a T5 of the Hugging Face hub, or a directory with t5 in its name.",
         )
+    # Without a name the original builds t5-base.
     if name is None and config.language is not None and config.language.t5 != T5Config():
         raise UserError(
             where="model.language.t5",
@@ -197,10 +202,12 @@ def octo_model(config: OctoConfig, language_encoder: str = _T5) -> dict[str, Any
             "num_attention_heads": config.transformer.num_heads,
             "dropout_rate": 0.0,
             "attention_dropout_rate": 0.0,
+            # Octo adds its own position embeddings, per group.
             "add_position_embedding": False,
         },
         "max_horizon": config.max_horizon,
         "repeat_task_tokens": config.repeat_task_tokens,
+        # The original's name for the opposite.
         "use_correct_attention": not config.legacy_attention,
     }
 
@@ -216,6 +223,7 @@ def _observation(config: ImageTokenizerConfig | LowdimTokenizerConfig) -> dict[s
             "features": list(config.stem_features),
             "num_features": config.stem_dim,
         }
+        # Its defaults have four entries, which further convolutions would run out of.
         if len(config.stem_features) > _DEFAULT_CONVOLUTIONS:
             per_layer = {"kernel_sizes": 3, "strides": 2, "padding": 1}
             stem |= {name: [n] * len(config.stem_features) for name, n in per_layer.items()}
@@ -291,6 +299,7 @@ def _example_batch(export: OctoExport) -> dict[str, Any]:
     names = [o.observation_key for o in export.config.observations]
     observation["timestep"] = np.zeros(real.shape, np.int32)
     observation["timestep_pad_mask"] = real
+    # Octo pads `timestep` like an observation.
     observation["pad_mask_dict"] = dict.fromkeys([*names, "timestep"], real)
     task["pad_mask_dict"] = {}
     if "language_instruction" in task:
@@ -300,5 +309,6 @@ def _example_batch(export: OctoExport) -> dict[str, Any]:
     for image in export.config.images:
         shape = (1, image.image_size, image.image_size, 3)
         task[image.observation_key] = np.zeros(shape, np.uint8)
+        # False: the example has no goal image.
         task["pad_mask_dict"][image.observation_key] = np.zeros(1, bool)
     return batch

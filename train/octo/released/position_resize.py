@@ -29,6 +29,7 @@ def layout_of(path: str, paths: Collection[str]) -> Layout:
     if name == "task_language":
         return "sequence"
     stem = f"{_TRANSFORMER}/observation_tokenizers_{name.removeprefix('obs_')}/SmallStem16_0/"
+    # Only a camera has a stem, and only its tokens lie in a grid.
     return "grid" if any(other.startswith(stem) for other in paths) else "fixed"
 
 
@@ -48,8 +49,10 @@ def resize_positions(values: Any, shape: tuple[int, ...], layout: Layout) -> tup
     """
     array = jnp.asarray(values)
     how = []
+    # Another embedding size is another model.
     if len(shape) != array.ndim or shape[0] != array.shape[0] or shape[-1] != array.shape[-1]:
         raise ValueError(f"{array.shape} and {shape} differ in more than steps and tokens")
+    # Steps first: each step's tokens are then resized alike.
     if array.ndim == 4 and shape[1] != array.shape[1]:
         array, cut = _first(array, shape[1], axis=1, unit="steps")
         how.append(cut)
@@ -89,6 +92,7 @@ def _interpolate(array: jax.Array, count: int) -> tuple[jax.Array, str]:
     if before**2 != trained or after**2 != count:
         raise ValueError(f"{trained} and {count} tokens are not square grids")
     grid = array.reshape(*steps, before, before, d)
+    # The leading axes have the same sizes, and are not interpolated.
     resized = jax.image.resize(grid, (*steps, after, after, d), "bilinear", antialias=True)
     how = f"{before}x{before} tokens to {after}x{after}, bilinear"
     return resized.reshape(*steps, count, d), how

@@ -127,8 +127,10 @@ def find_problems(place: str, values: Mapping[str, Any], options: Options) -> It
 
 def _is_same(value: Any, known: Any) -> bool:
     """Returns whether two values mean the same: JSON has no tuples, and None may mean empty."""
+    # JSON has no tuples.
     if isinstance(value, list):
         value = tuple(value)
+    # None, false, 0 and empty all mean "not used".
     return value == known or not (value or known)
 
 
@@ -176,6 +178,7 @@ class _Translator:
     def config(self) -> OctoConfig | None:
         """Returns the whole config; None if there are problems."""
         self._check_options("model", self._model, MODEL)
+        # Listed now, because reading them collects problems.
         tokenizers = list(self._observations())
         fields: dict[str, Any] = {
             "embedding_dim": self._part("model", lambda: self._model["token_embedding_size"]),
@@ -185,6 +188,7 @@ class _Translator:
             "head": self._part("heads.action", self._head),
             "num_readouts": self._part("readouts", self._num_readouts),
         }
+        # A config of missing parts would raise for another reason.
         if self.problems:
             return None
         return self._part(
@@ -192,6 +196,7 @@ class _Translator:
             lambda: OctoConfig(
                 images=tuple(t for t in tokenizers if isinstance(t, ImageTokenizerConfig)),
                 lowdims=tuple(t for t in tokenizers if isinstance(t, LowdimTokenizerConfig)),
+                # The original's defaults for what old configs lack.
                 repeat_task_tokens=self._model.get("repeat_task_tokens", False),
                 legacy_attention=not self._model.get("use_correct_attention", False),
                 **fields,
@@ -207,6 +212,7 @@ class _Translator:
         except ValueError as error:
             self.problems.append(f"{place}: {error}")
         except (TypeError, AttributeError, IndexError) as error:
+            # Somebody else's JSON may hold anything at any place.
             self.problems.append(f"{place}: a value of another kind than expected ({error})")
         return None
 
@@ -240,6 +246,7 @@ class _Translator:
         place = "observation_tokenizers"
         specs = self._part("model", lambda: dict(self._model[place]))
         for name, spec in (specs or {}).items():
+            # Default arguments bind the name of this round.
             yield self._part(f"{place}.{name}", lambda n=name, s=spec: self._observation(n, s))
 
     def _observation(
@@ -269,6 +276,7 @@ class _Translator:
         else:
             found = kwargs["encoder"]["name"]
             self.problems.append(f"{place}.encoder {found}: only SmallStem16 is supported")
+        # The config has no image size; the position embeddings have one place per token.
         num_tokens = self._shape(f"{_TRANSFORMER}/obs_{name}_pos_embedding")[2]
         side = math.isqrt(num_tokens)
         if side**2 != num_tokens:
@@ -276,6 +284,7 @@ class _Translator:
         return ImageTokenizerConfig(
             name=name,
             observation_key=key,
+            # A token of the stem covers 2 ** layers pixels.
             image_size=side * 2 ** len(features),
             stem_features=features,
             stem_dim=stem.get("num_features", 512),
@@ -313,8 +322,10 @@ class _Translator:
         return T5Config(
             vocab_size=vocab_size,
             d_model=d_model,
+            # The matrix is (d_model, heads * d_kv).
             d_kv=self._shape(f"{layer}/0/SelfAttention/q/kernel")[1] // heads,
             d_ff=self._shape(f"{layer}/1/DenseReluDense/wi/kernel")[1],
+            # Distinct numbers of blocks, from the paths.
             num_layers=len({p.split("/")[5] for p in self._shapes if f"{_T5}/encoder/block" in p}),
             num_heads=heads,
             num_buckets=buckets,
@@ -346,7 +357,9 @@ class _Translator:
 
 
 def _head_config(kind: Kind, kwargs: Mapping[str, Any]) -> HeadConfig:
+    # Octo 1.0 calls it pred_horizon.
     horizon = kwargs.get("action_horizon", kwargs.get("pred_horizon", 1))
+    # As in the original, L1 and MSE heads pool by attention by default.
     uses_map = kwargs.get("use_map", kind != "diffusion")
     chunk: dict[str, Any] = {
         "action_horizon": horizon,
@@ -363,6 +376,7 @@ def _bins(kwargs: Mapping[str, Any]) -> BinsConfig:
     spacing = kwargs.get("bin_type", "uniform")
     if spacing not in ("uniform", "normal"):
         raise ValueError(f"bin_type {spacing!r}: only 'uniform' and 'normal' are supported")
+    # Without bounds the defaults of `BinsConfig` hold, which are the original's.
     bounds = {name: float(kwargs[name]) for name in ("low", "high") if kwargs.get(name) is not None}
     return BinsConfig(kwargs.get("n_bins", 256), spacing, **bounds)
 

@@ -18,6 +18,7 @@ from pipeline.files import UNPARSABLE
 
 _CONFIG = "config.json"
 _PARTS = {"octo_transformer", "heads_action"}
+# Orbax's later layout, many small files, which msgpack cannot read.
 _NEWER_LAYOUT = "manifest.ocdbt"
 _NUM_NAMED = 3
 
@@ -67,6 +68,7 @@ def read_octo_checkpoint(directory: Path, step: int | None) -> dict[str, Any]:
       DataError: The file is missing, corrupt or holds something else.
     """
     path = _find_step(directory, step) / "default" / "checkpoint"
+    # Named as what it is: otherwise the file below would just be missing.
     if (path.parent / _NEWER_LAYOUT).exists():
         raise UserError(
             where=str(path.parent),
@@ -83,6 +85,7 @@ def read_octo_checkpoint(directory: Path, step: int | None) -> dict[str, Any]:
             remedy="Download the whole checkpoint again",
         )
     params = _restore(path)
+    # Before a run computes its first loss of NaN.
     check_tensors(params, str(path))
     return params
 
@@ -124,6 +127,7 @@ def _defect(leaf: Any) -> str:
 
 def _right_directory(directory: Path) -> str:
     """Returns the remedy for a directory without a checkpoint: the path that was likely meant."""
+    # The hub's cache has folders named models--owner--name.
     for part in directory.absolute().parts:
         kind, *repository = part.split("--")
         if kind == "models" and len(repository) == 2:
@@ -136,6 +140,7 @@ def _right_directory(directory: Path) -> str:
 
 def _find_step(directory: Path, step: int | None) -> Path:
     folders = directory.iterdir() if directory.is_dir() else ()
+    # Other folders beside the steps are no steps.
     steps = {int(path.name): path for path in folders if path.name.isdecimal() and path.is_dir()}
     wanted = max(steps, default=None) if step is None else step
     if wanted not in steps:

@@ -22,9 +22,11 @@ def find_differences(ours: OctoConfig, theirs: OctoConfig) -> dict[str, tuple[An
       theirs: Another.
     """
     here, there = _settings(ours), _settings(theirs)
+    # Heads of other kinds have other parameters, which the shapes show.
     if type(ours.head) is type(theirs.head):
         here |= _head_settings(ours.head)
         there |= _head_settings(theirs.head)
+    # A setting that only one has belongs to an input that the other lacks.
     shared = [name for name in here if name in there]
     return {name: (here[name], there[name]) for name in shared if here[name] != there[name]}
 
@@ -62,6 +64,7 @@ def _geometry_settings(config: VGGTTokenizerConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {f"{config.name}.more_layers": config.more_layers}
     if config.fusion not in ("tokens", "registers"):
         settings[f"{config.name}.camera of fusion {config.fusion!r}"] = config.camera
+    # Which tokens are patches changes what is read, at the same shapes.
     if config.fusion in ("features", "gated", "align") or config.reduction == "pool":
         settings[f"{config.name}.num_special of fusion {config.fusion!r}"] = config.num_special
         settings[f"{config.name}.grid of fusion {config.fusion!r}"] = config.patch_grid

@@ -68,7 +68,9 @@ def account(
         be resized cannot be. All of them are listed.
     """
     target, checkpoint = flatten(target_params), flatten(checkpoint_params)
+    # The union: tensors that only one side has must show.
     paths = sorted({*target, *checkpoint})
+    # From shapes alone, so a report needs no memory for the model.
     rows = tuple(_row(path, target, checkpoint, allowed.resized) for path in paths)
     check_expected(rows, allowed.differing)
     return LoadReport(rows)
@@ -94,9 +96,12 @@ def merge(
     loaded = {row.path: checkpoint[row.path] for row in report.rows if row.status == "loaded"}
     for row in report.rows:
         if row.status == "resized":
+            # By the target's paths: whether a group is a grid shows in its stem.
             shape, layout = target[row.path].shape, layout_of(row.path, target)
             loaded[row.path], _ = resize_positions(checkpoint[row.path], shape, layout)
+    # A checkpoint may be stored in another dtype.
     loaded = {path: jnp.asarray(leaf, target[path].dtype) for path, leaf in loaded.items()}
+    # Fresh values first, so that loaded ones replace them.
     return traverse_util.unflatten_dict(target | loaded, sep="/"), report
 
 
@@ -148,8 +153,10 @@ def _row(
         return LoadRow(path, "new", ours, theirs)
     if ours is None:
         return LoadRow(path, "unused", ours, theirs)
+    # Shapes decide; names alone would load another model.
     if ours == theirs:
         return LoadRow(path, "loaded", ours, theirs)
+    # Only where a glob asks for it: resizing changes values.
     if path.endswith(SUFFIX) and any(fnmatch.fnmatchcase(path, glob) for glob in resized):
         try:
             _, how = resize_positions(checkpoint[path], ours, layout_of(path, target))

@@ -23,6 +23,7 @@ class LoadReport:
         tensors = collections.Counter[str](row.status for row in self.rows)
         numbers = collections.Counter[str]()
         for row in self.rows:
+            # A tensor that is not in the model counts with its own shape.
             numbers[row.status] += math.prod(row.target_shape or row.checkpoint_shape or ())
         return ", ".join(
             f"{count} {status} ({numbers[status]:,} parameters)"
@@ -62,6 +63,7 @@ def _group_lines(rows: Sequence[LoadRow], causes: Causes) -> Iterator[str]:
     for row in rows:
         cause = row.how or causes.find(row)
         module = "/".join(row.path.split("/")[:2])
+        # One line per module and cause: a missing layer has dozens of tensors.
         groups.setdefault((module, row.status, cause), []).append(row)
     for (_, status, cause), group in groups.items():
         first, reason = group[0], f" ({cause})" if cause else ""
