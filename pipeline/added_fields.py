@@ -22,6 +22,7 @@ def without_absent(value: object, plain: Any) -> Any:
     """
     if dataclasses.is_dataclass(value):
         present = [field for field in dataclasses.fields(value) if not _is_absent(field, value)]
+        # By field, because `plain` holds JSON values without their classes.
         return {f.name: without_absent(getattr(value, f.name), plain[f.name]) for f in present}
     if isinstance(value, Mapping):
         pairs = zip(value.values(), plain.items(), strict=True)
@@ -36,5 +37,6 @@ def _is_absent(field: dataclasses.Field, value: object) -> bool:
     if not field.metadata.get("later"):
         return False
     make = field.default_factory
+    # A mutable default is made by its factory.
     default = field.default if make is dataclasses.MISSING else make()
     return getattr(value, field.name) == default

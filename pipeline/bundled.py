@@ -40,5 +40,6 @@ def presets() -> dict[str, pathlib.Path]:
 
 
 def _folder(in_wheel: str, in_checkout: str) -> pathlib.Path:
+    # A wheel packs the files inside the package; a checkout has them beside it.
     packed = _PACKAGE / in_wheel
     return packed if packed.is_dir() else _PACKAGE.parent / in_checkout

@@ -43,7 +43,9 @@ def all_problems(config: object) -> list[str]:
     for path, part in _configs(config, ""):
         if isinstance(part, Checked):
             texts = _own_problems(part, after=found)
+            # Some sentences name their own place already.
             found += [text if text.startswith(path) else f"{path}: {text}" for text in texts]
+    # A part that two configs share is listed once.
     return list(dict.fromkeys(found))
 
 
@@ -67,6 +69,7 @@ def _own_problems(config: Checked, after: list[str]) -> list[str]:
         for problem in config.problems():
             found.append(problem)  # noqa: PERF402  (keeps the problems before an exception)
     except (ArithmeticError, LookupError, ValueError):
+        # A check that fails because of an earlier problem adds nothing.
         if not (found or after):
             raise
     return found
@@ -79,6 +82,7 @@ def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         parts = {str(number): part for number, part in enumerate(value)}
     elif dataclasses.is_dataclass(value):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    # Inner configs first: their problems are often the cause of the outer ones.
     for name, part in parts.items():
         yield from _configs(part, f"{path}.{name}" if path else name)
     if dataclasses.is_dataclass(value):

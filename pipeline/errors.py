@@ -33,6 +33,7 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps the fields when the error crosses a process border."""
+        # Exceptions pickle their positional arguments, and these are keywords.
         return _rebuild, (type(self), dict(self.__dict__))
 
 
@@ -94,6 +95,7 @@ def user_errors_exit(*, interrupted: str = "interrupted") -> Iterator[None]:
     except KeyboardInterrupt:
         message, code = interrupted, EXIT_INTERRUPTED
     except UserError as error:
+        # Read from `sys.argv`: the error may come before the flags are parsed.
         if "--debug" in sys.argv[1:]:
             raise
         logging.getLogger(__name__).debug("exit with a user error", exc_info=error)
@@ -104,8 +106,10 @@ def user_errors_exit(*, interrupted: str = "interrupted") -> Iterator[None]:
             message, code = "", EXIT_NO_READER
     else:
         return
+    # New streams: those of the block are closed by now.
     with printable_streams():
         sys.stderr.write(f"{message}\n" if message else "")
+    # `from None`: the line above is all that a user needs.
     raise SystemExit(code) from None
 
 

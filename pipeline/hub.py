@@ -12,6 +12,7 @@ from pipeline.bundled import local_path
 from pipeline.errors import DataError, install_extra
 
 SCHEME = "hf://"
+# Seconds until the hub counts as not reachable.
 _TIMEOUT_S = 3.0
 
 _WORD = r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -91,6 +92,7 @@ def without_revision(path: str) -> str:
 def _parse(path: str) -> tuple[_Repository, str | None]:
     """Splits an address into its repository and, if it names one, the file."""
     found = _ADDRESS.fullmatch(path)
+    # A file of "../.." would leave the cache.
     if found is None or ".." in pathlib.PurePosixPath(found["file"] or "").parts:
         remedy = "Write the owner, the repository, and @revision to pin a commit or tag of it."
         raise _malformed(path, "hf://owner/name[@revision][/file]", remedy)
@@ -116,8 +118,10 @@ def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
             remedy=f"{install_extra('hub')}, then `{command}`.",
         ) from error
     at = {"repo_id": repository.id, "revision": repository.revision}
+    # Looked up without the network, so a cached file needs none.
     cached = [huggingface_hub.try_to_load_from_cache(filename=file, **at) for file in files]
     try:
+        # Not found is None or a marker of the cache, found is a path.
         if not all(isinstance(file, str) for file in cached):
             _log.info("fetching %s: %s", repository, ", ".join(files))
             _check_reachable(constants.ENDPOINT)
@@ -129,6 +133,7 @@ def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
             found=" ".join(str(error).split()) or type(error).__name__,
             remedy=f"Run `{command}` where there is a network; the cache may be copied.",
         ) from error
+    # The folder above the file's own path: files may lie in subfolders.
     depth = len(pathlib.PurePosixPath(files[0]).parts)
     return pathlib.Path(str(cached[0])).parents[depth - 1]
 
@@ -139,4 +144,5 @@ def _check_reachable(endpoint: str) -> None:
     try:
         urllib.request.urlopen(request, timeout=_TIMEOUT_S).close()
     except urllib.error.HTTPError as answer:
+        # An answer of any kind shows that the hub is reachable.
         answer.close()

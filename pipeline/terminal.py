@@ -20,6 +20,7 @@ def escaped(text: str) -> str:
 
     cup\x1b[2J   "cup", an escape character, "[2J"
     """
+    # The usual case, without a copy.
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -65,6 +66,7 @@ def log_to_stderr() -> None:
     """Logs to stderr, escaped: warnings, and lower levels for loggers that a caller opens up."""
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter("%(message)s"))
+    # `force`: a library may have configured logging before.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
@@ -92,11 +94,13 @@ def printable_streams() -> Iterator[None]:
     sys.stdout, sys.stderr = _wrapped(sys.stdout, _Stdout), _wrapped(sys.stderr, _Stderr)
     try:
         yield
+        # Here, so that a full disk is an error of the command.
         sys.stdout.flush()
     except SystemExit:  # `--help` has printed as well
         sys.stdout.flush()
         raise
     finally:
+        # After an error of the block, which is the one to report.
         with contextlib.suppress(OutputError):
             sys.stdout.flush()
         sys.stderr.flush()
@@ -115,19 +119,24 @@ class _Stderr(io.FileIO):
     def write(self, data: Any) -> int:
         with contextlib.suppress(OSError):
             super().write(data)
+        # All of it counts as written, or the writer above would try again.
         return len(data)
 
 
 def _wrapped(stream: Any, kind: type[io.FileIO]) -> Any:  # beartype: no TextIO is a TextIOWrapper
     """Returns a stream that writes to the file of `stream` through the class `kind`."""
     if stream is None:
+        # The stream was closed by the caller.
         return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     try:
+        # Its descriptor stays open: the original stream is put back afterwards.
         file = kind(stream.fileno(), "w", closefd=False)
+    # Such as pytest's capture, which has no file.
     except (AttributeError, OSError, ValueError):  # one in memory
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         return stream
+    # What was written before, so that the order of lines stays.
     with contextlib.suppress(OSError):
         stream.flush()
     return io.TextIOWrapper(

@@ -55,6 +55,7 @@ class Floor:
         for sample, place in enumerate(windows.dataset.tolist()):
             dataset = self._window_reader.datasets[place]
             first = int(windows.first[sample])
+            # A dict drops the padding, which repeats the first step.
             steps = dict.fromkeys(first + t for t in windows.history[sample].tolist())
             for column in dataset.manifest.schema.columns:
                 if column.name == EPISODES:
@@ -72,6 +73,7 @@ class Floor:
                 self._decode(record[image.start : image.end], image.shape)
 
     def _decode(self, encoded: bytes, shape: tuple[int, ...]) -> None:
+        # One buffer per size: the floor allocates nothing.
         buffer = self._buffers.setdefault(shape, np.empty(shape, np.uint8))
         if image_format(encoded) == "jpeg":
             decode_jpeg(encoded, buffer)
@@ -87,9 +89,11 @@ class Floor:
     def _images(self, column: Column, values: dict[str, Any]) -> Iterator[Image]:
         """Locates the wanted images among the blobs at the end of a record."""
         blobs = [feature for feature in column.features if feature.kind != "tensor"]
+        # Counted from the end, because the blobs are last in a record.
         start = -sum(len(values[feature.key]) for feature in blobs)
         for feature in blobs:
             end = start + len(values[feature.key])
             if feature.kind == "image" and feature in self._window_reader.features:
+                # -0 would be the beginning; None is the end.
                 yield Image(start, end or None, feature.shape)
             start = end

@@ -19,7 +19,9 @@ from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import LoadedBatch, Loader
 from pipeline.loading.window_reader import WindowReader
 
+# Seconds of one look at the CPU time.
 _IDLE_S = 0.05
+# Below this share of one core the loader is idle.
 _IDLE_SHARE = 0.1
 
 
@@ -75,6 +77,7 @@ def measure(
         timed = [_round(loader, batches, num_batches) for _ in range(rounds)]
     finally:
         batches.close()
+    # (rounds, 3) becomes three lists.
     walls, cpus, floors = np.array(timed).T.tolist()
     ratios = [cpu / floor for cpu, floor in zip(cpus, floors, strict=True)]
     num_samples = num_batches * batch_size
@@ -102,9 +105,11 @@ def _no_ids(text: str) -> list[int]:
 
 def _settle() -> None:
     """Waits until the loader has prefetched all batches."""
+    # Busy at first, so that one interval is always measured.
     share = 1.0
     while share > _IDLE_SHARE:
         before = time.process_time()
+        # A wait that uses no CPU itself.
         threading.Event().wait(_IDLE_S)
         share = (time.process_time() - before) / _IDLE_S
 
@@ -118,6 +123,7 @@ def _round(
     exactly these batches; wall time leaves out the batches that were prefetched before.
     """
     ahead = next(batches)
+    # Without threads nothing is made ahead.
     num_ready = loader.config.prefetch_batches if loader.config.num_threads else 0
     first = ahead.position + 1 + num_ready
     floor, plans = _plan(loader, range(first, first + num_batches))  # warms the page cache too
@@ -128,6 +134,7 @@ def _round(
     wall = time.perf_counter()
     for _ in itertools.islice(batches, num_batches - num_ready):
         pass
+    # Scaled up: the batches that were ready took no time.
     wall = (time.perf_counter() - wall) * num_batches / (num_batches - num_ready)
     _settle()
     cpu = time.process_time() - cpu
@@ -158,6 +165,7 @@ def _stages(loader: Loader, num_batches: int) -> dict[str, float]:
     positions = range(num_batches)
     floor, plans = _plan(loader, positions)
     read = _time_floor(floor, plans, decode=False)
+    # Noise may make the difference of two measurements negative.
     decode = max(_time_floor(floor, plans) - read, 0.0)
     seconds = {"read": read, "decode": decode, "order": 0.0}
     for position in positions:
@@ -171,6 +179,7 @@ def _stages(loader: Loader, num_batches: int) -> dict[str, float]:
 
 
 def _timed(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
+    # Of this thread alone: others may still prefetch.
     started = time.thread_time()
     result = function(argument)
     return result, time.thread_time() - started
@@ -183,5 +192,6 @@ def _name(transform: object) -> str:
 
 def _peak_rss_mb() -> float:
     """Returns the largest resident set of this process so far."""
+    # macOS counts in bytes, Linux in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

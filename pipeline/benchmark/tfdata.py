@@ -53,10 +53,12 @@ def measure(rlds: str, loader: Loader, num_batches: int) -> Comparison:
     batched; nothing is resized, augmented or normalised.
     """
     tf = importlib.import_module("tensorflow")
+    # After the import of TensorFlow, which takes seconds and is no part of loading.
     started = time.perf_counter()
     batches = iter(_dataset(tf, rlds, loader))
     next(batches)
     first_batch_s = time.perf_counter() - started
+    # tf.data fills its buffers and tunes its threads in the first batches.
     for _ in range(_WARM_UP_BATCHES):
         next(batches)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -70,6 +72,7 @@ def measure(rlds: str, loader: Loader, num_batches: int) -> Comparison:
 def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
     config, (dataset,) = loader.config, loader.datasets
     sources = {
+        # Without "steps/", since the episodes' steps are read.
         key: dataset.manifest.schema.find(key, dataset.path)[1].source.split("/")[1:] or [key]
         for key in config.keys
     }
@@ -79,7 +82,9 @@ def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
         steps = {key: _find(episode["steps"], path) for key, path in sources.items()}
         length = tf.shape(steps[ACTION])[0]
         t = tf.range(length)[:, None]
+        # (t, w): as `history_indices`.
         history = tf.maximum(t + tf.range(1 - config.window_size, 1), 0)
+        # (t, w, h): as `chunk_indices`.
         chunk = tf.minimum(history[..., None] + tf.range(config.action_horizon), length - 1)
         cut = {k: tf.gather(v, chunk if k == ACTION else history) for k, v in steps.items()}
         return tf.data.Dataset.from_tensor_slices(cut)
@@ -93,10 +98,12 @@ def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
 
     builder: Any = tfds.builder_from_directory(rlds)
     _check_features(builder.info.features["steps"], sources, rlds)
+    # Images stay encoded through the shuffle, which would hold decoded ones otherwise.
     skip = {"steps": {"observation": {sources[k][-1]: tfds.decode.SkipDecoding() for k in images}}}
     episodes = builder.as_dataset(
         split=dataset.manifest.provenance.get("split", "train"), decoders=skip
     )
+    # All steps at once: no episode has 100,000.
     episodes = episodes.map(lambda e: {"steps": e["steps"].batch(100_000).get_single_element()})
     threads = config.num_threads or 1
     return (

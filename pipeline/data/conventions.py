@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+# The middle of the normalised gripper.
 _OPEN_THRESHOLD = 0.5
 
 
@@ -84,14 +85,18 @@ def is_no_op(action: np.ndarray, conventions: Conventions) -> np.ndarray:
     """
     is_arm = conventions.normalized_dims(action.shape[1])
     arm = action[:, is_arm]
+    # Half precision overflows in the squares of a norm.
     motion = np.linalg.norm(arm.astype(np.promote_types(arm.dtype, np.float32)), axis=1)
     commands = action[:, ~is_arm].tolist()
     removed = np.zeros(len(action), bool)
     last = None
     for t, command in enumerate(commands):
+        # A command that changes is no no-op, even if the arm rests: it opens or closes the gripper.
         removed[t] = motion[t] < conventions.no_op_threshold and last in (None, command)
+        # Compared with the last kept step: a slow change would otherwise vanish step by step.
         last = last if removed[t] else command
     if not removed.all():
+        # The last step carries `is_last` and the reward.
         removed[-1] = False
     return removed
 
@@ -105,6 +110,7 @@ def standardize_gripper(action: np.ndarray, conventions: Conventions) -> np.ndar
     if conventions.gripper_dim is None:
         return action
     span = conventions.gripper_open - conventions.gripper_close
+    # Linear for any pair of commands, also where open is the smaller one.
     gripper = (action[..., conventions.gripper_dim] - conventions.gripper_close) / span
     standardized = action.copy()
     standardized[..., conventions.gripper_dim] = np.clip(gripper, 0.0, 1.0)
@@ -115,6 +121,7 @@ def restore_gripper(action: np.ndarray, conventions: Conventions) -> np.ndarray:
     """Inverts it at rollout: values above 0.5 become the open command, others the close command."""
     if conventions.gripper_dim is None:
         return action
+    # A policy's gripper is continuous; the robot knows two commands.
     is_open = action[..., conventions.gripper_dim] > _OPEN_THRESHOLD
     restored = action.copy()
     restored[..., conventions.gripper_dim] = np.where(

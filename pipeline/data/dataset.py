@@ -104,9 +104,11 @@ class Dataset:
 
     def _read(self, episode: int, steps: range, keys: Collection[str] | None) -> dict[str, Any]:
         """Reads steps of an episode; every array has a first axis of steps."""
+        # Without keys, what the dataset was opened for.
         wanted = self.keys if keys is None else tuple(keys)
         if wanted is None:
             wanted = tuple(feature.key for _, feature in self.manifest.schema.features())
+        # All keys are looked up before anything is read.
         found = [self.manifest.schema.find(key, self.path) for key in wanted]
         record = self.columns[EPISODES].read(episode)
         values: dict[str, Any] = {}
@@ -126,6 +128,7 @@ class Dataset:
         values = {f.key: np.empty((len(steps), *f.shape), f.batch_dtype) for f in features}
         first = int(self.episode_starts[episode])
         for row, step in enumerate(steps):
+            # Rows of the arrays: images are decoded straight into them.
             out = {key: array[row] for key, array in values.items()}
             self.columns[name].read_into(first + step, out)
         return values
@@ -152,6 +155,7 @@ class Dataset:
     @functools.cached_property
     def episode_starts(self) -> np.ndarray:
         """First step of each episode, then the number of steps; int64 (episodes + 1)."""
+        # int64, because a large dataset has more steps than int32 holds.
         return np.cumsum([0, *self.manifest.episode_lengths], dtype=np.int64)
 
     @property
@@ -166,6 +170,7 @@ class Dataset:
 
     def task_index(self, episode: int, step: int) -> int:
         """Returns the index into `manifest.tasks` for a step inside an episode."""
+        # The task of the first step, unless a change comes before the step.
         index = self.manifest.episode_tasks[episode]
         for change in self.task_changes.get(episode, ()):
             if change.step <= step:
@@ -182,6 +187,7 @@ class Dataset:
 
     def locate(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Maps steps (b) of the dataset to (episode, step inside it), int64 (b) each."""
+        # "right": a step that starts an episode belongs to that episode.
         episode = np.searchsorted(self.episode_starts, steps, side="right") - 1
         return episode, steps - self.episode_starts[episode]
 
@@ -222,6 +228,7 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
         columns = {EPISODES, *(manifest.schema.find(key, path)[0].name for key in keys)}
     for column in columns:
         for shard in manifest.shards[column]:
+            # The size alone shows a truncated file; checksums of 300 GB would take five minutes.
             _check_size(directory / shard.file, shard, column)
     statistics = load_statistics(directory, manifest)
     return Dataset(str(path), manifest, statistics, None if keys is None else tuple(keys))
@@ -237,6 +244,7 @@ def describe(dataset: Dataset) -> str:
     rate = f"{manifest.conventions.control_frequency_hz:g} Hz"
     sizes = f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps at {rate}"
     features = [feature for _, feature in manifest.schema.features() if feature.kind != "text"]
+    # `sort` is stable: the action and observations first, each group in the order of the schema.
     features.sort(key=lambda feature: not feature.key.startswith((ACTION, "observation/")))
     width = max(len(feature.key) for feature in features)
     lines = [f"  {f.key:{width}}  {f.batch_dtype}[{','.join(map(str, f.shape))}]" for f in features]
@@ -260,8 +268,10 @@ def _shortened(lines: list[str], count: int) -> list[str]:
 
 def _part(value: np.ndarray | bytes, feature: Feature, steps: range) -> np.ndarray | str:
     """Steps of a trajectory as a new array, or a text of the episode."""
+    # Only texts are bytes here: a trajectory has no images.
     if isinstance(value, bytes):
         return value.decode()
+    # A copy: a view would keep the whole record in memory.
     return np.array(value[steps.start : steps.stop], feature.batch_dtype)
 
 
@@ -316,6 +326,7 @@ def statistics_sizes(schema: Schema) -> dict[str, int]:
 
 
 @functools.cache
+# Once per directory: a run opens a dataset several times.
 def warn_without_checksums(path: str, checksum: str) -> None:
     """Warns once per directory without checksums: its JSON files may be corrupt unnoticed."""
     if not checksum:

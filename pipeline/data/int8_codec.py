@@ -22,6 +22,7 @@ from pipeline.errors import DataError
 
 LARGEST = 127
 """Largest magnitude of a code."""
+# Smaller groups cost more scales, larger ones let one large channel spoil more others.
 _GROUP = 128
 
 
@@ -57,6 +58,7 @@ class GroupedInt8:
         """Size in bytes of quantized tokens of that shape."""
         num_tokens, width = shape
         num_coded = num_tokens - self.num_exact
+        # float16 tokens, then one byte per code and four per scale.
         return 2 * self.num_exact * width + num_coded * (width + 4 * (width // self.group))
 
     def pack(
@@ -81,6 +83,7 @@ class GroupedInt8:
         Raises:
           DataError: The number of bytes does not match the shape.
         """
+        # Views of the bytes below: a wrong size must show before.
         if len(data) != self.num_bytes(shape):
             raise DataError(
                 where=where,
@@ -111,10 +114,12 @@ class GroupedInt8:
         """
         exact, scales, numbers = self.split(data, out.shape, where)
         out[: self.num_exact] = exact
+        # (m, groups, group)
         grouped = (*scales.shape, self.group)
         np.multiply(
             numbers.reshape(grouped),
             scales[..., np.newaxis],
+            # A view of the batch's array: nothing is allocated for the product.
             out=out[self.num_exact :].reshape(grouped),
             casting="same_kind",  # into float16, each float32 product is rounded once
         )
@@ -128,6 +133,7 @@ class GroupedInt8:
         """
         exact, scales, _ = self.split(data, shape, where)
         num_wrong = int((~np.isfinite(exact)).sum())
+        # `not (scale >= 0)` also finds NaN.
         num_wrong += int((~((scales >= 0) & (scales < math.inf))).sum())
         if num_wrong:
             raise DataError(

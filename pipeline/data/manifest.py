@@ -158,6 +158,7 @@ class Manifest:
 
         If the statistics have no checksum, the manifest gets none either.
         """
+        # Without a checksum of its own in the text that is hashed.
         values = to_json_values(dataclasses.replace(self, checksum=""))
         if self.statistics_checksum:
             values["checksum"] = json_checksum(values)
@@ -180,6 +181,7 @@ def load_manifest(directory: epath.Path) -> Manifest:
     text = _read(path)
     values = _parse(text, path)
     _check_version(values, path)
+    # Before the fields are read: a corrupt byte may still give a valid field.
     _check_checksum(values, path)
     manifest = from_json_text(Manifest, text, where=str(path), remedy=_CONVERT_AGAIN)
     manifest.schema.check(str(path))
@@ -191,11 +193,13 @@ def load_manifest(directory: epath.Path) -> Manifest:
 def _read(path: epath.Path) -> str:
     try:
         is_there = path.exists()
+    # Then opening it gives the system's own error.
     except OSError:  # a folder that may not be entered
         is_there = True
     if is_there:
         remedy = "Allow reading it, or convert the dataset again."
         return read_text(path, expected="a JSON object", remedy=remedy)
+    # The folder of a job without a manifest: its last file was not written.
     if (path.parent / WORK).exists():
         raise DataError(
             where=str(path.parent),
@@ -251,6 +255,7 @@ def _check_version(values: Mapping[str, Any], path: epath.Path) -> None:
 
 def _check_checksum(values: Mapping[str, Any], path: epath.Path) -> None:
     """Rejects a manifest that was changed after writing; old manifests have no checksum."""
+    # Datasets of the first releases; opening them warns once.
     if not values.get("checksum") and not values.get("statistics_checksum"):
         return
     content = {name: value for name, value in values.items() if name != "checksum"}
@@ -297,6 +302,7 @@ def _column_problems(manifest: Manifest) -> Iterator[str]:
     if sorted(manifest.shards) != sorted(names) or EPISODES not in names:
         found = f"{names}, shards of {sorted(manifest.shards)}"
         yield f"columns: expected {EPISODES}, and shards of each; found {found}"
+        # The other checks need one entry per column.
         return
     counts = {"episode": len(manifest.episode_lengths), "step": sum(manifest.episode_lengths)}
     borders = _borders(manifest)
@@ -310,12 +316,14 @@ def _column_problems(manifest: Manifest) -> Iterator[str]:
             expected = f"{counts[column.per]} records, one per {column.per}"
             yield f"{place}: expected {expected}; found {sum(found)} in shards of {found}"
         elif found != borders[column.per]:
+            # All columns have the same shards, so a shard of any column covers the same episodes.
             expected = f"the episodes' shards, of {borders[column.per]} records"
             yield f"{place}: expected {expected}; found {found}"
 
 
 def is_column_name(name: str) -> bool:
     """Whether a column may have that name, which is also the name of its folder."""
+    # A letter, digit or underscore first: no hidden folder, no "..".
     return re.fullmatch(r"\w[\w.-]*", name) is not None
 
 
@@ -354,6 +362,7 @@ def _feature_problems(manifest: Manifest) -> Iterator[str]:
             found = f"{len(feature.dims)} names for {list(feature.shape)}"
             yield f"feature {feature.key}: expected dims of its last axis; found {found}"
         dim = manifest.conventions.gripper_dim
+        # A tuple of one, because a scalar's shape has no last axis to index.
         if feature.key == ACTION and dim is not None and (dim,) >= feature.shape[-1:]:
             yield f"gripper_dim: expected a dimension of {list(feature.shape)}; found {dim}"
 
@@ -370,12 +379,14 @@ def _episode_problems(manifest: Manifest) -> Iterator[str]:
         yield f"removed_steps: expected one of each task; found {len(manifest.removed_steps)}"
     places = [(change.episode, change.step) for change in manifest.task_changes]
     inside = all(0 <= e < len(lengths) and 1 <= step < lengths[e] for e, step in places)
+    # In order and each once, as `task_index` reads them.
     if not inside or places != sorted(set(places)):
         yield f"task_changes: expected steps inside their episodes, in order; found {places}"
 
 
 def _encoder_problems(manifest: Manifest) -> Iterator[str]:
     """Checks that every computed feature is declared as its encoder makes it."""
+    # A feature without a source was computed, and must say how.
     computed = {f.key: (c, f) for c, f in manifest.schema.features() if not f.source}
     if set(computed) != set(manifest.encoders):
         found = sorted(manifest.encoders)

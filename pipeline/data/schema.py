@@ -42,6 +42,7 @@ _REST_DTYPES = {name: name for name in _DTYPES} | {
     "uint64": "int32",
 }
 _HALF_DTYPES = ("float16", "bfloat16")
+# Sign aside, all ones in the exponent mean NaN or infinity.
 _EXPONENT_BITS = {_DTYPES["float16"]: 0x7C00, _DTYPES["bfloat16"]: 0x7F80}
 """Exponent bits; all of them are set in NaN and infinities."""
 _NUM_SAMPLES = 3
@@ -114,6 +115,7 @@ class Feature:
     @property
     def is_camera(self) -> bool:
         """Whether each step is an RGB image, either encoded or as pixels, uint8 (h, w, 3)."""
+        # (h, w, 3): pixels may also be stored as a tensor.
         is_rgb = self.dtype == "uint8" and self.shape[2:] == (3,)
         return self.kind == "image" or (self.kind == "tensor" and is_rgb)
 
@@ -196,6 +198,7 @@ class Column:
 
     def in_batch(self, feature: Feature) -> Feature:
         """Returns the feature as it is in a batch: a float32 scalar becomes a vector of size 1."""
+        # Models and statistics treat a scalar as a vector of size 1.
         is_scalar = self.is_lowdim(feature) and not feature.shape
         return dataclasses.replace(feature, shape=(1,)) if is_scalar else feature
 
@@ -232,7 +235,9 @@ class Schema:
 
     def hash(self) -> str:
         """Checksum of all names, types and their order, 16 hex digits."""
+        # Later fields are left out if they have their default: older datasets keep their hash.
         values = without_absent(self, dataclasses.asdict(self))
+        # Separators and order are fixed, because the hash is over this text.
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -279,6 +284,7 @@ def batch_dtypes(rest: str) -> tuple[str, ...]:
     if GroupedInt8.parse(rest) is not None:
         return ("float16", "float32")
     kept = tuple(dtype for dtype in BATCH_DTYPES if dtype == rest)
+    # bfloat16 is no dtype of a batch, so it is read as float32.
     return (*kept, "float32") if rest in _HALF_DTYPES else kept
 
 
@@ -305,6 +311,7 @@ def to_rest(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
             found=f"{values.dtype}{list(values.shape[1:])}",
             remedy="Every step of a feature has one shape; pad it at the source or ignore the key.",
         )
+    # By the dtype that the record really has, not the declared one.
     if rest_dtype(values.dtype.name, where) != feature.dtype:
         raise SchemaError(
             where=where,
@@ -329,10 +336,12 @@ def _misfits(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype in _EXPONENT_BITS:
         mask = _EXPONENT_BITS[dtype]
         return (values.view(np.uint16) & mask) == mask  # 3 times as fast as isfinite
+    # int32 itself cannot misfit.
     if dtype == np.int32 and values.dtype != np.int32:
         limits = np.iinfo(np.int32)
         return (values < limits.min) | (values > limits.max)
     if dtype == np.float32 and values.dtype == np.float64:
+        # Infinity stays infinity; a finite value must not become one.
         return np.isfinite(values) & (np.abs(values) > np.finfo(np.float32).max)
     return np.zeros(values.shape, bool)
 
@@ -345,6 +354,7 @@ def nest(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Nests a flat dictionary: `a/b` becomes `["a"]["b"]`."""
     nested: dict[str, Any] = {}
     for key, value in batch.items():
+        # "a/b/c": a and b are dictionaries, c is the leaf.
         *parents, leaf = key.split("/")
         node = nested
         for parent in parents:

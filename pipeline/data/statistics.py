@@ -16,7 +16,9 @@ from pipeline.errors import DataError
 from pipeline.files import dump_json, json_checksum, parse_json, read_text
 
 _CONVERT_AGAIN = "Convert the dataset again."
+# 8 MiB hold 300,000 steps of a 7-D action; more are folded into moments and histograms.
 _EXACT_BYTES = 8 << 20
+# Sign, 8 bits of exponent, 9 of mantissa: an error of at most 2 ** -10.
 _BIN_BITS = 18
 _MOMENTS = ("mean", "std", "min", "max", "p01", "p99")
 _KNOT_SHARES = (0.0, 0.01, 0.99, 1.0)
@@ -56,8 +58,10 @@ class FeatureStatistics:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"expected {', '.join(names)}; found {found}")
         count = values["count"]
+        # A bool is an int in Python.
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"count: expected a whole number of steps; found {count!r:.40}")
+        # All arrays are checked for one length below.
         arrays = {name: _vector(values[name], name) for name in _MOMENTS}
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) > 1:
@@ -76,6 +80,7 @@ def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, 
     for dim in np.flatnonzero(mask):
         of_dim = {name: float(getattr(statistics, name)[dim]) for name in _MOMENTS}
         bad = [f"{name} {value}" for name, value in of_dim.items() if not math.isfinite(value)]
+        # Only finite values can be compared.
         if not bad and of_dim["std"] < 0:
             bad = [f"std {of_dim['std']}"]
         if not bad and of_dim["p99"] < of_dim["p01"]:
@@ -97,6 +102,7 @@ def constant_dims(statistics: FeatureStatistics, mask: np.ndarray) -> list[int]:
 
 def compute(values: np.ndarray) -> FeatureStatistics:
     """Computes the statistics of `values` (t, d), t at least 1, in float64."""
+    # float64: sums of a million float32 values lose digits.
     exact = values.astype(np.float64)
     p01, p99 = np.quantile(exact, [0.01, 0.99], axis=0)
     moments = {
@@ -144,12 +150,14 @@ class Accumulator:
         """Returns the statistics of all values so far; there must be at least one."""
         if self._folded is None:
             return compute(np.concatenate(self._held))
+        # Values that arrived since the last fold.
         self._fold()
         return self._folded.finish()
 
     def _fold(self) -> None:
         if not self._held:
             return
+        # Folded in large pieces: each fold costs a merge per dimension.
         values = np.concatenate(self._held)
         self._held, self._held_bytes = [], 0
         if self._folded is None:
@@ -175,11 +183,13 @@ class _Folded:
         difference = mean - self._mean
         count = self._count + len(values)
         self._squares += ((exact - mean) ** 2).sum(0)
+        # Chan et al.: squares around the two means, plus what the means differ by.
         self._squares += difference**2 * (self._count * len(values) / count)
         self._mean += difference * (len(values) / count)
         self._count = count
         self._min = np.minimum(self._min, values.min(0))
         self._max = np.maximum(self._max, values.max(0))
+        # One histogram per dimension: (t, d) transposed.
         for histogram, column in zip(self._histograms, values.T, strict=True):
             histogram.add(column)
 
@@ -196,12 +206,14 @@ class _Folded:
         )
 
     def _quantile(self, q: float) -> np.ndarray:
+        # Ranks from 0, as NumPy's linear interpolation counts.
         rank = q * (self._count - 1)
         low = int(rank)
         ranks = np.array([low, min(low + 1, self._count - 1)])
         bins = np.array([histogram.bins_of(ranks) for histogram in self._histograms])
         below, above = _centers(bins).T
         value = below + (rank - low) * (above - below)
+        # A bin's center may lie beyond the extreme values.
         return np.clip(value.astype(np.float32), self._min, self._max)
 
 
@@ -215,8 +227,10 @@ class _Histogram:
     def add(self, values: np.ndarray) -> None:
         """Adds values, float32 (t)."""
         bins, counts = np.unique(_bins(values), return_counts=True)
+        # Only non-empty bins are kept: 2 ** 18 for each dimension would be 2 MB.
         bins, places = np.unique(np.concatenate([self._bins, bins]), return_inverse=True)
         merged = np.zeros(len(bins), np.int64)
+        # `add.at` adds up repeated places, where indexing would keep the last.
         np.add.at(merged, places, np.concatenate([self._counts, counts]))
         self._bins, self._counts = bins, merged
 
@@ -228,6 +242,7 @@ class _Histogram:
 def _bins(values: np.ndarray) -> np.ndarray:
     """Leading bits of float32 (n) as int64 (n), in the order of the values."""
     bits = np.ascontiguousarray(values).view(np.uint32)
+    # Negative floats sort backwards by their bits, so they are inverted; positive ones go above.
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return (ordered >> np.uint32(32 - _BIN_BITS)).astype(np.int64)
 
@@ -235,7 +250,9 @@ def _bins(values: np.ndarray) -> np.ndarray:
 def _centers(bins: np.ndarray) -> np.ndarray:
     """Centers of bins as float64; inverts `_bins` up to the width of a bin."""
     width = 1 << (32 - _BIN_BITS)
+    # The middle of a bin.
     ordered = (bins * width + width // 2).astype(np.uint32)
+    # Undoes `_bins`: the highest bit marks positive values.
     bits = np.where(ordered >> 31, ordered & np.uint32(0x7FFFFFFF), ~ordered)
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
@@ -251,14 +268,18 @@ def merge(statistics: Sequence[FeatureStatistics], shares: Sequence[float]) -> F
       statistics: Statistics of each dataset.
       shares: Share of the samples that come from each dataset, on any scale.
     """
+    # Weights of a mean, whatever the scale of the shares.
     weights = np.asarray(shares, np.float64) / np.sum(shares)
     stacked = {
         name: np.stack([getattr(s, name) for s in statistics]).astype(np.float64)
         for name in _MOMENTS
     }
     mean = weights @ stacked["mean"]
+    # The law of total variance: within the datasets, and between their means.
     variance = weights @ (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)
+    # (datasets, d, 4)
     knots = np.stack([stacked[f] for f in ("min", "p01", "p99", "max")], axis=-1)
+    # (d, datasets, 4): one mixture per dimension.
     p01, p99 = np.array([_mixed_quantiles(dim, weights) for dim in knots.transpose(1, 0, 2)]).T
     merged = {
         "mean": mean,
@@ -281,11 +302,13 @@ def _mixed_quantiles(knots: np.ndarray, weights: np.ndarray) -> np.ndarray:
       knots: float64 (datasets 4): where each distribution is 0, 0.01, 0.99 and 1.
       weights: float64 (datasets): shares that sum to 1.
     """
+    # All knots of all datasets: the mixture is linear between them.
     values = np.unique(knots)
     # Where knots coincide the distribution jumps, so both sides of the jump are points.
     above = np.stack([np.interp(values, row, _KNOT_SHARES) for row in knots])
     below = 1 - np.stack([np.interp(-values, -row[::-1], _KNOT_SHARES) for row in knots])
     shares = np.stack([weights @ below, weights @ above], axis=1).ravel()
+    # Each value twice, for its share below and above.
     return np.interp(_KNOT_SHARES[1:3], shares, np.repeat(values, 2))
 
 
@@ -341,10 +364,12 @@ def _unlike(path: epath.Path, found: str) -> DataError:
 
 def _vector(values: Any, name: str) -> np.ndarray:
     """Converts a list of numbers to float32 (d); values beyond its range become infinite."""
+    # A value that is no list fails the test below with its own message.
     listed = values if isinstance(values, list) else [values, None]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed):
         raise ValueError(f"{name}: expected a list of numbers; found {values!r:.40}")
     try:
+        # Values beyond float32 become infinite, and `unusable_dims` reports them.
         with np.errstate(over="ignore"):
             return np.asarray(listed, np.float64).astype(np.float32)
     except OverflowError as error:

@@ -34,6 +34,7 @@ _HINTS = ("weights", "licence", "precision")
 _MEASURED = ("storage_error", "reduction_error", "projection")
 """Fields of an origin that do not change the meaning of its tokens: measurements, and the path of
 the projection."""
+# The largest finite float16.
 _LARGEST_FLOAT16 = 65504.0
 
 
@@ -59,6 +60,7 @@ class Keep:
           ValueError: The text is none of these, or its grid is no square.
         """
         match = re.fullmatch(r"([a-z]+)(?::([1-9]\d*))?", text)
+        # A size exactly where the word takes one.
         if match is None or match[1] not in _KEPT or (match[1] in _SIZED) != (match[2] is not None):
             raise ValueError(
                 f"keep must be all, patches, registers, pool:N or project:N, not {text}"
@@ -167,6 +169,7 @@ class TokenOrigin:
         """The largest magnitude that can be stored."""
         keep = Keep.parse(self.keep)
         has_float16 = self.store == "f16" or (self.store == "int8" and keep.num_special > 0)
+        # About the largest float32, which bfloat16 shares; int8 has float32 scales.
         return _LARGEST_FLOAT16 if has_float16 else 3e38
 
     @classmethod
@@ -192,10 +195,12 @@ def read_projection(directory: epath.Path, origin: TokenOrigin) -> np.ndarray:
     path = directory / origin.projection
     try:
         with path.open("rb") as file:
+            # No pickle: a dataset comes from strangers.
             array = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise _no_projection(path, "a readable projection", str(error)) from error
     found = array_digest(array)
+    # Columns of the first releases have no checksum of it.
     if origin.projection_digest not in ("", found):
         raise _no_projection(path, f"the checksum {origin.projection_digest}", found)
     return array
@@ -250,9 +255,11 @@ def check_same_encoders(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None
     then: dict[str, TokenOrigin] = {}
     for path, dataset in kept.items():
         for key, values in dataset.get("encoders", {}).items():
+            # The first dataset of the run stands for all: the loader has compared them.
             then.setdefault(key, TokenOrigin.from_json(json.dumps(values), f"{path}, {key}"))
     for path, dataset in now.items():
         for key, values in dataset["encoders"].items():
+            # A new observation was not trained on, and has nothing to differ from.
             if key in then:
                 origin = TokenOrigin.from_json(json.dumps(values), f"{path}, {key}")
                 check_same_encoder(then[key], origin, f"{path}, {key}")
@@ -261,6 +268,7 @@ def check_same_encoders(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None
 def token_identity(origin: TokenOrigin) -> dict[str, Any]:
     """Returns what determines the tokens of a feature and their storage, as JSON values."""
     values = to_json_values(origin)
+    # Measured errors differ from run to run, with the same tokens.
     kept = {name: value for name, value in values.items() if name not in _MEASURED}
     encoder = {name: value for name, value in values["encoder"].items() if name not in _HINTS}
     return kept | {"encoder": encoder}
@@ -273,6 +281,7 @@ def _meaning(origin: TokenOrigin) -> dict[str, Any]:
         for field in dataclasses.fields(EncoderSpec)
         if field.name not in _HINTS
     }
+    # By checksum, not by path: the projection may be copied.
     of_origin = ("camera", "keep", "projection_digest")
     return fields | {name: getattr(origin, name) for name in of_origin}
 

@@ -84,8 +84,11 @@ def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
 def fingerprint(batch: FlatBatch) -> str:
     """Hashes every path, type and byte, in the order of the paths: 16 hex digits of XXH3."""
     digest = xxhash.xxh3_64()
+    # Sorted, since two equal batches may have their keys in another order.
     for key in sorted(batch):
+        # The type as well: equal bytes of another shape are another batch.
         digest.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
+        # Bytes without a copy, also for bool and 0-d arrays.
         digest.update(np.ascontiguousarray(batch[key]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 

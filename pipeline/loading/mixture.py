@@ -62,8 +62,10 @@ def _check_type(
     """Checks that a dataset's feature fits the batch's array; a camera may be resized."""
     name = wanted.key.removeprefix("observation/")
     is_camera = name in window_reader.cameras
+    # Camera on one side and vector on the other is no difference of size.
     is_alike = column.is_camera(found) == is_camera
     has_shape = column.in_batch(found).shape == wanted.shape
+    # Cameras that the model reads may differ in size: the loader resizes them.
     fits = has_shape or (is_camera and name in window_reader.image_sizes)
     if is_alike and fits and found.batch_dtype == wanted.batch_dtype:
         return
@@ -109,6 +111,7 @@ def _check_encoder(dataset: Dataset, key: str, window_reader: WindowReader) -> N
     if ours is not None and theirs is not None:
         check_same_encoder(ours, theirs, where)
     elif ours is not theirs:
+        # Both None is fine: all tokens are of the source, and nothing is known to differ.
         raise SchemaError(
             where=where,
             expected="tokens of one encoder in all datasets",
@@ -123,6 +126,7 @@ def _check_goals(window_reader: WindowReader) -> None:
         return
     for dataset, part in zip(window_reader.datasets, window_reader.config.datasets, strict=True):
         cameras = set(window_reader.cameras) - set(part.missing)
+        # In "multimodal" a dataset without a camera still has its instructions.
         if not cameras and (
             not window_reader.cameras or window_reader.config.conditioning != "multimodal"
         ):
@@ -137,6 +141,7 @@ def _check_goals(window_reader: WindowReader) -> None:
 
 def _check_meaning(dataset: Dataset, first: Dataset) -> None:
     """Checks that the conventions which the loader does not convert agree in all datasets."""
+    # Signs of the gripper are not among them: `StandardizeGripper` converts those.
     names = ("image_orientation", "rotation", "control_frequency_hz", "gripper_dim")
     ours, theirs = (
         {name: getattr(d.manifest.conventions, name) for name in names} for d in (first, dataset)

@@ -12,6 +12,7 @@ from pipeline.data.statistics import FeatureStatistics, constant_dims, unusable_
 from pipeline.errors import DataError
 from pipeline.loading.data_config import Normalization
 
+# Octo's and openpi's values, so that their normalised values are reproduced.
 _EPSILON = 1e-8
 _QUANTILE_EPSILON = 1e-6
 
@@ -47,6 +48,8 @@ class Normalizer:
         match kind:
             case "normal":
                 offset = [s.mean for s in statistics]
+                # float32, or the sum would be float64 and normalised values differ in the last
+                # digit.
                 scale = [s.std + np.float32(_EPSILON) for s in statistics]
             case "bounds" | "quantile":
                 # In float32 the epsilon would vanish beside the bound of a constant dimension.
@@ -55,6 +58,7 @@ class Normalizer:
                 scale = [
                     (s.p99 - p01 + epsilon) / 2 for s, p01 in zip(statistics, low, strict=True)
                 ]
+                # The middle between the percentiles becomes 0.
                 offset = [p01 + half for p01, half in zip(low, scale, strict=True)]
             case _:
                 assert_never(kind)
@@ -69,8 +73,10 @@ class Normalizer:
         """
         offset, scale, mask = self._rows(values.ndim, dataset)
         normalized = (values - offset) / scale
+        # Clipped values cannot be undone, so `unnormalize` gives the bound.
         if self.clip:
             normalized = np.clip(normalized, -1, 1)
+        # The mask keeps the gripper and missing observations as they are.
         return np.where(mask, normalized, values).astype(np.float32, copy=False)
 
     def unnormalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
@@ -80,7 +86,9 @@ class Normalizer:
 
     def _rows(self, ndim: int, dataset: np.ndarray) -> list[np.ndarray]:
         """Offset, scale and mask of each sample, (b 1 ... d)."""
+        # (b, 1, ..., 1, d): the same statistics for every step of a sample.
         shape = (len(dataset), *[1] * (ndim - 2), self.offset.shape[-1])
+        # Fancy indexing takes each sample's row by its dataset.
         return [table[dataset].reshape(shape) for table in (self.offset, self.scale, self.mask)]
 
 
@@ -156,6 +164,7 @@ def _find(dataset: Dataset, key: str) -> FeatureStatistics:
     """The statistics of a feature in a dataset."""
     column, feature = dataset.manifest.schema.find(key, dataset.path)
     found = dataset.statistics.get(key)
+    # A scalar has statistics of one dimension, as in a batch.
     if found is None or found.mean.shape != column.in_batch(feature).shape:
         raise DataError(
             where=f"{dataset.path}/statistics.json, {key}",
@@ -163,6 +172,7 @@ def _find(dataset: Dataset, key: str) -> FeatureStatistics:
             found="none" if found is None else f"those of {len(found.mean)} dimensions",
             remedy="They are of another dataset: put its own file there, or convert it again.",
         )
+    # Statistics of another dataset with the same features have another number of steps.
     if found.count != dataset.num_steps:
         raise DataError(
             where=f"{dataset.path}/statistics.json, {key}",

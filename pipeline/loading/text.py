@@ -15,6 +15,7 @@ Encode = Callable[[str], Sequence[int]]
 _MAX_SHOWN = 3
 """Number of instructions that a message lists of each kind."""
 
+# T5's ids, which the encoder was trained with.
 END_ID = 1
 PAD_ID = 0
 
@@ -47,6 +48,7 @@ def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
         vocabulary.Load(str(local))
     except (OSError, RuntimeError) as error:
         raise _unusable(path, str(error)) from error
+    # Another vocabulary would give valid ids of other words.
     if (vocabulary.pad_id(), vocabulary.eos_id()) != (PAD_ID, END_ID):
         found = f"padding {vocabulary.pad_id()} and end {vocabulary.eos_id()}"
         raise _unusable(path, found)
@@ -62,9 +64,11 @@ def tokenize(texts: Sequence[str], encode: Encode, max_length: int) -> TaskTable
     input_ids = np.full((len(texts), max_length), PAD_ID, np.int32)
     attention_mask = np.zeros((len(texts), max_length), np.int32)
     for row, text_ids in enumerate(ids):
+        # The end token is kept: T5 always saw one.
         kept = [*text_ids[: max_length - 1], END_ID]
         input_ids[row, : len(kept)] = kept
         attention_mask[row, : len(kept)] = 1
+    # As long as `max_length` is too long already, because the end token needs a place.
     truncated = tuple(text for text, i in zip(texts, ids, strict=True) if len(i) >= max_length)
     has_text = np.array([bool(text) for text in texts])
     return TaskTable(tuple(texts), input_ids, attention_mask, has_text, truncated)
@@ -100,6 +104,7 @@ def indistinguishable(table: TaskTable) -> list[tuple[str, ...]]:
     """Returns groups of instructions that differ but have the same ids, in the table's order."""
     groups: dict[bytes, list[str]] = {}
     for text, ids in zip(table.texts, table.input_ids, strict=True):
+        # Empty texts are alike, and mean that there is no instruction.
         if text:
             groups.setdefault(ids.tobytes(), []).append(text)
     return [tuple(texts) for texts in groups.values() if len(texts) > 1]
