@@ -32,9 +32,12 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
     Raises:
       UserError: The file cannot be written.
     """
+    # Copies of the first rows: the batch itself is about to be donated to the devices.
     few = jax.tree.map(lambda leaf: np.asarray(leaf[:_SAMPLES]), batch)
     key = augmentation_key(config)
+    # The same key as the first training step, so the crops are the same.
     inputs = jax.jit(lambda batch: model_inputs(batch, config, None, key))(few)
+    # A model of geometry alone reads no image.
     cameras = [image.observation_key for image in config.model.cameras]
     if not cameras:
         return
@@ -53,6 +56,7 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
         draw.text((left, 1), f"{cameras[camera]} {side}px, {when}", fill="black")
         for sample in range(samples):
             image = Image.fromarray(images[camera][sample, step])
+            # Bicubic at one scale, so that cameras of different sizes are comparable.
             image = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
             canvas.paste(image, (left, _CAPTION + sample * (_SIDE + _GAP)))
     with writing(directory / NAME):

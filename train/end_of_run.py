@@ -38,6 +38,7 @@ def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
     """
     try:
         yield
+    # Whatever fails here, the weights are saved and the run must end normally.
     except Exception as error:  # noqa: BLE001  (whatever it is, the weights are saved)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         _log.warning(
@@ -83,6 +84,7 @@ def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig
     """
     step = last_step(directory)
     planned = None if step is None else read_config(directory)
+    # A run that is not complete is resumed, not made up.
     if step is None or planned is None or step < planned.num_steps:
         return
     is_validated = any(one.step == step for one in read_validation(directory))
@@ -94,14 +96,17 @@ def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig
     config = dataclasses.replace(
         change(checkpoint.config),
         save_dir=str(directory),
+        # On this machine, whatever the run had: one sample needs no sharding.
         fsdp_devices=1,
         optimizer=dataclasses.replace(checkpoint.config.optimizer, accumulation_steps=1),
     )
     keep_compiled(config)
     setup = set_up(config, open_inputs(config, resume=True))
+    # Data that has changed since would give another validation.
     setup.loader.restore(read_loader_state(directory), new_mixture=False)
     if setup.validator is None:
         return
+    # The checkpoint holds the averaged parameters already.
     params = jax.device_put(checkpoint.params, setup.whole)
     table = setup.encode_language(params)
     if not is_validated:

@@ -64,8 +64,10 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
         problems, which are all listed together. A dry run prints them instead.
       SystemExit: With code 2, after a message: a flag does not exist or does not parse.
     """
+    # Abbreviations would let `--conf` hide a field of the config.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
+    # The file is read first, because its config has the defaults of all other flags.
     known, rest = parser.parse_known_args(arguments)
     if known.config is None:
         if {"-h", "--help"} & set(rest):
@@ -83,6 +85,7 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
             remedy="Try `octograin train --config libero_vggt:demo`.",
         )
     config = _read_variant(known.config)
+    # Deferred, so that a dry run can list all problems of a config at once.
     with deferred():
         flags = tyro.cli(
             Flags,
@@ -140,6 +143,7 @@ def _read_variant(name: str) -> TrainConfig:
     file, _, variant = name.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
+        # A file wins over a preset of its name.
         path = presets().get(file, path)
     if not path.is_file():
         raise UserError(
@@ -164,9 +168,13 @@ def _read_variant(name: str) -> TrainConfig:
 
 def _read_variants(path: pathlib.Path) -> dict[str, Any]:
     try:
+        # The file's own configs may have problems that flags fix.
         with deferred():
+            # `run_path` and not an import: a config file is named by its path, and leaves no module
+            # behind.
             found = runpy.run_path(str(path))
     except SystemExit as error:
+        # `SystemExit` is no `Exception`.
         raise _unusable_file(path, f"a call of exit({error.code!r})") from error
     except Exception as error:  # the file's own code may raise anything
         text = " ".join(str(error).split())

@@ -148,6 +148,7 @@ def _table(lines: list[tuple[str, str]]) -> str:
     shown = []
     before = None
     for label, text in lines:
+        # A label is written once for the lines that share it.
         shown.append(f"{'' if label == before else label:{width}}  {text}")
         before = label
     return "\n".join(shown)

@@ -229,6 +229,7 @@ class TrainConfig:
             return ()
         if self.augment.cropped is not None:
             return self.augment.cropped
+        # A crop would not move the tokens, which were computed from the whole image.
         wanted = () if self.model.vggt is not None else ("image_primary",)
         return tuple(name for name in wanted if name in self.data.observations)
 
@@ -239,9 +240,11 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         """Yields a message for each problem with the fields."""
         counts = ("batch_size", "num_steps", "save_interval", "keep_checkpoints", "fsdp_devices")
+        # None is no number to check.
         for name in (*counts, *(["keep_every"] if self.keep_every is not None else [])):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, not {getattr(self, name)}"
+        # A checkpoint that is never saved cannot be kept.
         if self.keep_every is not None and self.keep_every % self.save_interval:
             yield (
                 f"keep_every {self.keep_every} is not a multiple of save_interval "
@@ -293,12 +296,14 @@ class TrainConfig:
     def _check_language(self) -> Iterator[str]:
         language = self.model.language
         encoder = "octo_transformer/task_tokenizers_language/hf_model/encoder"
+        # Any path below the encoder stands for all of it here.
         frozen = [glob for glob in self.frozen if fnmatch.fnmatchcase(encoder, glob)]
         if language is not None and language.finetune and frozen:
             yield (
                 f"model.language.finetune is True, but {', '.join(frozen)} (optimizer.frozen or "
                 "finetuning_mode) freezes the encoder"
             )
+        # Without a gradient AdamW still applies weight decay.
         if language is not None and not language.finetune and not frozen:
             yield (
                 "model.language.finetune is False, but optimizer.frozen does not match the "
@@ -324,6 +329,7 @@ class TrainConfig:
                 f"the model reads {', '.join(missing)}, but data.observations has only "
                 f"{', '.join(self.data.observations)}"
             )
+        # Tokens may have a window of one step; images and vectors may not.
         cut = sorted((inputs - set(self.model.token_keys)) & set(self.data.current_only))
         if cut and self.data.window_size > 1:
             yield (

@@ -33,9 +33,11 @@ class Comparison:
 def compare(first: Results, second: Results) -> Comparison:
     """Pairs the trials of two policies by task and initial state."""
     ours, theirs = (
+        # An error says nothing about a policy.
         {trial.place: trial.success for trial in results.trials if trial.error is None}
         for results in (first, second)
     )
+    # All places, also those that only one policy tried.
     places = {trial.place for results in (first, second) for trial in results.trials}
     pairs: dict[int, list[tuple[bool, bool]]] = {}
     for place in sorted(ours.keys() & theirs.keys()):

@@ -97,6 +97,7 @@ def evaluate(args: Args) -> bool:
     installation = find_installation(args.assets)
     request = _request(args, installation)
     with contextlib.ExitStack() as stack:
+        # All are claimed and checked before the first one runs for hours.
         evaluations = []
         for run, step, out in _places(args):
             evaluation = Evaluation(run, step, request, installation, out)
@@ -107,6 +108,7 @@ def evaluate(args: Args) -> bool:
             try:
                 evaluation.run()
             finally:
+                # Also after an interruption: the report shows what is done so far.
                 _write(evaluations)
         show(_summary(evaluations))
     return any(evaluation.results.errors for evaluation in evaluations)
@@ -124,6 +126,7 @@ def _places(args: Args) -> list[tuple[str, int | None, pathlib.Path | None]]:
 def _write(evaluations: list[Evaluation]) -> None:
     """Writes the report and, if there are two policies, the comparison."""
     policies = [(one.folder, one.results) for one in evaluations if one.results.trials]
+    # The report is in the first policy's folder, which needs results of its own.
     if not policies or policies[0][0] != evaluations[0].folder:
         return
     comparison = None
@@ -179,6 +182,7 @@ def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
     wanted = range(args.first_trial, args.first_trial + args.trials)
     trials: list[Trial] = []
     for task in select_tasks(installation.root, args.suite, indices):
+        # All tasks are checked before the first trial.
         held = len(task.init_states(installation.root))
         if wanted.stop > held:
             raise _refused(
@@ -195,6 +199,7 @@ def _indices(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         expected = "indices with commas between, such as 0,2"
         raise _refused("--tasks", expected, text, "Tasks are counted from 0.")
+    # In the order that was given, each once.
     return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 

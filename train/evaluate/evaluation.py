@@ -74,6 +74,7 @@ class Demonstrated:
     def of(cls, checkpoint: Checkpoint) -> "Demonstrated":
         """Reads it from the provenance of the checkpoint's datasets; published sets lack it."""
         said = [
+            # None for a dataset that does not record it.
             places_in(values.get("provenance", {}).get(INITIAL_STATES, ""))
             for values in checkpoint.datasets.values()
         ]
@@ -83,6 +84,7 @@ class Demonstrated:
         """Returns whether the place was demonstrated; None if it is not known."""
         if place in self.places:
             return True
+        # Without a complete record the answer is not known.
         return False if self.is_complete else None
 
 
@@ -115,6 +117,7 @@ class Evaluation:
         check_conventions(self._spec.conventions, f"{run}, dataset {self._spec.dataset}")
         _check_takes_instructions(self._spec, run)
         horizon = self._spec.model.head.action_horizon
+        # Made for its checks alone.
         make_execution(horizon, request.execute_horizon, request.ensemble)
         name = f"{request.suite}-{self._checkpoint.step}"
         self.folder = pathlib.Path(run) / "evaluation" / name if folder is None else folder
@@ -132,6 +135,7 @@ class Evaluation:
         """
         self._file.open()
         self._pending = self._file.pending(self._request.trials)
+        # Without pending trials no policy is loaded.
         self._policy = self._make_policy() if self._pending else None
 
     @property
@@ -153,6 +157,7 @@ class Evaluation:
         successes = sum(t.success for t in self.results.trials if t.place in wanted)
         name = f"{self._run}, {request.suite}"
         seen = Demonstrated.of(self._checkpoint)
+        # No more simulators than trials: each takes about 1 GB.
         num_workers = min(request.num_workers, len(self._pending))
         with (
             evaluation_progress.shown(name, len(request.trials), done, successes) as on_trial,
@@ -167,10 +172,12 @@ class Evaluation:
             try:
                 Rollouts(policy, pool, self._options(policy), on_result).run(self._pending)
             finally:
+                # Also after an interruption: the latency of what was done.
                 self._note_inference(policy)
 
     def _settings(self, horizon: int) -> Settings:
         request = self._request
+        # An ensemble predicts at every step.
         of_chunk = 1 if request.ensemble is not None else horizon
         return Settings(
             checkpoint=checkpoint_digest(self._checkpoint),
@@ -189,6 +196,7 @@ class Evaluation:
             checkpoint, request.dataset, source=request.weights, directory=request.token_dataset
         )
         num_workers = min(request.num_workers, len(self._pending))
+        # One size for all batches, which is compiled once.
         config = PolicyConfig(batch_size=num_workers, seed=request.seed)
         policy = Policy(checkpoint, request.dataset, config, encoder)
         self._make_env(policy)()  # fails if it lacks observations; builds no simulator yet
@@ -241,7 +249,9 @@ def image_size(policy: Policy) -> tuple[int, int]:
       UserError: Its cameras differ in size.
     """
     known = {name: spec for name, spec in policy.expected.items() if name in CAMERAS}
+    # An image of any size says nothing about what training saw.
     shapes = {name: spec.shape for name, spec in known.items() if spec is not None}
+    # All cameras are rendered at one size.
     sizes: Sequence[tuple[int, int]] = sorted({(shape[0], shape[1]) for shape in shapes.values()})
     if len(sizes) > 1:
         raise UserError(

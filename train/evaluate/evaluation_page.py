@@ -94,6 +94,7 @@ def _figures(results: Results) -> list[tuple[str, str, str]]:
 def _tasks_section(results: Sequence[Results]) -> Html:
     """Shows the success of each task and in total, as a chart and one table per policy."""
     tasks = {task: None for of_policy in results for task in of_policy.tasks}
+    # All tasks together first.
     rows: list[int | None] = [None, *sorted(tasks)]
     names = ["all" if task is None else f"task {task}" for task in rows]
     rates = [[of_policy.rate(task) for task in rows] for of_policy in results]
@@ -179,6 +180,7 @@ def _video(trial: TrialResult, folder: pathlib.Path, home: pathlib.Path) -> str:
     """Returns a link to a file beside the page."""
     if trial.video is None:
         return _UNKNOWN
+    # Relative to the page, so that the folder can be moved.
     path = os.path.relpath(folder / trial.video, home)
     return tag("a", pathlib.Path(path).name, href=path)
 

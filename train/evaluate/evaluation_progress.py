@@ -27,6 +27,7 @@ def status(done: int, total: int, successes: int, num_now: int, seconds: float) 
     text = f"{done}/{total} trials, {successes} successes"
     if not num_now:
         return text
+    # From trials of this session alone: earlier ones took no time now.
     return f"{text}, {duration((total - done) * seconds / num_now)} left"
 
 

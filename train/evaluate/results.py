@@ -142,7 +142,9 @@ class Results:
 
     def adding(self, result: TrialResult) -> "Results":
         """Returns the results with another trial, which replaces one of the same place."""
+        # A repeated trial replaces the one that ended with an error.
         kept = [trial for trial in self.trials if trial.place != result.place]
+        # In the order of trials: their ends depend on the simulators.
         trials = sorted([*kept, result], key=lambda trial: trial.place)
         return dataclasses.replace(self, trials=tuple(trials))
 
@@ -171,10 +173,12 @@ class ResultsFile:
         if path.exists():
             before = read_results(self.folder)
             _check_same(before, self.results, path)
+            # The path of the run may have changed; everything else is compared.
             self.results = dataclasses.replace(before, run=self.results.run)
 
     def pending(self, trials: Sequence[Trial]) -> list[Trial]:
         """Returns the trials that have no result, or ended with an error."""
+        # Errors are tried again by the same command.
         done = {trial.place for trial in self.results.trials if trial.error is None}
         return [trial for trial in trials if (trial.task.index, trial.init) not in done]
 
@@ -191,6 +195,7 @@ class ResultsFile:
         self.results = results
         path = self.folder / RESULTS_NAME
         with writing(path):
+            # After every trial, so a kill loses at most the running ones.
             write_text_atomically(path, dump_json(to_json_values(results)))
 
 
@@ -236,6 +241,7 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
             "params": digest_arrays(checkpoint.params),
             "config": to_json_values(checkpoint.config),
             "datasets": checkpoint.datasets,
+            # Bytes as text, for JSON.
             "vocabulary": checkpoint.vocabulary.hex(),
         }
     )

@@ -84,6 +84,7 @@ class _Episode:
     @functools.cached_property
     def env(self) -> int:
         """Returns the policy's environment number, which fixes the noise wherever it runs."""
+        # From the trial alone: its noise does not depend on the worker or the order.
         return self.trial.task.index * _INITS + self.trial.init
 
 
@@ -122,15 +123,18 @@ class Rollouts:
             for worker in self._pool.idle:
                 self._begin_next(worker)
             while self._pool.num_busy:
+                # All answers before the next prediction: one batch for all simulators.
                 answers = [self._pool.receive() for _ in range(self._pool.num_busy)]
                 self._act([a for a in map(self._continued, answers) if a is not None])
         finally:
+            # An unfinished video is no video.
             for episode in self._episodes.values():
                 if episode.film is not None:
                     episode.film.drop()
 
     def _begin_next(self, worker: int) -> None:
         """Starts the next trial in a worker, if there is one."""
+        # A worker without a trial has no episode.
         self._episodes.pop(worker, None)
         if self._waiting:
             self._begin(worker, self._waiting.popleft(), attempt=1)
@@ -160,6 +164,7 @@ class Rollouts:
         if not replies:
             return
         episodes = {reply.worker: self._episodes[reply.worker] for reply in replies}
+        # Oldest first, before the steps that are predicted from.
         self._observe_earlier(replies, episodes)
         latest = {episodes[r.worker].env: r.observations[-1] for r in replies}
         for reply in replies:
@@ -169,10 +174,12 @@ class Rollouts:
         chunks = self._policy.infer(latest)
         for worker, episode in episodes.items():
             actions = episode.execution(chunks[episode.env])
+            # The simulator renders only the last steps, which the window reads.
             self._pool.act(worker, actions, num_observed=self._policy.window_size)
 
     def _observe_earlier(self, replies: list[Reply], episodes: dict[int, _Episode]) -> None:
         """Gives the policy the earlier steps of its window, oldest first."""
+        # The last observation goes to `infer`.
         for number in range(max(len(reply.observations) for reply in replies) - 1):
             seen = {
                 episodes[reply.worker].env: reply.observations[number]
@@ -184,9 +191,11 @@ class Rollouts:
     def _lose(self, lost: Lost, episode: _Episode) -> None:
         """Repeats a lost trial once, then records an error."""
         _log.warning("%s", lost.error)
+        # A lost process is often an accident, such as memory; twice is a failure of the trial.
         if episode.attempt < _ATTEMPTS:
             if episode.film is not None:
                 episode.film.drop()
+            # The policy starts the trial again with its first noise.
             self._policy.forget(episode.env)
             self._begin(lost.worker, episode.trial, episode.attempt + 1)
             return

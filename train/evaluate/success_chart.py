@@ -34,11 +34,13 @@ def draw_rates(names: Sequence[str], rates: Sequence[Sequence[Rate]], size: Size
         middle = (len(rates) - 1) / 2
         for number, (of_policy, color) in enumerate(zip(rates, _COLORS, strict=False)):
             for row, rate in enumerate(of_policy):
+                # Policies of a comparison lie side by side within the row.
                 y = row + _APART * (number - middle)
                 low, high = rate.interval
                 axes.plot([100 * low, 100 * high], [y, y], color=color, linewidth=1.6)
                 axes.plot([100 * rate.value], [y], "o", color=color, ms=5, clip_on=False)
         axes.set_xlim(0, 100)
+        # Upside down: the first row is at the top.
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_yticks(range(len(names)), names, color=INK)
         axes.tick_params(axis="y", pad=6)  # otherwise a dot at 0 touches them

@@ -33,8 +33,10 @@ class Rate:
         n, z = self.num_trials, Z_95
         if n == 0:
             return 0.0, 1.0
+        # Shrinks the rate towards one half, by z * z / n.
         center = (self.num_successes + z * z / 2) / (n + z * z)
         half = z / (n + z * z) * math.sqrt(n * self.value * (1 - self.value) + z * z / 4)
+        # Rounding may leave [0, 1] by a last digit.
         return max(center - half, 0.0), min(center + half, 1.0)
 
 
@@ -79,4 +81,5 @@ class Paired:
         tail = sum(
             math.comb(differing, k) for k in range(min(self.only_first, self.only_second) + 1)
         )
+        # Two-sided; with equal counts twice the tail would be above 1.
         return min(1.0, 2 * tail / 2**differing)

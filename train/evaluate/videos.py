@@ -20,6 +20,7 @@ Kept = Literal["all", "failures", "none"]
 VIDEOS_NAME = "videos"
 _OUTCOMES = ("success", "failure", "error")
 _CODEC = "libx264"
+# Fast, because simulators wait; 20 looks like the original.
 _OPTIONS = {"preset": "veryfast", "crf": "20"}
 _LARGEST_DENOMINATOR = 1000
 """Largest denominator of the frames per second, which a file stores as a fraction."""
@@ -48,6 +49,7 @@ class Film:
         if not images:
             return
         frame = beside(images)
+        # Opened with the first frame, which has the size.
         if self._recording is None:
             self._recording = self._begun(width=frame.shape[1], height=frame.shape[0])
         self._recording.add(frame)
@@ -61,6 +63,7 @@ class Film:
         Raises:
           UserError: The file cannot be written.
         """
+        # Taken out first, so that a second call finds nothing.
         recording, self._recording = self._recording, None
         if recording is None:
             return None
@@ -68,6 +71,7 @@ class Film:
         name = f"{video_stem(self._trial)}-{outcome}.mp4"
         for other in _OUTCOMES:  # a repeated trial may leave the video of its error
             (self._folder / f"{video_stem(self._trial)}-{other}.mp4").unlink(missing_ok=True)
+        # Renamed at the end: a file with a final name is complete.
         recording.path.replace(self._folder / name)
         return name
 
@@ -82,6 +86,7 @@ class Film:
         for left in self._folder.glob(f".{stem}.*.mp4"):
             if temporary_of(left.with_suffix(".tmp").name) == stem:
                 left.unlink()  # left by a process that was killed
+        # ".mp4" at the end, because the format is chosen by it.
         path = temporary_path(self._folder / stem).with_suffix(".mp4")
         return _Recording(path, width, height, self._frames_per_s)
 
@@ -102,6 +107,7 @@ class _Recording:
             )
             self._stream = self._container.add_stream(_CODEC, rate=rate, options=_OPTIONS)
             self._stream.width, self._stream.height = width, height
+            # The only one that every browser shows.
             self._stream.pix_fmt = "yuv420p"
             self._container.start_encoding()
 
@@ -112,6 +118,7 @@ class _Recording:
 
     def finish(self) -> None:
         with writing(self.path):
+            # None flushes the frames that the encoder still holds.
             self._container.mux(self._stream.encode(None))
             self._container.close()
 

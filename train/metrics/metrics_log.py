@@ -79,11 +79,14 @@ class MetricsLog:
         tracking: Tracking | None = None,
     ) -> None:
         path = run_directory / METRICS_NAME
+        # Later lines are of steps that the resumed run repeats.
         kept = [line for line, values in _lines(path) if values["step"] <= first_step]
         self._path = path
         with writing(path):
             write_text_atomically(path, "".join(kept))
+            # Line by line, so that a kill loses at most the last one.
             self._file = path.open("a", buffering=1)
+            # TensorBoard drops its own points from this step on.
             self._events = Events(run_directory / "tensorboard", first_step + 1)
         # In a notebook, rich would need ipywidgets for a bar; one line at the end needs nothing.
         console = Console(stderr=True, force_jupyter=False)
@@ -116,11 +119,14 @@ class MetricsLog:
         Raises:
           UserError: The remaining lines cannot be written, and no other error is being raised.
         """
+        # Before the files, whose errors are printed below the bar.
         self._progress.stop()
         try:
+            # Each is closed, even if closing another fails.
             with writing(self._path), contextlib.closing(self._events), self._file:
                 pass
         except UserError:
+            # An error that ended the run is the one to report.
             if error is None:
                 raise
         if self._tracking is not None:
@@ -134,6 +140,7 @@ class MetricsLog:
         """
         values = dataclasses.asdict(metrics)
         numbers = {name: values[name] for name in _NUMBERS}
+        # Without alignment the field is absent, as in files of earlier releases.
         if metrics.align_loss is None:
             del values["align_loss"]
         else:
@@ -177,7 +184,9 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
 
 def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
     expected = {field.name for field in dataclasses.fields(StepMetrics)}
+    # `align_loss` may be absent; every other field is required.
     if values.keys() | {"align_loss"} == expected:
+        # NaN is written as null.
         known: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
         known["align_loss"] = values.get("align_loss")
         return StepMetrics(**known)
@@ -192,8 +201,10 @@ def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
 
 def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     """Returns each complete line's end and its fields; empty if the file does not exist."""
+    # Without a final line break the last line may be cut short.
     *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
     if not _is_cut_short(last):
+        # Only its line break is missing.
         lines.append(last)
     found = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     return [(f"{line.decode()}\n", values) for line, values in zip(lines, found, strict=True)]
@@ -202,6 +213,7 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 def _is_cut_short(line: bytes) -> bool:
     """Returns whether the bytes after the last line break are not a whole JSON value."""
     try:
+        # `raw_decode` accepts text after the value, which the parser below reports.
         json.JSONDecoder().raw_decode(line.decode(errors="replace"))
     except UNPARSABLE:
         return True

@@ -40,12 +40,14 @@ class Events:
         self._writer = RecordWriter(str(directory / name))
         self._flushed_s = time.monotonic()
         self._write(Event(step=first_step, file_version="brain.Event:2"))
+        # START: points of an earlier process from this step on are dropped.
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the scalars of a training step, by name."""
         for name, value in values.items():
             self._write(Event(step=step, summary=scalar(name, value)))
+        # Each flush waits for the disk, so it is not done at every step.
         if time.monotonic() - self._flushed_s >= _FLUSH_S:
             self._flushed_s = time.monotonic()
             self._writer.flush()
@@ -55,5 +57,6 @@ class Events:
         self._writer.close()
 
     def _write(self, event: Event) -> None:
+        # TensorBoard's "wall" axis.
         event.wall_time = time.time()
         self._writer.write(event.SerializeToString())

@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 
+# Steps: enough for a 99th percentile, few enough to follow a change.
 _WINDOW = 200
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -60,6 +61,7 @@ class Meter:
 
 def _rate(bytes_per_s: float) -> str:
     """Formats a rate with at most three digits, such as `12.6 MB/s`."""
+    # Powers of 1,000; a rate below one byte has a logarithm too.
     power = min(int(np.log10(max(bytes_per_s, 1)) // 3), len(_UNITS) - 1)
     value = bytes_per_s / 1e3**power
     return f"{value:.{1 if value < 100 else 0}f} {_UNITS[power]}/s"

@@ -96,9 +96,11 @@ class EpisodePrediction:
         fields |= {f"{_FRAMES}{n}": images for n, images in enumerate(fields.pop("frames"))}
         arrays = {key: np.asarray(value) for key, value in fields.items()}
         path = directory / EPISODE_NAME
+        # Not the final name: a reader must never find half a file.
         unfinished = temporary_path(path)
         with writing(path), unfinished.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
+            # Flushed before the rename, so that the file is whole under its name.
             file.flush()
             unfinished.replace(path)
 
@@ -123,6 +125,7 @@ class Validator:
         shard: HostShard,
         sharding: jax.sharding.NamedSharding,
     ) -> None:
+        # Without held-out episodes the chunks along an episode show one of training.
         split = "validation" if config.data.validation_fraction else "train"
         data = dataclasses.replace(config.data, split=split)
         self._config = config
@@ -130,6 +133,7 @@ class Validator:
         self._loader = Loader(data, config.batch_size, datasets, encode, shard, sizes)
         self._sharding = sharding
         self._module = OctoModule(config.model)
+        # Replicated: every process then reads the results from its own devices.
         whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         self._evaluate = jax.jit(self._losses_and_errors, out_shardings=whole)
         self._sample = jax.jit(self._chunks, out_shardings=whole)
@@ -152,11 +156,14 @@ class Validator:
         """
         num_batches = self._config.validation.num_batches
         losses, errors, counts, tasks, actions, real = [], [], [], [], [], []
+        # From batch 0 at every validation: always the same samples.
         with contextlib.closing(self._loader.batches()) as batches:
             for number in range(num_batches):
                 batch = self._together(lambda: next(batches))
                 arrays = device.to_devices(batch, self._sharding)
+                # The number decides the noise, so it is the same at every validation too.
                 found = self._evaluate(params, arrays, table, jnp.int32(number))
+                # Waits for the batch: validation keeps no batches in flight.
                 loss, *samples = jax.device_get(found)
                 losses.append(float(loss))
                 for parts, part in zip(
@@ -182,20 +189,26 @@ class Validator:
         """
         loader, dataset = self._loader, self._loader.datasets[0]
         steps = loader.example(0)
+        # "right": a step that starts an episode belongs to that episode.
         episode = int(np.searchsorted(dataset.episode_starts, steps[0], side="right")) - 1
         first = int(dataset.episode_starts[episode])
         rows = loader.shard.rows(loader.batch_size)
         chunks, actions = [], []
         for begin in range(0, len(steps), loader.batch_size):
+            # The last batch is filled with its last step, because the program has one batch size.
             wanted = np.minimum(begin + np.arange(loader.batch_size), len(steps) - 1)
+            # Each process reads its own rows of the batch.
             batch = self._read(steps[wanted][list(rows)])
             arrays = device.arrays_to_devices(batch, self._sharding)
             sampled, recorded = jax.device_get(self._sample(params, arrays, table))
+            # Without what fills the last batch.
             kept = min(loader.batch_size, len(steps) - begin)
             chunks.append(sampled[:kept])
             actions.append(recorded[:kept])
+        # Six images, evenly spaced, the first and the last step included.
         shown = np.linspace(0, len(steps) - 1, min(6, len(steps))).astype(np.int32)
         unnormalize = loader.normalizers[ACTION].unnormalize
+        # All steps are of the first dataset.
         place = np.zeros(len(steps), np.int64)
         return EpisodePrediction(
             dataset=dataset.path,
@@ -220,17 +233,20 @@ class Validator:
             with exclusion_named(self._config):
                 return work()
 
+        # A read that fails in one process must not leave the others in the next collective.
         return distributed.together(read)
 
     def _frames(self, steps: np.ndarray) -> tuple[np.ndarray, ...]:
         """Reads each camera's images at steps of the first dataset, as they are in the batch."""
         count = len(self._loader.shard.rows(self._loader.batch_size))
+        # Filled to whole batches by repeating; cut off again below.
         wanted = np.resize(steps, -(-len(steps) // count) * count)
         cameras = [image.observation_key for image in self._config.model.cameras]
         found: list[list[np.ndarray]] = [[] for _ in cameras]
         for begin in range(0, len(wanted) if cameras else 0, count):
             batch = self._read(wanted[begin : begin + count])
             for images, camera in zip(found, cameras, strict=True):
+                # A copy: a slice would keep the whole batch in memory.
                 images.append(batch["observation"][camera][:, -1].copy())
         return tuple(np.concatenate(images)[: len(steps)] for images in found)
 
@@ -241,6 +257,7 @@ class Validator:
 
         Then follow the actions (b h a), and bool (b h a): True where an action is real.
         """
+        # Loss and samples have draws of their own, from the batch's number.
         noise_key, sample_key = jax.random.split(jax.random.fold_in(self._key, number))
         inputs = model_inputs(batch, self._config, table)
         noise = training_noise(self._config.model.head, noise_key, batch["action"].shape[:2])
@@ -248,7 +265,9 @@ class Validator:
         chunk = sample_actions(
             self._module, params, inputs["observation"], inputs["task"], sample_key
         )
+        # The last step of the window is the one that acts.
         real = batch["action_pad_mask"][:, -1]
+        # (b h a)
         errors = jnp.where(real, jnp.abs(chunk - batch["action"][:, -1]), 0.0)
         counts = real.sum(axis=1).astype(jnp.float32)
         tasks = batch["task"]["task_index"]
@@ -283,6 +302,7 @@ class Validator:
         counts: np.ndarray,
         task: np.ndarray,
     ) -> ValidationMetrics:
+        # A dimension without a real action has no error, instead of NaN.
         by_dim = errors.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
         texts = self._loader.tasks.texts
         by_task = {
@@ -307,12 +327,14 @@ def constant_errors(actions: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, 
       real: bool (b h a), False where there is no action; a dimension without any has error 0.
     """
     masked = np.ma.masked_array(actions.astype(np.float64), ~real)
+    # The median minimises the absolute error.
     errors = abs(masked - np.ma.median(masked, axis=(0, 1)))
     return np.ma.filled(errors.mean(axis=(0, 1)), 0.0), float(np.ma.filled(errors.mean(), 0.0))
 
 
 def append_validation(directory: pathlib.Path, metrics: ValidationMetrics) -> None:
     """Appends to the run's `validation.jsonl`; lines of this training step or later are dropped."""
+    # A resumed run may validate at a step again.
     kept = [one for one in read_validation(directory) if one.step < metrics.step]
     _write_validation(directory, [*kept, metrics])
 
@@ -347,6 +369,7 @@ def read_validation(directory: pathlib.Path) -> list[ValidationMetrics]:
     """
     path = directory / METRICS_NAME
     text = path.read_bytes() if path.exists() else b""
+    # A text without lines is no line, not an empty one.
     lines = text.removesuffix(b"\n").split(b"\n") if text else []
     return [_to_metrics(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
@@ -379,6 +402,8 @@ def read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
 def _read_frames(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Returns each camera's images; earlier releases stored all cameras in one array."""
     if "frames" in arrays:
+        # (steps, cameras, ...) became one array per camera.
         return tuple(np.moveaxis(arrays["frames"], 1, 0))
+    # Names with digits alone: `frame_steps` begins alike.
     numbers = range(sum(name.removeprefix(_FRAMES).isdecimal() for name in arrays))
     return tuple(arrays[f"{_FRAMES}{number}"] for number in numbers)

@@ -26,6 +26,7 @@ class Tracking:
     def __init__(self, config: TrainConfig, run_directory: pathlib.Path) -> None:
         wandb = import_wandb()
         id_path = run_directory / _ID_NAME
+        # The id in the run directory makes a resumed run continue its own page.
         known = id_path.read_text().strip() if id_path.exists() else None
         try:
             self._run = wandb.init(
@@ -35,6 +36,7 @@ class Tracking:
                 name=config.title,
                 mode=config.wandb.mode,
                 id=known,
+                # A first run has no id yet; "allow" covers both.
                 resume="allow",
                 dir=str(run_directory),
                 config=to_json_values(config),
@@ -46,10 +48,12 @@ class Tracking:
                 found=" ".join(str(error).split()),
                 remedy="Run `wandb login`, or set --config.wandb.mode=offline.",
             ) from error
+        # After `init`, which makes the id of a new run.
         write_text_atomically(id_path, self._run.id)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs the metrics of a training step."""
+        # The step as a value too, to plot against.
         self._run.log({**values, "step": step}, step=step)
 
     def close(self) -> None:

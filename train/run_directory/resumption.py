@@ -25,6 +25,7 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
       DataError: The checkpoint is corrupt, or belongs to another config or other data.
     """
     run_directory = pathlib.Path(config.save_dir)
+    # Before the mixture is compared: this message names the flag that helps.
     _check_normalized(config, loader)
     check_same_encoders(read_datasets(run_directory), loader.describe_datasets())
     position = loader.restore(read_loader_state(run_directory), new_mixture=new_mixture)
@@ -49,6 +50,7 @@ def how_to_train_on(config: TrainConfig) -> str:
     end = config.optimizer.decay_steps or config.num_steps
     if config.optimizer.schedule != "cosine":
         return "To train on, raise --config.num_steps."
+    # The cosine reaches 0 at `decay_steps`, so more steps than that train nothing.
     if config.num_steps < end:
         return f"To train on, raise --config.num_steps, to {end} at most."
     return (

@@ -64,6 +64,7 @@ def describe_short_warmup(config: TrainConfig) -> str | None:
     warmup, num_steps = config.optimizer.warmup_steps, config.num_steps
     if warmup < num_steps:
         return None
+    # NumPy's scalar as a Python float, for the format.
     last = np.asarray(learning_rate(config.optimizer, num_steps)(num_steps - 1)).item()
     return (
         f"optimizer.warmup_steps {warmup} is not below num_steps {num_steps}: the rate only "
@@ -94,11 +95,13 @@ def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 def find_commit(checkout: pathlib.Path) -> str | None:
     """Returns the commit of a checkout, with `+changes` if files differ; None without git."""
+    # Not every checkout is one of git; a wheel has no commit.
     if not (checkout / ".git").exists():
         return None
     commit = _git(checkout, "rev-parse", "HEAD")
     if not commit:
         return None
+    # Untracked files are left out: they do not change what runs.
     return commit + ("+changes" if _git(checkout, *_STATUS) else "")
 
 
@@ -109,6 +112,7 @@ def _git(checkout: pathlib.Path, *words: str) -> str:
             ["git", "-C", str(checkout), *words],
             capture_output=True,
             text=True,
+            # On a slow network disk git may take minutes.
             timeout=_TIMEOUT_S,
             check=False,
         )

@@ -80,6 +80,7 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
 
 def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     directory = pathlib.Path(config.save_dir)
+    # The lock and the atomic renames need a file system.
     if "://" in config.save_dir:
         raise _refused(config, "a local directory", config.save_dir, "Name a path on this machine.")
     if resume and overwrite:
@@ -91,11 +92,13 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         remedy = "Continue with it: --resume. Delete it: --overwrite. Or name another save_dir."
         raise _refused(config, "a new or empty directory", "a run", remedy)
     elif before is not None and (links := _links(directory)):
+        # Deleting a run must not delete what a link leads to.
         remedy = "Remove the link, and what it leads to if nothing else needs it."
         raise _refused(config, "a run that can be deleted", f"a link to elsewhere: {links}", remedy)
     elif before is None and directory.exists() and not directory.is_dir():
         raise _refused(config, "a directory", "a file", "Name another save_dir.")
     elif before is None and directory.exists() and _entries(directory):
+        # Only a directory with a run, or an empty one, is ever emptied.
         remedy = "Name another save_dir."
         raise _refused(config, "a new or empty directory", "files that are no run", remedy)
 
@@ -120,6 +123,7 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
     directory = pathlib.Path(config.save_dir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        # "a+": created if missing, and not truncated before the lock is held.
         lock = (directory / LOCK_NAME).open("a+")
     except OSError as error:
         raise _unwritable(config, error) from error
@@ -128,12 +132,15 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
             _lock(config, lock)
         except OSError as error:  # a full disk, or a file system without locks
             raise _unwritable(config, error) from error
+        # Checked again under the lock: another process may have changed the directory meanwhile.
         check(config, resume=resume, overwrite=overwrite)
         try:
+            # The lock is held, so nobody is writing these.
             for unfinished in filter(_is_unfinished, list(directory.iterdir())):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             if not resume:
                 _empty(directory)
+            # Last: while the rest is deleted, the directory is still recognised as a run.
             write_json(directory / CONFIG_NAME, to_json_values(config))
         except OSError as error:
             raise _unwritable(config, error) from error
@@ -144,6 +151,7 @@ def _empty(directory: pathlib.Path) -> None:
     """Deletes a run except for its config, which is rewritten if it is lost."""
     before = read_config(directory)
     if before is not None:
+        # Written again if only checkpoints had it: it is what marks the directory as a run.
         write_json(directory / CONFIG_NAME, to_json_values(before))
     for entry in _entries(directory):
         if entry.name != CONFIG_NAME:
@@ -177,6 +185,7 @@ def check_usable(config: TrainConfig) -> None:
             "Allow it, or name another save_dir.",
         )
     try:
+        # Removed at the end of the block; a kill leaves a name that the next run recognises.
         with tempfile.TemporaryDirectory(dir=place, prefix=_PROBE, suffix=".tmp") as probe:
             (pathlib.Path(probe) / directory.absolute().relative_to(place)).mkdir(
                 parents=True, exist_ok=True
@@ -188,6 +197,7 @@ def check_usable(config: TrainConfig) -> None:
 def existing_part(path: pathlib.Path) -> pathlib.Path:
     """Returns the path itself if it exists, even as a broken link; else the nearest parent."""
     place = path.absolute()
+    # `lexists`: a broken link is in the way, although it leads nowhere.
     while not os.path.lexists(place):
         place = place.parent
     return place
@@ -198,6 +208,7 @@ def _holder(lock: pathlib.Path) -> str | None:
     try:
         with lock.open() as file:
             try:
+                # A shared lock fails only where a run holds the exclusive one.
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return file.read().strip() or "another process"
@@ -208,17 +219,21 @@ def _holder(lock: pathlib.Path) -> str | None:
 
 def _is_writable(path: pathlib.Path) -> bool:
     needed = os.W_OK | os.X_OK if path.is_dir() else os.W_OK
+    # By the effective user, where the system can ask for it.
     return os.access(path, needed, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _lock(config: TrainConfig, file: TextIO) -> None:
     """Locks a file and writes into it which process has it."""
     try:
+        # Without waiting: a run takes hours. The lock ends with the process, even after SIGKILL.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        # What the holder wrote about itself.
         file.seek(0)
         raise _in_use(config, file.read().strip() or "another process") from error
     file.truncate(0)
+    # For the message of the next one who finds the lock taken.
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
 
@@ -255,6 +270,7 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
             text = json.dumps(read_json(path, remedy=_CORRUPT))
             return parse_config(text, where=str(path), remedy=_CORRUPT)
     except DataError as error:
+        # A corrupt record of the config does not stop a resume: each checkpoint has the config too.
         kept = read_kept_config(directory)
         why = f"{path} cannot be read ({error.found}; {_ELSEWHERE})"
         if kept is None:
@@ -274,8 +290,10 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
         f"{key}: {then.get(key)} then, {now.get(key)} now"
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key)
+        # By globs, since configs have nested fields.
         and not any(fnmatch.fnmatchcase(key, glob) for glob in _MAY_DIFFER)
     ]
+    # The whole schedule would change with `num_steps`.
     decays = config.optimizer.schedule == "cosine" and config.optimizer.decay_steps is None
     if before.num_steps != config.num_steps and decays:
         differing.append(

@@ -26,8 +26,10 @@ def shard_structs(structs: Any, mesh: Mesh, smallest_bytes: int = SMALLEST_SHARD
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec()
         if parts > 1 and leaf.size * leaf.dtype.itemsize >= smallest_bytes:
+            # Only axes that all devices divide: uneven parts would need padding.
             axes = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
             if axes:
+                # The longest axis, so that a part is still a large piece.
                 axis = max(axes, key=lambda axis: leaf.shape[axis])
                 spec = PartitionSpec(*([None] * axis), FSDP_AXIS)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))

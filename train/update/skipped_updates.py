@@ -22,6 +22,7 @@ def non_finite(arrays: Mapping[str, Any]) -> list[str]:
     """
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        # Integers and bools are always finite.
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         bad = leaf.size - int(np.count_nonzero(np.isfinite(leaf)))
@@ -48,19 +49,23 @@ def keep_batch(loader: Loader, step: int, run_directory: pathlib.Path) -> str:
     Returns:
       Text to append to a message: where the batch is, and which of its arrays are not finite.
     """
+    # Read again: the batch that was used is on the devices, and may be donated or freed by now.
     with contextlib.closing(loader.batches(step - 1)) as batches:
         arrays = next(itertools.islice(batches, 1)).arrays
     found = non_finite(arrays)
     report = f"; not finite in the batch: {', '.join(found)}" if found else "; the batch is finite"
     folder = run_directory / DIRECTORY
     mine = f"process_{jax.process_index()}.npz"
+    # At most 4 of each process, as a batch may have hundreds of MB.
     if len(list(folder.glob(f"*_{mine}"))) >= _MOST_SAVED:
         return report
     path = folder / f"step_{step}_{mine}"
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(arrays, sep="/"))
     try:
+        # Several processes may make it at the same time.
         folder.mkdir(exist_ok=True)
         np.savez(path, allow_pickle=False, **flat)
     except OSError as error:
+        # The run continues without the file: its update is skipped in any case.
         return f"{report}, and could not be saved: {error}"
     return f"{report}, and is in {path}"

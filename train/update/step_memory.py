@@ -61,8 +61,10 @@ def estimate_memory(setup: Setup) -> MemoryEstimate:
     batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.batch))
     return MemoryEstimate(
         state=_local_bytes(setup.state),
+        # Accumulation holds a sum besides the gradients of one micro-batch.
         gradients=_local_bytes(trained) * (2 if config.optimizer.accumulation_steps > 1 else 1),
         activations=samples * activation_bytes(config.model, config.data.window_size),
+        # The current batch and the one that is being transferred.
         batches=2 * batch_bytes // setup.mesh.size,
     )
 
@@ -78,10 +80,12 @@ def activation_bytes(model: OctoConfig, window: int) -> int:
     tokens = sum(s.num_tokens for s in prefix) + window * sum(s.num_tokens for s in steps)
     width = 2 if model.compute_dtype == "bfloat16" else 4
     copies = _TOKEN_COPIES * model.embedding_dim + _MLP_COPIES * model.transformer.mlp_dim
+    # Attention maps are float32 whatever the tokens are.
     attention = _MAPS[model.attention] * model.transformer.num_heads * tokens**2 * 4
     block = tokens * copies * width + attention
     layers = model.transformer.num_layers
     if model.remat:
+        # With remat only the input of each block is kept, and one block's activations at a time.
         block = (block + layers * tokens * model.embedding_dim * width) / layers
     pixels = window * sum(image.image_size**2 for image in model.cameras)
     return int(layers * block + pixels * _STEM_BYTES)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 
+# NumPy's own function, whatever its module is called in this release.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -41,6 +42,7 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
                 raise _unreadable(path, f"{len(names)} files {_PICKLE} in it")
             states = _Unpickler(io.BytesIO(file.read(names[0]))).load()
     except DataError:
+        # Errors from above, with their own message.
         raise
     except Exception as error:  # what a corrupt pickle raises can be anything
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
@@ -56,6 +58,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """What the pickle may name."""
+        # Everything else could run code of the file's author.
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs")
         return _ALLOWED[module, name]

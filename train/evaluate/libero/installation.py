@@ -95,8 +95,10 @@ def check_packages(
         except importlib.metadata.PackageNotFoundError:
             problems.append(f"no {name}")
             continue
+        # Tuples of numbers compare as versions do.
         if not _numbers(first) <= _numbers(versions[name]) < _numbers(end):
             problems.append(f"{name} {versions[name]}, not from {first} to before {end}")
+    # All that is missing in one message.
     problems += [f"no module {name}" for name in _MODULES if find(name) is None]
     if problems:
         raise UserError(
@@ -122,6 +124,7 @@ def find_root(
       UserError: Where there is none.
     """
     spec = find("libero")
+    # A package of another kind may be called libero too.
     for folder in spec.submodule_search_locations or () if spec else ():
         root = pathlib.Path(folder) / "libero"
         if (root / "bddl_files").is_dir():
@@ -149,6 +152,7 @@ def find_assets(
     """
     named = assets or environ.get(ASSETS_VARIABLE)
     candidates = [pathlib.Path(p).expanduser() for p in ([named] if named else [ASSETS_CACHE])]
+    # A folder that was named is the only one tried.
     if not named:
         candidates.insert(0, root / "assets")
     for folder in candidates:
@@ -170,12 +174,14 @@ def import_simulator(installation: Installation) -> Any:
     fetches assets from the network, and robosuite opens `/tmp/robosuite.log`, which another user
     may own.
     """
+    # Before MuJoCo is imported, which reads it once.
     os.environ[VARIABLE] = installation.backend
     # Where robosuite finds no private settings it opens the log.
     sys.modules.setdefault(_ROBOSUITE_SETTINGS, types.ModuleType(_ROBOSUITE_SETTINGS))
     with _configuration(installation):
         package: Any = importlib.import_module("libero.libero")
         environments = importlib.import_module("libero.libero.envs.env_wrapper")
+    # The package caches the path; without it the first use would download the assets.
     package._assets_path_cache = str(installation.assets)  # noqa: SLF001  (its config is not read)
     return environments.ControlEnv
 
@@ -200,6 +206,7 @@ def _configuration(installation: Installation) -> Iterator[None]:
         try:
             yield
         finally:
+            # Restored, so that processes started later are not sent to a folder that is gone.
             os.environ.pop(name)
             if before is not None:
                 os.environ[name] = before

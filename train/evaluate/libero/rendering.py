@@ -46,6 +46,7 @@ def choose_backend(environ: Mapping[str, str] = os.environ) -> str:
     """
     own = environ.get(VARIABLE)
     failures = {}
+    # The user's choice is not replaced by another.
     for backend in (own,) if own else BACKENDS:
         reason = probe(backend, environ)
         if reason is None:
@@ -63,6 +64,7 @@ def choose_backend(environ: Mapping[str, str] = os.environ) -> str:
 def probe(backend: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """Why nothing is drawn with a value of `MUJOCO_GL`, in one line; None where it works."""
     command = [sys.executable, "-c", _PROBE]
+    # In a process of its own: a broken driver may end it.
     environment = {**environ, VARIABLE: backend}
     try:
         result = subprocess.run(

@@ -23,6 +23,7 @@ SETTLING_STEPS = 10
 Source: the evaluations of OpenVLA, OpenVLA-OFT and openpi.
 """
 
+# No motion, and the gripper open, as in the published evaluations.
 _SETTLING_COMMAND = (*[0.0] * (ACTION_DIM - 1), OPEN)
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -50,11 +51,15 @@ class Simulator:
         make = import_simulator(installation)
         scene = task.scene_path(installation.root)
         with _explained(task, installation), _gpus_that_egl_understands():
+            # Building draws the positions of fixtures.
             self._seed()
             self._env = make(
                 str(scene),
+                # Cameras are rendered when a frame is asked for: 0.03 CPU-seconds per step instead
+                # of 0.16.
                 use_camera_obs=False,
                 hard_reset=False,  # a hard one builds the scene again: 6 to 10 s instead of 0.1
+                # The trial's limit is counted outside.
                 ignore_done=True,
                 control_freq=CONTROL_FREQUENCY_HZ,
             )
@@ -75,6 +80,7 @@ class Simulator:
                 found=str(init),
                 remedy="Name another one.",
             )
+        # A reset draws too, so a trial depends on nothing before it.
         self._seed()
         self._env.reset()
         # A soft reset keeps the gripper's ramp of the trial before, which a hard one starts at 0.
@@ -92,6 +98,7 @@ class Simulator:
     def render(self, camera: str, height: int, width: int) -> np.ndarray:
         """uint8 (height, width, 3): the frame of a camera, upside down, at the end of the step."""
         self._make_current()
+        # Upside down, as OpenGL's rows run.
         return self._sim.render(camera_name=camera, height=height, width=width)
 
     @property
@@ -102,6 +109,7 @@ class Simulator:
         """
         seen = self._sensed
         pose = (seen["robot0_eef_pos"], axis_angle(seen["robot0_eef_quat"]))
+        # Eight numbers: position, rotation, two fingers.
         return np.concatenate([*pose, seen["robot0_gripper_qpos"]]).astype(np.float32)
 
     @property
@@ -132,6 +140,7 @@ class Simulator:
     def end_effector(self) -> tuple[np.ndarray, np.ndarray]:
         """Its position, float64 (3) in m, and its axes as the columns of a rotation (3, 3)."""
         site = self._robot.eef_site_id
+        # Copies: MuJoCo changes its arrays in place.
         return self.data.site_xpos[site].copy(), self.data.site_xmat[site].reshape(3, 3).copy()
 
     @property
@@ -154,6 +163,7 @@ class Simulator:
 
     def close(self) -> None:
         """Frees the renderer and the simulation."""
+        # Freeing another simulator's context would break that one.
         self._make_current()
         self._env.close()
 

@@ -77,8 +77,10 @@ def to_command(action: np.ndarray) -> np.ndarray:
             found=f"{action.dtype}{list(action.shape)}, such as {action.reshape(-1)[:8].tolist()}",
             remedy="Check the policy and its statistics: a finite one trained on LIBERO fits.",
         )
+    # float64, which the controller computes in.
     command = np.clip(action.astype(np.float64), -1.0, 1.0)
     is_open = action[..., GRIPPER_DIM] > _OPEN_THRESHOLD
+    # The gripper has two commands; a policy's value lies between.
     command[..., GRIPPER_DIM] = np.where(is_open, OPEN, CLOSE)
     return command
 
@@ -110,13 +112,16 @@ def frame_to_image(frame: np.ndarray, conventions: Conventions) -> np.ndarray:
     """
     match conventions.image_orientation:
         case "flipped_vertically":
+            # The simulator's own orientation.
             image = frame
         case "upright":
+            # Rows reversed, since a frame is upside down.
             image = frame[::-1]
         case "rotated_180":
             image = frame[::-1, ::-1]
         case _:
             assert_never(conventions.image_orientation)
+    # A contiguous copy: reversed views would be slow to decode and to send.
     return np.array(image, order="C")
 
 
@@ -127,8 +132,10 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 
     Source: robosuite's `quat2axisangle`, with which published LIBERO states were made.
     """
+    # Rounding may leave the range of the arc cosine.
     w = float(np.clip(quaternion[3], -1.0, 1.0))
     sine = np.sqrt(1.0 - w * w)
+    # No rotation has no axis.
     if sine == 0.0:
         return np.zeros(3)
     return np.asarray(quaternion[:3], np.float64) * (2.0 * np.arccos(w) / sine)

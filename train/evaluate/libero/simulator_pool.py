@@ -28,6 +28,7 @@ from train.evaluate.libero.suites import Trial
 
 _log = logging.getLogger(__name__)
 
+# A simulator takes up to 25 s to build, and a driver may hang.
 _TIMEOUT_S = 300.0
 _CLOSE_S = 10.0
 
@@ -90,9 +91,11 @@ class EnvPool:
             raise ValueError(f"num_workers must be at least 1, not {num_workers}")
         self._make = make
         self._timeout_s = timeout_s
+        # Rendering contexts and jax do not survive a fork.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         try:
+            # One after the other: an error must find those that were started.
             for _ in range(num_workers):
                 self._workers.append(self._start())
         except BaseException:
@@ -147,6 +150,7 @@ class EnvPool:
             raise ValueError("actions is empty: nothing would be answered")
         if self._workers[worker].trial is None:
             raise RuntimeError(f"worker {worker} has no trial: begin one")
+        # A copy, because sending may happen after the caller changed its array.
         self._send(worker, Act(np.array(actions), num_observed))
 
     def receive(self) -> Reply | Lost:
@@ -159,6 +163,7 @@ class EnvPool:
         busy = [n for n, worker in enumerate(self._workers) if worker.is_busy]
         if not busy:
             raise RuntimeError("no request is under way")
+        # By age, so that no worker waits forever behind faster ones.
         number = self._await(sorted(busy, key=lambda n: self._workers[n].asked))
         if number is None:
             number = min(busy, key=lambda n: self._workers[n].asked)
@@ -167,9 +172,12 @@ class EnvPool:
         try:
             answer = worker.connection.recv()
         except (EOFError, OSError):
+            # The pipe ends where the process died.
+            # Its exit code is known only after it was waited for.
             worker.process.join(_CLOSE_S)
             return self._lose(number, _ending(worker.process.exitcode))
         worker.is_busy = False
+        # A mistake of the user ends the evaluation; it would happen in every trial.
         if isinstance(answer, UserError):
             raise answer
         if isinstance(answer, Crash):
@@ -183,6 +191,7 @@ class EnvPool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
+        # A daemon, so that it does not outlive this process at its normal end.
         process = self._context.Process(
             target=Portable(serve), args=(theirs, self._make), daemon=True
         )
@@ -200,6 +209,7 @@ class EnvPool:
 
     def _await(self, busy: list[int]) -> int | None:
         """The first of some workers that has answered or ended; None where the oldest is late."""
+        # In the order of their requests, which `next` below keeps.
         connections = {self._workers[n].connection: n for n in busy}
         left = self._workers[busy[0]].asked + self._timeout_s - time.monotonic()
         ready = multiprocessing.connection.wait(list(connections), max(left, 0.0))
@@ -229,13 +239,16 @@ def _end(workers: list[_Worker], *, at_once: bool) -> None:
     """Ends processes and waits for them, so that none is left as a zombie."""
     for worker in workers:
         worker.connection.close()  # one that waits for a request ends by itself
+        # A simulator inside a step would not see the end of the pipe.
         if at_once:
             worker.process.kill()
+    # One deadline for all: they end side by side.
     deadline = time.monotonic() + _CLOSE_S
     for worker in workers:
         worker.process.join(max(deadline - time.monotonic(), 0.0))
         if worker.process.is_alive():
             worker.process.kill()
+            # Waited for once more, or a zombie would be left.
             worker.process.join()
 
 

@@ -68,10 +68,13 @@ class Act:
         """Executes the actions and observes."""
         observations = []
         outcome = None
+        # Counts down: `left` is 1 for the last action.
         for left, action in zip(range(len(self.actions), 0, -1), self.actions, strict=True):
             outcome = env.step(action)
+            # Only what the policy reads: rendering costs more than a step.
             if left <= self.num_observed:
                 observations.append(env.observe())
+            # Later actions of the chunk are not executed.
             if outcome.is_over:
                 break
         assert outcome is not None  # `act` sends at least one
@@ -96,6 +99,7 @@ def serve(connection: Connection, make: Callable[[], Env]) -> None:
         while True:
             request = connection.recv()
             try:
+                # Built at the first request, so that errors of building are answers.
                 env = env or make()
                 answer = request.run(env)
             except UserError as error:
@@ -103,6 +107,7 @@ def serve(connection: Connection, make: Callable[[], Env]) -> None:
             except Exception as error:  # noqa: BLE001  (reported to the pool)
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 answer = Crash(text, traceback.format_exc())
+            # Crashes are answers too; the pool replaces this process.
             connection.send(answer)
     if env is not None:
         env.close()

@@ -57,6 +57,7 @@ class Task:
 
         The scene's file holds another wording, which no dataset has.
         """
+        # The names of libero_10 and libero_90 begin with their scene.
         return _SCENE.sub("", self.name, count=1).replace("_", " ")
 
     @property
@@ -99,6 +100,7 @@ def to_text(trials: Iterable[Trial]) -> str:
     """Such as `libero_spatial task 0: 0 1 2; libero_spatial task 2: 0 1`."""
     states: dict[str, list[int]] = {}
     for trial in trials:
+        # In the order of the trials.
         states.setdefault(str(trial.task), []).append(trial.init)
     return "; ".join(f"{task}: {' '.join(map(str, inits))}" for task, inits in states.items())
 
@@ -109,6 +111,7 @@ def places_in(text: str) -> frozenset[Place] | None:
     for part in text.split("; "):
         match = _STATES.fullmatch(part)
         if match is None:
+            # A text of another program: nothing is known.
             return None
         suite, task, inits = match.groups()
         places |= {(suite, int(task), int(init)) for init in inits.split()}
@@ -162,6 +165,7 @@ def select_tasks(
 def _task_map(path: pathlib.Path) -> dict[str, list[str]]:
     """The one assignment in a module that is a literal."""
     try:
+        # Parsed and not imported: the module imports torch.
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _TASK_MAP_NAME:
                 return ast.literal_eval(node.value)
