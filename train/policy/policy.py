@@ -172,7 +172,7 @@ class Policy:
                 f"policy of training step {self.step}, {count:,} parameters",
                 f"dataset: {spec.dataset}",
                 f"task: {tasks}",
-                f"observation, of which the last {steps} are read:",
+                "observation" + (f", of which the last {steps} are read:" if steps > 1 else ":"),
                 *lines,
                 *([computed] if spec.tokens else []),
                 f"action: float32[{self.action_horizon},{len(spec.statistics[ACTION].mean)}]{dims}",
