@@ -103,6 +103,7 @@ def edit(
       DataError: Where the files are not what was written.
     """
     with claimed(directory) as before:
+        # A corrupt file must not get a checksum that says it is whole.
         load_statistics(directory, before)
         _check_unfinished(directory, instructions)
         day = dt.datetime.now(dt.UTC).date().isoformat()
@@ -110,6 +111,7 @@ def edit(
         for old, new in instructions:
             edited = _with_instruction(edited, old, new, str(directory))
             made.append(Edit(day, INSTRUCTION, old, new))
+        # A change to the same value is none.
         made = [change for change in made if change.before != change.after]
         _check(edited, directory)
         lines = [f"{directory}: {change}" for change in made]
@@ -117,6 +119,7 @@ def edit(
             lines.append(f"{directory}: checksums of {FILE_NAME} and {STATISTICS_NAME} added")
         if lines:
             with writing(directory):
+                # The statistics' checksum first: it is covered by the manifest's own.
                 text = _sealed(directory, _noted(edited, made)).dumps()
                 write_text_atomically(directory / FILE_NAME, text)
     return "\n".join(lines or [f"{directory}: unchanged; it has checksums"]) + "\n"
@@ -136,7 +139,9 @@ def _check(edited: Manifest, directory: epath.Path) -> None:
 def edits(manifest: Manifest) -> Iterator[Edit]:
     """Yields the changes that a manifest notes, the oldest first."""
     number = 1
+    # Numbered from 1 without a gap.
     while (text := manifest.provenance.get(f"edit_{number}")) is not None:
+        # A note that somebody wrote by hand is left alone.
         match = _NOTE.fullmatch(text)
         if match:
             yield Edit(match[1], match[2], json.loads(match[3]), json.loads(match[4]))
@@ -160,6 +165,7 @@ def _with_fields(
 ) -> tuple[Manifest, list[Edit]]:
     """The manifest with what each `FIELD=VALUE` sets, all together, and the changes."""
     held = to_json_values(manifest.conventions)
+    # Those describe what the conversion did, and cannot be changed afterwards.
     before = {f"conventions.{name}": held[name] for name in held if name not in _OF_CONVERSION}
     before |= {f"licences.{column}": text for column, text in manifest.licences.items()}
     after: dict[str, Any] = {}
@@ -168,6 +174,7 @@ def _with_fields(
         if not equals or field not in before:
             raise _no_field(text, list(before))
         after[field] = _value(value) if field.startswith("conventions.") else value
+    # All fields together, since the checks compare several.
     conventions = held | {name: after.get(f"conventions.{name}", held[name]) for name in held}
     edited = dataclasses.replace(
         manifest,
@@ -176,6 +183,7 @@ def _with_fields(
             Conventions, json.dumps(conventions), where="--set", remedy="See docs/format.md."
         ),
     )
+    # As they were parsed: "1" becomes 1.0.
     checked = {f"conventions.{k}": v for k, v in to_json_values(edited.conventions).items()}
     return edited, [Edit(day, f, before[f], checked.get(f, value)) for f, value in after.items()]
 

@@ -98,6 +98,7 @@ def export(
     folder = pathlib.Path(out or source.with_name(f"{source.name}_rlds")).absolute()
     if is_remote(out or dataset.path):
         raise _in_use(out or dataset.path, "an object store", "Copy the export there afterwards.")
+    # Resolved: a link may lead into the dataset.
     if folder.resolve().is_relative_to(source.resolve()):
         raise _in_use(folder, "the dataset or a folder inside it", "Name another destination.")
     _clear_leftovers(folder)
@@ -116,12 +117,15 @@ def _version(manifest: Manifest) -> str:
 
 def _clear_leftovers(folder: pathlib.Path) -> None:
     """Removes what killed exports to `folder` left; one that they were about to replace is kept."""
+    # The last group marks what was about to be replaced.
     name = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}\.)?(\d+)(\.old)?\.tmp")
     with _named_errors(folder):
         for path in sorted(folder.parent.glob(".*.tmp")):
             match = name.fullmatch(path.name)
+            # Another export may be at work in it.
             if match is None or _is_alive(int(match[2])):
                 continue
+            # Killed between the two renames: the old export is put back.
             if match[3] and not folder.exists():
                 path.replace(folder)
             else:
@@ -133,6 +137,7 @@ def _is_alive(pid: int) -> bool:
     if pid == os.getpid():
         return False
     try:
+        # Signal 0 asks whether the process exists.
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
@@ -150,6 +155,7 @@ def _check_free(folder: pathlib.Path, *, overwrite: bool) -> None:
     if folder.is_symlink() or not folder.is_dir():
         found = "a link" if folder.is_symlink() else "a file"
         raise _in_use(folder, found, "Name another destination.")
+    # Every file is looked at before one is removed.
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         is_own = len(inside.parts) == _DEPTH and any(inside.match(name) for name in _OWN_FILES)
@@ -178,11 +184,13 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        # Two renames, because a folder that is not empty cannot be replaced.
         if folder.exists():
             folder.replace(old)
         temporary.replace(folder)
         sync(folder.parent)
     finally:
+        # The second rename failed: the old export is put back.
         if old.exists() and not folder.exists():
             old.replace(folder)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -230,9 +238,12 @@ class _Export:
             file = f"{manifest.name}-{split}.tfrecord-{number:05d}-of-{len(lengths):05d}"
             self._write_shard(file, range(first, first + length), on_progress)
             first += length
+        # After all shards: only then the formats of all images are known.
         declared_features(manifest, self.formats).save_config(str(self.directory))
         info = _info(manifest, split, lengths, self.num_bytes)
+        # Last: a folder without it is no version.
         (self.directory / _INFO).write_text(json.dumps(info, indent=2) + "\n")
+        # The files, then their names.
         for path in (*self.directory.iterdir(), self.directory):
             sync(path)
 

@@ -32,7 +32,6 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
     Raises:
       UserError: The file cannot be written.
     """
-    # Copies of the first rows: the batch itself is about to be donated to the devices.
     few = jax.tree.map(lambda leaf: np.asarray(leaf[:_SAMPLES]), batch)
     key = augmentation_key(config)
     # The same key as the first training step, so the crops are the same.

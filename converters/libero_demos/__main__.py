@@ -104,6 +104,7 @@ def _check(args: Args) -> None:
     }
     least |= {"noise": 0.0, "waypoint_noise": 0.0}
     for name, value in least.items():
+        # Written this way so that NaN fails too.
         if not getattr(args, name) >= value:
             raise UserError(
                 where=f"--{name}",

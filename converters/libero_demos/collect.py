@@ -47,6 +47,7 @@ class Destination:
     def folder(self) -> pathlib.Path:
         """Folder of the episodes until all are collected."""
         absolute = self.dataset.absolute()
+        # Hidden and beside the dataset: on the same disk, for the renames.
         return absolute.with_name(f".{absolute.name}.episodes")
 
 
@@ -64,6 +65,7 @@ def collect(
     """
     _check_free(destination)
     with files.claimed():
+        # What an earlier run made, or failed at, is not tried again.
         pending = files.pending()
         on_progress(len(files.trials) - len(pending), 0)
         workers.run(files.make, pending, min(num_workers, len(pending)) or 1, on_progress)
@@ -76,12 +78,14 @@ def collect(
                 remedy=f"Lower --noise or name other tasks, and remove {files.folder}.",
             )
         source = _placed_rlds(files, destination, tuple(made.values()))
+        # Converted like any other source, with all its checks.
         manifest = convert(
             dataclasses.replace(open_source(str(source)), notes=notes(files, made)),
             destination.dataset,
             mapping(destination.licence),
             overwrite=destination.overwrite,
         )
+    # Only after the dataset is complete.
     shutil.rmtree(files.folder)
     return manifest
 
@@ -91,6 +95,7 @@ def mapping(licence: str) -> SourceMapping:
     conventions = dataclasses.replace(
         LIBERO.conventions, no_ops="removed_at_conversion", no_op_threshold=NO_OP_THRESHOLD
     )
+    # Collected sets have no tokens.
     features = tuple(feature for feature in LIBERO.features if not feature.optional)
     return dataclasses.replace(
         LIBERO, features=features, conventions=conventions, licence=licence, column_licences={}
@@ -120,6 +125,7 @@ def _check_free(destination: Destination) -> None:
     """Refuses, before hours of simulation, a place that is taken."""
     dataset = destination.dataset
     is_used = dataset.exists() and not dataset.is_dir()
+    # A conversion of this job may lie there unfinished.
     is_used |= dataset.is_dir() and any(dataset.iterdir()) and not (dataset / WORK).exists()
     if is_used and not destination.overwrite:
         remedy = "Replace a dataset with --overwrite, or name another one."
@@ -136,6 +142,7 @@ def _placed_rlds(
     """The folder of the RLDS, which appears whole; one that an earlier run placed stays."""
     folder = destination.rlds or files.folder / "kept"
     if destination.rlds is None:
+        # In the job's own folder it is made again, which takes seconds.
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
         with writing(folder):

@@ -74,6 +74,7 @@ def write_rlds(
         "numBytes": str(num_bytes),
     }
     info = {"name": name, "version": VERSION, "fileFormat": "tfrecord", "splits": [split]}
+    # Descriptions last: a folder without them is no RLDS.
     features(image_size).save_config(str(directory))
     (directory / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
     for path in (*directory.iterdir(), directory):

@@ -65,6 +65,7 @@ class EpisodeFiles:
         trial = self.trials[number]
         env = _environment(self)
         for attempt in range(self.settings.attempts):
+            # From the trial and attempt alone: any worker makes the same episode.
             seed = (self.settings.seed, attempt, *trial.task.name.encode(), trial.init)
             course = find_course(env, trial, self.settings.noise, seed)
             if course is not None:
@@ -74,6 +75,7 @@ class EpisodeFiles:
                 _keep(self._path(trial, _EPISODE), data)
                 report(len(data))
                 return
+        # An empty file notes the failure, so that it is not tried at every resume.
         _keep(self._path(trial, _FAILED), b"")
         report(0)
 
@@ -100,6 +102,7 @@ class EpisodeFiles:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             held = sorted(path.name for path in self.folder.iterdir() if path.name != _LOCK)
+        # Anything but temporaries and a plan may be somebody's.
         if any(not temporary_of(name) for name in held) and not (self.folder / _PLAN).exists():
             raise UserError(  # the folder is deleted at the end
                 where=str(self.folder),
@@ -114,6 +117,7 @@ class EpisodeFiles:
             remedy="Wait for its end, or stop it.",
         )
         with locked(self.folder / _LOCK, refused):
+            # Under the lock: another job must not see half of it.
             self._note_plan()
             for path in temporaries(self.folder):
                 path.unlink()
@@ -122,6 +126,7 @@ class EpisodeFiles:
     def _note_plan(self) -> None:
         plan = dump_json(to_json_values(self.settings))
         noted = self.folder / _PLAN
+        # Episodes of other settings must not be mixed.
         if noted.exists() and noted.read_text() != plan:
             raise UserError(
                 where=str(self.folder),
@@ -158,6 +163,7 @@ def _environments() -> dict[str, LiberoEnv]:
 
 def _environment(files: EpisodeFiles) -> LiberoEnv:
     side = files.settings.image_size
+    # One simulator per process and size, kept between episodes.
     return _environments().setdefault(
         str(side),
         LiberoEnv(

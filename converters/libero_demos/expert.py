@@ -132,6 +132,7 @@ class Expert:
         self._target_geoms = object_geoms(simulator, self._goal.target)
         self._grasp = find_grasp(simulator, self._goal.object)
         self._start_low = self._object.low
+        # Three displaced waypoints: reach, lift and carry.
         self._phases = self._plan(rng.uniform(-waypoint_noise_m, waypoint_noise_m, (3, 3)))
         self._begin(0)
 
@@ -144,19 +145,23 @@ class Expert:
         """float64 (7): the command in the present state; call it once a step."""
         self._advance()
         self._steps += 1
+        # In the world's axes, as the controller takes it.
         error = self.phase.waypoint() - self._position
         turn = rotation_vector(pointing_down(self._grasp.yaw) @ self._rotation.T)
         arm = np.concatenate([error / _GAIN_M, turn / _GAIN_RAD])
+        # Below 1, so that noise on top is not clipped.
         return np.append(np.clip(arm, -_MOST, _MOST), self.phase.gripper)
 
     def _advance(self) -> None:
         """Continues when a phase is done; to the first again where the grasp failed, or all did."""
         phase = self.phase
         distance = float(np.linalg.norm(phase.waypoint() - self._position))
+        # Some phases need time as well, such as closing the fingers.
         is_there = distance < phase.tolerance_m and self._steps >= phase.least_steps
         is_lost = phase.is_holding and self._is_lost()
         if not is_there and not is_lost and self._steps < phase.most_steps:
             return
+        # After the last phase without success, too: the object may have slipped from its place.
         if is_lost or self._index == len(self._phases) - 1:
             self._grasp = find_grasp(self._simulator, self._goal.object)
             self._begin(0)
@@ -171,12 +176,14 @@ class Expert:
     def _begin(self, index: int) -> None:
         self._index = index
         self._steps = 0
+        # Where the phase began; some waypoints are relative to it.
         self._anchor = self._position
 
     # --- the plan
 
     def _plan(self, offsets: np.ndarray) -> list[Phase]:
         reach, lift, carry = offsets
+        # Never below the object.
         reach[2] = abs(reach[2])  # above what is to be taken, not into it
         lower = self._over_rim if self._goal.is_inside else self._on_top
         return [
@@ -198,6 +205,7 @@ class Expert:
         """Waypoint at the grasp, raised by more the farther the hand is beside it."""
         at = self._at_grasp()
         aside = float(np.linalg.norm((at - self._position)[:2]))
+        # Within a cone: a hand that is aside rises again instead of pressing on the rim.
         return _with_height(at, at[2] + np.clip(_CONE * (aside - _TAKE_M), 0.0, _ABOVE[2]))
 
     def _lifted(self) -> np.ndarray:
@@ -206,6 +214,7 @@ class Expert:
 
     def _carrying_height(self) -> float:
         """Height of the end effector at which the held object clears the target and obstacles."""
+        # Above the target's rim, and above obstacles where it was taken.
         low = max(self._target.high + _CLEARANCE_M, self._start_low + _LIFT_M)
         return low + self._held_height()
 
@@ -215,6 +224,7 @@ class Expert:
 
     def _over(self) -> np.ndarray:
         """Waypoint at which the object is above the center of its target."""
+        # From the object, not the hand: it may hang aside in the gripper.
         way = self._simulator.position(self._goal.target) - self._simulator.position(
             self._goal.object
         )
@@ -223,6 +233,7 @@ class Expert:
     def _on_top(self) -> np.ndarray:
         """Waypoint at which the object stands on its target."""
         surface = self._target.high_over(self._simulator.position(self._goal.target))
+        # A little too low, so that the object touches before it is let go.
         return _with_height(self._over(), surface - _PRESS_M + self._held_height())
 
     def _over_rim(self) -> np.ndarray:

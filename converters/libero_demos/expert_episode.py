@@ -70,9 +70,11 @@ def find_course(env: LiberoEnv, trial: Trial, noise: Noise, seed: tuple[int, ...
     draw = np.zeros(GRIPPER_DIM)
     while True:
         command = expert.command()
+        # One draw for 4 steps: the controller would smooth out a new one every step.
         if len(executed) % _HOLD_STEPS == 0:
             draw = rng.normal(0.0, noise.action, GRIPPER_DIM)
         noisy = command.copy()
+        # The arm alone: noise on the gripper would open and close it.
         noisy[:GRIPPER_DIM] += draw * expert.phase.noise
         intended.append(command)
         executed.append(np.clip(noisy, -1.0, 1.0))
@@ -97,13 +99,17 @@ def record(
     Raises:
       RuntimeError: Where the course does not end in success again: the simulation is not the same.
     """
+    # The same initial state and commands give the same course.
     outcome = env.reset(trial)
     seen = []
     for command in course.executed:
+        # Observed before the command, as a policy would.
         seen.append(env.observe())
         outcome = env.execute(command)
+    # The simulator is deterministic, so this is a bug.
     if not outcome.is_success:
         raise RuntimeError(f"{trial}: its course ended in success once and did not again")
+    # The last step has the reward, as in published sets.
     last = np.arange(len(seen)) == len(seen) - 1
     values: EpisodeValues = {
         "steps/observation/image": [_jpeg(o["image_primary"]) for o in seen],

@@ -51,6 +51,7 @@ def find_grasp(simulator: Simulator, name: str) -> Grasp:
     boxes = boxes_of(simulator, object_geoms(simulator, name))
     others = boxes_of(simulator, other_geoms(simulator, name))
     point, yaw = _across(boxes, others)
+    # Wider than the fingers open.
     if _width(boxes.corners, yaw) > _OPENING_M:
         point, yaw = _rim(boxes, others)
     return Grasp(point - simulator.position(name), yaw)
@@ -61,10 +62,12 @@ def _across(boxes: Boxes, others: Boxes) -> tuple[np.ndarray, float]:
     corners = boxes.corners
     point = boxes.middle
     point[2] = max(boxes.high - _DEPTH_M, boxes.low + _FLOOR_M)
+    # Half a turn covers all: a gripper is symmetric.
     yaws = np.linspace(-np.pi / 2, np.pi / 2, _NUM_YAWS, endpoint=False)
 
     def cost(yaw: float) -> float:
         room = _room(point, yaw, others)
+        # Narrow, little turned, with room around.
         return _width(corners, yaw) + _WIDTH_PER_RAD_M * abs(yaw) - min(room, _ROOM_M / 2) / 2
 
     return point, min((float(yaw) for yaw in yaws), key=cost)
@@ -73,6 +76,7 @@ def _across(boxes: Boxes, others: Boxes) -> tuple[np.ndarray, float]:
 def _rim(boxes: Boxes, others: Boxes) -> tuple[np.ndarray, float]:
     """(point, yaw) on the rim of something round, where there is most room."""
     middle = boxes.middle
+    # Only the upper part: a bowl is narrower below.
     upper = boxes.centers[boxes.centers[:, 2] > boxes.high - _RIM_PART_M]
     radius = float(np.linalg.norm((upper - middle)[:, :2], axis=1).max())
     middle[2] = boxes.high - _RIM_DEPTH_M
@@ -82,6 +86,7 @@ def _rim(boxes: Boxes, others: Boxes) -> tuple[np.ndarray, float]:
 
     def merit(angle: float) -> float:
         point, yaw = candidate(angle)
+        # Room above 0.06 m is no better, and a turn of the wrist has to be worth it.
         return min(_room(point, yaw, others), _ROOM_M) - _ROOM_PER_RAD_M * abs(yaw)
 
     # Along y first: of equals, the one without a turn of the wrist.

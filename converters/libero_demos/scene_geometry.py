@@ -33,6 +33,7 @@ class Boxes:
     @property
     def corners(self) -> np.ndarray:
         """float64 (8 n, 3)."""
+        # (n, 8, 3): the corners of each box in its own axes, turned into the world's.
         offsets = np.einsum("nij,kj,nj->nki", self.rotations, _CORNERS, self.half_sizes)
         return (self.centers[:, None] + offsets).reshape(-1, 3)
 
@@ -59,7 +60,9 @@ class Boxes:
 
     def distance(self, points: np.ndarray) -> float:
         """The least distance of some points (m, 3) to any of the boxes; 0 inside one."""
+        # (m, n, 3): each point in the axes of each box.
         local = np.einsum("nij,mni->mnj", self.rotations, points[:, None] - self.centers)
+        # 0 on the axes within whose faces the point lies.
         outside = np.maximum(np.abs(local) - self.half_sizes, 0.0)
         return float(np.linalg.norm(outside, axis=-1).min(initial=np.inf))
 
@@ -85,6 +88,7 @@ def boxes_of(simulator: Simulator, geoms: list[int]) -> Boxes:
     """The bounding boxes of some geometry, where it is now."""
     model, data = simulator.model, simulator.data
     rotations = data.geom_xmat[geoms].reshape(-1, 3, 3)
+    # Middle and half sizes of each box, in the geometry's own frame.
     local = model.geom_aabb[geoms].reshape(-1, 6)
     centers = data.geom_xpos[geoms] + np.einsum("nij,nj->ni", rotations, local[:, :3])
     return Boxes(centers, rotations, local[:, 3:])
@@ -92,6 +96,7 @@ def boxes_of(simulator: Simulator, geoms: list[int]) -> Boxes:
 
 def _solid_geoms(model: Any) -> list[int]:
     """Geometry that touches something and is bounded."""
+    # Geometry without these bits is only drawn.
     touches = (model.geom_contype | model.geom_conaffinity) != 0
     return np.flatnonzero(touches & (model.geom_type != _PLANE)).tolist()
 
@@ -99,6 +104,7 @@ def _solid_geoms(model: Any) -> list[int]:
 def _is_below(model: Any, geom: int, root: int) -> bool:
     """Whether geometry belongs to a body or to one that hangs from it."""
     body = int(model.geom_bodyid[geom])
+    # Body 0 is the world, where every chain ends.
     while body not in (0, root):
         body = int(model.body_parentid[body])
     return body == root
@@ -128,7 +134,9 @@ def rotation_vector(rotation: np.ndarray) -> np.ndarray:
     """float64 (3): axis times angle in rad of a rotation (3, 3) of less than half a turn."""
     skew = (rotation - rotation.T) / 2
     sine = np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
+    # The sine of the angle, which is less than half a turn.
     norm = np.linalg.norm(sine)
     if norm == 0.0:
         return np.zeros(3)
+    # `arctan2` is exact near 0, where the arc cosine loses digits.
     return sine / norm * np.arctan2(norm, (np.trace(rotation) - 1) / 2)

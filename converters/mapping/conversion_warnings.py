@@ -32,6 +32,7 @@ def report_cameras(source: RldsSource, schema: Schema) -> None:
 
 def report_tasks(tasks: Sequence[str], key: str) -> None:
     """Logs a warning where the instructions of a dataset look like names of episodes or files."""
+    # All of them: a single odd instruction is no sign.
     if tasks and all(is_name(task.encode()) for task in tasks):
         _log.warning(
             f"warning: {key}: the instructions look like names of episodes or files, such as "
@@ -41,6 +42,7 @@ def report_tasks(tasks: Sequence[str], key: str) -> None:
 
 def is_name(text: bytes) -> bool:
     """Whether a text looks like a path, a number or an identifier: one word with such letters."""
+    # One word with a digit, a slash or an ending.
     return len(text.split()) == 1 and re.search(rb"[\d/\\]|\.\w+$", text) is not None
 
 
@@ -64,8 +66,10 @@ class Doubts:
         """Takes the next episode, as its record is decoded."""
         dim = self.conventions.gripper_dim
         if dim is not None:
+            # Three values are enough to tell two commands from a continuous gripper.
             commands = {*np.unique(np.asarray(episode[ACTION])[:, dim]).tolist(), *self._commands}
             ordered = sorted(commands)
+            # The two lowest and the highest.
             self._commands = {*ordered[:_BINARY], *ordered[-1:]}
         for column, feature in self.schema.features():
             if column.name == EPISODES and "float64" in {p.dtype for p in feature.origins}:
@@ -80,7 +84,9 @@ class Doubts:
         for part in feature.origins:
             own = values.reshape(len(values), -1)[:, start : start + part.size]
             start += part.size
+            # Where float32 has gaps of 1 or more, as in times in nanoseconds.
             is_coarse = np.spacing(np.abs(own[1:])) >= _COARSE
+            # Equal to the step before, though the source may have differed.
             is_equal = ((own[1:] == own[:-1]) & is_coarse).any(axis=1)
             if part.dtype == "float64" and is_equal.any():
                 before, _ = self._equal.get(part.source, (0, 0.0))
@@ -95,6 +101,7 @@ class Doubts:
             both close it.
         """
         for key, (count, value) in self._equal.items():
+            # The gap between neighbouring values there.
             step = np.spacing(np.float32(abs(value)))
             _log.warning(
                 f"warning: {key}: {count:,} steps equal the one before at values such as "
@@ -109,9 +116,11 @@ class Doubts:
         commands = sorted(self._commands)
         span = conventions.gripper_open - conventions.gripper_close
         opened = [(command - conventions.gripper_close) / span for command in commands]
+        # All commands on one side of the middle: none opens, or none closes.
         one_sided = max(opened) < _HALF or min(opened) > _HALF
         does, never = ("open", "close") if min(opened) > _HALF else ("close", "open")
         found = " and ".join(f"{command:g}" for command in (commands[0], commands[-1]))
+        # Exactly two commands, both on one side: the mapping is surely wrong.
         if len(commands) == _BINARY and one_sided:
             raise SchemaError(
                 where=f"{where}, gripper_dim {conventions.gripper_dim}",
@@ -120,6 +129,7 @@ class Doubts:
                 found=f"{found} alone, which would both {does} it",
                 remedy="Correct gripper_open and gripper_close, or gripper_dim, in the mapping.",
             )
+        # A gripper that never moves is no contradiction.
         is_constant = len(commands) == 1 and min(abs(opened[0]), abs(opened[0] - 1)) < _HALF / 10
         if one_sided and not is_constant:
             _log.warning(
@@ -128,6 +138,7 @@ class Doubts:
                 f"{conventions.gripper_close:g}"
             )
         elif len(commands) == _BINARY and (min(opened) < -_HALF or max(opened) > 1 + _HALF):
+            # Two commands, such as 0 and 255, under a mapping of 0 and 1.
             _log.warning(
                 f"warning: gripper_dim {conventions.gripper_dim}: its commands {found} lie far "
                 f"outside gripper_open {conventions.gripper_open:g} and gripper_close "

@@ -19,6 +19,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 def words_of(key: str) -> set[str]:
     """The words of a key, in small letters: of `steps/observation/eeImage_0` also `image`."""
+    # "eeImage" becomes "ee_Image".
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key)
     return set(re.split(r"[^a-z]+", spaced.lower()))
 
@@ -32,8 +33,10 @@ def find_task(source: RldsSource) -> tuple[str | None, str]:
     """The key of the instruction, and its line."""
     texts = [key.key for key in source.keys.values() if key.kind == "text"]
     texts = [key for key in texts if not leaf_words(key) & (_NAME_WORDS | CAMERA_WORDS)]
+    # By looks as well: a key may be called "text" and hold a path.
     named = _with_names(source, texts)
     texts = [key for key in texts if key not in named]
+    # In the order of the words: "instruction" before "task".
     likely = [key for word in TASK_WORDS for key in texts if word in key.lower()]
     steps = [key for key in texts if key.startswith(STEPS)]
     candidates = list(dict.fromkeys(likely)) or steps
@@ -51,6 +54,7 @@ def find_task(source: RldsSource) -> tuple[str | None, str]:
 def _with_names(source: RldsSource, keys: Sequence[str]) -> set[str]:
     """Those of some keys whose first text is a name of an episode or file by its looks."""
     wanted = [source.keys[key] for key in keys]
+    # Without a readable episode nothing is known of the texts.
     _, episode = next(readable_episodes(source, wanted), ("", {}))
     return {key for key, texts in episode.items() if is_name(bytes(texts[0]))}
 
@@ -76,6 +80,7 @@ def find_source_id(keys: Sequence[SourceKey], task: str | None) -> str | None:
     """A text that names the episode, where there is one of it."""
     texts = [key.key for key in keys if key.kind == "text" and key.key != task]
     texts = [key for key in texts if not key.startswith(STEPS)]
+    # False sorts before True: a key with the word of a name comes first.
     return min(texts, key=lambda key: not leaf_words(key) & _NAME_WORDS, default=None)
 
 
@@ -87,4 +92,5 @@ def on_one_line(text: str) -> str:
 def quoted(text: str) -> str:
     """Returns a text as a basic string of TOML."""
     shown = json.dumps(text, ensure_ascii=False)  # without what a terminal obeys or hides
+    # JSON leaves these letters as they are; TOML takes \U with eight digits.
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in shown)

@@ -20,6 +20,7 @@ _RESERVED = ("action_pad_mask", "observation/timestep", "observation/timestep_pa
 _RESERVED_FOLDERS = ("task/", "observation/pad_mask_dict")
 
 _NUM_CHANNELS = 3
+# Pixels that a model reads have three.
 _EXACT_INTEGER = 2**24
 """Up to it float32 holds every integer."""
 
@@ -49,6 +50,7 @@ class FeatureMapping:
     def __post_init__(self) -> None:
         """Checks that the key is a path of a batch, and the column a folder of the dataset."""
         is_path = re.fullmatch(r"[\w-]+(/[\w-]+)*", self.key)
+        # A feature of these names would overwrite a mask of the batch.
         if not is_path or self.key in _RESERVED or self.key.startswith(_RESERVED_FOLDERS):
             raise ValueError(f"key {self.key!r} must be a path that no mask or task has")
         if not re.fullmatch(r"\w[\w.-]*", self.column) or self.column.endswith(".json"):
@@ -75,12 +77,14 @@ def make_feature(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str)
     """
     for key in keys:
         _check_storable(key, f"{where}, {key.key}")
+    # An action that is no float32 vector, such as an integer, is made one.
     if mapping.joined or (mapping.key == ACTION and _needs_vector(keys[0])):
         feature = _vector(mapping, keys, where)
     elif keys[0].kind == "image":
         feature = _image(mapping, keys[0], f"{where}, {keys[0].key}")
     else:
         feature = _tensor(mapping, keys[0], f"{where}, {keys[0].key}")
+    # Names are of the last axis.
     if mapping.dims and feature.shape[-1:] != (len(mapping.dims),):
         raise SchemaError(
             where=f"{where}, {feature.source}",
@@ -131,6 +135,7 @@ def _image(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
             remedy=remedy,
         )
     shape = (*key.shape[:2], _NUM_CHANNELS)
+    # The part keeps the source's shape, so that an export has one channel again.
     parts = (SourcePart(key.key, key.dtype, key.shape),) if mapping.grey_to_rgb else ()
     return Feature(
         mapping.key, "image", shape, "uint8", "uint8", key.key, "uint8", mapping.dims, parts
@@ -139,11 +144,13 @@ def _image(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
 
 def _tensor(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
     dtype = rest_dtype(key.dtype, where)
+    # bfloat16 is no dtype of a batch.
     batch_dtype = "float32" if dtype == "bfloat16" else dtype
     feature = Feature(
         mapping.key, "tensor", key.shape, dtype, batch_dtype, key.key, key.dtype, mapping.dims
     )
     is_observation = mapping.key.startswith("observation/")
+    # Pixels of a whole trajectory in one record would be read for every sample of it.
     if feature.is_camera and is_observation and mapping.column == EPISODES:
         raise SchemaError(
             where=where,
@@ -167,6 +174,7 @@ def _vector(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str) -> F
     for key in keys:
         rest_dtype(key.dtype, f"{where}, {key.key}")
         if key.kind != "tensor" or len(key.shape) > 1:
+            # An action of several steps: training makes the chunks.
             horizon = " of one step, not of a horizon" if mapping.key == ACTION else ""
             raise SchemaError(
                 where=f"{where}, {key.key}",
@@ -202,10 +210,12 @@ def join(episode: Episode, feature: Feature, num_steps: int, where: str) -> np.n
     """
     columns = []
     for part in feature.parts:
+        # Each part by itself: it has its own dtype and shape.
         value = np.asarray(episode[part.source])
         dtype = rest_dtype(part.dtype, f"{where}, {part.source}")
         declared = Feature(feature.key, "tensor", part.shape, dtype, dtype, part.source)
         value = _exact(to_rest(value, declared, where), f"{where}, {part.source}")
+        # A value of the whole episode for each step.
         if not part.source.startswith(STEPS):
             value = np.repeat(value, num_steps, axis=0)
         columns.append(value.reshape(num_steps, part.size))
@@ -214,6 +224,7 @@ def join(episode: Episode, feature: Feature, num_steps: int, where: str) -> np.n
 
 def _exact(values: np.ndarray, where: str) -> np.ndarray:
     """The same numbers as float32."""
+    # Above 2 ** 24 float32 skips integers.
     beyond = np.abs(values) > _EXACT_INTEGER if values.dtype == np.int32 else np.zeros(1, bool)
     if beyond.any():
         raise SchemaError(

@@ -95,11 +95,13 @@ def describe(source: RldsSource) -> str:
     """
     keys = list(source.keys.values())
     task, task_line = find_task(source)
+    # After the task, which is the likelier meaning of a text.
     source_id = find_source_id(keys, task)
     rest = [key for key in keys if key.key not in (task, source_id)]
     refused = {key.key: reason for key in rest if (reason := _refusal(key))}
     proposals = _proposals([key for key in rest if key.key not in refused])
     proposals = _with_primary_camera(_with_action(proposals))
+    # Valid as it stands: everything is taken or ignored.
     lines = [
         f"# Mapping of {source.name} {source.version}. Look at every line marked CHECK.",
         task_line,
@@ -140,6 +142,7 @@ def _reason(key: SourceKey) -> str | None:
         return "a text: only task and source_id are stored"
     if key.kind == "other":
         words = f"ragged, nested, encoded or texts: {on_one_line(key.dtype)}"
+        # Declarations of nested features may have hundreds of characters.
         return textwrap.shorten(words, 120, placeholder=" ...")
     if min(key.shape, default=1) < 1:
         return f"{shape}: empty"
@@ -147,6 +150,7 @@ def _reason(key: SourceKey) -> str | None:
         return f"{shape}: a grey image; a feature with grey_to_rgb = true takes it"
     if key.kind == "image" and (key.dtype, key.shape[2:]) != ("uint8", (3,)):
         return f"{shape}: only uint8 images of 3 channels are stored"
+    # Asked by trying: the dtype law is in one place.
     try:
         rest_dtype(key.dtype, key.key)
     except SchemaError:
@@ -161,6 +165,7 @@ def _proposals(keys: Sequence[SourceKey]) -> list[_Proposal]:
     """Every key as a feature of its own; a name that two want goes to a step's literal one."""
     names, columns = {SOURCE_ID}, {EPISODES, IMAGES}
     proposals = {}
+    # Keys of steps first, and those with a usual name, so that these get the short names.
     for key in sorted(keys, key=lambda key: (not key.key.startswith(STEPS), _is_renamed(key.key))):
         features = (FeatureMapping(name, key.key) for name in _names(key) if _is_free(name, names))
         feature = next(features)
@@ -168,6 +173,7 @@ def _proposals(keys: Sequence[SourceKey]) -> list[_Proposal]:
         names.add(feature.key)
         columns.add(column)
         proposals[key.key] = _Proposal((key,), dataclasses.replace(feature, column=column))
+    # In the order of the source.
     return [proposals[key.key] for key in keys]
 
 
@@ -193,6 +199,7 @@ def _names(key: SourceKey) -> Iterator[str]:
 
 def _is_free(name: str, taken: set[str]) -> bool:
     """Whether a feature may have a name that no other has."""
+    # The checks of a feature are tried, not repeated.
     try:
         FeatureMapping(name, name)
     except ValueError:  # one that the loader fills itself
@@ -222,6 +229,7 @@ def _with_action(proposals: list[_Proposal]) -> list[_Proposal]:
     if any(proposal.feature.key == ACTION for proposal in proposals):
         return proposals
     parts = _action_parts(proposals)
+    # A single number is no arm's action.
     if not parts or (len(parts) == 1 and not parts[0].key.shape):
         return proposals
     if len(parts) == 1:
@@ -233,6 +241,7 @@ def _with_action(proposals: list[_Proposal]) -> list[_Proposal]:
         check += f" Not {', '.join(map(quoted, others))}?" if others else ""
         feature = FeatureMapping(ACTION, joined=tuple(part.key.key for part in parts))
     action = _Proposal(tuple(part.key for part in parts), feature, check)
+    # In the place of its first part.
     first = min(proposals.index(part) for part in parts)
     rest = [None if p in parts else p for p in proposals]
     rest[first] = action
@@ -252,6 +261,7 @@ def _action_parts(proposals: Iterable[_Proposal]) -> list[_Proposal]:
         and len(p.key.shape) < 2
         and p.key.key.startswith(STEPS)
     ]
+    # Commands that were only observed count if there are no others.
     commands = [p for p in usable if "/observation/" not in p.key.key] or usable
     for word in _ACTION_WORDS:
         likely = [p for p in commands if word in p.key.key.lower()]
@@ -271,6 +281,7 @@ def _is_command(proposal: _Proposal) -> bool:
 def _place_in_action(proposal: _Proposal) -> int:
     words = leaf_words(proposal.key.key)
     places = (place for place, usual in enumerate(_ARM_ORDER) if words & usual)
+    # The last place whose words fit: a "gripper_position" is the gripper.
     return max(places, default=2)
 
 
@@ -292,6 +303,7 @@ def _unlikeliness(key: str) -> tuple[bool, int, str]:
     """Sorts cameras by how likely they see the whole scene."""
     words = leaf_words(key)
     places = [n for n, word in enumerate(_FIRST_CAMERA_WORDS) if word in words]
+    # Second cameras last, then by the words of first ones, then by name.
     return bool(words & _SECOND_CAMERA_WORDS), min(places, default=len(_FIRST_CAMERA_WORDS)), key
 
 
@@ -301,6 +313,7 @@ def _unlikeliness(key: str) -> tuple[bool, int, str]:
 def _ignore_lines(reasons: Mapping[str, str]) -> list[str]:
     if not reasons:
         return ["ignore = []  # globs over keys to leave out"]
+    # Escaped, because brackets of a view are a glob's.
     globs = [f"    {quoted(glob.escape(key))},  # {reason}" for key, reason in reasons.items()]
     return ["ignore = [  # globs over keys to leave out", *globs, "]"]
 

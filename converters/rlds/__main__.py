@@ -67,6 +67,7 @@ class Args:
 
 def main() -> None:
     """Parses the command line and runs the job."""
+    # Beam parses its own flags, so they are cut off before tyro sees them.
     own, beam_flags = _split(sys.argv[1:])
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(Args, prog=program("converters.rlds"), args=own)
@@ -77,6 +78,7 @@ def main() -> None:
             show(mapping_proposal.describe(source))
         else:
             selected = source if args.episodes is None else _select(source, args.episodes)
+            # Before the mapping is looked for: missing files are the more basic problem.
             check_shards(selected)
             _convert(selected, args, _runner(selected, args, beam_flags))
 
@@ -88,6 +90,7 @@ def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _select(source: RldsSource, episodes: str) -> RldsSource:
+    # At most 18 digits, which fit in 64 bits.
     match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", episodes)
     if match is None:
         raise UserError(
@@ -146,6 +149,7 @@ def _runner(source: RldsSource, args: Args, beam_flags: tuple[str, ...]) -> Runn
 
 def _beam_runner(flags: tuple[str, ...]) -> Runner:
     try:
+        # Set before the import, which prints the warnings.
         logging.disable(logging.WARNING)  # Beam warns of each client of a service that it lacks
         from converters.job.beam_runner import BeamRunner  # noqa: PLC0415  (an extra)
     except ImportError as error:
@@ -156,6 +160,7 @@ def _beam_runner(flags: tuple[str, ...]) -> Runner:
             remedy=f"{install_extra('beam')}.",
         ) from error
     finally:
+        # In any case, or the conversion's own warnings would be lost.
         logging.disable(logging.NOTSET)
     return BeamRunner(flags)
 
@@ -167,9 +172,11 @@ def _misused(expected: str, found: str) -> UserError:
 
 def _num_workers(source: RldsSource) -> int:
     """Returns the number of cores, less those that would only start and end."""
+    # Files that are missing are reported later, with all their names.
     total = sum(shard.path.stat().length for shard in source.shards if shard.path.exists())
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, and counts what is allowed
     num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    # A process that starts in 2 s has to have more than 2 s of work.
     return max(1, min(num_cores, int(total // _BYTES_A_WORKER)))
 
 

@@ -24,13 +24,16 @@ def check_boundaries(episode: Episode, where: str) -> None:
       SchemaError: Where it does not.
     """
     first, last = _flags(episode, _IS_FIRST), _flags(episode, _IS_LAST)
+    # A record that begins in the middle holds single steps, or parts of episodes.
     if first is not None and not first[0]:
         found = f"is_first false at step 0 of {len(first)}"
     elif first is not None and first[1:].any():
+        # A second beginning: several episodes in one record.
         found = f"is_first at step {1 + np.flatnonzero(first[1:])[0]} of {len(first)}"
     elif last is not None and last[:-1].any():
         found = f"is_last at step {np.flatnonzero(last)[0]} of {len(last)}"
     elif first is None and last is not None and not last[-1]:
+        # An episode that was cut off lacks `is_last` alone, so this counts only without `is_first`.
         found = f"is_last false at the last of {len(last)} steps"
     else:
         return
@@ -47,4 +50,5 @@ def check_boundaries(episode: Episode, where: str) -> None:
 def _flags(episode: Episode, key: str) -> np.ndarray | None:
     """Bool (t) of a key that has one value per step; None where it was not read as such."""
     values = episode.get(key)
+    # Compared with 0, because the flags may be bools or floats.
     return values != 0 if isinstance(values, np.ndarray) and values.ndim == 1 else None

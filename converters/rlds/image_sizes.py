@@ -14,6 +14,7 @@ def with_image_sizes(source: RldsSource) -> RldsSource:
 
     A key none of whose images can be read becomes one of kind `other`.
     """
+    # Only these need a read of the first episode.
     unsized = [key for key in source.keys.values() if UNKNOWN in key.shape]
     if not unsized:
         return source

@@ -43,12 +43,14 @@ def find_version(path: epath.Path) -> epath.Path:
         found = ", ".join(folder.name for folder in versions) or "none"
     except OSError as error:
         versions, found = [], error.strerror or str(error)
+    # Several versions are not guessed between.
     if len(versions) == 1:
         return versions[0]
     remedy = "Name the version's folder, such as libero_spatial_no_noops/1.0.0."
     if not path.exists():
         found = "no such directory"
     elif found == "none" and (other := _other_format(path)):
+        # What else lies there is the likelier mistake.
         found, remedy = other
     raise DataError(
         where=str(path),
@@ -60,9 +62,11 @@ def find_version(path: epath.Path) -> epath.Path:
 
 def _other_format(path: epath.Path) -> tuple[str, str] | None:
     """(what lies there, what to do) where it is data of another format."""
+    # A file that was named instead of its folder is described too.
     folder, names = (path.parent, path.name) if not path.is_dir() else (path, None)
     for glob, words in _OTHER_FORMATS.items():
         if names is None:
+            # Sorted, so that the example is the same on every disk.
             example = next(iter(sorted(folder.glob(glob))), None)
         else:
             example = path if path.match(glob) else None

@@ -36,8 +36,10 @@ class _Piece:
         """The key's values, (t, *shape), in those of the feature."""
         if not self.feature.parts:
             return values
+        # Its own numbers of the joined vector.
         own = values[:, self.start : self.start + self.part.size]
         own = own.reshape(len(values), *self.part.shape)
+        # Integers and bools were joined as float32, exactly.
         return own if np.dtype(self.part.dtype).kind == "f" else own.astype(self.part.dtype)
 
 
@@ -60,6 +62,7 @@ def declared_features(
         views = [f"{key}[{view}]" for view in range(num_views)]
         shape = leaves[views[0]].shape
         encodings = set().union(*(formats.get(view, set()) for view in views))
+        # The views become one sequence again, in the place of their keys.
         leaves = {name: leaf for name, leaf in leaves.items() if name not in views}
         leaves[key] = tfds.features.Sequence(_image(shape, encodings), length=num_views)
     steps = {key.removeprefix(STEPS): leaf for key, leaf in leaves.items() if key.startswith(STEPS)}
@@ -77,6 +80,7 @@ def _pieces(schema: Schema) -> list[_Piece]:
     for column, feature in schema.features():
         start = 0
         for part in feature.origins:
+            # Several features may come from one key; the first has all its values.
             taken.setdefault(part.source, _Piece(column, feature, part, start))
             start += part.size
     return list(taken.values())
@@ -92,6 +96,7 @@ def _sequences(schema: Schema) -> dict[str, int]:
     return {
         key: len(shapes)
         for key, shapes in views.items()
+        # Whole only if no view was left out and all have one size.
         if set(shapes) == set(range(len(shapes))) and len(set(shapes.values())) == 1
     }
 
@@ -107,6 +112,7 @@ def _declared(piece: _Piece, formats: set[str]) -> Any:
 
 
 def _image(shape: tuple[int, ...], formats: set[str]) -> Any:
+    # tensorflow-datasets declares one format, or none where images differ.
     (encoding,) = formats if len(formats) == 1 else (None,)
     return tfds.features.Image(shape=shape, encoding_format=encoding)
 
@@ -127,6 +133,7 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
     values: SourceValues = {}
     if manifest.task_source:
         values[manifest.task_source] = _tasks(dataset, index, num_steps)
+    # A column's records are read once for all of its pieces.
     for column, group in itertools.groupby(_pieces(manifest.schema), lambda piece: piece.column):
         pieces = list(group)
         features = list(dict.fromkeys(piece.feature for piece in pieces))
@@ -134,7 +141,9 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
         for piece in pieces:
             value = read[piece.feature.key]
             values[piece.part.source] = piece.of(value) if isinstance(value, np.ndarray) else value
+    # Before views are joined: formats are looked up by view.
     _note_formats(values, dataset, formats)
+    # A value of the whole episode was repeated for each step.
     values = {key: value if key.startswith(STEPS) else value[:1] for key, value in values.items()}
     for key, num_views in _sequences(manifest.schema).items():
         values |= _as_sequence(key, [values.pop(f"{key}[{view}]") for view in range(num_views)])
@@ -158,10 +167,12 @@ def _read(
 
 def _as_sequence(key: str, views: Sequence[Any]) -> SourceValues:
     """The entries of a record for a sequence of images, from the images of each view."""
+    # Step by step: view 0, view 1, ... of step 0, then of step 1.
     flat = [image for of_step in zip(*views, strict=True) for image in of_step]
     if not key.startswith(STEPS):
         return {key: flat}
     lengths = np.full(len(views[0]), len(views), np.int64)
+    # tensorflow-datasets stores a sequence inside `steps` flat, with the length of each.
     return {f"{key}/ragged_flat_values": flat, f"{key}/ragged_row_lengths_0": lengths}
 
 
@@ -184,6 +195,7 @@ def _stacked(
     for feature in features:
         if feature.kind == "tensor":
             is_half = feature.dtype in ("float16", "bfloat16")
+            # As TFRecord holds every float.
             dtype = np.dtype(np.float32) if is_half else feature.numpy_dtype
             tensors[feature.key] = np.empty((num_steps, *feature.shape), dtype)
     for t, record in enumerate(records):

@@ -28,6 +28,7 @@ _MAX_VALUES = 2**31
 """Most values of one step's tensor: more do not fit in a record."""
 _MAX_VIEWS = 64
 """Most images of a sequence: no robot has more cameras."""
+# What tensorflow-datasets' parsers raise for files of another form.
 _TFDS_ERRORS = (
     ParseError,
     ValueError,
@@ -118,6 +119,7 @@ class RldsSource:
             if isinstance(record, DataError):
                 raise record
             yield where, record
+            # Otherwise two episodes are in memory at once.
             del record  # before the next one is read
 
     def scan(self, shard: SourceShard) -> Iterator[tuple[int, str, bytes | DataError]]:
@@ -132,11 +134,13 @@ class RldsSource:
         number = shard.start
         stored = scan_records(shard.path, skip=shard.start)
         # Not one more than is read: what lies after it may be corrupt.
+        # The selection ends before the file does.
         wanted = stored if shard.stop is None else itertools.islice(stored, shard.num_episodes)
         for record in wanted:
             yield number, f"{shard.path}, episode {number}", record
             del record  # before the next one is read
             number += 1
+        # The file's own number of records, against what dataset_info.json promises.
         if number != shard.start + shard.num_episodes:
             raise DataError(
                 where=str(shard.path),
@@ -166,8 +170,10 @@ class RldsSource:
         shards = []
         first = 0
         for shard in self.shards:
+            # The part of the selection that lies in this file.
             inside = range(max(start - first, 0), min(stop - first, shard.num_records))
             if inside:
+                # None, so that the end of the file is checked as well.
                 stop_here = None if inside.stop == shard.num_records else inside.stop
                 shards.append(dataclasses.replace(shard, start=inside.start, stop=stop_here))
             first += shard.num_records
@@ -185,8 +191,10 @@ def open_source(path: str, split: str = "train") -> RldsSource:
       SchemaError: Where `features.json` declares what this project cannot store.
     """
     directory = find_version(open_path(local_path(path)))
+    # Read before tensorflow-datasets does, for a message that names the file.
     _read_json(directory / "features.json")
     _check_num_shards(directory / "dataset_info.json")
+    # It raises whatever its parsers raise.
     with _named_as_broken(directory):
         info = tfds.builder_from_directory(directory).info
     source = RldsSource(
@@ -197,6 +205,7 @@ def open_source(path: str, split: str = "train") -> RldsSource:
         keys=_declared_keys(info.features, str(directory / "features.json")),
         shards=_declared_shards(info, split, directory),
     )
+    # Only now, because it reads the first records.
     from converters.rlds.image_sizes import with_image_sizes  # noqa: PLC0415  (it reads records)
 
     return with_image_sizes(source)
@@ -233,6 +242,7 @@ def _declared_keys(features: Any, where: str) -> dict[str, SourceKey]:
     leaves = dict(_leaves(features, ""))
     if not any(key.startswith(STEPS) for key in leaves):
         raise _steps_as_a_value(where, features["steps"])
+    # In alphabetical order, which does not depend on how the features were declared.
     keys = [part for key in sorted(leaves) for part in _source_keys(key, leaves[key])]
     return {key.key: _bounded(key) for key in keys}
 
@@ -280,6 +290,7 @@ def _source_keys(key: str, feature: Any) -> list[SourceKey]:
     if not lengths:
         return [found]
     num_values = math.prod(lengths)
+    # -1 is a length that may be any.
     if min(lengths) < 1 or found.kind == "other":
         words = f"{_one_line(feature)} of any length" if -1 in lengths else _one_line(feature)
         has_images = found.has_images or found.kind == "image"
@@ -300,6 +311,7 @@ def _source_keys(key: str, feature: Any) -> list[SourceKey]:
 
 def _unwrapped(feature: Any) -> tuple[tuple[int, ...], Any]:
     """(lengths, feature) inside nested sequences; a length is -1 where it may be any."""
+    # A Video derives from Sequence, and is no sequence of its own here.
     if type(feature) is not tfds.features.Sequence:  # not those that derive from it, as Video does
         return (), feature
     lengths, inner = _unwrapped(feature.feature)
@@ -309,6 +321,7 @@ def _unwrapped(feature: Any) -> tuple[tuple[int, ...], Any]:
 def _source_key(key: str, feature: Any) -> SourceKey:
     """The declared type of a leaf that is no sequence."""
     shape: Any = feature.shape
+    # Of a nested feature a dict.
     np_dtype: Any = feature.np_dtype  # of a nested feature a dict, which numpy refuses
     if isinstance(feature, tfds.features.Text):
         return SourceKey(key, "text", (), "utf8")
@@ -322,6 +335,7 @@ def _source_key(key: str, feature: Any) -> SourceKey:
         words += f" with the encoding {encoding}" if encoding != "none" else ""
         return SourceKey(key, "other", (), words, has_images=_has_images(feature))
     dtype = np.dtype(np_dtype)
+    # "O", "S" and "U" are texts.
     if dtype.kind not in "OSU":
         return SourceKey(key, "tensor", tuple(shape), dtype.name)
     return _texts(SourceKey(key, "text", (), "utf8"), math.prod(shape), feature)
@@ -351,6 +365,7 @@ def _encoding(feature: tfds.features.FeatureConnector) -> str:
 
 def _check_num_shards(path: epath.Path) -> None:
     """Refuses splits of more files than have a name, before each of them is looked at."""
+    # The JSON is somebody else's, so every level is checked.
     values = _read_json(path)
     splits = values.get("splits") if isinstance(values, dict) else None
     listed = [s for s in splits if isinstance(s, dict)] if isinstance(splits, list) else []

@@ -20,6 +20,7 @@ def check_shards(source: RldsSource) -> None:
     Raises:
       DataError: Where some or all are missing; with what is there, and how to convert that.
     """
+    # One listing per folder, instead of a request for each of up to 99,999 files.
     present = _present({shard.path.parent for shard in source.shards})
     is_there = [shard.path.name in present for shard in source.shards]
     missing = [s.path.name for s, there in zip(source.shards, is_there, strict=True) if not there]
@@ -32,6 +33,7 @@ def check_shards(source: RldsSource) -> None:
         if not source.selection:
             remedy += f" Or convert what is there, with {_ranges(source, is_there)}."
     else:
+        # Files of another split or version are named alike.
         others = sorted(name for name in present if re.search(r"-\d{5,}-of-\d{5,}$", name))
         found = f"none of them, but {_listed(others)}" if others else "none of them"
         if others:
@@ -66,6 +68,7 @@ def _runs(source: RldsSource, is_there: Sequence[bool]) -> Iterator[tuple[int, i
     """Yields (first episode, the one behind the last) of files that follow each other."""
     first = 0
     pairs = zip(source.shards, is_there, strict=True)
+    # Files that follow each other make one range.
     for there, run in itertools.groupby(pairs, lambda pair: pair[1]):
         stop = first + sum(shard.num_episodes for shard, _ in run)
         if there and stop > first:

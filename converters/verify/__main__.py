@@ -51,6 +51,7 @@ def main() -> None:
         args = tyro.cli(Args, prog=program("converters.verify"))
         directory = on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
+        # Once, here: the checks below open no dataset.
         warn_without_checksums(str(directory), manifest.statistics_checksum)
         source = open_converted(args.src, manifest) if args.dst else None
         conventions = {} if source is None else _conventions(source, args.mapping)
@@ -70,6 +71,7 @@ def _conventions(source: RldsSource, mapping: str | None) -> dict[str, Any]:
         return to_json_values(read_mapping(mapping).conventions)
     built_in = [of for name, of in BUILT_IN.items() if fnmatch.fnmatchcase(source.name, name)]
     values = to_json_values(built_in[0].conventions) if built_in else {}
+    # Collected sets have their own rule for steps without motion.
     return {name: v for name, v in values.items() if name not in ("no_ops", "no_op_threshold")}
 
 
@@ -83,6 +85,7 @@ def open_converted(path: str, manifest: Manifest) -> RldsSource:
     selection = manifest.provenance.get("episodes")
     if selection is None:
         return source
+    # A range is of all episodes, so their number has to be the same.
     total = sum(shard.num_episodes for shard in source.shards)
     match = re.fullmatch(r"(\d+):(\d+) of (\d+)", selection)
     if match is None or int(match[3]) != total:

@@ -26,13 +26,16 @@ def differences(stored: np.ndarray, source: np.ndarray) -> np.ndarray:
       stored: (*shape) of a dtype at rest.
       source: (*shape) of the source's dtype.
     """
+    # Numbers, because integers change their size and never their value.
     if source.dtype.kind in "iub":
         return stored != source
     with np.errstate(over="ignore"):
         expected = source.astype(stored.dtype, copy=False)
+    # Bits, so that NaN equals NaN, and -0.0 is not 0.0.
     bits = f"u{stored.dtype.itemsize}"
     differ = stored.view(bits) != expected.view(bits)
     if source.dtype == np.float64:
+        # Finite at the source, infinite at rest.
         differ |= np.isfinite(source) & ~np.isfinite(expected)
     return differ
 
@@ -62,10 +65,12 @@ def compare_record(
             if step is None:
                 _compare(value, expected.tensors(feature), place, expected.where, findings)
             else:
+                # [newaxis]: one step, in the form of many.
                 source = expected.tensor(feature, step)[np.newaxis]
                 at = f"{expected.where}, step {step}"
                 _compare(value[np.newaxis], source, place, at, findings)
         elif bytes(value) != (blob := bytes(expected.blob(feature.source, step or 0))):
+            # Blobs are compared whole: conversion changes no byte of them.
             at = expected.where if step is None else f"{expected.where}, step {step}"
             findings.add(place, f"{_shortened(blob)}, as {at}", _shortened(bytes(value)))
 
@@ -111,6 +116,7 @@ class StatisticsCheck:
           values: By feature key, float32 (t, *shape); None for an episode that is not readable.
         """
         for key, accumulator in self._accumulators.items():
+            # A record that is not readable makes the statistics of all its features unknown.
             if values is None or key not in values:
                 self._unknown.add(key)
             elif key not in self._unknown:
@@ -120,6 +126,7 @@ class StatisticsCheck:
         """Compares a `statistics.json`, exactly; one finding a number of a feature."""
         stored = None
         try:
+            # Read twice: values with a wrong checksum are still worth comparing.
             stored = stats.load(path)
             stats.load(path, self._checksum)
         except DataError as error:
@@ -133,5 +140,6 @@ class StatisticsCheck:
                 continue
             computed = accumulator.finish().to_json()
             for name, found in stored[key].to_json().items():
+                # Exactly: the same code in the same order gives the same digits.
                 if found != computed[name]:
                     findings.add(f"{path}, {key}, {name}", str(computed[name]), str(found))

@@ -38,11 +38,13 @@ class Expected:
 
     def tensors(self, feature: Feature) -> np.ndarray:
         """(t, *shape) of a tensor feature, in the dtype of the source; a joined one as float32."""
+        # The first step that stays has `is_first`, whether or not it had it.
         if self.is_filtered and feature.source == _IS_FIRST:
             first = np.zeros((len(self.steps), *feature.shape), feature.numpy_dtype)
             first[:1] = 1
             return first
         if feature.parts:
+            # Joined here by other code than the conversion's.
             every = [self._values(part.source).reshape(-1, part.size) for part in feature.parts]
             return np.concatenate([values.astype(np.float32) for values in every], axis=1)
         return self._values(feature.source)
@@ -62,6 +64,7 @@ class Expected:
             return np.full(feature.shape, step == 0, feature.numpy_dtype)
         values = np.asarray(self.episode[feature.source])
         is_whole = not feature.source.startswith(STEPS)
+        # `...` keeps a 0-d array.
         return values[0 if is_whole else self.steps[step], ...]
 
     def blob(self, key: str, step: int) -> Blob:
@@ -91,6 +94,7 @@ class ExpectedEpisodes:
         self.num_bytes = 0
         """Bytes of the source read so far."""
         self._declared = str(source.directory / "features.json")
+        # Computed features are checked by their encoder's origin alone.
         of_source = [f for _, f in manifest.schema.features() if f.key not in manifest.encoders]
         self.compared = {feature.key for feature in of_source if self._is_declared(feature)}
         """Feature keys whose values can be compared; computed ones are not in the source."""
@@ -123,6 +127,7 @@ class ExpectedEpisodes:
 
     def shard(self, number: int) -> Iterator[tuple[str, Expected | None]]:
         """Yields (place, episode) for those of one shard with steps left; None: unreadable."""
+        # More shards than the source has are a finding of the verifier.
         if number >= len(self.source.shards):
             return
         try:
@@ -135,11 +140,13 @@ class ExpectedEpisodes:
                     self.num_bytes += len(record)
                     episode = parse_episode(record, self.source.keys, where, self._wanted)
                 except UserError as error:
+                    # What cannot be read has to be listed as skipped.
                     if not is_skipped:
                         self._break(number, error)
                         yield where, None
                     continue
                 if is_skipped:
+                    # The other way round: what is listed has to be unusable.
                     self._check_skipped(where, episode)
                     continue
                 expected = self._filtered(where, episode)
@@ -159,8 +166,10 @@ class ExpectedEpisodes:
     def check_removed(self, where: str) -> None:
         """Compares how many steps of each task had to be left out, once all shards were read."""
         found = dict(zip(self._manifest.tasks, self._manifest.removed_steps, strict=False))
+        # Tasks of both sides, each once.
         for task in dict.fromkeys([*self._manifest.tasks, *map(_text, self._removed)]):
             expected = self._removed.get(task.encode(), 0)
+            # Of a source that was not read to its end the numbers are too low.
             if not self.broken and found.get(task, 0) != expected:
                 place = f"{where}, removed_steps of {task!r}"
                 self._findings.add(place, str(expected), str(found.get(task, 0)))
@@ -180,6 +189,7 @@ class ExpectedEpisodes:
             left_out = np.flatnonzero(removed).tolist()
             self._removed.update(self.instruction(every, t) for t in left_out)
         elif not self._manifest.task_source:
+            # Without a key the mapping gave one instruction to all.
             self._removed[self._manifest.tasks[0].encode()] += int(removed.sum())
         return Expected(where, episode, np.flatnonzero(~removed), is_filtered=True)
 

@@ -29,6 +29,7 @@ class Findings:
         """
         self.count += 1
         file = where.partition(",")[0]
+        # A few of each file, so that one corrupt file does not hide the others.
         if len(self.lines) < _MAX_LINES and self._files[file] < _MAX_LINES_A_FILE:
             self._files[file] += 1
             self.lines.append(f"{where}: expected {expected}; found {found}")

@@ -29,6 +29,7 @@ class ColumnWalk:
         self._directory = directory
         self._layout = RecordLayout(column)
         self._shards = shards
+        # The place behind each shard's last record.
         self._stops = np.cumsum([shard.records for shard in shards]).tolist()
         self._findings = findings
         self._number = -1
@@ -41,8 +42,10 @@ class ColumnWalk:
 
         Every record has to be read, in order: the digests of the shards are taken on the way.
         """
+        # Shards without records are passed over.
         while self._walk is None or index >= self._stops[self._number]:
             self._next_shard()
+        # The record's place in its shard.
         local = index - self._stops[self._number] + self._shards[self._number].records
         record = self._walk.read(local)
         self.num_bytes += len(record or b"")
@@ -82,7 +85,9 @@ class _ShardWalk:
             str(self.path), file_reader_buffer_size=_READER_BUFFER_BYTES
         )
         found = self._reader.num_records() if self._reader.ok() else 0
+        # A truncated file opens without an error, with 0 records.
         self._opened = self._reader.ok() and found == shard.records
+        # A missing one is a finding of `check_files`.
         if not self._opened and self.path.exists():
             unreadable = describe_unreadable(self.path, found)
             findings.add(str(self.path), f"{shard.records} records", unreadable)
@@ -107,6 +112,7 @@ class _ShardWalk:
             return
         self._reader.close()
         found = self._digest.hexdigest()
+        # With a record missing the checksum differs in any case.
         if self._num_read == self._shard.records and found != self._shard.digest:
             self._findings.add(
                 str(self.path), f"records with the checksum {self._shard.digest}", found
@@ -118,6 +124,7 @@ class ValueCheck:
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
+        # One buffer per size: millions of images are decoded.
         self._pixels: dict[tuple[int, ...], np.ndarray] = {}
 
     def check(self, values: Values, column: Column, num_steps: int, where: str) -> None:
@@ -154,6 +161,7 @@ class ValueCheck:
             expected = f"{num_steps} steps, as {FILE_NAME} says"
             self._findings.add(place, expected, f"{len(value)}")
         steps = value if is_episode else value[np.newaxis]
+        # Values at rest must pass the law that let them in.
         to_rest(steps, feature, place)
         if is_episode and feature.dtype == "float32":
             flat = steps.reshape(len(steps), -1)
@@ -186,6 +194,7 @@ def check_files(directory: epath.Path, manifest: Manifest, findings: Findings) -
     folders += [
         path
         for path in directory.iterdir()
+        # A column that is being added is not in the manifest yet.
         if path.is_dir() and not (work / f"{path.name}{NOTE_SUFFIX}").exists()
     ]
     for path in sorted(path for folder in folders for path in _children(folder, findings)):

@@ -48,6 +48,7 @@ class Verifier:
         """That the mapping names; empty: they are not compared."""
         self._directory = directory
         self._where = str(directory / FILE_NAME)
+        # Without statistics: it serves to find episodes and tasks.
         self._dataset = Dataset(str(directory), manifest, {})
         self._walks = {
             column.name: ColumnWalk(
@@ -80,13 +81,16 @@ class Verifier:
         if self.expected is not None:
             self._check_origin(self.expected.source)
             self._check_conventions()
+        # Borders of the shards in episodes: source and dataset are walked side by side.
         stops = np.cumsum([0, *(s.records for s in self.manifest.shards[EPISODES])]).tolist()
         for number, (start, stop) in enumerate(itertools.pairwise(stops)):
             self._check_shard(number, range(start, stop), on_progress)
+        # The last shards' checksums are compared at their end.
         for walk in self._walks.values():
             walk.finish()
         if self.expected is not None:
             self.expected.check_removed(self._where)
+            # A source that was not read to its end may still have them.
             if not self.expected.broken:
                 self.expected.skipped.finish(self._where)
         self.statistics.compare(self._directory / STATISTICS_NAME, self.findings)
@@ -124,8 +128,10 @@ class Verifier:
             where, expected = next(sources, (None, None))
             num_sources += where is not None
             self._check_episode(index, expected)
+            # Otherwise two episodes are in memory at once.
             del expected  # before the next one is read
             on_progress(1, self.num_bytes - before)
+        # The rest of the source's episodes, which the dataset lacks.
         num_sources += sum(1 for _ in sources)
         is_known = self.expected is not None and number not in self.expected.broken
         if is_known and num_sources != len(episodes):
@@ -140,9 +146,11 @@ class Verifier:
         if expected is not None and len(expected.steps) != num_steps:
             of_source = f"{len(expected.steps)} steps, as {expected.where}"
             self.findings.add(f"{self._where}, episode {index}", of_source, f"{num_steps} steps")
+            # Steps that do not pair up cannot be compared.
             expected = None
         if expected is not None:
             self._compare_tasks(index, expected)
+        # Statistics of the source's values, so that a wrong file shows.
         if self.expected is not None:
             self.statistics.add(None if expected is None else self._source_values(expected))
         for column in self.manifest.schema.columns:
@@ -175,6 +183,7 @@ class Verifier:
     def _source_values(self, expected: Expected) -> Values:
         """The trajectories of an episode by the source, as they are at rest."""
         compared = self.expected.compared if self.expected else ()
+        # Overflow is a finding of the comparison.
         with np.errstate(over="ignore"):
             return {
                 feature.key: expected.tensors(feature).astype(np.float32)

@@ -109,6 +109,7 @@ def _compute(args: Args, directory: epath.Path) -> None:
     if args.weights is None:
         raise misused("weights", "no --weights, such as --weights hf://facebook/VGGT-1B")
     settings = _settings(args, load_manifest(directory))
+    # Opened for the images alone: other columns may be incomplete.
     dataset = open_dataset(args.dataset, [f"observation/{name}" for name in settings.cameras])
     _check_name(args, settings, directory, dataset.manifest)
     keep_freed_memory()
@@ -143,6 +144,7 @@ def _check_name(
 ) -> None:
     """Before the weights are loaded, which takes a while; the job checks it once more."""
     check_name(settings.name)
+    # An unfinished column of this name is the job's own.
     if args.report or (directory / WORK / f"{settings.name}{NOTE_SUFFIX}").exists():
         return
     keys = [key for key, _, _ in settings.keys(config_of(str(args.weights), None))]
@@ -153,6 +155,7 @@ def _batch_size(args: Args, dataset: Dataset) -> int:
     """Returns the given batch size, a multiple of the devices, or what the dataset needs."""
     num_devices = jax.device_count()
     if args.batch_size is None:
+        # A dataset of few steps needs no larger batch.
         largest = math.ceil(dataset.num_steps / num_devices)
         return num_devices * min(_STEPS_A_DEVICE, largest)
     if args.batch_size < 1 or args.batch_size % num_devices:

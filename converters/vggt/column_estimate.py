@@ -23,11 +23,13 @@ def report(job: TokenJob) -> str:
       DataError: Where the tokens of the sample cannot be stored in any way.
     """
     _, origins = job.column_job(job.dataset.manifest)
+    # The same sample as the job itself takes.
     measured, fitted = sample_steps(job.dataset.num_steps)
     encoder = job.encoder(origins)
     if job.settings.keep.what == "project":
         projections = fit_projections(encoder, job.frames, fitted)
         encoder = TokenEncoder(encoder.encoder, origins, projections)
+    # All ways to store in one pass over the sample.
     found = measure(encoder, job.frames, measured, _STORES)
     lines = [_heading(job, origins), "", "store  bytes per step  column GB  storage error"]
     for store in _STORES:
@@ -56,9 +58,11 @@ def _heading(job: TokenJob, origins: dict[str, TokenOrigin]) -> str:
 
 def _speed(job: TokenJob, encoder: TokenEncoder, steps: Sequence[int]) -> str:
     """What the sample took once more, now that all is compiled, and the whole would take."""
+    # Once before the clock, to compile.
     collections.deque(records(job, encoder, steps[: job.batch_size]), maxlen=0)
     started = time.perf_counter()
     collections.deque(records(job, encoder, steps), maxlen=0)
+    # The last batch is filled up, and takes as long as a whole one.
     num_batches = -(-len(steps) // job.batch_size)
     num_cameras = len(job.settings.cameras)
     rate = num_batches * job.batch_size * num_cameras / (time.perf_counter() - started)

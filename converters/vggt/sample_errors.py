@@ -26,8 +26,10 @@ class _Squares:
     of_values: float = 0.0
 
     def add(self, changed: np.ndarray, values: np.ndarray) -> None:
+        # float64: the error may be a millionth of the values.
         difference = changed.astype(np.float64) - values
         self.of_error += float(np.vdot(difference, difference))
+        # `vdot` makes no array of the products.
         self.of_values += float(np.vdot(values.astype(np.float64), values.astype(np.float64)))
 
     @property
@@ -51,8 +53,10 @@ def sample_steps(num_steps: int) -> tuple[list[int], list[int]]:
 
     Of a short dataset at least one is in each.
     """
+    # A fixed seed: the same steps at every run.
     order = np.random.default_rng(_SEED).permutation(num_steps).tolist()
     measured = order[: min(_NUM_MEASURED, max(1, num_steps // 2))]
+    # No step is of both: an error on the fitted ones would be too low.
     fitted = order[len(measured) :][:_NUM_FITTED] or measured
     return sorted(measured), sorted(fitted)
 
@@ -69,6 +73,7 @@ def measure(
     storage = {s: {key: _Squares() for key in encoder.origins} for s in stores}
     reduction = {key: _Squares() for key in encoder.origins}
     failures: dict[Store, DataError] = {}
+    # Read back from stored bytes, as training reads them.
     for part, (tokens, reduced) in frames.batches(steps, lambda images: _reduced(encoder, images)):
         whole, kept = jax.device_get((tokens, reduced))
         places = [describe(frames, step) for step in part]
@@ -80,7 +85,9 @@ def measure(
                 failures.setdefault(store, error)
                 continue
             for key, squares in storage[store].items():
+                # Without what fills the last batch up.
                 squares.add(read[key], kept[key][: len(part)])
+    # A way that cannot hold the tokens is an error only if it is the only one.
     if len(failures) == len(stores):
         raise failures[stores[0]]
     return Measured(
@@ -115,6 +122,7 @@ def fit_projections(
     sums: dict[str, tuple[int, Any, Any]] = {}
     for part, tokens in frames.batches(steps, encoder.tokens):
         for key, values in jax.device_get(tokens).items():
+            # float64, because the products of d^2 pairs are summed over many tokens.
             flat = values[: len(part)].reshape(-1, values.shape[-1]).astype(np.float64)
             count, total, products = sums.get(key, (0, 0, 0))
             sums[key] = (count + len(flat), total + flat.sum(axis=0), products + flat.T @ flat)
@@ -123,8 +131,11 @@ def fit_projections(
 
 def _principal(count: int, total: np.ndarray, products: np.ndarray, size: int) -> np.ndarray:
     mean = total / count
+    # The covariance from sums: no token is kept.
     _, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
+    # `eigh` sorts upwards; the axes of most variance are the last.
     axes = vectors[:, ::-1][:, :size].T
+    # The sign of an eigenvector is free, so it is fixed: every run gives the same.
     signs = np.sign(axes[np.arange(size), np.abs(axes).argmax(axis=1)])
     return np.concatenate([axes * signs[:, np.newaxis], mean[np.newaxis]]).astype(np.float32)
 
@@ -143,6 +154,7 @@ def _add_reduction(
             restored = _spread(origin.encoder, keep.side) @ kept[key][:count]
         elif keep.what == "project":
             axes, mean = np.split(encoder.projections[key], [keep.size])
+            # Back to the size of a token.
             restored = kept[key][:count] @ axes + mean
         else:
             continue

@@ -45,13 +45,16 @@ class FrameReader:
         size = self.batch_size
         parts = [steps[first : first + size] for first in range(0, len(steps), size)]
         threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        # The result of the batch before, still being computed.
         before: tuple[Sequence[int], T] | None = None
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             images = self._read(parts[0], pool) if parts else []
             for number, part in enumerate(parts):
                 frames = tuple(self._collect(camera) for camera in images)
+                # Begun before the devices get this batch, so reading and computing overlap.
                 images = self._read(parts[number + 1], pool) if number + 1 < len(parts) else []
                 started = (part, use(frames))
+                # Yielded one batch late: fetching it waits for the devices.
                 if before is not None:
                     yield before
                 before = started
@@ -70,6 +73,7 @@ class FrameReader:
         begun = []
         for column, key in self._places:
             reader = self.dataset.columns[column]
+            # Filled by the threads, row by row.
             frames = np.empty((self.batch_size, *reader.features[key].shape), np.uint8)
             futures = [
                 pool.submit(_decode, reader, step, key, frames[n]) for n, step in enumerate(steps)
@@ -82,6 +86,7 @@ class FrameReader:
         frames, futures = begun
         for future in futures:
             future.result()
+        # The last image fills the batch up, whose size is compiled.
         frames[len(futures) :] = frames[len(futures) - 1]
         return frames
 

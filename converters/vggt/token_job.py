@@ -58,6 +58,7 @@ class TokenJob:
           UserError: Where they do not, or the weights are not to be had.
         """
         model = config_of(source, None)
+        # Its checks alone: settings that do not fit must not cost a download.
         settings.spec(model, (source, "", ""))
         weights = load_weights(
             source,
@@ -88,6 +89,7 @@ class TokenJob:
         """(the column on its way into the dataset, what is known of its features before)."""
         name = self.settings.name
         origins = self.settings.origins(self.spec, f"{name}/{{}}.npy")
+        # The projection's name has no digest yet, since the digest is over this.
         column = Column(name, "step", tuple(o.feature(key) for key, o in origins.items()))
         known = {key: _known(origin) for key, origin in origins.items()}
         directory = epath.Path(self.dataset.path)
@@ -126,12 +128,15 @@ def add_tokens(
         dataset, or tokens cannot be stored.
     """
     directory = epath.Path(job.dataset.path)
+    # Held for the whole job, so that no other one changes the dataset.
     with claimed(directory) as manifest:
         columns, origins = job.column_job(manifest)
+        # Published by this plan already: killed before it cleared up, or asked for once more.
         if columns.is_published() and (overwrite or columns.is_begun()):
             clear_up(directory, job.settings.name)
             return manifest
         check_free(manifest, job.settings.name, origins, job.dataset.path, overwrite=overwrite)
+        # Shards of a plan that was not noted belong to another job.
         pending = columns.pending() if columns.is_begun() else range(len(columns.steps))
         columns.check_room(pending)
         columns.begin(overwrite=overwrite)
@@ -139,6 +144,7 @@ def add_tokens(
         on_progress(num_done * len(job.settings.cameras), 0)
         encoder = _prepared(job, origins, directory)
         for number in pending:
+            # A generator: a shard's records are never in memory together.
             columns.write(number, records(job, encoder, columns.steps[number], on_progress))
         return columns.finish(job.licence, encoder.origins)
 
@@ -191,6 +197,7 @@ def _projections(
 ) -> Projections:
     """Returns the projections that a killed job stored, or fits and stores them."""
     paths = {key: directory / o.projection for key, o in encoder.origins.items()}
+    # Fitted once: a resumed job must store tokens of the same projection.
     if not all(path.exists() for path in paths.values()):
         for key, projection in fit_projections(encoder, job.frames, steps).items():
             _write_array(pathlib.Path(paths[key]), projection)
@@ -206,6 +213,7 @@ def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
         path.parent.mkdir(exist_ok=True)
         try:
             temporary.write_bytes(content.getvalue())
+            # Whole on the disk before it has its name.
             sync(temporary)
             temporary.replace(path)
         finally:
@@ -216,7 +224,9 @@ def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
 def _known(origin: TokenOrigin) -> dict[str, object]:
     """What decides the tokens, as JSON; without what is measured, and where weights were found."""
     values = to_json_values(origin)
+    # Measured values differ in digits between machines.
     for name in _MEASURED_FIELDS:
         del values[name]
+    # The same weights may lie elsewhere at the next run; their checksum stays in the plan.
     del values["encoder"]["weights"]
     return values

@@ -96,6 +96,7 @@ class TokenSettings:
         """
         origins = {}
         for key, layer, camera in self.keys(spec.model):
+            # In a single sequence other cameras change no token.
             cameras = self.cameras if self.views == "joint" else (camera,)
             file = projection.format(key.removeprefix(_OBSERVATION))
             origins[key] = TokenOrigin(
@@ -120,6 +121,7 @@ def parse_cameras(text: str, manifest: Manifest, where: str) -> tuple[str, ...]:
         for column, feature in manifest.schema.features()
         if column.is_camera(feature)
     ]
+    # "primary" means "image_primary", unless a camera has that very name.
     names = [name if name in held else IMAGE + name for name in text.split(",")]
     unknown = [name for name in names if name not in held]
     if unknown or len(set(names)) < len(names):

@@ -49,7 +49,7 @@ def keep_batch(loader: Loader, step: int, run_directory: pathlib.Path) -> str:
     Returns:
       Text to append to a message: where the batch is, and which of its arrays are not finite.
     """
-    # Read again: the batch that was used is on the devices, and may be donated or freed by now.
+    # Read again: the batch that was used is not kept until its metrics are read.
     with contextlib.closing(loader.batches(step - 1)) as batches:
         arrays = next(itertools.islice(batches, 1)).arrays
     found = non_finite(arrays)

@@ -150,7 +150,6 @@ class EnvPool:
             raise ValueError("actions is empty: nothing would be answered")
         if self._workers[worker].trial is None:
             raise RuntimeError(f"worker {worker} has no trial: begin one")
-        # A copy, because sending may happen after the caller changed its array.
         self._send(worker, Act(np.array(actions), num_observed))
 
     def receive(self) -> Reply | Lost:
