@@ -36,7 +36,7 @@ from pipeline.errors import user_errors_exit
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.vggt.weight_sources import RANDOM, config_of
 from train.flags import Flags
-from train.metrics.metrics_log import read_metrics
+from train.metrics.step_metrics import read_metrics
 from train.octo.octo_config import octo_small
 from train.run import run
 from train.run_plan import set_up

@@ -17,7 +17,7 @@ import train.checkpoints.export_run
 from pipeline.data.dataset import open_dataset
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.flags import Flags, load_config
-from train.metrics.metrics_log import read_metrics
+from train.metrics.step_metrics import read_metrics
 from train.octo.released.weight_loading import read_octo
 from train.policy import Policy
 from train.policy.rollout_tokens import encoder_of

@@ -16,7 +16,8 @@ import jax
 from pipeline.errors import UserError
 from train import distributed
 from train.checkpoints.checkpoint_store import last_step, read_checkpoint, read_loader_state
-from train.metrics.validation import EPISODE_NAME, Validator, append_validation, read_validation
+from train.metrics.validation import Validator
+from train.metrics.validation_files import EPISODE_NAME, append_validation, read_validation
 from train.report import write_report
 from train.run_directory.run_directory import read_config
 from train.run_plan import Setup, keep_compiled, set_up

@@ -25,13 +25,12 @@ from train.end_of_run import conclude, reported
 from train.flags import Flags, check_flags, parse_flags
 from train.metrics.metrics_log import MetricsLog
 from train.metrics.throughput import Meter
-from train.metrics.validation import EPISODE_NAME, drop_validation
+from train.metrics.validation_files import EPISODE_NAME, drop_validation
 from train.metrics.wandb_log import Tracking
 from train.octo.released.weight_loading import merge
 from train.octo.released.weights_report import LoadReport
 from train.overview import DESCRIPTION_NAME, describe_end, describe_fully, describe_start
 from train.preemption import StopRequests
-from train.report import REPORT_NAME
 from train.run_directory import run_directory
 from train.run_directory.resumption import resume_position
 from train.run_directory.run_description import (
@@ -39,6 +38,7 @@ from train.run_directory.run_description import (
     describe_environment,
     describe_short_warmup,
 )
+from train.run_directory.run_directory import REPORT_NAME
 from train.run_plan import Setup, allowed, keep_compiled, set_up
 from train.run_resources import open_inputs
 from train.train_config import TrainConfig

@@ -15,8 +15,9 @@ from train import distributed
 from train.batch_preview import save_views
 from train.checkpoints.checkpoint_store import Checkpoints, Constants
 from train.end_of_run import reported
-from train.metrics.metrics_log import MetricsLog, StepMetrics
-from train.metrics.validation import ValidationMetrics, append_validation, read_validation
+from train.metrics.metrics_log import MetricsLog
+from train.metrics.step_metrics import StepMetrics
+from train.metrics.validation_files import ValidationMetrics, append_validation, read_validation
 from train.preemption import StopRequests
 from train.run_plan import Setup
 from train.run_resources import exclusion_named

@@ -17,7 +17,7 @@ from pipeline.checksums import write_json
 from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
 from train.checkpoints.checkpoint_reader import STATE, SavedStep
-from train.metrics.validation import ValidationMetrics, append_validation
+from train.metrics.validation_files import ValidationMetrics, append_validation
 from train.octo.released.mismatch_causes import LoadRow
 from train.octo.released.weights_report import LoadReport
 from train.report.__main__ import main

@@ -29,8 +29,8 @@ from tests.processes import Command
 from tests.train.conftest import write_checkpoints
 from train.checkpoints.checkpoint_store import last_step
 from train.flags import Flags, load_config
-from train.metrics.metrics_log import read_metrics
-from train.metrics.validation import read_episode, read_validation
+from train.metrics.step_metrics import read_metrics
+from train.metrics.validation_files import read_episode, read_validation
 from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
 from train.octo.released.weight_loading import read_octo, read_octo_checkpoint
 from train.report.__main__ import main as write_report

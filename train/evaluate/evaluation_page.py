@@ -13,7 +13,8 @@ from train.evaluate.success_rates import Paired
 from train.report.charts import Size
 from train.report.markup import Html, count, duration, tag
 from train.report.page_parts import folded, key, legend, note, section, table, wide_chart
-from train.report.report_page import REPORT_NAME, header, to_document
+from train.report.report_page import header, to_document
+from train.run_directory.run_directory import REPORT_NAME
 
 _KEYS = ("train", "validation")
 """Legend keys of the first and the second policy, with the colours of the chart."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from train.metrics.metrics_log import StepMetrics
+from train.metrics.step_metrics import StepMetrics
 
 _LOG_RATIO = 8.0
 """Ratio of largest to smallest value beyond which an axis is logarithmic."""

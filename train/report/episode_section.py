@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.inspection.feature_names import split_unit
-from train.metrics.validation import EpisodePrediction
+from train.metrics.validation_files import EpisodePrediction
 from train.report.charts import Size, draw_chunks
 from train.report.markup import Html, count, data_uri, tag, three_digits
 from train.report.page_parts import SMALL_PANEL, absent, key, legend, note, panel, panels, section

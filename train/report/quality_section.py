@@ -3,7 +3,7 @@
 import math
 
 from pipeline.inspection.feature_names import split_unit
-from train.metrics.validation import ValidationMetrics
+from train.metrics.validation_files import ValidationMetrics
 from train.report.charts import Size, draw_curve
 from train.report.markup import Html, count, join, percent, tag, three_digits
 from train.report.page_parts import absent, bar, folded, key, legend, note, panel, section, table

@@ -10,15 +10,15 @@ from typing import Any
 from pipeline.checksums import read_json
 from pipeline.errors import DataError, UserError
 from pipeline.files import from_json_text
-from train.metrics.metrics_log import METRICS_NAME, StepMetrics, read_metrics
-from train.metrics.validation import (
+from train.metrics.step_metrics import METRICS_NAME, StepMetrics, read_metrics
+from train.metrics.validation_files import (
     EPISODE_NAME,
+    VALIDATION_NAME,
     EpisodePrediction,
     ValidationMetrics,
     read_episode,
     read_validation,
 )
-from train.metrics.validation import METRICS_NAME as VALIDATION_NAME
 from train.octo.released.weights_report import LoadReport
 from train.run_directory.run_description import ENVIRONMENT_NAME
 from train.run_directory.run_directory import CONFIG_NAME, ONLY_A_RECORD

@@ -17,8 +17,8 @@ from train.report.report_inputs import RunFiles, read_run
 from train.report.run_summary import NUM_LAST_STEPS, Summary, summarize
 from train.report.styles import STYLES
 from train.report.training_section import loss_section, optimizer_section, pace_section
+from train.run_directory.run_directory import REPORT_NAME
 
-REPORT_NAME = "report.html"
 _UNKNOWN = "\N{EN DASH}"
 _CONTENTS = {
     "loss": "Loss",

@@ -6,7 +6,7 @@ from pipeline.data.token_provenance import check_same_encoders
 from pipeline.errors import UserError
 from pipeline.loading.loader import Loader
 from train.checkpoints.checkpoint_store import read_datasets, read_kept_config, read_loader_state
-from train.report import REPORT_NAME
+from train.run_directory.run_directory import REPORT_NAME
 from train.train_config import TrainConfig
 
 

@@ -26,6 +26,7 @@ ONLY_A_RECORD = f"If you edited it, undo that, and {_ELSEWHERE}."
 """Remedy for a changed config.json, which only records the run's config and sets nothing."""
 _CORRUPT = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete this directory."
 LOCK_NAME = ".lock"
+REPORT_NAME = "report.html"
 _PROBE = ".probe."
 _MAY_DIFFER = (
     "name",

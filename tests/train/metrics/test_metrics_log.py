@@ -11,7 +11,8 @@ from tensorboardX.proto import event_pb2
 from converters.rlds.tfrecord import read_records
 from pipeline.errors import DataError, UserError
 from train.metrics import tensorboard_events
-from train.metrics.metrics_log import MetricsLog, StepMetrics, read_metrics
+from train.metrics.metrics_log import MetricsLog
+from train.metrics.step_metrics import StepMetrics, read_metrics
 from train.metrics.throughput import Meter
 
 

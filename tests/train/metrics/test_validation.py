@@ -12,10 +12,10 @@ from pipeline.loading.device import batch_sharding, make_mesh
 from pipeline.loading.sampling import WHOLE_BATCH
 from pipeline.loading.splits import episode_places
 from pipeline.loading.text import load_vocabulary
-from train.metrics.validation import (
+from train.metrics.validation import Validator
+from train.metrics.validation_files import (
     EpisodePrediction,
     ValidationMetrics,
-    Validator,
     append_validation,
     drop_validation,
     read_episode,

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, UserError
-from train.metrics.metrics_log import StepMetrics
-from train.metrics.validation import EpisodePrediction, ValidationMetrics, append_validation
+from train.metrics.step_metrics import StepMetrics
+from train.metrics.validation_files import EpisodePrediction, ValidationMetrics, append_validation
 from train.octo.released.weights_report import LoadReport, LoadRow
 from train.report.__main__ import main
 from train.report.charts import Size, draw_chunks
