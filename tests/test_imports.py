@@ -77,7 +77,7 @@ def test_importers_are_found_wherever_the_import_stands(tmp_path: pathlib.Path) 
         "sub.py": "import numpy, jax.numpy as jnp",
         "from.py": "from jax.sharding import Mesh",
         "late.py": "def f():\n    import jax",
-        "other.py": "import jaxtyping\nfrom tests import jax\n# import jax",
+        "other.py": "import jaxtyping\nfrom . import jax\n# import jax",
     }
     for name, source in sources.items():
         (tmp_path / name).write_text(source)

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
+from beartype import BeartypeConf, beartype
+
+_check = beartype(conf=BeartypeConf(violation_type=TypeError))
+"""Raises the error that jaxtyping raises, too: the code under test may catch it."""
 
 
 def check_shapes_where_they_are_named() -> None:
@@ -23,7 +27,7 @@ def check_shapes_where_they_are_named() -> None:
         if fn is None:
             return functools.partial(jaxtyped, typechecker=typechecker)
         if inspect.isfunction(fn) and not any(map(_names_shape, fn.__annotations__.values())):
-            return typechecker(fn)
+            return _check(fn)
         return with_shapes(fn, typechecker=typechecker)
 
     for module in ("jaxtyping", "jaxtyping._decorator"):  # the second for methods, dataclasses

@@ -1,6 +1,7 @@
 """A corrupt byte of a run either gives an error in one line, or changes no value."""
 
 import contextlib
+import dataclasses
 import gc
 import pathlib
 import re
@@ -13,15 +14,21 @@ import jax
 import numpy as np
 import pytest
 
-from pipeline.checksums import write_json
+from pipeline.checksums import to_json_line, write_json
 from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
+from pipeline.loading.device import make_mesh
+from tests.train.conftest import untrained
 from train.checkpoints.checkpoint_reader import STATE, SavedStep
+from train.metrics.step_metrics import METRICS_NAME, StepMetrics
 from train.metrics.validation_files import ValidationMetrics, append_validation
 from train.octo.released.mismatch_causes import LoadRow
 from train.octo.released.weights_report import LoadReport
 from train.report.__main__ import main
 from train.report.report_inputs import read_run
+from train.run_directory.run_description import ENVIRONMENT_NAME, describe_environment
+from train.run_directory.run_directory import CONFIG_NAME
+from train.train_config import TrainConfig
 
 RUN_FILES = (
     "config.json",
@@ -77,11 +84,16 @@ def flip(files: list[pathlib.Path], number: int, seed: int, read: Callable[[], A
 
 
 @pytest.fixture
-def record(policy_run: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of a run's JSON files, with those of a run with weights and a validation."""
-    for path in (policy_run / name for name in RUN_FILES):
-        if path.exists():
-            shutil.copy(path, tmp_path)
+def record(policy_config: TrainConfig, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The JSON files of a run of two training steps with pretrained weights and validations."""
+    write_json(tmp_path / CONFIG_NAME, to_json_values(policy_config))
+    write_json(tmp_path / "datasets.json", dict(untrained(policy_config).datasets))
+    write_json(tmp_path / ENVIRONMENT_NAME, describe_environment(make_mesh()))
+    values = dict.fromkeys((field.name for field in dataclasses.fields(StepMetrics)), 0.5)
+    values |= {"applied": 1, "batch_fingerprint": "0123456789abcdef"}
+    del values["align_loss"]
+    lines = (to_json_line(values | {"step": number}) for number in (1, 2))
+    (tmp_path / METRICS_NAME).write_text("".join(lines))
     rows = (LoadRow("head/kernel", "loaded", (2, 3), (2, 3)),)
     write_json(tmp_path / "load_report.json", to_json_values(LoadReport(rows)))
     for step in (1, 2):

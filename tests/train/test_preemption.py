@@ -4,11 +4,11 @@ import sys
 
 WAITS = """
 import logging, os, signal, time
-from train import interrupt
+from train import preemption
 
 logging.basicConfig(format="%(message)s")
-interrupt._PATIENCE_S = 0.2
-with interrupt.StopRequests() as requests:
+preemption._PATIENCE_S = 0.2
+with preemption.StopRequests() as requests:
     os.kill(os.getpid(), signal.SIGTERM)
     print("noted", flush=True)
     while True:  # as a process that waits for another one, which does not answer

@@ -96,9 +96,9 @@ if __name__ == "__main__":
     port, index, dataset = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
-    from pipeline import device
-    from pipeline.loading.data_config import DataConfig, DatasetConfig
     from pipeline.data.dataset import open_dataset
+    from pipeline.loading import device
+    from pipeline.loading.data_config import DataConfig, DatasetConfig
     from pipeline.loading.loader import Loader
 
     sharding = device.batch_sharding(device.make_mesh(), 8)
