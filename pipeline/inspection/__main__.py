@@ -64,10 +64,12 @@ def _inspect(args: Args) -> None:
         summary = summarize(dataset)
     else:
         summary = summarize_episode(dataset, args.episode)
+    # Drawn before anything is printed: an error must not follow half an answer.
     if args.plot is not None:
         _plot(dataset, args.episode, args.plot)
     sys.stdout.write(to_json(summary) if args.json else to_text(summary, _console()))
     if args.plot is not None:
+        # On stderr, so that stdout stays JSON.
         sys.stderr.write(f"figure: {args.plot}\n")
 
 

@@ -171,11 +171,13 @@ def _tasks(dataset: Dataset) -> tuple[TaskSummary, ...]:
     manifest = dataset.manifest
     begins = [(episode, 0, task) for episode, task in enumerate(manifest.episode_tasks)]
     begins += [(change.episode, change.step, change.task) for change in manifest.task_changes]
+    # In the order of the dataset's steps: each stretch ends where the next begins.
     begins.sort()
     firsts = [int(dataset.episode_starts[episode]) + step for episode, step, _ in begins]
     steps = Counter[int]()
     for (_, _, task), held in zip(begins, np.diff([*firsts, dataset.num_steps]), strict=True):
         steps[task] += int(held)
+    # A set: an episode that returns to an instruction counts once.
     episodes = Counter(task for _, task in {(episode, task) for episode, _, task in begins})
     rows = enumerate(zip(manifest.tasks, manifest.removed_steps, strict=True))
     return tuple(

@@ -103,6 +103,7 @@ def summarize_episode(dataset: Dataset, episode: int) -> EpisodeSummary:
         name=manifest.name,
         episode=episode,
         episodes=dataset.num_episodes,
+        # Taken out of the texts, since it has a line of its own.
         source_id=texts.pop(SOURCE_ID, None),
         steps=steps,
         duration_s=steps / manifest.conventions.control_frequency_hz,
@@ -134,6 +135,7 @@ def locate_records(shards: Sequence[Shard], first: int, count: int) -> list[tupl
     """
     places, start = [], 0
     for shard in shards:
+        # The part of the wanted records that lies in this shard.
         low, high = max(first - start, 0), min(first + count - start, shard.records)
         if low < high:
             places.append((shard.file, low, high - 1))
@@ -167,6 +169,7 @@ def _records(dataset: Dataset, episode: int) -> tuple[RecordRange, ...]:
 def _ranges(feature: Feature, values: np.ndarray) -> tuple[DimRange, ...]:
     flat = values.reshape(len(values), -1)
     if flat.dtype.name not in _KEPT_DTYPES:
+        # float32 as float64, or JSON would show the rounding of the last digits.
         flat = flat.astype(np.float64)
     columns = (part.tolist() for part in (flat[0], flat[-1], flat.min(0), flat.max(0)))
     return tuple(DimRange(*row) for row in zip(dim_names(feature), *columns, strict=True))

@@ -46,6 +46,7 @@ def split_unit(name: str) -> tuple[str, str]:
     dx               dx, ""
     """
     words = name.split("_")
+    # At most two words are a unit, and one is left for the label.
     for start in range(max(1, len(words) - 2), len(words)):
         unit = _UNITS.get("_".join(words[start:]).lower())
         if unit is not None:

@@ -59,6 +59,7 @@ class Page:
         """Places text with its upper left corner at (x, y); returns its width."""
         style = {"va": "top", "linespacing": 1.3} | style
         placed = self._figure.text(x / WIDTH, 1 - y / self._height, text, **style)
+        # The width in pixels, which only the drawn text knows.
         return placed.get_window_extent().width / DPI
 
     def line(self, y: float) -> None:
@@ -69,6 +70,7 @@ class Page:
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Adds axes with their upper left corner at (x, y)."""
+        # matplotlib counts from the bottom, this page from the top.
         bottom = 1 - (y + height) / self._height
         return self._figure.add_axes((x / WIDTH, bottom, width / WIDTH, height / self._height))
 
@@ -88,6 +90,7 @@ def draw_page(blocks: Sequence[Block]) -> bytes:
     with rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", _UNDRAWABLE, UserWarning)
         figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+        # A canvas of its own, without pyplot's global state.
         FigureCanvasAgg(figure)
         page, top = Page(figure, height), MARGIN
         for block in blocks:
@@ -100,6 +103,7 @@ def draw_page(blocks: Sequence[Block]) -> bytes:
 
 def wrap(text: str, width: float, size: float) -> list[str]:
     """Wraps text to `width` inches at `size` points, with at most 0.6 em per character."""
+    # 72 points are an inch.
     return textwrap.wrap(text, max(8, int(width * 72 / (0.6 * size)))) or [""]
 
 

@@ -71,6 +71,7 @@ def read_picture(dataset: Dataset, episode: int | None) -> Picture:
 
 
 def _median_episode(lengths: Sequence[int]) -> int:
+    # An episode that exists, where the median of lengths may lie between two.
     return int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
 
 

@@ -31,6 +31,7 @@ class Strip:
 
 def spread(total: int, count: int) -> list[int]:
     """Returns up to `count` indices below `total`, evenly spread, including first and last."""
+    # `unique`, because rounding may give one index twice.
     return np.unique(np.linspace(0, total - 1, min(total, count)).round().astype(int)).tolist()
 
 
@@ -45,6 +46,7 @@ def read_task_strips(dataset: Dataset) -> tuple[Strip, ...]:
         return ()
     manifest = dataset.manifest
     count = max(1, _TASK_IMAGES // len(cameras))
+    # Reversed, so that the first episode of each task is the last one kept.
     first = {task: n for n, task in reversed(list(enumerate(manifest.episode_tasks)))}
     tasks = sorted(first)
     strips = []

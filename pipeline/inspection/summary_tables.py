@@ -36,6 +36,7 @@ def to_lines(parts: Sequence[RenderableType], console: Console) -> str:
     """
     for part in parts:
         if isinstance(part, Table) and fits(part, console):
+            # The last column has the long texts.
             for column in part.columns[:-1]:
                 column.no_wrap = True
     with console.capture() as capture:
@@ -46,6 +47,7 @@ def to_lines(parts: Sequence[RenderableType], console: Console) -> str:
 
 def fits(table: Table, console: Console) -> bool:
     """Whether the console has room for the longest word of every column."""
+    # Without a limit the measurement is that of the longest words alone.
     unlimited = console.options.update_width(_UNLIMITED)
     return Measurement.get(console, unlimited, table).minimum <= console.width
 
@@ -292,6 +294,7 @@ def _number_tables(
     if fits(wide, console):
         return [wide]
     heading, *parts = _short_number_tables(names, features)
+    # One column cannot be divided further.
     if fits(heading, console) or len(names) == 1:
         return [heading, *parts]
     half = (len(names) + 1) // 2
@@ -321,6 +324,7 @@ def _short_number_tables(
     names: Sequence[str], features: Mapping[str, Sequence[Sequence[str]]]
 ) -> list[Any]:
     """Returns a table of the headings, then each feature's name above a table of its own."""
+    # Widths over all features, so that their tables line up.
     every = [["", *names], *(row for rows in features.values() for row in rows)]
     widths = [max(map(len, cells)) for cells in itertools.zip_longest(*every, fillvalue="")]
     parts: list[Any] = [_of_widths(names, widths)]

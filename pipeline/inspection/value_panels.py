@@ -79,7 +79,9 @@ def axis_limits(low: float, high: float, p01: float, p99: float) -> tuple[float,
     """
     span = p99 - p01
     if span > 0:
+        # A single outlier would flatten everything else.
         low, high = max(low, p01 - span), min(high, p99 + span)
+    # A constant dimension still gets an axis.
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
@@ -93,6 +95,7 @@ def read_panels(dataset: Dataset, selection: Selection) -> tuple[PanelGroup, ...
     if not features:
         return ()
     values: dict[str, dict[int, np.ndarray]] = {feature.key: {} for feature in features}
+    # A set: the shown episode may be one of the counted.
     for episode in {selection.shown, *selection.counted}:
         record = dataset.columns[EPISODES].read(episode)
         for key, episodes in values.items():
@@ -112,6 +115,7 @@ def _drawn_features(dataset: Dataset) -> list[Feature]:
 
 def _flat(values: Any) -> np.ndarray:
     """Copies the first dimensions of a trajectory (t, *shape) to float64 (t, d)."""
+    # A copy: a view would keep the whole record in memory.
     return values.reshape(len(values), -1)[:, :MAX_PANELS].astype(np.float64)
 
 
@@ -133,6 +137,7 @@ def _group(
                 name or short_name(feature.key),
                 *bounds,
                 limits=limits,
+                # Divided by all values, also those beyond the limits.
                 shares=np.histogram(counted, NUM_BINS, limits)[0] / len(counted),
                 curve=values[selection.shown][:, dim],
                 others=tuple(values[episode][:, dim] for episode in selection.behind),

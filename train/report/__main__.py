@@ -51,6 +51,7 @@ def main() -> None:
         try:
             make_up(args.run, lambda config: _changed(config, changes, prog))
         except UserError as error:
+            # The page is written all the same, without what needs the data.
             sys.stderr.write(f"the page lacks what needs the data: {error}\n")
         show(f"{write_report(args.run)}\n")
 

@@ -91,6 +91,7 @@ def draw_loss(
       size: The size of the chart.
       last_step: The training step at which the axis ends.
     """
+    # Without NaN, which smoothing would spread over its window.
     steps, values = finite(train.steps, train.values)
 
     def paint(axes: Axes) -> None:
@@ -98,6 +99,7 @@ def draw_loss(
         _plot(axes, Line(steps, smooth(values)), width=1.8)
         _plot(axes, validation, width=1.5)
         if len(skipped):
+            # x in steps, y as a fraction of the axes: marks stay at the bottom at any scale.
             foot = axes.get_xaxis_transform()
             marks = np.full(len(skipped), _MARK_HEIGHT)
             axes.plot(skipped, marks, "|", color=INK, ms=7, mew=1.2, transform=foot)
@@ -125,6 +127,7 @@ def draw_curve(
             _plot(axes, Line(steps, values, PALE_BLUE), width=0.8)
         _plot(axes, Line(steps, smooth(values) if smoothed else values, line.color), width=1.5)
         if from_zero:
+            # An axis from 0 to 0 is none.
             axes.set_ylim(0, 1.08 * values.max(initial=0.0) or 1.0)
             _number_ticks(axes)
         else:
@@ -146,6 +149,7 @@ def draw_chunks(actions: np.ndarray, chunks: np.ndarray, every: int, size: Size)
     starts = np.arange(0, num_steps, every)
     segments = [
         np.stack([np.arange(t, t + len(part)), part], axis=1)
+        # The last chunks reach beyond the episode.
         for t, part in ((t, chunks[t, : num_steps - t]) for t in starts.tolist())
     ]
 
@@ -160,6 +164,7 @@ def draw_chunks(actions: np.ndarray, chunks: np.ndarray, every: int, size: Size)
 
 
 def _plot(axes: Axes, line: Line, width: float) -> None:
+    # Few points per pixel: a run of 50,000 steps would be megabytes of SVG.
     max_bins = round(axes.bbox.width / _POINTS_A_PIXEL / _PIXELS_A_BIN)
     steps, values = thin(*finite(line.steps, line.values), max_bins)
     style: dict[str, Any] = {"color": line.color, "linewidth": width}
@@ -185,6 +190,7 @@ def _pad(axes: Axes, values: np.ndarray) -> None:
     """Sets the axis to the range of the values, with some padding, never empty."""
     shown = values[np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
+    # A constant curve still gets an axis.
     room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
     axes.set_ylim(low - room, high + room)
 
@@ -231,5 +237,6 @@ def _inner(size: Size) -> tuple[float, float, float, float]:
 def _save(figure: Figure) -> str:
     buffer = io.StringIO()
     nothing: Sequence[str] = ("Creator", "Date", "Format", "Type")
+    # Without a date, equal runs have equal pages.
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(nothing))
     return named(buffer.getvalue().replace("'DejaVu Sans'", FONTS))

@@ -41,10 +41,12 @@ def thin(steps: np.ndarray, values: np.ndarray, max_bins: int) -> tuple[np.ndarr
     """
     if len(values) <= 2 * max_bins:
         return steps, values
+    # Borders by number of points, not by step: steps may be missing after a resume.
     borders = np.linspace(0, len(values), max_bins + 1).astype(int)
     kept = set[int]()
     for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
         part = values[start:stop]
+        # Both extremes, so that a spike of one step stays visible.
         kept |= {start + int(part.argmin()), start + int(part.argmax())}
     chosen = np.array(sorted(kept))
     return steps[chosen], values[chosen]
@@ -58,6 +60,7 @@ def smoothing_window(num_points: int) -> int:
 def smooth(values: np.ndarray) -> np.ndarray:
     """Averages the `smoothing_window` points around each, fewer at the ends; (n), finite."""
     half = smoothing_window(len(values)) // 2
+    # Differences of running sums: the cost does not depend on the window.
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     starts = np.maximum(places - half, 0)
@@ -80,6 +83,7 @@ def binned_ratio(
     """
     if not len(steps):
         return steps, above
+    # `reduceat` wants the start of each bin.
     borders = np.linspace(0, len(steps), min(max_bins, len(steps)) + 1).astype(int)[:-1]
     sums = np.add.reduceat(np.stack([steps, np.ones(len(steps)), above, below]), borders, axis=1)
     step, count, top, bottom = sums[:, sums[3] > 0]

@@ -71,6 +71,7 @@ def chunk_interval(num_steps: int, horizon: int) -> int:
     120 steps, chunks of 4    4
     400 steps, chunks of 4    10
     """
+    # At least a horizon apart, so that chunks do not overlap.
     return max(horizon, -(-num_steps // _MAX_CHUNKS))
 
 
@@ -83,6 +84,7 @@ def chunk_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
     """
     num_steps, horizon, _ = chunks.shape
     wanted = np.arange(num_steps)[:, None] + np.arange(horizon)
+    # Actions past the episode's end were never recorded.
     is_real = wanted < num_steps
     errors = np.abs(chunks[is_real] - actions[wanted[is_real]])
     return errors.mean(axis=0, dtype=np.float64)
@@ -90,6 +92,7 @@ def chunk_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
 
 def constant_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
     """Returns the same error if every predicted action were the median one; float64 (dims)."""
+    # The median minimises the absolute error.
     median = np.median(actions, axis=0).astype(actions.dtype)
     return chunk_error(actions, np.broadcast_to(median, chunks.shape))
 
@@ -159,6 +162,7 @@ def _jpeg_uri(pixels: np.ndarray) -> str:
 def _views_uri(content: bytes) -> str:
     if len(content) <= _MAX_VIEWS_BYTES:
         return data_uri(content, "image/png")
+    # A PNG of many cameras may be larger than the rest of the page.
     with Image.open(io.BytesIO(content)) as image:
         shown = image.convert("RGB")
     shown.thumbnail((_MAX_VIEWS_PIXELS, shown.height))

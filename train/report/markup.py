@@ -39,6 +39,7 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 
 def _attribute(name: str, value: str | int) -> str:
+    # `class_` is "class", `aria_label` is "aria-label".
     shown = name.rstrip("_").replace("_", "-")
     return shown if value == "" else f'{shown}="{html.escape(str(value))}"'
 

@@ -50,6 +50,7 @@ def wide_chart(draw: Callable[[Size], str], alt: str, *caption: str) -> Html:
       alt: Description of the chart, for readers who cannot see it.
       caption: Name, unit and legend, above the chart.
     """
+    # The first source whose width fits is taken, so the narrowest comes first.
     sources = [_source(_TELEPHONE, draw(NARROW)), _source(_PRINT, draw(MEDIUM))]
     image = _image(draw(WIDE), WIDE, alt)
     return tag("figure", tag("figcaption", *caption), tag("picture", *sources, image))

@@ -92,6 +92,7 @@ def read_run(directory: pathlib.Path) -> RunFiles:
       UserError: The directory does not exist, or has none of these files.
       DataError: A file is corrupt.
     """
+    # A directory with none of these files is no run.
     if not any((directory / name).is_file() for name in _NAMES):
         raise UserError(
             where=str(directory),

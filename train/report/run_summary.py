@@ -59,6 +59,7 @@ def summarize(run: RunFiles) -> Summary:
     steps_per_s = len(run.metrics) / wall_s if wall_s else None
     batch_size = run.setting("batch_size")
     losses = columns["loss"][-NUM_LAST_STEPS:]
+    # A skipped update has no finite loss.
     losses = losses[np.isfinite(losses)]
     return dataclasses.replace(
         unknown,

@@ -57,6 +57,7 @@ def named(svg: str) -> str:
     """
     for color, (name, _) in _NAMES.items():
         svg = svg.replace(color, f"var(--{name}, {color})")
+    # Inside the SVG, because an image does not see the page's style sheet.
     start = svg.index(">", svg.index("<svg")) + 1
     return f"{svg[:start]}<style>{VARIABLES}</style>{svg[start:]}"
 

@@ -51,6 +51,7 @@ def optimizer_section(run: RunFiles) -> Html:
         return section("Updates", absent(_NO_METRICS), anchor="updates")
     columns = to_columns(run.metrics)
     steps, last_step = columns["step"], _last_step(run)
+    # A model of zeros has no relative update.
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = columns["update_norm"] / columns["param_norm"]
     clip = run.setting("optimizer.clip_norm")
@@ -62,6 +63,7 @@ def optimizer_section(run: RunFiles) -> Html:
     ]
     figures = [
         panel(
+            # Default arguments bind the values of this round.
             lambda size, values=values, smoothed=smoothed: draw_curve(
                 Line(steps, values), size, last_step, smoothed=smoothed, from_zero=not smoothed
             ),
@@ -94,6 +96,7 @@ def pace_section(run: RunFiles) -> Html:
         charts.append(("Device memory", "GB, peak so far", Line(steps, columns["memory_gb"])))
     figures = [
         panel(
+            # Default arguments bind the line of this round.
             lambda size, line=line: draw_curve(line, size, last_step, from_zero=True),
             f"{title} ({detail}) over the steps; {_mean(line)} on average.",
             title,
