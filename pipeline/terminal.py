@@ -131,8 +131,8 @@ def _wrapped(stream: Any, kind: type[io.FileIO]) -> Any:  # beartype: no TextIO 
     try:
         # Its descriptor stays open: the original stream is put back afterwards.
         file = kind(stream.fileno(), "w", closefd=False)
-    # Such as pytest's capture, which has no file.
     except (AttributeError, OSError, ValueError):  # one in memory
+        # Such as pytest's capture, which has no file.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         return stream

@@ -146,8 +146,8 @@ def _error_of(index: int, error: UserError | None) -> UserError:
 
 
 def _slurm_tasks() -> int:
-    # Of the step: `SLURM_NTASKS` is set in an interactive allocation as well.
     """Returns the number of processes that `srun` started together; 1 without `srun`."""
+    # Of the step: `SLURM_NTASKS` is set in an interactive allocation as well.
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 

@@ -39,7 +39,6 @@ def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
     """
     try:
         yield
-    # Whatever fails here, the weights are saved and the run must end normally.
     except Exception as error:  # noqa: BLE001  (whatever it is, the weights are saved)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         _log.warning(

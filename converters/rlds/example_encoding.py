@@ -49,8 +49,8 @@ def _feature(value: np.ndarray | Sequence[Blob]) -> list[Blob]:
 
 
 def _field(number: int, parts: Sequence[Blob]) -> list[Blob]:
-    # Parts are joined once, at the end, when all lengths are known.
     """The parts of a length-delimited field with that content."""
+    # Parts are joined once, at the end, when all lengths are known.
     header = _varint(number << 3 | _WIRE_TYPE) + _varint(sum(map(len, parts)))
     return [header, *parts]
 

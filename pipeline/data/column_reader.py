@@ -55,7 +55,6 @@ class ColumnReader:
         try:
             (record,) = self._reader(shard).read(local, local + 1)
         except (RuntimeError, ValueError, IndexError) as error:
-            # Hashes and offsets differ between reads, and the message names the record itself.
             reason = str(error).split(" (")[0].split(";")[0]  # without hashes and offsets
             raise self.corrupt_record(
                 index, expected="a readable record", found=reason, remedy=_COPY_AGAIN

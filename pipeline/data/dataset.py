@@ -326,7 +326,6 @@ def statistics_sizes(schema: Schema) -> dict[str, int]:
 
 
 @functools.cache
-# Once per directory: a run opens a dataset several times.
 def warn_without_checksums(path: str, checksum: str) -> None:
     """Warns once per directory without checksums: its JSON files may be corrupt unnoticed."""
     if not checksum:

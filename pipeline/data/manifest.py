@@ -193,8 +193,8 @@ def load_manifest(directory: epath.Path) -> Manifest:
 def _read(path: epath.Path) -> str:
     try:
         is_there = path.exists()
-    # Then opening it gives the system's own error.
     except OSError:  # a folder that may not be entered
+        # Then opening it gives the system's own error.
         is_there = True
     if is_there:
         remedy = "Allow reading it, or convert the dataset again."

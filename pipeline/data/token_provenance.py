@@ -200,7 +200,7 @@ def read_projection(directory: epath.Path, origin: TokenOrigin) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise _no_projection(path, "a readable projection", str(error)) from error
     found = array_digest(array)
-    # Columns of the first releases have no checksum of it.
+    # Empty before the job that fits the projection has computed it.
     if origin.projection_digest not in ("", found):
         raise _no_projection(path, f"the checksum {origin.projection_digest}", found)
     return array

@@ -438,7 +438,6 @@ class Loader:
             }
             for feature in self._window_reader.features
         }
-        # Only where it says something, so that descriptions of older runs stay equal.
         resized = self._resized(number)
         return {
             "name": manifest.name,
@@ -450,7 +449,7 @@ class Loader:
                 for column in sorted(self._window_reader.columns[number])
             },
             "features": features,
-            # Absent if empty: the text is part of what a policy's checkpoint is compared by.
+            # Absent if empty, so that descriptions of older runs stay equal.
             **({"resized": resized} if resized else {}),
             "conventions": to_json_values(manifest.conventions),
             "encoders": {

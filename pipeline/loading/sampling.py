@@ -119,6 +119,7 @@ class SampleOrder:
     ) -> None:
         self._selections = tuple(selections)
         self._turns = Turns(weights)
+        # `MapDataset` computes the permutation of an index, so no list of steps is in memory.
         self._shuffled = [
             grain.MapDataset.range(selection.num_steps)
             # Own shuffles: datasets of equal size must not run through their steps in the same
@@ -129,7 +130,6 @@ class SampleOrder:
             .repeat()
             for number, selection in enumerate(selections)
         ]
-        # `MapDataset` computes the permutation of an index, so no list of steps is in memory.
         self._seed = seed
         self._batch_size = batch_size
         self._rows = shard.rows(batch_size)

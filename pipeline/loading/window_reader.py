@@ -56,8 +56,8 @@ class Buffers:
         return sum(block.nbytes for block in self._blocks)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        # Uninitialised: `WindowReader` writes every element, or masks and zeroes it.
         """Returns an array like `numpy.empty`, in a block that nothing else refers to."""
+        # Uninitialised: `WindowReader` writes every element, or masks and zeroes it.
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if num_bytes < _SMALLEST_BYTES or self._free_count is None:
             return np.empty(shape, dtype)

@@ -20,7 +20,7 @@ Kept = Literal["all", "failures", "none"]
 VIDEOS_NAME = "videos"
 _OUTCOMES = ("success", "failure", "error")
 _CODEC = "libx264"
-# Fast, because simulators wait; 20 looks like the original.
+# Fast, because simulators wait for the encoder.
 _OPTIONS = {"preset": "veryfast", "crf": "20"}
 _LARGEST_DENOMINATOR = 1000
 """Largest denominator of the frames per second, which a file stores as a fraction."""

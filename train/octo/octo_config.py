@@ -353,7 +353,6 @@ class OctoConfig:
         return tuple(vggt for vggt in self.geometry if not vggt.is_input)
 
     @property
-    # An image that geometry replaces is not read, and not loaded.
     def cameras(self) -> tuple[ImageTokenizerConfig, ...]:
         """Returns the cameras whose images are read: those not replaced by geometry tokens."""
         replaced = replaced_cameras(self.geometry)

@@ -249,7 +249,7 @@ def to_bins(values: Float[Array, "*b"], config: BinsConfig) -> Int[Array, "*b"]:
     """
     edges = bin_edges(config)
     if config.spacing == "uniform":
-        # An edge itself belongs to no bin, so values are moved inside by epsilon.
+        # Moved inside by epsilon: a value on the highest edge would fall into no bin.
         values = jnp.clip(values, config.low + _BIN_EPSILON, config.high - _BIN_EPSILON)
     # "right": a value on an edge falls into the bin above it.
     bins = jnp.searchsorted(edges, values, side="right") - 1

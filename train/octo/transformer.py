@@ -48,11 +48,11 @@ class EncoderBlock(nn.Module):
     ) -> Float[Array, "b t d"]:
         """Returns tokens of the same shape and dtype."""
         attention = nn.MultiHeadDotProductAttention(
-            # The name of the released parameters.
             num_heads=self.config.num_heads,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
             attention_fn=self._attention(),
+            # The name of the released parameters.
             name="MultiHeadDotProductAttention_0",
         )
         x = x + attention(self._normalized(x), mask=mask)

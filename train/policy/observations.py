@@ -118,10 +118,9 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
 
 
 def is_finite_as(array: np.ndarray, dtype: str) -> bool:
-    # Finite as float64 may be infinite as float32.
     """Returns whether all values of an array are finite, also after a cast to a dtype."""
-    # The overflow is what is asked for.
     with np.errstate(over="ignore"):
+        # Finite as float64 may be infinite as float32.
         return bool(np.isfinite(array).all() and np.isfinite(array.astype(dtype)).all())
 
 

@@ -164,7 +164,6 @@ class PolicySpec:
             image, uint8 (y x 3), is resized if the loader did so.
         """
         if name in self.normalized:
-            # Overflow is no warning here: the policy reports the action that follows from it.
             with np.errstate(over="ignore"):  # `Policy` reports actions that are not finite
                 # Rows of one step, by the statistics of dataset 0, the only one here.
                 return self._normalizers[name].normalize(value[None], np.zeros(1, np.int64))[0]

@@ -110,7 +110,7 @@ class Session:
         self._check(message)
         # A policy that reads no text gets messages without a prompt.
         prompt = message.get(PROMPT) or ""
-        # openpi's clients send no "reset", so a new instruction starts an episode as well.
+        # A client that never sends "reset" still starts an episode with a new instruction.
         if self._env is None or prompt != self._prompt or message.get(RESET, False):
             env = self._begin(prompt)
         else:
@@ -121,7 +121,7 @@ class Session:
             self._policy.observe(shown)
         else:
             chunk = self._policy.infer(shown)[env]
-            # openpi's clients execute chunks themselves.
+            # The client executes the chunk itself.
             if not self._config.is_stepwise:
                 return {"actions": restore_gripper(chunk, self._policy.conventions)}
             self._planned.extend(self._execution(chunk))
@@ -156,9 +156,9 @@ class Session:
         if reads_text:
             expected += f", {PROMPT} str of at most {MAX_PROMPT} characters"
         if isinstance(message, dict):
+            # A policy of the stored sizes refuses others, unless it was started with --resize.
             any_size = self._policy.config.resize
             problems = find_problems(message, self._expected, any_size=any_size)
-            # A policy of the stored sizes refuses others, unless it was started with --resize.
             problems += _prompt_problems(message, is_needed=reads_text)
             if not _is_flag(message.get(RESET, False)):
                 problems.append(f"{RESET}: {_kind(message[RESET])} instead of True or False")

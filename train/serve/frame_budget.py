@@ -34,7 +34,7 @@ class Frames:
 
     def abort_all(self) -> None:
         """Ends every connection at once, whatever its client does."""
-        # A copy: `abort` removes the connection from the dictionary.
+        # A copy: connections leave the dictionary as they end.
         for connection in list(self._held):
             connection.transport.abort()
 

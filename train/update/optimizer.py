@@ -86,7 +86,6 @@ def check_frozen(paths: Iterable[str], frozen: Sequence[str]) -> None:
       UserError: A glob matches nothing, or nothing is left to train.
     """
     paths = list(paths)
-    # The default globs may match nothing.
     chosen = set(frozen) - set(OptimizerConfig().frozen)  # a model may have no language encoder
     idle = [glob for glob in chosen if not any(fnmatch.fnmatchcase(path, glob) for path in paths)]
     if idle:

@@ -81,6 +81,6 @@ def averaged_params(params: Any, ema: Mapping[str, Any], frozen: Sequence[str]) 
       frozen: Globs over parameter paths.
     """
     if not ema:
-        # Frozen parameters have no average; they are the same in every step.
         return params
+    # Frozen parameters have no average; they are the same in every step.
     return join_frozen(dict(ema), split_frozen(params, frozen)[1])

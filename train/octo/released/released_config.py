@@ -127,7 +127,6 @@ def find_problems(place: str, values: Mapping[str, Any], options: Options) -> It
 
 def _is_same(value: Any, known: Any) -> bool:
     """Returns whether two values mean the same: JSON has no tuples, and None may mean empty."""
-    # JSON has no tuples.
     if isinstance(value, list):
         value = tuple(value)
     # None, false, 0 and empty all mean "not used".
