@@ -12,6 +12,7 @@ from pipeline.loading.device import batch_sharding, make_mesh
 from pipeline.loading.sampling import WHOLE_BATCH
 from pipeline.loading.splits import episode_places
 from pipeline.loading.text import load_vocabulary
+from tests.parameters import random_params
 from train.metrics.validation import Validator
 from train.metrics.validation_files import (
     EpisodePrediction,
@@ -21,7 +22,6 @@ from train.metrics.validation_files import (
     read_episode,
     read_validation,
 )
-from train.octo.functional import init_params
 from train.update.train_step import make_language_table
 
 
@@ -55,8 +55,9 @@ def validator(config, dataset):
 @pytest.fixture(scope="module")
 def model(config, validator):
     """(parameters, language table) of a random model."""
-    params = init_params(config.model, jax.random.key(0))
-    return params, make_language_table(config.model, params, validator._loader.tasks)
+    params = random_params(config.model)
+    tasks = validator._loader.tasks
+    return params, jax.jit(lambda params: make_language_table(config.model, params, tasks))(params)
 
 
 def test_a_model_without_cameras_has_an_episode_without_frames(config, dataset):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from tests.parameters import random_params
 from train.octo.functional import init_params
 from train.octo.octo_config import (
     BinsConfig,
@@ -182,7 +183,7 @@ def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
 ) -> None:
     pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
     assert pretrained.config == config
-    fresh = init_params(pretrained.config, jax.random.key(0))
+    fresh = random_params(pretrained.config)
     _, report = merge(fresh, pretrained.params)
     assert {row.status for row in report.rows} == {"loaded"}
     assert len(report.rows) == 126
@@ -217,7 +218,7 @@ def test_another_image_size_is_reported_and_fitted_on_request(
     pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
     larger = dataclasses.replace(config.images[0], image_size=96)
     changed = dataclasses.replace(config, images=(larger, config.images[1]), max_horizon=3)
-    fresh = init_params(changed, jax.random.key(0))
+    fresh = random_params(changed)
     with pytest.raises(UserError, match=r"of image_size, .*, is 36, the checkpoint has 16"):
         merge(fresh, pretrained.params)
     merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
@@ -248,7 +249,7 @@ def test_a_model_takes_the_weights_of_an_old_release(
     pretrained = read_octo(checkpoint, None)
     assert pretrained.config == old
     check_config(pretrained.config, old, "here")
-    params, report = merge(init_params(old, jax.random.key(0)), pretrained.params)
+    params, report = merge(random_params(old), pretrained.params)
     assert report.summary() == "126 loaded (421,644 parameters)"
     jax.tree.map(np.testing.assert_array_equal, params, pretrained.params)
     message = "repeat_task_tokens True, legacy_attention False; found repeat_task_tokens False"
@@ -259,7 +260,7 @@ def test_a_model_takes_the_weights_of_an_old_release(
 def test_only_what_can_be_fitted_is_resized(golden_dir: Path, config: OctoConfig) -> None:
     pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
     shorter = dataclasses.replace(config, language=replaced(config.language, "max_length", 9))
-    fresh = init_params(shorter, jax.random.key(0))
+    fresh = random_params(shorter)
     merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
     how = {row.path: row.how for row in report.rows if row.status == "resized"}
     assert how == {"octo_transformer/task_language_pos_embedding": "the first 9 of 16 tokens"}
