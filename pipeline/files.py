@@ -277,7 +277,7 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
       DataError: The text does not match; it lists all mismatches, each with its place.
     """
     try:
-        # Strict: "3" is no int; an unknown field is a typing error or of a later release.
+        # Strict: "3" is no int; an unknown field is a typo, or of a later release.
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         details = "; ".join(_problem(kind, e["type"], e["loc"], e["msg"]) for e in error.errors())
@@ -290,7 +290,7 @@ def _problem(kind: type, error: str, location: Sequence[str | int], message: str
     """Formats a mismatch that pydantic found, with its place unless it is the whole value."""
     if error == "unexpected_keyword_argument":
         *location, name = location
-        # The likeliest name for a typing error.
+        # The name that was likely meant.
         similar = difflib.get_close_matches(str(name), _field_names(kind, location), n=1)
         message = f"unknown field {name}" + "".join(f" ({field}?)" for field in similar)
     place = ".".join(map(str, location))

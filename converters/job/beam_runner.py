@@ -26,7 +26,6 @@ class BeamRunner:
 
     def __call__(self, job: ShardJob, numbers: Sequence[int], on_progress: OnProgress) -> None:
         """Converts the shards; of those that fail, the first is raised when the others are done."""
-        # Starting a pipeline for nothing takes minutes on Dataflow.
         if not numbers:
             return
         for number in numbers:

@@ -86,7 +86,7 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
     """
     destination = open_path(destination)
     _check_apart(source, destination)
-    # Before anything is written: missing shards would otherwise show after hours.
+    # Before anything is written: missing shards would otherwise show in the middle of the job.
     check_shards(source)
     mapping = mapping.fitted(source)
     schema = mapping.schema(source)

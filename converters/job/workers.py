@@ -68,14 +68,13 @@ def _await(
     futures: Sequence[concurrent.futures.Future[None]], counts: Any, on_progress: OnProgress
 ) -> None:
     """Returns when all are done, telling the progress meanwhile; raises what one of them raises."""
-    # Sums of the counters, which the workers write without a lock.
     pending = set(futures)
     reported = [0, 0]
     while pending:
         done, pending = concurrent.futures.wait(
             pending, _POLL_S, concurrent.futures.FIRST_COMPLETED
         )
-        # Even places count episodes, odd ones bytes.
+        # Even places count episodes, odd ones bytes; each worker writes its own pair, without a lock.
         now = [sum(counts[0::2]), sum(counts[1::2])]
         on_progress(now[0] - reported[0], now[1] - reported[1])
         reported = now

@@ -142,7 +142,7 @@ def _placed_rlds(
     """The folder of the RLDS, which appears whole; one that an earlier run placed stays."""
     folder = destination.rlds or files.folder / "kept"
     if destination.rlds is None:
-        # In the job's own folder it is made again, which takes seconds.
+        # In the job's own folder it is made again: it may be of a killed run.
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
         with writing(folder):

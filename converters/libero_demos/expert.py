@@ -183,7 +183,6 @@ class Expert:
 
     def _plan(self, offsets: np.ndarray) -> list[Phase]:
         reach, lift, carry = offsets
-        # Never below the object.
         reach[2] = abs(reach[2])  # above what is to be taken, not into it
         lower = self._over_rim if self._goal.is_inside else self._on_top
         return [

@@ -19,8 +19,8 @@ IMAGES = "steps"
 _RESERVED = ("action_pad_mask", "observation/timestep", "observation/timestep_pad_mask", "task")
 _RESERVED_FOLDERS = ("task/", "observation/pad_mask_dict")
 
-_NUM_CHANNELS = 3
 # Pixels that a model reads have three.
+_NUM_CHANNELS = 3
 _EXACT_INTEGER = 2**24
 """Up to it float32 holds every integer."""
 

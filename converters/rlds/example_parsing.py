@@ -155,7 +155,6 @@ def _read_value(
         raise mismatch(where, f"{spec.dtype}{list(spec.shape)}", "no such key")
     kind, values = _list(stored[name])
     expected = _stored_kind(spec)
-    # TensorFlow writes an empty list without its kind.
     if not len(values):  # an empty list may be of any kind, or of none
         kind, values = expected, [] if expected == "bytes_list" else np.empty(0, np.float32)
     if kind != expected:

@@ -321,7 +321,6 @@ def _unwrapped(feature: Any) -> tuple[tuple[int, ...], Any]:
 def _source_key(key: str, feature: Any) -> SourceKey:
     """The declared type of a leaf that is no sequence."""
     shape: Any = feature.shape
-    # Of a nested feature a dict.
     np_dtype: Any = feature.np_dtype  # of a nested feature a dict, which numpy refuses
     if isinstance(feature, tfds.features.Text):
         return SourceKey(key, "text", (), "utf8")

@@ -48,7 +48,7 @@ def read_records(path: epath.Path, *, skip: int = 0) -> Iterator[bytes]:
         if isinstance(record, DataError):
             raise record
         yield record
-        # Otherwise two records, tens of MB each with images, are in memory at once.
+        # Otherwise two records are in memory at once.
         del record  # before the next one is read
 
 
