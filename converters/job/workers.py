@@ -74,7 +74,7 @@ def _await(
         done, pending = concurrent.futures.wait(
             pending, _POLL_S, concurrent.futures.FIRST_COMPLETED
         )
-        # Even places count episodes, odd ones bytes; each worker writes its own pair, without a lock.
+        # Even places count episodes, odd ones bytes; a worker writes its own pair, without a lock.
         now = [sum(counts[0::2]), sum(counts[1::2])]
         on_progress(now[0] - reported[0], now[1] - reported[1])
         reported = now
