@@ -35,7 +35,7 @@ from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, T5Confi
 from train.octo.released.weight_loading import read_octo, read_octo_checkpoint
 from train.report.__main__ import main as write_report
 from train.run import run
-from train.run_directory.run_directory import claimed
+from train.run_directory.run_directory import check, claimed
 from train.run_plan import Setup
 from train.run_resources import excludable
 from train.train_config import ValidationConfig
@@ -116,8 +116,9 @@ def test_the_description_of_a_run_has_every_setting_and_table(whole_run):
         assert re.search(line, text, re.MULTILINE), line
 
 
-def test_a_run_directory_explains_itself(whole_run):
+def test_a_run_directory_explains_itself(whole_run, tiny_config):
     _, directory = whole_run
+    check(dataclasses.replace(tiny_config, save_dir=str(directory)), resume=False, overwrite=True)
     names = {path.name for path in directory.iterdir()}
     assert names == {
         ".lock",

@@ -28,6 +28,27 @@ _CORRUPT = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete t
 LOCK_NAME = ".lock"
 REPORT_NAME = "report.html"
 _PROBE = ".probe."
+_OWN = frozenset(
+    {
+        CONFIG_NAME,
+        REPORT_NAME,
+        "checkpoints",
+        "datasets.json",
+        "description.txt",
+        "environment.json",
+        "episode.npz",
+        "evaluation",
+        "load_report.json",
+        "metrics.jsonl",
+        "skipped",
+        "tensorboard",
+        "validation.jsonl",
+        "views.png",
+        "wandb",
+        "wandb_id.txt",
+    }
+)
+"""All that a run writes into its directory; nothing else is ever deleted there."""
 _MAY_DIFFER = (
     "name",
     "save_dir",
@@ -96,6 +117,11 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         # Deleting a run must not delete what a link leads to.
         remedy = "Remove the link, and what it leads to if nothing else needs it."
         raise _refused(config, "a run that can be deleted", f"a link to elsewhere: {links}", remedy)
+    elif before is not None and (foreign := sorted({e.name for e in _entries(directory)} - _OWN)):
+        # A person may keep notes or other results beside the run.
+        remedy = "Move them elsewhere, or name another save_dir."
+        found = f"files that are not the run's: {', '.join(foreign)}"
+        raise _refused(config, "a run that can be deleted", found, remedy)
     elif before is None and directory.exists() and not directory.is_dir():
         raise _refused(config, "a directory", "a file", "Name another save_dir.")
     elif before is None and directory.exists() and _entries(directory):

@@ -43,6 +43,20 @@ def test_overwrite_deletes_the_run(tiny_config):
         assert {path.name for path in directory.iterdir()} == {".lock", "config.json"}
 
 
+def test_overwrite_deletes_no_file_that_a_run_has_not_written(tiny_config):
+    directory = started(tiny_config)
+    (directory / "notes.txt").write_text("mine")
+    (directory / "plots").mkdir()
+    message = r"found files that are not the run's: notes\.txt, plots\. Move them elsewhere"
+    with (
+        pytest.raises(UserError, match=message),
+        claimed(tiny_config, resume=False, overwrite=True),
+    ):
+        pass
+    assert (directory / "notes.txt").read_text() == "mine"
+    check(tiny_config, resume=True, overwrite=False)
+
+
 def test_a_run_with_a_link_to_elsewhere_is_not_half_deleted(tiny_config, tmp_path):
     directory = with_checkpoint(tiny_config)
     (directory / "checkpoints").rename(tmp_path / "elsewhere")
@@ -251,7 +265,7 @@ def test_checkpoints_of_another_program_are_no_run(tiny_config):
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_run_that_was_half_deleted_is_still_a_run(tiny_config, monkeypatch, is_lost):
     directory = with_checkpoint(tiny_config)
-    for name in ("a", "b", "metrics.jsonl"):
+    for name in ("views.png", "report.html", "metrics.jsonl"):
         (directory / name).touch()
     if is_lost:
         (directory / "config.json").unlink()
