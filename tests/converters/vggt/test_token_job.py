@@ -1,5 +1,6 @@
 """Computed tokens: what is stored is what a rollout makes, and what training reads."""
 
+import functools
 import json
 import pathlib
 import random
@@ -8,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,10 +20,14 @@ from etils import epath
 from rich.console import Console
 
 from converters.job.columns import remove_column
+from converters.job.convert import convert
+from converters.mapping.builtin_mappings import LIBERO
 from converters.rlds.rlds_restoration import declared_features
+from converters.rlds.rlds_source import open_source
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from converters.vggt import __main__ as command
+from converters.vggt import token_job
 from converters.vggt.column_estimate import report
 from converters.vggt.sample_errors import sample_steps
 from converters.vggt.token_job import TokenJob, add_tokens
@@ -42,9 +47,11 @@ from pipeline.inspection.dataset_summary import summarize
 from pipeline.inspection.summary_tables import to_text
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
+from pipeline.vggt import encoder
 from pipeline.vggt.aggregator_weights import load_for
 from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.token_storage import TokenEncoder, merged_spec
+from tests.converters.cut_source import cut_source
 from tests.converters.kill_moments import kill_after_first_shard
 from tests.processes import Command
 
@@ -52,7 +59,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 BOTH = ("image_primary", "image_wrist")
 
 
-def make_job(directory: pathlib.Path, batch_size: int = 64, **settings: Any) -> TokenJob:
+def make_job(directory: pathlib.Path, batch_size: int = 16, **settings: Any) -> TokenJob:
     settings = {"name": "t", "image_size": (56, 56)} | settings
     dataset = open_dataset(str(directory))
     return TokenJob.load(dataset, TokenSettings(**settings), "random:tiny", batch_size)
@@ -62,6 +69,35 @@ def compute(directory: pathlib.Path, *, overwrite: bool = False, **settings: Any
     return add_tokens(make_job(directory, **settings), overwrite=overwrite)
 
 
+LENGTHS = (15, 11, 14, 13)
+"""Steps of the episodes; both shards have 26 or 27, no multiple of a batch."""
+
+
+@pytest.fixture(scope="module")
+def mini_rlds(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The bundled RLDS set, its episodes cut short: no test here needs more steps than these."""
+    out = tmp_path_factory.mktemp("cut") / "libero_mini" / "1.0.0"
+    return cut_source(mini_rlds, out, iter(LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """It, converted once."""
+    directory = tmp_path_factory.mktemp("mini") / "libero_mini"
+    convert(open_source(str(mini_rlds)), directory, LIBERO)
+    return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_weights() -> Iterator[None]:
+    """Jobs share their random weights and, beyond the eight that are kept, the programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_job, "load_weights", functools.cache(token_job.load_weights))
+        program = encoder._program.__wrapped__
+        patch.setattr(encoder, "_program", functools.cache(program))
+        yield
+
+
 @pytest.fixture
 def copied(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(mini_dataset, tmp_path / "mini"))
@@ -69,9 +105,10 @@ def copied(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A dataset with token columns: two layers and joint cameras, int8, and pooled."""
+    """A dataset with token columns: two layers of joint and of single cameras; int8; pooled."""
     out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("tokens") / "mini"))
     compute(out, name="pair", cameras=BOTH, views="joint", layers=(0, 1))
+    compute(out, name="each", cameras=BOTH, views="single", layers=(0, 1))
     compute(out, name="small", store="int8")
     compute(out, name="pooled", keep=Keep("pool", 4), store="bf16")
     compute(out, name="flat", keep=Keep("project", 16))
@@ -123,11 +160,16 @@ def test_features_are_named_by_layer_and_camera(tokened: pathlib.Path) -> None:
         if not feature.source
     }
     pair = ("pair", "float16", "float16", (21, 64))
+    each = ("each", *pair[1:])
     assert declared == {
         "observation/pair_0_primary": pair,
         "observation/pair_0_wrist": pair,
         "observation/pair_1_primary": pair,
         "observation/pair_1_wrist": pair,
+        "observation/each_0_primary": each,
+        "observation/each_0_wrist": each,
+        "observation/each_1_primary": each,
+        "observation/each_1_wrist": each,
         "observation/small": ("small", "int8x64+5", "float32", (21, 64)),
         "observation/pooled": ("pooled", "bfloat16", "float32", (4, 64)),
         "observation/flat": ("flat", "float16", "float16", (16, 16)),
@@ -162,11 +204,11 @@ def test_what_is_known_of_tokens_is_stored(tokened: pathlib.Path) -> None:
 def test_stored_tokens_are_those_of_a_rollout(tokened: pathlib.Path, prefix: str) -> None:
     """The last bits depend on how many pictures are encoded at a time."""
     dataset = open_dataset(str(tokened))
-    steps = [0, 101, 102, 454]
-    encoder = online(tokened, prefix)
-    found = encoder(images(dataset, steps)[: len(encoder.encoder.spec.cameras)])
+    steps = [0, 14, 15, 52]
+    encode = online(tokened, prefix)
+    found = encode(images(dataset, steps)[: len(encode.encoder.spec.cameras)])
     name = prefix
-    read = encoder.read([dataset.columns[name].read(step) for step in steps])
+    read = encode.read([dataset.columns[name].read(step) for step in steps])
     for key, tokens in found.items():
         assert tokens.dtype == read[key].dtype
         values = read[key].astype(np.float64)
@@ -175,18 +217,19 @@ def test_stored_tokens_are_those_of_a_rollout(tokened: pathlib.Path, prefix: str
         assert np.abs(values).std() > 0.1
 
 
-@pytest.mark.parametrize("views", ["joint", "single"])
-def test_each_feature_is_of_its_own_layer_and_camera(copied: pathlib.Path, views: Any) -> None:
+@pytest.mark.parametrize("name", ["pair", "each"])
+def test_each_feature_is_of_its_own_layer_and_camera(tokened: pathlib.Path, name: str) -> None:
     """Compared with the encoder alone, whose views are in the order of the cameras."""
-    job = make_job(copied, cameras=BOTH, layers=(0, 1), views=views)
-    add_tokens(job)
-    dataset = open_dataset(str(copied))
-    encoded = VggtEncoder(job.spec, job.weights).encode(images(dataset, [3, 400]))
+    alone = online(tokened, name).encoder
+    dataset = open_dataset(str(tokened))
+    steps = [3, 14, 15, 40]
+    encoded = alone.encode(images(dataset, steps))
+    assert alone.spec.views == ("joint" if name == "pair" else "single")
     for layer in (0, 1):
         for view, camera in enumerate(("primary", "wrist")):
-            key = f"observation/t_{layer}_{camera}"
-            for sample, step in enumerate((3, 400)):
-                found = dataset.columns["t"].read(step)[key]
+            key = f"observation/{name}_{layer}_{camera}"
+            for sample, step in enumerate(steps):
+                found = dataset.columns[name].read(step)[key]
                 expected = np.asarray(encoded[layer][sample, view])
                 np.testing.assert_allclose(found, expected, atol=4e-3)
 
@@ -198,7 +241,7 @@ def test_a_batch_has_the_stored_tokens_decoded(tokened: pathlib.Path) -> None:
     assert str(loader.spec["observation/small"]) == "float32[4,2,21,64]"
     (dataset,) = loader.datasets
     code = next(f for _, f in dataset.manifest.schema.features() if f.kind == "quantized").code
-    for step in (0, 57, 101):
+    for step in (0, 7, 14):
         observation = loader.read(0, [step, 5, 6, 7])["observation"]
         small = np.empty((21, 64), np.float32)
         code.decode(dataset.columns["small"].read(step)["observation/small"], small, "here")
@@ -246,10 +289,10 @@ def test_removing_one_leaves_the_others(tokened: pathlib.Path, tmp_path: pathlib
 
 
 def test_any_batch_gives_every_step_its_own_tokens(copied: pathlib.Path) -> None:
-    compute(copied, batch_size=64)
+    compute(copied, batch_size=16)
     compute(copied, batch_size=6, name="other")
     dataset = open_dataset(str(copied))
-    for step in range(0, 455, 13):
+    for step in range(53):
         ours = dataset.columns["t"].read(step)["observation/t"].astype(np.float32)
         theirs = dataset.columns["other"].read(step)["observation/other"].astype(np.float32)
         np.testing.assert_allclose(ours, theirs, atol=4e-3)
@@ -284,7 +327,7 @@ def test_progress_counts_frames_and_what_was_done_before(copied: pathlib.Path) -
 
     def until_the_second_shard(frames: int, num_bytes: int) -> None:
         reported.append((frames, num_bytes))
-        if sum(frames for frames, _ in reported) > 500:
+        if sum(frames for frames, _ in reported) > 60:
             raise KilledError
 
     job = make_job(copied, cameras=BOTH)
@@ -292,9 +335,9 @@ def test_progress_counts_frames_and_what_was_done_before(copied: pathlib.Path) -
         add_tokens(job, on_progress=until_the_second_shard)
     reported.clear()
     add_tokens(job, on_progress=lambda frames, num_bytes: reported.append((frames, num_bytes)))
-    assert reported[0] == (2 * 226, 0)
-    assert sum(frames for frames, _ in reported) == 2 * 455
-    assert sum(num_bytes for _, num_bytes in reported) == 229 * 2 * 2688
+    assert reported[0] == (2 * 26, 0)
+    assert sum(frames for frames, _ in reported) == 2 * 53
+    assert sum(num_bytes for _, num_bytes in reported) == 27 * 2 * 2688
 
 
 def test_tokens_that_do_not_fit_stop_the_job_and_name_the_step(
@@ -335,11 +378,11 @@ def test_a_report_writes_nothing(copied: pathlib.Path) -> None:
     before = sorted(copied.rglob("*"))
     text = report(make_job(copied, keep=Keep("pool", 4), cameras=BOTH))
     assert sorted(copied.rglob("*")) == before
-    assert text.startswith("t_primary, t_wrist: 455 steps of image_primary, image_wrist, 4x64 a st")
+    assert text.startswith("t_primary, t_wrist: 53 steps of image_primary, image_wrist, 4x64 a st")
     assert re.search(r"^f16 +1,024 +0\.000  2\.\de-04$", text, re.MULTILINE)
     assert re.search(r"^int8 +544 +0\.000  [45]\.\de-03$", text, re.MULTILINE)
     assert re.search(r"pool:4 loses 0\.\d+ of the patches' tokens before", text)
-    assert re.search(r"speed: [\d,.]+ frames/s on 2 x cpu: about \d:\d\d for 910 frames", text)
+    assert re.search(r"speed: [\d,.]+ frames/s on 2 x cpu: about \d:\d\d for 106 frames", text)
     assert text.endswith("nothing was written\n")
 
 
@@ -355,7 +398,7 @@ def test_verify_knows_that_computed_tokens_are_not_in_the_source(
     lines = summary(verifier, 1.0).splitlines()
     (line,) = (line for line in lines if line.startswith("computed, not in the source: "))
     assert line.endswith("observation/small, observation/pooled, observation/flat")
-    assert lines[1].startswith("7,280 tensors, 910 images, 459 texts")
+    assert lines[1].startswith("1,060 tensors, 106 images, 57 texts")
 
 
 def test_an_export_leaves_computed_tokens_out(
@@ -381,7 +424,7 @@ def test_inspect_tells_how_tokens_were_made(tokened: pathlib.Path) -> None:
 def test_datasets_of_another_encoder_are_not_mixed(
     tokened: pathlib.Path, copied: pathlib.Path
 ) -> None:
-    compute(copied, name="small", image_size=(70, 70), keep=Keep("registers"))
+    compute(copied, name="small", keep=Keep("pool", 4))
     compute(copied, name="pooled", keep=Keep("pool", 4), layers=(0,), store="bf16")
     with pytest.raises(UserError, match=r"pooled, beside .*: expected layers \[1\]; found layers"):
         loader_of(tokened, copied, observations=("proprio", "pooled"))
@@ -435,7 +478,7 @@ def whole(
     out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("whole") / "mini"))
     output = start(out, *TINY).finish().stdout
     assert re.match(
-        r"t: 1\.4 MB in \d+\.\d s\n  observation/t +float16\[21, 64\], storage cha", output
+        r"t: 0\.4 MB in \d+\.\d s\n  observation/t +float16\[21, 64\], storage cha", output
     )
     return contents(out)
 
@@ -451,7 +494,7 @@ def test_a_killed_command_still_reaches_the_same_bytes(
     """Killed once its first shard is done."""
     start(copied, *TINY, before=kill_after_first_shard).finish(-signal.SIGKILL)
     assert (copied / ".conversion" / "t.00000.column-part.json").exists()
-    assert open_dataset(str(copied)).num_steps == 455
+    assert open_dataset(str(copied)).num_steps == 53
     assert not load_manifest(epath.Path(copied)).encoders
     start(copied, *TINY).finish()
     assert contents(copied) == whole
@@ -472,7 +515,7 @@ def test_a_command_that_is_killed_often_still_reaches_the_same_bytes(
         time.sleep(rng.uniform(0, 2))
         job.kill()
         killed += job.returncode == -signal.SIGKILL
-        assert open_dataset(str(copied)).num_steps == 455
+        assert open_dataset(str(copied)).num_steps == 53
         if job.returncode == 0:
             remove_column(epath.Path(copied), "t")
     start(copied, *TINY).finish()
@@ -526,4 +569,4 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 def test_a_column_is_removed_by_a_flag(copied: pathlib.Path) -> None:
     job = start(copied, "--remove", "vggt_tokens").finish()
     assert job.stderr == ""
-    assert job.stdout == "removed vggt_tokens: 1.4 MB are free again\n"
+    assert job.stdout == "removed vggt_tokens: 0.4 MB are free again\n"
