@@ -55,6 +55,7 @@ _LONGEST = (
     "train/test_scale.py",
     "pipeline/vggt/test_aggregator.py",
     "train/test_run.py",
+    "examples/test_notebooks.py",
     "pipeline/vggt/test_encoder.py",
     "train/update/test_train_step.py",
     "converters/vggt/test_token_job.py",

@@ -45,7 +45,12 @@ def run(path: pathlib.Path, folder: pathlib.Path) -> Any:
     (folder / "work").mkdir()
     resources = {"metadata": {"path": str(folder / "work")}}
     NotebookClient(
-        notebook, km=manager, timeout=_TIMEOUT_S, resources=resources, record_timing=False
+        notebook,
+        km=manager,
+        startup_timeout=_TIMEOUT_S,
+        timeout=_TIMEOUT_S,
+        resources=resources,
+        record_timing=False,
     ).execute(cleanup_kc=True)
     notebook.metadata = nbformat.from_dict(metadata)
     return notebook
