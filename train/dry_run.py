@@ -81,6 +81,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     """
     config = flags.config
     found = _Findings()
+    # What the config, the flags and this machine say, before anything is opened.
     problems = all_problems(config)
     for problem in problems:
         found.add("error", "config", problem)
@@ -93,6 +94,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     if config.wandb.project is not None:
         found.attempt("wandb", import_wandb, config.wandb.project)
     _look_at_backend(found)
+    # Opened as a run would, which lists every missing file.
     inputs = found.attempt(
         "datasets, vocabulary, weights", lambda: open_inputs(config, resume=continues), "found"
     )
@@ -101,8 +103,8 @@ def diagnose(flags: Flags) -> list[Finding]:
         return found.all
     setup = found.attempt("config, data and model", lambda: set_up(config, inputs), "fit together")
     if setup is None:
-        # Without a setup there is nothing to look at.
         return found.all
+    # From here on nothing is missing: the rest looks for what trains badly.
     found.add("ok", "model", _summarize_model(setup))
     found.attempt("weights", lambda: _account(setup))
     found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")

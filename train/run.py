@@ -177,8 +177,8 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
         _log_stop(),
         Checkpoints(path, config.keep_checkpoints, config.keep_every) as checkpoints,
     ):
-        # Restored right into the shapes and shardings of the compiled step.
         if position is not None:
+            # Restored right into the shapes and shardings of the compiled step.
             state = checkpoints.restore(setup.state)
             _log.info("resumed at step %d", position)
         else:

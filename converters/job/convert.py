@@ -172,6 +172,7 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
     # A dict keeps the order of first occurrence, whatever order the shards finished in.
     texts = tuple(dict.fromkeys(text for part in parts for text in part.tasks))
     indices = {text: index for index, text in enumerate(texts)}
+    # Each part counts its own episodes and tasks; here they are counted over the dataset.
     episode_tasks: list[int] = []
     changes: list[TaskChange] = []
     removed = [0] * len(texts)
