@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from etils import epath
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converters.job.convert import convert
@@ -688,6 +688,7 @@ TYPES = st.one_of(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(PATHS, TYPES, max_size=12))
 def test_any_source_with_a_text_is_described_as_a_valid_mapping(
     tmp_path_factory: pytest.TempPathFactory, types: dict[str, Any]

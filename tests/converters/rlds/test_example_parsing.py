@@ -210,7 +210,7 @@ def serialized(lists: dict[str, tuple[str, list]]) -> tuple[bytes, list[SourceKe
     return record.SerializeToString(), keys
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(lists=MESSAGES, offset=st.integers(0, 7))
 def test_any_message_is_read_as_protobuf_reads_it(
     lists: dict[str, tuple[str, list]], offset: int
@@ -223,7 +223,7 @@ def test_any_message_is_read_as_protobuf_reads_it(
     assert {key: plain(value) for key, value in found.items()} == expected(record)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     floats=st.lists(st.floats(width=32), min_size=1, max_size=40),
     blobs=st.lists(st.binary(max_size=300), min_size=1, max_size=5),

@@ -97,8 +97,11 @@ def test_instruction_in_any_script_is_drawn_without_a_warning(
         copied / "dataset.json",
         lambda d: d.update(tasks=[instruction, d["tasks"][1]], task_changes=changes),
     )
-    dataset = open_dataset(str(copied))
-    assert size(draw_picture(read_picture(dataset, episode)))[0] == WIDTH
+    picture = read_picture(open_dataset(str(copied)), episode)
+    # The instruction is in the title and above the images; one panel is drawn in less time.
+    group = dataclasses.replace(picture.groups[0], panels=picture.groups[0].panels[:1])
+    picture = dataclasses.replace(picture, groups=(group,), strips=picture.strips[:1])
+    assert size(draw_picture(picture))[0] == WIDTH
     assert caplog.messages == []
 
 

@@ -37,7 +37,7 @@ from train.octo.token_groups import TokenGroup
 from train.octo.token_layout import draw_tokens, group_spans
 from train.octo.vggt_tokens import TokenLearner, VGGTTokenizer, resize_grid
 from train.train_config import AugmentConfig
-from train.update.optimizer import learning_rate, make_optimizer
+from train.update.optimizer import learning_rate
 from train.update.train_state import first_state
 from train.update.train_step import make_train_step
 
@@ -605,7 +605,7 @@ def test_the_step_logs_the_alignment_and_micro_batches_give_that_of_the_whole(
     tiny_config_path: Any,
 ) -> None:
     config = load_config(str(tiny_config_path))
-    observations = ("image_primary", "image_wrist", "vggt_tokens")
+    observations = ("image_primary", "vggt_tokens")
     data = dataclasses.replace(
         config.data,
         observations=observations,
@@ -614,7 +614,7 @@ def test_the_step_logs_the_alignment_and_micro_batches_give_that_of_the_whole(
     )
     config = dataclasses.replace(
         config,
-        model=model("align"),
+        model=dataclasses.replace(model("align"), images=BASE.images[:1]),
         data=data,
         augment=AugmentConfig(enabled=False),
     )
@@ -623,7 +623,8 @@ def test_the_step_logs_the_alignment_and_micro_batches_give_that_of_the_whole(
     for num_micro_batches in (1, 2):
         optimizer = dataclasses.replace(config.optimizer, accumulation_steps=num_micro_batches)
         part = dataclasses.replace(config, optimizer=optimizer)
-        update = make_optimizer(part.optimizer)
+        # Without Adam, whose program for each parameter takes as long to compile as the model.
+        update = optax.clip_by_global_norm(1.0)
         step = make_train_step(part, update, learning_rate(part.optimizer, 20))
         state = jax.jit(functools.partial(first_state, part, update))(random_params(part.model))
         found.append(jax.jit(step)(state, batch, None)[1])
