@@ -46,7 +46,7 @@ def main() -> None:
             case "-h" | "--help":
                 lines = [f"  {name:10} {text}\n" for name, (_, text) in VERBS.items()]
                 show("usage: octograin [-h] [--version] VERB ...\n\nverbs:\n" + "".join(lines))
-                show("\n`octograin VERB --help` lists what a verb takes.\n")
+                show("\n`octograin VERB --help` lists the options of a verb.\n")
             case "--version":
                 show(f"octograin {__version__}\n")
             case "export":
@@ -104,8 +104,10 @@ def _demo(arguments: Sequence[str]) -> None:
         description="Converts the bundled LIBERO episodes, computes tokens of their images with "
         "untrained weights, and finetunes a small Octo on them: two minutes on a laptop.",
     )
-    parser.add_argument("dir", nargs="?", default=".", help="where data/ and runs/ are written")
-    parser.add_argument("--num_steps", type=int, default=200, help="training steps")
+    parser.add_argument(
+        "dir", nargs="?", default=".", help="where data/ and runs/ are written; default: here"
+    )
+    parser.add_argument("--num_steps", type=int, default=200, help="training steps; default: 200")
     args = parser.parse_args(arguments)
     directory = pathlib.Path(args.dir)
     directory.mkdir(parents=True, exist_ok=True)

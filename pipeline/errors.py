@@ -37,6 +37,11 @@ class UserError(Exception):
         return _rebuild, (type(self), dict(self.__dict__))
 
 
+def shown(value: object) -> str:
+    """A value as an error shows it: texts in quotes, so that '3' is not taken for a number."""
+    return repr(value) if isinstance(value, str) else str(value)
+
+
 class SchemaError(UserError):
     """Data that the declared types do not allow."""
 

@@ -69,8 +69,12 @@ def examine(flags: Flags) -> int:
     errors = sum(finding.level == "error" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
     verdict = "this run cannot start" if errors else "the same command without --dry_run trains"
-    out(f"\n{errors} errors, {warnings} warnings: {verdict}\n")
+    out(f"\n{_count(errors, 'error')}, {_count(warnings, 'warning')}: {verdict}\n")
     return EXIT_USER_ERROR if errors else 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def diagnose(flags: Flags) -> list[Finding]:

@@ -43,7 +43,7 @@ class Args:
     split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "train"
     """Split of the source."""
     episodes: Annotated[str | None, tyro.conf.arg(metavar="A:B", help_behavior_hint="")] = None
-    """Range A:B of episodes to convert, from A to before B; all where it is not given."""
+    """Range A:B of episodes to convert, from A to before B; all by default."""
     mapping: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """TOML file that maps source keys to features; LIBERO's is built in."""
     bad_episodes: Literal["stop", "skip"] = "stop"

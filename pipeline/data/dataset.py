@@ -15,7 +15,7 @@ from pipeline.data.column_reader import ColumnReader
 from pipeline.data.manifest import EDIT, STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
 from pipeline.data.record import RecordLayout
 from pipeline.data.schema import ACTION, EPISODES, Feature, Schema, nest
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, UserError, shown
 from pipeline.files import is_remote
 
 _log = logging.getLogger(__name__)
@@ -104,6 +104,13 @@ class Dataset:
 
     def _read(self, episode: int, steps: range, keys: Collection[str] | None) -> dict[str, Any]:
         """Reads steps of an episode; every array has a first axis of steps."""
+        if isinstance(keys, str):
+            raise UserError(
+                where=f"{self.path}, keys",
+                expected="a list of feature keys",
+                found=repr(keys),
+                remedy=f"Put it in a list: keys=[{keys!r}].",
+            )
         # Without keys, what the dataset was opened for.
         wanted = self.keys if keys is None else tuple(keys)
         if wanted is None:
@@ -134,11 +141,11 @@ class Dataset:
         return values
 
     def _check(self, what: str, number: int, count: int, of: str) -> None:
-        if not 0 <= number < count:
+        if not isinstance(number, int | np.integer) or not 0 <= number < count:
             raise UserError(
                 where=f"{self.path}, {what}",
                 expected=f"0 to {count - 1}",
-                found=str(number),
+                found=shown(number),
                 remedy=f"There are {count} {of}, counted from 0.",
             )
 

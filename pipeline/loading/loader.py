@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import ACTION
 from pipeline.data.statistics import FeatureStatistics
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shown
 from pipeline.files import to_json_values
 from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, DatasetConfig
@@ -113,6 +114,7 @@ class Loader:
         shard: HostShard = WHOLE_BATCH,
         image_sizes: Mapping[str, int] | None = None,
     ) -> None:
+        _check_batch_size(batch_size)
         self.config = config
         self.batch_size = batch_size
         self.datasets = tuple(datasets)
@@ -170,7 +172,17 @@ class Loader:
 
         Args:
           transform: Returns another batch, and does not modify the one that it is given.
+
+        Raises:
+          UserError: The transform cannot be called.
         """
+        if not callable(transform):
+            raise UserError(
+                where="Loader.map",
+                expected="a function from a batch to another",
+                found=f"a {type(transform).__name__}",
+                remedy="Give the function itself, without calling it: `loader.map(function)`.",
+            )
         # A shallow copy shares the readers and the pool; only the list of streams is its own.
         mapped = copy.copy(self)
         mapped.__dict__.update(_own=(*self._own, OwnTransform(transform)), _streams=[])
@@ -184,6 +196,11 @@ class Loader:
         """The size of a batch and of the data, in one line."""
         paths = ", ".join(dataset.path for dataset in self.datasets)
         return f"Loader({self.batch_size} of {self.num_steps} steps of {paths})"
+
+    @property
+    def has_own_transforms(self) -> bool:
+        """Whether transforms were added with `map`."""
+        return bool(self._own)
 
     @functools.cached_property
     def spec(self) -> BatchSpec:
@@ -250,12 +267,17 @@ class Loader:
         """
         self._check_place(dataset)
         num_steps = self.datasets[dataset].num_steps
-        unknown = [step for step in steps if not 0 <= step < num_steps]
+        # A float would be cut to the step below it.
+        unknown = [
+            step
+            for step in steps
+            if not isinstance(step, int | np.integer) or not 0 <= step < num_steps
+        ]
         if unknown or not len(steps):
             raise UserError(
                 where=f"Loader.read, steps of {self.datasets[dataset].path}",
-                expected=f"one or more from 0 to {num_steps - 1}",
-                found=", ".join(map(str, unknown)) or "none",
+                expected=f"one or more integers from 0 to {num_steps - 1}",
+                found=", ".join(map(shown, unknown)) or "none",
                 remedy="Count the steps of all episodes: `dataset.episode_starts` has the first of "
                 "each.",
             )
@@ -300,7 +322,7 @@ class Loader:
         """
         rows, normalizer = self._flat(key, values, dataset)
         # Rows of one dataset: the normalizer looks its statistics up by dataset index.
-        return normalizer.normalize(rows, np.full(len(rows), dataset)).reshape(values.shape)
+        return normalizer.normalize(rows, np.full(len(rows), dataset)).reshape(np.shape(values))
 
     def unnormalize(self, key: str, values: np.ndarray, dataset: int = 0) -> np.ndarray:
         """Returns values of a batch, or predicted ones, in the dataset's units; float32 (..., d).
@@ -317,7 +339,8 @@ class Loader:
           UserError: The feature is not normalised, or there is no such dataset.
         """
         rows, normalizer = self._flat(key, values, dataset)
-        return normalizer.unnormalize(rows, np.full(len(rows), dataset)).reshape(values.shape)
+        found = normalizer.unnormalize(rows, np.full(len(rows), dataset))
+        return found.reshape(np.shape(values))
 
     def _flat(self, key: str, values: Any, dataset: int) -> tuple[np.ndarray, Normalizer]:
         """Values as rows (b d), and the normalizer of their feature."""
@@ -611,7 +634,7 @@ class Loader:
 
 
 def open_loader(
-    data: str | DataConfig,
+    data: str | os.PathLike[str] | DataConfig,
     batch_size: int,
     *,
     observations: Sequence[str] | None = None,
@@ -633,7 +656,8 @@ def open_loader(
       UserError: There is no such dataset, or its features or settings do not fit each other.
     """
     changes: dict[str, Any] = {}
-    if isinstance(data, str):
+    if isinstance(data, str | os.PathLike):
+        data = os.fspath(data)
         features = load_manifest(on_disk(data)).schema.features()
         keys = [feature.key for _, feature in features if feature.kind != "text"]
         names = [k.removeprefix("observation/") for k in keys if k.startswith("observation/")]
@@ -642,6 +666,13 @@ def open_loader(
         changes = {"split": "all", "window_size": 1, "action_horizon": 1}
     else:
         config = data
+    if isinstance(observations, str):
+        raise UserError(
+            where="open_loader, observations",
+            expected="a list of names",
+            found=repr(observations),
+            remedy=f"Put it in a list: observations=[{observations!r}].",
+        )
     if observations is not None:
         changes["observations"] = tuple(observations)
     if window_size is not None:
@@ -652,6 +683,16 @@ def open_loader(
     opened = [open_dataset(part.path, config.keys_of(part)) for part in config.datasets]
     encode = load_vocabulary(config.vocabulary).EncodeAsIds if config.vocabulary else None
     return Loader(config, batch_size, opened, encode)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise UserError(
+            where="loader, batch_size",
+            expected="an integer of at least 1",
+            found=repr(batch_size),
+            remedy="Give the number of samples in a batch, such as 8.",
+        )
 
 
 def describe(loader: Loader) -> str:
@@ -681,14 +722,17 @@ def describe(loader: Loader) -> str:
     if len(chain) > _SHOWN_TRANSFORMS:
         own = list(chain)[_SHOWN_TRANSFORMS - 1 :]
         chain = dict.fromkeys([*list(chain)[: _SHOWN_TRANSFORMS - 1], f"and {len(own)} more"])
+    # The types of what a user's own transforms return are not known.
+    before = ", before your own transforms" if loader.has_own_transforms else ""
     megabytes = sum(leaf.nbytes for leaf in loader.spec.values()) / 1e6
+    size = f"{len(loader.spec)} arrays, {megabytes:.3g} MB"
     return "\n".join(
         [
             f"batches of {loader.batch_size} from {loader.num_steps:,} sampled steps of",
             *datasets,
             "chain:",
             *(f"  {name:20}{texts.get(name, '')}".rstrip() for name in chain),
-            f"batch: {len(loader.spec)} arrays, {megabytes:.3g} MB; `loader.spec` has their types",
+            f"batch: {size}{before}; `loader.spec` has their types",
         ]
     )
 

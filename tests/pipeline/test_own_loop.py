@@ -129,10 +129,10 @@ def test_a_config_says_the_rest(directory: str, vocabulary_path: pathlib.Path) -
     [
         (
             lambda loader: loader.read(0, [5, 24]),
-            "/toy: expected one or more from 0 to 23; found 24",
+            "/toy: expected one or more integers from 0 to 23; found 24",
         ),
-        (lambda loader: loader.read(0, [-1]), "expected one or more from 0 to 23; found -1"),
-        (lambda loader: loader.read(0, []), "expected one or more from 0 to 23; found none"),
+        (lambda loader: loader.read(0, [-1]), "or more integers from 0 to 23; found -1"),
+        (lambda loader: loader.read(0, []), "or more integers from 0 to 23; found none"),
         (lambda loader: loader.window(0, 1), "expected an index in the mixture, 0 to 0; found 1"),
         (
             lambda loader: loader.normalize("state", np.zeros(3)),
@@ -177,3 +177,51 @@ def test_a_printed_loader_shows_its_chain(loader: Loader, directory: str) -> Non
         "jitter",
     ]
     assert len(lines) <= 15
+
+
+WRONG_TYPES = [
+    ("open_loader(path, 0)", "batch_size: expected an integer of at least 1; found 0."),
+    ("open_loader(path, -1)", "batch_size: expected an integer of at least 1; found -1."),
+    ("open_loader(path, 2.5)", "batch_size: expected an integer of at least 1; found 2.5."),
+    ("open_loader(path, None)", "batch_size: expected an integer of at least 1; found None."),
+    ("open_loader(path, 4, observations='state')", "list: observations=['state']."),
+    ("open_loader(path, 4).window(1.5)", "integers from 0 to 23; found 1.5."),
+    ("open_loader(path, 4).window('3')", "integers from 0 to 23; found '3'."),
+    ("open_loader(path, 4).map(3)", "expected a function from a batch to another; found a int."),
+    ("open_dataset(path).step('0', 0)", "episode: expected 0 to 3; found '0'."),
+    ("open_dataset(path).step(0, 1.0)", "step of episode 0: expected 0 to 5; found 1.0."),
+    ("open_dataset(path).episode(0, keys='action')", "list: keys=['action']."),
+]
+"""Calls that a type checker refuses, and a part of the error of a program that uses none."""
+
+
+def test_a_wrong_type_is_reported_like_a_wrong_value(directory: str) -> None:
+    # In another process: here beartype would refuse the arguments first.
+    script = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from octograin import open_dataset, open_loader\n"
+        "from pipeline.errors import UserError\n"
+        "path, *calls = sys.argv[1:]\n"
+        "for call in calls:\n"
+        "    try: eval(call)\n"
+        "    except UserError as error: print(error)\n"
+        "    else: print('no error')\n"
+        "loader = open_loader(Path(path), 4)\n"
+        "print(loader.normalize('action', [1.0, 2.0]).shape, loader.window(np.int64(3)).keys())\n"
+    )
+    calls = [call for call, _ in WRONG_TYPES]
+    command = [sys.executable, "-c", script, directory, *calls]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    for (call, message), line in zip(WRONG_TYPES, lines, strict=True):
+        assert message in line, (call, line)
+    assert last.startswith("(2,) dict_keys("), last
+
+
+def test_a_description_says_that_own_transforms_are_not_in_the_size(loader: Loader) -> None:
+    assert "own transforms" not in str(loader)
+    assert "MB, before your own transforms; `loader.spec`" in str(loader.map(lambda batch: batch))

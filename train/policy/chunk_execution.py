@@ -13,14 +13,34 @@ Execution = Callable[[np.ndarray], np.ndarray]
 
 
 class FirstActions:
-    """Executes the first `num_actions` of every chunk."""
+    """Executes the first `num_actions` of every chunk.
+
+    Args:
+      num_actions: Number of actions, from 1 to the length of a chunk.
+
+    Raises:
+      UserError: It is less than 1, or, at the first chunk, more than the chunk has.
+    """
 
     def __init__(self, num_actions: int) -> None:
+        if num_actions < 1:
+            raise _wrong_count("at least 1", num_actions)
         self._num_actions = num_actions
 
     def __call__(self, chunk: np.ndarray) -> np.ndarray:
         """Returns the first actions (n a) of a chunk (h a)."""
+        if self._num_actions > len(chunk):
+            raise _wrong_count(f"at most {len(chunk)}, the actions of a chunk", self._num_actions)
         return chunk[: self._num_actions]
+
+
+def _wrong_count(expected: str, num_actions: int) -> UserError:
+    return UserError(
+        where="FirstActions, num_actions",
+        expected=expected,
+        found=str(num_actions),
+        remedy="Execute 1 to `policy.action_horizon` actions of a chunk.",
+    )
 
 
 class TemporalEnsemble:

@@ -62,6 +62,31 @@ def check_observations(
     }
 
 
+def check_environments(observations: Any) -> None:
+    """Checks that there is one observation per environment number, whatever the observations hold.
+
+    Raises:
+      UserError: It is one observation alone, or something else.
+    """
+    if not isinstance(observations, Mapping):
+        found = f"a {type(observations).__name__}"
+    else:
+        wrong = [
+            f"{env!r}: {type(value).__name__}"
+            for env, value in observations.items()
+            if not isinstance(value, Mapping)
+        ]
+        if not wrong:
+            return
+        found = ", ".join(wrong)
+    raise UserError(
+        where="observations",
+        expected="a dictionary with one observation, itself a dictionary, per environment number",
+        found=found,
+        remedy="Number the environments: policy.infer({0: observation}).",
+    )
+
+
 def find_problems(
     observation: Observation, expected: Mapping[str, LeafSpec | None], *, any_size: bool
 ) -> list[str]:

@@ -232,14 +232,15 @@ class Policy:
           goal: The task as goal images of every camera, for a policy that was trained on goals.
 
         Raises:
-          UserError: The model was not trained on this kind of task.
+          UserError: The model was not trained on this kind of task, or `env` is no number of an
+            environment.
         """
-        if not 0 <= env < _NUM_ENVS:
+        if not isinstance(env, int | np.integer) or not 0 <= env < _NUM_ENVS:
             raise UserError(
                 where="policy, reset",
                 expected="the number of an environment, from 0 to 2**32 - 1",
-                found=str(env),
-                remedy="Number the environments, or the trials.",
+                found=repr(env),
+                remedy="Number the environments, or the trials: policy.reset(0, instruction).",
             )
         self._inputs.reset(env, Task(instruction, goal or {}))
         # A chunk's noise depends on this count, so an episode's actions can be repeated.

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from pipeline.loading.device import resize_images
 from pipeline.loading.text import Encode, tokenize
-from train.policy.observations import Observation, check_observations
+from train.policy.observations import Observation, check_environments, check_observations
 from train.policy.policy_spec import PolicySpec
 
 
@@ -160,6 +160,7 @@ class PolicyInputs:
         Raises:
           UserError: Observations do not fit, or an environment has no task.
         """
+        check_environments(observations)
         # All are looked up and checked before any is changed.
         histories = [self._history(env) for env in observations]
         rows = list(check_observations(observations, self.expected, self._resize).values())

@@ -11,6 +11,10 @@ def chunk(*numbers: float) -> np.ndarray:
 
 def test_the_first_actions_of_a_chunk_are_executed():
     assert FirstActions(2)(chunk(1, 2, 3)).tolist() == [[1], [2]]
+    with pytest.raises(UserError, match="num_actions: expected at least 1; found 0"):
+        FirstActions(0)
+    with pytest.raises(UserError, match=r"num_actions: expected at most 3, .*; found 4"):
+        FirstActions(4)(chunk(1, 2, 3))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from train.octo.functional import sample_actions
 from train.octo.model import OctoModule
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import Policy, PolicyConfig, PolicySpec
+from train.policy.observations import check_environments
 from train.policy.policy_inputs import PolicyInputs, Task
 from train.update.train_step import make_language_table, model_inputs
 
@@ -242,6 +243,19 @@ def test_images_of_another_size_are_resized_only_on_request(checkpoint, policy):
     policy.reset(0, TEXT)
     with pytest.raises(UserError, match=r"found image_primary: uint8\[256,256,3\]"):
         policy.infer({0: shown() | {"image_primary": image}})
+
+
+@pytest.mark.parametrize(
+    ("observations", "found"),
+    [
+        ({"proprio": np.zeros(8)}, "'proprio': ndarray"),
+        ({0: None}, "0: NoneType"),
+        ([{"proprio": np.zeros(8)}], "a list"),
+    ],
+)
+def test_an_observation_without_the_number_of_its_environment_is_reported(observations, found):
+    with pytest.raises(UserError, match=rf"found {found}\. Number the environments: policy.infer"):
+        check_environments(observations)
 
 
 def test_an_environment_needs_a_reset_and_a_number(policy):
