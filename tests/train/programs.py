@@ -12,9 +12,11 @@ import train.run
 import train.run_plan
 from pipeline.config_checks import deferred
 from pipeline.loading.data_config import DatasetConfig
+from train.metrics.validation import Validator
+from train.run_plan import Setup
 from train.train_config import TrainConfig, ValidationConfig
 from train.update.train_state import TrainState, fresh_state, init_state
-from train.update.train_step import make_train_step
+from train.update.train_step import TrainStep, make_train_step
 
 
 @contextlib.contextmanager
@@ -31,11 +33,32 @@ def shared_by_runs() -> Iterator[None]:
             states[key] = jax.device_get(fresh_state(config, optimizer, shardings))
         return jax.device_put(states[key], shardings)
 
+    steps: dict[tuple[str, str], tuple[TrainStep, float]] = {}
+    compile_alone = Setup.compile
+
+    def compile_once(setup: Setup) -> tuple[TrainStep, float]:
+        # The shapes with their shardings: the same config may run on other devices.
+        key = read_by_programs(setup.config), str((setup.state, setup.batch, setup.table))
+        if key not in steps:
+            steps[key] = compile_alone(setup)
+        return steps[key]
+
+    validators: dict[tuple[str, Any], Validator] = {}
+
+    def validator(config: TrainConfig, *args: Any) -> Validator:
+        made = Validator(config, *args)
+        *_, sharding = args
+        first = validators.setdefault((read_by_programs(config), sharding), made)
+        made._evaluate, made._sample = first._evaluate, first._sample
+        return made
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.run_plan, "make_train_step", _once(make_train_step))
         make_init = _once(lambda config, optimizer: jax.jit(lambda: init_state(config, optimizer)))
         patch.setattr(train.run_plan, "init_state", lambda *args: make_init(*args)())
         patch.setattr(train.run, "fresh_state", first_state)
+        patch.setattr(Setup, "compile", compile_once)
+        patch.setattr(train.run_plan, "Validator", validator)
         yield
 
 

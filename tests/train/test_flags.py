@@ -48,7 +48,7 @@ def test_a_variant_is_an_entry_of_the_file(tiny_config_path):
         (["--config", "libero_vgg:demo"], "found no such file or preset. The presets are libero, "),
         (["--config", "README.md"], "expected Python that defines VARIANTS.*found SyntaxError"),
         (["--config", "tests/data/make_vocabulary.py"], "found no VARIANTS"),
-        (["--config", "{file}:big"], "expected a variant among default, untokened; found big"),
+        (["--config", "{file}:big"], "a variant among default, untokened, shallow; found big"),
     ],
 )
 def test_what_cannot_be_run_says_why(arguments, message, tiny_config_path):

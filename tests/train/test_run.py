@@ -26,7 +26,7 @@ from pipeline.loading.splits import select
 from pipeline.vggt.aggregator_config import tiny
 from pipeline.vggt.encoder_spec import EncoderSpec
 from tests.processes import Command
-from tests.train.conftest import write_checkpoints
+from tests.train.conftest import random_state, write_checkpoints
 from train.checkpoints.checkpoint_store import last_step
 from train.flags import Flags, load_config
 from train.metrics.step_metrics import read_metrics
@@ -225,7 +225,7 @@ def with_encoder(dataset, directory, digest):
 
 
 def test_corrupt_record_ends_the_run_which_continues_without_it(
-    tiny_config, mini_dataset, tmp_path
+    shallow_config, mini_dataset, tmp_path
 ):
     spoiled = tmp_path / "spoiled"
     shutil.copytree(mini_dataset, spoiled)
@@ -233,7 +233,7 @@ def test_corrupt_record_ends_the_run_which_continues_without_it(
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    config = replaced(tiny_config, spoiled, num_steps=20, batch_size=32, save_interval=100)
+    config = replaced(shallow_config, spoiled, num_steps=20, batch_size=32, save_interval=100)
     with pytest.raises(UserError, match=r"saved at step \d+: continue with --resume") as caught:
         run(Flags(config))
     message = str(caught.value)
@@ -462,6 +462,7 @@ def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, cap
     assert not pathlib.Path(config.save_dir).exists()  # nothing was begun
 
     monkeypatch.setattr(Setup, "compile", lambda setup: (idle_step(setup), 0.0))
+    monkeypatch.setattr("train.run.fresh_state", random_first_state)
     with caplog.at_level("INFO"):
         run(Flags(dataclasses.replace(config, pretrained_differs=("octo_transformer/*vggt*",))))
     assert "126 loaded" in caplog.text
@@ -479,6 +480,11 @@ def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, cap
         saved_params(config.save_dir, 1)["octo_transformer"]["task_tokenizers_language"],
         read_octo_checkpoint(weights, 100)["octo_transformer"]["task_tokenizers_language"],
     )
+
+
+def random_first_state(config, optimizer, shardings):
+    """A first state that no program is compiled for."""
+    return jax.device_put(random_state(config), shardings)
 
 
 def idle_step(setup):
@@ -515,12 +521,12 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
     assert "Traceback" in command(tiny_config_path, *flags, "--debug").stderr
 
 
-def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(tiny_config, caplog):
+def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(shallow_config, caplog):
     # A huge learning rate overflows the gradients; with a limit of 2 the third skip ends the run.
     optimizer = dataclasses.replace(
-        tiny_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2
+        shallow_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2
     )
-    config = dataclasses.replace(tiny_config, optimizer=optimizer, save_interval=1)
+    config = dataclasses.replace(shallow_config, optimizer=optimizer, save_interval=1)
     message = r"step \d+, batch .*: expected a finite loss .* after 2 skipped updates in a row"
     with pytest.raises(UserError, match=message):
         run(Flags(config))

@@ -77,6 +77,12 @@ def train_here(config_path, dataset, directory, *, resume=False, **changes):
 
 
 @pytest.fixture(scope="module")
+def tiny_config_path(tiny_config_path):
+    """The variant that compiles fastest: each number of devices or processes compiles it again."""
+    return f"{tiny_config_path}:shallow"
+
+
+@pytest.fixture(scope="module")
 def undisturbed(tiny_config_path, mini_dataset, tmp_path_factory):
     """A run of 24 steps on two devices."""
     directory = tmp_path_factory.mktemp("scale") / "undisturbed"
