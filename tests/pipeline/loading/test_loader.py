@@ -1,8 +1,6 @@
 import itertools
 import pathlib
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -20,8 +18,8 @@ from pipeline.loading.loader import LoadedBatch, Loader
 from pipeline.loading.sampling import HostShard, SampleOrder
 from pipeline.loading.splits import Selection
 from pipeline.loading.windows import chunk_indices, history_indices
+from tests.processes import Command
 
-ROOT = pathlib.Path(__file__).parents[3]
 TOKENS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 NUMERIC = {"uint8", "int32", "float16", "float32", "bool"}
 
@@ -702,52 +700,18 @@ def test_excluding_a_record_changes_the_samples_that_would_read_it_alone(
     assert sorted(differing) == [50, 51]
 
 
-_READER = """
-import pathlib, sys
-from pipeline.loading.data_config import DataConfig, DatasetConfig
-from pipeline.data.dataset import open_dataset
-from pipeline.files import dump_json, from_json_text, to_json_values, write_text_atomically
-from pipeline.loading.loader import Loader
-from pipeline.loading.loader_state import LoaderState
-
-if __name__ == "__main__":
-    dataset, num_threads, state_path, log_path = sys.argv[1:]
-    config = DataConfig(
-        (DatasetConfig(dataset),), "", ("proprio", "vggt_tokens"), num_threads=int(num_threads)
-    )
-    loader = Loader(config, 4, [open_dataset(dataset)], lambda text: [7])
-    path = pathlib.Path(state_path)
-    position = 0
-    if path.exists():
-        state = from_json_text(LoaderState, path.read_text(), where="", remedy="")
-        position = loader.restore(state)
-    with open(log_path, "a", buffering=1) as log:
-        for batch in loader.batches(position):
-            log.write(batch.fingerprint + chr(10))
-            if batch.position == 99 and not path.exists():
-                write_text_atomically(path, dump_json(to_json_values(loader.state(100))))
-            if batch.position == 199:
-                break
-"""
-
-
 @pytest.mark.parametrize("num_threads", [0, 4])
 def test_killed_and_resumed_reader_gives_the_batches_of_one_that_was_not(
     make_loader: Callable, mini_dataset: pathlib.Path, tmp_path: pathlib.Path, num_threads: int
 ) -> None:
     state, log = tmp_path / "state.json", tmp_path / "log"
-    command = [sys.executable, "-c", _READER, str(mini_dataset), str(num_threads), state, log]
-    first = subprocess.Popen([*map(str, command)], cwd=ROOT)
-    try:
-        while not state.exists():
-            assert first.poll() is None
-            time.sleep(0.001)
-    finally:
-        first.kill()
-        first.wait()
+    command = ("tests.pipeline.loading.killed_reader", mini_dataset, num_threads, state, log)
+    first = Command(*command)
+    first.wait_until(state.exists, period_s=0.001)
+    first.kill()
     taken = log.read_text().split()[:100]
     log.unlink()
-    subprocess.run([*map(str, command)], cwd=ROOT, check=True)
+    Command(*command).finish()
     resumed = log.read_text().split()
     settings = {"observations": ("proprio", "vggt_tokens"), "num_threads": num_threads}
     loader = make_loader(mini_dataset, encode=lambda text: [7], **settings)

@@ -20,10 +20,12 @@ from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.encoder_spec import EncoderSpec
 from tests.rounding import assert_equal_but_for_rounding
 
+random_weights = functools.cache(load_weights)
+
 
 @pytest.fixture(scope="module")
 def weights() -> VggtWeights:
-    return load_weights("random:tiny")
+    return random_weights("random:tiny")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_all_devices_share_a_batch_and_send_each_other_nothing(
 ) -> None:
     mesh = make_mesh()
     sharding = batch_sharding(mesh, len(images))
-    spread = load_weights("random:tiny", sharding=replicated(mesh))
+    spread = random_weights("random:tiny", sharding=replicated(mesh))
     for views in ("single", "joint"):
         of_views = dataclasses.replace(spec, views=views)
         parallel = VggtEncoder(of_views, spread, sharding)
@@ -158,7 +160,7 @@ def test_all_devices_share_a_batch_and_send_each_other_nothing(
 def test_bfloat16_is_near_and_comes_out_as_float32(
     spec: EncoderSpec, encoder: Callable, images: np.ndarray
 ) -> None:
-    rounded = load_weights("random:tiny", dtype="bfloat16")
+    rounded = random_weights("random:tiny", dtype="bfloat16")
     fine = encoder().encode(images)[1]
     coarse = VggtEncoder(dataclasses.replace(spec, compute_dtype="bfloat16"), rounded)
     tokens = coarse.encode(images)[1]
@@ -169,7 +171,7 @@ def test_bfloat16_is_near_and_comes_out_as_float32(
 
 def test_later_blocks_do_not_run(spec: EncoderSpec, encoder: Callable, images: np.ndarray) -> None:
     of_one = VggtEncoder(
-        dataclasses.replace(spec, layers=(0,)), load_weights("random:tiny", layers=(0,))
+        dataclasses.replace(spec, layers=(0,)), random_weights("random:tiny", layers=(0,))
     )
     expected = encoder().encode(images)[0]
     assert_equal_but_for_rounding(of_one.encode(images)[0], expected)
@@ -193,7 +195,7 @@ def test_weights_of_another_encoder_are_refused(
 
 
 def test_weights_without_the_layer_are_refused(spec: EncoderSpec) -> None:
-    some = load_weights("random:tiny", layers=(0,))
+    some = random_weights("random:tiny", layers=(0,))
     with pytest.raises(UserError, match="expected layers up to 1; found layers up to 0"):
         VggtEncoder(spec, some)
 
@@ -227,7 +229,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(
     spec: EncoderSpec, images: np.ndarray
 ) -> None:
     mesh = make_mesh()
-    spread = load_weights("random:tiny", sharding=replicated(mesh))
+    spread = random_weights("random:tiny", sharding=replicated(mesh))
     encoder = VggtEncoder(spec, spread, batch_sharding(mesh, 4))
     with pytest.raises(UserError, match=r"b a multiple of 2; found uint8\[3, "):
         encoder.encode(images[:3])
