@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.errors import UserError
+
 # The middle of the normalised gripper.
 _OPEN_THRESHOLD = 0.5
 
@@ -118,9 +120,20 @@ def standardize_gripper(action: np.ndarray, conventions: Conventions) -> np.ndar
 
 
 def restore_gripper(action: np.ndarray, conventions: Conventions) -> np.ndarray:
-    """Inverts it at rollout: values above 0.5 become the open command, others the close command."""
+    """Inverts it at rollout: values above 0.5 become the open command, others the close command.
+
+    Raises:
+      UserError: The actions have no gripper.
+    """
     if conventions.gripper_dim is None:
         return action
+    if np.shape(action)[-1:] <= (conventions.gripper_dim,):
+        raise UserError(
+            where="restore_gripper, actions",
+            expected=f"a gripper at index {conventions.gripper_dim} of the last axis",
+            found=f"the shape {np.shape(action)}",
+            remedy="Give whole actions, with any axes before the last.",
+        )
     # A policy's gripper is continuous; the robot knows two commands.
     is_open = action[..., conventions.gripper_dim] > _OPEN_THRESHOLD
     restored = action.copy()

@@ -26,6 +26,7 @@ from pipeline.files import (
 
 FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
+_SHOWN_DATASETS = 4
 STATISTICS_NAME = "statistics.json"
 WORK = ".conversion"
 """Folder with the state of a running conversion; removed at its end."""
@@ -219,8 +220,18 @@ def _read(path: epath.Path) -> str:
         where=str(path.parent),
         expected=f"a dataset directory with a {FILE_NAME}",
         found="none in it" if path.parent.exists() else "no such directory",
-        remedy=f"Convert an RLDS directory: octograin convert SRC {path.parent}",
+        remedy=_datasets_in(path.parent)
+        or f"Convert an RLDS directory: octograin convert SRC {path.parent}",
     )
+
+
+def _datasets_in(directory: epath.Path) -> str:
+    """Says which folders of a directory are datasets; empty if none is."""
+    try:
+        found = sorted(str(p) for p in directory.iterdir() if (p / FILE_NAME).exists())
+    except OSError:  # missing, a file or not readable, so it shows no datasets
+        return ""
+    return f"Datasets in it: {', '.join(found[:_SHOWN_DATASETS])}." if found else ""
 
 
 def _is_rlds(directory: epath.Path) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator
 from typing import Literal
 
@@ -139,7 +140,9 @@ class DataConfig:
         if not 0 <= self.seed < 2**63:
             yield f"seed must be between 0 and 2**63 - 1, not {self.seed}"
         for name in ("window_size", "action_horizon", "max_text_length"):
-            if getattr(self, name) < 1:
+            if not isinstance(getattr(self, name), numbers.Integral):
+                yield f"{name} must be an integer, not {getattr(self, name)!r}"
+            elif getattr(self, name) < 1:
                 yield f"{name} must be at least 1, not {getattr(self, name)}"
         if not 0 <= self.num_threads <= self.prefetch_batches:
             yield (

@@ -184,6 +184,7 @@ WRONG_TYPES = [
     ("open_loader(path, -1)", "batch_size: expected an integer of at least 1; found -1."),
     ("open_loader(path, 2.5)", "batch_size: expected an integer of at least 1; found 2.5."),
     ("open_loader(path, None)", "batch_size: expected an integer of at least 1; found None."),
+    ("open_loader(path, 4, window_size=1.5)", "window_size must be an integer, not 1.5"),
     ("open_loader(path, 4, observations='state')", "list: observations=['state']."),
     ("open_loader(path, 4).window(1.5)", "integers from 0 to 23; found 1.5."),
     ("open_loader(path, 4).window('3')", "integers from 0 to 23; found '3'."),
@@ -204,7 +205,7 @@ def test_a_wrong_type_is_reported_like_a_wrong_value(directory: str) -> None:
         "path, *calls = sys.argv[1:]\n"
         "for call in calls:\n"
         "    try: eval(call)\n"
-        "    except UserError as error: print(error)\n"
+        "    except (UserError, ValueError) as error: print(error)\n"
         "    else: print('no error')\n"
         "loader = open_loader(Path(path), 4)\n"
         "print(loader.normalize('action', [1.0, 2.0]).shape, loader.window(np.int64(3)).keys())\n"

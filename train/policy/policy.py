@@ -31,6 +31,7 @@ from train.update.train_step import to_model_size
 
 # The number is folded into a key as uint32.
 _NUM_ENVS = 2**32
+_SHOWN_RUNS = 4
 _SHOWN_OBSERVATIONS = 8
 """Lines of a description."""
 # Neither black, which marks missing images, nor white.
@@ -411,9 +412,10 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
       UserError: The directory holds no run, or the run has no such checkpoint.
       DataError: The checkpoint is corrupt.
     """
-    path = pathlib.Path(directory)
+    path, near = pathlib.Path(directory), ""
     try:
         is_there = is_run(path)
+        near = "" if is_there else _runs_near(path)
         found = (
             "none in it" if path.is_dir() else "a file" if path.exists() else "no such directory"
         )
@@ -424,9 +426,21 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
             where=str(path),
             expected="the directory of a run, with checkpoints",
             found=found,
-            remedy="Give the save_dir of a run.",
+            remedy=near or "Give the save_dir of a run.",
         )
     return read_checkpoint(path, step)
+
+
+def _runs_near(path: pathlib.Path) -> str:
+    """Says which run a directory is part of, or which runs are in it; empty if there are none."""
+    if not path.is_dir():
+        return ""
+    # A run holds checkpoints/STEP.
+    around = next((str(parent) for parent in path.parents[:2] if is_run(parent)), None)
+    if around is not None:
+        return f"Give the run itself: {around}."
+    inside = sorted(str(folder) for folder in path.iterdir() if is_run(folder))
+    return f"Runs in it: {', '.join(inside[:_SHOWN_RUNS])}." if inside else ""
 
 
 # Static, because they decide the program; the weights are an argument.

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.conventions import Conventions, is_no_op, restore_gripper, standardize_gripper
+from pipeline.errors import UserError
 
 LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 6, -1.0, 1.0)
 UNIT = dataclasses.replace(LIBERO, gripper_open=1.0, gripper_close=0.0)
@@ -184,3 +185,8 @@ def test_no_ops_are_those_of_a_loop_over_the_episode(steps: list, threshold: flo
 def test_conventions_that_contradict_themselves_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(LIBERO, **changes)
+
+
+def test_actions_without_a_gripper_are_reported() -> None:
+    with pytest.raises(UserError, match=r"a gripper at index 6 .*; found the shape \(4, 6\)"):
+        restore_gripper(np.zeros((4, 6), np.float32), LIBERO)

@@ -32,6 +32,11 @@ def test_directory_without_a_manifest_is_no_dataset(tmp_path: pathlib.Path) -> N
         load_manifest(epath.Path(tmp_path / "missing"))
 
 
+def test_the_folder_of_a_dataset_is_reported_with_what_is_in_it(mini_dataset: pathlib.Path) -> None:
+    with pytest.raises(DataError, match=rf"none in it\. Datasets in it: .*{mini_dataset}"):
+        load_manifest(epath.Path(mini_dataset.parent))
+
+
 def test_an_rlds_directory_is_called_one(mini_rlds: pathlib.Path) -> None:
     for directory in (mini_rlds, mini_rlds.parent):
         commands = rf"octograin convert {directory} DST; .*octograin verify {directory} DST"

@@ -117,6 +117,11 @@ def test_a_printed_policy_says_what_to_call_it_with(policy):
 def test_a_directory_that_is_no_run_and_a_step_that_is_not_there_are_reported(policy_run, tmp_path):
     with pytest.raises(UserError, match="expected the directory of a run, with checkpoints"):
         Policy.from_run(tmp_path)
+    with pytest.raises(UserError, match=f"none in it. Give the run itself: {policy_run}"):
+        Policy.from_run(policy_run / "checkpoints")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"none in it. Runs in it: {tmp_path}/run"):
+        Policy.from_run(tmp_path)
     with pytest.raises(UserError, match=r"a checkpoint of step 7; found the steps \[1, 2\]"):
         Policy.from_run(policy_run, step=7)
 
