@@ -106,6 +106,8 @@ def read_text(path: epath.PathLike, *, expected: str, remedy: str) -> str:
         if found is None:
             # Bytes, decoded here: `read_text` would use the locale's encoding.
             return epath.Path(path).read_bytes().decode()
+    except FileNotFoundError:
+        found = "no such file"
     except (OSError, UnicodeDecodeError) as error:
         found = f"{type(error).__name__}: {error}"
     raise DataError(where=str(path), expected=expected, found=found, remedy=remedy)

@@ -308,7 +308,8 @@ def _look_at_validation(found: _Findings, setup: Setup) -> None:
             "no episode is held out: set data.validation_fraction, such as 0.05",
         )
         return
-    found.add("ok", "validation", f"{100 * fraction:.3g} % of the episodes are held out")
+    chance = f"{100 * fraction:.3g} %"
+    found.add("ok", "validation", f"each episode is held out with a probability of {chance}")
 
 
 def _look_at_disk(found: _Findings, setup: Setup) -> None:

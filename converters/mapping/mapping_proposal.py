@@ -330,7 +330,7 @@ def _conventions_lines(action: _Proposal | None) -> list[str]:
         'image_orientation = "upright"  # CHECK: upright, flipped_vertically, or rotated_180 for'
         " published LIBERO sets, which are mirrored (docs/format.md)",
         'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw or none',
-        "control_frequency_hz = 10.0  # CHECK: actions a second",
+        "control_frequency_hz = 10.0  # CHECK: actions per second",
         gripper,
         "gripper_open = 1.0  # CHECK: the command that opens it",
         "gripper_close = 0.0  # CHECK: the command that closes it",

@@ -5,6 +5,7 @@ so nothing is dropped unseen.
 """
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 
@@ -178,11 +179,17 @@ class SourceMapping:
                 where=where,
                 expected="every key mapped or ignored, and every mapped key there",
                 found=f"unmapped: {', '.join(unknown) or 'none'}; "
-                f"missing: {', '.join(key or repr(key) for key in missing) or 'none'}",
+                f"missing: {', '.join(_with_similar(key, unknown) for key in missing) or 'none'}",
                 remedy=(note if self.task_key in missing else "")
-                + "Write a mapping: `octograin convert SRC --describe > mapping.toml`,"
-                " edit it, and convert with `--mapping mapping.toml`.",
+                + "Correct the mapping, or write one: `octograin convert SRC --describe >"
+                " mapping.toml`, edit it, and convert with `--mapping mapping.toml`.",
             )
+
+
+def _with_similar(key: str, unmapped: Sequence[str]) -> str:
+    """A missing key, followed by the unmapped key of the source that is spelled most like it."""
+    similar = difflib.get_close_matches(key, unmapped, n=1)
+    return f"{key or repr(key)} ({similar[0]}?)" if similar else key or repr(key)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ def report(job: TokenJob) -> str:
     if reduction := max(found.reduction.values()):
         lines += ["", f"{job.settings.keep} loses {reduction:.2g} of the patches' tokens before"]
     lines += ["", _speed(job, encoder, measured)]
-    lines.append(f"errors: root mean square over that of the tokens, of {len(measured)} steps")
+    lines.append(f"errors: RMS of the difference over that of the tokens, on {len(measured)} steps")
     lines += [f"licence: {job.licence}", "nothing was written"]
     return "\n".join(lines) + "\n"
 
@@ -52,7 +52,7 @@ def _heading(job: TokenJob, origins: dict[str, TokenOrigin]) -> str:
     return (
         f"{', '.join(key.removeprefix('observation/') for key in origins)}: "
         f"{job.dataset.num_steps:,} steps of {', '.join(job.settings.cameras)}, "
-        f"{num_tokens}x{width} a step and feature"
+        f"{num_tokens} x {width} per step and feature"
     )
 
 

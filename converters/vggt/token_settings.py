@@ -125,11 +125,12 @@ def parse_cameras(text: str, manifest: Manifest, where: str) -> tuple[str, ...]:
     names = [name if name in held else IMAGE + name for name in text.split(",")]
     unknown = [name for name in names if name not in held]
     if unknown or len(set(names)) < len(names):
+        known = [name.removeprefix(IMAGE) for name in held]
         raise UserError(
             where=f"{where}, --cameras {text}",
-            expected=f"cameras among {', '.join(n.removeprefix(IMAGE) for n in held)}, each once",
+            expected=f"cameras among {', '.join(known)}, each once",
             found=", ".join(name.removeprefix(IMAGE) for name in unknown or names),
-            remedy="Name them with commas between, such as primary,wrist.",
+            remedy=f"Write them with commas between, such as {','.join(known[:2])}.",
         )
     return tuple(names)
 

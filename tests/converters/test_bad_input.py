@@ -213,7 +213,7 @@ FETCH = r"The file is corrupt or its download incomplete: fetch it again\."
 SKIP = r" Or leave such episodes out: --bad_episodes skip\."
 DECLARED = r"The records must be what features\.json declares: write the source again\."
 DECLARES = DECLARED + SKIP
-MAP = r"Write a mapping: `octograin convert SRC --describe > mapping\.toml`.*"
+MAP = r"Correct the mapping, or write one: `octograin convert SRC --describe > mapping\.toml`.*"
 CRC = r"expected CRC32C [0-9a-f]{8}; found [0-9a-f]{8}\."
 FINITE = r"Fix the episode at the source, or ignore the key in the mapping\." + SKIP
 FIT = r"Fix or rescale them at the source, or ignore the key in the mapping\." + SKIP
@@ -291,6 +291,11 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
         declared(lambda steps: steps.pop("count")),
         r"/features\.json: expected every key mapped or ignored, and every mapped key there; "
         rf"found unmapped: none; missing: steps/count\. {MAP}",
+    ),
+    "a mapped key that is misspelt": (
+        declared(lambda steps: steps.update(counts=steps.pop("count"))),
+        r"/features\.json: expected every key mapped or ignored, and every mapped key there; "
+        rf"found unmapped: steps/counts; missing: steps/count \(steps/counts\?\)\. {MAP}",
     ),
     # kinds and shapes
     "a string for a number": (
@@ -789,7 +794,7 @@ DATASETS: dict[str, tuple[Spoil, str, str]] = {
     "a missing statistics.json": (
         lambda out: (out / "statistics.json").unlink(),
         r"/statistics\.json: expected statistics as the converter writes them; "
-        rf"found FileNotFoundError: .*\. {CONVERT}",
+        rf"found no such file\. {CONVERT}",
         r"/statistics\.json: expected statistics as the converter writes them; found .*",
     ),
     "a truncated statistics.json": (

@@ -61,7 +61,7 @@ def stored(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (None, "FileNotFoundError"),
+        (None, "no such file"),
         ("{", "JSONDecodeError"),
         ("[]", "TypeError: expected an object by feature key; found list"),
         ('{"action": {"mean": [0.0]}}', r"action: expected mean, .*, count; found \['mean'\]"),
