@@ -81,7 +81,7 @@ class Edit:
 def main() -> None:
     """Parses the command line and makes the changes."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("converters.edit"))
+        args = tyro.cli(Args, prog=program("converters.edit"), use_underscores=True)
         show(edit(on_disk(args.dst), args.set, args.instruction))
 
 

@@ -67,7 +67,7 @@ class Args:
 def main() -> None:
     """Parses the command line and runs the job."""
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog=program("converters.libero_demos"))
+        args = tyro.cli(Args, prog=program("converters.libero_demos"), use_underscores=True)
         _check(args)
         installation = find_installation(args.assets)
         trials = _trials(args, installation)

@@ -70,7 +70,7 @@ def main() -> None:
     # Beam parses its own flags, so they are cut off before tyro sees them.
     own, beam_flags = _split(sys.argv[1:])
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog=program("converters.rlds"), args=own)
+        args = tyro.cli(Args, prog=program("converters.rlds"), args=own, use_underscores=True)
         log_to_stderr()
         logging.getLogger("converters").setLevel(logging.INFO)
         source = open_source(args.src, args.split)

@@ -92,7 +92,7 @@ def main() -> None:
     """Parses the command line and runs the job."""
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog=program("converters.vggt"))
+        args = tyro.cli(Args, prog=program("converters.vggt"), use_underscores=True)
         directory = on_disk(args.dataset)
         if args.remove is not None:
             folder = pathlib.Path(directory) / args.remove

@@ -45,6 +45,8 @@ def test_the_version_is_that_of_the_package(
     ("arguments", "usage"),
     [
         (["convert"], "octograin convert [-h] [OPTIONS] SRC [DST]"),
+        (["tokens"], "octograin tokens [-h] [OPTIONS] DATASET"),
+        (["edit"], "octograin edit [-h]"),
         (["verify"], "octograin verify [-h] SRC [DST]"),
         (["inspect"], "octograin inspect [-h] DST"),
         (["export"], "octograin export SOURCE OUT --to {rlds,octo}"),
@@ -61,7 +63,10 @@ def test_a_verb_calls_itself_by_its_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert call(monkeypatch, *arguments, "--help") in (0, None)
-    assert capsys.readouterr().out.startswith(f"usage: {usage}")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: {usage}")
+    # As in the documentation, and as the fields of a config are spelled.
+    assert not re.findall(r"--\w+-\w+", printed)
 
 
 @pytest.mark.parametrize(
