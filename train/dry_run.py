@@ -29,6 +29,7 @@ from train.octo.token_layout import draw_tokens
 from train.run_directory import run_directory
 from train.run_directory.resumption import resume_position
 from train.run_directory.run_description import (
+    changed_settings,
     describe_config,
     describe_devices,
     describe_short_warmup,
@@ -62,7 +63,11 @@ class Finding:
 def examine(flags: Flags) -> int:
     """Prints every finding; returns the exit code: 0, or 2 if there is an error."""
     out = show
-    out(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
+    if flags.verbose:
+        out(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
+    else:
+        changed = changed_settings(flags.config, flags.unchanged)
+        out("".join(f"  set by a flag: {setting}\n" for setting in changed))
     findings = diagnose(flags)
     for finding in findings:
         out(f"{_MARKS[finding.level]} {finding.about}: {finding.text}\n")

@@ -37,7 +37,7 @@ class Flags:
     """With --resume: continue with other datasets, weights or filters than before; the run's
     checkpoints record the change."""
     verbose: bool = False
-    """Print the full description of the run at its start; it is written to its directory anyway."""
+    """Print the full config and description of the run; its directory has them anyway."""
     debug: bool = False
     """Show a traceback with an error."""
     unchanged: tyro.conf.Suppress[TrainConfig | None] = None

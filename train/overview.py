@@ -89,8 +89,9 @@ def describe_end(directory: pathlib.Path) -> str:
         [
             ("reached", "; ".join(reached)),
             ("report", str(directory / "report.html")),
-            ("next", f"octograin evaluate {directory}   rolls it out in the simulator"),
+            ("next", f"octograin parity {directory}   compares its inputs with those of training"),
             ("", f"octograin serve {directory}   answers a robot over the network"),
+            ("", f"octograin evaluate {directory}   rolls it out in the LIBERO simulator"),
         ]
     )
 

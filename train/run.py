@@ -47,7 +47,10 @@ from train.update.optimizer import split_frozen
 from train.update.train_state import TrainState, fresh_state
 
 _log = logging.getLogger("train.run")
-_INTERRUPTED = "interrupted; the same command with --resume continues from the last checkpoint"
+_INTERRUPTED = (
+    "interrupted; the same command with --resume continues from the last checkpoint, or from the "
+    "start if there is none"
+)
 
 
 def main() -> None:
@@ -173,6 +176,9 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
     _log.info("compiling the training step")
     train_step, seconds = setup.compile()
     _log.info("compiled in %.1f s", seconds)
+    # From here on a first Ctrl-C waits for the next step, and the state is saved: programs run on
+    # the devices in the background, and an interpreter that ends under them may crash.
+    stop_requests.note_ctrl_c()
     with (
         _log_stop(),
         Checkpoints(path, config.keep_checkpoints, config.keep_every) as checkpoints,
@@ -185,8 +191,6 @@ def _train(plan: _Plan, path: pathlib.Path, stop_requests: StopRequests) -> None
             state = _first_state(setup)
         # A frozen encoder runs once per instruction of the run, not once per training step.
         language_table = setup.encode_language(state.params)
-        # From here on there is a step to stop after.
-        stop_requests.note_ctrl_c()
         with _metrics_log(setup, path, position or 0) as log:
             loop = Loop(setup, train_step, language_table, checkpoints, log, path, stop_requests)
             # A resumed state is the last checkpoint, and is not saved again.

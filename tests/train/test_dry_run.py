@@ -54,6 +54,10 @@ def test_what_a_flag_changed_is_marked(tiny_config, capsys):
     config = dataclasses.replace(tiny_config, batch_size=8)
     examine(Flags(config, unchanged=tiny_config))
     output = capsys.readouterr().out
+    assert output.startswith("  set by a flag: batch_size = 8  (file: 4)\n")
+    assert "num_steps = 20" not in output
+    examine(Flags(config, unchanged=tiny_config, verbose=True))
+    output = capsys.readouterr().out
     assert "* batch_size = 8  (file: 4)" in output
     assert "  num_steps = 20\n" in output
 

@@ -58,6 +58,16 @@ class Task:
     goal: Mapping[str, np.ndarray]
     """Goal image of each camera, uint8 (y x 3), at the stored size; empty with an instruction."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not isinstance(self.goal, Mapping):
+            found = self.goal if isinstance(self.text, str) else self.text
+            raise UserError(
+                where="policy, task",
+                expected="an instruction as text, and goal images by camera",
+                found=f"{type(found).__name__} {found!r}"[:80],
+                remedy='Write, for example, policy.reset(0, "open the drawer").',
+            )
+
 
 @dataclasses.dataclass
 class History:

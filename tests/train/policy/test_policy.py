@@ -268,6 +268,8 @@ def test_an_environment_needs_a_reset_and_a_number(policy):
         policy.infer({8: shown()})
     with pytest.raises(UserError, match="from 0 to 2"):
         policy.reset(-1, TEXT)
+    with pytest.raises(UserError, match=r"expected an instruction as text.*found int 3\. Write"):
+        Task(3, {})  # pyright: ignore[reportArgumentType]
     policy.reset(8, TEXT)
     policy.infer({8: shown()})
     policy.forget(8)
