@@ -188,8 +188,10 @@ class SourceMapping:
 
 def _with_similar(key: str, unmapped: Sequence[str]) -> str:
     """A missing key, followed by the unmapped key of the source that is spelled most like it."""
-    similar = difflib.get_close_matches(key, unmapped, n=1)
-    return f"{key or repr(key)} ({similar[0]}?)" if similar else key or repr(key)
+    # By the last part: the common `steps/` would make any two keys alike.
+    names = {one.rpartition("/")[2]: one for one in unmapped}
+    similar = difflib.get_close_matches(key.rpartition("/")[2], names, n=1)
+    return f"{key or repr(key)} ({names[similar[0]]}?)" if similar else key or repr(key)
 
 
 @dataclasses.dataclass(frozen=True)

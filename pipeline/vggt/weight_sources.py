@@ -83,12 +83,13 @@ def licence_of(source: str, licence: str | None) -> str:
 
 
 def check_found(source: str) -> None:
-    """Finds the file of a source, or fetches it from the hub, before anything is allocated for it.
+    """Finds a local file of weights, before anything is allocated for it.
 
     Raises:
       DataError: There is no such file.
     """
-    if not source.startswith(RANDOM):
+    # The hub's file is fetched when it is read, so that the hub is asked once.
+    if not source.startswith((RANDOM, SCHEME)):
         _local_path(source)
 
 

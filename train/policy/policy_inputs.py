@@ -59,14 +59,19 @@ class Task:
     """Goal image of each camera, uint8 (y x 3), at the stored size; empty with an instruction."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str) or not isinstance(self.goal, Mapping):
-            found = self.goal if isinstance(self.text, str) else self.text
-            raise UserError(
-                where="policy, task",
-                expected="an instruction as text, and goal images by camera",
-                found=f"{type(found).__name__} {found!r}"[:80],
-                remedy='Write, for example, policy.reset(0, "open the drawer").',
-            )
+        check_task(self.text, self.goal)
+
+
+def check_task(text: object, goal: object) -> None:
+    """Raises a `UserError` where a task is given as other types than a text and goal images."""
+    if not isinstance(text, str) or not isinstance(goal, Mapping):
+        found = goal if isinstance(text, str) else text
+        raise UserError(
+            where="policy, task",
+            expected="an instruction as text, and goal images by camera",
+            found=f"{type(found).__name__} {found!r}"[:80],
+            remedy='Write, for example, policy.reset(0, "open the drawer").',
+        )
 
 
 @dataclasses.dataclass

@@ -305,7 +305,7 @@ CORRUPTIONS = {
     ),
     "no statistics": (
         lambda out: (out / "statistics.json").unlink(),
-        r"statistics\.json: expected statistics as the converter writes them; found FileNotFound",
+        r"statistics\.json: expected statistics as the converter writes them; found no such file",
     ),
     "other lengths of episodes": (
         manifest_with(episode_lengths=[2, 4, 3, 3]),

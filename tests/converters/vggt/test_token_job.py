@@ -378,7 +378,7 @@ def test_a_report_writes_nothing(copied: pathlib.Path) -> None:
     before = sorted(copied.rglob("*"))
     text = report(make_job(copied, keep=Keep("pool", 4), cameras=BOTH))
     assert sorted(copied.rglob("*")) == before
-    assert text.startswith("t_primary, t_wrist: 53 steps of image_primary, image_wrist, 4x64 a st")
+    assert text.startswith("t_primary, t_wrist: 53 steps of image_primary, image_wrist, 4 x 64 pe")
     assert re.search(r"^f16 +1,024 +0\.000  2\.\de-04$", text, re.MULTILINE)
     assert re.search(r"^int8 +544 +0\.000  [45]\.\de-03$", text, re.MULTILINE)
     assert re.search(r"pool:4 loses 0\.\d+ of the patches' tokens before", text)
@@ -541,7 +541,7 @@ def test_a_command_that_is_killed_often_still_reaches_the_same_bytes(
         ([*TINY, "--keep", "pool:60"], "found keep must be pool: of a square number, such as po"),
         ([*TINY, "--keep", "pool:25"], "pool:25 is a grid of 5 by 5, but the patches are 4 by 4"),
         ([*TINY, "--cameras", "left"], "--cameras left: expected cameras among primary, wrist, e"),
-        ([*TINY, "--cameras", "wrist,wrist"], "found wrist, wrist. Name them with commas betwee"),
+        ([*TINY, "--cameras", "wrist,wrist"], "found wrist, wrist. Write them with commas betwe"),
         ([*TINY, "--batch_size", "3"], "expected a multiple of 2, the number of devices, with --b"),
         ([*TINY[:-1], "steps"], "column steps: expected a new column; found one of the source, w"),
         ([*TINY[:-1], "../x"], "expected a name of letters, digits, underscores, dots and hyphen"),

@@ -22,7 +22,7 @@ from train.octo.model import OctoModule
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import Policy, PolicyConfig, PolicySpec
 from train.policy.observations import check_environments
-from train.policy.policy_inputs import PolicyInputs, Task
+from train.policy.policy_inputs import PolicyInputs, Task, check_task
 from train.update.train_step import make_language_table, model_inputs
 
 TEXT = "pick up the bowl"
@@ -269,7 +269,7 @@ def test_an_environment_needs_a_reset_and_a_number(policy):
     with pytest.raises(UserError, match="from 0 to 2"):
         policy.reset(-1, TEXT)
     with pytest.raises(UserError, match=r"expected an instruction as text.*found int 3\. Write"):
-        Task(3, {})  # pyright: ignore[reportArgumentType]
+        check_task(3, {})
     policy.reset(8, TEXT)
     policy.infer({8: shown()})
     policy.forget(8)
