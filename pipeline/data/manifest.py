@@ -216,6 +216,13 @@ def _read(path: epath.Path) -> str:
             remedy=f"Convert it: octograin convert {path.parent} DST; "
             f"compare the two: octograin verify {path.parent} DST",
         )
+    if (path.parent / "config.json").exists() and (path.parent / "metrics.jsonl").exists():
+        raise DataError(
+            where=str(path.parent),
+            expected=f"a dataset directory with a {FILE_NAME}",
+            found="the directory of a run",
+            remedy="Its datasets.json lists its datasets; octograin.Policy.from_run opens its policy.",
+        )
     raise DataError(
         where=str(path.parent),
         expected=f"a dataset directory with a {FILE_NAME}",

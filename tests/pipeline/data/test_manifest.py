@@ -32,6 +32,13 @@ def test_directory_without_a_manifest_is_no_dataset(tmp_path: pathlib.Path) -> N
         load_manifest(epath.Path(tmp_path / "missing"))
 
 
+def test_a_run_is_not_taken_for_a_dataset(tmp_path: pathlib.Path) -> None:
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"found the directory of a run\. Its datasets\.json lists"):
+        load_manifest(epath.Path(tmp_path))
+
+
 def test_the_folder_of_a_dataset_is_reported_with_what_is_in_it(mini_dataset: pathlib.Path) -> None:
     with pytest.raises(DataError, match=rf"none in it\. Datasets in it: .*{mini_dataset}"):
         load_manifest(epath.Path(mini_dataset.parent))
