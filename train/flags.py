@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import difflib
 import pathlib
+import re
 import runpy
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -177,7 +180,7 @@ def _read_variants(path: pathlib.Path) -> dict[str, Any]:
         # `SystemExit` is no `Exception`.
         raise _unusable_file(path, f"a call of exit({error.code!r})") from error
     except Exception as error:  # the file's own code may raise anything
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()) + _nearest_field(error)
         raise _unusable_file(path, f"{type(error).__name__}{text and f': {text}'}") from error
     if "VARIANTS" not in found:
         raise _unusable_file(path, "no VARIANTS")
@@ -185,6 +188,29 @@ def _read_variants(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(variants, dict) or not variants:
         raise _unusable_file(path, f"VARIANTS = {' '.join(repr(variants)[:80].split())}")
     return variants
+
+
+def _nearest_field(error: Exception) -> str:
+    """Names the field that is spelled most like an unknown one of a config; empty if none is."""
+    found = re.search(
+        r"^(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    if not isinstance(error, TypeError) or found is None:
+        return ""
+    kinds = {kind.__name__: kind for kind in _config_types(TrainConfig)}
+    fields = kinds[found[1]].__dataclass_fields__ if found[1] in kinds else ()
+    nearest = difflib.get_close_matches(found[2], fields, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _config_types(hint: Any) -> Iterator[type]:
+    """Yields the dataclasses of a config: its own and those of its fields, however nested."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+        for of_field in typing.get_type_hints(hint).values():
+            yield from _config_types(of_field)
+    for part in typing.get_args(hint):
+        yield from _config_types(part)
 
 
 def _unusable_file(path: pathlib.Path, found: str) -> UserError:

@@ -221,7 +221,7 @@ def _read(path: epath.Path) -> str:
             where=str(path.parent),
             expected=f"a dataset directory with a {FILE_NAME}",
             found="the directory of a run",
-            remedy="Its datasets.json lists its datasets; octograin.Policy.from_run opens its policy.",
+            remedy="Its datasets.json lists its datasets; Policy.from_run opens its policy.",
         )
     raise DataError(
         where=str(path.parent),
