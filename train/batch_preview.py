@@ -21,8 +21,7 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
     """Writes `views.png` into a run directory: one row per sample, one column per camera and step.
 
     The images have the model's size, are resized and augmented as in the first training step, and
-    are
-    drawn at one scale.
+    are drawn at one scale.
 
     Args:
       config: The config of the run.

@@ -29,8 +29,7 @@ def join() -> None:
     """Joins the processes of a Slurm job, of a TPU slice, or those set in the environment.
 
     A single process joins nothing. Outside Slurm and TPUs, set `JAX_COORDINATOR_ADDRESS` (host:port
-    of
-    process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` for each process.
+    of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` for each process.
 
     Raises:
       UserError: Only some of these variables are set, or the processes cannot reach each other.

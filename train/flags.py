@@ -122,8 +122,7 @@ def load_config(name: str) -> TrainConfig:
 
     Raises:
       UserError: The file or variant does not exist, or the config has problems, which are all
-        listed
-        together. Problems of the file's other variants are ignored.
+        listed together. Problems of the file's other variants are ignored.
     """
     config = _read_variant(name)
     _check_config(config, name)

@@ -21,8 +21,7 @@ class StopRequests:
     After `note_ctrl_c` a first Ctrl-C is recorded too; a second one interrupts at once. Any of
     these
     signals that arrives five seconds or more after the first ends the process, even while it waits
-    for
-    another process that does not respond.
+    for another process that does not respond.
     """
 
     def __init__(self) -> None:

@@ -189,8 +189,7 @@ class Checkpoints:
 
         Raises:
           UserError: The disk is too full, this checkpoint or the one before cannot be written, or
-            there
-            is a later one.
+            there is a later one.
         """
         step = int(state.step)
         trees = {

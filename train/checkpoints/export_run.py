@@ -68,8 +68,7 @@ def original_statistics(datasets: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of the original's `dataset_statistics.json`.
 
     For a single dataset these are its statistics; for several, one entry per dataset, by name, or
-    by
-    path if two have the same name.
+    by path if two have the same name.
 
     Args:
       datasets: The datasets of a checkpoint, by path.

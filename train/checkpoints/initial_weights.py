@@ -15,8 +15,7 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
 
     Args:
       path: The directory of an Octo checkpoint, `hf://owner/name` for one on the hub, or the
-        directory
-        of a run. What is in the hub's cache is used without a network.
+        directory of a run. What is in the hub's cache is used without a network.
       step: The training step; None: the last one in the directory.
 
     Raises:

@@ -27,8 +27,7 @@ class Events:
     Args:
       directory: Gets the file; created if missing.
       first_step: The first training step to be written; TensorBoard hides what an earlier file has
-        from
-        here on.
+        from here on.
 
     Raises:
       OSError: Here and in each method, if the file cannot be written.

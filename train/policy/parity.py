@@ -169,8 +169,7 @@ def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader,
     """Returns the run's loader, with one sample per batch, and the dataset's index in its mixture.
 
     Other datasets are opened only if their statistics are mixed in, or they have a feature that
-    this
-    one lacks.
+    this one lacks.
     """
     data = spec.data
     place = [part.path for part in data.datasets].index(spec.dataset)

@@ -20,8 +20,7 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
 
     Raises:
       UserError: There is no checkpoint, it cannot be read, the run is complete, or the tokens come
-        from
-        another encoder.
+        from another encoder.
       DataError: The checkpoint is corrupt, or belongs to another config or other data.
     """
     run_directory = pathlib.Path(config.save_dir)

@@ -39,8 +39,7 @@ def make_train_step(
 
     Args:
       config: The config of the run. Training step k draws its diffusion noise from (seed, k) alone,
-        and
-        sample i its augmentation from (seed, i).
+        and sample i its augmentation from (seed, i).
       optimizer: The optimizer that `make_optimizer` returns.
       schedule: The learning rate of each training step.
 
@@ -126,8 +125,7 @@ def _accumulate(
     The loss is a mean over the real actions, so each micro-batch is weighted by its number of them:
     except for rounding, the result is that of the whole batch. An alignment loss, a mean over real
     tokens, has the same weights: it is exact if all micro-batches have as many of both. Micro-batch
-    i
-    has every `num_parts`-th sample, so that every device has samples of every micro-batch.
+    i has every `num_parts`-th sample, so that every device has samples of every micro-batch.
     """
     if num_parts == 1:
         return gradient_of(trained, batch, noise)
