@@ -1,0 +1,1 @@
+"""What a conversion reads: any format that yields typed episodes."""
