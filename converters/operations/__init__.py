@@ -1,0 +1,1 @@
+"""Operations of computed features: frozen dataclasses that are pure functions of arrays."""
