@@ -1,0 +1,68 @@
+"""A LeRobot directory whose metadata has been read."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from etils import epath
+
+from converters.lerobot.episode_places import EpisodePlace, read_places
+from converters.lerobot.lerobot_features import (
+    SUBTASK,
+    SUBTASK_INDEX,
+    TASK,
+    LeRobotFeature,
+    declared_features,
+)
+from converters.lerobot.lerobot_info import LeRobotInfo, read_info
+from converters.lerobot.task_texts import read_subtasks, read_tasks
+from converters.sources.image_encoding import IMAGE_QUALITY
+from converters.sources.source import SourceKey
+
+
+@dataclasses.dataclass(frozen=True)
+class LeRobotDataset:
+    """The declaration of a dataset, and the places of its episodes."""
+
+    directory: epath.Path
+    """The folder that holds `meta`, `data` and `videos`."""
+    info: LeRobotInfo
+    features: Mapping[str, LeRobotFeature]
+    """Declared features by source key."""
+    places: tuple[EpisodePlace, ...]
+    """Places of the episodes, in order."""
+    tasks: Mapping[int, str]
+    """Texts of the tasks by number."""
+    subtasks: Mapping[int, str] | None
+    """Texts of the subtasks by number; None where the dataset has none."""
+    image_quality: int = IMAGE_QUALITY
+    """Quality of the JPEG images that frames of videos become."""
+
+    @property
+    def keys(self) -> dict[str, SourceKey]:
+        """The keys that it offers, in alphabetical order: its features, and texts of tasks."""
+        found = {key: feature.key for key, feature in self.features.items()}
+        found[TASK] = SourceKey(TASK, "text", (), "utf8")
+        has_index = any(feature.name == SUBTASK_INDEX for feature in self.features.values())
+        if has_index and self.subtasks is not None:
+            found[SUBTASK] = SourceKey(SUBTASK, "text", (), "utf8")
+        return dict(sorted(found.items()))
+
+
+def open_dataset(directory: epath.Path, image_quality: int = IMAGE_QUALITY) -> LeRobotDataset:
+    """Reads the metadata of a directory.
+
+    Raises:
+      DataError: It is missing, corrupt, contradicts itself, or is of a version that is not read.
+    """
+    info = read_info(directory)
+    features = declared_features(info)
+    videos = [feature.name for feature in features.values() if not feature.is_column]
+    return LeRobotDataset(
+        directory=directory,
+        info=info,
+        features=features,
+        places=read_places(info, directory, videos),
+        tasks=read_tasks(info, directory),
+        subtasks=read_subtasks(directory),
+        image_quality=image_quality,
+    )
