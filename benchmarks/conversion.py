@@ -23,8 +23,9 @@ import tyro
 
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import find_mapping
-from converters.rlds.rlds_source import RldsSource, open_source
 from converters.rlds.tfrecord import read_records
+from converters.sources.open_source import open_source
+from converters.sources.source import Source
 from pipeline.errors import user_errors_exit
 from pipeline.memory import keep_freed_memory
 
@@ -65,9 +66,9 @@ def _run(args: Args) -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def _compare(source: RldsSource, args: Args) -> dict[str, str | float]:
+def _compare(source: Source, args: Args) -> dict[str, str | float]:
     """Floor and conversion in turns, as CPU nanoseconds for a byte of the source."""
-    num_bytes = sum(shard.path.stat().length for shard in source.shards)
+    num_bytes = sum(path.stat().length for shard in source.shards for path in shard.paths)
     pairs = [
         (_in_a_process(args, "floor"), _in_a_process(args, "convert")) for _ in range(args.rounds)
     ]
@@ -101,12 +102,12 @@ def _measure(work: Callable[[pathlib.Path], object], parent: pathlib.Path | None
     return statistics.median(seconds[1:])
 
 
-def _copy(source: RldsSource, directory: pathlib.Path) -> None:
+def _copy(source: Source, directory: pathlib.Path) -> None:
     """Reads every record with its checksums and writes it as it is."""
     directory.mkdir()
     for shard in source.shards:
-        with (directory / shard.path.name).open("wb") as file:
-            for record in read_records(shard.path):
+        with (directory / shard.name).open("wb") as file:
+            for record in read_records(shard.paths[0]):
                 file.write(record)
 
 

@@ -1,6 +1,6 @@
 """What octograin exports; `__init__.py` reads this list, and so do editors and type checkers."""
 
-from converters.rlds.convert_rlds import convert_rlds
+from converters.job.convert_dataset import convert_dataset
 from pipeline.data.conventions import restore_gripper
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, SchemaError, UserError
@@ -52,7 +52,7 @@ __all__ = [
     "VGGTTokenizerConfig",
     "ValidationConfig",
     "__version__",
-    "convert_rlds",
+    "convert_dataset",
     "finetune",
     "load_config",
     "octo_base",

@@ -13,7 +13,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.terminal import show
 
 VERBS = {
-    "convert": ("converters.rlds.__main__", "convert an RLDS directory to a dataset directory"),
+    "convert": ("converters.job.convert_command", "convert robot episodes to a dataset directory"),
     "verify": ("converters.verify.__main__", "check a dataset, alone or against its source"),
     "inspect": (
         "pipeline.inspection.__main__",

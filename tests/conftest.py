@@ -37,7 +37,7 @@ check_shapes_where_they_are_named()  # before the packages are imported
 
 from converters.job.convert import convert  # noqa: E402
 from converters.mapping.builtin_mappings import LIBERO  # noqa: E402
-from converters.rlds.rlds_source import open_source  # noqa: E402
+from converters.sources.open_source import open_source  # noqa: E402
 from pipeline.files import json_checksum  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

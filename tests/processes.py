@@ -111,7 +111,7 @@ _PRELOADED = (
     "train.checkpoints.export_run",
     "train.serve.__main__",
     "train.serve.server",
-    "converters.rlds.__main__",
+    "converters.job.convert_command",
     "converters.vggt.__main__",
     "converters.export",
     "converters.verify.__main__",

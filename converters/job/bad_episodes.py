@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Literal
 
-from converters.rlds.rlds_source import RldsSource, SourceShard
+from converters.sources.source import Source, SourceShard, place_of
 from pipeline.data.manifest import SkippedEpisode
 from pipeline.errors import DataError, UserError
 
@@ -49,18 +49,18 @@ class BadEpisode:
 
     def skipped(self, shard: SourceShard) -> SkippedEpisode:
         """Returns its entry in the manifest."""
-        start = f"{shard.path}, episode {self.episode}"
+        start = f"{shard.where}, episode {self.episode}"
         # The place stands in the entry already, once as file and episode.
-        place = self.where.removeprefix(start).removeprefix(f"{shard.path}").lstrip(", ")
+        place = self.where.removeprefix(start).removeprefix(shard.where).lstrip(", ")
         reason = f"expected {self.expected}; found {self.found}"
         reason = f"{place}: {reason}" if place else reason
         if len(reason) > _MAX_REASON:
             reason = f"{reason[:_MAX_REASON]}..."
-        return SkippedEpisode(shard.path.name, self.episode, reason)
+        return SkippedEpisode(shard.name, self.episode, reason)
 
 
 def refused(
-    source: RldsSource, bad: Sequence[tuple[SourceShard, BadEpisode]], *, can_skip: bool = True
+    source: Source, bad: Sequence[tuple[SourceShard, BadEpisode]], *, can_skip: bool = True
 ) -> DataError:
     """The error that lists them: of one its own, of more the first of them and their number.
 
@@ -79,7 +79,7 @@ def refused(
         )
     total = sum(shard.num_episodes for shard in source.shards)
     return DataError(
-        where=f"{source.directory}, split {source.split}",
+        where=place_of(source),
         expected=f"{total:,} episodes that can be used",
         found=f"{len(bad):,} that cannot: "
         + "; ".join(listed([episode.skipped(shard) for shard, episode in bad])),

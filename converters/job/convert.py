@@ -1,4 +1,4 @@
-"""The conversion job: an RLDS directory becomes a dataset directory."""
+"""The conversion job: a source becomes a dataset directory."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,7 @@ from converters.job.output_directory import claim
 from converters.job.shard_conversion import Part, ShardJob
 from converters.mapping.conversion_warnings import Doubts, report_cameras, report_tasks
 from converters.mapping.standardize import SourceMapping
-from converters.rlds.rlds_source import RldsSource
-from converters.rlds.source_files import check_shards
+from converters.sources.source import Source
 from pipeline.data import statistics as stats
 from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset_writer import write_manifest
@@ -54,7 +53,7 @@ class LocalRunner:
 
 
 def convert(  # noqa: PLR0913  (all but the first three have a default)
-    source: RldsSource,
+    source: Source,
     destination: epath.PathLike,
     mapping: SourceMapping,
     *,
@@ -87,7 +86,7 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
     destination = open_path(destination)
     _check_apart(source, destination)
     # Before anything is written: missing shards would otherwise show in the middle of the job.
-    check_shards(source)
+    source.check_files()
     mapping = mapping.fitted(source)
     schema = mapping.schema(source)
     _check_trains(schema, source)
@@ -122,7 +121,7 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
             return write_manifest(destination, manifest, statistics)
 
 
-def _check_apart(source: RldsSource, destination: epath.Path) -> None:
+def _check_apart(source: Source, destination: epath.Path) -> None:
     """Refuses to write into the source."""
     # Resolved, so that a link into the source counts as the source.
     if destination.resolve().is_relative_to(source.directory.resolve()):
@@ -134,13 +133,13 @@ def _check_apart(source: RldsSource, destination: epath.Path) -> None:
         )
 
 
-def _check_trains(schema: Schema, source: RldsSource) -> None:
+def _check_trains(schema: Schema, source: Source) -> None:
     """Refuses a dataset that nothing can be trained on: without an action."""
     features = [feature for _, feature in schema.features()]
     if ACTION in [feature.key for feature in features]:
         return
     raise SchemaError(
-        where=str(source.directory / "features.json"),
+        where=source.declaration,
         expected=f"a mapping with a feature {ACTION}, which a policy learns",
         found=f"only {', '.join(feature.key for feature in features) or 'none'}",
         remedy=f'Give the feature of the commands key = "{ACTION}"; `from` joins several keys.',
@@ -214,8 +213,9 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
     )
 
 
-def _provenance(source: RldsSource) -> dict[str, str]:
+def _provenance(source: Source) -> dict[str, str]:
     known = {"source": source.name, "version": source.version, "split": source.split}
+    known = {name: text for name, text in known.items() if text}
     selection = {"episodes": source.selection} if source.selection else {}
     # Later keys win: the source's own notes cannot replace its name, version or split.
     return {**source.notes, **known, **selection}

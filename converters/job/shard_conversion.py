@@ -20,9 +20,8 @@ from converters.job.bad_episodes import BadEpisode, Checks, refused
 from converters.job.file_ownership import PART_SUFFIX
 from converters.job.workers import Report
 from converters.mapping.standardize import SourceMapping, Standardized, standardize
-from converters.rlds.episode_boundaries import check_boundaries
-from converters.rlds.example_parsing import parse_episode
-from converters.rlds.rlds_source import RldsSource
+from converters.sources.episode_boundaries import check_boundaries
+from converters.sources.source import Source, SourceEpisode
 from pipeline.data.dataset_writer import ShardWriter
 from pipeline.data.images import check_pixels
 from pipeline.data.manifest import FORMAT_VERSION, WORK, Shard, TaskChange
@@ -89,7 +88,7 @@ class Part:
 class ShardJob:
     """All that a worker needs to convert any shard of a source."""
 
-    source: RldsSource
+    source: Source
     mapping: SourceMapping
     schema: Schema
     destination: epath.Path
@@ -103,7 +102,7 @@ class ShardJob:
             "format_version": FORMAT_VERSION,
             "source": [source.name, source.version, source.split],
             # Only the name: the source may be moved between a kill and the next run.
-            "shards": [[s.path.name, s.start, s.stop] for s in source.shards],
+            "shards": [[s.name, s.start, s.stop] for s in source.shards],
             "schema_hash": self.schema.hash(),
             "mapping": to_json_values(self.mapping),
         }
@@ -136,16 +135,15 @@ class ShardJob:
                 )
                 for column in self.schema.columns
             ]
-            for index, where, record in self.source.scan(self.source.shards[number]):
-                standardized = self._read(record, where, index, notes)
+            for episode in self.source.episodes(self.source.shards[number], self._wanted):
+                standardized = self._standardized(episode, notes)
                 # The no-op filter may leave an episode without steps; no record is written for it.
                 if standardized is not None and standardized.num_steps:
                     for writer in writers:
                         writer.write(standardized)
-                # A record that could not be read has no bytes to count.
-                report(len(record) if isinstance(record, bytes) else 0)
+                report(episode.num_bytes)
                 self._check_hopes(number, notes)
-                del record, standardized  # before the next one is read
+                del episode, standardized  # before the next one is read
         # After the block: leaving it has renamed the files, and only then they are described.
         written = {writer.layout.column.name: writer.file.finished() for writer in writers}
         part = notes.part(self.plan_digest, self._source(number), written)
@@ -156,23 +154,21 @@ class ShardJob:
         with writing(path):
             write_text_atomically(path, dump_json(to_json_values(part)))
 
-    def _read(
-        self, record: bytes | DataError, where: str, index: int, notes: "_Notes"
-    ) -> Standardized | None:
-        """An episode from its record, noted; None for one that cannot be used."""
+    def _standardized(self, episode: SourceEpisode, notes: "_Notes") -> Standardized | None:
+        """An episode in its types at rest, noted; None for one that cannot be used."""
+        where = episode.where
         try:
-            # The error stands in for one record; the rest of the file is still read.
-            if isinstance(record, DataError):
-                raise record
-            episode = parse_episode(record, self.source.keys, where, self._wanted)
-            check_boundaries(episode, where)
-            standardized = standardize(episode, self.schema, self.mapping, where)
+            # The error stands in for one episode; the rest of the shard is still read.
+            if isinstance(episode.values, UserError):
+                raise episode.values
+            check_boundaries(episode.values, where)
+            standardized = standardize(episode.values, self.schema, self.mapping, where)
             if self.checks.check_images:
                 notes.count_images(*_decode(standardized, self.schema, where))
         except (DataError, SchemaError) as error:
             # Only what the source or the mapping got wrong; any other error is a bug and ends the
             # job.
-            notes.bad.append(BadEpisode.of(index, error))
+            notes.bad.append(BadEpisode.of(episode.number, error))
             return None
         # After the last check, so a bad episode leaves no task or length behind.
         notes.add(standardized)
@@ -218,9 +214,10 @@ class ShardJob:
         return path.exists() and path.stat().length == shard.num_bytes
 
     def _source(self, number: int) -> tuple[int, int]:
-        """Bytes, -1 where the file is missing, and declared records of a shard of the source."""
+        """Bytes, -1 where a file is missing, and declared episodes of a shard of the source."""
         shard = self.source.shards[number]
-        num_bytes = shard.path.stat().length if shard.path.exists() else -1
+        sizes = [path.stat().length if path.exists() else None for path in shard.paths]
+        num_bytes = -1 if None in sizes else sum(size or 0 for size in sizes)
         return int(num_bytes), shard.num_records
 
     def _modified(self, number: int) -> int:
@@ -228,11 +225,7 @@ class ShardJob:
 
         In ns since the epoch on a disk, in s in an object store.
         """
-        path = self.source.shards[number].path
-        if not path.exists():
-            return 0
-        # etils has whole seconds, within which a fix of the same size could hide.
-        return path.stat().mtime if is_remote(path) else os.stat(path).st_mtime_ns
+        return max(map(_modified, self.source.shards[number].paths), default=0)
 
     def part(self, number: int) -> Part:
         """What was written from a shard that is done.
@@ -259,7 +252,7 @@ class ShardJob:
         path = self._path(number, _FAILURE_SUFFIX)
         if not path.exists():
             return UserError(
-                where=str(self.source.shards[number].path),
+                where=self.source.shards[number].where,
                 expected="its shard to be converted",
                 found="neither a result nor a reason",
                 remedy="See the runner's own log, and run the same command again.",
@@ -367,6 +360,13 @@ def _decode(episode: Standardized, schema: Schema, where: str) -> tuple[int, flo
             check_pixels(encoded, f"{where}, {feature.source}, step {t}")
             num_images += 1
     return num_images, time.process_time() - started
+
+
+def _modified(path: epath.Path) -> int:
+    if not path.exists():
+        return 0
+    # etils has whole seconds, within which a fix of the same size could hide.
+    return path.stat().mtime if is_remote(path) else os.stat(path).st_mtime_ns
 
 
 def _whole(value: np.ndarray | list[Blob]) -> np.ndarray | Blob:

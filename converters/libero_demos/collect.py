@@ -9,13 +9,15 @@ import pathlib
 import shutil
 from collections.abc import Collection
 
+from etils import epath
+
 from converters.job import workers
 from converters.job.convert import convert
 from converters.libero_demos import demos_to_rlds
 from converters.libero_demos.episode_files import EpisodeFiles
 from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.standardize import SourceMapping
-from converters.rlds.rlds_source import open_source
+from converters.rlds.rlds_source import open_rlds
 from pipeline.data.manifest import WORK, Manifest
 from pipeline.errors import UserError
 from pipeline.files import temporary_path, writing
@@ -80,7 +82,7 @@ def collect(
         source = _placed_rlds(files, destination, tuple(made.values()))
         # Converted like any other source, with all its checks.
         manifest = convert(
-            dataclasses.replace(open_source(str(source)), notes=notes(files, made)),
+            dataclasses.replace(open_rlds(epath.Path(source)), notes=notes(files, made)),
             destination.dataset,
             mapping(destination.licence),
             overwrite=destination.overwrite,

@@ -6,7 +6,7 @@ from etils import epath
 
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.standardize import SourceMapping
-from converters.rlds.rlds_source import RldsSource
+from converters.sources.source import Source
 from pipeline.data.conventions import Conventions
 from pipeline.errors import UserError
 from pipeline.files import from_json_text, read_text, toml_to_json
@@ -68,7 +68,7 @@ BUILT_IN = {"libero_*": LIBERO, "liber_o10*": LIBERO}
 """Built-in mappings, by glob over the dataset's own name."""
 
 
-def find_mapping(source: RldsSource) -> SourceMapping:
+def find_mapping(source: Source) -> SourceMapping:
     """The built-in mapping of a source.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from converters.rlds.rlds_source import RldsSource
+from converters.sources.source import Source
 from pipeline.data.conventions import Conventions
 from pipeline.data.record import Values
 from pipeline.data.schema import ACTION, EPISODES, Feature, Schema
@@ -21,7 +21,7 @@ _BINARY = 2
 _HALF = 0.5
 
 
-def report_cameras(source: RldsSource, schema: Schema) -> None:
+def report_cameras(source: Source, schema: Schema) -> None:
     """Logs a warning where a dataset gets no camera of a source that has some."""
     if any(feature.is_camera for _, feature in schema.features()):
         return

@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 
 from converters.mapping.conversion_warnings import is_name
-from converters.rlds.image_sizes import readable_episodes
-from converters.rlds.rlds_source import STEPS, RldsSource, SourceKey
+from converters.sources.reading import readable_episodes
+from converters.sources.source import STEPS, Source, SourceKey
 
 TASK_WORDS = ("instruction", "language", "lang", "prompt", "task")
 """Words in keys that are likely to be the instruction, the likeliest first."""
@@ -29,7 +29,7 @@ def leaf_words(key: str) -> set[str]:
     return words_of(key.rpartition("/")[2])
 
 
-def find_task(source: RldsSource) -> tuple[str | None, str]:
+def find_task(source: Source) -> tuple[str | None, str]:
     """The key of the instruction, and its line."""
     texts = [key.key for key in source.keys.values() if key.kind == "text"]
     texts = [key for key in texts if not leaf_words(key) & (_NAME_WORDS | CAMERA_WORDS)]
@@ -51,15 +51,14 @@ def find_task(source: RldsSource) -> tuple[str | None, str]:
     return candidates[0], line
 
 
-def _with_names(source: RldsSource, keys: Sequence[str]) -> set[str]:
+def _with_names(source: Source, keys: Sequence[str]) -> set[str]:
     """Those of some keys whose first text is a name of an episode or file by its looks."""
-    wanted = [source.keys[key] for key in keys]
     # Without a readable episode nothing is known of the texts.
-    _, episode = next(readable_episodes(source, wanted), ("", {}))
+    _, episode = next(readable_episodes(source, keys), ("", {}))
     return {key for key, texts in episode.items() if is_name(bytes(texts[0]))}
 
 
-def _no_task_line(source: RldsSource, texts: Sequence[str]) -> str:
+def _no_task_line(source: Source, texts: Sequence[str]) -> str:
     """The line of the instruction where the source has no text that could be it."""
     reason = "the source has no text that could be the instruction"
     for key in source.keys.values():

@@ -8,8 +8,7 @@ from typing import Annotated
 import numpy as np
 import pydantic
 
-from converters.rlds.example_parsing import Episode
-from converters.rlds.rlds_source import STEPS, SourceKey
+from converters.sources.source import STEPS, Episode, SourceKey
 from pipeline.added_fields import LATER
 from pipeline.data.schema import ACTION, EPISODES, Feature, SourcePart, rest_dtype, to_rest
 from pipeline.errors import SchemaError
@@ -70,7 +69,7 @@ def make_feature(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str)
     Args:
       mapping: Mapping of the feature.
       keys: Those that it names, in its order.
-      where: The source's `features.json`, for errors.
+      where: The file that declares them, for errors.
 
     Raises:
       SchemaError: Where the law, or the place that the feature has in training, refuses a key.

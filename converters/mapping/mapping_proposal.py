@@ -19,7 +19,7 @@ from converters.mapping.instruction_guess import (
     words_of,
 )
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
-from converters.rlds.rlds_source import STEPS, RldsSource, SourceKey
+from converters.sources.source import STEPS, Source, SourceKey
 from pipeline.data.schema import ACTION, EPISODES, SOURCE_ID, rest_dtype
 from pipeline.errors import SchemaError
 from pipeline.loading.data_config import DataConfig
@@ -88,7 +88,7 @@ class _Proposal:
         return _is_rgb(self.key) and self.key.key.startswith(STEPS)
 
 
-def describe(source: RldsSource) -> str:
+def describe(source: Source) -> str:
     """A mapping for a source, in TOML, to be edited: what cannot be known is marked CHECK.
 
     It is valid as it stands, unless the source has no action.
@@ -101,9 +101,10 @@ def describe(source: RldsSource) -> str:
     refused = {key.key: reason for key in rest if (reason := _refusal(key))}
     proposals = _proposals([key for key in rest if key.key not in refused])
     proposals = _with_primary_camera(_with_action(proposals))
+    name = f"{source.name} {source.version}".rstrip()
     # Valid as it stands: everything is taken or ignored.
     lines = [
-        f"# Mapping of {source.name} {source.version}. Look at every line marked CHECK.",
+        f"# Mapping of {name}. Look at every line marked CHECK.",
         task_line,
         *([f"source_id = {quoted(source_id)}"] if source_id else []),
         *_ignore_lines(refused),

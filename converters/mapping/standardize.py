@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from converters.mapping.mapped_features import FeatureMapping, join, make_feature
-from converters.rlds.example_parsing import Episode
-from converters.rlds.rlds_source import STEPS, RldsSource, SourceKey
+from converters.sources.source import STEPS, Episode, Source, SourceKey
 from pipeline.added_fields import LATER
 from pipeline.data.conventions import Conventions, is_no_op
 from pipeline.data.images import check_image
@@ -75,7 +74,7 @@ class SourceMapping:
         """Key of the instruction; empty where it is the same text everywhere, or none."""
         return "" if self.instruction else self.task
 
-    def fitted(self, source: RldsSource) -> "SourceMapping":
+    def fitted(self, source: Source) -> "SourceMapping":
         """The mapping of a source without any text but its name: it needs no `task = ""`."""
         texts = {key.key for key in source.keys.values() if key.kind == "text"}
         # Only the default key is dropped: a task that was named and is missing is an error.
@@ -83,14 +82,14 @@ class SourceMapping:
             return dataclasses.replace(self, task="")
         return self
 
-    def schema(self, source: RldsSource) -> Schema:
+    def schema(self, source: Source) -> Schema:
         """The columns that a source becomes.
 
         Raises:
           SchemaError: A mapped key that the source does not have or whose type does not fit, or
             keys of the source that are neither mapped nor ignored; all of them at once.
         """
-        where = str(source.directory / "features.json")
+        where = source.declaration
         self._check_covered(source.keys, where)
         self._check_texts(source.keys, where)
         # The episode column exists even without a feature: it holds lengths, and comes first.
@@ -227,7 +226,7 @@ def standardize(
         (its statistics would not be either), an image of another size, or text that is not UTF-8.
       DataError: An image whose header is not readable.
     """
-    # Any key of the steps: `parse_episode` has checked that all agree.
+    # Any key of the steps: the source has checked that all agree.
     num_steps = next(len(value) for key, value in episode.items() if key.startswith(STEPS))
     values: dict[str, np.ndarray | list[Blob]] = {}
     for column, feature in schema.features():

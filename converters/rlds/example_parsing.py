@@ -20,14 +20,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_feature_generated_pb2 as tf_feature
 
-from converters.rlds.rlds_source import STEPS, RldsSource, SourceKey, SourceShard, mismatch
+from converters.sources.source import STEPS, Episode, SourceKey
+from pipeline.data.schema import Blob
 from pipeline.errors import DataError, SchemaError
-
-Blob = bytes | memoryview
-Episode = dict[str, np.ndarray | list[Blob]]
-"""Values by source key: a tensor (t, *shape), or a list of t encoded images or UTF-8 texts.
-
-Keys outside `steps/` have one value: t is 1."""
 
 _KINDS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
 _FLAT_VALUES = "ragged_flat_values"
@@ -37,26 +32,6 @@ _BYTES = 2
 _VARINT_BYTES = 10
 _STEPS_VALUE = STEPS.rstrip("/")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-def read_episodes(
-    source: RldsSource, shard: SourceShard, wanted: Collection[str] | None = None
-) -> Iterator[tuple[str, int, Episode]]:
-    """Yields (place for errors, bytes of the record, episode) for every episode of a shard.
-
-    Args:
-      source: Declares the keys.
-      shard: One of its shards.
-      wanted: Source keys to parse; None: all except those of kind `other`.
-
-    Raises:
-      DataError: A corrupt file, or one with another number of records than declared.
-      SchemaError: A value that is not what `features.json` declares.
-    """
-    for where, record in source.records(shard):
-        yield where, len(record), parse_episode(record, source.keys, where, wanted)
-        # Otherwise two records are in memory at once.
-        del record  # before the next one is read
 
 
 def parse_episode(
@@ -215,6 +190,16 @@ def _as_declared(flat: np.ndarray, dtype: str, where: str) -> np.ndarray:
     if flat.dtype == np.int64 and (changed := values.astype(np.int64) != flat).any():
         raise mismatch(where, f"{dtype} values", f"values such as {flat[changed][0]}")
     return values
+
+
+def mismatch(where: str, expected: str, found: str) -> SchemaError:
+    """The error for records and declarations that differ."""
+    return SchemaError(
+        where=where,
+        expected=expected,
+        found=found,
+        remedy="The records must be what features.json declares: write the source again.",
+    )
 
 
 # --- protobuf's encoding

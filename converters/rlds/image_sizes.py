@@ -1,25 +1,26 @@
 """The sizes of images that are declared without one: those of the first record's."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 
-from converters.rlds.example_parsing import Episode, parse_episode
-from converters.rlds.rlds_source import UNKNOWN, RldsSource, SourceKey
+from converters.rlds.declared_keys import UNKNOWN
+from converters.sources.reading import readable_episodes
+from converters.sources.source import Episode, Source, SourceKey
 from pipeline.data.images import image_size
 from pipeline.errors import UserError
 
 
-def with_image_sizes(source: RldsSource) -> RldsSource:
-    """The same source with a size for every image; the conversion checks that all have it.
+def sized_keys(source: Source) -> Mapping[str, SourceKey]:
+    """The keys of a source with a size for every image; the conversion checks that all have it.
 
     A key none of whose images can be read becomes one of kind `other`.
     """
     # Only these need a read of the first episode.
     unsized = [key for key in source.keys.values() if UNKNOWN in key.shape]
     if not unsized:
-        return source
+        return source.keys
     found: dict[str, SourceKey] = {}
-    for where, episode in readable_episodes(source, unsized):
+    for where, episode in readable_episodes(source, {key.key for key in unsized}):
         try:
             found = {key.key: _sized(key, episode, where) for key in unsized}
             break
@@ -29,23 +30,7 @@ def with_image_sizes(source: RldsSource) -> RldsSource:
         words = f"Image of {key.dtype} without a size, none of whose records can be read"
         unread = dataclasses.replace(key, kind="other", shape=(), dtype=words, has_images=True)
         found.setdefault(key.key, unread)
-    return dataclasses.replace(source, keys={**source.keys, **found})
-
-
-def readable_episodes(
-    source: RldsSource, keys: Sequence[SourceKey]
-) -> Iterator[tuple[str, Episode]]:
-    """The (place, episode) of every record that can be read, with the values of some keys."""
-    wanted = {key.key for key in keys}
-    for shard in source.shards:
-        try:
-            for where, record in source.records(shard):
-                try:
-                    yield where, parse_episode(record, source.keys, where, wanted)
-                except UserError:  # the conversion reports it
-                    continue
-        except UserError:  # a file that is missing or corrupt: the conversion reports it
-            continue
+    return {**source.keys, **found}
 
 
 def _sized(key: SourceKey, episode: Episode, where: str) -> SourceKey:

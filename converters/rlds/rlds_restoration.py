@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from converters.rlds.rlds_source import STEPS
+from converters.sources.source import STEPS
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import image_format
 from pipeline.data.manifest import Manifest

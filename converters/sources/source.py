@@ -171,3 +171,8 @@ class Source(Protocol):
           UserError: Where there are no such episodes.
         """
         ...
+
+
+def place_of(source: Source) -> str:
+    """The source as a place for errors: where it lies, and its split where it has one."""
+    return f"{source.directory}, split {source.split}" if source.split else str(source.directory)

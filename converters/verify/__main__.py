@@ -1,4 +1,4 @@
-"""`octograin verify SRC DST`: compares a dataset directory with its RLDS source.
+"""`octograin verify SRC DST`: compares a dataset directory with its source.
 
 With DST alone everything in the dataset directory is read again and checked against its manifest.
 """
@@ -16,7 +16,8 @@ import tyro
 from converters.edit import edits
 from converters.job import job_progress
 from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
-from converters.rlds.rlds_source import RldsSource, open_source
+from converters.sources.open_source import open_source
+from converters.sources.source import Source
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import on_disk, warn_without_checksums
 from pipeline.data.manifest import Manifest, load_manifest
@@ -30,10 +31,10 @@ _MB = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Checks every value of a dataset directory, against its RLDS source if given."""
+    """Checks every value of a dataset directory, against its source if given."""
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """RLDS directory that was converted; alone, the dataset directory to check by itself."""
+    """What was converted; alone, the dataset directory to check by itself."""
     dst: Annotated[
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DST]", help_behavior_hint="")
     ] = None
@@ -62,7 +63,7 @@ def main() -> None:
         _conclude(verifier, str(directory), time.perf_counter() - started)
 
 
-def _conventions(source: RldsSource, mapping: str | None) -> dict[str, Any]:
+def _conventions(source: Source, mapping: str | None) -> dict[str, Any]:
     """Those of the mapping of a source, by name; none where no mapping is known.
 
     A built-in mapping does not say what became of steps without motion: collected sets have it too.
@@ -75,13 +76,13 @@ def _conventions(source: RldsSource, mapping: str | None) -> dict[str, Any]:
     return {name: v for name, v in values.items() if name not in ("no_ops", "no_op_threshold")}
 
 
-def open_converted(path: str, manifest: Manifest) -> RldsSource:
+def open_converted(path: str, manifest: Manifest) -> Source:
     """The source of a dataset: the split and the range of episodes that it was converted from.
 
     Raises:
       UserError: Where there is none, or it has another number of episodes than it had.
     """
-    source = open_source(path, manifest.provenance.get("split", "train"))
+    source = open_source(path, manifest.provenance.get("split"))
     selection = manifest.provenance.get("episodes")
     if selection is None:
         return source

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters.edit import INSTRUCTION, edits
-from converters.rlds.example_parsing import Episode, parse_episode
-from converters.rlds.rlds_source import STEPS, RldsSource
+from converters.sources.source import STEPS, Episode, Source
 from converters.verify.findings import Findings
 from converters.verify.skipped_episodes import SkippedEpisodes
 from pipeline.data.conventions import is_no_op
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import ACTION, Blob, Feature, SourcePart, rest_dtype
-from pipeline.errors import DataError, UserError
+from pipeline.errors import UserError
 
 _IS_FIRST = f"{STEPS}is_first"
 
@@ -82,7 +81,7 @@ class ExpectedEpisodes:
     findings, and their values are not compared.
     """
 
-    def __init__(self, source: RldsSource, manifest: Manifest, findings: Findings) -> None:
+    def __init__(self, source: Source, manifest: Manifest, findings: Findings) -> None:
         self.source = source
         self._manifest = manifest
         self._findings = findings
@@ -93,7 +92,7 @@ class ExpectedEpisodes:
         """Shards of the source that were not readable to their end."""
         self.num_bytes = 0
         """Bytes of the source read so far."""
-        self._declared = str(source.directory / "features.json")
+        self._declared = source.declaration
         # Computed features are checked by their encoder's origin alone.
         of_source = [f for _, f in manifest.schema.features() if f.key not in manifest.encoders]
         self.compared = {feature.key for feature in of_source if self._is_declared(feature)}
@@ -132,17 +131,14 @@ class ExpectedEpisodes:
             return
         try:
             shard = self.source.shards[number]
-            for index, where, record in self.source.scan(shard):
-                is_skipped = self.skipped.take(shard.path.name, index)
-                try:
-                    if isinstance(record, DataError):
-                        raise record
-                    self.num_bytes += len(record)
-                    episode = parse_episode(record, self.source.keys, where, self._wanted)
-                except UserError as error:
+            for read in self.source.episodes(shard, self._wanted):
+                where, episode = read.where, read.values
+                is_skipped = self.skipped.take(shard.name, read.number)
+                self.num_bytes += read.num_bytes
+                if isinstance(episode, UserError):
                     # What cannot be read has to be listed as skipped.
                     if not is_skipped:
-                        self._break(number, error)
+                        self._break(number, episode)
                         yield where, None
                     continue
                 if is_skipped:
@@ -150,7 +146,7 @@ class ExpectedEpisodes:
                     self._check_skipped(where, episode)
                     continue
                 expected = self._filtered(where, episode)
-                del record, episode  # `expected` alone keeps the memory of the episode
+                del read, episode  # `expected` alone keeps the memory of the episode
                 if len(expected.steps):
                     yield where, expected
                 del expected

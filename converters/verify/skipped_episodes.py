@@ -5,8 +5,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from converters.rlds.episode_boundaries import check_boundaries
-from converters.rlds.example_parsing import Episode
+from converters.sources.episode_boundaries import check_boundaries
+from converters.sources.source import Episode
 from converters.verify.findings import Findings
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import FILE_NAME, Manifest

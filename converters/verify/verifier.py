@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from converters.edit import edits
-from converters.rlds.rlds_source import RldsSource
+from converters.sources.source import Source
 from converters.verify.comparison import StatisticsCheck, compare_record
 from converters.verify.expected_records import Expected, ExpectedEpisodes
 from converters.verify.findings import Findings
@@ -38,7 +38,7 @@ class Verifier:
         self,
         directory: epath.Path,
         manifest: Manifest,
-        source: RldsSource | None = None,
+        source: Source | None = None,
         conventions: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.findings = Findings()
@@ -96,7 +96,7 @@ class Verifier:
         self.statistics.compare(self._directory / STATISTICS_NAME, self.findings)
         return self.findings
 
-    def _check_origin(self, source: RldsSource) -> None:
+    def _check_origin(self, source: Source) -> None:
         provenance = self.manifest.provenance
         pairs = {
             "name": (source.name, self.manifest.name),

@@ -16,8 +16,8 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.standardize import SourceMapping
-from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import frame
+from converters.sources.open_source import open_source
 from pipeline.data.conventions import Conventions
 
 Values = np.ndarray | Sequence[Any]

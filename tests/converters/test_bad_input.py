@@ -25,13 +25,13 @@ from etils import epath
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
+from converters.job import convert_command as rlds
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
 from converters.mapping.mapping_proposal import describe
 from converters.mapping.standardize import FeatureMapping
-from converters.rlds import __main__ as rlds
-from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import frame, read_records
+from converters.sources.open_source import open_source
 from converters.verify import __main__ as verify
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
@@ -569,7 +569,7 @@ def test_a_destination_that_holds_a_dataset_is_left_alone(
 ON_A_FULL_DISK = """
 import resource
 import sys
-from converters.rlds.__main__ import main
+from converters.job.convert_command import main
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 main()

@@ -26,8 +26,8 @@ from converters.export import export
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.standardize import FeatureMapping
-from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import read_records
+from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 
@@ -258,7 +258,7 @@ def test_split_name_and_version_are_those_of_the_source(
     source = open_source(str(version), "val")
     assert (source.name, source.version) == ("toy", "2.3.0")
     assert [shard.num_episodes for shard in source.shards] == [2, 2]
-    assert source.shards[0].path.name == "toy-val.tfrecord-00000-of-00002"
+    assert source.shards[0].paths[0].name == "toy-val.tfrecord-00000-of-00002"
 
 
 def test_sizes_are_those_of_the_records(out: Path) -> None:

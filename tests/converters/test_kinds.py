@@ -19,8 +19,9 @@ from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.mapping_proposal import describe
 from converters.mapping.standardize import SourceMapping
-from converters.rlds.example_parsing import read_episodes
-from converters.rlds.rlds_source import RldsSource, open_source
+from converters.rlds.rlds_source import RldsSource
+from converters.sources.open_source import open_source
+from converters.sources.reading import read_episodes
 from converters.verify.verifier import Verifier
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import Dataset, open_dataset
@@ -88,7 +89,7 @@ def having(toy: Toy, feature: Any, values: Mapping[str, Any]) -> Toy:
 def test_what_has_one_reading_is_read(toy: Toy, tmp_path: Path, name: str) -> None:
     feature, values, expected = READ[name]
     source = having(toy, feature, values).open(tmp_path)
-    _, _, episode = next(read_episodes(source, source.shards[0]))
+    _, episode = next(read_episodes(source, source.shards[0]))
     for key, (kind, shape, value) in expected.items():
         assert (source.keys[key].kind, source.keys[key].shape) == (kind, shape)
         found = episode[key]
@@ -112,7 +113,7 @@ def test_the_size_of_images_is_that_of_the_first_record_that_can_be_read(
     broken = {**toy.episodes[0], "steps/x": [b"no image"] * 3}
     source = dataclasses.replace(toy, episodes=(broken, *toy.episodes[1:])).open(tmp_path)
     assert source.keys["steps/x"].shape == (16, 16, 3)
-    source.shards[0].path.unlink()
+    source.shards[0].paths[0].unlink()
     assert open_source(str(source.directory)).keys["steps/x"].shape == (16, 16, 3)
 
 

@@ -11,7 +11,7 @@ from etils import epath
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.mapping_proposal import describe
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.loading.data_config import DataConfig, DatasetConfig

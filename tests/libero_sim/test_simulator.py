@@ -9,8 +9,8 @@ import simplejpeg
 
 from converters.libero_demos.expert_episode import Noise, find_course
 from converters.mapping.builtin_mappings import LIBERO
-from converters.rlds.example_parsing import read_episodes
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
+from converters.sources.reading import read_episodes
 from pipeline.data.conventions import standardize_gripper
 from pipeline.errors import UserError
 from train.evaluate.libero.environment import OBSERVATIONS, LiberoEnv

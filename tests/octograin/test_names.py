@@ -97,7 +97,7 @@ def test_a_users_files_of_the_same_names_are_not_in_the_way(
             import octograin
             from converters.job.convert import LocalRunner, convert
             from converters.mapping.builtin_mappings import LIBERO
-            from converters.rlds.rlds_source import open_source
+            from converters.sources.open_source import open_source
 
             source = open_source(sys.argv[1])
             convert(source, "converted", LIBERO, runner=LocalRunner(2))

@@ -14,7 +14,7 @@ from pipeline.terminal import escaped, escaped_fields, escaped_lines, log_to_std
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    "converters.rlds.__main__",
+    "converters.job.convert_command",
     "converters.verify.__main__",
     "converters.export",
     "converters.vggt.__main__",

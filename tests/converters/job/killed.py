@@ -18,7 +18,7 @@ import xxhash
 
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import read_mapping
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 
 _NUM_RANDOM = 30
 _CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -13,8 +13,8 @@ from etils import epath
 
 from converters.job.bad_episodes import Checks, listed
 from converters.job.convert import LocalRunner, convert
-from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import frame, read_records
+from converters.sources.open_source import open_source
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import open_dataset

@@ -19,7 +19,7 @@ from etils import epath
 from converters.job.column_job import ColumnJob
 from converters.job.columns import check_free, check_name, claimed, remove_column
 from converters.job.convert import convert
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import load_manifest

@@ -21,9 +21,9 @@ from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.mapping_proposal import describe
 from converters.mapping.standardize import FeatureMapping
-from converters.rlds.example_parsing import read_episodes
-from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import frame, read_records
+from converters.sources.open_source import open_source
+from converters.sources.reading import read_episodes
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, SchemaError, UserError
 
@@ -137,9 +137,7 @@ def test_the_manifest_lists_every_file_with_its_size_and_digest(mini_dataset: Pa
 
 def test_statistics_are_those_of_the_source(mini_rlds: Path, mini_dataset: Path) -> None:
     source = open_source(str(mini_rlds))
-    episodes = [
-        episode for shard in source.shards for _, _, episode in read_episodes(source, shard)
-    ]
+    episodes = [episode for shard in source.shards for _, episode in read_episodes(source, shard)]
     found = open_dataset(str(mini_dataset)).statistics
     keys = {
         "action": "action",
@@ -181,7 +179,7 @@ def test_progress_is_reported_by_the_bytes_of_each_episode(toy: Any, tmp_path: P
         toy.mapping,
         on_progress=lambda num_episodes, num_bytes: reported.append((num_episodes, num_bytes)),
     )
-    sizes = [len(record) for shard in source.shards for record in read_records(shard.path)]
+    sizes = [len(record) for shard in source.shards for record in read_records(shard.paths[0])]
     assert reported == [(0, 0), *((1, size) for size in sizes)]
 
 
@@ -391,7 +389,7 @@ def test_an_episode_too_many_is_noticed_before_there_is_a_manifest(
     toy: Any, tmp_path: Path
 ) -> None:
     source = toy.open(tmp_path)
-    path = source.shards[1].path
+    path = source.shards[1].paths[0]
     path.write_bytes(path.read_bytes() + frame(next(read_records(path))))
     with pytest.raises(DataError, match=r"2 episodes, as dataset_info\.json says; found 3"):
         convert(source, tmp_path / "out", toy.mapping)

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from converters.job.convert import LocalRunner, convert
 from converters.mapping.builtin_mappings import LIBERO, read_mapping
 from converters.mapping.mapping_proposal import describe
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 from tests.processes import PATIENCE_S, Command
@@ -340,7 +340,7 @@ def test_two_commands_at_once_end_in_one_dataset(
 def unfinished(toy: Any, tmp_path: Path) -> Path:
     """A conversion of the toy whose second shard could not be read."""
     source = toy.open(tmp_path)
-    corrupt_shard = source.shards[1].path
+    corrupt_shard = source.shards[1].paths[0]
     whole = corrupt_shard.read_bytes()
     corrupt_shard.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=r"tfrecord-00001-of-00002, record 1: expected"):
@@ -370,7 +370,7 @@ def test_a_corrupt_plan_is_not_continued(toy: Any, unfinished: Path, tmp_path: P
 
 def test_an_unfinished_conversion_without_a_shard_is_replaced(toy: Any, tmp_path: Path) -> None:
     source = toy.open(tmp_path)
-    path = source.shards[0].path
+    path = source.shards[0].paths[0]
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(DataError, match="00000-of-00002, record 1: expected"):

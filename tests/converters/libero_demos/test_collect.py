@@ -11,7 +11,7 @@ from converters.libero_demos.collect import Destination, collect
 from converters.libero_demos.episode_files import EpisodeFiles, Settings
 from converters.libero_demos.expert_episode import Noise, find_course, record
 from converters.mapping.builtin_mappings import LIBERO
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 from pipeline.data.conventions import is_no_op
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError

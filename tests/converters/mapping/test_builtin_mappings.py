@@ -17,7 +17,9 @@ from converters.mapping.builtin_mappings import LIBERO, find_mapping, read_mappi
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.mapping_proposal import describe
 from converters.mapping.standardize import SourceMapping
-from converters.rlds.rlds_source import RldsSource, SourceKey, open_source
+from converters.rlds.rlds_source import RldsSource
+from converters.sources.open_source import open_source
+from converters.sources.source import SourceKey
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 

@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.standardize import FeatureMapping, Standardized, standardize
-from converters.rlds.example_parsing import read_episodes
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
+from converters.sources.reading import read_episodes
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, SchemaError
 
@@ -88,7 +88,7 @@ def test_a_float64_beyond_float32_is_refused(toy: Any, tmp_path: Path) -> None:
     # A tf.train.Example cannot carry one: the episode is made by hand.
     source = toy.having("steps/x", Scalar(np.float64), [0.0] * 3).open(tmp_path)
     schema = toy.taking(X).mapping.schema(source)
-    _, _, episode = next(read_episodes(source, source.shards[0]))
+    _, episode = next(read_episodes(source, source.shards[0]))
     episode["steps/x"] = np.array([1.0, 1e300, 2.0])
     with pytest.raises(SchemaError, match=r"there, steps/x: expected values that fit float32.*1e"):
         standardize(episode, schema, toy.mapping, "there")
@@ -365,7 +365,7 @@ def jpeg(seed: int) -> bytes:
 def standardized(toy: Any, directory: Path) -> Standardized:
     """The first episode."""
     source = toy.open(directory)
-    _, _, episode = next(read_episodes(source, source.shards[0]))
+    _, episode = next(read_episodes(source, source.shards[0]))
     return standardize(episode, toy.mapping.schema(source), toy.mapping, "there")
 
 

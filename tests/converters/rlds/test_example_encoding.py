@@ -8,7 +8,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.rlds.example_encoding import serialize_episode
 from converters.rlds.example_parsing import parse_episode
-from converters.rlds.rlds_source import SourceKey
+from converters.sources.source import SourceKey
 
 
 @hypothesis.given(

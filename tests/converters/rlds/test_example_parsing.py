@@ -10,9 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from converters.rlds.example_parsing import Episode, parse_episode, read_episodes
-from converters.rlds.rlds_source import RldsSource, SourceKey
+from converters.rlds.example_parsing import parse_episode
+from converters.rlds.rlds_source import RldsSource
 from converters.rlds.tfrecord import frame
+from converters.sources.reading import read_episodes
+from converters.sources.source import Episode, SourceKey
 from pipeline.errors import DataError, SchemaError
 
 FIRST_SHARD = "toy-train.tfrecord-00000-of-00002"
@@ -24,7 +26,7 @@ TEXT = SourceKey("steps/x", "text", (), "utf8")
 
 
 def read(source: RldsSource) -> list[dict[str, Any]]:
-    return [episode for shard in source.shards for _, _, episode in read_episodes(source, shard)]
+    return [episode for shard in source.shards for _, episode in read_episodes(source, shard)]
 
 
 def parse(record: bytes | memoryview, *keys: SourceKey) -> Episode:

@@ -17,11 +17,11 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-import converters.rlds.__main__ as rlds
+import converters.job.convert_command as rlds
 from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
 from converters.mapping.mapping_proposal import describe
-from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import masked_crc32c, read_records
+from converters.sources.open_source import open_source
 from pipeline.errors import DataError, UserError
 from pipeline.files import parse_json, read_text, toml_to_json
 
@@ -267,7 +267,7 @@ def test_steps_that_are_stored_as_examples_inside_bytes_are_refused(
 ) -> None:
     toy = dataclasses.replace(toy, episodes=({**toy.episodes[0], "steps": [b"\n\x00"]},) * 2)
     source = toy.open(tmp_path)
-    from converters.rlds.example_parsing import read_episodes
+    from converters.sources.reading import read_episodes
 
     with pytest.raises(UserError, match="the steps as one value, such as serialized Examples"):
         list(read_episodes(source, source.shards[0]))

@@ -11,7 +11,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from converters.mapping.standardize import FeatureMapping
-from converters.rlds.rlds_source import RldsSource, SourceKey, open_source
+from converters.rlds.rlds_source import RldsSource
+from converters.sources.open_source import open_source
+from converters.sources.reading import read_episodes
+from converters.sources.source import SourceKey
 from pipeline.errors import DataError, SchemaError, UserError
 
 Tensor = tfds.features.Tensor
@@ -21,7 +24,7 @@ MISSING = f"{FIRST_SHARD}: expected a TFRecord file that can be read; found No s
 
 def read(source: RldsSource) -> list[str]:
     """The place of every record that is read, as `shard/episode`."""
-    places = [where for shard in source.shards for where, _ in source.records(shard)]
+    places = [where for shard in source.shards for where, _ in read_episodes(source, shard)]
     pattern = r"toy-train.tfrecord-0*(\d+)-of-\d+, episode (\d+)$"
     return ["/".join(match.groups()) for p in places if (match := re.search(pattern, p))]
 
@@ -45,7 +48,7 @@ def test_a_source_knows_its_keys_and_shards_without_reading_an_episode(
         SourceKey("steps/language_instruction", "text", (), "utf8"),
         SourceKey("steps/observation/image", "image", (8, 8, 3), "uint8"),
     ]
-    assert [(shard.path.name, shard.num_episodes) for shard in source.shards] == [
+    assert [(shard.name, shard.num_episodes) for shard in source.shards] == [
         (FIRST_SHARD, 2),
         ("toy-train.tfrecord-00001-of-00002", 2),
     ]
@@ -235,8 +238,8 @@ def test_a_range_of_episodes_crosses_shards(
     selected = source.select(start, stop)
     is_whole = (start, stop) == (0, 6)
     assert selected.selection == ("" if is_whole else f"{start}:{stop} of 6")
-    numbers = {shard.path: number for number, shard in enumerate(source.shards)}
-    assert [(numbers[s.path], s.start, s.stop) for s in selected.shards] == ranges
+    numbers = {shard.paths[0]: number for number, shard in enumerate(source.shards)}
+    assert [(numbers[s.paths[0]], s.start, s.stop) for s in selected.shards] == ranges
     assert sum(shard.num_episodes for shard in selected.shards) == stop - start
     assert {shard.num_records for shard in selected.shards} == {2}
     assert read(selected) == read_places

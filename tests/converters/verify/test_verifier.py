@@ -19,8 +19,8 @@ from etils import epath
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.standardize import FeatureMapping
-from converters.rlds.rlds_source import open_source
 from converters.rlds.tfrecord import frame, read_records
+from converters.sources.open_source import open_source
 from converters.verify import __main__ as verify
 from converters.verify.__main__ import open_converted
 from converters.verify.comparison import differences

@@ -23,7 +23,7 @@ from converters.job.columns import remove_column
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO
 from converters.rlds.rlds_restoration import declared_features
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from converters.vggt import __main__ as command

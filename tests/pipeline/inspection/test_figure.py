@@ -9,7 +9,7 @@ from PIL import Image
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.standardize import FeatureMapping
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
 from pipeline.inspection.figure import draw_picture
 from pipeline.inspection.figure_contents import read_picture

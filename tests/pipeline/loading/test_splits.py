@@ -7,7 +7,8 @@ import pytest
 
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO
-from converters.rlds.rlds_source import RldsSource, open_source
+from converters.rlds.rlds_source import RldsSource
+from converters.sources.open_source import open_source
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig

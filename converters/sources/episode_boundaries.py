@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from converters.rlds.example_parsing import Episode
-from converters.rlds.rlds_source import STEPS
+from converters.sources.source import STEPS, Episode
 from pipeline.errors import SchemaError
 
 _IS_FIRST, _IS_LAST = f"{STEPS}is_first", f"{STEPS}is_last"

@@ -1,29 +1,29 @@
-"""`octograin convert` as a function: converts an RLDS directory in one line of Python."""
+"""`octograin convert` as a function: converts a source in one line of Python."""
 
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import find_mapping, read_mapping
-from converters.rlds.rlds_source import open_source
+from converters.sources.open_source import open_source
 
 
-def convert_rlds(
+def convert_dataset(
     source: str,
     destination: str,
     mapping: str | None = None,
     *,
-    split: str = "train",
+    split: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Converts an RLDS directory to a dataset directory, in this process.
+    """Converts a source to a dataset directory, in this process.
 
     A job that was killed resumes where it stopped when it is called again. `octograin convert` does
     the same in several processes, with a progress bar.
 
     Args:
-      source: The folder with features.json, or its parent; may be gs:// or s3://.
+      source: Its directory or file, as `octograin convert` takes it.
       destination: The dataset directory to write.
       mapping: TOML file that maps source keys to features; None: the built-in
         one, such as LIBERO's.
-      split: Split of the source.
+      split: Split of the source; None: `train` where its format has splits.
       overwrite: Whether what stands at the destination is replaced.
 
     Raises:

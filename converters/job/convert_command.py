@@ -1,0 +1,206 @@
+"""`octograin convert SRC DST`: converts a source to a dataset directory."""
+
+import dataclasses
+import logging
+import os
+import re
+import sys
+import time
+from typing import Annotated, Literal, assert_never
+
+import tyro
+
+from converters.job import job_progress
+from converters.job.bad_episodes import Checks, listed
+from converters.job.convert import LocalRunner, Runner, convert
+from converters.mapping import builtin_mappings, mapping_proposal
+from converters.sources.open_source import open_source
+from converters.sources.source import Source
+from pipeline.data.manifest import FILE_NAME, Manifest
+from pipeline.errors import UserError, install_extra, user_errors_exit
+from pipeline.memory import keep_freed_memory
+from pipeline.terminal import log_to_stderr, program, show
+
+_MB = 1e6
+_INTERRUPTED = "interrupted; run the same command again to resume"
+_BYTES_A_WORKER = 256e6
+"""A process takes 2 s to start, in which another one converts this much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Converts robot episodes to typed ArrayRecord shards, without TensorFlow and torch.
+
+    A job that was killed resumes where it stopped when the same command is run again.
+    """
+
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """RLDS directory: the folder with features.json, or its parent; may be gs:// or s3://."""
+    dst: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DST]", help_behavior_hint="")
+    ] = None
+    """Dataset directory to write; may be gs:// or s3://. Not needed with --describe."""
+    split: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Split of the source, where its format has splits; train by default."""
+    episodes: Annotated[str | None, tyro.conf.arg(metavar="A:B", help_behavior_hint="")] = None
+    """Range A:B of episodes to convert, from A to before B; all by default."""
+    mapping: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """TOML file that maps source keys to features; LIBERO's is built in."""
+    bad_episodes: Literal["stop", "skip"] = "stop"
+    """What to do about episodes that cannot be used, such as empty ones or values that are not
+    finite: list all of them and write no dataset, or leave them out and note them in it."""
+    check_images: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Decode every image, not its header alone: finds those that were cut or overwritten."""
+    describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print a mapping for SRC to start from, and write nothing."""
+    workers: Annotated[
+        int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
+    ] = None
+    """Processes, each with a shard at a time; by default a core for every 256 MB of the source."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace what stands at DST: a dataset, or an unfinished conversion."""
+    runner: Literal["local", "beam"] = "local"
+    """Runner that converts the shards; beam needs that extra, and takes Beam's flags after `--`."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line and runs the job."""
+    # Beam parses its own flags, so they are cut off before tyro sees them.
+    own, beam_flags = _split(sys.argv[1:])
+    with user_errors_exit(interrupted=_INTERRUPTED):
+        args = tyro.cli(Args, prog=program("converters.rlds"), args=own, use_underscores=True)
+        log_to_stderr()
+        logging.getLogger("converters").setLevel(logging.INFO)
+        source = open_source(args.src, args.split)
+        if args.describe:
+            show(mapping_proposal.describe(source))
+        else:
+            selected = source if args.episodes is None else _select(source, args.episodes)
+            # Before the mapping is looked for: missing files are the more basic problem.
+            selected.check_files()
+            _convert(selected, args, _runner(selected, args, beam_flags))
+
+
+def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The arguments before and after a lone `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], tuple(arguments[end + 1 :])
+
+
+def _select(source: Source, episodes: str) -> Source:
+    # At most 18 digits, which fit in 64 bits.
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", episodes)
+    if match is None:
+        raise UserError(
+            where="--episodes",
+            expected="a range A:B of whole numbers, such as 0:100",
+            found=episodes,
+            remedy="B is the first episode that is not converted any more.",
+        )
+    return source.select(int(match[1]), int(match[2]))
+
+
+def _convert(source: Source, args: Args, runner: Runner) -> None:
+    if not args.dst:
+        raise UserError(
+            where="command line",
+            expected="a destination",
+            found="only SRC",
+            remedy="Add one: `octograin convert SRC DST`.",
+        )
+    mapping = (
+        builtin_mappings.read_mapping(args.mapping)
+        if args.mapping
+        else builtin_mappings.find_mapping(source)
+    )
+    keep_freed_memory()
+    started = time.perf_counter()
+    num_episodes = sum(shard.num_episodes for shard in source.shards)
+    with job_progress.shown(source.name, num_episodes) as on_progress:
+        manifest = convert(
+            source,
+            args.dst,
+            mapping,
+            overwrite=args.overwrite,
+            checks=Checks(args.bad_episodes, args.check_images),
+            runner=runner,
+            on_progress=on_progress,
+        )
+    _summarize(manifest, args, time.perf_counter() - started)
+
+
+def _runner(source: Source, args: Args, beam_flags: tuple[str, ...]) -> Runner:
+    match args.runner:
+        case "local":
+            if beam_flags:
+                raise _misused(f"no flags after -- with --runner {args.runner}", beam_flags[0])
+            if args.workers is not None and args.workers < 1:
+                raise _misused("at least 1 with --workers", str(args.workers))
+            return LocalRunner(_num_workers(source) if args.workers is None else args.workers)
+        case "beam":
+            if args.workers is not None:
+                raise _misused("a flag of Beam's own runner after --", "--workers")
+            return _beam_runner(beam_flags)
+        case _:
+            assert_never(args.runner)
+
+
+def _beam_runner(flags: tuple[str, ...]) -> Runner:
+    try:
+        # Set before the import, which prints the warnings.
+        logging.disable(logging.WARNING)  # Beam warns of each client of a service that it lacks
+        from converters.job.beam_runner import BeamRunner  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise UserError(
+            where="--runner beam",
+            expected="Apache Beam",
+            found=str(error),
+            remedy=f"{install_extra('beam')}.",
+        ) from error
+    finally:
+        # In any case, or the conversion's own warnings would be lost.
+        logging.disable(logging.NOTSET)
+    return BeamRunner(flags)
+
+
+def _misused(expected: str, found: str) -> UserError:
+    remedy = f"See `{program('converters.rlds')} --help`."
+    return UserError(where="command line", expected=expected, found=found, remedy=remedy)
+
+
+def _num_workers(source: Source) -> int:
+    """Returns the number of cores, less those that would only start and end."""
+    # Files that are missing are reported later, with all their names.
+    files = {path for shard in source.shards for path in shard.paths}
+    total = sum(path.stat().length for path in files if path.exists())
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, and counts what is allowed
+    num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    # A process that starts in 2 s has to have more than 2 s of work.
+    return max(1, min(num_cores, int(total // _BYTES_A_WORKER)))
+
+
+def _summarize(manifest: Manifest, args: Args, seconds: float) -> None:
+    """Prints what a person wants to know: how much, of what, and where."""
+    lines = [
+        f"{len(manifest.episode_lengths):,} episodes, {sum(manifest.episode_lengths):,} steps, "
+        f"{len(manifest.tasks)} tasks in {seconds:.1f} s"
+    ]
+    if any(feature.kind == "image" for _, feature in manifest.schema.features()):
+        alone = "by their headers alone; --check_images decodes them all"
+        lines.append(f"images checked: {'to their ends' if args.check_images else alone}")
+    if any(manifest.removed_steps):
+        lines.append(f"no-ops removed: {sum(manifest.removed_steps):,} steps")
+        pairs = zip(manifest.removed_steps, manifest.tasks, strict=True)
+        lines += [f"  {count:6} of {text!r}" for count, text in pairs]
+    for column in manifest.schema.columns:
+        num_bytes = sum(shard.num_bytes for shard in manifest.shards[column.name])
+        lines.append(f"{column.name}: {num_bytes / _MB:.1f} MB, one record per {column.per}")
+        lines += [f"  {f.key:26} {f.dtype}{list(f.shape)}" for f in column.features]
+    if manifest.skipped_episodes:
+        num_skipped = len(manifest.skipped_episodes)
+        lines.append(f"skipped: {num_skipped:,} of the source, listed in {FILE_NAME}")
+        lines += [f"  {line}" for line in listed(manifest.skipped_episodes)]
+    lines.append(f"dataset: {args.dst}")
+    show("\n".join(lines) + "\n")
