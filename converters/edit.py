@@ -32,9 +32,10 @@ from pipeline.terminal import program, show
 
 INSTRUCTION = "instruction"
 """The field of an `Edit` of a text."""
-_JSON = r'("(?:[^"\\]|\\.)*"|-?[\d.]+(?:e-?\d+)?|null)'
+_JSON = r'("(?:[^"\\]|\\.)*"|-?[\d.]+(?:e-?\d+)?|null|\[.*?\])'
 _NOTE = re.compile(rf"(\d{{4}}-\d\d-\d\d) (\S+): {_JSON} -> {_JSON}")
 _OF_CONVERSION = ("no_ops", "no_op_threshold")
+_ONE_GRIPPER = ("gripper_dim", "gripper_open", "gripper_close")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,27 +166,40 @@ def _with_fields(
 ) -> tuple[Manifest, list[Edit]]:
     """The manifest with what each `FIELD=VALUE` sets, all together, and the changes."""
     held = to_json_values(manifest.conventions)
+    # Fields that say nothing are in no file, and can be set all the same.
+    names = [field.name for field in dataclasses.fields(Conventions)]
     # Those describe what the conversion did, and cannot be changed afterwards.
-    before = {f"conventions.{name}": held[name] for name in held if name not in _OF_CONVERSION}
-    before |= {f"licences.{column}": text for column, text in manifest.licences.items()}
-    after: dict[str, Any] = {}
+    allowed = [f"conventions.{name}" for name in names if name not in _OF_CONVERSION]
+    allowed += [f"licences.{column}" for column in manifest.licences]
+    wanted: dict[str, Any] = {}
     for text in fields:
         field, equals, value = text.partition("=")
-        if not equals or field not in before:
-            raise _no_field(text, list(before))
-        after[field] = _value(value) if field.startswith("conventions.") else value
+        if not equals or field not in allowed:
+            raise _no_field(text, allowed)
+        wanted[field] = _value(value) if field.startswith("conventions.") else value
     # All fields together, since the checks compare several.
-    conventions = held | {name: after.get(f"conventions.{name}", held[name]) for name in held}
-    edited = dataclasses.replace(
-        manifest,
-        licences={c: after.get(f"licences.{c}", text) for c, text in manifest.licences.items()},
-        conventions=from_json_text(
-            Conventions, json.dumps(conventions), where="--set", remedy="See docs/format.md."
-        ),
+    asked = {
+        name: wanted[f"conventions.{name}"] for name in names if f"conventions.{name}" in wanted
+    }
+    if asked.get("grippers"):
+        # The list replaces the one gripper.
+        held = {name: value for name, value in held.items() if name not in _ONE_GRIPPER}
+    conventions = from_json_text(
+        Conventions, json.dumps(held | asked), where="--set", remedy="See docs/format.md."
     )
-    # As they were parsed: "1" becomes 1.0.
-    checked = {f"conventions.{k}": v for k, v in to_json_values(edited.conventions).items()}
-    return edited, [Edit(day, f, before[f], checked.get(f, value)) for f, value in after.items()]
+    licences = {c: wanted.get(f"licences.{c}", text) for c, text in manifest.licences.items()}
+    edited = dataclasses.replace(manifest, licences=licences, conventions=conventions)
+    before, after = _settings(manifest), _settings(edited)
+    # First what was asked for, then what follows from it. As they were parsed: "1" becomes 1.0.
+    touched = dict.fromkeys([*wanted, *before, *after])
+    return edited, [Edit(day, f, before.get(f), after.get(f)) for f in touched]
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    """The values that may be edited, by field; without those that say nothing."""
+    return {f"conventions.{k}": v for k, v in to_json_values(manifest.conventions).items()} | {
+        f"licences.{column}": text for column, text in manifest.licences.items()
+    }
 
 
 def _no_field(text: str, allowed: Sequence[str]) -> UserError:

@@ -12,7 +12,7 @@ import pytest
 from array_record.python import array_record_module
 from etils import epath
 
-from pipeline.data.conventions import Conventions
+from pipeline.data.conventions import Conventions, Gripper, PoseRotation
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.dataset_writer import WRITER_OPTIONS, ShardWriter
 from pipeline.data.manifest import FORMAT_VERSION, Manifest, Shard, TaskChange, load_manifest
@@ -256,6 +256,8 @@ def test_digest_is_computed_as_documented(
         Shard,
         TaskChange,
         Conventions,
+        Gripper,
+        PoseRotation,
         FeatureStatistics,
         TokenOrigin,
         EncoderSpec,
@@ -273,7 +275,7 @@ def test_no_documented_field_is_unknown(text: str) -> None:
     tables = re.findall(r"^\| field \|.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     documented = {name for table in tables for name in re.findall(r"^\| `(\w+)`", table, re.M)}
     kinds = (Manifest, Feature, Column, Shard, TaskChange, Conventions, FeatureStatistics)
-    kinds = (*kinds, TokenOrigin, EncoderSpec)
+    kinds = (*kinds, Gripper, PoseRotation, TokenOrigin, EncoderSpec)
     assert documented == {field.name for kind in kinds for field in dataclasses.fields(kind)}
 
 

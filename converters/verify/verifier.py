@@ -111,13 +111,16 @@ class Verifier:
         """Compares the conventions with the mapping's, as they were edited since."""
         edited = {edit.field: edit.after for edit in edits(self.manifest)}
         found = to_json_values(self.manifest.conventions)
-        for name, of_mapping in self.conventions.items():
+        if not self.conventions:
+            return
+        # Fields of either, as one that says nothing is in no file.
+        for name in {**self.conventions, **found}:
             field = f"conventions.{name}"
             origin = "as the mapping says" if field not in edited else "as it was edited to"
-            expected = edited.get(field, of_mapping)
-            if expected != found[name]:
+            expected = edited.get(field, self.conventions.get(name))
+            if expected != found.get(name):
                 place = f"{self._where}, {field}"
-                self.findings.add(place, f"{expected}, {origin}", str(found[name]))
+                self.findings.add(place, f"{expected}, {origin}", str(found.get(name)))
 
     def _check_shard(self, number: int, episodes: range, on_progress: OnProgress) -> None:
         """Checks the episodes of one shard, beside those of the source's shard of that number."""

@@ -300,6 +300,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
     problems = [
         *_column_problems(manifest),
         *_feature_problems(manifest),
+        *_convention_problems(manifest),
         *_episode_problems(manifest),
         *_encoder_problems(manifest),
     ]
@@ -379,10 +380,23 @@ def _feature_problems(manifest: Manifest) -> Iterator[str]:
         if feature.dims and feature.shape[-1:] != (len(feature.dims),):
             found = f"{len(feature.dims)} names for {list(feature.shape)}"
             yield f"feature {feature.key}: expected dims of its last axis; found {found}"
-        dim = manifest.conventions.gripper_dim
+
+
+def _convention_problems(manifest: Manifest) -> Iterator[str]:
+    """Checks that the dimensions of grippers and rotations are those of their features."""
+    conventions = manifest.conventions
+    shapes = {feature.key: feature.shape for _, feature in manifest.schema.features()}
+    name = "grippers" if conventions.grippers else "gripper_dim"
+    for gripper in conventions.all_grippers:
         # A tuple of one, because a scalar's shape has no last axis to index.
-        if feature.key == ACTION and dim is not None and (dim,) >= feature.shape[-1:]:
-            yield f"gripper_dim: expected a dimension of {list(feature.shape)}; found {dim}"
+        if ACTION in shapes and (gripper.dim,) >= shapes[ACTION][-1:]:
+            found = f"{list(shapes[ACTION])}; found {gripper.dim}"
+            yield f"{name}: expected a dimension of {found}"
+    for pose in conventions.rotations:
+        shape = shapes.get(pose.feature)
+        if shape is None or len(shape) != 1 or pose.dims.stop > shape[0]:
+            held = "no such feature" if shape is None else list(shape)
+            yield f"rotations: expected {pose} inside a vector; found {held}"
 
 
 def _episode_problems(manifest: Manifest) -> Iterator[str]:

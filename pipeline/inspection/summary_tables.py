@@ -357,12 +357,23 @@ def _dim_rows(names: Sequence[str], dims: Sequence[Any]) -> list[list[str]]:
 def _convention_words(summary: Summary) -> dict[str, str]:
     """Formats the conventions by their names in words, without empty ones."""
     values: dict[str, Any] = to_json_values(summary.conventions)
-    dim = values["gripper_dim"]
+    conventions = summary.conventions
     names = next((f.dims for f in summary.features if f.key == ACTION), ())
-    if dim is None:
-        values |= {"gripper_dim": "none", "gripper_open": None, "gripper_close": None}
-    elif dim < len(names):
-        values["gripper_dim"] = f"{dim} ({names[dim]})"
+    shown = [
+        f"{g.dim} ({names[g.dim]})" if g.dim < len(names) else str(g.dim)
+        for g in conventions.all_grippers
+    ]
+    if conventions.gripper_dim is not None:
+        values["gripper_dim"] = shown[0]
+    else:
+        values |= {"gripper_dim": ", ".join(shown) or "none"}
+        values |= {"gripper_open": None, "gripper_close": None}
+    if conventions.grippers:
+        values["grippers"] = "; ".join(
+            f"{g.dim} {g.kind}, open {g.open:g}, close {g.close:g}" for g in conventions.grippers
+        )
+    if conventions.rotations:
+        values["rotations"] = "; ".join(map(str, conventions.rotations))
     return {_words(name): _value(name, v) for name, v in values.items() if v is not None}
 
 

@@ -1,5 +1,8 @@
 """Checks that the datasets of a mixture agree in the types and meaning of what is read."""
 
+from typing import Any
+
+from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.data.token_provenance import check_same_encoder
@@ -33,6 +36,7 @@ def check_datasets(window_reader: WindowReader) -> None:
             _check_type(column, found, wanted, window_reader, dataset.path)
             _check_encoder(dataset, wanted.key, window_reader)
         _check_meaning(dataset, first)
+    _check_rotations(window_reader)
     _check_normalized(window_reader)
     _check_goals(window_reader)
 
@@ -141,13 +145,9 @@ def _check_goals(window_reader: WindowReader) -> None:
 
 def _check_meaning(dataset: Dataset, first: Dataset) -> None:
     """Checks that the conventions which the loader does not convert agree in all datasets."""
-    # Signs of the gripper are not among them: `StandardizeGripper` converts those.
-    names = ("image_orientation", "rotation", "control_frequency_hz", "gripper_dim")
-    ours, theirs = (
-        {name: getattr(d.manifest.conventions, name) for name in names} for d in (first, dataset)
-    )
+    ours, theirs = (_meaning(d.manifest.conventions) for d in (first, dataset))
     if ours != theirs:
-        differing = [name for name in names if ours[name] != theirs[name]]
+        differing = [name for name in ours if ours[name] != theirs[name]]
         raise SchemaError(
             where=f"{dataset.path}, conventions",
             expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
@@ -155,3 +155,34 @@ def _check_meaning(dataset: Dataset, first: Dataset) -> None:
             remedy="Train on datasets with the same conventions; correct wrong ones "
             "with `octograin edit`.",
         )
+
+
+def _meaning(conventions: Conventions) -> dict[str, Any]:
+    names = ("image_orientation", "rotation", "control_frequency_hz")
+    # Signs and kinds of grippers are not compared: `StandardizeGripper` maps all to 0..1.
+    dims = sorted(gripper.dim for gripper in conventions.all_grippers)
+    shown = dims if len(dims) > 1 else next(iter(dims), None)
+    return {name: getattr(conventions, name) for name in names} | {"gripper_dim": shown}
+
+
+def _check_rotations(window_reader: WindowReader) -> None:
+    """Checks that all datasets that state where a feature has its rotations state the same."""
+    stated: dict[str, tuple[str, list[str]]] = {}
+    for dataset, part in zip(window_reader.datasets, window_reader.config.datasets, strict=True):
+        for feature in window_reader.features:
+            if feature.key.removeprefix("observation/") in part.missing:
+                continue
+            poses = dataset.manifest.conventions.rotations
+            found = sorted(str(pose) for pose in poses if pose.feature == feature.key)
+            # A dataset without them is of before there were any; it contradicts no other.
+            path, expected = stated.setdefault(feature.key, (dataset.path, found))
+            if not expected:
+                stated[feature.key] = (dataset.path, found)
+            elif found and found != expected:
+                raise SchemaError(
+                    where=f"{dataset.path}, conventions.rotations",
+                    expected=f"{', '.join(expected)}, as {path}",
+                    found=", ".join(found),
+                    remedy="Convert them to one representation in the mappings, or leave the "
+                    "feature out of data.observations.",
+                )

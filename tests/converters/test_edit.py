@@ -19,13 +19,14 @@ from converters.job.columns import claimed
 from converters.job.convert import convert
 from converters.verify import __main__ as verify
 from converters.verify.verifier import Verifier
-from pipeline.data.conventions import Conventions
+from pipeline.data.conventions import Conventions, Gripper
 from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import Column, Feature
 from pipeline.files import to_json_values
 
 GRIPPER = Conventions("upright", "none", 10.0, "kept", gripper_dim=1)
+WIDTH = (Gripper(1, 0.08, 0.0, "continuous"),)
 Run = Callable[..., tuple[int, list[str], list[str]]]
 
 
@@ -96,7 +97,33 @@ def test_a_correction_is_sealed_and_noted(out: pathlib.Path, run: Run) -> None:
     assert dataclasses.replace(last, day="") == Edit("", "conventions.gripper_dim", 1, None)
 
 
+def test_a_gripper_becomes_one_that_takes_any_width(out: pathlib.Path, run: Run) -> None:
+    width = [{"dim": 1, "open": 0.08, "close": 0.0, "kind": "continuous"}]
+    assert run(out, "--set", f"conventions.grippers={json.dumps(width)}")[0] == 0
+    manifest = load_manifest(epath.Path(out))
+    assert manifest.conventions.all_grippers == WIDTH
+    made = [(edit.field, edit.before, edit.after) for edit in edits(manifest)]
+    assert made == [("conventions.grippers", None, width), ("conventions.gripper_dim", 1, None)]
+    # A single binary gripper has its own fields again.
+    assert run(out, "--set", 'conventions.grippers=[{"dim": 1, "close": -1}]')[0] == 0
+    manifest = load_manifest(epath.Path(out))
+    assert manifest.conventions == dataclasses.replace(GRIPPER, gripper_close=-1.0)
+    made = [(edit.field, edit.before, edit.after) for edit in edits(manifest)]
+    assert made[2:] == [
+        ("conventions.grippers", width, None),
+        ("conventions.gripper_dim", None, 1),
+        ("conventions.gripper_close", 0.0, -1.0),
+    ]
+
+
 REFUSED = {
+    "both forms": (
+        [
+            *("--set", 'conventions.grippers=[{"dim": 0}, {"dim": 1}]'),
+            *("--set", "conventions.gripper_dim=1"),
+        ],
+        "give either grippers or gripper_dim",
+    ),
     "a value out of range": (
         ["--set", "conventions.gripper_dim=2"],
         r"gripper_dim: expected a",
@@ -182,6 +209,11 @@ def test_conventions_are_compared_with_the_mapping_as_edited(
         "found none",
         f"{out}/dataset.json, conventions.gripper_dim: expected 0, as the mapping says; found 1",
     ]
+    printed = findings(dataclasses.replace(GRIPPER, gripper_dim=None, grippers=WIDTH))
+    assert printed.splitlines()[0] == (
+        f"{out}/dataset.json, conventions.gripper_dim: expected None, as the mapping says; found 1"
+    )
+    assert "conventions.grippers: expected [{'dim': 1, 'open': 0.08" in printed
     run(out, "--set", "conventions.gripper_dim=0", "--instruction", "lift the cup", "lift it")
     assert findings(GRIPPER) == ""
     manifest = json.loads((out / "dataset.json").read_text())

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from pipeline.data.conventions import Gripper, grippers_of
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.loading.data_config import Normalization
@@ -106,23 +107,32 @@ def _conventions(dataset: Mapping[str, Any]) -> dict[str, Any]:
         "unnormalization": "action * std + mean of dataset_statistics.json where mask is true, "
         "whatever the normalization: they hold its offset and scale",
     }
-    if conventions.get("gripper_dim") is not None:
-        found["gripper"] = {
-            "dim": conventions["gripper_dim"],
-            "open": 1.0,
-            "close": 0.0,
-            "meaning": "the model gives 1 for open and 0 for closed, not normalised; the robot's "
-            "own commands are below",
-            "command_open": conventions.get("gripper_open", 1.0),
-            "command_close": conventions.get("gripper_close", 0.0),
-        }
+    grippers = [_gripper(gripper) for gripper in grippers_of(conventions)]
+    if grippers:
+        # A single one keeps the name that exports have always had.
+        found |= {"gripper": grippers[0]} if len(grippers) == 1 else {"grippers": grippers}
     kept = ("image_orientation", "rotation", "control_frequency_hz", "no_ops")
     return found | {name: conventions[name] for name in kept if name in conventions}
 
 
+def _gripper(gripper: Gripper) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "dim": gripper.dim,
+        "open": 1.0,
+        "close": 0.0,
+        "meaning": "the model gives 1 for open and 0 for closed, not normalised; the robot's "
+        "own commands are below",
+        "command_open": gripper.open,
+        "command_close": gripper.close,
+    }
+    if gripper.kind == "continuous":
+        values["kind"] = "continuous: a command between the two is mapped linearly"
+    return values
+
+
 def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
     """Renames the statistics to the original's: `observation/proprio` becomes `proprio`."""
-    gripper = dataset["conventions"]["gripper_dim"]
+    grippers = grippers_of(dataset["conventions"])
     normalization = dataset.get("normalization", "normal")
     features = {
         key.removeprefix("observation/"): _undone_by_mean_and_std(values, normalization)
@@ -131,9 +141,10 @@ def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
     }
     action = features["action"]
     # The original's mask: True where an action is normalised.
-    action["mask"] = [dim != gripper for dim in range(len(action["mean"]))]
-    if gripper is not None:
-        _standardize_gripper(action, dataset["conventions"])
+    dims = {gripper.dim for gripper in grippers}
+    action["mask"] = [dim not in dims for dim in range(len(action["mean"]))]
+    for gripper in grippers:
+        _standardize_gripper(action, gripper)
     # The original counts steps as transitions.
     found = features | {"num_transitions": dataset["statistics"]["action"]["count"]}
     if "num_episodes" in dataset:
@@ -160,10 +171,10 @@ def _undone_by_mean_and_std(
     return moments | {"mean": normalizer.offset[0].tolist(), "std": normalizer.scale[0].tolist()}
 
 
-def _standardize_gripper(moments: dict[str, Any], conventions: Mapping[str, Any]) -> None:
-    """Converts the gripper's moments from stored commands to 1 = open and 0 = closed."""
-    dim, close = conventions["gripper_dim"], conventions.get("gripper_close", 0.0)
-    span = conventions.get("gripper_open", 1.0) - close
+def _standardize_gripper(moments: dict[str, Any], gripper: Gripper) -> None:
+    """Converts a gripper's moments from stored commands to 1 = open and 0 = closed."""
+    dim, close = gripper.dim, gripper.close
+    span = gripper.open - close
     if span < 0:  # the sign flips, so the minimum becomes the maximum
         for low, high in (("min", "max"), ("p01", "p99")):
             if low in moments:

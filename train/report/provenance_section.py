@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from pipeline.data.conventions import Gripper, grippers_of
 from pipeline.files import dump_json
 from train.octo.released.mismatch_causes import LoadRow, Shape, Status
 from train.report.markup import Html, count, join, percent, short, tag, three_digits
@@ -218,17 +219,17 @@ def _dataset_row(values: Mapping[str, Any]) -> list[str]:
         _words(conventions.get("image_orientation")),
         _words(conventions.get("rotation")),
         _words(conventions.get("no_ops")),
-        _gripper(conventions),
+        "; ".join(map(_gripper, grippers_of(conventions))) or "none",
         ", ".join(dict.fromkeys(map(str, values.get("licences", {}).values()))),
         tag("code", digest[:_DIGEST_LENGTH], title=digest),
     ]
 
 
-def _gripper(conventions: Mapping[str, Any]) -> str:
-    if conventions.get("gripper_dim") is None:
-        return "none"
-    opens, closes = (conventions.get(f"gripper_{name}", 0.0) for name in ("open", "close"))
-    return f"dimension {conventions['gripper_dim']}, open {short(opens)}, close {short(closes)}"
+def _gripper(gripper: Gripper) -> str:
+    kind = "" if gripper.kind == "binary" else f" ({gripper.kind})"
+    return (
+        f"dimension {gripper.dim}{kind}, open {short(gripper.open)}, close {short(gripper.close)}"
+    )
 
 
 def _words(value: object) -> str:

@@ -1,12 +1,26 @@
 import dataclasses
+import json
+from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.conventions import Conventions, is_no_op, restore_gripper, standardize_gripper
+from pipeline.data.conventions import (
+    ROTATION_DIMS,
+    Conventions,
+    Gripper,
+    PoseRotation,
+    Rotation,
+    grippers_of,
+    is_no_op,
+    restore_gripper,
+    standardize_gripper,
+)
+from pipeline.data.rotations import Representation, num_values
 from pipeline.errors import UserError
+from pipeline.files import from_json_text, to_json_values
 
 LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 6, -1.0, 1.0)
 UNIT = dataclasses.replace(LIBERO, gripper_open=1.0, gripper_close=0.0)
@@ -190,3 +204,142 @@ def test_conventions_that_contradict_themselves_are_refused(changes: dict, messa
 def test_actions_without_a_gripper_are_reported() -> None:
     with pytest.raises(UserError, match=r"a gripper at index 6 .*; found the shape \(4, 6\)"):
         restore_gripper(np.zeros((4, 6), np.float32), LIBERO)
+
+
+# --- several grippers
+
+HANDS = (Gripper(6, 1.0, -1.0), Gripper(13, 0.08, 0.0, "continuous"))
+TWO_ARMS = Conventions("upright", "euler_xyz", 50.0, "kept", grippers=HANDS)
+
+
+def test_two_grippers_are_standardised_and_restored_each_by_its_kind() -> None:
+    stored = np.tile(np.arange(14, dtype=np.float32), (4, 1))
+    stored[:, 6], stored[:, 13] = [1, -1, 1, -1], [0.08, 0.06, 0.0, -0.01]
+    standard = standardize_gripper(stored, TWO_ARMS)
+    assert standard.dtype == np.float32
+    np.testing.assert_array_equal(standard[:, 6], [1, 0, 1, 0])
+    np.testing.assert_allclose(standard[:, 13], [1, 0.75, 0, 0], rtol=1e-6)
+    others = TWO_ARMS.normalized_dims(14)
+    assert np.flatnonzero(~others).tolist() == [6, 13]
+    np.testing.assert_array_equal(standard[:, others], stored[:, others])
+    standard[:, 6], standard[:, 13] = [0.9, 0.4, 0.6, 0.5], [1, 0.75, -0.02, 1.5]
+    restored = restore_gripper(standard, TWO_ARMS)
+    assert restored.dtype == np.float32
+    np.testing.assert_array_equal(restored[:, 6], [1, -1, 1, -1])
+    np.testing.assert_allclose(restored[:, 13], [0.08, 0.06, 0.0, 0.08], rtol=1e-6)
+
+
+@given(
+    opens=st.floats(-255, 255, width=32),
+    closes=st.floats(-255, 255, width=32),
+    part=st.floats(0, 1, width=32),
+)
+def test_a_continuous_gripper_survives_both_ways(opens: float, closes: float, part: float) -> None:
+    assume(abs(opens - closes) > 1e-3)
+    gripper = Gripper(0, opens, closes, "continuous")
+    ends = np.array([opens, closes], np.float32)
+    # Bitwise at both ends, whatever they are.
+    np.testing.assert_array_equal(gripper.restore(gripper.standardize(ends)), ends)
+    stored = np.float32(closes + part * (opens - closes))
+    back = gripper.restore(gripper.standardize(np.array([stored], np.float32)))
+    np.testing.assert_allclose(back, [stored], atol=1e-6 * max(abs(opens), abs(closes)))
+
+
+def test_an_action_without_the_second_gripper_is_reported() -> None:
+    with pytest.raises(UserError, match=r"a gripper at index 13 .*; found the shape \(4, 7\)"):
+        restore_gripper(np.zeros((4, 7), np.float32), TWO_ARMS)
+
+
+def test_a_step_in_which_one_of_two_grippers_moves_is_kept() -> None:
+    action = np.zeros((5, 14), np.float32)
+    action[0, 0] = 1  # the arm moves; then nothing, the second gripper, nothing
+    action[2:, 13] = 0.02
+    still = dataclasses.replace(TWO_ARMS, no_ops="removed_at_conversion", no_op_threshold=0.5)
+    np.testing.assert_array_equal(is_no_op(action, still), [False, True, False, True, False])
+
+
+def test_one_binary_gripper_has_one_form() -> None:
+    listed = Conventions(
+        "rotated_180", "axis_angle", 20.0, "kept", grippers=(Gripper(6, -1.0, 1.0),)
+    )
+    assert listed == LIBERO
+    assert to_json_values(listed) == to_json_values(LIBERO)
+    assert not {"grippers", "rotations"} & to_json_values(LIBERO).keys()
+    assert LIBERO.all_grippers == (Gripper(6, -1.0, 1.0),)
+    assert NO_GRIPPER.all_grippers == ()
+    assert dataclasses.replace(listed, gripper_open=0.0).all_grippers == (Gripper(6, 0.0, 1.0),)
+
+
+def test_grippers_are_read_from_json_of_both_forms() -> None:
+    for conventions in (LIBERO, NO_GRIPPER, TWO_ARMS):
+        values = json.loads(json.dumps(to_json_values(conventions)))
+        assert grippers_of(values) == conventions.all_grippers
+        text = json.dumps(values)
+        assert from_json_text(Conventions, text, where="x", remedy="y") == conventions
+    # Descriptions of the first releases.
+    assert grippers_of({"gripper_dim": 1}) == (Gripper(1),)
+    assert grippers_of({}) == ()
+
+
+POSES = (PoseRotation("action", 3, "euler_xyz"), PoseRotation("action", 10, "euler_xyz"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"gripper_dim": 6},
+            "give either grippers or gripper_dim, gripper_open and gripper_close, not both: found "
+            "2 grippers and gripper_dim 6, gripper_open 1.0, gripper_close 0.0",
+        ),
+        (
+            {"gripper_open": -1.0},
+            "not both: found 2 grippers and gripper_dim None, gripper_open -1",
+        ),
+        ({"grippers": (Gripper(6), Gripper(6))}, r"must have different dims, not \[6, 6\]"),
+        (
+            {"rotations": (*POSES, POSES[0])},
+            "must not overlap: action 3:6 euler_xyz and action 3:6",
+        ),
+        (
+            {"rotations": (PoseRotation("p", 3, "rot6d"), PoseRotation("p", 8, "axis_angle"))},
+            "must not overlap: p 3:9 rot6d and p 8:11 axis_angle",
+        ),
+        (
+            {"rotations": (PoseRotation("action", 3, "axis_angle"),)},
+            "rotation is euler_xyz, but rotations has action 3:6 axis_angle",
+        ),
+        (
+            {"rotations": (PoseRotation("action", 11, "euler_xyz"),)},
+            "a gripper is at 13, inside the rotation action 11:14 euler_xyz",
+        ),
+    ],
+)
+def test_grippers_and_rotations_that_contradict_themselves_are_refused(
+    changes: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TWO_ARMS, **changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dim": -1}, "dim must be at least 0, not -1"),
+        ({"dim": 0, "open": np.inf}, r"open inf and close 0\.0 must be finite"),
+        ({"dim": 0, "close": 1.0}, r"open and close are both 1\.0: the two commands must differ"),
+    ],
+)
+def test_a_gripper_that_cannot_be_is_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Gripper(**values)
+
+
+def test_a_pose_lies_at_its_dimensions() -> None:
+    pose = PoseRotation("observation/proprio", 3, "quaternion_wxyz")
+    assert (pose.dims, str(pose)) == (range(3, 7), "observation/proprio 3:7 quaternion_wxyz")
+    # Those that the functions of rotations convert.
+    assert set(ROTATION_DIMS) == set(get_args(Rotation)) <= set(get_args(Representation))
+    assert {name: num_values(name) for name in get_args(Rotation)} == ROTATION_DIMS
+    with pytest.raises(ValueError, match="dim must be at least 0, not -3"):
+        PoseRotation("action", -3, "axis_angle")

@@ -467,6 +467,29 @@ CONTRADICTIONS = {
         give_action_two_axes,
         ["gripper_dim: expected a dimension of [8, 2]; found 6"],
     ),
+    "a gripper of the list beyond the action": (
+        lambda m: m["conventions"].update(
+            gripper_dim=None,
+            gripper_open=1.0,
+            gripper_close=0.0,
+            grippers=[{"dim": 6}, {"dim": 13, "kind": "continuous"}],
+        ),
+        ["grippers: expected a dimension of [7]; found 13"],
+    ),
+    "rotations outside their features": (
+        lambda m: m["conventions"].update(
+            rotations=[
+                {"feature": "observation/proprio", "dim": 5, "representation": "quaternion_xyzw"},
+                {"feature": "observation/pose", "dim": 0, "representation": "axis_angle"},
+            ]
+        ),
+        [
+            "rotations: expected observation/proprio 5:9 quaternion_xyzw inside a vector; found "
+            "[8]",
+            "rotations: expected observation/pose 0:3 axis_angle inside a vector; found no such "
+            "feature",
+        ],
+    ),
     "a gripper of a scalar": (
         declare("action", shape=[], dims=[]),
         ["gripper_dim: expected a dimension of []; found 6"],
@@ -522,9 +545,9 @@ CONTRADICTIONS = {
             "licences: expected one of each column; found ['episodes', 'vggt_tokens']",
             COLUMNS,
             "feature discount: expected once; found 2 times",
-            "gripper_dim: expected a dimension of [7]; found 7",
             "feature observation/proprio: expected dims of its last axis; found 1 names for [8]",
             "feature observation/vggt_tokens: expected sizes above 0; found [0, 64]",
+            "gripper_dim: expected a dimension of [7]; found 7",
             "expected episodes of at least one step, each with one of the tasks; "
             "found 4 lengths, 3 tasks of episodes, 2 tasks",
             "removed_steps: expected one of each task; found 1",

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
+from pipeline.data.conventions import Gripper, PoseRotation
 from pipeline.data.dataset import open_dataset
 from pipeline.inspection.dataset_summary import Summary, summarize
 from pipeline.inspection.episode_summary import summarize_episode
@@ -111,6 +112,22 @@ def test_steps_that_were_left_out_have_a_column_of_their_own(summary: Summary) -
     tasks = (dataclasses.replace(summary.tasks[0], removed_steps=7), *summary.tasks[1:])
     text = to_text(dataclasses.replace(summary, tasks=tasks), plain(200))
     assert re.search(rf"no-ops removed +instruction\n.*\n +0 +2 +208 +7 +{BOWL}", text)
+
+
+def test_several_grippers_and_rotations_are_listed(summary: Summary) -> None:
+    conventions = dataclasses.replace(
+        summary.conventions,
+        gripper_dim=None,
+        gripper_open=1.0,
+        gripper_close=0.0,
+        grippers=(Gripper(0), Gripper(6, 0.08, 0.0, "continuous")),
+        rotations=(PoseRotation("observation/proprio", 3, "axis_angle"),),
+    )
+    text = to_text(dataclasses.replace(summary, conventions=conventions), plain(200))
+    assert re.search(r"gripper dim +0 \(dx\), 6 \(gripper\)\n", text)
+    assert "0 binary, open 1, close 0; 6 continuous, open 0.08, close 0\n" in text
+    assert re.search(r"rotations +observation/proprio 3:6 axis_angle\n", text)
+    assert "gripper open" not in text
 
 
 def test_dataset_without_a_gripper_says_so(summary: Summary) -> None:

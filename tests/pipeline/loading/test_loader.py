@@ -465,7 +465,11 @@ def test_action_must_be_a_trajectory(
 
 @pytest.mark.parametrize(
     ("name", "value", "found"),
-    [("image_orientation", "upright", "rotated_180"), ("control_frequency_hz", 5.0, "20.0")],
+    [
+        ("image_orientation", "upright", "rotated_180"),
+        ("control_frequency_hz", 5.0, "20.0"),
+        ("gripper_dim", 5, 6),
+    ],
 )
 def test_datasets_of_different_conventions_are_refused(
     make_loader: Callable, twice: tuple, edit_json: Callable, name: str, value: object, found: str
@@ -474,6 +478,43 @@ def test_datasets_of_different_conventions_are_refused(
     message = f"second, conventions: expected {name} {value}, as .*first; found {name} {found}"
     with pytest.raises(SchemaError, match=message):
         make_loader(*twice)
+
+
+def test_grippers_at_other_dimensions_are_refused_and_other_kinds_are_not(
+    make_loader: Callable, twice: tuple, edit_json: Callable
+) -> None:
+    def listing(*grippers: dict) -> Callable:
+        values = {"gripper_dim": None, "gripper_open": 1.0, "gripper_close": 0.0}
+        return lambda m: m["conventions"].update(values, grippers=grippers)
+
+    width = {"dim": 6, "open": -1.0, "close": 1.0, "kind": "continuous"}
+    edit_json(twice[0] / "dataset.json", listing(width))
+    make_loader(*twice)
+    edit_json(twice[0] / "dataset.json", listing({"dim": 0}, width))
+    message = r"expected gripper_dim \[0, 6\], as .*first; found gripper_dim 6\. Train on"
+    with pytest.raises(SchemaError, match=message):
+        make_loader(*twice)
+
+
+def test_rotations_must_agree_where_two_datasets_state_them(
+    make_loader: Callable, twice: tuple, edit_json: Callable
+) -> None:
+    def state(directory: pathlib.Path, representation: str) -> None:
+        pose = {"feature": "observation/proprio", "dim": 3, "representation": representation}
+        edit_json(directory / "dataset.json", lambda m: m["conventions"].update(rotations=[pose]))
+
+    state(twice[1], "axis_angle")
+    make_loader(*twice)
+    state(twice[0], "euler_xyz")
+    message = (
+        "second, conventions.rotations: expected observation/proprio 3:6 euler_xyz, as .*first; "
+        "found observation/proprio 3:6 axis_angle. Convert them"
+    )
+    with pytest.raises(SchemaError, match=message):
+        make_loader(*twice)
+    # Nothing is compared of what is not read.
+    make_loader(*twice, observations=("image_primary",))
+    make_loader(*twice, parts=({}, {"missing": ("proprio",)}))
 
 
 def spoiled(leaf: Callable[[np.ndarray], object]) -> type[Loader]:

@@ -104,6 +104,20 @@ def test_the_gripper_is_exported_as_the_model_gives_it(opens, closes):
     assert (gripper["command_open"], gripper["command_close"]) == (opens, closes)
 
 
+def test_several_grippers_are_exported_each_with_its_commands():
+    grippers = [{"dim": 0, "open": 5.0, "close": -5.0, "kind": "continuous"}, {"dim": 2}]
+    dataset = real_dataset("normal", grippers=grippers, gripper_dim=None)
+    action = original_statistics({"a": dataset})["action"]
+    assert action["mask"] == [False, True, False]
+    assert action["mean"][0] == pytest.approx(0.5 + 0.2 / 10, abs=0.03)
+    exported = original_conventions({"a": dataset})["robot"]
+    assert "gripper" not in exported
+    first, second = exported["grippers"]
+    assert (first["dim"], first["command_open"], first["command_close"]) == (0, 5.0, -5.0)
+    assert first["kind"] == "continuous: a command between the two is mapped linearly"
+    assert (second["dim"], "kind" in second) == (2, False)
+
+
 @pytest.fixture
 def config(tiny_config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, vggt=None))

@@ -40,11 +40,10 @@ def check_conventions(conventions: Conventions, where: str) -> None:
     Raises:
       UserError: All fields that do not fit, together.
     """
-    misfits = {
-        field: getattr(conventions, field)
-        for field, value in _HONOURED.items()
-        if getattr(conventions, field) != value
-    }
+    held = {field: getattr(conventions, field) for field in _HONOURED}
+    if conventions.grippers:  # several, or a continuous one
+        held["gripper_dim"] = ", ".join(f"{g.dim} ({g.kind})" for g in conventions.grippers)
+    misfits = {field: value for field, value in held.items() if value != _HONOURED[field]}
     if misfits:
         raise UserError(
             where=f"{where}, conventions",

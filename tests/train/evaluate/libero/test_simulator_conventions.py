@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from converters.mapping.builtin_mappings import LIBERO
-from pipeline.data.conventions import Conventions, standardize_gripper
+from pipeline.data.conventions import Conventions, Gripper, standardize_gripper
 from pipeline.errors import UserError
 from train.evaluate.libero.simulator_conventions import (
     axis_angle,
@@ -118,6 +118,10 @@ def test_all_that_cannot_be_honoured_is_reported_together() -> None:
     )
     with pytest.raises(UserError, match="found gripper_dim = None"):
         check_conventions(dataclasses.replace(PUBLISHED, gripper_dim=None), "x")
+    none = {"gripper_dim": None, "gripper_open": 1.0, "gripper_close": 0.0}
+    width = dataclasses.replace(PUBLISHED, **none, grippers=(Gripper(6, kind="continuous"),))
+    with pytest.raises(UserError, match=r"gripper_dim = 6; found gripper_dim = 6 \(continuous\)"):
+        check_conventions(width, "x")
 
 
 def test_a_quaternion_becomes_axis_times_angle() -> None:
