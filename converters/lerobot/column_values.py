@@ -88,7 +88,7 @@ def tensor_values(column: pa.ChunkedArray, feature: LeRobotFeature, where: str) 
             raise _mismatch(where, feature, f"lists of {lengths[0]} and of other lengths")
         array = array.flatten()
     if array.null_count:
-        raise _mismatch(where, feature, f"{array.null_count} values that are null")
+        raise _mismatch(where, feature, "nulls")
     values = array.to_numpy(zero_copy_only=False)
     shape = (num_rows, *feature.key.shape)
     if values.size != math.prod(shape):
@@ -103,7 +103,7 @@ def text_values(column: pa.ChunkedArray, feature: LeRobotFeature, where: str) ->
       SchemaError: A text is missing.
     """
     if column.null_count:
-        raise _mismatch(where, feature, f"{column.null_count} texts that are null")
+        raise _mismatch(where, feature, "nulls")
     return [text.encode() for text in column.to_pylist()]
 
 
