@@ -12,6 +12,7 @@ from converters.lerobot.lerobot_dataset import LeRobotDataset, open_dataset
 from converters.lerobot.lerobot_features import codec_words
 from converters.lerobot.lerobot_files import check_headers, check_present
 from converters.sources.image_encoding import IMAGE_QUALITY
+from converters.sources.selection import select_shards
 from converters.sources.source import SourceEpisode, SourceKey, SourceShard
 from pipeline.bundled import local_path
 from pipeline.errors import DataError, SchemaError, UserError
@@ -95,7 +96,7 @@ class LeRobotSource:
           DataError: Files are missing, or one is corrupt.
           SchemaError: One does not hold what `meta/info.json` declares.
         """
-        places = [place for shard in self.shards for _, place in self._places(shard)]
+        places = [place for shard in self.shards for place in self._read_places(shard)]
         check_present(self.dataset, places)
         check_headers(self.dataset, places)
 
@@ -105,7 +106,7 @@ class LeRobotSource:
         """Yields the episodes of a shard; in the place of one that cannot be read, why."""
         reader = EpisodeReader(self.dataset, wanted)
         try:
-            for number, place in self._places(shard):
+            for number, place in enumerate(self._read_places(shard), shard.start):
                 where = f"{self.directory / place.data}, episode {place.index}"
                 try:
                     values = reader.read(place, where)
@@ -123,56 +124,42 @@ class LeRobotSource:
         Raises:
           UserError: Where there are no such episodes.
         """
-        if self.selection:
-            raise ValueError(f"these are already the episodes {self.selection}")
-        total = len(self.dataset.places)
-        if not 0 <= start < stop <= total:
-            raise UserError(
-                where=str(self.directory),
-                expected=f"a range A:B of episodes with 0 <= A < B <= {total}",
-                found=f"{start}:{stop}",
-                remedy="Name another one with --episodes.",
-            )
-        if (start, stop) == (0, total):
-            return self
-        shards = [
-            self._part(shard, start, stop)
-            for shard in self.shards
-            if start < self._stop(shard) and self.first_episodes[shard.name] < stop
-        ]
-        return dataclasses.replace(
-            self, shards=tuple(shards), selection=f"{start}:{stop} of {total}"
+        shards, selection = select_shards(self, start, stop)
+        # A part of a shard needs the files of its own episodes alone.
+        parts = tuple(
+            dataclasses.replace(shard, paths=_paths(self.directory, self._read_places(shard)))
+            for shard in shards
         )
+        return dataclasses.replace(self, shards=parts, selection=selection)
 
-    def _stop(self, shard: SourceShard) -> int:
-        return self.first_episodes[shard.name] + shard.num_records
-
-    def _part(self, shard: SourceShard, start: int, stop: int) -> SourceShard:
-        """The part of a shard that lies in a range of episodes, with the files of that alone."""
-        first = self.first_episodes[shard.name]
-        inside = range(max(start - first, 0), min(stop - first, shard.num_records))
-        part = dataclasses.replace(shard, start=inside.start, stop=inside.stop)
-        places = [place for _, place in self._places(part)]
-        return dataclasses.replace(part, paths=_paths(self.directory, places))
-
-    def _places(self, shard: SourceShard) -> list[tuple[int, EpisodePlace]]:
-        """(number in the shard, place) of each episode that is read."""
-        first = self.first_episodes[shard.name]
-        numbers = range(shard.start, shard.start + shard.num_episodes)
-        return [(number, self.dataset.places[first + number]) for number in numbers]
+    def _read_places(self, shard: SourceShard) -> tuple[EpisodePlace, ...]:
+        """The places of the episodes of a shard that are read."""
+        start = self.first_episodes[shard.name] + shard.start
+        return self.dataset.places[start : start + shard.num_episodes]
 
 
-def open_lerobot(path: epath.PathLike, image_quality: int = IMAGE_QUALITY) -> LeRobotSource:
+def open_lerobot(
+    path: epath.PathLike, split: str | None = None, image_quality: int = IMAGE_QUALITY
+) -> LeRobotSource:
     """Opens a LeRobot directory: the folder that holds `meta`.
 
     Args:
       path: The folder; may be gs:// or s3://.
+      split: None, or `train`, which is the name that LeRobot gives to all episodes.
       image_quality: Quality of the JPEG images that frames of videos become.
 
     Raises:
       DataError: There is none, its metadata is corrupt or contradicts itself, or it is of a version
         that is not read.
+      UserError: Another split is named.
     """
+    if split not in (None, "", "train"):
+        raise UserError(
+            where=str(path),
+            expected="no split: a LeRobot dataset is read whole",
+            found=split,
+            remedy="Leave --split out; --episodes names a range of episodes.",
+        )
     dataset = open_dataset(open_path(local_path(str(path))), image_quality)
     ranges = shard_ranges([place.length for place in dataset.places])
     shards = {}

@@ -6,7 +6,6 @@ from pipeline.errors import DataError
 
 _OTHER_FORMATS = {
     "dataset.json": "a dataset that has been converted already",
-    "meta/info.json": "a LeRobot dataset",
     "*.hdf5": "HDF5 files",
     "*.h5": "HDF5 files",
     "*/*.hdf5": "HDF5 files",

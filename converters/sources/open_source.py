@@ -7,6 +7,7 @@ from etils import epath
 
 from converters.sources.source import Source
 from pipeline.bundled import local_path
+from pipeline.errors import UserError, install_extra
 from pipeline.files import open_path
 
 
@@ -22,6 +23,8 @@ class SourceFormat:
     """The module with its opener, imported only where there is such a source."""
     opener: str
     """Function of (path, split or None) that returns a `Source`."""
+    extra: str = ""
+    """The optional dependency that it needs; empty for none."""
 
     def holds(self, path: epath.Path) -> bool:
         """Whether a directory or file looks like one of this format."""
@@ -30,14 +33,37 @@ class SourceFormat:
         return path.exists() and any(path.match(glob) for glob in self.globs)
 
     def open(self, path: epath.Path, split: str | None) -> Source:
-        """Opens a source; raises what its opener does."""
-        return getattr(importlib.import_module(self.module), self.opener)(path, split)
+        """Opens a source; raises what its opener does.
+
+        Raises:
+          UserError: Where its optional dependency is not installed.
+        """
+        try:
+            module = importlib.import_module(self.module)
+        except ImportError as error:
+            if not self.extra:
+                raise
+            raise UserError(
+                where=str(path),
+                expected=f"the packages that read {self.name}",
+                found=str(error),
+                remedy=f"{install_extra(self.extra)}.",
+            ) from error
+        return getattr(module, self.opener)(path, split)
 
 
 RLDS = SourceFormat(
     "RLDS", ("features.json", "*/features.json"), "converters.rlds.rlds_source", "open_rlds"
 )
-FORMATS = (RLDS,)
+LEROBOT = SourceFormat(
+    "LeRobot",
+    # One of these is there even where another is missing, which its reader then reports.
+    ("meta/info.json", "meta/tasks.*", "meta/episodes*", "meta_data/info.json"),
+    "converters.lerobot.lerobot_source",
+    "open_lerobot",
+    extra="lerobot",
+)
+FORMATS = (RLDS, LEROBOT)
 """The formats that are read; the first one that fits is taken."""
 
 
@@ -52,6 +78,7 @@ def open_source(path: str, split: str | None = None) -> Source:
     Raises:
       DataError: Where there is none, or its files are not readable.
       SchemaError: Where it declares what this project cannot store.
+      UserError: Where the optional dependency of its format is not installed.
     """
     directory = open_path(local_path(path))
     # RLDS is the one whose error says what else lies there.

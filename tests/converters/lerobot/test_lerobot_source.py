@@ -4,6 +4,7 @@ import io
 import pathlib
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from PIL import Image
 
 from converters.lerobot import lerobot_source
 from converters.lerobot.lerobot_source import LeRobotSource, open_lerobot, shard_ranges
+from converters.sources.open_source import open_source
 from pipeline.errors import UserError
 from tests.converters.lerobot.lerobot_sets import (
     CAMERA,
@@ -170,7 +172,23 @@ def test_a_range_of_episodes_is_read_with_its_files_alone(tmp_path: pathlib.Path
     assert [episode.number for episode in part.episodes(part.shards[0])] == [1]
     with pytest.raises(UserError, match=r"0 <= A < B <= 3; found 2:4"):
         whole.select(2, 4)
-    assert whole.select(0, 3) is whole
+    assert whole.select(0, 3) == whole
+    with pytest.raises(UserError, match="expected no split: a LeRobot dataset is read whole"):
+        open_lerobot(tmp_path, "test")
+
+
+def test_a_directory_is_opened_as_what_lies_there(tmp_path: pathlib.Path, monkeypatch) -> None:
+    write_set(tmp_path, lengths=(1,))
+    assert open_source(str(tmp_path)).format == "LeRobot 3.0"
+    for name in [name for name in sys.modules if name.startswith("converters.lerobot.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"expected the packages that read LeRobot; .*\[lerobot\]"):
+        open_source(str(tmp_path))
+    (tmp_path / "meta" / "info.json").unlink()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"info.json: .* found no such file"):
+        open_source(str(tmp_path))
 
 
 # --- what few sets have

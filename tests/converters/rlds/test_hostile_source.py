@@ -172,10 +172,6 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
         "expected a features.json and a dataset_info.json that tensorflow-datasets reads",
     ),
     "HDF5": (only("demo.hdf5"), r"; found HDF5 files \(such as demo\.hdf5\)\. Only RLDS is read"),
-    "LeRobot": (
-        only("meta/info.json", "data/chunk-000/episode_000000.parquet"),
-        r"; found a LeRobot dataset \(such as info\.json\)\. Only RLDS is read here",
-    ),
     "a converted dataset": (only("dataset.json"), "; found a dataset that has been converted"),
     "no declarations": (
         lambda source: (source / "features.json").unlink(),
