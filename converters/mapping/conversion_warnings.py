@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.sources.source import Source
-from pipeline.data.conventions import Conventions
+from pipeline.data.conventions import Conventions, Gripper
 from pipeline.data.record import Values
 from pipeline.data.schema import ACTION, EPISODES, Feature, Schema
 from pipeline.errors import SchemaError
@@ -57,20 +57,19 @@ class Doubts:
 
     schema: Schema
     conventions: Conventions
-    _commands: set[float] = dataclasses.field(default_factory=set)
-    """The gripper's: the lowest, the highest and one between them are enough."""
+    _commands: dict[Gripper, set[float]] = dataclasses.field(default_factory=dict)
+    """Of each gripper: the lowest, the highest and one between them are enough."""
     _equal: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
     """Number of steps equal to the step before, and one such value, by source key."""
 
     def add(self, episode: Values) -> None:
         """Takes the next episode, as its record is decoded."""
-        dim = self.conventions.gripper_dim
-        if dim is not None:
+        for gripper in self.conventions.all_grippers:
             # Three values are enough to tell two commands from a continuous gripper.
-            commands = {*np.unique(np.asarray(episode[ACTION])[:, dim]).tolist(), *self._commands}
-            ordered = sorted(commands)
+            commands = np.unique(np.asarray(episode[ACTION])[:, gripper.dim]).tolist()
+            ordered = sorted({*commands, *self._commands.get(gripper, ())})
             # The two lowest and the highest.
-            self._commands = {*ordered[:_BINARY], *ordered[-1:]}
+            self._commands[gripper] = {*ordered[:_BINARY], *ordered[-1:]}
         for column, feature in self.schema.features():
             if column.name == EPISODES and "float64" in {p.dtype for p in feature.origins}:
                 self._add_float64(np.asarray(episode[feature.key]), feature)
@@ -97,8 +96,8 @@ class Doubts:
         """Logs a warning for each doubt.
 
         Raises:
-          SchemaError: Where the gripper has two commands, and by the conventions both open it or
-            both close it.
+          SchemaError: Where a binary gripper has two commands, and by the conventions both open it
+            or both close it.
         """
         for key, (count, value) in self._equal.items():
             # The gap between neighbouring values there.
@@ -108,39 +107,34 @@ class Doubts:
                 f"{value:.6g}, where float32 has steps of {step:g}: what was a float64 lost its "
                 "differences. Subtract the first value of an episode at the source."
             )
-        if self._commands:
-            self._report_gripper(where)
+        for gripper, commands in self._commands.items():
+            self._report_gripper(gripper, sorted(commands), where)
 
-    def _report_gripper(self, where: str) -> None:
-        conventions = self.conventions
-        commands = sorted(self._commands)
-        span = conventions.gripper_open - conventions.gripper_close
-        opened = [(command - conventions.gripper_close) / span for command in commands]
+    def _report_gripper(self, gripper: Gripper, commands: list[float], where: str) -> None:
+        prefix = "" if self.conventions.grippers else "gripper_"
+        place = f"{self.conventions.gripper_field} {gripper.dim}"
+        says = f"{prefix}open {gripper.open:g} and {prefix}close {gripper.close:g}"
+        span = gripper.open - gripper.close
+        opened = [(command - gripper.close) / span for command in commands]
+        is_binary = gripper.kind == "binary" and len(commands) == _BINARY
         # All commands on one side of the middle: none opens, or none closes.
         one_sided = max(opened) < _HALF or min(opened) > _HALF
         does, never = ("open", "close") if min(opened) > _HALF else ("close", "open")
         found = " and ".join(f"{command:g}" for command in (commands[0], commands[-1]))
         # Exactly two commands, both on one side: the mapping is surely wrong.
-        if len(commands) == _BINARY and one_sided:
+        if is_binary and one_sided:
             raise SchemaError(
-                where=f"{where}, gripper_dim {conventions.gripper_dim}",
-                expected=f"commands around gripper_open {conventions.gripper_open:g} and "
-                f"gripper_close {conventions.gripper_close:g}, as the mapping says",
+                where=f"{where}, {place}",
+                expected=f"commands around {says}, as the mapping says",
                 found=f"{found} alone, which would both {does} it",
-                remedy="Correct gripper_open and gripper_close, or gripper_dim, in the mapping.",
+                remedy=f"Correct {prefix}open and {prefix}close, or {prefix}dim, in the mapping.",
             )
         # A gripper that never moves is no contradiction.
         is_constant = len(commands) == 1 and min(abs(opened[0]), abs(opened[0] - 1)) < _HALF / 10
         if one_sided and not is_constant:
-            _log.warning(
-                f"warning: gripper_dim {conventions.gripper_dim}: commands between {found} never "
-                f"{never} it by gripper_open {conventions.gripper_open:g} and gripper_close "
-                f"{conventions.gripper_close:g}"
-            )
-        elif len(commands) == _BINARY and (min(opened) < -_HALF or max(opened) > 1 + _HALF):
-            # Two commands, such as 0 and 255, under a mapping of 0 and 1.
-            _log.warning(
-                f"warning: gripper_dim {conventions.gripper_dim}: its commands {found} lie far "
-                f"outside gripper_open {conventions.gripper_open:g} and gripper_close "
-                f"{conventions.gripper_close:g}"
-            )
+            _log.warning(f"warning: {place}: commands between {found} never {never} it by {says}")
+        elif (is_binary or gripper.kind == "continuous") and (
+            min(opened) < -_HALF or max(opened) > 1 + _HALF
+        ):
+            # Such as 0 and 255, under a mapping of 0 and 1.
+            _log.warning(f"warning: {place}: its commands {found} lie far outside {says}")

@@ -62,9 +62,9 @@ class SourceMapping:
             raise ValueError(f"mapped more than once: {', '.join(doubled)}")
         if self.instruction and self.task not in ("", _TASK):
             raise ValueError(f"instruction and task {self.task!r}: give one of them")
-        speaks_of_action = (self.conventions.gripper_dim, self.conventions.no_op_threshold)
-        if ACTION not in keys and speaks_of_action != (None, None):
-            raise ValueError(f"gripper_dim and no_op_threshold need a feature {ACTION}")
+        held = self.conventions
+        if ACTION not in keys and (held.all_grippers or held.no_op_threshold is not None):
+            raise ValueError(f"{held.gripper_field} and no_op_threshold need a feature {ACTION}")
         strange = set(self.column_licences) - {EPISODES, *(m.column for m in self.features)}
         if strange:
             raise ValueError(f"column_licences of no column: {', '.join(sorted(strange))}")
@@ -101,6 +101,7 @@ class SourceMapping:
                 made = make_feature(mapping, keys, where)
                 columns.setdefault(mapping.column, []).append(made)
         self._check_action(columns, where)
+        self._check_rotations(columns, where)
         if self.source_id is not None:
             named = Feature(SOURCE_ID, "text", (), "utf8", None, self.source_id, "utf8")
             columns[EPISODES].append(named)
@@ -130,7 +131,7 @@ class SourceMapping:
 
     def _check_action(self, columns: Mapping[str, Sequence[Feature]], where: str) -> None:
         """The action is a trajectory; what the conventions say of it fits its dimensions."""
-        dim = self.conventions.gripper_dim
+        dims = [gripper.dim for gripper in self.conventions.all_grippers]
         for name, features in columns.items():
             for feature in features:
                 if feature.key != ACTION:
@@ -149,14 +150,29 @@ class SourceMapping:
                         found="one value of the whole episode",
                         remedy="Name the key of the commands.",
                     )
-                # `gripper_dim` may be None, but the action still needs its one axis.
-                if (dim or 0) >= feature.shape[0]:
+                # There may be no gripper, but the action still needs its one axis.
+                if max(dims, default=0) >= feature.shape[0]:
+                    field = self.conventions.gripper_field
                     raise SchemaError(
                         where=f"{where}, {feature.source}",
-                        expected=f"an action of one axis with the gripper_dim {dim} of the mapping",
+                        expected="an action of one axis with the "
+                        f"{field} {', '.join(map(str, dims))} of the mapping",
                         found=f"{feature.dtype}{list(feature.shape)}",
-                        remedy="Set conventions.gripper_dim to an index of the action.",
+                        remedy=f"Set conventions.{field} to an index of the action.",
                     )
+
+    def _check_rotations(self, columns: Mapping[str, Sequence[Feature]], where: str) -> None:
+        """Each rotation of the conventions is inside a vector of the dataset."""
+        shapes = {f.key: f.shape for features in columns.values() for f in features}
+        for pose in self.conventions.rotations:
+            shape = shapes.get(pose.feature, ())
+            if len(shape) != 1 or pose.dims.stop > shape[0]:
+                raise SchemaError(
+                    where=f"{where}, conventions.rotations",
+                    expected=f"{pose} inside a vector of the mapping's features",
+                    found=str(list(shape)) if pose.feature in shapes else "no such feature",
+                    remedy="Correct its feature, dim or representation in the mapping.",
+                )
 
     def _ignores(self, key: SourceKey) -> bool:
         """Whether a glob names the key, or the sequence of images that it is a view of."""

@@ -181,6 +181,11 @@ class Conventions:
                 raise ValueError(f"a gripper is at {gripper.dim}, inside the rotation {pose}")
 
     @property
+    def gripper_field(self) -> str:
+        """The field that has the grippers' dimensions, for errors."""
+        return "grippers.dim" if self.grippers else "gripper_dim"
+
+    @property
     def all_grippers(self) -> tuple[Gripper, ...]:
         """All grippers of the action, in whichever form they are given."""
         if self.gripper_dim is None:

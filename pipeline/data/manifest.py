@@ -386,12 +386,11 @@ def _convention_problems(manifest: Manifest) -> Iterator[str]:
     """Checks that the dimensions of grippers and rotations are those of their features."""
     conventions = manifest.conventions
     shapes = {feature.key: feature.shape for _, feature in manifest.schema.features()}
-    name = "grippers" if conventions.grippers else "gripper_dim"
     for gripper in conventions.all_grippers:
         # A tuple of one, because a scalar's shape has no last axis to index.
         if ACTION in shapes and (gripper.dim,) >= shapes[ACTION][-1:]:
             found = f"{list(shapes[ACTION])}; found {gripper.dim}"
-            yield f"{name}: expected a dimension of {found}"
+            yield f"{conventions.gripper_field}: expected a dimension of {found}"
     for pose in conventions.rotations:
         shape = shapes.get(pose.feature)
         if shape is None or len(shape) != 1 or pose.dims.stop > shape[0]:

@@ -23,7 +23,7 @@ from converters.rlds.rlds_source import RldsSource
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
 from converters.verify.verifier import Verifier
-from pipeline.data.conventions import Conventions
+from pipeline.data.conventions import Conventions, Gripper
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.images import decode_image
 from pipeline.errors import DataError, SchemaError
@@ -430,6 +430,27 @@ def test_a_gripper_whose_two_commands_are_one_is_refused(
     with pytest.raises(SchemaError, match=f"gripper_dim 1: expected commands around .*{message}"):
         convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
     assert not (tmp_path / "out/dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("commands", "message"),
+    [
+        ([0, 0.08, 0.03], ""),
+        ([0.07, 0.08, 0.08], "grippers.dim 1: commands between 0.07 and 0.08 never close it by "),
+        ([0, 80, 30], "grippers.dim 1: its commands 0 and 80 lie far outside open 0.08 and close"),
+    ],
+)
+def test_a_width_far_from_its_range_is_reported(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture, commands: list, message: str
+) -> None:
+    toy = gripping(toy, commands, 1.0, 0.0)
+    width = dataclasses.replace(
+        MAPPING.conventions, grippers=(Gripper(1, 0.08, 0.0, "continuous"),)
+    )
+    mapping = dataclasses.replace(toy.mapping, conventions=width)
+    convert(toy.open(tmp_path), tmp_path / "out", mapping)
+    assert len(caplog.messages) == bool(message)
+    assert message in "".join(caplog.messages)
 
 
 @pytest.mark.parametrize(

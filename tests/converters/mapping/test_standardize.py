@@ -15,6 +15,7 @@ from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.standardize import FeatureMapping, Standardized, standardize
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
+from pipeline.data.conventions import Gripper, PoseRotation
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, SchemaError
 
@@ -304,6 +305,22 @@ def test_a_gripper_beyond_the_action_is_refused(toy: Any, tmp_path: Path) -> Non
         SchemaError, match=r"steps/action: expected an action of one axis with the gripper_dim 9"
     ):
         converted(mapped(toy, conventions=conventions), tmp_path)
+
+
+def test_grippers_and_rotations_beyond_their_features_are_refused(toy: Any, tmp_path: Path) -> None:
+    none = toy.mapping.conventions
+    two = dataclasses.replace(none, grippers=(Gripper(0), Gripper(13)))
+    message = r"steps/action: expected an action .* the grippers\.dim 0, 13 of the mapping; found"
+    with pytest.raises(SchemaError, match=message):
+        converted(mapped(toy, conventions=two), tmp_path / "a")
+    for pose, found in (
+        (PoseRotation("observation/proprio", 0, "axis_angle"), "no such feature"),
+        (PoseRotation("action", 0, "axis_angle"), r"\[2\]"),
+    ):
+        conventions = dataclasses.replace(none, rotation="axis_angle", rotations=(pose,))
+        message = f"conventions.rotations: expected {pose} inside a vector .* found {found}"
+        with pytest.raises(SchemaError, match=message):
+            converted(mapped(toy, conventions=conventions), tmp_path / pose.feature)
 
 
 def test_an_image_of_another_size_is_refused_while_converting(toy: Any, tmp_path: Path) -> None:

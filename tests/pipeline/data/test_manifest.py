@@ -474,7 +474,7 @@ CONTRADICTIONS = {
             gripper_close=0.0,
             grippers=[{"dim": 6}, {"dim": 13, "kind": "continuous"}],
         ),
-        ["grippers: expected a dimension of [7]; found 13"],
+        ["grippers.dim: expected a dimension of [7]; found 13"],
     ),
     "rotations outside their features": (
         lambda m: m["conventions"].update(
