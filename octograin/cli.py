@@ -1,7 +1,6 @@
 """`octograin VERB`: every command of the project under one name."""
 
 import argparse
-import difflib
 import importlib
 import os
 import pathlib
@@ -9,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from octograin import __version__
-from pipeline.errors import UserError, user_errors_exit
+from pipeline.errors import UserError, nearest_name, user_errors_exit
 from pipeline.terminal import show
 
 VERBS = {
@@ -61,14 +60,12 @@ def _module(verb: str) -> str:
     """The module of a verb, or an error that names the nearest one."""
     module, _ = VERBS.get(verb, (None, ""))
     if module is None:
-        nearest = difflib.get_close_matches(verb, VERBS, n=1)
+        nearest = nearest_name(verb, VERBS)
         raise UserError(
             where="octograin",
             expected="a verb: " + ", ".join(VERBS),
             found=verb,
-            remedy=f"Did you mean `octograin {nearest[0]}`?"
-            if nearest
-            else "See `octograin --help`.",
+            remedy=f"Did you mean `octograin {nearest}`?" if nearest else "See `octograin --help`.",
         )
     return module
 

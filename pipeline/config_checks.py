@@ -3,28 +3,90 @@
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from pipeline.errors import UserError
+
 _is_deferred = contextvars.ContextVar("is_deferred", default=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a config."""
+
+    field: str
+    """The field to change; dots lead into nested configs."""
+    expected: str
+    """What the field has to be."""
+    found: object
+    """What it is."""
+    remedy: str
+    """What to do."""
+
+    def __str__(self) -> str:
+        """The problem in one line, like an error."""
+        return f"{self.field}: expected {self.expected}; found {self.found}. {self.remedy}"
+
+    def below(self, path: str) -> "Problem":
+        """Returns the problem with the path of the config in front of its field."""
+        return dataclasses.replace(self, field=f"{path}.{self.field}") if path else self
+
+
+class ConfigError(UserError, ValueError):
+    """A config whose fields are out of range or contradict each other.
+
+    Args:
+      where: Name of the config, or how the command line calls it.
+      problems: All problems, at least one.
+      how: How fields are changed, such as ` in the file or by flags`; empty: nothing is added.
+    """
+
+    def __init__(self, where: str, problems: Sequence[Problem], how: str = "") -> None:
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            problem = self.problems[0]
+            super().__init__(
+                where=f"{where}, {problem.field}",
+                expected=problem.expected,
+                found=str(problem.found),
+                remedy=problem.remedy + (f" Change it{how}." if how else ""),
+            )
+        else:
+            super().__init__(
+                where=where,
+                expected="settings that fit together",
+                found=f"{len(self.problems)} problems",
+                remedy=f"Change these fields{how}:" + "".join(f"\n  {p}" for p in self.problems),
+            )
+        self._arguments = (where, self.problems, how)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keeps the problems when the error crosses a process border."""
+        return ConfigError, self._arguments
+
+
+def listed(problems: Sequence[Problem]) -> str:
+    """The problems without their remedies, as a part of a sentence."""
+    return "; ".join(f"{p.field}: expected {p.expected}, not {p.found}" for p in problems)
 
 
 @runtime_checkable
 class Checked(Protocol):
     """A frozen dataclass whose `__post_init__` calls `check`."""
 
-    def problems(self) -> Iterator[str]:
-        """Yields a sentence for each thing that is wrong with the fields."""
+    def problems(self) -> Iterator[Problem]:
+        """Yields each thing that is wrong with the fields."""
         ...
 
 
 def check(config: Checked) -> None:
-    """Raises a `ValueError` that lists all problems of a config, unless checks are deferred."""
+    """Raises a `ConfigError` that lists all problems of a config, unless checks are deferred."""
     if _is_deferred.get():
         return
     found = _own_problems(config, after=[])
     if found:
-        raise ValueError("; ".join(found))
+        raise ConfigError(type(config).__name__, found)
 
 
 @contextlib.contextmanager
@@ -37,19 +99,17 @@ def deferred() -> Iterator[None]:
         _is_deferred.reset(token)
 
 
-def all_problems(config: object) -> list[str]:
+def all_problems(config: object) -> list[Problem]:
     """Lists the problems of a config and of all nested configs, innermost first, each once."""
-    found: list[str] = []
+    found: list[Problem] = []
     for path, part in _configs(config, ""):
         if isinstance(part, Checked):
-            texts = _own_problems(part, after=found)
-            # Some sentences name their own place already.
-            found += [text if text.startswith(path) else f"{path}: {text}" for text in texts]
+            found += [problem.below(path) for problem in _own_problems(part, after=found)]
     # A part that two configs share is listed once.
     return list(dict.fromkeys(found))
 
 
-def check_positive(config: object, *fields: str) -> Iterator[str]:
+def check_positive(config: object, *fields: str) -> Iterator[Problem]:
     """Yields the problem of each field that is less than 1.
 
     Args:
@@ -59,12 +119,12 @@ def check_positive(config: object, *fields: str) -> Iterator[str]:
     for field in fields:
         value = getattr(config, field)
         if value < 1:
-            yield f"{field} must be at least 1, not {value}"
+            yield Problem(field, "at least 1", value, "Give a whole number from 1.")
 
 
-def _own_problems(config: Checked, after: list[str]) -> list[str]:
+def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:
     """Lists the problems of one config; a check that fails because of earlier ones adds none."""
-    found: list[str] = []
+    found: list[Problem] = []
     try:
         for problem in config.problems():
             found.append(problem)  # noqa: PERF402  (keeps the problems before an exception)

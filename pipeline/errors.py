@@ -1,9 +1,10 @@
 """Errors that a user sees: where, what was expected, what was found, and what to do."""
 
 import contextlib
+import difflib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pipeline.terminal import OutputError, escaped, escaped_lines, printable_streams
 
@@ -40,6 +41,24 @@ class UserError(Exception):
 def shown(value: object) -> str:
     """A value as an error shows it: texts in quotes, so that '3' is not taken for a number."""
     return repr(value) if isinstance(value, str) else str(value)
+
+
+def nearest_name(name: str, names: Collection[str]) -> str | None:
+    """The name that was likely meant; None if none is spelled alike.
+
+    Of keys with a path the last part is enough: `proprio` finds `observation/proprio`.
+    """
+    by_last_part = {known.rpartition("/")[2]: known for known in names}
+    for wanted, known in ((name, {n: n for n in names}), (name.rpartition("/")[2], by_last_part)):
+        for found in difflib.get_close_matches(wanted, known, n=1):
+            return known[found]
+    return None
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """The start of a remedy: a question with the nearest name, and a space; empty if none is."""
+    nearest = nearest_name(name, names)
+    return f"Did you mean {nearest}? " if nearest else ""
 
 
 class SchemaError(UserError):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import fcntl
 import functools
 import json
@@ -21,7 +20,8 @@ import xxhash
 from etils import epath
 
 from pipeline.added_fields import without_absent
-from pipeline.errors import DataError, UserError
+from pipeline.config_checks import ConfigError, listed
+from pipeline.errors import DataError, UserError, nearest_name
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 MAX_TEXT_BYTES = 256 * 2**20
 """Size limit for a JSON or TOML file; those of a dataset of ten million episodes are smaller."""
+_NAMING = ("key", "name", "source", "path", "file")
+"""Fields that name an element of a list, the best first."""
 UNPARSABLE = (ValueError, RecursionError, MemoryError, OverflowError)
 """What parsers raise for malformed text, for too deep nesting and for too large numbers."""
 _SPECIAL_FILES = {
@@ -282,21 +284,52 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
         # Strict: "3" is no int; an unknown field is a typo, or of a later release.
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
-        details = "; ".join(_problem(kind, e["type"], e["loc"], e["msg"]) for e in error.errors())
+        # Parsed again for the names of list elements; what pydantic read as JSON, json reads too.
+        is_json = all(e["type"] != "json_invalid" for e in error.errors())
+        values = json.loads(text) if is_json else None
+        details = "; ".join(_problem(kind, dict(e), values) for e in error.errors())
         raise DataError(
             where=where, expected=f"a valid {kind.__name__}", found=details, remedy=remedy
         ) from error
 
 
-def _problem(kind: type, error: str, location: Sequence[str | int], message: str) -> str:
+def _problem(kind: type, error: dict[str, Any], values: Any) -> str:
     """Formats a mismatch that pydantic found, with its place unless it is the whole value."""
-    if error == "unexpected_keyword_argument":
+    location, message = error["loc"], error["msg"].removeprefix("Value error, ")
+    if error["type"] == "unexpected_keyword_argument":
         *location, name = location
-        # The name that was likely meant.
-        similar = difflib.get_close_matches(str(name), _field_names(kind, location), n=1)
-        message = f"unknown field {name}" + "".join(f" ({field}?)" for field in similar)
-    place = ".".join(map(str, location))
-    return (f"{place}: " if place else "") + message.removeprefix("Value error, ")
+        nearest = nearest_name(str(name), _field_names(kind, location))
+        message = f"unknown field {name}" + (f" ({nearest}?)" if nearest else "")
+    place = _place(location, values)
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return listed([problem.below(place) for problem in cause.problems])
+    return (f"{place}: " if place else "") + message
+
+
+def _place(location: Sequence[str | int], values: Any) -> str:
+    """A place in parsed JSON, for a reader who counts from 1: `features (7th, action).dims`."""
+    place = ""
+    for part in location:
+        inner = None
+        if isinstance(values, dict):
+            inner = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            inner = values[part]
+        if isinstance(part, int):
+            names = [inner.get(field) for field in _NAMING] if isinstance(inner, dict) else []
+            name = next((f", {name}" for name in names if isinstance(name, str)), "")
+            place += f" ({_ordinal(part + 1)}{name})"
+        else:
+            place += f".{part}" if place else part
+        values = inner
+    return place.strip()
+
+
+def _ordinal(number: int) -> str:
+    """The ordinal of a number from 1: 1st, 2nd, 3rd, 4th, ..., 11th, ..., 21st."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
 def _field_names(kind: type, location: Sequence[str | int]) -> list[str]:

@@ -93,7 +93,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     # What the config, the flags and this machine say, before anything is opened.
     problems = all_problems(config)
     for problem in problems:
-        found.add("error", "config", problem)
+        found.add("error", "config", str(problem))
     found.attempt("flags", lambda: check_flags(flags))
     # The directory is checked, not changed.
     found.attempt("run directory", lambda: check_directory(flags), config.save_dir)

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-import difflib
+import os
 import pathlib
 import re
 import runpy
@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipeline.arguments import check_path, named_arguments
 from pipeline.bundled import presets
-from pipeline.config_checks import all_problems, deferred
-from pipeline.errors import UserError
+from pipeline.config_checks import ConfigError, all_problems, deferred
+from pipeline.errors import UserError, nearest_name
 from pipeline.terminal import program
 from train.train_config import TrainConfig
 
@@ -117,27 +118,25 @@ def check_flags(flags: Flags) -> None:
         )
 
 
-def load_config(name: str) -> TrainConfig:
+@named_arguments("dataclasses.replace changes fields of the config.")
+def load_config(name: str | os.PathLike[str]) -> TrainConfig:
     """Loads the config of `FILE[:VARIANT]` from the file's `VARIANTS`; the default is `default`.
 
     Raises:
       UserError: The file or variant does not exist, or the config has problems, which are all
         listed together. Problems of the file's other variants are ignored.
     """
-    config = _read_variant(name)
-    _check_config(config, name)
+    check_path(name, "load_config, name", "FILE, FILE:VARIANT or a preset such as libero_vggt:demo")
+    config = _read_variant(os.fspath(name))
+    _check_config(config, os.fspath(name))
     return config
 
 
 def _check_config(config: TrainConfig, name: str) -> None:
     found = all_problems(config)
     if found:
-        raise UserError(
-            where=f"--config {name}",
-            expected="settings that fit together",
-            found="; ".join(found),
-            remedy="Change them in the file or by flags.",
-        )
+        flag = f"--config.{found[0].field}".partition(",")[0]
+        raise ConfigError(f"--config {name}", found, f" in the file or by flags such as {flag}")
 
 
 def _read_variant(name: str) -> TrainConfig:
@@ -198,8 +197,8 @@ def _nearest_field(error: Exception) -> str:
         return ""
     kinds = {kind.__name__: kind for kind in _config_types(TrainConfig)}
     fields = kinds[found[1]].__dataclass_fields__ if found[1] in kinds else ()
-    nearest = difflib.get_close_matches(found[2], fields, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    nearest = nearest_name(found[2], fields)
+    return f"; did you mean {nearest}?" if nearest else ""
 
 
 def _config_types(hint: Any) -> Iterator[type]:

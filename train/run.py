@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pipeline.arguments import named_arguments
 from pipeline.checksums import write_json
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
@@ -79,6 +80,7 @@ def main() -> None:
                 raise KeyboardInterrupt from None
 
 
+@named_arguments("All other settings are fields of TrainConfig.")
 def finetune(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> pathlib.Path:
     """Trains a run in this process, as `octograin train` does, and returns its directory.
 
@@ -91,6 +93,13 @@ def finetune(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fal
       UserError: Something is wrong that the user can fix.
       Stopped: A signal asked the run to stop; its state is saved.
     """
+    if not isinstance(config, TrainConfig):
+        raise UserError(
+            where="finetune, config",
+            expected="a TrainConfig",
+            found=f"a {type(config).__name__}",
+            remedy="`load_config('configs/my_robot.py')` reads one from a file.",
+        )
     return run(Flags(config, resume=resume, overwrite=overwrite))
 
 

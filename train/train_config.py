@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pipeline.config_checks import check
+from pipeline.config_checks import Problem, check, check_positive
 from pipeline.files import from_json_text
 from pipeline.loading.data_config import DataConfig
 from train.octo.octo_config import OctoConfig
@@ -64,12 +64,13 @@ class OptimizerConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
-        """Yields a message for each problem with the fields."""
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                yield f"optimizer.{name} must be above 0 and finite, not {value}"
+                usual = "3e-4" if name == "learning_rate" else "1.0"
+                yield Problem(name, "a finite number above 0", value, f"{usual} is usual.")
         for name, least in (
             ("accumulation_steps", 1),
             ("rsqrt_timescale", 1),
@@ -78,13 +79,21 @@ class OptimizerConfig:
             ("weight_decay", 0),
         ):
             if getattr(self, name) < least:
-                yield (f"optimizer.{name} must be at least {least}, not {getattr(self, name)}")
+                remedy = f"The smallest value is {least}."
+                yield Problem(name, f"at least {least}", getattr(self, name), remedy)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            yield f"optimizer.ema_decay must be in (0, 1), not {self.ema_decay}"
+            yield Problem(
+                "ema_decay",
+                "more than 0 and less than 1",
+                self.ema_decay,
+                "0.999 is usual; None: no average.",
+            )
         if self.decay_steps is not None and self.schedule != "cosine":
-            yield (
-                f"optimizer.decay_steps is {self.decay_steps}, but the schedule {self.schedule!r} "
-                f"does not end: leave it out, or use 'cosine'"
+            yield Problem(
+                "decay_steps",
+                f"None for the schedule {self.schedule!r}, which does not end",
+                self.decay_steps,
+                "Leave it out, or use the schedule 'cosine'.",
             )
 
 
@@ -115,14 +124,25 @@ class AugmentConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
-        """Yields a message for each problem with the fields."""
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
         for name in ("crop_scale", "crop_ratio", "contrast", "saturation"):
             low, high = getattr(self, name)
             if not 0 < low <= high or (name == "crop_scale" and high > 1):
-                yield f"{name} must be a smallest and a largest value, not {low} {high}"
+                yield Problem(
+                    name,
+                    "a smallest and a largest value"
+                    + (", at most 1" if name == "crop_scale" else ""),
+                    f"{low} {high}",
+                    "Both are above 0; two equal ones of 1 turn the operation off.",
+                )
         if not (0 <= self.brightness <= 1 and 0 <= self.hue <= 1):
-            yield f"brightness {self.brightness} and hue {self.hue} must be in [0, 1]"
+            yield Problem(
+                "brightness, hue",
+                "0 to 1",
+                f"{self.brightness}, {self.hue}",
+                "0 turns the operation off.",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +158,9 @@ class ValidationConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
-        """Yields a message for each problem with the fields."""
-        for name in ("interval", "num_batches"):
-            if getattr(self, name) < 1:
-                yield f"validation.{name} must be at least 1, not {getattr(self, name)}"
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
+        yield from check_positive(self, "interval", "num_batches")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,118 +255,149 @@ class TrainConfig:
         """Raises an error if a field is out of range, or data and model do not fit together."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
-        """Yields a message for each problem with the fields."""
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
         counts = ("batch_size", "num_steps", "save_interval", "keep_checkpoints", "fsdp_devices")
         # None is no number to check.
-        for name in (*counts, *(["keep_every"] if self.keep_every is not None else [])):
-            if getattr(self, name) < 1:
-                yield f"{name} must be at least 1, not {getattr(self, name)}"
+        yield from check_positive(self, *counts, *(["keep_every"] * (self.keep_every is not None)))
         # A checkpoint that is never saved cannot be kept.
         if self.keep_every is not None and self.keep_every % self.save_interval:
-            yield (
-                f"keep_every {self.keep_every} is not a multiple of save_interval "
-                f"{self.save_interval}: no checkpoint would be kept"
+            yield Problem(
+                "keep_every",
+                f"a multiple of save_interval, which is {self.save_interval}",
+                self.keep_every,
+                "Otherwise no checkpoint would be kept.",
             )
         if self.batch_size % self.optimizer.accumulation_steps:
-            yield (
-                f"batch_size {self.batch_size} is not a multiple of optimizer.accumulation_steps "
-                f"{self.optimizer.accumulation_steps}"
+            yield Problem(
+                "batch_size",
+                "a multiple of optimizer.accumulation_steps, which is "
+                f"{self.optimizer.accumulation_steps}",
+                self.batch_size,
+                "Change one of the two.",
             )
         yield from self._check_schedule()
         yield from self._check_mode()
         if self.data.window_size > self.model.max_horizon:
-            yield (
-                f"data.window_size {self.data.window_size} is larger than model.max_horizon "
-                f"{self.model.max_horizon}"
+            yield Problem(
+                "data.window_size",
+                f"at most {self.model.max_horizon}, the model.max_horizon",
+                self.data.window_size,
+                "Shorten the window; a model from scratch may have a larger max_horizon.",
             )
         if self.data.action_horizon != self.model.head.action_horizon:
-            yield (
-                f"data.action_horizon {self.data.action_horizon} is not equal to "
-                f"model.head.action_horizon {self.model.head.action_horizon}"
+            yield Problem(
+                "data.action_horizon",
+                f"{self.model.head.action_horizon}, the model.head.action_horizon",
+                self.data.action_horizon,
+                "Give both the same number.",
             )
         yield from self._check_language()
         yield from self._check_inputs()
         yield from self._check_crops()
 
-    def _check_mode(self) -> Iterator[str]:
+    def _check_mode(self) -> Iterator[Problem]:
         if self.finetuning_mode == "head_mlp_only" and self.model.head.pooling != "map":
-            yield (
-                "finetuning_mode is head_mlp_only, but the head has no attention pooling "
-                f"(model.head.pooling is {self.model.head.pooling!r}): use head_only instead"
+            yield Problem(
+                "finetuning_mode",
+                f"full or head_only, as model.head.pooling is {self.model.head.pooling!r}",
+                "head_mlp_only, which keeps an attention pooling",
+                "Use head_only.",
             )
 
-    def _check_schedule(self) -> Iterator[str]:
+    def _check_schedule(self) -> Iterator[Problem]:
         if self.optimizer.schedule != "cosine":
             return
         decay_steps = self.optimizer.decay_steps or self.num_steps
         if self.num_steps > decay_steps:
-            yield (
-                f"num_steps {self.num_steps} is larger than optimizer.decay_steps {decay_steps}: "
-                "after that step the learning rate is 0"
+            yield Problem(
+                "num_steps",
+                f"at most {decay_steps}, the optimizer.decay_steps",
+                self.num_steps,
+                "After that step the learning rate is 0: raise decay_steps, or leave it out.",
             )
         if self.optimizer.decay_steps and self.optimizer.warmup_steps >= decay_steps:
-            yield (
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than "
-                f"optimizer.decay_steps {decay_steps}, where the learning rate has decayed to 0"
+            yield Problem(
+                "optimizer.warmup_steps",
+                f"less than optimizer.decay_steps, which is {decay_steps}",
+                self.optimizer.warmup_steps,
+                "There the learning rate is 0 again: shorten the warmup.",
             )
 
-    def _check_language(self) -> Iterator[str]:
+    def _check_language(self) -> Iterator[Problem]:
         language = self.model.language
         encoder = "octo_transformer/task_tokenizers_language/hf_model/encoder"
         # Any path below the encoder stands for all of it here.
         frozen = [glob for glob in self.frozen if fnmatch.fnmatchcase(encoder, glob)]
         if language is not None and language.finetune and frozen:
-            yield (
-                f"model.language.finetune is True, but {', '.join(frozen)} (optimizer.frozen or "
-                "finetuning_mode) freezes the encoder"
+            yield Problem(
+                "model.language.finetune",
+                f"False, as {', '.join(frozen)} (optimizer.frozen or finetuning_mode) freezes the "
+                "encoder",
+                "True",
+                "Set it to False, or freeze less.",
             )
         # Without a gradient AdamW still applies weight decay.
         if language is not None and not language.finetune and not frozen:
-            yield (
-                "model.language.finetune is False, but optimizer.frozen does not match the "
-                "encoder, as *hf_model* does: weight decay alone would shrink it"
+            yield Problem(
+                "optimizer.frozen",
+                "a glob such as *hf_model*, as model.language.finetune is False",
+                ", ".join(self.optimizer.frozen) or "none",
+                "Add it: weight decay alone would shrink the encoder.",
             )
         if language is None:
             if self.data.conditioning != "image_conditioned":
-                yield (
-                    "model.language is None, so data.conditioning must be image_conditioned, not "
-                    f"{self.data.conditioning}"
+                yield Problem(
+                    "data.conditioning",
+                    "image_conditioned, as model.language is None",
+                    self.data.conditioning,
+                    "Use goal images, or give the model a language encoder.",
                 )
         elif self.data.max_text_length != language.max_length:
-            yield (
-                f"data.max_text_length {self.data.max_text_length} differs from "
-                f"model.language.max_length {language.max_length}"
+            yield Problem(
+                "data.max_text_length",
+                f"{language.max_length}, the model.language.max_length",
+                self.data.max_text_length,
+                "Give both the same number.",
             )
 
-    def _check_inputs(self) -> Iterator[str]:
+    def _check_inputs(self) -> Iterator[Problem]:
         inputs = set(self.model.observation_keys)
         missing = sorted(inputs - set(self.data.observations))
         if missing:
-            yield (
-                f"the model reads {', '.join(missing)}, but data.observations has only "
-                f"{', '.join(self.data.observations)}"
+            yield Problem(
+                "data.observations",
+                f"{', '.join(missing)}, which the model reads",
+                f"only {', '.join(self.data.observations)}",
+                "Add it there, or remove its tokenizer from the model.",
             )
         # Tokens may have a window of one step; images and vectors may not.
         cut = sorted((inputs - set(self.model.token_keys)) & set(self.data.current_only))
         if cut and self.data.window_size > 1:
-            yield (
-                f"data.current_only names {', '.join(cut)}, but the model reads them in every "
-                f"step of the window of {self.data.window_size}"
+            yield Problem(
+                "data.current_only",
+                f"none that the model reads in each of the {self.data.window_size} steps of a "
+                "window",
+                ", ".join(cut),
+                "Remove it there, or use a window_size of 1.",
             )
 
-    def _check_crops(self) -> Iterator[str]:
+    def _check_crops(self) -> Iterator[Problem]:
         unknown = sorted(set(self.cropped) - set(self.data.observations))
         if unknown:
-            yield (
-                f"augment.cropped names {', '.join(unknown)}, but data.observations has only "
-                f"{', '.join(self.data.observations)}"
+            yield Problem(
+                "augment.cropped",
+                f"some of data.observations: {', '.join(self.data.observations)}",
+                ", ".join(unknown),
+                "Remove it there, or read it.",
             )
         if self.cropped and self.model.vggt is not None:
-            yield (
-                f"augment.cropped names {', '.join(self.cropped)}, but the model reads precomputed "
-                f"{', '.join(self.model.token_keys)}: they were computed from the whole image and "
-                "would not follow the crop. Leave augment.cropped empty, or read no tokens"
+            yield Problem(
+                "augment.cropped",
+                f"no camera, as the model reads precomputed {', '.join(self.model.token_keys)}",
+                ", ".join(self.cropped),
+                "Tokens of the whole image would not follow the crop: leave augment.cropped empty, "
+                "or read no tokens.",
             )
 
 

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from pipeline.arguments import check_path, named_arguments
 from pipeline.data import statistics as stats
 from pipeline.data.column_reader import ColumnReader
 from pipeline.data.manifest import EDIT, STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
@@ -215,7 +217,8 @@ def on_disk(path: str) -> epath.Path:
     return epath.Path(path)
 
 
-def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
+@named_arguments()
+def open_dataset(path: str | os.PathLike[str], keys: Collection[str] | None = None) -> Dataset:
     """Opens a dataset directory.
 
     Args:
@@ -226,7 +229,10 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
     Raises:
       DataError: There is no dataset, or a shard's size differs from `dataset.json`.
       SchemaError: The dataset declares types that the dtype law forbids, or lacks a key.
+      UserError: The path is no path, or there is no such argument.
     """
+    check_path(path, "open_dataset, path")
+    path = os.fspath(path)
     directory = on_disk(path)
     manifest = load_manifest(directory)
     if keys is None:
@@ -237,8 +243,8 @@ def open_dataset(path: str, keys: Collection[str] | None = None) -> Dataset:
         for shard in manifest.shards[column]:
             # The size alone shows a truncated file; checksums of 300 GB would take five minutes.
             _check_size(directory / shard.file, shard, column)
-    statistics = load_statistics(directory, manifest)
-    return Dataset(str(path), manifest, statistics, None if keys is None else tuple(keys))
+    statistics = stats.StatisticsByKey(load_statistics(directory, manifest))
+    return Dataset(path, manifest, statistics, None if keys is None else tuple(keys))
 
 
 def describe(dataset: Dataset) -> str:

@@ -13,7 +13,6 @@
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ import numpy as np
 
 from pipeline.added_fields import LATER, without_absent
 from pipeline.data.int8_codec import GroupedInt8
-from pipeline.errors import SchemaError
+from pipeline.errors import SchemaError, did_you_mean
 
 BATCH_DTYPES = ("uint8", "int32", "float16", "float32", "bool")
 """The dtypes that a batch leaf may have."""
@@ -225,12 +224,11 @@ class Schema:
             if feature.key == key:
                 return column, feature
         held = [feature.key for _, feature in self.features()]
-        similar = difflib.get_close_matches(key, held, n=1)
         raise SchemaError(
             where=where,
             expected=f"a feature {key}",
             found=f"only {', '.join(held)}",
-            remedy="".join(f"Did you mean {name}? " for name in similar) + _how_to_have(key),
+            remedy=did_you_mean(key, held) + _how_to_have(key),
         )
 
     def hash(self) -> str:

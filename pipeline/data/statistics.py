@@ -7,12 +7,12 @@ linearly interpolated 1st and 99th percentile), but accumulated in float64.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from etils import epath
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SchemaError, did_you_mean
 from pipeline.files import dump_json, json_checksum, parse_json, read_text
 
 _CONVERT_AGAIN = "Convert the dataset again."
@@ -67,6 +67,19 @@ class FeatureStatistics:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"expected lists of one length; found {lengths}")
         return cls(**arrays, count=count)
+
+
+class StatisticsByKey(dict[str, Any]):
+    """A dictionary by feature key, whose error for an unknown key has the nearest known one."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        """Raises a `SchemaError` for a key that the dictionary lacks."""
+        raise SchemaError(
+            where="statistics",
+            expected="one of the keys " + ", ".join(self),
+            found=repr(key),
+            remedy=did_you_mean(str(key), self) + "Only float32 features of trajectories have any.",
+        )
 
 
 def unusable_dims(statistics: FeatureStatistics, mask: np.ndarray) -> dict[int, str]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from pipeline.config_checks import check
+from pipeline.config_checks import Problem, check, check_positive
 from pipeline.data.schema import ACTION, Column
 
 Normalization = Literal["normal", "bounds", "quantile"]
@@ -41,10 +41,15 @@ class DatasetConfig:
         """Checks the range of episodes."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
-        """Yields one sentence per problem of the fields."""
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
         if self.episodes is not None and not 0 <= self.episodes[0] < self.episodes[1]:
-            yield (f"episodes must be the first and the one after the last, not {self.episodes}")
+            yield Problem(
+                "episodes",
+                "the first episode and the one after the last",
+                self.episodes,
+                "Count from 0: (0, 10) are the first ten.",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,44 +140,79 @@ class DataConfig:
         """Checks ranges, and that weights are given for all datasets or none."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
-        """Yields one sentence per problem of the fields."""
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
         if not 0 <= self.seed < 2**63:
-            yield f"seed must be between 0 and 2**63 - 1, not {self.seed}"
+            yield Problem("seed", "0 to 2**63 - 1", self.seed, "Give any integer in this range.")
         for name in ("window_size", "action_horizon", "max_text_length"):
-            if not isinstance(getattr(self, name), numbers.Integral):
-                yield f"{name} must be an integer, not {getattr(self, name)!r}"
-            elif getattr(self, name) < 1:
-                yield f"{name} must be at least 1, not {getattr(self, name)}"
+            value = getattr(self, name)
+            if isinstance(value, numbers.Integral):
+                yield from check_positive(self, name)
+            else:
+                yield Problem(name, "an integer", repr(value), "Give a whole number from 1.")
         if not 0 <= self.num_threads <= self.prefetch_batches:
-            yield (
-                f"num_threads must be between 0 and prefetch_batches ({self.prefetch_batches}), "
-                f"not {self.num_threads}"
+            yield Problem(
+                "num_threads",
+                f"0 to {self.prefetch_batches}, the prefetch_batches",
+                self.num_threads,
+                "Each thread makes a batch of those: use fewer threads, or prefetch more.",
             )
         if not 0 <= self.keep_image_prob <= 1:
-            yield f"keep_image_prob must be in [0, 1], not {self.keep_image_prob}"
+            yield Problem(
+                "keep_image_prob",
+                "0 to 1",
+                self.keep_image_prob,
+                "It is a probability: 0 keeps the instruction wherever there is one.",
+            )
         if self.ram_budget_gb is not None and not 0 < self.ram_budget_gb < math.inf:
-            yield f"ram_budget_gb must be above 0 and finite, not {self.ram_budget_gb}"
+            yield Problem(
+                "ram_budget_gb",
+                "a finite number above 0",
+                self.ram_budget_gb,
+                "Give it in 10^9 bytes, or None for no limit.",
+            )
         yield from self._check_split()
         yield from self._check_mixture()
         yield from self._check_names()
 
-    def _check_split(self) -> Iterator[str]:
+    def _check_split(self) -> Iterator[Problem]:
         if not 0 <= self.validation_fraction < 1:
-            yield (f"validation_fraction must be in [0, 1), not {self.validation_fraction}")
+            yield Problem(
+                "validation_fraction",
+                "0 or more and less than 1",
+                self.validation_fraction,
+                "0.1 holds out about a tenth of the episodes.",
+            )
         if self.split == "validation" and self.validation_fraction == 0:
-            yield "split is validation, but validation_fraction is 0: nothing is in it"
+            yield Problem(
+                "validation_fraction",
+                "more than 0 for the split validation",
+                0,
+                "Nothing is held out: give a fraction such as 0.1, or use split='all'.",
+            )
 
-    def _check_mixture(self) -> Iterator[str]:
+    def _check_mixture(self) -> Iterator[Problem]:
         weights = [dataset.weight for dataset in self.datasets]
         if not self.datasets:
-            yield "datasets is empty: name at least one dataset directory"
+            yield Problem(
+                "datasets", "at least one", "none", "Add DatasetConfig('path/to/a/dataset')."
+            )
         if None in weights and any(weight is not None for weight in weights):
-            yield f"weights must be given for every dataset or for none, not {weights}"
+            yield Problem(
+                "datasets",
+                "a weight for every dataset or for none",
+                weights,
+                "Give each a weight, or leave all out for shares by the number of steps.",
+            )
         if any(weight is not None and not 0 < weight < math.inf for weight in weights):
-            yield f"weights must be positive and finite, not {weights}"
+            yield Problem(
+                "datasets",
+                "weights that are finite and above 0",
+                weights,
+                "Leave out a dataset that is not to be sampled.",
+            )
 
-    def _check_names(self) -> Iterator[str]:
+    def _check_names(self) -> Iterator[Problem]:
         """Checks that other fields only name observations that are read."""
         named = {"current_only": self.current_only, "normalized": self.normalized or ()} | {
             f"datasets.{number}.missing": dataset.missing
@@ -181,10 +221,17 @@ class DataConfig:
         for field, names in named.items():
             unknown = sorted(set(names) - set(self.observations))
             if unknown:
-                yield (
-                    f"{field} names {', '.join(unknown)}, but observations are "
-                    f"{', '.join(self.observations)}"
+                yield Problem(
+                    field,
+                    f"some of the observations {', '.join(self.observations)}",
+                    ", ".join(unknown),
+                    "Add it to observations, or remove it here.",
                 )
         for name in self.observations if self.datasets else ():
             if all(name in dataset.missing for dataset in self.datasets):
-                yield f"{name} is missing in every dataset: leave it out"
+                yield Problem(
+                    "observations",
+                    "observations that a dataset has",
+                    f"{name}, which is missing in every dataset",
+                    "Leave it out.",
+                )

@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from pipeline.arguments import check_path, named_arguments
 from pipeline.data import statistics as stats
 from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import load_manifest
@@ -168,7 +169,8 @@ class Loader:
         """Returns this loader with one more transform at the end of its chain.
 
         It runs in the threads that read ahead, on whole batches, after the checks: it may add, drop
-        or change arrays of any type. The loader's `spec` describes the batch before it.
+        or change arrays of any shape and numeric dtype. The loader's `spec` describes the batch
+        before it.
 
         Args:
           transform: Returns another batch, and does not modify the one that it is given.
@@ -428,7 +430,7 @@ class Loader:
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
         """Statistics that each dataset's samples are normalised by, by feature."""
         keys = [ACTION, *(f"observation/{name}" for name in self.normalized)]
-        return {key: self._statistics(key) for key in keys}
+        return stats.StatisticsByKey({key: self._statistics(key) for key in keys})
 
     @functools.cached_property
     def normalized(self) -> tuple[str, ...]:
@@ -633,6 +635,9 @@ class Loader:
         return np.array([rows[text] for text in dataset.manifest.tasks], np.int32)
 
 
+@named_arguments(
+    "Other settings are fields of DataConfig, such as its seed: give one instead of the directory."
+)
 def open_loader(
     data: str | os.PathLike[str] | DataConfig,
     batch_size: int,
@@ -665,6 +670,8 @@ def open_loader(
         config = DataConfig((DatasetConfig(data),), vocabulary="", observations=tuple(names))
         changes = {"split": "all", "window_size": 1, "action_horizon": 1}
     else:
+        if not isinstance(data, DataConfig):
+            check_path(data, "open_loader, data", "a dataset directory, or a DataConfig")
         config = data
     if isinstance(observations, str):
         raise UserError(
@@ -744,8 +751,14 @@ def _no_ids(text: str) -> Sequence[int]:
 
 
 def _first_sample(batch: dict[str, Any]) -> dict[str, Any]:
-    """The first sample of nested arrays."""
-    return {k: _first_sample(v) if isinstance(v, dict) else v[0] for k, v in batch.items()}
+    """The first sample of nested arrays; numbers that one's own transforms add stay as they are."""
+    first: dict[str, Any] = {}
+    for key, value in batch.items():
+        if isinstance(value, dict):
+            first[key] = _first_sample(value)
+        else:
+            first[key] = value[0] if np.ndim(value) else value
+    return first
 
 
 def _digest(content: object) -> str:

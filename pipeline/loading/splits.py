@@ -185,15 +185,30 @@ def _in_split(dataset: Dataset, config: DataConfig, lost: Collection[int]) -> np
     held_out = places < config.validation_fraction
     chosen = held_out if config.split == "validation" else ~held_out
     if not chosen.any():
-        bound = places.min() if config.split == "validation" else places.max()
         raise UserError(
             where=f"{dataset.path}, split {config.split}",
             expected="at least one episode",
             found=f"none of {len(places)} with validation_fraction {config.validation_fraction}",
-            remedy=f"Take a validation_fraction {'above' if chosen is held_out else 'of at most'} "
-            f"{bound:.4f}.",
+            remedy=_other_fraction(places, is_validation=config.split == "validation"),
         )
     return chosen
+
+
+def _other_fraction(places: np.ndarray, *, is_validation: bool) -> str:
+    """Says which validation_fraction leaves an episode in a split that has none."""
+    bound = places.min() if is_validation else places.max()
+    fraction = 0.0
+    # As few digits as give a fraction above 0 and below 1, so that one can type it.
+    for scale in (10, 100, 1000, 10**6, 10**9):
+        fraction = (np.floor(bound * scale) + is_validation) / scale
+        if 0 < fraction < 1:
+            break
+    count = int((places < fraction).sum())
+    return (
+        "Episodes are held out by a hash of their actions, so of a few it may be none or all: use "
+        f"validation_fraction={fraction:.10g}, which holds out {count} of {len(places)}, or add "
+        "episodes."
+    )
 
 
 def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:

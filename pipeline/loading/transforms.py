@@ -1,7 +1,7 @@
 """Transforms of a batch that was read: each takes a batch and returns a new one."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ class OwnTransform:
         """Returns (batch, fingerprint of the batch before transforms of one's own).
 
         Raises:
-          UserError: The function returned something else than a dictionary.
+          UserError: The function returned something else than a dictionary of arrays.
         """
         arrays, fingerprint = batch
         changed = self.function(arrays)
@@ -136,4 +136,32 @@ class OwnTransform:
                 found=f"a {type(changed).__name__}",
                 remedy="Return the batch: `return batch | {...}`.",
             )
+        unusable = list(_unusable(changed, ""))
+        if unusable:
+            raise UserError(
+                where=f"Loader.map, {self.name}",
+                expected="numbers or arrays of numbers, which JAX takes",
+                found="; ".join(unusable),
+                remedy="Return arrays of one shape and a numeric dtype, or leave these keys out.",
+            )
         return changed, fingerprint
+
+
+def _unusable(value: Any, key: str) -> Iterator[str]:
+    """Yields each value in a batch that JAX would refuse: (key: what it is)."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _unusable(part, f"{key}/{name}" if key else str(name))
+        return
+    # JAX takes None for a tree without leaves.
+    if value is None:
+        return
+    try:
+        # Arrays, JAX's too, have a dtype; lists and numbers get one here.
+        dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    except ValueError:
+        yield f"{key}: a {type(value).__name__} of parts of different lengths"
+        return
+    # Kind V: bfloat16 and its like, which numpy does not know; objects, texts and dates are left.
+    if dtype.kind not in "biufcV":
+        yield f"{key}: a {type(value).__name__} of dtype {dtype}"

@@ -209,7 +209,9 @@ def test_a_joined_feature_is_written_with_from(toy: Toy, tmp_path: Path) -> None
     assert read_mapping(path).features[1].joined == ("steps/arm/xyz", "b")
     both = text.replace('source = "steps/action"', 'source = "a"\nfrom = ["b"]')
     path.write_text(both)
-    with pytest.raises(DataError, match=r"features\.1: action needs either source or from"):
+    with pytest.raises(
+        DataError, match=r"features \(2nd, action\): action needs either source or from"
+    ):
         read_mapping(path)
 
 

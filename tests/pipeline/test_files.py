@@ -60,14 +60,17 @@ def test_dataclass_survives_its_text() -> None:
         ("{}", "parts: Field required"),
         ('{"parts": [], "more": 1}', "unknown field more[.]"),
         ('{"parts": [], "rate": 1}', r"unknown field rate \(rate_hz\?\)"),
-        ('{"parts": [{"name": "a", "size": []}]}', r"parts.0: unknown field size \(sizes\?\)"),
-        ('{"parts": [{"name": "a", "rate_h": 1}]}', "parts.0: unknown field rate_h[.]"),
+        (
+            '{"parts": [{"name": "a", "size": []}]}',
+            r"parts \(1st, a\): unknown field size \(sizes\?\)",
+        ),
+        ('{"parts": [{"name": "a", "rate_h": 1}]}', r"parts \(1st, a\): unknown field rate_h[.]"),
         ('{"parts": [], "named": {"a": {"nam": 1}}}', r".*named.a: unknown field nam \(name\?\)"),
         ('{"parts": [], "rate_hz": -1}', "rate_hz must be positive[.]"),
         ('{"parts": [], "best": {"name": ""}}', "best: a part has a name[.]"),
         (
             '{"parts": [{"name": 1, "sizes": ["2"]}]}',
-            "parts.0.name: .*; parts.0.sizes.0: .*integer",
+            r"parts \(1st\).name: .*; parts \(1st\).sizes \(1st\): .*integer",
         ),
     ],
 )

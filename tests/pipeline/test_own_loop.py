@@ -82,7 +82,7 @@ def test_ones_own_transform_ends_the_chain(loader: Loader) -> None:
         return batch | {"twice": 2 * batch["action"]}
 
     def renamed(batch: dict[str, Any]) -> dict[str, Any]:
-        return {"x": batch["twice"], "text": "any type"}
+        return {"x": batch["twice"], "scale": 0.5, "none": None}
 
     with loader.map(doubled).map(renamed) as mapped:
         batch = next(iter(mapped))
@@ -124,6 +124,14 @@ def test_a_config_says_the_rest(directory: str, vocabulary_path: pathlib.Path) -
     assert "state" not in narrow.window(0)["observation"]
 
 
+def ragged(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch | {"task": {"x": [[1, 2], [3]]}}
+
+
+def texts(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch | {"x": np.array(["a"]), "y": "b", "z": object()}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -134,6 +142,18 @@ def test_a_config_says_the_rest(directory: str, vocabulary_path: pathlib.Path) -
         (lambda loader: loader.read(0, [-1]), "or more integers from 0 to 23; found -1"),
         (lambda loader: loader.read(0, []), "or more integers from 0 to 23; found none"),
         (lambda loader: loader.window(0, 1), "expected an index in the mixture, 0 to 0; found 1"),
+        (
+            lambda loader: loader.statistics["state_"],
+            "statistics: expected one of .* found 'state_'. Did you mean observation/state",
+        ),
+        (
+            lambda loader: next(iter(loader.map(ragged))),
+            "map, ragged: .*found task/x: a list of parts of different lengths. Return arrays",
+        ),
+        (
+            lambda loader: loader.map(texts).window(0),
+            r"map, texts: .*found x: a ndarray of dtype <U1; y: a str of dtype <U1; z: a object",
+        ),
         (
             lambda loader: loader.normalize("state", np.zeros(3)),
             "expected one of action, observation/state; found state",
@@ -180,11 +200,27 @@ def test_a_printed_loader_shows_its_chain(loader: Loader, directory: str) -> Non
 
 
 WRONG_TYPES = [
+    ("open_loader(path, 4, seed=1)", "argument 'seed'. Other settings are fields of DataConfig"),
+    ("open_loader(path, 4, windowsize=1)", "'windowsize'. Did you mean window_size?"),
+    ("open_loader(path)", "missing a required argument: 'batch_size'."),
+    ("open_loader(None, 4)", "expected a dataset directory, or a DataConfig; found None."),
+    (
+        "open_dataset(None)",
+        "open_dataset, path: expected a path, as a string or a Path; found None.",
+    ),
+    ("open_dataset(3)", "expected a path, as a string or a Path; found a int."),
+    ("open_dataset(path, key=['action'])", "arguments path, keys; found an unexpected keyword"),
+    ("open_dataset()", "open_dataset: expected the arguments path, keys; found missing"),
+    ("load_config(None)", "load_config, name: expected FILE, FILE:VARIANT or a preset"),
+    ("Policy.from_run(None)", "Policy.from_run, directory: expected a run directory; found None."),
+    ("Policy.from_run('x', bach_size=2)", "'bach_size'. PolicyConfig has the batch_size"),
+    ("finetune(None)", "finetune, config: expected a TrainConfig; found a NoneType."),
+    ("serving()", "serving: expected the arguments policy, config, host, port; found missing"),
     ("open_loader(path, 0)", "batch_size: expected an integer of at least 1; found 0."),
     ("open_loader(path, -1)", "batch_size: expected an integer of at least 1; found -1."),
     ("open_loader(path, 2.5)", "batch_size: expected an integer of at least 1; found 2.5."),
     ("open_loader(path, None)", "batch_size: expected an integer of at least 1; found None."),
-    ("open_loader(path, 4, window_size=1.5)", "window_size must be an integer, not 1.5"),
+    ("open_loader(path, 4, window_size=1.5)", "window_size: expected an integer; found 1.5"),
     ("open_loader(path, 4, observations='state')", "list: observations=['state']."),
     ("open_loader(path, 4).window(1.5)", "integers from 0 to 23; found 1.5."),
     ("open_loader(path, 4).window('3')", "integers from 0 to 23; found '3'."),
@@ -200,7 +236,7 @@ def test_a_wrong_type_is_reported_like_a_wrong_value(directory: str) -> None:
     # In another process: here beartype would refuse the arguments first.
     script = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from octograin import open_dataset, open_loader\n"
+        "from octograin import *\n"
         "from pipeline.errors import UserError\n"
         "path, *calls = sys.argv[1:]\n"
         "for call in calls:\n"

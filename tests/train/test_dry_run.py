@@ -85,8 +85,8 @@ def test_every_problem_of_the_config_is_a_finding_beside_those_of_the_disk(tiny_
         )
     (tmp_path / "notes").touch()
     assert texts(config, "error") == [
-        "config: data: window_size must be at least 1, not 0",
-        "config: batch_size must be at least 1, not 0",
+        "config: data.window_size: expected at least 1; found 0. Give a whole number from 1.",
+        "config: batch_size: expected at least 1; found 0. Give a whole number from 1.",
         f"run directory: save_dir {tmp_path}: expected a new or empty directory; found files that "
         "are no run. Name another save_dir.",
     ]

@@ -88,8 +88,8 @@ def test_all_problems_of_a_config_are_reported_together(tiny_config_path):
     with pytest.raises(UserError, match="settings that fit together") as caught:
         parse_flags(arguments)
     message = str(caught.value)
-    for name in ("batch_size", "save_interval", "data: window_size"):
-        assert message.count(f"{name} must be at least 1, not 0") == 1
+    for name in ("batch_size", "save_interval", "data.window_size"):
+        assert message.count(f"  {name}: expected at least 1; found 0") == 1
     assert parse_flags([*arguments, "--dry_run"]).config.batch_size == 0
 
 
@@ -99,7 +99,9 @@ def test_a_variant_with_problems_leaves_the_others_of_its_file(tiny_config_path,
     broken = 'VARIANTS["broken"] = dataclasses.replace(TINY, batch_size=0)'
     path.write_text(f"{text}\n{broken}\n")
     assert load_config(str(path)).batch_size == 4
-    with pytest.raises(UserError, match=r"mine.py:broken: .* batch_size must be at least 1, not 0"):
+    with pytest.raises(
+        UserError, match=r"mine.py:broken, batch_size: expected at least 1; found 0"
+    ):
         load_config(f"{path}:broken")
     fixed = parse_flags(["--config", f"{path}:broken", "--config.batch_size=2"])
     assert fixed.config.batch_size == 2
@@ -119,15 +121,24 @@ def test_help_without_a_config_lists_the_flags(capsys):
     [
         ("--config.num_stesp=3", "--config.num_steps INT"),
         ("--config.num_steps=many", "invalid choice|many"),
-        ("--config.num_steps=130", "num_steps 130 is larger than optimizer.decay_steps 100"),
-        ("--config.optimizer.warmup_steps=100", "100 must be less than optimizer.decay_steps 100"),
+        (
+            "--config.num_steps=130",
+            "num_steps: expected at most 100, the optimizer.decay_steps; found 130",
+        ),
+        (
+            "--config.optimizer.warmup_steps=100",
+            "expected less than optimizer.decay_steps, which is 100; found 100",
+        ),
         (
             "--config.optimizer.learning_rate=-1",
-            "learning_rate must be above 0 and finite",
+            "learning_rate: expected a finite number above 0",
         ),
-        ("--config.batch_size=0", "batch_size must be at least 1, not 0"),
-        ("--config.data.action_horizon=8", "8 is not equal to model.head.action_horizon 4"),
-        ("--config.data.window_size=3", "data.window_size 3 is larger than model.max_horizon 2"),
+        ("--config.batch_size=0", "batch_size: expected at least 1; found 0"),
+        ("--config.data.action_horizon=8", "expected 4, the model.head.action_horizon; found 8"),
+        (
+            "--config.data.window_size=3",
+            "data.window_size: expected at most 2, the model.max_horizon; found 3",
+        ),
     ],
 )
 def test_a_flag_that_does_not_fit_ends_with_code_2_and_the_reason(
@@ -143,7 +154,9 @@ def test_config_file_whose_settings_do_not_fit_says_which(tiny_config_path, tmp_
     path = tmp_path / "mine.py"
     text = tiny_config_path.read_text().replace("__file__", repr(str(tiny_config_path)))
     path.write_text(text.replace("batch_size=4", "batch_size=0"))
-    message = r"mine.py: expected settings that fit together; found batch_size must be at least 1"
+    message = (
+        r"mine.py, batch_size: expected at least 1; found 0. .* flags such as --config.batch_size"
+    )
     with pytest.raises(UserError, match=message):
         load_config(str(path))
 

@@ -9,10 +9,13 @@ from train.train_config import AugmentConfig
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_text_length": 8}, "max_text_length 8 differs from model.language.max_length 16"),
+        (
+            {"max_text_length": 8},
+            "max_text_length: expected 16, the model.language.max_length; found 8",
+        ),
         (
             {"observations": ("proprio",)},
-            "the model reads image_primary, vggt_tokens, but data.obs",
+            "data.observations: expected image_primary, vggt_tokens, which the model reads",
         ),
     ],
 )
@@ -23,7 +26,7 @@ def test_data_and_model_must_fit(tiny_config, change, message):
 
 def test_precomputed_tokens_are_not_cropped_away_from(tiny_config):
     assert tiny_config.cropped == ()
-    message = "cropped names image_primary, but the model reads precomputed vggt_tokens: they were"
+    message = "model reads precomputed vggt_tokens; found image_primary. Tokens of the whole image"
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(tiny_config, augment=AugmentConfig(cropped=("image_primary",)))
 
@@ -43,13 +46,18 @@ def test_without_tokens_the_main_camera_is_cropped(tiny_config_path, augment, cr
 
 def test_camera_that_is_not_read_cannot_be_cropped(tiny_config_path):
     config = load_config(f"{tiny_config_path}:untokened")
-    with pytest.raises(ValueError, match=r"cropped names image_wrist, but data.observations has"):
+    with pytest.raises(
+        ValueError, match=r"cropped: expected some of data.observations: .*; found image_wrist"
+    ):
         dataclasses.replace(config, augment=AugmentConfig(cropped=("image_wrist",)))
 
 
 def test_camera_is_read_in_every_step_of_the_window(tiny_config):
     data = dataclasses.replace(tiny_config.data, current_only=("image_primary",))
-    with pytest.raises(ValueError, match="current_only names image_primary, but the model reads"):
+    with pytest.raises(
+        ValueError,
+        match=r"current_only: expected none that the model reads in each .*; found image_primary",
+    ):
         dataclasses.replace(tiny_config, data=data)
 
 
@@ -83,10 +91,16 @@ def test_the_real_config_is_octo_small_on_four_suites(monkeypatch, request):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"finetuning_mode": "head_mlp_only"}, "no attention pooling .*use head_only instead"),
-        ({"keep_every": 7}, "keep_every 7 is not a multiple of save_interval 5"),
-        ({"keep_every": 0}, "keep_every must be at least 1"),
-        ({"fsdp_devices": 0}, "fsdp_devices must be at least 1"),
+        (
+            {"finetuning_mode": "head_mlp_only"},
+            "head_mlp_only, which keeps an attention pooling. Use head_only",
+        ),
+        (
+            {"keep_every": 7},
+            "keep_every: expected a multiple of save_interval, which is 5; found 7",
+        ),
+        ({"keep_every": 0}, "keep_every: expected at least 1"),
+        ({"fsdp_devices": 0}, "fsdp_devices: expected at least 1"),
     ],
 )
 def test_settings_of_a_run_that_cannot_be_are_named(tiny_config, change, message):
@@ -97,11 +111,17 @@ def test_settings_of_a_run_that_cannot_be_are_named(tiny_config, change, message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"accumulation_steps": 3}, "batch_size 4 is not a multiple of optimizer.accum"),
-        ({"schedule": "rsqrt"}, "decay_steps is 100, but the schedule 'rsqrt' does not end"),
-        ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\), not 1.0"),
-        ({"clip_norm": 0.0}, "clip_norm must be above 0 and finite"),
-        ({"max_skipped": -1}, "max_skipped must be at least 0"),
+        (
+            {"accumulation_steps": 3},
+            "batch_size: expected a multiple of optimizer.accum.*; found 4",
+        ),
+        (
+            {"schedule": "rsqrt"},
+            "decay_steps: expected None for the schedule 'rsqrt', which does not end; found 100",
+        ),
+        ({"ema_decay": 1.0}, r"ema_decay: expected more than 0 and less than 1; found 1.0"),
+        ({"clip_norm": 0.0}, "clip_norm: expected a finite number above 0"),
+        ({"max_skipped": -1}, "max_skipped: expected at least 0"),
     ],
 )
 def test_settings_of_an_optimizer_that_cannot_be_are_named(tiny_config, change, message):

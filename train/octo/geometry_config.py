@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
-from pipeline.config_checks import check, check_positive
+from pipeline.config_checks import Problem, check, check_positive
 
 Fusion = Literal["tokens", "features", "registers", "gated", "only", "align"]
 """How geometry tokens enter the model.
@@ -108,20 +108,34 @@ class VGGTTokenizerConfig:
         """Raises an error if a field is out of range, or the tokens do not fit their use."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "num_tokens", "token_dim")
         if self.num_special < 0:
-            yield f"num_special must be at least 0, not {self.num_special}"
+            yield Problem(
+                "num_special", "at least 0", self.num_special, "0: all tokens are patches."
+            )
         if not 0 < self.align_weight < math.inf:
-            yield f"align_weight must be above 0 and finite, not {self.align_weight}"
+            yield Problem(
+                "align_weight",
+                "a finite number above 0",
+                self.align_weight,
+                "For no alignment use another fusion.",
+            )
         if len(set(self.keys)) < len(self.keys):
-            yield f"more_layers of {self.name!r} reads one key twice: {self.keys}"
+            yield Problem(
+                "more_layers",
+                "other keys than observation_key, each once",
+                f"{self.keys} for {self.name!r}",
+                "Remove the one that is read twice.",
+            )
         yield from self._check_reduction()
         if self.fusion == "registers" and not 0 < self.num_special <= self.num_tokens:
-            yield (
-                f"fusion 'registers' of {self.name!r} reads the num_special {self.num_special} "
-                f"first of num_tokens {self.num_tokens}"
+            yield Problem(
+                "num_special",
+                f"1 to {self.num_tokens}, the num_tokens, for the fusion 'registers'",
+                f"{self.num_special} for {self.name!r}",
+                "Give the number of camera and register tokens, which come first.",
             )
         if self.fusion in ("features", "gated", "align") or self.reduction == "pool":
             yield from self._check_grid()
@@ -154,17 +168,21 @@ class VGGTTokenizerConfig:
         side = math.isqrt(max(self.num_tokens - self.num_special, 0))
         return self.grid or (side, side)
 
-    def _check_reduction(self) -> Iterator[str]:
+    def _check_reduction(self) -> Iterator[Problem]:
         if self.reduction not in _REDUCTIONS[self.fusion]:
-            yield (
-                f"reduction {self.reduction!r} does not fit fusion {self.fusion!r} of "
-                f"{self.name!r}, which supports {', '.join(_REDUCTIONS[self.fusion])}"
+            yield Problem(
+                "reduction",
+                f"{' or '.join(_REDUCTIONS[self.fusion])} for the fusion {self.fusion!r}",
+                f"{self.reduction} for {self.name!r}",
+                "Change one of the two.",
             )
         # One without the other would be ignored silently.
         if (self.reduction == "none") != (self.reduced_to is None):
-            yield (
-                f"reduction {self.reduction!r} of {self.name!r} and reduced_to {self.reduced_to}: "
-                "a reduction needs its size, and 'none' has none"
+            yield Problem(
+                "reduced_to",
+                "None" if self.reduction == "none" else "a size",
+                f"{self.reduced_to} with reduction {self.reduction!r} for {self.name!r}",
+                "A reduction needs its size, and 'none' has none.",
             )
         if self.reduced_to is None:
             return
@@ -174,22 +192,32 @@ class VGGTTokenizerConfig:
             # `project` starts with the features of all layers.
             size *= len(self.keys)
         if self.reduced_to >= size:
-            yield (
-                f"reduced_to {self.reduced_to} of {self.name!r} is not less than the {size} that "
-                f"{self.reduction!r} starts with"
+            yield Problem(
+                "reduced_to",
+                f"less than the {size} that {self.reduction!r} starts with",
+                f"{self.reduced_to} for {self.name!r}",
+                "Lower it, or use reduction 'none'.",
             )
         if self.reduction == "pool" and math.isqrt(self.reduced_to) ** 2 != self.reduced_to:
-            yield f"reduced_to {self.reduced_to} of {self.name!r} is not a square grid"
+            yield Problem(
+                "reduced_to",
+                "a square number, the patches of a smaller grid",
+                f"{self.reduced_to} for {self.name!r}",
+                f"Use {max(math.isqrt(max(self.reduced_to, 0)), 1) ** 2}.",
+            )
 
-    def _check_grid(self) -> Iterator[str]:
+    def _check_grid(self) -> Iterator[Problem]:
         # `patch_grid` rounds down, so the product shows whether the patches are a square.
         rows, columns = self.patch_grid
         patches = self.num_tokens - self.num_special
         if rows < 1 or columns < 1 or rows * columns != patches:
             shape = "not a square" if self.grid is None else f"not grid {rows} x {columns}"
-            yield (
-                f"num_tokens {self.num_tokens} of {self.name!r} minus num_special "
-                f"{self.num_special} are {patches} patches, {shape}: set num_special or grid"
+            yield Problem(
+                "num_tokens",
+                "num_special and then the patches of a square, or of grid where it is set",
+                f"{self.num_tokens} with num_special {self.num_special} for {self.name!r}: "
+                f"{patches} patches, {shape}",
+                "Set num_special or grid.",
             )
 
 
@@ -200,7 +228,7 @@ def replaced_cameras(geometry: Sequence[VGGTTokenizerConfig]) -> set[str]:
 
 def check_cameras(
     geometry: Sequence[VGGTTokenizerConfig], cameras: Collection[str]
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     """Yields a message for each geometry input whose camera does not exist.
 
     Args:
@@ -213,12 +241,18 @@ def check_cameras(
         if vggt.fusion in ("tokens", "registers"):
             continue
         if vggt.camera not in cameras:
-            yield (
-                f"fusion {vggt.fusion!r} of {vggt.name!r} needs camera {vggt.camera!r}, but images "
-                f"has only {', '.join(cameras) or 'none'}"
+            yield Problem(
+                "images",
+                f"the camera {vggt.camera!r} of {vggt.name!r}, whose fusion {vggt.fusion!r} "
+                "needs it",
+                f"only {', '.join(cameras) or 'none'}",
+                "Add the camera, or use the fusion 'tokens'.",
             )
         elif vggt.fusion != "only" and vggt.camera in replaced:
-            yield (
-                f"fusion {vggt.fusion!r} of {vggt.name!r} needs camera {vggt.camera!r}, which "
-                "fusion 'only' replaces by other tokens"
+            yield Problem(
+                "vggt",
+                f"an image tokenizer for the camera {vggt.camera!r} of {vggt.name!r}, whose "
+                f"fusion {vggt.fusion!r} needs it",
+                "fusion 'only' of other tokens, which replaces it",
+                "Use another fusion for one of them.",
             )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from pipeline.config_checks import check, check_positive
+from pipeline.config_checks import Problem, check, check_positive
 from train.octo.geometry_config import VGGTTokenizerConfig, check_cameras, replaced_cameras
 
 Pooling = Literal["mean", "map"]
@@ -17,9 +17,9 @@ MAP_HEADS = 8
 """Number of attention heads in the pooling `map`."""
 
 
-def _check_max_action(max_action: float) -> Iterator[str]:
+def _check_max_action(max_action: float) -> Iterator[Problem]:
     if max_action <= 0:
-        yield f"max_action must be above 0, not {max_action}"
+        yield Problem("max_action", "more than 0", max_action, "5 clips at five deviations.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TransformerConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "num_layers", "mlp_dim", "num_heads")
 
@@ -61,20 +61,27 @@ class ImageTokenizerConfig:
         """Raises an error if the stem cannot divide the image or the channels."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "image_size", "stem_dim")
         if self.image_size % self.stride:
-            yield (
-                f"image_size {self.image_size} of {self.name!r} is not a multiple of "
-                f"{self.stride}, the stride of {len(self.stem_features)} stem_features"
+            below = self.image_size - self.image_size % self.stride
+            yield Problem(
+                "image_size",
+                f"a multiple of {self.stride}, the stride of {len(self.stem_features)} "
+                "stem_features",
+                f"{self.image_size} for {self.name!r}",
+                f"Use {below or self.stride} or {(below or self.stride) + self.stride}: images "
+                "are resized to it.",
             )
         # GroupNorm divides the channels by its groups.
         odd = [count for count in self.stem_features if count < 1 or count % STEM_GROUPS]
         if odd or not self.stem_features:
-            yield (
-                f"stem_features {odd} of {self.name!r} are not multiples of the "
-                f"{STEM_GROUPS} groups of their GroupNorm"
+            yield Problem(
+                "stem_features",
+                f"multiples of {STEM_GROUPS}, the groups of their GroupNorm",
+                f"{odd or 'none'} for {self.name!r}",
+                f"Use numbers such as {STEM_GROUPS} and {2 * STEM_GROUPS}.",
             )
 
     @property
@@ -106,11 +113,13 @@ class BinsConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "num_bins")
         if self.spacing == "uniform" and self.low >= self.high:
-            yield f"low {self.low} must be less than high {self.high}"
+            yield Problem(
+                "low", f"less than high, which is {self.high}", self.low, "Lower it, or raise high."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +139,7 @@ class LowdimTokenizerConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "num_dims")
 
@@ -160,14 +169,16 @@ class T5Config:
         """Raises an error if a field is out of range, or the buckets do not fit the distance."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, *(field.name for field in dataclasses.fields(self)))
         # Half of the buckets for each direction, and half of those exact.
         if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
-            yield (
-                f"num_buckets {self.num_buckets} must be a multiple of 4 "
-                f"and max_distance {self.max_distance} more than a quarter of it"
+            yield Problem(
+                "num_buckets",
+                f"a multiple of 4, and less than four times max_distance {self.max_distance}",
+                self.num_buckets,
+                "T5's own are 32 and 128.",
             )
 
 
@@ -187,7 +198,7 @@ class LanguageConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "max_length")
 
@@ -219,7 +230,7 @@ class DiffusionConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(
             self, "action_horizon", "action_dim", "diffusion_steps", "time_dim"
@@ -227,7 +238,12 @@ class DiffusionConfig:
         yield from check_positive(self, "hidden_dim", "num_blocks", "n_diffusion_samples")
         yield from _check_max_action(self.max_action)
         if self.time_dim % 2:
-            yield f"time_dim {self.time_dim} must be even: cosines, then sines"
+            yield Problem(
+                "time_dim",
+                "an even number",
+                self.time_dim,
+                "Half of them are cosines and half are sines: add one.",
+            )
 
     @property
     def flat_dim(self) -> int:
@@ -254,7 +270,7 @@ class RegressionConfig:
         """Raises an error if a field is out of range."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "action_horizon", "action_dim")
         yield from _check_max_action(self.max_action)
@@ -315,32 +331,51 @@ class OctoConfig:
         """Raises an error if heads, names or keys of the parts do not fit together."""
         check(self)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "embedding_dim", "max_horizon", "num_readouts")
         heads = self.transformer.num_heads
         if self.embedding_dim % heads:
-            yield (
-                f"embedding_dim {self.embedding_dim} is not a multiple of "
-                f"transformer.num_heads {heads}"
+            yield Problem(
+                "embedding_dim",
+                f"a multiple of transformer.num_heads, which is {heads}",
+                self.embedding_dim,
+                "Change one of the two.",
             )
         # The pooling's attention has heads of its own.
         if self.head.pooling == "map" and self.embedding_dim % MAP_HEADS:
-            yield (
-                f"embedding_dim {self.embedding_dim} is not a multiple of the {MAP_HEADS} heads "
-                "of the head's pooling 'map'"
+            yield Problem(
+                "embedding_dim",
+                f"a multiple of {MAP_HEADS}, the heads of head.pooling 'map'",
+                self.embedding_dim,
+                "Change it, or use head.pooling 'mean'.",
             )
         if not self.observations:
-            yield "no images, lowdims or vggt: the model would see nothing"
+            yield Problem(
+                "images",
+                "an input among images, lowdims and vggt",
+                "none",
+                "The model would see nothing: add one.",
+            )
         if self.more_vggt and self.vggt is None:
-            yield "more_vggt is set, but vggt is None: put the first geometry tokens there"
+            yield Problem(
+                "more_vggt",
+                "none where vggt is None",
+                f"{len(self.more_vggt)}",
+                "Put the first geometry tokens into vggt.",
+            )
         yield from check_cameras(self.geometry, [image.name for image in self.images])
         inputs = (*self.images, *self.lowdims)
         names = [part.name for part in (*inputs, *self.geometry)]
         keys = [*(part.observation_key for part in inputs), *self.token_keys]
         for field, values in (("name", names), ("observation_key", keys)):
             if len(set(values)) < len(values):
-                yield f"two observation tokenizers share one {field}: {values}"
+                yield Problem(
+                    "images, lowdims, vggt",
+                    f"one {field} for each",
+                    f"{values}",
+                    f"Give each another {field}.",
+                )
 
     @property
     def geometry(self) -> tuple[VGGTTokenizerConfig, ...]:

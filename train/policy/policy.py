@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 
+from pipeline.arguments import check_path, named_arguments
+from pipeline.config_checks import Problem, check, check_positive
 from pipeline.data.conventions import Conventions
 from pipeline.data.schema import ACTION, nest
 from pipeline.errors import UserError
@@ -54,8 +56,11 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         """Raises an error if a field is out of range."""
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        check(self)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
+        yield from check_positive(self, "batch_size")
 
 
 class Policy:
@@ -116,6 +121,7 @@ class Policy:
         self._predict = self._compile()
 
     @classmethod
+    @named_arguments("PolicyConfig has the batch_size and the seed.")
     def from_run(
         cls,
         directory: str | os.PathLike[str],
@@ -141,6 +147,7 @@ class Policy:
           UserError: There is no run or no such checkpoint, or the policy cannot be made.
           DataError: The checkpoint is corrupt.
         """
+        check_path(directory, "Policy.from_run, directory", "a run directory")
         checkpoint = read_run(directory, step)
         if encoder is None:
             encoder = encoder_of(checkpoint, dataset, source=weights)

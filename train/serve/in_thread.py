@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from types import ModuleType
 
+from pipeline.arguments import named_arguments
 from pipeline.errors import UserError, install_extra
 from train.policy.policy import Policy
 from train.serve.client_session import ServeConfig
 from train.serve.listener import bind
 
 
+@named_arguments("ServeConfig has the keys that clients send.")
 @contextlib.contextmanager
 def serving(
     policy: Policy, config: ServeConfig | None = None, *, host: str = "127.0.0.1", port: int = 0

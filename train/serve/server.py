@@ -147,16 +147,17 @@ class PolicyServer:
         client = connection.remote_address
         session = Session(self._policy, self._config, self._numbers)
         _log.info("%s connected", client)
+        end = "disconnected"
         try:
             await connection.send(self._metadata)
             await self._talk(connection, session)
         except ConnectionClosed:
-            _log.info("%s disconnected without closing", client)
+            end = "disconnected without closing"
         finally:
             # A prediction for this session may still run, after its client left.
             async with self._lock:
                 session.close()
-        _log.info("%s left", client)
+        _log.info("%s %s", client, end)
 
     async def _talk(self, connection: ServerConnection, session: Session) -> None:
         # As in openpi's server: the total includes sending, so it is known one reply later.

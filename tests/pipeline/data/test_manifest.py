@@ -71,7 +71,7 @@ def test_other_content_is_refused(tmp_path: pathlib.Path, text: str, message: st
     ("change", "message"),
     [
         ({"extra": 1}, "found unknown field extra[.]"),
-        ({"episode_lengths": [1.5]}, r"episode_lengths.0: Input should be a valid integer"),
+        ({"episode_lengths": [1.5]}, r"episode_lengths \(1st\): Input should be a valid integer"),
         ({"episode_lengths": [102, 124]}, "column episodes: expected 2 records, one per episode"),
         ({"episode_lengths": [1, 1, 1, 1]}, "column steps: expected 4 records, .*found 455"),
         ({"shards": {}}, r"columns: expected episodes, and shards of each; .*, shards of \[\]"),

@@ -29,31 +29,40 @@ def test_sound_settings_pass(change: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"datasets": ()}, "datasets is empty: name at least one"),
-        (weighted(1.0, None), r"for every dataset or for none, not \[1.0, None\]"),
-        (weighted(1.0, 0.0), r"weights must be positive and finite, not \[1.0, 0.0\]"),
-        (weighted(-1.0, 2.0), r"weights must be positive and finite, not \[-1.0, 2.0\]"),
-        (weighted(float("nan")), r"weights must be positive and finite, not \[nan\]"),
-        ({"window_size": 0}, "window_size must be at least 1, not 0"),
-        ({"action_horizon": -1}, "action_horizon must be at least 1, not -1"),
-        ({"max_text_length": 0}, "max_text_length must be at least 1, not 0"),
-        ({"seed": -1}, "seed must be between 0 and 2\\*\\*63 - 1, not -1"),
-        ({"seed": 2**63}, "seed must be between 0 and"),
-        ({"keep_image_prob": 1.5}, r"keep_image_prob must be in \[0, 1\], not 1.5"),
-        ({"ram_budget_gb": 0.0}, "ram_budget_gb must be above 0 and finite, not 0.0"),
-        ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\), not 1.0"),
-        ({"split": "validation"}, "validation_fraction is 0: nothing is in it"),
-        ({"current_only": ("depth",)}, "current_only names depth, but observations are image_pri"),
+        ({"datasets": ()}, "datasets: expected at least one; found none"),
+        (weighted(1.0, None), r"for every dataset or for none; found \[1.0, None\]"),
+        (weighted(1.0, 0.0), r"weights that are finite and above 0; found \[1.0, 0.0\]"),
+        (weighted(-1.0, 2.0), r"weights that are finite and above 0; found \[-1.0, 2.0\]"),
+        (weighted(float("nan")), r"weights that are finite and above 0; found \[nan\]"),
+        ({"window_size": 0}, "window_size: expected at least 1; found 0"),
+        ({"action_horizon": -1}, "action_horizon: expected at least 1; found -1"),
+        ({"max_text_length": 0}, "max_text_length: expected at least 1; found 0"),
+        ({"seed": -1}, "seed: expected 0 to 2\\*\\*63 - 1; found -1"),
+        ({"seed": 2**63}, "seed: expected 0 to"),
+        ({"keep_image_prob": 1.5}, r"keep_image_prob: expected 0 to 1; found 1.5"),
+        ({"ram_budget_gb": 0.0}, "ram_budget_gb: expected a finite number above 0; found 0.0"),
+        (
+            {"validation_fraction": 1.0},
+            r"validation_fraction: expected 0 or more and less than 1; found 1.0",
+        ),
+        (
+            {"split": "validation"},
+            "validation_fraction: expected more than 0 for .*; found 0. Nothing is held out",
+        ),
+        (
+            {"current_only": ("depth",)},
+            "current_only: expected some of the observations image_pri.*; found depth",
+        ),
         (
             {"datasets": (DatasetConfig("a", missing=("proprio",)),)},
-            "proprio is missing in every dataset: leave it out",
+            "found proprio, which is missing in every dataset. Leave it out",
         ),
         (
             {"datasets": (DatasetConfig("a"), DatasetConfig("b", missing=("depth",)))},
-            "datasets.1.missing names depth, but observations are",
+            "datasets.1.missing: expected some of the observations .*; found depth",
         ),
-        ({"num_threads": -1}, r"num_threads must be between 0 and prefetch_batches \(4\), not -1"),
-        ({"num_threads": 5}, r"num_threads must be between 0 and prefetch_batches \(4\), not 5"),
+        ({"num_threads": -1}, r"num_threads: expected 0 to 4, the prefetch_batches; found -1"),
+        ({"num_threads": 5}, r"num_threads: expected 0 to 4, the prefetch_batches; found 5"),
     ],
 )
 def test_unsound_settings_are_refused_with_their_values(change: dict, message: str) -> None:
@@ -63,7 +72,9 @@ def test_unsound_settings_are_refused_with_their_values(change: dict, message: s
 
 @pytest.mark.parametrize("episodes", [(3, 3), (5, 2), (-1, 4)])
 def test_range_of_episodes_that_is_none_is_refused(episodes: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="episodes must be the first and the one after the last"):
+    with pytest.raises(
+        ValueError, match="episodes: expected the first episode and the one after the last; found"
+    ):
         DatasetConfig("a", episodes=episodes)
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from converters.sources.open_source import open_source
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
-from pipeline.loading.splits import Selection, episode_places, select
+from pipeline.loading.splits import Selection, _other_fraction, episode_places, select
 
 # Episodes of the bundled set: 102, 124, 123 and 106 steps, from 0, 102, 226 and 349.
 
@@ -123,14 +124,32 @@ def test_split_is_stable_under_adding_and_moving_episodes(
 
 
 @pytest.mark.parametrize(
-    ("split", "fraction", "bound"),
-    [("validation", 1e-9, "above"), ("train", 0.999999, "of at most")],
+    ("split", "fraction", "count"), [("validation", 1e-9, 1), ("train", 0.999999, 3)]
 )
 def test_empty_side_of_a_split_is_refused_with_a_fraction_that_fits(
-    dataset: Dataset, split: str, fraction: float, bound: str
+    dataset: Dataset, split: str, fraction: float, count: int
 ) -> None:
-    with pytest.raises(UserError, match=rf"split {split}: .*validation_fraction {bound} 0\.\d+"):
+    message = rf"split {split}: .*use validation_fraction=0\.\d+, which holds out {count} of 4, or"
+    with pytest.raises(UserError, match=message) as caught:
         chosen(dataset, split=split, validation_fraction=fraction)
+    proposed = float(re.findall(r"validation_fraction=(0\.\d+)", str(caught.value))[0])
+    places = episode_places(dataset)
+    assert (places < proposed).sum() == count
+    assert chosen(dataset, split=split, validation_fraction=proposed).num_steps
+
+
+@pytest.mark.parametrize(
+    ("places", "is_validation", "proposed"),
+    [
+        ([0.648, 0.7], True, "=0.7, which holds out 1 of 2"),
+        ([0.95, 0.99], True, "=0.96, which holds out 1 of 2"),
+        ([0.9999, 0.99999], True, "=0.999901, which holds out 1 of 2"),
+        ([0.12, 0.05], False, "=0.1, which holds out 1 of 2"),
+        ([0.004], False, "=0.004, which holds out 0 of 1"),
+    ],
+)
+def test_the_proposed_fraction_has_few_digits(places, is_validation, proposed) -> None:
+    assert proposed in _other_fraction(np.array(places), is_validation=is_validation)
 
 
 STEP_9 = "steps/00000-of-00002.arrayrecord:9"

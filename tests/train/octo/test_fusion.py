@@ -514,31 +514,46 @@ def test_two_cameras_and_a_column_used_twice() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_special": -1}, "num_special must be at least 0, not -1"),
-        ({"align_weight": 0.0}, "align_weight must be above 0 and finite, not 0.0"),
-        ({"fusion": "registers", "num_special": 0}, "num_special 0 first of num_tokens 14"),
-        ({"fusion": "registers", "num_special": 15}, "num_special 15 first of num_tokens 14"),
+        ({"num_special": -1}, "num_special: expected at least 0; found -1"),
+        ({"align_weight": 0.0}, "align_weight: expected a finite number above 0; found 0.0"),
+        (
+            {"fusion": "registers", "num_special": 0},
+            "num_special: expected 1 to 14, .*; found 0 for",
+        ),
+        (
+            {"fusion": "registers", "num_special": 15},
+            "num_special: expected 1 to 14, .*; found 15 for",
+        ),
         (
             {"fusion": "gated", "grid": None, "num_special": 4},
-            "num_tokens 14 of 'vggt' minus num_special 4 are 10 patches, not a square",
+            "found 14 with num_special 4 for 'vggt': 10 patches, not a square",
         ),
-        ({"fusion": "align", "grid": (2, 4)}, "are 9 patches, not grid 2 x 4: set num_special or"),
-        ({"fusion": "align", "grid": (-3, -3)}, "are 9 patches, not grid -3 x -3"),
-        ({"reduction": "pool"}, "reduction 'pool' of 'vggt' and reduced_to None"),
-        ({"reduced_to": 4}, "reduction 'none' of 'vggt' and reduced_to 4"),
-        ({"reduction": "pool", "reduced_to": 3}, "reduced_to 3 of 'vggt' is not a square grid"),
-        ({"reduction": "pool", "reduced_to": 0}, "reduced_to must be at least 1, not 0"),
+        ({"fusion": "align", "grid": (2, 4)}, "9 patches, not grid 2 x 4. Set num_special or"),
+        ({"fusion": "align", "grid": (-3, -3)}, "9 patches, not grid -3 x -3"),
+        ({"reduction": "pool"}, "reduced_to: expected a size; found None with reduction 'pool'"),
+        ({"reduced_to": 4}, "reduced_to: expected None; found 4 with reduction 'none'"),
+        (
+            {"reduction": "pool", "reduced_to": 3},
+            "reduced_to: expected a square number, .*; found 3 for 'vggt'. Use 1",
+        ),
+        ({"reduction": "pool", "reduced_to": 0}, "reduced_to: expected at least 1; found 0"),
         (
             {"reduction": "token_learner", "reduced_to": 14},
-            "reduced_to 14 of 'vggt' is not less than the 14 that 'token_learner' starts with",
+            "less than the 14 that 'token_learner' starts with; found 14 for 'vggt'",
         ),
-        ({"reduction": "project", "reduced_to": 8}, "not less than the 8 that 'project' starts"),
+        ({"reduction": "project", "reduced_to": 8}, "less than the 8 that 'project' starts"),
         (
             {"fusion": "gated", "reduction": "pool", "reduced_to": 4},
-            "'pool' does not fit fusion 'gated' of 'vggt', which supports none, project",
+            "'pool' does not fit fusion 'gated' of 'vggt', expected none for the fusion, project",
         ),
-        ({"fusion": "align", "reduction": "project", "reduced_to": 4}, "which supports none$"),
-        ({"more_layers": ("vggt_tokens",)}, "more_layers of 'vggt' reads one key twice"),
+        (
+            {"fusion": "align", "reduction": "project", "reduced_to": 4},
+            "expected none for the fusion$",
+        ),
+        (
+            {"more_layers": ("vggt_tokens",)},
+            "more_layers: expected other keys than observation_key, each once",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
@@ -549,22 +564,25 @@ def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vggt": dataclasses.replace(VGGT, fusion="gated", camera="top")}, "needs camera 'top'"),
-        ({"more_vggt": (VGGT,)}, "more_vggt is set, but vggt is None"),
-        ({"vggt": VGGT, "more_vggt": (VGGT,)}, "share one name: .*'vggt', 'vggt'"),
+        ({"vggt": dataclasses.replace(VGGT, fusion="gated", camera="top")}, "the camera 'top'"),
+        ({"more_vggt": (VGGT,)}, "more_vggt: expected none where vggt is None; found 1"),
+        (
+            {"vggt": VGGT, "more_vggt": (VGGT,)},
+            "expected one name for each; found .*'vggt', 'vggt'",
+        ),
         (
             {
                 "vggt": dataclasses.replace(VGGT, fusion="only"),
                 "more_vggt": (dataclasses.replace(VGGT, fusion="align", name="other"),),
             },
-            "'align' of 'other' needs camera 'primary', which fusion 'only' replaces",
+            "'primary' of 'other', whose fusion 'align' needs it; found fusion 'only'",
         ),
         (
             {
                 "vggt": dataclasses.replace(VGGT, observation_key="proprio"),
                 "lowdims": (LowdimTokenizerConfig("proprio", "proprio", 8),),
             },
-            "share one observation_key",
+            "expected one observation_key for each",
         ),
     ],
 )
@@ -581,7 +599,7 @@ def test_a_crop_beside_tokens_is_an_error_in_every_mode(
     vggt = dataclasses.replace(config.model.vggt, fusion=fusion)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vggt=vggt))
     assert config.cropped == ()
-    with pytest.raises(ValueError, match="but the model reads precomputed vggt_tokens"):
+    with pytest.raises(ValueError, match="the model reads precomputed vggt_tokens; found"):
         dataclasses.replace(config, augment=AugmentConfig(cropped=("image_primary",)))
 
 
@@ -597,7 +615,10 @@ def test_training_reads_what_an_alignment_needs_and_no_image_that_is_replaced(
         dataclasses.replace(config, model=model, data=data)
 
     run("only", "vggt_tokens")
-    with pytest.raises(ValueError, match=r"the model reads vggt_tokens, but data.obs.* has only"):
+    with pytest.raises(
+        ValueError,
+        match=r"data.observations: expected vggt_tokens, which the model reads; found only",
+    ):
         run("align", "image_primary")
 
 

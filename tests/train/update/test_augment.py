@@ -208,9 +208,12 @@ def test_grey_keeps_its_hue(colour):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crop_scale": (0.8, 1.2)}, "must be a smallest and a largest value, not 0.8 1.2"),
-        ({"contrast": (1.1, 0.9)}, "contrast must be a smallest and a largest value, not 1.1 0.9"),
-        ({"hue": -0.1}, r"brightness 0.1 and hue -0.1 must be in \[0, 1\]"),
+        ({"crop_scale": (0.8, 1.2)}, ": expected a smallest and a largest value.*; found 0.8 1.2"),
+        (
+            {"contrast": (1.1, 0.9)},
+            "contrast: expected a smallest and a largest value.*; found 1.1 0.9",
+        ),
+        ({"hue": -0.1}, r"brightness, hue: expected 0 to 1; found 0.1, -0.1"),
     ],
 )
 def test_ranges_that_are_none_are_refused(change, message):

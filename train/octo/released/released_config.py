@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from pipeline.config_checks import ConfigError, listed
 from pipeline.errors import UserError
 from train.octo.octo_config import (
     BinsConfig,
@@ -208,6 +209,8 @@ class _Translator:
             return read()
         except KeyError as error:
             self.problems.append(f"{place}: {error} is missing")
+        except ConfigError as error:
+            self.problems.append(listed([problem.below(place) for problem in error.problems]))
         except ValueError as error:
             self.problems.append(f"{place}: {error}")
         except (TypeError, AttributeError, IndexError) as error:

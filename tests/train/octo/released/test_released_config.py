@@ -205,8 +205,12 @@ HEAD = "heads__action__kwargs"
             "heads.action.use_layer_norm False: only True is supported",
         ),
         (f"{HEAD}__dropout_rate", 0.1, "heads.action.dropout_rate 0.1: only 0.0 is supported"),
-        (f"{HEAD}__diffusion_steps", 0, "heads.action: diffusion_steps must be at least 1, not 0"),
-        ("max_horizon", 0, "model: max_horizon must be at least 1, not 0"),
+        (
+            f"{HEAD}__diffusion_steps",
+            0,
+            r"heads.action.diffusion_steps: expected at least 1, not 0",
+        ),
+        ("max_horizon", 0, r"model.max_horizon: expected at least 1, not 0"),
         ("moe", 8, "model.moe 8: this option is not supported"),
     ],
 )
@@ -267,7 +271,7 @@ def test_each_head_has_its_own_options(
             r"obs_keys \['proprio', 'gripper'\]: only one plain name",
         ),
         ("bin_type", "log", "proprio: bin_type 'log': only 'uniform' and 'normal' are supported"),
-        ("low", 3.0, "proprio: low 3.0 must be less than high 2.0"),
+        ("low", 3.0, "proprio.low: expected less than high, which is 2.0, not 3.0"),
         ("scale", 2, "observation_tokenizers.proprio.scale 2: this option is not supported"),
     ],
 )
