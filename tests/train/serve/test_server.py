@@ -1,5 +1,6 @@
 import re
 import signal
+import socket
 import sys
 import urllib.request
 
@@ -130,6 +131,17 @@ def test_what_does_not_fit_is_reported_and_the_connection_stays(policies, expect
             assert message in client.socket.recv()
         actions, _ = client.ask(**good)
     np.testing.assert_allclose(actions, expected(0, [good])[0], atol=1e-5)
+
+
+def test_the_log_has_one_line_for_the_end_of_a_client(policies, caplog):
+    caplog.set_level("INFO", logger="train.serve.server")
+    with serving(policies[0]) as port:
+        with Client(port):
+            pass
+        abrupt = Client(port)
+        abrupt.connection.socket.shutdown(socket.SHUT_RDWR)
+    lines = sorted(record.getMessage().rpartition(") ")[2] for record in caplog.records)
+    assert lines == ["connected", "connected", "disconnected", "disconnected without closing"]
 
 
 def test_a_failure_of_its_own_ends_a_session_and_not_the_server(policies, monkeypatch):
