@@ -63,7 +63,14 @@ LEROBOT = SourceFormat(
     "open_lerobot",
     extra="lerobot",
 )
-FORMATS = (RLDS, LEROBOT)
+HDF5 = SourceFormat(
+    "HDF5",
+    ("*.hdf5", "*.h5", "*/*.hdf5", "*/*.h5"),
+    "converters.hdf5.hdf5_source",
+    "open_hdf5",
+    extra="hdf5",
+)
+FORMATS = (RLDS, LEROBOT, HDF5)
 """The formats that are read; the first one that fits is taken."""
 
 

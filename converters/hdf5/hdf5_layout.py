@@ -1,0 +1,187 @@
+"""What HDF5 files of demonstrations hold: their demos, the types of their arrays, their texts.
+
+Two layouts are known. In the one of robomimic and LIBERO a group `data` holds the groups `demo_0`,
+`demo_1`, ..., whose arrays have a leading time axis. In the other, of ALOHA, a file is one episode:
+its arrays lie at the root.
+
+Source: robomimic's documentation of its datasets, and LIBERO's `create_dataset.py`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h5py
+
+from pipeline.errors import DataError
+
+_DATA = "data"
+_DEMO = re.compile(r"demo_(\d+)$")
+_ACTIONS = ("actions", "action")
+_INSTRUCTION = "language_instruction"
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """One episode: a group of a file."""
+
+    path: pathlib.Path
+    """The file."""
+    group: str
+    """The group that holds its arrays, such as `data/demo_3`; `/` of a file that is one episode."""
+
+    @property
+    def where(self) -> str:
+        """Place for errors."""
+        return str(self.path) if self.group == "/" else f"{self.path}, {self.group}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayType:
+    """The type of an array of a demo, without its time axis."""
+
+    dtype: str
+    """Its dtype; `utf8` for texts."""
+    shape: tuple[int, ...]
+    """Shape of one step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileLayout:
+    """What one file holds."""
+
+    path: pathlib.Path
+    """The file."""
+    demos: tuple[Demo, ...]
+    """Its episodes, by number: `demo_2` before `demo_10`."""
+    arrays: Mapping[str, ArrayType]
+    """Those of its first demo, and of others that it lacks, by path: `obs/ee_states`."""
+    masks: Mapping[str, tuple[str, ...]]
+    """Names of demos by split, as robomimic's `mask` has them."""
+    attributes: Mapping[str, str]
+    """Attributes of `data` that are texts."""
+
+    @property
+    def instruction(self) -> str:
+        """The instruction that LIBERO keeps in `problem_info`; empty where there is none."""
+        try:
+            problem = json.loads(self.attributes.get("problem_info", "{}"))
+        except (ValueError, RecursionError):
+            return ""
+        text = problem.get(_INSTRUCTION, "") if isinstance(problem, dict) else ""
+        return text if isinstance(text, str) else ""
+
+    @property
+    def name_in_words(self) -> str:
+        """The instruction that LIBERO's file names spell; empty where the name says nothing.
+
+        `KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5` is `turn on the stove`.
+        """
+        words = self.path.stem.removesuffix("_demo").split("_")
+        scenes = [place for place, word in enumerate(words) if "SCENE" in word]
+        words = words[scenes[-1] + 1 :] if scenes else words
+        # A single word names a file, not a task.
+        return " ".join(words) if self.path.stem.endswith("_demo") and len(words) > 1 else ""
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[Any]:
+    """An HDF5 file for reading.
+
+    Raises:
+      DataError: It is missing, truncated or no HDF5.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        raise unreadable(str(path), error) from error
+
+
+def unreadable(where: str, error: Exception) -> DataError:
+    """The error for a file, or a part of one, that h5py cannot read."""
+    reason = re.sub(r"^.*?\(|\)$", "", " ".join(str(error).split()), count=2)
+    return DataError(
+        where=where,
+        expected="an HDF5 file that can be read",
+        found=reason or type(error).__name__,
+        remedy="Fetch the file again, or leave it out of the folder.",
+    )
+
+
+def read_layout(path: pathlib.Path) -> FileLayout:
+    """What a file holds; its arrays are not read.
+
+    Raises:
+      DataError: It is not readable, or has neither of the two layouts.
+    """
+    with opened(path) as file:
+        demos = _demos(path, file)
+        arrays: dict[str, ArrayType] = {}
+        for demo in demos:
+            # Names alone: they are in every demo, and visiting them costs microseconds.
+            for name in _names(file[demo.group]):
+                if name not in arrays:
+                    arrays[name] = _array_type(file[demo.group][name])
+        data = file.get(_DATA, file)
+        return FileLayout(
+            path=path,
+            demos=demos,
+            arrays=arrays,
+            masks=_masks(file),
+            attributes={k: v for k, v in data.attrs.items() if isinstance(v, str)},
+        )
+
+
+def _demos(path: pathlib.Path, file: Any) -> tuple[Demo, ...]:
+    if any(isinstance(file.get(name), h5py.Dataset) for name in _ACTIONS):
+        return (Demo(path, "/"),)
+    data = file.get(_DATA)
+    if not isinstance(data, h5py.Group):
+        raise DataError(
+            where=str(path),
+            expected=f"a group {_DATA} with demos, or an array {' or '.join(_ACTIONS)} of one "
+            "episode",
+            found=f"{', '.join(file)} at the root" if len(file) else "an empty file",
+            remedy="Write the demonstrations as robomimic does: data/demo_0, data/demo_1, ...",
+        )
+    # h5py lists demo_10 before demo_2.
+    numbers = sorted(int(match[1]) for name in data if (match := _DEMO.match(str(name))))
+    if not numbers:
+        raise DataError(
+            where=f"{path}, {_DATA}",
+            expected="groups demo_0, demo_1, ...",
+            found=f"{', '.join(data)}" if len(data) else "an empty group",
+            remedy="Leave the file out of the folder, or write demonstrations to it.",
+        )
+    return tuple(Demo(path, f"{_DATA}/demo_{number}") for number in numbers)
+
+
+def _names(group: Any) -> list[str]:
+    """The paths of the arrays below a group."""
+    names: list[str] = []
+    group.visititems(lambda name, item: names.append(name) if _is_array(item) else None)
+    return names
+
+
+def _is_array(item: Any) -> bool:
+    return isinstance(item, h5py.Dataset)
+
+
+def _array_type(dataset: Any) -> ArrayType:
+    if h5py.check_string_dtype(dataset.dtype) is not None:
+        return ArrayType("utf8", dataset.shape[1:])
+    return ArrayType(dataset.dtype.name, dataset.shape[1:])
+
+
+def _masks(file: Any) -> dict[str, tuple[str, ...]]:
+    masks = file.get("mask", {})
+    return {
+        name: tuple(bytes(demo).decode(errors="replace") for demo in masks[name][:])
+        for name in masks
+        if _is_array(masks[name]) and masks[name].dtype.kind in "SO"
+    }
