@@ -1,0 +1,278 @@
+"""Reading demonstrations in HDF5: LIBERO's two forms, robomimic's, and files of one episode."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from converters.hdf5.hdf5_source import Hdf5Source
+from converters.sources.open_source import open_source
+from converters.sources.reading import read_episodes
+from pipeline.errors import UserError
+
+STOVE = "KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5"
+BOWL = "pick_up_the_bowl_demo.hdf5"
+LIBERO_ATTRIBUTES = {
+    "bddl_file_name": "libero_spatial/pick_up_the_bowl.bddl",
+    "problem_info": json.dumps({"language_instruction": "pick up the bowl"}),
+}
+
+
+def libero_demo(seed: int, num_steps: int) -> dict[str, np.ndarray]:
+    """The arrays of one demo of LIBERO's, as random numbers."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 255, (2, num_steps, 8, 8, 3), np.uint8)
+    return {
+        "actions": random.normal(size=(num_steps, 7)),
+        "rewards": (np.arange(num_steps) == num_steps - 1).astype(np.uint8),
+        "dones": (np.arange(num_steps) == num_steps - 1).astype(np.uint8),
+        "states": random.normal(size=(num_steps, 5)),
+        "obs/agentview_rgb": images[0],
+        "obs/eye_in_hand_rgb": images[1],
+        "obs/ee_states": random.normal(size=(num_steps, 6)),
+        "obs/gripper_states": random.normal(size=(num_steps, 2)),
+    }
+
+
+def write(
+    path: pathlib.Path,
+    demos: dict[int, dict[str, np.ndarray]],
+    attributes: dict[str, str] | None = None,
+    num_samples: dict[int, int] | None = None,
+) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs.update(attributes or {})
+        for number, arrays in demos.items():
+            group = data.create_group(f"demo_{number}")
+            for name, values in arrays.items():
+                group[name] = values
+            if num_samples is not None:
+                group.attrs["num_samples"] = num_samples[number]
+    return path
+
+
+def opened(path: pathlib.Path, split: str | None = None) -> Hdf5Source:
+    source = open_source(str(path), split)
+    assert isinstance(source, Hdf5Source)
+    return source
+
+
+def test_demos_are_read_by_number_with_their_texts_and_flags(tmp_path: pathlib.Path) -> None:
+    demos = {10: libero_demo(10, 3), 2: libero_demo(2, 4)}
+    source = opened(write(tmp_path / STOVE, demos))
+    assert (source.format, source.name) == ("LIBERO HDF5", STOVE.removesuffix(".hdf5"))
+    episodes = list(read_episodes(source, source.shards[0]))
+    assert [where.rpartition(", ")[2] for where, _ in episodes] == ["data/demo_2", "data/demo_10"]
+    for number, (_, episode) in zip((2, 10), episodes, strict=True):
+        for name, values in demos[number].items():
+            np.testing.assert_array_equal(episode[f"steps/{name}"], values)
+        # The prefix up to the scene is no part of the instruction.
+        assert episode["file_instruction"] == [b"turn on the stove"]
+        assert episode["episode_id"] == [f"{STOVE}/demo_{number}".encode()]
+    np.testing.assert_array_equal(episodes[0][1]["steps/is_first"], [True, False, False, False])
+    np.testing.assert_array_equal(episodes[0][1]["steps/is_last"], [False, False, False, True])
+
+
+def test_the_files_of_a_folder_are_one_source(tmp_path: pathlib.Path) -> None:
+    long = {number: libero_demo(number, 2) for number in range(53)}
+    write(tmp_path / "suite" / STOVE, {0: libero_demo(0, 3), 1: libero_demo(1, 3)})
+    write(tmp_path / "suite" / BOWL, long)
+    source = opened(tmp_path)
+    assert source.name == tmp_path.name
+    assert [(shard.name, shard.num_episodes) for shard in source.shards] == [
+        (f"suite/{STOVE}", 2),
+        (f"suite/{BOWL}", 50),
+        (f"suite/{BOWL}, demos from 50", 3),
+    ]
+    selected = source.select(1, 54)
+    read = [
+        episode["episode_id"][0]
+        for shard in selected.shards
+        for _, episode in read_episodes(selected, shard, {"episode_id", "steps/rewards"})
+    ]
+    names = [f"{STOVE}/demo_1", *(f"{BOWL}/demo_{number}" for number in range(52))]
+    assert [bytes(name).decode() for name in read] == names
+    assert selected.selection == "1:54 of 55"
+
+
+def test_the_two_forms_of_libero_are_told_apart(tmp_path: pathlib.Path) -> None:
+    released = write(tmp_path / "a" / BOWL, {0: libero_demo(0, 2)}, LIBERO_ATTRIBUTES)
+    assert opened(released).format == "LIBERO HDF5 as released"
+    assert opened(released).keys["language_instruction"].kind == "text"
+    write(tmp_path / "both" / STOVE, {0: libero_demo(0, 2)})
+    write(tmp_path / "both" / BOWL, {0: libero_demo(0, 2)}, LIBERO_ATTRIBUTES)
+    with pytest.raises(UserError, match=r"both: expected files of one layout; found LIBERO HDF5"):
+        opened(tmp_path / "both")
+
+
+def test_an_array_of_another_width_in_another_file_can_only_be_ignored(
+    tmp_path: pathlib.Path,
+) -> None:
+    write(tmp_path / STOVE, {0: libero_demo(0, 2)})
+    write(tmp_path / BOWL, {0: {**libero_demo(1, 2), "states": np.zeros((2, 9))}})
+    key = opened(tmp_path).keys["steps/states"]
+    assert key.kind == "other"
+    assert key.dtype == "arrays of other types in other files: float64[5], float64[9]"
+
+
+def robomimic(path: pathlib.Path) -> pathlib.Path:
+    arrays = {"actions": np.zeros((3, 7)), "obs/robot0_eef_pos": np.zeros((3, 3))}
+    write(path, dict.fromkeys(range(3), arrays), {"env_args": "{}"})
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/next_obs/robot0_eef_pos"] = np.zeros((3, 3))
+        file["mask/train"] = np.array([b"demo_2", b"demo_0"])
+        file["mask/valid"] = np.array([b"demo_1"])
+    return path
+
+
+def test_a_mask_of_robomimic_is_a_split(tmp_path: pathlib.Path) -> None:
+    path = robomimic(tmp_path / "lift.hdf5")
+    source = opened(path, "train")
+    assert (source.format, source.split) == ("robomimic HDF5", "train")
+    assert [demo.group for demo in source.demos["lift.hdf5"]] == ["data/demo_0", "data/demo_2"]
+    assert opened(path).shards[0].num_episodes == 3
+    with pytest.raises(UserError, match=r"expected a mask test, .*; found the masks train, valid"):
+        opened(path, "test")
+
+
+def test_what_some_demos_alone_have_can_only_be_ignored(tmp_path: pathlib.Path) -> None:
+    source = opened(robomimic(tmp_path / "lift.hdf5"))
+    key = source.keys["steps/next_obs/robot0_eef_pos"]
+    assert (key.kind, key.dtype) == ("other", "float64[3] of some demos alone")
+    assert len(list(read_episodes(source, source.shards[0]))) == 3
+
+
+def test_files_of_one_episode_share_a_shard(tmp_path: pathlib.Path) -> None:
+    for number in range(3):
+        with h5py.File(tmp_path / f"episode_{number}.hdf5", "w") as file:
+            file["action"] = np.full((4, 14), number, np.float32)
+            file["observations/qpos"] = np.zeros((4, 14), np.float32)
+    source = opened(tmp_path)
+    assert source.format == "HDF5"
+    assert [(s.name, s.num_episodes) for s in source.shards] == [("episode_0.hdf5 and 2 more", 3)]
+    actions = [e["steps/action"] for _, e in read_episodes(source, source.shards[0])]
+    assert [float(np.asarray(action)[0, 0]) for action in actions] == [0.0, 1.0, 2.0]
+
+
+def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda arrays: {key: values for key, values in arrays.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            without("obs/ee_states"),
+            r"demo_1, obs/ee_states: expected float64\[6\] .*first demo; found no such array",
+        ),
+        (
+            lambda arrays: {**arrays, "actions": arrays["actions"][:, :6]},
+            r"demo_1, actions: expected float64\[7\] for each step.*; found float64\[6\]",
+        ),
+        (
+            lambda arrays: {**arrays, "obs/agentview_rgb": arrays["obs/agentview_rgb"][:2]},
+            r"demo_1: expected the same number of steps for every array, .*"
+            r"found 3 of .*; 2 of obs/agentview_rgb",
+        ),
+        (
+            lambda arrays: {key: values[:0] for key, values in arrays.items()},
+            r"demo_1: expected an episode of at least one step; found one without steps",
+        ),
+    ],
+    ids=["a missing array", "another width", "another length", "no steps"],
+)
+def test_a_demo_that_is_wrong_is_an_error_in_its_place(
+    tmp_path: pathlib.Path, change: Callable[[dict[str, Any]], dict[str, Any]], message: str
+) -> None:
+    demos = {0: libero_demo(0, 3), 1: change(libero_demo(1, 3)), 2: libero_demo(2, 3)}
+    source = opened(write(tmp_path / STOVE, demos))
+    first, second, third = (episode.values for episode in source.episodes(source.shards[0]))
+    assert isinstance(second, UserError)
+    assert isinstance(first, dict)
+    assert isinstance(third, dict)
+    with pytest.raises(UserError, match=message):
+        raise second
+
+
+def test_another_number_of_samples_than_declared_is_refused(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / STOVE, {0: libero_demo(0, 3)}, num_samples={0: 99})
+    source = opened(path)
+    (episode,) = source.episodes(source.shards[0])
+    assert "found 3 of actions" in str(episode.values)
+    assert "99 of num_samples" in str(episode.values)
+
+
+def cut(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_data(path: pathlib.Path) -> None:
+    with h5py.File(path, "a") as file:
+        file.move("data", "episodes")
+
+
+def without_demos(path: pathlib.Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, f"{STOVE}: expected an HDF5 file that can be read; found truncated file"),
+        (
+            lambda path: path.write_text("<html>"),
+            f"{STOVE}: expected an HDF5 file that can be read; found file signature not found",
+        ),
+        (
+            without_data,
+            f"{STOVE}: expected a group data with demos, or an array actions or action of one "
+            "episode; found episodes at the root",
+        ),
+        (without_demos, f"{STOVE}, data: expected groups demo_0, demo_1, .*; found an empty group"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_when_it_is_opened(
+    tmp_path: pathlib.Path, damage: Callable[[pathlib.Path], object], message: str
+) -> None:
+    path = write(tmp_path / STOVE, {0: libero_demo(0, 3)})
+    damage(path)
+    with pytest.raises(UserError, match=message):
+        open_source(str(path))
+
+
+def test_golden_demonstrations(shared: pathlib.Path) -> None:
+    golden = shared / "golden" / "hdf5"
+    num_compared = 0
+    for form in ("libero", "regenerated"):
+        expected = np.load(golden / f"expected_{form}.npz")
+        numbers = {pathlib.Path(str(expected[k])).name: k[0] for k in expected if "> file" in k}
+        source = opened(golden / form)
+        for shard in source.shards:
+            for where, episode in read_episodes(source, shard):
+                demo = f"{numbers[shard.name]} > {where.rpartition('/')[2]} >"
+                joined = [episode["steps/obs/ee_states"], episode["steps/obs/gripper_states"]]
+                found = {
+                    "action": episode["steps/actions"],
+                    "state": np.concatenate([np.asarray(part) for part in joined], axis=1),
+                    "joint_state": episode["steps/obs/joint_states"],
+                    "reward": episode["steps/rewards"],
+                    "is_last": episode["steps/is_last"],
+                }
+                for name, values in found.items():
+                    stored = expected[f"{demo} {name}"]
+                    np.testing.assert_array_equal(np.asarray(values).astype(stored.dtype), stored)
+                frames = expected[f"{demo} image_frames"]
+                for name, key in (("image", "agentview_rgb"), ("wrist_image", "eye_in_hand_rgb")):
+                    turned = np.asarray(episode[f"steps/obs/{key}"])[frames][:, ::-1, ::-1]
+                    np.testing.assert_array_equal(turned, expected[f"{demo} {name}"])
+                spelled = str(expected[f"{numbers[shard.name]} > language_from_name"])
+                assert episode["file_instruction"] == [spelled.encode()]
+                num_compared += 1
+    assert num_compared == 8
