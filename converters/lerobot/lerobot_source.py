@@ -1,7 +1,6 @@
 """A LeRobot directory as the source of a conversion."""
 
 import dataclasses
-import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from etils import epath
@@ -33,6 +32,8 @@ class LeRobotSource:
 
     dataset: LeRobotDataset
     """What was opened."""
+    keys: Mapping[str, SourceKey]
+    """Source keys by name, in alphabetical order."""
     shards: tuple[SourceShard, ...]
     """Shards in the order of their episodes."""
     first_episodes: Mapping[str, int]
@@ -69,11 +70,6 @@ class LeRobotSource:
     def split(self) -> str:
         """Empty: every set is read whole, as LeRobot does."""
         return ""
-
-    @functools.cached_property
-    def keys(self) -> Mapping[str, SourceKey]:
-        """Source keys by name, in alphabetical order."""
-        return self.dataset.keys
 
     @property
     def notes(self) -> Mapping[str, str]:
@@ -172,7 +168,7 @@ def open_lerobot(
             num_records=stop - start,
         )
     first_episodes = {shard.name: start for start, shard in shards.items()}
-    return LeRobotSource(dataset, tuple(shards.values()), first_episodes)
+    return LeRobotSource(dataset, dataset.keys, tuple(shards.values()), first_episodes)
 
 
 def shard_ranges(lengths: Sequence[int]) -> list[tuple[int, int]]:
