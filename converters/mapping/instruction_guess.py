@@ -37,7 +37,13 @@ def find_task(source: Source) -> tuple[str | None, str]:
     named = _with_names(source, texts)
     texts = [key for key in texts if key not in named]
     # In the order of the words: "instruction" before "task".
-    likely = [key for word in TASK_WORDS for key in texts if word in key.lower()]
+    # The word alone first: `task` before `subtask`.
+    likely = [
+        key
+        for word in TASK_WORDS
+        for key in sorted(texts, key=lambda key, word=word: key.rpartition("/")[2] != word)
+        if word in key.lower()
+    ]
     steps = [key for key in texts if key.startswith(STEPS)]
     candidates = list(dict.fromkeys(likely)) or steps
     if not candidates:

@@ -38,6 +38,8 @@ _ARM_ORDER = (
     {"gripper", "grip", "closedness", "finger", "fingers", "hand"},
 )
 """Words of the parts of an action, in their usual order; the empty set is for all others."""
+_GRIPPER_WORDS = {"gripper", "grip", "closedness"}
+"""Words in the names of dimensions that command a gripper; a hand may have fingers instead."""
 _SECOND_CAMERA_WORDS = {
     "wrist",
     "hand",
@@ -60,10 +62,14 @@ _FIRST_CAMERA_WORDS = (
 )
 
 _RENAMED = {"image": "image_primary", "wrist_image": "image_wrist", "state": "proprio"}
-"""Leaves below `observation/`, to what training reads by default."""
+"""Leaves of observations, to what training reads by default."""
+_OBSERVATIONS = (STEPS, f"{STEPS}observation/", f"{STEPS}observation/images/")
+"""Where observations lie, but for those of other depth."""
 _PRIMARY = "observation/image_primary"
 
 _READ_BY_DEFAULT = (ACTION, *(f"observation/{name}" for name in DataConfig.observations))
+_BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index", "subtask_index"}
+"""Columns of LeRobot that place a row or number its texts, below `steps/`."""
 _WIDE_INTEGERS = ("int64", "uint32", "uint64")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -98,7 +104,7 @@ def describe(source: Source) -> str:
     # After the task, which is the likelier meaning of a text.
     source_id = find_source_id(keys, task)
     rest = [key for key in keys if key.key not in (task, source_id)]
-    refused = {key.key: reason for key in rest if (reason := _refusal(key))}
+    refused = {key.key: reason for key in rest if (reason := _refusal(key, source.format))}
     proposals = _proposals([key for key in rest if key.key not in refused])
     proposals = _with_primary_camera(_with_action(proposals))
     name = f"{source.name} {source.version}".rstrip()
@@ -111,7 +117,9 @@ def describe(source: Source) -> str:
         *([] if proposals else ["features = []  # CHECK: the source has none that can be stored"]),
         'licence = "unknown"  # CHECK: of the data, such as CC-BY-4.0',
         "",
-        *_conventions_lines(next((p for p in proposals if p.feature.key == ACTION), None)),
+        *_conventions_lines(
+            next((p for p in proposals if p.feature.key == ACTION), None), source.notes.get("fps")
+        ),
         *_missing_lines(proposals),
     ]
     for proposal in proposals:
@@ -122,8 +130,10 @@ def describe(source: Source) -> str:
 # --- what cannot be stored
 
 
-def _refusal(key: SourceKey) -> str | None:
+def _refusal(key: SourceKey, source_format: str) -> str | None:
     """Why a key cannot be a feature, marked where it may be needed; None where it can."""
+    if key.key.removeprefix(STEPS) in _BOOKKEEPING and source_format.startswith("LeRobot"):
+        return "bookkeeping of LeRobot"
     reason = _reason(key)
     if reason is None:
         return None
@@ -169,7 +179,7 @@ def _proposals(keys: Sequence[SourceKey]) -> list[_Proposal]:
     # Keys of steps first, and those with a usual name, so that these get the short names.
     for key in sorted(keys, key=lambda key: (not key.key.startswith(STEPS), _is_renamed(key.key))):
         features = (FeatureMapping(name, key.key) for name in _names(key) if _is_free(name, names))
-        feature = next(features)
+        feature = dataclasses.replace(next(features), dims=key.dims)
         column = _column(key, feature.key, columns)
         names.add(feature.key)
         columns.add(column)
@@ -179,8 +189,7 @@ def _proposals(keys: Sequence[SourceKey]) -> list[_Proposal]:
 
 
 def _is_renamed(key: str) -> bool:
-    parent, _, leaf = key.rpartition("/")
-    return parent == f"{STEPS}observation" and leaf in _RENAMED
+    return any(key.removeprefix(place) in _RENAMED for place in _OBSERVATIONS)
 
 
 def _names(key: SourceKey) -> Iterator[str]:
@@ -240,7 +249,11 @@ def _with_action(proposals: list[_Proposal]) -> list[_Proposal]:
         check = f"training needs a feature named {ACTION}: these keys, in this order?"
         others = [p.key.key for p in proposals if _is_command(p) and p not in parts]
         check += f" Not {', '.join(map(quoted, others))}?" if others else ""
-        feature = FeatureMapping(ACTION, joined=tuple(part.key.key for part in parts))
+        keys = [part.key for part in parts]
+        # One name for each value, or none at all.
+        named = all(len(key.dims) == math.prod(key.shape) for key in keys)
+        dims = tuple(dim for key in keys for dim in key.dims) if named else ()
+        feature = FeatureMapping(ACTION, joined=tuple(key.key for key in keys), dims=dims)
     action = _Proposal(tuple(part.key for part in parts), feature, check)
     # In the place of its first part.
     first = min(proposals.index(part) for part in parts)
@@ -319,24 +332,41 @@ def _ignore_lines(reasons: Mapping[str, str]) -> list[str]:
     return ["ignore = [  # globs over keys to leave out", *globs, "]"]
 
 
-def _conventions_lines(action: _Proposal | None) -> list[str]:
-    """The conventions; the last dimension of an action usually is its gripper."""
-    gripper = "# gripper_dim = 6  # CHECK: index in the action, once there is one of several"
-    num_dims = sum(math.prod(key.shape) for key in action.keys) if action else 0
-    if num_dims > 1:
-        gripper = f"gripper_dim = {num_dims - 1}"
-        gripper += "  # CHECK: index in the action; none: delete the line"
+def _conventions_lines(action: _Proposal | None, fps: str | None) -> list[str]:
+    """The conventions, with the frame rate of the source where it notes one."""
+    frequency = f"control_frequency_hz = {float(fps)}" if fps else "control_frequency_hz = 10.0"
     return [
         "[conventions]",
         'image_orientation = "upright"  # CHECK: upright, flipped_vertically, or rotated_180 for'
         " published LIBERO sets, which are mirrored (docs/format.md)",
         'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw or none',
-        "control_frequency_hz = 10.0  # CHECK: actions per second",
-        gripper,
-        "gripper_open = 1.0  # CHECK: the command that opens it",
-        "gripper_close = 0.0  # CHECK: the command that closes it",
+        f"{frequency}  # CHECK: actions per second",
+        *_gripper_lines(action),
         'no_ops = "kept"  # CHECK: kept, removed_at_source, or removed_at_conversion with',
         "# no_op_threshold = 0.0001  # the norm of an action without its gripper that is no motion",
+    ]
+
+
+def _gripper_lines(action: _Proposal | None) -> list[str]:
+    """The grippers by the names of the action's dimensions; without any, the last dimension."""
+    dims = action.feature.dims if action else ()
+    grippers = [index for index, name in enumerate(dims) if words_of(name) & _GRIPPER_WORDS]
+    if len(grippers) > 1:
+        one = "    {{ dim = {}, open = 1.0, close = 0.0 }},"
+        return [
+            'grippers = [  # CHECK: their commands; those with a middle: kind = "continuous"',
+            *(f"{one.format(dim)}  # {on_one_line(dims[dim])}" for dim in grippers),
+            "]",
+        ]
+    num_dims = sum(math.prod(key.shape) for key in action.keys) if action else 0
+    line = "# gripper_dim = 6  # CHECK: index in the action, once there is one of several"
+    if num_dims > 1:
+        line = f"gripper_dim = {grippers[0] if grippers else num_dims - 1}"
+        line += "  # CHECK: index in the action; none: delete the line"
+    return [
+        line,
+        "gripper_open = 1.0  # CHECK: the command that opens it",
+        "gripper_close = 0.0  # CHECK: the command that closes it",
     ]
 
 
@@ -374,4 +404,5 @@ def _feature_lines(proposal: _Proposal) -> list[str]:
         f"key = {quoted(feature.key)}{mark}",
         f"from = [{sources}]" if feature.joined else f"source = {sources}",
         *([f"column = {quoted(feature.column)}"] if feature.column != EPISODES else []),
+        *([f"dims = [{', '.join(map(quoted, feature.dims))}]"] if feature.dims else []),
     ]
