@@ -51,6 +51,11 @@ class Args:
     finite: list all of them and write no dataset, or leave them out and note them in it."""
     check_images: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Decode every image, not its header alone: finds those that were cut or overwritten."""
+    image_quality: Annotated[
+        int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
+    ] = None
+    """Quality of JPEG from 1 to 100 for frames of videos, 95 by default; images that are encoded at
+    the source are stored as they are."""
     describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a mapping for SRC to start from, and write nothing."""
     workers: Annotated[
@@ -73,7 +78,7 @@ def main() -> None:
         args = tyro.cli(Args, prog=program("converters.rlds"), args=own, use_underscores=True)
         log_to_stderr()
         logging.getLogger("converters").setLevel(logging.INFO)
-        source = open_source(args.src, args.split)
+        source = open_source(args.src, args.split, args.image_quality)
         if args.describe:
             show(mapping_proposal.describe(source))
         else:

@@ -21,6 +21,7 @@ from converters.job.file_ownership import PART_SUFFIX
 from converters.job.workers import Report
 from converters.mapping.standardize import SourceMapping, Standardized, standardize
 from converters.sources.episode_boundaries import check_boundaries
+from converters.sources.image_encoding import QUALITY_NOTE
 from converters.sources.source import Source, SourceEpisode
 from pipeline.data.dataset_writer import ShardWriter
 from pipeline.data.images import check_pixels
@@ -106,8 +107,12 @@ class ShardJob:
             "schema_hash": self.schema.hash(),
             "mapping": to_json_values(self.mapping),
         }
-        # Absent by default, so that plans of jobs before this option keep their digest.
-        return dump_json(values | ({"check_images": True} if self.checks.check_images else {}))
+        # Absent by default, so that plans of jobs before these options keep their digest.
+        if self.checks.check_images:
+            values["check_images"] = True
+        if QUALITY_NOTE in source.notes:
+            values[QUALITY_NOTE] = source.notes[QUALITY_NOTE]
+        return dump_json(values)
 
     @functools.cached_property
     def plan_digest(self) -> str:

@@ -48,7 +48,7 @@ class LeRobotFeature:
     key: SourceKey
     """What it becomes."""
     depth: DepthCode | None = None
-    """Of a depth camera: what its codes mean."""
+    """What the codes of a depth camera mean; None for every other feature."""
 
     @property
     def is_column(self) -> bool:

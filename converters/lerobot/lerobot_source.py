@@ -10,7 +10,7 @@ from converters.lerobot.episode_reader import EpisodeReader
 from converters.lerobot.lerobot_dataset import LeRobotDataset, open_dataset
 from converters.lerobot.lerobot_features import codec_words
 from converters.lerobot.lerobot_files import check_headers, check_present
-from converters.sources.image_encoding import IMAGE_QUALITY
+from converters.sources.image_encoding import IMAGE_QUALITY, QUALITY_NOTE, check_quality
 from converters.sources.selection import select_shards
 from converters.sources.source import SourceEpisode, SourceKey, SourceShard
 from pipeline.bundled import local_path
@@ -82,7 +82,7 @@ class LeRobotSource:
             if feature.storage == "video":
                 notes[f"video {feature.name}"] = codec_words(info.features[feature.name])
         if any(feature.storage == "video" for feature in self.dataset.features.values()):
-            notes["jpeg_quality"] = str(self.dataset.image_quality)
+            notes[QUALITY_NOTE] = str(self.dataset.image_quality)
         return notes
 
     def check_files(self) -> None:
@@ -147,7 +147,7 @@ def open_lerobot(
     Raises:
       DataError: There is none, its metadata is corrupt or contradicts itself, or it is of a version
         that is not read.
-      UserError: Another split is named.
+      UserError: Another split is named, or a quality that JPEG does not have.
     """
     if split not in (None, "", "train"):
         raise UserError(
@@ -156,6 +156,7 @@ def open_lerobot(
             found=split,
             remedy="Leave --split out; --episodes names a range of episodes.",
         )
+    check_quality(image_quality, str(path))
     dataset = open_dataset(open_path(local_path(str(path))), image_quality)
     ranges = shard_ranges([place.length for place in dataset.places])
     shards = {}

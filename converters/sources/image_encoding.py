@@ -6,10 +6,15 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from pipeline.errors import UserError
+
 IMAGE_QUALITY = 95
 """Quality of JPEG by default. It changes the frames of a LeRobot video by 0.9 grey levels in the
 mean, at 17 KB for 256x256 pixels."""
+QUALITY_NOTE = "jpeg_quality"
+"""Note of a source that compresses images, with the quality that it does so in."""
 _GREY, _RGB = 1, 3
+_BEST = 100
 _PNG_LEVEL = 3
 """A third of the time of zlib's default, for files that are 5 % larger."""
 
@@ -30,6 +35,21 @@ def encode_jpeg(pixels: np.ndarray, quality: int = IMAGE_QUALITY) -> bytes:
         colorspace=colorspace,
         colorsubsampling=subsampling,
     )
+
+
+def check_quality(quality: int, where: str) -> None:
+    """Checks that JPEG has a quality.
+
+    Raises:
+      UserError: It is not from 1 to 100.
+    """
+    if not 1 <= quality <= _BEST:
+        raise UserError(
+            where=where,
+            expected=f"a quality of JPEG from 1 to {_BEST}",
+            found=str(quality),
+            remedy="Name another --image_quality, or none.",
+        )
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

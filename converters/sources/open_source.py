@@ -25,6 +25,8 @@ class SourceFormat:
     """Function of (path, split or None) that returns a `Source`."""
     extra: str = ""
     """The optional dependency that it needs; empty for none."""
+    encodes: bool = False
+    """Whether it compresses images itself; its opener then takes their quality as well."""
 
     def holds(self, path: epath.Path) -> bool:
         """Whether a directory or file looks like one of this format."""
@@ -32,11 +34,11 @@ class SourceFormat:
             return any(next(iter(path.glob(glob)), None) is not None for glob in self.globs)
         return path.exists() and any(path.match(glob) for glob in self.globs)
 
-    def open(self, path: epath.Path, split: str | None) -> Source:
+    def open(self, path: epath.Path, split: str | None, image_quality: int | None) -> Source:
         """Opens a source; raises what its opener does.
 
         Raises:
-          UserError: Where its optional dependency is not installed.
+          UserError: Where its optional dependency is not installed, or it has no use for a quality.
         """
         try:
             module = importlib.import_module(self.module)
@@ -49,7 +51,17 @@ class SourceFormat:
                 found=str(error),
                 remedy=f"{install_extra(self.extra)}.",
             ) from error
-        return getattr(module, self.opener)(path, split)
+        opener = getattr(module, self.opener)
+        if image_quality is None:
+            return opener(path, split)
+        if not self.encodes:
+            raise UserError(
+                where=str(path),
+                expected=f"no --image_quality: images of {self.name} are stored as they are",
+                found=str(image_quality),
+                remedy="Leave --image_quality out.",
+            )
+        return opener(path, split, image_quality)
 
 
 RLDS = SourceFormat(
@@ -62,6 +74,7 @@ LEROBOT = SourceFormat(
     "converters.lerobot.lerobot_source",
     "open_lerobot",
     extra="lerobot",
+    encodes=True,
 )
 HDF5 = SourceFormat(
     "HDF5",
@@ -74,20 +87,23 @@ FORMATS = (RLDS, LEROBOT, HDF5)
 """The formats that are read; the first one that fits is taken."""
 
 
-def open_source(path: str, split: str | None = None) -> Source:
+def open_source(path: str, split: str | None = None, image_quality: int | None = None) -> Source:
     """Opens a source of any format.
 
     Args:
       path: Its directory or file; may be gs:// or s3:// where the format can be read from there, or
         `octograin://` for bundled data.
       split: Split of the source; None: `train` where the format has splits.
+      image_quality: Quality of JPEG, 1 to 100, for images that the source does not hold encoded;
+        None: that of `converters.sources.image_encoding`.
 
     Raises:
       DataError: Where there is none, or its files are not readable.
       SchemaError: Where it declares what this project cannot store.
-      UserError: Where the optional dependency of its format is not installed.
+      UserError: Where the optional dependency of its format is not installed, or the quality is of
+        no use.
     """
     directory = open_path(local_path(path))
     # RLDS is the one whose error says what else lies there.
     found = next((known for known in FORMATS if known.holds(directory)), RLDS)
-    return found.open(directory, split)
+    return found.open(directory, split, image_quality)

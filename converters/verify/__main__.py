@@ -16,6 +16,7 @@ import tyro
 from converters.edit import edits
 from converters.job import job_progress
 from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
+from converters.sources.image_encoding import QUALITY_NOTE
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from converters.verify.verifier import Verifier
@@ -82,7 +83,8 @@ def open_converted(path: str, manifest: Manifest) -> Source:
     Raises:
       UserError: Where there is none, or it has another number of episodes than it had.
     """
-    source = open_source(path, manifest.provenance.get("split"))
+    quality = manifest.provenance.get(QUALITY_NOTE)
+    source = open_source(path, manifest.provenance.get("split"), int(quality) if quality else None)
     selection = manifest.provenance.get("episodes")
     if selection is None:
         return source

@@ -119,4 +119,5 @@ def test_help_names_what_a_flag_takes(module: str, usage: str) -> None:
 
 def test_help_names_each_flag_of_a_conversion() -> None:
     shown = re.findall(r"--\w+ [A-Z][A-Z:]*(?= )", run("--help").stdout)
-    assert shown == ["--split NAME", "--episodes A:B", "--mapping FILE", "--workers N"]
+    flags = ["--split NAME", "--episodes A:B", "--mapping FILE", "--image_quality N", "--workers N"]
+    assert shown == flags
