@@ -17,6 +17,7 @@ from converters.hdf5.hdf5_layout import (
     read_layout,
     unreadable,
 )
+from converters.sources.image_encoding import IMAGE_QUALITY, QUALITY_NOTE, check_quality
 from converters.sources.selection import select_shards
 from converters.sources.source import STEPS, Episode, SourceEpisode, SourceKey, SourceShard
 from pipeline.errors import DataError, SchemaError
@@ -124,17 +125,21 @@ class Hdf5Source:
         return {key.key: values[key.key] for key in keys}
 
 
-def open_hdf5(path: epath.Path, split: str | None = None) -> Hdf5Source:
+def open_hdf5(
+    path: epath.Path, split: str | None = None, image_quality: int = IMAGE_QUALITY
+) -> Hdf5Source:
     """Opens a file, or a folder with files in it or one level below.
 
     Args:
       path: The file or folder.
       split: A mask of robomimic's, such as `train`; None: all demos.
+      image_quality: Quality of the JPEG images that its pixels become.
 
     Raises:
       DataError: A file that is not readable or of another layout, files of different layouts, or a
         mask that they do not have.
     """
+    check_quality(image_quality, str(path))
     root = pathlib.Path(path)
     globbed = [sorted(root.glob(glob)) for glob in _GLOBS]
     files = next((found for found in globbed if found), []) if root.is_dir() else [root]
@@ -155,12 +160,12 @@ def open_hdf5(path: epath.Path, split: str | None = None) -> Hdf5Source:
         directory=path,
         format=next(iter(formats)),
         name=root.name if root.is_dir() else root.stem,
-        keys=_keys(layouts, texts[layouts[0].path]),
+        keys=_keys(layouts, texts[layouts[0].path], image_quality),
         shards=tuple(shard for shard, _ in shards),
         demos={shard.name: held for shard, held in shards},
         texts=texts,
         split=split or "",
-        notes={"format": next(iter(formats))},
+        notes={"format": next(iter(formats)), QUALITY_NOTE: str(image_quality)},
     )
 
 
@@ -239,19 +244,21 @@ def _texts(layout: FileLayout, layouts: Sequence[FileLayout]) -> dict[str, str]:
 # --- types and values
 
 
-def _keys(layouts: Sequence[FileLayout], texts: Mapping[str, str]) -> dict[str, SourceKey]:
+def _keys(
+    layouts: Sequence[FileLayout], texts: Mapping[str, str], image_quality: int
+) -> dict[str, SourceKey]:
     types: dict[str, list[ArrayType]] = {}
     for layout in layouts:
         for name, found in layout.arrays.items():
             types.setdefault(name, []).append(found)
-    keys = [_key(name, found) for name, found in types.items()]
+    keys = [_key(name, found, image_quality) for name, found in types.items()]
     keys += [SourceKey(key, "text", (), "utf8") for key in (EPISODE_ID, *texts)]
     keys += [SourceKey(key, "tensor", (), "bool") for key in (IS_FIRST, IS_LAST)]
     by_name = {key.key: key for key in keys}
     return {name: by_name[name] for name in sorted(by_name)}
 
 
-def _key(name: str, found: Sequence[ArrayType]) -> SourceKey:
+def _key(name: str, found: Sequence[ArrayType], image_quality: int) -> SourceKey:
     key, first = f"{STEPS}{name}", found[0]
     if name.startswith(_OPTIONAL):
         return SourceKey(key, "other", (), f"{first.dtype}{list(first.shape)} of some demos alone")
@@ -264,7 +271,9 @@ def _key(name: str, found: Sequence[ArrayType]) -> SourceKey:
         return SourceKey(key, kind, (), "utf8" if kind == "text" else "several texts a step")
     is_image = len(first.shape) == 3 and first.shape[2] in (1, 3)
     is_image &= first.dtype in ("uint8", "uint16")
-    return SourceKey(key, "image" if is_image else "tensor", first.shape, first.dtype)
+    if is_image:
+        return SourceKey(key, "image", first.shape, first.dtype, jpeg_quality=image_quality)
+    return SourceKey(key, "tensor", first.shape, first.dtype)
 
 
 def _in_file(key: SourceKey) -> bool:

@@ -35,7 +35,8 @@ class Args:
     """
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """RLDS directory: the folder with features.json, or its parent; may be gs:// or s3://."""
+    """What to convert: an RLDS folder (with features.json, or its parent; may be gs:// or s3://), a
+    LeRobot folder (with meta/info.json), or HDF5 files of LIBERO, robomimic or your own."""
     dst: Annotated[
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DST]", help_behavior_hint="")
     ] = None
@@ -54,8 +55,10 @@ class Args:
     image_quality: Annotated[
         int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
     ] = None
-    """Quality of JPEG from 1 to 100 for frames of videos, 95 by default; images that are encoded at
-    the source are stored as they are."""
+    """Quality of JPEG from 1 to 100 for frames of videos and pixels of HDF5, 95 by default; images
+    that are encoded at the source are stored as they are."""
+    instruction: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """The instruction of every episode, for a source that has none."""
     describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a mapping for SRC to start from, and write nothing."""
     workers: Annotated[
@@ -120,6 +123,8 @@ def _convert(source: Source, args: Args, runner: Runner) -> None:
         if args.mapping
         else builtin_mappings.find_mapping(source)
     )
+    if args.instruction is not None:
+        mapping = dataclasses.replace(mapping, task="", instruction=args.instruction)
     keep_freed_memory()
     started = time.perf_counter()
     num_episodes = sum(shard.num_episodes for shard in source.shards)
@@ -133,7 +138,7 @@ def _convert(source: Source, args: Args, runner: Runner) -> None:
             runner=runner,
             on_progress=on_progress,
         )
-    _summarize(manifest, args, time.perf_counter() - started)
+    _summarize(manifest, source, args, time.perf_counter() - started)
 
 
 def _runner(source: Source, args: Args, beam_flags: tuple[str, ...]) -> Runner:
@@ -186,7 +191,7 @@ def _num_workers(source: Source) -> int:
     return max(1, min(num_cores, int(total // _BYTES_A_WORKER)))
 
 
-def _summarize(manifest: Manifest, args: Args, seconds: float) -> None:
+def _summarize(manifest: Manifest, source: Source, args: Args, seconds: float) -> None:
     """Prints what a person wants to know: how much, of what, and where."""
     lines = [
         f"{len(manifest.episode_lengths):,} episodes, {sum(manifest.episode_lengths):,} steps, "
@@ -207,5 +212,6 @@ def _summarize(manifest: Manifest, args: Args, seconds: float) -> None:
         num_skipped = len(manifest.skipped_episodes)
         lines.append(f"skipped: {num_skipped:,} of the source, listed in {FILE_NAME}")
         lines += [f"  {line}" for line in listed(manifest.skipped_episodes)]
+    lines.append(f"source: {args.src}, {source.format}")
     lines.append(f"dataset: {args.dst}")
     show("\n".join(lines) + "\n")

@@ -58,7 +58,7 @@ class Doubts:
     schema: Schema
     conventions: Conventions
     _commands: dict[Gripper, set[float]] = dataclasses.field(default_factory=dict)
-    """Of each gripper: the lowest, the highest and one between them are enough."""
+    """Commands of each gripper: the lowest, the highest and one between them are enough."""
     _equal: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
     """Number of steps equal to the step before, and one such value, by source key."""
 

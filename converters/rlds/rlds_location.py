@@ -22,9 +22,9 @@ _REMEDIES = {
     "dataset.json": "Look at it: octograin inspect {path}",
     "*.tfrecord*": "Fetch features.json and dataset_info.json into the folder of these files.",
 }
-_WRITE_RLDS = (
-    "Only RLDS is read here: write the data as RLDS with tensorflow-datasets first (one "
-    "TFDS builder that yields an episode of `steps`), and convert its version folder."
+_WRITE_IT = (
+    "Write the data in one of these formats, or read it with a Source of your own "
+    "(docs/your_data.md)."
 )
 
 
@@ -53,7 +53,8 @@ def find_version(path: epath.Path) -> epath.Path:
         found, remedy = other
     raise DataError(
         where=str(path),
-        expected="an RLDS directory with features.json, or one version folder that has it",
+        expected="RLDS (features.json, or one version folder that has it), LeRobot "
+        "(meta/info.json) or HDF5 files",
         found=found,
         remedy=remedy,
     )
@@ -70,6 +71,6 @@ def _other_format(path: epath.Path) -> tuple[str, str] | None:
         else:
             example = path if path.match(glob) else None
         if example is not None:
-            remedy = _REMEDIES.get(glob, _WRITE_RLDS).format(path=path)
+            remedy = _REMEDIES.get(glob, _WRITE_IT).format(path=path)
             return f"{words} (such as {example.name})", remedy
     return ("a file", "Name the folder that it lies in.") if names else None

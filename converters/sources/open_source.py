@@ -82,6 +82,7 @@ HDF5 = SourceFormat(
     "converters.hdf5.hdf5_source",
     "open_hdf5",
     extra="hdf5",
+    encodes=True,
 )
 FORMATS = (RLDS, LEROBOT, HDF5)
 """The formats that are read; the first one that fits is taken."""

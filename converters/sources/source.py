@@ -44,6 +44,9 @@ class SourceKey:
     """Whether it is a camera that cannot be stored: for `other`, whose shape is not known."""
     dims: tuple[str, ...] = ()
     """Names of the last axis, where the source has them."""
+    jpeg_quality: int = 0
+    """Quality at which an image is encoded whose values are pixels; 0: the source holds encoded
+    images."""
 
     @property
     def stored(self) -> str:

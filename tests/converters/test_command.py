@@ -28,9 +28,11 @@ def test_a_conversion_ends_with_a_summary(mini_rlds: Path, tmp_path: Path) -> No
         "episodes",
         "steps",
         "vggt_tokens",
+        "source",
         "dataset",
     ]
-    assert lines[-2] == "  observation/vggt_tokens    float16[21, 64]"
+    assert lines[-2].endswith(", RLDS")
+    assert lines[-3] == "  observation/vggt_tokens    float16[21, 64]"
     assert open_dataset(str(out)).num_steps == 455
 
 
@@ -51,7 +53,7 @@ def test_a_described_mapping_converts_a_dataset_without_one_built_in(
 @pytest.mark.parametrize(
     ("source", "arguments", "message"),
     [
-        ("gone", ["out"], "error: .*/gone: expected an RLDS directory with features.json"),
+        ("gone", ["out"], "error: .*/gone: expected RLDS .features.json"),
         ("toy", [], "error: command line: expected a destination; found only SRC"),
         ("toy", ["out"], r"error: .*a dataset named libero_\*.*found toy.*--describe"),
         ("libero_mini", ["taken"], "error: .*/taken: .*found a dataset. Replace it with --overwr"),
@@ -89,7 +91,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["src", "dst", "--overwrit"], ["Unrecognized options: --overwrit", "--overwrite"]),
-        ([], ["SRC", "RLDS directory: the folder with features.json"]),
+        ([], ["SRC", "What to convert: an RLDS folder"]),
         (["src", "dst", "--workers", "two"], ["Error parsing --workers: ", "'two'", "--workers N"]),
     ],
 )
@@ -119,5 +121,6 @@ def test_help_names_what_a_flag_takes(module: str, usage: str) -> None:
 
 def test_help_names_each_flag_of_a_conversion() -> None:
     shown = re.findall(r"--\w+ [A-Z][A-Z:]*(?= )", run("--help").stdout)
-    flags = ["--split NAME", "--episodes A:B", "--mapping FILE", "--image_quality N", "--workers N"]
+    flags = ["--split NAME", "--episodes A:B", "--mapping FILE", "--image_quality N"]
+    flags += ["--instruction TEXT", "--workers N"]
     assert shown == flags

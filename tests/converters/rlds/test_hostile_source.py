@@ -171,7 +171,7 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
         text("dataset_info.json", '{"splits": 5}'),
         "expected a features.json and a dataset_info.json that tensorflow-datasets reads",
     ),
-    "HDF5": (only("demo.hdf5"), r"; found HDF5 files \(such as demo\.hdf5\)\. Only RLDS is read"),
+    "HDF5": (only("demo.hdf5"), r"demo.hdf5: expected an HDF5 file that can be read; found .*"),
     "a converted dataset": (only("dataset.json"), "; found a dataset that has been converted"),
     "no declarations": (
         lambda source: (source / "features.json").unlink(),
