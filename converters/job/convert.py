@@ -13,6 +13,7 @@ from converters.job import workers
 from converters.job.bad_episodes import DEFAULT_CHECKS, Checks, refused
 from converters.job.output_directory import claim
 from converters.job.shard_conversion import Part, ShardJob
+from converters.mapping.computed_source import compute_source
 from converters.mapping.conversion_warnings import Doubts, report_cameras, report_tasks
 from converters.mapping.standardize import SourceMapping
 from converters.sources.source import Source
@@ -30,7 +31,7 @@ from pipeline.data.manifest import (
 from pipeline.data.record import RecordLayout
 from pipeline.data.schema import ACTION, EPISODES, Schema
 from pipeline.errors import DataError, SchemaError, UserError
-from pipeline.files import is_remote, open_path, writing
+from pipeline.files import is_remote, open_path, to_json_values, writing
 
 _log = logging.getLogger(__name__)
 
@@ -87,10 +88,13 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
     _check_apart(source, destination)
     # Before anything is written: missing shards would otherwise show in the middle of the job.
     source.check_files()
-    mapping = mapping.fitted(source)
-    schema = mapping.schema(source)
+    # What the mapping computes is a key of the source from here on.
+    source, plain = compute_source(source, mapping)
+    plain = plain.fitted(source)
+    schema = plain.schema(source)
     _check_trains(schema, source)
-    job = ShardJob(source, mapping, schema, destination, checks)
+    computation = mapping if mapping.is_computed else None
+    job = ShardJob(source, plain, schema, destination, checks, computation)
     # Holding the claim keeps a second job out of this directory until the manifest is written.
     with claim(destination, job.plan, overwrite=overwrite):
         if (destination / FILE_NAME).exists():  # killed after its last file
@@ -205,6 +209,7 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
             for column in job.schema.columns
         },
         provenance=_provenance(job.source),
+        mapping={} if job.computation is None else to_json_values(job.computation),
         skipped_episodes=tuple(
             episode.skipped(shard)
             for shard, part in zip(job.source.shards, parts, strict=True)

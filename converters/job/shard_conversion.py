@@ -94,6 +94,8 @@ class ShardJob:
     schema: Schema
     destination: epath.Path
     checks: Checks = dataclasses.field(default_factory=Checks)
+    computation: SourceMapping | None = None
+    """What the source was computed by, of which `mapping` is the plain rest; None: it was not."""
 
     @functools.cached_property
     def plan(self) -> str:
@@ -112,6 +114,9 @@ class ShardJob:
             values["check_images"] = True
         if QUALITY_NOTE in source.notes:
             values[QUALITY_NOTE] = source.notes[QUALITY_NOTE]
+        if self.computation is not None:
+            values["computation"] = to_json_values(self.computation)
+            values["step_ranges"] = source.notes.get("step_ranges", "")
         return dump_json(values)
 
     @functools.cached_property

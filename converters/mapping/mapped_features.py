@@ -8,6 +8,8 @@ from typing import Annotated
 import numpy as np
 import pydantic
 
+from converters.operations.array_operations import Columns
+from converters.operations.operations import AnyOperation
 from converters.sources.source import STEPS, Episode, SourceKey
 from pipeline.added_fields import LATER
 from pipeline.data.schema import ACTION, EPISODES, Feature, SourcePart, rest_dtype, to_rest
@@ -18,10 +20,44 @@ IMAGES = "steps"
 _RESERVED = ("action_pad_mask", "observation/timestep", "observation/timestep_pad_mask", "task")
 _RESERVED_FOLDERS = ("task/", "observation/pad_mask_dict")
 
+# `from` is no name in Python; a manifest's mapping has the name of the field.
+_FROM = pydantic.Field(validation_alias=pydantic.AliasChoices("from", "joined"))
 # Pixels that a model reads have three.
 _NUM_CHANNELS = 3
 _EXACT_INTEGER = 2**24
 """Up to it float32 holds every integer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a computed feature: some columns of a source key, or a constant."""
+
+    source: str = ""
+    """Key in the source; empty for a constant."""
+    columns: str = ""
+    """Its columns, such as `0:6`, `-1:` or `6`; empty: all."""
+    constant: float | None = None
+    """The value of every step, in place of a key."""
+    width: int = 1
+    """Columns of the constant."""
+    compute: tuple[AnyOperation, ...] = ()
+    """Operations on the columns, in this order."""
+
+    def __post_init__(self) -> None:
+        """Checks that it is one of the two, and the columns."""
+        if (self.constant is None) != bool(self.source):
+            raise ValueError(f"a part needs either a source or a constant, not {self}")
+        if self.constant is not None and (self.columns or self.compute or self.width < 1):
+            raise ValueError(f"a constant has a width of at least 1 and nothing else, not {self}")
+        if self.constant is None and self.width != 1:
+            raise ValueError(f"width {self.width} of {self.source}: only a constant has one")
+        if self.columns:
+            Columns(self.columns)
+
+    @property
+    def operations(self) -> tuple[AnyOperation, ...]:
+        """All operations, the choice of columns included."""
+        return ((Columns(self.columns),) if self.columns else ()) + self.compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +75,13 @@ class FeatureMapping:
     """Names of the last axis with their units."""
     optional: bool = False
     """Whether a source without the key is fine."""
-    joined: Annotated[tuple[str, ...], pydantic.Field(alias="from")] = dataclasses.field(
-        default=(), metadata=LATER
-    )
-    """Keys of numbers and vectors that become one float32 vector, in this order; `from` in TOML."""
+    joined: Annotated[tuple[str | Part, ...], _FROM] = dataclasses.field(default=(), metadata=LATER)
+    """Keys of numbers and vectors, or parts that are computed from such, that become one float32
+    vector, in this order; `from` in TOML."""
     grey_to_rgb: bool = dataclasses.field(default=False, metadata=LATER)
     """Whether an image of one channel is taken in, as three equal ones."""
+    compute: tuple[AnyOperation, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Operations on the value of `source`, or on the vector of `from`, in this order."""
 
     def __post_init__(self) -> None:
         """Checks that the key is a path of a batch, and the column a folder of the dataset."""
@@ -58,9 +95,23 @@ class FeatureMapping:
             raise ValueError(f"{self.key} needs either source or from: the keys in the source")
 
     @property
+    def is_computed(self) -> bool:
+        """Whether its values are not those of the source, one beside the other."""
+        return bool(self.compute) or any(isinstance(part, Part) for part in self.joined)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What is joined; a key by itself is a part without operations."""
+        named = self.joined or (self.source,)
+        return tuple(part if isinstance(part, Part) else Part(part) for part in named)
+
+    @property
     def sources(self) -> tuple[str, ...]:
-        """The keys of the source that it is made of."""
-        return self.joined or (self.source,)
+        """The keys of the source that it is made of, in their order."""
+        parts = self.parts
+        operations = [o for part in parts for o in part.compute] + list(self.compute)
+        others = [key for operation in operations for key in operation.keys]
+        return (*(part.source for part in parts if part.source), *others)
 
 
 def make_feature(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str) -> Feature:

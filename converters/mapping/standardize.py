@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from converters.mapping.episode_selection import EpisodeCondition, StepSelection
+from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping, join, make_feature
 from converters.sources.source import STEPS, Episode, Source, SourceKey
 from pipeline.added_fields import LATER
@@ -53,6 +55,18 @@ class SourceMapping:
     instruction: str = dataclasses.field(default="", metadata=LATER)
     """The instruction of every episode, in place of a key; empty, without a key as well: goal
     images alone tell a policy its task."""
+    instruction_from: InstructionFrom | None = dataclasses.field(default=None, metadata=LATER)
+    """How the instruction of each step is made of several keys, or computed, in place of `task`."""
+    steps: StepSelection = dataclasses.field(default=StepSelection(), metadata=LATER)
+    """The steps that are kept."""
+    episodes: tuple[EpisodeCondition, ...] = dataclasses.field(default=(), metadata=LATER)
+    """What holds for the episodes that are kept, all of it."""
+    names: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Globs over names of datasets that it maps, besides the name of its file in the registry."""
+    about: str = dataclasses.field(default="", metadata=LATER)
+    """What the dataset is, in a line."""
+    references: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Where each claim of the mapping comes from."""
 
     def __post_init__(self) -> None:
         """Checks that no two source keys become one feature, and that one field tells the task."""
@@ -62,12 +76,27 @@ class SourceMapping:
             raise ValueError(f"mapped more than once: {', '.join(doubled)}")
         if self.instruction and self.task not in ("", _TASK):
             raise ValueError(f"instruction and task {self.task!r}: give one of them")
+        if self.instruction_from and (self.instruction or self.task not in ("", _TASK)):
+            raise ValueError("instruction_from stands in place of instruction and task")
+        target = self.conventions.control_frequency_hz
+        if self.steps.resample_from_hz is not None and self.steps.resample_from_hz <= target:
+            raise ValueError(
+                f"steps.resample_from_hz {self.steps.resample_from_hz} must be above "
+                f"conventions.control_frequency_hz {target}: steps are left out, none is made up"
+            )
         held = self.conventions
         if ACTION not in keys and (held.all_grippers or held.no_op_threshold is not None):
             raise ValueError(f"{held.gripper_field} and no_op_threshold need a feature {ACTION}")
         strange = set(self.column_licences) - {EPISODES, *(m.column for m in self.features)}
         if strange:
             raise ValueError(f"column_licences of no column: {', '.join(sorted(strange))}")
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it computes values or selects steps or episodes; see `computed_source`."""
+        features = any(feature.is_computed for feature in self.features)
+        texts = self.instruction_from is not None
+        return features or texts or self.steps != StepSelection() or bool(self.episodes)
 
     @property
     def task_key(self) -> str:

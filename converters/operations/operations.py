@@ -86,14 +86,25 @@ def computed(operations: Sequence[Operation], values: np.ndarray, others: Others
       others: The values of all their `keys`.
 
     Raises:
-      ValueError: The values do not allow it; it names the operation.
+      ValueError: The values do not allow it; it names the operation and the step.
     """
     for place, operation in enumerate(operations):
         try:
             values = operation.apply(values, others)
         except ValueError as error:
-            raise ValueError(f"{_name(operations, place)}: {error}") from error
+            name = _name(operations, place)
+            raise ValueError(f"{name}, {_cause(operation, values, others, error)}") from error
     return values
+
+
+def _cause(operation: Operation, values: np.ndarray, others: Others, error: ValueError) -> str:
+    """The first step whose values alone are refused, and why; the error where none is."""
+    for t in range(len(values)):
+        try:
+            operation.apply(values[t : t + 1], {k: others[k][t : t + 1] for k in operation.keys})
+        except ValueError as of_step:
+            return f"step {t}: {of_step}"
+    return f"steps 0 to {len(values) - 1}: {error}"
 
 
 def steps_ahead(operations: Sequence[Operation]) -> int:

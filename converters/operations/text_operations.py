@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -37,9 +38,9 @@ class Unzip(Simple):
             try:
                 numbers = np.frombuffer(zlib.decompress(packed), dtype)
             except (zlib.error, ValueError) as error:
-                raise ValueError(f"step {t} has bytes that zlib cannot read: {error}") from error
+                raise ValueError(f"bytes that zlib cannot read: {error}") from error
             if numbers.size != unzipped[t, ...].size:
-                raise ValueError(f"step {t} has {numbers.size} values, not {list(self.shape)}")
+                raise ValueError(f"it has {numbers.size} values, not {list(self.shape)}")
             unzipped[t] = numbers.reshape(self.shape)
         return unzipped
 
@@ -58,16 +59,16 @@ class CodePoints(Simple):
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """The texts."""
-        return _texts(self._text(row.tolist(), t) for t, row in enumerate(values))
+        return _texts(self._text(row.tolist()) for row in values)
 
-    def _text(self, codes: list[int], t: int) -> str:
+    def _text(self, codes: list[int]) -> str:
         length = codes.index(0) if 0 in codes else len(codes)
         try:
             text = "".join(map(chr, codes[:length]))
             # A surrogate is a code point and yet no character.
             text.encode()
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"step {t} has numbers that are no code points: {error}") from error
+            raise ValueError(f"numbers that are no code points: {error}") from error
         return text
 
 
@@ -91,10 +92,7 @@ class TextOfCode(Simple):
         codes = values.reshape(len(values)).astype(np.int64)
         wrong = (codes < 0) | (codes >= len(self.texts))
         if wrong.any():
-            found, last = codes[wrong][0], len(self.texts) - 1
-            raise ValueError(
-                f"step {np.argmax(wrong)} has the code {found}, not one of 0 to {last}"
-            )
+            raise ValueError(f"the code {codes[wrong][0]} is none of 0 to {len(self.texts) - 1}")
         return _texts(self.texts[code] for code in codes)
 
 
@@ -124,11 +122,14 @@ class Substitute(Simple):
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """The texts."""
-        decoded = (bytes(value).decode() for value in values)
+        try:
+            decoded = [bytes(value).decode() for value in values]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"bytes that are no text in UTF-8: {error}") from error
         return _texts(re.sub(self.pattern, self.replacement, text) for text in decoded)
 
 
-def _texts(texts) -> np.ndarray:  # noqa: ANN001
+def _texts(texts: Iterable[str]) -> np.ndarray:
     encoded = [text.encode() for text in texts]
     array = np.empty(len(encoded), object)
     array[:] = encoded

@@ -5,6 +5,7 @@ With DST alone everything in the dataset directory is read again and checked aga
 
 import dataclasses
 import fnmatch
+import json
 import re
 import sys
 import time
@@ -16,14 +17,16 @@ import tyro
 from converters.edit import edits
 from converters.job import job_progress
 from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
+from converters.mapping.computed_source import compute_source
+from converters.mapping.standardize import SourceMapping
 from converters.sources.image_encoding import QUALITY_NOTE
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import on_disk, warn_without_checksums
-from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.manifest import FILE_NAME, Manifest, load_manifest
 from pipeline.errors import DataError, user_errors_exit
-from pipeline.files import to_json_values
+from pipeline.files import from_json_text, to_json_values
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import escaped_lines, program, show
 
@@ -84,7 +87,8 @@ def open_converted(path: str, manifest: Manifest) -> Source:
       UserError: Where there is none, or it has another number of episodes than it had.
     """
     quality = manifest.provenance.get(QUALITY_NOTE)
-    source = open_source(path, manifest.provenance.get("split"), int(quality) if quality else None)
+    opened = open_source(path, manifest.provenance.get("split"), int(quality) if quality else None)
+    source = _computed(opened, manifest)
     selection = manifest.provenance.get("episodes")
     if selection is None:
         return source
@@ -99,6 +103,19 @@ def open_converted(path: str, manifest: Manifest) -> Source:
             remedy="Name the source that was converted, or convert this one.",
         )
     return source.select(int(match[1]), int(match[2]))
+
+
+def _computed(source: Source, manifest: Manifest) -> Source:
+    """The source with what the dataset's own mapping computes of it, where it computes."""
+    if not manifest.mapping:
+        return source
+    mapping = from_json_text(
+        SourceMapping,
+        json.dumps(manifest.mapping),
+        where=f"{FILE_NAME}, mapping",
+        remedy="Verify with the release that converted the dataset, or convert it again.",
+    )
+    return compute_source(source, mapping)[0]
 
 
 def _conclude(verifier: Verifier, directory: str, seconds: float) -> None:

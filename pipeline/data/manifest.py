@@ -109,6 +109,8 @@ class Manifest:
     """How each feature that is not in the source was computed, by key."""
     skipped_episodes: tuple[SkippedEpisode, ...] = dataclasses.field(default=(), metadata=LATER)
     """Episodes of the source that were skipped, in the order of the source."""
+    mapping: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata=LATER)
+    """The mapping of the conversion, where it computed values or selected steps; else empty."""
     statistics_checksum: str = dataclasses.field(default="", metadata=LATER)
     """`json_checksum` of `statistics.json`; empty if neither file has a checksum yet."""
     checksum: str = dataclasses.field(default="", compare=False, metadata=LATER)
