@@ -3,9 +3,6 @@
 import copy
 import dataclasses
 import functools
-import hashlib
-import json
-import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,9 +20,23 @@ from pipeline.errors import UserError, shown
 from pipeline.files import to_json_values
 from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, DatasetConfig
-from pipeline.loading.loader_state import LoaderState, MixtureChange, MixturePart, continued
+from pipeline.loading.loader_description import (
+    describe,
+    describe_dataset,
+    predict_memory,
+    resized,
+)
+from pipeline.loading.loader_state import (
+    LoaderState,
+    MixtureChange,
+    MixturePart,
+    checksum,
+    config_fingerprint,
+    continued,
+    renewed,
+)
 from pipeline.loading.mixture import check_datasets
-from pipeline.loading.normalize import Normalizer, check_varying, own_statistics
+from pipeline.loading.normalize import Normalizer, check_varying, used_statistics
 from pipeline.loading.sampling import (
     WHOLE_BATCH,
     HostShard,
@@ -45,25 +56,6 @@ from pipeline.loading.transforms import (
 )
 from pipeline.loading.window_reader import INTERNAL, WindowReader
 from pipeline.memory import LoaderMemory
-
-_SHOWN_DATASETS, _SHOWN_TRANSFORMS = 4, 8
-"""Lines of a description."""
-# It is part of the fingerprint: a run saved under another version is not resumed.
-_VERSION = 2
-"""Incremented when the same config and data give different batches; tests pin their content."""
-_NOT_CONTENT = (
-    "datasets",
-    "balance",
-    "split",
-    "validation_fraction",
-    "normalized",
-    "statistics",
-    "vocabulary",
-    "num_threads",
-    "prefetch_batches",
-    "ram_budget_gb",
-)
-"""Config fields that change no batch, or that the mixture's checksums already cover."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,7 +422,9 @@ class Loader:
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
         """Statistics that each dataset's samples are normalised by, by feature."""
         keys = [ACTION, *(f"observation/{name}" for name in self.normalized)]
-        return stats.StatisticsByKey({key: self._statistics(key) for key in keys})
+        return stats.StatisticsByKey(
+            {key: used_statistics(self.config, self.datasets, self.shares, key) for key in keys}
+        )
 
     @functools.cached_property
     def normalized(self) -> tuple[str, ...]:
@@ -449,81 +443,17 @@ class Loader:
 
     def describe_datasets(self) -> dict[str, Any]:
         """Describes the training data for a policy's checkpoint: JSON values by dataset path."""
-        return {dataset.path: self._describe(n) for n, dataset in enumerate(self.datasets)}
-
-    def _describe(self, number: int) -> dict[str, Any]:
-        manifest = self.datasets[number].manifest
-        statistics = self.datasets[number].statistics
-        used = {key: of_each[number] for key, of_each in self.statistics.items()}
-        features = {
-            feature.key: {
-                "shape": list(self._window_reader.stored(number, feature.key).shape),
-                "dtype": feature.batch_dtype,
-                "dims": list(feature.dims),
-            }
-            for feature in self._window_reader.features
-        }
-        resized = self._resized(number)
         return {
-            "name": manifest.name,
-            "digest": manifest.digest(),
-            "schema_hash": manifest.schema.hash(),
-            "num_episodes": self.datasets[number].num_episodes,
-            "licences": {
-                column: manifest.licences[column]
-                for column in sorted(self._window_reader.columns[number])
-            },
-            "features": features,
-            # Absent if empty, so that descriptions of older runs stay equal.
-            **({"resized": resized} if resized else {}),
-            "conventions": to_json_values(manifest.conventions),
-            "encoders": {
-                key: to_json_values(origin)
-                for key, origin in manifest.encoders.items()
-                if key in self.config.keys
-            },
-            "normalization": self.config.normalization,
-            "provenance": dict(manifest.provenance),
-            # `used` wins: merged statistics are what the samples were normalised by.
-            "statistics": {k: s.to_json() for k, s in (statistics | used).items()},
-        }
-
-    def _resized(self, number: int) -> dict[str, list[int]]:
-        """Shapes in a batch of the cameras that a dataset stores at another size, by key."""
-        return {
-            feature.key: list(feature.shape)
-            for feature in self._window_reader.features
-            if self._window_reader.stored(number, feature.key).shape != feature.shape
+            dataset.path: describe_dataset(n, self._window_reader, self.config, self.statistics)
+            for n, dataset in enumerate(self.datasets)
         }
 
     @functools.cached_property
     def memory(self) -> LoaderMemory:
         """Predicted memory of the loader."""
         local = self._spec(len(self.shard.rows(self.batch_size)))
-        largest = max(
-            # The mean record of a shard stands for its largest one.
-            shard.num_bytes // max(shard.records, 1)
-            for dataset, columns in zip(self.datasets, self._window_reader.columns, strict=True)
-            for column in columns
-            for shard in dataset.manifest.shards[column]
-        )
-        return LoaderMemory.predict(
-            batch_bytes=sum(leaf.nbytes for leaf in local.values()),
-            record_bytes=largest + self._scratch_bytes,
-            num_threads=self.config.num_threads,
-            prefetch_batches=self.config.prefetch_batches,
-        )
-
-    @property
-    def _scratch_bytes(self) -> int:
-        """Memory for resizing one image, in addition to the batch."""
-        pairs = [
-            (math.prod(self._window_reader.stored(number, key).shape), math.prod(shape))
-            for number in range(len(self.datasets))
-            for key, shape in self._resized(number).items()
-        ]
-        # The stored pixels, and a few float32 copies of one channel.
-        return max((5 * stored + 6 * new for stored, new in pairs), default=0)
+        num_bytes = sum(leaf.nbytes for leaf in local.values())
+        return predict_memory(num_bytes, self._window_reader, self.config)
 
     def state(self, position: int) -> LoaderState:
         """Returns the state of the loader after `position` batches, for a checkpoint."""
@@ -541,7 +471,10 @@ class Loader:
             another mixture.
         """
         # Older checksums are translated first, so that `continued` compares like with like.
-        known = dataclasses.replace(state, mixture=tuple(self._renewed(state.mixture)))
+        manifests = [dataset.manifest for dataset in self.datasets]
+        known = dataclasses.replace(
+            state, mixture=tuple(renewed(state.mixture, manifests, self._window_reader.columns))
+        )
         continuing = continued(known, self.state(0), new_mixture=new_mixture)
         self._changes = continuing.changes
         return continuing.position
@@ -549,13 +482,7 @@ class Loader:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Checksum, 16 hex digits, of everything but the mixture that determines batch i."""
-        config = to_json_values(self.config)
-        for name in _NOT_CONTENT:
-            # What they decide is in the mixture, or does not reach a batch.
-            del config[name]
-        config["batch_size"] = self.batch_size
-        config["version"] = _VERSION
-        return _digest(config)
+        return config_fingerprint(self.config, self.batch_size)
 
     @functools.cached_property
     def _mixture(self) -> tuple[MixturePart, ...]:
@@ -571,7 +498,7 @@ class Loader:
             "tasks": self.tasks.input_ids[self._rows(dataset)].tolist(),
             "missing": self.config.datasets[number].missing,
             # Absent if empty, so that runs saved before this setting still resume.
-            **({"resized": self._resized(number)} if self._resized(number) else {}),
+            **({"resized": changed} if (changed := resized(self._window_reader, number)) else {}),
         }
         return MixturePart(
             name=dataset.manifest.name,
@@ -579,25 +506,9 @@ class Loader:
             steps=selection.num_steps,
             share=self.shares[number],
             data=dataset.manifest.digest(self._window_reader.columns[number]),
-            settings=_digest(settings),
+            settings=checksum(settings),
             excluded=self.config.datasets[number].excluded,
         )
-
-    def _renewed(self, kept: Sequence[MixturePart]) -> Iterator[MixturePart]:
-        """Yields a kept mixture's parts, with outdated but matching checksums replaced.
-
-        Old checkpoints hold `data_digest`, which does not cover conventions and encoders. It may
-        be replaced because `settings` covers the conventions, and encoders are compared separately.
-        """
-        for number, part in enumerate(kept):
-            if number < len(self.datasets):
-                manifest = self.datasets[number].manifest
-                columns = self._window_reader.columns[number]
-                # Any other difference stays, and `continued` reports it.
-                if part.data == manifest.data_digest(columns):
-                    yield dataclasses.replace(part, data=manifest.digest(columns))
-                    continue
-            yield part
 
     def _spec(self, batch_size: int) -> BatchSpec:
         spec = {k: v for k, v in self._window_reader.spec(batch_size).items() if k not in INTERNAL}
@@ -613,21 +524,6 @@ class Loader:
 
     def _normalizer(self, key: str, masks: Sequence[np.ndarray]) -> Normalizer:
         return Normalizer.create(self.statistics[key], masks, self.config.normalization)
-
-    def _statistics(self, key: str) -> list[FeatureStatistics]:
-        """Statistics for each dataset: its own, or the merged ones if it lacks the feature.
-
-        With `statistics` set to `mixture`, every dataset gets the merged ones.
-        """
-        name = key.removeprefix("observation/")
-        having = [n for n, d in enumerate(self.config.datasets) if name not in d.missing]
-        found = own_statistics([self.datasets[number] for number in having], key)
-        own = dict(zip(having, found, strict=True))
-        # Weighted as the samples are, not by the size of the datasets.
-        merged = stats.merge(list(own.values()), [self.shares[number] for number in own])
-        if self.config.statistics == "mixture":
-            own = {}
-        return [own.get(number, merged) for number in range(len(self.datasets))]
 
     def _rows(self, dataset: Dataset) -> np.ndarray:
         """Rows of the task table for the tasks of a dataset; int32 (tasks)."""
@@ -702,48 +598,6 @@ def _check_batch_size(batch_size: int) -> None:
         )
 
 
-def describe(loader: Loader) -> str:
-    """Returns the datasets, the chain and the size of a batch of a loader, in at most 15 lines.
-
-    Args:
-      loader: A loader with any config.
-    """
-    config = loader.config
-    parts = zip(loader.datasets, loader.shares, strict=True)
-    datasets = [f"  {d.path}: {d.num_steps:,} steps, {share:.1%}" for d, share in parts]
-    if len(datasets) > _SHOWN_DATASETS:
-        datasets[_SHOWN_DATASETS - 1 :] = [f"  and {len(datasets) - _SHOWN_DATASETS + 1} more"]
-    windows = f"window_size {config.window_size}, action_horizon {config.action_horizon}"
-    ids = f" as {config.max_text_length} token ids" if loader.tokenizes else ""
-    texts = {
-        "WindowReader": f"{windows}: {', '.join(config.observations)}",
-        "StandardizeGripper": "1 = open, 0 = close",
-        "Normalize": f"{config.normalization}: {', '.join(loader.normalizers)}",
-        "LookUpTask": f"{len(loader.tasks.texts):,} instructions{ids}",
-        "CheckBatch": "checks the dtype and shape of every array",
-    }
-    chain = dict.fromkeys(
-        transform.name if isinstance(transform, OwnTransform) else type(transform).__name__
-        for transform in loader.transforms()
-    )
-    if len(chain) > _SHOWN_TRANSFORMS:
-        own = list(chain)[_SHOWN_TRANSFORMS - 1 :]
-        chain = dict.fromkeys([*list(chain)[: _SHOWN_TRANSFORMS - 1], f"and {len(own)} more"])
-    # The types of what a user's own transforms return are not known.
-    before = ", before your own transforms" if loader.has_own_transforms else ""
-    megabytes = sum(leaf.nbytes for leaf in loader.spec.values()) / 1e6
-    size = f"{len(loader.spec)} arrays, {megabytes:.3g} MB"
-    return "\n".join(
-        [
-            f"batches of {loader.batch_size} from {loader.num_steps:,} sampled steps of",
-            *datasets,
-            "chain:",
-            *(f"  {name:20}{texts.get(name, '')}".rstrip() for name in chain),
-            f"batch: {size}{before}; `loader.spec` has their types",
-        ]
-    )
-
-
 def _no_ids(text: str) -> Sequence[int]:
     """The token ids of any instruction where there is no vocabulary."""
     del text
@@ -759,7 +613,3 @@ def _first_sample(batch: dict[str, Any]) -> dict[str, Any]:
         else:
             first[key] = value[0] if np.ndim(value) else value
     return first
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,11 +8,32 @@ The JSON of a state with one dataset and no excluded records:
 """
 
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
 
+from pipeline.data.manifest import Manifest
 from pipeline.errors import DataError
+from pipeline.files import to_json_values
+from pipeline.loading.data_config import DataConfig
 
 _WHERE = "loader state of the checkpoint"
+# It is part of the fingerprint: a run saved under another version is not resumed.
+_VERSION = 2
+"""Incremented when the same config and data give different batches; tests pin their content."""
+_NOT_CONTENT = (
+    "datasets",
+    "balance",
+    "split",
+    "validation_fraction",
+    "normalized",
+    "statistics",
+    "vocabulary",
+    "num_threads",
+    "prefetch_batches",
+    "ram_budget_gb",
+)
+"""Config fields that change no batch, or that the mixture's checksums already cover."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +139,45 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
         changes = (*changes, MixtureChange(kept.position, kept.mixture))
     # Only the position comes from the checkpoint; what is read comes from this config.
     return dataclasses.replace(now, position=kept.position, changes=changes)
+
+
+def config_fingerprint(config: DataConfig, batch_size: int) -> str:
+    """Returns the checksum of everything but the mixture that determines a batch."""
+    content = to_json_values(config)
+    for name in _NOT_CONTENT:
+        # What they decide is in the mixture, or does not reach a batch.
+        del content[name]
+    content["batch_size"] = batch_size
+    content["version"] = _VERSION
+    return checksum(content)
+
+
+def checksum(content: object) -> str:
+    """Returns the checksum of JSON values, 16 hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def renewed(
+    kept: Sequence[MixturePart],
+    manifests: Sequence[Manifest],
+    columns: Sequence[Collection[str]],
+) -> Iterator[MixturePart]:
+    """Yields a kept mixture's parts, with outdated but matching checksums replaced.
+
+    Old checkpoints hold `data_digest`, which does not cover conventions and encoders. It may
+    be replaced because `settings` covers the conventions, and encoders are compared separately.
+
+    Args:
+      kept: The mixture of a checkpoint.
+      manifests: Manifests of the datasets now.
+      columns: Names of the columns that are read of each.
+    """
+    for number, part in enumerate(kept):
+        # Any other difference stays, and `continued` reports it.
+        if number < len(manifests) and part.data == manifests[number].data_digest(columns[number]):
+            yield dataclasses.replace(part, data=manifests[number].digest(columns[number]))
+        else:
+            yield part
 
 
 def _differences(kept: Mixture, now: Mixture) -> Iterator[str]:

@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION
-from pipeline.data.statistics import FeatureStatistics, constant_dims, unusable_dims
+from pipeline.data.statistics import FeatureStatistics, constant_dims, merge, unusable_dims
 from pipeline.errors import DataError
-from pipeline.loading.data_config import Normalization
+from pipeline.loading.data_config import DataConfig, Normalization
 
 # Octo's and openpi's values, so that their normalised values are reproduced.
 _EPSILON = 1e-8
@@ -120,6 +120,30 @@ def own_statistics(datasets: Sequence[Dataset], key: str) -> list[FeatureStatist
             remedy="Convert the dataset again: its values or this file are corrupt.",
         )
     return found
+
+
+def used_statistics(
+    config: DataConfig, datasets: Sequence[Dataset], shares: Sequence[float], key: str
+) -> list[FeatureStatistics]:
+    """Returns statistics for each dataset: its own, or the merged ones if it lacks the feature.
+
+    With `statistics` set to `mixture`, every dataset gets the merged ones.
+
+    Args:
+      config: Config of the loader.
+      datasets: The datasets of the mixture.
+      shares: Share of the samples that come from each.
+      key: Key of the feature.
+    """
+    name = key.removeprefix("observation/")
+    having = [n for n, d in enumerate(config.datasets) if name not in d.missing]
+    found = own_statistics([datasets[number] for number in having], key)
+    own = dict(zip(having, found, strict=True))
+    # Weighted as the samples are, not by the size of the datasets.
+    merged = merge(list(own.values()), [shares[number] for number in own])
+    if config.statistics == "mixture":
+        own = {}
+    return [own.get(number, merged) for number in range(len(datasets))]
 
 
 def check_varying(
