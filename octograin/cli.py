@@ -14,18 +14,12 @@ from pipeline.terminal import show
 VERBS = {
     "convert": ("converters.job.convert_command", "convert robot episodes to a dataset directory"),
     "verify": ("converters.verify.__main__", "check a dataset, alone or against its source"),
-    "inspect": (
-        "pipeline.inspection.__main__",
-        "show what a dataset holds, as text, JSON or images",
-    ),
+    "inspect": ("pipeline.inspection.__main__", "show a dataset as text, JSON or images"),
     "edit": ("converters.edit", "correct conventions and instructions of a dataset"),
     "export": (None, "write a dataset as RLDS, or a run as a checkpoint of the original Octo"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
     "train": ("train.run", "finetune Octo on datasets"),
-    "evaluate": (
-        "train.evaluate.evaluate_command",
-        "run the policy of a run in the LIBERO simulator",
-    ),
+    "evaluate": ("train.evaluate.evaluate_command", "run a policy in the LIBERO simulator"),
     "serve": ("train.serve.__main__", "serve the policy of a run over a websocket"),
     "parity": ("train.policy.parity", "compare the inputs of a policy with those of its training"),
     "report": ("train.report.__main__", "write the report of a run again"),

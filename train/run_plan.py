@@ -11,7 +11,7 @@ import optax
 from pipeline.errors import UserError
 from pipeline.loading import device
 from pipeline.loading.loader import Loader
-from pipeline.loading.sampling import HostShard
+from pipeline.loading.samples.sampling import HostShard
 from pipeline.memory import release_freed_memory
 from train.metrics.validation import Validator
 from train.octo.released.weight_loading import Allowed, account

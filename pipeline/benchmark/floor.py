@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import decode_image, decode_jpeg, image_format
 from pipeline.data.schema import EPISODES, Column
-from pipeline.loading.sampling import Samples
+from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.window_reader import WindowReader
 
 

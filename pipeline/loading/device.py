@@ -14,7 +14,7 @@ from pipeline.data.schema import nest
 from pipeline.errors import UserError
 from pipeline.loading.batch import BatchSpec
 from pipeline.loading.loader import LoadedBatch
-from pipeline.loading.sampling import HostShard
+from pipeline.loading.samples.sampling import HostShard
 
 DATA_AXIS = "data"
 FSDP_AXIS = "fsdp"

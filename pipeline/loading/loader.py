@@ -3,23 +3,20 @@
 import copy
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from pipeline.arguments import check_path, named_arguments
 from pipeline.data import statistics as stats
-from pipeline.data.dataset import Dataset, on_disk, open_dataset
-from pipeline.data.manifest import load_manifest
+from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, shown
 from pipeline.files import to_json_values
 from pipeline.loading.batch import BatchSpec, LeafSpec
-from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader_description import (
     describe,
     describe_dataset,
@@ -37,7 +34,7 @@ from pipeline.loading.loader_state import (
 )
 from pipeline.loading.mixture import check_datasets
 from pipeline.loading.normalize import Normalizer, check_varying, used_statistics
-from pipeline.loading.sampling import (
+from pipeline.loading.samples.sampling import (
     WHOLE_BATCH,
     HostShard,
     SampleOrder,
@@ -45,8 +42,8 @@ from pipeline.loading.sampling import (
     Turns,
     sample_draws,
 )
-from pipeline.loading.splits import select
-from pipeline.loading.text import Encode, TaskTable, load_vocabulary, tokenize
+from pipeline.loading.samples.splits import select
+from pipeline.loading.text import Encode, TaskTable, tokenize
 from pipeline.loading.transforms import (
     CheckBatch,
     LookUpTask,
@@ -529,63 +526,6 @@ class Loader:
         """Rows of the task table for the tasks of a dataset; int32 (tasks)."""
         rows = {text: row for row, text in enumerate(self.tasks.texts)}
         return np.array([rows[text] for text in dataset.manifest.tasks], np.int32)
-
-
-@named_arguments(
-    "Other settings are fields of DataConfig, such as its seed: give one instead of the directory."
-)
-def open_loader(
-    data: str | os.PathLike[str] | DataConfig,
-    batch_size: int,
-    *,
-    observations: Sequence[str] | None = None,
-    window_size: int | None = None,
-    action_horizon: int | None = None,
-) -> Loader:
-    """Opens datasets and returns a loader of their batches, for a training loop of one's own.
-
-    Args:
-      data: A dataset directory, of which all episodes are sampled; or a config, for mixtures,
-        splits, filters, goals and token ids of instructions.
-      batch_size: Samples of a batch.
-      observations: Features below `observation/` that a batch holds; None: the config's, or of a
-        directory all of them.
-      window_size: Steps of history, the current one included; None: the config's, or 1.
-      action_horizon: Actions of a chunk; None: the config's, or 1.
-
-    Raises:
-      UserError: There is no such dataset, or its features or settings do not fit each other.
-    """
-    changes: dict[str, Any] = {}
-    if isinstance(data, str | os.PathLike):
-        data = os.fspath(data)
-        features = load_manifest(on_disk(data)).schema.features()
-        keys = [feature.key for _, feature in features if feature.kind != "text"]
-        names = [k.removeprefix("observation/") for k in keys if k.startswith("observation/")]
-        # Every observation that the dataset has, without a vocabulary to be installed.
-        config = DataConfig((DatasetConfig(data),), vocabulary="", observations=tuple(names))
-        changes = {"split": "all", "window_size": 1, "action_horizon": 1}
-    else:
-        if not isinstance(data, DataConfig):
-            check_path(data, "open_loader, data", "a dataset directory, or a DataConfig")
-        config = data
-    if isinstance(observations, str):
-        raise UserError(
-            where="open_loader, observations",
-            expected="a list of names",
-            found=repr(observations),
-            remedy=f"Put it in a list: observations=[{observations!r}].",
-        )
-    if observations is not None:
-        changes["observations"] = tuple(observations)
-    if window_size is not None:
-        changes["window_size"] = window_size
-    if action_horizon is not None:
-        changes["action_horizon"] = action_horizon
-    config = dataclasses.replace(config, **changes)
-    opened = [open_dataset(part.path, config.keys_of(part)) for part in config.datasets]
-    encode = load_vocabulary(config.vocabulary).EncodeAsIds if config.vocabulary else None
-    return Loader(config, batch_size, opened, encode)
 
 
 def _check_batch_size(batch_size: int) -> None:

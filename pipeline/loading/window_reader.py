@@ -13,9 +13,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig
-from pipeline.loading.sampling import Samples
-from pipeline.loading.splits import Selection
-from pipeline.loading.windows import (
+from pipeline.loading.samples.sampling import Samples
+from pipeline.loading.samples.splits import Selection
+from pipeline.loading.samples.windows import (
     action_mask,
     chunk_indices,
     history_indices,

@@ -16,7 +16,7 @@ from pipeline.data.schema import Schema
 from pipeline.files import from_json_text
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
-from pipeline.loading.sampling import WHOLE_BATCH, HostShard
+from pipeline.loading.samples.sampling import WHOLE_BATCH, HostShard
 from pipeline.loading.text import Encode, load_vocabulary
 
 Edit = Callable[[dict[str, Any]], None]

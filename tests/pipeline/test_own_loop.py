@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.errors import DataError, UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
-from pipeline.loading.loader import Loader, open_loader
+from pipeline.loading.loader import Loader
+from pipeline.loading.loader_opening import open_loader
 from tests.small_dataset import LENGTH, write_dataset
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_a_closed_loader_ends_its_loops(loader: Loader) -> None:
 
 def test_a_program_may_end_in_the_middle_of_a_loop(directory: str) -> None:
     code = f"""
-from pipeline.loading.loader import open_loader
+from pipeline.loading.loader_opening import open_loader
 loader = open_loader({directory!r}, batch_size=4)
 stream = iter(loader)
 print(next(stream)["action"].shape)

@@ -22,7 +22,7 @@ from pipeline.data.schema import Column
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import DataError, RecordError, UserError
 from pipeline.loading.data_config import DatasetConfig
-from pipeline.loading.splits import select
+from pipeline.loading.samples.splits import select
 from pipeline.vggt.aggregator_config import tiny
 from pipeline.vggt.encoder_spec import EncoderSpec
 from tests.processes import Command

@@ -4,8 +4,7 @@ import pathlib
 
 from pipeline.errors import UserError
 from pipeline.hub import SCHEME, fetch_directory
-from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS
-from train.checkpoints.checkpoint_store import is_run, read_checkpoint
+from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS, is_run, read_checkpoint
 from train.octo.released.released_files import check_tensors
 from train.octo.released.weight_loading import Pretrained, read_octo
 

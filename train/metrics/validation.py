@@ -13,7 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION
 from pipeline.loading import device
 from pipeline.loading.loader import Loader
-from pipeline.loading.sampling import HostShard
+from pipeline.loading.samples.sampling import HostShard
 from pipeline.loading.text import Encode
 from train import distributed
 from train.metrics.validation_files import EpisodePrediction, ValidationMetrics

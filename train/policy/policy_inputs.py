@@ -86,7 +86,7 @@ class History:
     def window(self, name: str, length: int) -> np.ndarray:
         """Returns the last steps (w ...) of an observation; the first step is repeated as padding.
 
-        Source: `pipeline.loading.windows.history_indices`.
+        Source: `pipeline.loading.samples.windows.history_indices`.
         """
         # Before the episode: the first step repeats, as in training.
         padding = max(length - len(self.steps), 0)

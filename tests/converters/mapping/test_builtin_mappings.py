@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from etils import epath
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO, find_mapping, read_mapping

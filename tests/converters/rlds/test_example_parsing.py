@@ -6,8 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.rlds.example_parsing import parse_episode

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 from etils import epath
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from converters.rlds.tfrecord import frame, masked_crc32c, read_records
 from pipeline.errors import DataError

@@ -26,8 +26,7 @@ from converters.rlds.rlds_restoration import declared_features
 from converters.sources.open_source import open_source
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
-from converters.vggt import __main__ as command
-from converters.vggt import token_job
+from converters.vggt import __main__ as command, token_job
 from converters.vggt.column_estimate import report
 from converters.vggt.sample_errors import sample_steps
 from converters.vggt.token_job import TokenJob, add_tokens

@@ -5,8 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from etils import epath
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.data import statistics as stats
 from pipeline.errors import DataError

@@ -30,7 +30,7 @@ from pipeline.loading.device import (
     shape_structs,
 )
 from pipeline.loading.loader import LoadedBatch, Loader
-from pipeline.loading.sampling import HostShard
+from pipeline.loading.samples.sampling import HostShard
 
 ROOT = pathlib.Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "octo" / "data"

@@ -2,10 +2,9 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from pipeline.loading.windows import keeps_goal_images, uniform_goals
+from pipeline.loading.samples.windows import keeps_goal_images, uniform_goals
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "data" / "golden" / "octo" / "data"
 

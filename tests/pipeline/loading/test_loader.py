@@ -15,9 +15,9 @@ from pipeline.files import to_json_values
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.device import batch_sharding, make_mesh, one_ahead
 from pipeline.loading.loader import LoadedBatch, Loader
-from pipeline.loading.sampling import HostShard, SampleOrder
-from pipeline.loading.splits import Selection
-from pipeline.loading.windows import chunk_indices, history_indices
+from pipeline.loading.samples.sampling import HostShard, SampleOrder
+from pipeline.loading.samples.splits import Selection
+from pipeline.loading.samples.windows import chunk_indices, history_indices
 from tests.processes import Command
 
 TOKENS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.loading.sampling import HostShard, SampleOrder, Turns, sample_draws
-from pipeline.loading.splits import Selection
+from pipeline.loading.samples.sampling import HostShard, SampleOrder, Turns, sample_draws
+from pipeline.loading.samples.splits import Selection
 
 
 def everything(*num_steps: int) -> list[Selection]:

@@ -13,7 +13,7 @@ from converters.sources.open_source import open_source
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, RecordError, UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
-from pipeline.loading.splits import Selection, _other_fraction, episode_places, select
+from pipeline.loading.samples.splits import Selection, _other_fraction, episode_places, select
 
 # Episodes of the bundled set: 102, 124, 123 and 106 steps, from 0, 102, 226 and 349.
 

@@ -10,8 +10,8 @@ from pipeline.data.images import decode_image
 from pipeline.errors import DataError, RecordError, SchemaError
 from pipeline.loading.batch import check_batch
 from pipeline.loading.data_config import DataConfig, DatasetConfig
-from pipeline.loading.sampling import Samples
-from pipeline.loading.splits import select
+from pipeline.loading.samples.sampling import Samples
+from pipeline.loading.samples.splits import select
 from pipeline.loading.window_reader import WindowReader
 
 OBSERVATIONS = ("image_primary", "proprio", "vggt_tokens")

@@ -2,10 +2,14 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from pipeline.loading.windows import action_mask, chunk_indices, history_indices, octo_action_mask
+from pipeline.loading.samples.windows import (
+    action_mask,
+    chunk_indices,
+    history_indices,
+    octo_action_mask,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "data" / "golden" / "octo" / "data"
 SIZES = st.integers(1, 40)

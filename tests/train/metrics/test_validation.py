@@ -9,8 +9,8 @@ import pytest
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError
 from pipeline.loading.device import batch_sharding, make_mesh
-from pipeline.loading.sampling import WHOLE_BATCH
-from pipeline.loading.splits import episode_places
+from pipeline.loading.samples.sampling import WHOLE_BATCH
+from pipeline.loading.samples.splits import episode_places
 from pipeline.loading.text import load_vocabulary
 from tests.parameters import random_params
 from train.metrics.validation import Validator

@@ -1,8 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from train.octo.attention import Kind, Rule, Span, attention_mask, layout, rule, rule_mask
 

@@ -18,8 +18,7 @@ from pipeline.loading.normalize import Normalizer
 from tests.parameters import random_params
 from tests.rounding import assert_equal_but_for_rounding
 from train.octo.attention import Kind, Span, attention_mask, rule_mask
-from train.octo.functional import init_params, loss_fn
-from train.octo.functional import training_noise as draw_noise
+from train.octo.functional import init_params, loss_fn, training_noise as draw_noise
 from train.octo.heads.diffusion import SamplingNoise, TrainingNoise
 from train.octo.model import OctoModule
 from train.octo.octo_config import (

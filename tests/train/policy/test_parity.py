@@ -10,7 +10,7 @@ import pytest
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
-from pipeline.loading.windows import history_indices
+from pipeline.loading.samples.windows import history_indices
 from tests.train.conftest import untrained
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import parity

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.loading.splits import Selection
+from pipeline.loading.samples.splits import Selection
 
 _NUM_DRAWS = 4
 """64-bit words of one Philox block, the draws of one sample."""
