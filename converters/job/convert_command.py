@@ -197,7 +197,7 @@ def _summarize(manifest: Manifest, source: Source, args: Args, seconds: float) -
         f"{len(manifest.episode_lengths):,} episodes, {sum(manifest.episode_lengths):,} steps, "
         f"{len(manifest.tasks)} tasks in {seconds:.1f} s"
     ]
-    if any(feature.kind == "image" for _, feature in manifest.schema.features()):
+    if any(feature.kind in ("image", "depth") for _, feature in manifest.schema.features()):
         alone = "by their headers alone; --check_images decodes them all"
         lines.append(f"images checked: {'to their ends' if args.check_images else alone}")
     if any(manifest.removed_steps):

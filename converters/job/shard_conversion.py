@@ -362,7 +362,7 @@ def _decode(episode: Standardized, schema: Schema, where: str) -> tuple[int, flo
     started = time.process_time()
     num_images = 0
     for _, feature in schema.features():
-        if feature.kind != "image":
+        if feature.kind not in ("image", "depth"):
             continue
         for t, encoded in enumerate(episode.values[feature.key]):
             # Blobs, since only images get here.

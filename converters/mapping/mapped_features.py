@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -24,6 +24,9 @@ _RESERVED_FOLDERS = ("task/", "observation/pad_mask_dict")
 _FROM = pydantic.Field(validation_alias=pydantic.AliasChoices("from", "joined"))
 # Pixels that a model reads have three.
 _NUM_CHANNELS = 3
+_NUM_AXES = 3
+_INTEGER_DEPTH = ("uint16", "int32")
+_FLOAT_DEPTH = ("float32", "float64")
 _EXACT_INTEGER = 2**24
 """Up to it float32 holds every integer."""
 
@@ -82,6 +85,10 @@ class FeatureMapping:
     """Whether an image of one channel is taken in, as three equal ones."""
     compute: tuple[AnyOperation, ...] = dataclasses.field(default=(), metadata=LATER)
     """Operations on the value of `source`, or on the vector of `from`, in this order."""
+    depth: bool = dataclasses.field(default=False, metadata=LATER)
+    """Whether it is a depth image: 16-bit PNG, or numbers of one value per pixel."""
+    depth_unit: Literal["", "mm", "m"] = dataclasses.field(default="", metadata=LATER)
+    """Unit of depth in the source. Empty: mm, of integers alone."""
 
     def __post_init__(self) -> None:
         """Checks that the key is a path of a batch, and the column a folder of the dataset."""
@@ -93,6 +100,10 @@ class FeatureMapping:
             raise ValueError(f"column {self.column!r} of {self.key} must be the name of a folder")
         if bool(self.joined) == bool(self.source):
             raise ValueError(f"{self.key} needs either source or from: the keys in the source")
+        if self.depth and (self.joined or self.grey_to_rgb):
+            raise ValueError(f"{self.key} is depth, which has one source and stays one channel")
+        if self.depth_unit and not self.depth:
+            raise ValueError(f"{self.key} has a depth_unit, so it needs depth = true")
 
     @property
     def is_computed(self) -> bool:
@@ -130,6 +141,8 @@ def make_feature(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str)
     # An action that is no float32 vector, such as an integer, is made one.
     if mapping.joined or (mapping.key == ACTION and _needs_vector(keys[0])):
         feature = _vector(mapping, keys, where)
+    elif mapping.depth:
+        feature = _depth(mapping, keys[0], f"{where}, {keys[0].key}")
     elif keys[0].kind == "image":
         feature = _image(mapping, keys[0], f"{where}, {keys[0].key}")
     else:
@@ -190,6 +203,34 @@ def _image(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
     return Feature(
         mapping.key, "image", shape, "uint8", "uint8", key.key, "uint8", mapping.dims, parts
     )
+
+
+def _depth(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:
+    is_plane = len(key.shape) == _NUM_AXES - 1 or (
+        len(key.shape) == _NUM_AXES and key.shape[-1] == 1
+    )
+    unit = mapping.depth_unit or ("" if key.dtype in _FLOAT_DEPTH else "mm")
+    # Pixels of a PNG are integers, and integers of metres are no depth.
+    dtypes = {"mm": (*_INTEGER_DEPTH, *_FLOAT_DEPTH), "m": _FLOAT_DEPTH, "": _FLOAT_DEPTH}[unit]
+    dtypes = dtypes if key.kind == "tensor" else ("uint16",)
+    if mapping.column == EPISODES or not is_plane or key.dtype not in dtypes or not unit:
+        expected = f"depth in {unit or 'mm or m'}, {' or '.join(dtypes)} [h, w] or [h, w, 1]"
+        remedy = 'Correct column = "steps" or depth_unit in the mapping, or ignore the key.'
+        if not unit:
+            expected += ", with its unit"
+            remedy = 'Set depth_unit = "m" or "mm" for it in the mapping.'
+        raise SchemaError(
+            where=where,
+            expected=f"{expected}, in a step column such as `steps`",
+            found=f"{key.kind} {key.dtype}{list(key.shape)} in the column {mapping.column}",
+            remedy=remedy,
+        )
+    shape = (*key.shape[:2], 1)
+    # The part keeps the source's type where it is another one.
+    is_same = (key.dtype, key.shape) == ("uint16", shape)
+    parts = () if is_same else (SourcePart(key.key, key.dtype, key.shape),)
+    names = (mapping.key, "depth", shape, "uint16", "float32", key.key, key.dtype, mapping.dims)
+    return Feature(*names, parts, source_unit=unit)
 
 
 def _tensor(mapping: FeatureMapping, key: SourceKey, where: str) -> Feature:

@@ -24,6 +24,7 @@ from pipeline.data.schema import ACTION, EPISODES, SOURCE_ID, rest_dtype
 from pipeline.errors import SchemaError
 from pipeline.loading.data_config import DataConfig
 
+_IMAGE_AXES = 3
 _TOKEN_VALUES = 512
 """Tensors with at least this many values per step are proposed as a column of their own."""
 
@@ -91,7 +92,8 @@ class _Proposal:
     @property
     def is_camera(self) -> bool:
         """Whether it is an image, encoded or as its pixels, of each step."""
-        return _is_rgb(self.key) and self.key.key.startswith(STEPS)
+        is_rgb = _is_rgb(self.key) and not self.feature.depth
+        return is_rgb and self.key.key.startswith(STEPS)
 
 
 def describe(source: Source) -> str:
@@ -159,6 +161,8 @@ def _reason(key: SourceKey) -> str | None:
         return f"{shape}: empty"
     if key.kind == "image" and (key.dtype, key.shape[2:]) == ("uint8", (1,)):
         return f"{shape}: a grey image; a feature with grey_to_rgb = true takes it"
+    if _is_depth(key):
+        return None
     if key.kind == "image" and (key.dtype, key.shape[2:]) != ("uint8", (3,)):
         return f"{shape}: only uint8 images of 3 channels are stored"
     # Asked by trying: the dtype law is in one place.
@@ -183,7 +187,11 @@ def _proposals(keys: Sequence[SourceKey]) -> list[_Proposal]:
         column = _column(key, feature.key, columns)
         names.add(feature.key)
         columns.add(column)
-        proposals[key.key] = _Proposal((key,), dataclasses.replace(feature, column=column))
+        feature = dataclasses.replace(feature, column=column)
+        if _is_depth(key):
+            unit = "m" if key.dtype in _FLOATS else "mm"
+            feature = dataclasses.replace(feature, depth=True, depth_unit=unit)
+        proposals[key.key] = _Proposal((key,), feature)
     # In the order of the source.
     return [proposals[key.key] for key in keys]
 
@@ -222,9 +230,20 @@ def _is_rgb(key: SourceKey) -> bool:
     return key.kind == "image" or is_pixels
 
 
+def _is_depth(key: SourceKey) -> bool:
+    """Whether a key has one number per pixel, and a type or a name that only depth has."""
+    is_plane = len(key.shape) in (_IMAGE_AXES - 1, _IMAGE_AXES) and key.shape[2:] in ((), (1,))
+    if not is_plane or not key.key.startswith(STEPS):
+        return False
+    if key.kind == "image":
+        return key.dtype == "uint16"
+    is_number = key.kind == "tensor" and key.dtype in ("uint16", "int32", "float32", "float64")
+    return is_number and "depth" in words_of(key.key)
+
+
 def _column(key: SourceKey, name: str, taken: set[str]) -> str:
     """The column of a key; one of its own has a name that no other has."""
-    if _is_rgb(key):
+    if _is_rgb(key) or _is_depth(key):
         return IMAGES
     if name == ACTION or math.prod(key.shape) < _TOKEN_VALUES:
         return EPISODES
@@ -405,4 +424,11 @@ def _feature_lines(proposal: _Proposal) -> list[str]:
         f"from = [{sources}]" if feature.joined else f"source = {sources}",
         *([f"column = {quoted(feature.column)}"] if feature.column != EPISODES else []),
         *([f"dims = [{', '.join(map(quoted, feature.dims))}]"] if feature.dims else []),
+        *_depth_lines(feature),
     ]
+
+
+def _depth_lines(feature: FeatureMapping) -> list[str]:
+    if not feature.depth:
+        return []
+    return ["depth = true  # CHECK", f"depth_unit = {quoted(feature.depth_unit)}  # CHECK: mm or m"]

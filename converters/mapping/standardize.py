@@ -14,6 +14,7 @@ import numpy as np
 from converters.mapping.episode_selection import EpisodeCondition, StepSelection
 from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping, join, make_feature
+from converters.sources.depth_encoding import depth_images
 from converters.sources.source import STEPS, Episode, Source, SourceKey
 from pipeline.added_fields import LATER
 from pipeline.data.conventions import Conventions, is_no_op
@@ -276,7 +277,9 @@ def standardize(
     values: dict[str, np.ndarray | list[Blob]] = {}
     for column, feature in schema.features():
         value = _each_step(episode, feature, num_steps, where)
-        if isinstance(value, np.ndarray):
+        if feature.kind == "depth":
+            value = depth_images(value, feature, where)
+        elif isinstance(value, np.ndarray):
             value = to_rest(value, feature, where)
             # Statistics are computed from these; NaN in one value would spoil all of them.
             if column.per == "episode" and feature.dtype == "float32":

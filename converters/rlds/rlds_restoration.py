@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from converters.sources.source import STEPS
 from pipeline.data.dataset import Dataset
+from pipeline.data.depth import MM_PER_M, read_millimetres
 from pipeline.data.images import image_format
 from pipeline.data.manifest import Manifest
 from pipeline.data.record import Values
@@ -34,7 +35,7 @@ class _Piece:
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """The key's values, (t, *shape), in those of the feature."""
-        if not self.feature.parts:
+        if not self.feature.parts or self.feature.kind == "depth":
             return values
         # Its own numbers of the joined vector.
         own = values[:, self.start : self.start + self.part.size]
@@ -107,6 +108,9 @@ def _declared(piece: _Piece, formats: set[str]) -> Any:
             return tfds.features.Text()
         case "image":
             return _image(piece.part.shape, formats)
+        case "depth" if not piece.feature.parts:
+            shape = piece.part.shape
+            return tfds.features.Image(shape=shape, dtype=np.uint16, encoding_format="png")
         case _:
             return tfds.features.Tensor(shape=piece.part.shape, dtype=np.dtype(piece.part.dtype))
 
@@ -140,6 +144,8 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
         read = _read(dataset, column, features, index)
         for piece in pieces:
             value = read[piece.feature.key]
+            if piece.feature.kind == "depth" and piece.feature.parts:
+                value = _depth(value, piece)
             values[piece.part.source] = piece.of(value) if isinstance(value, np.ndarray) else value
     # Before views are joined: formats are looked up by view.
     _note_formats(values, dataset, formats)
@@ -163,6 +169,16 @@ def _read(
     num_steps = dataset.manifest.episode_lengths[index]
     records = (reader.read(first + t) for t in range(num_steps))
     return _stacked(records, features, num_steps)
+
+
+def _depth(images: np.ndarray | list[Blob], piece: _Piece) -> np.ndarray:
+    """Depth that the source had as numbers, (t, *shape) in its unit and dtype."""
+    feature, part = piece.feature, piece.part
+    planes = [read_millimetres(bytes(image), feature.shape, part.source) for image in images]
+    millimetres = np.stack(planes).reshape(-1, *part.shape)
+    # Integers are in mm, so division by one changes none.
+    scale = MM_PER_M if feature.source_unit == "m" else 1
+    return (millimetres / scale).astype(part.dtype)
 
 
 def _as_sequence(key: str, views: Sequence[Any]) -> SourceValues:

@@ -19,7 +19,8 @@ STEPS = "steps/"
 
 Episode = dict[str, np.ndarray | list[Blob]]
 """Values by source key. A tensor is (t, *shape). Texts are a list of t, in UTF-8. Images are a list
-of t encoded ones, JPEG or PNG, or uint8 (t, h, w, c). A key outside `steps/` has t = 1."""
+of t encoded ones, JPEG or PNG (of depth in mm: PNG of one channel of 16 bits), or uint8
+(t, h, w, c). A key outside `steps/` has t = 1."""
 
 
 @dataclasses.dataclass(frozen=True)

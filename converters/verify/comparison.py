@@ -8,12 +8,14 @@ from etils import epath
 from converters.verify.expected_records import Expected
 from converters.verify.findings import Findings
 from pipeline.data import statistics as stats
+from pipeline.data.depth import read_millimetres
 from pipeline.data.manifest import Manifest
 from pipeline.data.record import Values
-from pipeline.data.schema import EPISODES, Feature
+from pipeline.data.schema import EPISODES, Blob, Feature
 from pipeline.errors import DataError
 
 _SHOWN_BYTES = 60
+_HALF_MM = 0.5
 
 
 def differences(stored: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -61,7 +63,12 @@ def compare_record(
     for feature in features:
         place = f"{where}, {feature.key}"
         value = values[feature.key]
-        if isinstance(value, np.ndarray):
+        if feature.kind == "depth":
+            source = expected.depth(feature, step or 0)
+            if difference := _depth_difference(bytes(value), feature, source, place):
+                at = f"{expected.where}, step {step}"
+                findings.add(place, f"{difference[0]}, as {at}", difference[1])
+        elif isinstance(value, np.ndarray):
             if step is None:
                 _compare(value, expected.tensors(feature), place, expected.where, findings)
             else:
@@ -73,6 +80,29 @@ def compare_record(
             # Blobs are compared whole: conversion changes no byte of them.
             at = expected.where if step is None else f"{expected.where}, step {step}"
             findings.add(place, f"{_shortened(blob)}, as {at}", _shortened(bytes(value)))
+
+
+def _depth_difference(
+    stored: bytes, feature: Feature, source: np.ndarray | Blob, place: str
+) -> tuple[str, str] | None:
+    """Returns (expected, found) where a stored depth image is not the source's, else None.
+
+    An encoded image is compared whole: conversion changes no byte of it. Numbers may differ by the
+    rounding to the nearest millimetre.
+    """
+    if not isinstance(source, np.ndarray):
+        blob = bytes(source)
+        return None if stored == blob else (_shortened(blob), _shortened(stored))
+    found = read_millimetres(stored, feature.shape, place)[..., 0]
+    millimetres = source.reshape(found.shape).astype(np.float64)
+    millimetres *= 1000 if feature.source_unit == "m" else 1
+    # A difference that is NaN is none that is small.
+    differ = ~(np.abs(found - millimetres) <= _HALF_MM)
+    if not differ.any():
+        return None
+    y, x = (int(axis[0]) for axis in np.nonzero(differ))
+    more = f"{int(differ.sum()) - 1} more values that differ"
+    return f"{millimetres[y, x]:g} mm at [{y}, {x}]", f"{found[y, x]} mm, and {more}"
 
 
 def _compare(

@@ -66,6 +66,11 @@ class Expected:
         # `...` keeps a 0-d array.
         return values[0 if is_whole else self.steps[step], ...]
 
+    def depth(self, feature: Feature, step: int) -> np.ndarray | Blob:
+        """Depth at step `step` of those that stay: an encoded image, or (h, w) or (h, w, 1)."""
+        values = self.episode[feature.source]
+        return values[int(self.steps[step]) if feature.source.startswith(STEPS) else 0]
+
     def blob(self, key: str, step: int) -> Blob:
         """The encoded image or text that a source key has at step `step` of those that stay."""
         values = self.episode[key]
@@ -211,8 +216,11 @@ class ExpectedEpisodes:
         return True
 
     def _has_part(self, kind: str, part: SourcePart) -> bool:
-        expected = f"{kind} of {part.dtype}{list(part.shape)}"
         key = self.source.keys.get(part.source)
+        # Depth is an image or a tensor in the source.
+        if kind == "depth":
+            kind = "image" if key and key.kind == "image" else "tensor"
+        expected = f"{kind} of {part.dtype}{list(part.shape)}"
         found = f"{key.kind} of {key.dtype}{list(key.shape)}" if key else "no such key"
         if found != expected:
             self._findings.add(f"{self._declared}, {part.source}", expected, found)

@@ -8,10 +8,15 @@ import numpy as np
 from converters.sources.episode_boundaries import check_boundaries
 from converters.sources.source import Episode
 from converters.verify.findings import Findings
+from pipeline.data.depth import read_millimetres
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.data.schema import Blob, Column, Feature, to_rest
 from pipeline.errors import UserError
+
+_HALF_MM = 0.5
+_MOST_MM = 65535
+"""More does not fit 16 bits."""
 
 
 @runtime_checkable
@@ -35,6 +40,10 @@ class SourceEpisode(Protocol):
 
     def tensors(self, feature: Feature) -> np.ndarray:
         """(t, *shape) of a tensor feature."""
+        ...
+
+    def depth(self, feature: Feature, step: int) -> np.ndarray | Blob:
+        """An encoded image, or (h, w) or (h, w, 1)."""
         ...
 
     def blob(self, key: str, step: int) -> Blob:
@@ -86,12 +95,24 @@ class SkippedEpisodes:
             self._findings.add(f"{where}, skipped_episodes", "episodes of the source", found)
 
 
+def _check_depth(value: np.ndarray | Blob, feature: Feature, where: str) -> None:
+    if not isinstance(value, np.ndarray):
+        read_millimetres(value, feature.shape, where)
+        return
+    millimetres = value.astype(np.float64) * (1000 if feature.source_unit == "m" else 1)
+    if not ((millimetres >= -_HALF_MM) & (millimetres < _MOST_MM + _HALF_MM)).all():
+        raise UserError(where=where, expected="depth that fits", found="others", remedy="")
+
+
 def _check_values(expected: SourceEpisode, column: Column, feature: Feature) -> None:
     """Raises where a feature has a value that cannot be stored."""
     place = f"{expected.where}, {feature.source}"
     steps = range(len(expected.steps))
     if feature.kind == "text":
         bytes(expected.blob(feature.source, 0)).decode()
+    elif feature.kind == "depth":
+        for t in steps:
+            _check_depth(expected.depth(feature, t), feature, f"{place}, step {t}")
     elif feature.kind == "image":
         # Decoded whole: that its header is fine was no reason to skip it.
         pixels = np.empty(feature.shape, np.uint8)

@@ -10,6 +10,7 @@ from etils import epath
 from converters.job.file_ownership import NOTE_SUFFIX
 from converters.verify.findings import Findings
 from pipeline.data.column_reader import describe_unreadable
+from pipeline.data.depth import read_millimetres
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import FILE_NAME, WORK, Manifest, Shard
 from pipeline.data.record import RecordLayout, Values
@@ -142,6 +143,8 @@ class ValueCheck:
             try:
                 if isinstance(value, np.ndarray):
                     self._check_tensor(value, column, feature, num_steps, place)
+                elif feature.kind == "depth":
+                    read_millimetres(value, feature.shape, place)
                 elif feature.kind == "image":
                     decode_image(value, self._buffer(feature.shape), place)
                 elif feature.kind == "quantized":

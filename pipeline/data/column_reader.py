@@ -12,6 +12,7 @@ from array_record.python import (
 )
 from etils import epath
 
+from pipeline.data.depth import decode_depth
 from pipeline.data.images import decode_image, resize_image
 from pipeline.data.manifest import Shard
 from pipeline.data.record import RecordLayout, Values
@@ -147,6 +148,8 @@ class ColumnReader:
         try:
             if feature.kind == "quantized":
                 feature.code.decode(value, out, feature.key)
+            elif feature.kind == "depth":
+                decode_depth(value, out, feature.key)
             else:
                 decode_image(value, out, feature.key)
         except UserError as error:

@@ -1,6 +1,8 @@
 """Camera images: reads their size, decodes them into given arrays, and resizes them."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -147,6 +149,8 @@ def resize_image(image: np.ndarray, out: np.ndarray) -> None:
     if image.shape == out.shape:
         out[...] = image
         return
+    if image.dtype != np.uint8:
+        raise ValueError(f"only uint8 images are resized, not {image.dtype}{list(image.shape)}")
     height, width = out.shape[:2]
     # Channel by channel, because Pillow's float images have only one.
     for channel in range(out.shape[2]):
@@ -154,6 +158,19 @@ def resize_image(image: np.ndarray, out: np.ndarray) -> None:
         floats = Image.fromarray(image[..., channel].astype(np.float32))
         resized = floats.resize((width, height), Image.Resampling.LANCZOS)
         out[..., channel] = np.clip(np.rint(np.asarray(resized)), 0, 255)
+
+
+@contextlib.contextmanager
+def unreadable_image(encoded: Blob, where: str) -> Iterator[None]:
+    """Turns a decoder's error inside the block into one that names the place.
+
+    Raises:
+      DataError: The bytes are no readable image.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise _unreadable(encoded, error, where) from error
 
 
 def _unreadable(encoded: Blob, error: Exception, where: str) -> DataError:

@@ -61,7 +61,7 @@ class RecordLayout:
 
     @functools.cached_property
     def blobs(self) -> tuple[Feature, ...]:
-        """The features of variable length: images, texts and quantized tokens."""
+        """The features of variable length: images, depth, texts and quantized tokens."""
         return tuple(f for f in self.column.features if f.kind != "tensor")
 
     def encode(

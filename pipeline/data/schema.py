@@ -3,6 +3,7 @@
 | at the source                                | at rest             | in the batch          |
 | -------------------------------------------- | ------------------- | --------------------- |
 | uint8 image, encoded                         | the encoded bytes   | uint8 (h w 3)         |
+| depth, uint16 or float                       | 16-bit PNG in mm    | float32 (h w 1) in m  |
 | float32, int32, uint8, bool                  | unchanged           | unchanged             |
 | float64                                      | float32, if it fits | float32               |
 | int8, int16, int64, uint16, uint32, uint64   | int32, if it fits   | int32                 |
@@ -45,6 +46,7 @@ _HALF_DTYPES = ("float16", "bfloat16")
 _EXPONENT_BITS = {_DTYPES["float16"]: 0x7C00, _DTYPES["bfloat16"]: 0x7F80}
 """Exponent bits; all of them are set in NaN and infinities."""
 _NUM_SAMPLES = 3
+_IMAGE_AXES = 3
 
 EPISODES = "episodes"
 """The column of trajectories, one record per episode."""
@@ -53,7 +55,7 @@ SOURCE_ID = "source_id"
 ACTION = "action"
 """Feature of the trajectories that a policy learns to predict."""
 
-Kind = Literal["tensor", "image", "text", "quantized"]
+Kind = Literal["tensor", "image", "depth", "text", "quantized"]
 
 Blob = bytes | memoryview
 """An encoded image, a text in UTF-8, or quantized tokens."""
@@ -83,10 +85,11 @@ class Feature:
     key: str
     """Path in the batch, such as `observation/proprio`."""
     kind: Kind
-    """How it is stored: typed bytes, an encoded image, UTF-8 text (episode metadata), or tokens
-    quantized by `pipeline.data.int8_codec`."""
+    """How it is stored: typed bytes, an encoded image, a depth image (`pipeline.data.depth`), UTF-8
+    text (episode metadata), or tokens quantized by `pipeline.data.int8_codec`."""
     shape: tuple[int, ...]
-    """Shape of one step, without the time axis; (h, w, 3) for an image, () for a text."""
+    """Shape of one step, without the time axis; (h, w, 3) for an image, (h, w, 1) for depth, () for
+    a text."""
     dtype: str
     """Dtype at rest; for an image, of its decoded pixels; `utf8` for a text; for quantized tokens
     such as `int8x128+5`, of which the first 5 are float16."""
@@ -103,6 +106,8 @@ class Feature:
     """Source keys whose values are concatenated as float32, in order; or a single key that has
     another shape or dtype in the source. Empty if the values of the key `source` are stored
     unchanged. With several parts, `source` joins their keys with a plus sign."""
+    source_unit: Literal["", "mm", "m"] = dataclasses.field(default="", metadata=LATER)
+    """Unit of a depth image in the source; empty for all other features."""
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +133,7 @@ class Feature:
     @property
     def numpy_dtype(self) -> np.dtype:
         """The dtype at rest as a numpy dtype."""
-        return _DTYPES[self.dtype]
+        return np.dtype(np.uint16) if self.kind == "depth" else _DTYPES[self.dtype]
 
     @property
     def code(self) -> GroupedInt8:
@@ -141,6 +146,9 @@ class Feature:
     def check(self, where: str) -> None:
         """Raises a `SchemaError` if the declared types break the dtype law."""
         if self.kind == "text":
+            return
+        if self.kind == "depth":
+            self._check_depth(where)
             return
         if self.kind == "quantized":
             code = GroupedInt8.parse(self.dtype)
@@ -172,6 +180,16 @@ class Feature:
                 expected=f"{' or '.join(allowed)} in the batch, for {self.dtype} at rest",
                 found=str(self.batch_dtype),
                 remedy="Convert the dataset again; the converter declares only these.",
+            )
+
+    def _check_depth(self, where: str) -> None:
+        is_plane = len(self.shape) == _IMAGE_AXES and self.shape[-1] == 1
+        if not is_plane or (self.dtype, self.batch_dtype) != ("uint16", "float32"):
+            raise SchemaError(
+                where=f"{where}, feature {self.key}",
+                expected="a depth image of uint16[h, w, 1], float32 in the batch",
+                found=f"{self.dtype}{list(self.shape)}, {self.batch_dtype} in the batch",
+                remedy="Convert the dataset again; the converter writes only such images.",
             )
 
 

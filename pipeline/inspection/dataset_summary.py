@@ -12,6 +12,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.schema import Column, Feature
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.data.token_provenance import TokenOrigin
+from pipeline.inspection.depth_ranges import DepthRange, depth_ranges
 from pipeline.inspection.feature_names import dim_names
 
 MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
@@ -112,10 +113,16 @@ class Summary:
     tasks: tuple[TaskSummary, ...]
     statistics: Mapping[str, tuple[DimSummary, ...]]
     """Statistics by feature key."""
+    depth: Mapping[str, DepthRange]
+    """Ranges of a few depth images, by feature key."""
 
 
 def summarize(dataset: Dataset) -> Summary:
-    """Summarizes an opened dataset, without reading a record."""
+    """Summarizes an opened dataset; the only records that it reads are a few of depth images.
+
+    Raises:
+      DataError: A depth image is corrupt.
+    """
     manifest = dataset.manifest
     features = {feature.key: feature for _, feature in manifest.schema.features()}
     return Summary(
@@ -130,6 +137,7 @@ def summarize(dataset: Dataset) -> Summary:
         features=tuple(_feature(manifest, *pair) for pair in manifest.schema.features()),
         tasks=_tasks(dataset),
         statistics={key: _dims(features[key], s) for key, s in dataset.statistics.items()},
+        depth=depth_ranges(dataset, range(dataset.num_steps)),
     )
 
 

@@ -9,6 +9,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.schema import EPISODES, SOURCE_ID, Feature
 from pipeline.errors import UserError
+from pipeline.inspection.depth_ranges import DepthRange, depth_ranges
 from pipeline.inspection.feature_names import dim_names
 
 RANGES = ("first", "last", "min", "max")
@@ -78,10 +79,12 @@ class EpisodeSummary:
     """Other texts of the source, by feature key."""
     values: Mapping[str, tuple[DimRange, ...]]
     """Ranges of the trajectories in the episode column, by feature key."""
+    depth: Mapping[str, DepthRange]
+    """Ranges of a few of its depth images, by feature key."""
 
 
 def summarize_episode(dataset: Dataset, episode: int) -> EpisodeSummary:
-    """Summarizes one episode; reads its record in the episode column.
+    """Summarizes one episode; reads its record in the episode column, and a few depth images.
 
     Args:
       dataset: The opened directory.
@@ -98,6 +101,7 @@ def summarize_episode(dataset: Dataset, episode: int) -> EpisodeSummary:
     texts = {key: value.decode() for key, value in values.items() if isinstance(value, bytes)}
     arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
     steps = manifest.episode_lengths[episode]
+    first_step = int(dataset.episode_starts[episode])
     return EpisodeSummary(
         path=dataset.path,
         name=manifest.name,
@@ -107,11 +111,12 @@ def summarize_episode(dataset: Dataset, episode: int) -> EpisodeSummary:
         source_id=texts.pop(SOURCE_ID, None),
         steps=steps,
         duration_s=steps / manifest.conventions.control_frequency_hz,
-        first_step=int(dataset.episode_starts[episode]),
+        first_step=first_step,
         tasks=episode_tasks(manifest, episode),
         records=_records(dataset, episode),
         texts=texts,
         values={key: _ranges(features[key], value) for key, value in arrays.items()},
+        depth=depth_ranges(dataset, range(first_step, first_step + steps)),
     )
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -42,6 +42,7 @@ _STYLE: dict[Any, Any] = {
     **{f"{axis}tick.major.size": 2.5 for axis in "xy"},
     **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
 }
+_DEPTH_COLOURS = colormaps["viridis"].with_extremes(bad="white")
 _UNDRAWABLE = r"Glyph \d+ .* missing from|Matplotlib currently does not support"
 """Warnings about characters that the font lacks; each is drawn as a box."""
 _LONG_TITLE = 200
@@ -199,15 +200,43 @@ def _draw_images(page: Page, strip: Strip, corner: tuple[float, float], width: f
     left, top = corner
     size = _image_width(strip, width)
     for name, images in strip.cameras.items():
-        page.text(left, top + 0.02, name, size=7.5, color=GREY)
+        depth = _depth_scale(images.values())
+        label = f"{name}, {depth[0]:.2f} to {depth[1]:.2f} m" if depth else name
+        page.text(left, top + 0.02, label, size=7.5, color=GREY)
         for step, image in images.items():
             height = size * image.shape[0] / image.shape[1]
             axes = page.axes(left, top + 0.19, size, height)
-            axes.imshow(image, aspect="auto", interpolation="antialiased")
+            _show_image(axes, image, depth)
             axes.set_axis_off()
             page.text(left, top + 0.19 + height + 0.03, f"step {step}", size=7, color=GREY)
             left += size + _IMAGE_GAP
         left += _CAMERA_GAP - _IMAGE_GAP
+
+
+def _depth_scale(images: Iterable[np.ndarray]) -> tuple[float, float] | None:
+    """Returns the least and the greatest reading of depth images in m; None for a camera's."""
+    depth = [image[image > 0] for image in images if image.dtype == np.float32]
+    if not depth:
+        return None
+    readings = np.concatenate(depth)
+    return (float(readings.min()), float(readings.max())) if readings.size else (0.0, 0.0)
+
+
+def _show_image(axes: Axes, image: np.ndarray, depth: tuple[float, float] | None) -> None:
+    """Draws an image; depth by colours, from near to far, and white where there is no reading."""
+    if depth is None:
+        axes.imshow(image, aspect="auto", interpolation="antialiased")
+        return
+    plane = np.ma.masked_equal(image[:, :, 0], 0.0)
+    # Nearest: colours between near and far would show surfaces that are not there.
+    axes.imshow(
+        plane,
+        cmap=_DEPTH_COLOURS,
+        vmin=depth[0],
+        vmax=depth[1],
+        aspect="auto",
+        interpolation="nearest",
+    )
 
 
 def _panels_block(group: PanelGroup, picture: Picture) -> Block:

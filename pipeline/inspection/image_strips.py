@@ -26,7 +26,7 @@ class Strip:
     note: str
     """The episode of the images."""
     cameras: Mapping[str, Mapping[int, np.ndarray]]
-    """Images as stored, uint8 (h w 3), by camera, then by step."""
+    """Images by camera, then by step: as stored, uint8 (h w 3), or depth in m, float32 (h w 1)."""
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -70,7 +70,7 @@ def read_episode_strips(dataset: Dataset, episode: int) -> tuple[Strip, ...]:
 
 def _cameras(dataset: Dataset) -> list[tuple[Column, Feature]]:
     pairs = dataset.manifest.schema.features()
-    return [(c, f) for c, f in pairs if c.is_camera(f)]
+    return [(c, f) for c, f in pairs if c.is_camera(f) or f.kind == "depth"]
 
 
 def _read(
@@ -80,6 +80,6 @@ def _read(
     images = {}
     for step in spread(dataset.manifest.episode_lengths[episode], count):
         record = int(dataset.episode_starts[episode]) + step
-        images[step] = np.empty(feature.shape, np.uint8)
+        images[step] = np.empty(feature.shape, feature.batch_dtype)
         dataset.columns[column.name].read_into(record, {feature.key: images[step]})
     return images

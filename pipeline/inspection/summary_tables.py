@@ -22,6 +22,7 @@ from pipeline.inspection.dataset_summary import (
     Summary,
     TaskSummary,
 )
+from pipeline.inspection.depth_ranges import DepthRange
 from pipeline.inspection.episode_summary import RANGES, EpisodeSummary, EpisodeTask, RecordRange
 from pipeline.terminal import escaped_fields
 
@@ -135,6 +136,7 @@ def _dataset_parts(summary: Summary, console: Console) -> list[RenderableType]:
             f"Statistics over {lengths.total:,} steps",
             *_dims(MOMENTS, summary.statistics, console),
         ),
+        *_depth(summary.depth),
         *section("Conventions", pairs(_convention_words(summary))),
     ]
 
@@ -152,7 +154,18 @@ def _episode_parts(summary: EpisodeSummary, console: Console) -> list[Renderable
         *section("Tasks", *_first_rows(_episode_task_table, summary.tasks)),
         *section("Records", *_first_rows(_record_table, summary.records)),
         *section("Values", *_dims(RANGES, summary.values, console)),
+        *_depth(summary.depth),
     ]
+
+
+def _depth(ranges: Mapping[str, DepthRange]) -> list[RenderableType]:
+    """Returns the section on depth images; none without any."""
+    words = {
+        key: f"{found.min_m:.3f} to {found.max_m:.3f} m, readings at {found.readings:.1%} of the "
+        f"pixels of {found.steps} steps"
+        for key, found in ranges.items()
+    }
+    return section("Depth", pairs(words)) if words else []
 
 
 def _first_rows(
@@ -222,7 +235,7 @@ def _type_cells(feature: FeatureSummary) -> list[str]:
     """Returns the cells below `_TYPE_HEADINGS`."""
     num_bytes = feature.bytes_per_step
     return [
-        "encoded" if feature.kind == "image" else feature.dtype,
+        "encoded" if feature.kind in ("image", "depth") else feature.dtype,
         feature.batch_dtype or "never",
         " ".join(map(str, feature.shape)) or "scalar",
         "varies" if num_bytes is None else f"{num_bytes:,}",

@@ -4,6 +4,7 @@
 
     observation/image_primary        uint8    b w 256 256 3   stored size
     observation/image_wrist          uint8    b w 256 256 3
+    observation/depth_primary        float32  b w 256 256 1   metres, 0: no reading; stored size
     observation/proprio              float32  b w 8           normalised
     observation/vggt_tokens          float16  b w 261 2048    as the column declares; b 1 261 2048
                                                               where `current_only` names it

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pipeline.errors import UserError
 from pipeline.loading.device import resize_images
 from pipeline.loading.text import TaskTable, blank
 from train.octo.functional import encode_texts, losses_fn, training_noise
@@ -19,6 +20,7 @@ from train.update.augment import augment
 from train.update.optimizer import Parameters, join_frozen, split_frozen
 from train.update.train_state import TrainState
 
+_RGB = 3
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 LanguageTable = jax.Array | None
@@ -204,12 +206,25 @@ def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
     # Copies of the dictionaries, because inputs are never modified.
     resized = {"observation": dict(batch["observation"]), "task": dict(batch["task"])}
     for image in config.cameras:
-        for part in resized.values():
+        for name, part in resized.items():
             if image.observation_key in part:
+                pixels = part[image.observation_key]
+                _check_rgb(pixels, f"{name}/{image.observation_key}")
                 part[image.observation_key] = resize_images(
-                    part[image.observation_key], image.image_size, image.image_size
+                    pixels, image.image_size, image.image_size
                 )
     return batch | resized
+
+
+def _check_rgb(pixels: jax.Array, key: str) -> None:
+    # `jax.image.resize` would also make three channels of the one of a depth image.
+    if pixels.dtype != jnp.uint8 or pixels.shape[-1] != _RGB:
+        raise UserError(
+            where=f"batch, {key}",
+            expected="images, uint8 [..., h, w, 3], for an image tokenizer",
+            found=f"{pixels.dtype}{list(pixels.shape)}",
+            remedy="Give the tokenizer a camera. Depth needs a tokenizer of your own.",
+        )
 
 
 def make_language_table(config: OctoConfig, params: Any, tasks: TaskTable) -> LanguageTable:

@@ -293,8 +293,8 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
             **PLAIN,
         },
         [
-            '    "steps/observation/depth",  # CHECK: a camera is left out: uint16[8, 8, 1]:'
-            " only uint8 images of 3 channels are stored",
+            'source = "steps/observation/depth"\ncolumn = "steps"\ndepth = true  # CHECK\n'
+            'depth_unit = "mm"  # CHECK: mm or m',
             '    "steps/observation/range",  # CHECK: a camera is left out: float32[8, 8, 1]:'
             " only uint8 images of 3 channels are stored",
             '    "steps/observation/mask",  # CHECK: a camera is left out: uint8[8, 8, 1]:'

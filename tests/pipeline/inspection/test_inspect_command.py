@@ -52,6 +52,7 @@ def test_json_has_the_numbers_and_the_same_keys(
         "features",
         "tasks",
         "statistics",
+        "depth",
     ]
     assert values["lengths"]["median"] == 114.5
     assert values["features"][0]["shape"] == [7]

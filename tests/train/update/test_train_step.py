@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 
 from pipeline.data.dataset import open_dataset
+from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.device import batch_sharding, make_mesh
 from pipeline.loading.loader import Loader
@@ -19,7 +20,12 @@ from train.flags import load_config
 from train.update.optimizer import learning_rate, make_optimizer, split_frozen
 from train.update.sharding import shard_structs
 from train.update.train_state import TrainState, averaged_params, first_state
-from train.update.train_step import look_up_language, make_language_table, make_train_step
+from train.update.train_step import (
+    look_up_language,
+    make_language_table,
+    make_train_step,
+    to_model_size,
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,17 @@ def three_steps(averaging, batch, table):
     for _ in range(3):
         results.append(run(results[-1][0], batch, table))
     return results
+
+
+def test_depth_in_place_of_a_camera_is_refused(config, batch):
+    metres = jnp.zeros((8, 2, 6, 8, 1), jnp.float32)
+    wrong = batch | {"observation": batch["observation"] | {"image_primary": metres}}
+    message = (
+        r"observation/image_primary: expected images, uint8 \[..., h, w, 3\], for an image "
+        r"tokenizer; found float32\[8, 2, 6, 8, 1\]\. Give the tokenizer a camera\. Depth needs"
+    )
+    with pytest.raises(UserError, match=message):
+        to_model_size(wrong, config.model)
 
 
 def test_table_has_one_row_per_instruction_and_one_for_none(table):
