@@ -16,6 +16,7 @@ from converters.job.shard_conversion import Part, ShardJob
 from converters.mapping.computed_source import compute_source
 from converters.mapping.conversion_warnings import Doubts, report_cameras, report_tasks
 from converters.mapping.standardize import SourceMapping
+from converters.sources.encoded_source import encode_source
 from converters.sources.source import Source
 from pipeline.data import statistics as stats
 from pipeline.data.column_reader import ColumnReader
@@ -90,6 +91,7 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
     source.check_files()
     # What the mapping computes is a key of the source from here on.
     source, plain = compute_source(source, mapping)
+    source = encode_source(source)
     plain = plain.fitted(source)
     schema = plain.schema(source)
     _check_trains(schema, source)

@@ -64,8 +64,8 @@ class ComputedFeature:
             width = sum(math.prod(one.shape) for one in joined)
             made = ValueType("tensor", _joined_dtype([one.dtype for one in joined]), (width,))
         made = output_type(self.mapping.compute, made)
-        if made.kind != "tensor":
-            raise ValueError(f"a feature is a tensor, not {made}")
+        if made.kind not in ("tensor", "image"):
+            raise ValueError(f"a feature is a tensor or an image, not {made}")
         return made
 
     def values(self, episode: Others, num_steps: int) -> np.ndarray:

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
 from converters.mapping.computed_features import COMPUTED, ComputedFeature
 from converters.mapping.episode_selection import Ranges, StepSelection, parse_ranges
@@ -24,6 +23,7 @@ from converters.sources.source import (
     SourceKey,
     SourceShard,
 )
+from converters.sources.wrapped_source import WrappedSource
 from pipeline.data.schema import Blob
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import json_checksum, parse_json, read_text
@@ -95,7 +95,13 @@ def _selecting(mapping: SourceMapping) -> set[str]:
 
 
 def _types(source: Source) -> dict[str, ValueType]:
-    return {name: ValueType(key.kind, key.dtype, key.shape) for name, key in source.keys.items()}
+    types = {}
+    for name, key in source.keys.items():
+        types[name] = ValueType(key.kind, key.dtype, key.shape)
+        # Decoding and encoding again would change what is stored as it is.
+        if key.kind == "image" and not key.jpeg_quality:
+            types[name] = ValueType("other", f"encoded image {key.dtype}", key.shape)
+    return types
 
 
 def _check(source: Source, mapping: SourceMapping, computed: Sequence[ComputedFeature]) -> None:
@@ -156,11 +162,9 @@ def _read_ranges(steps: StepSelection) -> Ranges | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ComputedSource:
+class ComputedSource(WrappedSource):
     """A source with more keys, and fewer steps and episodes; see `compute_source`."""
 
-    source: Source
-    """The source that is read."""
     mapping: SourceMapping
     """What is computed and kept."""
     computed: tuple[ComputedFeature, ...]
@@ -169,36 +173,6 @@ class ComputedSource:
     """Whether the instruction is computed."""
     ranges: Ranges | None
     """Ranges of steps by episode; None: there are none."""
-
-    @property
-    def format(self) -> str:
-        """The source's."""
-        return self.source.format
-
-    @property
-    def directory(self) -> epath.Path:
-        """The source's."""
-        return self.source.directory
-
-    @property
-    def declaration(self) -> str:
-        """The source's."""
-        return self.source.declaration
-
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
-    @property
-    def version(self) -> str:
-        """The source's."""
-        return self.source.version
-
-    @property
-    def split(self) -> str:
-        """The source's."""
-        return self.source.split
 
     @property
     def keys(self) -> Mapping[str, SourceKey]:
@@ -211,12 +185,20 @@ class ComputedSource:
         made: dict[str, SourceKey] = {}
         for feature in self.computed:
             type_ = feature.type(types)
-            made[feature.key] = SourceKey(feature.key, "tensor", type_.shape, type_.dtype)
+            quality = self._quality(feature) if type_.kind == "image" else 0
+            made[feature.key] = SourceKey(
+                feature.key, type_.kind, type_.shape, type_.dtype, jpeg_quality=quality
+            )
         if self.has_text:
             made[_TASK] = SourceKey(_TASK, "text", (), "utf8")
         # A key that was only computed with is mapped, and nobody has to map or ignore it.
         held = {key: spec for key, spec in self.source.keys.items() if key not in self._consumed}
         return dict(sorted((held | made).items()))
+
+    def _quality(self, feature: ComputedFeature) -> int:
+        """The quality at which a computed image is encoded: that of its source."""
+        (source,) = feature.mapping.sources
+        return self.source.keys[source].jpeg_quality
 
     @functools.cached_property
     def _consumed(self) -> frozenset[str]:
@@ -231,30 +213,12 @@ class ComputedSource:
         return frozenset(consumed - as_they_are)
 
     @property
-    def shards(self) -> Sequence[SourceShard]:
-        """Those of the source."""
-        return self.source.shards
-
-    @property
-    def selection(self) -> str:
-        """The source's."""
-        return self.source.selection
-
-    @property
     def notes(self) -> Mapping[str, str]:
         """The source's, and the checksum of the ranges."""
         notes = dict(self.source.notes)
         if self.ranges is not None:
             notes["step_ranges"] = f"{self.mapping.steps.ranges_file}, {json_checksum(self.ranges)}"
         return notes
-
-    def check_files(self) -> None:
-        """Checks the source's files."""
-        self.source.check_files()
-
-    def select(self, start: int, stop: int) -> "ComputedSource":
-        """A range of the source's episodes, counted before any is left out."""
-        return dataclasses.replace(self, source=self.source.select(start, stop))
 
     def episodes(
         self, shard: SourceShard, wanted: Collection[str] | None = None

@@ -22,6 +22,7 @@ from converters.operations.gripper_operations import (
     GripperHysteresis,
     RelativeGripper,
 )
+from converters.operations.image_operations import Turn
 from converters.operations.rotation_operations import ConvertRotation, ScaleByMotion, TurnInPlane
 from converters.operations.text_operations import CodePoints, Substitute, TextOfCode, Unzip
 from converters.operations.time_operations import (
@@ -54,6 +55,7 @@ AnyOperation = Annotated[
     | ConvertRotation
     | TurnInPlane
     | ScaleByMotion
+    | Turn
     | Unzip
     | CodePoints
     | TextOfCode

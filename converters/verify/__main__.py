@@ -19,6 +19,7 @@ from converters.job import job_progress
 from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
 from converters.mapping.computed_source import compute_source
 from converters.mapping.standardize import SourceMapping
+from converters.sources.encoded_source import encode_source
 from converters.sources.image_encoding import QUALITY_NOTE
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
@@ -88,7 +89,7 @@ def open_converted(path: str, manifest: Manifest) -> Source:
     """
     quality = manifest.provenance.get(QUALITY_NOTE)
     opened = open_source(path, manifest.provenance.get("split"), int(quality) if quality else None)
-    source = _computed(opened, manifest)
+    source = encode_source(_computed(opened, manifest))
     selection = manifest.provenance.get("episodes")
     if selection is None:
         return source

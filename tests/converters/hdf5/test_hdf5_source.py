@@ -8,10 +8,19 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from etils import epath
 
 from converters.hdf5.hdf5_source import Hdf5Source
+from converters.job.convert import convert
+from converters.mapping import builtin_mappings
+from converters.mapping.computed_source import compute_source
+from converters.mapping.standardize import SourceMapping
+from converters.sources.encoded_source import encode_source
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
+from converters.sources.source import Source
+from converters.verify.verifier import Verifier
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 
 STOVE = "KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5"
@@ -35,6 +44,10 @@ def libero_demo(seed: int, num_steps: int) -> dict[str, np.ndarray]:
         "obs/eye_in_hand_rgb": images[1],
         "obs/ee_states": random.normal(size=(num_steps, 6)),
         "obs/gripper_states": random.normal(size=(num_steps, 2)),
+        "obs/joint_states": random.normal(size=(num_steps, 7)),
+        "obs/ee_pos": np.zeros((num_steps, 3)),
+        "obs/ee_ori": np.zeros((num_steps, 3)),
+        "robot_states": np.zeros((num_steps, 9)),
     }
 
 
@@ -276,3 +289,48 @@ def test_golden_demonstrations(shared: pathlib.Path) -> None:
                 assert episode["file_instruction"] == [spelled.encode()]
                 num_compared += 1
     assert num_compared == 8
+
+
+def mapped(name: str) -> SourceMapping:
+    """A mapping of the registry."""
+    registry = pathlib.Path(builtin_mappings.__file__).with_name("registry")
+    return builtin_mappings.read_mapping(registry / f"{name}.toml")
+
+
+def test_a_regenerated_file_gives_what_the_published_rlds_has(tmp_path: pathlib.Path) -> None:
+    demos = {0: libero_demo(0, 5)}
+    source = opened(write(tmp_path / STOVE, demos))
+    convert(source, tmp_path / "out", mapped("libero_hdf5"))
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert dataset.manifest.tasks == ("turn on the stove",)
+    episode = dataset.episode(0)
+    np.testing.assert_array_equal(episode["action"], demos[0]["actions"].astype(np.float32))
+    np.testing.assert_array_equal(episode["is_last"], [False] * 4 + [True])
+    proprio = np.concatenate([demos[0]["obs/ee_states"], demos[0]["obs/gripper_states"]], axis=1)
+    np.testing.assert_array_equal(episode["observation"]["proprio"], proprio.astype(np.float32))
+    # Both cameras are turned by 180 degrees, and JPEG of noise at quality 95 is a few levels off.
+    for key, name in (("image_primary", "agentview_rgb"), ("image_wrist", "eye_in_hand_rgb")):
+        stored = dataset.step(0, 2)["observation"][key].astype(float)
+        turned = demos[0][f"obs/{name}"][2][::-1, ::-1]
+        other = demos[0][f"obs/{name}"][2]
+        assert np.abs(stored - turned).mean() < 0.6 * np.abs(stored - other).mean()
+    verifier = Verifier(
+        epath.Path(tmp_path / "out"), dataset.manifest, encode_source(computed(source))
+    )
+    assert verifier.run().count == 0
+
+
+def computed(source: Hdf5Source) -> Source:
+    return compute_source(source, mapped("libero_hdf5"))[0]
+
+
+def test_a_released_file_is_timed_again(tmp_path: pathlib.Path) -> None:
+    demos = {0: libero_demo(0, 5)}
+    source = opened(write(tmp_path / STOVE, demos, LIBERO_ATTRIBUTES))
+    convert(source, tmp_path / "out", mapped("libero_hdf5_released"))
+    episode = open_dataset(str(tmp_path / "out")).episode(0)
+    # Row i was observed after action i, so it is followed by action i + 1.
+    np.testing.assert_array_equal(episode["action"], demos[0]["actions"][1:].astype(np.float32))
+    observed = np.asarray(episode["observation"]["proprio"])[:, :6]
+    np.testing.assert_array_equal(observed, demos[0]["obs/ee_states"][:-1].astype(np.float32))
+    np.testing.assert_array_equal(episode["reward"], [0, 0, 0, 1])
