@@ -18,6 +18,9 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 AS_USERS := --xla_backend_optimization_level=3 --xla_llvm_disable_expensive_passes=false \
 	--xla_cpu_use_fusion_emitters=true
 
+# Each process of the tests would compile again what it imports: 11 s of CPU time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all test-libero libero lint format clean
 
 demo: $(CORE)

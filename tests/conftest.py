@@ -31,6 +31,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.registry import _registry as fsspec_implementations
 from hypothesis import HealthCheck, settings
 
+from tests.compiled import write_programs_whole
 from tests.type_checks import check_shapes_where_they_are_named
 
 check_shapes_where_they_are_named()  # before the packages are imported
@@ -75,12 +76,12 @@ def pytest_configure(config: pytest.Config) -> None:
     And lets Ctrl-C reach the commands that tests start, whatever this process inherited: a shell
     without job control starts what runs in its background without it.
 
-    Each process of pytest-xdist has its own folder, since JAX does not write a program atomically.
+    All processes of the tests share them.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    folder = config.cache.mkdir("compiled") / os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    write_programs_whole()
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -22,6 +22,8 @@ from multiprocessing import forkserver
 
 import jax
 
+from tests.compiled import write_programs_whole
+
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE_S = 1800
 """A safety net for a hang: no test depends on how fast the machine is."""
@@ -127,6 +129,9 @@ def _kill_all() -> None:
     for command in list(_started):
         command.kill()
     forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+write_programs_whole()  # children import this module
 
 
 @functools.cache

@@ -41,6 +41,14 @@ from train.run_resources import excludable
 from train.train_config import ValidationConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
+RUN = """
+import runpy
+from tests.compiled import write_programs_whole
+
+write_programs_whole()
+runpy.run_module("train.run", run_name="__main__", alter_sys=True)
+"""
+"""`python -m train.run`, beside processes that read the same folder of compiled programs."""
 
 
 def command(config_path, *flags: str, env: dict[str, str] | None = None):
@@ -63,7 +71,7 @@ def saved_params(directory, step):
 def whole_run(tiny_config_path, mini_dataset, tmp_path_factory):
     """A run of 20 steps in one process: (output, run directory)."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    line = [sys.executable, "-m", "train.run", "--config", str(tiny_config_path)]
+    line = [sys.executable, "-c", RUN, "--config", str(tiny_config_path)]
     flags = flags_of(mini_dataset, directory)
     env = os.environ | {"COLUMNS": "100"}
     done = subprocess.run(
