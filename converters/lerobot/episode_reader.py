@@ -71,6 +71,13 @@ class EpisodeReader:
           SchemaError: A value has another type or shape than declared.
         """
         self.num_bytes = 0
+        if not place.length:
+            raise DataError(
+                where=where,
+                expected="at least one step",
+                found="none",
+                remedy="Take the episode out of the dataset.",
+            )
         table = self._table(place, where)
         times = _step_times(table, place, self._dataset.info.fps, where)
         values: Episode = {}

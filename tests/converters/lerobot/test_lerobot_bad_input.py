@@ -203,6 +203,15 @@ def test_a_packed_set_without_columns_of_its_episodes_is_refused(tmp_path: pathl
     assert "episode 0: expected a value in each column; found none in length" in faults(tmp_path)[0]
 
 
+def test_an_episode_without_steps_is_refused_alone(tmp_path: pathlib.Path) -> None:
+    written = write_set(tmp_path, "2.1")
+    episodes = tmp_path / "meta" / "episodes.jsonl"
+    _edit_lines(episodes, '"length": 4', '"length": 0')
+    written.change_info(total_frames=12)
+    [found] = faults(tmp_path)
+    assert "episode 1: expected at least one step; found none" in found
+
+
 def test_tasks_without_texts_are_refused(tmp_path: pathlib.Path) -> None:
     write_set(tmp_path)
     pq.write_table(pa.table({"task_index": [0, 1]}), tmp_path / "meta" / "tasks.parquet")
