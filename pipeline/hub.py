@@ -1,23 +1,30 @@
-"""Files named by a path, or by `hf://owner/name[@revision]/file` on the Hugging Face hub."""
+"""Files named by a path, or by `hf://owner/name[@revision]/file` on the Hugging Face hub.
+
+Those of a dataset are named by `hf://datasets/owner/name[@revision]/file`.
+"""
 
 import dataclasses
+import fnmatch
 import logging
 import pathlib
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pipeline.bundled import local_path
 from pipeline.errors import DataError, install_extra
 
 SCHEME = "hf://"
+DATASETS = f"{SCHEME}datasets/"
+"""Start of the address of a dataset."""
 # Seconds until the hub counts as not reachable.
 _TIMEOUT_S = 3.0
 
 _WORD = r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _ADDRESS = re.compile(
-    rf"hf://(?P<owner>{_WORD})/(?P<name>{_WORD})(@(?P<revision>{_WORD}))?(/(?P<file>.+))?"
+    rf"hf://(?P<kind>datasets/)?(?P<owner>{_WORD})/(?P<name>{_WORD})(@(?P<revision>{_WORD}))?(/(?P<file>.+))?"
 )
 """Follows the hub's rules for names; a branch with a slash must be given by its commit."""
 
@@ -32,17 +39,32 @@ class _Repository:
     """owner/name."""
     revision: str | None
     """Commit, tag or branch; None: the default branch."""
+    is_dataset: bool = False
+    """Whether it holds a dataset, and not a model."""
 
     def __str__(self) -> str:
         pinned = "" if self.revision is None else f"@{self.revision}"
-        return f"{SCHEME}{self.id}{pinned}"
+        return f"{DATASETS if self.is_dataset else SCHEME}{self.id}{pinned}"
+
+    @property
+    def at(self) -> dict[str, Any]:
+        """Arguments that name it for huggingface_hub."""
+        kind = "dataset" if self.is_dataset else "model"
+        return {"repo_id": self.id, "repo_type": kind, "revision": self.revision}
+
+    def command(self, files: str) -> str:
+        """The command that downloads files of it."""
+        pinned = "" if self.revision is None else f" --revision {self.revision}"
+        kind = " --repo-type dataset" if self.is_dataset else ""
+        return f"hf download {self.id} {files}{kind}{pinned}"
 
 
 def fetch(path: str) -> pathlib.Path:
     """Returns the local path of a file; a file on the hub is downloaded unless it is cached.
 
     Args:
-      path: A path, hf://owner/name[@revision]/file, or octograin://NAME for a bundled file.
+      path: A path, hf://owner/name[@revision]/file, hf://datasets/owner/name[@revision]/file, or
+        octograin://NAME for a bundled file.
 
     Raises:
       DataError: The file is missing, or is not cached and cannot be downloaded.
@@ -81,6 +103,44 @@ def fetch_directory(path: str, files: Sequence[str]) -> pathlib.Path:
     return _download(repository, files)
 
 
+def fetch_matching(path: str, folder: str, patterns: Sequence[str]) -> tuple[pathlib.Path, str]:
+    """Downloads the files in a folder of a repository that match globs, unless they are cached.
+
+    Only that folder is listed: a dataset may have 100,000 files. Without a network, what was
+    fetched before is taken.
+
+    Args:
+      path: hf://datasets/owner/name[@revision], or without `datasets/` for a model.
+      folder: A folder in it.
+      patterns: Globs over paths in the repository; `*` matches a slash too.
+
+    Returns:
+      The local path of the repository, and its address with the commit that was fetched.
+
+    Raises:
+      DataError: A file is not cached and cannot be downloaded, or none matches.
+    """
+    repository, file = _parse(path)
+    if file is not None:
+        raise _malformed(path, "hf://datasets/owner/name", f"Leave out /{file}.")
+
+    def download(hub: Any, endpoint: str) -> pathlib.Path:
+        if not _is_reachable(endpoint):
+            return pathlib.Path(hub.snapshot_download(local_files_only=True, **repository.at))
+        tree = hub.HfApi(endpoint=endpoint).list_repo_tree(
+            path_in_repo=folder, recursive=True, **repository.at
+        )
+        names = [entry.path for entry in tree]
+        files = [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        if not files:
+            raise FileNotFoundError(f"none of its files in {folder}/ is one of these")
+        return _local(hub, endpoint, repository, files)
+
+    command = repository.command(" ".join(f"--include '{glob}'" for glob in patterns))
+    local = _from_hub(repository, patterns, command, download)
+    return local, str(dataclasses.replace(repository, revision=local.name))
+
+
 def without_revision(path: str) -> str:
     """Removes the revision from an address on the hub; other paths are returned unchanged.
 
@@ -96,7 +156,10 @@ def _parse(path: str) -> tuple[_Repository, str | None]:
     if found is None or ".." in pathlib.PurePosixPath(found["file"] or "").parts:
         remedy = "Write the owner, the repository, and @revision to pin a commit or tag of it."
         raise _malformed(path, "hf://owner/name[@revision][/file]", remedy)
-    return _Repository(f"{found['owner']}/{found['name']}", found["revision"]), found["file"]
+    repository = _Repository(
+        f"{found['owner']}/{found['name']}", found["revision"], is_dataset=bool(found["kind"])
+    )
+    return repository, found["file"]
 
 
 def _malformed(path: str, expected: str, remedy: str) -> DataError:
@@ -105,8 +168,41 @@ def _malformed(path: str, expected: str, remedy: str) -> DataError:
 
 def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
     """Returns the folder of the hub's cache with the files, after downloading missing ones."""
-    pinned = "" if repository.revision is None else f" --revision {repository.revision}"
-    command = f"hf download {repository.id} {' '.join(files)}{pinned}"
+    return _from_hub(
+        repository,
+        files,
+        repository.command(" ".join(files)),
+        lambda hub, endpoint: _local(hub, endpoint, repository, files),
+    )
+
+
+def _local(hub: Any, endpoint: str, repository: _Repository, files: Sequence[str]) -> pathlib.Path:
+    """Returns the local path of a repository, after downloading those of its files not cached."""
+    # Looked up without the network, so a cached file needs none.
+    cached = [hub.try_to_load_from_cache(filename=file, **repository.at) for file in files]
+    # Not found is None or a marker of the cache, found is a path.
+    if not all(isinstance(file, str) for file in cached):
+        _log.info("fetching %s: %s", repository, ", ".join(files))
+        _check_reachable(endpoint)
+        cached = [
+            hub.hf_hub_download(filename=file, endpoint=endpoint, **repository.at) for file in files
+        ]
+    # The folder above the file's own path: files may lie in subfolders.
+    depth = len(pathlib.PurePosixPath(files[0]).parts)
+    return pathlib.Path(str(cached[0])).parents[depth - 1]
+
+
+def _from_hub(
+    repository: _Repository,
+    files: Sequence[str],
+    command: str,
+    download: Callable[[Any, str], pathlib.Path],
+) -> pathlib.Path:
+    """What `download` returns for (the package huggingface_hub, the hub's address).
+
+    Raises:
+      DataError: The package is not installed, or the download fails; with the command that does it.
+    """
     try:
         import huggingface_hub  # noqa: PLC0415  (an extra)
         from huggingface_hub import constants, errors  # noqa: PLC0415
@@ -117,15 +213,8 @@ def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
             found="it is not installed",
             remedy=f"{install_extra('hub')}, then `{command}`.",
         ) from error
-    at = {"repo_id": repository.id, "revision": repository.revision}
-    # Looked up without the network, so a cached file needs none.
-    cached = [huggingface_hub.try_to_load_from_cache(filename=file, **at) for file in files]
     try:
-        # Not found is None or a marker of the cache, found is a path.
-        if not all(isinstance(file, str) for file in cached):
-            _log.info("fetching %s: %s", repository, ", ".join(files))
-            _check_reachable(constants.ENDPOINT)
-            cached = [huggingface_hub.hf_hub_download(filename=file, **at) for file in files]
+        return download(huggingface_hub, constants.ENDPOINT)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise DataError(
             where=str(repository),
@@ -133,9 +222,15 @@ def _download(repository: _Repository, files: Sequence[str]) -> pathlib.Path:
             found=" ".join(str(error).split()) or type(error).__name__,
             remedy=f"Run `{command}` where there is a network; the cache may be copied.",
         ) from error
-    # The folder above the file's own path: files may lie in subfolders.
-    depth = len(pathlib.PurePosixPath(files[0]).parts)
-    return pathlib.Path(str(cached[0])).parents[depth - 1]
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Whether the hub answers."""
+    try:
+        _check_reachable(endpoint)
+    except OSError:
+        return False
+    return True
 
 
 def _check_reachable(endpoint: str) -> None:

@@ -105,7 +105,7 @@ class EpisodeReader:
         self._files.close()
 
     def _table(self, place: EpisodePlace, where: str) -> pa.Table:
-        path = self._dataset.directory / place.data
+        path = self._dataset.at_hand(place.data)
         if self._rows is None or self._rows.path != path:
             self._files.close()
             self._rows = None
@@ -129,7 +129,7 @@ class EpisodeReader:
     ) -> list[Blob]:
         """The frames of an episode, each encoded before the next one is decoded."""
         file, start = place.videos[feature.name]
-        path = self._dataset.directory / file
+        path = self._dataset.at_hand(file)
         video = self._videos.get(feature.name)
         if video is None or video.path != path:
             if video is not None:

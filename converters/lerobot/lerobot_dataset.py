@@ -17,6 +17,7 @@ from converters.lerobot.lerobot_info import LeRobotInfo, read_info
 from converters.lerobot.task_texts import read_subtasks, read_tasks
 from converters.sources.image_encoding import IMAGE_QUALITY
 from converters.sources.source import SourceKey
+from pipeline.hub import fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,17 @@ class LeRobotDataset:
     """Texts of the subtasks by number; None where the dataset has none."""
     image_quality: int = IMAGE_QUALITY
     """Quality of the JPEG images that frames of videos become."""
+    hub: str = ""
+    """The address on the hub, with its commit, of a dataset whose files are fetched when they are
+    read; empty for one that is on a disk or in an object store."""
+
+    def at_hand(self, file: str) -> epath.Path:
+        """The path of a file below the directory, which is fetched where it has to be.
+
+        Raises:
+          DataError: It cannot be fetched.
+        """
+        return epath.Path(fetch(f"{self.hub}/{file}")) if self.hub else self.directory / file
 
     @property
     def keys(self) -> dict[str, SourceKey]:
@@ -48,8 +60,15 @@ class LeRobotDataset:
         return dict(sorted(found.items()))
 
 
-def open_dataset(directory: epath.Path, image_quality: int = IMAGE_QUALITY) -> LeRobotDataset:
+def open_dataset(
+    directory: epath.Path, image_quality: int = IMAGE_QUALITY, hub: str = ""
+) -> LeRobotDataset:
     """Reads the metadata of a directory.
+
+    Args:
+      directory: The folder that holds `meta`.
+      image_quality: Quality of the JPEG images that frames of videos become.
+      hub: Where files that are missing are fetched from.
 
     Raises:
       DataError: It is missing, corrupt, contradicts itself, or is of a version that is not read.
@@ -65,4 +84,5 @@ def open_dataset(directory: epath.Path, image_quality: int = IMAGE_QUALITY) -> L
         tasks=read_tasks(info, directory),
         subtasks=read_subtasks(directory),
         image_quality=image_quality,
+        hub=hub,
     )

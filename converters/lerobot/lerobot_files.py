@@ -9,6 +9,14 @@ from converters.lerobot.parquet_rows import schema_of
 from converters.lerobot.video_frames import VideoFrames
 from pipeline.errors import DataError
 
+METADATA = (
+    "meta/info.json",
+    "meta/tasks.*",
+    "meta/subtasks.*",
+    "meta/episodes.jsonl",
+    "meta/episodes/*.parquet",
+)
+"""The files in `meta` that opening a dataset reads, as globs."""
 _MAX_NAMES = 5
 """Files that an error lists."""
 _MAX_HEADERS = 32

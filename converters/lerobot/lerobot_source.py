@@ -9,13 +9,14 @@ from converters.lerobot.episode_places import EpisodePlace
 from converters.lerobot.episode_reader import EpisodeReader
 from converters.lerobot.lerobot_dataset import LeRobotDataset, open_dataset
 from converters.lerobot.lerobot_features import codec_words
-from converters.lerobot.lerobot_files import check_headers, check_present
+from converters.lerobot.lerobot_files import METADATA, check_headers, check_present
 from converters.sources.image_encoding import IMAGE_QUALITY, QUALITY_NOTE, check_quality
 from converters.sources.selection import select_shards
 from converters.sources.source import SourceEpisode, SourceKey, SourceShard
 from pipeline.bundled import local_path
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import open_path
+from pipeline.hub import DATASETS, fetch_matching, without_revision
 
 _SHARD_STEPS = 2_000
 """Steps of a shard, up to 1,000 shards: a minute of work with three cameras of 480x640."""
@@ -58,7 +59,9 @@ class LeRobotSource:
 
     @property
     def name(self) -> str:
-        """The name of the folder: the files hold none."""
+        """The name of the folder, or on the hub of the repository: the files hold none."""
+        if self.dataset.hub:
+            return without_revision(self.dataset.hub).rpartition("/")[2]
         return self.directory.resolve().name
 
     @property
@@ -76,6 +79,8 @@ class LeRobotSource:
         """The format, the robot, and what the images were and became."""
         info = self.dataset.info
         notes = {"format": self.format, "fps": f"{info.fps:g}"}
+        if self.dataset.hub:
+            notes["address"] = self.dataset.hub
         if info.robot_type:
             notes["robot_type"] = info.robot_type
         for feature in self.dataset.features.values():
@@ -88,10 +93,14 @@ class LeRobotSource:
     def check_files(self) -> None:
         """Checks that all files are there, and the headers of the first ones.
 
+        Files on the hub are checked when they are fetched, each by the worker that reads it.
+
         Raises:
           DataError: Files are missing, or one is corrupt.
           SchemaError: One does not hold what `meta/info.json` declares.
         """
+        if self.dataset.hub:
+            return
         places = [place for shard in self.shards for place in self._read_places(shard)]
         check_present(self.dataset, places)
         check_headers(self.dataset, places)
@@ -139,8 +148,11 @@ def open_lerobot(
 ) -> LeRobotSource:
     """Opens a LeRobot directory: the folder that holds `meta`.
 
+    Of a dataset on the hub only `meta` is fetched now; data files, and the videos of those cameras
+    that a mapping uses, when they are read.
+
     Args:
-      path: The folder; may be gs:// or s3://.
+      path: The folder; may be gs:// or s3://, or `hf://datasets/owner/name[@revision]`.
       split: None, or `train`, which is the name that LeRobot gives to all episodes.
       image_quality: Quality of the JPEG images that frames of videos become.
 
@@ -157,7 +169,11 @@ def open_lerobot(
             remedy="Leave --split out; --episodes names a range of episodes.",
         )
     check_quality(image_quality, str(path))
-    dataset = open_dataset(open_path(local_path(str(path))), image_quality)
+    if str(path).startswith(DATASETS):
+        folder, address = fetch_matching(str(path), "meta", METADATA)
+        dataset = open_dataset(epath.Path(folder), image_quality, address)
+    else:
+        dataset = open_dataset(open_path(local_path(str(path))), image_quality)
     ranges = shard_ranges([place.length for place in dataset.places])
     shards = {}
     for start, stop in ranges:

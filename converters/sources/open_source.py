@@ -9,6 +9,7 @@ from converters.sources.source import Source
 from pipeline.bundled import local_path
 from pipeline.errors import UserError, install_extra
 from pipeline.files import open_path
+from pipeline.hub import DATASETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class SourceFormat:
             return any(next(iter(path.glob(glob)), None) is not None for glob in self.globs)
         return path.exists() and any(path.match(glob) for glob in self.globs)
 
-    def open(self, path: epath.Path, split: str | None, image_quality: int | None) -> Source:
+    def open(self, path: epath.PathLike, split: str | None, image_quality: int | None) -> Source:
         """Opens a source; raises what its opener does.
 
         Raises:
@@ -93,7 +94,8 @@ def open_source(path: str, split: str | None = None, image_quality: int | None =
 
     Args:
       path: Its directory or file; may be gs:// or s3:// where the format can be read from there, or
-        `octograin://` for bundled data.
+        `octograin://` for bundled data, or `hf://datasets/owner/name[@revision]` for a LeRobot
+        dataset on the hub.
       split: Split of the source; None: `train` where the format has splits.
       image_quality: Quality of JPEG, 1 to 100, for images that the source does not hold encoded;
         None: that of `converters.sources.image_encoding`.
@@ -104,6 +106,8 @@ def open_source(path: str, split: str | None = None, image_quality: int | None =
       UserError: Where the optional dependency of its format is not installed, or the quality is of
         no use.
     """
+    if path.startswith(DATASETS):
+        return LEROBOT.open(path, split, image_quality)
     directory = open_path(local_path(path))
     # RLDS is the one whose error says what else lies there.
     found = next((known for known in FORMATS if known.holds(directory)), RLDS)
