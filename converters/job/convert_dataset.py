@@ -3,10 +3,11 @@
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import find_mapping, read_mapping
 from converters.sources.open_source import open_source
+from converters.sources.source import Source
 
 
 def convert_dataset(
-    source: str,
+    source: str | Source,
     destination: str,
     mapping: str | None = None,
     *,
@@ -19,16 +20,17 @@ def convert_dataset(
     the same in several processes, with a progress bar.
 
     Args:
-      source: Its directory or file, as `octograin convert` takes it.
+      source: Its directory or file, as `octograin convert` takes it; or an object that has the
+        methods of `Source`, for a format of your own.
       destination: The dataset directory to write.
       mapping: TOML file that maps source keys to features; None: the built-in
         one, such as LIBERO's.
-      split: Split of the source; None: `train` where its format has splits.
+      split: Split of the source, where it is a path; None: `train` where its format has splits.
       overwrite: Whether what stands at the destination is replaced.
 
     Raises:
       UserError: The source or its mapping has problems, or the destination is in use.
     """
-    opened = open_source(source, split)
+    opened = open_source(source, split) if isinstance(source, str) else source
     chosen = find_mapping(opened) if mapping is None else read_mapping(mapping)
     convert(opened, destination, chosen, overwrite=overwrite)
