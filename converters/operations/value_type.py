@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class ValueType:
         return "a text" if self.kind == "text" else f"{self.kind} {self.dtype}{list(self.shape)}"
 
 
+@runtime_checkable
 class Operation(Protocol):
     """One step of a computation: a pure function of the values of a whole episode."""
 

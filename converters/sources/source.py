@@ -6,7 +6,7 @@ mapping, `--describe` and verification are written against it alone.
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -92,6 +92,7 @@ class SourceEpisode:
     """Values by source key; the error, where this episode alone is not readable."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a conversion reads. Workers get a copy each, so it can be pickled and holds no file."""
 

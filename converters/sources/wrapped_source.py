@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import TypeVar
 
 from etils import epath
 
 from converters.sources.source import Source, SourceKey, SourceShard
+
+Wrapped = TypeVar("Wrapped", bound="WrappedSource")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,6 @@ class WrappedSource:
         """Checks the source's files."""
         self.source.check_files()
 
-    def select(self, start: int, stop: int) -> Self:
+    def select(self: Wrapped, start: int, stop: int) -> Wrapped:
         """The same with a range of the source's episodes."""
         return dataclasses.replace(self, source=self.source.select(start, stop))

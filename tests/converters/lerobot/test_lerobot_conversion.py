@@ -1,5 +1,6 @@
 """LeRobot sets from the source to a dataset directory, by a mapping that was proposed for them."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pytest
 from etils import epath
 
+from converters.job import convert_command
 from converters.job.convert import LocalRunner, convert
 from converters.job.shard_conversion import ShardJob
 from converters.lerobot import lerobot_source
@@ -112,6 +114,20 @@ def test_rlds_has_no_use_for_a_quality(mini_rlds: pathlib.Path) -> None:
         UserError, match="no --image_quality: images of RLDS are stored as they are"
     ):
         open_source(str(mini_rlds), image_quality=90)
+
+
+def test_a_video_counts_as_more_work_than_its_bytes(tmp_path: pathlib.Path, monkeypatch) -> None:
+    written = write_set(tmp_path)
+    source = open_source(str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    assert convert_command._num_workers(source) == 1
+    num_bytes = sum(path.stat().st_size for path in written.videos)
+    monkeypatch.setattr(convert_command, "_BYTES_A_WORKER", 30 * num_bytes)
+    assert convert_command._num_workers(source) == 2
+    monkeypatch.undo()
+    written.videos[0].unlink()  # as a file of the hub that is fetched later
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    assert convert_command._num_workers(source) == 2
 
 
 def _with_nan(written: WrittenSet) -> None:
