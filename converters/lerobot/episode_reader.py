@@ -58,6 +58,7 @@ class EpisodeReader:
         self._files = contextlib.ExitStack()
         self._rows: RowReader | None = None
         self._videos: dict[str, VideoFrames] = {}
+        self._sizes: dict[epath.Path, int] = {}
 
     def read(self, place: EpisodePlace, where: str) -> Episode:
         """The values of an episode by source key.
@@ -118,8 +119,10 @@ class EpisodeReader:
         return self._rows.take(place.first_row, place.first_row + place.length, where)
 
     def _count(self, path: epath.Path, num_steps: int, num_steps_of_file: int) -> None:
+        if path not in self._sizes:  # a request, in an object store
+            self._sizes[path] = int(path.stat().length)
         # Files are compressed, so a step has the mean size.
-        self.num_bytes += path.stat().length * num_steps // max(num_steps_of_file, num_steps, 1)
+        self.num_bytes += self._sizes[path] * num_steps // max(num_steps_of_file, num_steps, 1)
 
     def _check(self, schema: pa.Schema, where: str) -> None:
         check_schema(schema, self._dataset.features, where)
