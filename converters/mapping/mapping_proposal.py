@@ -358,7 +358,8 @@ def _conventions_lines(action: _Proposal | None, fps: str | None) -> list[str]:
         "[conventions]",
         'image_orientation = "upright"  # CHECK: upright, flipped_vertically, or rotated_180 for'
         " published LIBERO sets, which are mirrored (docs/format.md)",
-        'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw or none',
+        'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw, quaternion_wxyz,'
+        " rot6d, rot6d_rows or none",
         f"{frequency}  # CHECK: actions per second",
         *_gripper_lines(action),
         'no_ops = "kept"  # CHECK: kept, removed_at_source, or removed_at_conversion with',

@@ -143,11 +143,12 @@ def summary(verifier: Verifier, seconds: float) -> str:
     num_episodes = len(manifest.episode_lengths)
     kinds = Counter(feature.kind for _, feature in manifest.schema.features())
     num_tensors = (kinds["tensor"] + kinds["quantized"]) * num_steps
+    num_images = (kinds["image"] + kinds["depth"]) * num_steps
     num_texts = num_steps + kinds["text"] * num_episodes
     how = "whole and of their declared types" if verifier.expected is None else "as in the source"
     lines = [
         f"{num_episodes:,} episodes, {num_steps:,} steps, {len(manifest.tasks):,} tasks: {how}",
-        f"{num_tensors:,} tensors, {kinds['image'] * num_steps:,} images, "
+        f"{num_tensors:,} tensors, {num_images:,} images, "
         f"{num_texts:,} texts, {len(verifier.statistics.features)} statistics",
     ]
     if verifier.expected is not None and (keys := verifier.expected.not_converted()):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.dataset import Dataset
+from pipeline.data.depth import decode_depth
 from pipeline.data.images import decode_image, decode_jpeg, image_format
 from pipeline.data.schema import EPISODES, Column
 from pipeline.loading.samples.sampling import Samples
@@ -74,8 +75,12 @@ class Floor:
 
     def _decode(self, encoded: bytes, shape: tuple[int, ...]) -> None:
         # One buffer per size: the floor allocates nothing.
-        buffer = self._buffers.setdefault(shape, np.empty(shape, np.uint8))
-        if image_format(encoded) == "jpeg":
+        is_depth = shape[-1] == 1
+        dtype = np.float32 if is_depth else np.uint8
+        buffer = self._buffers.setdefault(shape, np.empty(shape, dtype))
+        if is_depth:
+            decode_depth(encoded, buffer, "floor")
+        elif image_format(encoded) == "jpeg":
             decode_jpeg(encoded, buffer)
         else:
             decode_image(encoded, buffer, "floor")
@@ -93,7 +98,7 @@ class Floor:
         start = -sum(len(values[feature.key]) for feature in blobs)
         for feature in blobs:
             end = start + len(values[feature.key])
-            if feature.kind == "image" and feature in self._window_reader.features:
+            if feature.kind in ("image", "depth") and feature in self._window_reader.features:
                 # -0 would be the beginning; None is the end.
                 yield Image(start, end or None, feature.shape)
             start = end

@@ -69,9 +69,9 @@ class Dataset:
         """Returns an episode as nested dictionaries of numpy arrays, whose first axis is the step.
 
         `observation/proprio` is found at `["observation"]["proprio"]`. Images are decoded, uint8
-        (t y x 3), tokens are float16 or float32 (t n d), and all other values are as stored, in the
-        dataset's units. `["instruction"]` is the list of the instruction of each step; other texts
-        of the source are strings.
+        (t y x 3), depth is float32 metres (t y x 1), tokens are float16 or float32 (t n d), and all
+        other values are as stored, in the dataset's units. `["instruction"]` is the list of the
+        instruction of each step; other texts of the source are strings.
 
         Args:
           episode: Its number, from 0.
