@@ -92,24 +92,16 @@ def _config(args: Args) -> DataConfig:
             remedy="Raise them.",
         )
     names = args.observations or _default_observations(open_dataset(args.dst))
-    try:
-        return DataConfig(
-            datasets=(DatasetConfig(args.dst),),
-            vocabulary="",
-            observations=names,
-            current_only=args.current_only,
-            window_size=args.window_size,
-            action_horizon=args.action_horizon,
-            num_threads=args.num_threads,
-            prefetch_batches=args.prefetch_batches,
-        )
-    except ValueError as error:
-        raise UserError(
-            where="command line",
-            expected="settings that fit each other",
-            found=str(error),
-            remedy=f"See `{program('pipeline.benchmark')} --help`.",
-        ) from error
+    return DataConfig(
+        datasets=(DatasetConfig(args.dst),),
+        vocabulary="",
+        observations=names,
+        current_only=args.current_only,
+        window_size=args.window_size,
+        action_horizon=args.action_horizon,
+        num_threads=args.num_threads,
+        prefetch_batches=args.prefetch_batches,
+    )
 
 
 def _default_observations(dataset: Dataset) -> tuple[str, ...]:

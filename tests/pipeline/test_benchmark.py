@@ -113,7 +113,10 @@ def test_json_is_one_object_on_stdout(mini_dataset: pathlib.Path) -> None:
         (["--batch_size", "0"], "found --num_batches 20, --rounds 5, --batch_size 0"),
         (["--observations", "propio"], "Did you mean observation/proprio"),
         (["--observations", "depth"], "expected a feature observation/depth"),
-        (["--current_only", "depth"], "current_only names depth, but observations are"),
+        (
+            ["--current_only", "depth"],
+            "current_only: expected some of .*; found depth. Add it to ob",
+        ),
     ],
 )
 def test_what_cannot_be_measured_says_why(
