@@ -3,10 +3,12 @@
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from types import NoneType, UnionType
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest_name, shown
 
 _is_deferred = contextvars.ContextVar("is_deferred", default=False)
 
@@ -124,7 +126,10 @@ def check_positive(config: object, *fields: str) -> Iterator[Problem]:
 
 def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:
     """Lists the problems of one config; a check that fails because of earlier ones adds none."""
-    found: list[Problem] = []
+    found = [*_mistyped(config)]
+    if found:
+        # The other checks expect values of these types.
+        return found
     try:
         for problem in config.problems():
             found.append(problem)  # noqa: PERF402  (keeps the problems before an exception)
@@ -133,6 +138,37 @@ def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:
         if not (found or after):
             raise
     return found
+
+
+def _mistyped(config: object) -> Iterator[Problem]:
+    """Yields fields whose value is no mode of theirs, or no tuple of what they list."""
+    for field, hint in _hints(type(config)).items():
+        value = getattr(config, field)
+        kinds = [hint, *(get_args(hint) if isinstance(hint, UnionType) else ())]
+        modes = [mode for kind in kinds if get_origin(kind) is Literal for mode in get_args(kind)]
+        if modes and value not in modes and not (value is None and NoneType in kinds):
+            nearest = nearest_name(str(value), [str(mode) for mode in modes])
+            remedy = f"Did you mean {nearest!r}?" if nearest else "Give one of them."
+            yield Problem(field, f"one of {', '.join(map(repr, modes))}", repr(value), remedy)
+        elements = [get_args(k) for k in kinds if get_origin(k) is tuple and get_args(k)[-1] is ...]
+        if not elements or (value is None and NoneType in kinds):
+            continue
+        kind = elements[0][0]
+        is_tuple = isinstance(value, tuple | list)
+        if is_tuple and not (
+            isinstance(kind, type) and any(not isinstance(v, kind) for v in value)
+        ):
+            continue
+        name = getattr(kind, "__name__", str(kind))
+        example = f"({shown(value)},)" if name == "str" else f"({name}(...),)"
+        found = f"{value!r:.80}" if is_tuple else f"{shown(value):.80}"
+        yield Problem(field, f"a tuple of {name}", found, f"Write {field}={example}.")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a config's fields, without what annotates them for the command line."""
+    return get_type_hints(kind)
 
 
 def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -300,6 +300,9 @@ def _problem(kind: type, error: dict[str, Any], values: Any) -> str:
         *location, name = location
         nearest = nearest_name(str(name), _field_names(kind, location))
         message = f"unknown field {name}" + (f" ({nearest}?)" if nearest else "")
+    elif isinstance(error["input"], str | int | float) and error["type"] != "json_invalid":
+        # What was found; of an object or a list it would be too long.
+        message += f", not {error['input']!r:.60}"
     place = _place(location, values)
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):

@@ -160,7 +160,8 @@ def _read_variant(name: str) -> TrainConfig:
             where=f"--config {name}",
             expected=f"a variant among {', '.join(map(str, variants))}",
             found=wanted,
-            remedy=f"Write, for example, --config {file}:{next(iter(variants))}.",
+            remedy=f"Write, for example, --config {file}:"
+            f"{nearest_name(wanted, variants) or next(iter(variants))}.",
         )
     if not isinstance(variants[wanted], TrainConfig):
         raise _unusable_file(path, f"{type(variants[wanted]).__name__} as {wanted}")

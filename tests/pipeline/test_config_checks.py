@@ -1,5 +1,8 @@
 import dataclasses
+import pathlib
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +16,8 @@ from pipeline.config_checks import (
     deferred,
 )
 from pipeline.errors import UserError, nearest_name
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,46 @@ def test_problems_of_nested_configs_have_the_path() -> None:
     with deferred():
         config = Outer(Inner(size=0))
     assert [problem.field for problem in all_problems(config)] == ["inner.size"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("split='test'", "DataConfig, split: expected one of 'train', 'validation', 'all'; found"),
+        ("split='al'", "found 'al'. Did you mean 'all'?"),
+        (
+            "normalization='minmax'",
+            "expected one of 'normal', 'bounds', 'quantile'; found 'minmax'.",
+        ),
+        (
+            "observations='proprio'",
+            "a tuple of str; found 'proprio'. Write observations=('proprio',).",
+        ),
+        (
+            "datasets='x'",
+            "DataConfig, datasets: expected a tuple of DatasetConfig; found 'x'. Write",
+        ),
+        (
+            "datasets=('x',)",
+            "a tuple of DatasetConfig; found ('x',). Write datasets=(DatasetConfig(",
+        ),
+        ("normalized=None", "no error"),
+        ("normalized='x'", "DataConfig, normalized: expected a tuple of str; found 'x'."),
+        ("observations=['x']", "no error"),
+    ],
+)
+def test_modes_and_tuples_are_checked_without_a_type_checker(change: str, message: str) -> None:
+    # In another process: here beartype would refuse the arguments first.
+    script = (
+        "from octograin import *\n"
+        "settings = {'datasets': (DatasetConfig('a'),), 'vocabulary': ''}\n"
+        f"try: DataConfig(**settings | dict({change})); print('no error')\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert message in done.stdout, done.stdout + done.stderr
 
 
 def test_an_error_crosses_a_process_border() -> None:
