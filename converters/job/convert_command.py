@@ -13,7 +13,8 @@ import tyro
 from converters.job import job_progress
 from converters.job.bad_episodes import Checks, listed
 from converters.job.convert import LocalRunner, Runner, convert
-from converters.mapping import builtin_mappings, mapping_proposal
+from converters.mapping import builtin_mappings, mapping_proposal, mapping_registry
+from converters.mapping.mapping_table import mapping_table
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from pipeline.data.manifest import FILE_NAME, Manifest
@@ -48,7 +49,8 @@ class Args:
     episodes: Annotated[str | None, tyro.conf.arg(metavar="A:B", help_behavior_hint="")] = None
     """Range A:B of episodes to convert, from A to before B; all by default."""
     mapping: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """TOML file that maps source keys to features; LIBERO's is built in."""
+    """TOML file that maps source keys to features, or a name that --list prints; by default the one
+    that has the dataset's name."""
     bad_episodes: Literal["stop", "skip"] = "stop"
     """What to do about episodes that cannot be used, such as empty ones or values that are not
     finite: list all of them and write no dataset, or leave them out and note them in it."""
@@ -63,6 +65,8 @@ class Args:
     """The instruction of every episode, for a source that has none."""
     describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a mapping for SRC to start from, and write nothing."""
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the datasets that a mapping is built in for, and nothing else; needs no SRC."""
     workers: Annotated[
         int | None, tyro.conf.arg(metavar="N", constructor=int, help_behavior_hint="")
     ] = None
@@ -80,6 +84,9 @@ def main() -> None:
     # Beam parses its own flags, so they are cut off before tyro sees them.
     own, beam_flags = _split(sys.argv[1:])
     with user_errors_exit(interrupted=_INTERRUPTED):
+        if "--list" in own:
+            show(mapping_registry.registry_list())
+            return
         args = tyro.cli(Args, prog=program("converters.rlds"), args=own, use_underscores=True)
         log_to_stderr()
         logging.getLogger("converters").setLevel(logging.INFO)
@@ -126,7 +133,10 @@ def _convert(source: Source, args: Args, runner: Runner) -> None:
         else builtin_mappings.find_mapping(source)
     )
     if args.instruction is not None:
-        mapping = dataclasses.replace(mapping, task="", instruction=args.instruction)
+        mapping = dataclasses.replace(
+            mapping, task="", instruction_from=None, instruction=args.instruction
+        )
+    show(mapping_table(source, mapping) + "\n")
     keep_freed_memory()
     started = time.perf_counter()
     num_episodes = sum(shard.num_episodes for shard in source.shards)

@@ -5,11 +5,16 @@ import fnmatch
 from etils import epath
 
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
+from converters.mapping.mapping_registry import (
+    find_registered,
+    parse_mapping,
+    registered,
+    registered_names,
+)
 from converters.mapping.standardize import SourceMapping
 from converters.sources.source import Source
 from pipeline.data.conventions import Conventions
 from pipeline.errors import UserError
-from pipeline.files import from_json_text, read_text, toml_to_json
 
 _POSE = ("x_m", "y_m", "z_m", "rx_rad", "ry_rad", "rz_rad")
 
@@ -69,17 +74,21 @@ BUILT_IN = {"libero_*": LIBERO, "liber_o10*": LIBERO}
 
 
 def find_mapping(source: Source) -> SourceMapping:
-    """The built-in mapping of a source.
+    """The mapping of a source by its name, built in or of the registry.
 
     Raises:
-      UserError: Where none is built in.
+      UserError: Where there is none.
     """
     for pattern, mapping in BUILT_IN.items():
         if fnmatch.fnmatchcase(source.name, pattern):
             return mapping
+    found = find_registered(source.name)
+    if found is not None:
+        return found
     raise UserError(
         where=f"{source.directory}",
-        expected=f"a dataset named {' or '.join(BUILT_IN)}, or a mapping",
+        expected=f"a dataset named {' or '.join(BUILT_IN)} or as `octograin convert --list` prints,"
+        " or a mapping",
         found=f"{source.name}",
         remedy="Write one: `octograin convert SRC --describe > mapping.toml`, edit it, "
         "and convert with `--mapping mapping.toml`.",
@@ -87,17 +96,16 @@ def find_mapping(source: Source) -> SourceMapping:
 
 
 def read_mapping(path: epath.PathLike) -> SourceMapping:
-    """Reads a mapping in TOML; `--describe` prints one.
+    """Reads a mapping in TOML, or takes one of the registry by its name.
+
+    Args:
+      path: A file, as `--describe` prints one; or a name that `octograin convert --list` prints.
 
     Raises:
       DataError: Where it is missing, no TOML, or has fields that a mapping does not have.
     """
-    expected = "a mapping in TOML"
-    remedy = "Start from `octograin convert SRC --describe > mapping.toml`."
-    text = read_text(path, expected=expected, remedy=remedy)
-    return from_json_text(
-        SourceMapping,
-        toml_to_json(text, where=str(path), expected=expected, remedy=remedy),
-        where=str(path),
-        remedy="Fix the fields; `octograin convert SRC --describe` prints valid ones.",
-    )
+    name = str(path)
+    # A file of that name comes first.
+    if name in registered_names() and not epath.Path(path).exists():
+        return registered(name)
+    return parse_mapping(name)

@@ -12,6 +12,7 @@ import numpy as np
 
 from converters.mapping.computed_features import COMPUTED, ComputedFeature
 from converters.mapping.episode_selection import Ranges, StepSelection, parse_ranges
+from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.standardize import SourceMapping
 from converters.operations.value_type import ValueType
@@ -55,7 +56,7 @@ def compute_source(source: Source, mapping: SourceMapping) -> tuple[Source, Sour
     names = {feature.mapping.key: feature for feature in computed}
     plain = [_plain(feature, names, source) for feature in kept]
     text = mapping.instruction_from
-    has_text = text is not None and _has_all(source, text.keys)
+    has_text = text is not None and bool(_present(text, source))
     of_source = dataclasses.replace(
         mapping,
         features=tuple(plain),
@@ -74,6 +75,11 @@ def _is_left_out(feature: FeatureMapping, source: Source) -> bool:
 
 def _has_all(source: Source, keys: Collection[str]) -> bool:
     return source.keys.keys() >= set(keys)
+
+
+def _present(text: InstructionFrom, source: Source) -> list[str]:
+    """The keys of the instruction that the source has; any of them may be absent, but not all."""
+    return [key for key in text.keys if key in source.keys]
 
 
 def _plain(
@@ -118,9 +124,9 @@ def _check(source: Source, mapping: SourceMapping, computed: Sequence[ComputedFe
         except ValueError as error:
             problems.append(f"{feature.mapping.key}: {error}")
     text = mapping.instruction_from
-    if text is not None and _has_all(source, text.keys):
+    if text is not None:
         try:
-            text.check(types)
+            text.check({key: types[key] for key in _present(text, source)})
         except ValueError as error:
             problems.append(f"instruction_from: {error}")
     if problems:
@@ -255,7 +261,7 @@ class ComputedSource(WrappedSource):
                 needed |= set(feature.mapping.sources)
         text = self.mapping.instruction_from
         if text is not None and _TASK in wanted:
-            needed |= set(text.keys)
+            needed |= set(_present(text, self.source))
         needed |= _selecting(self.mapping)
         if not any(key.startswith(STEPS) for key in needed):
             # Something has to say how many steps there are.

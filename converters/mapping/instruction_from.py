@@ -16,7 +16,8 @@ class InstructionFrom:
     """The first text of several keys that is not empty, at each step by itself."""
 
     keys: tuple[str, ...]
-    """Keys in the source, the preferred one first; of steps or of the whole episode."""
+    """Keys in the source, the preferred one first; of steps or of the whole episode. Those that the
+    source lacks are passed over, but not all of them."""
     compute: tuple[AnyOperation, ...] = ()
     """Operations on the value of each key that make a text of it, such as `code_points`."""
     default: str = dataclasses.field(default="", metadata=LATER)
@@ -31,8 +32,8 @@ class InstructionFrom:
                 raise ValueError(f"instruction_from.compute: {operation.op} makes no text")
 
     def check(self, types: Mapping[str, ValueType]) -> None:
-        """Raises a `ValueError` where one of the keys does not become a text."""
-        for key in self.keys:
+        """Raises a `ValueError` where one of the keys that are there does not become a text."""
+        for key in types:
             try:
                 made = output_type(self.compute, types[key])
             except ValueError as error:
@@ -44,13 +45,13 @@ class InstructionFrom:
         """The instruction of each step.
 
         Args:
-          values: By key: (t, ...).
+          values: By key, of those that are there: (t, ...).
 
         Raises:
           ValueError: A value does not become a text; it names key, operation and step.
         """
         chosen: np.ndarray | None = None
-        for key in self.keys:
+        for key in filter(values.__contains__, self.keys):
             try:
                 texts = computed(self.compute, values[key], {})
             except ValueError as error:
@@ -59,6 +60,6 @@ class InstructionFrom:
                 chosen = texts.copy()
             is_empty = np.array([not bytes(text).strip() for text in chosen], bool)
             chosen[is_empty] = texts[is_empty]
-        assert chosen is not None  # there is a key
+        assert chosen is not None  # there is one of the keys
         default = self.default.encode()
         return [bytes(text) if bytes(text).strip() else default for text in chosen]

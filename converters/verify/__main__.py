@@ -18,6 +18,7 @@ from converters.edit import edits
 from converters.job import job_progress
 from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
 from converters.mapping.computed_source import compute_source
+from converters.mapping.mapping_registry import find_registered
 from converters.mapping.standardize import SourceMapping
 from converters.sources.encoded_source import encode_source
 from converters.sources.image_encoding import QUALITY_NOTE
@@ -76,7 +77,8 @@ def _conventions(source: Source, mapping: str | None) -> dict[str, Any]:
     if mapping is not None:
         return to_json_values(read_mapping(mapping).conventions)
     built_in = [of for name, of in BUILT_IN.items() if fnmatch.fnmatchcase(source.name, name)]
-    values = to_json_values(built_in[0].conventions) if built_in else {}
+    found = built_in[0] if built_in else find_registered(source.name)
+    values = to_json_values(found.conventions) if found is not None else {}
     # Collected sets have their own rule for steps without motion.
     return {name: v for name, v in values.items() if name not in ("no_ops", "no_op_threshold")}
 

@@ -83,7 +83,7 @@ def test_a_mapping_is_read_from_toml(toy: Any, tmp_path: Path) -> None:
         (
             'column = "steps"',
             'colum = "steps"',
-            r"found features\.1: unknown field colum \(column\?\)\. Fix",
+            r"found features \(2nd, .*\): unknown field colum \(column\?\)\. Fix",
         ),
         ("= 10", '= "fast"', "conventions.control_frequency_hz: .* number"),
         ('"upright"', '"sideways"', "conventions.image_orientation: .*'upright', 'rotated_180'"),
@@ -97,7 +97,7 @@ def test_a_mapping_is_read_from_toml(toy: Any, tmp_path: Path) -> None:
         (
             '"steps"',
             '"../steps"',
-            "found features.1: column '../steps' .* must be the name of a folder",
+            r"found features \(2nd, .*\): column '../steps' .* must be the name of a folder",
         ),
         ("[conventions]", "[conventions]\ngripper_dim = 1\ngripper_open = 0.0", "must differ"),
     ],
@@ -113,7 +113,9 @@ def test_a_wrong_mapping_is_reported_by_its_field(
 
 def test_all_wrong_fields_are_reported_at_once(tmp_path: Path) -> None:
     text = TOML.replace('"upright"', '"sideways"').replace('"steps/action"', "7")
-    with pytest.raises(DataError, match=r"features\.0\.source: .*; conventions\.image_orientation"):
+    with pytest.raises(
+        DataError, match=r"features \(1st, action\)\.source: .*; conventions\.image_orientation"
+    ):
         read_mapping(written(tmp_path, text))
 
 
