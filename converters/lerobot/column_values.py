@@ -29,6 +29,13 @@ def check_schema(schema: pa.Schema, features: Mapping[str, LeRobotFeature], wher
     needed = dict.fromkeys([*BOOKKEEPING, *(feature.name for feature in columns)])
     expected = [f"a column {name}" for name in needed if name not in schema.names]
     found = [f"no {name}" for name in needed if name not in schema.names]
+    # Numbers, whether they are declared as such or not at all.
+    numbers = {feature.name for feature in columns if feature.key.kind == "tensor"}
+    for name in [name for name in BOOKKEEPING if name in schema.names and name not in numbers]:
+        stored = schema.field(name).type
+        if not (pa.types.is_integer(stored) or pa.types.is_floating(stored)):
+            expected.append(f"numbers in {name}")
+            found.append(f"{name} as {stored}")
     for feature in columns:
         if feature.name in schema.names and feature.key.kind != "other":
             stored = schema.field(feature.name).type

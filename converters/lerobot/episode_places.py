@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
 from typing import Any
 
 from etils import epath
@@ -146,15 +147,20 @@ def _episode_rows(
     for path in paths:
         for row in read_columns(path, columns).to_pylist():
             where = f"{path}, episode {row['episode_index']}"
-            absent = [name for name, value in row.items() if value is None]
-            if absent:
+            wrong = [name for name, value in row.items() if not isinstance(value, _type(name))]
+            if wrong:
                 raise DataError(
                     where=where,
-                    expected="a value in each column",
-                    found=f"none in {', '.join(absent)}",
+                    expected=f"a number in {', '.join(wrong)}",
+                    found=", ".join(repr(row[name]) for name in wrong),
                     remedy=_FETCH,
                 )
             yield where, row
+
+
+def _type(column: str) -> type | UnionType:
+    """Type of the values of a column: times may be whole numbers."""
+    return int | float if column.endswith("_timestamp") else int
 
 
 def _data_file(info: LeRobotInfo, row: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from converters.lerobot.lerobot_features import (
     LeRobotFeature,
 )
 from converters.lerobot.parquet_rows import RowReader, open_rows
-from converters.lerobot.video_frames import TOLERANCE_S, VideoFrames, luma
+from converters.lerobot.video_frames import TOLERANCE_S, VideoFrames
 from converters.sources.image_encoding import encode_jpeg, encode_png
 from converters.sources.source import Episode
 from pipeline.data.schema import Blob
@@ -144,7 +144,7 @@ class EpisodeReader:
         frames = video.take(start + times, place.index)
         if feature.depth is not None:
             millimetres = feature.depth.millimetres
-            return [encode_png(millimetres[luma(frame)][:, :, None]) for frame in frames]
+            return [encode_png(millimetres[video.codes(frame)][:, :, None]) for frame in frames]
         quality = self._dataset.image_quality
         return [encode_jpeg(video.pixels(frame), quality) for frame in frames]
 

@@ -61,8 +61,16 @@ def _packed(path: epath.Path, index: str) -> dict[int, str]:
     likely = [name for name in ("task", "subtask", "__index_level_0__") if name in texts]
     text = (likely or texts)[0]
     table = read_columns(path, [index, text])
-    numbers, values = table.column(index).to_pylist(), table.column(text).to_pylist()
-    return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
+    found = dict(zip(table.column(index).to_pylist(), table.column(text).to_pylist(), strict=True))
+    for number, value in found.items():
+        if not isinstance(number, int) or not isinstance(value, str):
+            raise DataError(
+                where=str(path),
+                expected=f"whole numbers in {index}, and a text for each",
+                found=f"{number!r} and {value!r}",
+                remedy=_FETCH,
+            )
+    return found
 
 
 def json_lines(path: epath.Path, remedy: str) -> list[tuple[str, Mapping]]:

@@ -18,6 +18,8 @@ TOLERANCE_S = 1e-4
 """Most that a frame's time may differ from its step's, as in LeRobot's reader."""
 _RATE_TOLERANCE = 0.01
 """Most that a video's own frame rate may differ from the dataset's, as a part of it."""
+_CODE_BITS = 12
+"""Bits of a code of depth."""
 _FETCH = "The video is corrupt or its download incomplete: fetch it again."
 
 
@@ -83,7 +85,25 @@ class VideoFrames:
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """A frame as uint8 (h, w, 3) in RGB."""
-        return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        with self._named_as_corrupt():
+            return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+
+    def codes(self, frame: av.VideoFrame) -> np.ndarray:
+        """The codes of a frame of depth, uint16 (h, w) of 12 bits.
+
+        Raises:
+          DataError: Its pixels have another number of bits.
+        """
+        if frame.format.components[0].bits != _CODE_BITS:
+            raise self._wrong(
+                f"depth in codes of {_CODE_BITS} bits",
+                f"the pixel format {frame.format.name}",
+                "Write the set again with lerobot 0.6 or later, or ignore the key in the mapping.",
+            )
+        plane = frame.planes[0]
+        # Lines are padded.
+        codes = np.frombuffer(memoryview(plane), np.uint16)
+        return codes.reshape(plane.height, plane.line_size // 2)[:, : plane.width]
 
     def close(self) -> None:
         """Closes the file."""
@@ -111,7 +131,8 @@ class VideoFrames:
         if frame is None:
             last = f"its last frame at {self._current[0]:.4f} s" if self._current else "no frame"
             raise self._wrong(self._frame_at(time), last, _FETCH)
-        assert frame.time is not None
+        if frame.time is None:
+            raise self._wrong("a time for each frame", "one without", _FETCH)
         self._current = frame.time, frame
         return self._current
 
@@ -169,11 +190,3 @@ class VideoFrames:
 
     def _wrong(self, expected: str, found: str, remedy: str) -> DataError:
         return DataError(where=self._where, expected=expected, found=found, remedy=remedy)
-
-
-def luma(frame: av.VideoFrame) -> np.ndarray:
-    """The codes of a frame of more than 8 bits without colours, uint16 (h, w)."""
-    plane = frame.planes[0]
-    # Lines are padded.
-    codes = np.frombuffer(memoryview(plane), np.uint16).reshape(plane.height, plane.line_size // 2)
-    return codes[:, : plane.width]

@@ -121,6 +121,18 @@ CASES: dict[str, tuple[Callable[[WrittenSet], None], str]] = {
         lambda w: w.change_columns(timestamp=None),
         r"expected a column timestamp; found no timestamp",
     ),
+    "times as texts": (
+        lambda w: w.change_columns(timestamp=pa.array(["0.0"] * 5)),
+        r"expected timestamp as float32\[\]; found timestamp as string",
+    ),
+    "nulls in times": (
+        lambda w: w.change_columns(timestamp=pa.array([0.0, 0.1, None, 0.3, 0.4], pa.float32())),
+        r"episode 0, step 2: expected the timestamp 0.2000 s, .*; found nan s",
+    ),
+    "null as a task": (
+        lambda w: w.change_columns(task_index=pa.array([0, None, 0, 1, 1])),
+        r"episode 0, task_index: expected int64\[\] in each step.*; found nulls",
+    ),
     "gap in frames": (
         lambda w: w.change_columns(frame_index=pa.array([0, 1, 3, 4, 5])),
         r"episode 0, step 2: expected frame_index 2 in row 2; found 3",
@@ -200,7 +212,7 @@ def test_a_packed_set_without_columns_of_its_episodes_is_refused(tmp_path: pathl
     nothing = pa.nulls(len(table), pa.int64())
     lengths = table.drop_columns(["length"]).append_column("length", nothing)
     pq.write_table(lengths, path)
-    assert "episode 0: expected a value in each column; found none in length" in faults(tmp_path)[0]
+    assert "episode 0: expected a number in length; found None" in faults(tmp_path)[0]
 
 
 def test_an_episode_without_steps_is_refused_alone(tmp_path: pathlib.Path) -> None:
@@ -218,6 +230,32 @@ def test_tasks_without_texts_are_refused(tmp_path: pathlib.Path) -> None:
     assert re.search(
         r"expected a column task_index and one of texts; found task", faults(tmp_path)[0]
     )
+
+
+def test_times_that_are_not_declared_are_numbers_too(base: WrittenSet, tmp_path) -> None:
+    directory = tmp_path / "drawer"
+    shutil.copytree(base.directory, directory)
+    written = WrittenSet(directory, base.values, base.tasks, base.colours)
+    features = json.loads((directory / "meta" / "info.json").read_text())["features"]
+    written.change_info(features={k: v for k, v in features.items() if k != "timestamp"})
+    written.change_columns(timestamp=pa.array(["0.0"] * 5))
+    assert "expected numbers in timestamp; found timestamp as string" in faults(directory)[0]
+
+
+def test_a_task_without_a_text_is_refused(tmp_path: pathlib.Path) -> None:
+    write_set(tmp_path)
+    table = pa.table({"task_index": [0, 1], "task": ["open", None]})
+    pq.write_table(table, tmp_path / "meta" / "tasks.parquet")
+    message = r"expected whole numbers in task_index, and a text for each; found 1 and None"
+    assert re.search(message, faults(tmp_path)[0])
+
+
+def test_depth_in_a_video_of_8_bits_is_refused(tmp_path: pathlib.Path) -> None:
+    written = write_set(tmp_path, lengths=(2,))
+    code = {"video.depth_min": 0.01, "video.depth_max": 10.0, "video.shift": 3.5}
+    written.change_feature(CAMERA, shape=[*SIZE, 1], info={"is_depth_map": True, **code})
+    message = r"step 0: expected depth in codes of 12 bits; found the pixel format yuv420p"
+    assert re.search(message, faults(tmp_path)[0])
 
 
 def test_one_video_that_is_cut_leaves_the_other_episodes(tmp_path: pathlib.Path) -> None:
