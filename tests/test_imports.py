@@ -1,10 +1,9 @@
 """What the packages import, checked in a fresh process and in their source."""
 
 import ast
-import os
 import pathlib
-import subprocess
-import sys
+
+from tests.processes import Command
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 JAX_ONLY_IN = {"loading/device.py"}
@@ -16,7 +15,8 @@ WITHOUT_JAX = {
 
 _IMPORT_ALL = """
 import importlib, pkgutil, sys
-for name in sys.argv[1:]:
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, name + "."):
         importlib.import_module(module.name)
@@ -24,15 +24,9 @@ print(*sorted({"tensorflow", "torch"} & sys.modules.keys()))
 """
 
 
-def frameworks(root: pathlib.Path, *packages: str) -> list[str]:
+def frameworks(*packages: str, root: pathlib.Path = REPOSITORY) -> list[str]:
     """Which of TensorFlow and torch are there once every module of the packages is imported."""
-    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", _IMPORT_ALL, *packages]
-    result = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.split()
+    return Command("tests.code", _IMPORT_ALL, root, *packages).finish().stdout.split()
 
 
 def importers(directory: pathlib.Path, package: str) -> set[str]:
@@ -49,7 +43,7 @@ def importers(directory: pathlib.Path, package: str) -> set[str]:
 
 
 def test_no_module_brings_tensorflow_or_torch() -> None:
-    assert frameworks(REPOSITORY, "octograin", "pipeline", "converters", "train") == []
+    assert frameworks("octograin", "pipeline", "converters", "train") == []
 
 
 def test_the_check_sees_an_import_deep_inside_a_package(tmp_path: pathlib.Path) -> None:
@@ -58,9 +52,9 @@ def test_the_check_sees_an_import_deep_inside_a_package(tmp_path: pathlib.Path) 
     inner.mkdir(parents=True)
     for directory in (inner.parent, inner):
         (directory / "__init__.py").touch()
-    assert frameworks(tmp_path, "package") == []
+    assert frameworks("package", root=tmp_path) == []
     (inner / "module.py").write_text("def f():\n    pass\nimport torch\n")
-    assert frameworks(tmp_path, "package") == ["torch"]
+    assert frameworks("package", root=tmp_path) == ["torch"]
 
 
 def test_only_the_device_file_and_the_encoder_of_the_pipeline_import_jax() -> None:

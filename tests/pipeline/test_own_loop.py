@@ -13,6 +13,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.loader_opening import open_loader
+from tests.processes import Command
 from tests.small_dataset import LENGTH, write_dataset
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -248,12 +249,7 @@ def test_a_wrong_type_is_reported_like_a_wrong_value(directory: str) -> None:
         "print(loader.normalize('action', [1.0, 2.0]).shape, loader.window(np.int64(3)).keys())\n"
     )
     calls = [call for call, _ in WRONG_TYPES]
-    command = [sys.executable, "-c", script, directory, *calls]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = Command("tests.code", script, directory, *calls).finish()
     *lines, last = done.stdout.splitlines()
     for (call, message), line in zip(WRONG_TYPES, lines, strict=True):
         assert message in line, (call, line)

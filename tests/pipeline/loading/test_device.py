@@ -2,11 +2,8 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -31,6 +28,7 @@ from pipeline.loading.device import (
 )
 from pipeline.loading.loader import LoadedBatch, Loader
 from pipeline.loading.samples.sampling import HostShard
+from tests.processes import Command
 
 ROOT = pathlib.Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "octo" / "data"
@@ -114,25 +112,12 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_make_the_global_batch_of_one(
-    mini_dataset: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_two_processes_make_the_global_batch_of_one(mini_dataset: pathlib.Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    program = tmp_path / "process.py"
-    program.write_text(_PROCESS)
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(port), str(index), str(mini_dataset)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    lines = [process.communicate(timeout=120)[0].splitlines() for process in running]
+    both = [Command("tests.code", _PROCESS, port, index, mini_dataset) for index in range(2)]
+    lines = [process.finish().stdout.splitlines() for process in both]
     outputs = [json.loads(of_process[-1]) for of_process in lines]
     assert outputs[0] == outputs[1]
     assert outputs[0]["shape"] == [8, 2, 4, 7]

@@ -1,9 +1,6 @@
 import dataclasses
 import os
-import pathlib
 import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +9,9 @@ import pytest
 from flax import struct
 
 from pipeline.loading.device import make_mesh
+from tests.processes import Command
 from train.checkpoints.checkpoint_checksums import Digests, changes, digest_arrays, digest_json
 
-ROOT = pathlib.Path(__file__).parents[3]
 OF_RANGE = "float32[4,6] b22afec4d40d93bdd1ebad9ba76ba368"
 
 
@@ -77,20 +74,11 @@ def test_an_array_that_is_cut_over_processes_has_the_digest_of_the_whole():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    env = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(index)],
-            cwd=ROOT,
-            env={**os.environ, **env, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    digests = [[line for line in out.splitlines() if "Gloo" not in line] for out, _ in outputs]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    env = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS": flags}
+    both = [Command("tests.code", PROCESS, address, index, env=env) for index in range(2)]
+    outputs = [process.finish().stdout for process in both]
+    digests = [[line for line in out.splitlines() if "Gloo" not in line] for out in outputs]
     assert digests == [[OF_RANGE] * 3] * 2, outputs
 
 
