@@ -1,4 +1,4 @@
-"""Fields that a dataclass gained after its first release.
+"""Marks fields that a dataclass gained after its first release, so that older files stay valid.
 
 Such a field is written only where it differs from its default. Files written before the field
 existed therefore keep their text and hash, and older releases can still read files without it.

@@ -1,4 +1,4 @@
-"""The files that come with octograin: presets of runs and the data of the demo.
+"""Finds the files that come with octograin: presets of runs and the data of the demo.
 
 In a checkout they lie in `configs/` and `tests/data/`; in a wheel, inside the package octograin.
 """

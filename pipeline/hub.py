@@ -1,4 +1,4 @@
-"""Files named by a path, or by `hf://owner/name[@revision]/file` on the Hugging Face hub.
+"""Finds files named by a path, or by `hf://owner/name[@revision]/file` on the Hugging Face hub.
 
 Those of a dataset are named by `hf://datasets/owner/name[@revision]/file`.
 """

@@ -1,4 +1,4 @@
-"""`octograin benchmark DST`: measures the loader, and compares it with its floor."""
+"""`octograin benchmark DST`: measures the loader, and compares it with reading and decoding alone."""
 
 import dataclasses
 import json

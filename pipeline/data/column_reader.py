@@ -1,4 +1,4 @@
-"""Reading records of one column: any record of any of its shards, checked and decoded."""
+"""Reads records of one column: any record of any of its shards, checked and decoded."""
 
 import bisect
 import functools

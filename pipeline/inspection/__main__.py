@@ -15,7 +15,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, temporary_path
 from pipeline.inspection.dataset_summary import Summary, summarize
 from pipeline.inspection.episode_summary import EpisodeSummary, summarize_episode
-from pipeline.inspection.figure_contents import read_picture
+from pipeline.inspection.figure_contents import read_figure
 from pipeline.inspection.summary_tables import to_text
 from pipeline.terminal import program
 
@@ -87,9 +87,9 @@ def _check_target(target: pathlib.Path) -> None:
 
 def _plot(dataset: Dataset, episode: int | None, target: pathlib.Path) -> None:
     """Writes the figure atomically."""
-    from pipeline.inspection.figure import draw_picture  # noqa: PLC0415  (matplotlib takes 0.5 s)
+    from pipeline.inspection.figure import draw_figure  # noqa: PLC0415  (matplotlib takes 0.5 s)
 
-    data = draw_picture(read_picture(dataset, episode))
+    data = draw_figure(read_figure(dataset, episode))
     temporary = temporary_path(target)
     try:
         temporary.write_bytes(data)

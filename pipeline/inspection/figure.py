@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.inspection.feature_names import split_unit
-from pipeline.inspection.figure_contents import Picture
+from pipeline.inspection.figure_contents import FigureContents
 from pipeline.inspection.image_strips import Strip
 from pipeline.inspection.value_panels import NUM_BINS, Panel, PanelGroup
 
@@ -147,15 +147,15 @@ _HISTOGRAM_GAP, _HISTOGRAM_WIDTH = 0.08, 0.5
 _CURVE_WIDTH = _PANEL_WIDTH - _AXES_LEFT - _HISTOGRAM_GAP - _HISTOGRAM_WIDTH
 
 
-def draw_picture(picture: Picture) -> bytes:
+def draw_figure(contents: FigureContents) -> bytes:
     """Draws the figure as a PNG, 1680 pixels wide."""
-    blocks = [title_block(picture.title, picture.subtitle)]
-    if picture.strips:
-        blocks += [heading_block("Cameras", picture.images_note), *_strip_blocks(picture.strips)]
-    for number, group in enumerate(picture.groups):
+    blocks = [title_block(contents.title, contents.subtitle)]
+    if contents.strips:
+        blocks += [heading_block("Cameras", contents.images_note), *_strip_blocks(contents.strips)]
+    for number, group in enumerate(contents.groups):
         notes = [f"Drawn: {group.note}."] if group.note else []
-        notes += [picture.panels_note] if number == 0 else []
-        blocks += [heading_block(group.key, " ".join(notes)), _panels_block(group, picture)]
+        notes += [contents.panels_note] if number == 0 else []
+        blocks += [heading_block(group.key, " ".join(notes)), _panels_block(group, contents)]
     return draw_page(blocks)
 
 
@@ -239,12 +239,12 @@ def _show_image(axes: Axes, image: np.ndarray, depth: tuple[float, float] | None
     )
 
 
-def _panels_block(group: PanelGroup, picture: Picture) -> Block:
+def _panels_block(group: PanelGroup, contents: FigureContents) -> Block:
     def draw(page: Page, top: float) -> None:
         for number, panel in enumerate(group.panels):
             row, column = divmod(number, _PANELS_PER_ROW)
             corner = MARGIN + column * _PANEL_WIDTH, top + row * _PANEL_HEIGHT
-            curve = _draw_panel(page, panel, picture, corner)
+            curve = _draw_panel(page, panel, contents, corner)
             if number + _PANELS_PER_ROW >= len(group.panels):
                 curve.set_xlabel("time (s)", size=7.5, labelpad=1)
 
@@ -252,12 +252,14 @@ def _panels_block(group: PanelGroup, picture: Picture) -> Block:
     return Block(rows * _PANEL_HEIGHT + 0.15, draw)
 
 
-def _draw_panel(page: Page, panel: Panel, picture: Picture, corner: tuple[float, float]) -> Axes:
+def _draw_panel(
+    page: Page, panel: Panel, contents: FigureContents, corner: tuple[float, float]
+) -> Axes:
     """Draws a curve over time and its histogram on the same y axis; returns the curve's axes."""
     left, top = corner[0] + _AXES_LEFT, corner[1] + _AXES_TOP
     _draw_label(page, panel, corner)
     curve = page.axes(left, top, _CURVE_WIDTH, _AXES_HEIGHT)
-    _draw_curve(curve, panel, picture)
+    _draw_curve(curve, panel, contents)
     left += _CURVE_WIDTH + _HISTOGRAM_GAP
     histogram = page.axes(left, top, _HISTOGRAM_WIDTH, _AXES_HEIGHT)
     _draw_histogram(histogram, panel)
@@ -292,15 +294,15 @@ def _padded(panel: Panel) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _draw_curve(axes: Axes, panel: Panel, picture: Picture) -> None:
+def _draw_curve(axes: Axes, panel: Panel, contents: FigureContents) -> None:
     for other in panel.others:
-        seconds = np.arange(len(other)) * picture.step_s
+        seconds = np.arange(len(other)) * contents.step_s
         axes.plot(seconds, other, color=PALE, linewidth=0.6, zorder=1)
-    seconds = np.arange(len(panel.curve)) * picture.step_s
+    seconds = np.arange(len(panel.curve)) * contents.step_s
     axes.plot(seconds, panel.curve, color=_CURVE, linewidth=1.2, zorder=4)
-    for step in picture.changes:
-        axes.axvline(step * picture.step_s, color=INK, linewidth=0.7, dashes=(1, 1))
-    axes.set_xlim(0, max(seconds[-1], picture.step_s))
+    for step in contents.changes:
+        axes.axvline(step * contents.step_s, color=INK, linewidth=0.7, dashes=(1, 1))
+    axes.set_xlim(0, max(seconds[-1], contents.step_s))
     axes.locator_params(axis="y", nbins=4)
     axes.locator_params(axis="x", nbins=5)
 

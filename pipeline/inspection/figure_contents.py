@@ -19,7 +19,7 @@ _ORIENTATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class FigureContents:
     """The content of a figure."""
 
     title: tuple[str, ...]
@@ -37,7 +37,7 @@ class Picture:
     """Steps at which the shown episode's instruction changes."""
 
 
-def read_picture(dataset: Dataset, episode: int | None) -> Picture:
+def read_figure(dataset: Dataset, episode: int | None) -> FigureContents:
     """Reads the content of a figure, from at most 512 episode records and a few dozen images.
 
     Args:
@@ -58,7 +58,7 @@ def read_picture(dataset: Dataset, episode: int | None) -> Picture:
     else:
         title, subtitle = _instructions(tasks), _episode_words(dataset, episode)
         strips = read_episode_strips(dataset, episode)
-    return Picture(
+    return FigureContents(
         title=title,
         subtitle=subtitle,
         strips=strips,

@@ -1,4 +1,4 @@
-"""Configs of the loader."""
+"""Configs of the loader: the datasets of a mixture, and everything that shapes a batch."""
 
 import dataclasses
 import math

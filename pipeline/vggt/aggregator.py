@@ -1,6 +1,6 @@
-"""VGGT's aggregator: views of one step to geometry tokens.
+"""VGGT's aggregator: encodes the views of one step as geometry tokens.
 
-    pictures   (b, v, y, x, 3)     -> backbone -> patches (b*v, n - 5, c)
+    images     (b, v, y, x, 3)     -> backbone -> patches (b*v, n - 5, c)
     + camera and 4 registers       -> (b*v, n, c)
     24 times:  each view by itself    (b*v, n, c)     frame block
                all views of a step    (b, v*n, c)     global block

@@ -1,4 +1,4 @@
-"""Weights of an aggregator, streamed to the device tensor by tensor."""
+"""Streams the weights of an aggregator to the device, tensor by tensor."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Images of another size, bitwise identical to Pillow's BICUBIC, on any device.
+"""Resizes images on any device, bitwise identical to Pillow's BICUBIC.
 
 In whole numbers: sums of floats depend on their order, and so on the device and the batch, and a
 value halfway between two would be rounded to either side.

@@ -28,7 +28,7 @@ _LARGEST_PART = "largest"
 
 
 class TokenEncoder:
-    """Pictures of a step to the tokens of stored features.
+    """Images of a step to the tokens of stored features.
 
     Args:
       encoder: Makes at least the layers and cameras of `merged_spec(origins)`.

@@ -25,8 +25,8 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError, SchemaError
 from pipeline.inspection.dataset_summary import summarize
 from pipeline.inspection.episode_summary import summarize_episode
-from pipeline.inspection.figure import draw_picture
-from pipeline.inspection.figure_contents import read_picture
+from pipeline.inspection.figure import draw_figure
+from pipeline.inspection.figure_contents import read_figure
 from pipeline.inspection.image_strips import read_episode_strips
 from pipeline.inspection.summary_tables import to_text
 from pipeline.loading.data_config import DataConfig, DatasetConfig
@@ -176,7 +176,7 @@ def test_a_summary_and_a_figure_show_the_range_of_readings(dataset: Dataset) -> 
     cameras = {name: images for strip in strips for name, images in strip.cameras.items()}
     assert cameras["m"][1].dtype == np.float32
     assert cameras["image_primary"][1].dtype == np.uint8
-    assert draw_picture(read_picture(dataset, None))[:4] == b"\x89PNG"
+    assert draw_figure(read_figure(dataset, None))[:4] == b"\x89PNG"
 
 
 def test_metres_are_rounded_to_the_millimetre(toy: Toy, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Checkpoints: written, read, checked, and exported."""
+"""Writes, reads, checks and exports checkpoints."""

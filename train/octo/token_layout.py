@@ -1,4 +1,4 @@
-"""Prints a model for the reader: its tokens, its attention mask, and its parameters."""
+"""Prints a model: its tokens, its attention mask, and its parameters."""
 
 import collections
 import math

@@ -11,8 +11,8 @@ from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.standardize import FeatureMapping
 from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
-from pipeline.inspection.figure import draw_picture
-from pipeline.inspection.figure_contents import read_picture
+from pipeline.inspection.figure import draw_figure
+from pipeline.inspection.figure_contents import read_figure
 
 WIDTH = 1680
 
@@ -47,8 +47,8 @@ def make(mini_rlds: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pathl
 
 
 @pytest.mark.parametrize("episode", [None, 1])
-def test_picture_is_a_png_of_one_width(mini_dataset: pathlib.Path, episode: int | None) -> None:
-    width, height = size(draw_picture(read_picture(open_dataset(str(mini_dataset)), episode)))
+def test_figure_is_a_png_of_one_width(mini_dataset: pathlib.Path, episode: int | None) -> None:
+    width, height = size(draw_figure(read_figure(open_dataset(str(mini_dataset)), episode)))
     assert width == WIDTH
     assert 1500 < height < 2500
 
@@ -57,11 +57,11 @@ def test_dataset_without_images_names_or_proprio(make: Callable[..., pathlib.Pat
     directory = make(
         FeatureMapping("action", "steps/action"), FeatureMapping("observation/r", "steps/reward")
     )
-    picture = read_picture(open_dataset(str(directory)), None)
-    assert picture.strips == ()
-    labels = [[panel.name for panel in group.panels] for group in picture.groups]
+    contents = read_figure(open_dataset(str(directory)), None)
+    assert contents.strips == ()
+    labels = [[panel.name for panel in group.panels] for group in contents.groups]
     assert labels == [[f"[{i}]" for i in range(7)], ["r"]]
-    assert size(draw_picture(picture))[0] == WIDTH
+    assert size(draw_figure(contents))[0] == WIDTH
 
 
 def test_dataset_of_images_alone(make: Callable[..., pathlib.Path]) -> None:
@@ -70,10 +70,10 @@ def test_dataset_of_images_alone(make: Callable[..., pathlib.Path]) -> None:
         FeatureMapping("observation/proprio", "steps/observation/state", "steps"),
         FeatureMapping("observation/image_primary", "steps/observation/image", "steps"),
     )
-    picture = read_picture(open_dataset(str(directory)), 0)
-    assert len(picture.strips) == 1
-    picture = dataclasses.replace(picture, groups=())
-    assert size(draw_picture(picture))[0] == WIDTH
+    contents = read_figure(open_dataset(str(directory)), 0)
+    assert len(contents.strips) == 1
+    contents = dataclasses.replace(contents, groups=())
+    assert size(draw_figure(contents))[0] == WIDTH
 
 
 @pytest.mark.parametrize(
@@ -97,17 +97,17 @@ def test_instruction_in_any_script_is_drawn_without_a_warning(
         copied / "dataset.json",
         lambda d: d.update(tasks=[instruction, d["tasks"][1]], task_changes=changes),
     )
-    picture = read_picture(open_dataset(str(copied)), episode)
+    contents = read_figure(open_dataset(str(copied)), episode)
     # The instruction is in the title and above the images; one panel is drawn in less time.
-    group = dataclasses.replace(picture.groups[0], panels=picture.groups[0].panels[:1])
-    picture = dataclasses.replace(picture, groups=(group,), strips=picture.strips[:1])
-    assert size(draw_picture(picture))[0] == WIDTH
+    group = dataclasses.replace(contents.groups[0], panels=contents.groups[0].panels[:1])
+    contents = dataclasses.replace(contents, groups=(group,), strips=contents.strips[:1])
+    assert size(draw_figure(contents))[0] == WIDTH
     assert caplog.messages == []
 
 
 def test_cut_feature_and_outliers_are_drawn(mini_dataset: pathlib.Path) -> None:
-    picture = read_picture(open_dataset(str(mini_dataset)), 0)
-    group = picture.groups[0]
+    contents = read_figure(open_dataset(str(mini_dataset)), 0)
+    group = contents.groups[0]
     panel = dataclasses.replace(group.panels[0], min=-250.0, max=250.0)
     group = dataclasses.replace(group, note="the first 1 of 7 dimensions", panels=(panel,))
-    assert size(draw_picture(dataclasses.replace(picture, groups=(group,))))[0] == WIDTH
+    assert size(draw_figure(dataclasses.replace(contents, groups=(group,))))[0] == WIDTH

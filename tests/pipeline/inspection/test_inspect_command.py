@@ -79,7 +79,7 @@ def test_number_that_is_not_finite_is_null_in_json(
     assert json.loads(text)["statistics"]["reward"][0]["std"] is None
 
 
-def test_picture_is_written_and_named_on_stderr(
+def test_figure_is_written_and_named_on_stderr(
     run: Callable[..., tuple[str, str]], mini_dataset: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     out, err = run(mini_dataset, "--json", "--plot", tmp_path / "out.png")
@@ -116,7 +116,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert re.fullmatch(f"error: {message}.*\n", captured.err)
 
 
-def test_failed_write_is_one_line_and_keeps_the_picture_of_before(
+def test_failed_write_is_one_line_and_keeps_the_figure_of_before(
     run: Callable[..., tuple[str, str]],
     capsys: pytest.CaptureFixture[str],
     mini_dataset: pathlib.Path,
@@ -157,10 +157,10 @@ def test_folder_that_is_read_only_is_one_line(
 ) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(0o555)
-    picture = folder / "out.png"
+    plot = folder / "out.png"
     message = r"expected a file that can be written; found .*Permission denied"
     with as_nobody(), pytest.raises(UserError, match=message):
-        run(copied, "--debug", "--plot", picture)
+        run(copied, "--debug", "--plot", plot)
     assert list(folder.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The aggregator against what the public code gave with the same weights and pictures."""
+"""The aggregator against what the public code gave with the same weights and images."""
 
 import functools
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def nrmse(found: Any, recorded: np.ndarray) -> float:
     return float(np.sqrt(np.mean(difference**2)) / recorded.std())
 
 
-def pictures(recorded: dict[str, np.ndarray]) -> jax.Array:
+def images(recorded: dict[str, np.ndarray]) -> jax.Array:
     return jnp.asarray(recorded["images_u8"].astype(np.float32) / np.float32(255))
 
 
@@ -52,7 +52,7 @@ def run(golden_model: Callable, golden_case: Callable) -> Callable[..., tuple[An
         with jax.default_matmul_precision("highest"):
             outputs, state = jax.jit(captured)(
                 {"params": first(model.params, module.layers[-1] + 1)},
-                pictures(golden_case(case)),
+                images(golden_case(case)),
             )
         return outputs, state["intermediates"]
 
@@ -149,7 +149,7 @@ def test_layers_and_tokens_that_are_not_asked_for_leave_no_trace(
         assert nrmse(tokens, recorded[:, :, part]) < TOLERANCE
 
 
-def test_pictures_need_not_be_square(golden_model: Callable) -> None:
+def test_images_need_not_be_square(golden_model: Callable) -> None:
     """Turned on their side, and their rows and columns swapped in the model, they are the same."""
     model = golden_model("conv")
     config, params = model.config, first(model.params, 1)

@@ -13,7 +13,7 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(jax.jit(resize_bicubic, static_argnums=(1, 2))(image[None], height, width))[0]
 
 
-def test_a_shrunk_picture_is_the_recorded_one(golden_case: Callable) -> None:
+def test_a_shrunk_image_is_the_recorded_one(golden_case: Callable) -> None:
     recorded = golden_case("preproc_256_to_224")
     np.testing.assert_array_equal(
         resized(recorded["image_u8"], 224, 224), recorded["pil_bicubic_u8"]
@@ -27,7 +27,7 @@ def test_any_size_is_pillows(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(resized(image, *size), np.asarray(expected))
 
 
-def test_a_picture_of_the_size_is_left_alone() -> None:
+def test_an_image_of_the_size_is_left_alone() -> None:
     image = jnp.zeros((1, 28, 14, 3), jnp.uint8)
     assert resize_bicubic(image, 28, 14) is image
 

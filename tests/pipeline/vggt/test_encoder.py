@@ -1,4 +1,4 @@
-"""The one way from pictures to tokens, with the recorded models and a tiny one."""
+"""The one way from images to tokens, with the recorded models and a tiny one."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def test_steps_do_not_see_each_other(encoder: Callable, images: np.ndarray) -> N
         assert_equal_but_for_rounding(jnp.concatenate(alone), together)
 
 
-def test_pictures_are_brought_to_size_and_may_differ_in_it(
+def test_images_are_brought_to_size_and_may_differ_in_it(
     encoder: Callable, images: np.ndarray
 ) -> None:
     encode = encoder().encode
@@ -217,7 +217,7 @@ def test_a_spec_finds_its_weights_again(spec: EncoderSpec, weights: VggtWeights)
         (lambda images: images[:, :, None], r"uint8\[4, 1, 64, 48, 3\]"),
     ],
 )
-def test_other_pictures_are_refused(
+def test_other_images_are_refused(
     change: Callable, found: str, encoder: Callable, images: np.ndarray
 ) -> None:
     message = rf"image_primary, image_wrist: expected uint8\[b, y, x, 3\] of 2 cameras.*{found}"

@@ -200,9 +200,9 @@ def test_features_that_no_encoder_makes_together_are_refused(
         merged_spec(dict(zip("ab", pair, strict=True)))
 
 
-def test_pictures_become_what_a_batch_holds(make: Callable, encoder: VggtEncoder) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 48, 3), np.uint8)
-    (found,) = make(store="f16")([pictures]).values()
-    direct = np.asarray(encoder.encode([pictures])[1])[:, 0]
+def test_images_become_what_a_batch_holds(make: Callable, encoder: VggtEncoder) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 48, 3), np.uint8)
+    (found,) = make(store="f16")([images]).values()
+    direct = np.asarray(encoder.encode([images])[1])[:, 0]
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found, direct.astype(np.float16))

@@ -31,13 +31,13 @@ data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 16, 16) as renderer:
     renderer.update_scene(data)
-    assert renderer.render().max() > 0, "a black picture"
+    assert renderer.render().max() > 0, "a black image"
 """
 _PROBE_S = 60.0
 
 
 def choose_backend(environ: Mapping[str, str] = os.environ) -> str:
-    """The value of `MUJOCO_GL` with which a picture is drawn: the user's own, or one that works.
+    """The value of `MUJOCO_GL` with which an image is drawn: the user's own, or one that works.
 
     It takes a second for each that is tried.
 
@@ -55,7 +55,7 @@ def choose_backend(environ: Mapping[str, str] = os.environ) -> str:
     change = f"Unset {VARIABLE} to have one chosen, or install" if own else "Install"
     raise UserError(
         where=f"rendering, {VARIABLE}={own or ' or '.join(BACKENDS)}",
-        expected="a picture without a display",
+        expected="an image without a display",
         found="; ".join(f"{backend}: {reason}" for backend, reason in failures.items()),
         remedy=f"{change} the libraries: apt-get install {APT_PACKAGES}",
     )
@@ -71,7 +71,7 @@ def probe(backend: str, environ: Mapping[str, str] = os.environ) -> str | None:
             command, env=environment, capture_output=True, text=True, timeout=_PROBE_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"no picture after {_PROBE_S:g} s"
+        return f"no image after {_PROBE_S:g} s"
     if result.returncode == 0:
         return None
     lines = [line for line in result.stderr.splitlines() if line.strip()]

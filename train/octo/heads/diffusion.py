@@ -1,4 +1,4 @@
-"""The action head: a score network that denoises a chunk of actions.
+"""The diffusion head: a score network that denoises a chunk of actions.
 
 Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (the loss is equation 14, a
   denoising step algorithm 2); Nichol and Dhariwal 2021 (the cosine schedule, equation 17).

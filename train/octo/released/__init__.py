@@ -1,1 +1,1 @@
-"""Checkpoints of the original Octo: read, fitted to a model, and written."""
+"""Reads checkpoints of the original Octo, fits them to a model, and writes them."""

@@ -1,4 +1,4 @@
-"""Settings that change what a model's weights mean, but no shape of them."""
+"""Lists settings that change what a model's weights mean without changing their shapes."""
 
 from typing import Any
 

@@ -41,7 +41,7 @@ def test_where_none_draws_the_packages_are_named(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError) as caught:
         choose_backend({})
     assert str(caught.value) == (
-        "rendering, MUJOCO_GL=egl or osmesa: expected a picture without a display; found "
+        "rendering, MUJOCO_GL=egl or osmesa: expected an image without a display; found "
         f"egl: no driver; osmesa: no library. Install the libraries: apt-get install {APT_PACKAGES}"
     )
 
@@ -72,4 +72,4 @@ def test_a_driver_that_hangs_is_given_up(
 ) -> None:
     mujoco.write_text("import time; time.sleep(60)")
     monkeypatch.setattr(rendering, "_PROBE_S", 0.5)
-    assert probe("egl") == "no picture after 0.5 s"
+    assert probe("egl") == "no image after 0.5 s"
