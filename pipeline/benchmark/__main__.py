@@ -1,4 +1,4 @@
-"""`octograin benchmark DST`: measures the loader, and compares it with reading and decoding alone."""
+"""`octograin benchmark DST`: compares the loader with reading and decoding alone."""
 
 import dataclasses
 import json
