@@ -169,6 +169,14 @@ def _check_usable(job: ShardJob, parts: Sequence[Part]) -> None:
     is_any_left = len(bad) < num_episodes
     if bad and (job.checks.bad_episodes == "stop" or not is_any_left):
         raise refused(job.source, bad, can_skip=is_any_left)
+    if job.computation is not None and not any(part.episode_lengths for part in parts):
+        raise DataError(
+            where=f"{job.source.directory}, mapping",
+            expected="episodes with steps that the mapping keeps",
+            found=f"none of {num_episodes:,}",
+            remedy="Correct its [steps] and [[episodes]], or what looks further ahead than episodes"
+            " are long.",
+        )
 
 
 def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:

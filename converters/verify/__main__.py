@@ -61,7 +61,7 @@ def main() -> None:
         # Once, here: the checks below open no dataset.
         warn_without_checksums(str(directory), manifest.statistics_checksum)
         source = open_converted(args.src, manifest) if args.dst else None
-        conventions = {} if source is None else _conventions(source, args.mapping)
+        conventions = {} if source is None else _conventions(source, args.mapping, manifest)
         started = time.perf_counter()
         with job_progress.shown(manifest.name, len(manifest.episode_lengths)) as on_progress:
             verifier = Verifier(directory, manifest, source, conventions)
@@ -69,18 +69,24 @@ def main() -> None:
         _conclude(verifier, str(directory), time.perf_counter() - started)
 
 
-def _conventions(source: Source, mapping: str | None) -> dict[str, Any]:
-    """Those of the mapping of a source, by name; none where no mapping is known.
+def _conventions(source: Source, mapping: str | None, manifest: Manifest) -> dict[str, Any]:
+    """Those of the mapping of a dataset, by name; none where no mapping is known.
 
     A built-in mapping does not say what became of steps without motion: collected sets have it too.
     """
     if mapping is not None:
         return to_json_values(read_mapping(mapping).conventions)
+    if manifest.mapping:
+        return to_json_values(_own_mapping(manifest).conventions)
     built_in = [of for name, of in BUILT_IN.items() if fnmatch.fnmatchcase(source.name, name)]
     found = built_in[0] if built_in else find_registered(source.name)
-    values = to_json_values(found.conventions) if found is not None else {}
+    if found is None:
+        return {}
     # Collected sets have their own rule for steps without motion.
-    return {name: v for name, v in values.items() if name not in ("no_ops", "no_op_threshold")}
+    rules = ("no_ops", "no_op_threshold")
+    own = to_json_values(manifest.conventions)
+    values = to_json_values(found.conventions)
+    return values | {name: own[name] for name in rules}
 
 
 def open_converted(path: str, manifest: Manifest) -> Source:
@@ -112,13 +118,18 @@ def _computed(source: Source, manifest: Manifest) -> Source:
     """The source with what the dataset's own mapping computes of it, where it computes."""
     if not manifest.mapping:
         return source
-    mapping = from_json_text(
+    mapping = _own_mapping(manifest)
+    return compute_source(source, mapping)[0]
+
+
+def _own_mapping(manifest: Manifest) -> SourceMapping:
+    """The mapping that a dataset was computed with."""
+    return from_json_text(
         SourceMapping,
         json.dumps(manifest.mapping),
         where=f"{FILE_NAME}, mapping",
         remedy="Verify with the release that converted the dataset, or convert it again.",
     )
-    return compute_source(source, mapping)[0]
 
 
 def _conclude(verifier: Verifier, directory: str, seconds: float) -> None:

@@ -27,7 +27,7 @@ from converters.verify.verifier import Verifier
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import load_manifest
-from pipeline.errors import SchemaError, UserError
+from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import to_json_values
 from tests.converters.conftest import FEATURES, Toy, episode
 from tests.converters.memory_source import MemorySource
@@ -345,6 +345,13 @@ def test_a_computed_conversion_verifies_and_resumes(tmp_path: Path) -> None:
     other = dataclasses.replace(of, steps=StepSelection(drop_first=1))
     changed = Verifier(directory, manifest, compute_source(opened, other)[0])
     assert changed.run().count > 0
+
+
+def test_a_mapping_that_keeps_nothing_is_reported(tmp_path: Path) -> None:
+    toy = Toy(FEATURES, tuple(episode(seed, 4) for seed in range(2)))
+    of = dataclasses.replace(toy.mapping, steps=StepSelection(drop_first=4))
+    with pytest.raises(DataError, match=r"steps that the mapping keeps; found none of 2"):
+        convert(toy.open(tmp_path), tmp_path / "dataset", of)
 
 
 def test_the_plan_of_a_job_covers_what_is_computed(tmp_path: Path) -> None:
