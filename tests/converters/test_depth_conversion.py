@@ -14,8 +14,10 @@ from converters.export import export
 from converters.job.bad_episodes import Checks
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import read_mapping
+from converters.mapping.computed_source import compute_source
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.mapping_proposal import describe
+from converters.operations.array_operations import Divide
 from converters.sources.image_encoding import encode_png
 from converters.sources.open_source import open_source
 from converters.verify.verifier import Verifier
@@ -285,3 +287,17 @@ def test_depth_is_proposed_for_what_looks_like_it(deep: Toy, tmp_path: Path) -> 
     mapping = read_mapping(tmp_path / "mapping.toml")
     units = {m.source: m.depth_unit for m in mapping.features if m.depth}
     assert units == {"steps/observation/png": "mm", key: "m"}
+
+
+def test_depth_in_another_unit_is_scaled_by_the_mapping(toy: Toy, tmp_path: Path) -> None:
+    key = "steps/observation/m"  # 5000 per metre, as in the TUM sets
+    raw = np.array(MILLIMETRES // 5 * 5, np.float32)
+    toy = toy.declaring(key, tensor(SIZE, np.float32)).holding(key, raw)
+    toy = toy.taking(taking("m", depth_unit="m", compute=(Divide(5000.0),)))
+    source = toy.open(tmp_path)
+    convert(source, tmp_path / "out", toy.mapping)
+    dataset = open_dataset(str(tmp_path / "out"))
+    expected = np.rint(raw.astype(np.float64) / 5).astype(np.float32)[..., None] / np.float32(1000)
+    np.testing.assert_array_equal(dataset.episode(0)["observation"]["m"], expected)
+    computed, _ = compute_source(source, toy.mapping)
+    assert Verifier(epath.Path(dataset.path), dataset.manifest, computed).run().text() == ""
