@@ -2,13 +2,14 @@ import doctest
 import pathlib
 import re
 import shutil
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
 from etils import epath
 
 from converters.mapping.builtin_mappings import read_mapping
+from converters.operations.operations import AnyOperation
 from converters.vggt.token_job import TokenJob, add_tokens
 from converters.vggt.token_settings import TokenSettings
 from pipeline.data.dataset import open_dataset
@@ -57,13 +58,37 @@ def test_examples_of_a_page_give_what_it_says(
     assert failed == 0
 
 
-def test_mapping_of_the_reference_is_read(tmp_path: pathlib.Path) -> None:
+def mapping_examples() -> list[str]:
+    """The examples of the page about mappings: all settings, then those that stand in others."""
     page = (ROOT / "docs" / "reference" / "mapping.md").read_text()
-    (example,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "my_robot.toml").write_text(example)
+    return re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def test_mapping_of_the_reference_is_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "my_robot.toml").write_text(mapping_examples()[0])
     mapping = read_mapping(epath.Path(tmp_path / "my_robot.toml"))
     assert mapping.features[0].key == "action"
     assert mapping.conventions.no_op_threshold == 0.0001
+
+
+def test_computing_mappings_of_the_reference_are_read(tmp_path: pathlib.Path) -> None:
+    head = mapping_examples()[0].split("[[features]]")[0].split("[[conventions")[0]
+    head = re.sub(r"^column_licences.*$", "", head, flags=re.MULTILINE)
+    computing = [example for example in mapping_examples()[1:] if "[steps]" in example]
+    assert len(computing) == 2
+    for example in computing:
+        action = "" if "[[features]]" in example else '[[features]]\nkey = "action"\nsource = "a"\n'
+        (tmp_path / "my_robot.toml").write_text(head + action + example)
+        assert read_mapping(epath.Path(tmp_path / "my_robot.toml")).is_computed
+
+
+def test_every_operation_is_documented() -> None:
+    page = (ROOT / "docs" / "reference" / "mapping.md").read_text()
+    kinds = get_args(get_args(AnyOperation)[0])
+    names = {kind.__dataclass_fields__["op"].default for kind in kinds}
+    assert len(names) > 20
+    firsts = re.findall(r"^\| (`\w.*?) \|", page, re.MULTILINE)
+    assert names <= set(re.findall(r"`(\w+)`", " ".join(firsts)))
 
 
 def test_config_of_the_finetuning_page_is_a_run() -> None:
