@@ -111,7 +111,8 @@ def text_values(column: pa.ChunkedArray, feature: LeRobotFeature, where: str) ->
     """
     if column.null_count:
         raise _mismatch(where, feature, "nulls")
-    return [text.encode() for text in column.to_pylist()]
+    # As bytes, because a corrupt file may hold what is no UTF-8.
+    return column.cast(pa.large_binary()).to_pylist()
 
 
 def image_values(column: pa.ChunkedArray, feature: LeRobotFeature, where: str) -> list[Blob]:

@@ -92,7 +92,10 @@ class RowReader:
             rest = self._rewind(start)
         parts = [rest]
         while self._next < stop:
-            batch = pa.Table.from_batches([next(self._batches)]).select(self._columns)
+            batch = next(self._batches, None)
+            if batch is None:  # its footer promises more
+                raise pa.ArrowInvalid(f"its rows end before row {self._next}")
+            batch = pa.Table.from_batches([batch]).select(self._columns)
             self._next += batch.num_rows
             parts.append(batch)
             # Rows before the first wanted one are dropped as they come.
@@ -152,7 +155,7 @@ def named_as_corrupt(path: epath.Path) -> Iterator[None]:
     """Turns an error of pyarrow inside the block into one that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         is_missing = isinstance(error, FileNotFoundError)
         raise DataError(
             where=str(path),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from converters.lerobot.lerobot_info import LeRobotInfo
-from converters.lerobot.parquet_rows import read_columns, schema_of
+from converters.lerobot.parquet_rows import named_as_corrupt, read_columns, schema_of
 from pipeline.errors import DataError
 from pipeline.files import parse_json, read_text
 
@@ -61,7 +61,9 @@ def _packed(path: epath.Path, index: str) -> dict[int, str]:
     likely = [name for name in ("task", "subtask", "__index_level_0__") if name in texts]
     text = (likely or texts)[0]
     table = read_columns(path, [index, text])
-    found = dict(zip(table.column(index).to_pylist(), table.column(text).to_pylist(), strict=True))
+    with named_as_corrupt(path):
+        numbers, values = table.column(index).to_pylist(), table.column(text).to_pylist()
+    found = dict(zip(numbers, values, strict=True))
     for number, value in found.items():
         if not isinstance(number, int) or not isinstance(value, str):
             raise DataError(

@@ -182,10 +182,10 @@ class VideoFrames:
     def _named_as_corrupt(self) -> Iterator[None]:
         try:
             yield
-        except (FFmpegError, OSError) as error:
+        except (FFmpegError, OSError, UnicodeDecodeError) as error:
             self._current = None  # the next episode looks for its first frame from scratch
             is_missing = isinstance(error, FileNotFoundError)
-            found = "no such file" if is_missing else error.strerror or str(error)
+            found = "no such file" if is_missing else getattr(error, "strerror", "") or str(error)
             raise self._wrong("a video that PyAV reads", found, _FETCH) from error
 
     def _wrong(self, expected: str, found: str, remedy: str) -> DataError:

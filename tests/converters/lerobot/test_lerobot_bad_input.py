@@ -85,8 +85,17 @@ def _no_codec(written: WrittenSet) -> None:
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
 
 
+def _strange_names(written: WrittenSet) -> None:
+    path = written.videos[0]
+    path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"\xdeideoHandler"))
+
+
 CASES: dict[str, tuple[Callable[[WrittenSet], None], str]] = {
     "no codec": (_no_codec, r"episode_000000.mp4: expected a video in a codec that PyAV decodes"),
+    "no UTF-8 in a video": (
+        _strange_names,
+        r"episode_000000.mp4: .*PyAV reads; found 'utf-8' codec",
+    ),
     "own video is cut": (lambda w: _cut(w.videos[0]), r"episode_000000.mp4: .*PyAV reads; found"),
     "own data is cut": (lambda w: _cut(w.data_files[0]), r"episode_000000.parquet: .* can be read"),
     "other rate of a video": (
@@ -248,6 +257,18 @@ def test_a_task_without_a_text_is_refused(tmp_path: pathlib.Path) -> None:
     pq.write_table(table, tmp_path / "meta" / "tasks.parquet")
     message = r"expected whole numbers in task_index, and a text for each; found 1 and None"
     assert re.search(message, faults(tmp_path)[0])
+
+
+def test_texts_that_are_no_utf8_are_refused_or_left_to_the_conversion(tmp_path) -> None:
+    written = write_set(tmp_path, lengths=(2,))
+    texts = pa.array([b"open", b"\xff"]).view(pa.string())
+    written.change_columns(note=texts)
+    source = open_lerobot(tmp_path)
+    [episode] = source.episodes(source.shards[0])
+    assert episode.values["steps/note"] == [b"open", b"\xff"]
+    table = pa.table({"task_index": [0, 1], "task": texts})
+    pq.write_table(table, tmp_path / "meta" / "tasks.parquet")
+    assert re.search(r"tasks.parquet: .* can be read; found 'utf-8' codec", faults(tmp_path)[0])
 
 
 def test_depth_in_a_video_of_8_bits_is_refused(tmp_path: pathlib.Path) -> None:
