@@ -12,6 +12,7 @@ from converters.mapping.mapping_registry import (
     registered_names,
 )
 from converters.mapping.standardize import SourceMapping
+from converters.sources.open_source import RLDS
 from converters.sources.source import Source
 from pipeline.data.conventions import Conventions
 from pipeline.errors import UserError
@@ -69,30 +70,47 @@ LIBERO = SourceMapping(
 Actions are end-effector deltas of the simulator's controller in [-1, 1]: 1 is 0.05 m or 0.5 rad.
 """
 
+LIBERO_AS_RELEASED = "LIBERO HDF5 as released"
+"""The format of files whose rows are observed after their action."""
 BUILT_IN = {"libero_*": LIBERO, "liber_o10*": LIBERO}
 """Built-in mappings, by glob over the dataset's own name."""
 
 
+def known_mapping(source: Source) -> SourceMapping | None:
+    """The mapping of a source, built in or of the registry, by its name or its format."""
+    for pattern, mapping in BUILT_IN.items():
+        # LIBERO's in RLDS; a folder of other files may have such a name.
+        if source.format == RLDS.name and fnmatch.fnmatchcase(source.name, pattern):
+            return mapping
+    return find_registered(source.name, source.format)
+
+
 def find_mapping(source: Source) -> SourceMapping:
-    """The mapping of a source by its name, built in or of the registry.
+    """The mapping of a source, built in or of the registry.
 
     Raises:
-      UserError: Where there is none.
+      UserError: Where there is none, or the source is of a form that no mapping takes by itself.
     """
-    for pattern, mapping in BUILT_IN.items():
-        if fnmatch.fnmatchcase(source.name, pattern):
-            return mapping
-    found = find_registered(source.name)
+    found = known_mapping(source)
     if found is not None:
         return found
+    expected = f"a dataset named {' or '.join(BUILT_IN)} or as `octograin convert --list` prints,"
+    expected += " or a mapping"
+    remedy = "Write one: `octograin convert SRC --describe > mapping.toml`, edit it, and convert "
+    remedy += "with `--mapping mapping.toml`."
+    if source.format == LIBERO_AS_RELEASED:
+        expected = "LIBERO's regenerated files, whose rows are observed before their action"
+        remedy = "Give each observation the action after it: `--mapping libero_hdf5_released`, which "
+        remedy += "does not give the published RLDS."
     raise UserError(
-        where=f"{source.directory}",
-        expected=f"a dataset named {' or '.join(BUILT_IN)} or as `octograin convert --list` prints,"
-        " or a mapping",
-        found=f"{source.name}",
-        remedy="Write one: `octograin convert SRC --describe > mapping.toml`, edit it, "
-        "and convert with `--mapping mapping.toml`.",
+        where=f"{source.directory}", expected=expected, found=_found(source), remedy=remedy
     )
+
+
+def _found(source: Source) -> str:
+    if source.format == LIBERO_AS_RELEASED:
+        return "the released ones, whose rows are observed after it"
+    return source.name if source.format == RLDS.name else f"{source.name}, {source.format}"
 
 
 def read_mapping(path: epath.PathLike) -> SourceMapping:

@@ -30,15 +30,21 @@ def registered(name: str) -> SourceMapping:
     return parse_mapping(str(_FOLDER / f"{name}.toml"))
 
 
-def find_registered(dataset: str) -> SourceMapping | None:
-    """Returns the mapping of a dataset by its name; None where the registry has none."""
+def find_registered(dataset: str, format_name: str) -> SourceMapping | None:
+    """Returns the mapping of a dataset by its name, else by its format; None where there is none.
+
+    Args:
+      dataset: Its own name.
+      format_name: The format in words, as its source says it.
+    """
     names = registered_names()
     if dataset in names:
         return registered(dataset)
     # Only now, because it reads every file.
-    others = (registered(name) for name in names)
-    matching = (m for m in others if any(fnmatch.fnmatchcase(dataset, n) for n in m.names))
-    return next(matching, None)
+    others = [registered(name) for name in names]
+    by_name = [m for m in others if any(fnmatch.fnmatchcase(dataset, n) for n in m.names)]
+    by_format = [m for m in others if format_name in m.formats]
+    return next(iter(by_name + by_format), None)
 
 
 def registry_list() -> str:
