@@ -100,7 +100,9 @@ def find_mapping(source: Source) -> SourceMapping:
     remedy += "with `--mapping mapping.toml`."
     if source.format == LIBERO_AS_RELEASED:
         expected = "LIBERO's regenerated files, whose rows are observed before their action"
-        remedy = "Give each observation the action after it: `--mapping libero_hdf5_released`, which "
+        remedy = (
+            "Give each observation the action after it: `--mapping libero_hdf5_released`, which "
+        )
         remedy += "does not give the published RLDS."
     raise UserError(
         where=f"{source.directory}", expected=expected, found=_found(source), remedy=remedy

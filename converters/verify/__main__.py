@@ -4,7 +4,6 @@ With DST alone everything in the dataset directory is read again and checked aga
 """
 
 import dataclasses
-import fnmatch
 import json
 import re
 import sys
@@ -16,9 +15,8 @@ import tyro
 
 from converters.edit import edits
 from converters.job import job_progress
-from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
+from converters.mapping.builtin_mappings import known_mapping, read_mapping
 from converters.mapping.computed_source import compute_source
-from converters.mapping.mapping_registry import find_registered
 from converters.mapping.standardize import SourceMapping
 from converters.sources.encoded_source import encode_source
 from converters.sources.image_encoding import QUALITY_NOTE
@@ -78,8 +76,7 @@ def _conventions(source: Source, mapping: str | None, manifest: Manifest) -> dic
         return to_json_values(read_mapping(mapping).conventions)
     if manifest.mapping:
         return to_json_values(_own_mapping(manifest).conventions)
-    built_in = [of for name, of in BUILT_IN.items() if fnmatch.fnmatchcase(source.name, name)]
-    found = built_in[0] if built_in else find_registered(source.name)
+    found = known_mapping(source)
     if found is None:
         return {}
     # Collected sets have their own rule for steps without motion.

@@ -334,3 +334,17 @@ def test_a_released_file_is_timed_again(tmp_path: pathlib.Path) -> None:
     observed = np.asarray(episode["observation"]["proprio"])[:, :6]
     np.testing.assert_array_equal(observed, demos[0]["obs/ee_states"][:-1].astype(np.float32))
     np.testing.assert_array_equal(episode["reward"], [0, 0, 0, 1])
+
+
+def test_a_mapping_is_found_by_the_layout_of_the_files(tmp_path: pathlib.Path) -> None:
+    regenerated = opened(write(tmp_path / "a" / STOVE, {0: libero_demo(0, 2)}))
+    assert builtin_mappings.find_mapping(regenerated) == mapped("libero_hdf5")
+    lift = opened(robomimic(tmp_path / "lift.hdf5"))
+    assert builtin_mappings.find_mapping(lift) == mapped("robomimic_hdf5")
+    released = opened(write(tmp_path / "b" / STOVE, {0: libero_demo(0, 2)}, LIBERO_ATTRIBUTES))
+    message = (
+        r"expected LIBERO's regenerated files, .*; found the released ones, .* observed after it\. "
+        r".*--mapping libero_hdf5_released"
+    )
+    with pytest.raises(UserError, match=message):
+        builtin_mappings.find_mapping(released)

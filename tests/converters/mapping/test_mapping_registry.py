@@ -48,8 +48,8 @@ def test_files_are_valid_and_state_their_sources(name: str) -> None:
 def test_a_mapping_is_found_by_the_name_of_the_dataset() -> None:
     source = MemorySource(({"steps/a": np.zeros((1, 1))},), name="bridge_oxe")
     assert find_mapping(source) is registered("bridge")
-    assert find_registered("toto") is registered("toto") is read_mapping("toto")
-    assert find_registered("no_such_set") is None
+    assert find_registered("toto", "RLDS") is registered("toto") is read_mapping("toto")
+    assert find_registered("no_such_set", "RLDS") is None
     with pytest.raises(UserError, match="octograin convert --list"):
         find_mapping(dataclasses.replace(source, name="no_such_set"))
     with pytest.raises(DataError, match=r"no_such_set: expected a mapping in TOML"):
