@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import jax
@@ -51,9 +52,8 @@ def test_noisy_actions_are_the_recorded_ones(
 ) -> None:
     loss = recorded["loss"]
     actions = jnp.clip(batch["action"].reshape(1, 3, 2, 28), -5, 5)
-    noisy = add_noise(
-        cosine_schedule(20), actions, jnp.asarray(loss["time"]), jnp.asarray(loss["noise"])
-    )
+    add = jax.jit(functools.partial(add_noise, cosine_schedule(20)))
+    noisy = add(actions, jnp.asarray(loss["time"]), jnp.asarray(loss["noise"]))
     np.testing.assert_allclose(noisy, loss["noisy_actions"], atol=1e-5, rtol=0)
 
 
@@ -63,7 +63,8 @@ def test_predicted_noise_is_the_recorded_one_at_every_step(
     denoiser = jax.tree.map(jnp.asarray, recorded["denoiser"])
     readout = jnp.broadcast_to(denoiser["embeddings"][None], (20, 3, 2, 64))
     inputs = (readout, denoiser["noisy_actions"], denoiser["time"])
-    eps = apply_head(weights, *inputs, method="predict_noise")
+    predict = jax.jit(functools.partial(apply_head, method="predict_noise"))
+    eps = predict(weights, *inputs)
     np.testing.assert_allclose(eps, denoiser["eps"], atol=1e-5, rtol=0)
 
 
