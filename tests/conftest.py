@@ -36,11 +36,6 @@ from tests.type_checks import check_shapes_where_they_are_named
 
 check_shapes_where_they_are_named()  # before the packages are imported
 
-from converters.job.convert import convert  # noqa: E402
-from converters.mapping.builtin_mappings import LIBERO  # noqa: E402
-from converters.sources.open_source import open_source  # noqa: E402
-from pipeline.files import json_checksum  # noqa: E402
-
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -89,6 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def reseal() -> Callable[[pathlib.Path], None]:
     """Writes the checksums of a dataset directory again, as if it had been written as it is."""
+
+    from pipeline.files import json_checksum
 
     def write(directory: pathlib.Path) -> None:
         manifest = json.loads((directory / "dataset.json").read_text())
@@ -139,6 +136,11 @@ def mini_rlds() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The bundled set, converted once; copy it before corrupting it."""
+    # Not above: the process that hands out the tests would import them, too.
+    from converters.job.convert import convert
+    from converters.mapping.builtin_mappings import LIBERO
+    from converters.sources.open_source import open_source
+
     directory = tmp_path_factory.mktemp("mini") / "libero_mini"
     convert(open_source(str(mini_rlds)), directory, LIBERO)
     return directory
