@@ -8,7 +8,9 @@ import numpy as np
 
 from converters.mapping.mapped_features import FeatureMapping
 from converters.operations.operations import computed, output_type, steps_ahead
+from converters.operations.text_operations import EpisodeText
 from converters.operations.value_type import FLOATS, Others, ValueType
+from converters.sources.source import STEPS
 
 COMPUTED = "steps/computed/"
 """Prefix of the keys that a source gets for computed features."""
@@ -25,7 +27,14 @@ class ComputedFeature:
     @property
     def key(self) -> str:
         """The key that its values get in the source, such as `steps/computed/action`."""
-        return COMPUTED + self.mapping.key
+        # A text of the episode stands outside `steps/`.
+        return (COMPUTED.removeprefix(STEPS) if self.is_text else COMPUTED) + self.mapping.key
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text of the whole episode."""
+        compute = self.mapping.compute
+        return bool(compute) and isinstance(compute[-1], EpisodeText)
 
     @property
     def ahead(self) -> int:
@@ -64,8 +73,10 @@ class ComputedFeature:
             width = sum(math.prod(one.shape) for one in joined)
             made = ValueType("tensor", _joined_dtype([one.dtype for one in joined]), (width,))
         made = output_type(self.mapping.compute, made)
-        if made.kind not in ("tensor", "image"):
-            raise ValueError(f"a feature is a tensor or an image, not {made}")
+        if made.kind not in ("tensor", "image") and not self.is_text:
+            raise ValueError(
+                f"a feature is a tensor, an image or, by episode_text, one text, not {made}"
+            )
         return made
 
     def values(self, episode: Others, num_steps: int) -> np.ndarray:

@@ -310,9 +310,10 @@ class ComputedSource(WrappedSource):
         for feature in self.computed:
             if feature.key in wanted:
                 try:
-                    made[feature.key] = feature.values(arrays, num_steps)
+                    value = feature.values(arrays, num_steps)
                 except ValueError as error:
                     raise ValueError(f"feature {feature.mapping.key}, {error}") from error
+                made[feature.key] = [bytes(value[0])] if feature.is_text else value
         text = self.mapping.instruction_from
         if text is not None and _TASK in wanted:
             made[_TASK] = text.texts(arrays)

@@ -136,6 +136,8 @@ def make_feature(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str)
     Raises:
       SchemaError: Where the law, or the place that the feature has in training, refuses a key.
     """
+    if _is_episode_text(mapping, keys):
+        return Feature(mapping.key, "text", (), "utf8", None, keys[0].key, "utf8")
     for key in keys:
         _check_storable(key, f"{where}, {key.key}")
     # An action that is no float32 vector, such as an integer, is made one.
@@ -158,6 +160,12 @@ def make_feature(mapping: FeatureMapping, keys: Sequence[SourceKey], where: str)
     return feature
 
 
+def _is_episode_text(mapping: FeatureMapping, keys: Sequence[SourceKey]) -> bool:
+    """Whether a feature is one text of the whole episode, which is in no batch."""
+    is_text = keys[0].kind == "text" and not keys[0].key.startswith(STEPS)
+    return is_text and not mapping.joined and mapping.column == EPISODES and not mapping.dims
+
+
 def _check_storable(key: SourceKey, where: str) -> None:
     if key.kind == "other":
         raise SchemaError(
@@ -172,7 +180,7 @@ def _check_storable(key: SourceKey, where: str) -> None:
             expected="numbers or an image",
             found="a text",
             remedy="Texts are stored once a task or episode: name the key as `task` or"
-            " `source_id`, or ignore it.",
+            ' `source_id`, compute [{ op = "episode_text" }], or ignore it.',
         )
 
 

@@ -24,7 +24,13 @@ from converters.operations.gripper_operations import (
 )
 from converters.operations.image_operations import Turn
 from converters.operations.rotation_operations import ConvertRotation, ScaleByMotion, TurnInPlane
-from converters.operations.text_operations import CodePoints, Substitute, TextOfCode, Unzip
+from converters.operations.text_operations import (
+    CodePoints,
+    EpisodeText,
+    Substitute,
+    TextOfCode,
+    Unzip,
+)
 from converters.operations.time_operations import (
     Accumulate,
     Difference,
@@ -59,7 +65,8 @@ AnyOperation = Annotated[
     | Unzip
     | CodePoints
     | TextOfCode
-    | Substitute,
+    | Substitute
+    | EpisodeText,
     pydantic.Field(discriminator="op"),
 ]
 """An operation in a mapping: in TOML a table whose `op` says which."""

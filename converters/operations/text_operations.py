@@ -129,6 +129,30 @@ class Substitute(Simple):
         return _texts(re.sub(self.pattern, self.replacement, text) for text in decoded)
 
 
+@dataclasses.dataclass(frozen=True)
+class EpisodeText(Simple):
+    """Makes one text of the episode of a text that all of its steps have.
+
+    A feature of it is stored once per episode and is in no batch, such as a second instruction.
+    """
+
+    op: Literal["episode_text"] = "episode_text"
+
+    def output(self, given: ValueType) -> ValueType:
+        """A text."""
+        if given.kind != "text":
+            raise ValueError(f"it takes a text, not {given}")
+        return _TEXT
+
+    def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
+        """The texts, unchanged."""
+        differing = [t for t, text in enumerate(values) if bytes(text) != bytes(values[0])]
+        if differing:
+            found = f"{bytes(values[0])!r} at step 0 and {bytes(values[differing[0]])!r}"
+            raise ValueError(f"the steps have several texts: {found} at step {differing[0]}")
+        return values
+
+
 def _texts(texts: Iterable[str]) -> np.ndarray:
     encoded = [text.encode() for text in texts]
     array = np.empty(len(encoded), object)

@@ -20,7 +20,7 @@ from converters.mapping.mapping_table import mapping_table
 from converters.mapping.standardize import SourceMapping, standardize
 from converters.operations.array_operations import Clip, Invert, Scale
 from converters.operations.rotation_operations import ConvertRotation
-from converters.operations.text_operations import CodePoints, Substitute
+from converters.operations.text_operations import CodePoints, EpisodeText, Substitute
 from converters.operations.time_operations import Difference
 from converters.verify.__main__ import open_converted
 from converters.verify.verifier import Verifier
@@ -215,6 +215,17 @@ def test_instructions_are_computed() -> None:
     assert first(source(**{"steps/codes": codes}), of)["tasks"] == ["hi"] * 7
     named = InstructionFrom(("id",), (Substitute("_", " "),))
     assert first(source(), mapping(STATE, instruction_from=named))["tasks"] == ["demo 1"] * 7
+
+
+def test_a_second_instruction_is_kept_as_a_text_of_the_episode() -> None:
+    kept = FeatureMapping("other", "steps/language_2", compute=(EpisodeText(),))
+    texts = {"steps/language_2": [b"raise"] * 7}
+    of = mapping(STATE, kept, steps=StepSelection(drop_first=3))
+    made = first(source(**texts), of)
+    assert [bytes(text) for text in made["other"]] == [b"raise"]
+    assert len(made["observation/state"]) == 4
+    with pytest.raises(SchemaError, match="several texts: b'raise' at step 0 and b'' at step 4"):
+        first(source(), of)
 
 
 def test_errors_name_feature_operation_episode_and_step() -> None:
