@@ -1,6 +1,7 @@
 """`meta/info.json` of a LeRobot dataset: its version, its totals, and where its files lie."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -131,8 +132,8 @@ def _field(path: epath.Path, values: Mapping[str, Any], name: str, kind: type) -
 
 def _positive(path: epath.Path, values: Mapping[str, Any], name: str) -> float:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise _wrong(path, f"{name} as a number above 0", repr(value))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise _wrong(path, f"{name} as a finite number above 0", repr(value))
     return float(value)
 
 

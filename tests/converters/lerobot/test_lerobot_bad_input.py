@@ -155,7 +155,14 @@ CASES: dict[str, tuple[Callable[[WrittenSet], None], str]] = {
         lambda w: w.change_info(features={"action": "float32"}),
         r"info.json: expected a table as the feature action; found 'float32'",
     ),
-    "no rate": (lambda w: w.change_info(fps=0), r"expected fps as a number above 0; found 0"),
+    "no rate": (
+        lambda w: w.change_info(fps=0),
+        r"expected fps as a finite number above 0; found 0",
+    ),
+    "endless folders": (
+        lambda w: w.change_info(chunks_size=float("inf")),
+        r"expected chunks_size as a finite number above 0; found inf",
+    ),
     "no shape": (
         lambda w: w.change_feature("action", shape=7),
         r"features, action: expected a dtype, and a shape of whole numbers above 0",
