@@ -126,15 +126,15 @@ def test_a_directory_that_is_no_run_and_a_step_that_is_not_there_are_reported(po
         Policy.from_run(policy_run, step=7)
 
 
-@pytest.mark.parametrize("t", [0, 1, 50])
-def test_a_chunk_is_what_validation_samples_with_the_same_key(
-    policy, policy_config, checkpoint, mini_dataset, t
-):
+@pytest.fixture(scope="module")
+def sampled_as_in_validation(policy_config, checkpoint, mini_dataset):
+    """Unnormalised actions that validation samples at a step of the first episode with a key."""
     data = policy_config.data
     dataset = open_dataset(str(mini_dataset), data.keys)
     encode = load_vocabulary(data.vocabulary).EncodeAsIds
     loader = Loader(data, 1, [dataset], encode)
-    table = make_language_table(policy_config.model, checkpoint.params, loader.tasks)
+    make = jax.jit(lambda params: make_language_table(policy_config.model, params, loader.tasks))
+    table = make(checkpoint.params)
     module = OctoModule(policy_config.model)
 
     @jax.jit  # as in train/metrics/validation.py
@@ -142,10 +142,19 @@ def test_a_chunk_is_what_validation_samples_with_the_same_key(
         inputs = model_inputs(batch, policy_config, table)
         return sample_actions(module, params, inputs["observation"], inputs["task"], key)
 
-    key = policy.noise_key(5, 0)
-    chunk = sample(checkpoint.params, loader.read(0, [t]), table, key)
-    expected = loader.normalizers["action"].unnormalize(np.asarray(chunk), np.zeros(1, np.int64))
+    def actions(t, key):
+        chunk = sample(checkpoint.params, loader.read(0, [t]), table, key)
+        return loader.normalizers["action"].unnormalize(np.asarray(chunk), np.zeros(1, np.int64))
 
+    return actions
+
+
+@pytest.mark.parametrize("t", [0, 1, 50])
+def test_a_chunk_is_what_validation_samples_with_the_same_key(
+    policy, policy_config, sampled_as_in_validation, mini_dataset, t
+):
+    dataset = open_dataset(str(mini_dataset), policy_config.data.keys)
+    expected = sampled_as_in_validation(t, policy.noise_key(5, 0))
     policy.reset(5, dataset.manifest.tasks[dataset.task_index(0, 0)])
     for step in range(t):
         policy.observe({5: read(dataset, step)})
