@@ -160,8 +160,12 @@ def test_frozen_language_encoder_stays_bitwise_identical(three_steps):
 @pytest.mark.parametrize(
     ("finetune", "frozen", "message"),
     [
-        (True, ("*hf_model*",), r"finetune is True, but \*hf_model\* .* freezes the encoder"),
-        (False, (), "finetune is False, but optimizer.frozen does not match the encoder"),
+        (
+            True,
+            ("*hf_model*",),
+            r"expected False, as \*hf_model\* .* freezes the encoder; found True",
+        ),
+        (False, (), r"optimizer.frozen: .* as model.language.finetune is False; found none"),
     ],
 )
 def test_encoder_is_either_frozen_or_trained(tiny_config, finetune, frozen, message):
