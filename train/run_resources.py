@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import sentencepiece
-from etils import epath
 
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import RecordError, UserError
-from pipeline.loading.data_config import DatasetConfig
+from pipeline.loading.loader_opening import check_all_there, missing_parts
 from pipeline.loading.text import load_vocabulary
 from train.checkpoints.initial_weights import load_pretrained
 from train.octo.released.weight_loading import check_config
@@ -41,9 +40,17 @@ def open_inputs(config: TrainConfig, *, resume: bool = False) -> Inputs:
     problems: list[UserError] = []
     datasets: list[Dataset] = []
     vocabulary = weights = None
-    for dataset in config.data.datasets:
+    parts = config.data.datasets
+    missing = missing_parts(parts)
+    try:
+        check_all_there(parts)
+    except UserError as error:
+        problems.append(error)
+    for part in parts:
+        if part in missing:
+            continue
         try:
-            datasets.append(_open_dataset(dataset, config))
+            datasets.append(open_dataset(part.path, config.data.keys_of(part)))
         except UserError as error:
             problems.append(error)
     try:
@@ -88,17 +95,6 @@ def excludable(error: RecordError, config: TrainConfig) -> UserError:
         found=error.found,
         remedy=f"{error.remedy} To continue without that record, add {' '.join(flags)}",
     )
-
-
-def _open_dataset(dataset: DatasetConfig, config: TrainConfig) -> Dataset:
-    if dataset.commands and not epath.Path(dataset.path).exists():
-        raise UserError(
-            where=dataset.path,
-            expected="a dataset directory",
-            found="none",
-            remedy="Get it with:" + "".join(f"\n      {line}" for line in dataset.commands),
-        )
-    return open_dataset(dataset.path, config.data.keys_of(dataset))
 
 
 def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcessor:

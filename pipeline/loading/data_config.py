@@ -3,17 +3,25 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import tyro
 
+from pipeline.added_fields import LATER
 from pipeline.config_checks import Problem, check, check_positive
 from pipeline.data.schema import ACTION, Column
+from pipeline.loading.published_mixtures import (
+    lacked_observations,
+    published_mixture,
+    usual_cameras,
+)
 
 Normalization = Literal["normal", "bounds", "quantile"]
 Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
 Split = Literal["train", "validation", "all"]
+Convention = Literal["control_frequency_hz", "rotation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +114,58 @@ class DataConfig:
     ram_budget_gb: float | None = None
     """Maximum memory of the loader, in 10^9 bytes; a run that needs more does not start.
     None: no limit."""
+    may_differ: tuple[Convention, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Conventions that may differ between the datasets. The model then learns the actions of each
+    as they are stored: nothing is resampled or converted."""
+
+    @classmethod
+    def from_mixture(
+        cls,
+        name: str,
+        folder: str | os.PathLike[str],
+        vocabulary: str,
+        *,
+        observations: tuple[str, ...] | None = None,
+        leave_out: Collection[str] = (),
+    ) -> "DataConfig":
+        """Returns the config of a published mixture, whose datasets were converted into one folder.
+
+        Weights count for each step, as in Octo and OpenVLA, so `balance` is set. The datasets are
+        looked for when they are opened. Change other fields with `dataclasses.replace`.
+
+        Args:
+          name: Such as `octo/oxe_magic_soup` or `openvla/oxe_magic_soup_plus`.
+          folder: The directory that holds a dataset directory for each, by its name.
+          vocabulary: SentencePiece model of T5, as in the field.
+          observations: Features below `observation/` that a batch holds; None: `image_primary` and
+            `image_wrist`, or those of them that a dataset has.
+          leave_out: Names of datasets of the mixture that are not sampled.
+
+        Raises:
+          UserError: There is no such mixture, or it has no dataset that is left out.
+        """
+        weights = published_mixture(name, leave_out)
+        lacked = {dataset: lacked_observations(dataset) for dataset in weights}
+        if observations is None:
+            nobody = set.intersection(*lacked.values()) if lacked else set()
+            observations = tuple(camera for camera in usual_cameras() if camera not in nobody)
+        directory = os.fspath(folder).rstrip("/")
+        datasets = tuple(
+            DatasetConfig(
+                f"{directory}/{dataset}",
+                weight,
+                missing=tuple(o for o in observations if o in lacked[dataset]),
+                commands=(f"octograin convert SRC/{dataset} {directory}/{dataset}",),
+            )
+            for dataset, weight in weights.items()
+        )
+        return cls(
+            datasets,
+            vocabulary,
+            observations,
+            balance=True,
+            may_differ=("control_frequency_hz", "rotation"),
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from pipeline.arguments import check_path, named_arguments
 from pipeline.data.dataset import on_disk, open_dataset
 from pipeline.data.manifest import load_manifest
@@ -66,6 +68,35 @@ def open_loader(
     if action_horizon is not None:
         changes["action_horizon"] = action_horizon
     config = dataclasses.replace(config, **changes)
+    check_all_there(config.datasets)
     opened = [open_dataset(part.path, config.keys_of(part)) for part in config.datasets]
     encode = load_vocabulary(config.vocabulary).EncodeAsIds if config.vocabulary else None
     return Loader(config, batch_size, opened, encode)
+
+
+def check_all_there(parts: Sequence[DatasetConfig]) -> None:
+    """Checks that the directories of datasets which can be got by commands are there.
+
+    Raises:
+      UserError: Some are missing; it lists all of them on one line, then their commands.
+    """
+    missing = missing_parts(parts)
+    if not missing:
+        return
+    lines = [f"      {line}" for part in missing for line in part.commands]
+    remedy = "\n".join(["Get it with:" if len(missing) == 1 else "Get them with:", *lines])
+    if len(missing) == 1:
+        raise UserError(
+            where=missing[0].path, expected="a dataset directory", found="none", remedy=remedy
+        )
+    raise UserError(
+        where="data.datasets",
+        expected=f"{len(parts)} dataset directories",
+        found=f"{len(parts) - len(missing)}, without {', '.join(part.path for part in missing)}",
+        remedy=remedy,
+    )
+
+
+def missing_parts(parts: Sequence[DatasetConfig]) -> list[DatasetConfig]:
+    """Returns the datasets with commands whose directories are missing."""
+    return [part for part in parts if part.commands and not epath.Path(part.path).exists()]

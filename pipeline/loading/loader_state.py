@@ -32,6 +32,7 @@ _NOT_CONTENT = (
     "num_threads",
     "prefetch_batches",
     "ram_budget_gb",
+    "may_differ",
 )
 """Config fields that change no batch, or that the mixture's checksums already cover."""
 
@@ -146,7 +147,7 @@ def config_fingerprint(config: DataConfig, batch_size: int) -> str:
     content = to_json_values(config)
     for name in _NOT_CONTENT:
         # What they decide is in the mixture, or does not reach a batch.
-        del content[name]
+        content.pop(name, None)  # a later field may be absent
     content["batch_size"] = batch_size
     content["version"] = _VERSION
     return checksum(content)

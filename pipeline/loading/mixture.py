@@ -1,12 +1,14 @@
 """Checks that the datasets of a mixture agree in the types and meaning of what is read."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, get_args
 
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.data.token_provenance import check_same_encoder
 from pipeline.errors import SchemaError, UserError
+from pipeline.loading.data_config import Convention
 from pipeline.loading.window_reader import WindowReader
 
 
@@ -35,7 +37,7 @@ def check_datasets(window_reader: WindowReader) -> None:
                 _check_action(column, found, dataset.path)
             _check_type(column, found, wanted, window_reader, dataset.path)
             _check_encoder(dataset, wanted.key, window_reader)
-        _check_meaning(dataset, first)
+        _check_meaning(dataset, first, window_reader.config.may_differ)
     _check_rotations(window_reader)
     _check_normalized(window_reader)
     _check_goals(window_reader)
@@ -143,17 +145,21 @@ def _check_goals(window_reader: WindowReader) -> None:
             )
 
 
-def _check_meaning(dataset: Dataset, first: Dataset) -> None:
+def _check_meaning(dataset: Dataset, first: Dataset, may_differ: Collection[str]) -> None:
     """Checks that the conventions which the loader does not convert agree in all datasets."""
     ours, theirs = (_meaning(d.manifest.conventions) for d in (first, dataset))
-    if ours != theirs:
-        differing = [name for name in ours if ours[name] != theirs[name]]
+    differing = [n for n in ours if ours[n] != theirs[n] and n not in may_differ]
+    if differing:
+        remedy = (
+            "Train on datasets with the same conventions; correct wrong ones with `octograin edit`."
+        )
+        if set(differing) <= set(get_args(Convention)):
+            remedy += f" To mix them as they are: DataConfig(may_differ={tuple(differing)})."
         raise SchemaError(
             where=f"{dataset.path}, conventions",
             expected=", ".join(f"{name} {ours[name]}" for name in differing) + f", as {first.path}",
             found=", ".join(f"{name} {theirs[name]}" for name in differing),
-            remedy="Train on datasets with the same conventions; correct wrong ones "
-            "with `octograin edit`.",
+            remedy=remedy,
         )
 
 

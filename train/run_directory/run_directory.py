@@ -74,6 +74,7 @@ _MAY_DIFFER = (
     "data.num_threads",
     "data.prefetch_batches",
     "data.ram_budget_gb",
+    "data.may_differ",
 )
 """Globs over fields that a resumed run may change. They change batches, gradients and updates only
 by rounding; or are read only at the start, as pretrained weights; or are compared by content, as

@@ -480,6 +480,26 @@ def test_datasets_of_different_conventions_are_refused(
         make_loader(*twice)
 
 
+def test_conventions_that_may_differ_are_not_compared(
+    make_loader: Callable, twice: tuple, edit_json: Callable
+) -> None:
+    def change(**values: object) -> None:
+        edit_json(twice[0] / "dataset.json", lambda m: m["conventions"].update(values))
+
+    change(control_frequency_hz=5.0, rotation="euler_xyz")
+    message = r"To mix them as they are: DataConfig\(may_differ=\('rotation', 'control_freq"
+    with pytest.raises(SchemaError, match=message):
+        make_loader(*twice)
+    with pytest.raises(SchemaError, match="conventions: expected rotation euler_xyz, as"):
+        make_loader(*twice, may_differ=("control_frequency_hz",))
+    differ = ("control_frequency_hz", "rotation")
+    make_loader(*twice, may_differ=differ)
+    change(image_orientation="upright")
+    with pytest.raises(SchemaError, match="expected image_orientation upright, as") as error:
+        make_loader(*twice, may_differ=differ)
+    assert "may_differ" not in str(error.value)
+
+
 def test_grippers_at_other_dimensions_are_refused_and_other_kinds_are_not(
     make_loader: Callable, twice: tuple, edit_json: Callable
 ) -> None:
