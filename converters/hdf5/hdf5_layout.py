@@ -48,6 +48,13 @@ class ArrayType:
     """Its dtype; `utf8` for texts."""
     shape: tuple[int, ...]
     """Shape of one step."""
+    is_single: bool = False
+    """Whether it has no time axis: one number or text of the whole demo."""
+
+    def __str__(self) -> str:
+        """The type as messages show it."""
+        shown = f"{self.dtype}{list(self.shape)}"
+        return f"a single {self.dtype}" if self.is_single else shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +133,7 @@ def read_layout(path: pathlib.Path) -> FileLayout:
             # Names alone: they are in every demo, and visiting them costs microseconds.
             for name in _names(file[demo.group]):
                 if name not in arrays:
-                    arrays[name] = _array_type(file[demo.group][name])
+                    arrays[name] = array_type(file[demo.group][name])
         data = file.get(_DATA, file)
         return FileLayout(
             path=path,
@@ -172,10 +179,12 @@ def _is_array(item: Any) -> bool:
     return isinstance(item, h5py.Dataset)
 
 
-def _array_type(dataset: Any) -> ArrayType:
-    if h5py.check_string_dtype(dataset.dtype) is not None:
-        return ArrayType("utf8", dataset.shape[1:])
-    return ArrayType(dataset.dtype.name, dataset.shape[1:])
+def array_type(dataset: Any) -> ArrayType:
+    """The type of an array in a file."""
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    # An array that is declared empty has no shape at all.
+    shape = dataset.shape or ()
+    return ArrayType("utf8" if is_text else dataset.dtype.name, shape[1:], is_single=not shape)
 
 
 def _masks(file: Any) -> dict[str, tuple[str, ...]]:

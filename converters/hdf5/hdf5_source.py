@@ -13,13 +13,23 @@ from converters.hdf5.hdf5_layout import (
     ArrayType,
     Demo,
     FileLayout,
+    array_type,
     opened,
     read_layout,
     unreadable,
 )
-from converters.sources.image_encoding import IMAGE_QUALITY, QUALITY_NOTE, check_quality
+from converters.sources.image_encoding import IMAGE_QUALITY, check_quality
+from converters.sources.open_source import HDF5
 from converters.sources.selection import select_shards
-from converters.sources.source import STEPS, Episode, SourceEpisode, SourceKey, SourceShard
+from converters.sources.source import (
+    IS_FIRST,
+    IS_LAST,
+    STEPS,
+    Episode,
+    SourceEpisode,
+    SourceKey,
+    SourceShard,
+)
 from pipeline.errors import DataError, SchemaError
 
 EPISODE_ID = "episode_id"
@@ -28,8 +38,6 @@ FILE_INSTRUCTION = "file_instruction"
 """Key of the instruction that the names of LIBERO's files spell."""
 INSTRUCTION = "language_instruction"
 """Key of the instruction in the attribute `problem_info` of LIBERO's files."""
-IS_FIRST, IS_LAST = f"{STEPS}is_first", f"{STEPS}is_last"
-_GLOBS = ("*.hdf5", "*.h5", "*/*.hdf5", "*/*.h5")
 _DEMOS_PER_SHARD = 50
 """Demos that a worker converts at a time; LIBERO's files have as many."""
 _LIBERO_KEYS = {"obs/agentview_rgb", "obs/eye_in_hand_rgb", "obs/ee_states"}
@@ -141,7 +149,7 @@ def open_hdf5(
     """
     check_quality(image_quality, str(path))
     root = pathlib.Path(path)
-    globbed = [sorted(root.glob(glob)) for glob in _GLOBS]
+    globbed = [sorted(root.glob(glob)) for glob in HDF5.globs]
     files = next((found for found in globbed if found), []) if root.is_dir() else [root]
     layouts = [read_layout(file) for file in files]
     formats = {_format(layout): layout for layout in layouts}
@@ -165,7 +173,7 @@ def open_hdf5(
         demos={shard.name: held for shard, held in shards},
         texts=texts,
         split=split or "",
-        notes={"format": next(iter(formats)), QUALITY_NOTE: str(image_quality)},
+        notes={"format": next(iter(formats))},
     )
 
 
@@ -206,6 +214,13 @@ def _selected(
                 remedy="Fetch the file again, or leave --split out for all demos.",
             )
         chosen.append(tuple(d for d in layout.demos if d.group.rpartition("/")[2] in names))
+    if not any(chosen):
+        raise DataError(
+            where=str(root),
+            expected=f"demos of the mask {split}",
+            found="none",
+            remedy="Name another mask, or leave --split out for all demos.",
+        )
     return chosen
 
 
@@ -261,11 +276,13 @@ def _keys(
 def _key(name: str, found: Sequence[ArrayType], image_quality: int) -> SourceKey:
     key, first = f"{STEPS}{name}", found[0]
     if name.startswith(_OPTIONAL):
-        return SourceKey(key, "other", (), f"{first.dtype}{list(first.shape)} of some demos alone")
+        return SourceKey(key, "other", (), f"{first} of some demos alone")
     # LIBERO's states have a width for each scene.
     if len(set(found)) > 1:
-        kinds = ", ".join(sorted({f"{one.dtype}{list(one.shape)}" for one in found}))
+        kinds = ", ".join(sorted({str(one) for one in found}))
         return SourceKey(key, "other", (), f"arrays of other types in other files: {kinds}")
+    if first.is_single:
+        return SourceKey(key, "other", (), f"{first} and not one per step")
     if first.dtype == "utf8":
         kind = "other" if first.shape else "text"
         return SourceKey(key, kind, (), "utf8" if kind == "text" else "several texts a step")
@@ -290,14 +307,13 @@ def _read(group: Any, key: SourceKey, demo: Demo) -> np.ndarray | list:
     name = key.key.removeprefix(STEPS)
     where = f"{demo.where}, {name}"
     dataset = group.get(name)
-    found = "no such array"
-    if dataset is not None and hasattr(dataset, "shape"):
-        found = f"{dataset.dtype.name}{list(dataset.shape[1:])}"
-    if dataset is None or (key.kind != "text" and found != f"{key.dtype}{list(key.shape)}"):
+    found = array_type(dataset) if hasattr(dataset, "shape") else None
+    expected = ArrayType(key.dtype, key.shape)
+    if found != expected:
         raise SchemaError(
             where=where,
-            expected=f"{key.dtype}{list(key.shape)} for each step, as in the first demo",
-            found=found,
+            expected=f"{expected} for each step, as in the first demo",
+            found="no such array" if found is None else str(found),
             remedy="Fix the demo at the source, or ignore the key in the mapping.",
         )
     try:

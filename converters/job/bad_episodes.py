@@ -47,11 +47,13 @@ class BadEpisode:
         """Returns what has to be noted of an error."""
         return cls(episode, error.where, error.expected, error.found, error.remedy)
 
-    def skipped(self, shard: SourceShard) -> SkippedEpisode:
-        """Returns its entry in the manifest."""
-        start = f"{shard.where}, episode {self.episode}"
+    def skipped(self, shard: SourceShard, source: Source) -> SkippedEpisode:
+        """Returns its entry in the manifest, which is the same wherever the source lies."""
+        place = self.where
         # The place stands in the entry already, once as file and episode.
-        place = self.where.removeprefix(start).removeprefix(shard.where).lstrip(", ")
+        for known in (f"{shard.where}, episode {self.episode}", shard.where, source.directory):
+            place = place.removeprefix(str(known))
+        place = place.lstrip(",/ ")
         reason = f"expected {self.expected}; found {self.found}"
         reason = f"{place}: {reason}" if place else reason
         if len(reason) > _MAX_REASON:
@@ -82,7 +84,7 @@ def refused(
         where=place_of(source),
         expected=f"{total:,} episodes that can be used",
         found=f"{len(bad):,} that cannot: "
-        + "; ".join(listed([episode.skipped(shard) for shard, episode in bad])),
+        + "; ".join(listed([episode.skipped(shard, source) for shard, episode in bad])),
         remedy=remedy,
     )
 

@@ -221,7 +221,7 @@ def _manifest(job: ShardJob, parts: Sequence[Part]) -> Manifest:
         provenance=_provenance(job.source),
         mapping={} if job.computation is None else to_json_values(job.computation),
         skipped_episodes=tuple(
-            episode.skipped(shard)
+            episode.skipped(shard, job.source)
             for shard, part in zip(job.source.shards, parts, strict=True)
             for episode in part.bad
         ),

@@ -12,6 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -107,7 +108,7 @@ class ShardJob:
             # Only the name: the source may be moved between a kill and the next run.
             "shards": [[s.name, s.start, s.stop] for s in source.shards],
             "schema_hash": self.schema.hash(),
-            "mapping": to_json_values(self.mapping),
+            "mapping": _deciding(self.mapping),
         }
         # Absent by default, so that plans of jobs before these options keep their digest.
         if self.checks.check_images:
@@ -115,7 +116,7 @@ class ShardJob:
         if QUALITY_NOTE in source.notes:
             values[QUALITY_NOTE] = source.notes[QUALITY_NOTE]
         if self.computation is not None:
-            values["computation"] = to_json_values(self.computation)
+            values["computation"] = _deciding(self.computation)
             values["step_ranges"] = source.notes.get("step_ranges", "")
         return dump_json(values)
 
@@ -145,7 +146,9 @@ class ShardJob:
                 )
                 for column in self.schema.columns
             ]
+            num_left = self.source.shards[number].num_episodes
             for episode in self.source.episodes(self.source.shards[number], self._wanted):
+                num_left -= 1
                 standardized = self._standardized(episode, notes)
                 # The no-op filter may leave an episode without steps; no record is written for it.
                 if standardized is not None and standardized.num_steps:
@@ -154,6 +157,8 @@ class ShardJob:
                 report(episode.num_bytes)
                 self._check_hopes(number, notes)
                 del episode, standardized  # before the next one is read
+            for _ in range(num_left):  # those that the mapping leaves out
+                report(0)
         # After the block: leaving it has renamed the files, and only then they are described.
         written = {writer.layout.column.name: writer.file.finished() for writer in writers}
         part = notes.part(self.plan_digest, self._source(number), written)
@@ -350,6 +355,12 @@ class _Notes:
 
     def _index(self, text: str) -> int:
         return self.tasks.setdefault(text, len(self.tasks))
+
+
+def _deciding(mapping: SourceMapping) -> Any:
+    """The fields of a mapping that decide what a dataset holds, as JSON values."""
+    without = dataclasses.replace(mapping, names=(), formats=(), about="", references=())
+    return to_json_values(without)
 
 
 def _decode(episode: Standardized, schema: Schema, where: str) -> tuple[int, float]:

@@ -83,11 +83,12 @@ class RowReader:
                 found=f"{self.num_rows} rows in the file",
                 remedy="The file is not the one that meta/ describes: fetch both again.",
             )
+        # Dropped where the reading fails: the next rows may lie in a row group that is whole.
+        rest, self._rest = self._rest, None
         with named_as_corrupt(self.path):
-            return self._take(start, stop)
+            return self._take(start, stop, rest)
 
-    def _take(self, start: int, stop: int) -> pa.Table:
-        rest = self._rest
+    def _take(self, start: int, stop: int, rest: pa.Table | None) -> pa.Table:
         if rest is None or start < self._next - rest.num_rows:
             rest = self._rewind(start)
         parts = [rest]
@@ -116,14 +117,20 @@ class RowReader:
                 break
             first, group = first + size, group + 1
         self._next = first
-        self._batches = self._file.iter_batches(
-            batch_size=_BATCH_ROWS,
-            row_groups=list(range(group, metadata.num_row_groups)),
-            columns=self._columns,
-            use_threads=False,
-        )
+        self._batches = self._batches_from(group)
         empty = [pa.array([], self.schema.field(name).type) for name in self._columns]
         return pa.Table.from_arrays(empty, names=self._columns)
+
+    def _batches_from(self, group: int) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of a row group and of those behind it."""
+        # One by one, so that no batch has rows of two, of which one may be corrupt.
+        for number in range(group, self._file.metadata.num_row_groups):
+            yield from self._file.iter_batches(
+                batch_size=_BATCH_ROWS,
+                row_groups=[number],
+                columns=self._columns,
+                use_threads=False,
+            )
 
 
 @contextlib.contextmanager

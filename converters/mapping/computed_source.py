@@ -16,7 +16,11 @@ from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.standardize import SourceMapping
 from converters.operations.value_type import ValueType
+from converters.sources.episode_boundaries import check_boundaries
 from converters.sources.source import (
+    IS_FIRST,
+    IS_LAST,
+    IS_TERMINAL,
     STEPS,
     Episode,
     Source,
@@ -30,7 +34,6 @@ from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import json_checksum, parse_json, read_text
 
 _TASK = f"{COMPUTED}language_instruction"
-_IS_FIRST, _IS_LAST, _IS_TERMINAL = (f"{STEPS}is_{name}" for name in ("first", "last", "terminal"))
 _FIX_MAPPING = "Correct the mapping; docs/reference/mapping.md lists what operations take."
 
 
@@ -245,7 +248,7 @@ class ComputedSource(WrappedSource):
             del episode, values  # before the next one is read
 
     @functools.cached_property
-    def _ahead(self) -> int:
+    def ahead(self) -> int:
         """How many steps the computed features look ahead, whichever of them are read."""
         return max((feature.ahead for feature in self.computed), default=0)
 
@@ -264,8 +267,10 @@ class ComputedSource(WrappedSource):
             needed |= set(_present(text, self.source))
         needed |= _selecting(self.mapping)
         if not any(key.startswith(STEPS) for key in needed):
-            # Something has to say how many steps there are.
-            needed.add(next(key for key in self.source.keys if key.startswith(STEPS)))
+            # Something has to say how many steps there are, and numbers are the fastest to read.
+            readable = [spec for spec in self.source.keys.values() if spec.kind != "other"]
+            of_steps = [spec for spec in readable if spec.key.startswith(STEPS)]
+            needed.add(min(of_steps, key=lambda spec: spec.kind != "tensor").key)
         return needed
 
     def _episode(
@@ -278,14 +283,19 @@ class ComputedSource(WrappedSource):
         steps = self.mapping.steps
         kept = steps.kept(
             num_steps,
-            self._ahead,
+            self.ahead,
             self.mapping.conventions.control_frequency_hz,
             self._ranges_of(values),
         )
         if not len(kept):
             return None
+        named = {key: value for key, value in values.items() if key in wanted}
         try:
-            made = self._computed(values, wanted, num_steps)
+            # Here, because the steps that are kept are marked afresh.
+            check_boundaries(named, where)
+            named |= self._computed(values, wanted, num_steps)
+        except SchemaError as error:
+            return error
         except ValueError as error:
             return SchemaError(
                 where=where,
@@ -293,7 +303,6 @@ class ComputedSource(WrappedSource):
                 found=str(error),
                 remedy="Correct the mapping, or fix the episode at the source.",
             )
-        named = {key: value for key, value in values.items() if key in wanted} | made
         return named if len(kept) == num_steps else _selected(named, kept)
 
     def _ranges_of(self, values: Episode) -> Sequence[tuple[int, int]] | None:
@@ -356,10 +365,10 @@ def _selected(values: Episode, kept: np.ndarray) -> Episode:
         else:
             selected[key] = [value[t] for t in kept.tolist()]
     # The steps that had the marks may be gone; the episode still ends as it did.
-    for key, place in ((_IS_FIRST, 0), (_IS_LAST, -1), (_IS_TERMINAL, -1)):
+    for key, place in ((IS_FIRST, 0), (IS_LAST, -1), (IS_TERMINAL, -1)):
         marks = values.get(key)
         if isinstance(marks, np.ndarray) and marks.ndim == 1:
             moved = np.zeros(len(kept), marks.dtype)
-            moved[place] = marks[place] if key == _IS_TERMINAL else 1
+            moved[place] = marks[place] if key == IS_TERMINAL else 1
             selected[key] = moved
     return selected

@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from converters.mapping.computed_source import compute_source
+from converters.mapping.computed_source import ComputedSource, compute_source
 from converters.mapping.mapped_features import FeatureMapping, Part
 from converters.mapping.standardize import SourceMapping
-from converters.operations.operations import steps_ahead
 from converters.operations.value_type import Operation
 from converters.sources.source import Source
 from pipeline.data.schema import Feature
@@ -29,7 +28,9 @@ def mapping_table(source: Source, mapping: SourceMapping) -> str:
         if feature.key in made
     ]
     rows.append(("instruction", "text", _instruction(mapping, plain.fitted(computed))))
-    rows += _selection(mapping)
+    # Features that the source lacks look at no step.
+    ahead = computed.ahead if isinstance(computed, ComputedSource) else 0
+    rows += _selection(mapping, ahead)
     rows += _left_out(source, mapping, plain, computed)
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = (f"{name:{widths[0]}}  {type_:{widths[1]}}  {text}" for name, type_, text in rows)
@@ -79,16 +80,9 @@ def _instruction(mapping: SourceMapping, plain: SourceMapping) -> str:
     return plain.task or "none"
 
 
-def _selection(mapping: SourceMapping) -> list[tuple[str, str, str]]:
+def _selection(mapping: SourceMapping, ahead: int) -> list[tuple[str, str, str]]:
     """Which steps and episodes are kept, where not all are."""
     steps = mapping.steps
-    ahead = max(
-        (
-            max(steps_ahead(part.compute) for part in feature.parts) + steps_ahead(feature.compute)
-            for feature in mapping.features
-        ),
-        default=0,
-    )
     kept = [
         *([f"the first {steps.drop_first} dropped"] if steps.drop_first else []),
         *([f"the last {n} dropped"] if (n := max(steps.drop_last, ahead)) else []),

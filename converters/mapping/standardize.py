@@ -15,7 +15,7 @@ from converters.mapping.episode_selection import EpisodeCondition, StepSelection
 from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping, join, make_feature
 from converters.sources.depth_encoding import depth_images
-from converters.sources.source import STEPS, Episode, Source, SourceKey
+from converters.sources.source import IS_FIRST, STEPS, Episode, Source, SourceKey
 from pipeline.added_fields import LATER
 from pipeline.data.conventions import Conventions, is_no_op
 from pipeline.data.images import check_image
@@ -31,7 +31,6 @@ from pipeline.data.schema import (
 )
 from pipeline.errors import SchemaError
 
-_IS_FIRST = f"{STEPS}is_first"
 _TASK = f"{STEPS}language_instruction"
 
 
@@ -324,7 +323,7 @@ def _without_no_ops(
         else:
             filtered[feature.key] = [value[t] for t in kept]
         # The step that had the flag may be gone.
-        if feature.source == _IS_FIRST and kept:
+        if feature.source == IS_FIRST and kept:
             first = np.zeros((len(kept), *feature.shape), feature.numpy_dtype)
             first[0] = 1
             filtered[feature.key] = first

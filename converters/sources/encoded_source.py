@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
-from converters.sources.image_encoding import encode_jpeg, encode_png
+from converters.sources.image_encoding import QUALITY_NOTE, encode_jpeg, encode_png
 from converters.sources.source import Episode, Source, SourceEpisode, SourceKey, SourceShard
 from converters.sources.wrapped_source import WrappedSource
 from pipeline.data.schema import Blob
@@ -28,6 +28,12 @@ class EncodedSource(WrappedSource):
             name: dataclasses.replace(key, jpeg_quality=0) for name, key in self.source.keys.items()
         }
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """The source's, and the quality of its images; the lowest where they have several."""
+        quality = min(key.jpeg_quality for key in self.source.keys.values() if key.jpeg_quality)
+        return {**self.source.notes, QUALITY_NOTE: str(quality)}
+
     def episodes(
         self, shard: SourceShard, wanted: Collection[str] | None = None
     ) -> Iterator[SourceEpisode]:
@@ -37,16 +43,14 @@ class EncodedSource(WrappedSource):
             if not isinstance(episode.values, dict):
                 yield episode
                 continue
-            values: Episode = {}
-            # One key after the other, so that its pixels go before the next ones are encoded.
-            for name in list(episode.values):
-                value = episode.values.pop(name)
-                if qualities[name] and isinstance(value, np.ndarray):
-                    value = _encoded(value, qualities[name])
-                values[name] = value
-                del value
+            values: Episode = {
+                name: _encoded(value, qualities[name])
+                if qualities[name] and isinstance(value, np.ndarray)
+                else value
+                for name, value in episode.values.items()
+            }
             yield dataclasses.replace(episode, values=values)
-            del episode, values
+            del episode, values  # before the next one is read
 
 
 def _encoded(images: np.ndarray, quality: int) -> list[Blob]:

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from converters.sources.source import STEPS, Episode
+from converters.sources.source import IS_FIRST, IS_LAST, Episode
 from pipeline.errors import SchemaError
-
-_IS_FIRST, _IS_LAST = f"{STEPS}is_first", f"{STEPS}is_last"
 
 
 def check_boundaries(episode: Episode, where: str) -> None:
@@ -22,7 +20,7 @@ def check_boundaries(episode: Episode, where: str) -> None:
     Raises:
       SchemaError: Where it does not.
     """
-    first, last = _flags(episode, _IS_FIRST), _flags(episode, _IS_LAST)
+    first, last = _flags(episode, IS_FIRST), _flags(episode, IS_LAST)
     # A record that begins in the middle holds single steps, or parts of episodes.
     if first is not None and not first[0]:
         found = f"is_first false at step 0 of {len(first)}"
@@ -41,7 +39,7 @@ def check_boundaries(episode: Episode, where: str) -> None:
         expected="one whole episode in a record: is_first at its first step, is_last at its last",
         found=found,
         remedy="Write one record per episode at the source (these may be single steps, or parts "
-        f"of episodes); where the flags mean nothing, ignore {_IS_FIRST} and {_IS_LAST} in the "
+        f"of episodes); where the flags mean nothing, ignore {IS_FIRST} and {IS_LAST} in the "
         "mapping.",
     )
 

@@ -16,6 +16,8 @@ from pipeline.errors import DataError, SchemaError
 
 STEPS = "steps/"
 """Prefix of every key that has one value per step."""
+IS_FIRST, IS_LAST, IS_TERMINAL = (f"{STEPS}is_{name}" for name in ("first", "last", "terminal"))
+"""Keys that mark steps: the first, the last, and the last of an episode that ended by itself."""
 
 Episode = dict[str, np.ndarray | list[Blob]]
 """Values by source key. A tensor is (t, *shape). Texts are a list of t, in UTF-8. Images are a list

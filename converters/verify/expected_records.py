@@ -11,15 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters.edit import INSTRUCTION, edits
-from converters.sources.source import STEPS, Episode, Source
+from converters.sources.source import IS_FIRST, STEPS, Episode, Source
 from converters.verify.findings import Findings
 from converters.verify.skipped_episodes import SkippedEpisodes
 from pipeline.data.conventions import is_no_op
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import ACTION, Blob, Feature, SourcePart, rest_dtype
 from pipeline.errors import UserError
-
-_IS_FIRST = f"{STEPS}is_first"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Expected:
     def tensors(self, feature: Feature) -> np.ndarray:
         """(t, *shape) of a tensor feature, in the dtype of the source; a joined one as float32."""
         # The first step that stays has `is_first`, whether or not it had it.
-        if self.is_filtered and feature.source == _IS_FIRST:
+        if self.is_filtered and feature.source == IS_FIRST:
             first = np.zeros((len(self.steps), *feature.shape), feature.numpy_dtype)
             first[:1] = 1
             return first
@@ -59,7 +57,7 @@ class Expected:
         """(*shape) of step `step` of those that stay."""
         if feature.parts:
             return self.tensors(feature)[step]
-        if self.is_filtered and feature.source == _IS_FIRST:
+        if self.is_filtered and feature.source == IS_FIRST:
             return np.full(feature.shape, step == 0, feature.numpy_dtype)
         values = np.asarray(self.episode[feature.source])
         is_whole = not feature.source.startswith(STEPS)

@@ -161,6 +161,24 @@ def test_what_some_demos_alone_have_can_only_be_ignored(tmp_path: pathlib.Path) 
     assert len(list(read_episodes(source, source.shards[0]))) == 3
 
 
+def test_a_mask_without_demos_is_refused(tmp_path: pathlib.Path) -> None:
+    path = robomimic(tmp_path / "low_dim.hdf5")
+    with h5py.File(path, "a") as file:
+        file["mask/empty"] = np.array([], "S8")
+    with pytest.raises(UserError, match="expected demos of the mask empty; found no"):
+        open_source(str(path), "empty")
+
+
+def test_a_single_value_of_a_demo_can_only_be_ignored(tmp_path: pathlib.Path) -> None:
+    single: dict[str, Any] = {"success": np.array(1.0), "note": np.bytes_(b"a")}
+    path = write(tmp_path / STOVE, {0: {**libero_demo(0, 3), **single}})
+    source = opened(path)
+    assert source.keys["steps/success"].kind == source.keys["steps/note"].kind == "other"
+    assert source.keys["steps/success"].dtype == "a single float64 and not one per step"
+    (episode,) = source.episodes(source.shards[0])
+    assert isinstance(episode.values, dict)
+
+
 def test_files_of_one_episode_share_a_shard(tmp_path: pathlib.Path) -> None:
     for number in range(3):
         with h5py.File(tmp_path / f"episode_{number}.hdf5", "w") as file:
@@ -181,6 +199,10 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     ("change", "message"),
     [
         (
+            lambda arrays: {**arrays, "actions": np.array(1.0)},
+            r"demo_1, actions: expected float64\[7\] for each step.*; found a single float64",
+        ),
+        (
             without("obs/ee_states"),
             r"demo_1, obs/ee_states: expected float64\[6\] .*first demo; found no such array",
         ),
@@ -198,7 +220,7 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
             r"demo_1: expected an episode of at least one step; found one without steps",
         ),
     ],
-    ids=["a missing array", "another width", "another length", "no steps"],
+    ids=["a single value", "a missing array", "another width", "another length", "no steps"],
 )
 def test_a_demo_that_is_wrong_is_an_error_in_its_place(
     tmp_path: pathlib.Path, change: Callable[[dict[str, Any]], dict[str, Any]], message: str

@@ -11,16 +11,18 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from converters.job.bad_episodes import Checks, listed
+from converters.job.bad_episodes import BadEpisode, Checks, listed
 from converters.job.convert import LocalRunner, convert
 from converters.rlds.tfrecord import frame, read_records
 from converters.sources.open_source import open_source
+from converters.sources.source import SourceShard
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import open_dataset
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import SkippedEpisode, load_manifest
 from pipeline.errors import DataError, UserError
+from tests.converters.memory_source import MemorySource
 
 FLAGS = {key: tfds.features.Scalar(np.bool_) for key in ("steps/is_first", "steps/is_last")}
 IMAGE = "steps/observation/image"
@@ -68,6 +70,32 @@ SKIPPED = (
         "and 0 more such steps",
     ),
 )
+
+
+@pytest.mark.parametrize(
+    ("place", "shard", "reason"),
+    [
+        (
+            "/memory/a.hdf5, data/demo_53, x",
+            "/memory/a.hdf5, demos from 50",
+            "a.hdf5, data/demo_53, x: ",
+        ),
+        (
+            "/memory/data/f.parquet, episode 7",
+            "/memory, episodes 0 to 9",
+            "data/f.parquet, episode 7: ",
+        ),
+        ("/memory/t, episode 7, x", "/memory/t", "x: "),
+        ("/memory/t, episode 7", "/memory/t", ""),
+    ],
+)
+def test_the_reason_of_a_skipped_episode_is_without_the_folder_of_the_source(
+    place: str, shard: str, reason: str
+) -> None:
+    source = MemorySource(())
+    bad = BadEpisode(7, place, "one", "none", "Fix it.")
+    skipped = bad.skipped(SourceShard("t", shard, (), 10), source)
+    assert skipped.reason == f"{reason}expected one; found none"
 
 
 def verified(source: Path, out: Path) -> tuple[str, str]:

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 
 from converters.lerobot.lerobot_source import open_lerobot
+from converters.lerobot.parquet_rows import open_rows
 from pipeline.errors import UserError
 from tests.converters.lerobot.lerobot_sets import (
     CAMERA,
@@ -229,6 +231,23 @@ def test_a_packed_set_without_columns_of_its_episodes_is_refused(tmp_path: pathl
     lengths = table.drop_columns(["length"]).append_column("length", nothing)
     pq.write_table(lengths, path)
     assert "episode 0: expected a number in length; found None" in faults(tmp_path)[0]
+
+
+def test_rows_behind_a_corrupt_row_group_are_read(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"x": np.arange(300)})
+    pq.write_table(table, path, row_group_size=100, compression="gzip", use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    content[middle : middle + 20] = bytes(20)
+    path.write_bytes(content)
+    with open_rows(epath.Path(path), ["x"]) as rows:
+        for start in (0, 50, 220, 260):
+            found = rows.take(start, start + 30, "rows").column("x").to_pylist()
+            assert found == list(range(start, start + 30))
+            with pytest.raises(UserError, match="expected a Parquet file that can be read"):
+                rows.take(150, 180, "rows")
 
 
 def test_an_episode_without_steps_is_refused_alone(tmp_path: pathlib.Path) -> None:

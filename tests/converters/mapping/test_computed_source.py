@@ -155,6 +155,39 @@ def test_marks_move_to_the_steps_that_are_kept() -> None:
     assert not cut["is_terminal"].any()
 
 
+def test_a_record_of_several_episodes_is_refused_before_its_steps_are_marked_afresh() -> None:
+    marks = FeatureMapping("is_first", "steps/is_first")
+    of = mapping(marks, STATE, steps=StepSelection(drop_first=1))
+    several = source(**{"steps/is_first": np.array([True, *[False] * 4, True, False])})
+    with pytest.raises(SchemaError, match=r"one whole episode in a record.*found is_first at step"):
+        first(several, of)
+    # Flags that the mapping ignores mean nothing.
+    assert first(several, mapping(STATE, steps=StepSelection(drop_first=1)))
+
+
+def test_the_number_of_steps_is_known_without_values_of_steps() -> None:
+    """Keys that cannot be read and images are left alone for it."""
+    held = source()
+    texts = {key: held.held[0][key] for key in ("id", "success")}
+    images = {"steps/a": [b"0"] * 7, "steps/z": np.zeros(7)}
+    held = dataclasses.replace(held, held=({**texts, **images},), images={"steps/a": (8, 8, 3)})
+    computed, _ = compute_source(
+        held, mapping(episodes=(EpisodeCondition("success", equals=True),))
+    )
+    asked: list[set[str]] = []
+    read = MemorySource.episodes
+
+    def noted(self: MemorySource, shard: Any, wanted: Any = None) -> Any:
+        asked.append(set(wanted))
+        return read(self, shard, wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemorySource, "episodes", noted)
+        (kept,) = computed.episodes(computed.shards[0], {"id"})
+    assert kept.values == {"id": [b"demo_1"]}
+    assert asked == [{"id", "success", "steps/z"}]
+
+
 @pytest.mark.parametrize(
     ("steps", "ahead", "kept"),
     [
@@ -329,6 +362,26 @@ def test_a_mapping_is_shown_as_a_table(tmp_path: Path) -> None:
     )
 
 
+def test_a_feature_that_the_source_lacks_drops_no_steps() -> None:
+    ahead = FeatureMapping("action", "steps/other", compute=(Difference(),), optional=True)
+    assert "dropped" not in mapping_table(source(), mapping(STATE, ahead))
+
+
+def test_episodes_that_are_left_out_count_as_done(tmp_path: Path) -> None:
+    toy = Toy(FEATURES, tuple(episode(seed, 4) for seed in range(4)))
+    short = dataclasses.replace(toy, episodes=(*toy.episodes[:3], episode(3, 2)))
+    of = dataclasses.replace(toy.mapping, steps=StepSelection(drop_first=2))
+    counted = 0
+
+    def count(num_episodes: int, num_bytes: int) -> None:
+        nonlocal counted
+        counted += num_episodes
+
+    manifest = convert(short.open(tmp_path), tmp_path / "dataset", of, on_progress=count)
+    assert len(manifest.episode_lengths) == 3
+    assert counted == 4
+
+
 def test_a_computed_conversion_verifies_and_resumes(tmp_path: Path) -> None:
     toy = Toy(FEATURES, tuple(episode(seed, 4) for seed in range(2)))
     moved, clipped = (
@@ -369,9 +422,10 @@ def test_the_plan_of_a_job_covers_what_is_computed(tmp_path: Path) -> None:
     toy = Toy(FEATURES, tuple(episode(seed, 4) for seed in range(2)))
     opened = toy.open(tmp_path)
     plans = set()
-    for factor in (1.0, 2.0):
+    for factor, about in ((1.0, ""), (2.0, ""), (2.0, "what changes no value")):
         action = FeatureMapping("action", "steps/action", compute=(Scale(factor),))
-        of = dataclasses.replace(toy.mapping, features=(action, *toy.mapping.features[1:]))
+        features = (action, *toy.mapping.features[1:])
+        of = dataclasses.replace(toy.mapping, features=features, about=about)
         computed, plain = compute_source(opened, of)
         schema = plain.schema(computed)
         destination = epath.Path(tmp_path)
