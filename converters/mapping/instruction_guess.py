@@ -1,8 +1,9 @@
 """The texts of a source: which is likely to be the instruction, and which names the episode."""
 
+import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from converters.mapping.conversion_warnings import is_name
 from converters.sources.reading import readable_episodes
@@ -17,6 +18,21 @@ _NAME_WORDS = {"id", "ids", "uid", "uuid", "guid", "path", "file", "filename", "
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskGuess:
+    """Where the instruction is likely to be, and how a mapping says so."""
+
+    keys: tuple[str, ...]
+    """Keys that hold it, the preferred one first; empty where the source has none."""
+    lines: tuple[str, ...]
+    """The lines of the mapping."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the lines are a table of TOML, which stands after the settings."""
+        return len(self.keys) > 1
+
+
 def words_of(key: str) -> set[str]:
     """The words of a key, in small letters: of `steps/observation/eeImage_0` also `image`."""
     # "eeImage" becomes "ee_Image".
@@ -29,8 +45,8 @@ def leaf_words(key: str) -> set[str]:
     return words_of(key.rpartition("/")[2])
 
 
-def find_task(source: Source) -> tuple[str | None, str]:
-    """The key of the instruction, and its line."""
+def find_task(source: Source) -> TaskGuess:
+    """The key of the instruction, or several of which the first that is not empty counts."""
     texts = [key.key for key in source.keys.values() if key.kind == "text"]
     texts = [key for key in texts if not leaf_words(key) & (_NAME_WORDS | CAMERA_WORDS)]
     # By looks as well: a key may be called "text" and hold a path.
@@ -47,14 +63,29 @@ def find_task(source: Source) -> tuple[str | None, str]:
     steps = [key for key in texts if key.startswith(STEPS)]
     candidates = list(dict.fromkeys(likely)) or steps
     if not candidates:
-        return None, _no_task_line(source, texts)
+        return TaskGuess((), (_no_task_line(source, texts),))
+    keys = [key for key in candidates if likely and _is_variant(key, candidates[0])]
+    others = ", ".join(map(quoted, [key for key in candidates[1:] if key not in keys]))
+    if len(keys) > 1:
+        heading = "[instruction_from]  # CHECK: at each step the first that is not empty"
+        heading += f"; or {others}" if others else ""
+        return TaskGuess(tuple(keys), (heading, f"keys = [{', '.join(map(quoted, keys))}]"))
     line = f"task = {quoted(candidates[0])}"
-    others = ", ".join(map(quoted, candidates[1:]))
     if others:
         line += f"  # CHECK: the instruction, which training needs; or {others}"
     elif not likely:
         line += "  # CHECK: the instruction, which training needs; no other text could be it"
-    return candidates[0], line
+    return TaskGuess((candidates[0],), (line,))
+
+
+def _is_variant(key: str, other: str) -> bool:
+    """Whether two keys lie beside each other and differ by numbers alone."""
+    return _without_numbers(key) == _without_numbers(other)
+
+
+def _without_numbers(key: str) -> str:
+    folder, _, leaf = key.rpartition("/")
+    return f"{folder}/{re.sub(r'[^a-zA-Z]', '', leaf)}"
 
 
 def _with_names(source: Source, keys: Sequence[str]) -> set[str]:
@@ -81,9 +112,9 @@ def _no_task_line(source: Source, texts: Sequence[str]) -> str:
     )
 
 
-def find_source_id(keys: Sequence[SourceKey], task: str | None) -> str | None:
+def find_source_id(keys: Sequence[SourceKey], tasks: Collection[str]) -> str | None:
     """A text that names the episode, where there is one of it."""
-    texts = [key.key for key in keys if key.kind == "text" and key.key != task]
+    texts = [key.key for key in keys if key.kind == "text" and key.key not in tasks]
     texts = [key for key in texts if not key.startswith(STEPS)]
     # False sorts before True: a key with the word of a name comes first.
     return min(texts, key=lambda key: not leaf_words(key) & _NAME_WORDS, default=None)

@@ -8,6 +8,15 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from converters.mapping.arm_keys import (
+    COMMAND_WORDS,
+    FLOATS,
+    GRIPPER_WORDS,
+    find_proprio,
+    is_gripper,
+    is_joint_space,
+    place_in_arm,
+)
 from converters.mapping.instruction_guess import (
     CAMERA_WORDS,
     TASK_WORDS,
@@ -28,19 +37,8 @@ _IMAGE_AXES = 3
 _TOKEN_VALUES = 512
 """Tensors with at least this many values per step are proposed as a column of their own."""
 
-_ACTION_WORDS = ("action", "cmd", "control")
-"""Words in the keys of likely actions, the likeliest first."""
 _NO_ARM_WORDS = {"base", "mobile", "navigation", "terminate", "stop", "stamp", "timestamp", "mode"}
 """Words in keys of actions that do not move the arm."""
-_ARM_ORDER = (
-    {"world", "xyz", "pos", "position", "translation", "cartesian", "linear", "pose", "eef", "ee"},
-    {"rotation", "rot", "rpy", "orientation", "angular", "euler", "quat", "quaternion", "axis"},
-    set(),
-    {"gripper", "grip", "closedness", "finger", "fingers", "hand"},
-)
-"""Words of the parts of an action, in their usual order; the empty set is for all others."""
-_GRIPPER_WORDS = {"gripper", "grip", "closedness"}
-"""Words in the names of dimensions that command a gripper; a hand may have fingers instead."""
 _SECOND_CAMERA_WORDS = {
     "wrist",
     "hand",
@@ -67,12 +65,12 @@ _RENAMED = {"image": "image_primary", "wrist_image": "image_wrist", "state": "pr
 _OBSERVATIONS = (STEPS, f"{STEPS}observation/", f"{STEPS}observation/images/")
 """Where observations lie, but for those of other depth."""
 _PRIMARY = "observation/image_primary"
+_PROPRIO = "observation/proprio"
 
 _READ_BY_DEFAULT = (ACTION, *(f"observation/{name}" for name in DataConfig.observations))
 _BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index", "subtask_index"}
 """Columns of LeRobot that place a row or number its texts, below `steps/`."""
 _WIDE_INTEGERS = ("int64", "uint32", "uint64")
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,22 +100,23 @@ def describe(source: Source) -> str:
     It is valid as it stands, unless the source has no action.
     """
     keys = list(source.keys.values())
-    task, task_line = find_task(source)
+    task = find_task(source)
     # After the task, which is the likelier meaning of a text.
-    source_id = find_source_id(keys, task)
-    rest = [key for key in keys if key.key not in (task, source_id)]
+    source_id = find_source_id(keys, task.keys)
+    rest = [key for key in keys if key.key not in (*task.keys, source_id)]
     refused = {key.key: reason for key in rest if (reason := _refusal(key, source.format))}
     proposals = _proposals([key for key in rest if key.key not in refused])
-    proposals = _with_primary_camera(_with_action(proposals))
+    proposals = _with_primary_camera(_with_proprio(_with_action(proposals)))
     name = f"{source.name} {source.version}".rstrip()
     # Valid as it stands: everything is taken or ignored.
     lines = [
         f"# Mapping of {name}. Look at every line marked CHECK.",
-        task_line,
+        *([] if task.is_table else task.lines),
         *([f"source_id = {quoted(source_id)}"] if source_id else []),
         *_ignore_lines(refused),
         *([] if proposals else ["features = []  # CHECK: the source has none that can be stored"]),
         'licence = "unknown"  # CHECK: of the data, such as CC-BY-4.0',
+        *(["", *task.lines] if task.is_table else []),
         "",
         *_conventions_lines(
             next((p for p in proposals if p.feature.key == ACTION), None), source.notes.get("fps")
@@ -142,7 +141,7 @@ def _refusal(key: SourceKey, source_format: str) -> str | None:
     words = words_of(key.key)
     if key.kind == "image" or key.has_images or (key.kind == "text" and words & CAMERA_WORDS):
         return f"CHECK: a camera is left out: {reason}"
-    if words & {*_ACTION_WORDS, "actions"}:
+    if words & {*COMMAND_WORDS, "actions"}:
         return f"CHECK: an action is left out: {reason}"
     if any(word in key.key.lower() for word in TASK_WORDS):
         return f"CHECK: is it the instruction? {reason}"
@@ -189,7 +188,7 @@ def _proposals(keys: Sequence[SourceKey]) -> list[_Proposal]:
         columns.add(column)
         feature = dataclasses.replace(feature, column=column)
         if _is_depth(key):
-            unit = "m" if key.dtype in _FLOATS else "mm"
+            unit = "m" if key.dtype in FLOATS else "mm"
             feature = dataclasses.replace(feature, depth=True, depth_unit=unit)
         proposals[key.key] = _Proposal((key,), feature)
     # In the order of the source.
@@ -261,23 +260,44 @@ def _with_action(proposals: list[_Proposal]) -> list[_Proposal]:
     # A single number is no arm's action.
     if not parts or (len(parts) == 1 and not parts[0].key.shape):
         return proposals
-    if len(parts) == 1:
-        check = f"training needs a feature named {ACTION}: this one?"
-        feature = dataclasses.replace(parts[0].feature, key=ACTION, column=EPISODES)
-    else:
+    check = f"training needs a feature named {ACTION}: this one?"
+    if len(parts) > 1:
         check = f"training needs a feature named {ACTION}: these keys, in this order?"
         others = [p.key.key for p in proposals if _is_command(p) and p not in parts]
         check += f" Not {', '.join(map(quoted, others))}?" if others else ""
-        keys = [part.key for part in parts]
+    return _with_joined(proposals, ACTION, parts, check)
+
+
+def _with_proprio(proposals: list[_Proposal]) -> list[_Proposal]:
+    """The proposals with a proprio of joints or pose and gripper, where none has the name."""
+    if any(proposal.feature.key == _PROPRIO for proposal in proposals):
+        return proposals
+    free = {p.key.key: p for p in proposals if p.feature.key != ACTION}
+    guess = find_proprio(proposal.key for proposal in free.values())
+    if not guess.parts:
+        return proposals
+    check = "no key is called proprio: these, in this order?"
+    if len(guess.parts) == 1:
+        check = "no key is called proprio: this one?"
+    others = ", ".join(quoted(key.key) for key in guess.others)
+    check += f" Or {others}?" if others else ""
+    return _with_joined(proposals, _PROPRIO, [free[key.key] for key in guess.parts], check)
+
+
+def _with_joined(
+    proposals: Sequence[_Proposal], name: str, parts: Sequence[_Proposal], check: str
+) -> list[_Proposal]:
+    """The proposals with one feature of some of them, in the place of the first."""
+    keys = tuple(part.key for part in parts)
+    feature = dataclasses.replace(parts[0].feature, key=name, column=EPISODES)
+    if len(keys) > 1:
         # One name for each value, or none at all.
         named = all(len(key.dims) == math.prod(key.shape) for key in keys)
         dims = tuple(dim for key in keys for dim in key.dims) if named else ()
-        feature = FeatureMapping(ACTION, joined=tuple(key.key for key in keys), dims=dims)
-    action = _Proposal(tuple(part.key for part in parts), feature, check)
-    # In the place of its first part.
+        feature = FeatureMapping(name, joined=tuple(key.key for key in keys), dims=dims)
     first = min(proposals.index(part) for part in parts)
-    rest = [None if p in parts else p for p in proposals]
-    rest[first] = action
+    rest = [None if proposal in parts else proposal for proposal in proposals]
+    rest[first] = _Proposal(keys, feature, check)
     return [proposal for proposal in rest if proposal is not None]
 
 
@@ -290,32 +310,25 @@ def _action_parts(proposals: Iterable[_Proposal]) -> list[_Proposal]:
         p
         for p in proposals
         if p.key.kind == "tensor"
-        and (p.key.dtype in _FLOATS or leaf_words(p.key.key) & _ARM_ORDER[-1])
+        and (p.key.dtype in FLOATS or is_gripper(p.key))
         and len(p.key.shape) < 2
         and p.key.key.startswith(STEPS)
     ]
     # Commands that were only observed count if there are no others.
     commands = [p for p in usable if "/observation/" not in p.key.key] or usable
-    for word in _ACTION_WORDS:
+    for word in COMMAND_WORDS:
         likely = [p for p in commands if word in p.key.key.lower()]
         arm = [p for p in likely if not leaf_words(p.key.key) & _NO_ARM_WORDS]
         if arm or likely:
-            return sorted(arm or likely, key=_place_in_action)
+            return sorted(arm or likely, key=lambda p: place_in_arm(p.key))
     return []
 
 
 def _is_command(proposal: _Proposal) -> bool:
     """Whether a key is named like an action, of whatever moves."""
     key = proposal.key.key
-    is_named = any(word in key.lower() for word in _ACTION_WORDS)
+    is_named = any(word in key.lower() for word in COMMAND_WORDS)
     return is_named and key.startswith(STEPS) and "/observation/" not in key
-
-
-def _place_in_action(proposal: _Proposal) -> int:
-    words = leaf_words(proposal.key.key)
-    places = (place for place, usual in enumerate(_ARM_ORDER) if words & usual)
-    # The last place whose words fit: a "gripper_position" is the gripper.
-    return max(places, default=2)
 
 
 def _with_primary_camera(proposals: list[_Proposal]) -> list[_Proposal]:
@@ -358,8 +371,7 @@ def _conventions_lines(action: _Proposal | None, fps: str | None) -> list[str]:
         "[conventions]",
         'image_orientation = "upright"  # CHECK: upright, flipped_vertically, or rotated_180 for'
         " published LIBERO sets, which are mirrored (docs/format.md)",
-        'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw, quaternion_wxyz,'
-        " rot6d, rot6d_rows or none",
+        _rotation_line(action),
         f"{frequency}  # CHECK: actions per second",
         *_gripper_lines(action),
         'no_ops = "kept"  # CHECK: kept, removed_at_source, or removed_at_conversion with',
@@ -367,10 +379,18 @@ def _conventions_lines(action: _Proposal | None, fps: str | None) -> list[str]:
     ]
 
 
+def _rotation_line(action: _Proposal | None) -> str:
+    """The rotation of the action; none where it moves joints by its names."""
+    others = "euler_xyz, quaternion_xyzw, quaternion_wxyz, rot6d, rot6d_rows"
+    if action and is_joint_space(action.keys):
+        return f'rotation = "none"  # CHECK: of joints; or axis_angle, {others}'
+    return f'rotation = "axis_angle"  # CHECK: axis_angle, {others} or none'
+
+
 def _gripper_lines(action: _Proposal | None) -> list[str]:
     """The grippers by the names of the action's dimensions; without any, the last dimension."""
     dims = action.feature.dims if action else ()
-    grippers = [index for index, name in enumerate(dims) if words_of(name) & _GRIPPER_WORDS]
+    grippers = [index for index, name in enumerate(dims) if words_of(name) & GRIPPER_WORDS]
     if len(grippers) > 1:
         one = "    {{ dim = {}, open = 1.0, close = 0.0 }},"
         return [
@@ -410,7 +430,7 @@ def _feature_lines(proposal: _Proposal) -> list[str]:
     feature = proposal.feature
     types = " + ".join(f"{key.dtype}{list(key.shape)}" for key in proposal.keys)
     check = ""
-    if feature.key == ACTION and proposal.key.dtype not in _FLOATS:
+    if feature.key == ACTION and proposal.key.dtype not in FLOATS:
         check = "  # CHECK: learned as numbers, not as codes"
     elif feature.key != ACTION and proposal.key.dtype in _WIDE_INTEGERS:
         check = "  # CHECK: must fit int32"

@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from converters.job.convert import convert
 from converters.mapping.builtin_mappings import LIBERO, find_mapping, read_mapping
+from converters.mapping.computed_source import compute_source
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.mapping_proposal import describe
 from converters.mapping.standardize import SourceMapping
@@ -569,8 +570,115 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
     "several instructions": (
         {"steps/language_instruction_2": TEXT, **PLAIN},
         [
-            'task = "steps/language_instruction"  # CHECK: the instruction, which training needs;'
-            ' or "steps/language_instruction_2"',
+            "[instruction_from]  # CHECK: at each step the first that is not empty\n"
+            'keys = ["steps/language_instruction", "steps/language_instruction_2"]',
+        ],
+    ),
+    "several instructions beside another text": (
+        {
+            "steps/language_instruction_2": TEXT,
+            "steps/task": TEXT,
+            "episode_metadata/lang": TEXT,
+            **PLAIN,
+        },
+        [
+            "[instruction_from]  # CHECK: at each step the first that is not empty; or"
+            ' "episode_metadata/lang", "steps/task"\n'
+            'keys = ["steps/language_instruction", "steps/language_instruction_2"]',
+            '    "steps/task",  # CHECK: is it the instruction? a text: only task and source_id are'
+            " stored",
+        ],
+    ),
+    "joints, pose and gripper": (
+        {
+            "steps/observation/cartesian_position": tensor(np.float64, 6),
+            "steps/observation/gripper_position": tensor(np.float64, 1),
+            "steps/observation/gripper_velocity": tensor(np.float64, 1),
+            "steps/observation/joint_position": tensor(np.float64, 7),
+            "steps/observation/joint_velocity": tensor(np.float64, 7),
+            "steps/action_dict/joint_position": tensor(np.float64, 7),
+            **PLAIN,
+        },
+        [
+            "[[features]]  # float64[7] + float64[1]",
+            'key = "observation/proprio"  # CHECK: no key is called proprio: these, in this order?'
+            ' Or "steps/observation/cartesian_position"?\n'
+            'from = ["steps/observation/joint_position", "steps/observation/gripper_position"]',
+            'key = "observation/joint_velocity"\nsource = "steps/observation/joint_velocity"',
+            'key = "observation/cartesian_position"\n'
+            'source = "steps/observation/cartesian_position"',
+            'rotation = "axis_angle"  # CHECK: axis_angle, euler_xyz, quaternion_xyzw,'
+            " quaternion_wxyz, rot6d, rot6d_rows or none",
+        ],
+    ),
+    "pose and gripper without joints": (
+        {
+            "steps/observation/eef_quat": tensor(np.float32, 4),
+            "steps/observation/eef_pos": tensor(np.float32, 3),
+            "steps/observation/gripper_closed": tensor(np.bool_),
+            "steps/observation/object_pos": tensor(np.float32, 3),
+            **PLAIN,
+        },
+        [
+            "[[features]]  # float32[3] + float32[4] + bool[]",
+            'key = "observation/proprio"  # CHECK: no key is called proprio: these, in this order?'
+            '\nfrom = ["steps/observation/eef_pos", "steps/observation/eef_quat",'
+            ' "steps/observation/gripper_closed"]',
+        ],
+    ),
+    "joints of two arms": (
+        {
+            "steps/observation/right_joint_pos": tensor(np.float32, 6),
+            "steps/observation/right_gripper": tensor(np.float32, 1),
+            "steps/observation/left_joint_pos": tensor(np.float32, 6),
+            "steps/observation/left_gripper": tensor(np.float32, 1),
+            **PLAIN,
+        },
+        [
+            'from = ["steps/observation/left_joint_pos", "steps/observation/left_gripper",'
+            ' "steps/observation/right_joint_pos", "steps/observation/right_gripper"]',
+        ],
+    ),
+    "a number per joint": (
+        {
+            **{f"steps/observation/joint_{n}": tensor(np.float32) for n in (1, 2, 10)},
+            "steps/observation/joint_2_torque": tensor(np.float32),
+            **PLAIN,
+        },
+        [
+            'from = ["steps/observation/joint_1", "steps/observation/joint_2",'
+            ' "steps/observation/joint_10"]',
+        ],
+    ),
+    "joints without a gripper": (
+        {"steps/observation/qpos": tensor(np.float32, 14), **PLAIN},
+        [
+            'key = "observation/proprio"  # CHECK: no key is called proprio: this one?\n'
+            'source = "steps/observation/qpos"',
+        ],
+    ),
+    "joints beside a whole state": (
+        {
+            "steps/observation/robot_state": tensor(np.float32, 15),
+            "steps/observation/joint_position": tensor(np.float32, 7),
+            **PLAIN,
+        },
+        [
+            'key = "observation/robot_state"\nsource = "steps/observation/robot_state"',
+            'key = "observation/joint_position"\nsource = "steps/observation/joint_position"',
+        ],
+    ),
+    "an action of joints": (
+        {
+            "steps/action/joint_position": tensor(np.float32, 7),
+            "steps/action/gripper_position": tensor(np.float32, 1),
+            **TASK,
+        },
+        [
+            'rotation = "none"  # CHECK: of joints; or axis_angle, euler_xyz, quaternion_xyzw,'
+            " quaternion_wxyz, rot6d, rot6d_rows",
+            "gripper_dim = 7  # CHECK: index in the action; none: delete the line",
+            'from = ["steps/action/joint_position", "steps/action/gripper_position"]',
         ],
     ),
     "an instruction an episode": (
@@ -639,12 +747,42 @@ def test_what_is_described_is_accepted(toy: Any, tmp_path: Path, name: str) -> N
 def check_accepted(source: RldsSource, text: str, directory: Path) -> SourceMapping:
     """Every key that the dtype law takes is a feature of its own."""
     mapping = read_mapping(written(directory, text))
-    mapping.schema(source)
-    taken = {m.source for m in mapping.features}
-    assert len(taken) == len(mapping.features)
+    computed, plain = compute_source(source, mapping)
+    plain.schema(computed)
+    named = [key for m in mapping.features for key in m.sources]
+    taken = set(named)
+    assert len(taken) == len(named)
     texts = {key.key for key in source.keys.values() if key.kind == "text"}
     assert not taken & texts
     return mapping
+
+
+def test_dimensions_named_by_joints_need_no_rotation(toy: Any, tmp_path: Path) -> None:
+    source = toy.open(tmp_path)
+    for dims, rotation in (
+        (("joint_1", "jointGripper"), "none"),
+        (("left_waist", "left_gripper"), "none"),
+        (("dx", "gripper"), "axis_angle"),
+        (("elbow", "ee_yaw"), "axis_angle"),
+    ):
+        keys = {**source.keys, "steps/action": SourceKey("steps/action", "tensor", (2,), "float32")}
+        keys["steps/action"] = dataclasses.replace(keys["steps/action"], dims=dims)
+        text = describe(dataclasses.replace(source, keys=keys))
+        assert read_mapping(written(tmp_path, text)).conventions.rotation == rotation
+
+
+def test_a_described_instruction_is_the_first_that_is_not_empty(toy: Any, tmp_path: Path) -> None:
+    toy = toy.declaring("steps/language_instruction_2", TEXT)
+    toy = toy.holding("steps/language_instruction_2", [b"wipe the table"] * 3)
+    toy = toy.having("steps/observation/gripper_open", tensor(np.float32), [1.0, 0.0, 1.0])
+    toy = toy.having("steps/observation/joint_pos", tensor(np.float64, 2), np.ones((3, 2)))
+    toy = toy.holding("steps/language_instruction", [b""] * 3)
+    source = toy.open(tmp_path)
+    convert(source, tmp_path / "out", read_mapping(written(tmp_path, describe(source))))
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert dataset.manifest.tasks == ("wipe the table",)
+    found = dataset.episode(0)["observation"]["proprio"]
+    np.testing.assert_array_equal(found, [[1, 1, 1], [1, 1, 0], [1, 1, 1]])
 
 
 def test_a_text_that_looks_like_a_name_is_no_instruction(toy: Any, tmp_path: Path) -> None:
