@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.loading.data_config import DatasetConfig
+from pipeline.loading.data_config import DataConfig, DatasetConfig
 from train.run_resources import open_inputs
 from train.train_config import TrainConfig
 
@@ -35,6 +35,26 @@ def test_all_that_is_missing_is_reported_at_once_with_its_commands(tiny_config, 
     assert "      fetch a\n      convert a\n" in message
     assert f"octograin convert SRC {missing}/b" in message
     assert f"{missing}/spiece.model: expected a file" in message
+
+
+def test_missing_sets_of_a_mixture_are_one_problem(tiny_config, mini_dataset, tmp_path):
+    mixture = DataConfig.from_mixture("openvla/bridge_rt_1", tmp_path, "").datasets
+    parts = (DatasetConfig(str(mini_dataset)), *mixture)
+    with pytest.raises(UserError) as error:
+        open_inputs(with_data(tiny_config, datasets=tuple(map(unweighted, parts))))
+    first, *commands = str(error.value).splitlines()
+    assert first == (
+        "data.datasets: expected 3 dataset directories; found 1, without "
+        f"{tmp_path}/bridge_orig, {tmp_path}/fractal20220817_data. Get them with:"
+    )
+    assert commands == [
+        f"      octograin convert SRC/{name} {tmp_path}/{name}"
+        for name in ("bridge_orig", "fractal20220817_data")
+    ]
+
+
+def unweighted(part: DatasetConfig) -> DatasetConfig:
+    return dataclasses.replace(part, weight=None, missing=())
 
 
 def test_a_missing_token_column_is_named(tiny_config, mini_dataset):
