@@ -22,7 +22,7 @@ from typing import Literal
 import tyro
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import find_mapping
+from converters.mapping.mapping_registry import find_mapping
 from converters.rlds.tfrecord import read_records
 from converters.sources.open_source import open_source
 from converters.sources.source import Source

@@ -25,8 +25,8 @@ from etils import epath
 
 from converters.job.convert import convert
 from converters.lerobot.lerobot_source import LeRobotSource, open_lerobot
-from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import read_mapping
 from converters.mapping.standardize import SourceMapping
 from converters.sources.image_encoding import IMAGE_QUALITY
 from pipeline.errors import UserError, user_errors_exit

@@ -138,11 +138,11 @@ def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
     """The bundled set, converted once; copy it before corrupting it."""
     # Not above: the process that hands out the tests would import them, too.
     from converters.job.convert import convert
-    from converters.mapping.builtin_mappings import LIBERO
+    from converters.mapping.mapping_registry import registered
     from converters.sources.open_source import open_source
 
     directory = tmp_path_factory.mktemp("mini") / "libero_mini"
-    convert(open_source(str(mini_rlds)), directory, LIBERO)
+    convert(open_source(str(mini_rlds)), directory, registered("libero"))
     return directory
 
 

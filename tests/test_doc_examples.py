@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from converters.mapping.builtin_mappings import read_mapping
+from converters.mapping.mapping_registry import read_mapping
 from converters.operations.operations import AnyOperation
 from converters.vggt.token_job import TokenJob, add_tokens
 from converters.vggt.token_settings import TokenSettings

@@ -13,7 +13,7 @@ import tyro
 from converters.job import job_progress
 from converters.job.bad_episodes import Checks, listed
 from converters.job.convert import LocalRunner, Runner, convert
-from converters.mapping import builtin_mappings, mapping_proposal, mapping_registry
+from converters.mapping import mapping_proposal, mapping_registry
 from converters.mapping.mapping_table import mapping_table
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
@@ -128,9 +128,9 @@ def _convert(source: Source, args: Args, runner: Runner) -> None:
             remedy="Add one: `octograin convert SRC DST`.",
         )
     mapping = (
-        builtin_mappings.read_mapping(args.mapping)
+        mapping_registry.read_mapping(args.mapping)
         if args.mapping
-        else builtin_mappings.find_mapping(source)
+        else mapping_registry.find_mapping(source)
     )
     if args.instruction is not None:
         mapping = dataclasses.replace(

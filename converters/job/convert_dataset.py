@@ -1,7 +1,7 @@
 """`octograin convert` as a function: converts a source in one line of Python."""
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import find_mapping, read_mapping
+from converters.mapping.mapping_registry import find_mapping, read_mapping
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
 
@@ -23,8 +23,8 @@ def convert_dataset(
       source: Its directory or file, as `octograin convert` takes it; or an object that has the
         methods of `Source`, for a format of your own.
       destination: The dataset directory to write.
-      mapping: TOML file that maps source keys to features; None: the built-in
-        one, such as LIBERO's.
+      mapping: TOML file that maps source keys to features, or a name that `octograin convert
+        --list` prints; None: the one that has the dataset's name.
       split: Split of the source, where it is a path; None: `train` where its format has splits.
       overwrite: Whether what stands at the destination is replaced.
 

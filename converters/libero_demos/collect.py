@@ -15,7 +15,7 @@ from converters.job import workers
 from converters.job.convert import convert
 from converters.libero_demos import demos_to_rlds
 from converters.libero_demos.episode_files import EpisodeFiles
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import SourceMapping
 from converters.rlds.rlds_source import open_rlds
 from pipeline.data.manifest import WORK, Manifest
@@ -40,7 +40,7 @@ class Destination:
     """Folder of the RLDS, which gets one of the version inside; None: none is kept."""
     name: str = "libero_expert"
     """Name of the dataset."""
-    licence: str = LIBERO.licence
+    licence: str = registered("libero").licence
     """Licence of the data, as an SPDX identifier or in words."""
     overwrite: bool = False
     """Whether a dataset that stands there is replaced."""
@@ -95,12 +95,18 @@ def collect(
 def mapping(licence: str) -> SourceMapping:
     """That of the published sets; steps without motion are left out by the rule that made them."""
     conventions = dataclasses.replace(
-        LIBERO.conventions, no_ops="removed_at_conversion", no_op_threshold=NO_OP_THRESHOLD
+        registered("libero").conventions,
+        no_ops="removed_at_conversion",
+        no_op_threshold=NO_OP_THRESHOLD,
     )
     # Collected sets have no tokens.
-    features = tuple(feature for feature in LIBERO.features if not feature.optional)
+    features = tuple(feature for feature in registered("libero").features if not feature.optional)
     return dataclasses.replace(
-        LIBERO, features=features, conventions=conventions, licence=licence, column_licences={}
+        registered("libero"),
+        features=features,
+        conventions=conventions,
+        licence=licence,
+        column_licences={},
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from converters.job import workers
 from converters.libero_demos.expert_episode import Noise, find_course, record
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.rlds.example_encoding import serialize_episode
 from converters.rlds.tfrecord import frame
 from pipeline.errors import UserError
@@ -70,7 +70,7 @@ class EpisodeFiles:
             course = find_course(env, trial, self.settings.noise, seed)
             if course is not None:
                 name = f"{episode_name(trial)}/seed_{self.settings.seed}/attempt_{attempt}"
-                values = record(env, trial, course, LIBERO.conventions, name)
+                values = record(env, trial, course, registered("libero").conventions, name)
                 data = frame(serialize_episode(values))
                 _keep(self._path(trial, _EPISODE), data)
                 report(len(data))
@@ -168,7 +168,7 @@ def _environment(files: EpisodeFiles) -> LiberoEnv:
         str(side),
         LiberoEnv(
             files.installation,
-            LIBERO.conventions,
+            registered("libero").conventions,
             observations=OBSERVATIONS,
             image_size=(side, side),
         ),

@@ -1,18 +1,26 @@
-"""The mappings of published datasets: one TOML file each in the folder `registry` beside this file.
+"""Finding a mapping: by the name or format of a dataset, by its own name, or in a file.
 
-Adding a file adds a mapping. Its name is that of the dataset; `names` in it may list others.
+Mappings of published datasets are one TOML file each in the folder `registry` beside this file;
+adding a file adds a mapping. Its name is that of the dataset; `names` in it may list others.
 """
 
 import fnmatch
 import functools
 import pathlib
 
+from etils import epath
+
 from converters.mapping.standardize import SourceMapping
+from converters.sources.open_source import RLDS
+from converters.sources.source import Source
+from pipeline.errors import UserError
 from pipeline.files import from_json_text, read_text, toml_to_json
 
 _FOLDER = pathlib.Path(__file__).parent / "registry"
 _EXPECTED = "a mapping in TOML"
 _REMEDY = "Start from `octograin convert SRC --describe > mapping.toml`."
+LIBERO_AS_RELEASED = "LIBERO HDF5 as released"
+"""The format of files whose rows are observed after their action."""
 
 
 def registered_names() -> list[str]:
@@ -27,7 +35,7 @@ def registered(name: str) -> SourceMapping:
     Raises:
       DataError: There is none.
     """
-    return parse_mapping(str(_FOLDER / f"{name}.toml"))
+    return _parse(str(_FOLDER / f"{name}.toml"))
 
 
 def find_registered(dataset: str, format_name: str) -> SourceMapping | None:
@@ -38,13 +46,57 @@ def find_registered(dataset: str, format_name: str) -> SourceMapping | None:
       format_name: The format in words, as its source says it.
     """
     names = registered_names()
-    if dataset in names:
-        return registered(dataset)
-    # Only now, because it reads every file.
-    others = [registered(name) for name in names]
-    by_name = [m for m in others if any(fnmatch.fnmatchcase(dataset, n) for n in m.names)]
-    by_format = [m for m in others if format_name in m.formats]
-    return next(iter(by_name + by_format), None)
+    # The name of a file before a glob in one, such as libero_openvla before libero_*.
+    for name in [dataset, *names] if dataset in names else names:
+        mapping = registered(name)
+        # A folder of another format may have the name of a published dataset.
+        if format_name not in (mapping.formats or (RLDS.name,)):
+            continue
+        is_layout = bool(mapping.formats) and not mapping.names
+        if is_layout or any(fnmatch.fnmatchcase(dataset, n) for n in (name, *mapping.names)):
+            return mapping
+    return None
+
+
+def find_mapping(source: Source) -> SourceMapping:
+    """Returns the mapping of a source.
+
+    Raises:
+      UserError: Where there is none, or the source is of a form that no mapping takes by itself.
+    """
+    found = find_registered(source.name, source.format)
+    if found is not None:
+        return found
+    expected = "a dataset that `octograin convert --list` prints, or a mapping"
+    words = source.name if source.format == RLDS.name else f"{source.name}, {source.format}"
+    remedy = (
+        "Write one: `octograin convert SRC --describe > mapping.toml`, edit it, and convert with "
+        "`--mapping mapping.toml`."
+    )
+    if source.format == LIBERO_AS_RELEASED:
+        expected = "LIBERO's regenerated files, whose rows are observed before their action"
+        words = "the released ones, whose rows are observed after it"
+        remedy = (
+            "Give each observation the action after it: `--mapping libero_hdf5_released`, which "
+            "does not give the published RLDS."
+        )
+    raise UserError(where=str(source.directory), expected=expected, found=words, remedy=remedy)
+
+
+def read_mapping(path: epath.PathLike) -> SourceMapping:
+    """Reads a mapping in TOML, or takes one of the registry by its name.
+
+    Args:
+      path: A file, as `--describe` prints one; or a name that `octograin convert --list` prints.
+
+    Raises:
+      DataError: Where it is missing, no TOML, or has fields that a mapping does not have.
+    """
+    name = str(path)
+    # A file of that name comes first.
+    if name in registered_names() and not epath.Path(path).exists():
+        return registered(name)
+    return _parse(name)
 
 
 def registry_list() -> str:
@@ -61,7 +113,7 @@ def registry_list() -> str:
     )
 
 
-def parse_mapping(path: str) -> SourceMapping:
+def _parse(path: str) -> SourceMapping:
     """Reads a mapping in TOML.
 
     Raises:

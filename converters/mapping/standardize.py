@@ -64,7 +64,8 @@ class SourceMapping:
     names: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
     """Globs over names of datasets that it maps, besides the name of its file in the registry."""
     formats: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
-    """Formats, in words, whose every dataset it maps: for files that have one layout."""
+    """Formats, in words, of the datasets that it maps: RLDS by default. Without `names` it maps all
+    of them, which is for files that have one layout."""
     about: str = dataclasses.field(default="", metadata=LATER)
     """What the dataset is, in a line."""
     references: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)

@@ -15,7 +15,7 @@ import tyro
 
 from converters.edit import edits
 from converters.job import job_progress
-from converters.mapping.builtin_mappings import known_mapping, read_mapping
+from converters.mapping import mapping_registry
 from converters.mapping.computed_source import compute_source
 from converters.mapping.standardize import SourceMapping
 from converters.sources.encoded_source import encode_source
@@ -44,7 +44,8 @@ class Args:
     ] = None
     """Dataset directory to compare with SRC."""
     mapping: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """TOML file of the conversion, whose conventions are compared; LIBERO's is built in."""
+    """TOML file of the conversion, or a name that `octograin convert --list` prints, whose
+    conventions are compared; by default the one that has the dataset's name."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -70,13 +71,14 @@ def main() -> None:
 def _conventions(source: Source, mapping: str | None, manifest: Manifest) -> dict[str, Any]:
     """Those of the mapping of a dataset, by name; none where no mapping is known.
 
-    A built-in mapping does not say what became of steps without motion: collected sets have it too.
+    Such a mapping does not say what became of steps without motion: collected sets have
+    LIBERO's, too.
     """
     if mapping is not None:
-        return to_json_values(read_mapping(mapping).conventions)
+        return to_json_values(mapping_registry.read_mapping(mapping).conventions)
     if manifest.mapping:
         return to_json_values(_own_mapping(manifest).conventions)
-    found = known_mapping(source)
+    found = mapping_registry.find_registered(source.name, source.format)
     if found is None:
         return {}
     # Collected sets have their own rule for steps without motion.

@@ -58,7 +58,7 @@ def test_a_described_mapping_converts_a_dataset_without_one_built_in(
     [
         ("gone", ["out"], "error: .*/gone: expected RLDS .features.json"),
         ("toy", [], "error: command line: expected a destination; found only SRC"),
-        ("toy", ["out"], r"error: .*a dataset named libero_\*.*found toy.*--describe"),
+        ("toy", ["out"], r"error: .*a dataset that .* prints.*found toy.*--describe"),
         ("libero_mini", ["taken"], "error: .*/taken: .*found a dataset. Replace it with --overwr"),
         (
             "libero_mini",

@@ -13,10 +13,10 @@ from rich.console import Console
 from converters.export import export
 from converters.job.bad_episodes import Checks
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.computed_source import compute_source
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import read_mapping
 from converters.operations.array_operations import Divide
 from converters.sources.image_encoding import encode_png
 from converters.sources.open_source import open_source

@@ -24,7 +24,7 @@ from PIL import Image
 from converters import export as command
 from converters.export import export
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import FeatureMapping
 from converters.rlds.tfrecord import read_records
 from converters.sources.open_source import open_source
@@ -114,7 +114,7 @@ def test_the_bundled_set_comes_back_as_tensorflow_datasets_reads_it(
 
 def test_a_converted_export_is_the_same_dataset(mini_dataset: Path, tmp_path: Path) -> None:
     version = export(open_dataset(str(mini_dataset)), str(tmp_path / "mini"))
-    convert(open_source(str(version)), tmp_path / "again", LIBERO)
+    convert(open_source(str(version)), tmp_path / "again", registered("libero"))
     assert contents(tmp_path / "again") == contents(mini_dataset)
 
 
@@ -122,7 +122,7 @@ def test_tokens_of_the_full_size_come_back(shared: Path, tmp_path: Path) -> None
     source = shared / "libero" / "rlds" / "libero_sim_vggt" / "1.0.0"
     if not source.exists():
         pytest.skip("libero_sim_vggt is missing")
-    convert(open_source(str(source)), tmp_path / "out", LIBERO)
+    convert(open_source(str(source)), tmp_path / "out", registered("libero"))
     assert check_same(export_of(tmp_path / "out"), source) == 2
 
 

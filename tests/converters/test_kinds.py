@@ -15,9 +15,9 @@ from PIL import Image as Pillow
 from converters.export import export
 from converters.job.convert import convert
 from converters.job.shard_conversion import ShardJob
-from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import read_mapping
 from converters.mapping.standardize import SourceMapping
 from converters.rlds.rlds_source import RldsSource
 from converters.sources.open_source import open_source

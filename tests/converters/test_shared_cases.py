@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import read_mapping
 from converters.sources.open_source import open_source
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import Dataset, open_dataset

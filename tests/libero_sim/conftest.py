@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from pipeline.errors import UserError
 from tests.libero_sim.commands import run
 from train.evaluate.libero.environment import OBSERVATIONS, LiberoEnv
@@ -53,7 +53,7 @@ def task(request: pytest.FixtureRequest, installation: Installation) -> Task:
 @pytest.fixture(scope="session")
 def env(installation: Installation) -> Iterator[LiberoEnv]:
     """One simulator in this process, with the conventions of the published sets."""
-    env = LiberoEnv(installation, LIBERO.conventions, observations=OBSERVATIONS)
+    env = LiberoEnv(installation, registered("libero").conventions, observations=OBSERVATIONS)
     yield env
     env.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from tests.libero_sim.commands import ROOT
 from tests.train.serve.openpi_client import Client
 from train.evaluate.libero.environment import LiberoEnv, Outcome
@@ -69,7 +69,7 @@ def drive(client: Client, env: LiberoEnv, trial: Trial) -> tuple[Outcome, int]:
 def test_a_client_drives_an_episode(
     installation: Installation, untrained_run: pathlib.Path
 ) -> None:
-    env = LiberoEnv(installation, LIBERO.conventions, image_size=(128, 128))
+    env = LiberoEnv(installation, registered("libero").conventions, image_size=(128, 128))
     trial = Trial(read_tasks(installation.root, "libero_spatial")[0], init=7)
     try:
         with served(untrained_run) as port, Client(port) as client:

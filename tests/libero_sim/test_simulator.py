@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 
 from converters.libero_demos.expert_episode import Noise, find_course
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
 from pipeline.data.conventions import standardize_gripper
@@ -67,7 +67,7 @@ def test_two_simulators_of_a_process_keep_apart_and_start_alike(
         env.step(PUSH)
     env.reset(Trial(task, 2))
     before = env.observe()
-    new = LiberoEnv(installation, LIBERO.conventions, observations=OBSERVATIONS)
+    new = LiberoEnv(installation, registered("libero").conventions, observations=OBSERVATIONS)
     new.reset(Trial(task, 2))
     assert np.array_equal(new.simulator.physics_state, env.simulator.physics_state)
     for seen in (new.observe(), env.observe(), new.observe()):
@@ -123,7 +123,7 @@ def test_assets_that_a_task_lacks_are_reported(
     task = read_tasks(installation.root, "libero_goal")[0]
     script = (
         "import sys, dataclasses, pathlib\n"
-        "from converters.mapping.builtin_mappings import LIBERO\n"
+        "from converters.mapping.mapping_registry import registered\n"
         "from train.evaluate.libero.environment import LiberoEnv\n"
         "from train.evaluate.libero.installation import find_installation\n"
         "from train.evaluate.libero.suites import Trial, read_tasks\n"
@@ -131,7 +131,7 @@ def test_assets_that_a_task_lacks_are_reported(
         "trial = Trial(read_tasks(found.root, 'libero_goal')[0], 0)\n"
         "from pipeline.errors import user_errors_exit\n"
         "with user_errors_exit():\n"
-        "    LiberoEnv(found, LIBERO.conventions).reset(trial)\n"
+        "    LiberoEnv(found, registered('libero').conventions).reset(trial)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
@@ -150,7 +150,9 @@ def test_a_stored_demonstration_replayed_ends_in_success(
     env.reset(Trial(task, 0))
     assert np.abs(env.simulator.physics_state - demo["qstate"][0]).max() < 1e-9
     outcome = None
-    for t, action in enumerate(standardize_gripper(demo["action"], LIBERO.conventions)):
+    for t, action in enumerate(
+        standardize_gripper(demo["action"], registered("libero").conventions)
+    ):
         assert np.abs(env.simulator.state - demo["state"][t]).max() < 1e-6
         outcome = env.step(action)
     assert outcome is not None
@@ -191,7 +193,9 @@ def test_trials_run_side_by_side_in_processes(
         assert course is not None
         actions = from_command(course.executed)
         chunks.append([actions[start : start + 8] for start in range(0, len(actions), 8)])
-    make = functools.partial(LiberoEnv, installation, LIBERO.conventions, observations=("proprio",))
+    make = functools.partial(
+        LiberoEnv, installation, registered("libero").conventions, observations=("proprio",)
+    )
     ends = {}
     with EnvPool(make, 2) as pool:
         for worker, trial in enumerate(trials):

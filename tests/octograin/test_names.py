@@ -97,11 +97,11 @@ def test_a_users_files_of_the_same_names_are_not_in_the_way(
         if __name__ == "__main__":
             import octograin
             from converters.job.convert import LocalRunner, convert
-            from converters.mapping.builtin_mappings import LIBERO
+            from converters.mapping.mapping_registry import registered
             from converters.sources.open_source import open_source
 
             source = open_source(sys.argv[1])
-            convert(source, "converted", LIBERO, runner=LocalRunner(2))
+            convert(source, "converted", registered("libero"), runner=LocalRunner(2))
             print(octograin.open_dataset("converted").num_steps)
         """)
     )

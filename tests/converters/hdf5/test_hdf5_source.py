@@ -12,7 +12,7 @@ from etils import epath
 
 from converters.hdf5.hdf5_source import Hdf5Source
 from converters.job.convert import convert
-from converters.mapping import builtin_mappings
+from converters.mapping import mapping_registry
 from converters.mapping.computed_source import compute_source
 from converters.mapping.standardize import SourceMapping
 from converters.sources.encoded_source import encode_source
@@ -315,8 +315,8 @@ def test_golden_demonstrations(shared: pathlib.Path) -> None:
 
 def mapped(name: str) -> SourceMapping:
     """A mapping of the registry."""
-    registry = pathlib.Path(builtin_mappings.__file__).with_name("registry")
-    return builtin_mappings.read_mapping(registry / f"{name}.toml")
+    registry = pathlib.Path(mapping_registry.__file__).with_name("registry")
+    return mapping_registry.read_mapping(registry / f"{name}.toml")
 
 
 def test_a_regenerated_file_gives_what_the_published_rlds_has(tmp_path: pathlib.Path) -> None:
@@ -360,13 +360,13 @@ def test_a_released_file_is_timed_again(tmp_path: pathlib.Path) -> None:
 
 def test_a_mapping_is_found_by_the_layout_of_the_files(tmp_path: pathlib.Path) -> None:
     regenerated = opened(write(tmp_path / "a" / STOVE, {0: libero_demo(0, 2)}))
-    assert builtin_mappings.find_mapping(regenerated) == mapped("libero_hdf5")
+    assert mapping_registry.find_mapping(regenerated) == mapped("libero_hdf5")
     lift = opened(robomimic(tmp_path / "lift.hdf5"))
-    assert builtin_mappings.find_mapping(lift) == mapped("robomimic_hdf5")
+    assert mapping_registry.find_mapping(lift) == mapped("robomimic_hdf5")
     released = opened(write(tmp_path / "b" / STOVE, {0: libero_demo(0, 2)}, LIBERO_ATTRIBUTES))
     message = (
         r"expected LIBERO's regenerated files, .*; found the released ones, .* observed after it\. "
         r".*--mapping libero_hdf5_released"
     )
     with pytest.raises(UserError, match=message):
-        builtin_mappings.find_mapping(released)
+        mapping_registry.find_mapping(released)

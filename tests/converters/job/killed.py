@@ -17,7 +17,7 @@ from collections.abc import Callable
 import xxhash
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import read_mapping
+from converters.mapping.mapping_registry import read_mapping
 from converters.sources.open_source import open_source
 
 _NUM_RANDOM = 30

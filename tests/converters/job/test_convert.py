@@ -18,8 +18,8 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import FeatureMapping
 from converters.rlds.tfrecord import frame, read_records
 from converters.sources.open_source import open_source
@@ -98,7 +98,7 @@ def test_tokens_of_the_full_size_are_the_ones_that_tensorflow_datasets_decodes(
     rlds = shared / "libero" / "rlds" / "libero_sim_vggt" / "1.0.0"
     if not rlds.exists():
         pytest.skip("libero_sim_vggt is missing")
-    convert(open_source(str(rlds)), tmp_path / "out", LIBERO)
+    convert(open_source(str(rlds)), tmp_path / "out", registered("libero"))
     dataset = open_dataset(str(tmp_path / "out"))
     assert check_all(rlds, dataset) == [6, 6]
     (column,) = (c for c in dataset.manifest.schema.columns if c.name == "vggt_tokens")
@@ -166,7 +166,7 @@ def test_statistics_are_those_of_the_source(mini_rlds: Path, mini_dataset: Path)
 def test_two_conversions_are_the_same_to_the_byte(
     mini_rlds: Path, mini_dataset: Path, tmp_path: Path
 ) -> None:
-    convert(open_source(str(mini_rlds)), tmp_path / "again", LIBERO)
+    convert(open_source(str(mini_rlds)), tmp_path / "again", registered("libero"))
     assert contents(tmp_path / "again") == contents(mini_dataset)
 
 

@@ -19,8 +19,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from converters.job.convert import LocalRunner, convert
-from converters.mapping.builtin_mappings import LIBERO, read_mapping
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import read_mapping, registered
 from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
@@ -69,7 +69,7 @@ def long_source(mini_rlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def undisturbed(long_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("undisturbed")
-    convert(open_source(str(long_source)), out, LIBERO)
+    convert(open_source(str(long_source)), out, registered("libero"))
     digests = contents(out)
     shutil.rmtree(out)
     return digests
@@ -86,7 +86,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     convert(
         open_source(str(long_source)),
         tmp_path,
-        LIBERO,
+        registered("libero"),
         runner=LocalRunner(num_workers),
         on_progress=lambda num_episodes, num_bytes: reported.append((num_episodes, num_bytes)),
     )
@@ -254,7 +254,7 @@ def test_a_killed_command_leaves_nothing_that_opens_and_a_rerun_resumes(
             {path.name: path.stat().st_mtime_ns for path in parts.glob("[0-9]*.part.json")}
         )
 
-    convert(open_source(str(long_source)), out, LIBERO, on_progress=look)
+    convert(open_source(str(long_source)), out, registered("libero"), on_progress=look)
     assert contents(out) == undisturbed
     assert {name: written[name] for name in done} == done
 
@@ -292,7 +292,7 @@ def test_a_killed_worker_ends_the_job_with_a_remedy(
         "perhaps for want of memory. Run the same command again with fewer --workers: it resumes "
         "from here."
     ]
-    convert(open_source(str(long_source)), tmp_path / "out", LIBERO)
+    convert(open_source(str(long_source)), tmp_path / "out", registered("libero"))
     assert contents(tmp_path / "out") == undisturbed
 
 

@@ -12,8 +12,8 @@ from converters.job import convert_command
 from converters.job.convert import LocalRunner, convert
 from converters.job.shard_conversion import ShardJob
 from converters.lerobot import lerobot_source
-from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import read_mapping
 from converters.mapping.standardize import SourceMapping
 from converters.sources.open_source import open_source
 from converters.sources.source import Source

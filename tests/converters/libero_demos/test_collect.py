@@ -10,7 +10,7 @@ from converters.libero_demos import episode_files
 from converters.libero_demos.collect import Destination, collect
 from converters.libero_demos.episode_files import EpisodeFiles, Settings
 from converters.libero_demos.expert_episode import Noise, find_course, record
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.sources.open_source import open_source
 from pipeline.data.conventions import is_no_op
 from pipeline.data.dataset import open_dataset
@@ -20,7 +20,7 @@ from train.evaluate.libero.installation import Installation
 from train.evaluate.libero.suites import Trial
 
 SETTINGS = Settings(Noise(), seed=0, attempts=2, image_size=16, simulator="toy 1")
-CONVENTIONS = LIBERO.conventions
+CONVENTIONS = registered("libero").conventions
 
 
 @pytest.fixture
@@ -84,14 +84,14 @@ def test_an_episode_has_the_keys_and_marks_of_a_published_one() -> None:
     values: dict[str, Any] = record(env, trial, course, CONVENTIONS, "a/b")
     num_steps = len(course.intended)
     assert {key for key in values if key.startswith("steps/")} == {
-        f.source for f in LIBERO.features if not f.optional
-    } | {LIBERO.task}
+        f.source for f in registered("libero").features if not f.optional
+    } | {registered("libero").task}
     assert {len(v) for key, v in values.items() if key.startswith("steps/")} == {num_steps}
     assert values["steps/reward"].tolist() == [0.0] * (num_steps - 1) + [1.0]
     assert np.flatnonzero(values["steps/is_first"]).tolist() == [0]
     assert np.flatnonzero(values["steps/is_last"]).tolist() == [num_steps - 1]
     assert values["episode_metadata/file_path"] == [b"a/b"]
-    assert values[LIBERO.task][0] == b"pick up the cup and place it on the tray"
+    assert values[registered("libero").task][0] == b"pick up the cup and place it on the tray"
     # An image is what was seen before the action: the toy's are as bright as steps were done.
     third = simplejpeg.decode_jpeg(values["steps/observation/image"][3])
     assert np.abs(third.astype(int) - 3).max() <= 1

@@ -11,11 +11,11 @@ from etils import epath
 
 from converters.job.convert import convert
 from converters.job.shard_conversion import ShardJob
-from converters.mapping.builtin_mappings import read_mapping
 from converters.mapping.computed_source import compute_source
 from converters.mapping.episode_selection import EpisodeCondition, StepSelection, parse_ranges
 from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping, Part
+from converters.mapping.mapping_registry import read_mapping
 from converters.mapping.mapping_table import mapping_table
 from converters.mapping.standardize import SourceMapping, standardize
 from converters.operations.array_operations import Clip, Invert, Scale

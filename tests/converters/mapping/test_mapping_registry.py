@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from converters.mapping import mapping_registry
-from converters.mapping.builtin_mappings import find_mapping, read_mapping
 from converters.mapping.computed_source import compute_source
 from converters.mapping.mapping_registry import (
+    find_mapping,
     find_registered,
+    read_mapping,
     registered,
     registered_names,
     registry_list,
@@ -46,10 +47,15 @@ def test_files_are_valid_and_state_their_sources(name: str) -> None:
 
 
 def test_a_mapping_is_found_by_the_name_of_the_dataset() -> None:
-    source = MemorySource(({"steps/a": np.zeros((1, 1))},), name="bridge_oxe")
+    source = MemorySource(({"steps/a": np.zeros((1, 1))},), name="bridge_oxe", format="RLDS")
     assert find_mapping(source) is registered("bridge")
     assert find_registered("toto", "RLDS") is registered("toto") is read_mapping("toto")
     assert find_registered("no_such_set", "RLDS") is None
+    # A folder of another format may have the same name.
+    assert find_registered("toto", "LeRobot 3.0") is None
+    assert find_registered("toto", "LIBERO HDF5") is registered("libero_hdf5")
+    assert find_registered("libero_90", "RLDS") is registered("libero")
+    assert find_registered("libero_openvla", "RLDS") is registered("libero_openvla")
     with pytest.raises(UserError, match="octograin convert --list"):
         find_mapping(dataclasses.replace(source, name="no_such_set"))
     with pytest.raises(DataError, match=r"no_such_set: expected a mapping in TOML"):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import FeatureMapping, Standardized, standardize
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
@@ -209,7 +209,7 @@ def test_texts_are_named_by_the_keys_of_texts(
 
 
 def test_published_libero_becomes_these_columns(mini_rlds: Path) -> None:
-    schema = LIBERO.schema(open_source(str(mini_rlds)))
+    schema = registered("libero").schema(open_source(str(mini_rlds)))
     assert {column.name: [f.key for f in column.features] for column in schema.columns} == {
         "episodes": [
             "action",

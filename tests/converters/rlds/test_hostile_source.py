@@ -18,8 +18,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 import converters.job.convert_command as rlds
-from converters.mapping.builtin_mappings import BUILT_IN, read_mapping
+from converters.mapping import mapping_registry
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import read_mapping
 from converters.rlds.tfrecord import masked_crc32c, read_records
 from converters.sources.open_source import open_source
 from pipeline.errors import DataError, UserError
@@ -40,7 +41,7 @@ def refused(
     """Converts the toy after it was spoiled; returns the one line of the error."""
 
     def run(spoil: Spoil, *flags: str, path: str = "") -> str:
-        monkeypatch.setitem(BUILT_IN, "toy", toy.mapping)
+        monkeypatch.setattr(mapping_registry, "find_registered", lambda *named: toy.mapping)
         source = toy.write(tmp_path)
         spoil(source)
         arguments = ["rlds", str(source / path), str(tmp_path / "out"), *flags]
@@ -220,7 +221,7 @@ def test_each_kind_of_source_that_cannot_be_read_has_its_own_sentence(
 def test_part_of_the_shards_converts_with_the_flag_that_is_named(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mention: str
 ) -> None:
-    monkeypatch.setitem(BUILT_IN, "toy", toy.mapping)
+    monkeypatch.setattr(mapping_registry, "find_registered", lambda *named: toy.mapping)
     source = toy.write(tmp_path)
     (source / LAST).unlink()
     command = ["rlds", str(source), str(tmp_path / "out"), mention, "0:2"]

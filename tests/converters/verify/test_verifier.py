@@ -17,7 +17,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import FeatureMapping
 from converters.rlds.tfrecord import frame, read_records
 from converters.sources.open_source import open_source
@@ -99,7 +99,7 @@ def test_simulated_sets_are_what_their_sources_say(shared: Path, tmp_path: Path,
     source = shared / "libero" / "rlds" / name
     if not source.exists():
         pytest.skip(f"{name} is missing")
-    convert(open_source(str(source)), tmp_path / "out", LIBERO)
+    convert(open_source(str(source)), tmp_path / "out", registered("libero"))
     assert text(tmp_path / "out", source) == ""
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from converters.job.columns import remove_column
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.rlds.rlds_restoration import declared_features
 from converters.sources.open_source import open_source
 from converters.verify.__main__ import open_converted, summary
@@ -83,7 +83,7 @@ def mini_rlds(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
 def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """It, converted once."""
     directory = tmp_path_factory.mktemp("mini") / "libero_mini"
-    convert(open_source(str(mini_rlds)), directory, LIBERO)
+    convert(open_source(str(mini_rlds)), directory, registered("libero"))
     return directory
 
 

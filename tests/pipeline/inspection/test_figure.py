@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import FeatureMapping
 from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
@@ -30,10 +30,10 @@ def make(mini_rlds: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pathl
 
     def build(*features: FeatureMapping) -> pathlib.Path:
         source = open_source(str(mini_rlds))
-        taken = {LIBERO.task, *(f.source for f in features)}
-        conventions = dataclasses.replace(LIBERO.conventions, gripper_dim=None)
+        taken = {registered("libero").task, *(f.source for f in features)}
+        conventions = dataclasses.replace(registered("libero").conventions, gripper_dim=None)
         mapping = dataclasses.replace(
-            LIBERO,
+            registered("libero"),
             features=features,
             conventions=conventions,
             column_licences={},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from converters.rlds.rlds_source import RldsSource
 from converters.sources.open_source import open_source
 from pipeline.data.dataset import Dataset, open_dataset
@@ -118,7 +118,7 @@ def test_split_is_stable_under_adding_and_moving_episodes(
     source = open_source(str(mini_rlds))
     fewer = dataclasses.replace(source, shards=source.shards[1:])
     assert isinstance(fewer, RldsSource)
-    convert(fewer, tmp_path / "fewer", LIBERO)
+    convert(fewer, tmp_path / "fewer", registered("libero"))
     moved = episode_places(open_dataset(str(tmp_path / "fewer")))
     np.testing.assert_array_equal(moved, episode_places(dataset)[2:])
 

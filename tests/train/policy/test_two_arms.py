@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import read_mapping
+from converters.mapping.mapping_registry import read_mapping
 from pipeline.data.conventions import restore_gripper
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.loading.data_config import DatasetConfig

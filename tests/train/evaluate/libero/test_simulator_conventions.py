@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from converters.mapping.builtin_mappings import LIBERO
+from converters.mapping.mapping_registry import registered
 from pipeline.data.conventions import Conventions, Gripper, standardize_gripper
 from pipeline.errors import UserError
 from train.evaluate.libero.simulator_conventions import (
@@ -19,7 +19,7 @@ from train.evaluate.libero.simulator_conventions import (
     to_command,
 )
 
-PUBLISHED = LIBERO.conventions
+PUBLISHED = registered("libero").conventions
 OTHER_SIGN = dataclasses.replace(PUBLISHED, gripper_open=1.0, gripper_close=0.0)
 
 arms = arrays(np.float32, (3, 6), elements=st.floats(-1, 1, width=32))

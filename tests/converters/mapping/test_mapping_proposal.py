@@ -12,10 +12,10 @@ from etils import epath
 from hypothesis import given, settings, strategies as st
 
 from converters.job.convert import convert
-from converters.mapping.builtin_mappings import LIBERO, find_mapping, read_mapping
 from converters.mapping.computed_source import compute_source
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.mapping_proposal import describe
+from converters.mapping.mapping_registry import find_mapping, read_mapping, registered
 from converters.mapping.standardize import SourceMapping
 from converters.rlds.rlds_source import RldsSource
 from converters.sources.open_source import open_source
@@ -57,11 +57,11 @@ def written(directory: Path, text: str) -> Path:
 )
 def test_libero_is_found_by_the_name_inside(mini_rlds: Path, suite: str, suffix: str) -> None:
     source = dataclasses.replace(open_source(str(mini_rlds)), name=suite + suffix)
-    assert find_mapping(source) is LIBERO
+    assert find_mapping(source) is registered("libero")
 
 
 def test_another_dataset_is_shown_how_to_write_a_mapping(toy: Any, tmp_path: Path) -> None:
-    message = r"a dataset named libero_\* .*found toy.*--describe > mapping.toml.*--mapping"
+    message = r"a dataset that .* prints.*found toy.*--describe > mapping.toml.*--mapping"
     with pytest.raises(UserError, match=message):
         find_mapping(toy.open(tmp_path))
 
