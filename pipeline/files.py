@@ -35,7 +35,9 @@ _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 MAX_TEXT_BYTES = 256 * 2**20
 """Size limit for a JSON or TOML file; those of a dataset of ten million episodes are smaller."""
-_NAMING = ("key", "name", "source", "path", "file")
+_PLAIN_TYPES = {"str", "int", "float", "bool"}
+"""Names by which pydantic calls these types in the place of a mismatch."""
+_NAMING = ("op", "key", "name", "source", "path", "file")
 """Fields that name an element of a list, the best first."""
 UNPARSABLE = (ValueError, RecursionError, MemoryError, OverflowError)
 """What parsers raise for malformed text, for too deep nesting and for too large numbers."""
@@ -287,10 +289,29 @@ def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str)
         # Parsed again for the names of list elements; what pydantic read as JSON, json reads too.
         is_json = all(e["type"] != "json_invalid" for e in error.errors())
         values = json.loads(text) if is_json else None
-        details = "; ".join(_problem(kind, dict(e), values) for e in error.errors())
+        found = _without_other_types([dict(e) for e in error.errors()])
+        details = "; ".join(dict.fromkeys(_problem(kind, e, values) for e in found))
         raise DataError(
             where=where, expected=f"a valid {kind.__name__}", found=details, remedy=remedy
         ) from error
+
+
+def _without_other_types(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mismatches, less those of a plain type of a union whose value is an object or a list.
+
+    Where a value may be a text or an object, pydantic reports for an object with a misspelled
+    field that it is no text either, which nobody meant.
+    """
+    places = [tuple(error["loc"]) for error in errors]
+
+    def is_noise(error: dict[str, Any]) -> bool:
+        *outer, tag = error["loc"] or ("",)
+        if tag not in _PLAIN_TYPES or not isinstance(error["input"], dict | list):
+            return False
+        beside = (place[len(outer) :] for place in places if place[: len(outer)] == tuple(outer))
+        return any(place and place[0] not in _PLAIN_TYPES for place in beside)
+
+    return [error for error in errors if not is_noise(error)]
 
 
 def _problem(kind: type, error: dict[str, Any], values: Any) -> str:
@@ -300,21 +321,45 @@ def _problem(kind: type, error: dict[str, Any], values: Any) -> str:
         *location, name = location
         nearest = nearest_name(str(name), _field_names(kind, location))
         message = f"unknown field {name}" + (f" ({nearest}?)" if nearest else "")
+    elif "discriminator" in error.get("ctx", {}):
+        message = _tag_message(**error["ctx"])
     elif isinstance(error["input"], str | int | float) and error["type"] != "json_invalid":
         # What was found; of an object or a list it would be too long.
         message += f", not {error['input']!r:.60}"
-    place = _place(location, values)
+    place = _place(location, values, is_field=error["type"] == "missing")
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return listed([problem.below(place) for problem in cause.problems])
     return (f"{place}: " if place else "") + message
 
 
-def _place(location: Sequence[str | int], values: Any) -> str:
-    """A place in parsed JSON, for a reader who counts from 1: `features (7th, action).dims`."""
+def _tag_message(discriminator: str, tag: str | None = None, expected_tags: str = "") -> str:
+    """What is wrong with the field that says which class of a union an object is of."""
+    field = discriminator.strip("'")
+    if tag is None:
+        return f"it needs the field {field}"
+    known = [name.strip("' ") for name in expected_tags.split(",")]
+    nearest = nearest_name(tag, known)
+    hint = f" ({nearest}?)" if nearest else ""
+    return f"{field} {tag!r:.60} is not known{hint}: it is one of {', '.join(known)}"
+
+
+def _place(location: Sequence[str | int], values: Any, *, is_field: bool) -> str:
+    """A place in parsed JSON, for a reader who counts from 1: `features (7th, action).dims`.
+
+    Args:
+      location: Fields and places in lists, and among them names of types of a union.
+      values: The parsed JSON.
+      is_field: Whether the last part is a field although the values lack it.
+    """
     place = ""
-    for part in location:
+    for number, part in enumerate(location, 1):
         inner = None
+        is_last = number == len(location)
+        # The name of a type that pydantic tried is no place in the values.
+        is_type = isinstance(part, str) and not (isinstance(values, dict) and part in values)
+        if values is not None and is_type and not (is_last and is_field):
+            continue
         if isinstance(values, dict):
             inner = values.get(part)
         elif isinstance(values, list) and isinstance(part, int):

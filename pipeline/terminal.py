@@ -47,6 +47,11 @@ def escaped_fields(value: T) -> T:
     return changed
 
 
+def count(number: int, noun: str) -> str:
+    """Formats a count like `1 step` or `5,000 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def show(lines: str) -> None:
     """Writes lines to stdout, escaped."""
     sys.stdout.write(escaped_lines(lines))

@@ -20,7 +20,7 @@ from converters.sources.source import Source
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.errors import UserError, install_extra, user_errors_exit
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import log_to_stderr, program, show
+from pipeline.terminal import count, log_to_stderr, program, show
 
 _MB = 1e6
 _INTERRUPTED = "interrupted; run the same command again to resume"
@@ -209,8 +209,9 @@ def _num_workers(source: Source) -> int:
 def _summarize(manifest: Manifest, source: Source, args: Args, seconds: float) -> None:
     """Prints what a person wants to know: how much, of what, and where."""
     lines = [
-        f"{len(manifest.episode_lengths):,} episodes, {sum(manifest.episode_lengths):,} steps, "
-        f"{len(manifest.tasks)} tasks in {seconds:.1f} s"
+        f"{count(len(manifest.episode_lengths), 'episode')}, "
+        f"{count(sum(manifest.episode_lengths), 'step')}, "
+        f"{count(len(manifest.tasks), 'task')} in {seconds:.1f} s"
     ]
     if any(feature.kind in ("image", "depth") for _, feature in manifest.schema.features()):
         alone = "by their headers alone; --check_images decodes them all"

@@ -158,8 +158,9 @@ class VideoFrames:
         if context is None:
             raise self._wrong(
                 "a video in a codec that PyAV decodes",
-                "a codec that it lacks",
-                "Encode the videos again, such as in AV1 or H.264, or install a PyAV that has it.",
+                "no codec that it knows: a truncated file, or another codec",
+                "Fetch the video again. If it is whole, encode it again, such as in AV1 or H.264, "
+                "or install a PyAV that has its codec.",
             )
         height, width = feature.key.shape[:2]
         if (context.height, context.width) != (height, width):

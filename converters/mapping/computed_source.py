@@ -30,7 +30,7 @@ from converters.sources.source import (
 )
 from converters.sources.wrapped_source import WrappedSource
 from pipeline.data.schema import Blob
-from pipeline.errors import DataError, SchemaError, UserError
+from pipeline.errors import DataError, SchemaError, UserError, nearest_name
 from pipeline.files import json_checksum, parse_json, read_text
 
 _TASK = f"{COMPUTED}language_instruction"
@@ -144,7 +144,7 @@ def _check(source: Source, mapping: SourceMapping, computed: Sequence[ComputedFe
 def _selection_problems(mapping: SourceMapping, types: Mapping[str, ValueType]) -> list[str]:
     """What is wrong with the keys that decide which steps and episodes are kept."""
     missing = sorted(_selecting(mapping) - set(types))
-    problems = [f"selection: the source has no key {key}" for key in missing]
+    problems = [_missing_key(key, types) for key in missing]
     for condition in mapping.episodes:
         wanted = "text" if condition.matches else "tensor"
         if condition.key in types and types[condition.key].kind != wanted:
@@ -153,6 +153,11 @@ def _selection_problems(mapping: SourceMapping, types: Mapping[str, ValueType]) 
                 f"episodes: {by} needs a {wanted}, and {condition.key} is {types[condition.key]}"
             )
     return problems
+
+
+def _missing_key(key: str, keys: Collection[str]) -> str:
+    nearest = nearest_name(key, keys)
+    return f"selection: the source has no key {key}" + (f" ({nearest}?)" if nearest else "")
 
 
 def _read_ranges(steps: StepSelection) -> Ranges | None:

@@ -13,7 +13,7 @@ from etils import epath
 from converters.mapping.standardize import SourceMapping
 from converters.sources.open_source import RLDS
 from converters.sources.source import Source
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError, nearest_name
 from pipeline.files import from_json_text, read_text, toml_to_json
 
 _FOLDER = pathlib.Path(__file__).parent / "registry"
@@ -93,9 +93,18 @@ def read_mapping(path: epath.PathLike) -> SourceMapping:
       DataError: Where it is missing, no TOML, or has fields that a mapping does not have.
     """
     name = str(path)
+    names = registered_names()
     # A file of that name comes first.
-    if name in registered_names() and not epath.Path(path).exists():
+    if name in names and not epath.Path(path).exists():
         return registered(name)
+    if not name.endswith(".toml") and not epath.Path(path).exists():
+        nearest = nearest_name(name, names)
+        raise DataError(
+            where=name,
+            expected="a mapping in TOML, or a name that `octograin convert --list` prints",
+            found="no such file or name",
+            remedy=f"Did you mean {nearest}?" if nearest else _REMEDY,
+        )
     return _parse(name)
 
 

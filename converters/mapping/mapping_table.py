@@ -27,7 +27,8 @@ def mapping_table(source: Source, mapping: SourceMapping) -> str:
         for feature in mapping.features
         if feature.key in made
     ]
-    rows.append(("instruction", "text", _instruction(mapping, plain.fitted(computed))))
+    instruction = _instruction(mapping, plain.fitted(computed))
+    rows.append(("instruction", "text" if instruction else "", instruction or "none"))
     # Features that the source lacks look at no step.
     ahead = computed.ahead if isinstance(computed, ComputedSource) else 0
     rows += _selection(mapping, ahead)
@@ -77,17 +78,17 @@ def _instruction(mapping: SourceMapping, plain: SourceMapping) -> str:
         return chosen + (f" or {text.default!r}" if text.default else "")
     if mapping.instruction:
         return repr(mapping.instruction)
-    return plain.task or "none"
+    return plain.task
 
 
 def _selection(mapping: SourceMapping, ahead: int) -> list[tuple[str, str, str]]:
     """Which steps and episodes are kept, where not all are."""
     steps = mapping.steps
     kept = [
-        *([f"the first {steps.drop_first} dropped"] if steps.drop_first else []),
-        *([f"the last {n} dropped"] if (n := max(steps.drop_last, ahead)) else []),
+        *([f"without the first {_steps(steps.drop_first)}"] if steps.drop_first else []),
+        *([f"without the last {_steps(n)}"] if (n := max(steps.drop_last, ahead)) else []),
         *([f"those in {steps.ranges_file}"] if steps.ranges_file else []),
-        *([f"every {steps.every}."] if steps.every > 1 else []),
+        *([f"one of every {steps.every}"] if steps.every > 1 else []),
     ]
     if steps.resample_from_hz is not None:
         target = mapping.conventions.control_frequency_hz
@@ -100,6 +101,10 @@ def _selection(mapping: SourceMapping, ahead: int) -> list[tuple[str, str, str]]
         verb = "kept" if condition.keep else "left out"
         rows.append(("episodes", "", f"{verb} where {condition.key} {test}{where}"))
     return rows
+
+
+def _steps(number: int) -> str:
+    return "step" if number == 1 else f"{number} steps"
 
 
 def _left_out(

@@ -221,13 +221,19 @@ class SourceMapping:
             key for key, spec in keys.items() if key not in known and not self._ignores(spec)
         ]
         if missing or unknown:
-            note = 'Where the source has no instruction, write task = "" or instruction = "...". '
+            note = ""
+            if self.task_key in missing:
+                note = (
+                    'Where the source has no instruction, write task = "" or instruction = "...". '
+                )
+            elif self.instruction and any(keys[key].kind == "text" for key in unknown):
+                note = "An instruction for all episodes replaces the source's: ignore its key. "
             raise SchemaError(
                 where=where,
                 expected="every key mapped or ignored, and every mapped key there",
                 found=f"unmapped: {', '.join(unknown) or 'none'}; "
                 f"missing: {', '.join(_with_similar(key, unknown) for key in missing) or 'none'}",
-                remedy=(note if self.task_key in missing else "")
+                remedy=note
                 + "Correct the mapping, or write one: `octograin convert SRC --describe >"
                 " mapping.toml`, edit it, and convert with `--mapping mapping.toml`.",
             )

@@ -14,6 +14,7 @@ from converters.operations.value_type import (
     require_floats,
     require_size,
 )
+from pipeline.terminal import count
 
 _RANGE = re.compile(r"\s*(?:(-?\d+)|(-?\d+)?:(-?\d+)?)\s*")
 
@@ -49,7 +50,9 @@ class Columns(Simple):
             last += width * (last < 0)
             # Python would shorten a range that is too long without a word.
             if not 0 <= first < last <= width:
-                raise ValueError(f"columns {part.strip()} are not among {width}")
+                raise ValueError(
+                    f"columns {part.strip()} are not among {count(width, 'column')}, counted from 0"
+                )
             places += range(first, last)
         return places
 

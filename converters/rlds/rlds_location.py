@@ -23,8 +23,8 @@ _REMEDIES = {
     "*.tfrecord*": "Fetch features.json and dataset_info.json into the folder of these files.",
 }
 _WRITE_IT = (
-    "Write the data in one of these formats, or read it with a Source of your own "
-    "(docs/your_data.md)."
+    "For data of another format, write one of these, or read it with a Source of your own "
+    "(docs/sources/your_own.md)."
 )
 
 
@@ -47,10 +47,12 @@ def find_version(path: epath.Path) -> epath.Path:
         return versions[0]
     remedy = "Name the version's folder, such as libero_spatial_no_noops/1.0.0."
     if not path.exists():
-        found = "no such directory"
+        found, remedy = "no such directory", "Correct the path."
     elif found == "none" and (other := _other_format(path)):
         # What else lies there is the likelier mistake.
         found, remedy = other
+    elif found == "none":
+        remedy = f"Name the folder that holds one of these. {_WRITE_IT}"
     raise DataError(
         where=str(path),
         expected="RLDS (features.json, or one version folder that has it), LeRobot "

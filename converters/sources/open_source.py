@@ -19,13 +19,15 @@ class SourceFormat:
     name: str
     """In words, such as `RLDS`."""
     globs: tuple[str, ...]
-    """Files of which at least one lies in its directories; or that may be named themselves."""
+    """Files of which at least one lies in its directories."""
     module: str
     """The module with its opener, imported only where there is such a source."""
     opener: str
     """Function of (path, split or None) that returns a `Source`."""
     extra: str = ""
     """The optional dependency that it needs; empty for none."""
+    is_file: bool = False
+    """Whether such a file alone is a source."""
     encodes: bool = False
     """Whether it compresses images itself; its opener then takes their quality as well."""
 
@@ -33,7 +35,7 @@ class SourceFormat:
         """Whether a directory or file looks like one of this format."""
         if path.is_dir():
             return any(next(iter(path.glob(glob)), None) is not None for glob in self.globs)
-        return path.exists() and any(path.match(glob) for glob in self.globs)
+        return self.is_file and path.exists() and any(path.match(glob) for glob in self.globs)
 
     def open(self, path: epath.PathLike, split: str | None, image_quality: int | None) -> Source:
         """Opens a source; raises what its opener does.
@@ -83,6 +85,7 @@ HDF5 = SourceFormat(
     "converters.hdf5.hdf5_source",
     "open_hdf5",
     extra="hdf5",
+    is_file=True,
     encodes=True,
 )
 FORMATS = (RLDS, LEROBOT, HDF5)

@@ -28,7 +28,7 @@ from pipeline.data.manifest import FILE_NAME, Manifest, load_manifest
 from pipeline.errors import DataError, user_errors_exit
 from pipeline.files import from_json_text, to_json_values
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import escaped_lines, program, show
+from pipeline.terminal import count, escaped_lines, program, show
 
 _MB = 1e6
 
@@ -157,9 +157,10 @@ def summary(verifier: Verifier, seconds: float) -> str:
     num_tensors = (kinds["tensor"] + kinds["quantized"]) * num_steps
     num_images = (kinds["image"] + kinds["depth"]) * num_steps
     num_texts = num_steps + kinds["text"] * num_episodes
+    numbers = (num_episodes, num_steps, len(manifest.tasks))
     how = "whole and of their declared types" if verifier.expected is None else "as in the source"
     lines = [
-        f"{num_episodes:,} episodes, {num_steps:,} steps, {len(manifest.tasks):,} tasks: {how}",
+        ", ".join(map(count, numbers, ("episode", "step", "task"))) + f": {how}",
         f"{num_tensors:,} tensors, {num_images:,} images, "
         f"{num_texts:,} texts, {len(verifier.statistics.features)} statistics",
     ]

@@ -230,7 +230,7 @@ def _read(path: epath.Path) -> str:
         expected=f"a dataset directory with a {FILE_NAME}",
         found="none in it" if path.parent.exists() else "no such directory",
         remedy=_datasets_in(path.parent)
-        or f"Convert an RLDS directory: octograin convert SRC {path.parent}",
+        or f"Convert a source: octograin convert SRC {path.parent}",
     )
 
 

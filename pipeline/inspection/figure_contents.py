@@ -9,6 +9,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.inspection.episode_summary import EpisodeTask, episode_tasks
 from pipeline.inspection.image_strips import Strip, read_episode_strips, read_task_strips
 from pipeline.inspection.value_panels import PanelGroup, Selection, read_panels, select_episodes
+from pipeline.terminal import count
 
 _ORIENTATIONS = {
     "upright": "as the camera sees the world",
@@ -80,9 +81,9 @@ def _instructions(tasks: Sequence[EpisodeTask]) -> tuple[str, ...]:
 
 
 def _dataset_words(dataset: Dataset) -> str:
-    counts = f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps"
-    hz = dataset.manifest.conventions.control_frequency_hz
-    return f"{counts}, {len(dataset.manifest.tasks)} tasks, {hz:g} Hz"
+    numbers = (dataset.num_episodes, dataset.num_steps, len(dataset.manifest.tasks))
+    counts = ", ".join(map(count, numbers, ("episode", "step", "task")))
+    return f"{counts}, {dataset.manifest.conventions.control_frequency_hz:g} Hz"
 
 
 def _episode_words(dataset: Dataset, episode: int) -> str:

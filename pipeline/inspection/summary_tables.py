@@ -24,7 +24,7 @@ from pipeline.inspection.dataset_summary import (
 )
 from pipeline.inspection.depth_ranges import DepthRange
 from pipeline.inspection.episode_summary import RANGES, EpisodeSummary, EpisodeTask, RecordRange
-from pipeline.terminal import escaped_fields
+from pipeline.terminal import count, escaped_fields
 
 _UNLIMITED = 10_000
 """A line width, in characters, that no table exceeds."""
@@ -122,7 +122,8 @@ def _dataset_parts(summary: Summary, console: Console) -> list[RenderableType]:
         "schema hash": summary.schema_hash,
         **{_words(name): text for name, text in summary.provenance.items()},
     }
-    counts = f"{lengths.episodes:,} episodes, {lengths.total:,} steps, {len(summary.tasks)} tasks"
+    numbers = (lengths.episodes, lengths.total, len(summary.tasks))
+    counts = ", ".join(map(count, numbers, ("episode", "step", "task")))
     hz = summary.conventions.control_frequency_hz
     return [
         *title(summary.name, f"{counts}, {_short_number(num_bytes / _MB)} MB in {summary.path}"),

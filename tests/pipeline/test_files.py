@@ -5,7 +5,9 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
+import pydantic
 import pytest
 from etils import epath
 
@@ -183,3 +185,39 @@ def test_text_for_a_missing_folder_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone/\.x\.[0-9a-f]+\.\d+\.tmp"):
         write_text_atomically(tmp_path / "gone" / "x", "text")
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    by: float | tuple[float, ...]
+    op: Literal["scale"] = "scale"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Negate:
+    op: Literal["negate"] = "negate"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """Either a text or an operation, as the parts of a mapping are."""
+
+    parts: tuple[str | Annotated[_Scale | _Negate, pydantic.Field(discriminator="op")], ...]
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"op": "scale", "bye": 2}, r"parts \(1st, scale\).by: Field required; parts \(1st, "),
+        ({"op": "scael"}, r"parts \(1st, scael\): op 'scael' is not known \(scale\?\): it is one"),
+        ({"by": 2}, r"parts \(1st\): it needs the field op\. "),
+        ({"op": "scale", "by": "2"}, r"parts \(1st, scale\).by: Input should be a valid number"),
+        (7, r"parts \(1st\): Input should be a valid string, not 7"),
+        ([1], r"parts \(1st\): Input should be"),
+    ],
+)
+def test_a_mismatch_in_a_union_is_reported_at_its_place_alone(part: object, found: str) -> None:
+    with pytest.raises(DataError, match=f"found {found}") as error:
+        from_json_text(_Joined, json.dumps({"parts": [part]}), where="a.json", remedy="Fix it.")
+    # No name of a type that pydantic tried.
+    assert not re.search(r"\.str\b|_Scale|\.scale\b|\.float|tuple", str(error.value))

@@ -6,9 +6,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.inspection.feature_names import split_unit
+from pipeline.terminal import count
 from train.metrics.validation_files import EpisodePrediction
 from train.report.charts import Size, draw_chunks
-from train.report.markup import Html, count, data_uri, tag, three_digits
+from train.report.markup import Html, data_uri, tag, three_digits
 from train.report.page_parts import SMALL_PANEL, absent, key, legend, note, panel, panels, section
 from train.report.quality_section import NOTHING_HELD_OUT
 from train.report.report_inputs import VIEWS_NAME, RunFiles

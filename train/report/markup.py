@@ -67,11 +67,6 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // _DAY_S)} d {int(seconds % _DAY_S // _HOUR_S)} h"
 
 
-def count(number: int, noun: str) -> str:
-    """Formats a count like `1 step` or `5,000 steps`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def short(value: float) -> str:
     """Formats a number like `1`, `0.5` or `3e-5`, with a typographic minus sign."""
     text = f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:g}".replace("e-0", "e-")

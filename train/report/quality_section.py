@@ -3,9 +3,10 @@
 import math
 
 from pipeline.inspection.feature_names import split_unit
+from pipeline.terminal import count
 from train.metrics.validation_files import ValidationMetrics
 from train.report.charts import Size, draw_curve
-from train.report.markup import Html, count, join, percent, tag, three_digits
+from train.report.markup import Html, join, percent, tag, three_digits
 from train.report.page_parts import absent, bar, folded, key, legend, note, panel, section, table
 from train.report.report_inputs import RunFiles
 from train.report.training_section import validation_line

@@ -4,8 +4,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from pipeline.files import write_text_atomically, writing
+from pipeline.terminal import count
 from train.report.episode_section import episode_section, views_section
-from train.report.markup import Html, count, duration, tag, three_digits
+from train.report.markup import Html, duration, tag, three_digits
 from train.report.provenance_section import (
     config_section,
     datasets_section,

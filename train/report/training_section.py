@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from pipeline.terminal import count
 from train.report.charts import Line, Size, draw_curve, draw_loss
 from train.report.curve_series import binned_ratio, smoothing_window, to_columns
-from train.report.markup import Html, count, three_digits
+from train.report.markup import Html, three_digits
 from train.report.page_parts import absent, key, legend, panel, panels, section, wide_chart
 from train.report.report_inputs import RunFiles
 from train.report.run_summary import Summary

@@ -355,7 +355,7 @@ def test_a_mapping_is_shown_as_a_table(tmp_path: Path) -> None:
         "observation/proprio  float32[3]  steps/state\n"
         "observation/last     float32[1]  steps/state > columns(columns='-1')\n"
         "instruction          text        steps/language or steps/language_2 or 'nothing'\n"
-        "steps                            the last 2 dropped, 10 Hz to 5 Hz\n"
+        "steps                            without the last 2 steps, 10 Hz to 5 Hz\n"
         "episodes                         kept where success equals True\n"
         "left out                         id, steps/is_first, steps/is_last, steps/is_terminal, "
         "steps/observation/image\n"

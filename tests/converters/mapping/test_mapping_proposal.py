@@ -839,3 +839,8 @@ def test_any_source_with_a_text_is_described_as_a_valid_mapping(
     keys = {key: SourceKey(key, *types[key]) for key in sorted(types)}
     source = RldsSource(epath.Path(directory), "toy", "1.0.0", "train", keys, ())
     check_accepted(source, describe(source), directory)
+
+
+def test_a_misspelled_name_of_the_registry_names_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"brige_dataset: .*--list.*Did you mean bridge_dataset\?"):
+        read_mapping("brige_dataset")

@@ -160,6 +160,14 @@ def test_a_missing_text_is_reported(
         mapped(toy, **changes).mapping.schema(toy.open(tmp_path))
 
 
+def test_an_instruction_for_all_beside_one_of_the_source_says_what_to_ignore(
+    toy: Any, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(toy.mapping, task="", instruction="pick up the cup")
+    with pytest.raises(SchemaError, match="unmapped: steps/language_instruction.*ignore its key"):
+        converted(dataclasses.replace(toy, mapping=other), tmp_path)
+
+
 def test_an_unmapped_key_alone_is_reported(toy: Any, tmp_path: Path) -> None:
     toy = toy.declaring("steps/depth", Scalar(np.float32))
     with pytest.raises(SchemaError, match="unmapped: steps/depth; missing: none"):

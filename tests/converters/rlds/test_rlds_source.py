@@ -61,8 +61,11 @@ def test_a_source_knows_its_keys_and_shards_without_reading_an_episode(
     ("versions", "message"),
     [
         (["1.0.0"], None),
-        (["1.0.0", "1.1.0"], r"one version folder that has it; found 1\.0\.0, 1\.1\.0\. Name the"),
-        ([], "one version folder that has it; found none"),
+        (
+            ["1.0.0", "1.1.0"],
+            r"one version folder that has it.*; found 1\.0\.0, 1\.1\.0\. Name the",
+        ),
+        ([], "one version folder that has it.*; found none"),
     ],
 )
 def test_a_parent_stands_for_its_only_version(
@@ -81,8 +84,17 @@ def test_a_parent_stands_for_its_only_version(
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone: .*features.json.*found no such directory"):
+    missing = r"gone: .*features.json.*found no such directory. Correct the path"
+    with pytest.raises(DataError, match=missing):
         open_source(str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("name", ["features.json", "meta/info.json"])
+def test_a_declaration_named_in_place_of_its_folder_is_reported(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=r"found a file\. Name the folder"):
+        open_source(str(tmp_path / name))
 
 
 def test_an_unknown_split_lists_the_splits_there_are(toy: Any, tmp_path: Path) -> None:

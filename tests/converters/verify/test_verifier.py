@@ -555,7 +555,7 @@ def test_many_steps_are_grouped_in_the_summary(out: Path) -> None:
     lengths = (1000, 1000, 1000, 1000)
     verifier.manifest = dataclasses.replace(verifier.manifest, episode_lengths=lengths)
     assert verify.summary(verifier, 1.0).startswith(
-        "4 episodes, 4,000 steps, 1 tasks: whole and of their declared types\n"
+        "4 episodes, 4,000 steps, 1 task: whole and of their declared types\n"
         "4,000 tensors, 4,000 images, 4,004 texts, 1 statistics\n"
     )
 
@@ -605,14 +605,14 @@ def test_the_command_tells_what_it_checked(
     run(monkeypatch, str(source), str(dataset))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
-        "4 episodes, 12 steps, 1 tasks: as in the source",
+        "4 episodes, 12 steps, 1 task: as in the source",
         "12 tensors, 12 images, 16 texts, 1 statistics",
         "not converted: steps/reward",
     ]
     assert lines[3] == "conventions: not compared; name the mapping with --mapping FILE"
     assert re.fullmatch(r"0\.0 MB read in \d+\.\d s, \d+\.\d MB/s", lines[4])
     run(monkeypatch, str(dataset))
-    assert "12 steps, 1 tasks: whole and of their declared types" in capsys.readouterr().out
+    assert "12 steps, 1 task: whole and of their declared types" in capsys.readouterr().out
 
 
 def test_the_command_tells_what_is_wrong_and_exits_with_2(
