@@ -164,7 +164,7 @@ def test_an_instruction_for_all_beside_one_of_the_source_says_what_to_ignore(
     toy: Any, tmp_path: Path
 ) -> None:
     other = dataclasses.replace(toy.mapping, task="", instruction="pick up the cup")
-    with pytest.raises(SchemaError, match="unmapped: steps/language_instruction.*ignore its key"):
+    with pytest.raises(SchemaError, match=r"unmapped: steps/language_instruction.*ignore its key"):
         converted(dataclasses.replace(toy, mapping=other), tmp_path)
 
 
