@@ -62,7 +62,7 @@ class Args:
     """Quality of JPEG from 1 to 100 for frames of videos and pixels of HDF5, 95 by default; images
     that are encoded at the source are stored as they are."""
     instruction: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
-    """The instruction of every episode, for a source that has none."""
+    """The instruction of every episode, in place of those of the source."""
     describe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a mapping for SRC to start from, and write nothing."""
     list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -133,9 +133,7 @@ def _convert(source: Source, args: Args, runner: Runner) -> None:
         else mapping_registry.find_mapping(source)
     )
     if args.instruction is not None:
-        mapping = dataclasses.replace(
-            mapping, task="", instruction_from=None, instruction=args.instruction
-        )
+        mapping = mapping.with_instruction(args.instruction)
     show(mapping_table(source, mapping) + "\n")
     keep_freed_memory()
     started = time.perf_counter()

@@ -4,10 +4,9 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from converters.mapping.instruction_guess import leaf_words, words_of
+from converters.mapping.instruction_guess import FLOATS, leaf_words, words_of
 from converters.sources.source import STEPS, SourceKey
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 COMMAND_WORDS = ("action", "cmd", "control")
 """Words in the keys of likely actions, the likeliest first."""
 GRIPPER_WORDS = {"gripper", "grip", "closedness"}

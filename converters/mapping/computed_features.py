@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from converters.mapping.mapped_features import FeatureMapping
+from converters.mapping.mapped_features import EXACT_INTEGER, FeatureMapping
 from converters.operations.operations import computed, output_type, steps_ahead
 from converters.operations.text_operations import EpisodeText
 from converters.operations.value_type import FLOATS, Others, ValueType
@@ -14,8 +14,6 @@ from converters.sources.source import STEPS
 
 COMPUTED = "steps/computed/"
 """Prefix of the keys that a source gets for computed features."""
-_EXACT_INTEGER = 2**24
-"""Up to it float32 holds every integer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +111,6 @@ def _as_floats(column: np.ndarray, dtype: str) -> np.ndarray:
     """A number or vector per step as (t, n) of floats."""
     flat = column.reshape(len(column), -1)
     is_integer = flat.dtype.kind in "iu"
-    if is_integer and flat.size and np.abs(flat.astype(np.float64)).max() > _EXACT_INTEGER:
-        raise ValueError(f"integers above {_EXACT_INTEGER}, which float32 does not hold")
+    if is_integer and flat.size and np.abs(flat.astype(np.float64)).max() > EXACT_INTEGER:
+        raise ValueError(f"integers above {EXACT_INTEGER}, which float32 does not hold")
     return flat.astype(dtype)

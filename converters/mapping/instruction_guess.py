@@ -15,7 +15,7 @@ CAMERA_WORDS = {"image", "images", "rgb", "camera", "cam", "frame", "frames", "j
 """Words in the keys of cameras."""
 _NAME_WORDS = {"id", "ids", "uid", "uuid", "guid", "path", "file", "filename", "url", "hash"}
 """Words in keys whose texts name an episode or a file, not a task."""
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _no_task_line(source: Source, texts: Sequence[str]) -> str:
     reason = "the source has no text that could be the instruction"
     for key in source.keys.values():
         is_likely = any(word in key.key.lower() for word in TASK_WORDS)
-        if is_likely and key.kind == "tensor" and key.dtype not in _FLOATS:
+        if is_likely and key.kind == "tensor" and key.dtype not in FLOATS:
             reason = f"{key.key} is {key.dtype}{list(key.shape)}, a code and not the instruction"
         elif is_likely and key.kind == "other":
             reason = f"{key.key} cannot be read as the instruction"

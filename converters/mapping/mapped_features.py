@@ -27,7 +27,7 @@ _NUM_CHANNELS = 3
 _NUM_AXES = 3
 _INTEGER_DEPTH = ("uint16", "int32")
 _FLOAT_DEPTH = ("float32", "float64")
-_EXACT_INTEGER = 2**24
+EXACT_INTEGER = 2**24
 """Up to it float32 holds every integer."""
 
 
@@ -324,11 +324,11 @@ def join(episode: Episode, feature: Feature, num_steps: int, where: str) -> np.n
 def _exact(values: np.ndarray, where: str) -> np.ndarray:
     """The same numbers as float32."""
     # Above 2 ** 24 float32 skips integers.
-    beyond = np.abs(values) > _EXACT_INTEGER if values.dtype == np.int32 else np.zeros(1, bool)
+    beyond = np.abs(values) > EXACT_INTEGER if values.dtype == np.int32 else np.zeros(1, bool)
     if beyond.any():
         raise SchemaError(
             where=where,
-            expected=f"integers up to {_EXACT_INTEGER}, which float32 holds",
+            expected=f"integers up to {EXACT_INTEGER}, which float32 holds",
             found=f"{values[beyond].ravel()[0]}",
             remedy="Leave the key out of the feature, or rescale it at the source.",
         )

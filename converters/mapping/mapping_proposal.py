@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from converters.mapping.arm_keys import (
     COMMAND_WORDS,
-    FLOATS,
     GRIPPER_WORDS,
     find_proprio,
     is_gripper,
@@ -19,6 +18,7 @@ from converters.mapping.arm_keys import (
 )
 from converters.mapping.instruction_guess import (
     CAMERA_WORDS,
+    FLOATS,
     TASK_WORDS,
     find_source_id,
     find_task,

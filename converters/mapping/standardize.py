@@ -7,6 +7,7 @@ so nothing is dropped unseen.
 import dataclasses
 import difflib
 import fnmatch
+import glob
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -113,6 +114,14 @@ class SourceMapping:
         if self.task == _TASK and not texts - {self.source_id}:
             return dataclasses.replace(self, task="")
         return self
+
+    def with_instruction(self, text: str) -> "SourceMapping":
+        """The mapping with one instruction for every episode; the keys of its own are left out."""
+        keys = self.instruction_from.keys if self.instruction_from else (self.task,)
+        ignore = (*self.ignore, *(glob.escape(key) for key in keys if key))
+        return dataclasses.replace(
+            self, task="", instruction_from=None, instruction=text, ignore=ignore
+        )
 
     def schema(self, source: Source) -> Schema:
         """The columns that a source becomes.

@@ -9,6 +9,7 @@ import numpy as np
 
 from converters.operations.value_type import (
     Others,
+    SameFloats,
     Simple,
     ValueType,
     require_floats,
@@ -125,15 +126,10 @@ class Offset(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Negate(Simple):
+class Negate(SameFloats):
     """Changes the sign: -x."""
 
     op: Literal["negate"] = "negate"
-
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """The opposites; 0 stays +0."""
@@ -141,15 +137,10 @@ class Negate(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Invert(Simple):
+class Invert(SameFloats):
     """Exchanges 0 and 1: 1 - x, as between a gripper that is open at 1 and one that is closed."""
 
     op: Literal["invert"] = "invert"
-
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """The differences to 1."""
@@ -157,7 +148,7 @@ class Invert(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip(Simple):
+class Clip(SameFloats):
     """Limits values to a range."""
 
     low: float
@@ -170,11 +161,6 @@ class Clip(Simple):
         """Checks the order."""
         if not self.low < self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
-
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """The limited values."""

@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from converters.operations.value_type import Others, Simple, ValueType, require_floats
+from converters.operations.value_type import Others, SameFloats
 
 
 @dataclasses.dataclass(frozen=True)
-class RelativeGripper(Simple):
+class RelativeGripper(SameFloats):
     """Makes a state of commands that close (above `threshold`), open (below -`threshold`) or keep.
 
     Until the first command the state is the opposite of what that command does; without any
@@ -30,11 +30,6 @@ class RelativeGripper(Simple):
         if not self.threshold > 0:
             raise ValueError(f"threshold must be above 0, not {self.threshold}")
 
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
-
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """1 where it is open, 0 where it is closed."""
         single, threshold = values.astype(np.float32), np.float32(self.threshold)
@@ -45,7 +40,7 @@ class RelativeGripper(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class BinarizeGripper(Simple):
+class BinarizeGripper(SameFloats):
     """Makes 1 of values above `open_above`, 0 of those below `close_below`.
 
     Values between take the next decided one; it looks ahead to the end of the episode. At the end
@@ -64,11 +59,6 @@ class BinarizeGripper(Simple):
         """Checks the order."""
         _check_order(self.open_above, self.close_below)
 
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
-
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """1 where it is open, 0 where it is closed, in between at the end of some episodes."""
         decided = _decided(values, self.open_above, self.close_below)
@@ -79,7 +69,7 @@ class BinarizeGripper(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GripperHysteresis(Simple):
+class GripperHysteresis(SameFloats):
     """Makes 1 of values above `open_above`, 0 of those below `close_below`; others keep the state.
 
     It looks back alone, as a robot can. Before the first decided value the state is that value;
@@ -95,11 +85,6 @@ class GripperHysteresis(Simple):
     def __post_init__(self) -> None:
         """Checks the order."""
         _check_order(self.open_above, self.close_below)
-
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """1 where it is open, 0 where it is closed."""

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from converters.operations.array_operations import Columns
-from converters.operations.value_type import Others, Simple, ValueType, require_floats
+from converters.operations.value_type import Others, SameFloats, Simple, ValueType, require_floats
 from pipeline.data.rotations import Representation, convert_rotation, num_values
 
 _PLANE = 2
@@ -86,7 +86,7 @@ class TurnInPlane(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaleByMotion(Simple):
+class ScaleByMotion(SameFloats):
     """Scales an episode so that its motions have the unit of its actions.
 
     The factor is the norm of the first action over that of the first motion: the difference of the
@@ -105,11 +105,6 @@ class ScaleByMotion(Simple):
     def keys(self) -> tuple[str, ...]:
         """Both."""
         return (self.action, self.position)
-
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """The scaled values."""

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from converters.operations.array_operations import Columns
-from converters.operations.value_type import Others, Simple, ValueType, require_floats
+from converters.operations.value_type import Others, SameFloats, Simple, ValueType, require_floats
 from pipeline.data.rotations import Representation, num_values, relative_rotation
 
 
@@ -131,15 +131,10 @@ class RotationDifference(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Accumulate(Simple):
+class Accumulate(SameFloats):
     """Makes absolute values of relative ones: the sum of all up to a step, itself included."""
 
     op: Literal["accumulate"] = "accumulate"
-
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """x[0] + ... + x[t]."""
@@ -147,7 +142,7 @@ class Accumulate(Simple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SumAhead(Simple):
+class SumAhead(SameFloats):
     """Adds up the values of a step and of those after it: relative actions of a longer step."""
 
     steps: int
@@ -162,11 +157,6 @@ class SumAhead(Simple):
     def ahead(self) -> int:
         """All but the step itself."""
         return self.steps - 1
-
-    def output(self, given: ValueType) -> ValueType:
-        """The same."""
-        require_floats(given)
-        return given
 
     def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
         """x[t] + ... + x[t + steps - 1], of those that are there."""

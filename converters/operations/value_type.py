@@ -85,6 +85,15 @@ class Simple:
         return ()
 
 
+class SameFloats(Simple):
+    """What holds for operations that take floats and give the same type."""
+
+    def output(self, given: ValueType) -> ValueType:
+        """The same."""
+        require_floats(given)
+        return given
+
+
 def require_floats(given: ValueType) -> None:
     """Raises a `ValueError` unless the type is a tensor of float32 or float64."""
     if given.kind != "tensor" or given.dtype not in FLOATS:

@@ -8,7 +8,7 @@ from etils import epath
 from converters.verify.expected_records import Expected
 from converters.verify.findings import Findings
 from pipeline.data import statistics as stats
-from pipeline.data.depth import read_millimetres
+from pipeline.data.depth import MM_PER_M, read_millimetres
 from pipeline.data.manifest import Manifest
 from pipeline.data.record import Values
 from pipeline.data.schema import EPISODES, Blob, Feature
@@ -95,7 +95,7 @@ def _depth_difference(
         return None if stored == blob else (_shortened(blob), _shortened(stored))
     found = read_millimetres(stored, feature.shape, place)[..., 0]
     millimetres = source.reshape(found.shape).astype(np.float64)
-    millimetres *= 1000 if feature.source_unit == "m" else 1
+    millimetres *= MM_PER_M if feature.source_unit == "m" else 1
     # A difference that is NaN is none that is small.
     differ = ~(np.abs(found - millimetres) <= _HALF_MM)
     if not differ.any():

@@ -8,7 +8,7 @@ import numpy as np
 from converters.sources.episode_boundaries import check_boundaries
 from converters.sources.source import Episode
 from converters.verify.findings import Findings
-from pipeline.data.depth import read_millimetres
+from pipeline.data.depth import MM_PER_M, read_millimetres
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.data.schema import Blob, Column, Feature, to_rest
@@ -99,7 +99,7 @@ def _check_depth(value: np.ndarray | Blob, feature: Feature, where: str) -> None
     if not isinstance(value, np.ndarray):
         read_millimetres(value, feature.shape, where)
         return
-    millimetres = value.astype(np.float64) * (1000 if feature.source_unit == "m" else 1)
+    millimetres = value.astype(np.float64) * (MM_PER_M if feature.source_unit == "m" else 1)
     if not ((millimetres >= -_HALF_MM) & (millimetres < _MOST_MM + _HALF_MM)).all():
         raise UserError(where=where, expected="depth that fits", found="others", remedy="")
 

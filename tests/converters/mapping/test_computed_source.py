@@ -250,6 +250,16 @@ def test_instructions_are_computed() -> None:
     assert first(source(), mapping(STATE, instruction_from=named))["tasks"] == ["demo 1"] * 7
 
 
+def test_one_instruction_stands_in_place_of_those_of_the_source() -> None:
+    texts = InstructionFrom(("steps/language", "steps/language_2"))
+    rest = ("id", "success", "steps/is_*", "steps/grip", "steps/observation/*")
+    for of in (
+        mapping(STATE, task="steps/language", ignore=(*rest, "steps/language_2")),
+        mapping(STATE, instruction_from=texts, ignore=rest),
+    ):
+        assert first(source(), of.with_instruction("go"))["tasks"] == ["go"] * 7
+
+
 def test_a_second_instruction_is_kept_as_a_text_of_the_episode() -> None:
     kept = FeatureMapping("other", "steps/language_2", compute=(EpisodeText(),))
     texts = {"steps/language_2": [b"raise"] * 7}
