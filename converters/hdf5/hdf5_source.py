@@ -262,10 +262,11 @@ def _texts(layout: FileLayout, layouts: Sequence[FileLayout]) -> dict[str, str]:
 def _keys(
     layouts: Sequence[FileLayout], texts: Mapping[str, str], image_quality: int
 ) -> dict[str, SourceKey]:
-    types: dict[str, list[ArrayType]] = {}
+    types: dict[str, dict[ArrayType, str]] = {}
     for layout in layouts:
         for name, found in layout.arrays.items():
-            types.setdefault(name, []).append(found)
+            # The first file of each type, to name it.
+            types.setdefault(name, {}).setdefault(found, layout.path.name)
     keys = [_key(name, found, image_quality) for name, found in types.items()]
     keys += [SourceKey(key, "text", (), "utf8") for key in (EPISODE_ID, *texts)]
     keys += [SourceKey(key, "tensor", (), "bool") for key in (IS_FIRST, IS_LAST)]
@@ -273,13 +274,13 @@ def _keys(
     return {name: by_name[name] for name in sorted(by_name)}
 
 
-def _key(name: str, found: Sequence[ArrayType], image_quality: int) -> SourceKey:
-    key, first = f"{STEPS}{name}", found[0]
+def _key(name: str, found: Mapping[ArrayType, str], image_quality: int) -> SourceKey:
+    key, first = f"{STEPS}{name}", next(iter(found))
     if name.startswith(_OPTIONAL):
         return SourceKey(key, "other", (), f"{first} of some demos alone")
     # LIBERO's states have a width for each scene.
-    if len(set(found)) > 1:
-        kinds = ", ".join(sorted({str(one) for one in found}))
+    if len(found) > 1:
+        kinds = ", ".join(f"{one} in {file}" for one, file in found.items())
         return SourceKey(key, "other", (), f"arrays of other types in other files: {kinds}")
     if first.is_single:
         return SourceKey(key, "other", (), f"{first} and not one per step")

@@ -266,8 +266,14 @@ def _task_table(tasks: Sequence[TaskSummary]) -> Table:
     rows = table("task:>", "episodes:>", "steps:>", *removed, "instruction")
     for t in tasks:
         left_out = [f"{t.removed_steps:,}"] if removed else []
-        rows.add_row(str(t.index), f"{t.episodes:,}", f"{t.steps:,}", *left_out, Text(t.text))
+        rows.add_row(
+            str(t.index), f"{t.episodes:,}", f"{t.steps:,}", *left_out, _instruction(t.text)
+        )
     return rows
+
+
+def _instruction(text: str) -> Text:
+    return Text(text) if text else Text("none", "dim")
 
 
 def _length_table(lengths: LengthSummary, hz: float) -> Table:
@@ -281,7 +287,7 @@ def _length_table(lengths: LengthSummary, hz: float) -> Table:
 def _episode_task_table(tasks: Iterable[EpisodeTask]) -> Table:
     rows = table("from step:>", "task:>", "instruction")
     for task in tasks:
-        rows.add_row(str(task.step), str(task.index), Text(task.text))
+        rows.add_row(str(task.step), str(task.index), _instruction(task.text))
     return rows
 
 
@@ -414,4 +420,5 @@ def _row_numbers(values: Sequence[float | int | bool]) -> list[str]:
         return [str(value).lower() for value in values]
     size = max(abs(value) for value in values)
     is_plain = size == 0 or _SMALLEST <= size < _LARGEST
-    return [f"{value:.4f}" if is_plain else f"{value:.3e}" for value in values]
+    # A sum with 0.0 has no sign where it is zero.
+    return [f"{round(value, 4) + 0.0:.4f}" if is_plain else f"{value:.3e}" for value in values]

@@ -135,3 +135,18 @@ def test_dataset_without_a_gripper_says_so(summary: Summary) -> None:
     text = to_text(dataclasses.replace(summary, conventions=conventions), plain())
     assert re.search(r"gripper dim +none", text)
     assert "gripper open" not in text
+
+
+def test_goal_images_alone_leave_no_blank_instruction(summary: Summary) -> None:
+    tasks = (dataclasses.replace(summary.tasks[0], text=""),)
+    text = to_text(dataclasses.replace(summary, tasks=tasks), plain())
+    assert re.search(r"\d +none$", text, re.MULTILINE)
+    assert " steps, 1 task," in text
+
+
+def test_a_number_that_is_shown_as_zero_has_no_sign(summary: Summary) -> None:
+    key, dims = next(iter(summary.statistics.items()))
+    tiny = dataclasses.replace(dims[0], mean=-1e-9, min=-1.0)
+    text = to_text(dataclasses.replace(summary, statistics={key: (tiny, *dims[1:])}), plain())
+    assert "-0.0000" not in text
+    assert "-1.0000" in text
