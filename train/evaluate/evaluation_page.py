@@ -5,13 +5,14 @@ import pathlib
 from collections.abc import Sequence
 
 from pipeline.files import to_json_values, write_text_atomically, writing
+from pipeline.terminal import count
 from train.evaluate.compare import Comparison
 from train.evaluate.result_tables import demonstrated, interval, percent, verdict
 from train.evaluate.results import Results, TrialResult
 from train.evaluate.success_chart import chart_size, draw_rates
 from train.evaluate.success_rates import Paired
 from train.report.charts import Size
-from train.report.markup import Html, count, duration, tag
+from train.report.markup import Html, duration, tag
 from train.report.page_parts import folded, key, legend, note, section, table, wide_chart
 from train.report.report_page import header, to_document
 from train.run_directory.run_directory import REPORT_NAME
