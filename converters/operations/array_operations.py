@@ -15,7 +15,6 @@ from converters.operations.value_type import (
     require_floats,
     require_size,
 )
-from pipeline.terminal import count
 
 _RANGE = re.compile(r"\s*(?:(-?\d+)|(-?\d+)?:(-?\d+)?)\s*")
 
@@ -51,9 +50,8 @@ class Columns(Simple):
             last += width * (last < 0)
             # Python would shorten a range that is too long without a word.
             if not 0 <= first < last <= width:
-                raise ValueError(
-                    f"columns {part.strip()} are not among {count(width, 'column')}, counted from 0"
-                )
+                held = f"{width} column{'' if width == 1 else 's'}, counted from 0"
+                raise ValueError(f"columns {part.strip()} are not among {held}")
             places += range(first, last)
         return places
 
