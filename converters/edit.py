@@ -28,6 +28,7 @@ from pipeline.files import (
     write_text_atomically,
     writing,
 )
+from pipeline.flag_help import joined_help
 from pipeline.terminal import program, show
 
 INSTRUCTION = "instruction"
@@ -82,7 +83,7 @@ class Edit:
 def main() -> None:
     """Parses the command line and makes the changes."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("converters.edit"), use_underscores=True)
+        args = tyro.cli(joined_help(Args), prog=program("converters.edit"), use_underscores=True)
         show(edit(on_disk(args.dst), args.set, args.instruction))
 
 

@@ -26,6 +26,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.schema import EPISODES
 from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.files import is_remote, sync, temporary_path
+from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import program, show
 
@@ -64,7 +65,7 @@ def main() -> None:
     """Parses the command line and runs the export."""
     keep_freed_memory()
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("converters.export"))
+        args = tyro.cli(joined_help(Args), prog=program("converters.export"))
         dataset = open_dataset(args.dst)
         started = time.perf_counter()
         with job_progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:

@@ -19,6 +19,7 @@ from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.errors import UserError, install_extra, user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import count, log_to_stderr, program, show
 
@@ -87,7 +88,9 @@ def main() -> None:
         if "--list" in own:
             show(mapping_registry.registry_list())
             return
-        args = tyro.cli(Args, prog=program("converters.rlds"), args=own, use_underscores=True)
+        args = tyro.cli(
+            joined_help(Args), prog=program("converters.rlds"), args=own, use_underscores=True
+        )
         log_to_stderr()
         logging.getLogger("converters").setLevel(logging.INFO)
         source = open_source(args.src, args.split, args.image_quality)

@@ -14,6 +14,7 @@ from converters.libero_demos.episode_files import EpisodeFiles, Settings
 from converters.libero_demos.expert_episode import Noise
 from pipeline.data.manifest import Manifest
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.terminal import program, show
 from train.evaluate.libero.installation import Installation, find_installation
 from train.evaluate.libero.suites import Trial, select_tasks
@@ -67,7 +68,9 @@ class Args:
 def main() -> None:
     """Parses the command line and runs the job."""
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog=program("converters.libero_demos"), use_underscores=True)
+        args = tyro.cli(
+            joined_help(Args), prog=program("converters.libero_demos"), use_underscores=True
+        )
         _check(args)
         installation = find_installation(args.assets)
         trials = _trials(args, installation)

@@ -27,6 +27,7 @@ from pipeline.data.dataset import on_disk, warn_without_checksums
 from pipeline.data.manifest import FILE_NAME, Manifest, load_manifest
 from pipeline.errors import DataError, user_errors_exit
 from pipeline.files import from_json_text, to_json_values
+from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import count, escaped_lines, program, show
 
@@ -54,7 +55,7 @@ def main() -> None:
     """Parses the command line and runs the checks."""
     keep_freed_memory()
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("converters.verify"))
+        args = tyro.cli(joined_help(Args), prog=program("converters.verify"))
         directory = on_disk(args.dst or args.src)
         manifest = load_manifest(directory)
         # Once, here: the checks below open no dataset.

@@ -27,6 +27,7 @@ from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import WORK, Manifest, load_manifest
 from pipeline.data.token_provenance import Store
 from pipeline.errors import user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import log_to_stderr, program, show
 from pipeline.vggt.encoder_spec import ComputeDtype, Precision, Views
@@ -92,7 +93,7 @@ def main() -> None:
     """Parses the command line and runs the job."""
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog=program("converters.vggt"), use_underscores=True)
+        args = tyro.cli(joined_help(Args), prog=program("converters.vggt"), use_underscores=True)
         directory = on_disk(args.dataset)
         if args.remove is not None:
             folder = pathlib.Path(directory) / args.remove

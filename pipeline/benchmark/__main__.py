@@ -13,6 +13,7 @@ from pipeline.benchmark import tfdata
 from pipeline.benchmark.measure import Measurement, measure
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import escaped, program
@@ -62,7 +63,7 @@ def main() -> None:
     """Parses the command line, measures and prints."""
     keep_freed_memory()  # as a run does
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("pipeline.benchmark"), use_underscores=True)
+        args = tyro.cli(joined_help(Args), prog=program("pipeline.benchmark"), use_underscores=True)
         _benchmark(args)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, temporary_path
+from pipeline.flag_help import joined_help
 from pipeline.inspection.dataset_summary import Summary, summarize
 from pipeline.inspection.episode_summary import EpisodeSummary, summarize_episode
 from pipeline.inspection.figure_contents import read_figure
@@ -52,7 +53,7 @@ def to_json(summary: Summary | EpisodeSummary) -> str:
 def main() -> None:
     """Parses the command line and prints."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("pipeline.inspection"))
+        args = tyro.cli(joined_help(Args), prog=program("pipeline.inspection"))
         _inspect(args)
 
 

@@ -12,6 +12,7 @@ import tyro
 from pipeline.data.conventions import Gripper, grippers_of
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.loading.data_config import Normalization
 from pipeline.loading.normalize import Normalizer
 from pipeline.terminal import program, show
@@ -40,7 +41,9 @@ class Args:
 def main() -> None:
     """Parses the command line and writes the checkpoint."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("train.checkpoints.export_run"), use_underscores=True)
+        args = tyro.cli(
+            joined_help(Args), prog=program("train.checkpoints.export_run"), use_underscores=True
+        )
         _export(args)
 
 

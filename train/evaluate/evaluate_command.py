@@ -11,6 +11,7 @@ import tyro
 
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
+from pipeline.flag_help import joined_help
 from pipeline.terminal import log_to_stderr, program, show
 from train.evaluate.compare import COMPARISON_NAME, compare
 from train.evaluate.evaluation import Evaluation, Request
@@ -82,7 +83,7 @@ def main() -> None:
     """Parses the command line, evaluates and prints the tables."""
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
-        args = tyro.cli(Args, prog=program("train.evaluate"), use_underscores=True)
+        args = tyro.cli(joined_help(Args), prog=program("train.evaluate"), use_underscores=True)
         has_errors = evaluate(args)
     sys.exit(EXIT_ERRORS if has_errors else 0)
 

@@ -19,6 +19,7 @@ from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import ACTION, EPISODES
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.loading.batch import FlatBatch, LeafSpec
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
@@ -252,7 +253,9 @@ class Args:
 def main() -> None:
     """Compares an episode and prints the result; exits with code 1 if an array differs."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("train.policy.parity"), use_underscores=True)
+        args = tyro.cli(
+            joined_help(Args), prog=program("train.policy.parity"), use_underscores=True
+        )
         raise SystemExit(_report(args))
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.terminal import program, show
 from train.end_of_run import make_up
 from train.report.report_page import write_report
@@ -46,7 +47,7 @@ def main() -> None:
     """Parses the command line, writes the page and prints its path."""
     prog = program("train.report")
     with user_errors_exit():
-        args, changes = tyro.cli(Args, prog=prog, return_unknown_args=True)
+        args, changes = tyro.cli(joined_help(Args), prog=prog, return_unknown_args=True)
         _check(changes)
         try:
             make_up(args.run, lambda config: _changed(config, changes, prog))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError, user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.terminal import log_to_stderr, program
 from train.policy.chunk_execution import make_execution
 from train.policy.policy import Policy, PolicyConfig, read_run
@@ -65,7 +66,7 @@ def main() -> None:
     log_to_stderr()
     logging.getLogger("train").setLevel(logging.INFO)
     with user_errors_exit(interrupted="stopped"):
-        args = tyro.cli(Args, prog=program("train.serve"), use_underscores=True)
+        args = tyro.cli(joined_help(Args), prog=program("train.serve"), use_underscores=True)
         # Before the policy is loaded: a missing package shows at once.
         module = import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import user_errors_exit
+from pipeline.flag_help import joined_help
 from pipeline.terminal import program, show
 from train.evaluate.libero.installation import find_installation
 from train.evaluate.libero.suites import MAX_STEPS, read_tasks
@@ -24,7 +25,7 @@ class Args:
 def main() -> None:
     """Parses the command line and prints what was found."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog=program("train.evaluate.libero"))
+        args = tyro.cli(joined_help(Args), prog=program("train.evaluate.libero"))
         installation = find_installation(args.assets)
         suites = {suite: len(read_tasks(installation.root, suite)) for suite in MAX_STEPS}
         show(

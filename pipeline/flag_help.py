@@ -1,0 +1,21 @@
+"""Help texts of flags, from the docstrings of the fields of a dataclass."""
+
+from typing import Annotated, TypeVar, get_type_hints
+
+import docstring_parser
+import tyro
+
+T = TypeVar("T")
+
+
+def joined_help(kind: type[T]) -> type[T]:
+    """The same class, with each field's docstring as one paragraph that fits any terminal.
+
+    tyro would break a help text wherever its docstring has a line break in the source.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    for field in docstring_parser.parse_from_object(kind).params:
+        if field.arg_name in hints and field.description:
+            text = tyro.conf.arg(help=" ".join(field.description.split()))
+            kind.__annotations__[field.arg_name] = Annotated[hints[field.arg_name], text]
+    return kind
