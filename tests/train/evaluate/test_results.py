@@ -96,7 +96,7 @@ def test_corrupt_results_are_refused(tmp_path: pathlib.Path) -> None:
     opened(tmp_path).add(result(0, 0))
     path = tmp_path / "results.json"
     path.write_text(path.read_text().replace('"steps": 80', '"steps": "many"'))
-    with pytest.raises(DataError, match=r"trials\.0\.steps"):
+    with pytest.raises(DataError, match=r"trials \(1st\)\.steps"):
         opened(tmp_path)
 
 
