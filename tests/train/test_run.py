@@ -514,10 +514,15 @@ def test_without_data_or_network_one_message_names_all_that_is_missing(name, tmp
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
-    assert "6 that cannot be used" in done.stderr
-    for suite in ("spatial", "object", "goal", "10"):
-        assert f"data/libero_{suite}: expected a dataset directory; found none" in done.stderr
-        assert f" data/libero_{suite}" in done.stderr
+    assert "3 that cannot be used" in done.stderr
+    suites = [f"data/libero_{suite}" for suite in ("spatial", "object", "goal", "10")]
+    missing = f"expected 4 dataset directories; found 0, without {', '.join(suites)}. Get them"
+    assert missing in done.stderr
+    for suite in suites:
+        assert (
+            f"      octograin convert data/rlds/{suite.removeprefix('data/')} {suite}\n"
+            in done.stderr
+        )
     assert "hf download google-t5/t5-base spiece.model" in done.stderr
     weights = "hf download rail-berkeley/octo-small-1.5 config.json 300000/default/checkpoint"
     assert weights in done.stderr
