@@ -113,10 +113,16 @@ def printable_streams() -> Iterator[None]:
 
 
 class _Stdout(io.FileIO):
+    has_failed = False
+
     def write(self, data: Any) -> int:
+        # What could not be written stays buffered, and is written again when the stream is dropped.
+        if self.has_failed:
+            return len(data)
         try:
             return super().write(data)
         except OSError as error:
+            self.has_failed = True
             raise OutputError from error
 
 

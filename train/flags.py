@@ -199,7 +199,9 @@ def _nearest_field(error: Exception) -> str:
     kinds = {kind.__name__: kind for kind in _config_types(TrainConfig)}
     fields = kinds[found[1]].__dataclass_fields__ if found[1] in kinds else ()
     nearest = nearest_name(found[2], fields)
-    return f"; did you mean {nearest}?" if nearest else ""
+    # Python 3.13 suggests one by itself.
+    is_named = "Did you mean" in str(error)
+    return f"; did you mean {nearest}?" if nearest and not is_named else ""
 
 
 def _config_types(hint: Any) -> Iterator[type]:

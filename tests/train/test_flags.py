@@ -179,6 +179,6 @@ def test_a_mode_that_does_not_exist_ends_with_code_2_and_those_that_do(tiny_conf
 def test_an_unknown_field_of_a_config_file_is_reported_with_the_nearest_one(tmp_path):
     file = tmp_path / "config.py"
     file.write_text("from octograin import AugmentConfig\nAugmentConfig(hues=0.1)\n")
-    message = r"unexpected keyword argument 'hues'; did you mean hue\?\. Fix the file"
+    message = r"unexpected keyword argument 'hues'[;.] [dD]id you mean '?hue'?\?\.? ?Fix the file"
     with pytest.raises(UserError, match=message):
         load_config(str(file))

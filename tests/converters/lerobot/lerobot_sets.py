@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 FPS = 10
@@ -154,6 +155,10 @@ def write_depth(path: pathlib.Path, codes: np.ndarray) -> None:
         stream.height, stream.width = codes.shape[1:]
         stream.pix_fmt = "gray12le"
         stream.options = {"x265-params": "lossless=1:log-level=none"}
+        try:
+            stream.codec_context.open()
+        except av.error.PatchWelcomeError:
+            pytest.skip("this build of PyAV has no HEVC encoder of 12 bits")
         for plane in codes:
             frame = av.VideoFrame(plane.shape[1], plane.shape[0], "gray12le")
             padded = np.zeros((plane.shape[0], frame.planes[0].line_size // 2), np.uint16)

@@ -141,7 +141,9 @@ def metrics(step: int) -> ValidationMetrics:
 def test_lines_of_steps_that_are_taken_again_are_replaced(tmp_path):
     for step in (5, 10, 5):
         append_validation(tmp_path, metrics(step))
-    assert read_validation(tmp_path) == [metrics(5)]
+    (found,) = read_validation(tmp_path)
+    # The error of a constant action is nan, which equals nothing.
+    assert repr(found) == repr(metrics(5))
     append_validation(tmp_path, metrics(10))
     assert [one.step for one in read_validation(tmp_path)] == [5, 10]
 
