@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 FPS = 10
@@ -151,14 +150,9 @@ def write_depth(path: pathlib.Path, codes: np.ndarray) -> None:
     """Writes uint16 (t, h, w) of 12 bits without loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=FPS)
+        stream = container.add_stream("ffv1", rate=FPS)
         stream.height, stream.width = codes.shape[1:]
         stream.pix_fmt = "gray12le"
-        stream.options = {"x265-params": "lossless=1:log-level=none"}
-        try:
-            stream.codec_context.open()
-        except av.error.PatchWelcomeError:
-            pytest.skip("this build of PyAV has no HEVC encoder of 12 bits")
         for plane in codes:
             frame = av.VideoFrame(plane.shape[1], plane.shape[0], "gray12le")
             padded = np.zeros((plane.shape[0], frame.planes[0].line_size // 2), np.uint16)
