@@ -16,6 +16,7 @@ from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
 from pipeline.loading import device
 from pipeline.loading.text import describe_texts
 from pipeline.terminal import show
+from train.checkpoints import run_directory
 from train.checkpoints.checkpoint_store import (
     check_arrays,
     checkpoint_bytes,
@@ -23,11 +24,10 @@ from train.checkpoints.checkpoint_store import (
     is_run,
     read_datasets,
 )
+from train.checkpoints.run_directory import resume_position
 from train.flags import Flags, check_flags
 from train.metrics.wandb_log import import_wandb
 from train.octo.token_layout import draw_tokens
-from train.run_directory import run_directory
-from train.run_directory.resumption import resume_position
 from train.run_directory.run_description import (
     changed_settings,
     describe_config,

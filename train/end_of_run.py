@@ -16,10 +16,10 @@ import jax
 from pipeline.errors import UserError
 from train import distributed
 from train.checkpoints.checkpoint_store import last_step, read_checkpoint, read_loader_state
+from train.checkpoints.run_directory import read_config
 from train.metrics.validation import Validator
 from train.metrics.validation_files import EPISODE_NAME, append_validation, read_validation
 from train.report import write_report
-from train.run_directory.run_directory import read_config
 from train.run_plan import Setup, keep_compiled, set_up
 from train.run_resources import open_inputs
 from train.train_config import TrainConfig

@@ -20,7 +20,9 @@ from pipeline.files import dump_json, to_json_values, write_text_atomically, wri
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import log_to_stderr
 from train import distributed
+from train.checkpoints import run_directory
 from train.checkpoints.checkpoint_store import Checkpoints, has_checkpoint, last_step
+from train.checkpoints.run_directory import REPORT_NAME, resume_position
 from train.dry_run import examine
 from train.end_of_run import conclude, reported
 from train.flags import Flags, check_flags, parse_flags
@@ -32,14 +34,11 @@ from train.octo.released.weight_loading import merge
 from train.octo.released.weights_report import LoadReport
 from train.overview import DESCRIPTION_NAME, describe_end, describe_fully, describe_start
 from train.preemption import StopRequests
-from train.run_directory import run_directory
-from train.run_directory.resumption import resume_position
 from train.run_directory.run_description import (
     ENVIRONMENT_NAME,
     describe_environment,
     describe_short_warmup,
 )
-from train.run_directory.run_directory import REPORT_NAME
 from train.run_plan import Setup, allowed, keep_compiled, set_up
 from train.run_resources import open_inputs
 from train.train_config import TrainConfig

@@ -28,6 +28,7 @@ from pipeline.vggt.encoder_spec import EncoderSpec
 from tests.processes import Command
 from tests.train.conftest import random_state, write_checkpoints
 from train.checkpoints.checkpoint_store import last_step
+from train.checkpoints.run_directory import check, claimed
 from train.flags import Flags, load_config
 from train.metrics.step_metrics import read_metrics
 from train.metrics.validation_files import read_episode, read_validation
@@ -35,7 +36,6 @@ from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, T5Confi
 from train.octo.released.weight_loading import read_octo, read_octo_checkpoint
 from train.report.__main__ import main as write_report
 from train.run import run
-from train.run_directory.run_directory import check, claimed
 from train.run_plan import Setup
 from train.run_resources import excludable
 from train.train_config import ValidationConfig

@@ -19,10 +19,10 @@ from pipeline.loading.data_config import DatasetConfig
 from tests.processes import Command
 from tests.train.save_moments import signal_at_save
 from train.checkpoints.checkpoint_store import read_checkpoint
+from train.checkpoints.run_directory import claimed
 from train.flags import Flags, load_config
 from train.metrics.step_metrics import read_metrics
 from train.run import run
-from train.run_directory.run_directory import claimed
 from train.train_config import ValidationConfig
 
 STEPS = ("--config.num_steps=24", "--config.save_interval=7")

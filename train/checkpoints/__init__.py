@@ -1,1 +1,1 @@
-"""Writes, reads, checks and exports checkpoints."""
+"""The directory of a run and its checkpoints: writes, reads, checks and exports them."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.terminal import count
+from train.checkpoints.run_directory import REPORT_NAME
 from train.evaluate.compare import Comparison
 from train.evaluate.result_tables import demonstrated, interval, percent, verdict
 from train.evaluate.results import Results, TrialResult
@@ -15,7 +16,6 @@ from train.report.charts import Size
 from train.report.markup import Html, duration, tag
 from train.report.page_parts import folded, key, legend, note, section, table, wide_chart
 from train.report.report_page import header, to_document
-from train.run_directory.run_directory import REPORT_NAME
 
 _KEYS = ("train", "validation")
 """Legend keys of the first and the second policy, with the colours of the chart."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.files import write_text_atomically, writing
 from pipeline.terminal import count
+from train.checkpoints.run_directory import REPORT_NAME
 from train.report.episode_section import episode_section, views_section
 from train.report.markup import Html, duration, tag, three_digits
 from train.report.provenance_section import (
@@ -18,7 +19,6 @@ from train.report.report_inputs import RunFiles, read_run
 from train.report.run_summary import NUM_LAST_STEPS, Summary, summarize
 from train.report.styles import STYLES
 from train.report.training_section import loss_section, optimizer_section, pace_section
-from train.run_directory.run_directory import REPORT_NAME
 
 _UNKNOWN = "\N{EN DASH}"
 _CONTENTS = {

@@ -1,1 +1,1 @@
-"""The directory of a run: who may write into it, and what explains it."""
+"""Describes the config, devices and versions of a run."""

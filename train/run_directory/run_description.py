@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.files import to_json_values
 from pipeline.loading.device import DATA_AXIS, FSDP_AXIS
-from train.run_directory.run_directory import flatten
+from train.checkpoints.run_directory import flatten
 from train.train_config import TrainConfig
 from train.update.optimizer import learning_rate
 

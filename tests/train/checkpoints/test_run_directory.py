@@ -15,7 +15,7 @@ from pipeline.files import temporary_path, to_json_values
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader_state import LoaderState
 from train.checkpoints.checkpoint_store import Checkpoints, Constants
-from train.run_directory.run_directory import check, check_usable, claimed
+from train.checkpoints.run_directory import check, check_usable, claimed
 from train.update.train_state import TrainState
 
 
