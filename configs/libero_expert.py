@@ -1,6 +1,6 @@
 r"""Trains a small Octo on the scripted expert's episodes of two tasks, on two CPU cores.
 
-    python -m converters.libero_demos data/libero_expert --suite libero_spatial,libero_object \
+    python -m examples.scripted_expert data/libero_expert --suite libero_spatial,libero_object \
         --tasks 0 --episodes 40 --noise 0.2 --waypoint_noise 0.03 --workers 2
     octograin train --config configs/libero_expert.py
     octograin evaluate runs/libero_expert --suite libero_spatial --tasks 0 \
@@ -56,7 +56,7 @@ DEFAULT = TrainConfig(
             DatasetConfig(
                 "data/libero_expert",
                 commands=(
-                    "python -m converters.libero_demos data/libero_expert "
+                    "python -m examples.scripted_expert data/libero_expert "
                     "--suite libero_spatial,libero_object --tasks 0 --episodes 40 --noise 0.2 "
                     "--waypoint_noise 0.03 --workers 2",
                 ),

@@ -35,14 +35,6 @@ MAY_IMPORT = {
     "converters/rlds": {"pipeline", "pipeline/data", "converters/sources", "converters/job"},
     "converters/mapping": {*PIPELINE, "converters/sources", "converters/operations"},
     "converters/job": {"pipeline", "pipeline/data", "converters/sources", "converters/mapping"},
-    "converters/libero_demos": {
-        "pipeline",
-        "pipeline/data",
-        "converters/job",
-        "converters/mapping",
-        "converters/rlds",
-        "train/evaluate/libero",
-    },
 }
 """Folders, and the others that their modules may import; those of `converters` that are not listed
 may import `pipeline` and `converters`, those of `train` may import `pipeline` and `train`."""

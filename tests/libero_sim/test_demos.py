@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def command(installation: Installation, *arguments: object) -> list[str]:
     assets = ["--assets", str(installation.assets)]
-    return [sys.executable, "-m", "converters.libero_demos", *map(str, arguments), *assets]
+    return [sys.executable, "-m", "examples.scripted_expert", *map(str, arguments), *assets]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

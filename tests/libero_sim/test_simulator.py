@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from converters.libero_demos.expert_episode import Noise, find_course
 from converters.mapping.mapping_registry import registered
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
+from examples.scripted_expert.episodes import Noise, find_course
 from pipeline.data.conventions import standardize_gripper
 from pipeline.errors import UserError
 from train.evaluate.libero.environment import OBSERVATIONS, LiberoEnv

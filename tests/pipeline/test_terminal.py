@@ -18,7 +18,7 @@ COMMANDS = [
     "converters.verify.__main__",
     "converters.export",
     "converters.vggt.__main__",
-    "converters.libero_demos.__main__",
+    "examples.scripted_expert.__main__",
     "pipeline.inspection.__main__",
     "pipeline.benchmark.__main__",
     "train.evaluate.libero.__main__",

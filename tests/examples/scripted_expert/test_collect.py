@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from converters.libero_demos import episode_files
-from converters.libero_demos.collect import Destination, collect
-from converters.libero_demos.episode_files import EpisodeFiles, Settings
-from converters.libero_demos.expert_episode import Noise, find_course, record
 from converters.mapping.mapping_registry import registered
 from converters.sources.open_source import open_source
+from examples.scripted_expert import episodes
+from examples.scripted_expert.collect import Destination, collect
+from examples.scripted_expert.episodes import EpisodeFiles, Noise, Settings, find_course, record
 from pipeline.data.conventions import is_no_op
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
-from tests.converters.libero_demos.toy import HOPELESS, TASK, ToyEnv
+from tests.examples.scripted_expert.toy import HOPELESS, TASK, ToyEnv
 from train.evaluate.libero.installation import Installation
 from train.evaluate.libero.suites import Trial
 
@@ -27,7 +26,7 @@ CONVENTIONS = registered("libero").conventions
 def env(monkeypatch: pytest.MonkeyPatch) -> ToyEnv:
     """A toy environment in place of the simulator."""
     env = ToyEnv()
-    monkeypatch.setattr(episode_files, "_environment", lambda files: env)
+    monkeypatch.setattr(episodes, "_environment", lambda files: env)
     return env
 
 
@@ -121,7 +120,7 @@ def test_successes_become_a_dataset_that_says_where_they_come_from(
     assert manifest.name == "libero_toy_expert"
     assert set(manifest.licences.values()) == {"CC0-1.0"}
     assert manifest.provenance == {
-        "expert": "scripted, converters.libero_demos",
+        "expert": "scripted, examples/scripted_expert",
         "simulator": "toy 1",
         "noise": "commands 0, waypoints 0 m; actions are the expert's, without it",
         "seed": "0",
@@ -189,7 +188,7 @@ def test_a_job_that_was_killed_after_placing_the_rlds_resumes(
     out = Destination(tmp_path / "out", rlds=tmp_path / "rlds")
     files = files_of(tmp_path, (0, 1))
     with monkeypatch.context() as patch:
-        patch.setattr("converters.libero_demos.collect.convert", _killed)
+        patch.setattr("examples.scripted_expert.collect.convert", _killed)
         with pytest.raises(KeyboardInterrupt):
             collect(files, out)
     assert (tmp_path / "rlds").exists()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from converters.libero_demos.scene_geometry import (
+from examples.scripted_expert.grasp import (
     DOWN,
     Boxes,
     boxes_of,
@@ -12,7 +12,7 @@ from converters.libero_demos.scene_geometry import (
     rotation_vector,
     yaw_to_open_along,
 )
-from tests.converters.libero_demos.toy import CUP, ToySimulator
+from tests.examples.scripted_expert.toy import CUP, ToySimulator
 
 
 def boxes(*rows: tuple[tuple[float, ...], tuple[float, ...]]) -> Boxes:

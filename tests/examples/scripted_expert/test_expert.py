@@ -3,9 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
-from converters.libero_demos.expert import Expert, Goal, find_goal
+from examples.scripted_expert.expert import Expert, Goal, find_goal
 from pipeline.errors import UserError
-from tests.converters.libero_demos.toy import MAX_STEPS, SLIPPERY, ToySimulator
+from tests.examples.scripted_expert.toy import MAX_STEPS, SLIPPERY, ToySimulator
 
 
 def phases_of(toy: ToySimulator, waypoint_noise_m: float = 0.0) -> list[str]:

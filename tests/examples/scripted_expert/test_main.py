@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from converters.libero_demos import __main__ as command
+from examples.scripted_expert import __main__ as command
 from pipeline.errors import UserError
 from train.evaluate.libero.installation import Installation
 

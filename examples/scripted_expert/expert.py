@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from converters.libero_demos.grasp import find_grasp
-from converters.libero_demos.scene_geometry import (
+from examples.scripted_expert.grasp import (
     Boxes,
     boxes_of,
+    find_grasp,
     object_geoms,
     pointing_down,
     rotation_vector,

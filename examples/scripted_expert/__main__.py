@@ -1,4 +1,4 @@
-"""`python -m converters.libero_demos DST`: demonstrations of a scripted expert in the simulator."""
+"""`python -m examples.scripted_expert DST`: demonstrations from the LIBERO simulator."""
 
 import dataclasses
 import pathlib
@@ -9,9 +9,8 @@ from typing import Annotated
 import tyro
 
 from converters.job import job_progress
-from converters.libero_demos.collect import Destination, collect
-from converters.libero_demos.episode_files import EpisodeFiles, Settings
-from converters.libero_demos.expert_episode import Noise
+from examples.scripted_expert.collect import Destination, collect
+from examples.scripted_expert.episodes import EpisodeFiles, Noise, Settings
 from pipeline.data.manifest import Manifest
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import joined_help
@@ -69,7 +68,7 @@ def main() -> None:
     """Parses the command line and runs the job."""
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(
-            joined_help(Args), prog=program("converters.libero_demos"), use_underscores=True
+            joined_help(Args), prog=program("examples.scripted_expert"), use_underscores=True
         )
         _check(args)
         installation = find_installation(args.assets)
@@ -113,7 +112,7 @@ def _check(args: Args) -> None:
                 where=f"--{name}",
                 expected=f"at least {value}",
                 found=f"{getattr(args, name)}",
-                remedy=f"See `{program('converters.libero_demos')} --help`.",
+                remedy=f"See `{program('examples.scripted_expert')} --help`.",
             )
 
 

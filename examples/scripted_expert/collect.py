@@ -5,22 +5,26 @@ job that is killed loses no more than those under way. Then the RLDS is converte
 """
 
 import dataclasses
+import json
 import pathlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
+import numpy as np
+import tensorflow_datasets as tfds
 from etils import epath
 
 from converters.job import workers
 from converters.job.convert import convert
-from converters.libero_demos import demos_to_rlds
-from converters.libero_demos.episode_files import EpisodeFiles
 from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import SourceMapping
 from converters.rlds.rlds_source import open_rlds
+from converters.rlds.tfrecord import frame, read_records
+from examples.scripted_expert.episodes import EpisodeFiles
 from pipeline.data.manifest import WORK, Manifest
 from pipeline.errors import UserError
-from pipeline.files import temporary_path, writing
+from pipeline.files import sync, temporary_path, writing
 from train.evaluate.libero.suites import INITIAL_STATES, Trial, to_text
 
 NO_OP_THRESHOLD = 1e-4
@@ -116,7 +120,7 @@ def notes(files: EpisodeFiles, made: Collection[Trial]) -> dict[str, str]:
     failed = [trial for trial in files.trials if trial not in made]
     noise = settings.noise
     return {
-        "expert": "scripted, converters.libero_demos",
+        "expert": "scripted, examples/scripted_expert",
         "simulator": settings.simulator,
         "noise": f"commands {noise.action:g}, waypoints {noise.waypoint_m:g} m; actions are the "
         "expert's, without it",
@@ -158,14 +162,83 @@ def _placed_rlds(
             temporary = temporary_path(folder.absolute())
             side = files.settings.image_size
             try:
-                demos_to_rlds.write_rlds(
-                    temporary / demos_to_rlds.VERSION, destination.name, episodes, side
-                )
+                write_rlds(temporary / VERSION, destination.name, episodes, side)
                 temporary.replace(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return folder / demos_to_rlds.VERSION
+    return folder / VERSION
 
 
 def _in_use(path: pathlib.Path, expected: str, found: str, remedy: str) -> UserError:
     return UserError(where=str(path), expected=expected, found=found, remedy=remedy)
+
+
+# --- the RLDS
+
+VERSION = "1.0.0"
+_EPISODES_A_FILE = 32
+_SPLIT = "train"
+
+
+def features(image_size: int) -> tfds.features.FeaturesDict:
+    """The published sets' features, with square images of some size."""
+
+    def image() -> Any:
+        return tfds.features.Image(shape=(image_size, image_size, 3), encoding_format="jpeg")
+
+    observation = {
+        "image": image(),
+        "wrist_image": image(),
+        "state": tfds.features.Tensor(shape=(8,), dtype=np.float32),
+        "joint_state": tfds.features.Tensor(shape=(7,), dtype=np.float32),
+    }
+    steps = {
+        "observation": observation,
+        "action": tfds.features.Tensor(shape=(7,), dtype=np.float32),
+        "discount": tfds.features.Scalar(dtype=np.float32),
+        "reward": tfds.features.Scalar(dtype=np.float32),
+        "is_first": tfds.features.Scalar(dtype=np.bool_),
+        "is_last": tfds.features.Scalar(dtype=np.bool_),
+        "is_terminal": tfds.features.Scalar(dtype=np.bool_),
+        "language_instruction": tfds.features.Text(),
+    }
+    metadata = {"file_path": tfds.features.Text()}
+    return tfds.features.FeaturesDict(
+        {"steps": tfds.features.Dataset(steps), "episode_metadata": metadata}
+    )
+
+
+def write_rlds(
+    directory: pathlib.Path, name: str, episodes: Sequence[pathlib.Path], image_size: int
+) -> None:
+    """Writes the folder of a version, file by file and what describes them last.
+
+    Args:
+      directory: Is made; it must not exist.
+      name: Name of the dataset.
+      episodes: TFRecord files of one episode each, in their order.
+      image_size: Height and width of the images.
+    """
+    directory.mkdir(parents=True)
+    starts = range(0, len(episodes), _EPISODES_A_FILE)
+    parts = [episodes[start : start + _EPISODES_A_FILE] for start in starts]
+    num_bytes = 0
+    for number, part in enumerate(parts):
+        file = f"{name}-{_SPLIT}.tfrecord-{number:05d}-of-{len(parts):05d}"
+        with (directory / file).open("wb") as target:
+            for path in part:
+                for episode in read_records(epath.Path(path)):
+                    target.write(frame(episode))
+                    num_bytes += len(episode)
+    split = {
+        "name": _SPLIT,
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        "shardLengths": [str(len(part)) for part in parts],
+        "numBytes": str(num_bytes),
+    }
+    info = {"name": name, "version": VERSION, "fileFormat": "tfrecord", "splits": [split]}
+    # Descriptions last: a folder without them is no RLDS.
+    features(image_size).save_config(str(directory))
+    (directory / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+    for path in (*directory.iterdir(), directory):
+        sync(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.libero_demos.scene_geometry import DOWN
+from examples.scripted_expert.grasp import DOWN
 from train.evaluate.libero.environment import LiberoEnv, Observation, Outcome
 from train.evaluate.libero.simulator import Simulator
 from train.evaluate.libero.suites import Task, Trial

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from converters.libero_demos.grasp import _across, _rim, find_grasp
-from tests.converters.libero_demos.test_scene_geometry import boxes
-from tests.converters.libero_demos.toy import ToySimulator
+from examples.scripted_expert.grasp import _across, _rim, find_grasp
+from tests.examples.scripted_expert.test_scene_geometry import boxes
+from tests.examples.scripted_expert.toy import ToySimulator
 
 FAR = boxes(((9.0, 9.0, 0), (0.1, 0.1, 0.1)))
 

@@ -1,1 +1,0 @@
-"""Demonstrations of a scripted expert in the LIBERO simulator, as RLDS and as a dataset."""
