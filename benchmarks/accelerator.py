@@ -39,10 +39,8 @@ from train.flags import Flags
 from train.metrics.step_metrics import read_metrics
 from train.octo.octo_config import octo_small
 from train.run import run
-from train.run_plan import set_up
-from train.run_resources import open_inputs
+from train.run_setup import open_inputs, set_up
 from train.train_config import OptimizerConfig, TrainConfig
-from train.update.step_memory import estimate_memory
 
 _NUM_UNSTEADY = 5
 """Training steps before the loader and the devices are in step."""
@@ -120,7 +118,7 @@ def _machine() -> dict[str, Any]:
 def _train(args: Args, batch_size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = _config(args, batch_size, f"{folder}/run")
-        estimate = estimate_memory(set_up(config, open_inputs(config)))
+        estimate = set_up(config, open_inputs(config)).estimate_memory()
         rows = list(read_metrics(pathlib.Path(run(Flags(config)))))
     steady = rows[_NUM_UNSTEADY:] or rows
     seconds = [row.step_s for row in steady]

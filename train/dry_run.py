@@ -27,19 +27,15 @@ from train.checkpoints.checkpoint_store import (
 from train.checkpoints.run_directory import resume_position
 from train.flags import Flags, check_flags
 from train.metrics.wandb_log import import_wandb
-from train.octo.token_layout import draw_tokens
-from train.run_directory.run_description import (
+from train.run_description import (
     changed_settings,
     describe_config,
     describe_devices,
+    describe_model,
     describe_short_warmup,
 )
-from train.run_plan import Setup, set_up
-from train.run_resources import open_inputs
+from train.run_setup import Setup, open_inputs, set_up
 from train.train_config import TrainConfig
-from train.update.optimizer import split_frozen
-from train.update.step_memory import estimate_memory
-from train.update.train_state import count_parameters
 
 Level = Literal["ok", "warning", "error"]
 _MARKS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
@@ -114,7 +110,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     if setup is None:
         return found.all
     # From here on nothing is missing: the rest looks for what trains badly.
-    found.add("ok", "model", _summarize_model(setup))
+    found.add("ok", "model", f"{describe_model(setup)}; {describe_devices(setup.mesh)}")
     found.attempt("weights", lambda: _account(setup))
     found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")
     if continues:
@@ -195,15 +191,6 @@ def _look_at_backend(found: _Findings) -> None:
             "this machine has an NVIDIA driver, but jax sees only the CPU: "
             + install_extra("cuda"),
         )
-
-
-def _summarize_model(setup: Setup) -> str:
-    _, held = split_frozen(setup.state.params, setup.config.frozen)
-    tokens = draw_tokens(setup.config.model, setup.config.data.window_size).splitlines()[0]
-    return (
-        f"{count_parameters(setup.state.params):,} parameters, {count_parameters(held):,} frozen; "
-        f"{tokens}; {describe_devices(setup.mesh)}"
-    )
 
 
 def _account(setup: Setup) -> str:
@@ -341,7 +328,7 @@ def _look_at_disk(found: _Findings, setup: Setup) -> None:
 
 
 def _look_at_memory(found: _Findings, setup: Setup) -> None:
-    estimate = estimate_memory(setup)
+    estimate = setup.estimate_memory()
     available = _device_bytes()
     text = f"{estimate} on each device"
     if available is None:

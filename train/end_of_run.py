@@ -20,13 +20,46 @@ from train.checkpoints.run_directory import read_config
 from train.metrics.validation import Validator
 from train.metrics.validation_files import EPISODE_NAME, append_validation, read_validation
 from train.report import write_report
-from train.run_plan import Setup, keep_compiled, set_up
-from train.run_resources import open_inputs
+from train.report.report_inputs import read_run
+from train.report.run_summary import NUM_LAST_STEPS, summarize
+from train.run_description import labelled
+from train.run_log import RunLog
+from train.run_setup import Setup, keep_compiled, open_inputs, set_up
 from train.train_config import TrainConfig
 from train.update.train_state import TrainState, averaged_params
 from train.update.train_step import LanguageTable
 
 _log = logging.getLogger("train.run")
+
+
+def conclude(
+    setup: Setup,
+    state: TrainState,
+    table: LanguageTable,
+    directory: pathlib.Path,
+    log: RunLog,
+) -> None:
+    """Writes the last validation, the predicted action chunks of an episode, and the report.
+
+    Args:
+      setup: The set-up run.
+      state: The last training state.
+      table: The language table that `make_language_table` returns.
+      directory: The run directory.
+      log: The log of the run.
+    """
+    validator = setup.validator
+    if validator is not None:
+        params = averaged_params(state.params, state.ema, setup.config.frozen)
+        with reported("its last validation", directory):
+            log.validate(params, table, int(state.step))
+        with reported("the chunks of an episode", directory):
+            _predict_episode(validator, params, table, directory)
+    if distributed.is_writer():
+        with reported("the report", directory):
+            write_report(directory)
+        with reported("the summary", directory):
+            _log.info("%s", describe_end(directory))
 
 
 @contextlib.contextmanager
@@ -52,24 +85,33 @@ def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
         _log.debug("%s", part, exc_info=error)
 
 
-def conclude(
-    setup: Setup, state: TrainState, table: LanguageTable, directory: pathlib.Path
-) -> None:
-    """Writes the predicted action chunks of an episode, and the report, of a complete run.
+def describe_end(directory: pathlib.Path) -> str:
+    """Returns what a complete run reached, and what to do with it.
 
     Args:
-      setup: The set-up run.
-      state: The last training state.
-      table: The language table that `make_language_table` returns.
       directory: The run directory.
+
+    Raises:
+      DataError: One of its files is corrupt.
     """
-    if setup.validator is not None:
-        with reported("the chunks of an episode", directory):
-            params = averaged_params(state.params, state.ema, setup.config.frozen)
-            _predict_episode(setup.validator, params, table, directory)
-    with reported("the report", directory):
-        if distributed.is_writer():
-            write_report(directory)
+    summary = summarize(read_run(directory))
+    reached = [f"{summary.steps} training steps"]
+    if summary.loss is not None:
+        last = min(NUM_LAST_STEPS, summary.steps or 0)
+        reached.append(f"mean loss of the last {last}: {summary.loss:.3f}")
+    if summary.action_error is not None:
+        constant = summary.constant_error
+        beside = "" if constant is None else f" (a constant action: {constant:.3f})"
+        reached.append(f"action error on held-out episodes: {summary.action_error:.3f}{beside}")
+    return labelled(
+        [
+            ("reached", "; ".join(reached)),
+            ("report", str(directory / "report.html")),
+            ("next", f"octograin parity {directory}   compares its inputs with those of training"),
+            ("", f"octograin serve {directory}   answers a robot over the network"),
+            ("", f"octograin evaluate {directory}   rolls it out in the LIBERO simulator"),
+        ]
+    )
 
 
 def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig]) -> None:
@@ -88,9 +130,8 @@ def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig
     if step is None or planned is None or step < planned.num_steps:
         return
     is_validated = any(one.step == step for one in read_validation(directory))
-    if not planned.data.validation_fraction or (
-        is_validated and (directory / EPISODE_NAME).exists()
-    ):
+    is_whole = is_validated and (directory / EPISODE_NAME).exists()
+    if is_whole or not planned.data.validation_fraction:
         return
     checkpoint = read_checkpoint(directory)
     config = dataclasses.replace(
@@ -107,7 +148,7 @@ def make_up(directory: pathlib.Path, change: Callable[[TrainConfig], TrainConfig
     if setup.validator is None:
         return
     # The checkpoint holds the averaged parameters already.
-    params = jax.device_put(checkpoint.params, setup.whole)
+    params = jax.device_put(checkpoint.params, setup.replicated)
     table = setup.encode_language(params)
     if not is_validated:
         append_validation(directory, setup.validator.run(params, table, step))
@@ -118,9 +159,4 @@ def _predict_episode(
     validator: Validator, params: Any, table: LanguageTable, directory: pathlib.Path
 ) -> None:
     episode = validator.episode(params, table)
-
-    def save() -> None:
-        if distributed.is_writer():
-            episode.save(directory)
-
-    distributed.together(save)
+    distributed.together(lambda: distributed.is_writer() and episode.save(directory))

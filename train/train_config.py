@@ -251,6 +251,16 @@ class TrainConfig:
         wanted = () if self.model.vggt is not None else ("image_primary",)
         return tuple(name for name in wanted if name in self.data.observations)
 
+    def is_saved_after(self, step: int) -> bool:
+        """Returns whether a checkpoint is due once this many training steps are taken."""
+        # The last step is saved even where the interval does not divide it.
+        return step == self.num_steps or step % self.save_interval == 0
+
+    def is_validated_after(self, step: int) -> bool:
+        """Returns whether a validation is due then, besides the one at the end of the run."""
+        due = step < self.num_steps and step % self.validation.interval == 0
+        return due and self.data.validation_fraction > 0
+
     def __post_init__(self) -> None:
         """Raises an error if a field is out of range, or data and model do not fit together."""
         check(self)

@@ -9,11 +9,11 @@ import jax
 import pytest
 
 import train.run
-import train.run_plan
+import train.run_setup
 from pipeline.config_checks import deferred
 from pipeline.loading.data_config import DatasetConfig
 from train.metrics.validation import Validator
-from train.run_plan import Setup
+from train.run_setup import Setup
 from train.train_config import TrainConfig, ValidationConfig
 from train.update.train_state import TrainState, fresh_state, init_state
 from train.update.train_step import TrainStep, make_train_step
@@ -33,10 +33,10 @@ def shared_by_runs() -> Iterator[None]:
             states[key] = jax.device_get(fresh_state(config, optimizer, shardings))
         return jax.device_put(states[key], shardings)
 
-    steps: dict[tuple[str, str], tuple[TrainStep, float]] = {}
+    steps: dict[tuple[str, str], TrainStep] = {}
     compile_alone = Setup.compile
 
-    def compile_once(setup: Setup) -> tuple[TrainStep, float]:
+    def compile_once(setup: Setup) -> TrainStep:
         # The shapes with their shardings: the same config may run on other devices.
         key = read_by_programs(setup.config), str((setup.state, setup.batch, setup.table))
         if key not in steps:
@@ -53,12 +53,12 @@ def shared_by_runs() -> Iterator[None]:
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.run_plan, "make_train_step", _once(make_train_step))
+        patch.setattr(train.run_setup, "make_train_step", _once(make_train_step))
         make_init = _once(lambda config, optimizer: jax.jit(lambda: init_state(config, optimizer)))
-        patch.setattr(train.run_plan, "init_state", lambda *args: make_init(*args)())
-        patch.setattr(train.run, "fresh_state", first_state)
+        patch.setattr(train.run_setup, "init_state", lambda *args: make_init(*args)())
+        patch.setattr(train.run_setup, "fresh_state", first_state)
         patch.setattr(Setup, "compile", compile_once)
-        patch.setattr(train.run_plan, "Validator", validator)
+        patch.setattr(train.run_setup, "Validator", validator)
         yield
 
 

@@ -15,7 +15,7 @@ from tests.train.conftest import write_checkpoints
 from train.checkpoints.run_directory import claimed, how_to_train_on
 from train.dry_run import check_directory, diagnose, examine
 from train.flags import Flags
-from train.run_directory.run_description import describe_short_warmup
+from train.run_description import describe_short_warmup
 from train.train_config import OptimizerConfig
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import UserError
 from train.end_of_run import make_up, reported
 from train.metrics.validation import constant_errors
-from train.run_directory.run_description import find_commit
+from train.run_description import find_commit
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,14 @@ from tests.train.conftest import random_state, write_checkpoints
 from train.checkpoints.checkpoint_store import last_step
 from train.checkpoints.run_directory import check, claimed
 from train.flags import Flags, load_config
+from train.guard import excludable
 from train.metrics.step_metrics import read_metrics
 from train.metrics.validation_files import read_episode, read_validation
 from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
 from train.octo.released.weight_loading import read_octo, read_octo_checkpoint
 from train.report.__main__ import main as write_report
 from train.run import run
-from train.run_plan import Setup
-from train.run_resources import excludable
+from train.run_setup import Setup
 from train.train_config import ValidationConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -469,8 +469,8 @@ def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, cap
         run(Flags(config))
     assert not pathlib.Path(config.save_dir).exists()  # nothing was begun
 
-    monkeypatch.setattr(Setup, "compile", lambda setup: (idle_step(setup), 0.0))
-    monkeypatch.setattr("train.run.fresh_state", random_first_state)
+    monkeypatch.setattr(Setup, "compile", idle_step)
+    monkeypatch.setattr("train.run_setup.fresh_state", random_first_state)
     with caplog.at_level("INFO"):
         run(Flags(dataclasses.replace(config, pretrained_differs=("octo_transformer/*vggt*",))))
     assert "126 loaded" in caplog.text
@@ -534,7 +534,7 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
 def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(
     shallow_config, caplog, monkeypatch
 ):
-    monkeypatch.setattr("train.run.fresh_state", random_first_state)
+    monkeypatch.setattr("train.run_setup.fresh_state", random_first_state)
     # A huge learning rate overflows the gradients; with a limit of 2 the third skip ends the run.
     optimizer = dataclasses.replace(
         shallow_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2

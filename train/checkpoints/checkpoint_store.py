@@ -180,7 +180,7 @@ class Checkpoints:
             self._manager.close()
 
     def save(self, state: TrainState, loader_state: LoaderState, constants: Constants) -> None:
-        """Starts writing a checkpoint while the devices keep training.
+        """Starts writing a checkpoint, unless this step has one; the devices keep training.
 
         Args:
           state: The training state.
@@ -192,6 +192,9 @@ class Checkpoints:
             there is a later one.
         """
         step = int(state.step)
+        # A stop right after a regular save must not write the same step again.
+        if step == self._manager.latest_step():
+            return
         trees = {
             "state": state,
             # As an array: JSON would need the bytes as text.

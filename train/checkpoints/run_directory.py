@@ -29,6 +29,7 @@ ONLY_A_RECORD = f"If you edited it, undo that, and {_ELSEWHERE}."
 _CORRUPT = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete this directory."
 LOCK_NAME = ".lock"
 REPORT_NAME = "report.html"
+ENVIRONMENT_NAME = "environment.json"
 _PROBE = ".probe."
 _OWN = frozenset(
     {
@@ -37,7 +38,7 @@ _OWN = frozenset(
         "checkpoints",
         "datasets.json",
         "description.txt",
-        "environment.json",
+        ENVIRONMENT_NAME,
         "episode.npz",
         "evaluation",
         "load_report.json",

@@ -16,10 +16,10 @@ from pipeline.loading.loader import Loader
 from pipeline.loading.samples.sampling import HostShard
 from pipeline.loading.text import Encode
 from train import distributed
+from train.guard import exclusion_named
 from train.metrics.validation_files import EpisodePrediction, ValidationMetrics
 from train.octo.functional import loss_fn, sample_actions, training_noise
 from train.octo.model import OctoModule
-from train.run_resources import exclusion_named
 from train.train_config import TrainConfig
 from train.update.train_step import LanguageTable, model_inputs
 

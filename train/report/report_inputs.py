@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.checksums import read_json
 from pipeline.errors import DataError, UserError
 from pipeline.files import from_json_text
-from train.checkpoints.run_directory import CONFIG_NAME, ONLY_A_RECORD
+from train.checkpoints.run_directory import CONFIG_NAME, ENVIRONMENT_NAME, ONLY_A_RECORD
 from train.metrics.step_metrics import METRICS_NAME, StepMetrics, read_metrics
 from train.metrics.validation_files import (
     EPISODE_NAME,
@@ -21,7 +21,6 @@ from train.metrics.validation_files import (
     read_validation,
 )
 from train.octo.released.weights_report import LoadReport
-from train.run_directory.run_description import ENVIRONMENT_NAME
 
 LOAD_REPORT_NAME = "load_report.json"
 DATASETS_NAME = "datasets.json"

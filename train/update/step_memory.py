@@ -1,14 +1,16 @@
 """Estimates the device memory of a training step, before it is compiled."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from pipeline.loading import device
 from train.octo.octo_config import OctoConfig
 from train.octo.token_layout import group_spans
-from train.run_plan import Setup
+from train.train_config import TrainConfig
 from train.update.optimizer import split_frozen
+from train.update.train_state import TrainState
 
 _MAPS = {"full": 2.75, "by_head": 0.05}
 """Float32 attention maps kept per block and head, as a multiple; measured on octo-small."""
@@ -48,24 +50,28 @@ class MemoryEstimate:
         return f"about {self.total / 1e9:.1f} GB ({parts})"
 
 
-def estimate_memory(setup: Setup) -> MemoryEstimate:
+def estimate_memory(
+    config: TrainConfig, state: TrainState, batch: Any, num_devices: int
+) -> MemoryEstimate:
     """Estimates a training step's memory; the formula for activations was fitted to octo-small.
 
     Args:
-      setup: The set-up run.
+      config: The config of the run.
+      state: The state's shapes, with shardings.
+      batch: The shapes of a batch.
+      num_devices: Number of devices that the batch is sharded across.
     """
-    config = setup.config
-    trained, _ = split_frozen(setup.state.params, config.frozen)
-    parts = setup.mesh.size * config.optimizer.accumulation_steps
+    trained, _ = split_frozen(state.params, config.frozen)
+    parts = num_devices * config.optimizer.accumulation_steps
     samples = config.batch_size // parts
-    batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.batch))
+    batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
     return MemoryEstimate(
-        state=_local_bytes(setup.state),
+        state=_local_bytes(state),
         # Accumulation holds a sum besides the gradients of one micro-batch.
         gradients=_local_bytes(trained) * (2 if config.optimizer.accumulation_steps > 1 else 1),
         activations=samples * activation_bytes(config.model, config.data.window_size),
         # The current batch and the one that is being transferred.
-        batches=2 * batch_bytes // setup.mesh.size,
+        batches=2 * batch_bytes // num_devices,
     )
 
 

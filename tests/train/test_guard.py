@@ -4,11 +4,11 @@ import sys
 
 WAITS = """
 import logging, os, signal, time
-from train import preemption
+from train import guard
 
 logging.basicConfig(format="%(message)s")
-preemption._PATIENCE_S = 0.2
-with preemption.StopRequests() as requests:
+guard._PATIENCE_S = 0.2
+with guard.Guard(None) as requests:
     os.kill(os.getpid(), signal.SIGTERM)
     print("noted", flush=True)
     while True:  # as a process that waits for another one, which does not answer

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
-from train.run_resources import open_inputs
+from train.run_setup import open_inputs
 from train.train_config import TrainConfig
 
 

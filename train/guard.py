@@ -1,0 +1,208 @@
+"""Guards a training loop: what ends one process ends all of them, with the state saved."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
+
+from pipeline.errors import RecordError, UserError
+from train import distributed
+from train.train_config import TrainConfig
+
+_log = logging.getLogger("train.run")
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_PATIENCE_S = 5.0
+"""A scheduler may send one signal several times; within this many seconds they count as one."""
+T = TypeVar("T")
+
+
+class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
+    """Raised when a run was asked to stop; its state is saved."""
+
+    def __init__(self, by: signal.Signals | None, remedy: str) -> None:
+        super().__init__()
+        self.by = by
+        """The signal that was received; None: another process received it."""
+        self.remedy = remedy
+        """What the user can do next."""
+
+
+class Guard:
+    """Ends a training loop as a whole; a context manager around the loop and what it opens.
+
+    A loop that does what can fail in one process alone inside `attempt`, and calls `check` before
+    each training step, is promised:
+
+    - An error in a process, or a signal to it, ends the loop in every process, before the same
+      training step: none is left waiting for the others.
+    - The state is saved first, and the error says at which step and how to continue.
+    - SIGTERM and SIGUSR1, which schedulers send, interrupt neither a training step nor a save;
+      after `record_ctrl_c`, neither does the first Ctrl-C. A second Ctrl-C interrupts at once.
+    - A signal that arrives 5 s or more after the first ends the process, even while it waits for a
+      device or for a process that does not answer.
+
+    For example:
+
+        with Guard(config) as guard:
+            guard.record_ctrl_c()
+            for step in range(config.num_steps):
+                batch = guard.attempt(batches.__next__)
+                guard.check(step, save)
+                state, metrics = train_step(state, batch)
+
+    Args:
+      config: The config of the run.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._failure: UserError | None = None
+        self._first_signal: signal.Signals | None = None
+        self._recorded: list[signal.Signals] = []
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self._arrivals, self._wakeup = socket.socketpair()
+        # Non-blocking, as `set_wakeup_fd` demands.
+        self._wakeup.settimeout(0)
+        self._wakeup_before = -1
+
+    def __enter__(self) -> "Guard":
+        """Starts recording signals instead of dying from them."""
+        for number in _STOP_SIGNALS:
+            self._record(number)
+        # A handler runs only between Python instructions; a wait for the devices would block it.
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        # A daemon: it ends with the process.
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Restores the previous signal handlers; logs a stop, now that the state is on disk."""
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._wakeup.close()
+        for number in list(self._before):
+            self._restore(number)
+        if isinstance(error, Stopped):
+            by = error.by.name if error.by else "another process"
+            _log.warning("stopped by %s; the state is saved: %s", by, error.remedy)
+
+    def record_ctrl_c(self) -> None:
+        """Records the first Ctrl-C from now on.
+
+        An interpreter that ends under programs that run on the devices may crash.
+        """
+        self._record(signal.SIGINT)
+
+    def attempt(self, work: Callable[..., T], *arguments: object) -> T:
+        """Returns what `work(*arguments)` returns; None if it raises a `UserError`.
+
+        `check` then raises that error; of several the first, which is the cause of the others.
+        """
+        try:
+            with exclusion_named(self._config):
+                return work(*arguments)
+        except UserError as error:
+            self._failure = self._failure or error
+            return cast(T, None)
+
+    def check(self, step: int, save: Callable[[], None]) -> None:
+        """Returns if no process failed or was asked to stop; every process must call this.
+
+        Args:
+          step: Training steps taken.
+          save: Saves the state after that training step.
+
+        Raises:
+          UserError: In every process, if `attempt` failed in any; the state is saved if possible.
+          Stopped: In every process, if any was asked to stop; the state is saved.
+        """
+        asked = self._first_signal
+        is_last = step >= self._config.num_steps
+        try:
+            if not distributed.agree(flag=asked is not None, error=self._failure):
+                return
+        except UserError as error:
+            save()
+            way_on = "it is the last one" if is_last else "continue with --resume"
+            raise UserError(
+                where=error.where,
+                expected=error.expected,
+                found=error.found,
+                remedy=f"The run is saved at step {step}: {way_on}. {error.remedy}",
+            ) from error
+        save()
+        report = "it is the last one; `octograin report` writes the report"
+        raise Stopped(asked, report if is_last else "continue with --resume")
+
+    def _record(self, number: signal.Signals) -> None:
+        self._recorded.append(number)
+        self._before[number] = signal.signal(number, self._receive)
+
+    def _restore(self, number: signal.Signals) -> None:
+        signal.signal(number, self._before.pop(number))
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        del frame
+        # The first one is the reason that is reported.
+        self._first_signal = self._first_signal or signal.Signals(number)
+        if number == signal.SIGINT:
+            # A second Ctrl-C interrupts at once.
+            self._restore(signal.SIGINT)
+
+    def _watch(self) -> None:
+        """Logs the first signal, and ends the process at one that arrives much later."""
+        first_s = None
+        with self._arrivals:
+            # Ends when the other end is closed.
+            while arrived := self._arrivals.recv(1):
+                number, now_s = arrived[0], time.monotonic()
+                # The wakeup descriptor gets every signal that has a Python handler.
+                if number not in self._recorded:
+                    continue
+                name = signal.Signals(number).name
+                if first_s is None:
+                    first_s = now_s
+                    _log.warning("%s: stopping; a second one after 5 s ends the run unsaved", name)
+                elif now_s - first_s >= _PATIENCE_S:
+                    sys.stderr.write(
+                        f"ended by a second {name}; --resume continues from the last checkpoint\n"
+                    )
+                    sys.stderr.flush()
+                    # `os._exit`: the main thread may be waiting for a process that does not answer.
+                    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def exclusion_named(config: TrainConfig) -> Iterator[None]:
+    """Adds to the error of a corrupt record the flags that exclude the record.
+
+    Raises:
+      UserError: The error that `excludable` returns.
+    """
+    try:
+        yield
+    except RecordError as error:
+        raise excludable(error, config) from error
+
+
+def excludable(error: RecordError, config: TrainConfig) -> UserError:
+    """Returns the error of a corrupt record with the flags that exclude the record."""
+    flags = [
+        f"--config.data.datasets.{number}.excluded "
+        # A dict keeps the order and drops a record that was excluded before.
+        + " ".join(dict.fromkeys((*part.excluded, error.record)))
+        for number, part in enumerate(config.data.datasets)
+        if part.path == error.dataset
+    ]
+    return UserError(
+        where=error.where,
+        expected=error.expected,
+        found=error.found,
+        remedy=f"{error.remedy} To continue without that record, add {' '.join(flags)}",
+    )

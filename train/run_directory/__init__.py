@@ -1,1 +1,0 @@
-"""Describes the config, devices and versions of a run."""
