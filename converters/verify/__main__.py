@@ -22,6 +22,7 @@ from converters.sources.encoded_source import encode_source
 from converters.sources.image_encoding import QUALITY_NOTE
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
+from converters.verify.findings import mismatches
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import on_disk, warn_without_checksums
 from pipeline.data.manifest import FILE_NAME, Manifest, load_manifest
@@ -30,8 +31,6 @@ from pipeline.files import from_json_text, to_json_values
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import count, escaped_lines, program, show
-
-_MB = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,11 @@ class Args:
 
 
 def main() -> None:
-    """Parses the command line and runs the checks."""
+    """Parses the command line and runs the checks.
+
+    Raises:
+      SystemExit: With code 2 where anything is wrong.
+    """
     keep_freed_memory()
     with user_errors_exit():
         args = tyro.cli(joined_help(Args), prog=program("converters.verify"))
@@ -61,32 +64,20 @@ def main() -> None:
         # Once, here: the checks below open no dataset.
         warn_without_checksums(str(directory), manifest.statistics_checksum)
         source = open_converted(args.src, manifest) if args.dst else None
-        conventions = {} if source is None else _conventions(source, args.mapping, manifest)
+        conventions = _conventions(source, args.mapping, manifest) if source else {}
         started = time.perf_counter()
+        verifier = Verifier(directory, manifest, source, conventions)
         with job_progress.shown(manifest.name, len(manifest.episode_lengths)) as on_progress:
-            verifier = Verifier(directory, manifest, source, conventions)
-            verifier.run(on_progress)
-        _conclude(verifier, str(directory), time.perf_counter() - started)
-
-
-def _conventions(source: Source, mapping: str | None, manifest: Manifest) -> dict[str, Any]:
-    """Those of the mapping of a dataset, by name; none where no mapping is known.
-
-    Such a mapping does not say what became of steps without motion: collected sets have
-    LIBERO's, too.
-    """
-    if mapping is not None:
-        return to_json_values(mapping_registry.read_mapping(mapping).conventions)
-    if manifest.mapping:
-        return to_json_values(_own_mapping(manifest).conventions)
-    found = mapping_registry.find_registered(source.name, source.format)
-    if found is None:
-        return {}
-    # Collected sets have their own rule for steps without motion.
-    rules = ("no_ops", "no_op_threshold")
-    own = to_json_values(manifest.conventions)
-    values = to_json_values(found.conventions)
-    return values | {name: own[name] for name in rules}
+            findings = verifier.run(on_progress)
+        if findings.count:
+            sys.stderr.write(escaped_lines(findings.text()) + "\n")
+            raise DataError(
+                where=str(directory),
+                expected="a dataset that is what its files and its source say",
+                found=mismatches(findings.count),
+                remedy="Fix or download again what is corrupt, or convert the source again.",
+            )
+        show(summary(verifier, time.perf_counter() - started))
 
 
 def open_converted(path: str, manifest: Manifest) -> Source:
@@ -96,15 +87,17 @@ def open_converted(path: str, manifest: Manifest) -> Source:
       UserError: Where there is none, or it has another number of episodes than it had.
     """
     quality = manifest.provenance.get(QUALITY_NOTE)
-    opened = open_source(path, manifest.provenance.get("split"), int(quality) if quality else None)
-    source = encode_source(_computed(opened, manifest))
+    source = open_source(path, manifest.provenance.get("split"), int(quality) if quality else None)
+    if manifest.mapping:
+        source = compute_source(source, _own_mapping(manifest))[0]
+    source = encode_source(source)
     selection = manifest.provenance.get("episodes")
     if selection is None:
         return source
     # A range is of all episodes, so their number has to be the same.
     total = sum(shard.num_episodes for shard in source.shards)
-    match = re.fullmatch(r"(\d+):(\d+) of (\d+)", selection)
-    if match is None or int(match[3]) != total:
+    match = re.fullmatch(rf"(\d+):(\d+) of {total}", selection)
+    if match is None:
         raise DataError(
             where=str(source.directory),
             expected=f"the episodes {selection}, as the dataset's provenance says",
@@ -112,14 +105,6 @@ def open_converted(path: str, manifest: Manifest) -> Source:
             remedy="Name the source that was converted, or convert this one.",
         )
     return source.select(int(match[1]), int(match[2]))
-
-
-def _computed(source: Source, manifest: Manifest) -> Source:
-    """The source with what the dataset's own mapping computes of it, where it computes."""
-    if not manifest.mapping:
-        return source
-    mapping = _own_mapping(manifest)
-    return compute_source(source, mapping)[0]
 
 
 def _own_mapping(manifest: Manifest) -> SourceMapping:
@@ -132,49 +117,46 @@ def _own_mapping(manifest: Manifest) -> SourceMapping:
     )
 
 
-def _conclude(verifier: Verifier, directory: str, seconds: float) -> None:
-    """Prints what was checked, or what is wrong.
-
-    Raises:
-      DataError: Where anything is.
-    """
-    if verifier.findings.count:
-        sys.stderr.write(escaped_lines(verifier.findings.text()) + "\n")
-        raise DataError(
-            where=directory,
-            expected="a dataset that is what its files and its source say",
-            found=verifier.findings.counted(),
-            remedy="Fix or download again what is corrupt, or convert the source again.",
-        )
-    show(summary(verifier, seconds))
+def _conventions(source: Source, mapping: str | None, manifest: Manifest) -> dict[str, Any]:
+    """Those of the mapping of a dataset, by name; none where no mapping is known."""
+    if mapping is not None:
+        return to_json_values(mapping_registry.read_mapping(mapping).conventions)
+    if manifest.mapping:
+        return to_json_values(_own_mapping(manifest).conventions)
+    found = mapping_registry.find_registered(source.name, source.format)
+    if found is None:
+        return {}
+    # Collected sets have LIBERO's mapping, and their own rule for steps without motion.
+    own = to_json_values(manifest.conventions)
+    rules = {name: own[name] for name in ("no_ops", "no_op_threshold")}
+    return to_json_values(found.conventions) | rules
 
 
 def summary(verifier: Verifier, seconds: float) -> str:
     """What was checked, in a few lines."""
-    manifest = verifier.manifest
-    num_steps = sum(manifest.episode_lengths)
-    num_episodes = len(manifest.episode_lengths)
+    manifest, source = verifier.manifest, verifier.expected
+    num_steps, num_episodes = sum(manifest.episode_lengths), len(manifest.episode_lengths)
     kinds = Counter(feature.kind for _, feature in manifest.schema.features())
-    num_tensors = (kinds["tensor"] + kinds["quantized"]) * num_steps
-    num_images = (kinds["image"] + kinds["depth"]) * num_steps
-    num_texts = num_steps + kinds["text"] * num_episodes
-    numbers = (num_episodes, num_steps, len(manifest.tasks))
-    how = "whole and of their declared types" if verifier.expected is None else "as in the source"
+    sizes = zip(
+        (num_episodes, num_steps, len(manifest.tasks)), ("episode", "step", "task"), strict=True
+    )
+    how = "as in the source" if source else "whole and of their declared types"
     lines = [
-        ", ".join(map(count, numbers, ("episode", "step", "task"))) + f": {how}",
-        f"{num_tensors:,} tensors, {num_images:,} images, "
-        f"{num_texts:,} texts, {len(verifier.statistics.features)} statistics",
+        f"{', '.join(count(*size) for size in sizes)}: {how}",
+        f"{(kinds['tensor'] + kinds['quantized']) * num_steps:,} tensors, "
+        f"{(kinds['image'] + kinds['depth']) * num_steps:,} images, "
+        f"{num_steps + kinds['text'] * num_episodes:,} texts, {len(verifier.measured)} statistics",
     ]
-    if verifier.expected is not None and (keys := verifier.expected.not_converted()):
-        lines.append(f"not converted: {', '.join(keys)}")
+    if source and source.not_converted:
+        lines.append(f"not converted: {', '.join(source.not_converted)}")
     if manifest.skipped_episodes:
         lines.append(f"skipped at conversion: {len(manifest.skipped_episodes):,} episodes")
-    if verifier.expected is not None and not verifier.conventions:
+    if source and not verifier.conventions:
         lines.append("conventions: not compared; name the mapping with --mapping FILE")
     lines += [f"edited: {edit}" for edit in edits(manifest)]
-    if verifier.expected is not None and manifest.encoders:
+    if source and manifest.encoders:
         lines.append(f"computed, not in the source: {', '.join(manifest.encoders)}")
-    megabytes = verifier.num_bytes / _MB
+    megabytes = verifier.num_bytes / 1e6
     lines.append(f"{megabytes:,.1f} MB read in {seconds:,.1f} s, {megabytes / seconds:,.1f} MB/s")
     return "\n".join(lines) + "\n"
 

@@ -1,25 +1,24 @@
 """One walk over a dataset, beside its source: every record is read, checked and compared once."""
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from converters.edit import edits
 from converters.sources.source import Source
-from converters.verify.comparison import StatisticsCheck, compare_record
-from converters.verify.expected_records import Expected, ExpectedEpisodes
 from converters.verify.findings import Findings
-from converters.verify.stored_records import ColumnWalk, ValueCheck, check_files, check_tasks
-from pipeline.data.dataset import Dataset
+from converters.verify.source_episodes import Expected, SourceEpisodes
+from converters.verify.stored_records import check_files, check_value, read_shard
+from pipeline.data import statistics as stats
 from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Manifest
 from pipeline.data.record import Values
 from pipeline.data.schema import EPISODES, Column
+from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
 
+Records = Iterator[tuple[str, int, Values | None]]
 OnProgress = Callable[[int, int], None]
 """Called with the episodes and bytes done since the last call."""
 
@@ -31,7 +30,7 @@ class Verifier:
       directory: The dataset directory.
       manifest: Manifest of the dataset.
       source: What it was converted from; None: it is checked by itself.
-      conventions: Name of the mapping that it was converted with; empty: not known.
+      conventions: Those of the mapping that it was converted with; empty: not known.
     """
 
     def __init__(
@@ -45,163 +44,157 @@ class Verifier:
         """What is wrong."""
         self.manifest = manifest
         self.conventions = conventions
-        """That the mapping names; empty: they are not compared."""
+        self.expected = SourceEpisodes(source, manifest, self.findings) if source else None
+        """What the source says; None where there is none."""
+        self.measured = sorted(
+            feature.key
+            for column, feature in manifest.schema.features()
+            if column.name == EPISODES and feature.dtype == "float32"
+        )
+        """Features that have statistics."""
+        self._statistics = {key: stats.Accumulator() for key in self.measured}
+        """Without those that an unusable episode leaves unknown."""
         self._directory = directory
         self._where = str(directory / FILE_NAME)
-        # Without statistics: it serves to find episodes and tasks.
-        self._dataset = Dataset(str(directory), manifest, {})
-        self._walks = {
-            column.name: ColumnWalk(
-                directory, column, manifest.shards.get(column.name, ()), self.findings
-            )
-            for column in manifest.schema.columns
-        }
-        self._check = ValueCheck(self.findings)
-        self.statistics = StatisticsCheck(manifest)
-        """Statistics of the source, or of the dataset if there is none."""
-        self.expected = (
-            None if source is None else ExpectedEpisodes(source, manifest, self.findings)
-        )
-        """What the source says; None where there is none."""
+        self._num_stored_bytes = 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes read so far, of the dataset and of the source."""
-        of_source = self.expected.num_bytes if self.expected else 0
-        return of_source + sum(walk.num_bytes for walk in self._walks.values())
+        return self._num_stored_bytes + (self.expected.num_bytes if self.expected else 0)
 
     def run(self, on_progress: OnProgress = lambda num_episodes, num_bytes: None) -> Findings:
-        """Checks everything and returns what is wrong.
-
-        Args:
-          on_progress: Called with episodes and bytes as they are done.
-        """
+        """Checks everything and returns what is wrong."""
         check_files(self._directory, self.manifest, self.findings)
-        check_tasks(self._directory, self.manifest, self.findings)
+        self._check_manifest()
+        first = 0
+        # Source and dataset have the same shards, and are walked side by side.
+        for number, shard in enumerate(self.manifest.shards[EPISODES]):
+            self._check_shard(number, range(first, first + shard.records), on_progress)
+            first += shard.records
         if self.expected is not None:
-            self._check_origin(self.expected.source)
-            self._check_conventions()
-        # Borders of the shards in episodes: source and dataset are walked side by side.
-        stops = np.cumsum([0, *(s.records for s in self.manifest.shards[EPISODES])]).tolist()
-        for number, (start, stop) in enumerate(itertools.pairwise(stops)):
-            self._check_shard(number, range(start, stop), on_progress)
-        # The last shards' checksums are compared at their end.
-        for walk in self._walks.values():
-            walk.finish()
-        if self.expected is not None:
-            self.expected.check_removed(self._where)
-            # A source that was not read to its end may still have them.
-            if not self.expected.broken:
-                self.expected.skipped.finish(self._where)
-        self.statistics.compare(self._directory / STATISTICS_NAME, self.findings)
+            self.expected.finish(self._where)
+        self._check_statistics(self._directory / STATISTICS_NAME)
         return self.findings
 
-    def _check_origin(self, source: Source) -> None:
-        provenance = self.manifest.provenance
-        pairs = {
-            "name": (source.name, self.manifest.name),
-            "version": (source.version, provenance.get("version", source.version)),
-            "shards": (str(len(source.shards)), str(len(self.manifest.shards[EPISODES]))),
-        }
-        for name, (expected, found) in pairs.items():
-            if expected != found:
-                self.findings.add(f"{self._where}, {name}", f"{expected}, as the source", found)
-
-    def _check_conventions(self) -> None:
-        """Compares the conventions with the mapping's, as they were edited since."""
-        edited = {edit.field: edit.after for edit in edits(self.manifest)}
-        found = to_json_values(self.manifest.conventions)
-        if not self.conventions:
+    def _check_manifest(self) -> None:
+        """Checks tasks, origin and conventions; `load_manifest` has checked the rest."""
+        manifest = self.manifest
+        used = {*manifest.episode_tasks, *(change.task for change in manifest.task_changes)}
+        unused = [repr(task) for i, task in enumerate(manifest.tasks) if i not in used]
+        if unused:
+            found = f"others: {'; '.join(unused)}"
+            self.findings.add(f"{self._where}, tasks", "tasks that an episode has", found)
+        if self.expected is None:
             return
+        source = self.expected.source
+        version = manifest.provenance.get("version", source.version)
+        num_shards = len(manifest.shards[EPISODES])
+        self._compare("name", source.name, manifest.name, "as the source")
+        self._compare("version", source.version, version, "as the source")
+        self._compare("shards", len(source.shards), num_shards, "as the source")
+        edited = {edit.field: edit.after for edit in edits(manifest)}
+        found = to_json_values(manifest.conventions)
         # Fields of either, as one that says nothing is in no file.
-        for name in {**self.conventions, **found}:
+        for name in {**self.conventions, **found} if self.conventions else ():
             field = f"conventions.{name}"
-            origin = "as the mapping says" if field not in edited else "as it was edited to"
+            origin = "as it was edited to" if field in edited else "as the mapping says"
             expected = edited.get(field, self.conventions.get(name))
-            if expected != found.get(name):
-                place = f"{self._where}, {field}"
-                self.findings.add(place, f"{expected}, {origin}", str(found.get(name)))
+            self._compare(field, expected, found.get(name), origin)
+
+    def _compare(self, field: str, expected: object, found: object, origin: str) -> None:
+        if expected != found:
+            self.findings.add(f"{self._where}, {field}", f"{expected}, {origin}", str(found))
 
     def _check_shard(self, number: int, episodes: range, on_progress: OnProgress) -> None:
         """Checks the episodes of one shard, beside those of the source's shard of that number."""
+        manifest, findings = self.manifest, self.findings
+        columns = [
+            (column, read_shard(self._directory, manifest, column, number, findings))
+            for column in manifest.schema.columns
+        ]
         sources = self.expected.shard(number) if self.expected else iter(())
         num_sources = 0
         for index in episodes:
             before = self.num_bytes
-            where, expected = next(sources, (None, None))
-            num_sources += where is not None
-            self._check_episode(index, expected)
-            # Otherwise two episodes are in memory at once.
+            expected = next(sources, None)
+            num_sources += expected is not None
+            self._check_episode(index, columns, expected)
             del expected  # before the next one is read
             on_progress(1, self.num_bytes - before)
+        for _, records in columns:
+            # Behind the last record the checksum is compared.
+            next(records, None)
         # The rest of the source's episodes, which the dataset lacks.
         num_sources += sum(1 for _ in sources)
         is_known = self.expected is not None and number not in self.expected.broken
         if is_known and num_sources != len(episodes):
-            file = self._directory / self.manifest.shards[EPISODES][number].file
+            file = self._directory / manifest.shards[EPISODES][number].file
             of_source = f"{num_sources} episodes, as shard {number} of the source has"
-            self.findings.add(str(file), of_source, f"{len(episodes)}")
+            findings.add(str(file), of_source, f"{len(episodes)}")
 
-    def _check_episode(self, index: int, expected: Expected | None) -> None:
+    def _check_episode(
+        self, index: int, columns: Sequence[tuple[Column, Records]], expected: Expected | None
+    ) -> None:
         """Reads the records of an episode in every column."""
         num_steps = self.manifest.episode_lengths[index]
-        first = int(self._dataset.episode_starts[index])
-        if expected is not None and len(expected.steps) != num_steps:
-            of_source = f"{len(expected.steps)} steps, as {expected.where}"
+        if expected is not None and len(expected.tasks) != num_steps:
+            of_source = f"{len(expected.tasks)} steps, as {expected.where}"
             self.findings.add(f"{self._where}, episode {index}", of_source, f"{num_steps} steps")
             # Steps that do not pair up cannot be compared.
             expected = None
-        if expected is not None:
+        if self.expected and expected and self.expected.knows_tasks:
             self._compare_tasks(index, expected)
         # Statistics of the source's values, so that a wrong file shows.
         if self.expected is not None:
-            self.statistics.add(None if expected is None else self._source_values(expected))
-        for column in self.manifest.schema.columns:
-            walk = self._walks[column.name]
-            if column.per == "step":
-                for t in range(num_steps):
-                    self._check_record(walk.read(first + t), column, expected, t)
-                continue
-            record = walk.read(index)
-            self._check_record(record, column, expected, None, num_steps)
-            if self.expected is None:
-                self.statistics.add(record[1])
-
-    def _check_record(
-        self,
-        record: tuple[str, Values | None],
-        column: Column,
-        expected: Expected | None,
-        step: int | None,
-        num_steps: int = 1,
-    ) -> None:
-        where, values = record
-        if values is None:
-            return
-        self._check.check(values, column, num_steps, where)
-        if expected is not None and self.expected is not None:
-            features = tuple(f for f in column.features if f.key in self.expected.compared)
-            compare_record(values, features, expected, step, where, self.findings)
-
-    def _source_values(self, expected: Expected) -> Values:
-        """The trajectories of an episode by the source, as they are at rest."""
-        compared = self.expected.compared if self.expected else ()
-        # Overflow is a finding of the comparison.
-        with np.errstate(over="ignore"):
-            return {
-                feature.key: expected.tensors(feature).astype(np.float32)
-                for feature in self.statistics.features
-                if feature.key in compared
-            }
+            self._measure(expected.values if expected else {})
+        for column, records in columns:
+            for step in range(num_steps) if column.per == "step" else (None,):
+                where, num_bytes, values = next(records)
+                self._num_stored_bytes += num_bytes
+                values = values or {}
+                for feature in column.features if values else ():
+                    value, place = values[feature.key], f"{where}, {feature.key}"
+                    try:
+                        check_value(value, feature, num_steps if step is None else None, place)
+                        if self.expected is not None and expected is not None:
+                            self.expected.compare(value, expected, feature, step, place)
+                    except UserError as error:
+                        self.findings.add_error(error)
+                if self.expected is None and step is None:
+                    self._measure(values)
 
     def _compare_tasks(self, index: int, expected: Expected) -> None:
         """Compares the instruction of every step; reports the first that differs."""
-        if self.expected is None or not self.expected.has_tasks:
-            return
-        for t in range(len(expected.steps)):
-            text = self.expected.instruction(expected, t)
-            task = self.manifest.tasks[self._dataset.task_index(index, t)]
-            if text != task.encode():
-                place = f"{self._where}, task of episode {index}, step {t}"
-                self.findings.add(place, f"{text!r}, as {expected.where}", repr(task.encode()))
+        changes = {c.step: c.task for c in self.manifest.task_changes if c.episode == index}
+        task = self.manifest.episode_tasks[index]
+        for step, text in enumerate(expected.tasks):
+            task = changes.get(step, task)
+            if text != (found := self.manifest.tasks[task]):
+                place = f"{self._where}, task of episode {index}, step {step}"
+                self.findings.add(place, f"{text!r}, as {expected.where}", repr(found))
                 return
+
+    def _measure(self, values: Mapping[str, Any]) -> None:
+        """Takes the next episode for the statistics; features that it lacks become unknown."""
+        self._statistics = {k: v for k, v in self._statistics.items() if k in values}
+        for key, accumulator in self._statistics.items():
+            accumulator.add(values[key])
+
+    def _check_statistics(self, path: epath.Path) -> None:
+        """Compares a `statistics.json`, exactly; one finding per statistic of a feature."""
+        stored = {}
+        try:
+            # Read twice: values with a wrong checksum are still worth comparing.
+            stored = stats.load(path)
+            stats.load(path, self.manifest.statistics_checksum)
+        except DataError as error:
+            self.findings.add_error(error)
+        if stored and sorted(stored) != self.measured:
+            self.findings.add(str(path), f"{self.measured}", f"{sorted(stored)}")
+        for key in [key for key in self.measured if key in self._statistics and key in stored]:
+            computed = self._statistics[key].finish().to_json()
+            for name, found in stored[key].to_json().items():
+                # Exactly: the same code in the same order gives the same digits.
+                if found != computed[name]:
+                    self.findings.add(f"{path}, {key}, {name}", str(computed[name]), str(found))

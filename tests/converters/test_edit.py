@@ -222,7 +222,7 @@ def test_conventions_are_compared_with_the_mapping_as_edited(
     reseal(out)
     printed = findings(GRIPPER)
     assert "conventions.gripper_dim: expected 0, as it was edited to; found 1" in printed
-    assert "expected b'lift it', as " in printed
+    assert "expected 'lift it', as " in printed
 
 
 def test_verify_takes_the_mapping_that_it_is_given(

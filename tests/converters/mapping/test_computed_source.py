@@ -414,7 +414,7 @@ def test_a_computed_conversion_verifies_and_resumes(tmp_path: Path) -> None:
     verifier = Verifier(directory, manifest, converted)
     assert verifier.run().count == 0
     assert verifier.expected is not None
-    assert verifier.expected.not_converted() == []
+    assert verifier.expected.not_converted == []
     # Read with another mapping, the source gives other values.
     other = dataclasses.replace(of, steps=StepSelection(drop_first=1))
     changed = Verifier(directory, manifest, compute_source(opened, other)[0])

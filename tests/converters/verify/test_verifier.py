@@ -23,8 +23,7 @@ from converters.rlds.tfrecord import frame, read_records
 from converters.sources.open_source import open_source
 from converters.verify import __main__ as verify
 from converters.verify.__main__ import open_converted
-from converters.verify.comparison import differences
-from converters.verify.findings import Findings
+from converters.verify.findings import Findings, mismatches
 from converters.verify.verifier import Verifier
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset_writer import WRITER_OPTIONS
@@ -138,7 +137,7 @@ def test_an_instruction_may_change_inside_an_episode(toy: Any, tmp_path: Path) -
     dataset, source = converted(toy, tmp_path)
     assert text(dataset, source) == ""
     other = toy.holding("steps/language_instruction", [b"lift", b"place", b"place"])
-    expected = r"task of episode 0, step 1: expected b'place', .*found b'lift'"
+    expected = r"task of episode 0, step 1: expected 'place', .*found 'lift'"
     assert re.search(expected, text(dataset, other.write(tmp_path / "other")))
 
 
@@ -417,8 +416,8 @@ def test_an_edited_task_is_found(out: Path, rlds: Path) -> None:
     edit(out / "dataset.json", lambda manifest: manifest.update(tasks=["drop the cup"]))
     report = text(out, rlds)
     assert re.search(
-        r"dataset\.json, task of episode 3, step 0: expected b'lift the cup', .*; "
-        r"found b'drop the cup'",
+        r"dataset\.json, task of episode 3, step 0: expected 'lift the cup', .*; "
+        r"found 'drop the cup'",
         report,
     )
     assert len(report.splitlines()) == 4
@@ -518,34 +517,14 @@ def test_an_episode_that_cannot_be_read_does_not_hide_the_next(
     assert "record 1, source_id: expected b'demo_7'" in report[1]
 
 
-@pytest.mark.parametrize(
-    ("stored", "source", "expected"),
-    [
-        (np.int32([1, -1]), np.uint64([1, 2**64 - 1]), [False, True]),
-        (np.int32([1, -1]), np.int64([1, 2**32 - 1]), [False, True]),
-        (np.float32([0.1, 0.1]), np.float64([0.1, 0.2]), [False, True]),
-        (np.float32([np.inf, np.inf]), np.float64([np.inf, 1e300]), [False, True]),
-        (np.float32([0.0, np.nan]), np.float32([-0.0, np.nan]), [True, False]),
-        (np.float16([1.0, 2.0]), np.float16([1.0, 2.002]), [False, True]),
-        (np.bool_([True, False]), np.bool_([True, True]), [False, True]),
-        (np.uint8([1, 255]), np.uint8([1, 254]), [False, True]),
-    ],
-)
-def test_values_differ_where_the_dtype_law_does_not_make_one_of_the_other(
-    stored: np.ndarray, source: np.ndarray, expected: list[bool]
-) -> None:
-    assert differences(stored, source).tolist() == expected
-
-
 # --- the command
 
 
 def test_mismatches_are_counted_in_words() -> None:
     found = Findings()
+    assert mismatches(1) == "1 mismatch"
+    assert mismatches(1234) == "1,234 mismatches"
     found.add("file", "this", "that")
-    assert found.counted() == "1 mismatch"
-    found.count = 1234
-    assert found.counted() == "1,234 mismatches"
     found.count = 2
     assert found.text().endswith("\n... and 1 more mismatch")
 
