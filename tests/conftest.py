@@ -31,7 +31,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.registry import _registry as fsspec_implementations
 from hypothesis import HealthCheck, settings
 
-from tests.compiled import write_programs_whole
+from tests.compiled import share_contexts, write_programs_whole
 from tests.type_checks import check_shapes_where_they_are_named
 
 check_shapes_where_they_are_named()  # before the packages are imported
@@ -76,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     write_programs_whole()
+    share_contexts()
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

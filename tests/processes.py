@@ -22,7 +22,8 @@ from multiprocessing import forkserver
 
 import jax
 
-from tests.compiled import write_programs_whole
+from tests.compiled import share_contexts, write_programs_whole
+from tests.flax_parameters import check_parameters_once
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE_S = 1800
@@ -131,7 +132,10 @@ def _kill_all() -> None:
     forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-write_programs_whole()  # children import this module
+# Children import this module.
+write_programs_whole()
+share_contexts()
+check_parameters_once()
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from pipeline.data.dataset import open_dataset
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.text import load_vocabulary
+from tests.flax_parameters import check_parameters_once
 from tests.train.programs import shared_by_runs
 from train.checkpoints.checkpoint_store import Checkpoint, Checkpoints, Constants, read_checkpoint
 from train.flags import load_config
@@ -21,6 +22,8 @@ from train.policy import Policy
 from train.train_config import TrainConfig
 from train.update.optimizer import make_optimizer
 from train.update.train_state import TrainState, init_state
+
+check_parameters_once()
 
 TINY_CONFIG = pathlib.Path(__file__).parents[1] / "data" / "tiny_config.py"
 

@@ -17,6 +17,9 @@ from safetensors.numpy import save_file
 from pipeline.vggt.aggregator_config import VggtConfig
 from pipeline.vggt.aggregator_weights import leaf_shapes
 from pipeline.vggt.checkpoint_keys import PREFIX, places
+from tests.flax_parameters import check_parameters_once
+
+check_parameters_once()
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "data" / "golden" / "vggt"
 
