@@ -21,10 +21,16 @@ import tyro
 
 from pipeline.errors import user_errors_exit
 from pipeline.loading.device import peak_bytes
-from pipeline.vggt.aggregator_config import NUM_REGISTERS, PATCH_SIZE
 from pipeline.vggt.aggregator_weights import leaf_shapes, load_weights
 from pipeline.vggt.encoder import VggtEncoder
-from pipeline.vggt.encoder_spec import ComputeDtype, EncoderSpec, Precision, Views
+from pipeline.vggt.encoder_spec import (
+    NUM_REGISTERS,
+    PATCH_SIZE,
+    ComputeDtype,
+    EncoderSpec,
+    Precision,
+    Views,
+)
 from pipeline.vggt.weight_sources import RANDOM
 
 _MATMUL_SIZES = {"cpu": 2048, "gpu": 8192, "tpu": 8192}

@@ -10,8 +10,7 @@ from etils import epath
 
 from converters.mapping.mapping_registry import read_mapping
 from converters.operations.operations import AnyOperation
-from converters.vggt.token_job import TokenJob, add_tokens
-from converters.vggt.token_settings import TokenSettings
+from converters.vggt.token_job import TokenJob, TokenSettings, add_tokens
 from pipeline.data.dataset import open_dataset
 from pipeline.data.images import decode_image
 from train.train_config import TrainConfig

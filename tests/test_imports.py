@@ -9,8 +9,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 JAX_ONLY_IN = {"loading/device.py"}
 ENCODER = "vggt/"
 WITHOUT_JAX = {
-    f"{ENCODER}{name}.py"
-    for name in ("aggregator_config", "checkpoint_keys", "weight_sources", "encoder_spec")
+    f"{ENCODER}{name}.py" for name in ("checkpoint_keys", "weight_sources", "encoder_spec")
 }
 
 _IMPORT_ALL = """

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import re
 import time
 from typing import Annotated
 
@@ -13,20 +14,19 @@ from etils import epath
 from converters.job import job_progress
 from converters.job.columns import check_free, check_name, remove_column
 from converters.job.file_ownership import NOTE_SUFFIX
-from converters.vggt.column_estimate import report
-from converters.vggt.token_job import TokenJob, add_tokens
-from converters.vggt.token_settings import (
+from converters.vggt.token_job import (
+    IMAGE,
+    OBSERVATION,
+    TokenJob,
     TokenSettings,
+    add_tokens,
     misused,
-    parse_cameras,
-    parse_keep,
-    parse_layers,
-    parse_size,
+    report,
 )
 from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import WORK, Manifest, load_manifest
-from pipeline.data.token_provenance import Store
-from pipeline.errors import user_errors_exit
+from pipeline.data.token_provenance import Keep, Store
+from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import log_to_stderr, program, show
@@ -66,9 +66,8 @@ class Args:
     one, each has a feature NAME_LAYER."""
     size: Annotated[str, tyro.conf.arg(metavar="N|HxW")] = "224"
     """Pixels that images are resized to; multiples of 14."""
-    keep: Annotated[str, tyro.conf.arg(metavar="all|patches|registers|pool:N|project:N")] = "all"
-    """all tokens; those of patches; of camera and registers; patches averaged to N; patches of N
-    numbers each."""
+    keep: Annotated[str, tyro.conf.arg(metavar="all|patches|registers|pool:N")] = "all"
+    """all tokens; those of patches; of camera and registers; patches averaged to N."""
     store: Store = "f16"
     """f16; bf16 (more range, less accuracy); int8 in groups of 128 values (half the size)."""
     compute_dtype: ComputeDtype = "float32"
@@ -111,7 +110,7 @@ def _compute(args: Args, directory: epath.Path) -> None:
         raise misused("weights", "no --weights, such as --weights hf://facebook/VGGT-1B")
     settings = _settings(args, load_manifest(directory))
     # Opened for the images alone: other columns may be incomplete.
-    dataset = open_dataset(args.dataset, [f"observation/{name}" for name in settings.cameras])
+    dataset = open_dataset(args.dataset, [OBSERVATION + name for name in settings.cameras])
     _check_name(args, settings, directory, dataset.manifest)
     keep_freed_memory()
     batch_size = _batch_size(args, dataset)
@@ -129,15 +128,66 @@ def _compute(args: Args, directory: epath.Path) -> None:
 def _settings(args: Args, manifest: Manifest) -> TokenSettings:
     return TokenSettings(
         name=args.name,
-        cameras=parse_cameras(args.cameras, manifest, args.dataset),
+        cameras=_cameras(args.cameras, manifest, args.dataset),
         views=args.views,
-        layers=parse_layers(args.layers) if args.layers is not None else (),
-        image_size=parse_size(args.size),
-        keep=parse_keep(args.keep),
+        layers=_layers(args.layers) if args.layers is not None else (),
+        image_size=_size(args.size),
+        keep=_keep(args.keep),
         store=args.store,
         compute_dtype=args.compute_dtype,
         precision=args.precision,
     )
+
+
+def _cameras(text: str, manifest: Manifest, where: str) -> tuple[str, ...]:
+    """Observations of a dataset that are images, from names such as `primary,wrist`.
+
+    Raises:
+      UserError: Where it has none of a name, or a name is there twice.
+    """
+    held = [
+        feature.key.removeprefix(OBSERVATION)
+        for column, feature in manifest.schema.features()
+        if column.is_camera(feature)
+    ]
+    # "primary" means "image_primary", unless a camera has that very name.
+    names = [name if name in held else IMAGE + name for name in text.split(",")]
+    unknown = [name for name in names if name not in held]
+    if unknown or len(set(names)) < len(names):
+        known = [name.removeprefix(IMAGE) for name in held]
+        raise UserError(
+            where=f"{where}, --cameras {text}",
+            expected=f"cameras among {', '.join(known)}, each once",
+            found=", ".join(name.removeprefix(IMAGE) for name in unknown or names),
+            remedy=f"Write them with commas between, such as {','.join(known[:2])}.",
+        )
+    return tuple(names)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """Layers from `11,23`."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise misused("whole numbers with commas between with --layers, such as 11,23", text)
+    return tuple(map(int, text.split(",")))
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) from `224` or `224x336`."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise misused("pixels with --size, such as 224, or height x width as 224x336", text)
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _keep(text: str) -> Keep:
+    try:
+        keep = Keep.parse(text)
+    except ValueError as error:
+        raise misused("tokens that are kept with --keep", str(error)) from error
+    if keep.what == "project":
+        expected = "--keep all, patches, registers or pool:N"
+        raise misused(expected, f"{text}, which only early releases computed")
+    return keep
 
 
 def _check_name(

@@ -32,6 +32,11 @@ class FrameReader:
         """Columns that are read."""
         return frozenset(reader for reader, _ in self._places)
 
+    def describe(self, step: int) -> str:
+        """A step, for errors."""
+        episode, local = self.dataset.locate(np.array([step]))
+        return f"{self.dataset.path}, episode {int(episode[0])}, step {int(local[0])}"
+
     def batches(
         self, steps: Sequence[int], use: Callable[[tuple[np.ndarray, ...]], T]
     ) -> Iterator[tuple[Sequence[int], T]]:

@@ -1,33 +1,134 @@
-"""The job that computes tokens: a column of them is added to the dataset that holds the images."""
+"""Computes tokens of a dataset's images: as a column of the dataset, or as a report about one."""
 
+import collections
 import dataclasses
-import io
-import pathlib
+import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 from etils import epath
 
 from converters.job.column_job import ColumnJob, Record
 from converters.job.columns import check_free, claimed, clear_up
-from converters.vggt.sample_errors import describe, fit_projections, measure, sample_steps
+from converters.job.job_progress import clock
+from converters.vggt.sample_errors import measure, sample_steps
 from converters.vggt.step_images import FrameReader
-from converters.vggt.token_settings import TokenSettings, licence_of
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import Column
-from pipeline.data.token_provenance import TokenOrigin, array_digest, read_projection
-from pipeline.files import sync, temporary_path, to_json_values, writing
+from pipeline.data.token_provenance import Keep, Store, TokenOrigin
+from pipeline.errors import UserError
+from pipeline.files import to_json_values
 from pipeline.loading.device import batch_sharding, make_mesh, replicated
+from pipeline.terminal import program
 from pipeline.vggt.aggregator_weights import VggtWeights, load_weights
 from pipeline.vggt.encoder import VggtEncoder
-from pipeline.vggt.encoder_spec import EncoderSpec
-from pipeline.vggt.token_storage import Packed, Projections, TokenEncoder
+from pipeline.vggt.encoder_spec import ComputeDtype, EncoderSpec, Precision, VggtConfig, Views
+from pipeline.vggt.token_storage import Packed, TokenEncoder
 from pipeline.vggt.weight_sources import config_of
 
 OnProgress = Callable[[int, int], None]
 """Called with the images encoded, and the bytes written for them, since the last call."""
+IMAGE = "image_"
+"""Before a camera's name, in its observation's."""
+OBSERVATION = "observation/"
+ALL = Keep("all")
+_STORES: tuple[Store, ...] = ("f16", "bf16", "int8")
 _MEASURED_FIELDS = ("storage_error", "reduction_error", "projection_digest")
+_GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSettings:
+    """A column of tokens."""
+
+    name: str
+    """Name of the column, and of its feature below observation/ if there is one."""
+    cameras: tuple[str, ...] = ("image_primary",)
+    """Observations, in the order in which a joint sequence has them."""
+    views: Views = "single"
+    """Whether cameras see each other."""
+    layers: tuple[int, ...] = ()
+    """Pairs of blocks whose tokens are kept; empty: the last."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels that images are brought to."""
+    keep: Keep = ALL
+    """The tokens that are stored."""
+    store: Store = "f16"
+    """How."""
+    compute_dtype: ComputeDtype = "float32"
+    """Dtype of the weights and the matrix products."""
+    precision: Precision = "highest"
+    """Precision of float32 matrix products."""
+
+    def layers_of(self, model: VggtConfig) -> tuple[int, ...]:
+        """The layers, of a model."""
+        return self.layers or (model.num_layers - 1,)
+
+    def keys(self, model: VggtConfig) -> Iterator[tuple[str, int, str]]:
+        """Yields (feature key, layer, camera): a layer or a camera is named where there are more.
+
+        Layers 11 and 23 of two cameras are `NAME_11_primary`, `NAME_11_wrist`, `NAME_23_primary`
+        and `NAME_23_wrist`.
+        """
+        layers = self.layers_of(model)
+        for layer, camera in itertools.product(layers, self.cameras):
+            of_layer = f"_{layer}" if len(layers) > 1 else ""
+            of_camera = f"_{camera.removeprefix(IMAGE)}" if len(self.cameras) > 1 else ""
+            yield f"{OBSERVATION}{self.name}{of_layer}{of_camera}", layer, camera
+
+    def spec(self, model: VggtConfig, weights: tuple[str, str, str]) -> EncoderSpec:
+        """The encoder of all features.
+
+        Args:
+          model: Model of the weights.
+          weights: Their source, digest and licence.
+
+        Raises:
+          UserError: Where the model has no such layers, or the images no such size.
+        """
+        source, digest, licence = weights
+        try:
+            spec = EncoderSpec(
+                source,
+                digest,
+                licence,
+                cameras=self.cameras,
+                model=model,
+                layers=self.layers_of(model),
+                views=self.views,
+                image_size=self.image_size,
+                kept=self.keep.kept,
+                compute_dtype=self.compute_dtype,
+                precision=self.precision,
+            )
+            self.keep.shape(spec)
+        except ValueError as error:
+            raise misused("settings that fit each other and the model", str(error)) from error
+        return spec
+
+    def origins(self, spec: EncoderSpec) -> dict[str, TokenOrigin]:
+        """What is known of each feature, by key, before its error is measured."""
+        origins = {}
+        for key, layer, camera in self.keys(spec.model):
+            # In a single sequence other cameras change no token.
+            cameras = self.cameras if self.views == "joint" else (camera,)
+            origins[key] = TokenOrigin(
+                dataclasses.replace(spec, layers=(layer,), cameras=cameras),
+                camera,
+                str(self.keep),
+                self.store,
+                storage_error=0.0,
+            )
+        return origins
+
+
+def misused(expected: str, found: str) -> UserError:
+    """The error of a flag."""
+    remedy = f"See `{program('converters.vggt')} --help`."
+    return UserError(where="command line", expected=expected, found=found, remedy=remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +183,22 @@ class TokenJob:
 
     @property
     def licence(self) -> str:
-        """Licence of the column."""
-        return licence_of(self.spec, self.dataset.manifest, sorted(self.frames.columns))
+        """What binds the column: the licence of the weights, and those of the images."""
+        licences = self.dataset.manifest.licences
+        of_images = dict.fromkeys(licences[name] for name in sorted(self.frames.columns))
+        return f"{self.spec.licence} (weights); {', '.join(of_images)} (images)"
 
     def column_job(self, manifest: Manifest) -> tuple[ColumnJob, dict[str, TokenOrigin]]:
         """(the column on its way into the dataset, what is known of its features before)."""
-        name = self.settings.name
-        origins = self.settings.origins(self.spec, f"{name}/{{}}.npy")
-        # The projection's name has no digest yet, since the digest is over this.
-        column = Column(name, "step", tuple(o.feature(key) for key, o in origins.items()))
+        origins = self.settings.origins(self.spec)
+        features = tuple(origin.feature(key) for key, origin in origins.items())
+        column = Column(self.settings.name, "step", features)
         known = {key: _known(origin) for key, origin in origins.items()}
         directory = epath.Path(self.dataset.path)
-        job = ColumnJob(directory, manifest, column, known, self.frames.columns)
-        files = self.settings.origins(self.spec, f"{name}/{{}}-{job.digest}.npy")
-        return job, files
+        return ColumnJob(directory, manifest, column, known, self.frames.columns), origins
 
     def encoder(self, origins: Mapping[str, TokenOrigin]) -> TokenEncoder:
-        """Makes the encoder on all devices, without projections yet."""
+        """Makes the encoder on all devices."""
         sharding = batch_sharding(make_mesh(), self.batch_size)
         return TokenEncoder(VggtEncoder(self.spec, self.weights, sharding), origins)
 
@@ -142,7 +242,8 @@ def add_tokens(
         columns.begin(overwrite=overwrite)
         num_done = sum(map(len, columns.steps)) - sum(len(columns.steps[n]) for n in pending)
         on_progress(num_done * len(job.settings.cameras), 0)
-        encoder = _prepared(job, origins, directory)
+        encoder = job.encoder(origins)
+        _measure(job, encoder)
         for number in pending:
             # A generator: a shard's records are never in memory together.
             columns.write(number, records(job, encoder, columns.steps[number], on_progress))
@@ -166,59 +267,19 @@ def records(
         return encoder.pack(encoder.reduce(encoder.tokens(images)))
 
     for part, packed in job.frames.batches(steps, pack):
-        yield from encoder.records(packed, [describe(job.frames, step) for step in part])
+        yield from encoder.records(packed, [job.frames.describe(step) for step in part])
         on_progress(len(part) * len(job.settings.cameras), len(part) * num_bytes)
 
 
-def _prepared(
-    job: TokenJob, origins: dict[str, TokenOrigin], directory: epath.Path
-) -> TokenEncoder:
-    """The encoder, with projections that are stored and errors that are measured."""
-    measured, fitted = sample_steps(job.dataset.num_steps)
-    encoder = job.encoder(origins)
-    if job.settings.keep.what == "project":
-        projections = _projections(job, encoder, fitted, directory)
-        encoder = TokenEncoder(encoder.encoder, origins, projections)
-    found = measure(encoder, job.frames, measured, [job.settings.store])
+def _measure(job: TokenJob, encoder: TokenEncoder) -> None:
+    """Notes the errors of a sample with what is known of the features."""
+    steps = sample_steps(job.dataset.num_steps)
+    found = measure(encoder, job.frames, steps, [job.settings.store])
     of_storage = found.storage[job.settings.store]
-    for key, origin in origins.items():
-        digest = array_digest(encoder.projections[key]) if origin.projection else ""
+    for key, origin in encoder.origins.items():
         encoder.origins[key] = dataclasses.replace(
-            origin,
-            storage_error=of_storage[key],
-            reduction_error=found.reduction[key],
-            projection_digest=digest,
+            origin, storage_error=of_storage[key], reduction_error=found.reduction[key]
         )
-    return encoder
-
-
-def _projections(
-    job: TokenJob, encoder: TokenEncoder, steps: Sequence[int], directory: epath.Path
-) -> Projections:
-    """Returns the projections that a killed job stored, or fits and stores them."""
-    paths = {key: directory / o.projection for key, o in encoder.origins.items()}
-    # Fitted once: a resumed job must store tokens of the same projection.
-    if not all(path.exists() for path in paths.values()):
-        for key, projection in fit_projections(encoder, job.frames, steps).items():
-            _write_array(pathlib.Path(paths[key]), projection)
-    return {key: read_projection(directory, o) for key, o in encoder.origins.items()}
-
-
-def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes a `.npy` file whole or not at all."""
-    content = io.BytesIO()
-    np.save(content, array)
-    temporary = temporary_path(path)
-    with writing(path):
-        path.parent.mkdir(exist_ok=True)
-        try:
-            temporary.write_bytes(content.getvalue())
-            # Whole on the disk before it has its name.
-            sync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync(path.parent)
 
 
 def _known(origin: TokenOrigin) -> dict[str, object]:
@@ -230,3 +291,59 @@ def _known(origin: TokenOrigin) -> dict[str, object]:
     # The same weights may lie elsewhere at the next run; their checksum stays in the plan.
     del values["encoder"]["weights"]
     return values
+
+
+# --- the report
+
+
+def report(job: TokenJob) -> str:
+    """Sizes, errors and time of a column, for every way to store it; writes nothing.
+
+    Raises:
+      DataError: Where the tokens of the sample cannot be stored in any way.
+    """
+    _, origins = job.column_job(job.dataset.manifest)
+    # The same sample as the job itself takes.
+    steps = sample_steps(job.dataset.num_steps)
+    encoder = job.encoder(origins)
+    # All ways to store in one pass over the sample.
+    found = measure(encoder, job.frames, steps, _STORES)
+    lines = [_heading(job, origins), "", "store  bytes per step  column GB  storage error"]
+    for store in _STORES:
+        features = [f.nbytes for f in encoder.storing(store).features.values()]
+        errors = found.storage.get(store)
+        error_text = "cannot hold them" if errors is None else f"{max(errors.values()):.1e}"
+        total = sum(features) * job.dataset.num_steps / _GB
+        lines.append(f"{store:5}  {sum(features):14,}  {total:9.3f}  {error_text}")
+    if reduction := max(found.reduction.values()):
+        lines += ["", f"{job.settings.keep} loses {reduction:.2g} of the patches' tokens before"]
+    lines += ["", _speed(job, encoder, steps)]
+    lines.append(f"errors: RMS of the difference over that of the tokens, on {len(steps)} steps")
+    lines += [f"licence: {job.licence}", "nothing was written"]
+    return "\n".join(lines) + "\n"
+
+
+def _heading(job: TokenJob, origins: dict[str, TokenOrigin]) -> str:
+    shapes = {Keep.parse(o.keep).shape(o.encoder) for o in origins.values()}
+    ((num_tokens, width),) = shapes
+    return (
+        f"{', '.join(key.removeprefix('observation/') for key in origins)}: "
+        f"{job.dataset.num_steps:,} steps of {', '.join(job.settings.cameras)}, "
+        f"{num_tokens} x {width} per step and feature"
+    )
+
+
+def _speed(job: TokenJob, encoder: TokenEncoder, steps: Sequence[int]) -> str:
+    """What the sample took once more, now that all is compiled, and the whole would take."""
+    # Once before the clock, to compile.
+    collections.deque(records(job, encoder, steps[: job.batch_size]), maxlen=0)
+    started = time.perf_counter()
+    collections.deque(records(job, encoder, steps), maxlen=0)
+    # The last batch is filled up, and takes as long as a whole one.
+    num_batches = -(-len(steps) // job.batch_size)
+    num_cameras = len(job.settings.cameras)
+    rate = num_batches * job.batch_size * num_cameras / (time.perf_counter() - started)
+    num_frames = job.dataset.num_steps * num_cameras
+    where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    left = clock(num_frames / rate)
+    return f"speed: {rate:,.1f} frames/s on {where}: about {left} for {num_frames:,} frames"

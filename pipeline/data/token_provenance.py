@@ -7,16 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-import xxhash
-from etils import epath
-
 from pipeline.data.int8_codec import GroupedInt8
 from pipeline.data.schema import Feature
-from pipeline.errors import DataError, UserError
+from pipeline.errors import UserError
 from pipeline.files import from_json_text, to_json_values
-from pipeline.vggt.aggregator_config import NUM_SPECIAL, PATCH_SIZE
-from pipeline.vggt.encoder_spec import EncoderSpec, Kept
+from pipeline.vggt.encoder_spec import NUM_SPECIAL, PATCH_SIZE, EncoderSpec, Kept
 
 Store = Literal["f16", "bf16", "int8"]
 """`f16`, `bf16`: half precision; `int8`: quantized by `pipeline.data.int8_codec`."""
@@ -44,7 +39,8 @@ class Keep:
 
     `all`: camera, register and patch tokens; `patches`: patch tokens only, row by row;
     `registers`: camera and register tokens only; `pool:64`: patch tokens averaged to a grid of 8
-    by 8; `project:512`: patch tokens projected to 512 values, by a projection stored beside them.
+    by 8; `project:512`: patch tokens projected to 512 values. Projected tokens are of early
+    releases, whose datasets can be read; none are made.
     """
 
     what: str
@@ -62,9 +58,7 @@ class Keep:
         match = re.fullmatch(r"([a-z]+)(?::([1-9]\d*))?", text)
         # A size exactly where the word takes one.
         if match is None or match[1] not in _KEPT or (match[1] in _SIZED) != (match[2] is not None):
-            raise ValueError(
-                f"keep must be all, patches, registers, pool:N or project:N, not {text}"
-            )
+            raise ValueError(f"keep must be all, patches, registers or pool:N, not {text}")
         keep = cls(match[1], int(match[2] or 0))
         if keep.what == "pool" and keep.side**2 != keep.size:
             raise ValueError(f"keep must be pool: of a square number, such as pool:64, not {text}")
@@ -127,9 +121,9 @@ class TokenOrigin:
     storage_error: float
     """Root mean square error of storage relative to that of the tokens, on a sample of steps."""
     reduction_error: float = 0.0
-    """Relative root mean square error of pooling or projecting, over all patch tokens."""
+    """Relative root mean square error of pooling, over all patch tokens."""
     projection: str = ""
-    """File of the projection, in the dataset directory; empty if there is none."""
+    """File of the projection of an early release; empty if there is none."""
     projection_digest: str = ""
     """XXH3-128 over the bytes of the projection's values."""
 
@@ -180,42 +174,6 @@ class TokenOrigin:
           DataError: The text is no valid origin.
         """
         return from_json_text(cls, text, where=where, remedy="Compute the tokens again.")
-
-
-def read_projection(directory: epath.Path, origin: TokenOrigin) -> np.ndarray:
-    """Reads the projection of a feature's tokens: float32 (k + 1, d), k axes, then the mean.
-
-    Args:
-      directory: The dataset directory.
-      origin: Origin of the feature's tokens.
-
-    Raises:
-      DataError: The file is missing, or not the projection that the tokens were made with.
-    """
-    path = directory / origin.projection
-    try:
-        with path.open("rb") as file:
-            # No pickle: a dataset comes from strangers.
-            array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise _no_projection(path, "a readable projection", str(error)) from error
-    found = array_digest(array)
-    # Empty before the job that fits the projection has computed it.
-    if origin.projection_digest not in ("", found):
-        raise _no_projection(path, f"the checksum {origin.projection_digest}", found)
-    return array
-
-
-def array_digest(array: np.ndarray) -> str:
-    """Hashes the bytes of an array's values: 32 hex digits of XXH3-128."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).tobytes())
-
-
-def _no_projection(path: epath.Path, expected: str, found: str) -> DataError:
-    remedy = (
-        "Name the dataset that the tokens are from, copy it again, or compute the column again."
-    )
-    return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
 
 
 def check_same_encoder(stored: TokenOrigin, other: TokenOrigin, where: str) -> None:

@@ -15,9 +15,14 @@ from jax.sharding import NamedSharding
 
 from pipeline.errors import DataError, UserError
 from pipeline.vggt.aggregator import Aggregator
-from pipeline.vggt.aggregator_config import PATCH_SIZE, VggtConfig
 from pipeline.vggt.checkpoint_keys import Change, Place, Shape, places
-from pipeline.vggt.encoder_spec import ComputeDtype, EncoderSpec, check_layers
+from pipeline.vggt.encoder_spec import (
+    PATCH_SIZE,
+    ComputeDtype,
+    EncoderSpec,
+    VggtConfig,
+    check_layers,
+)
 from pipeline.vggt.weight_sources import check_found, config_of, licence_of, read_tensors
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pipeline.vggt.aggregator_config import PATCH_SIZE
+from pipeline.vggt.encoder_spec import PATCH_SIZE
 
 PREFIX = "aggregator."
 """Prefix of the keys that are read; the rest belong to the heads."""

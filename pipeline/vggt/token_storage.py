@@ -14,14 +14,11 @@ from jaxtyping import Array, Float, Float32
 from pipeline.data.int8_codec import LARGEST
 from pipeline.data.token_provenance import Keep, Store, TokenOrigin
 from pipeline.errors import DataError, UserError
-from pipeline.vggt.aggregator_config import PATCH_SIZE
 from pipeline.vggt.encoder import VggtEncoder
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import PATCH_SIZE, EncoderSpec
 
 Packed = dict[str, dict[str, jax.Array]]
 """Parts of the stored tokens of a batch, by feature key."""
-Projections = Mapping[str, np.ndarray]
-"""Projections by feature key, float32 (k + 1, d): orthonormal axes, then the mean of the tokens."""
 
 _LARGEST_PART = "largest"
 """Greatest magnitude of each sample's tokens; not finite where one of them is not."""
@@ -33,36 +30,28 @@ class TokenEncoder:
     Args:
       encoder: Makes at least the layers and cameras of `merged_spec(origins)`.
       origins: What the tokens are, by feature key: of one job, so that they share an encoder.
-      projections: Projections of the features that are projected.
 
     Raises:
-      UserError: Features that no one encoder makes.
+      UserError: Features that no one encoder makes, or that were projected.
     """
 
-    def __init__(
-        self,
-        encoder: VggtEncoder,
-        origins: Mapping[str, TokenOrigin],
-        projections: Projections | None = None,
-    ) -> None:
+    def __init__(self, encoder: VggtEncoder, origins: Mapping[str, TokenOrigin]) -> None:
         # For its check: the features must come from one encoder.
         merged_spec(origins)
         self.encoder = encoder
         self.origins = dict(origins)
         self.features = {key: origin.feature(key) for key, origin in origins.items()}
         """The features as a dataset declares them, by key."""
-        self.projections = dict(projections or {})
-        """Projections of the features that are projected, by key."""
         self._reduce = jax.jit(self._reduced)
         self._pack = jax.jit(self._packed)
 
     def storing(self, store: Store) -> "TokenEncoder":
         """The same, whose tokens are stored otherwise."""
         origins = {k: dataclasses.replace(o, store=store) for k, o in self.origins.items()}
-        return TokenEncoder(self.encoder, origins, self.projections)
+        return TokenEncoder(self.encoder, origins)
 
     def tokens(self, images: Sequence[np.ndarray]) -> dict[str, Float32[Array, "b n d"]]:
-        """Returns each feature's tokens as the encoder makes them, not yet pooled or projected.
+        """Returns each feature's tokens as the encoder makes them, not yet pooled.
 
         Args:
           images: Images of each camera, as in `VggtEncoder.encode`.
@@ -78,8 +67,8 @@ class TokenEncoder:
     def reduce(
         self, tokens: Mapping[str, Float32[Array, "b n d"]]
     ) -> dict[str, Float32[Array, "b m k"]]:
-        """Pooled or projected, where a feature is."""
-        return self._reduce(dict(tokens), self.projections)
+        """Pooled, where a feature is."""
+        return self._reduce(dict(tokens))
 
     def pack(self, reduced: Mapping[str, Float32[Array, "b m k"]]) -> Packed:
         """Returns the tokens in their stored form, still on the devices."""
@@ -146,20 +135,16 @@ class TokenEncoder:
                 values[key] = code.pack(*(of_sample[name] for name in names))
         return values
 
-    def _reduced(
-        self, tokens: dict[str, jax.Array], projections: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
+    def _reduced(self, tokens: dict[str, jax.Array]) -> dict[str, jax.Array]:
         reduced = dict(tokens)
         for key, origin in self.origins.items():
             keep = Keep.parse(origin.keep)
             if keep.what == "pool":
                 weights = pooling(origin.encoder, keep.side)
-                reduced[key] = _times("mn,bnd->bmd", weights, tokens[key])
-            elif keep.what == "project":
-                # The last row is the mean.
-                axes, mean = projections[key][:-1], projections[key][-1:]
-                # Precision is set in `_times`: on some devices the default would change the tokens.
-                reduced[key] = _times("bnd,kd->bnk", tokens[key] - mean[jnp.newaxis], axes)
+                # On some devices the default precision would change the tokens.
+                reduced[key] = jnp.einsum(
+                    "mn,bnd->bmd", weights, tokens[key], precision=Precision.HIGHEST
+                )
         return reduced
 
     def _packed(self, reduced: dict[str, jax.Array]) -> Packed:
@@ -183,8 +168,17 @@ def merged_spec(origins: Mapping[str, TokenOrigin]) -> EncoderSpec:
     """The one encoder that makes all these features: it has all their layers and cameras.
 
     Raises:
-      UserError: There is none.
+      UserError: There is none, or a feature was projected.
     """
+    for key, origin in origins.items():
+        if origin.projection:
+            raise UserError(
+                where=key,
+                expected="tokens as the encoder makes them, or pooled",
+                found=f"{origin.keep}, which only early releases computed",
+                remedy="Compute the column again with `octograin tokens --keep pool:N`, and train "
+                "on it.",
+            )
     specs = [origin.encoder for origin in origins.values()]
     layers = tuple(sorted({layer for spec in specs for layer in spec.layers}))
     cameras = tuple(dict.fromkeys(itertools.chain.from_iterable(s.cameras for s in specs)))
@@ -238,10 +232,6 @@ def quantize(tokens: Float32[Array, "b n d"], group: int, num_exact: int) -> dic
         # A scale so small that it is rounded coarsely would give numbers beyond.
         "numbers": jnp.clip(numbers, -LARGEST, LARGEST).reshape(coded.shape).astype(jnp.int8),
     }
-
-
-def _times(spec: str, a: jax.Array | np.ndarray, b: jax.Array | np.ndarray) -> jax.Array:
-    return jnp.einsum(spec, a, b, precision=Precision.HIGHEST)
 
 
 def _check_range(largest: np.ndarray, origin: TokenOrigin, key: str, places: Sequence[str]) -> None:

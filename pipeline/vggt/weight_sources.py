@@ -10,8 +10,8 @@ import safetensors
 
 from pipeline.errors import DataError, UserError
 from pipeline.hub import SCHEME, fetch, without_revision
-from pipeline.vggt.aggregator_config import VggtConfig, tiny, vggt_1b
 from pipeline.vggt.checkpoint_keys import PREFIX, Place, Shape
+from pipeline.vggt.encoder_spec import VggtConfig, tiny, vggt_1b
 
 FILE = "model.safetensors"
 """The name of a file of weights in a directory or on the hub."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from converters.vggt.token_settings import parse_cameras
+from converters.vggt.__main__ import _cameras
 from pipeline.benchmark.__main__ import main as benchmark
 from pipeline.data.dataset import open_dataset
 from pipeline.data.images import resize_image
@@ -163,7 +163,7 @@ def test_pixels_are_a_camera_wherever_images_are(
     images = {name: images for strip in strips for name, images in strip.cameras.items()}
     stored = dataset.columns["steps"].read(LENGTH)["observation/image_left"]
     np.testing.assert_array_equal(images["image_left"][0], stored)
-    assert parse_cameras("left,primary", dataset.manifest, "d") == ("image_left", "image_primary")
+    assert _cameras("left,primary", dataset.manifest, "d") == ("image_left", "image_primary")
     cameras = ("image_left", "image_primary")
     loader = make_loader(path, observations=cameras, conditioning="image_conditioned", batch_size=1)
     task = loader.read(0, [LENGTH - 1])["task"]

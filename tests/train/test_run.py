@@ -23,8 +23,7 @@ from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import DataError, RecordError, UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.samples.splits import select
-from pipeline.vggt.aggregator_config import tiny
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import EncoderSpec, tiny
 from tests.processes import Command
 from tests.train.conftest import random_state, write_checkpoints
 from train.checkpoints.checkpoint_store import last_step

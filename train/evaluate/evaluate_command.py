@@ -73,8 +73,6 @@ class Args:
     weights: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Where the weights of the token encoder are now; by default, where they were when the
     dataset's tokens were computed."""
-    token_dataset: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where the dataset is now, if its tokens were projected: the projection is read from it."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -163,7 +161,6 @@ def _request(args: Args, installation: Installation) -> Request:
         num_workers=args.workers,
         videos=args.videos,
         weights=args.weights,
-        token_dataset=args.token_dataset,
     )
 
 

@@ -57,8 +57,6 @@ class Request:
     """Trials whose videos are kept."""
     weights: str | None = None
     """Where the token encoder's weights are now; None: where they were for the dataset."""
-    token_dataset: str | None = None
-    """Where the dataset with the encoder's projection is now; None: its path in the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +190,7 @@ class Evaluation:
 
     def _make_policy(self) -> Policy:
         request, checkpoint = self._request, self._checkpoint
-        encoder = encoder_of(
-            checkpoint, request.dataset, source=request.weights, directory=request.token_dataset
-        )
+        encoder = encoder_of(checkpoint, request.dataset, source=request.weights)
         num_workers = min(request.num_workers, len(self._pending))
         # One size for all batches, which is compiled once.
         config = PolicyConfig(batch_size=num_workers, seed=request.seed)

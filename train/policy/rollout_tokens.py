@@ -7,14 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from pipeline.data.token_provenance import TokenOrigin, read_projection
+from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import UserError
 from pipeline.vggt import token_storage
 from pipeline.vggt.aggregator_weights import load_for
-from pipeline.vggt.bicubic_resize import resize_bicubic
-from pipeline.vggt.encoder import VggtEncoder
+from pipeline.vggt.encoder import VggtEncoder, resize_bicubic
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.policy.policy_spec import PolicySpec
 
@@ -25,25 +23,17 @@ class ColumnEncoder:
     Args:
       origins: How each feature's tokens were made, by key, such as `observation/vggt_tokens`.
       source: Where the weights are now; None: where they were for the dataset.
-      directory: Directory of the dataset, for the projections of features that have one.
 
     Raises:
       UserError: The weights cannot be read, or differ; or no single encoder makes all features.
-      DataError: The weights or a projection are corrupt or missing.
+      DataError: The weights are corrupt.
     """
 
-    def __init__(
-        self, origins: Mapping[str, TokenOrigin], source: str | None, directory: str
-    ) -> None:
-        projections = {
-            key: read_projection(epath.Path(directory), origin)
-            for key, origin in origins.items()
-            if origin.projection
-        }
+    def __init__(self, origins: Mapping[str, TokenOrigin], source: str | None) -> None:
         # One encoder for all features: the images pass through VGGT once.
         spec = token_storage.merged_spec(origins)
         encoder = VggtEncoder(spec, load_for(spec, source=source))
-        self._encoder = token_storage.TokenEncoder(encoder, origins, projections)
+        self._encoder = token_storage.TokenEncoder(encoder, origins)
         self._cameras = spec.cameras
         self._size = spec.image_size
 
@@ -72,11 +62,7 @@ def _resizer(found: tuple[int, ...], size: tuple[int, int]) -> Callable[[np.ndar
 
 
 def encoder_of(
-    checkpoint: Checkpoint,
-    dataset: str | None = None,
-    *,
-    source: str | None = None,
-    directory: str | None = None,
+    checkpoint: Checkpoint, dataset: str | None = None, *, source: str | None = None
 ) -> ColumnEncoder | None:
     """Returns the encoder of the tokens that a policy reads; None if it reads none.
 
@@ -84,20 +70,18 @@ def encoder_of(
       checkpoint: Checkpoint of the policy.
       dataset: Path or name of the dataset whose tokens the policy reads; None: any, if all agree.
       source: Where the weights are now; None: where they were for the dataset.
-      directory: Where the dataset is now; only projections are read from it. None: its path in the
-        run.
 
     Raises:
       UserError: There is no such dataset, the weights cannot be read or differ, or the checkpoint
         does not record how the tokens were made.
-      DataError: The weights or a projection are corrupt or missing.
+      DataError: The weights are corrupt.
     """
     spec = PolicySpec.of(checkpoint, dataset)
     if not spec.tokens:
         return None
     keys = [f"observation/{name}" for name in spec.tokens]
     origins = {key: _origin(checkpoint, spec.dataset, key) for key in keys}
-    return ColumnEncoder(origins, source, directory or spec.dataset)
+    return ColumnEncoder(origins, source)
 
 
 def _origin(checkpoint: Checkpoint, path: str, key: str) -> TokenOrigin:

@@ -53,8 +53,6 @@ class Args:
     weights: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
     """Where the weights of the token encoder are now; by default, where they were for the
     dataset."""
-    token_dataset: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where the dataset is now, if its tokens were projected: the projection is read from it."""
     seed: int = 0
     """Seed of a diffusion head's noise."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -112,9 +110,7 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
 def _load(args: Args, config: ServeConfig) -> Policy:
     policy_config = PolicyConfig(seed=args.seed, resize=args.resize)
     checkpoint = read_run(args.run, args.step)
-    encoder = encoder_of(
-        checkpoint, args.dataset, source=args.weights, directory=args.token_dataset
-    )
+    encoder = encoder_of(checkpoint, args.dataset, source=args.weights)
     policy = Policy(checkpoint, args.dataset, policy_config, encoder)
     # Made for its checks: an unusable horizon is an error now, not at the first message.
     make_execution(policy.action_horizon, args.execute_horizon, args.ensemble)

@@ -22,8 +22,7 @@ from converters.job.columns import claimed, clear_up, remove_column
 from pipeline.data.dataset import open_dataset
 from pipeline.data.schema import Column
 from pipeline.data.token_provenance import TokenOrigin
-from pipeline.vggt.aggregator_config import tiny
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import EncoderSpec, tiny
 
 _NUM_RANDOM = 10
 _KEY = "observation/t"

@@ -27,8 +27,7 @@ from pipeline.data.schema import Column
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
-from pipeline.vggt.aggregator_config import tiny
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import EncoderSpec, tiny
 
 ROOT = pathlib.Path(__file__).parents[3]
 KILLED = pathlib.Path(__file__).with_name("killed_column.py")

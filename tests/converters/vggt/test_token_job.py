@@ -1,5 +1,6 @@
 """Computed tokens: what is stored is what a rollout makes, and what training reads."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -27,19 +28,15 @@ from converters.sources.open_source import open_source
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from converters.vggt import __main__ as command, token_job
-from converters.vggt.column_estimate import report
 from converters.vggt.sample_errors import sample_steps
-from converters.vggt.token_job import TokenJob, add_tokens
-from converters.vggt.token_settings import TokenSettings
+from converters.vggt.token_job import TokenJob, TokenSettings, add_tokens, report
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.token_provenance import (
     Keep,
     TokenOrigin,
-    array_digest,
     check_same_encoders,
-    read_projection,
 )
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.inspection.dataset_summary import summarize
@@ -102,6 +99,23 @@ def copied(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(mini_dataset, tmp_path / "mini"))
 
 
+def _project_as_early_releases(directory: pathlib.Path, column: str) -> None:
+    """Declares a column of 16 patches of 64 values as one that was projected to 64 values."""
+    manifest, key = load_manifest(epath.Path(directory)), f"observation/{column}"
+    file = f"{column}/{column}-0123456789abcdef.npy"
+    origin = dataclasses.replace(
+        manifest.encoders[key],
+        keep="project:64",
+        projection=file,
+        projection_digest="0" * 32,
+        reduction_error=0.2,
+    )
+    encoders = manifest.encoders | {key: origin}
+    text = dataclasses.replace(manifest, encoders=encoders).dumps()
+    (directory / "dataset.json").write_text(text)
+    np.save(directory / file, np.zeros((65, 64), np.float32))
+
+
 @pytest.fixture(scope="module")
 def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A dataset with token columns: two layers of joint and of single cameras; int8; pooled."""
@@ -110,7 +124,8 @@ def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
     compute(out, name="each", cameras=BOTH, views="single", layers=(0, 1))
     compute(out, name="small", store="int8")
     compute(out, name="pooled", keep=Keep("pool", 4), store="bf16")
-    compute(out, name="flat", keep=Keep("project", 16))
+    compute(out, name="flat", keep=Keep("patches"))
+    _project_as_early_releases(out, "flat")
     return out
 
 
@@ -140,12 +155,7 @@ def online(directory: pathlib.Path, prefix: str) -> TokenEncoder:
     """Makes tokens as a rollout does, from nothing but what is stored about them."""
     origins = origins_of(directory, prefix)
     spec = merged_spec(origins)
-    projections = {
-        key: read_projection(epath.Path(directory), origin)
-        for key, origin in origins.items()
-        if origin.projection
-    }
-    return TokenEncoder(VggtEncoder(spec, load_for(spec)), origins, projections)
+    return TokenEncoder(VggtEncoder(spec, load_for(spec)), origins)
 
 
 # --- what is stored
@@ -171,7 +181,7 @@ def test_features_are_named_by_layer_and_camera(tokened: pathlib.Path) -> None:
         "observation/each_1_wrist": each,
         "observation/small": ("small", "int8x64+5", "float32", (21, 64)),
         "observation/pooled": ("pooled", "bfloat16", "float32", (4, 64)),
-        "observation/flat": ("flat", "float16", "float16", (16, 16)),
+        "observation/flat": ("flat", "float16", "float16", (16, 64)),
     }
     assert dataset.manifest.licences["pair"] == (
         "none: random numbers (weights); CC-BY-4.0 (images)"
@@ -190,16 +200,21 @@ def test_what_is_known_of_tokens_is_stored(tokened: pathlib.Path) -> None:
     (pooled,) = origins_of(tokened, "pooled").values()
     assert 1.5e-3 < pooled.storage_error < 1.9e-3
     assert 0.6 < pooled.reduction_error < 0.9
-    (flat,) = origins_of(tokened, "flat").values()
-    assert 0.1 < flat.reduction_error < 0.3
-    assert flat.projection.startswith("flat/flat-")
-    projection = read_projection(epath.Path(tokened), flat)
-    assert projection.shape == (17, 64)
-    assert array_digest(projection) == flat.projection_digest
-    np.testing.assert_allclose(projection[:-1] @ projection[:-1].T, np.eye(16), atol=1e-5)
 
 
-@pytest.mark.parametrize("prefix", ["pair", "small", "pooled", "flat"])
+def test_tokens_that_an_early_release_projected_are_read_and_not_made(
+    tokened: pathlib.Path,
+) -> None:
+    loader = loader_of(tokened, observations=("proprio", "flat"))
+    batch = loader.read(0, [0, 1, 2, 3])["observation"]["flat"]
+    stored = loader.datasets[0].columns["flat"].read(3)["observation/flat"]
+    np.testing.assert_array_equal(batch[3, 1], stored)
+    message = r"observation/flat: expected .* or pooled; found project:64, which only early release"
+    with pytest.raises(UserError, match=message):
+        online(tokened, "flat")
+
+
+@pytest.mark.parametrize("prefix", ["pair", "small", "pooled"])
 def test_stored_tokens_are_those_of_a_rollout(tokened: pathlib.Path, prefix: str) -> None:
     """The last bits depend on how many pictures are encoded at a time."""
     dataset = open_dataset(str(tokened))
@@ -353,24 +368,12 @@ def test_tokens_that_do_not_fit_stop_the_job_and_name_the_step(
     compute(copied, store="bf16", overwrite=True)
 
 
-def test_a_corrupt_projection_is_reported(tokened: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    out = pathlib.Path(shutil.copytree(tokened, tmp_path / "mini"))
-    (origin,) = origins_of(out, "flat").values()
-    np.save(out / origin.projection, np.zeros((17, 64), np.float32))
-    with pytest.raises(DataError, match=f"expected the checksum {origin.projection_digest}; found"):
-        read_projection(epath.Path(out), origin)
-    (out / origin.projection).unlink()
-    with pytest.raises(DataError, match="expected a readable projection; found"):
-        read_projection(epath.Path(out), origin)
-
-
-@pytest.mark.parametrize(("num_steps", "sizes"), [(1, (1, 1)), (5, (2, 3)), (455, (32, 128))])
-def test_a_sample_is_drawn_from_a_seed(num_steps: int, sizes: tuple[int, int]) -> None:
-    measured, fitted = sample_steps(num_steps)
-    assert (len(measured), len(fitted)) == sizes
-    assert (measured, fitted) == sample_steps(num_steps)
-    assert num_steps == 1 or not set(measured) & set(fitted)
-    assert set(measured) | set(fitted) <= set(range(num_steps))
+@pytest.mark.parametrize(("num_steps", "size"), [(1, 1), (5, 2), (455, 32)])
+def test_a_sample_is_drawn_from_a_seed(num_steps: int, size: int) -> None:
+    steps = sample_steps(num_steps)
+    assert len(set(steps)) == size
+    assert steps == sorted(steps) == sample_steps(num_steps)
+    assert set(steps) <= set(range(num_steps))
 
 
 def test_a_report_writes_nothing(copied: pathlib.Path) -> None:
@@ -537,6 +540,7 @@ def test_a_command_that_is_killed_often_still_reaches_the_same_bytes(
         ([*TINY, "--layers", "2"], "found layers must be from 0 to 1, not (2,)."),
         ([*TINY, "--size", "57"], "found image_size must be multiples of 14, not (57, 57)."),
         ([*TINY, "--size", "big"], "expected pixels with --size, such as 224, or height x width"),
+        ([*TINY, "--keep", "project:16"], "found project:16, which only early releases computed"),
         ([*TINY, "--keep", "pool:60"], "found keep must be pool: of a square number, such as po"),
         ([*TINY, "--keep", "pool:25"], "pool:25 is a grid of 5 by 5, but the patches are 4 by 4"),
         ([*TINY, "--cameras", "left"], "--cameras left: expected cameras among primary, wrist, e"),

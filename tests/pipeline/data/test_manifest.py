@@ -12,8 +12,7 @@ from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import DataError
 from pipeline.files import to_json_values
-from pipeline.vggt.aggregator_config import tiny
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import EncoderSpec, tiny
 
 
 def test_manifest_survives_its_text(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -13,8 +13,7 @@ from pipeline.data.token_provenance import (
 )
 from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
-from pipeline.vggt.aggregator_config import tiny
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import EncoderSpec, tiny
 
 SPEC = EncoderSpec("hf://a/b", "d1", "MIT")
 ORIGIN = TokenOrigin(SPEC, "image_primary", "all", "f16", 2e-4)
@@ -49,7 +48,7 @@ def test_what_is_kept_has_a_shape(text: str, shape: tuple[int, int], num_special
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("everything", "keep must be all, patches, registers, pool:N or project:N, not everything"),
+        ("everything", "keep must be all, patches, registers or pool:N, not everything"),
         ("pool", "keep must be all"),
         ("all:5", "keep must be all"),
         ("pool:0", "keep must be all"),

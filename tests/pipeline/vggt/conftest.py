@@ -14,9 +14,9 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from pipeline.vggt.aggregator_config import VggtConfig
 from pipeline.vggt.aggregator_weights import leaf_shapes
 from pipeline.vggt.checkpoint_keys import PREFIX, places
+from pipeline.vggt.encoder_spec import VggtConfig
 from tests.flax_parameters import check_parameters_once
 
 check_parameters_once()

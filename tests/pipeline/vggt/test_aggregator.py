@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.vggt import blocks, rope
-from pipeline.vggt.aggregator import Aggregator
-from pipeline.vggt.backbone import resize_grid, to_patches
+from pipeline.vggt.aggregator import Aggregator, resize_grid, to_patches
 from tests.rounding import assert_equal_but_for_rounding
 
 CASES = {
@@ -198,7 +197,7 @@ def test_patches_are_rows_of_pixels() -> None:
 
 
 MUTATIONS = {
-    "backbone_epsilon": (mock.patch("pipeline.vggt.backbone.DINO_EPSILON", 1e-5), "eps_s2_56"),
+    "backbone_epsilon": (mock.patch("pipeline.vggt.aggregator.DINO_EPSILON", 1e-5), "eps_s2_56"),
     "epsilon": (mock.patch("pipeline.vggt.aggregator.EPSILON", 1e-6), "eps_s2_56"),
     "head_epsilon": (mock.patch.object(blocks, "EPSILON", 1e-6), "eps_s2_56"),
     "tanh": (mock.patch.object(nn, "gelu", lambda x, approximate: jax.nn.gelu(x)), "conv_s2_56"),

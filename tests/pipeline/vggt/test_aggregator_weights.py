@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from pipeline.errors import DataError, UserError
 from pipeline.loading.device import make_mesh, replicated
 from pipeline.vggt import weight_sources
-from pipeline.vggt.aggregator_config import tiny, vggt_1b
 from pipeline.vggt.aggregator_weights import load_weights
+from pipeline.vggt.encoder_spec import tiny, vggt_1b
 
 LICENCE = "a licence"
 

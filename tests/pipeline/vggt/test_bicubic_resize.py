@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.vggt.bicubic_resize import bicubic_weights, resize_bicubic
+from pipeline.vggt.encoder import bicubic_weights, resize_bicubic
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipeline.vggt.aggregator_config import tiny, vggt_1b
 from pipeline.vggt.aggregator_weights import leaf_shapes
 from pipeline.vggt.checkpoint_keys import PREFIX, Place, places
+from pipeline.vggt.encoder_spec import tiny, vggt_1b
 
 
 @pytest.fixture(scope="session")

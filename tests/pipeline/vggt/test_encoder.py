@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 from pipeline.errors import UserError
 from pipeline.loading.device import batch_sharding, make_mesh, replicated
 from pipeline.vggt.aggregator_weights import VggtWeights, load_for, load_weights
-from pipeline.vggt.bicubic_resize import resize_bicubic
-from pipeline.vggt.encoder import VggtEncoder
+from pipeline.vggt.encoder import VggtEncoder, resize_bicubic
 from pipeline.vggt.encoder_spec import EncoderSpec
 from tests.rounding import assert_equal_but_for_rounding
 

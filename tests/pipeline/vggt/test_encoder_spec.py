@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.files import dump_json, from_json_text, to_json_values
-from pipeline.vggt.aggregator_config import VggtConfig, tiny
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import EncoderSpec, VggtConfig, tiny
 
 SPEC = EncoderSpec("hf://facebook/VGGT-1B", "0" * 32, "CC-BY-NC-4.0")
 

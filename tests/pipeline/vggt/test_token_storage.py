@@ -1,4 +1,4 @@
-"""What is stored is what a rollout makes: pooled, projected and coded by one way."""
+"""What is stored is what a rollout makes: pooled and coded by one way."""
 
 import dataclasses
 import re
@@ -11,10 +11,9 @@ import pytest
 
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import DataError, UserError
-from pipeline.vggt.aggregator_config import tiny
 from pipeline.vggt.aggregator_weights import VggtWeights, load_weights
 from pipeline.vggt.encoder import VggtEncoder
-from pipeline.vggt.encoder_spec import EncoderSpec
+from pipeline.vggt.encoder_spec import EncoderSpec, tiny
 from pipeline.vggt.token_storage import TokenEncoder, merged_spec, pooling
 
 KEY = "observation/t"
@@ -37,13 +36,10 @@ def spec(weights: VggtWeights, **fields) -> EncoderSpec:
 
 @pytest.fixture
 def make(encoder: VggtEncoder) -> Callable[..., TokenEncoder]:
-    def build(keep: str = "all", store="f16", projection: np.ndarray | None = None):
+    def build(keep: str = "all", store="f16"):
         kept = {"all": "all", "registers": "special"}.get(keep, "patches")
-        file = "t/t.npy" if projection is not None else ""
         of = dataclasses.replace(encoder.spec, kept=kept)
-        origin = TokenOrigin(of, "image_primary", keep, store, 0.0, projection=file)
-        projections = {} if projection is None else {KEY: projection}
-        return TokenEncoder(encoder, {KEY: origin}, projections)
+        return TokenEncoder(encoder, {KEY: TokenOrigin(of, "image_primary", keep, store, 0.0)})
 
     return build
 
@@ -112,14 +108,6 @@ def test_a_grid_that_does_not_divide_shares_patches(weights: VggtWeights) -> Non
     row = shares[0].reshape(5, 3)  # 3 of 5 rows, 2 of 3 columns
     np.testing.assert_allclose(row[:3, :2], 1 / 6)
     assert np.count_nonzero(row) == 6
-
-
-def test_projected_tokens_are_coordinates_from_the_mean(make: Callable) -> None:
-    values = tokens(16)
-    axes = np.linalg.qr(tokens(64, 1)[0])[0][:8].astype(np.float32)
-    mean = tokens(1, 2)[0]
-    found = stored(make("project:8", projection=np.concatenate([axes, mean])), values)
-    np.testing.assert_allclose(found, (values - mean) @ axes.T, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipeline.vggt.rope import turn, view_angles, view_positions
+from pipeline.vggt.blocks import turn, view_angles, view_positions
 
 
 def test_patches_count_from_one_and_special_tokens_are_at_zero() -> None:
