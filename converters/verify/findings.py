@@ -3,10 +3,14 @@
 import dataclasses
 from collections import Counter
 
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 
-_MAX_LINES = 20
-_MAX_LINES_PER_FILE = 5
+_MAX_LINES, _MAX_LINES_PER_FILE = 20, 5
+
+
+def mismatch(where: str, expected: str, found: str) -> DataError:
+    """What is there and what had to be; its place is a file up to the first comma."""
+    return DataError(where=where, expected=expected, found=found, remedy="")
 
 
 @dataclasses.dataclass
@@ -19,16 +23,16 @@ class Findings:
     _files: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, where: str, expected: str, found: str) -> None:
-        """Takes one mismatch; its place is a file up to the first comma."""
-        self.count += 1
-        file = where.partition(",")[0]
-        if len(self.lines) < _MAX_LINES and self._files[file] < _MAX_LINES_PER_FILE:
-            self._files[file] += 1
-            self.lines.append(f"{where}: expected {expected}; found {found}")
+        """Takes one mismatch."""
+        self.add_error(mismatch(where, expected, found))
 
     def add_error(self, error: UserError) -> None:
         """Takes the mismatch that an error reports."""
-        self.add(error.where, error.expected, error.found)
+        self.count += 1
+        file = error.where.partition(",")[0]
+        if len(self.lines) < _MAX_LINES and self._files[file] < _MAX_LINES_PER_FILE:
+            self._files[file] += 1
+            self.lines.append(f"{error.where}: expected {error.expected}; found {error.found}")
 
     def text(self) -> str:
         """The lines, and how many mismatches have none."""

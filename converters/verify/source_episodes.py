@@ -5,7 +5,7 @@ The reader of the source and the mapping are those of the conversion; nothing th
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.standardize import SourceMapping, Standardized, standardize
 from converters.sources.episode_boundaries import check_boundaries
 from converters.sources.source import Source, SourceEpisode
-from converters.verify.findings import Findings
+from converters.verify.findings import Findings, mismatch
 from pipeline.data.depth import read_millimetres
 from pipeline.data.images import check_pixels
 from pipeline.data.manifest import FILE_NAME, Manifest
@@ -34,6 +34,46 @@ class Expected:
     """By feature key: (t, *shape) at rest, t encoded images, or one text."""
     tasks: tuple[str, ...]
     """The instruction of each of the t steps, as it was edited since the conversion."""
+    rounded: Container[str]
+    """Keys of depth that the source has as numbers."""
+
+    def compare(
+        self, stored: np.ndarray | bytes, feature: Feature, step: int | None, where: str
+    ) -> None:
+        """Compares the stored value of a step, or of the episode if `step` is None, bit by bit.
+
+        Of rounded depth the millimetres are compared: releases of zlib differ in the bytes of PNG.
+
+        Raises:
+          DataError: They differ.
+        """
+        origin = self.where if step is None else f"{self.where}, step {step}"
+        values, unit = self.values[feature.key], ""
+        if isinstance(values, np.ndarray) and isinstance(stored, np.ndarray):
+            wanted = values if step is None else values[step, ...]
+        else:
+            blob, found = bytes(values[step or 0]), bytes(stored)
+            if found == blob:
+                return
+            if feature.key not in self.rounded:
+                raise mismatch(where, f"{_shown(blob)}, as {origin}", _shown(found))
+            wanted, unit = read_millimetres(blob, feature.shape, where)[..., 0], " mm"
+            stored = read_millimetres(found, feature.shape, where)[..., 0]
+        # Bits, so that NaN equals NaN, and -0.0 is not 0.0.
+        bits = f"u{stored.itemsize}"
+        differ = np.argwhere(stored.view(bits) != wanted.view(bits))
+        if len(differ):
+            first = differ[0].tolist()
+            place = where if step is not None else f"{where}, step {first[0]}"
+            raise mismatch(
+                place,
+                f"{wanted[*first]}{unit} at {first[step is None :]}, as {origin}",
+                f"{stored[*first]}{unit}, and {len(differ) - 1} more values that differ",
+            )
+
+
+def _shown(blob: bytes) -> str:
+    return f"{len(blob)} bytes {blob[:12]!r}" if len(blob) > _SHOWN_BYTES else repr(blob)
 
 
 class SourceEpisodes:
@@ -53,156 +93,37 @@ class SourceEpisodes:
         self._findings = findings
         self._removed: Counter[str] = Counter()
         self._skipped = {(skipped.file, skipped.episode) for skipped in manifest.skipped_episodes}
-        self._renamed = [edit for edit in edits(manifest) if edit.field == INSTRUCTION]
-        columns = [
-            dataclasses.replace(column, features=tuple(filter(self._is_declared, column.features)))
-            for column in manifest.schema.columns
-        ]
-        self._schema = Schema(tuple(columns))
+        self._schema = Schema(
+            tuple(
+                dataclasses.replace(c, features=tuple(filter(self._is_declared, c.features)))
+                for c in manifest.schema.columns
+            )
+        )
         """The features that are compared; computed ones are not in the source."""
+        compared = {feature.key: feature for _, feature in self._schema.features()}
+        kinds = {name: key.kind for name, key in source.keys.items()}
+        self._rounded = {k for k, f in compared.items() if kinds[f.origins[0].source] == "tensor"}
         # Without a key the mapping gave one instruction to all episodes, or none.
         task = manifest.task_source
         has_task = bool(task) and self._has_part("text", SourcePart(task, "utf8", ()))
+        self.knows_tasks = has_task or not task
+        """Whether the instructions can be compared: their key is not one that the source lost."""
         conventions = manifest.conventions
-        # Steps without motion are found by the action.
-        if ACTION not in {feature.key for _, feature in self._schema.features()}:
+        if ACTION not in compared:  # by which steps without motion are found
             conventions = dataclasses.replace(conventions, no_ops="kept", no_op_threshold=None)
-        # Features of a mapping are in the schema; `standardize` takes the rest of it.
+        # The features of a mapping are in the schema; `standardize` takes the rest of it.
         self._mapping = SourceMapping(
             (FeatureMapping(ACTION, ACTION),),
             conventions,
             task=task if has_task else "",
             instruction="" if has_task else next(iter(manifest.tasks), ""),
         )
-        self.knows_tasks = has_task or not task
-        """Whether the instructions can be compared: their key is not one that the source lost."""
         parts = {part.source for _, f in manifest.schema.features() for part in f.origins}
-        held = parts | ({manifest.task_source} - {""})
+        held = parts | ({task} - {""})
         # The others may be anything, as in the conversion.
-        self._wanted = {
-            key for key in held & source.keys.keys() if source.keys[key].kind != "other"
-        }
-        self.not_converted = sorted(source.keys.keys() - held)
+        self._wanted = {key for key in held & kinds.keys() if kinds[key] != "other"}
+        self.not_converted = sorted(kinds.keys() - held)
         """Keys of the source that the dataset does not hold."""
-
-    def shard(self, number: int) -> Iterator[Expected | None]:
-        """Yields the episodes of one shard with steps left; None for one that is unusable."""
-        # More shards than the source has are a finding of the verifier.
-        if number >= len(self.source.shards):
-            return
-        shard = self.source.shards[number]
-        try:
-            for read in self.source.episodes(shard, self._wanted):
-                self.num_bytes += read.num_bytes
-                is_skipped = (shard.name, read.number) in self._skipped
-                self._skipped.discard((shard.name, read.number))
-                try:
-                    episode = self._standardized(read, is_skipped=is_skipped)
-                except UserError as error:
-                    # What cannot be used has to be listed as skipped.
-                    if not is_skipped:
-                        self._break(number, error)
-                        yield None
-                    continue
-                if is_skipped:
-                    listed = f"an episode that cannot be used, as {FILE_NAME} lists it as skipped"
-                    self._findings.add(read.where, listed, "one without a fault")
-                    continue
-                self._removed.update(map(self._edited, episode.removed))
-                if episode.num_steps:
-                    tasks = tuple(map(self._edited, episode.tasks))
-                    yield Expected(read.where, episode.values, tasks)
-                del read, episode  # before the next one is read
-        except UserError as error:  # the rest of the file cannot be read
-            self._break(number, error)
-
-    def _break(self, number: int, error: UserError) -> None:
-        self._findings.add_error(error)
-        self.broken.add(number)
-
-    def _standardized(self, read: SourceEpisode, *, is_skipped: bool) -> Standardized:
-        """An episode at rest.
-
-        Raises:
-          UserError: It cannot be used. One that was skipped may have any fault that a conversion
-            looks for.
-        """
-        if isinstance(read.values, UserError):
-            raise read.values
-        episode = standardize(read.values, self._schema, self._mapping, read.where)
-        if is_skipped:
-            check_boundaries(read.values, read.where)
-            for _, feature in self._schema.features():
-                if feature.kind in ("image", "depth"):
-                    for encoded in episode.values[feature.key]:
-                        check_pixels(bytes(encoded), read.where)
-        return episode
-
-    def _edited(self, task: str) -> str:
-        for edit in self._renamed:
-            task = edit.after if task == edit.before else task
-        return task
-
-    def finish(self, where: str) -> None:
-        """Compares the steps left out of each task, and the skipped episodes, of all shards."""
-        # They are not known of a source that was not read to its end.
-        if self.broken:
-            return
-        found = dict(zip(self._manifest.tasks, self._manifest.removed_steps, strict=False))
-        for task in dict.fromkeys([*found, *self._removed]) if self.knows_tasks else ():
-            if found.get(task, 0) != self._removed[task]:
-                place = f"{where}, removed_steps of {task!r}"
-                self._findings.add(place, str(self._removed[task]), str(found.get(task, 0)))
-        if self._skipped:
-            absent = ", ".join(
-                f"{file}, episode {number}" for file, number in sorted(self._skipped)
-            )
-            self._findings.add(f"{where}, skipped_episodes", "episodes of the source", absent)
-
-    def compare(
-        self,
-        stored: np.ndarray | bytes,
-        expected: Expected,
-        feature: Feature,
-        step: int | None,
-        where: str,
-    ) -> None:
-        """Compares a stored value bit by bit: of a step, or of a whole episode if `step` is None.
-
-        Of depth that the source has as numbers the millimetres are compared: releases of zlib
-        differ in the bytes of a PNG.
-        """
-        origin = expected.where if step is None else f"{expected.where}, step {step}"
-        if feature.key not in expected.values:
-            return
-        values, unit = expected.values[feature.key], ""
-        if isinstance(values, np.ndarray) and isinstance(stored, np.ndarray):
-            wanted = values if step is None else values[step, ...]
-        else:
-            wanted, stored = bytes(values[step or 0]), bytes(stored)
-            if stored == wanted:
-                return
-            if feature.kind != "depth" or self.source.keys[feature.source].kind == "image":
-                self._findings.add(where, f"{_shown(wanted)}, as {origin}", _shown(stored))
-                return
-            unit = " mm"
-            wanted, stored = (
-                read_millimetres(p, feature.shape, where)[..., 0] for p in (wanted, stored)
-            )
-        # Bits, so that NaN equals NaN, and -0.0 is not 0.0.
-        bits = f"u{stored.dtype.itemsize}"
-        differ = np.argwhere(stored.view(bits) != wanted.view(bits)).tolist()
-        if differ:
-            first = differ[0]
-            place, at = (
-                (where, first) if step is not None else (f"{where}, step {first[0]}", first[1:])
-            )
-            more = f"{len(differ) - 1} more values that differ"
-            self._findings.add(
-                place,
-                f"{wanted[*first]}{unit} at {at}, as {origin}",
-                f"{stored[*first]}{unit}, and {more}",
-            )
 
     def _is_declared(self, feature: Feature) -> bool:
         """Whether a feature is of the source, which declares it as it did at the conversion."""
@@ -220,6 +141,71 @@ class SourceEpisodes:
             self._findings.add(f"{self.source.declaration}, {part.source}", expected, found)
         return found == expected
 
+    def shard(self, number: int) -> Iterator[Expected | None]:
+        """Yields the episodes of one shard with steps left; None for one that is unusable."""
+        # More shards than the source has are a finding of the verifier.
+        if number >= len(self.source.shards):
+            return
+        shard = self.source.shards[number]
+        try:
+            for read in self.source.episodes(shard, self._wanted):
+                self.num_bytes += read.num_bytes
+                is_skipped = (shard.name, read.number) in self._skipped
+                self._skipped.discard((shard.name, read.number))
+                episode = self._standardized(read, is_thorough=is_skipped)
+                if isinstance(episode, UserError):
+                    # What cannot be used has to be listed as skipped.
+                    if not is_skipped:
+                        self._break(number, episode)
+                        yield None
+                elif is_skipped:
+                    listed = f"an episode that cannot be used, as {FILE_NAME} lists it as skipped"
+                    self._findings.add(read.where, listed, "one without a fault")
+                else:
+                    self._removed.update(map(self._edited, episode.removed))
+                    if episode.num_steps:
+                        tasks = tuple(map(self._edited, episode.tasks))
+                        yield Expected(read.where, episode.values, tasks, self._rounded)
+                del read, episode  # before the next one is read
+        except UserError as error:  # the rest of the file cannot be read
+            self._break(number, error)
 
-def _shown(blob: bytes) -> str:
-    return f"{len(blob)} bytes {blob[:12]!r}" if len(blob) > _SHOWN_BYTES else repr(blob)
+    def _break(self, number: int, error: UserError) -> None:
+        self._findings.add_error(error)
+        self.broken.add(number)
+
+    def _standardized(self, read: SourceEpisode, *, is_thorough: bool) -> Standardized | UserError:
+        """An episode at rest, or why it cannot be used; by all that a conversion may look for."""
+        if isinstance(read.values, UserError):
+            return read.values
+        try:
+            episode = standardize(read.values, self._schema, self._mapping, read.where)
+            if is_thorough:
+                check_boundaries(read.values, read.where)
+                for _, feature in self._schema.features():
+                    if feature.kind in ("image", "depth"):
+                        for encoded in episode.values[feature.key]:
+                            check_pixels(bytes(encoded), read.where)
+        except UserError as error:
+            return error
+        return episode
+
+    def _edited(self, task: str) -> str:
+        for edit in edits(self._manifest):
+            task = edit.after if (edit.field, edit.before) == (INSTRUCTION, task) else task
+        return task
+
+    def finish(self, where: str) -> None:
+        """Compares the steps left out of each task, and the skipped episodes, of all shards."""
+        # They are not known of a source that was not read to its end.
+        if self.broken:
+            return
+        found = dict(zip(self._manifest.tasks, self._manifest.removed_steps, strict=False))
+        for task in dict.fromkeys([*found, *self._removed]) if self.knows_tasks else ():
+            if found.get(task, 0) != self._removed[task]:
+                place = f"{where}, removed_steps of {task!r}"
+                self._findings.add(place, str(self._removed[task]), str(found.get(task, 0)))
+        if self._skipped:
+            names = [f"{file}, episode {number}" for file, number in sorted(self._skipped)]
+            place, absent = f"{where}, skipped_episodes", ", ".join(names)
+            self._findings.add(place, "episodes of the source", absent)

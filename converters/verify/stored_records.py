@@ -10,14 +10,14 @@ from array_record.python import (
 from etils import epath
 
 from converters.job.file_ownership import NOTE_SUFFIX
-from converters.verify.findings import Findings
+from converters.verify.findings import Findings, mismatch
 from pipeline.data.column_reader import describe_unreadable
 from pipeline.data.depth import read_millimetres
 from pipeline.data.images import check_image, check_pixels
 from pipeline.data.manifest import FILE_NAME, WORK, Manifest
 from pipeline.data.record import RecordLayout, Values
 from pipeline.data.schema import Column, Feature, to_rest
-from pipeline.errors import DataError, SchemaError
+from pipeline.errors import DataError
 
 _BUFFER_BYTES = 32768
 
@@ -86,7 +86,7 @@ def check_value(
         try:
             value.decode()
         except UnicodeDecodeError as error:
-            raise _other(where, "a text in UTF-8", repr(value[:40])) from error
+            raise mismatch(where, "a text in UTF-8", repr(value[:40])) from error
 
 
 def _check_tensor(value: np.ndarray, feature: Feature, num_steps: int | None, where: str) -> None:
@@ -95,17 +95,13 @@ def _check_tensor(value: np.ndarray, feature: Feature, num_steps: int | None, wh
     if num_steps is None:
         return
     if len(value) != num_steps:
-        raise _other(where, f"{num_steps} steps, as {FILE_NAME} says", f"{len(value)}")
+        raise mismatch(where, f"{num_steps} steps, as {FILE_NAME} says", f"{len(value)}")
     if feature.dtype == "float32":
         finite = np.isfinite(value.reshape(num_steps, -1)).all(axis=1)
         if not finite.all():
             step = int(finite.argmin())
             found = f"{value[step].tolist()}, and {int((~finite).sum()) - 1} more such steps"
-            raise _other(f"{where}, step {step}", "finite values", found)
-
-
-def _other(where: str, expected: str, found: str) -> SchemaError:
-    return SchemaError(where=where, expected=expected, found=found, remedy="")
+            raise mismatch(f"{where}, step {step}", "finite values", found)
 
 
 def check_files(directory: epath.Path, manifest: Manifest, findings: Findings) -> None:

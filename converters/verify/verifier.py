@@ -157,8 +157,8 @@ class Verifier:
                     value, place = values[feature.key], f"{where}, {feature.key}"
                     try:
                         check_value(value, feature, num_steps if step is None else None, place)
-                        if self.expected is not None and expected is not None:
-                            self.expected.compare(value, expected, feature, step, place)
+                        if expected is not None and feature.key in expected.values:
+                            expected.compare(value, feature, step, place)
                     except UserError as error:
                         self.findings.add_error(error)
                 if self.expected is None and step is None:

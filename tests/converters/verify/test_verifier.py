@@ -386,6 +386,22 @@ def test_a_changed_value_is_found(toy: Any, out: Path, tmp_path: Path) -> None:
     assert "source_id" not in report
 
 
+def test_another_zero_is_found(toy: Any, tmp_path: Path) -> None:
+    dataset, _ = converted(toy.holding("steps/action", np.zeros((3, 2), np.float32)), tmp_path)
+    source = toy.holding("steps/action", np.float32([[0, 0], [0, -0.0], [0, 0]]))
+    report = text(dataset, source.write(tmp_path / "other"))
+    assert re.search(
+        r"action, step 1: expected -0\.0 at \[1\], as .*; found 0\.0, and 0 more", report
+    )
+
+
+def test_a_value_that_does_not_fit_its_type_is_found(toy: Any, tmp_path: Path) -> None:
+    toy = toy.having("steps/uint64", tfds.features.Scalar(np.uint64), [1, 2, 3])
+    dataset, _ = converted(toy, tmp_path)
+    source = toy.holding("steps/uint64", [1, 2, 2**32]).write(tmp_path / "other")
+    assert "steps/uint64: expected values that fit int32; found 1 uint64" in text(dataset, source)
+
+
 def test_a_changed_image_is_found(toy: Any, out: Path, tmp_path: Path) -> None:
     image = toy.episodes[0]["steps/observation/image"][0]
     source = changed(toy, 1, "steps/observation/image", 2, image)
