@@ -18,7 +18,7 @@ from pipeline.data.dataset import open_dataset
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.flags import Flags, load_config
 from train.metrics.step_metrics import read_metrics
-from train.octo.released.weight_loading import read_octo
+from train.octo.released.octo_checkpoint import OctoCheckpoint
 from train.policy import Policy
 from train.policy.rollout_tokens import encoder_of
 from train.run import run
@@ -122,7 +122,7 @@ def test_a_run_is_exported_to_the_original_layout(here, call):
     )
     statistics = json.loads((here / "octo" / "dataset_statistics.json").read_text())
     assert len(statistics["action"]["mean"]) == 7
-    exported = read_octo(here / "octo", 2).params["octo_transformer"]
+    exported = OctoCheckpoint(str(here / "octo"), 2).load().params["octo_transformer"]
     trained = read_checkpoint(here / "runs" / "before_untokened").params["octo_transformer"]
     assert exported["obs_proprio_projection"]["kernel"].shape == (1, 16)
     jax.tree.map(np.testing.assert_array_equal, exported, trained)

@@ -24,7 +24,7 @@ from pipeline.memory import release_freed_memory
 from train.checkpoints.initial_weights import load_pretrained
 from train.guard import exclusion_named
 from train.metrics.validation import Validator
-from train.octo.released.weight_loading import Allowed, account, check_config, merge
+from train.octo.released.weight_loading import Allowed, Pretrained, account, check_config, merge
 from train.octo.released.weights_report import LoadReport
 from train.train_config import TrainConfig
 from train.update.optimizer import check_frozen, learning_rate, make_optimizer, split_frozen
@@ -45,9 +45,8 @@ class Inputs:
     """Datasets, in the config's order."""
     vocabulary: sentencepiece.SentencePieceProcessor
     """Tokenizer of T5."""
-    weights: dict[str, Any] | None
-    """Pretrained parameters as nested numpy arrays; None: random weights, or a resumed run's
-    own."""
+    weights: Pretrained | None
+    """Pretrained weights; None: random weights, or a resumed run's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,9 @@ class Setup:
         """
         if self.inputs.weights is None:
             return None
-        return account(self.state.params, self.inputs.weights, _allowed(self.config))
+        return account(
+            self.config.model, self.state.params, self.inputs.weights, _allowed(self.config)
+        )
 
     def compile(self) -> TrainStep:
         """Returns the training step, compiled for the known shapes."""
@@ -118,7 +119,9 @@ class Setup:
         state = fresh_state(self.config, self.optimizer, self.shardings)
         if self.inputs.weights is None:
             return state
-        params, _ = merge(state.params, self.inputs.weights, _allowed(self.config))
+        params, _ = merge(
+            self.config.model, state.params, self.inputs.weights, _allowed(self.config)
+        )
 
         def place(leaf: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
             return leaf if leaf.sharding == sharding else jax.device_put(np.asarray(leaf), sharding)
@@ -269,14 +272,14 @@ def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcesso
     return vocabulary
 
 
-def _read_weights(config: TrainConfig) -> dict[str, Any] | None:
-    """Returns the pretrained parameters; their model's config must mean the same as this config."""
+def _read_weights(config: TrainConfig) -> Pretrained | None:
+    """Returns the pretrained weights; their model's config must mean the same as this config."""
     if config.pretrained_path is None:
         return None
     pretrained = load_pretrained(config.pretrained_path, config.pretrained_step)
     # Before anything is compiled: other settings would load weights of the same shapes silently.
     check_config(pretrained.config, config.model, f"config of {config.pretrained_path}")
-    return pretrained.params
+    return pretrained
 
 
 def _allowed(config: TrainConfig) -> Allowed:

@@ -19,7 +19,7 @@ from tests.converters.conftest import Toy
 from train.flags import load_config
 from train.octo.functional import init_params
 from train.octo.octo_config import OctoConfig, octo_small
-from train.octo.released.weight_loading import Allowed, account
+from train.octo.released.weight_loading import Allowed, Pretrained, account
 
 FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "my_robot"
 SIZES = {"front": (96, 128), "side": (64, 64)}
@@ -126,9 +126,10 @@ def shapes_of(model: OctoConfig) -> Any:
 
 def test_released_weights_differ_where_the_config_says() -> None:
     config = load_config(str(FOLDER / "my_robot.py"))
-    model, released = shapes_of(config.model), shapes_of(octo_small())
-    account(model, released, Allowed(config.pretrained_differs))
+    model = shapes_of(config.model)
+    released = Pretrained(octo_small(), shapes_of(octo_small()))
+    account(config.model, model, released, Allowed(config.pretrained_differs))
     for glob in config.pretrained_differs:
         others = tuple(other for other in config.pretrained_differs if other != glob)
         with pytest.raises(UserError):
-            account(model, released, Allowed(others))
+            account(config.model, model, released, Allowed(others))

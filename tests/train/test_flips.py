@@ -23,8 +23,7 @@ from train.checkpoints.checkpoint_reader import STATE, SavedStep
 from train.checkpoints.run_directory import CONFIG_NAME, ENVIRONMENT_NAME
 from train.metrics.step_metrics import METRICS_NAME, StepMetrics
 from train.metrics.validation_files import ValidationMetrics, append_validation
-from train.octo.released.mismatch_causes import LoadRow
-from train.octo.released.weights_report import LoadReport
+from train.octo.released.weights_report import LoadReport, LoadRow
 from train.report.__main__ import main
 from train.report.report_inputs import read_run
 from train.run_description import describe_environment

@@ -33,7 +33,7 @@ from train.guard import excludable
 from train.metrics.step_metrics import read_metrics
 from train.metrics.validation_files import read_episode, read_validation
 from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, T5Config, demo
-from train.octo.released.weight_loading import read_octo, read_octo_checkpoint
+from train.octo.released.octo_checkpoint import OctoCheckpoint
 from train.report.__main__ import main as write_report
 from train.run import run
 from train.run_setup import Setup
@@ -367,7 +367,7 @@ def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset,
     assert set(statistics) == {"action", "num_trajectories", "num_transitions", "proprio"}
     assert statistics["action"]["mask"] == [True] * 6 + [False]
     # The exported model is loaded into a model of its own kind, whose size it determines.
-    loaded = read_octo(tmp_path / "octo", 3)
+    loaded = OctoCheckpoint(str(tmp_path / "octo"), 3).load()
     expected = saved_params(tmp_path / "run", 3)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
     assert loaded.config.images == config.model.images
@@ -482,10 +482,11 @@ def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, cap
         "octo_transformer/observation_tokenizers_vggt/LayerNorm_0/bias",
         "octo_transformer/observation_tokenizers_vggt/LayerNorm_0/scale",
     }
+    pretrained = OctoCheckpoint(str(weights), 100).load()
     jax.tree.map(
         np.testing.assert_array_equal,
         saved_params(config.save_dir, 1)["octo_transformer"]["task_tokenizers_language"],
-        read_octo_checkpoint(weights, 100)["octo_transformer"]["task_tokenizers_language"],
+        pretrained.params["octo_transformer"]["task_tokenizers_language"],
     )
 
 

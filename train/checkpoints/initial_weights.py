@@ -1,12 +1,34 @@
-"""Loads pretrained weights from a directory, the hub, or a run of this project."""
+"""Finds the source of pretrained weights: a directory, the hub, or a run of this project."""
 
+import dataclasses
 import pathlib
 
 from pipeline.errors import UserError
-from pipeline.hub import SCHEME, fetch_directory
+from pipeline.hub import SCHEME
 from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS, is_run, read_checkpoint
-from train.octo.released.released_files import check_tensors
-from train.octo.released.weight_loading import Pretrained, read_octo
+from train.octo.released.octo_checkpoint import OctoCheckpoint, check_tensors
+from train.octo.released.weight_loading import Pretrained, WeightSource
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint of a run of this project, as a source of weights."""
+
+    directory: pathlib.Path
+    """Directory of the run."""
+    step: int | None = None
+    """Training step; None: the last one."""
+
+    def load(self) -> Pretrained:
+        """Returns the parameters, averaged if the run averages them, and their model's config.
+
+        Raises:
+          UserError: The checkpoint does not exist or cannot be read.
+          DataError: It is corrupt, or has values that are not finite.
+        """
+        checkpoint = read_checkpoint(self.directory, self.step)
+        check_tensors(checkpoint.params, f"{self.directory}, step {checkpoint.step}")
+        return Pretrained(checkpoint.config.model, checkpoint.params)
 
 
 def load_pretrained(path: str, step: int | None = None) -> Pretrained:
@@ -22,47 +44,33 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
         step, or its model is not supported here.
       DataError: It is corrupt, has values that are not finite, or cannot be fetched.
     """
-    if path.startswith(SCHEME):
-        return _load_from_hub(path, step)
-    # Object stores other than the hub are refused, instead of read as a local folder "gs:".
-    if "://" in path:
+    return find_source(path, step).load()
+
+
+def find_source(path: str, step: int | None) -> WeightSource:
+    """Returns what `path` names; arguments are those of `load_pretrained`.
+
+    Raises:
+      UserError: It is another object store, or a folder inside the directory of a run.
+    """
+    directory = pathlib.Path(path)
+    # Otherwise an object store would be read as a local folder "gs:".
+    if "://" in path and not path.startswith(SCHEME):
         raise UserError(
             where=path,
             expected=f"a local directory or {SCHEME}owner/name",
             found=f"{path.partition('://')[0]}://",
             remedy="Copy the checkpoint to a local directory, and give its path.",
         )
-    directory = pathlib.Path(path)
     # `RUN/checkpoints` and `RUN/checkpoints/1000` look right, and would fail much later.
-    _check_outermost(directory)
-    if not is_run(directory):
-        return read_octo(directory, step)
-    checkpoint = read_checkpoint(directory, step)
-    check_tensors(checkpoint.params, f"{path}, step {checkpoint.step}")
-    return Pretrained(checkpoint.config.model, checkpoint.params)
-
-
-def _load_from_hub(path: str, step: int | None) -> Pretrained:
-    if step is None:
-        raise UserError(
-            where=path,
-            expected="the training step of a checkpoint on the hub",
-            found="none",
-            remedy="Give it, such as pretrained_step 300000 for octo-small-1.5.",
-        )
-    directory = fetch_directory(path, ["config.json", f"{step}/default/checkpoint"])
-    return read_octo(directory, step)
-
-
-def _check_outermost(directory: pathlib.Path) -> None:
-    """Raises an error for a folder inside a run directory, such as `checkpoints`."""
     absolute = directory.absolute()
-    for folder, step in ((absolute, ""), (absolute.parent, absolute.name)):
+    for folder, inner in ((absolute, ""), (absolute.parent, absolute.name)):
         if folder.name == CHECKPOINTS and is_run(folder.parent):
-            named = f", with pretrained_step {step}" if step.isdecimal() else ""
+            named = f", with pretrained_step {inner}" if inner.isdecimal() else ""
             raise UserError(
-                where=str(directory),
+                where=path,
                 expected="the directory of a run",
                 found="a folder inside one",
                 remedy=f"Give {folder.parent}{named}.",
             )
+    return RunCheckpoint(directory, step) if is_run(directory) else OctoCheckpoint(path, step)

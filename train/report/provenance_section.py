@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pipeline.data.conventions import Gripper, grippers_of
 from pipeline.files import dump_json
 from pipeline.terminal import count
-from train.octo.released.mismatch_causes import LoadRow, Shape, Status
+from train.octo.released.weights_report import LoadRow, Shape, Status
 from train.report.markup import Html, join, percent, short, tag, three_digits
 from train.report.page_parts import absent, folded, key, note, section, table
 from train.report.report_inputs import (

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from train.octo.model import OctoModule
 from train.octo.octo_config import ImageTokenizerConfig, LanguageConfig, OctoConfig, T5Config, demo
-from train.octo.released.released_files import read_octo_checkpoint
+from train.octo.released.octo_checkpoint import OctoCheckpoint
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "octo"
 
@@ -61,7 +61,7 @@ def module(config: OctoConfig) -> OctoModule:
 
 @pytest.fixture(scope="session")
 def params() -> dict[str, Any]:
-    return jax.tree.map(jnp.asarray, read_octo_checkpoint(GOLDEN / "ckpt_tiny", 100))
+    return jax.tree.map(jnp.asarray, OctoCheckpoint(str(GOLDEN / "ckpt_tiny"), 100).load().params)
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,8 @@ from train.octo.octo_config import (
     TransformerConfig,
     VGGTTokenizerConfig,
 )
-from train.octo.released.setting_changes import find_differences
-from train.octo.released.weight_loading import Allowed, merge
+from train.octo.released.config_differences import find_changed_meanings
+from train.octo.released.weight_loading import Allowed, Pretrained, merge
 from train.octo.released.weights_report import LoadRow
 from train.octo.token_groups import TokenGroup
 from train.octo.token_layout import draw_tokens, group_spans
@@ -134,7 +134,9 @@ def plain() -> Any:
 
 
 def merged(config: OctoConfig, plain: Any) -> tuple[Any, tuple[LoadRow, ...]]:
-    params, report = merge(fresh(config), plain, Allowed(("octo_transformer/*vggt*",)))
+    params, report = merge(
+        config, fresh(config), Pretrained(BASE, plain), Allowed(("octo_transformer/*vggt*",))
+    )
     return params, report.rows
 
 
@@ -160,10 +162,10 @@ def test_tokens_that_are_attended_to_change_step_0(fusion: Fusion, plain: Any) -
 
 def test_only_leaves_the_camera_without_a_place_and_unread(plain: Any) -> None:
     config = model("only")
-    with pytest.raises(UserError, match="the checkpoint has the input 'primary', the model has"):
+    with pytest.raises(UserError, match=r"the checkpoint has images\.primary, the"):
         merged(config, plain)
     allowed = Allowed(("octo_transformer/*vggt*", "octo_transformer/*primary*"))
-    _, report = merge(fresh(config), plain, allowed)
+    _, report = merge(config, fresh(config), Pretrained(BASE, plain), allowed)
     unused = {row.path.split("/")[1] for row in report.rows if row.status == "unused"}
     names = {"obs_primary_pos_embedding", "obs_primary_projection"}
     assert unused == names | {"observation_tokenizers_primary"}
@@ -669,11 +671,11 @@ def test_a_config_of_before_fusion_still_loads() -> None:
 
 def test_geometry_that_means_something_else_is_reported() -> None:
     gated = model("gated")
-    assert find_differences(gated, model("features")) == {}
-    assert find_differences(gated, model("gated", camera="wrist")) == {
-        "vggt.camera of fusion 'gated'": ("primary", "wrist")
+    assert find_changed_meanings(gated, model("features")) == {}
+    assert find_changed_meanings(gated, model("gated", camera="wrist")) == {
+        "vggt.vggt.camera of fusion 'gated'": ("primary", "wrist")
     }
-    assert find_differences(gated, model("gated", num_special=2, grid=(3, 4))) == {
-        "vggt.num_special of fusion 'gated'": (5, 2),
-        "vggt.grid of fusion 'gated'": ((3, 3), (3, 4)),
+    assert find_changed_meanings(gated, model("gated", num_special=2, grid=(3, 4))) == {
+        "vggt.vggt.num_special of fusion 'gated'": (5, 2),
+        "vggt.vggt.grid of fusion 'gated'": ((3, 3), (3, 4)),
     }

@@ -1,11 +1,12 @@
 """Resizes a checkpoint's position embeddings for a model with other steps or tokens."""
 
 import math
-from collections.abc import Collection
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+from train.octo.octo_config import OctoConfig
 
 Layout = Literal["grid", "sequence", "fixed"]
 """What a different number of tokens means for a group. `grid`: another image size, so they are
@@ -15,22 +16,13 @@ vector or other geometry, so they cannot be resized."""
 SUFFIX = "_pos_embedding"
 """Suffix of the paths of position embeddings."""
 
-_TRANSFORMER = "octo_transformer"
 
-
-def layout_of(path: str, paths: Collection[str]) -> Layout:
-    """Returns how a position embedding's tokens are laid out.
-
-    Args:
-      path: Path of the position embedding.
-      paths: Paths of all tensors of the model; an input with a convolutional stem is a camera.
-    """
-    name = path.removeprefix(f"{_TRANSFORMER}/").removesuffix(SUFFIX)
-    if name == "task_language":
+def layout_of(path: str, config: OctoConfig) -> Layout:
+    """Returns how the tokens of a position embedding are laid out in a model."""
+    group = path.removeprefix("octo_transformer/").removesuffix(SUFFIX)
+    if group == "task_language":
         return "sequence"
-    stem = f"{_TRANSFORMER}/observation_tokenizers_{name.removeprefix('obs_')}/SmallStem16_0/"
-    # Only a camera has a stem, and only its tokens lie in a grid.
-    return "grid" if any(other.startswith(stem) for other in paths) else "fixed"
+    return "grid" if group in [f"obs_{image.name}" for image in config.images] else "fixed"
 
 
 def resize_positions(values: Any, shape: tuple[int, ...], layout: Layout) -> tuple[jax.Array, str]:
@@ -73,8 +65,6 @@ def _fit_tokens(array: jax.Array, count: int, layout: Layout) -> tuple[jax.Array
                 f"{count} tokens are wanted, {array.shape[-2]} were trained, and only those of a "
                 "camera or an instruction can be fitted"
             )
-        case _:
-            assert_never(layout)
 
 
 def _first(array: jax.Array, count: int, axis: int, unit: str) -> tuple[jax.Array, str]:

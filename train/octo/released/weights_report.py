@@ -6,9 +6,32 @@ import fnmatch
 import math
 import posixpath
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from pipeline.errors import UserError
-from train.octo.released.mismatch_causes import Causes, LoadRow
+from train.octo.released.config_differences import Differences, find_cause
+
+Status = Literal["loaded", "resized", "new", "unused", "mismatched shape"]
+"""How a tensor was used. `resized`: fitted to the model's shape; `new`: only in the model;
+`unused`: only in the checkpoint; `mismatched shape`: the model's fresh values are kept."""
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadRow:
+    """How one tensor of the model or the checkpoint was used."""
+
+    path: str
+    """Path in the parameters, joined by `/`."""
+    status: Status
+    """How the tensor was used."""
+    target_shape: Shape | None
+    """Shape in the model; None: the model has no such tensor."""
+    checkpoint_shape: Shape | None
+    """Shape in the checkpoint; None: the checkpoint has no such tensor."""
+    how: str = ""
+    """How a resized tensor was made, or why it cannot be resized."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +54,9 @@ class LoadReport:
         )
 
 
-def check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
+def check_expected(
+    rows: Sequence[LoadRow], expected: Sequence[str], differences: Differences
+) -> None:
     """Raises a `UserError` that lists all tensors which were not loaded and are not expected.
 
     Tensors of one module with the same cause share one line.
@@ -39,6 +64,7 @@ def check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
     Args:
       rows: One row per tensor.
       expected: Globs over paths of tensors that may be new, unused or of another shape.
+      differences: Settings in which the model and the checkpoint differ.
     """
     surprises = [
         row
@@ -47,7 +73,7 @@ def check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
         and not any(fnmatch.fnmatchcase(row.path, glob) for glob in expected)
     ]
     if surprises:
-        lines = "".join(f"\n  {line}" for line in _group_lines(surprises, Causes(rows)))
+        lines = "".join(f"\n  {line}" for line in _group_lines(surprises, differences))
         raise UserError(
             where="pretrained weights",
             expected=f"every tensor loaded, except {list(expected) or 'none'}",
@@ -58,10 +84,13 @@ def check_expected(rows: Sequence[LoadRow], expected: Sequence[str]) -> None:
         )
 
 
-def _group_lines(rows: Sequence[LoadRow], causes: Causes) -> Iterator[str]:
+def _group_lines(rows: Sequence[LoadRow], differences: Differences) -> Iterator[str]:
     groups: dict[tuple[str, ...], list[LoadRow]] = {}
     for row in rows:
-        cause = row.how or causes.find(row)
+        axes = None
+        if row.target_shape is not None and row.checkpoint_shape is not None:
+            axes = set(zip(row.target_shape, row.checkpoint_shape, strict=False))
+        cause = row.how or find_cause(row.path, axes, differences)
         module = "/".join(row.path.split("/")[:2])
         # One line per module and cause: a missing layer has dozens of tensors.
         groups.setdefault((module, row.status, cause), []).append(row)

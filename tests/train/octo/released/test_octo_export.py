@@ -20,9 +20,10 @@ from train.octo.octo_config import (
     T5Config,
     VGGTTokenizerConfig,
 )
+from train.octo.released.octo_checkpoint import OctoCheckpoint
 from train.octo.released.octo_export import OctoExport, export_octo, octo_model
 from train.octo.released.released_config import translate
-from train.octo.released.weight_loading import Pretrained, read_octo
+from train.octo.released.weight_loading import Pretrained
 
 
 def flat(tree: Any) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pretrained(golden_dir: Path) -> Pretrained:
-    return read_octo(golden_dir / "ckpt_tiny", 100)
+    return OctoCheckpoint(str(golden_dir / "ckpt_tiny"), 100).load()
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_frozen_keys_name_t5_unless_it_was_trained(
 def test_genuine_checkpoint_comes_back_bitwise_identically(
     pretrained: Pretrained, exported: Path
 ) -> None:
-    again = read_octo(exported, 100)
+    again = OctoCheckpoint(str(exported), 100).load()
     assert again.config == pretrained.config
     ours, theirs = flat(again.params), flat(pretrained.params)
     assert ours.keys() == theirs.keys()
@@ -151,7 +152,7 @@ def test_a_model_that_was_aligned_is_written_as_the_octo_that_it_acts_as(
     transformer = pretrained.params["octo_transformer"] | aligned
     params = pretrained.params | {"octo_transformer": transformer}
     export_octo(OctoExport(config, params, {}, 2), tmp_path / "out", 100, "t5_tiny")
-    again = read_octo(tmp_path / "out", 100)
+    again = OctoCheckpoint(str(tmp_path / "out"), 100).load()
     assert again.config == pretrained.config
     assert flat(again.params).keys() == flat(pretrained.params).keys()
     example = serialization.msgpack_restore((tmp_path / "out/example_batch.msgpack").read_bytes())

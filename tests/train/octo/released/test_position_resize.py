@@ -1,12 +1,8 @@
 import numpy as np
 import pytest
 
+from train.octo.octo_config import OctoConfig
 from train.octo.released.position_resize import Layout, layout_of, resize_positions
-
-PATHS = (
-    "octo_transformer/observation_tokenizers_wrist/SmallStem16_0/StdConv_0/kernel",
-    "octo_transformer/observation_tokenizers_vggt/LayerNorm_0/scale",
-)
 
 
 @pytest.mark.parametrize(
@@ -20,8 +16,8 @@ PATHS = (
         ("task_language", "sequence"),
     ],
 )
-def test_only_a_cameras_tokens_are_a_grid(group: str, layout: Layout) -> None:
-    assert layout_of(f"octo_transformer/{group}_pos_embedding", PATHS) == layout
+def test_only_a_cameras_tokens_are_a_grid(config: OctoConfig, group: str, layout: Layout) -> None:
+    assert layout_of(f"octo_transformer/{group}_pos_embedding", config) == layout
 
 
 def test_smooth_positions_stay_what_they_were_on_another_grid() -> None:

@@ -20,7 +20,14 @@ from train.octo.octo_config import (
     RegressionConfig,
     VGGTTokenizerConfig,
 )
-from train.octo.released.weight_loading import Allowed, account, check_config, merge, read_octo
+from train.octo.released.octo_checkpoint import OctoCheckpoint
+from train.octo.released.weight_loading import (
+    Allowed,
+    Pretrained,
+    account,
+    check_config,
+    merge,
+)
 
 
 def tree(**shapes: tuple[int, ...]) -> dict[str, Any]:
@@ -35,9 +42,9 @@ def tree(**shapes: tuple[int, ...]) -> dict[str, Any]:
     return nested
 
 
-def test_equal_trees_load_whole_and_keep_the_models_dtype() -> None:
+def test_equal_trees_load_whole_and_keep_the_models_dtype(config: OctoConfig) -> None:
     target = {"a": {"kernel": jnp.zeros((2, 3), jnp.bfloat16)}}
-    merged, report = merge(target, tree(a__kernel=(2, 3)))
+    merged, report = merge(config, target, Pretrained(config, tree(a__kernel=(2, 3))))
     assert merged["a"]["kernel"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(merged["a"]["kernel"], np.ones((2, 3)))
     np.testing.assert_array_equal(target["a"]["kernel"], np.zeros((2, 3)))
@@ -47,11 +54,14 @@ def test_equal_trees_load_whole_and_keep_the_models_dtype() -> None:
     assert report.summary() == "1 loaded (6 parameters)"
 
 
-def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported() -> None:
+def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported(
+    config: OctoConfig,
+) -> None:
     target = tree(obs_vggt=(4,), head=(2,), kept=(3,))
     merged, report = merge(
+        config,
         {name: leaf * 7 for name, leaf in target.items()},
-        tree(obs_wrist=(5,), head=(9,), kept=(3,)),
+        Pretrained(config, tree(obs_wrist=(5,), head=(9,), kept=(3,))),
         Allowed(differing=["obs_*", "head"]),
     )
     assert {row.path: row.status for row in report.rows} == {
@@ -67,9 +77,10 @@ def test_what_is_expected_to_differ_keeps_its_fresh_values_and_is_reported() -> 
     }
 
 
-def test_all_surprises_are_named_in_one_error() -> None:
+def test_all_surprises_are_named_in_one_error(config: OctoConfig) -> None:
+    checkpoint = Pretrained(config, tree(unused=(5,), changed=(3,)))
     with pytest.raises(UserError, match="3 others") as caught:
-        merge(tree(new=(4,), changed=(2,)), tree(unused=(5,), changed=(3,)), Allowed(["other/*"]))
+        merge(config, tree(new=(4,), changed=(2,)), checkpoint, Allowed(["other/*"]))
     message = str(caught.value)
     assert "new: new, (4,) here, none in the checkpoint" in message
     assert "unused: unused, none here, (5,) in the checkpoint" in message
@@ -90,32 +101,32 @@ PROPRIO = LowdimTokenizerConfig("proprio", "proprio", 8, BinsConfig(16, "uniform
         (
             "head",
             DiffusionConfig(7, 4, hidden_dim=64),
-            "(head.action_horizon, head.action_dim) of 28 numbers (7, 4)",
-            "(head.action_horizon, head.action_dim) of 28 numbers (4, 7)",
+            "head of 28 numbers, (action_horizon, action_dim) (7, 4)",
+            "head of 28 numbers, (action_horizon, action_dim) (4, 7)",
         ),
         (
             "images.observation_key",
             "image_front",
-            "primary.observation_key image_front",
-            "primary.observation_key image_primary",
+            "images.primary.observation_key image_front",
+            "images.primary.observation_key image_primary",
         ),
         (
             "lowdims.observation_key",
             "joints",
-            "proprio.observation_key joints",
-            "proprio.observation_key proprio",
+            "lowdims.proprio.observation_key joints",
+            "lowdims.proprio.observation_key proprio",
         ),
         (
             "lowdims.bins",
             BinsConfig(16, "normal"),
-            "proprio.bins.spacing normal",
-            "proprio.bins.spacing uniform",
+            "lowdims.proprio.bins.spacing normal",
+            "lowdims.proprio.bins.spacing uniform",
         ),
         (
             "lowdims.bins",
             BinsConfig(16, "uniform", -1.0, 3.0),
-            "proprio.bins.low -1.0, proprio.bins.high 3.0",
-            "proprio.bins.low -2.0, proprio.bins.high 2.0",
+            "lowdims.proprio.bins.low -1.0, lowdims.proprio.bins.high 3.0",
+            "lowdims.proprio.bins.low -2.0, lowdims.proprio.bins.high 2.0",
         ),
         (
             "language.t5.max_distance",
@@ -169,7 +180,7 @@ def test_what_changes_no_meaning_or_is_seen_in_the_shapes_is_not_compared(
 
 
 def test_all_settings_that_differ_are_named_at_once(golden_dir: Path, config: OctoConfig) -> None:
-    theirs = read_octo(golden_dir / "ckpt_tiny", 100).config
+    theirs = OctoCheckpoint(str(golden_dir / "ckpt_tiny"), 100).load().config
     check_config(theirs, config, "here")
     head = dataclasses.replace(config.head, diffusion_steps=10)
     other = dataclasses.replace(config, repeat_task_tokens=False, legacy_attention=True, head=head)
@@ -181,10 +192,10 @@ def test_all_settings_that_differ_are_named_at_once(golden_dir: Path, config: Oc
 def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
     golden_dir: Path, config: OctoConfig
 ) -> None:
-    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    pretrained = OctoCheckpoint(str(golden_dir / "ckpt_tiny"), 100).load()
     assert pretrained.config == config
     fresh = random_params(pretrained.config)
-    _, report = merge(fresh, pretrained.params)
+    _, report = merge(config, fresh, pretrained)
     assert {row.status for row in report.rows} == {"loaded"}
     assert len(report.rows) == 126
 
@@ -201,12 +212,12 @@ def test_config_of_a_genuine_checkpoint_is_translated_and_every_weight_placed(
 def test_a_model_is_adapted_by_naming_what_may_differ(
     golden_dir: Path, config: OctoConfig, change: dict, differing: str, new: int, unused: int
 ) -> None:
-    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    pretrained = OctoCheckpoint(str(golden_dir / "ckpt_tiny"), 100).load()
     if "images" in change:
         change = {"images": config.images[: change["images"]]}
     changed = dataclasses.replace(config, **change)
     shapes = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
-    report = account(shapes, pretrained.params, Allowed((differing,)))
+    report = account(changed, shapes, pretrained, Allowed((differing,)))
     statuses = [row.status for row in report.rows]
     assert (statuses.count("new"), statuses.count("unused")) == (new, unused)
     assert statuses.count("loaded") == 126 - unused
@@ -215,13 +226,13 @@ def test_a_model_is_adapted_by_naming_what_may_differ(
 def test_another_image_size_is_reported_and_fitted_on_request(
     golden_dir: Path, config: OctoConfig
 ) -> None:
-    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    pretrained = OctoCheckpoint(str(golden_dir / "ckpt_tiny"), 100).load()
     larger = dataclasses.replace(config.images[0], image_size=96)
     changed = dataclasses.replace(config, images=(larger, config.images[1]), max_horizon=3)
     fresh = random_params(changed)
-    with pytest.raises(UserError, match=r"of image_size, .*, is 36, the checkpoint has 16"):
-        merge(fresh, pretrained.params)
-    merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
+    with pytest.raises(UserError, match=r"images.primary.image_size is 96, the checkpoint has 64"):
+        merge(changed, fresh, pretrained)
+    merged, report = merge(changed, fresh, pretrained, Allowed(resized=("*_pos_embedding",)))
     how = {row.path: row.how for row in report.rows if row.status == "resized"}
     assert how == {
         "octo_transformer/obs_primary_pos_embedding": "the first 3 of 5 steps, "
@@ -246,10 +257,10 @@ def test_a_model_takes_the_weights_of_an_old_release(
     (checkpoint / "config.json").write_text(json.dumps(whole))
 
     old = dataclasses.replace(config, repeat_task_tokens=False, legacy_attention=True)
-    pretrained = read_octo(checkpoint, None)
+    pretrained = OctoCheckpoint(str(checkpoint), None).load()
     assert pretrained.config == old
     check_config(pretrained.config, old, "here")
-    params, report = merge(random_params(old), pretrained.params)
+    params, report = merge(old, random_params(old), pretrained)
     assert report.summary() == "126 loaded (421,644 parameters)"
     jax.tree.map(np.testing.assert_array_equal, params, pretrained.params)
     message = "repeat_task_tokens True, legacy_attention False; found repeat_task_tokens False"
@@ -258,10 +269,10 @@ def test_a_model_takes_the_weights_of_an_old_release(
 
 
 def test_only_what_can_be_fitted_is_resized(golden_dir: Path, config: OctoConfig) -> None:
-    pretrained = read_octo(golden_dir / "ckpt_tiny", 100)
+    pretrained = OctoCheckpoint(str(golden_dir / "ckpt_tiny"), 100).load()
     shorter = dataclasses.replace(config, language=replaced(config.language, "max_length", 9))
     fresh = random_params(shorter)
-    merged, report = merge(fresh, pretrained.params, Allowed(resized=("*_pos_embedding",)))
+    merged, report = merge(shorter, fresh, pretrained, Allowed(resized=("*_pos_embedding",)))
     how = {row.path: row.how for row in report.rows if row.status == "resized"}
     assert how == {"octo_transformer/task_language_pos_embedding": "the first 9 of 16 tokens"}
     kept = pretrained.params["octo_transformer"]["task_language_pos_embedding"][:, :9]
@@ -277,4 +288,4 @@ def test_only_what_can_be_fitted_is_resized(golden_dir: Path, config: OctoConfig
     ):
         shapes = jax.eval_shape(lambda c=changed: init_params(c, jax.random.key(0)))
         with pytest.raises(UserError, match=expected):
-            account(shapes, pretrained.params, Allowed(resized=("*",)))
+            account(changed, shapes, pretrained, Allowed(resized=("*",)))

@@ -9,12 +9,7 @@ import pytest
 from flax import serialization
 
 from pipeline.errors import DataError, UserError
-from train.octo.released.released_files import (
-    check_tensors,
-    read_model_config,
-    read_octo_checkpoint,
-)
-from train.octo.released.weight_loading import read_octo
+from train.octo.released.octo_checkpoint import OctoCheckpoint, check_tensors
 
 
 @pytest.fixture
@@ -24,7 +19,7 @@ def checkpoint(tmp_path: Path, golden_dir: Path) -> Path:
 
 
 def test_a_genuine_checkpoint_is_read_whole(golden_dir: Path) -> None:
-    params = read_octo_checkpoint(golden_dir / "ckpt_tiny", 100)
+    params = OctoCheckpoint(str(golden_dir / "ckpt_tiny"), 100).load().params
     assert set(params) == {"octo_transformer", "heads_action"}
     kernel = params["octo_transformer"]["obs_primary_projection"]["kernel"]
     assert isinstance(kernel, np.ndarray)
@@ -78,12 +73,12 @@ def _garbage(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_no_config, "config.json: expected .* found no such file"),
-        (_no_directory, "found no such directory"),
+        (_no_config, "config.json: expected Octo's config.json, .* found no such file"),
+        (_no_directory, "config.json: .* found no such file"),
         (_no_step, r"expected step 100; found the steps \[300\]"),
-        (_no_file, "default/checkpoint: .* found no such file"),
-        (_foreign_config, "expected the key 'model'"),
-        (_broken_config, "config.json: expected JSON"),
+        (_no_file, "default/checkpoint: .* found .*No such file"),
+        (_foreign_config, "with the key 'model'; found another JSON value"),
+        (_broken_config, "config.json: .* found JSONDecodeError"),
         (_foreign_params, "keys .'heads_action', 'octo_transformer'.; found encoder"),
         (_garbage, "default/checkpoint: expected"),
         (_newer_orbax, "100/default: .*another layout, .* newer releases .*manifest.ocdbt"),
@@ -95,7 +90,7 @@ def test_a_checkpoint_that_is_none_is_an_error(
 ) -> None:
     spoil(checkpoint)
     with pytest.raises(UserError, match=message):
-        read_octo(checkpoint, 100)
+        OctoCheckpoint(str(checkpoint), 100).load()
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 40_000, 1_600_000, -1])
@@ -103,14 +98,14 @@ def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, keep: int) -> None
     path = checkpoint / "100" / "default" / "checkpoint"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match="bytes that end early or are corrupt"):
-        read_octo_checkpoint(checkpoint, 100)
+        OctoCheckpoint(str(checkpoint), 100).load()
 
 
 def test_the_folder_of_a_step_may_have_leading_zeros(checkpoint: Path) -> None:
     (checkpoint / "100").rename(checkpoint / "0100")
-    assert read_octo_checkpoint(checkpoint, 100).keys() == {"octo_transformer", "heads_action"}
+    assert OctoCheckpoint(str(checkpoint), 100).load().params
     with pytest.raises(UserError, match=r"expected step 7; found the steps \[100\]"):
-        read_octo_checkpoint(checkpoint, 7)
+        OctoCheckpoint(str(checkpoint), 7).load()
 
 
 @pytest.mark.parametrize("folder", ["100", "100/default"])
@@ -118,7 +113,7 @@ def test_the_folder_of_a_step_is_an_error_that_names_its_parent(
     checkpoint: Path, folder: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        read_octo(checkpoint / folder, None)
+        OctoCheckpoint(str(checkpoint / folder), None).load()
     assert caught.value.remedy == f"Give {checkpoint}, with pretrained_step 100"
 
 
@@ -127,21 +122,16 @@ def test_a_folder_of_the_hubs_cache_is_reported_with_its_name_on_the_hub(tmp_pat
     (folder / "snapshots").mkdir(parents=True)
     for directory in (folder, folder / "snapshots"):
         with pytest.raises(UserError, match=r"write hf://rail-berkeley/octo-small-1.5"):
-            read_octo(directory, 300000)
+            OctoCheckpoint(str(directory), 300000).load()
 
 
 def test_files_that_may_not_be_read_are_reported(checkpoint: Path, as_nobody: Callable) -> None:
     config = checkpoint / "config.json"
     params = checkpoint / "100" / "default" / "checkpoint"
-    for path in (config, params):
+    for path in (params, config):
         path.chmod(0)
-    with as_nobody():
-        with pytest.raises(DataError, match=r"config.json: expected JSON; found .*Permission"):
-            read_model_config(checkpoint)
-        with pytest.raises(
-            DataError, match=r"expected a file that can be read; found .*Permission"
-        ):
-            read_octo_checkpoint(checkpoint, 100)
+        with as_nobody(), pytest.raises(DataError, match=f"{path}: .* found .*Permission denied"):
+            OctoCheckpoint(str(checkpoint), 100).load()
 
 
 @pytest.mark.parametrize(
@@ -175,4 +165,4 @@ def test_a_checkpoint_whose_leaves_are_no_arrays_is_reported(checkpoint: Path) -
     params = serialization.msgpack_serialize({"octo_transformer": {"a": 5}, "heads_action": {}})
     (checkpoint / "100" / "default" / "checkpoint").write_bytes(params)
     with pytest.raises(DataError, match=r"default/checkpoint: .* octo_transformer/a: not an array"):
-        read_octo(checkpoint, 100)
+        OctoCheckpoint(str(checkpoint), 100).load()
