@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import sys
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.benchmark import tfdata
-from pipeline.benchmark.measure import Measurement, measure
+from pipeline.benchmark.measure import measure
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import joined_help
@@ -19,7 +20,6 @@ from pipeline.memory import keep_freed_memory
 from pipeline.terminal import escaped, program
 
 _DIGITS = 4
-_BELOW = "observation/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +72,45 @@ def _benchmark(args: Args) -> None:
         tfdata.check(args.compare, args.rlds)
     config = _config(args)
     measurement, loader = measure(config, args.batch_size, args.num_batches, args.rounds)
-    figures = dataclasses.asdict(measurement)
-    compared = None
+    figures: dict[str, Any] = dataclasses.asdict(measurement)
     if args.rlds is not None and args.compare is not None:
-        compared = tfdata.measure(args.rlds, loader, args.num_batches)
-        figures[args.compare] = dataclasses.asdict(compared)
-    _print(measurement, compared, config, args)
+        figures[args.compare] = tfdata.measure(args.rlds, loader, args.num_batches)
+    stream = sys.stderr if args.json else sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else 100)
+    text = (
+        f"{args.dst}: {', '.join(config.observations)}; window {config.window_size}, horizon "
+        f"{config.action_horizon}, batch {args.batch_size}, {config.num_threads} threads"
+    )
+    console.print(escaped(text), highlight=False, markup=False, soft_wrap=True)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in _rows(figures, args):
+        table.add_row(*row)
+    console.print(table)
     if args.json:
-        sys.stdout.write(json.dumps(_rounded(figures)) + "\n")
+        rounded = json.loads(json.dumps(figures), parse_float=lambda x: round(float(x), _DIGITS))
+        sys.stdout.write(json.dumps(rounded) + "\n")
+
+
+def _rows(figures: dict[str, Any], args: Args) -> Iterator[tuple[str, str, str]]:
+    """Yields what is measured, its value, and what it covers."""
+    spread = f"{figures['ratio_min']:.2f} to {figures['ratio_max']:.2f} in {args.rounds} rounds"
+    yield "samples per second", f"{figures['samples_per_s']:,.0f}", "wall time"
+    yield "CPU ms per sample", f"{figures['cpu_ms_per_sample']:.3f}", "all threads"
+    yield "floor", f"{figures['floor_cpu_ms_per_sample']:.3f}", "reading and decoding alone"
+    yield "times the floor", f"{figures['ratio']:.2f}", spread
+    yield "first batch", f"{figures['first_batch_s']:.2f} s", "from opening the dataset"
+    predicted = f"predicted {figures['predicted_rss_mb']:.0f}"
+    yield "peak memory", f"{figures['peak_rss_mb']:.0f} MB", predicted
+    for name, value in figures["stages"].items():
+        yield f"  {name}", f"{value:.3f}", "CPU ms per sample, one thread"
+    if args.compare is not None:
+        compared = figures[args.compare]
+        yield "tf.data: CPU ms per sample", f"{compared['cpu_ms_per_sample']:.3f}", ""
+        yield "tf.data: samples per second", f"{compared['samples_per_s']:,.0f}", ""
+        yield "tf.data: first batch", f"{compared['first_batch_s']:.2f} s", ""
 
 
 def _config(args: Args) -> DataConfig:
@@ -92,11 +123,10 @@ def _config(args: Args) -> DataConfig:
             f"--batch_size {args.batch_size}",
             remedy="Raise them.",
         )
-    names = args.observations or _default_observations(open_dataset(args.dst))
     return DataConfig(
         datasets=(DatasetConfig(args.dst),),
         vocabulary="",
-        observations=names,
+        observations=args.observations or _default_observations(open_dataset(args.dst)),
         current_only=args.current_only,
         window_size=args.window_size,
         action_horizon=args.action_horizon,
@@ -107,59 +137,17 @@ def _config(args: Args) -> DataConfig:
 
 def _default_observations(dataset: Dataset) -> tuple[str, ...]:
     """Returns every observation of the dataset that the loader can read."""
+    statistics = dataset.statistics
     return tuple(
-        feature.key.removeprefix(_BELOW)
+        feature.key.removeprefix("observation/")
         for column, feature in dataset.manifest.schema.features()
-        if feature.key.startswith(_BELOW)
-        and (column.per == "step" or (column.is_lowdim(feature) and _varies(dataset, feature.key)))
+        if feature.key.startswith("observation/")
+        # A vector is normalised, so all of its dimensions have to vary.
+        and (
+            column.per == "step"
+            or (column.is_lowdim(feature) and bool((statistics[feature.key].std > 0).all()))
+        )
     )
-
-
-def _varies(dataset: Dataset, key: str) -> bool:
-    """Whether a feature can be normalised: all of its dimensions vary."""
-    statistics = dataset.statistics.get(key)
-    return statistics is not None and bool((statistics.std > 0).all())
-
-
-def _print(
-    measurement: Measurement, compared: tfdata.Comparison | None, config: DataConfig, args: Args
-) -> None:
-    stream = sys.stderr if args.json else sys.stdout
-    console = Console(file=stream, width=None if stream.isatty() else 100)
-    console.print(
-        escaped(
-            f"{args.dst}: {', '.join(config.observations)}; window {config.window_size}, horizon "
-            f"{config.action_horizon}, batch {args.batch_size}, {config.num_threads} threads"
-        ),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    m = measurement
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("samples per second", f"{m.samples_per_s:,.0f}", "wall time")
-    table.add_row("CPU ms per sample", f"{m.cpu_ms_per_sample:.3f}", "all threads")
-    table.add_row("floor", f"{m.floor_cpu_ms_per_sample:.3f}", "reading and decoding alone")
-    spread = f"{m.ratio_min:.2f} to {m.ratio_max:.2f} in {args.rounds} rounds"
-    table.add_row("times the floor", f"{m.ratio:.2f}", spread)
-    table.add_row("first batch", f"{m.first_batch_s:.2f} s", "from opening the dataset")
-    table.add_row("peak memory", f"{m.peak_rss_mb:.0f} MB", f"predicted {m.predicted_rss_mb:.0f}")
-    for name, value in m.stages.items():
-        table.add_row(f"  {name}", f"{value:.3f}", "CPU ms per sample, one thread")
-    if compared is not None:
-        table.add_row("tf.data: CPU ms per sample", f"{compared.cpu_ms_per_sample:.3f}", "")
-        table.add_row("tf.data: samples per second", f"{compared.samples_per_s:,.0f}", "")
-        table.add_row("tf.data: first batch", f"{compared.first_batch_s:.2f} s", "")
-    console.print(table)
-
-
-def _rounded(figures: object) -> object:
-    if isinstance(figures, dict):
-        return {key: _rounded(value) for key, value in figures.items()}
-    return round(figures, _DIGITS) if isinstance(figures, float) else figures
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Measures a loader and its floor on the same samples, in one process."""
+"""Measures a loader and its floor on the same samples, in one process.
+
+The floor is the least work that makes the samples: it reads each of their records once, decodes
+the images into one buffer per size, and does nothing else.
+"""
 
 import dataclasses
 import itertools
@@ -13,34 +17,35 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.benchmark.floor import Floor, Read
-from pipeline.data.dataset import open_dataset
+from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.depth import decode_depth
+from pipeline.data.images import decode_image, decode_jpeg, image_format
+from pipeline.data.schema import EPISODES, Column
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import LoadedBatch, Loader
+from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.window_reader import WindowReader
 
-# Seconds of one look at the CPU time.
 _IDLE_S = 0.05
-# Below this share of one core the loader is idle.
+"""Seconds of one look at the CPU time."""
 _IDLE_SHARE = 0.1
+"""Share of one core below which the loader is idle."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Time and memory of a loader. CPU times count all threads."""
+    """Time and memory of a loader. CPU times count all threads; medians of the rounds."""
 
     samples_per_s: float
     """Samples per second of wall time, with no training in between."""
     cpu_ms_per_sample: float
-    """CPU time of all transforms, median of the rounds."""
+    """CPU time of all transforms."""
     floor_cpu_ms_per_sample: float
-    """CPU time of reading and decoding the same records, on one thread, median of the rounds."""
+    """CPU time of reading and decoding the same records, on one thread."""
     ratio: float
-    """Ratio of the two, median of the rounds."""
+    """Ratio of the two."""
     ratio_min: float
-    """Smallest ratio of a round."""
     ratio_max: float
-    """Largest ratio of a round."""
     first_batch_s: float
     """Time from opening the dataset to the first batch."""
     peak_rss_mb: float
@@ -65,27 +70,26 @@ def measure(
     before_mb = _peak_rss_mb()
     started = time.perf_counter()
     datasets = [open_dataset(part.path, config.keys) for part in config.datasets]
-    loader = Loader(config, batch_size, datasets, _no_ids)
+    # Ids of instructions are looked up, one row per task: their values do not affect the speed.
+    loader = Loader(config, batch_size, datasets, lambda text: [])
     batches = loader.batches()
     try:
-        held = next(batches)
+        held = [next(batches)]
         first_batch_s = time.perf_counter() - started
-        held = (held, next(batches))  # as a run does: one in use, one on its way to the device
+        held.append(next(batches))  # as a run: one in use, one on its way to the device
         _settle()
         peak_mb = _peak_rss_mb()
         del held
         timed = [_round(loader, batches, num_batches) for _ in range(rounds)]
     finally:
         batches.close()
-    # (rounds, 3) becomes three lists.
-    walls, cpus, floors = np.array(timed).T.tolist()
+    walls, cpus, floors = zip(*timed, strict=True)
     ratios = [cpu / floor for cpu, floor in zip(cpus, floors, strict=True)]
     num_samples = num_batches * batch_size
-    to_ms = 1e3 / num_samples
     measurement = Measurement(
         samples_per_s=num_samples / statistics.median(walls),
-        cpu_ms_per_sample=statistics.median(cpus) * to_ms,
-        floor_cpu_ms_per_sample=statistics.median(floors) * to_ms,
+        cpu_ms_per_sample=statistics.median(cpus) / num_samples * 1e3,
+        floor_cpu_ms_per_sample=statistics.median(floors) / num_samples * 1e3,
         ratio=statistics.median(ratios),
         ratio_min=min(ratios),
         ratio_max=max(ratios),
@@ -97,15 +101,8 @@ def measure(
     return measurement, loader
 
 
-def _no_ids(text: str) -> list[int]:
-    """The ids are looked up, one row per task: their values do not affect the speed."""
-    del text
-    return []
-
-
 def _settle() -> None:
     """Waits until the loader has prefetched all batches."""
-    # Busy at first, so that one interval is always measured.
     share = 1.0
     while share > _IDLE_SHARE:
         before = time.process_time()
@@ -122,11 +119,11 @@ def _round(
     CPU time is counted between two moments when all batches are prefetched, so that it belongs to
     exactly these batches; wall time leaves out the batches that were prefetched before.
     """
-    ahead = next(batches)
     # Without threads nothing is made ahead.
     num_ready = loader.config.prefetch_batches if loader.config.num_threads else 0
-    first = ahead.position + 1 + num_ready
-    floor, plans = _plan(loader, range(first, first + num_batches))  # warms the page cache too
+    first = next(batches).position + 1 + num_ready
+    floor = Floor(loader)
+    plans = floor.plans(range(first, first + num_batches))  # warms the page cache too
     _settle()
     cpu = time.process_time()
     for _ in itertools.islice(batches, num_ready):
@@ -138,56 +135,30 @@ def _round(
     wall = (time.perf_counter() - wall) * num_batches / (num_batches - num_ready)
     _settle()
     cpu = time.process_time() - cpu
-    return wall, cpu, _time_floor(floor, plans)
-
-
-def _plan(loader: Loader, positions: Sequence[int]) -> tuple[Floor, list[list[Read]]]:
-    order, floor = loader.order(), Floor(_window_reader(loader))
-    return floor, [floor.plan(order[position]) for position in positions]
-
-
-def _time_floor(floor: Floor, plans: list[list[Read]], *, decode: bool = True) -> float:
-    """Measures the CPU seconds of reading and decoding the samples of some batches."""
-    started = time.process_time()
-    for plan in plans:
-        floor.run(plan, decode=decode)
-    return time.process_time() - started
-
-
-def _window_reader(loader: Loader) -> WindowReader:
-    (window_reader,) = (t for t in loader.transforms() if isinstance(t, WindowReader))
-    return window_reader
+    return wall, cpu, floor.seconds(plans)
 
 
 def _stages(loader: Loader, num_batches: int) -> dict[str, float]:
-    order, transforms = loader.order(), loader.transforms()
-    to_ms = 1e3 / (num_batches * loader.batch_size)
-    positions = range(num_batches)
-    floor, plans = _plan(loader, positions)
-    read = _time_floor(floor, plans, decode=False)
+    """CPU milliseconds per sample of the floor's two parts, of the order and of each transform."""
+    floor, order = Floor(loader), loader.order()
+    plans = floor.plans(range(num_batches))
+    read = floor.seconds(plans, decode=False)
     # Noise may make the difference of two measurements negative.
-    decode = max(_time_floor(floor, plans) - read, 0.0)
-    seconds = {"read": read, "decode": decode, "order": 0.0}
-    for position in positions:
-        batch, spent = _timed(order.__getitem__, position)
-        seconds["order"] += spent
-        for transform in transforms:
-            batch, spent = _timed(transform, batch)
-            name = _name(transform)
-            seconds[name] = seconds.get(name, 0.0) + spent
-    return {name: value * to_ms for name, value in seconds.items()}
-
-
-def _timed(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
-    # Of this thread alone: others may still prefetch.
-    started = time.thread_time()
-    result = function(argument)
-    return result, time.thread_time() - started
-
-
-def _name(transform: object) -> str:
-    """Returns a transform's name in snake case, such as `standardize_gripper`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(transform).__name__).lower()
+    seconds = {"read": read, "decode": max(floor.seconds(plans) - read, 0.0)}
+    stages: list[tuple[str, Callable[[Any], Any]]] = [("order", order.__getitem__)]
+    # In snake case, such as `standardize_gripper`.
+    stages += [
+        (re.sub(r"(?<!^)(?=[A-Z])", "_", type(transform).__name__).lower(), transform)
+        for transform in loader.transforms()
+    ]
+    for position in range(num_batches):
+        batch: Any = position
+        for name, stage in stages:
+            # Of this thread alone: others may still prefetch.
+            started = time.thread_time()
+            batch = stage(batch)
+            seconds[name] = seconds.get(name, 0.0) + time.thread_time() - started
+    return {k: v / (num_batches * loader.batch_size) * 1e3 for k, v in seconds.items()}
 
 
 def _peak_rss_mb() -> float:
@@ -195,3 +166,82 @@ def _peak_rss_mb() -> float:
     # macOS counts in bytes, Linux in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """One record that samples need."""
+
+    reader: Any
+    """An open ArrayRecord file."""
+    index: int
+    """Index of the record in the file."""
+    images: tuple[tuple[slice, tuple[int, ...]], ...]
+    """Where the images to decode are, counted from the record's end, and their shapes (h, w, c)."""
+
+
+class Floor:
+    """The least work that makes a loader's samples."""
+
+    def __init__(self, loader: Loader) -> None:
+        (self._windows,) = (t for t in loader.transforms() if isinstance(t, WindowReader))
+        self._order = loader.order()
+        self._buffers: dict[tuple[int, ...], np.ndarray] = {}
+
+    def plans(self, positions: Sequence[int]) -> list[list[Read]]:
+        """Lists the reads of some batches."""
+        return [self.plan(self._order[position]) for position in positions]
+
+    def plan(self, samples: Samples) -> list[Read]:
+        """Lists all reads of a batch; a record that a window repeats is read once."""
+        windows = self._windows.locate(samples)
+        reads: list[Read] = []
+        for sample, place in enumerate(windows.dataset.tolist()):
+            dataset = self._windows.datasets[place]
+            first = int(windows.first[sample])
+            # A dict drops the padding, which repeats the first step.
+            steps = list(dict.fromkeys(first + t for t in windows.history[sample].tolist()))
+            for column in dataset.manifest.schema.columns:
+                if column.name == EPISODES:
+                    reads += self._reads(dataset, column, [int(windows.episode[sample])])
+                elif column.name in self._windows.columns[place]:
+                    window = self._windows.config.longest_window(column)
+                    reads += self._reads(dataset, column, steps[-window:])
+        return reads
+
+    def _reads(self, dataset: Dataset, column: Column, indices: Sequence[int]) -> Iterator[Read]:
+        reader = dataset.columns[column.name]
+        # Images are among the blobs, which are last in a record.
+        blobs = [feature for feature in column.features if feature.kind != "tensor"]
+        for index in indices:
+            values = reader.read(index)
+            images = []
+            start = -sum(len(values[feature.key]) for feature in blobs)
+            for feature in blobs:
+                end = start + len(values[feature.key])
+                if feature.kind in ("image", "depth") and feature in self._windows.features:
+                    # -0 would be the beginning; None is the end.
+                    images.append((slice(start, end or None), feature.shape))
+                start = end
+            yield Read(*reader.raw(index), tuple(images))
+
+    def seconds(self, plans: Sequence[Sequence[Read]], *, decode: bool = True) -> float:
+        """Measures the CPU seconds of the reads of some batches, with or without decoding."""
+        started = time.process_time()
+        for read in itertools.chain.from_iterable(plans):
+            (record,) = read.reader.read(read.index, read.index + 1)
+            for place, shape in read.images if decode else ():
+                self._decode(record[place], shape)
+        return time.process_time() - started
+
+    def _decode(self, encoded: bytes, shape: tuple[int, ...]) -> None:
+        is_depth = shape[-1] == 1
+        if shape not in self._buffers:
+            self._buffers[shape] = np.empty(shape, np.float32 if is_depth else np.uint8)
+        buffer = self._buffers[shape]
+        if is_depth:
+            decode_depth(encoded, buffer, "floor")
+        elif image_format(encoded) == "jpeg":
+            decode_jpeg(encoded, buffer)
+        else:
+            decode_image(encoded, buffer, "floor")

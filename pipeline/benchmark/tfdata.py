@@ -1,8 +1,9 @@
 """Measures plain tf.data on the same samples, for comparison, if TensorFlow is installed."""
 
-import dataclasses
+import functools
 import importlib
 import importlib.util
+import operator
 import time
 from typing import Any
 
@@ -14,18 +15,6 @@ from pipeline.loading.loader import Loader
 
 _SHUFFLE_SAMPLES = 1000
 _WARM_UP_BATCHES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Time that tf.data takes."""
-
-    samples_per_s: float
-    """Samples per second of wall time."""
-    cpu_ms_per_sample: float
-    """CPU time over all threads."""
-    first_batch_s: float
-    """Time from opening the directory to the first batch, without TensorFlow's import."""
 
 
 def check(compare: str | None, rlds: str | None) -> None:
@@ -46,14 +35,15 @@ def check(compare: str | None, rlds: str | None) -> None:
         )
 
 
-def measure(rlds: str, loader: Loader, num_batches: int) -> Comparison:
+def measure(rlds: str, loader: Loader, num_batches: int) -> dict[str, float]:
     """Measures windows, chunks and decoded images of the loader's features, batched by tf.data.
+
+    The first batch counts from opening the directory, without TensorFlow's import.
 
     Episodes become windows of encoded images, shuffled in a buffer of 1,000, then decoded and
     batched; nothing is resized, augmented or normalised.
     """
     tf = importlib.import_module("tensorflow")
-    # After the import of TensorFlow, which takes seconds and is no part of loading.
     started = time.perf_counter()
     batches = iter(_dataset(tf, rlds, loader))
     next(batches)
@@ -66,7 +56,11 @@ def measure(rlds: str, loader: Loader, num_batches: int) -> Comparison:
         next(batches)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     num_samples = num_batches * loader.batch_size
-    return Comparison(num_samples / wall, cpu / num_samples * 1e3, first_batch_s)
+    return {
+        "samples_per_s": num_samples / wall,
+        "cpu_ms_per_sample": cpu / num_samples * 1e3,
+        "first_batch_s": first_batch_s,
+    }
 
 
 def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
@@ -79,7 +73,10 @@ def _dataset(tf: Any, rlds: str, loader: Loader) -> Any:
     images = [f"observation/{name}" for name in config.observations if "image" in name]
 
     def windows(episode: Any) -> Any:
-        steps = {key: _find(episode["steps"], path) for key, path in sources.items()}
+        steps = {
+            key: functools.reduce(operator.getitem, path, episode["steps"])
+            for key, path in sources.items()
+        }
         length = tf.shape(steps[ACTION])[0]
         t = tf.range(length)[:, None]
         # (t, w): as `history_indices`.
@@ -129,9 +126,3 @@ def _check_features(features: Any, sources: dict[str, list[str]], rlds: str) -> 
                     "--observations.",
                 )
             found = found[name]
-
-
-def _find(steps: Any, path: list[str]) -> Any:
-    for name in path:
-        steps = steps[name]
-    return steps

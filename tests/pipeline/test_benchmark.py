@@ -11,8 +11,7 @@ import pytest
 
 from pipeline.benchmark import tfdata
 from pipeline.benchmark.__main__ import main
-from pipeline.benchmark.floor import Floor
-from pipeline.benchmark.measure import Measurement, measure
+from pipeline.benchmark.measure import Floor, Measurement, measure
 from pipeline.data.images import decode_jpeg
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
@@ -47,7 +46,7 @@ def test_floor_reads_each_record_of_the_samples_once_and_decodes_their_images(
     loader = make_loader(mini_dataset, observations=(*CAMERAS, "vggt_tokens"), **settings)
     window_reader, samples = window_reader_of(loader), loader.order()[0]
     batch = window_reader(samples)
-    reads = Floor(window_reader).plan(samples)
+    reads = Floor(loader).plan(samples)
     windows = window_reader.locate(samples)
     steps = [len(set(history)) for history in windows.history.tolist()]
     num_tokens = len(steps) if settings else sum(steps)
@@ -55,9 +54,9 @@ def test_floor_reads_each_record_of_the_samples_once_and_decodes_their_images(
     decoded = []
     for read in reads:
         (record,) = read.reader.read(read.index, read.index + 1)
-        for image in read.images:
-            pixels = np.empty(image.shape, np.uint8)
-            decode_jpeg(record[image.start : image.end], pixels)
+        for place, shape in read.images:
+            pixels = np.empty(shape, np.uint8)
+            decode_jpeg(record[place], pixels)
             decoded.append(pixels)
     primary, wrist = decoded[: 2 * steps[0] : 2], decoded[1 : 2 * steps[0] : 2]
     for name, images in (("image_primary", primary), ("image_wrist", wrist)):
