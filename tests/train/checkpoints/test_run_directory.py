@@ -63,7 +63,7 @@ def test_a_run_with_a_link_to_elsewhere_is_not_half_deleted(tiny_config, tmp_pat
     (directory / "checkpoints").symlink_to(tmp_path / "elsewhere")
     (directory / ".notes.tmp").write_text("mine")
     before = sorted(path.name for path in directory.iterdir() if path.name != ".lock")
-    message = "found a link to elsewhere: checkpoints -> "
+    message = "found files that are not the run's: .*checkpoints -> "
     with (
         pytest.raises(UserError, match=message),
         claimed(tiny_config, resume=False, overwrite=True),
@@ -121,7 +121,7 @@ def test_what_is_no_run_is_left_alone(tiny_config, name, content, message):
     ("save_dir", "message"),
     [
         ("gs://bucket/run", "expected a local directory"),
-        ("{file}", "expected a directory; found a"),
+        ("{file}", "expected a new or empty directory; found a file"),
     ],
 )
 def test_a_run_directory_is_a_directory_of_this_machine(tiny_config, tmp_path, save_dir, message):
