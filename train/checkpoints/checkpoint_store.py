@@ -203,13 +203,12 @@ class SavedStep:
         root = (run_directory / DIRECTORY).absolute()
         steps = complete_steps(root)
         if not steps or (step is not None and step not in steps):
+            start = "Start the run from scratch with --overwrite."
             raise UserError(
                 where=str(root),
-                expected="a complete checkpoint" + ("" if step is None else f" of step {step}"),
+                expected=f"a {'complete checkpoint' if step is None else f'checkpoint of step {step}'}",
                 found=f"the steps {steps}" if steps else "none",
-                remedy="Choose one that exists."
-                if steps
-                else "Start the run from scratch with --overwrite.",
+                remedy="Choose one that exists." if steps else start,
             )
         self.step = steps[-1] if step is None else step
         self.path = root / str(self.step)

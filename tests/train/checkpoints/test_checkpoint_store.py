@@ -122,7 +122,7 @@ def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path, written
         read_checkpoint(tmp_path)
     assert not has_checkpoint(tmp_path)
     assert has_checkpoint(written)
-    message = r"a complete checkpoint of step 7; found the steps \[5, 10\]"
+    message = r"a checkpoint of step 7; found the steps \[5, 10\]"
     with pytest.raises(UserError, match=message):
         read_checkpoint(written, 7)
 
