@@ -203,12 +203,13 @@ class SavedStep:
         root = (run_directory / DIRECTORY).absolute()
         steps = complete_steps(root)
         if not steps or (step is not None and step not in steps):
-            start = "Start the run from scratch with --overwrite."
+            wanted = "a complete checkpoint" if step is None else f"a checkpoint of step {step}"
+            remedy = "Choose one that exists."
             raise UserError(
                 where=str(root),
-                expected=f"a {'complete checkpoint' if step is None else f'checkpoint of step {step}'}",
+                expected=wanted,
                 found=f"the steps {steps}" if steps else "none",
-                remedy="Choose one that exists." if steps else start,
+                remedy=remedy if steps else "Start the run from scratch with --overwrite.",
             )
         self.step = steps[-1] if step is None else step
         self.path = root / str(self.step)
