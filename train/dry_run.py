@@ -20,8 +20,8 @@ from train.checkpoints import run_directory
 from train.checkpoints.checkpoint_store import (
     check_arrays,
     checkpoint_bytes,
-    has_checkpoint,
     is_run,
+    last_step,
     read_datasets,
 )
 from train.checkpoints.run_directory import resume_position
@@ -93,7 +93,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     found.attempt("flags", lambda: check_flags(flags))
     # The directory is checked, not changed.
     found.attempt("run directory", lambda: check_directory(flags), config.save_dir)
-    continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
+    continues = flags.resume and last_step(pathlib.Path(config.save_dir)) is not None
     if not problems:
         found.attempt("devices and batch", lambda: _check_batch(config), _describe_batch(config))
     if config.wandb.project is not None:

@@ -16,7 +16,7 @@ from pipeline.terminal import log_to_stderr
 from train import distributed
 from train.batch_preview import save_views
 from train.checkpoints import run_directory
-from train.checkpoints.checkpoint_store import Checkpoints, Constants, has_checkpoint, last_step
+from train.checkpoints.checkpoint_store import Checkpoints, Constants, last_step
 from train.checkpoints.run_directory import REPORT_NAME, resume_position
 from train.dry_run import examine
 from train.end_of_run import conclude
@@ -110,7 +110,7 @@ def _plan(flags: Flags) -> tuple[Setup, int | None]:
     """Returns the set-up run, and the training steps taken by the run that is resumed, if any."""
     config = flags.config
     run_directory.check(config, resume=flags.resume, overwrite=flags.overwrite)
-    continues = flags.resume and has_checkpoint(pathlib.Path(config.save_dir))
+    continues = flags.resume and last_step(pathlib.Path(config.save_dir)) is not None
     # A run killed before its first checkpoint is started again, not refused.
     if flags.resume and not continues:
         _log.warning("%s has no checkpoint yet: the run starts from scratch", config.save_dir)

@@ -12,21 +12,15 @@ import jax
 
 from pipeline.errors import DataError, UserError
 
-_RIGHTS, _SPACE = "Give this user the right to access it", "Free space"
 _REMEDIES = {
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
-    errno.EROFS: _RIGHTS,
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: _SPACE,
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give this user the right to use it"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free space"),
 }
-"""What to do about an error code of the system; all others are of the disk."""
 _CHECK_DISK = "Check the disk and its mount"
 _CORRUPT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG}
-"""Error codes that reading gives where a file is missing, or where its content names none."""
+"""Error codes of a read where files are missing, or where corrupt content names others."""
 _CODE_IN_TEXT = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
-"""Pattern of the system's error code, which TensorStore gives only inside its message."""
+"""TensorStore gives the system's error code only inside its message."""
 _HALF = 150
 
 # Orbax's threads log the errors that they also raise, and those are reported anyway.

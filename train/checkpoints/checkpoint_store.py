@@ -183,8 +183,18 @@ class Checkpoints:
           UserError: In every process, if there is no checkpoint or any process cannot read it.
           DataError: The checkpoint is corrupt.
         """
-        saved = distributed.together(lambda: SavedStep(self._directory.parent))
-        return saved.state(like)
+
+        def read() -> tuple[SavedStep, TrainState]:
+            saved = SavedStep(self._directory.parent)
+            # `like` has shardings, so each device reads its own part.
+            to_devices = ocp.checkpoint_utils.construct_restore_args(like)
+            return saved, saved.restore("state", like, to_devices)
+
+        # `together`: if one process cannot read, the others would wait forever for its arrays.
+        saved, state = distributed.together(read)
+        # Every process: arrays sharded across them are gathered for their checksum.
+        saved.compare(digest_arrays({"state": state}), "state")
+        return state
 
 
 class SavedStep:
@@ -235,39 +245,21 @@ class SavedStep:
     def arrays(self, item: str, *names: str) -> list[Any]:
         """Returns parts of a saved tree as nested numpy arrays, whatever devices wrote them."""
         with reading(self.path):
-            handler, path = ocp.PyTreeCheckpointHandler(), epath.Path(self.path / item)
             # The tree is read from the checkpoint, so no model has to be built to read its weights.
-            tree: Any = handler.metadata(path).tree
+            tree: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.path / item)).tree
             wanted = {name: tree[name] for name in names}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            # Without `partial_restore` Orbax demands every item of the saved tree.
-            args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-            found = handler.restore(path, args=args)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        found = self.restore(item, wanted, as_numpy)
         # Only what was read is compared: `params` alone must not need the optimizer state.
         self.compare(digest_arrays({item: found}), *(f"{item}/{name}" for name in names))
         return [found[name] for name in names]
 
-    def state(self, like: TrainState) -> TrainState:
-        """Returns the state on the devices; every process of a run must call this.
-
-        Args:
-          like: `jax.ShapeDtypeStruct`s with the shardings to restore to, on any devices.
-        """
-
-        def read() -> TrainState:
-            with reading(self.path):
-                # `like` has shardings, so each device reads its own part.
-                to_devices = ocp.checkpoint_utils.construct_restore_args(like)
-                args = ocp.args.PyTreeRestore(like, restore_args=to_devices)
-                return ocp.PyTreeCheckpointHandler().restore(
-                    epath.Path(self.path / "state"), args=args
-                )
-
-        # `together`: if one process cannot read, the others would wait forever for its arrays.
-        state = distributed.together(read)
-        # Arrays sharded across processes are gathered for their checksum.
-        self.compare(digest_arrays({"state": state}), "state")
-        return state
+    def restore(self, item: str, like: Any, restore_args: Any) -> Any:
+        """Returns what `like` has of a saved tree of arrays; `compare` checks it."""
+        with reading(self.path):
+            # Without `partial_restore` Orbax demands every item of the saved tree.
+            args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
+            return ocp.PyTreeCheckpointHandler().restore(epath.Path(self.path / item), args=args)
 
     def compare(self, found: Mapping[str, str], *roots: str) -> None:
         """Raises an error if checksums differ from those saved below some paths."""
@@ -295,11 +287,6 @@ def is_run(directory: pathlib.Path) -> bool:
 def last_step(run_directory: pathlib.Path) -> int | None:
     """Returns the training step of a run's last complete checkpoint; None if it has none."""
     return max(complete_steps(run_directory / DIRECTORY), default=None)
-
-
-def has_checkpoint(run_directory: pathlib.Path) -> bool:
-    """Returns whether a run has a complete checkpoint."""
-    return last_step(run_directory) is not None
 
 
 def checkpoint_bytes(state: Any) -> int:

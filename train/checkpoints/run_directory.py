@@ -1,6 +1,7 @@
 """The run directory: which process may write into it, and whether a run may start or resume."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -50,13 +51,16 @@ _MAY_DIFFER = re.compile(
 _log = logging.getLogger(__name__)
 
 
-def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    """Raises a `UserError` if the run may not use its directory; changes nothing.
+def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> TrainConfig | None:
+    """Returns the config of the run that is in the directory, if any; changes nothing.
 
     Args:
-      config: The config of the run.
+      config: The config of the run that is to start.
       resume: Whether to resume the run in the directory.
       overwrite: Whether to delete the run in the directory.
+
+    Raises:
+      UserError: The run may not use the directory.
     """
     directory = pathlib.Path(config.save_dir)
     # The lock and the atomic renames need a file system.
@@ -68,7 +72,7 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         before, entries = read_config(directory), _entries(directory)
     if resume:
         _check_same_run(config, before)
-        return
+        return before
     # Deleting a run must not delete what a link leads to, nor what a person keeps beside the run.
     foreign = [
         f"{e.name} -> {e.resolve()}" if e.is_symlink() else e.name
@@ -87,6 +91,7 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     if before is None and (entries or (directory.exists() and not directory.is_dir())):
         found = "files that are no run" if entries else "a file"
         raise _refused(config, new, found, "Name another save_dir.")
+    return before
 
 
 @contextlib.contextmanager
@@ -96,13 +101,9 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
     Unless the run is resumed, the previous content is deleted, its config last: whenever the
     process is killed, the directory is still recognised as a run. The claim ends with the process.
 
-    Args:
-      config: The config of the run; `check` is called once this process has the directory.
-      resume: Whether to resume the run in the directory.
-      overwrite: Whether to delete the run in the directory.
-
     Raises:
-      UserError: The same as `check`; or the directory cannot be created, or another process has it.
+      UserError: As `check`, which is called with the same arguments once this process has the
+        directory; or the directory cannot be created, or another process has it.
     """
     directory = pathlib.Path(config.save_dir)
     with _writing(config):
@@ -113,8 +114,8 @@ def claimed(config: TrainConfig, *, resume: bool, overwrite: bool) -> Iterator[p
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
             # Again, under the lock: another process may have changed the directory meanwhile.
-            check(config, resume=resume, overwrite=overwrite)
-            if not resume and (before := read_config(directory)) is not None:
+            before = check(config, resume=resume, overwrite=overwrite)
+            if before is not None and not resume:
                 # It may be lost, and is what marks the directory as a run while the rest goes.
                 write_json(directory / CONFIG_NAME, to_json_values(before))
             for entry in list(directory.iterdir()):
@@ -138,17 +139,10 @@ def check_usable(config: TrainConfig) -> None:
     if (lock := directory / LOCK_NAME).exists():
         with locked(lock, _in_use(config)):
             pass
-    refused = [
-        str(path)
-        for path in (place, *(directory.iterdir() if directory.is_dir() else []))
-        # By the effective user, where the system can ask for it.
-        if not os.access(
-            path,
-            os.W_OK | (os.X_OK if path.is_dir() else 0),
-            effective_ids=os.access in os.supports_effective_ids,
-        )
-    ]
-    if refused:
+    # By the effective user, where the system can ask for it.
+    access = functools.partial(os.access, effective_ids=os.access in os.supports_effective_ids)
+    needed = [(e, os.W_OK | (os.X_OK if e.is_dir() else 0)) for e in (place, *_entries(directory))]
+    if refused := [str(entry) for entry, rights in needed if not access(entry, rights)]:
         found = f"{', '.join(refused)}, which this user may not write"
         remedy = "Allow it, or name another save_dir."
         raise _refused(config, "a directory that can be written", found, remedy)
@@ -158,7 +152,8 @@ def check_usable(config: TrainConfig) -> None:
         try:
             (probe / directory.absolute().relative_to(place)).mkdir(parents=True)
         finally:
-            shutil.rmtree(probe, ignore_errors=True)
+            if probe.exists():
+                shutil.rmtree(probe)
 
 
 def existing_part(path: pathlib.Path) -> pathlib.Path:

@@ -35,7 +35,7 @@ WAYS = (of_system, raised_by_tensorstore, raised_by_an_older_one, behind_another
     [
         (errno.ESTALE, "Check the disk and its mount"),
         (errno.EIO, "Check the disk and its mount"),
-        (errno.EACCES, "Give this user the right to access it"),
+        (errno.EACCES, "Give this user the right to use it"),
     ],
 )
 def test_each_cause_of_a_failed_read_has_its_own_remedy(tmp_path, made, number, remedy):
@@ -64,7 +64,7 @@ def test_all_else_is_damage(tmp_path, error):
     [
         (errno.ENOSPC, "Free space"),
         (errno.EDQUOT, "Free space"),
-        (errno.EROFS, "Give this user the right to access it"),
+        (errno.EROFS, "Give this user the right to use it"),
         (errno.ESTALE, "Check the disk and its mount"),
         (errno.ENAMETOOLONG, "Check the disk and its mount"),
     ],

@@ -24,7 +24,7 @@ from train.checkpoints.checkpoint_store import (
     SavedStep,
     check_arrays,
     checkpoint_bytes,
-    has_checkpoint,
+    last_step,
     read_checkpoint,
     read_datasets,
     read_kept_config,
@@ -120,8 +120,8 @@ def test_state_and_loader_continue_where_they_were(written):
 def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path, written):
     with pytest.raises(UserError, match="expected a complete checkpoint; found none"):
         read_checkpoint(tmp_path)
-    assert not has_checkpoint(tmp_path)
-    assert has_checkpoint(written)
+    assert last_step(tmp_path) is None
+    assert last_step(written) == 10
     message = r"a checkpoint of step 7; found the steps \[5, 10\]"
     with pytest.raises(UserError, match=message):
         read_checkpoint(written, 7)
@@ -320,7 +320,7 @@ def test_a_write_that_fails_is_reported_at_the_next_one(tmp_path, constants, as_
         (directory / "checkpoints").chmod(0o555)
         message = (
             r"a checkpoint that can be written; found .*\(that of step 5 is complete\). "
-            r"Give this user the right to access it, then continue with --resume\."
+            r"Give this user the right to use it, then continue with --resume\."
         )
         with pytest.raises(UserError, match=message), Checkpoints(directory) as checkpoints:
             checkpoints.save(state(10), LoaderState(10, "f", ()), constants)
