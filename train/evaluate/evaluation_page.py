@@ -1,24 +1,32 @@
-"""Writes the HTML report of an evaluation: success by task, its uncertainty, and the settings."""
+"""The page of an evaluation: success by task, its uncertainty, and the settings."""
 
 import os
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+from markupsafe import Markup
+
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.terminal import count
 from train.checkpoints.run_directory import REPORT_NAME
 from train.evaluate.compare import Comparison
-from train.evaluate.result_tables import demonstrated, interval, percent, verdict
-from train.evaluate.results import Results, TrialResult
-from train.evaluate.success_chart import chart_size, draw_rates
-from train.evaluate.success_rates import Paired
-from train.report.charts import Size
-from train.report.markup import Html, duration, tag
-from train.report.page_parts import folded, key, legend, note, section, table, wide_chart
-from train.report.report_page import header, to_document
+from train.evaluate.result_tables import (
+    demonstrated,
+    interval,
+    paired_rows,
+    percent,
+    success_rows,
+    verdict,
+)
+from train.evaluate.results import Results
+from train.report.charts import Axis, Chart, Curve
+from train.report.html_page import duration, render
 
-_KEYS = ("train", "validation")
-"""Legend keys of the first and the second policy, with the colours of the chart."""
+_KINDS = ("train", "validation")
+"""Kinds of curves, with their colours, of the first and the second policy."""
+_APART = 0.26
+"""Vertical distance between the policies of a comparison, as a fraction of a row."""
 _UNKNOWN = "\N{EN DASH}"
 
 Evaluated = tuple[pathlib.Path, Results]
@@ -44,40 +52,38 @@ def write_report(policies: Sequence[Evaluated], comparison: Comparison | None) -
 def to_page(policies: Sequence[Evaluated], comparison: Comparison | None) -> str:
     """Returns the page as HTML; the arguments are those of `write_report`."""
     results = [of_policy for _, of_policy in policies]
-    first = results[0]
-    sections = {"tasks": ("Tasks", _tasks_section(results))}
-    if comparison is not None:
-        sections["comparison"] = ("Comparison", _comparison_section(comparison))
-    sections["trials"] = ("Trials", _trials_section(policies))
-    sections["settings"] = ("Settings", _settings_section(results))
-    top = header(
-        "Evaluation",
-        f"{first.run}, {first.settings.suite}",
-        _origin(results),
-        _figures(first),
-        {anchor: title for anchor, (title, _) in sections.items()},
+    names = [f"{one.run}, step {one.settings.step:,}" for one in results]
+    first, held_in = (
+        results[0],
+        [one for one in zip(names, results, strict=True) if one[1].num_demonstrated],
     )
-    main = tag("main", *(content for _, content in sections.values()))
-    return to_document(f"{first.run}: {first.settings.suite}", tag("body", top, main))
-
-
-def _origin(results: Sequence[Results]) -> str:
-    """Describes in a sentence what was evaluated, and how."""
-    first = results[0]
-    compared = f", compared with {_name(results[1])}" if len(results) > 1 else ""
-    trials = count(len(first.trials), "trial")
-    tasks = count(len(first.tasks), "task")
-    return f"Rollouts of {_name(first)} in the LIBERO simulator: {trials} of {tasks}{compared}."
-
-
-def _name(results: Results) -> str:
-    return f"{results.run}, step {results.settings.step:,}"
+    trials, tasks = count(len(first.trials), "trial"), count(len(first.tasks), "task")
+    compared = f", compared with {names[1]}" if len(names) > 1 else ""
+    columns = [_settings(one) for one in results]
+    return render(
+        "evaluation.html.j2",
+        title=f"{first.run}: {first.settings.suite}",
+        kind="Evaluation",
+        name=f"{first.run}, {first.settings.suite}",
+        origin=f"Rollouts of {names[0]} in the LIBERO simulator: {trials} of {tasks}{compared}.",
+        figures=_figures(first),
+        names=names,
+        kinds=list(zip(_KINDS, names, strict=False)),
+        notes=[f"{name}, not held out: {demonstrated(one)}" for name, one in held_in],
+        rates=_rates(results),
+        successes=[success_rows(one) for one in results],
+        comparison=comparison,
+        pairs=comparison and paired_rows(comparison),
+        verdict=comparison and verdict(comparison),
+        trials=[_trials(one, folder, policies[0][0]) for folder, one in policies],
+        runs=[one.run for one in results],
+        settings=[(name, *(column[name] for column in columns)) for name in columns[0]],
+    )
 
 
 def _figures(results: Results) -> list[tuple[str, str, str]]:
     """Returns (name, value, detail) of the numbers at the top."""
     rate, steps, inference = results.rate(), results.mean_steps(), results.inference
-    seconds = sum(trial.seconds for trial in results.trials)
     latency = ("Inference", _UNKNOWN, "not measured")
     if inference is not None:
         batch = count(inference.batch_size, "environment")
@@ -89,122 +95,64 @@ def _figures(results: Results) -> list[tuple[str, str, str]]:
         ("Steps", _UNKNOWN if steps is None else f"{steps:.0f}", "of a success, mean"),
         ("Errors", f"{len(results.errors)}", "trials without an end"),
         latency,
-        ("Time", duration(seconds), "sum over trials"),
+        ("Time", duration(sum(trial.seconds for trial in results.trials)), "sum over trials"),
     ]
 
 
-def _tasks_section(results: Sequence[Results]) -> Html:
-    """Shows the success of each task and in total, as a chart and one table per policy."""
-    tasks = {task: None for of_policy in results for task in of_policy.tasks}
+def _rates(results: Sequence[Results]) -> Chart:
+    """Draws a dot for the rate of each task and of all, and a line over its 95 % interval."""
     # All tasks together first.
-    rows: list[int | None] = [None, *sorted(tasks)]
-    names = ["all" if task is None else f"task {task}" for task in rows]
-    rates = [[of_policy.rate(task) for task in rows] for of_policy in results]
-
-    def draw(size: Size) -> str:
-        return draw_rates(names, rates, chart_size(size.width, len(rows)))
-
-    keys = [key(kind, _name(r)) for kind, r in zip(_KEYS, results, strict=False)]
-    rate = results[0].rate()
-    alt = f"Success by task; {percent(rate.value)} of all trials, {interval(rate)} at 95 %."
-    return section(
-        "Success by task",
-        note(
-            "A trial succeeds if its goal is reached within the suite's limit of steps. Lines are "
-            "Wilson's 95 % intervals. A trial that ended with an error counts as a failure."
-        ),
-        *(
-            note(f"{_name(of_policy)}, not held out: {demonstrated(of_policy)}")
-            for of_policy in results
-            if of_policy.num_demonstrated
-        ),
-        wide_chart(draw, alt, legend(*keys)),
-        *(_tasks_table(of_policy) for of_policy in results),
-        anchor="tasks",
+    tasks = [None, *sorted({task for of_policy in results for task in of_policy.tasks})]
+    names = ["all" if task is None else f"task {task}" for task in tasks]
+    x_axis, y_axis = Axis(0, 100), Axis(len(tasks) - 0.5, -0.5)
+    paths = []
+    for number, (kind, of_policy) in enumerate(zip(_KINDS, results, strict=False)):
+        rates = [of_policy.rate(task) for task in tasks]
+        # Policies of a comparison lie side by side within the row.
+        y = np.arange(len(tasks)) + _APART * (number - (len(results) - 1) / 2)
+        # A gap after each interval.
+        ends = 100 * np.array([[*rate.interval, np.nan] for rate in rates])
+        lines = Curve(kind, ends.ravel(), np.where(np.isnan(ends), np.nan, y[:, None]).ravel())
+        dots = Curve(kind, 100 * np.array([rate.value for rate in rates]), y, mark="dots")
+        paths += [(one.kind, one.mark, one.path(x_axis, y_axis)) for one in (lines, dots)]
+    rate, percents = results[0].rate(), np.arange(0, 101, 20)
+    return Chart(
+        title="",
+        detail="",
+        alt=f"Success by task; {percent(rate.value)} of all trials, {interval(rate)} at 95 %.",
+        x_ticks=x_axis.ticks(percents, [f"{value} %" for value in percents]),
+        y_ticks=y_axis.ticks(np.arange(len(tasks)), names),
+        paths=paths,
+        x_label="success",
+        height=56 + 30 * len(tasks),
     )
 
 
-def _tasks_table(results: Results) -> Html:
-    headings = ("Task", ">Success", ">Rate", ">95 % interval", ">Steps", "Instruction")
+def _trials(results: Results, folder: pathlib.Path, home: pathlib.Path) -> list[tuple[str, ...]]:
+    """Returns a row per trial, with a link to its video that is relative to the page."""
     rows = []
-    for task, instruction in (*results.tasks.items(), (None, "")):
-        rate, steps = results.rate(task), results.mean_steps(task)
-        name = "all" if task is None else str(task)
-        shown = _UNKNOWN if steps is None else f"{steps:.0f}"
-        counts = f"{rate.num_successes} of {rate.num_trials}"
-        rows.append((name, counts, percent(rate.value), interval(rate), shown, instruction))
-    return table(headings, rows, f"{_name(results)}; steps are the mean of successes.")
-
-
-def _comparison_section(comparison: Comparison) -> Html:
-    headings = ("Task", ">Pairs", ">Both", ">Only first", ">Only second", ">Neither")
-    rows = [_paired_row(str(task), paired) for task, paired in comparison.tasks.items()]
-    rows.append(_paired_row("all", comparison.total))
-    about = (
-        f"First: {comparison.first}, step {comparison.first_step:,}. Second: {comparison.second}, "
-        f"step {comparison.second_step:,}. Both from the same initial states; "
-        f"{count(comparison.num_unpaired, 'trial')} without a pair."
-    )
-    said = tag("p", tag("strong", verdict(comparison)))
-    pairs = table(headings, rows, "Trials by which policy succeeded.")
-    return section("Comparison", note(about), pairs, said, anchor="comparison")
-
-
-def _paired_row(name: str, paired: Paired) -> tuple[str, ...]:
-    counts = (paired.num_trials, paired.both, paired.only_first, paired.only_second, paired.neither)
-    return name, *map(str, counts)
-
-
-def _trials_section(policies: Sequence[Evaluated]) -> Html:
-    home = policies[0][0]
-    tables = []
-    for folder, results in policies:
-        headings = ("Trial", "Outcome", ">Steps", ">Seconds", "Video")
-        rows = [_trial_row(trial, folder, home) for trial in results.trials]
-        shown = table(headings, rows, "Steps executed, and wall time.")
-        tables.append(folded(f"{_name(results)}: {count(len(rows), 'trial')}", shown))
-    return section("Trials", *tables, anchor="trials")
-
-
-def _trial_row(trial: TrialResult, folder: pathlib.Path, home: pathlib.Path) -> tuple[str, ...]:
-    name = f"task {trial.task}, state {trial.init}"
-    numbers = f"{trial.steps}", f"{trial.seconds:.1f}"
-    return name, _outcome(trial), *numbers, _video(trial, folder, home)
-
-
-def _outcome(trial: TrialResult) -> str:
-    if trial.error is not None:
-        return f"error: {trial.error}"
-    return "success" if trial.success else "failure"
-
-
-def _video(trial: TrialResult, folder: pathlib.Path, home: pathlib.Path) -> str:
-    """Returns a link to a file beside the page."""
-    if trial.video is None:
-        return _UNKNOWN
-    # Relative to the page, so that the folder can be moved.
-    path = os.path.relpath(folder / trial.video, home)
-    return tag("a", pathlib.Path(path).name, href=path)
-
-
-def _settings_section(results: Sequence[Results]) -> Html:
-    """Lists the settings that determine the results."""
-    columns = [_settings(of_policy) for of_policy in results]
-    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
-    headings = ("Setting", *(of_policy.run for of_policy in results))
-    return section("Settings", table(headings, rows, "What was evaluated."), anchor="settings")
+    for trial in results.trials:
+        outcome = "success" if trial.success else "failure"
+        outcome = outcome if trial.error is None else f"error: {trial.error}"
+        link = _UNKNOWN
+        if trial.video is not None:
+            # Relative, so that the folder can be moved.
+            path = os.path.relpath(folder / trial.video, home)
+            link = Markup('<a href="{}">{}</a>').format(path, pathlib.Path(path).name)
+        name = f"task {trial.task}, state {trial.init}"
+        rows.append((name, outcome, f"{trial.steps}", f"{trial.seconds:.1f}", link))
+    return rows
 
 
 def _settings(results: Results) -> dict[str, str]:
+    """Returns the settings that determine the results, and the latency, by name."""
     settings = to_json_values(results.settings)
     values = {name: _UNKNOWN if value is None else str(value) for name, value in settings.items()}
     inference = results.inference
-    if inference is not None:
-        values["inference"] = (
-            f"{inference.num_calls:,} batches of {inference.batch_size} on {inference.device}: "
-            f"{inference.mean_ms:.1f} ms on average, {inference.p50_ms:.1f} at the median, "
-            f"{inference.p95_ms:.1f} at 95 %"
-        )
-    else:
-        values["inference"] = _UNKNOWN
-    return values
+    if inference is None:
+        return values | {"inference": _UNKNOWN}
+    return values | {
+        "inference": f"{inference.num_calls:,} batches of {inference.batch_size} on "
+        f"{inference.device}: {inference.mean_ms:.1f} ms on average, {inference.p50_ms:.1f} at the "
+        f"median, {inference.p95_ms:.1f} at 95 %"
+    }

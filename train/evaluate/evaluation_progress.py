@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.terminal import escaped
-from train.report.markup import duration
+from train.report.html_page import duration
 
 _LOG_INTERVAL_S = 30.0
 

@@ -1,8 +1,8 @@
-"""Formats the tables that are printed at the end of an evaluation."""
+"""Formats the results of an evaluation as rows, for the terminal and the page."""
 
 from train.evaluate.compare import Comparison
 from train.evaluate.results import Results
-from train.evaluate.success_rates import Paired, Rate
+from train.evaluate.success_rates import Rate
 
 Row = tuple[str, ...]
 
@@ -18,15 +18,22 @@ def interval(rate: Rate) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
+def success_rows(results: Results) -> list[Row]:
+    """Returns task, successes, rate, interval, mean steps and instruction of each task and all."""
+    rows = []
+    for task, instruction in (*results.tasks.items(), (None, "")):
+        rate, steps = results.rate(task), results.mean_steps(task)
+        name = "all" if task is None else str(task)
+        shown = "-" if steps is None else f"{steps:.0f}"
+        counts = f"{rate.num_successes} of {rate.num_trials}"
+        rows.append((name, counts, percent(rate.value), interval(rate), shown, instruction))
+    return rows
+
+
 def success_table(results: Results) -> str:
     """Formats one line per task, and one for all tasks."""
     header = ("task", "success", "rate", "95 % interval", "steps", "instruction")
-    rows = [
-        _success_row(results, task, str(task), instruction)
-        for task, instruction in results.tasks.items()
-    ]
-    rows.append(_success_row(results, None, "all", ""))
-    lines = aligned([header, *rows])
+    lines = aligned([header, *success_rows(results)])
     lines += [
         f"error: {t.suite} task {t.task}, initial state {t.init}, counted as a failure: {t.error}"
         for t in results.errors
@@ -44,12 +51,18 @@ def demonstrated(results: Results) -> str:
     )
 
 
+def paired_rows(comparison: Comparison) -> list[Row]:
+    """Returns task, pairs, both, only first, only second and neither of each task and of all."""
+    return [
+        tuple(map(str, (task, p.num_trials, p.both, p.only_first, p.only_second, p.neither)))
+        for task, p in (*comparison.tasks.items(), ("all", comparison.total))
+    ]
+
+
 def paired_table(comparison: Comparison) -> str:
     """Formats one line per task, one for all tasks, and the test."""
     header = ("task", "pairs", "both", "only first", "only second", "neither")
-    rows = [_paired_row(str(task), paired) for task, paired in comparison.tasks.items()]
-    rows.append(_paired_row("all", comparison.total))
-    return "\n".join([*aligned([header, *rows]), verdict(comparison)])
+    return "\n".join([*aligned([header, *paired_rows(comparison)]), verdict(comparison)])
 
 
 def verdict(comparison: Comparison) -> str:
@@ -68,15 +81,3 @@ def aligned(rows: list[Row]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _success_row(results: Results, task: int | None, name: str, instruction: str) -> Row:
-    rate, steps = results.rate(task), results.mean_steps(task)
-    shown = "-" if steps is None else f"{steps:.0f}"
-    counts = f"{rate.num_successes} of {rate.num_trials}"
-    return name, counts, percent(rate.value), interval(rate), shown, instruction
-
-
-def _paired_row(name: str, paired: Paired) -> Row:
-    counts = (paired.num_trials, paired.both, paired.only_first, paired.only_second, paired.neither)
-    return name, *map(str, counts)

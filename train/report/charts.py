@@ -1,242 +1,194 @@
-"""Draws charts with matplotlib as SVG; titles and legends are in the page."""
+"""Charts of a page: curves in a plot that the page stretches to any width.
+
+A chart is drawn once. Its curves are paths over a square of 10,000 units, and its labels are text
+of the page, so no width of a screen changes the size of a font or the width of a line.
+"""
 
 import dataclasses
-import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-from train.report.curve_series import finite, has_log_scale, smooth, thin
-from train.report.markup import short
-from train.report.styles import BLUE, FONTS, GREY, INK, ORANGE, PALE, PALE_BLUE, named
+from train.report.html_page import short
 
-_POINTS_A_PIXEL = 0.75
-_INCHES_A_PIXEL = 1 / 96
-_FONT_PX = 11.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 22, 10, 36
-"""Margins around the axes, in pixels."""
-_MAX_MARKED = 30
-"""Largest number of points for which a line gets markers."""
-_PIXELS_A_TICK = 85
-_PIXELS_A_BIN = 2
-"""Pixels per bin of a thinned curve; a bin keeps its lowest and highest point."""
-_MARK_HEIGHT = 0.03
-"""Height of marks above the bottom of the axes, as a fraction of the axes."""
-_SHORT_LOG = 1e3
-"""Largest ratio of values for which a logarithmic axis gets ticks between powers of ten."""
-_LOG_TICKS = {False: (1.0,), True: (1.0, 2.0, 5.0)}
-"""Multiples of powers of ten that get a tick, by whether the axis is short."""
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
-    "font.family": ["DejaVu Sans"],
-    "font.size": _FONT_PX * _POINTS_A_PIXEL,
-    "text.parse_math": False,
-    "text.usetex": False,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.6,
-    "axes.labelcolor": GREY,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": PALE,
-    "grid.linewidth": 0.5,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.major.size": 2.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.size": 0,
-}
+WIDE_BINS, BINS = 560, 180
+"""Most bins of a curve in a chart as wide as the page, and in one among others."""
+_UNITS = 10_000
+_LOG_RATIO, _LONG_LOG_RATIO = 8.0, 1e3
+"""Ratios of largest to smallest value beyond which an axis is logarithmic, and beyond which such an
+axis has ticks only at powers of ten."""
+_MAX_DOTTED = 30
+"""Largest number of points for which a curve gets dots."""
+_SMOOTHED_SHARE, _LEAST_HALF = 0.02, 2
+"""Fraction of a curve's points that one smoothed point averages, and the fewest on either side."""
+
+Tick = tuple[float, str]
+"""Place in percent from the left or from the bottom, and label."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
-    """Width and height of a chart, in CSS pixels."""
+class Axis:
+    """The range of values along one side of a plot; `low` may be the larger one."""
 
-    width: int
-    height: int
+    low: float
+    high: float
+    is_log: bool = False
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Returns where values lie, from 0 at `low` to 1 at `high`."""
+        scale = np.log10 if self.is_log else np.asarray
+        low, high = scale(self.low), scale(self.high)
+        return (scale(values) - low) / (high - low)
+
+    def round_values(self, most: int) -> np.ndarray:
+        """Returns at most about that many round values of the axis."""
+        locator = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10])
+        if self.is_log:
+            subs = (1.0,) if self.high > _LONG_LOG_RATIO * self.low else (1.0, 2.0, 5.0)
+            locator = LogLocator(subs=subs, numticks=8)
+        found = np.asarray(locator.tick_values(self.low, self.high))
+        return found[(self.low <= found) & (found <= self.high)]
+
+    def ticks(self, values: np.ndarray, labels: Sequence[str]) -> list[Tick]:
+        """Returns a tick for each value."""
+        return list(zip((100 * self.place(values)).round(2).tolist(), labels, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """The points of a curve by training step."""
+class Curve:
+    """Points of a chart."""
 
-    steps: np.ndarray
-    """Training steps (n), ascending."""
-    values: np.ndarray
-    """Values (n); points that are not finite are not drawn."""
-    color: str = BLUE
-    """Colour of the line."""
+    kind: str
+    """Kind of the curve, to which the style sheet gives a colour."""
+    x: np.ndarray
+    """Positions (n)."""
+    y: np.ndarray
+    """Values (n); lines leave a gap where one is NaN."""
+    mark: str = "line"
+    """What is drawn: a line through the points, or "dots", or a "tick" at the foot of the plot."""
 
-
-def draw_loss(
-    train: Line, validation: Line, skipped: np.ndarray, size: Size, last_step: int
-) -> str:
-    """Draws the loss of every training step, smoothed too, of validations, and skipped updates.
-
-    Args:
-      train: The loss of every training step.
-      validation: The loss of every validation; may be empty.
-      skipped: The training steps whose update was skipped.
-      size: The size of the chart.
-      last_step: The training step at which the axis ends.
-    """
-    # Without NaN, which smoothing would spread over its window.
-    steps, values = finite(train.steps, train.values)
-
-    def paint(axes: Axes) -> None:
-        _plot(axes, Line(steps, values, PALE_BLUE), width=0.8)
-        _plot(axes, Line(steps, smooth(values)), width=1.8)
-        _plot(axes, validation, width=1.5)
-        if len(skipped):
-            # x in steps, y as a fraction of the axes: marks stay at the bottom at any scale.
-            foot = axes.get_xaxis_transform()
-            marks = np.full(len(skipped), _MARK_HEIGHT)
-            axes.plot(skipped, marks, "|", color=INK, ms=7, mew=1.2, transform=foot)
-        _scale(axes, np.concatenate([values, finite(validation.steps, validation.values)[1]]))
-
-    return _draw(paint, size, last_step)
+    def path(self, x_axis: Axis, y_axis: Axis) -> str:
+        """Returns the curve as the path data of an SVG."""
+        shown = np.isfinite(self.y)
+        x = np.rint(_UNITS * x_axis.place(self.x[shown])).astype(int).tolist()
+        if self.mark == "tick":
+            return "".join(f"M{a} {_UNITS}v-600" for a in x)
+        y = np.rint(_UNITS * (1 - y_axis.place(self.y[shown]))).astype(int).tolist()
+        if self.mark == "dots":
+            # Lines of almost no length: their round ends are the dots.
+            return "".join(f"M{a} {b}h1" for a, b in zip(x, y, strict=True))
+        follows = np.append(False, shown[:-1])[shown]
+        letters = np.where(follows, "L", "M").tolist()
+        return "".join(f"{c}{a} {b}" for c, a, b in zip(letters, x, y, strict=True))
 
 
-def draw_curve(
-    line: Line, size: Size, last_step: int, *, smoothed: bool = False, from_zero: bool = False
-) -> str:
-    """Draws one curve.
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What the page shows of a chart."""
 
-    Args:
-      line: The curve.
-      size: The size of the chart.
-      last_step: The training step at which the axis ends.
-      smoothed: Whether to draw the points pale, and their smoothed curve over them.
-      from_zero: Whether to draw a linear axis that starts at 0.
-    """
-    steps, values = finite(line.steps, line.values)
-
-    def paint(axes: Axes) -> None:
-        if smoothed:
-            _plot(axes, Line(steps, values, PALE_BLUE), width=0.8)
-        _plot(axes, Line(steps, smooth(values) if smoothed else values, line.color), width=1.5)
-        if from_zero:
-            # An axis from 0 to 0 is none.
-            axes.set_ylim(0, 1.08 * values.max(initial=0.0) or 1.0)
-            _number_ticks(axes)
-        else:
-            _scale(axes, values)
-
-    return _draw(paint, size, last_step)
+    title: str
+    detail: str
+    """Unit or explanation, after the title."""
+    alt: str
+    """Description for readers who cannot see the chart."""
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    paths: list[tuple[str, str, str]]
+    """Kind, mark and path data of each curve."""
+    x_label: str = "step"
+    height: int | None = None
+    """Height in pixels, if it depends on the content."""
 
 
-def draw_chunks(actions: np.ndarray, chunks: np.ndarray, every: int, size: Size) -> str:
-    """Draws recorded values of one dimension as a line, and chunks as segments from dots.
+def draw(
+    words: tuple[str, str, str],
+    curves: Sequence[Curve],
+    last_step: int,
+    *,
+    from_zero: bool = False,
+    max_ticks: int = 4,
+) -> Chart:
+    """Draws curves over steps.
 
     Args:
-      actions: Recorded values (steps).
-      chunks: Chunks sampled at each step (steps, horizon); values beyond the episode are not drawn.
-      every: Steps between drawn chunks.
-      size: The size of the chart.
+      words: Title, detail and description of the chart.
+      curves: The curves.
+      last_step: The step at which the axis ends.
+      from_zero: Whether the vertical axis is linear and starts at 0.
+      max_ticks: Most intervals between labelled steps.
     """
-    num_steps = len(actions)
-    starts = np.arange(0, num_steps, every)
-    segments = [
-        np.stack([np.arange(t, t + len(part)), part], axis=1)
-        # The last chunks reach beyond the episode.
-        for t, part in ((t, chunks[t, : num_steps - t]) for t in starts.tolist())
-    ]
-
-    def paint(axes: Axes) -> None:
-        axes.plot(np.arange(num_steps), actions, color=INK, linewidth=1.0)
-        axes.add_collection(LineCollection(segments, colors=ORANGE, linewidths=1.6))
-        axes.plot(starts, chunks[starts, 0], "o", color=ORANGE, ms=2.6, linestyle="none")
-        _pad(axes, np.concatenate([actions, *(segment[:, 1] for segment in segments)]))
-        _number_ticks(axes)
-
-    return _draw(paint, size, num_steps - 1)
-
-
-def _plot(axes: Axes, line: Line, width: float) -> None:
-    # Few points per pixel: a run of 50,000 steps would be megabytes of SVG.
-    max_bins = round(axes.bbox.width / _POINTS_A_PIXEL / _PIXELS_A_BIN)
-    steps, values = thin(*finite(line.steps, line.values), max_bins)
-    style: dict[str, Any] = {"color": line.color, "linewidth": width}
-    if len(values) <= _MAX_MARKED:
-        style |= {"marker": "o", "markersize": 3.5, "clip_on": False}
-    axes.plot(steps, values, **style)
-
-
-def _scale(axes: Axes, values: np.ndarray) -> None:
-    """Makes the axis logarithmic if that is easier to read, else linear."""
-    if not has_log_scale(values):
-        _pad(axes, values)
-        _number_ticks(axes)
-        return
-    axes.set_yscale("log")
-    axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
-    is_short = values.max() / values.min() < _SHORT_LOG
-    axes.yaxis.set_major_locator(LogLocator(subs=_LOG_TICKS[is_short], numticks=8))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _pad(axes: Axes, values: np.ndarray) -> None:
-    """Sets the axis to the range of the values, with some padding, never empty."""
-    shown = values[np.isfinite(values)]
-    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
-    # A constant curve still gets an axis.
-    room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
-    axes.set_ylim(low - room, high + room)
-
-
-def _number_ticks(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
-
-
-def draw_axes(paint: Callable[[Axes], None], size: Size) -> str:
-    """Draws an SVG whose axes leave room for tick labels and one line below."""
-    with rc_context(_STYLE):
-        inches = size.width * _INCHES_A_PIXEL, size.height * _INCHES_A_PIXEL
-        figure = Figure(figsize=inches, dpi=72, facecolor="none")
-        FigureCanvasSVG(figure)
-        paint(figure.add_axes(_inner(size), facecolor="none"))
-        return _save(figure)
-
-
-def _draw(paint: Callable[[Axes], None], size: Size, last_step: int) -> str:
-    """Draws an SVG with training steps along its axis."""
-
-    def paint_over_steps(axes: Axes) -> None:
-        paint(axes)
-        axes.set_xlim(0, max(last_step, 1))
-        ticks = max(2, size.width // _PIXELS_A_TICK)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        axes.set_xlabel("step", labelpad=2)
-
-    return draw_axes(paint_over_steps, size)
-
-
-def _inner(size: Size) -> tuple[float, float, float, float]:
-    width, height = size.width - _LEFT - _RIGHT, size.height - _TOP - _BOTTOM
-    return (
-        _LEFT / size.width,
-        _BOTTOM / size.height,
-        width / size.width,
-        height / size.height,
+    values = np.concatenate([curve.y for curve in curves if curve.mark != "tick"])
+    y_axis = _fitting(values[np.isfinite(values)], from_zero=from_zero)
+    x_axis = Axis(0, max(last_step, 1))
+    steps = np.unique(np.rint(x_axis.round_values(max_ticks)))
+    y_values = y_axis.round_values(4)
+    return Chart(
+        *words,
+        x_ticks=x_axis.ticks(steps, [f"{step:,.0f}" for step in steps]),
+        y_ticks=y_axis.ticks(y_values, [short(value) for value in y_values.tolist()]),
+        paths=[(one.kind, one.mark, one.path(x_axis, y_axis)) for one in curves],
     )
 
 
-def _save(figure: Figure) -> str:
-    buffer = io.StringIO()
-    nothing: Sequence[str] = ("Creator", "Date", "Format", "Type")
-    # Without a date, equal runs have equal pages.
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(nothing))
-    return named(buffer.getvalue().replace("'DejaVu Sans'", FONTS))
+def curves(
+    kind: str,
+    steps: np.ndarray,
+    values: np.ndarray,
+    max_bins: int = BINS,
+    *,
+    smoothed: bool = False,
+) -> list[Curve]:
+    """Returns the curve of the finite values: thinned; smoothed over a pale one; dots if few."""
+    kept = np.isfinite(values)
+    steps, values = steps[kept], values[kept]
+    drawn = {"raw": values, kind: smooth(values)} if smoothed else {kind: values}
+    # Few points per pixel: a run of 50,000 steps would be megabytes.
+    found = [Curve(name, *thin(steps, y, max_bins)) for name, y in drawn.items()]
+    if len(steps) <= _MAX_DOTTED:
+        found += [dataclasses.replace(one, mark="dots") for one in found]
+    return found
+
+
+def _fitting(values: np.ndarray, *, from_zero: bool) -> Axis:
+    """Returns an axis on which the values are easy to read."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if from_zero:
+        # An axis from 0 to 0 is none.
+        return Axis(0.0, 1.08 * high or 1.0)
+    if low > 0 and high > _LOG_RATIO * low:
+        return Axis(low / 1.15, high * 1.15, is_log=True)
+    # A constant curve still gets an axis.
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+    return Axis(low - room, high + room)
+
+
+def thin(steps: np.ndarray, values: np.ndarray, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lowest and highest point of each of `max_bins` bins, in order; spikes stay.
+
+    steps 1 2 3 4, values 5 9 7 6, 1 bin    steps 1 2, values 5 9
+
+    A curve of at most two points per bin is returned whole. Steps (n) ascend; no value (n) is NaN.
+    """
+    if len(values) <= 2 * max_bins:
+        return steps, values
+    # Bins by number of points, not by step: steps may be missing after a resume.
+    bins = np.array_split(np.arange(len(values)), max_bins)
+    kept = {int(b[part(values[b])]) for b in bins for part in (np.argmin, np.argmax)}
+    chosen = np.array(sorted(kept))
+    return steps[chosen], values[chosen]
+
+
+def smoothing_window(num_points: int) -> int:
+    """Returns how many points one smoothed point averages: odd, 2 % of all, 5 at least."""
+    return 2 * max(int(num_points * _SMOOTHED_SHARE) // 2, _LEAST_HALF) + 1
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Averages the `smoothing_window` points around each, fewer at the ends; (n), finite."""
+    half = smoothing_window(len(values)) // 2
+    # Differences of running sums: the cost does not depend on the window.
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    starts, stops = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[stops] - sums[starts]) / (stops - starts)

@@ -1,10 +1,10 @@
-"""Reads the files of a run directory that its page shows; each may be missing."""
+"""Reads the files of a run directory that its page shows."""
 
 import dataclasses
 import json
+import math
 import pathlib
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
 from pipeline.checksums import read_json
@@ -22,44 +22,36 @@ from train.metrics.validation_files import (
 )
 from train.octo.released.weights_report import LoadReport
 
-LOAD_REPORT_NAME = "load_report.json"
-DATASETS_NAME = "datasets.json"
-VIEWS_NAME = "views.png"
-_NAMES = (
-    CONFIG_NAME,
-    METRICS_NAME,
-    VALIDATION_NAME,
-    EPISODE_NAME,
-    VIEWS_NAME,
-    LOAD_REPORT_NAME,
-    DATASETS_NAME,
-    ENVIRONMENT_NAME,
-)
+_LOAD_REPORT_NAME = "load_report.json"
+_DATASETS_NAME = "datasets.json"
+_VIEWS_NAME = "views.png"
+_NAMES = (CONFIG_NAME, METRICS_NAME, VALIDATION_NAME, EPISODE_NAME, _VIEWS_NAME)
+_NAMES += (_LOAD_REPORT_NAME, _DATASETS_NAME, ENVIRONMENT_NAME)
 _REMEDY = "Delete that file: the page then reports it as missing."
+UNTRAINED = ", untrained"
+NUM_LAST_STEPS = 20
+"""Number of last training steps whose mean loss is reported as the run's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The content of a run's files."""
+    """The content of a run's files; what is missing is empty or None."""
 
     name: str
     """Name of the run, which is its directory's."""
     config: dict[str, Any]
-    """Content of `config.json`: the fields of `TrainConfig`, nested; empty if it is missing."""
+    """Fields of `TrainConfig`, nested."""
     metrics: tuple[StepMetrics, ...]
-    """Metrics by training step; empty if none were logged."""
+    """Metrics by training step."""
     validation: tuple[ValidationMetrics, ...]
-    """Validations by training step; empty if there were none."""
+    """Validations by training step."""
     episode: EpisodePrediction | None
-    """Content of `episode.npz`; None if it is missing."""
     views: bytes | None
-    """Content of `views.png`; None if it is missing."""
+    """The PNG of the camera images of step 0."""
     load_report: LoadReport | None
-    """Content of the load report; None if it is missing."""
     datasets: dict[str, Any]
-    """Content of `datasets.json`, by path; empty if it is missing."""
+    """Descriptions of the datasets, by path."""
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Content of `environment.json`; empty if it is missing."""
 
     def setting(self, path: str) -> Any:
         """Returns the config's value at a dotted path; None if there is none."""
@@ -69,19 +61,39 @@ class RunFiles:
         return value
 
     @property
-    def untrained(self) -> list[str]:
-        """Returns the observations whose tokens come from untrained weights."""
-        encoders = {
-            key.removeprefix("observation/"): str(origin.get("encoder", {}).get("weights", ""))
-            for values in self.datasets.values()
-            for key, origin in values.get("encoders", {}).items()
-        }
-        return [name for name, weights in encoders.items() if weights.startswith("random:")]
+    def steps(self) -> int:
+        """Returns the number of training steps taken; 0 if none was logged."""
+        return self.metrics[-1].step if self.metrics else 0
+
+    @property
+    def final_loss(self) -> float | None:
+        """Returns the mean loss of the last 20 training steps; None if none is finite."""
+        # A skipped update has no finite loss.
+        losses = [one.loss for one in self.metrics[-NUM_LAST_STEPS:] if math.isfinite(one.loss)]
+        return sum(losses) / len(losses) if losses else None
+
+    @property
+    def last_validation(self) -> ValidationMetrics | None:
+        """Returns the last validation; None if there were none."""
+        return self.validation[-1] if self.validation else None
 
     @property
     def holds_out(self) -> bool:
         """Returns whether validation uses episodes that the model was not trained on."""
         return bool(self.setting("data.validation_fraction"))
+
+    @property
+    def encoders(self) -> list[tuple[str, str, str, str]]:
+        """Returns (dataset, tokens, weights, licence) of each observation that is tokens."""
+        found = []
+        for path, values in self.datasets.items():
+            for key, origin in values.get("encoders", {}).items():
+                encoder = origin.get("encoder", {})
+                weights = str(encoder.get("weights", ""))
+                weights += UNTRAINED if weights.startswith("random:") else ""
+                name, tokens = values.get("name", path), key.removeprefix("observation/")
+                found.append((str(name), tokens, weights, str(encoder.get("licence", ""))))
+        return found
 
 
 def read_run(directory: pathlib.Path) -> RunFiles:
@@ -99,45 +111,38 @@ def read_run(directory: pathlib.Path) -> RunFiles:
             found="none of a run's files in it" if directory.is_dir() else "no such directory",
             remedy="Give the save_dir of a run.",
         )
-    load_report = _read(directory / LOAD_REPORT_NAME, _to_load_report)
+    views = directory / _VIEWS_NAME
     return RunFiles(
         name=directory.resolve().name,
-        config=_read(directory / CONFIG_NAME, _to_config) or {},
+        config=_read_object(directory / CONFIG_NAME, f"{ONLY_A_RECORD} {_REMEDY}") or {},
         metrics=tuple(read_metrics(directory)),
         validation=tuple(read_validation(directory)),
         episode=_read_episode(directory),
-        views=_read(directory / VIEWS_NAME, lambda path: path.read_bytes()),
-        load_report=load_report,
-        datasets=_read(directory / DATASETS_NAME, _to_object) or {},
-        environment=_read(directory / ENVIRONMENT_NAME, _to_object) or {},
+        views=views.read_bytes() if views.is_file() else None,
+        load_report=_read_load_report(directory / _LOAD_REPORT_NAME),
+        datasets=_read_object(directory / _DATASETS_NAME) or {},
+        environment=_read_object(directory / ENVIRONMENT_NAME) or {},
     )
 
 
-def _read(path: pathlib.Path, parse: Callable[[pathlib.Path], Any]) -> Any:
-    """Returns what `parse` makes of a file; None if it is missing."""
-    return parse(path) if path.is_file() else None
+def _read_object(path: pathlib.Path, remedy: str = _REMEDY) -> dict[str, Any] | None:
+    return read_json(path, remedy=remedy) if path.is_file() else None
 
 
-def _to_load_report(path: pathlib.Path) -> LoadReport:
-    text = json.dumps(_to_object(path))
-    return from_json_text(LoadReport, text, where=str(path), remedy=_REMEDY)
-
-
-def _to_config(path: pathlib.Path) -> dict[str, Any]:
-    return read_json(path, remedy=f"{ONLY_A_RECORD} {_REMEDY}")
-
-
-def _to_object(path: pathlib.Path) -> dict[str, Any]:
-    return read_json(path, remedy=_REMEDY)
+def _read_load_report(path: pathlib.Path) -> LoadReport | None:
+    values = _read_object(path)
+    if values is None:
+        return None
+    return from_json_text(LoadReport, json.dumps(values), where=str(path), remedy=_REMEDY)
 
 
 def _read_episode(directory: pathlib.Path) -> EpisodePrediction | None:
     try:
         return read_episode(directory)
     except (OSError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
-        path = directory / EPISODE_NAME
-        raise _corrupt(path, "the arrays of an EpisodePrediction", str(error)) from error
-
-
-def _corrupt(path: pathlib.Path, expected: str, found: str) -> DataError:
-    return DataError(where=str(path), expected=expected, found=found, remedy=_REMEDY)
+        raise DataError(
+            where=str(directory / EPISODE_NAME),
+            expected="the arrays of an EpisodePrediction",
+            found=str(error),
+            remedy=_REMEDY,
+        ) from error

@@ -1,40 +1,52 @@
-"""Builds the whole page, from title to sections, and writes it."""
+"""The page of a run: what its template shows, computed from the run's files."""
 
+import collections
+import dataclasses
+import io
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from pipeline.files import write_text_atomically, writing
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from pipeline.data.conventions import grippers_of
+from pipeline.files import dump_json, write_text_atomically, writing
+from pipeline.inspection.feature_names import split_unit
 from pipeline.terminal import count
 from train.checkpoints.run_directory import REPORT_NAME
-from train.report.episode_section import episode_section, views_section
-from train.report.markup import Html, duration, tag, three_digits
-from train.report.provenance_section import (
-    config_section,
-    datasets_section,
-    environment_section,
-    weights_section,
-)
-from train.report.quality_section import error_section, task_section
-from train.report.report_inputs import RunFiles, read_run
-from train.report.run_summary import NUM_LAST_STEPS, Summary, summarize
-from train.report.styles import STYLES
-from train.report.training_section import loss_section, optimizer_section, pace_section
+from train.metrics.step_metrics import StepMetrics
+from train.metrics.validation_files import EpisodePrediction
+from train.octo.released.mismatch_causes import LoadRow, Shape, Status
+from train.report import charts
+from train.report.charts import Chart, Curve, curves, draw, smooth
+from train.report.html_page import bar, duration, percent, render, short, three_digits
+from train.report.report_inputs import NUM_LAST_STEPS, UNTRAINED, RunFiles, read_run
 
-_UNKNOWN = "\N{EN DASH}"
-_CONTENTS = {
-    "loss": "Loss",
-    "error": "Action error",
-    "tasks": "Tasks",
-    "episode": "Episode",
-    "views": "Step 0",
-    "updates": "Updates",
-    "pace": "Pace",
-    "weights": "Weights",
-    "datasets": "Datasets",
-    "environment": "Environment",
-    "config": "Config",
+_UNITS = {
+    "normal": "1 is one standard deviation of the dimension over its dataset",
+    "bounds": "2 is the range from the 1st to the 99th percentile of the dimension",
+    "quantile": "2 is the range from the 1st to the 99th percentile of the dimension",
 }
-"""Section titles in order, by anchor."""
+"""Meaning of an error of normalised actions, by `data.normalization`."""
+_STATUSES: Mapping[Status, str] = {
+    "loaded": "taken from the checkpoint",
+    "resized": "taken from the checkpoint, resized to the model's shape",
+    "new": "only the model has them: fresh values",
+    "unused": "only the checkpoint has them: left out",
+    "mismatched shape": "other shape in the checkpoint: fresh values",
+}
+"""How a tensor was used; the list of tensors begins with the last, which need attention."""
+_MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
+_MAX_DIMS = 32
+"""Largest number of dimensions of a feature whose statistics are shown."""
+_MAX_CHUNKS = 40
+"""Largest number of chunks drawn in a chart."""
+_MAX_FRAME_PIXELS = 256
+_MAX_VIEWS_PIXELS, _MAX_VIEWS_BYTES = 2240, 800_000
+"""A larger PNG of views, which might outweigh the page, becomes a JPEG of that width."""
 
 
 def write_report(run_directory: pathlib.Path) -> pathlib.Path:
@@ -56,117 +68,322 @@ def write_report(run_directory: pathlib.Path) -> pathlib.Path:
 
 def to_page(run: RunFiles) -> str:
     """Returns the page of a run as HTML."""
-    summary = summarize(run)
-    sections = [
-        loss_section(run, summary),
-        error_section(run),
-        task_section(run),
-        episode_section(run),
-        views_section(run),
-        optimizer_section(run),
-        pace_section(run),
-        weights_section(run),
-        datasets_section(run),
-        environment_section(run),
-        config_section(run),
-    ]
-    body = tag("body", _header(run, summary), tag("main", *sections))
-    return to_document(f"{run.name}: training report", body)
-
-
-def to_document(title: str, body: Html) -> str:
-    """A page that stands alone, with the report's styles."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Html(STYLES)),
+    # A section that has nothing to show uses none of its values.
+    values: dict[str, Any] = {"run": run, "config": dump_json(run.config).rstrip()}
+    values |= _training(run) if run.metrics else {}
+    values |= _quality(run) if run.validation else {}
+    values |= _episode(run, run.episode) if run.episode else {}
+    values |= _weights(run.load_report.rows) if run.load_report else {}
+    values |= _datasets(run)
+    return render(
+        "run.html.j2",
+        title=f"{run.name}: training report",
+        kind="Training report",
+        name=run.name,
+        origin=_origin(run),
+        figures=_figures(run),
+        views=run.views and _fitting_views(run.views),
+        unit=_UNITS.get(str(run.setting("data.normalization"))),
+        **values,
     )
-    return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
-
-
-def header(
-    kind: str,
-    name: str,
-    origin: str,
-    figures: Sequence[tuple[str, str, str]],
-    contents: Mapping[str, str],
-) -> Html:
-    """Builds the top of a page.
-
-    Args:
-      kind: The kind of page, such as training report.
-      name: The title.
-      origin: A sentence about the content.
-      figures: Numbers at the top, as (name, value, detail).
-      contents: Titles of sections by anchor.
-    """
-    links = [tag("a", title, href=f"#{anchor}") for anchor, title in contents.items()]
-    return tag(
-        "header",
-        tag("p", kind, class_="kind"),
-        tag("h1", name),
-        tag("p", origin, class_="origin"),
-        tag("dl", *(_figure(*parts) for parts in figures), class_="figures"),
-        tag("nav", *links, aria_label="Contents"),
-    )
-
-
-def _header(run: RunFiles, summary: Summary) -> Html:
-    figures = _figures(run, summary)
-    return header("Training report", run.name, _origin(run), figures, _CONTENTS)
 
 
 def _origin(run: RunFiles) -> str:
     """Describes in a sentence what was trained, and on what."""
     source = run.setting("pretrained_path")
     begun = f"Octo finetuned from {source}" if source else "Octo trained from random weights"
-    begun = begun if run.config else "Octo"
-    names = [str(values.get("name", path)) for path, values in run.datasets.items()]
-    data = f" on {', '.join(names)}" if names else ""
-    batch_size = run.setting("batch_size")
-    batch = f"; {count(batch_size, 'sample')} per step" if batch_size else ""
-    names = f"tokens of {', '.join(run.untrained)} by untrained weights" if run.untrained else ""
-    return f"{begun}{data}{batch}{names and f'; {names}'}."
+    data = ", ".join(str(values.get("name", path)) for path, values in run.datasets.items())
+    parts = [f"{begun if run.config else 'Octo'}{data and f' on {data}'}"]
+    if run.setting("batch_size"):
+        parts.append(f"{count(run.setting('batch_size'), 'sample')} per step")
+    tokens = dict.fromkeys(name for _, name, weights, _ in run.encoders if UNTRAINED in weights)
+    if tokens:
+        parts.append(f"tokens of {', '.join(tokens)} by untrained weights")
+    return f"{'; '.join(parts)}."
 
 
-def _figure(name: str, value: str, detail: str) -> Html:
-    return tag("div", tag("dt", name), tag("dd", value, tag("small", detail)))
+def _known(value: Any, form: Callable[[Any], str] = three_digits) -> str:
+    return "\N{EN DASH}" if value is None else form(value)
 
 
-def _figures(run: RunFiles, summary: Summary) -> list[tuple[str, str, str]]:
+def _figures(run: RunFiles) -> list[tuple[str, str, str]]:
     """Returns (name, value, detail) of the numbers at the top."""
-    planned = run.setting("num_steps")
-    validated = f"step {run.validation[-1].step:,}" if run.validation else "not validated"
-    constant = (
-        ""
-        if summary.constant_error is None
-        else (f"a constant: {three_digits(summary.constant_error)}")
-    )
-    fast = ("samples/s", summary.samples_per_s)
-    if summary.samples_per_s is None:
-        fast = ("steps/s", summary.steps_per_s)
-    wait = summary.wait_share
+    last, planned, batch = run.last_validation, *map(run.setting, ("num_steps", "batch_size"))
+    validated = beside = f"step {last.step:,}" if last else "not validated"
+    if last and not math.isnan(last.constant_error):
+        beside = f"a constant: {three_digits(last.constant_error)}"
+    wall_s = sum(one.step_s for one in run.metrics) or None
+    waits = wall_s and sum(one.data_wait_s for one in run.metrics) / wall_s
+    pace = wall_s and len(run.metrics) * (batch or 1) / wall_s
+    skipped = sum(one.applied == 0 for one in run.metrics) if run.metrics else None
     return [
-        ("Steps", _whole(summary.steps), f"of {planned:,}" if planned else ""),
-        ("Final loss", _short(summary.loss), f"last {NUM_LAST_STEPS} steps"),
-        ("Validation loss", _short(summary.validation_loss), validated),
-        ("Action error", _short(summary.action_error), constant or validated),
-        (
-            "Wall time",
-            _UNKNOWN if summary.wall_s is None else duration(summary.wall_s),
-            "sum over steps",
-        ),
-        (fast[0].capitalize(), _short(fast[1]), "over all steps"),
-        ("Wait share", _UNKNOWN if wait is None else f"{100 * wait:.1f} %", "waiting for data"),
-        ("Skipped", _whole(summary.skipped), "updates"),
+        ("Steps", _known(run.steps or None, "{:,}".format), f"of {planned:,}" if planned else ""),
+        ("Final loss", _known(run.final_loss), f"last {NUM_LAST_STEPS} steps"),
+        ("Validation loss", _known(last and last.loss), validated),
+        ("Action error", _known(last and last.action_error), beside),
+        ("Wall time", _known(wall_s, duration), "sum over steps"),
+        ("Samples/s" if pace and batch else "Steps/s", _known(pace), "over all steps"),
+        ("Wait share", _known(waits, percent), "waiting for data"),
+        ("Skipped", _known(skipped, "{:,}".format), "updates"),
     ]
 
 
-def _short(value: float | None) -> str:
-    return _UNKNOWN if value is None else three_digits(value)
+def _training(run: RunFiles) -> dict[str, Any]:
+    """Returns how the run learned: loss, updates, throughput and memory."""
+    names = [f.name for f in dataclasses.fields(StepMetrics) if f.type in (int, float)]
+    of = {n: np.array([getattr(one, n) for one in run.metrics], np.float64) for n in names}
+    steps, batch, clip = of["step"], *map(run.setting, ("batch_size", "optimizer.clip_norm"))
+    skipped = steps[of["applied"] == 0]
+    loss = [
+        *curves("train", steps, of["loss"], charts.WIDE_BINS, smoothed=True),
+        *_validated(run, "loss"),
+        Curve("skipped", skipped, skipped, mark="tick"),
+    ]
+    alt = f"Training loss over {count(len(steps), 'step')}, {_known(run.final_loss)} at the end."
+    clipped = f"before clipping{f', clipped at {clip:g}' if clip else ''}"
+    seconds = smooth(of["step_s"])
+    # A model of zeros has no relative update.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = of["update_norm"] / of["param_norm"]
+        pace = (batch or 1) / seconds
+        waits = 100 * smooth(of["data_wait_s"]) / seconds
+    updates = [
+        _panel(run, "Gradient norm", clipped, of["grad_norm"], smoothed=True),
+        _panel(run, "Learning rate", "", of["learning_rate"]),
+        _panel(run, "Relative update", "share of parameter norm", relative, smoothed=True),
+    ]
+    of_pace = [
+        _panel(run, "Throughput", f"{'samples' if batch else 'steps'} per second", pace),
+        _panel(run, "Wait share", "% of time spent waiting for data", waits),
+    ]
+    if of["memory_gb"].any():
+        of_pace.append(_panel(run, "Device memory", "GB, peak so far", of["memory_gb"]))
+    return {
+        "window": charts.smoothing_window(len(steps)),
+        "loss": draw(("", "", alt), loss, _end(run), max_ticks=5),
+        "skipped": f"skipped update ({len(skipped):,})" if len(skipped) else "",
+        "updates": updates,
+        "pace": of_pace,
+    }
 
 
-def _whole(value: int | None) -> str:
-    return _UNKNOWN if value is None else f"{value:,}"
+def _panel(
+    run: RunFiles, title: str, detail: str, values: np.ndarray, *, smoothed: bool = False
+) -> Chart:
+    """Draws a value of every training step."""
+    steps = np.array([one.step for one in run.metrics], np.float64)
+    ends = f"{three_digits(float(values[-1]))} at the last one"
+    words = (title, detail, f"{title}{detail and f' ({detail})'} over the steps; {ends}.")
+    shown = curves("train", steps, values, smoothed=smoothed)
+    return draw(words, shown, _end(run), from_zero=not smoothed)
+
+
+def _validated(run: RunFiles, field: str) -> list[Curve]:
+    """Returns a field of every validation as curves."""
+    steps = np.array([one.step for one in run.validation], np.float64)
+    return curves("validation", steps, np.array([getattr(one, field) for one in run.validation]))
+
+
+def _end(run: RunFiles) -> int:
+    """Returns the step at which all curves over the training end."""
+    return max([run.steps, *(one.step for one in run.validation)])
+
+
+def _quality(run: RunFiles) -> dict[str, Any]:
+    """Returns the errors of the validations: over training, by dimension and by task."""
+    stages = list({one.step: one for one in (run.validation[0], run.validation[-1])}.values())
+    first, last = stages[0], stages[-1]
+    largest = max([*first.by_dim.values(), *last.by_dim.values(), 1e-12])
+    dims = []
+    for name, error in last.by_dim.items():
+        errors = [one.by_dim.get(name) for one in stages]
+        before = errors[0] if len(stages) > 1 else None
+        change = f"{100 * (error / before - 1):+.0f} %" if before else ""
+        dims.append(
+            [
+                split_unit(name)[0],
+                bar(error / largest, None if before is None else before / largest),
+                *map(_known, errors),
+                *[change.replace("-", "\N{MINUS SIGN}")] * (len(stages) > 1),
+                *[_known(last.constant_by_dim.get(name))] * bool(last.constant_by_dim),
+            ]
+        )
+    tasks = sorted(last.by_task.items(), key=lambda item: (-item[1], item[0]))
+    errors = [three_digits(one.action_error) for one in stages]
+    alt = f"Action error of {len(run.validation)} validations: {' to '.join(errors)}."
+    words = ("All dimensions", "normalised", alt)
+    return {
+        "last": last,
+        "stages": stages,
+        "steps": [f">step {one.step:,}" for one in stages],
+        "error": draw(words, _validated(run, "action_error"), _end(run), from_zero=True),
+        "dims": dims,
+        "tasks": [
+            (text or "(no instruction)", three_digits(error), bar(error / (tasks[0][1] or 1.0)))
+            for text, error in tasks
+        ],
+    }
+
+
+def _episode(run: RunFiles, episode: EpisodePrediction) -> dict[str, Any]:
+    """Returns chunks along an episode, and its frames."""
+    every = chunk_interval(*episode.chunks.shape[:2])
+    images = run.setting("model.images") or []
+    cameras = [str(image.get("observation_key")) for image in images if isinstance(image, dict)]
+    if len(cameras) != len(episode.frames):
+        cameras = [f"camera {number}" for number in range(1, len(episode.frames) + 1)]
+    return {
+        "episode": episode,
+        "every": "step" if every == 1 else f"{every} steps",
+        "chunks": [_chunk_chart(episode, dim, every) for dim in range(len(episode.dims))],
+        "cameras": cameras,
+        "frames": [
+            (step, [_jpeg(Image.fromarray(of[n]), _MAX_FRAME_PIXELS) for of in episode.frames])
+            for n, step in enumerate(episode.frame_steps.tolist())
+        ],
+    }
+
+
+def chunk_interval(num_steps: int, horizon: int) -> int:
+    """Returns the steps between drawn chunks: they do not overlap, and are not too many to see.
+
+    120 steps, chunks of 4    4
+    400 steps, chunks of 4    10
+    """
+    return max(horizon, -(-num_steps // _MAX_CHUNKS))
+
+
+def chunk_error(actions: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+    """Returns the mean absolute error of all predicted actions in the episode; float64 (dims).
+
+    Args:
+      actions: Recorded actions (steps, dims).
+      chunks: Predicted chunks (steps, horizon, dims).
+    """
+    num_steps, horizon, _ = chunks.shape
+    wanted = np.arange(num_steps)[:, None] + np.arange(horizon)
+    # Actions past the episode's end were never recorded.
+    is_real = wanted < num_steps
+    return np.abs(chunks[is_real] - actions[wanted[is_real]]).mean(axis=0, dtype=np.float64)
+
+
+def _chunk_chart(episode: EpisodePrediction, dim: int, every: int) -> Chart:
+    """Draws the recorded values of one dimension as a line, and chunks as lines from dots."""
+    actions, chunks = episode.actions[:, dim : dim + 1], episode.chunks[:, :, dim : dim + 1]
+    # The median minimises the absolute error.
+    median = np.broadcast_to(np.median(actions).astype(actions.dtype), chunks.shape)
+    error, constant = (float(chunk_error(actions, found)[0]) for found in (chunks, median))
+    label, unit = split_unit(episode.dims[dim])
+    errors = f"error {three_digits(error)}, constant {three_digits(constant)}"
+    detail = f"{unit}, {errors}" if unit else errors
+    num_steps, horizon, _ = chunks.shape
+    starts = np.arange(0, num_steps, every)
+    # One more step than a chunk has, for the gap between chunks; the last ones leave the episode.
+    steps = starts[:, None] + np.arange(horizon + 1)
+    values = np.pad(chunks[starts, :, 0], ((0, 0), (0, 1)), constant_values=np.nan)
+    values = np.where(steps < num_steps, values, np.nan)
+    shown = [
+        Curve("recorded", np.arange(num_steps), actions[:, 0]),
+        Curve("chunk", steps.ravel(), values.ravel()),
+        Curve("chunk", starts, chunks[starts, 0, 0], mark="dots"),
+    ]
+    alt = f"{label}: recorded and predicted actions; {detail}."
+    return draw((label, detail, alt), shown, num_steps - 1)
+
+
+def _fitting_views(content: bytes) -> bytes:
+    if len(content) <= _MAX_VIEWS_BYTES:
+        return content
+    with Image.open(io.BytesIO(content)) as image:
+        return _jpeg(image.convert("RGB"), _MAX_VIEWS_PIXELS)
+
+
+def _jpeg(image: Image.Image, max_width: int) -> bytes:
+    image.thumbnail((max_width, image.height))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _weights(rows: Sequence[LoadRow]) -> dict[str, Any]:
+    """Returns how the tensors of the model and of the checkpoint were used."""
+    tensors = collections.Counter(row.status for row in rows)
+    sizes = collections.Counter[Status]()
+    for row in rows:
+        sizes[row.status] += math.prod(row.target_shape or row.checkpoint_shape or ())
+    whole, order = sizes.total() or 1, list(_STATUSES)
+    return {
+        "statuses": [
+            [
+                Markup("{}<small>{}</small>").format(status, meaning),
+                bar(sizes[status] / whole),
+                f"{tensors[status]:,}",
+                f"{sizes[status]:,}",
+                percent(sizes[status] / whole),
+            ]
+            for status, meaning in _STATUSES.items()
+            if tensors[status]
+        ],
+        "tensors": [
+            [row.path, row.status, _shape(row.target_shape), _shape(row.checkpoint_shape), row.how]
+            for row in sorted(rows, key=lambda row: (-order.index(row.status), row.path))
+        ],
+    }
+
+
+def _shape(shape: Shape | None) -> str:
+    times = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
+    return _known(shape, lambda lengths: times.join(map(str, lengths)) or "scalar")
+
+
+def _datasets(run: RunFiles) -> dict[str, Any]:
+    """Returns the datasets, the meaning of their values, and their statistics."""
+    normalizations = {str(one.get("normalization", "not known")) for one in run.datasets.values()}
+    return {
+        "normalizations": ", ".join(sorted(normalizations)),
+        "datasets": [_dataset_row(one) for one in run.datasets.values()],
+        "statistics": {path: _statistics(run, one) for path, one in run.datasets.items()},
+    }
+
+
+def _dataset_row(values: Mapping[str, Any]) -> list[str]:
+    conventions = values.get("conventions", {})
+    steps = values.get("statistics", {}).get("action", {}).get("count")
+    hz = conventions.get("control_frequency_hz")
+    names = ("image_orientation", "rotation", "no_ops")
+    grippers = [
+        f"dimension {one.dim}{'' if one.kind == 'binary' else f' ({one.kind})'}, "
+        f"open {short(one.open)}, close {short(one.close)}"
+        for one in grippers_of(conventions)
+    ]
+    digest = str(values.get("digest", ""))
+    return [
+        str(values.get("name", "")),
+        "" if steps is None else f"{steps:,}",
+        "" if hz is None else f"{hz:g}",
+        *(str(conventions.get(name) or "").replace("_", " ") for name in names),
+        "; ".join(grippers) or "none",
+        ", ".join(dict.fromkeys(map(str, values.get("licences", {}).values()))),
+        Markup('<code title="{}">{}</code>').format(digest, digest[:12]),
+    ]
+
+
+def _statistics(run: RunFiles, dataset: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """Returns caption and rows of a table per feature, with one row per dimension."""
+    by_dim = run.last_validation.by_dim if run.last_validation else ()
+    action_dims = run.episode.dims if run.episode else tuple(by_dim)
+    tables = []
+    for name, values in dataset.get("statistics", {}).items():
+        columns = [values.get(moment, []) for moment in _MOMENTS]
+        num_dims = min(map(len, columns))
+        dims = dataset.get("features", {}).get(name, {}).get("dims", ())
+        dims = dims or (action_dims if name == "action" else ())
+        names = dims if len(dims) == num_dims else range(num_dims)
+        rows = [
+            [str(dim), *map(three_digits, moments)]
+            for dim, *moments in zip(names, *columns, strict=False)
+        ]
+        more = f", the first {_MAX_DIMS} of {num_dims} dimensions" if num_dims > _MAX_DIMS else ""
+        caption = f"{name}, {count(values.get('count', 0), 'step')}{more}"
+        tables.append((caption, rows[:_MAX_DIMS]))
+    return tables
