@@ -7,6 +7,7 @@ The run is complete once that checkpoint is written. If a later part fails, the 
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,8 +21,7 @@ from train.checkpoints.run_directory import read_config
 from train.metrics.validation import Validator
 from train.metrics.validation_files import EPISODE_NAME, append_validation, read_validation
 from train.report import write_report
-from train.report.report_inputs import read_run
-from train.report.run_summary import NUM_LAST_STEPS, summarize
+from train.report.report_inputs import NUM_LAST_STEPS, read_run
 from train.run_description import labelled
 from train.run_log import RunLog
 from train.run_setup import Setup, keep_compiled, open_inputs, set_up
@@ -94,15 +94,17 @@ def describe_end(directory: pathlib.Path) -> str:
     Raises:
       DataError: One of its files is corrupt.
     """
-    summary = summarize(read_run(directory))
-    reached = [f"{summary.steps} training steps"]
-    if summary.loss is not None:
-        last = min(NUM_LAST_STEPS, summary.steps or 0)
-        reached.append(f"mean loss of the last {last}: {summary.loss:.3f}")
-    if summary.action_error is not None:
-        constant = summary.constant_error
-        beside = "" if constant is None else f" (a constant action: {constant:.3f})"
-        reached.append(f"action error on held-out episodes: {summary.action_error:.3f}{beside}")
+    run = read_run(directory)
+    reached = [f"{run.steps} training steps"]
+    if run.final_loss is not None:
+        last = min(NUM_LAST_STEPS, run.steps)
+        reached.append(f"mean loss of the last {last}: {run.final_loss:.3f}")
+    validation = run.last_validation
+    if validation is not None:
+        constant = validation.constant_error
+        beside = "" if math.isnan(constant) else f" (a constant action: {constant:.3f})"
+        error = f"action error on held-out episodes: {validation.action_error:.3f}{beside}"
+        reached.append(error)
     return labelled(
         [
             ("reached", "; ".join(reached)),

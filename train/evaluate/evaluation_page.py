@@ -104,7 +104,7 @@ def _rates(results: Sequence[Results]) -> Chart:
     # All tasks together first.
     tasks = [None, *sorted({task for of_policy in results for task in of_policy.tasks})]
     names = ["all" if task is None else f"task {task}" for task in tasks]
-    x_axis, y_axis = Axis(0, 100), Axis(len(tasks) - 0.5, -0.5)
+    x_axis, y_axis = Axis(0.0, 100.0), Axis(len(tasks) - 0.5, -0.5)
     paths = []
     for number, (kind, of_policy) in enumerate(zip(_KINDS, results, strict=False)):
         rates = [of_policy.rate(task) for task in tasks]

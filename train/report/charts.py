@@ -120,7 +120,7 @@ def draw(
     """
     values = np.concatenate([curve.y for curve in curves if curve.mark != "tick"])
     y_axis = _fitting(values[np.isfinite(values)], from_zero=from_zero)
-    x_axis = Axis(0, max(last_step, 1))
+    x_axis = Axis(0.0, float(max(last_step, 1)))
     steps = np.unique(np.rint(x_axis.round_values(max_ticks)))
     y_values = y_axis.round_values(4)
     return Chart(

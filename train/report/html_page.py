@@ -23,7 +23,8 @@ def render(template: str, **values: Any) -> str:
       template: Name of a template in this folder, which `page.html.j2` includes.
       values: Its variables, and those of `page.html.j2`.
     """
-    return _environment().get_template("page.html.j2").render(content=template, nav=[], **values)
+    page = _environment().get_template("page.html.j2")
+    return page.render(content=template, nav=[], **values).lstrip()
 
 
 @functools.cache
