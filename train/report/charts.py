@@ -73,7 +73,7 @@ class Curve:
         shown = np.isfinite(self.y)
         x = np.rint(_UNITS * x_axis.place(self.x[shown])).astype(int).tolist()
         if self.mark == "tick":
-            return "".join(f"M{a} {_UNITS}v-600" for a in x)
+            return "".join(f"M{a} {_UNITS}v-400" for a in x)
         y = np.rint(_UNITS * (1 - y_axis.place(self.y[shown]))).astype(int).tolist()
         if self.mark == "dots":
             # Lines of almost no length: their round ends are the dots.
