@@ -19,7 +19,7 @@ from pipeline.terminal import count
 from train.checkpoints.run_directory import REPORT_NAME
 from train.metrics.step_metrics import StepMetrics
 from train.metrics.validation_files import EpisodePrediction
-from train.octo.released.mismatch_causes import LoadRow, Shape, Status
+from train.octo.released.weights_report import LoadRow, Shape, Status
 from train.report import charts
 from train.report.charts import Chart, Curve, curves, draw, smooth
 from train.report.html_page import bar, duration, percent, render, short, three_digits
