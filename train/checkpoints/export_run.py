@@ -1,23 +1,40 @@
-"""`octograin export RUN DST --to octo`: writes a trained model in the original Octo's layout."""
+"""`octograin export RUN DST --to octo`: writes a trained model in the original Octo's layout.
+
+config.json                 the model, translated to the original's modules
+dataset_statistics.json     what undoes the normalization of actions and proprioception
+conventions.json            what actions and images mean; the original has no file for it
+example_batch.msgpack       a batch of zeros
+<step>/default/checkpoint   all parameters: one msgpack file
+
+Source: the layout of `OctoModel.save_pretrained` of Octo 1.5.
+"""
 
 import collections
 import dataclasses
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
+from flax import serialization
 
 from pipeline.data.conventions import Gripper, grippers_of
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.files import write_text_atomically, writing
 from pipeline.flag_help import joined_help
 from pipeline.loading.data_config import Normalization
 from pipeline.loading.normalize import Normalizer
 from pipeline.terminal import program, show
-from train.checkpoints.checkpoint_store import is_run, read_checkpoint
-from train.octo.released.octo_export import OctoExport, export_octo
+from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
+from train.octo.functional import input_spec
+from train.octo.octo_config import OctoConfig, T5Config
+from train.octo.released.released_config import original_config
+
+_T5 = "t5-base"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,28 +61,107 @@ def main() -> None:
         args = tyro.cli(
             joined_help(Args), prog=program("train.checkpoints.export_run"), use_underscores=True
         )
-        _export(args)
+        run, dst = pathlib.Path(args.run), pathlib.Path(args.dst)
+        if not is_run(run):
+            raise UserError(
+                where=args.run,
+                expected="the directory of a run, with checkpoints",
+                found="none in it" if run.is_dir() else "no such directory",
+                remedy="Give the save_dir of a run.",
+            )
+        checkpoint = read_checkpoint(run, args.step)
+        export_octo(checkpoint, dst, args.language_encoder)
+        show(f"octo checkpoint: {dst}, step {checkpoint.step}\n")
 
 
-def _export(args: Args) -> None:
-    run, dst = pathlib.Path(args.run), pathlib.Path(args.dst)
-    if not is_run(run):
+def export_octo(
+    checkpoint: Checkpoint, directory: pathlib.Path, language_encoder: str | None = None
+) -> None:
+    """Writes a checkpoint of a run in the original's layout.
+
+    Args:
+      checkpoint: The checkpoint.
+      directory: The directory to create; it must be new or empty.
+      language_encoder: The Hugging Face name of a T5 with the model's sizes, which the original
+        code looks up; None: t5-base, which the model's encoder must then be.
+
+    Raises:
+      UserError: The directory is in use or cannot be written, or the original does not support a
+        part of the model; all problems are listed together.
+    """
+    model, window_size = checkpoint.config.model, checkpoint.config.data.window_size
+    # Everything is checked before the first file is written.
+    _check(model, directory, language_encoder)
+    # Without the parameters that are used only in training.
+    transformer = {
+        name: part
+        for name, part in checkpoint.params["octo_transformer"].items()
+        if not name.startswith("alignments_")
+    }
+    params = jax.tree.map(np.asarray, checkpoint.params | {"octo_transformer": transformer})
+    texts = {
+        "dataset_statistics": original_statistics(checkpoint.datasets),
+        "conventions": original_conventions(checkpoint.datasets),
+        # `config.json` last: without it this is no checkpoint.
+        "config": original_config(model, window_size, language_encoder or _T5),
+    }
+    with writing(directory):
+        folder = directory / str(checkpoint.step) / "default"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Orbax's layout of 2023, which the original reads.
+        (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(params))
+        example = serialization.msgpack_serialize(_example_batch(model, window_size))
+        (directory / "example_batch.msgpack").write_bytes(example)
+        for name, values in texts.items():
+            write_text_atomically(directory / f"{name}.json", json.dumps(values, indent=1) + "\n")
+
+
+def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | None) -> None:
+    problems = list(_problems(config, directory, language_encoder))
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
         raise UserError(
-            where=args.run,
-            expected="the directory of a run, with checkpoints",
-            found="none in it" if run.is_dir() else "no such directory",
-            remedy="Give the save_dir of a run.",
+            where=f"export to {directory}",
+            expected="a model that the original Octo can load, and a place for it",
+            found=f"{len(problems)} obstacles",
+            remedy="Fix each:" + "".join(f"\n  - {problem}" for problem in problems),
         )
-    checkpoint = read_checkpoint(run, args.step)
-    export = OctoExport(
-        config=checkpoint.config.model,
-        params=checkpoint.params,
-        statistics=original_statistics(checkpoint.datasets),
-        conventions=original_conventions(checkpoint.datasets),
-        window_size=checkpoint.config.data.window_size,
-    )
-    export_octo(export, dst, checkpoint.step, args.language_encoder)
-    show(f"octo checkpoint: {dst}, step {checkpoint.step}\n")
+
+
+def _problems(
+    config: OctoConfig, directory: pathlib.Path, language_encoder: str | None
+) -> Iterator[UserError]:
+    if any(vggt.is_input for vggt in config.geometry):
+        yield UserError(
+            where="model.vggt",
+            expected="a model that the original Octo can load",
+            found="geometry tokens, for which it has no tokenizer",
+            remedy="Load the run's own checkpoint here instead.",
+        )
+    # The original builds the T5 by its name, with that model's sizes; without a name t5-base.
+    if language_encoder is not None and "t5" not in language_encoder:
+        yield UserError(
+            where=f"language_encoder {language_encoder}",
+            expected="a name with 't5' in it, by which the original recognises a T5",
+            found=language_encoder,
+            remedy="Give a T5 of the Hugging Face hub, or a directory with t5 in its name.",
+        )
+    language = config.language
+    if language_encoder is None and language is not None and language.t5 != T5Config():
+        yield UserError(
+            where="model.language.t5",
+            expected=f"the sizes of {_T5}, which the original would build",
+            found=str(language.t5),
+            remedy="Give an encoder of these sizes: --language_encoder NAME.",
+        )
+    if directory.is_file() or (directory.exists() and any(directory.iterdir())):
+        yield UserError(
+            where=str(directory),
+            expected="a new or empty directory",
+            found="a file" if directory.is_file() else "files",
+            remedy="Name another.",
+        )
 
 
 def original_statistics(datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,9 +179,7 @@ def original_statistics(datasets: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def original_conventions(datasets: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of `conventions.json`, which the original layout has no file for.
-
-    It describes, for each dataset, what the model's actions and images mean.
+    """Returns the content of `conventions.json`: for each dataset, what actions and images mean.
 
     Args:
       datasets: The datasets of a checkpoint, by path.
@@ -96,7 +190,6 @@ def original_conventions(datasets: Mapping[str, Any]) -> dict[str, Any]:
 def _by_name(datasets: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the datasets by name, or by path where two have the same name."""
     names = collections.Counter(dataset["name"] for dataset in datasets.values())
-    # The original's files are by name, so only doubled names become paths.
     return {
         path if names[dataset["name"]] > 1 else dataset["name"]: dataset
         for path, dataset in datasets.items()
@@ -133,21 +226,20 @@ def _gripper(gripper: Gripper) -> dict[str, Any]:
     return values
 
 
-def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
+def _statistics(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Renames the statistics to the original's: `observation/proprio` becomes `proprio`."""
     grippers = grippers_of(dataset["conventions"])
-    normalization = dataset.get("normalization", "normal")
     features = {
-        key.removeprefix("observation/"): _undone_by_mean_and_std(values, normalization)
+        key.removeprefix("observation/"): _moments(values, dataset.get("normalization", "normal"))
         for key, values in dataset["statistics"].items()
         if key in ("action", "observation/proprio")
     }
     action = features["action"]
+    for gripper in grippers:
+        _standardize_gripper(action, gripper)
     # The original's mask: True where an action is normalised.
     dims = {gripper.dim for gripper in grippers}
     action["mask"] = [dim not in dims for dim in range(len(action["mean"]))]
-    for gripper in grippers:
-        _standardize_gripper(action, gripper)
     # The original counts steps as transitions.
     found = features | {"num_transitions": dataset["statistics"]["action"]["count"]}
     if "num_episodes" in dataset:
@@ -155,29 +247,25 @@ def _statistics(dataset: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _undone_by_mean_and_std(
-    values: Mapping[str, Any], normalization: Normalization
-) -> dict[str, Any]:
-    """Returns moments whose mean and std undo the run's normalisation, as the original does.
+def _moments(values: Mapping[str, Any], normalization: Normalization) -> dict[str, Any]:
+    """Returns moments whose mean and std undo the run's normalization, as the original does.
 
-    `bounds` and `quantile` map the range from p01 to p99. The original has to add its middle and
-    multiply by half its width.
+    `bounds` and `quantile` map the range from p01 to p99. The original knows only mean and std: it
+    has to add the middle and multiply by half the width.
     """
-    # Copies of the lists, because they are changed below.
+    # Copies of the lists, because a gripper's are changed.
     moments = {name: list(moment) for name, moment in values.items() if name != "count"}
     if normalization == "normal":
         return moments
     statistics = FeatureStatistics.from_json(values)
     everywhere = np.ones(statistics.mean.shape, bool)
-    # The original knows only mean and std; this offset and scale undo the other normalisations.
     normalizer = Normalizer.create([statistics], [everywhere], normalization)
     return moments | {"mean": normalizer.offset[0].tolist(), "std": normalizer.scale[0].tolist()}
 
 
 def _standardize_gripper(moments: dict[str, Any], gripper: Gripper) -> None:
     """Converts a gripper's moments from stored commands to 1 = open and 0 = closed."""
-    dim, close = gripper.dim, gripper.close
-    span = gripper.open - close
+    dim, span = gripper.dim, gripper.open - gripper.close
     if span < 0:  # the sign flips, so the minimum becomes the maximum
         for low, high in (("min", "max"), ("p01", "p99")):
             if low in moments:
@@ -186,10 +274,33 @@ def _standardize_gripper(moments: dict[str, Any], gripper: Gripper) -> None:
         if name == "std":
             # A deviation has no sign and no offset.
             moment[dim] = moment[dim] / abs(span)
-        elif name != "mask":
-            # Clipped, because statistics of noisy commands may lie a little outside of open and
-            # closed.
-            moment[dim] = min(max((moment[dim] - close) / span, 0.0), 1.0)
+        else:
+            moment[dim] = gripper.standardize(np.array([moment[dim]])).item()
+
+
+def _example_batch(config: OctoConfig, window_size: int) -> dict[str, Any]:
+    """Returns an example batch of zeros, with the dtypes of the original's loader: int64 ids."""
+    config = dataclasses.replace(config, vggt=None, more_vggt=())
+    spec = input_spec(config, 1, window_size)
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
+    observation, task = batch["observation"], batch["task"]
+    real = np.ones((1, window_size), bool)
+    names = [part.observation_key for part in config.observations]
+    observation["timestep"] = np.zeros(real.shape, np.int32)
+    observation["timestep_pad_mask"] = real
+    # Octo pads `timestep` like an observation.
+    observation["pad_mask_dict"] = dict.fromkeys([*names, "timestep"], real)
+    task["pad_mask_dict"] = {}
+    if "language_instruction" in task:
+        ids = task["language_instruction"]
+        task["language_instruction"] = {k: v.astype(np.int64) for k, v in ids.items()}
+        task["pad_mask_dict"]["language_instruction"] = np.ones(1, bool)
+    for image in config.images:
+        shape = (1, image.image_size, image.image_size, 3)
+        task[image.observation_key] = np.zeros(shape, np.uint8)
+        # False: the example has no goal image.
+        task["pad_mask_dict"][image.observation_key] = np.zeros(1, bool)
+    return batch
 
 
 if __name__ == "__main__":

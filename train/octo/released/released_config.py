@@ -1,13 +1,12 @@
-"""Translates the `config.json` of an Octo checkpoint to a config of this project.
+"""Translates between the `config.json` of an Octo checkpoint and the config of a model.
 
 Source: the configs of octo-small-1.5 and octo-base-1.5, and the code that reads them. A missing
   entry gets that code's default; sizes that the config lacks are read from the parameters' shapes.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pipeline.config_checks import ConfigError, listed
 from pipeline.errors import UserError
@@ -24,123 +23,68 @@ from train.octo.octo_config import (
     TransformerConfig,
 )
 
-Kind = Literal["diffusion", "l1", "mse"]
-"""Kind of an action head."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The options of one module of the original Octo."""
-
-    free: frozenset[str]
-    """Options that are translated, or that change nothing."""
-    known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """All other options, each with the one supported value."""
-
-
-MODEL = Options(
-    frozenset(
-        {
-            "observation_tokenizers",
-            "task_tokenizers",
-            "heads",
-            "readouts",
-            "transformer_kwargs",
-            "token_embedding_size",
-            "max_horizon",
-            "repeat_task_tokens",
-            "use_correct_attention",
-        }
-    )
-)
-BLOCKS = Options(
-    frozenset({"num_layers", "mlp_dim", "num_attention_heads"}),
-    {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "add_position_embedding": False},
-)
-IMAGE = Options(
-    # `num_tokens` belongs to the token learner, which is not supported.
-    frozenset({"encoder", "obs_stack_keys", "task_stack_keys", "num_tokens"}),
-    {
-        "use_token_learner": False,
-        "conditioning_type": "none",
-        "task_film_keys": (),
-        "proper_pad_mask": True,
-    },
-)
-LOWDIM = Options(
-    frozenset({"obs_keys", "discretize", "n_bins", "bin_type", "low", "high"}),
-    {"proper_pad_mask": True},
-)
-LANGUAGE = Options(frozenset({"encoder", "finetune_encoder"}), {"proper_pad_mask": True})
-
-SCORE = frozenset(
-    {"diffusion_steps", "time_dim", "hidden_dim", "num_blocks", "n_diffusion_samples"}
-)
-"""Options of the diffusion head that have the names of `DiffusionConfig`'s fields."""
-
-_CHUNK = frozenset({"action_horizon", "pred_horizon", "action_dim", "use_map", "max_action"})
-_READOUT = {"readout_key": "readout_action"}
-_DIFFUSION = {"loss_type": "mse", "dropout_rate": 0.0, "use_layer_norm": True}
-
-HEADS: Mapping[str, tuple[Kind, Options]] = {
-    "DiffusionActionHead": ("diffusion", Options(_CHUNK | SCORE, _READOUT | _DIFFUSION)),
-    "L1ActionHead": ("l1", Options(_CHUNK, _READOUT | {"loss_type": "l1"})),
-    "MSEActionHead": ("mse", Options(_CHUNK, _READOUT | {"loss_type": "mse"})),
-}
-"""Supported action heads, by the original's class name."""
-
-
-def stem_options(num_layers: int) -> Options:
-    """Returns the options of an image tokenizer's encoder.
-
-    Args:
-      num_layers: Number of convolutions; each has its own entry in the lists.
-    """
-    return Options(
-        frozenset({"features", "num_features"}),
-        {
-            "use_film": False,
-            "patch_size": 16,
-            "kernel_sizes": (3,) * num_layers,
-            "strides": (2,) * num_layers,
-            "padding": (1,) * num_layers,
-            "img_norm_type": "default",
-        },
-    )
-
-
-def find_problems(place: str, values: Mapping[str, Any], options: Options) -> Iterator[str]:
-    """Yields a message for each unsupported option.
-
-    Args:
-      place: The module's path in the config.
-      values: The options in the config.
-      options: The supported options.
-    """
-    for option, value in values.items():
-        if option in options.free:
-            continue
-        if option not in options.known:
-            yield f"{place}.{option} {value!r}: this option is not supported"
-        elif not _is_same(value, options.known[option]):
-            yield f"{place}.{option} {value!r}: only {options.known[option]!r} is supported"
-
-
-def _is_same(value: Any, known: Any) -> bool:
-    """Returns whether two values mean the same: JSON has no tuples, and None may mean empty."""
-    if isinstance(value, list):
-        value = tuple(value)
-    # None, false, 0 and empty all mean "not used".
-    return value == known or not (value or known)
-
-
+Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of the parameters by path, joined by `/`."""
 
-_Read = TypeVar("_Read")
+_Part = TypeVar("_Part")
 
 _TRANSFORMER = "octo_transformer"
 _T5 = f"{_TRANSFORMER}/task_tokenizers_language/hf_model"
+_DEFAULT_CONVOLUTIONS = 4
+"""Convolutions in the original stem by default; further ones need a stride in its config."""
+
+_ANY: Any = object()
+"""Any value is supported: the option is translated, or changes nothing."""
+
+
+def _options(translated: str, **fixed: Any) -> Json:
+    """Returns the options of one module of the original, each with its one supported value."""
+    return dict.fromkeys(translated.split(), _ANY) | fixed
+
+
+_MODEL = _options(
+    "observation_tokenizers task_tokenizers heads readouts transformer_kwargs token_embedding_size "
+    "max_horizon repeat_task_tokens use_correct_attention"
+)
+_BLOCKS = _options(
+    "num_layers mlp_dim num_attention_heads",
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+    # Octo adds its own position embeddings, per group.
+    add_position_embedding=False,
+)
+_TOKENIZERS = {
+    "ImageTokenizer": _options(
+        # `num_tokens` belongs to the token learner, which is not supported.
+        "encoder obs_stack_keys task_stack_keys num_tokens",
+        use_token_learner=False,
+        conditioning_type="none",
+        task_film_keys=(),
+        proper_pad_mask=True,
+    ),
+    "LowdimObsTokenizer": _options(
+        "obs_keys discretize n_bins bin_type low high", proper_pad_mask=True
+    ),
+}
+_LANGUAGE = {"LanguageTokenizer": _options("encoder finetune_encoder", proper_pad_mask=True)}
+_SCORE = "diffusion_steps time_dim hidden_dim num_blocks n_diffusion_samples"
+"""Options of the diffusion head that have the names of `DiffusionConfig`'s fields."""
+_CHUNK = "action_horizon pred_horizon action_dim use_map max_action"
+_READOUT = {"readout_key": "readout_action"}
+_HEADS = {
+    "DiffusionActionHead": _options(
+        f"{_CHUNK} {_SCORE}", loss_type="mse", dropout_rate=0.0, use_layer_norm=True, **_READOUT
+    ),
+    "L1ActionHead": _options(_CHUNK, loss_type="l1", **_READOUT),
+    "MSEActionHead": _options(_CHUNK, loss_type="mse", **_READOUT),
+}
+
+
+def _per_convolution(num_layers: int) -> Json:
+    """Returns the options of a stem that have an entry for each convolution."""
+    values = {"kernel_sizes": 3, "strides": 2, "padding": 1}
+    return {name: [value] * num_layers for name, value in values.items()}
 
 
 def translate(model: Mapping[str, Any], shapes: Shapes, where: str) -> OctoConfig:
@@ -154,59 +98,50 @@ def translate(model: Mapping[str, Any], shapes: Shapes, where: str) -> OctoConfi
     Raises:
       UserError: Parts are not supported here; all of them are listed.
     """
-    translator = _Translator(model, shapes)
-    config = translator.config()
+    reader = _Reader(shapes)
+    reader.check_options("model", model, _MODEL)
+    specs = reader.part("model", lambda _: dict(model["observation_tokenizers"]))
+    tokenizers = [
+        reader.part(f"observation_tokenizers.{name}", reader.read_observation, name, spec)
+        for name, spec in (specs or {}).items()
+    ]
+    fields: Json = {
+        "embedding_dim": reader.part("model", lambda _: model["token_embedding_size"]),
+        "max_horizon": reader.part("model", lambda _: model["max_horizon"]),
+        "transformer": reader.part("transformer_kwargs", reader.read_transformer, model),
+        "language": reader.part("task_tokenizers.language", reader.read_language, model),
+        "head": reader.part("heads.action", reader.read_head, model),
+        "num_readouts": reader.part("readouts", lambda _: _only_action(model["readouts"])),
+        "images": tuple(t for t in tokenizers if isinstance(t, ImageTokenizerConfig)),
+        "lowdims": tuple(t for t in tokenizers if isinstance(t, LowdimTokenizerConfig)),
+        # The original's defaults for what old configs lack.
+        "repeat_task_tokens": model.get("repeat_task_tokens", False),
+        "legacy_attention": not model.get("use_correct_attention", False),
+    }
+    # A config of missing parts would raise for another reason.
+    config = None if reader.problems else reader.part("model", lambda _: OctoConfig(**fields))
     if config is None:
         raise UserError(
             where=where,
             expected="a model of Octo 1.0 or 1.5 with image, low-dimensional and T5 tokenizers, "
             "and a diffusion, L1 or MSE head",
-            found="; ".join(translator.problems),
+            found="; ".join(reader.problems),
             remedy="Use another checkpoint; this code cannot represent this one's model.",
         )
     return config
 
 
-class _Translator:
-    """One translation; `problems` collects what is not supported."""
+class _Reader:
+    """Reads the parts of a model's config; `problems` collects what is not supported."""
 
-    def __init__(self, model: Mapping[str, Any], shapes: Shapes) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         self.problems: list[str] = []
-        self._model = model
         self._shapes = shapes
 
-    def config(self) -> OctoConfig | None:
-        """Returns the whole config; None if there are problems."""
-        self._check_options("model", self._model, MODEL)
-        # Listed now, because reading them collects problems.
-        tokenizers = list(self._observations())
-        fields: dict[str, Any] = {
-            "embedding_dim": self._part("model", lambda: self._model["token_embedding_size"]),
-            "max_horizon": self._part("model", lambda: self._model["max_horizon"]),
-            "transformer": self._part("transformer_kwargs", self._transformer),
-            "language": self._part("task_tokenizers.language", self._language),
-            "head": self._part("heads.action", self._head),
-            "num_readouts": self._part("readouts", self._num_readouts),
-        }
-        # A config of missing parts would raise for another reason.
-        if self.problems:
-            return None
-        return self._part(
-            "model",
-            lambda: OctoConfig(
-                images=tuple(t for t in tokenizers if isinstance(t, ImageTokenizerConfig)),
-                lowdims=tuple(t for t in tokenizers if isinstance(t, LowdimTokenizerConfig)),
-                # The original's defaults for what old configs lack.
-                repeat_task_tokens=self._model.get("repeat_task_tokens", False),
-                legacy_attention=not self._model.get("use_correct_attention", False),
-                **fields,
-            ),
-        )
-
-    def _part(self, place: str, read: Callable[[], _Read]) -> _Read | None:
-        """Returns what `read` returns; if it fails, records a problem and returns None."""
+    def part(self, place: str, read: Callable[..., _Part], *values: Any) -> _Part | None:
+        """Returns `read(place, *values)`; if it fails, records a problem and returns None."""
         try:
-            return read()
+            return read(place, *values)
         except KeyError as error:
             self.problems.append(f"{place}: {error} is missing")
         except ConfigError as error:
@@ -218,132 +153,80 @@ class _Translator:
             self.problems.append(f"{place}: a value of another kind than expected ({error})")
         return None
 
-    def _check_options(self, place: str, options: Mapping[str, Any], known: Options) -> None:
-        self.problems += find_problems(place, options, known)
+    def check_options(self, place: str, values: Mapping[str, Any], options: Json) -> None:
+        """Records a problem for each option that is not supported."""
+        for option, value in values.items():
+            # JSON has no tuples.
+            found = tuple(value) if isinstance(value, list) else value
+            if option not in options:
+                self.problems.append(f"{place}.{option} {value!r}: this option is not supported")
+                continue
+            supported = options[option]
+            # None, false, 0 and empty all mean "not used".
+            if supported is not _ANY and found != supported and (found or supported):
+                only = f"only {supported!r} is supported"
+                self.problems.append(f"{place}.{option} {value!r}: {only}")
 
-    def _options(self, place: str, spec: Any) -> dict[str, Any]:
-        """Returns the options of a module, which the original builds from its name and keywords."""
+    def module(self, place: str, spec: Any, supported: Mapping[str, Json]) -> tuple[str, Json]:
+        """Returns the name and the options of a module."""
         if not isinstance(spec, Mapping) or not isinstance(spec.get("kwargs"), Mapping):
             raise ValueError(f"a module with name and kwargs is expected, not {spec!r}")
         if spec.get("args"):
             self.problems.append(f"{place}.args {spec['args']!r}: only named options are supported")
-        return dict(spec["kwargs"])
+        if spec["name"] not in supported:
+            raise ValueError(f"{spec['name']}: only {', '.join(supported)} is supported")
+        kwargs = dict(spec["kwargs"])
+        self.check_options(place, kwargs, supported[spec["name"]])
+        return spec["name"], kwargs
 
-    def _transformer(self) -> TransformerConfig:
-        kwargs = self._model["transformer_kwargs"]
-        self._check_options("transformer_kwargs", kwargs, BLOCKS)
+    def shape(self, path: str) -> tuple[int, ...]:
+        if path not in self._shapes:
+            raise ValueError(f"the checkpoint has no tensor {path}")
+        return self._shapes[path]
+
+    def read_transformer(self, place: str, model: Mapping[str, Any]) -> TransformerConfig:
+        kwargs = model["transformer_kwargs"]
+        self.check_options(place, kwargs, _BLOCKS)
         return TransformerConfig(
             num_layers=kwargs["num_layers"],
             mlp_dim=kwargs["mlp_dim"],
             num_heads=kwargs["num_attention_heads"],
         )
 
-    def _num_readouts(self) -> int:
-        readouts = dict(self._model["readouts"])
-        if list(readouts) != ["action"]:
-            raise ValueError(f"{readouts}: only one called action is supported")
-        return readouts["action"]
+    def read_observation(
+        self, place: str, name: str, spec: Any
+    ) -> ImageTokenizerConfig | LowdimTokenizerConfig | None:
+        kind, kwargs = self.module(place, spec, _TOKENIZERS)
+        if kind == "ImageTokenizer":
+            return self._image(place, name, kwargs)
+        key = self._plain_key(f"{place}.obs_keys", kwargs["obs_keys"])
+        bins = _read_bins(kwargs) if kwargs.get("discretize", False) else None
+        return LowdimTokenizerConfig(name, key, self._num_tokens(name), bins)
 
-    def _observations(self) -> Iterator[ImageTokenizerConfig | LowdimTokenizerConfig | None]:
-        place = "observation_tokenizers"
-        specs = self._part("model", lambda: dict(self._model[place]))
-        for name, spec in (specs or {}).items():
-            # Default arguments bind the name of this round.
-            yield self._part(f"{place}.{name}", lambda n=name, s=spec: self._observation(n, s))
-
-    def _observation(
-        self, name: str, spec: Mapping[str, Any]
-    ) -> ImageTokenizerConfig | LowdimTokenizerConfig:
-        place = f"observation_tokenizers.{name}"
-        kwargs = self._options(place, spec)
-        match spec["name"]:
-            case "ImageTokenizer":
-                return self._image(place, name, kwargs)
-            case "LowdimObsTokenizer":
-                return self._lowdim(place, name, kwargs)
-            case other:
-                supported = "only ImageTokenizer and LowdimObsTokenizer are supported"
-                raise ValueError(f"{other}: {supported}")
-
-    def _image(self, place: str, name: str, kwargs: Mapping[str, Any]) -> ImageTokenizerConfig:
-        self._check_options(place, kwargs, IMAGE)
+    def _image(self, place: str, name: str, kwargs: Json) -> ImageTokenizerConfig | None:
         key = self._plain_key(f"{place}.obs_stack_keys", kwargs["obs_stack_keys"])
         goals = _keys(kwargs.get("task_stack_keys"))
         if goals != [key]:
             self.problems.append(f"{place}.task_stack_keys {goals}: only {[key]} is supported")
-        stem = self._options(f"{place}.encoder", kwargs["encoder"])
-        features = tuple(stem.get("features", (32, 96, 192, 384)))
-        if kwargs["encoder"]["name"] == "SmallStem16":
-            self._check_options(f"{place}.encoder", stem, stem_options(len(features)))
-        else:
-            found = kwargs["encoder"]["name"]
-            self.problems.append(f"{place}.encoder {found}: only SmallStem16 is supported")
+        stem = self.part(f"{place}.encoder", self._stem, kwargs["encoder"])
+        if stem is None:
+            return None
+        features, stem_dim = stem
         # The config has no image size; the position embeddings have one place per token.
-        num_tokens = self._shape(f"{_TRANSFORMER}/obs_{name}_pos_embedding")[2]
+        num_tokens = self._num_tokens(name)
         side = math.isqrt(num_tokens)
         if side**2 != num_tokens:
             raise ValueError(f"{num_tokens} tokens: only square images are supported")
-        return ImageTokenizerConfig(
-            name=name,
-            observation_key=key,
-            # A token of the stem covers 2 ** layers pixels.
-            image_size=side * 2 ** len(features),
-            stem_features=features,
-            stem_dim=stem.get("num_features", 512),
-        )
+        # A token of the stem covers 2 ** layers pixels.
+        return ImageTokenizerConfig(name, key, side * 2 ** len(features), features, stem_dim)
 
-    def _lowdim(self, place: str, name: str, kwargs: Mapping[str, Any]) -> LowdimTokenizerConfig:
-        self._check_options(place, kwargs, LOWDIM)
-        key = self._plain_key(f"{place}.obs_keys", kwargs["obs_keys"])
-        num_dims = self._shape(f"{_TRANSFORMER}/obs_{name}_pos_embedding")[2]
-        bins = _bins(kwargs) if kwargs.get("discretize", False) else None
-        return LowdimTokenizerConfig(name, key, num_dims, bins)
-
-    def _language(self) -> LanguageConfig | None:
-        specs = dict(self._model.get("task_tokenizers", {}))
-        spec = specs.pop("language", None)
-        self.problems += [f"task_tokenizers.{name}: only language is supported" for name in specs]
-        if spec is None:
-            return None
-        place = "task_tokenizers.language"
-        kwargs = self._options(place, spec)
-        if spec["name"] != "LanguageTokenizer" or "t5" not in str(kwargs.get("encoder")):
-            found = f"{spec['name']} of {kwargs.get('encoder')}"
-            raise ValueError(f"{found}: only LanguageTokenizer of a T5 is supported")
-        self._check_options(place, kwargs, LANGUAGE)
-        return LanguageConfig(
-            t5=self._t5(),
-            max_length=self._shape(f"{_TRANSFORMER}/task_language_pos_embedding")[1],
-            finetune=kwargs.get("finetune_encoder", False),
-        )
-
-    def _t5(self) -> T5Config:
-        vocab_size, d_model = self._shape(f"{_T5}/shared/embedding")
-        layer = f"{_T5}/encoder/block/0/layer"
-        buckets, heads = self._shape(f"{layer}/0/SelfAttention/relative_attention_bias/embedding")
-        return T5Config(
-            vocab_size=vocab_size,
-            d_model=d_model,
-            # The matrix is (d_model, heads * d_kv).
-            d_kv=self._shape(f"{layer}/0/SelfAttention/q/kernel")[1] // heads,
-            d_ff=self._shape(f"{layer}/1/DenseReluDense/wi/kernel")[1],
-            # Distinct numbers of blocks, from the paths.
-            num_layers=len({p.split("/")[5] for p in self._shapes if f"{_T5}/encoder/block" in p}),
-            num_heads=heads,
-            num_buckets=buckets,
-        )
-
-    def _head(self) -> HeadConfig:
-        specs = self._model["heads"]
-        if list(specs) != ["action"]:
-            raise ValueError(f"{list(specs)}: only one called action is supported")
-        spec = specs["action"]
-        kwargs = self._options("heads.action", spec)
-        if spec["name"] not in HEADS:
-            raise ValueError(f"{spec['name']}: only {', '.join(HEADS)} are supported")
-        kind, options = HEADS[spec["name"]]
-        self._check_options("heads.action", kwargs, options)
-        return _head_config(kind, kwargs)
+    def _stem(self, place: str, spec: Any) -> tuple[tuple[int, ...], int]:
+        features = tuple(spec["kwargs"].get("features", (32, 96, 192, 384)))
+        per_layer = {n: tuple(each) for n, each in _per_convolution(len(features)).items()}
+        fixed = {"use_film": False, "patch_size": 16, "img_norm_type": "default", **per_layer}
+        options = _options("features num_features", **fixed)
+        _, kwargs = self.module(place, spec, {"SmallStem16": options})
+        return features, kwargs.get("num_features", 512)
 
     def _plain_key(self, place: str, patterns: str | Sequence[str]) -> str:
         """Returns the single key; Octo's are patterns, of which only plain names are supported."""
@@ -352,29 +235,65 @@ class _Translator:
             self.problems.append(f"{place} {keys}: only one plain name is supported")
         return "".join(keys)
 
-    def _shape(self, path: str) -> tuple[int, ...]:
-        if path not in self._shapes:
-            raise ValueError(f"the checkpoint has no tensor {path}")
-        return self._shapes[path]
+    def _num_tokens(self, name: str) -> int:
+        return self.shape(f"{_TRANSFORMER}/obs_{name}_pos_embedding")[2]
+
+    def read_language(self, place: str, model: Mapping[str, Any]) -> LanguageConfig | None:
+        specs = dict(model.get("task_tokenizers", {}))
+        spec = specs.pop("language", None)
+        self.problems += [f"task_tokenizers.{name}: only language is supported" for name in specs]
+        if spec is None:
+            return None
+        _, kwargs = self.module(place, spec, _LANGUAGE)
+        if "t5" not in str(kwargs.get("encoder")):
+            raise ValueError(f"encoder {kwargs.get('encoder')}: only a T5 is supported")
+        return LanguageConfig(
+            t5=self._t5(),
+            max_length=self.shape(f"{_TRANSFORMER}/task_language_pos_embedding")[1],
+            finetune=kwargs.get("finetune_encoder", False),
+        )
+
+    def _t5(self) -> T5Config:
+        vocab_size, d_model = self.shape(f"{_T5}/shared/embedding")
+        layer = f"{_T5}/encoder/block/0/layer"
+        buckets, heads = self.shape(f"{layer}/0/SelfAttention/relative_attention_bias/embedding")
+        return T5Config(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            # The matrix is (d_model, heads * d_kv).
+            d_kv=self.shape(f"{layer}/0/SelfAttention/q/kernel")[1] // heads,
+            d_ff=self.shape(f"{layer}/1/DenseReluDense/wi/kernel")[1],
+            # Distinct numbers of blocks, from the paths.
+            num_layers=len({p.split("/")[5] for p in self._shapes if f"{_T5}/encoder/block" in p}),
+            num_heads=heads,
+            num_buckets=buckets,
+        )
+
+    def read_head(self, place: str, model: Mapping[str, Any]) -> HeadConfig:
+        name, kwargs = self.module(place, _only_action(model["heads"]), _HEADS)
+        is_diffusion = name == "DiffusionActionHead"
+        # As in the original, L1 and MSE heads pool by attention by default.
+        uses_map = kwargs.get("use_map", not is_diffusion)
+        chunk: Json = {
+            # Octo 1.0 calls it pred_horizon.
+            "action_horizon": kwargs.get("action_horizon", kwargs.get("pred_horizon", 1)),
+            "action_dim": kwargs.get("action_dim", 7),
+            "pooling": "map" if uses_map else "mean",
+            "max_action": float(kwargs.get("max_action", 5.0)),
+        }
+        if is_diffusion:
+            return DiffusionConfig(**chunk, **{n: kwargs[n] for n in _SCORE.split() if n in kwargs})
+        return RegressionConfig(error="l1" if name == "L1ActionHead" else "mse", **chunk)
 
 
-def _head_config(kind: Kind, kwargs: Mapping[str, Any]) -> HeadConfig:
-    # Octo 1.0 calls it pred_horizon.
-    horizon = kwargs.get("action_horizon", kwargs.get("pred_horizon", 1))
-    # As in the original, L1 and MSE heads pool by attention by default.
-    uses_map = kwargs.get("use_map", kind != "diffusion")
-    chunk: dict[str, Any] = {
-        "action_horizon": horizon,
-        "action_dim": kwargs.get("action_dim", 7),
-        "pooling": "map" if uses_map else "mean",
-        "max_action": float(kwargs.get("max_action", 5.0)),
-    }
-    if kind == "diffusion":
-        return DiffusionConfig(**chunk, **{name: kwargs[name] for name in SCORE & kwargs.keys()})
-    return RegressionConfig(error=kind, **chunk)
+def _only_action(specs: Mapping[str, Any]) -> Any:
+    """Returns the value of the single key `action`."""
+    if list(specs) != ["action"]:
+        raise ValueError(f"{dict(specs)}: only one called action is supported")
+    return specs["action"]
 
 
-def _bins(kwargs: Mapping[str, Any]) -> BinsConfig:
+def _read_bins(kwargs: Json) -> BinsConfig:
     spacing = kwargs.get("bin_type", "uniform")
     if spacing not in ("uniform", "normal"):
         raise ValueError(f"bin_type {spacing!r}: only 'uniform' and 'normal' are supported")
@@ -385,3 +304,101 @@ def _bins(kwargs: Mapping[str, Any]) -> BinsConfig:
 
 def _keys(patterns: str | Sequence[str] | None) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or ())
+
+
+def original_config(config: OctoConfig, window_size: int, language_encoder: str) -> Json:
+    """Returns the `config.json` of a model; `translate` is the inverse of its part `model`.
+
+    Geometry tokens are left out, because the original has no module for them.
+
+    Args:
+      config: Config of the model.
+      window_size: Window size in steps during training.
+      language_encoder: The Hugging Face name of a T5 with the model's sizes.
+    """
+    language, tasks, text_processor = config.language, {}, None
+    if language is not None:
+        kwargs = {"encoder": language_encoder, "finetune_encoder": language.finetune}
+        tasks["language"] = _spec("model.components.tokenizers", "LanguageTokenizer", kwargs)
+        text_processor = _text_processor(language_encoder, language.max_length)
+    model = {
+        "observation_tokenizers": {
+            part.name: _write_observation(part)
+            for part in config.observations
+            if isinstance(part, ImageTokenizerConfig | LowdimTokenizerConfig)
+        },
+        "task_tokenizers": tasks,
+        "heads": {"action": _write_head(config.head)},
+        "readouts": {"action": config.num_readouts},
+        "token_embedding_size": config.embedding_dim,
+        "transformer_kwargs": _BLOCKS
+        | {
+            "num_layers": config.transformer.num_layers,
+            "mlp_dim": config.transformer.mlp_dim,
+            "num_attention_heads": config.transformer.num_heads,
+        },
+        "max_horizon": config.max_horizon,
+        "repeat_task_tokens": config.repeat_task_tokens,
+        # The original's name for the opposite.
+        "use_correct_attention": not config.legacy_attention,
+    }
+    is_trained = language is not None and language.finetune
+    return {
+        "model": model,
+        "window_size": window_size,
+        "text_processor": text_processor,
+        # What the original's finetuning freezes by default.
+        "optimizer": {"frozen_keys": [] if is_trained else ["*hf_model*"]},
+    }
+
+
+def _spec(module: str, name: str, kwargs: Json) -> Json:
+    return {"module": f"octo.{module}", "name": name, "args": [], "kwargs": kwargs}
+
+
+def _write_observation(config: ImageTokenizerConfig | LowdimTokenizerConfig) -> Json:
+    tokenizers, keys = "model.components.tokenizers", [config.observation_key]
+    if isinstance(config, ImageTokenizerConfig):
+        stem: Json = {"features": list(config.stem_features), "num_features": config.stem_dim}
+        # Its defaults have four entries, which further convolutions would run out of.
+        if len(config.stem_features) > _DEFAULT_CONVOLUTIONS:
+            stem |= _per_convolution(len(config.stem_features))
+        encoder = _spec("model.components.vit_encoders", "SmallStem16", stem)
+        kwargs = {"obs_stack_keys": keys, "task_stack_keys": keys, "encoder": encoder}
+        return _spec(tokenizers, "ImageTokenizer", kwargs)
+    kwargs = {"obs_keys": keys, "discretize": config.bins is not None}
+    if config.bins is not None:
+        bins = config.bins
+        kwargs |= {"n_bins": bins.num_bins, "bin_type": bins.spacing}
+        kwargs |= {"low": bins.low, "high": bins.high}
+    return _spec(tokenizers, "LowdimObsTokenizer", kwargs)
+
+
+def _write_head(config: HeadConfig) -> Json:
+    kwargs: Json = _READOUT | {
+        "use_map": config.pooling == "map",
+        "action_horizon": config.action_horizon,
+        "action_dim": config.action_dim,
+        "max_action": config.max_action,
+    }
+    if isinstance(config, DiffusionConfig):
+        name = "DiffusionActionHead"
+        kwargs |= {n: getattr(config, n) for n in _SCORE.split()} | {"dropout_rate": 0.0}
+    else:
+        name = "L1ActionHead" if config.error == "l1" else "MSEActionHead"
+    return _spec("model.components.action_heads", name, kwargs)
+
+
+def _text_processor(language_encoder: str, max_length: int) -> Json:
+    tokenizer = {
+        "max_length": max_length,
+        "padding": "max_length",
+        "truncation": True,
+        "return_tensors": "np",
+    }
+    kwargs = {
+        "tokenizer_name": language_encoder,
+        "encode_with_model": False,
+        "tokenizer_kwargs": tokenizer,
+    }
+    return _spec("data.utils.text_processing", "HFTokenizer", kwargs)

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,12 +13,13 @@ from pipeline.errors import UserError
 from train.octo.functional import init_params
 from train.octo.octo_config import (
     BinsConfig,
+    LanguageConfig,
     LowdimTokenizerConfig,
     OctoConfig,
     RegressionConfig,
     octo_small,
 )
-from train.octo.released.released_config import translate
+from train.octo.released.released_config import original_config, translate
 
 SMALL: dict[str, Any] = {
     "observation_tokenizers": {
@@ -119,9 +121,17 @@ HEAD = "heads__action__kwargs"
             "DiscreteActionHead",
             "heads.action: DiscreteActionHead: only Diff",
         ),
-        ("heads", {"value": {}}, r"heads.action: \['value'\]: only one called action is supported"),
+        (
+            "heads",
+            {"value": {}},
+            r"heads.action: {'value': {}}: only one called action is supported",
+        ),
         ("readouts", {"action": 1, "value": 2}, "readouts: .*'value': 2.*: only one called action"),
-        (f"{PRIMARY}__encoder__name", "ViT", r"primary.encoder ViT: only SmallStem16 is supported"),
+        (
+            f"{PRIMARY}__encoder__name",
+            "ViT",
+            r"primary.encoder: ViT: only SmallStem16 is supported",
+        ),
         (f"{PRIMARY}__encoder__args", [16], r"primary.encoder.args \[16\]: only named options"),
         (
             f"{PRIMARY}__task_film_keys",
@@ -184,7 +194,7 @@ HEAD = "heads__action__kwargs"
         (
             f"{LANGUAGE}__encoder",
             "distilbert",
-            "language: LanguageTokenizer of distilbert: only Lang",
+            "language: encoder distilbert: only a T5 is supported",
         ),
         (
             f"{LANGUAGE}__proper_pad_mask",
@@ -317,11 +327,11 @@ def test_all_that_has_no_counterpart_is_named_at_once(small: dict) -> None:
     assert caught.value.found.split("; ") == [
         "observation_tokenizers.primary.obs_stack_keys []: only one plain name is supported",
         "observation_tokenizers.primary.task_stack_keys ['image_primary']: only [''] is supported",
-        "observation_tokenizers.primary.encoder ViT: only SmallStem16 is supported",
+        "observation_tokenizers.primary.encoder: ViT: only SmallStem16 is supported",
         "observation_tokenizers.wrist: 'obs_stack_keys' is missing",
         "model: 'max_horizon' is missing",
         "transformer_kwargs.dropout_rate 0.5: only 0.0 is supported",
-        "heads.action: Other: only DiffusionActionHead, L1ActionHead, MSEActionHead are supported",
+        "heads.action: Other: only DiffusionActionHead, L1ActionHead, MSEActionHead is supported",
         "readouts: {}: only one called action is supported",
     ]
     assert caught.value.remedy.startswith("Use another checkpoint")
@@ -330,3 +340,34 @@ def test_all_that_has_no_counterpart_is_named_at_once(small: dict) -> None:
 def test_the_config_of_the_released_octo_small_is_translated(shared: Path, small: dict) -> None:
     config = json.loads((shared / "golden/octo/octo_small_config.json").read_text())
     assert translate(config["model"], small, "config.json") == octo_small()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": RegressionConfig("mse", pooling="mean")},
+        {"lowdims": (LowdimTokenizerConfig("p", "proprio", 8, BinsConfig(16, "normal")),)},
+        {"lowdims": (LowdimTokenizerConfig("p", "proprio", 8),), "num_readouts": 3},
+        {"language": None},
+        {"legacy_attention": True, "repeat_task_tokens": False},
+    ],
+)
+def test_translation_is_the_inverse(config: OctoConfig, change: dict) -> None:
+    changed = dataclasses.replace(config, **change)
+    model = original_config(changed, 2, "t5-base")["model"]
+    assert translate(model, shapes_of(changed), "here") == changed
+
+
+def test_the_exported_config_of_a_deeper_stem_lists_every_stride(config: OctoConfig) -> None:
+    deep = dataclasses.replace(config.images[0], image_size=64, stem_features=(32,) * 5)
+    changed = dataclasses.replace(config, images=(deep,))
+    model = original_config(changed, 2, "t5-base")["model"]
+    stem = model["observation_tokenizers"]["primary"]["kwargs"]["encoder"]["kwargs"]
+    assert (stem["strides"], stem["kernel_sizes"], stem["padding"]) == ([2] * 5, [3] * 5, [1] * 5)
+    assert translate(model, shapes_of(changed), "here") == changed
+
+
+@pytest.mark.parametrize(("finetune", "frozen"), [(True, []), (False, ["*hf_model*"])])
+def test_frozen_keys_name_t5_unless_it_was_trained(*, finetune: bool, frozen: list[str]) -> None:
+    model = dataclasses.replace(octo_small(), language=LanguageConfig(finetune=finetune))
+    assert original_config(model, 2, "t5-base")["optimizer"]["frozen_keys"] == frozen
