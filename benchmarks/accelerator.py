@@ -18,33 +18,27 @@ the wheels for a machine without a network.
 
 import dataclasses
 import importlib.metadata
-import json
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import jax
 import tyro
 
-from benchmarks import step_time, vggt
+from benchmarks import measuring, step_time, vggt
+from benchmarks.matmul import matmul_gflop_s
 from pipeline.errors import user_errors_exit
-from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.vggt.weight_sources import RANDOM, config_of
 from train.flags import Flags
 from train.metrics.step_metrics import read_metrics
-from train.octo.octo_config import octo_small
 from train.run import run
 from train.run_setup import open_inputs, set_up
-from train.train_config import OptimizerConfig, TrainConfig
 
 _NUM_UNSTEADY = 5
 """Training steps before the loader and the devices are in step."""
-_VOCABULARY = "tests/data/vocabulary.model"
 _PACKAGES = ("jax", "jaxlib", "flax", "grain", "array-record", "orbax-checkpoint")
 
 
@@ -71,15 +65,15 @@ def main() -> None:
     with user_errors_exit():
         args = tyro.cli(Args, prog="python -m benchmarks.accelerator", use_underscores=True)
         if args.only is not None:
-            _print(measure(args, args.only))
+            measuring.print_figures(measure(args, args.only))
             return
-    for name in _names(args):
-        command = [sys.executable, "-m", "benchmarks.accelerator", *sys.argv[1:], "--only", name]
-        done = subprocess.run(command, capture_output=True, check=False)
-        line = done.stdout.decode().strip().rpartition("\n")[2]
-        reason = done.stderr.decode().strip().rpartition("\n")[2]
-        failed = {"measurement": name, "failed": reason}
-        _print(failed if done.returncode else json.loads(line))
+    for name in ("machine", "matmul", *(f"train:{size}" for size in args.batch_sizes), "vggt"):
+        command = measuring.module("benchmarks.accelerator", *sys.argv[1:], "--only", name)
+        try:
+            figures = measuring.in_a_process(command)
+        except RuntimeError as error:  # the others are taken all the same
+            figures = {"measurement": name, "failed": str(error)}
+        measuring.print_figures(figures)
 
 
 def measure(args: Args, name: str) -> dict[str, Any]:
@@ -91,7 +85,7 @@ def measure(args: Args, name: str) -> dict[str, Any]:
             return figures | _machine()
         case "matmul":
             return figures | {
-                f"{dtype}_tflop_s": round(step_time.matmul_gflop_s(dtype) / 1e3, 2)
+                f"{dtype}_tflop_s": round(matmul_gflop_s(dtype) / 1e3, 2)
                 for dtype in ("bfloat16", "float32")
             }
         case "train":
@@ -99,12 +93,6 @@ def measure(args: Args, name: str) -> dict[str, Any]:
         case "vggt":
             return figures | _vggt(args)
     raise ValueError(f"no measurement is called {name}")
-
-
-def _names(args: Args) -> Iterator[str]:
-    yield from ("machine", "matmul")
-    yield from (f"train:{batch_size}" for batch_size in args.batch_sizes)
-    yield "vggt"
 
 
 def _machine() -> dict[str, Any]:
@@ -117,7 +105,11 @@ def _machine() -> dict[str, Any]:
 
 def _train(args: Args, batch_size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(args, batch_size, f"{folder}/run")
+        config = step_time.train_config(
+            args.dataset, batch_size, args.num_steps, save_dir=f"{folder}/run"
+        )
+        model = dataclasses.replace(config.model, compute_dtype="bfloat16")
+        config = dataclasses.replace(config, model=model)
         estimate = set_up(config, open_inputs(config)).estimate_memory()
         rows = list(read_metrics(pathlib.Path(run(Flags(config)))))
     steady = rows[_NUM_UNSTEADY:] or rows
@@ -135,18 +127,6 @@ def _train(args: Args, batch_size: int) -> dict[str, Any]:
     }
 
 
-def _config(args: Args, batch_size: int, save_dir: str) -> TrainConfig:
-    return TrainConfig(
-        data=DataConfig((DatasetConfig(args.dataset),), _VOCABULARY),
-        model=dataclasses.replace(octo_small(), compute_dtype="bfloat16"),
-        optimizer=OptimizerConfig(warmup_steps=1, decay_steps=args.num_steps),
-        batch_size=batch_size,
-        num_steps=args.num_steps,
-        save_interval=args.num_steps,
-        save_dir=save_dir,
-    )
-
-
 def _vggt(args: Args) -> dict[str, Any]:
     last = config_of(RANDOM + args.vggt_preset, None).num_layers - 1
     figures = vggt.measure(
@@ -161,11 +141,6 @@ def _vggt(args: Args) -> dict[str, Any]:
     wall_s = float(str(figures["frame_wall_s"]))
     rates = {"batch_size": args.frames, "frames_s": round(1 / wall_s, 1), "frame_s": wall_s}
     return rates | {key: figures[key] for key in taken}
-
-
-def _print(figures: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(figures) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

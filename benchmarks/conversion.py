@@ -9,18 +9,15 @@ directories are not counted.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Literal
 
 import tyro
 
+from benchmarks import measuring
 from converters.job.convert import convert
 from converters.mapping.mapping_registry import find_mapping
 from converters.rlds.tfrecord import read_records
@@ -63,7 +60,7 @@ def _run(args: Args) -> None:
         result = _measure(lambda directory: convert(source, directory, mapping), args.directory)
     else:
         result = _compare(source, args)
-    sys.stdout.write(json.dumps(result) + "\n")
+    measuring.print_figures(result)
 
 
 def _compare(source: Source, args: Args) -> dict[str, str | float]:
@@ -73,33 +70,29 @@ def _compare(source: Source, args: Args) -> dict[str, str | float]:
         (_in_a_process(args, "floor"), _in_a_process(args, "convert")) for _ in range(args.rounds)
     ]
     floors, conversions = zip(*pairs, strict=True)
-    ratios = [conversion / floor for floor, conversion in pairs]
     return {
         "source": source.name,
         "source_mb": round(num_bytes / 1e6, 3),
         "floor_cpu_ns_per_byte": round(statistics.median(floors) / num_bytes * 1e9, 3),
         "convert_cpu_ns_per_byte": round(statistics.median(conversions) / num_bytes * 1e9, 3),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
+        **measuring.ratios(conversions, floors),
     }
 
 
 def _in_a_process(args: Args, only: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.conversion", args.src, "--only", only]
-    command += ["--directory", str(args.directory)] if args.directory else []
-    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    place = ["--directory", str(args.directory)] if args.directory else []
+    command = measuring.module("benchmarks.conversion", args.src, "--only", only, *place)
+    return measuring.in_a_process(command)
 
 
 def _measure(work: Callable[[pathlib.Path], object], parent: pathlib.Path | None) -> float:
     """Median CPU seconds, after one time that is not counted."""
-    seconds = []
+    cpu_s = []
     for _ in range(1 + _NUM_MEASURED):
         with tempfile.TemporaryDirectory(dir=parent) as directory:
-            started = time.process_time()
-            work(pathlib.Path(directory) / "out")
-            seconds.append(time.process_time() - started)
-    return statistics.median(seconds[1:])
+            out = pathlib.Path(directory) / "out"
+            cpu_s.append(measuring.timed(work, out)[1])
+    return statistics.median(cpu_s[1:])
 
 
 def _copy(source: Source, directory: pathlib.Path) -> None:

@@ -9,13 +9,10 @@ mapping that `--describe` proposes. CPU time of one worker. The last lines extra
 """
 
 import dataclasses
-import json
 import pathlib
 import resource
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 
 import av
@@ -23,6 +20,7 @@ import simplejpeg
 import tyro
 from etils import epath
 
+from benchmarks import measuring
 from converters.job.convert import convert
 from converters.lerobot.lerobot_source import LeRobotSource, open_lerobot
 from converters.mapping.mapping_proposal import describe
@@ -53,7 +51,7 @@ def main() -> None:
     with user_errors_exit():
         args = tyro.cli(Args, prog="python -m benchmarks.lerobot_conversion")
         keep_freed_memory()  # as the command line does
-        sys.stdout.write(json.dumps(_measured(open_lerobot(args.src), args)) + "\n")
+        measuring.print_figures(_measured(open_lerobot(args.src), args))
 
 
 def _measured(source: LeRobotSource, args: Args) -> dict[str, str | float]:
@@ -120,9 +118,7 @@ def _convert(source: LeRobotSource, mapping: SourceMapping, parent: pathlib.Path
 def _seconds(way: Callable[[], object]) -> tuple[float, float]:
     """(CPU, wall) seconds of a way, once it has been gone."""
     way()
-    cpu, wall = time.process_time(), time.perf_counter()
-    way()
-    return time.process_time() - cpu, time.perf_counter() - wall
+    return measuring.timed(way)[1:]
 
 
 if __name__ == "__main__":

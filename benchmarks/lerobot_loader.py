@@ -12,15 +12,12 @@ JPEG, as uint8. Neither resizes or augments: both leave that to the step.
 
 import dataclasses
 import itertools
-import json
 import os
 import statistics
-import subprocess
-import sys
-import time
 
 import tyro
 
+from benchmarks import measuring
 from octograin import open_loader
 from pipeline.errors import UserError, user_errors_exit
 
@@ -69,8 +66,7 @@ def main() -> None:
     """Parses the command line and prints one JSON object."""
     with user_errors_exit():
         args = tyro.cli(Args, prog="python -m benchmarks.lerobot_loader")
-        result = _ours(args) if args.only else _compared(args)
-        sys.stdout.write(json.dumps(result) + "\n")
+        measuring.print_figures(_ours(args) if args.only else _compared(args))
 
 
 def _compared(args: Args) -> dict[str, float]:
@@ -85,22 +81,18 @@ def _compared(args: Args) -> dict[str, float]:
     for _ in range(args.rounds):
         count = str(args.num_batches)
         theirs.append(_run([args.python, "-c", _LEROBOT, args.src, count]))
-        command = [sys.executable, "-m", "benchmarks.lerobot_loader", args.src, args.dst]
-        ours.append(_run([*command, "--only", "--num_batches", count]))
-    ratios = [one / other for one, other in zip(theirs, ours, strict=True)]
+        own = ("benchmarks.lerobot_loader", args.src, args.dst, "--only", "--num_batches", count)
+        ours.append(_run(measuring.module(*own)))
     return {
         "lerobot_cpu_ms_per_sample": round(statistics.median(theirs), 2),
         "octograin_cpu_ms_per_sample": round(statistics.median(ours), 2),
-        "ratio": round(statistics.median(ratios), 1),
-        "ratio_min": round(min(ratios), 1),
-        "ratio_max": round(max(ratios), 1),
+        **measuring.ratios(theirs, ours),
     }
 
 
 def _run(command: list[str]) -> float:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
-    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
-    return float(found.stdout.split()[-1])
+    return measuring.in_a_process(command, environment)
 
 
 def _ours(args: Args) -> float:
@@ -108,11 +100,9 @@ def _ours(args: Args) -> float:
         batches = iter(loader)
         for _ in itertools.islice(batches, _WARM_UP):
             pass
-        started = time.process_time()
-        for _ in itertools.islice(batches, args.num_batches):
-            pass
-        seconds = time.process_time() - started
-    return seconds / (args.num_batches * _BATCH_SIZE) * 1e3
+        timed = itertools.islice(batches, args.num_batches)
+        _, cpu_s, _ = measuring.timed(lambda: [None for _ in timed])
+    return cpu_s / (args.num_batches * _BATCH_SIZE) * 1e3
 
 
 if __name__ == "__main__":

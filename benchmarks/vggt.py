@@ -8,17 +8,15 @@ the same reason. `ratio` is the time of a frame over that of its matrix products
 """
 
 import dataclasses
-import json
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks import measuring
+from benchmarks.matmul import make_matmul
 from pipeline.errors import user_errors_exit
 from pipeline.loading.device import peak_bytes
 from pipeline.vggt.aggregator_weights import leaf_shapes, load_weights
@@ -32,8 +30,6 @@ from pipeline.vggt.encoder_spec import (
     Views,
 )
 from pipeline.vggt.weight_sources import RANDOM
-
-_MATMUL_SIZES = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,23 +60,18 @@ def main() -> None:
     """Parses the command line and prints one JSON object."""
     with user_errors_exit():
         args = tyro.cli(Args, prog="python -m benchmarks.vggt", use_underscores=True)
-        sys.stdout.write(json.dumps(measure(args)) + "\n")
+        measuring.print_figures(measure(args))
 
 
 def measure(args: Args) -> dict[str, object]:
     """Returns what was measured, each figure with its unit in its name."""
-    started = time.perf_counter()
-    encoder = _encoder(args)
-    loaded = time.perf_counter()
+    encoder, _, load_s = measuring.timed(_encoder, args)
     shape = (args.batch_size, args.num_views, *args.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    size = _MATMUL_SIZES[jax.default_backend()]
-    matrix = jnp.ones((size, size), args.compute_dtype)
-    product = jax.jit(lambda x: jnp.matmul(x, x, precision=args.precision))
+    product, product_gflop = make_matmul(args.compute_dtype, args.precision)
     rates, frames, walls = [], [], []
     for _ in range(args.num_rounds + 1):
-        seconds, _ = _seconds(lambda: product(matrix).block_until_ready())
-        rates.append(2 * size**3 / seconds / 1e9)
+        rates.append(product_gflop / _seconds(product)[0])
         seconds, wall = _seconds(lambda: jax.block_until_ready(encoder.encode(images)))
         frames.append(seconds / args.batch_size / args.num_views)
         walls.append(wall / args.batch_size / args.num_views)
@@ -89,7 +80,7 @@ def measure(args: Args) -> dict[str, object]:
     return {
         **dataclasses.asdict(args),
         "device": jax.devices()[0].device_kind,
-        "load_s": round(loaded - started, 1),
+        "load_s": round(load_s, 1),
         "first_batch_s": round(walls[0] * args.batch_size * args.num_views, 1),
         "gflop_a_frame": round(gflop, 1),
         "matmul_gflop_s": round(rate),
@@ -134,9 +125,7 @@ def _encoder(args: Args) -> VggtEncoder:
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
     """(seconds, wall seconds); the former are CPU seconds on a CPU."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    _, cpu, wall = measuring.timed(work)
     return (cpu if jax.default_backend() == "cpu" else wall), wall
 
 
