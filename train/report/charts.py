@@ -8,20 +8,19 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from train.report.html_page import short
 
-WIDE_BINS, BINS = 560, 180
-"""Most bins of a curve in a chart as wide as the page, and in one among others."""
 _UNITS = 10_000
+_SIMPLIFIED = 20.0
+"""Distance in those units within which points are left out: two pixels of the widest plot."""
+_MAX_DOTTED = 30
+"""Largest number of points for which a curve gets dots."""
 _LOG_RATIO, _LONG_LOG_RATIO = 8.0, 1e3
 """Ratios of largest to smallest value beyond which an axis is logarithmic, and beyond which such an
 axis has ticks only at powers of ten."""
-_MAX_DOTTED = 30
-"""Largest number of points for which a curve gets dots."""
-_SMOOTHED_SHARE, _LEAST_HALF = 0.02, 2
-"""Fraction of a curve's points that one smoothed point averages, and the fewest on either side."""
 
 Tick = tuple[float, str]
 """Place in percent from the left or from the bottom, and label."""
@@ -42,11 +41,11 @@ class Axis:
         return (scale(values) - low) / (high - low)
 
     def round_values(self, most: int) -> np.ndarray:
-        """Returns at most about that many round values of the axis."""
+        """Returns the round values in the range that divide it into about `most` parts."""
         locator = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10])
         if self.is_log:
             subs = (1.0,) if self.high > _LONG_LOG_RATIO * self.low else (1.0, 2.0, 5.0)
-            locator = LogLocator(subs=subs, numticks=8)
+            locator = LogLocator(subs=subs, numticks=2 * most)
         found = np.asarray(locator.tick_values(self.low, self.high))
         return found[(self.low <= found) & (found <= self.high)]
 
@@ -64,23 +63,25 @@ class Curve:
     x: np.ndarray
     """Positions (n)."""
     y: np.ndarray
-    """Values (n); lines leave a gap where one is NaN."""
+    """Values (n); a line has a gap where one is NaN."""
     mark: str = "line"
-    """What is drawn: a line through the points, or "dots", or a "tick" at the foot of the plot."""
+    """What is drawn: a "line" through the points, "dots", or a "tick" at the foot of the plot."""
 
     def path(self, x_axis: Axis, y_axis: Axis) -> str:
         """Returns the curve as the path data of an SVG."""
-        shown = np.isfinite(self.y)
-        x = np.rint(_UNITS * x_axis.place(self.x[shown])).astype(int).tolist()
+        x = _UNITS * x_axis.place(self.x)
         if self.mark == "tick":
-            return "".join(f"M{a} {_UNITS}v-400" for a in x)
-        y = np.rint(_UNITS * (1 - y_axis.place(self.y[shown]))).astype(int).tolist()
+            return "".join(f"M{a:.0f} {_UNITS}v-400" for a in x)
+        y = _UNITS * (1 - y_axis.place(self.y))
         if self.mark == "dots":
             # Lines of almost no length: their round ends are the dots.
-            return "".join(f"M{a} {b}h1" for a, b in zip(x, y, strict=True))
-        follows = np.append(False, shown[:-1])[shown]
-        letters = np.where(follows, "L", "M").tolist()
-        return "".join(f"{c}{a} {b}" for c, a, b in zip(letters, x, y, strict=True))
+            return "".join(f"M{a:.0f} {b:.0f}h1" for a, b in zip(x, y, strict=True))
+        points = Path(np.stack([x, y], axis=1))
+        # A run of 50,000 steps would be megabytes; extremes stay, so spikes do too.
+        points.simplify_threshold = _SIMPLIFIED
+        letters = {int(Path.MOVETO): "M", int(Path.LINETO): "L"}
+        found = points.iter_segments(simplify=True)
+        return "".join(f"{letters[int(code)]}{a:.0f} {b:.0f}" for (a, b), code in found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def draw(
     last_step: int,
     *,
     from_zero: bool = False,
-    max_ticks: int = 4,
+    num_parts: int = 4,
 ) -> Chart:
     """Draws curves over steps.
 
@@ -116,42 +117,35 @@ def draw(
       curves: The curves.
       last_step: The step at which the axis ends.
       from_zero: Whether the vertical axis is linear and starts at 0.
-      max_ticks: Most intervals between labelled steps.
+      num_parts: Number of parts, about, into which ticks divide the steps.
     """
     values = np.concatenate([curve.y for curve in curves if curve.mark != "tick"])
-    y_axis = _fitting(values[np.isfinite(values)], from_zero=from_zero)
     x_axis = Axis(0.0, float(max(last_step, 1)))
-    steps = np.unique(np.rint(x_axis.round_values(max_ticks)))
-    y_values = y_axis.round_values(4)
+    y_axis = _fitting(values[np.isfinite(values)], from_zero=from_zero)
+    steps, rounded = np.unique(np.rint(x_axis.round_values(num_parts))), y_axis.round_values(4)
     return Chart(
         *words,
         x_ticks=x_axis.ticks(steps, [f"{step:,.0f}" for step in steps]),
-        y_ticks=y_axis.ticks(y_values, [short(value) for value in y_values.tolist()]),
+        y_ticks=y_axis.ticks(rounded, [short(value) for value in rounded.tolist()]),
         paths=[(one.kind, one.mark, one.path(x_axis, y_axis)) for one in curves],
     )
 
 
 def curves(
-    kind: str,
-    steps: np.ndarray,
-    values: np.ndarray,
-    max_bins: int = BINS,
-    *,
-    smoothed: bool = False,
+    kind: str, steps: np.ndarray, values: np.ndarray, *, smoothed: bool = False
 ) -> list[Curve]:
-    """Returns the curve of the finite values: thinned; smoothed over a pale one; dots if few."""
+    """Returns a curve of the finite values, or the smoothed one over a pale one; dots if few."""
     kept = np.isfinite(values)
     steps, values = steps[kept], values[kept]
-    drawn = {"raw": values, kind: smooth(values)} if smoothed else {kind: values}
-    # Few points per pixel: a run of 50,000 steps would be megabytes.
-    found = [Curve(name, *thin(steps, y, max_bins)) for name, y in drawn.items()]
-    if len(steps) <= _MAX_DOTTED:
-        found += [dataclasses.replace(one, mark="dots") for one in found]
-    return found
+    found = [Curve(kind, steps, values)]
+    if smoothed:
+        found = [Curve("raw", steps, values), Curve(kind, steps, smooth(values))]
+    is_dotted = len(steps) <= _MAX_DOTTED
+    return found + [dataclasses.replace(one, mark="dots") for one in found if is_dotted]
 
 
 def _fitting(values: np.ndarray, *, from_zero: bool) -> Axis:
-    """Returns an axis on which the values are easy to read."""
+    """Returns an axis on which the finite values are easy to read."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if from_zero:
         # An axis from 0 to 0 is none.
@@ -163,25 +157,9 @@ def _fitting(values: np.ndarray, *, from_zero: bool) -> Axis:
     return Axis(low - room, high + room)
 
 
-def thin(steps: np.ndarray, values: np.ndarray, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lowest and highest point of each of `max_bins` bins, in order; spikes stay.
-
-    steps 1 2 3 4, values 5 9 7 6, 1 bin    steps 1 2, values 5 9
-
-    A curve of at most two points per bin is returned whole. Steps (n) ascend; no value (n) is NaN.
-    """
-    if len(values) <= 2 * max_bins:
-        return steps, values
-    # Bins by number of points, not by step: steps may be missing after a resume.
-    bins = np.array_split(np.arange(len(values)), max_bins)
-    kept = {int(b[part(values[b])]) for b in bins for part in (np.argmin, np.argmax)}
-    chosen = np.array(sorted(kept))
-    return steps[chosen], values[chosen]
-
-
 def smoothing_window(num_points: int) -> int:
     """Returns how many points one smoothed point averages: odd, 2 % of all, 5 at least."""
-    return 2 * max(int(num_points * _SMOOTHED_SHARE) // 2, _LEAST_HALF) + 1
+    return 2 * max(num_points // 100, 2) + 1
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -20,8 +20,7 @@ from train.checkpoints.run_directory import REPORT_NAME
 from train.metrics.step_metrics import StepMetrics
 from train.metrics.validation_files import EpisodePrediction
 from train.octo.released.weights_report import LoadRow, Shape, Status
-from train.report import charts
-from train.report.charts import Chart, Curve, curves, draw, smooth
+from train.report.charts import Chart, Curve, curves, draw, smooth, smoothing_window
 from train.report.html_page import bar, duration, percent, render, short, three_digits
 from train.report.report_inputs import NUM_LAST_STEPS, UNTRAINED, RunFiles, read_run
 
@@ -135,7 +134,7 @@ def _training(run: RunFiles) -> dict[str, Any]:
     steps, batch, clip = of["step"], *map(run.setting, ("batch_size", "optimizer.clip_norm"))
     skipped = steps[of["applied"] == 0]
     loss = [
-        *curves("train", steps, of["loss"], charts.WIDE_BINS, smoothed=True),
+        *curves("train", steps, of["loss"], smoothed=True),
         *_validated(run, "loss"),
         Curve("skipped", skipped, skipped, mark="tick"),
     ]
@@ -159,8 +158,8 @@ def _training(run: RunFiles) -> dict[str, Any]:
     if of["memory_gb"].any():
         of_pace.append(_panel(run, "Device memory", "GB, peak so far", of["memory_gb"]))
     return {
-        "window": charts.smoothing_window(len(steps)),
-        "loss": draw(("", "", alt), loss, _end(run), max_ticks=5),
+        "window": smoothing_window(len(steps)),
+        "loss": draw(("", "", alt), loss, _end(run), num_parts=5),
         "skipped": f"skipped update ({len(skipped):,})" if len(skipped) else "",
         "updates": updates,
         "pace": of_pace,
