@@ -18,8 +18,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from converters.job import job_progress
-from converters.rlds.example_encoding import serialize_episode
-from converters.rlds.rlds_restoration import Formats, declared_features, read_episode
+from converters.rlds.rlds_restoration import (
+    Formats,
+    declared_features,
+    read_episode,
+    serialize_episode,
+)
 from converters.rlds.tfrecord import frame
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.manifest import Manifest

@@ -1,6 +1,6 @@
 """What octograin exports; `__init__.py` reads this list, and so do editors and type checkers."""
 
-from converters.job.convert_dataset import convert_dataset as convert_dataset
+from converters.job.convert import convert_dataset as convert_dataset
 from pipeline.data.conventions import restore_gripper as restore_gripper
 from pipeline.data.dataset import Dataset as Dataset, open_dataset as open_dataset
 from pipeline.errors import (

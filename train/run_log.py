@@ -10,9 +10,8 @@ from typing import Any
 
 from pipeline.loading import device
 from train import distributed
-from train.metrics.metrics_log import MetricsLog
+from train.metrics.metrics_log import Meter, MetricsLog
 from train.metrics.step_metrics import StepMetrics
-from train.metrics.throughput import Meter
 from train.metrics.validation_files import append_validation, drop_validation, read_validation
 from train.metrics.wandb_log import Tracking
 from train.run_setup import Setup

@@ -28,9 +28,8 @@ from train.octo.released.weight_loading import Allowed, Pretrained, account, che
 from train.octo.released.weights_report import LoadReport
 from train.train_config import TrainConfig
 from train.update.optimizer import check_frozen, learning_rate, make_optimizer, split_frozen
-from train.update.sharding import shard_structs
 from train.update.step_memory import MemoryEstimate, estimate_memory
-from train.update.train_state import TrainState, fresh_state, init_state
+from train.update.train_state import TrainState, fresh_state, init_state, shard_structs
 from train.update.train_step import LanguageTable, TrainStep, make_language_table, make_train_step
 
 _log = logging.getLogger("train.run")

@@ -20,7 +20,7 @@ from converters.hdf5.hdf5_layout import (
 )
 from converters.sources.image_encoding import IMAGE_QUALITY, check_quality
 from converters.sources.open_source import HDF5
-from converters.sources.selection import select_shards
+from converters.sources.reading import select_shards
 from converters.sources.source import (
     IS_FIRST,
     IS_LAST,

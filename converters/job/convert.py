@@ -15,8 +15,10 @@ from converters.job.output_directory import claim
 from converters.job.shard_conversion import Part, ShardJob
 from converters.mapping.computed_source import compute_source
 from converters.mapping.conversion_warnings import Doubts, report_cameras, report_tasks
+from converters.mapping.mapping_registry import find_mapping, read_mapping
 from converters.mapping.standardize import SourceMapping
-from converters.sources.encoded_source import encode_source
+from converters.sources.image_encoding import encode_source
+from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from pipeline.data import statistics as stats
 from pipeline.data.column_reader import ColumnReader
@@ -33,6 +35,37 @@ from pipeline.data.record import RecordLayout
 from pipeline.data.schema import ACTION, EPISODES, Schema
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import is_remote, open_path, to_json_values, writing
+
+
+def convert_dataset(
+    source: str | Source,
+    destination: str,
+    mapping: str | None = None,
+    *,
+    split: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Converts a source to a dataset directory, in this process.
+
+    A job that was killed resumes where it stopped when it is called again. `octograin convert` does
+    the same in several processes, with a progress bar.
+
+    Args:
+      source: Its directory or file, as `octograin convert` takes it; or an object that has the
+        methods of `Source`, for a format of your own.
+      destination: The dataset directory to write.
+      mapping: TOML file that maps source keys to features, or a name that `octograin convert
+        --list` prints; None: the one that has the dataset's name.
+      split: Split of the source, where it is a path; None: `train` where its format has splits.
+      overwrite: Whether what stands at the destination is replaced.
+
+    Raises:
+      UserError: The source or its mapping has problems, or the destination is in use.
+    """
+    opened = open_source(source, split) if isinstance(source, str) else source
+    chosen = find_mapping(opened) if mapping is None else read_mapping(mapping)
+    convert(opened, destination, chosen, overwrite=overwrite)
+
 
 _log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from converters.job.bad_episodes import BadEpisode, Checks, refused
 from converters.job.file_ownership import PART_SUFFIX
 from converters.job.workers import Report
 from converters.mapping.standardize import SourceMapping, Standardized, standardize
-from converters.sources.episode_boundaries import check_boundaries
 from converters.sources.image_encoding import QUALITY_NOTE
+from converters.sources.reading import check_boundaries
 from converters.sources.source import Source, SourceEpisode
 from pipeline.data.dataset_writer import ShardWriter
 from pipeline.data.images import check_pixels

@@ -16,7 +16,7 @@ from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.standardize import SourceMapping
 from converters.operations.value_type import ValueType
-from converters.sources.episode_boundaries import check_boundaries
+from converters.sources.reading import check_boundaries
 from converters.sources.source import (
     IS_FIRST,
     IS_LAST,

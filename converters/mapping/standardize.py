@@ -15,7 +15,7 @@ import numpy as np
 from converters.mapping.episode_selection import EpisodeCondition, StepSelection
 from converters.mapping.instruction_from import InstructionFrom
 from converters.mapping.mapped_features import FeatureMapping, join, make_feature
-from converters.sources.depth_encoding import depth_images
+from converters.sources.image_encoding import depth_images
 from converters.sources.source import IS_FIRST, STEPS, Episode, Source, SourceKey
 from pipeline.added_fields import LATER
 from pipeline.data.conventions import Conventions, is_no_op

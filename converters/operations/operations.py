@@ -16,13 +16,13 @@ from converters.operations.array_operations import (
     Offset,
     Reshape,
     Scale,
+    Turn,
 )
 from converters.operations.gripper_operations import (
     BinarizeGripper,
     GripperHysteresis,
     RelativeGripper,
 )
-from converters.operations.image_operations import Turn
 from converters.operations.rotation_operations import ConvertRotation, ScaleByMotion, TurnInPlane
 from converters.operations.text_operations import (
     CodePoints,

@@ -10,15 +10,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf.json_format import ParseError
 
-from converters.rlds.declared_files import check_files
-from converters.rlds.declared_keys import declared_keys, one_line
+from converters.rlds.declared_keys import UNKNOWN, declared_keys, one_line
 from converters.rlds.example_parsing import parse_episode
-from converters.rlds.image_sizes import sized_keys
-from converters.rlds.rlds_location import find_version
+from converters.rlds.rlds_files import check_files, find_version
 from converters.rlds.tfrecord import scan_records
-from converters.sources.selection import select_shards
-from converters.sources.source import SourceEpisode, SourceKey, SourceShard
-from pipeline.errors import DataError, SchemaError
+from converters.sources.reading import readable_episodes, select_shards
+from converters.sources.source import Episode, Source, SourceEpisode, SourceKey, SourceShard
+from pipeline.data.images import image_size
+from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import parse_json, read_text
 
 _MAX_SHARDS = 99_999
@@ -218,3 +217,33 @@ def _named_as_broken(directory: epath.Path) -> Iterator[None]:
             found=f"{type(error).__name__}: {one_line(error)}",
             remedy="Fetch the directory again, or write it with tensorflow-datasets' own features.",
         ) from error
+
+
+def sized_keys(source: Source) -> Mapping[str, SourceKey]:
+    """The keys of a source with a size for every image; the conversion checks that all have it.
+
+    A key none of whose images can be read becomes one of kind `other`.
+    """
+    # Only these need a read of the first episode.
+    unsized = [key for key in source.keys.values() if UNKNOWN in key.shape]
+    if not unsized:
+        return source.keys
+    found: dict[str, SourceKey] = {}
+    for where, episode in readable_episodes(source, {key.key for key in unsized}):
+        try:
+            found = {key.key: _sized(key, episode, where) for key in unsized}
+            break
+        except UserError:  # the conversion reports an image that cannot be read
+            continue
+    for key in unsized:
+        words = f"Image of {key.dtype} without a size, none of whose records can be read"
+        unread = dataclasses.replace(key, kind="other", shape=(), dtype=words, has_images=True)
+        found.setdefault(key.key, unread)
+    return {**source.keys, **found}
+
+
+def _sized(key: SourceKey, episode: Episode, where: str) -> SourceKey:
+    encoded = episode[key.key][0]
+    assert isinstance(encoded, bytes | memoryview)
+    size = image_size(encoded, f"{where}, {key.key}")
+    return dataclasses.replace(key, shape=(*size, key.shape[-1]))

@@ -18,8 +18,7 @@ from converters.job import job_progress
 from converters.mapping import mapping_registry
 from converters.mapping.computed_source import compute_source
 from converters.mapping.standardize import SourceMapping
-from converters.sources.encoded_source import encode_source
-from converters.sources.image_encoding import QUALITY_NOTE
+from converters.sources.image_encoding import QUALITY_NOTE, encode_source
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from converters.verify.findings import mismatches

@@ -12,7 +12,7 @@ import numpy as np
 from converters.edit import INSTRUCTION, edits
 from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.standardize import SourceMapping, Standardized, standardize
-from converters.sources.episode_boundaries import check_boundaries
+from converters.sources.reading import check_boundaries
 from converters.sources.source import Source, SourceEpisode
 from converters.verify.findings import Findings, mismatch
 from pipeline.data.depth import read_millimetres

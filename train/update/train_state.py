@@ -8,11 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pipeline.loading.device import FSDP_AXIS
 from pipeline.memory import release_freed_memory
 from train.octo.functional import init_params
 from train.train_config import TrainConfig
 from train.update.optimizer import Parameters, join_frozen, split_frozen
+
+SMALLEST_SHARDED_BYTES = 1 << 20
+"""Smaller arrays are replicated: gathering them would take more time than the memory is worth."""
 
 
 @typing.no_type_check
@@ -84,3 +89,29 @@ def averaged_params(params: Any, ema: Mapping[str, Any], frozen: Sequence[str]) 
         return params
     # Frozen parameters have no average; they are the same in every step.
     return join_frozen(dict(ema), split_frozen(params, frozen)[1])
+
+
+def shard_structs(structs: Any, mesh: Mesh, smallest_bytes: int = SMALLEST_SHARDED_BYTES) -> Any:
+    """Adds a sharding to each `jax.ShapeDtypeStruct` of a tree.
+
+    An array is sharded along its longest axis whose length is a multiple of the `fsdp` devices.
+
+    Args:
+      structs: A tree of shapes.
+      mesh: The device mesh, with the axis `fsdp`.
+      smallest_bytes: Smaller arrays are replicated.
+    """
+    parts = mesh.shape[FSDP_AXIS]
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec()
+        if parts > 1 and leaf.size * leaf.dtype.itemsize >= smallest_bytes:
+            # Only axes that all devices divide: uneven parts would need padding.
+            axes = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+            if axes:
+                # The longest axis, so that a part is still a large piece.
+                axis = max(axes, key=lambda axis: leaf.shape[axis])
+                spec = PartitionSpec(*([None] * axis), FSDP_AXIS)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, structs)

@@ -15,7 +15,7 @@ from converters.job.convert import convert
 from converters.mapping import mapping_registry
 from converters.mapping.computed_source import compute_source
 from converters.mapping.standardize import SourceMapping
-from converters.sources.encoded_source import encode_source
+from converters.sources.image_encoding import encode_source
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
 from converters.sources.source import Source

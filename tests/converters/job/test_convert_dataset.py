@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from converters.job.convert_dataset import convert_dataset
+from converters.job.convert import convert_dataset
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import SchemaError, UserError
 from tests.converters.conftest import Toy

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from converters.rlds.example_encoding import serialize_episode
 from converters.rlds.example_parsing import parse_episode
+from converters.rlds.rlds_restoration import serialize_episode
 from converters.sources.source import SourceKey
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from converters.sources.encoded_source import encode_source
-from converters.sources.image_encoding import encode_jpeg
+from converters.sources.image_encoding import encode_jpeg, encode_source
 from converters.sources.source import SourceKey
 from tests.converters.memory_source import MemorySource
 

@@ -10,10 +10,9 @@ from tensorboardX.proto import event_pb2
 
 from converters.rlds.tfrecord import read_records
 from pipeline.errors import DataError, UserError
-from train.metrics import tensorboard_events
-from train.metrics.metrics_log import MetricsLog
+from train.metrics import metrics_log
+from train.metrics.metrics_log import Meter, MetricsLog
 from train.metrics.step_metrics import StepMetrics, read_metrics
-from train.metrics.throughput import Meter
 
 
 def metrics(step: int, align_loss: float | None = None) -> StepMetrics:
@@ -163,7 +162,7 @@ def write_to_a_full_disk(directory, file_of):
 def test_a_full_disk_is_reported_and_not_waited_for(
     tmp_path, monkeypatch, name, file_of, num_lines
 ):
-    monkeypatch.setattr(tensorboard_events, "_FLUSH_S", 0.0)
+    monkeypatch.setattr(metrics_log, "_FLUSH_S", 0.0)
     message = f"{name}: expected a destination that can be written; found No space left on device"
     with pytest.raises(UserError, match=message):
         write_to_a_full_disk(tmp_path, file_of)

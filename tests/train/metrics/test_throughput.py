@@ -1,6 +1,6 @@
 import pytest
 
-from train.metrics.throughput import Meter
+from train.metrics.metrics_log import Meter
 
 
 def fed(*steps: tuple[float, float]) -> Meter:

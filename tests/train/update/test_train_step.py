@@ -18,8 +18,7 @@ from tests.parameters import random_params
 from tests.rounding import EPSILON, TERMS, assert_equal_but_for_rounding
 from train.flags import load_config
 from train.update.optimizer import learning_rate, make_optimizer, split_frozen
-from train.update.sharding import shard_structs
-from train.update.train_state import TrainState, averaged_params, first_state
+from train.update.train_state import TrainState, averaged_params, first_state, shard_structs
 from train.update.train_step import (
     look_up_language,
     make_language_table,
