@@ -128,7 +128,7 @@ def _train(args: Args, batch_size: int) -> dict[str, Any]:
 
 
 def _vggt(args: Args) -> dict[str, Any]:
-    last = config_of(RANDOM + args.vggt_preset, None).num_layers - 1
+    last = config_of(RANDOM + args.vggt_preset).num_layers - 1
     figures = vggt.measure(
         vggt.Args(
             preset=args.vggt_preset,

@@ -8,9 +8,7 @@ from tests.processes import Command
 REPOSITORY = pathlib.Path(__file__).parents[1]
 JAX_ONLY_IN = {"loading/device.py"}
 ENCODER = "vggt/"
-WITHOUT_JAX = {
-    f"{ENCODER}{name}.py" for name in ("checkpoint_keys", "weight_sources", "encoder_spec")
-}
+WITHOUT_JAX = {f"{ENCODER}{name}.py" for name in ("weight_sources", "encoder_spec")}
 
 _IMPORT_ALL = """
 import importlib, pkgutil, sys

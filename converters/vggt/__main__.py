@@ -198,7 +198,7 @@ def _check_name(
     # An unfinished column of this name is the job's own.
     if args.report or (directory / WORK / f"{settings.name}{NOTE_SUFFIX}").exists():
         return
-    keys = [key for key, _, _ in settings.keys(config_of(str(args.weights), None))]
+    keys = [key for key, _, _ in settings.keys(config_of(str(args.weights)))]
     check_free(manifest, settings.name, keys, args.dataset, overwrite=args.overwrite)
 
 

@@ -158,7 +158,7 @@ class TokenJob:
         Raises:
           UserError: Where they do not, or the weights are not to be had.
         """
-        model = config_of(source, None)
+        model = config_of(source)
         # Its checks alone: settings that do not fit must not cost a download.
         settings.spec(model, (source, "", ""))
         weights = load_weights(

@@ -14,8 +14,8 @@ from flax import traverse_util
 from jax.sharding import NamedSharding
 
 from pipeline.errors import DataError, UserError
+from pipeline.hub import SCHEME
 from pipeline.vggt.aggregator import Aggregator
-from pipeline.vggt.checkpoint_keys import Change, Place, Shape, places
 from pipeline.vggt.encoder_spec import (
     PATCH_SIZE,
     ComputeDtype,
@@ -23,7 +23,17 @@ from pipeline.vggt.encoder_spec import (
     VggtConfig,
     check_layers,
 )
-from pipeline.vggt.weight_sources import check_found, config_of, licence_of, read_tensors
+from pipeline.vggt.weight_sources import (
+    RANDOM,
+    Change,
+    Place,
+    Shape,
+    config_of,
+    find_file,
+    licence_of,
+    places,
+    read_tensors,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -75,18 +85,21 @@ def load_weights(
       DataError: The file is missing or corrupt, or has numbers that are not finite.
     """
     config = config_of(source, config)
+    # A wrong path shows before the licence is asked for, and before anything is allocated.
+    if not source.startswith((RANDOM, SCHEME)):
+        find_file(source)
     # Before any download: without a known licence nothing may be stored.
     licence = licence_of(source, licence)
-    # Before anything is allocated for the weights.
-    check_found(source)
     layers = tuple(layers) if layers is not None else (config.num_layers - 1,)
     check_layers(layers, config)
     num_layers = layers[-1] + 1
-    # The whole model, because the checksum covers all tensors, also those of blocks that do not
-    # run.
+    # The whole model, because the checksum covers the tensors of all blocks.
     expected = places(leaf_shapes(config, config.num_layers))
-    # Only the blocks that run have memory.
-    leaves = _allocate(leaf_shapes(config, num_layers), dtype, sharding)
+    # Only the blocks that run have memory, and only matrices have the compute dtype.
+    leaves = {
+        path: jnp.zeros(shape, dtype if path.endswith("/kernel") else jnp.float32, device=sharding)
+        for path, shape in leaf_shapes(config, num_layers).items()
+    }
     digests = {}
     for key, tensor in read_tensors(source, expected):
         digests[key] = _digest(tensor)
@@ -167,20 +180,9 @@ def leaf_shapes(config: VggtConfig, num_layers: int) -> dict[str, Shape]:
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
-def _allocate(
-    shapes: dict[str, Shape], dtype: ComputeDtype, sharding: NamedSharding | None
-) -> dict[str, jax.Array]:
-    return {
-        # Only matrices have the compute dtype; norms, biases and tokens stay float32.
-        path: jnp.zeros(shape, dtype if path.endswith("/kernel") else jnp.float32, device=sharding)
-        for path, shape in shapes.items()
-    }
-
-
 def _digest(tensor: np.ndarray) -> str:
-    head = f"{tensor.dtype}{list(tensor.shape)}".encode()
     # The head separates tensors of equal bytes but other shapes.
-    digest = xxhash.xxh3_128(head)
+    digest = xxhash.xxh3_128(f"{tensor.dtype}{list(tensor.shape)}".encode())
     digest.update(tensor.tobytes())
     return digest.hexdigest()
 

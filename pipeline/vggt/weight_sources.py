@@ -1,17 +1,21 @@
-"""Reads weights one tensor at a time, from a file, the hub or a random generator."""
+"""The tensors of a VGGT checkpoint: their places in the parameters, and where they come from.
 
+They are read one at a time, from a file, the hub or a random generator: together they take 3.6 GB.
+"""
+
+import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import safetensors
 
 from pipeline.errors import DataError, UserError
 from pipeline.hub import SCHEME, fetch, without_revision
-from pipeline.vggt.checkpoint_keys import PREFIX, Place, Shape
-from pipeline.vggt.encoder_spec import VggtConfig, tiny, vggt_1b
+from pipeline.vggt.encoder_spec import PATCH_SIZE, VggtConfig, tiny, vggt_1b
 
 FILE = "model.safetensors"
 """The name of a file of weights in a directory or on the hub."""
@@ -21,21 +25,85 @@ RANDOM = "random:"
 
 PRESETS: dict[str, Callable[[], VggtConfig]] = {"tiny": tiny, "vggt_1b": vggt_1b}
 
+PREFIX = "aggregator."
+"""Prefix of the keys that are read; the rest belong to the heads."""
+
 _LICENCES = {
     f"{SCHEME}facebook/VGGT-1B": "CC-BY-NC-4.0",
     f"{SCHEME}facebook/VGGT-1B-Commercial": "vggt-aup-license",
 }
-_RANDOM_LICENCE = "none: random numbers"
 _DTYPES = ("F32", "BF16", "F16")
+_STACKS = {
+    "patch_embed/blocks/block/": "patch_embed.blocks",
+    "blocks/frame/": "frame_blocks",
+    "blocks/global/": "global_blocks",
+}
 _MOST_NAMED = 8
-"""Faults of a file, in an error."""
+"""Mismatches that an error lists."""
 
 _log = logging.getLogger(__name__)
 
+Change = Literal["none", "transpose", "patches"]
+"""What a tensor undergoes: nothing; `(out, in)` to `(in, out)`; a convolution's `(out, 3, 14, 14)`
+to the rows of a dense layer, in the order of `to_patches`."""
+
+Shape = tuple[int, ...]
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 
-def config_of(source: str, config: VggtConfig | None) -> VggtConfig:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One tensor's place in the parameters."""
+
+    path: str
+    """Path of the leaf, its names joined by `/`."""
+    index: int | None
+    """Index of the block in a leaf that stacks all blocks; None: the whole leaf."""
+    change: Change
+    """Change of the tensor on the way there."""
+    shape: Shape
+    """Shape of the tensor in the checkpoint."""
+
+
+def places(leaves: Mapping[str, Shape]) -> dict[str, Place]:
+    """Returns the place of every tensor that an aggregator has, by its key.
+
+        blocks/frame/attn/qkv/kernel (24, 1024, 3072) -> aggregator.frame_blocks.0.attn.qkv.weight,
+                                                         ..., 23: (3072, 1024), transposed
+        patch_embed/norm/scale (1024,)                -> aggregator.patch_embed.norm.weight
+
+    Args:
+      leaves: Shapes of the parameters by path.
+    """
+    found = {}
+    for path, shape in leaves.items():
+        stack = next((stack for stack in _STACKS if path.startswith(stack)), "")
+        *modules, name = path.removeprefix(stack).split("/")
+        # torch calls a norm's scale "weight" as well.
+        key = ".".join([*modules, "weight" if name in ("kernel", "scale") else name])
+        if not stack:
+            found[PREFIX + key] = _place(path, None, shape)
+            continue
+        # The checkpoint has one tensor per block; the parameters stack them.
+        for index in range(shape[0]):
+            found[f"{PREFIX}{_STACKS[stack]}.{index}.{key}"] = _place(path, index, shape[1:])
+    return found
+
+
+def _place(path: str, index: int | None, shape: Shape) -> Place:
+    # Vectors and tokens are the same in both.
+    if not path.endswith("/kernel"):
+        return Place(path, index, "none", shape)
+    rows, columns = shape
+    # Only the first layer is a convolution; the others named proj are dense.
+    if index is None and path.endswith("proj/kernel"):
+        square = PATCH_SIZE, PATCH_SIZE
+        return Place(path, index, "patches", (columns, rows // PATCH_SIZE**2, *square))
+    # torch keeps (out, in).
+    return Place(path, index, "transpose", (columns, rows))
+
+
+def config_of(source: str, config: VggtConfig | None = None) -> VggtConfig:
     """The sizes of a source's weights; those of a file are VGGT-1B's unless they are given.
 
     Raises:
@@ -56,41 +124,36 @@ def config_of(source: str, config: VggtConfig | None) -> VggtConfig:
     return PRESETS[name]()
 
 
-def licence_of(source: str, licence: str | None) -> str:
+def licence_of(source: str, licence: str | None = None) -> str:
     """The licence of a source's weights: as given, else as it is known.
 
     Raises:
       UserError: It is neither.
-      DataError: It is neither, and there is no such file.
     """
-    if licence is not None:
-        return licence
-    if source.startswith(RANDOM):
-        return _RANDOM_LICENCE
     # A revision or the file's name do not change the licence.
     known = _LICENCES.get(without_revision(source).removesuffix(f"/{FILE}").rstrip("/"))
-    # A wrong path is reported as one, before the licence is asked for.
-    if known is None and not source.startswith(SCHEME):
-        _local_path(source)
-    if known is None:
+    found = licence or ("none: random numbers" if source.startswith(RANDOM) else known)
+    if found is None:
         raise UserError(
             where=source,
             expected="the licence of the weights, which binds the tokens as well",
             found="none",
             remedy="Name it (--licence); that of facebook/VGGT-1B is CC-BY-NC-4.0.",
         )
-    return known
+    return found
 
 
-def check_found(source: str) -> None:
-    """Finds a local file of weights, before anything is allocated for it.
+def find_file(source: str) -> pathlib.Path:
+    """Returns the local path of a file of weights; one on the hub is fetched.
 
     Raises:
-      DataError: There is no such file.
+      DataError: There is no such file, or it cannot be fetched.
     """
-    # The hub's file is fetched when it is read, so that the hub is asked once.
-    if not source.startswith((RANDOM, SCHEME)):
-        _local_path(source)
+    if source.startswith(SCHEME):
+        is_folder = not source.endswith(".safetensors")
+    else:
+        is_folder = pathlib.Path(source).is_dir()
+    return fetch(f"{source.rstrip('/')}/{FILE}" if is_folder else source)
 
 
 def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
@@ -110,20 +173,16 @@ def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
         _log.warning("%s: UNTRAINED weights, the tokens mean nothing", source)
         yield from random_tensors({key: place.shape for key, place in expected.items()})
         return
-    path = _local_path(source)
+    path = find_file(source)
     try:
         # By `pread`: of a file that is mapped into memory, every page read would stay there.
         with safetensors.safe_open(path, framework="numpy", backend="pread") as file:
             # In the order of the file, so that it is read from front to back.
             keys = [key for key in file.offset_keys() if key.startswith(PREFIX)]
             slices = {key: file.get_slice(key) for key in keys}
+            found = {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
             # All keys and shapes are checked before the first value is read.
-            _check(
-                source,
-                expected,
-                {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()},
-            )
-            # One tensor at a time: the weights take 3.6 GB.
+            _check(source, expected, found)
             for key in keys:
                 yield key, file.get_tensor(key)
     except (safetensors.SafetensorError, OSError) as error:
@@ -135,37 +194,25 @@ def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
         ) from error
 
 
-def _local_path(source: str) -> pathlib.Path:
-    if source.startswith(SCHEME):
-        return fetch(source if source.endswith(".safetensors") else f"{source.rstrip('/')}/{FILE}")
-    path = pathlib.Path(source)
-    return fetch(str(path / FILE)) if path.is_dir() else fetch(source)
-
-
 def _check(
     source: str, expected: Mapping[str, Place], found: Mapping[str, tuple[Shape, str]]
 ) -> None:
-    missing = [f"{key} is missing" for key in expected if key not in found]
-    unknown = [f"{key} has no place" for key in found if key not in expected]
-    differing = [
+    faults = [f"{key} is missing" for key in expected if key not in found]
+    faults += [f"{key} has no place" for key in found if key not in expected]
+    faults += [
         f"{key} is {dtype}{list(shape)}, not {'/'.join(_DTYPES)}{list(expected[key].shape)}"
         for key, (shape, dtype) in found.items()
         if key in expected and (shape != expected[key].shape or dtype not in _DTYPES)
     ]
-    faults = [*missing, *unknown, *differing]
     if faults:
+        more = len(faults) - _MOST_NAMED
+        listed = "; ".join(faults[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
         raise UserError(
             where=source,
             expected=f"the {len(expected)} tensors {PREFIX}* of the model",
-            found=f"{len(found)} of them, {len(faults)} not as expected: {_listed(faults)}",
+            found=f"{len(found)} of them, {len(faults)} not as expected: {listed}",
             remedy="Name the weights of this model, or the model of these weights.",
         )
-
-
-def _listed(faults: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    more = len(faults) - _MOST_NAMED
-    return "; ".join(faults[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def random_tensors(shapes: Mapping[str, Shape], seed: int = 0) -> Tensors:

@@ -15,8 +15,8 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from pipeline.vggt.aggregator_weights import leaf_shapes
-from pipeline.vggt.checkpoint_keys import PREFIX, places
 from pipeline.vggt.encoder_spec import VggtConfig
+from pipeline.vggt.weight_sources import PREFIX, places
 from tests.flax_parameters import check_parameters_once
 
 check_parameters_once()

@@ -161,7 +161,7 @@ def test_random_weights_say_that_they_are_untrained(caplog: pytest.LogCaptureFix
     ],
 )
 def test_licences_on_the_hub_are_known(source: str, licence: str) -> None:
-    assert weight_sources.licence_of(source, None) == licence
+    assert weight_sources.licence_of(source) == licence
     assert weight_sources.licence_of(source, LICENCE) == LICENCE
 
 

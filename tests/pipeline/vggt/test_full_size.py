@@ -13,9 +13,8 @@ import sys
 import pytest
 
 from pipeline.vggt.aggregator_weights import leaf_shapes
-from pipeline.vggt.checkpoint_keys import places
 from pipeline.vggt.encoder_spec import vggt_1b
-from pipeline.vggt.weight_sources import random_tensors
+from pipeline.vggt.weight_sources import places, random_tensors
 
 _ROOT = pathlib.Path(__file__).parents[3]
 _HEAD = ("camera_head.weight", (1000, 1000))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.vggt.aggregator_weights import leaf_shapes
-from pipeline.vggt.checkpoint_keys import PREFIX, Place, places
 from pipeline.vggt.encoder_spec import tiny, vggt_1b
+from pipeline.vggt.weight_sources import PREFIX, Place, places
 
 
 @pytest.fixture(scope="session")
