@@ -132,12 +132,12 @@ def check_alike(text: str, error: UserError) -> None:
 def _error_of(index: int, error: UserError | None) -> UserError:
     """The error of one process, sent to every process."""
     fields = ("where", "expected", "found", "remedy")
-    # A character takes up to 6 bytes in JSON, so four full fields fit.
-    text = json.dumps({field: getattr(error, field, "")[: _ERROR_BYTES // 28] for field in fields})
+    # A character takes up to 6 bytes, such as \\u0000, so four full fields and their names fit.
+    texts = {field: getattr(error, field, "")[: _ERROR_BYTES // 28] for field in fields}
+    data = json.dumps(texts, ensure_ascii=False).encode(errors="replace")
     room = np.zeros(_ERROR_BYTES, np.uint8)
-    data = np.frombuffer(text.encode(), np.uint8)
     # Fixed room: the receivers do not know the length.
-    room[: len(data)] = data
+    room[: len(data)] = np.frombuffer(data, np.uint8)
     received = multihost_utils.broadcast_one_to_all(room, is_source=jax.process_index() == index)
     # Zero bytes end the text; JSON itself has none.
     values = json.loads(np.asarray(received, np.uint8).tobytes().rstrip(b"\0"))

@@ -135,3 +135,14 @@ def test_processes_that_differ_are_an_error(monkeypatch):
         )
         distributed.check_alike("3", error)
     assert errors == [None, error]
+
+
+@pytest.mark.parametrize("character", ["a", "\0", "\U0001f916", "\ud800"])
+def test_an_error_of_any_text_reaches_the_other_processes(monkeypatch, character):
+    monkeypatch.setattr(
+        distributed.multihost_utils, "broadcast_one_to_all", lambda room, is_source: room
+    )
+    texts = dict.fromkeys(("where", "expected", "found", "remedy"), character * 100_000)
+    received = distributed._error_of(0, UserError(**texts))
+    assert received.where.startswith("process 0, ")
+    assert len(received.remedy) == 2340

@@ -1,6 +1,12 @@
+import os
 import signal
 import subprocess
 import sys
+
+import pytest
+
+from pipeline.errors import RecordError, UserError
+from train.guard import Guard, Stopped
 
 WAITS = """
 import logging, os, signal, time
@@ -27,3 +33,70 @@ def test_a_second_signal_ends_a_process_that_does_not_stop():
         "SIGTERM: stopping; a second one after 5 s ends the run unsaved",
         "ended by a second SIGTERM; --resume continues from the last checkpoint",
     ]
+
+
+def fail(name: str) -> None:
+    raise UserError(where=name, expected="a", found="b", remedy="Fix it.")
+
+
+def loop(guard: Guard, num_steps: int, work, saved: list[int]) -> None:
+    """A loop as in the guard's docstring."""
+    guard.record_ctrl_c()
+    for step in range(num_steps):
+        guard.attempt(work, step)
+        guard.check(step, lambda step=step: saved.append(step))
+
+
+def test_an_error_ends_a_loop_before_the_next_step_with_the_state_saved(shallow_config):
+    saved: list[int] = []
+    with Guard(shallow_config) as guard:
+        for name in ("the cause", "what follows from it"):
+            guard.attempt(fail, name)
+        with pytest.raises(UserError) as caught:
+            guard.check(7, lambda: saved.append(7))
+    assert saved == [7]
+    first, saved_at = "the cause: expected a; found b.", "The run is saved at step 7"
+    assert str(caught.value) == f"{first} {saved_at}: continue with --resume. Fix it."
+
+
+def test_an_error_at_the_last_step_leaves_nothing_to_continue(shallow_config):
+    with Guard(shallow_config) as guard:
+        guard.attempt(fail, "x")
+        with pytest.raises(UserError, match=r"saved at step \d+: it is the last one\. Fix it"):
+            guard.check(shallow_config.num_steps, list)
+
+
+def test_a_corrupt_record_is_reported_with_the_flags_that_exclude_it(shallow_config):
+    path = shallow_config.data.datasets[0].path
+    texts = {"where": "w", "expected": "e", "found": "f", "remedy": "r"}
+    error = RecordError(**texts, dataset=path, record="steps/0:3")
+
+    def read() -> None:
+        raise error
+
+    with Guard(shallow_config) as guard:
+        guard.attempt(read)
+        with pytest.raises(UserError, match=r"add --config.data.datasets.0.excluded steps/0:3$"):
+            guard.check(0, list)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_a_loop_at_the_next_check(shallow_config, number, caplog):
+    saved: list[int] = []
+    handler = signal.getsignal(number)
+    with pytest.raises(Stopped) as caught, Guard(shallow_config) as guard:
+        loop(guard, 5, lambda step: step == 2 and os.kill(os.getpid(), number), saved)
+    assert saved == [2]
+    assert caught.value.by is number
+    assert f"stopped by {number.name}; the state is saved: continue with --resume" in caplog.text
+    assert signal.getsignal(number) is handler
+
+
+def test_a_second_ctrl_c_interrupts_at_once(shallow_config):
+    with pytest.raises(KeyboardInterrupt), Guard(shallow_config) as guard:
+        loop(guard, 1, lambda step: [os.kill(os.getpid(), signal.SIGINT) for _ in "ab"], [])
+
+
+def test_what_is_no_user_error_is_not_held_back(shallow_config):
+    with pytest.raises(ZeroDivisionError), Guard(shallow_config) as guard:
+        guard.attempt(lambda: 1 // 0)
