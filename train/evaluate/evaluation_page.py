@@ -53,10 +53,7 @@ def to_page(policies: Sequence[Evaluated], comparison: Comparison | None) -> str
     """Returns the page as HTML; the arguments are those of `write_report`."""
     results = [of_policy for _, of_policy in policies]
     names = [f"{one.run}, step {one.settings.step:,}" for one in results]
-    first, held_in = (
-        results[0],
-        [one for one in zip(names, results, strict=True) if one[1].num_demonstrated],
-    )
+    first = results[0]
     trials, tasks = count(len(first.trials), "trial"), count(len(first.tasks), "task")
     compared = f", compared with {names[1]}" if len(names) > 1 else ""
     columns = [_settings(one) for one in results]
@@ -68,8 +65,12 @@ def to_page(policies: Sequence[Evaluated], comparison: Comparison | None) -> str
         origin=f"Rollouts of {names[0]} in the LIBERO simulator: {trials} of {tasks}{compared}.",
         figures=_figures(first),
         names=names,
-        kinds=list(zip(_KINDS, names, strict=False)),
-        notes=[f"{name}, not held out: {demonstrated(one)}" for name, one in held_in],
+        legend_entries=list(zip(_KINDS, names, strict=False)),
+        notes=[
+            f"{name}, not held out: {demonstrated(one)}"
+            for name, one in zip(names, results, strict=True)
+            if one.num_demonstrated
+        ],
         rates=_rates(results),
         successes=[success_rows(one) for one in results],
         comparison=comparison,
@@ -146,13 +147,15 @@ def _trials(results: Results, folder: pathlib.Path, home: pathlib.Path) -> list[
 
 def _settings(results: Results) -> dict[str, str]:
     """Returns the settings that determine the results, and the latency, by name."""
-    settings = to_json_values(results.settings)
-    values = {name: _UNKNOWN if value is None else str(value) for name, value in settings.items()}
-    inference = results.inference
-    if inference is None:
-        return values | {"inference": _UNKNOWN}
-    return values | {
-        "inference": f"{inference.num_calls:,} batches of {inference.batch_size} on "
-        f"{inference.device}: {inference.mean_ms:.1f} ms on average, {inference.p50_ms:.1f} at the "
-        f"median, {inference.p95_ms:.1f} at 95 %"
-    }
+    settings, inference = to_json_values(results.settings), results.inference
+    latency = (
+        None
+        if inference is None
+        else (
+            f"{inference.num_calls:,} batches of {inference.batch_size} on {inference.device}: "
+            f"{inference.mean_ms:.1f} ms on average, {inference.p50_ms:.1f} at the median, "
+            f"{inference.p95_ms:.1f} at 95 %"
+        )
+    )
+    values = settings | {"inference": latency}
+    return {name: _UNKNOWN if value is None else str(value) for name, value in values.items()}

@@ -63,7 +63,7 @@ class Curve:
     x: np.ndarray
     """Positions (n)."""
     y: np.ndarray
-    """Values (n); a line has a gap where one is NaN."""
+    """Values (n); where one is NaN, a line has a gap, and there is no dot."""
     mark: str = "line"
     """What is drawn: a "line" through the points, "dots", or a "tick" at the foot of the plot."""
 
@@ -75,7 +75,8 @@ class Curve:
         y = _UNITS * (1 - y_axis.place(self.y))
         if self.mark == "dots":
             # Lines of almost no length: their round ends are the dots.
-            return "".join(f"M{a:.0f} {b:.0f}h1" for a, b in zip(x, y, strict=True))
+            places = [place for place in zip(x, y, strict=True) if np.isfinite(place).all()]
+            return "".join(f"M{a:.0f} {b:.0f}h1" for a, b in places)
         points = Path(np.stack([x, y], axis=1))
         # A run of 50,000 steps would be megabytes; extremes stay, so spikes do too.
         points.simplify_threshold = _SIMPLIFIED

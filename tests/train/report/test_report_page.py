@@ -447,9 +447,11 @@ def test_a_curve_has_a_gap_where_a_value_is_missing_and_few_points_have_dots():
     axes = Axis(0.0, 4.0), Axis(0.0, 10.0)
     path = Curve("recorded", steps, values).path(*axes)
     assert path.startswith("M0 10000L2500 5000M7500 0L10000 0")
+    dotted = Curve("chunk", steps, values, mark="dots").path(*axes)
+    assert dotted == "M0 10000h1M2500 5000h1M7500 0h1M10000 0h1"
     line, dots = curves("train", steps, values)
     assert line.path(*axes).startswith("M0 10000L2500 5000L7500 0L10000 0")
-    assert dots.path(*axes) == "M0 10000h1M2500 5000h1M7500 0h1M10000 0h1"
+    assert dots.path(*axes) == dotted
 
 
 @pytest.mark.parametrize(
