@@ -162,8 +162,9 @@ def check_directory(flags: Flags) -> None:
 def _check_checkpoint(flags: Flags, setup: Setup) -> str:
     """Reads the checkpoint that the run would resume from."""
     position = resume_position(flags.config, setup.loader, new_mixture=flags.new_mixture)
-    check_arrays(pathlib.Path(flags.config.save_dir))
-    return f"resumes after step {position}, whose arrays match their checksums"
+    is_compared = check_arrays(pathlib.Path(flags.config.save_dir))
+    arrays = "match their checksums" if is_compared else "can be read; it has no checksums of them"
+    return f"resumes after step {position}, whose arrays {arrays}"
 
 
 def _check_batch(config: TrainConfig) -> None:

@@ -7,6 +7,7 @@ with the checksums that were saved beside it.
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from train.update.train_state import TrainState, averaged_params
 
 DIRECTORY = "checkpoints"
 _MOST_LISTED = 3
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,10 +225,16 @@ class SavedStep:
             )
         self.step = steps[-1] if step is None else step
         self.path = root / str(self.step)
+        self.digests: dict[str, str] | None = None
+        """The saved checksums, by path; None in a checkpoint from before 0.1.0."""
+        folder, items = self.path / "digests", self.path / "_CHECKPOINT_METADATA"
         with reading(self.path):
-            # Every release has written them, so a checkpoint without them is corrupt.
-            digests = json.loads((self.path / "digests" / "metadata").read_text())
-            self._digests: dict[str, str] = {**digests["arrays"], **digests["values"]}
+            # If the folder is missing, Orbax's list of items shows whether it was ever written.
+            if folder.is_dir() or "digests" in json.loads(items.read_text())["item_handlers"]:
+                digests = json.loads((folder / "metadata").read_text())
+                self.digests = {**digests["arrays"], **digests["values"]}
+            else:
+                _log.warning("%s has no checksums: corruption may go undetected", self.path)
 
     def text(self, item: str) -> str:
         """Returns an item's JSON text."""
@@ -263,8 +271,10 @@ class SavedStep:
 
     def compare(self, found: Mapping[str, str], *roots: str) -> None:
         """Raises an error if checksums differ from those saved below some paths."""
+        if self.digests is None:
+            return
         below = tuple(f"{root}/" for root in roots)
-        saved = {path: of for path, of in self._digests.items() if f"{path}/".startswith(below)}
+        saved = {path: of for path, of in self.digests.items() if f"{path}/".startswith(below)}
         changed = [
             f"{path} ({saved.get(path, 'none')} then, {found.get(path, 'none')} now)"
             # The union also shows what is missing or new.
@@ -342,8 +352,12 @@ def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
     return None
 
 
-def check_arrays(run_directory: pathlib.Path) -> None:
-    """Reads all arrays of a run's last checkpoint; errors as in `read_checkpoint`."""
+def check_arrays(run_directory: pathlib.Path) -> bool:
+    """Reads all arrays of a run's last checkpoint; returns whether there were checksums to compare.
+
+    Errors are those of `read_checkpoint`.
+    """
     saved = SavedStep(run_directory)
     saved.arrays("state", *(field.name for field in dataclasses.fields(TrainState)))
     saved.arrays("vocabulary", "bytes")
+    return saved.digests is not None

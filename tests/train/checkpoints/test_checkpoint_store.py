@@ -266,12 +266,24 @@ def test_of_many_arrays_that_changed_three_are_listed(run):
 
 
 @pytest.mark.parametrize("read", [restore, read_checkpoint, read_datasets, read_loader_state])
-def test_a_checkpoint_without_checksums_is_corrupt(run, read):
+def test_a_checkpoint_whose_checksums_are_lost_is_corrupt(run, read):
     shutil.rmtree(run / "checkpoints" / "10" / "digests")
     message = f"expected a whole checkpoint; found FileNotFound.*digests/metadata'. {EARLIER}"
     with pytest.raises(DataError, match=message):
         read(run)
     assert read_kept_config(run) is not None  # that of step 5
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read_with_a_warning(run, caplog):
+    checkpoint = run / "checkpoints" / "10"
+    shutil.rmtree(checkpoint / "digests")
+    items = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
+    del items["item_handlers"]["digests"]
+    (checkpoint / "_CHECKPOINT_METADATA").write_text(json.dumps(items))
+    jax.tree.map(np.testing.assert_array_equal, restore(run), state(10))
+    assert read_checkpoint(run).vocabulary == b"a vocabulary"
+    assert not check_arrays(run)
+    assert "checkpoints/10 has no checksums: corruption may go undetected" in caplog.text
 
 
 def test_settings_of_another_release_are_not_reported_as_corruption(run):
