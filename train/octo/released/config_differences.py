@@ -5,27 +5,46 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from train.octo.octo_config import DiffusionConfig, OctoConfig, VGGTTokenizerConfig
+from train.octo.octo_config import (
+    BinsConfig,
+    DiffusionConfig,
+    OctoConfig,
+    RegressionConfig,
+    VGGTTokenizerConfig,
+)
 
 Differences = dict[str, tuple[Any, Any]]
 """By the path of a setting, its value in the model and in the checkpoint; None: it has none."""
 
-_SIZES = re.compile(
-    r".*_dim|d_.*|num_(heads|bins|buckets)|bins|stem_features|vocab_size|action_horizon|reduced_to"
-    r"|more_layers"
-)
-"""Fields that determine the shapes of weights."""
 
-_TOKENS = re.compile(
+def _settings_named(fields: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({fields})")
+
+
+_MEANING = _settings_named(
+    r"repeat_task_tokens|legacy_attention|max_action|diffusion_steps|max_distance|spacing"
+    r"|(images|lowdims)\.\w+\.observation_key|more_layers|\(.*|.* of fusion .*"
+)
+"""Settings that change what weights mean, but no shape. The order of the inputs is none of them:
+every group of tokens has position embeddings of its own, and all follow one rule of attention."""
+
+_SIZES = _settings_named(
+    r"\w+_dim|d_\w+|num_(heads|bins|buckets)|bins|stem_features|vocab_size|action_horizon"
+    r"|reduced_to|more_layers"
+)
+"""Settings that determine the shapes of weights."""
+
+_TOKENS = _settings_named(
     r"embedding_dim|max_horizon|num_(readouts|dims|tokens)|image_size|stem_features|fusion"
     r"|reduced_to|max_length"
 )
-"""Fields that determine the shapes of position embeddings."""
+"""Settings that determine the shapes of position embeddings."""
 
-_MODULES = re.compile(
-    r"num_(layers|blocks)|stem_features|pooling|head|fusion|reduction|more_layers"
+_MODULES = _settings_named(
+    r"num_(layers|blocks)|stem_features|pooling|fusion|reduction|more_layers|bins|head|language"
+    r"|(images|lowdims|vggt)\.\w+"
 )
-"""Fields that determine which tensors there are."""
+"""Settings that determine which tensors there are."""
 
 _INPUT = re.compile(
     r"octo_transformer/(?:obs_(\w+)_(?:projection|pos_embedding|fusion)|"
@@ -41,62 +60,6 @@ _PARTS = {
 """Parts of the config by the start of the paths of their tensors."""
 
 
-def find_changed_meanings(ours: OctoConfig, theirs: OctoConfig) -> Differences:
-    """Returns the differing settings that change what weights mean, at the same shapes.
-
-    Only parts that both models have are compared. The order of the inputs has no meaning: every
-    group of tokens has position embeddings of its own, and all follow one rule of attention.
-    """
-    here, there = _meaning(ours), _meaning(theirs)
-    shared = [name for name in here if name in there]
-    # Heads of other kinds have other parameters, which the shapes show.
-    if type(ours.head) is not type(theirs.head):
-        shared = [name for name in shared if not name.startswith("head")]
-    return {name: (here[name], there[name]) for name in shared if here[name] != there[name]}
-
-
-def _meaning(config: OctoConfig) -> dict[str, Any]:
-    head, language = config.head, config.language
-    # With its size in the name: chunks of another size have other shapes.
-    chunk = f"head of {head.flat_dim} numbers, (action_horizon, action_dim)"
-    found: dict[str, Any] = {
-        "repeat_task_tokens": config.repeat_task_tokens,
-        "legacy_attention": config.legacy_attention,
-        chunk: (head.action_horizon, head.action_dim),
-        "head.max_action": head.max_action,
-    }
-    if isinstance(head, DiffusionConfig):
-        found["head.diffusion_steps"] = head.diffusion_steps
-    if language is not None:
-        found["language.t5.max_distance"] = language.t5.max_distance
-    for image in config.images:
-        found[f"images.{image.name}.observation_key"] = image.observation_key
-    for lowdim in config.lowdims:
-        place, bins = f"lowdims.{lowdim.name}", lowdim.bins
-        found[f"{place}.observation_key"] = lowdim.observation_key
-        if bins is not None:
-            found[f"{place}.bins.spacing"] = bins.spacing
-        # Normal bins have no bounds.
-        if bins is not None and bins.spacing == "uniform":
-            found |= {f"{place}.bins.low": bins.low, f"{place}.bins.high": bins.high}
-    for vggt in config.geometry:
-        found |= _geometry_meaning(vggt)
-    return found
-
-
-def _geometry_meaning(config: VGGTTokenizerConfig) -> dict[str, Any]:
-    # The fusion is in the names: another one has other weights.
-    name, fusion = f"vggt.{config.name}", f"of fusion {config.fusion!r}"
-    found: dict[str, Any] = {f"{name}.more_layers": config.more_layers}
-    if config.fusion not in ("tokens", "registers"):
-        found[f"{name}.camera {fusion}"] = config.camera
-    # Which tokens are patches changes what is read, at the same shapes.
-    if config.fusion in ("features", "gated", "align") or config.reduction == "pool":
-        found[f"{name}.num_special {fusion}"] = config.num_special
-        found[f"{name}.grid {fusion}"] = config.patch_grid
-    return found
-
-
 def find_differences(ours: OctoConfig, theirs: OctoConfig) -> Differences:
     """Returns all settings in which two models differ.
 
@@ -107,25 +70,13 @@ def find_differences(ours: OctoConfig, theirs: OctoConfig) -> Differences:
     return {n: pair for n, pair in changed.items() if n.rpartition(".")[0] not in changed}
 
 
-def _settings(config: OctoConfig) -> Iterator[tuple[str, Any]]:
-    """Yields paths and values, such as `transformer.mlp_dim` and `images.wrist.stem_dim`."""
-    # A camera that geometry tokens replace has no tensors.
-    inputs = {"images": config.cameras, "lowdims": config.lowdims, "vggt": config.geometry}
-    for name, value in vars(config).items():
-        if name not in (*inputs, "more_vggt"):
-            yield from _flatten(name, value)
-    for name, parts in inputs.items():
-        for part in parts:
-            yield from _flatten(f"{name}.{part.name}", part)
-
-
-def _flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if dataclasses.is_dataclass(value):
-        yield path, type(value).__name__
-        for name, inner in vars(value).items():
-            yield from _flatten(f"{path}.{name}", inner)
-    else:
-        yield path, value
+def find_changed_meanings(ours: OctoConfig, theirs: OctoConfig) -> Differences:
+    """Returns the differing settings that no shape shows, of parts that both models have."""
+    return {
+        name: pair
+        for name, pair in find_differences(ours, theirs).items()
+        if _MEANING.fullmatch(name) and None not in pair
+    }
 
 
 def find_cause(
@@ -136,19 +87,17 @@ def find_cause(
     Args:
       path: Path of the tensor.
       axes: Lengths of each axis in the model and the checkpoint; None: only one has the tensor.
-      differences: Settings that differ.
+      differences: From `find_differences`.
     """
     is_position = path.endswith("_pos_embedding")
-    fields = _MODULES if axes is None else _TOKENS if is_position else _SIZES
+    kind = _MODULES if axes is None else _TOKENS if is_position else _SIZES
     found = {
         name: pair
         for name, pair in differences.items()
-        if _affects(name, path)
-        # A part that only one has explains a missing tensor.
-        and (fields.fullmatch(name.rpartition(".")[2]) or (axes is None and None in pair))
+        if kind.fullmatch(name) and _affects(name, path)
     }
     # A setting that is the length of an axis explains a weight best.
-    best = {name: pair for name, pair in found.items() if fields is _SIZES and pair in (axes or ())}
+    best = {name: pair for name, pair in found.items() if kind is _SIZES and pair in (axes or ())}
     return "; ".join(_described(name, *pair) for name, pair in (best or found).items())
 
 
@@ -178,3 +127,47 @@ def _described(name: str, here: Any, there: Any) -> str:
     if there is None:
         return f"the model has {name}, the checkpoint has not"
     return f"{name} is {here}, the checkpoint has {there}"
+
+
+def _settings(config: OctoConfig) -> Iterator[tuple[str, Any]]:
+    """Yields paths and values, such as `transformer.mlp_dim` and `images.wrist.stem_dim`."""
+    # A camera that geometry tokens replace has no tensors.
+    inputs = {"images": config.cameras, "lowdims": config.lowdims, "vggt": config.geometry}
+    for name, value in vars(config).items():
+        if name not in (*inputs, "more_vggt"):
+            yield from _flatten(name, value)
+    for name, parts in inputs.items():
+        for part in parts:
+            yield from _flatten(f"{name}.{part.name}", part)
+
+
+def _flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not dataclasses.is_dataclass(value):
+        yield path, value
+        return
+    # Its kind: a head may be of another one.
+    yield path, type(value).__name__
+    for name, inner in vars(value).items():
+        yield from _flatten(f"{path}.{name}", inner)
+    for name, inner in _combined(value):
+        yield f"{path}.{name}", inner
+
+
+def _combined(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yields settings of a part that have a meaning only together with others."""
+    match part:
+        # Normal bins have no bounds.
+        case BinsConfig(spacing="uniform"):
+            yield "(low, high)", (part.low, part.high)
+        case DiffusionConfig() | RegressionConfig():
+            # With the size in the name: chunks of another size have other shapes.
+            chunk = part.action_horizon, part.action_dim
+            yield f"(action_horizon, action_dim) of {part.flat_dim} numbers", chunk
+        case VGGTTokenizerConfig(fusion=fusion):
+            # With the fusion in the name: another one has other weights.
+            if fusion not in ("tokens", "registers"):
+                yield f"camera of fusion {fusion!r}", part.camera
+            # Which tokens are patches changes what is read, at the same shapes.
+            if fusion in ("features", "gated", "align") or part.reduction == "pool":
+                yield f"num_special of fusion {fusion!r}", part.num_special
+                yield f"grid of fusion {fusion!r}", part.patch_grid

@@ -48,23 +48,20 @@ def resize_positions(values: Any, shape: tuple[int, ...], layout: Layout) -> tup
     if array.ndim == 4 and shape[1] != array.shape[1]:
         array, cut = _first(array, shape[1], axis=1, unit="steps")
         how.append(cut)
-    if shape[-2] != array.shape[-2]:
-        array, fitted = _fit_tokens(array, shape[-2], layout)
+    trained, wanted = array.shape[-2], shape[-2]
+    if wanted != trained:
+        match layout:
+            case "grid":
+                array, fitted = _interpolate(array, wanted)
+            case "sequence":
+                array, fitted = _first(array, wanted, axis=-2, unit="tokens")
+            case "fixed":
+                raise ValueError(
+                    f"{wanted} tokens are wanted, {trained} were trained, and only those of a "
+                    "camera or an instruction can be fitted"
+                )
         how.append(fitted)
     return array, ", ".join(how)
-
-
-def _fit_tokens(array: jax.Array, count: int, layout: Layout) -> tuple[jax.Array, str]:
-    match layout:
-        case "grid":
-            return _interpolate(array, count)
-        case "sequence":
-            return _first(array, count, axis=-2, unit="tokens")
-        case "fixed":
-            raise ValueError(
-                f"{count} tokens are wanted, {array.shape[-2]} were trained, and only those of a "
-                "camera or an instruction can be fitted"
-            )
 
 
 def _first(array: jax.Array, count: int, axis: int, unit: str) -> tuple[jax.Array, str]:

@@ -120,14 +120,8 @@ def merge(
 ) -> tuple[dict[str, Any], LoadReport]:
     """Copies the checkpoint's values into the model's parameters; returns them and the report.
 
-    Args:
-      config: Config of the model.
-      target_params: Fresh parameters of the model; not modified. Their dtypes are kept.
-      checkpoint: The checkpoint.
-      allowed: The tensors that may differ.
-
-    Raises:
-      UserError: The same as `account`.
+    Arguments and errors are those of `account`, but the parameters are arrays. They are not
+    modified, and their dtypes are kept.
     """
     report = account(config, target_params, checkpoint, allowed)
     target, theirs = flatten(target_params), flatten(checkpoint.params)

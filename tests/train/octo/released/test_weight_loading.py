@@ -101,8 +101,8 @@ PROPRIO = LowdimTokenizerConfig("proprio", "proprio", 8, BinsConfig(16, "uniform
         (
             "head",
             DiffusionConfig(7, 4, hidden_dim=64),
-            "head of 28 numbers, (action_horizon, action_dim) (7, 4)",
-            "head of 28 numbers, (action_horizon, action_dim) (4, 7)",
+            "head.(action_horizon, action_dim) of 28 numbers (7, 4)",
+            "head.(action_horizon, action_dim) of 28 numbers (4, 7)",
         ),
         (
             "images.observation_key",
@@ -125,8 +125,8 @@ PROPRIO = LowdimTokenizerConfig("proprio", "proprio", 8, BinsConfig(16, "uniform
         (
             "lowdims.bins",
             BinsConfig(16, "uniform", -1.0, 3.0),
-            "lowdims.proprio.bins.low -1.0, lowdims.proprio.bins.high 3.0",
-            "lowdims.proprio.bins.low -2.0, lowdims.proprio.bins.high 2.0",
+            "lowdims.proprio.bins.(low, high) (-1.0, 3.0)",
+            "lowdims.proprio.bins.(low, high) (-2.0, 2.0)",
         ),
         (
             "language.t5.max_distance",
@@ -184,7 +184,7 @@ def test_all_settings_that_differ_are_named_at_once(golden_dir: Path, config: Oc
     check_config(theirs, config, "here")
     head = dataclasses.replace(config.head, diffusion_steps=10)
     other = dataclasses.replace(config, repeat_task_tokens=False, legacy_attention=True, head=head)
-    message = r"repeat_task_tokens False, legacy_attention True, head\.diffusion_steps 10; found"
+    message = r"head\.diffusion_steps 10, repeat_task_tokens False, legacy_attention True; found"
     with pytest.raises(UserError, match=message):
         check_config(theirs, other, "here")
 
