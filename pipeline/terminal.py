@@ -1,14 +1,11 @@
 """Prints text safely: escaped for the terminal, to streams that may be closed or full."""
 
 import contextlib
-import dataclasses
 import io
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from collections.abc import Iterator
+from typing import Any
 
 
 def escaped(text: str) -> str:
@@ -29,22 +26,6 @@ def escaped(text: str) -> str:
 def escaped_lines(text: str) -> str:
     """Applies `escaped` to each of several lines."""
     return "\n".join(map(escaped, text.split("\n")))
-
-
-def escaped_fields(value: T) -> T:
-    """Escapes every text in a dataclass, tuple or mapping, however nested."""
-    changed: Any = value
-    if isinstance(value, str):
-        changed = escaped(value)
-    elif isinstance(value, tuple | list):
-        changed = type(value)(map(escaped_fields, value))
-    elif isinstance(value, Mapping):
-        changed = {escaped_fields(key): escaped_fields(part) for key, part in value.items()}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.init]
-        parts = {name: escaped_fields(getattr(value, name)) for name in names}
-        changed = dataclasses.replace(value, **parts)
-    return changed
 
 
 def count(number: int, noun: str) -> str:

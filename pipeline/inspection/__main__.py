@@ -4,19 +4,18 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-import pydantic
+import pydantic_core
 import tyro
 from rich.console import Console
 
-from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, temporary_path
 from pipeline.flag_help import joined_help
-from pipeline.inspection.dataset_summary import Summary, summarize
-from pipeline.inspection.episode_summary import EpisodeSummary, summarize_episode
-from pipeline.inspection.figure_contents import read_figure
+from pipeline.inspection.dataset_summary import summarize, summarize_episode
 from pipeline.inspection.summary_tables import to_text
 from pipeline.terminal import program
 
@@ -44,21 +43,20 @@ class Args:
     """Show a traceback with an error."""
 
 
-def to_json(summary: Summary | EpisodeSummary) -> str:
-    """Formats a summary as one JSON object with its fields as keys; NaN and infinity are null."""
-    values = pydantic.TypeAdapter(type(summary)).dump_json(summary)
-    return dump_json(json.loads(values))
-
-
 def main() -> None:
     """Parses the command line and prints."""
     with user_errors_exit():
-        args = tyro.cli(joined_help(Args), prog=program("pipeline.inspection"))
-        _inspect(args)
+        _inspect(tyro.cli(joined_help(Args), prog=program("pipeline.inspection")))
+
+
+def to_json(summary: Mapping[str, Any]) -> str:
+    """Formats a summary as one JSON object; NaN and infinity are null."""
+    return dump_json(json.loads(pydantic_core.to_json(summary, inf_nan_mode="null")))
 
 
 def _inspect(args: Args) -> None:
     if args.plot is not None:
+        # Before anything is read, so that a slow command does not fail at its end.
         _check_target(args.plot)
     dataset = open_dataset(args.dst)
     if args.episode is None:
@@ -67,15 +65,24 @@ def _inspect(args: Args) -> None:
         summary = summarize_episode(dataset, args.episode)
     # Drawn before anything is printed: an error must not follow half an answer.
     if args.plot is not None:
-        _plot(dataset, args.episode, args.plot)
-    sys.stdout.write(to_json(summary) if args.json else to_text(summary, _console()))
+        from pipeline.inspection.dataset_figure import draw_figure  # noqa: PLC0415  (0.5 s)
+
+        _write(args.plot, draw_figure(dataset, args.episode))
+    is_terminal = sys.stdout.isatty()
+    console = Console(
+        force_terminal=is_terminal,
+        width=None if is_terminal else _PLAIN_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    sys.stdout.write(to_json(summary) if args.json else to_text(summary, console))
     if args.plot is not None:
         # On stderr, so that stdout stays JSON.
         sys.stderr.write(f"figure: {args.plot}\n")
 
 
 def _check_target(target: pathlib.Path) -> None:
-    """Checks the path before anything is read, so that a slow command does not fail at its end."""
     is_png = target.suffix.lower() == ".png"
     if not is_png or not target.parent.is_dir():
         raise UserError(
@@ -86,11 +93,8 @@ def _check_target(target: pathlib.Path) -> None:
         )
 
 
-def _plot(dataset: Dataset, episode: int | None, target: pathlib.Path) -> None:
-    """Writes the figure atomically."""
-    from pipeline.inspection.figure import draw_figure  # noqa: PLC0415  (matplotlib takes 0.5 s)
-
-    data = draw_figure(read_figure(dataset, episode))
+def _write(target: pathlib.Path, data: bytes) -> None:
+    """Writes a file atomically."""
     temporary = temporary_path(target)
     try:
         temporary.write_bytes(data)
@@ -104,18 +108,6 @@ def _plot(dataset: Dataset, episode: int | None, target: pathlib.Path) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _console() -> Console:
-    """Returns a console for the terminal, or for plain text of a fixed width."""
-    is_terminal = sys.stdout.isatty()
-    return Console(
-        force_terminal=is_terminal,
-        width=None if is_terminal else _PLAIN_WIDTH,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
 
 
 if __name__ == "__main__":

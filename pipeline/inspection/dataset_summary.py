@@ -1,198 +1,240 @@
-"""Summarizes a dataset from its manifest and statistics, without reading a record."""
+"""Summarizes a dataset, or one of its episodes, as the values that `--json` prints."""
 
-import dataclasses
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import Manifest
-from pipeline.data.schema import Column, Feature
-from pipeline.data.statistics import FeatureStatistics
-from pipeline.data.token_provenance import TokenOrigin
-from pipeline.inspection.depth_ranges import DepthRange, depth_ranges
+from pipeline.data.manifest import Shard
+from pipeline.data.schema import EPISODES, SOURCE_ID, Column, Feature
+from pipeline.errors import UserError
 from pipeline.inspection.feature_names import dim_names
 
-MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
-"""Numeric fields of `DimSummary`."""
+_MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
+_KEPT_DTYPES = ("bool", "int32", "uint8")
+"""Dtypes whose values are shown unchanged; others are converted to float."""
+_DEPTH_STEPS = 8
+"""Number of depth images that are read of each camera, evenly spread."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ColumnSummary:
-    """One column on disk."""
-
-    name: str
-    per: str
-    """`step` or `episode`: what a record stands for."""
-    records: int
-    shards: int
-    num_bytes: int
-    """Total size of its files."""
-    bytes_per_step: float
-    """Total size of its files divided by the steps of the dataset."""
-    licence: str
-    """Licence of the column; empty if the manifest lists none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureSummary:
-    """One feature as the schema declares it."""
-
-    key: str
-    column: str
-    kind: str
-    """`tensor`, `image` or `text`."""
-    dtype: str
-    """Dtype at rest."""
-    batch_dtype: str | None
-    """Dtype in the batch; None for a text, which never enters one."""
-    shape: tuple[int, ...]
-    """Shape of one step."""
-    dims: tuple[str, ...]
-    """Names of the last axis; empty if not given."""
-    bytes_per_step: int | None
-    """Size of one step at rest; None for images and texts, whose size varies."""
-    origin: TokenOrigin | None
-    """How it was computed; None for a feature of the source."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskSummary:
-    """One instruction."""
-
-    index: int
-    """`task_index` of its steps."""
-    text: str
-    episodes: int
-    """Number of episodes with the instruction in at least one step."""
-    steps: int
-    removed_steps: int
-    """Number of steps without motion that the conversion removed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LengthSummary:
-    """Steps of the episodes."""
-
-    episodes: int
-    min: int
-    median: float
-    max: int
-    total: int
-
-
-@dataclasses.dataclass(frozen=True)
-class DimSummary:
-    """Statistics of one dimension over every step."""
-
-    dim: str
-    """Name of the dimension, or its index such as `[3]`; empty for a scalar."""
-    mean: float
-    std: float
-    min: float
-    p01: float
-    p99: float
-    max: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Everything about a dataset that fits on a page."""
-
-    path: str
-    name: str
-    format_version: int
-    schema_hash: str
-    provenance: Mapping[str, str]
-    conventions: Conventions
-    lengths: LengthSummary
-    columns: tuple[ColumnSummary, ...]
-    features: tuple[FeatureSummary, ...]
-    tasks: tuple[TaskSummary, ...]
-    statistics: Mapping[str, tuple[DimSummary, ...]]
-    """Statistics by feature key."""
-    depth: Mapping[str, DepthRange]
-    """Ranges of a few depth images, by feature key."""
-
-
-def summarize(dataset: Dataset) -> Summary:
+def summarize(dataset: Dataset) -> dict[str, Any]:
     """Summarizes an opened dataset; the only records that it reads are a few of depth images.
+
+    Returns:
+      Everything about the dataset that fits on a page: plain values, but for `conventions` and the
+      `origin` of a computed feature, which are the manifest's. `statistics` has, by feature key, a
+      mapping for each dimension, and `depth` the range of the readings.
 
     Raises:
       DataError: A depth image is corrupt.
     """
     manifest = dataset.manifest
-    features = {feature.key: feature for _, feature in manifest.schema.features()}
-    return Summary(
-        path=dataset.path,
-        name=manifest.name,
-        format_version=manifest.format_version,
-        schema_hash=manifest.schema_hash,
-        provenance=manifest.provenance,
-        conventions=manifest.conventions,
-        lengths=_lengths(manifest.episode_lengths),
-        columns=tuple(_column(column, manifest) for column in manifest.schema.columns),
-        features=tuple(_feature(manifest, *pair) for pair in manifest.schema.features()),
-        tasks=_tasks(dataset),
-        statistics={key: _dims(features[key], s) for key, s in dataset.statistics.items()},
-        depth=depth_ranges(dataset, range(dataset.num_steps)),
-    )
+    lengths = manifest.episode_lengths
+    return {
+        "path": dataset.path,
+        "name": manifest.name,
+        "format_version": manifest.format_version,
+        "schema_hash": manifest.schema_hash,
+        "provenance": manifest.provenance,
+        "conventions": manifest.conventions,
+        "lengths": {
+            "episodes": len(lengths),
+            "min": min(lengths),
+            "median": float(np.median(lengths)),
+            "max": max(lengths),
+            "total": dataset.num_steps,
+        },
+        "columns": [_column(dataset, column) for column in manifest.schema.columns],
+        "features": [_feature(dataset, *pair) for pair in manifest.schema.features()],
+        "tasks": _tasks(dataset),
+        "statistics": {
+            key: _dim_rows(dataset, key, {name: getattr(moments, name) for name in _MOMENTS})
+            for key, moments in dataset.statistics.items()
+        },
+        "depth": _depth_ranges(dataset, range(dataset.num_steps)),
+    }
 
 
-def _lengths(lengths: tuple[int, ...]) -> LengthSummary:
-    median = float(np.median(lengths))
-    return LengthSummary(len(lengths), min(lengths), median, max(lengths), sum(lengths))
+def summarize_episode(dataset: Dataset, episode: int) -> dict[str, Any]:
+    """Summarizes an episode, counted from 0; reads its trajectories and a few depth images.
+
+    Returns:
+      Everything about the episode that fits on a page. `first_step` counts over the whole dataset,
+      `records` over a file, both ends inclusive. `texts` are those of the source, and `values` has
+      a mapping for each dimension, both by feature key.
+
+    Raises:
+      DataError: A record is corrupt.
+      UserError: There is no such episode.
+    """
+    if not 0 <= episode < dataset.num_episodes:
+        raise UserError(
+            where="--episode",
+            expected=f"a whole number from 0 to {dataset.num_episodes - 1}",
+            found=str(episode),
+            remedy=f"{dataset.path} has {dataset.num_episodes} episodes, counted from 0.",
+        )
+    manifest = dataset.manifest
+    steps, start = manifest.episode_lengths[episode], int(dataset.episode_starts[episode])
+    values = dataset.columns[EPISODES].read(episode)
+    texts = {key: value.decode() for key, value in values.items() if isinstance(value, bytes)}
+    arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    return {
+        "path": dataset.path,
+        "name": manifest.name,
+        "episode": episode,
+        "episodes": dataset.num_episodes,
+        # Taken out of the texts, since it has a line of its own.
+        "source_id": texts.pop(SOURCE_ID, None),
+        "steps": steps,
+        "duration_s": steps / manifest.conventions.control_frequency_hz,
+        "first_step": start,
+        "tasks": episode_tasks(dataset, episode),
+        "records": [
+            {"column": column.name, "file": file, "first": first, "last": last}
+            for column in manifest.schema.columns
+            for file, first, last in locate_records(
+                manifest.shards[column.name],
+                *((episode, 1) if column.per == "episode" else (start, steps)),
+            )
+        ],
+        "texts": texts,
+        "values": {key: _dim_rows(dataset, key, _ranges(array)) for key, array in arrays.items()},
+        "depth": _depth_ranges(dataset, range(start, start + steps)),
+    }
 
 
-def _column(column: Column, manifest: Manifest) -> ColumnSummary:
-    shards = manifest.shards[column.name]
+def episode_tasks(dataset: Dataset, episode: int) -> list[dict[str, Any]]:
+    """Returns an episode's instructions with the step that each begins at; at least one."""
+    begins = [(0, dataset.manifest.episode_tasks[episode])]
+    begins += [(change.step, change.task) for change in dataset.task_changes.get(episode, ())]
+    texts = dataset.manifest.tasks
+    return [{"step": step, "index": task, "text": texts[task]} for step, task in begins]
+
+
+def locate_records(shards: Sequence[Shard], first: int, count: int) -> list[tuple[str, int, int]]:
+    """Returns (file, first record, last record) of each shard that holds some of the records.
+
+        shards of 4, 5 and 5 records, first = 3, count = 7
+        [(shard 0, 3, 3), (shard 1, 0, 4), (shard 2, 0, 0)]
+
+    Args:
+      shards: Shards of a column, in order.
+      first: First record, counted over the whole column.
+      count: Number of records, at least 1.
+    """
+    places, start = [], 0
+    for shard in shards:
+        # The part of the wanted records that lies in this shard.
+        low, high = max(first - start, 0), min(first + count - start, shard.records)
+        if low < high:
+            places.append((shard.file, low, high - 1))
+        start += shard.records
+    return places
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Returns up to `count` indices below `total`, evenly spread, including first and last."""
+    # `unique`, because rounding may give one index twice.
+    return np.unique(np.linspace(0, total - 1, min(total, count)).round().astype(int)).tolist()
+
+
+def read_images(dataset: Dataset, key: str, steps: Sequence[int]) -> np.ndarray:
+    """Reads images as stored, at steps counted over the whole dataset.
+
+    Returns:
+      uint8 (n h w 3), or depth in m, float32 (n h w 1).
+
+    Raises:
+      DataError: A record or image is corrupt.
+    """
+    column, feature = dataset.manifest.schema.find(key, dataset.path)
+    images = np.empty((len(steps), *feature.shape), feature.batch_dtype)
+    for step, image in zip(steps, images, strict=True):
+        dataset.columns[column.name].read_into(step, {key: image})
+    return images
+
+
+def _column(dataset: Dataset, column: Column) -> dict[str, Any]:
+    shards = dataset.manifest.shards[column.name]
     num_bytes = sum(shard.num_bytes for shard in shards)
-    return ColumnSummary(
-        name=column.name,
-        per=column.per,
-        records=sum(shard.records for shard in shards),
-        shards=len(shards),
-        num_bytes=num_bytes,
-        bytes_per_step=num_bytes / sum(manifest.episode_lengths),
-        licence=manifest.licences.get(column.name, ""),
-    )
+    return {
+        "name": column.name,
+        "per": column.per,
+        "records": sum(shard.records for shard in shards),
+        "shards": len(shards),
+        "num_bytes": num_bytes,
+        "bytes_per_step": num_bytes / dataset.num_steps,
+        "licence": dataset.manifest.licences.get(column.name, ""),
+    }
 
 
-def _feature(manifest: Manifest, column: Column, feature: Feature) -> FeatureSummary:
-    return FeatureSummary(
-        key=feature.key,
-        column=column.name,
-        kind=feature.kind,
-        dtype=feature.dtype,
-        batch_dtype=feature.batch_dtype,
-        shape=feature.shape,
-        dims=feature.dims,
-        bytes_per_step=feature.nbytes if feature.kind in ("tensor", "quantized") else None,
-        origin=manifest.encoders.get(feature.key),
-    )
+def _feature(dataset: Dataset, column: Column, feature: Feature) -> dict[str, Any]:
+    return {
+        "key": feature.key,
+        "column": column.name,
+        "kind": feature.kind,
+        "dtype": feature.dtype,
+        "batch_dtype": feature.batch_dtype,
+        "shape": feature.shape,
+        "dims": feature.dims,
+        # The size of images and texts varies.
+        "bytes_per_step": feature.nbytes if feature.kind in ("tensor", "quantized") else None,
+        "origin": dataset.manifest.encoders.get(feature.key),
+    }
 
 
-def _tasks(dataset: Dataset) -> tuple[TaskSummary, ...]:
+def _tasks(dataset: Dataset) -> list[dict[str, Any]]:
     """Counts episodes and steps by task; a step counts for the instruction it has."""
     manifest = dataset.manifest
     begins = [(episode, 0, task) for episode, task in enumerate(manifest.episode_tasks)]
     begins += [(change.episode, change.step, change.task) for change in manifest.task_changes]
     # In the order of the dataset's steps: each stretch ends where the next begins.
-    begins.sort()
-    firsts = [int(dataset.episode_starts[episode]) + step for episode, step, _ in begins]
-    steps = Counter[int]()
-    for (_, _, task), held in zip(begins, np.diff([*firsts, dataset.num_steps]), strict=True):
-        steps[task] += int(held)
-    # A set: an episode that returns to an instruction counts once.
-    episodes = Counter(task for _, task in {(episode, task) for episode, _, task in begins})
-    rows = enumerate(zip(manifest.tasks, manifest.removed_steps, strict=True))
-    return tuple(
-        TaskSummary(i, text, episodes[i], steps[i], removed) for i, (text, removed) in rows
-    )
+    episode, step, task = np.array(sorted(begins)).T
+    held = np.diff(dataset.episode_starts[episode] + step, append=dataset.num_steps)
+    steps = np.zeros(len(manifest.tasks), np.int64)
+    np.add.at(steps, task, held)
+    # Unique: an episode that returns to an instruction counts once.
+    in_episodes, _ = np.unique(np.stack([task, episode]), axis=1)
+    episodes = np.bincount(in_episodes, minlength=len(manifest.tasks))
+    columns = (manifest.tasks, episodes.tolist(), steps.tolist(), manifest.removed_steps)
+    names = ("index", "text", "episodes", "steps", "removed_steps")
+    rows = enumerate(zip(*columns, strict=True))
+    return [dict(zip(names, (i, *row), strict=True)) for i, row in rows]
 
 
-def _dims(feature: Feature, statistics: FeatureStatistics) -> tuple[DimSummary, ...]:
-    numbers = (np.ravel(getattr(statistics, name)).tolist() for name in MOMENTS)
-    return tuple(DimSummary(*row) for row in zip(dim_names(feature), *numbers, strict=True))
+def _dim_rows(
+    dataset: Dataset, key: str, numbers: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Returns a mapping for each dimension: its name under `dim`, then one value of each array."""
+    columns = (np.ravel(values).tolist() for values in numbers.values())
+    rows = zip(dim_names(dataset.feature(key)), *columns, strict=True)
+    return [dict(zip(("dim", *numbers), row, strict=True)) for row in rows]
+
+
+def _ranges(values: np.ndarray) -> dict[str, np.ndarray]:
+    flat = values.reshape(len(values), -1)
+    if flat.dtype.name not in _KEPT_DTYPES:
+        # float32 as float64, or JSON would show the rounding of the last digits.
+        flat = flat.astype(np.float64)
+    return {"first": flat[0], "last": flat[-1], "min": flat.min(0), "max": flat.max(0)}
+
+
+def _depth_ranges(dataset: Dataset, steps: range) -> dict[str, dict[str, float]]:
+    """Returns the range of every depth feature, by key, over a few of the dataset's steps."""
+    read = [steps[place] for place in spread(len(steps), _DEPTH_STEPS)]
+    ranges = {}
+    for _, feature in dataset.manifest.schema.features():
+        if feature.kind == "depth":
+            images = read_images(dataset, feature.key, read)
+            readings = images[images > 0]
+            # Rounded to the millimetre, as float32 metres have more digits than were stored.
+            ends = (readings.min(), readings.max()) if readings.size else (0.0, 0.0)
+            ranges[feature.key] = {
+                "steps": len(read),
+                "min_m": round(float(ends[0]), 3),
+                "max_m": round(float(ends[1]), 3),
+                "readings": readings.size / images.size,
+            }
+    return ranges

@@ -25,11 +25,8 @@ from pipeline.benchmark.measure import Floor
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError, SchemaError
-from pipeline.inspection.dataset_summary import summarize
-from pipeline.inspection.episode_summary import summarize_episode
-from pipeline.inspection.figure import draw_figure
-from pipeline.inspection.figure_contents import read_figure
-from pipeline.inspection.image_strips import read_episode_strips
+from pipeline.inspection.dataset_figure import draw_figure, make_figure
+from pipeline.inspection.dataset_summary import read_images, summarize, summarize_episode
 from pipeline.inspection.summary_tables import to_text
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
@@ -165,19 +162,19 @@ def test_an_export_has_the_values_of_the_source(dataset: Dataset, tmp_path: Path
 def test_a_summary_and_a_figure_show_the_range_of_readings(dataset: Dataset) -> None:
     summary = summarize(dataset)
     share = float((MILLIMETRES > 0).mean())
-    assert summary.depth.keys() == {f"observation/{name}" for name in KEYS}
-    for found in summary.depth.values():
-        assert (found.steps, found.min_m, found.max_m) == (8, 0.001, 65.535)
-        assert found.readings == pytest.approx(share, abs=0.02)
+    assert summary["depth"].keys() == {f"observation/{name}" for name in KEYS}
+    for found in summary["depth"].values():
+        assert (found["steps"], found["min_m"], found["max_m"]) == (8, 0.001, 65.535)
+        assert found["readings"] == pytest.approx(share, abs=0.02)
     text = to_text(summary, Console(force_terminal=False, width=120))
     assert "observation/png        0.001 to 65.535 m, readings at 9" in text
-    of_episode = summarize_episode(dataset, 2).depth["observation/m"]
-    assert (of_episode.steps, of_episode.readings) == (3, share)
-    strips = read_episode_strips(dataset, 0)
-    cameras = {name: images for strip in strips for name, images in strip.cameras.items()}
-    assert cameras["m"][1].dtype == np.float32
-    assert cameras["image_primary"][1].dtype == np.uint8
-    assert draw_figure(read_figure(dataset, None))[:4] == b"\x89PNG"
+    of_episode = summarize_episode(dataset, 2)["depth"]["observation/m"]
+    assert (of_episode["steps"], of_episode["readings"]) == (3, share)
+    assert read_images(dataset, "observation/m", [1]).dtype == np.float32
+    assert read_images(dataset, "observation/image_primary", [1]).dtype == np.uint8
+    strips = [axes for axes in make_figure(dataset, 0).axes if axes.images]
+    assert "m, 0.00 to 65.53 m" in [axes.get_title(loc="left") for axes in strips]
+    assert draw_figure(dataset, None)[:4] == b"\x89PNG"
 
 
 def test_metres_are_rounded_to_the_millimetre(toy: Toy, tmp_path: Path) -> None:

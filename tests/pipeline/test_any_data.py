@@ -1,6 +1,5 @@
 """Datasets of other shapes than LIBERO's: cameras of several sizes, scalars, pixels, any names."""
 
-import dataclasses
 import json
 import pathlib
 import sys
@@ -16,8 +15,9 @@ from pipeline.benchmark.__main__ import main as benchmark
 from pipeline.data.dataset import open_dataset
 from pipeline.data.images import resize_image
 from pipeline.errors import SchemaError
-from pipeline.inspection.dataset_summary import summarize
-from pipeline.inspection.image_strips import read_episode_strips
+from pipeline.inspection.__main__ import to_json
+from pipeline.inspection.dataset_figure import make_figure
+from pipeline.inspection.dataset_summary import read_images, summarize
 from pipeline.inspection.summary_tables import to_text
 from pipeline.loading.device import resize_images
 from pipeline.loading.text import describe_texts, tokenize
@@ -159,10 +159,11 @@ def test_pixels_are_a_camera_wherever_images_are(
     shapes = {"action": (2,), "observation/image_left": (8, 12, 3), CAMERA: (8, 8, 3)}
     path = write_dataset(tmp_path / "d", shapes, pixels=["observation/image_left"])
     dataset = open_dataset(str(path))
-    strips = read_episode_strips(dataset, 1)
-    images = {name: images for strip in strips for name, images in strip.cameras.items()}
+    images = read_images(dataset, "observation/image_left", [LENGTH])
     stored = dataset.columns["steps"].read(LENGTH)["observation/image_left"]
-    np.testing.assert_array_equal(images["image_left"][0], stored)
+    np.testing.assert_array_equal(images[0], stored)
+    strips = [axes for axes in make_figure(dataset, 1).axes if axes.images]
+    assert [axes.get_title(loc="left") for axes in strips] == ["image_left", "image_primary"]
     assert _cameras("left,primary", dataset.manifest, "d") == ("image_left", "image_primary")
     cameras = ("image_left", "image_primary")
     loader = make_loader(path, observations=cameras, conditioning="image_conditioned", batch_size=1)
@@ -209,4 +210,4 @@ def test_a_summary_of_many_tasks_is_cut_with_a_count(tmp_path: pathlib.Path) -> 
     assert "put object 99 on" in text
     assert "put object 100 on" not in text
     assert " and 1,900 more with --json" in text
-    assert len(json.loads(json.dumps(dataclasses.asdict(summary)["tasks"]))) == 2000
+    assert len(json.loads(to_json(summary))["tasks"]) == 2000

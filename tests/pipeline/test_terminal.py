@@ -1,4 +1,3 @@
-import dataclasses
 import importlib
 import io
 import logging
@@ -10,7 +9,7 @@ import pytest
 
 from converters.job.job_progress import shown
 from pipeline.errors import DataError
-from pipeline.terminal import escaped, escaped_fields, escaped_lines, log_to_stderr, show
+from pipeline.terminal import escaped, escaped_lines, log_to_stderr, show
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -46,17 +45,6 @@ COMMANDS = [
 def test_what_a_terminal_obeys_is_shown_as_its_escape(text: str, shown: str) -> None:
     assert escaped(text) == shown
     assert escaped_lines(f"{text}\nb") == "\n".join(map(escaped, f"{text}\nb".split("\n")))
-
-
-def test_every_text_of_a_summary_is_escaped_and_nothing_else_changed() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Page:
-        name: str
-        counts: tuple[int, ...]
-        notes: dict[str, tuple[str, ...]]
-
-    page = Page("a\x1b", (1, 2), {"k\x1b": ("v\x1b", "w")})
-    assert escaped_fields(page) == Page(r"a\x1b", (1, 2), {r"k\x1b": (r"v\x1b", "w")})
 
 
 def test_an_error_is_one_line_whatever_the_names_in_it() -> None:

@@ -14,8 +14,15 @@ from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.inspection.__main__ import main, to_json
 from pipeline.inspection.dataset_summary import summarize
+from tests.small_dataset import write_dataset
 
 SOUP = "pick up the alphabet soup and place it in the basket"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A dataset whose figure has one panel."""
+    return write_dataset(tmp_path_factory.mktemp("plot") / "small", {"action": (1,)})
 
 
 @pytest.fixture
@@ -80,10 +87,10 @@ def test_number_that_is_not_finite_is_null_in_json(
 
 
 def test_figure_is_written_and_named_on_stderr(
-    run: Callable[..., tuple[str, str]], mini_dataset: pathlib.Path, tmp_path: pathlib.Path
+    run: Callable[..., tuple[str, str]], small: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    out, err = run(mini_dataset, "--json", "--plot", tmp_path / "out.png")
-    assert json.loads(out)["name"] == "libero_mini"
+    out, err = run(small, "--json", "--plot", tmp_path / "out.png")
+    assert json.loads(out)["name"] == "small"
     assert err == f"figure: {tmp_path / 'out.png'}\n"
     assert [file.name for file in tmp_path.iterdir()] == ["out.png"]
 
@@ -119,7 +126,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 def test_failed_write_is_one_line_and_keeps_the_figure_of_before(
     run: Callable[..., tuple[str, str]],
     capsys: pytest.CaptureFixture[str],
-    mini_dataset: pathlib.Path,
+    small: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -131,7 +138,7 @@ def test_failed_write_is_one_line_and_keeps_the_figure_of_before(
 
     monkeypatch.setattr(pathlib.Path, "replace", fail)
     with pytest.raises(SystemExit):
-        run(mini_dataset, "--plot", target)
+        run(small, "--plot", target)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch(
@@ -151,16 +158,16 @@ def test_object_store_is_refused(
 
 def test_folder_that_is_read_only_is_one_line(
     run: Callable[..., tuple[str, str]],
-    copied: pathlib.Path,
     tmp_path: pathlib.Path,
     as_nobody: Callable[[], AbstractContextManager[None]],
 ) -> None:
+    dataset = write_dataset(tmp_path / "small", {"action": (1,)})
     folder = tmp_path / "locked"
     folder.mkdir(0o555)
     plot = folder / "out.png"
     message = r"expected a file that can be written; found .*Permission denied"
     with as_nobody(), pytest.raises(UserError, match=message):
-        run(copied, "--debug", "--plot", plot)
+        run(dataset, "--debug", "--plot", plot)
     assert list(folder.iterdir()) == []
 
 
