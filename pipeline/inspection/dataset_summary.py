@@ -221,7 +221,7 @@ def _ranges(values: np.ndarray) -> dict[str, np.ndarray]:
     return {"first": flat[0], "last": flat[-1], "min": flat.min(0), "max": flat.max(0)}
 
 
-def _depth_ranges(dataset: Dataset, steps: range) -> dict[str, dict[str, float]]:
+def _depth_ranges(dataset: Dataset, steps: range) -> dict[str, dict[str, Any]]:
     """Returns the range of every depth feature, by key, over a few of the dataset's steps."""
     read = [steps[place] for place in spread(len(steps), _DEPTH_STEPS)]
     ranges = {}

@@ -225,7 +225,7 @@ def _numbers(values: Sequence[float | int | bool]) -> list[str]:
     return [f"{round(value, 4) + 0.0:.4f}" if is_plain else f"{value:.3e}" for value in values]
 
 
-def _depth(ranges: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+def _depth(ranges: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {
         key: f"{found['min_m']:.3f} to {found['max_m']:.3f} m, readings at {found['readings']:.1%} "
         f"of the pixels of {found['steps']} steps"
