@@ -173,7 +173,7 @@ def test_a_summary_and_a_figure_show_the_range_of_readings(dataset: Dataset) -> 
     assert read_images(dataset, "observation/m", [1]).dtype == np.float32
     assert read_images(dataset, "observation/image_primary", [1]).dtype == np.uint8
     strips = [axes for axes in make_figure(dataset, 0).axes if axes.images]
-    assert "m, 0.00 to 65.53 m" in [axes.get_title(loc="left") for axes in strips]
+    assert "m, 0.00 to 65.54 m" in [axes.get_title(loc="left") for axes in strips]
     assert draw_figure(dataset, None)[:4] == b"\x89PNG"
 
 
