@@ -22,9 +22,7 @@ from train.metrics.validation_files import (
 )
 from train.octo.released.weights_report import LoadReport
 
-_LOAD_REPORT_NAME = "load_report.json"
-_DATASETS_NAME = "datasets.json"
-_VIEWS_NAME = "views.png"
+_VIEWS_NAME, _LOAD_REPORT_NAME, _DATASETS_NAME = "views.png", "load_report.json", "datasets.json"
 _NAMES = (CONFIG_NAME, METRICS_NAME, VALIDATION_NAME, EPISODE_NAME, _VIEWS_NAME)
 _NAMES += (_LOAD_REPORT_NAME, _DATASETS_NAME, ENVIRONMENT_NAME)
 _REMEDY = "Delete that file: the page then reports it as missing."

@@ -213,6 +213,7 @@ def _quality(run: RunFiles) -> dict[str, Any]:
     words = ("All dimensions", "normalised", alt)
     return {
         "last": last,
+        "constant": None if math.isnan(last.constant_error) else last.constant_error,
         "stages": stages,
         "steps": [f">step {one.step:,}" for one in stages],
         "error": draw(words, _validated(run, "action_error"), _end(run), from_zero=True),

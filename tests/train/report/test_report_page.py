@@ -307,6 +307,13 @@ def test_a_missing_file_leaves_its_reason(tmp_path):
     assert figures(page)["Steps"] == "\N{EN DASH}"
 
 
+def test_what_a_file_lacks_is_left_out(run):
+    bare = dataclasses.replace(run, datasets={"data/<a>": {}}, environment={"python": "3.11"})
+    text = text_of(to_page(bare))
+    assert "Statistics of data/<a> data/<a>, schema not known" in text
+    assert "devices commit not a checkout Python 3.11" in text
+
+
 def test_without_a_config_the_page_is_written_all_the_same(tmp_path):
     append_validation(tmp_path, validation(5, 0.5))
     text = text_of(write_report(tmp_path).read_text())
