@@ -270,13 +270,10 @@ def _panels(dataset: Dataset, episode: int | None) -> list[Row]:
         episode = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
     counted, behind = select_episodes(len(lengths), episode)
     steps = sum(lengths[n] for n in counted)
-    of_all = f"{len(counted)} of {len(lengths):,} episodes"
-    is_sample = len(counted) < len(lengths)
-    over = (
-        f"a sample: {steps:,} steps of {of_all}, evenly spread"
-        if is_sample
-        else f"all {steps:,} steps"
-    )
+    over = f"all {steps:,} steps"
+    if len(counted) < len(lengths):
+        of_all = f"{len(counted)} of {len(lengths):,} episodes"
+        over = f"a sample: {steps:,} steps of {of_all}, evenly spread"
     others = f"; grey: {len(behind)} other episodes" if behind else ""
     note = (
         f"Blue: episode {episode}{others}. Bars: {over}, with the share of the longest one. "
