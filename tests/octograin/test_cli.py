@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 import sys
 import tomllib
 
@@ -67,6 +68,24 @@ def test_a_verb_calls_itself_by_its_name(
     assert printed.startswith(f"usage: {usage}")
     # As in the documentation, and as the fields of a config are spelled.
     assert not re.findall(r"--\w+-\w+", printed)
+
+
+_HELP = """
+import contextlib, sys
+sys.argv = ["octograin", "train", *sys.argv[1:], "--help"]
+from octograin.cli import main
+with contextlib.suppress(SystemExit):
+    main()
+print("imported:", *sorted({"jax", "flax", "grain", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "configs/libero_vggt.py"]])
+def test_the_help_of_a_run_imports_nothing_of_it(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", _HELP, *arguments]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert printed.startswith("usage: octograin train")
+    assert printed.endswith("imported:\n")
 
 
 @pytest.mark.parametrize(
