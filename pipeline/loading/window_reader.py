@@ -23,6 +23,7 @@ from pipeline.loading.samples.windows import (
     octo_action_mask,
     uniform_goals,
 )
+from pipeline.memory import REUSE_ARRAYS, is_on
 
 # Below a megabyte the C library reuses memory by itself.
 _SMALLEST_BYTES = 1 << 20
@@ -36,14 +37,15 @@ class Buffers:
     its pages: 0.5 of 1.9 CPU ms per sample (2 cores of an AMD EPYC).
 
     The reference count shows whether a block is free: views of an array hold a reference, and so
-    do jax arrays that share its memory or are still being copied from it. On an interpreter whose
-    counts do not show views, no block is reused.
+    do jax arrays that share its memory or are still being copied from it. No block is reused on an
+    interpreter whose counts do not show views, or where the environment variable
+    `OCTOGRAIN_REUSE_ARRAYS` is 0.
     """
 
     def __init__(self) -> None:
         self._blocks: list[np.ndarray] = []
         self._lock = threading.Lock()
-        self._free_count = _count_of_a_free_block()
+        self._free_count = _count_of_a_free_block() if is_on(REUSE_ARRAYS) else None
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
         """Pickles no memory: another process starts with an empty pool."""

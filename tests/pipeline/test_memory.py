@@ -1,10 +1,11 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.memory import LoaderMemory
+from pipeline.memory import KEEP_FREED_MEMORY, LoaderMemory
 
 _FAULTS = """
 import resource, sys
@@ -20,14 +21,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(argument: str) -> int:
+def faults(argument: str, switch: str = "1") -> int:
     command = [sys.executable, "-c", _FAULTS, argument]
-    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+    env = os.environ | {KEEP_FREED_MEMORY: switch}
+    return int(subprocess.run(command, capture_output=True, check=True, env=env).stdout)
 
 
 def test_memory_that_was_freed_is_used_again_without_a_fault_for_every_page() -> None:
     assert faults("given back") > 20 * 8_000_000 / 4096
     assert faults("kept") < 100
+    assert faults("kept", switch="0") > 20 * 8_000_000 / 4096
 
 
 def memory(num_threads: int = 2, prefetch_batches: int = 4) -> LoaderMemory:

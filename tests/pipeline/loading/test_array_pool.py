@@ -1,3 +1,4 @@
+import pathlib
 import pickle
 import sys
 import threading
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.loading.window_reader import Buffers
+from pipeline.memory import KEEP_FREED_MEMORY, REUSE_ARRAYS
+from tests.processes import Command
 
 SHAPE = (2, 1 << 20)
 
@@ -111,3 +114,46 @@ def test_another_process_starts_with_an_empty_pool() -> None:
     copy = pickle.loads(pickle.dumps(buffers))
     assert copy.num_bytes == 0
     assert copy.empty((2048, 1024), "uint8").nbytes == copy.num_bytes
+
+
+_BATCHES = """
+import sys
+import jax, xxhash
+from pipeline.data.dataset import open_dataset
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader
+from pipeline.memory import keep_freed_memory
+
+keep_freed_memory()
+path = sys.argv[1]
+config = DataConfig((DatasetConfig(path),), "", ("image_primary", "image_wrist", "proprio"))
+loader = Loader(config, 16, [open_dataset(path, config.keys)], lambda text: [len(text)])
+batches = loader.batches()
+for _ in range(12):
+    batch = next(batches)
+    # Hashed here: the fingerprint of the loader is taken before a block might be reused too early.
+    print(*(xxhash.xxh3_64_hexdigest(leaf.tobytes()) for leaf in jax.tree.leaves(batch.arrays)))
+"""
+
+
+def test_batches_are_the_same_where_no_memory_is_reused(mini_dataset: pathlib.Path) -> None:
+    lines = [
+        Command(
+            "tests.code",
+            _BATCHES,
+            mini_dataset,
+            env={REUSE_ARRAYS: value, KEEP_FREED_MEMORY: value},
+        )
+        .finish()
+        .stdout.splitlines()
+        for value in ("1", "0")
+    ]
+    assert lines[0] == lines[1]
+    assert len(set(lines[0])) == 12
+
+
+def test_the_pool_is_switched_off_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REUSE_ARRAYS, "0")
+    buffers = Buffers()
+    assert buffers.empty(SHAPE, "uint8").shape == SHAPE
+    assert buffers.num_bytes == 0
