@@ -46,6 +46,7 @@ settings.register_profile(
 settings.load_profile("tests")
 
 _DATA = pathlib.Path(__file__).parent / "data"
+_MINI_RLDS = _DATA / "libero_mini" / "1.0.0"
 _NOBODY = 65534
 _LONGEST = (
     "train/test_scale.py",
@@ -131,7 +132,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def mini_rlds() -> pathlib.Path:
     """The bundled RLDS set: 4 episodes of 102, 124, 123 and 106 steps, 2 tasks, 2 shards."""
-    return _DATA / "libero_mini" / "1.0.0"
+    return _MINI_RLDS
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +145,33 @@ def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
 
     directory = tmp_path_factory.mktemp("mini") / "libero_mini"
     convert(open_source(str(mini_rlds)), directory, registered("libero"))
+    return directory
+
+
+_SHORT_LENGTHS = (15, 11, 14, 13)
+"""Steps of the episodes of the cut set; both shards have 26 or 27, no multiple of a batch."""
+
+
+@pytest.fixture(scope="session")
+def short_rlds(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The bundled RLDS set, its episodes cut short, for tests that read or encode every step."""
+    from tests.converters.cut_source import cut_source
+
+    out = tmp_path_factory.mktemp("cut") / "libero_mini" / "1.0.0"
+    return cut_source(_MINI_RLDS, out, iter(_SHORT_LENGTHS))
+
+
+@pytest.fixture(scope="session")
+def short_dataset(
+    short_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The cut set, converted once; copy it before corrupting it."""
+    from converters.job.convert import convert
+    from converters.mapping.mapping_registry import registered
+    from converters.sources.open_source import open_source
+
+    directory = tmp_path_factory.mktemp("short") / "libero_mini"
+    convert(open_source(str(short_rlds)), directory, registered("libero"))
     return directory
 
 

@@ -103,10 +103,15 @@ def shared_programs() -> Iterator[None]:
 
 def untrained(config: TrainConfig) -> Checkpoint:
     """A checkpoint of a run without training steps, with random parameters."""
+    return dataclasses.replace(without_params(config), params=random_state(config).params)
+
+
+def without_params(config: TrainConfig) -> Checkpoint:
+    """The same without parameters, for what reads all but them."""
     return Checkpoint(
         step=0,
         config=config,
-        params=random_state(config).params,
+        params={},
         datasets=_loader(config).describe_datasets(),
         vocabulary=pathlib.Path(config.data.vocabulary).read_bytes(),
     )

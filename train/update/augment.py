@@ -199,10 +199,12 @@ def adjust_hue(
     value = jnp.max(images, axis=-1)
     chroma = value - jnp.min(images, axis=-1)
     divisor = jnp.maximum(chroma, _SATURATION_FLOOR)
+    # Not `value == red`: a compiler that computes the maximum in another program than the channel
+    # may round them differently, and the hue would be that of another channel.
     sextant = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / divisor,
-        jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
+        jnp.where(green >= blue, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
     )
     hue = (sextant / 6.0 + turn[..., 0]) % 1.0
     # A channel is at its maximum within a sixth of its hue, at 0 beyond a third, linear between.

@@ -21,10 +21,7 @@ from etils import epath
 from rich.console import Console
 
 from converters.job.columns import remove_column
-from converters.job.convert import convert
-from converters.mapping.mapping_registry import registered
 from converters.rlds.rlds_restoration import declared_features
-from converters.sources.open_source import open_source
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from converters.vggt import __main__ as command, token_job
@@ -47,7 +44,6 @@ from pipeline.vggt import encoder
 from pipeline.vggt.aggregator_weights import load_for
 from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.token_storage import TokenEncoder, merged_spec
-from tests.converters.cut_source import cut_source
 from tests.converters.kill_moments import kill_after_first_shard
 from tests.processes import Command
 
@@ -65,23 +61,16 @@ def compute(directory: pathlib.Path, *, overwrite: bool = False, **settings: Any
     return add_tokens(make_job(directory, **settings), overwrite=overwrite)
 
 
-LENGTHS = (15, 11, 14, 13)
-"""Steps of the episodes; both shards have 26 or 27, no multiple of a batch."""
+@pytest.fixture(scope="module")
+def mini_rlds(short_rlds: pathlib.Path) -> pathlib.Path:
+    """No test here needs more steps than the cut set has."""
+    return short_rlds
 
 
 @pytest.fixture(scope="module")
-def mini_rlds(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The bundled RLDS set, its episodes cut short: no test here needs more steps than these."""
-    out = tmp_path_factory.mktemp("cut") / "libero_mini" / "1.0.0"
-    return cut_source(mini_rlds, out, iter(LENGTHS))
-
-
-@pytest.fixture(scope="module")
-def mini_dataset(mini_rlds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def mini_dataset(short_dataset: pathlib.Path) -> pathlib.Path:
     """It, converted once."""
-    directory = tmp_path_factory.mktemp("mini") / "libero_mini"
-    convert(open_source(str(mini_rlds)), directory, registered("libero"))
-    return directory
+    return short_dataset
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -48,7 +46,7 @@ class Recorded:
                 leaves[place.path][...] = tensor
             else:
                 leaves[place.path][place.index] = tensor
-        return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(leaves, sep="/"))
+        return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.samples.windows import history_indices
-from tests.train.conftest import untrained
+from tests.train.conftest import without_params
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import parity
 from train.policy.parity import Comparison, compare, compare_episode, main
@@ -20,10 +20,11 @@ from train.policy.policy_spec import PolicySpec
 
 
 @pytest.fixture(scope="module")
-def whole_config(policy_config):
-    """A config whose model reads everything in the bundled set."""
+def whole_config(policy_config, short_dataset):
+    """A config whose model reads everything in the bundled set, of short episodes."""
     names = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
-    data = dataclasses.replace(policy_config.data, observations=names)
+    datasets = (DatasetConfig(str(short_dataset)),)
+    data = dataclasses.replace(policy_config.data, datasets=datasets, observations=names)
     vggt = VGGTTokenizerConfig(num_tokens=21, token_dim=64)
     model = dataclasses.replace(policy_config.model, vggt=vggt)
     return dataclasses.replace(policy_config, data=data, model=model)
@@ -31,12 +32,12 @@ def whole_config(policy_config):
 
 @pytest.fixture(scope="module")
 def checkpoint(whole_config):
-    return untrained(whole_config)
+    return without_params(whole_config)
 
 
 @pytest.fixture(scope="module")
-def dataset(mini_dataset):
-    return open_dataset(str(mini_dataset))
+def dataset(short_dataset):
+    return open_dataset(str(short_dataset))
 
 
 def differing(checkpoint, dataset, spec=None, episode=0):
@@ -81,7 +82,7 @@ def test_a_policy_sees_what_it_was_trained_on_bitwise_identical(checkpoint, data
 )
 def test_every_way_of_training_is_met(whole_config, dataset, data):
     config = dataclasses.replace(whole_config, data=dataclasses.replace(whole_config.data, **data))
-    assert differing(untrained(config), dataset, episode=1) == {}
+    assert differing(without_params(config), dataset, episode=1) == {}
 
 
 @pytest.mark.parametrize(
@@ -96,23 +97,23 @@ def test_every_way_of_training_is_met(whole_config, dataset, data):
 def test_every_use_of_tokens_is_met(whole_config, dataset, fusion, leaves):
     vggt = dataclasses.replace(whole_config.model.vggt, fusion=fusion)
     model = dataclasses.replace(whole_config.model, vggt=vggt)
-    checkpoint = untrained(dataclasses.replace(whole_config, model=model))
+    checkpoint = without_params(dataclasses.replace(whole_config, model=model))
     below = {f"observation/{name}" for name in (*leaves, "proprio")}
     found = {key for key in PolicySpec.of(checkpoint).leaves if "pad_mask" not in key}
     assert {key for key in found if key.startswith("observation/")} == below
     assert differing(checkpoint, dataset, episode=1) == {}
 
 
-def test_what_a_dataset_lacked_is_met_too(whole_config, mini_dataset, tmp_path, dataset):
+def test_what_a_dataset_lacked_is_met_too(whole_config, short_dataset, tmp_path):
     other = tmp_path / "other"
-    other.symlink_to(mini_dataset)
+    other.symlink_to(short_dataset)
     parts = (
-        DatasetConfig(str(mini_dataset)),
+        DatasetConfig(str(short_dataset)),
         DatasetConfig(str(other), missing=("image_wrist", "proprio")),
     )
     for statistics in ("dataset", "mixture"):
         data = dataclasses.replace(whole_config.data, datasets=parts, statistics=statistics)
-        checkpoint = untrained(dataclasses.replace(whole_config, data=data))
+        checkpoint = without_params(dataclasses.replace(whole_config, data=data))
         spec = PolicySpec.of(checkpoint, str(other))
         lacking = open_dataset(str(other))
         assert differing(checkpoint, lacking, spec) == {}
@@ -124,7 +125,8 @@ def changed_steps(monkeypatch, change):
     monkeypatch.setattr(parity, "_read_step", lambda *args: change(dict(read(*args))))
 
 
-ALL = list(range(102))
+NUM_STEPS = 15
+ALL = list(range(NUM_STEPS))
 
 
 def test_a_mirrored_image_is_named(checkpoint, dataset, monkeypatch):
@@ -140,15 +142,15 @@ def test_swapped_cameras_are_named(checkpoint, dataset, monkeypatch):
 
 
 def test_a_single_late_pixel_is_named(checkpoint, dataset, monkeypatch):
-    key, calls = "observation/image_wrist", iter(range(102))
+    key, calls = "observation/image_wrist", iter(ALL)
 
     def change(shown):
-        if next(calls) == 100:
+        if next(calls) == NUM_STEPS - 2:
             shown[key][5, 6, 0] ^= 1
         return shown
 
     changed_steps(monkeypatch, change)
-    assert differing(checkpoint, dataset) == {key: [100, 101]}  # it stays in the window
+    assert differing(checkpoint, dataset) == {key: ALL[-2:]}  # it stays in the window
 
 
 def test_other_statistics_are_named(checkpoint, dataset):

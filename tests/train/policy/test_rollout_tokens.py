@@ -22,19 +22,19 @@ from train.policy.rollout_tokens import encoder_of
 from train.train_config import TrainConfig
 
 KEY = "observation/flat"
-STEPS = (0, 150, 454)
+STEPS = (0, 20, 52)
 
 
 @pytest.fixture(scope="module")
-def tokened(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def tokened(short_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The dataset with a column of pooled tokens of the wrist camera."""
-    out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("tokens") / "mini"))
+    out = pathlib.Path(shutil.copytree(short_dataset, tmp_path_factory.mktemp("tokens") / "mini"))
     settings = TokenSettings(
         name="flat", cameras=("image_wrist",), keep=Keep("pool", 4), image_size=(56, 56)
     )
-    add_tokens(TokenJob.load(open_dataset(str(out)), settings, "random:tiny", 64))
+    add_tokens(TokenJob.load(open_dataset(str(out)), settings, "random:tiny", 16))
     both = TokenSettings(name="deep", layers=(0, 1), image_size=(56, 56))
-    add_tokens(TokenJob.load(open_dataset(str(out)), both, "random:tiny", 64))
+    add_tokens(TokenJob.load(open_dataset(str(out)), both, "random:tiny", 16))
     return out
 
 

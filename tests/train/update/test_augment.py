@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +9,15 @@ import pytest
 
 from tests.rounding import assert_equal_but_for_rounding
 from train.train_config import AugmentConfig
+from train.update import augment as operations
 from train.update.augment import (
     Draws,
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
     apply,
-    augment,
     crop_and_resize,
     crop_box,
-    draw,
     to_uint8,
 )
 
@@ -25,6 +25,7 @@ GOLDEN = pathlib.Path(__file__).parents[2] / "data" / "golden" / "octo" / "data"
 KEY = jax.random.key(0)
 CAMERAS = ("image_primary", "image_wrist")
 CONFIG = AugmentConfig()
+augment = jax.jit(operations.augment, static_argnums=(1, 2, 3))
 STAYS = AugmentConfig(
     crop_scale=(1.0, 1.0),
     crop_ratio=(1.0, 1.0),
@@ -43,15 +44,15 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 def clipped(images):
-    return np.asarray(jnp.clip(images, 0.0, 1.0))[0, 0]
+    return np.clip(np.asarray(images), 0.0, 1.0)[0, 0]
 
 
 def test_crop_is_that_of_the_original(recorded):
     top, left, bottom, right = recorded["crop_box"][0]
-    image = jnp.asarray(recorded["image"], jnp.float32)[None, None] / 255
-    box = jnp.asarray([[top, left, bottom - top, right - left]], jnp.float32)
+    image = np.float32(recorded["image"])[None, None] / np.float32(255)
+    box = np.array([[top, left, bottom - top, right - left]], np.float32)
     np.testing.assert_allclose(
-        clipped(crop_and_resize(image, box)), recorded["1_crop"], atol=1e-6, rtol=0
+        clipped(jax.jit(crop_and_resize)(image, box)), recorded["1_crop"], atol=1e-6, rtol=0
     )
 
 
@@ -65,8 +66,8 @@ def test_crop_is_that_of_the_original(recorded):
     ],
 )
 def test_colour_operations_are_those_of_the_original(recorded, operation, before, name, after):
-    factor = jnp.full((1, 1, 1, 1, 1), recorded[f"factor_{name}"], jnp.float32)
-    found = operation(jnp.asarray(recorded[before])[None, None], factor)
+    factor = np.full((1, 1, 1, 1, 1), recorded[f"factor_{name}"], np.float32)
+    found = jax.jit(operation)(recorded[before][None, None], factor)
     np.testing.assert_allclose(clipped(found), recorded[after], atol=1e-6, rtol=0)
 
 
@@ -75,11 +76,12 @@ def test_grey_levels_are_those_of_the_original(recorded):
 
 
 def test_all_operations_together_are_within_one_grey_level(recorded):
-    top, left, bottom, right = jnp.asarray(recorded["crop_box"].T)
+    top, left, bottom, right = recorded["crop_box"].T
     names = ("brightness", "contrast", "saturation", "hue")
-    factors = {name: jnp.asarray(recorded[f"factor_{name}"][None]) for name in names}
-    draws = Draws(top=top, left=left, height=bottom - top, width=right - left, **factors)
-    found = apply(jnp.asarray(recorded["image"])[None, None], draws, crops=True)
+    draws = {name: recorded[f"factor_{name}"][None] for name in names}
+    draws |= {"top": top, "left": left, "height": bottom - top, "width": right - left}
+    run = jax.jit(lambda images, by: apply(images, Draws(**by), crops=True))
+    found = run(recorded["image"][None, None], draws)
     difference = np.abs(np.asarray(found)[0, 0].astype(int) - recorded["final_uint8"])
     assert difference.max() <= 1
 
@@ -89,31 +91,41 @@ def test_boxes_are_those_of_the_original_for_its_draws():
     with np.load(GOLDEN / "augment_seeded.npz") as stored:
         boxes = stored["boxes_y0x0hw"]
     uniform = boxes[:, 0] / (1 - boxes[:, 2])
-    found = crop_box(jnp.tile(jnp.asarray(uniform, jnp.float32), (4, 1)), (0.8, 1.0), (0.9, 1.1))
-    np.testing.assert_allclose(jnp.stack(found, axis=1), boxes, atol=1e-6, rtol=0)
+    draws = np.tile(np.float32(uniform), (4, 1))
+    found = jax.jit(crop_box, static_argnums=(1, 2))(draws, (0.8, 1.0), (0.9, 1.1))
+    np.testing.assert_allclose(np.stack(found, axis=1), boxes, atol=1e-6, rtol=0)
 
 
 def batch(num_samples: int = 3, window: int = 2, first: int = 0) -> dict:
     """Returns the same image for all samples and steps, and as their goal."""
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    frames = jnp.broadcast_to(jnp.asarray(image), (num_samples, window, 16, 16, 3))
-    real = jnp.ones((num_samples, window), bool)
+    frames = np.tile(image, (num_samples, window, 1, 1, 1))
+    real = np.ones((num_samples, window), bool)
     return {
         "observation": {
             "image_primary": frames,
             "image_wrist": frames,
-            "proprio": jnp.zeros((num_samples, window, 8)),
+            "proprio": np.zeros((num_samples, window, 8), np.float32),
             "pad_mask_dict": {"image_primary": real, "image_wrist": real},
         },
         "task": {"image_primary": frames[:, 0], "pad_mask_dict": {"image_primary": real[:, 0]}},
-        "sample_index": jnp.arange(first, first + num_samples, dtype=jnp.int32),
+        "sample_index": np.arange(first, first + num_samples, dtype=np.int32),
     }
+
+
+def draw(indices):
+    return types.SimpleNamespace(**jax.device_get(_draw(np.asarray(indices, np.int32))))
+
+
+@jax.jit
+def _draw(indices):
+    return vars(operations.draw(CONFIG, KEY, indices))
 
 
 def test_draws_are_pinned():
     # These values may change only with jax's random numbers or the order of the draws: a resumed
     # run would then see other images.
-    draws = draw(CONFIG, KEY, jnp.asarray([0, 1, 70000], jnp.int32))
+    draws = draw([0, 1, 70000])
     expected = {
         "top": [0.0, 0.033902, 0.01165],
         "left": [0.005934, 0.053884, 0.045158],
@@ -129,7 +141,7 @@ def test_draws_are_pinned():
 
 
 def test_draws_are_independent_and_within_their_ranges():
-    draws = draw(CONFIG, KEY, jnp.arange(4000, dtype=jnp.int32))
+    draws = draw(range(4000))
     colours = np.stack([draws.brightness, draws.contrast, draws.saturation, draws.hue])
     np.testing.assert_allclose(np.corrcoef(colours), np.eye(4), atol=0.06)
     for values, (low, high) in zip(
@@ -150,14 +162,14 @@ def test_sample_is_changed_alike_wherever_it_stands_in_a_batch():
     alone = augment(batch(2, first=5), CONFIG, CAMERAS, ("image_primary",), KEY)
     for name in ("image_primary", "image_wrist"):
         np.testing.assert_array_equal(
-            together["observation"][name][5:7], alone["observation"][name]
+            np.asarray(together["observation"][name])[5:7], alone["observation"][name]
         )
 
 
 def test_window_and_goal_are_changed_alike_and_samples_and_cameras_are_not():
     images = batch()
     changed = augment(images, CONFIG, CAMERAS, ("image_primary",), KEY)
-    primary, wrist = (changed["observation"][f"image_{n}"] for n in ("primary", "wrist"))
+    primary, wrist = (np.asarray(changed["observation"][name]) for name in CAMERAS)
     np.testing.assert_array_equal(primary[:, 0], primary[:, 1])
     # Of another shape, the mean of an image is rounded differently.
     goal = np.asarray(changed["task"]["image_primary"]).astype(int)
@@ -172,7 +184,7 @@ def test_only_named_cameras_are_cropped():
         batch(), dataclasses.replace(STAYS, crop_scale=(0.5, 0.5)), CAMERAS, ("image_wrist",), KEY
     )
     before = batch()["observation"]
-    assert (changed["observation"]["image_wrist"] != before["image_wrist"]).any()
+    assert not np.array_equal(changed["observation"]["image_wrist"], before["image_wrist"])
     np.testing.assert_array_equal(changed["observation"]["image_primary"], before["image_primary"])
 
 
@@ -191,17 +203,17 @@ def test_ranges_of_one_value_change_nothing():
 
 def test_missing_image_stays_black():
     images = batch()
-    images["task"]["image_primary"] = jnp.zeros_like(images["task"]["image_primary"])
-    images["task"]["pad_mask_dict"]["image_primary"] = jnp.asarray([True, False, False])
+    images["task"]["image_primary"] = np.zeros_like(images["task"]["image_primary"])
+    images["task"]["pad_mask_dict"]["image_primary"] = np.array([True, False, False])
     goal = augment(images, CONFIG, CAMERAS, ("image_primary",), KEY)["task"]["image_primary"]
-    np.testing.assert_array_equal(goal[1:], 0)
+    np.testing.assert_array_equal(np.asarray(goal)[1:], 0)
 
 
 @pytest.mark.parametrize("colour", [0, 128, 255])
 def test_grey_keeps_its_hue(colour):
-    grey = jnp.full((1, 1, 4, 4, 3), colour / 255, jnp.float32)
+    grey = np.full((1, 1, 4, 4, 3), colour / 255, np.float32)
     for operation, by in ((adjust_hue, 0.3), (adjust_saturation, 2.0)):
-        found = operation(grey, jnp.full((1, 1, 1, 1, 1), by, jnp.float32))
+        found = jax.jit(operation)(grey, np.full((1, 1, 1, 1, 1), by, np.float32))
         assert_equal_but_for_rounding(found, grey, terms=8)
 
 
