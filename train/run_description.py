@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from pipeline.checksums import write_json
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.loading.batch import table
 from pipeline.loading.device import DATA_AXIS, FSDP_AXIS
-from train.checkpoints.run_directory import ENVIRONMENT_NAME, flatten
+from train.checkpoints.run_directory import ENVIRONMENT_NAME
 from train.flags import Flags
 from train.octo.token_layout import draw_parameters, draw_tokens
 from train.run_setup import Setup
@@ -124,8 +125,9 @@ def changed_settings(config: TrainConfig, unchanged: TrainConfig | None) -> list
 
 
 def _settings(config: TrainConfig, unchanged: TrainConfig | None) -> list[str]:
-    now = flatten(to_json_values(config))
-    before = now if unchanged is None else flatten(to_json_values(unchanged))
+    now = traverse_util.flatten_dict(to_json_values(config), sep=".")
+    file = config if unchanged is None else unchanged
+    before = traverse_util.flatten_dict(to_json_values(file), sep=".")
     text = {key: f"{key} = {_value(now.get(key))}" for key in sorted(now.keys() | before.keys())}
     return [
         line if now.get(key) == before.get(key) else f"{line}  (file: {_value(before.get(key))})"

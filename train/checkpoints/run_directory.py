@@ -11,6 +11,8 @@ import shutil
 import socket
 from collections.abc import Iterator
 
+from flax import traverse_util
+
 from pipeline.checksums import read_json, write_json
 from pipeline.data.token_provenance import check_same_encoders
 from pipeline.errors import DataError, UserError
@@ -197,7 +199,9 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
 def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
     if before is None:
         raise _refused(config, "a run to resume", "none", "Start it without --resume.")
-    then, now = flatten(to_json_values(before)), flatten(to_json_values(config))
+    then, now = (
+        traverse_util.flatten_dict(to_json_values(each), sep=".") for each in (before, config)
+    )
     differing = [
         f"{key}: {then.get(key)} then, {now.get(key)} now"
         for key in sorted(then.keys() | now.keys())
@@ -216,16 +220,6 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
             f"one's weights with --config.pretrained_path={config.save_dir}."
         )
         raise _refused(config, "the config of the run", "; ".join(differing), remedy)
-
-
-def flatten(values: object, prefix: str = "") -> dict[str, object]:
-    """Flattens nested values to leaves by dotted path."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -> int:
