@@ -21,7 +21,7 @@ from train.octo.attention import READOUT, Kind
 from train.octo.functional import init_params, input_spec, loss_fn, losses_fn, sample_actions
 from train.octo.fusion import Alignment, PatchFusion
 from train.octo.geometry_config import Fusion
-from train.octo.model import OctoModule
+from train.octo.model import OctoModule, OctoTransformer
 from train.octo.octo_config import (
     ImageTokenizerConfig,
     LowdimTokenizerConfig,
@@ -99,18 +99,29 @@ def perturbed(params: Any) -> Any:
 
 
 def readout(config: OctoConfig, params: Any, batch: Any) -> np.ndarray:
-    return np.asarray(_run(config)(params, batch["observation"]))
+    return np.asarray(_outputs(config)(params, batch)[0])
+
+
+def losses_of(config: OctoConfig, params: Any, batch: Any) -> Any:
+    return _outputs(config)(params, batch)[1]
 
 
 @functools.cache
-def _run(config: OctoConfig) -> Any:
-    module = OctoModule(config)
-    return jax.jit(lambda p, b: module.apply({"params": p}, b, {})[READOUT].tokens)
+def _outputs(config: OctoConfig) -> Any:
+    """The readout and the losses, in one program: most of it is the transformer of both."""
+    captured = functools.partial(
+        OctoModule(config).apply,
+        method="losses",
+        capture_intermediates=lambda part, _: isinstance(part, OctoTransformer),
+        mutable=["intermediates"],
+    )
 
+    def run(params: Any, batch: Any) -> Any:
+        losses, state = captured({"params": params}, batch, None)
+        (groups,) = state["intermediates"]["octo_transformer"]["__call__"]
+        return groups[READOUT].tokens, losses
 
-@functools.cache
-def _losses(config: OctoConfig) -> Any:
-    return jax.jit(lambda p, b: losses_fn(OctoModule(config), p, b, None))
+    return jax.jit(run)
 
 
 @functools.cache
@@ -175,13 +186,16 @@ def test_only_leaves_the_camera_without_a_place_and_unread(plain: Any) -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_training_lowers_the_loss_and_moves_every_new_parameter(fusion: Fusion) -> None:
     """All samples share their images: except for `align`, only tokens distinguish their actions."""
-    config = model(fusion)
+    config = dataclasses.replace(model(fusion), images=BASE.images[:1])
     batch = make_batch(config, samples=4, window=1)
     if fusion != "align":
         images = {k: v * 0 + 100 for k, v in batch["observation"].items() if "image" in k}
         batch = with_observation(batch, **images)
     module, optimizer = OctoModule(config), optax.adam(3e-3)
-    start = fresh(config)
+    both = flat(fresh(model(fusion)))
+    start = traverse_util.unflatten_dict(
+        {k: v for k, v in both.items() if "wrist" not in k}, sep="/"
+    )
 
     def step(carry: Any, _: Any) -> Any:
         def loss_of(params: Any) -> Any:
@@ -313,7 +327,7 @@ def test_tokens_of_the_current_step_alone_are_those_of_a_window_that_lacks_the_o
     current = with_observation(batch, vggt_tokens=tokens[:, -1:])
     present = {"vggt_tokens": jnp.array([[False, True]] * 2)}
     lacking = with_observation(batch, pad_mask_dict=present)
-    found, expected, whole = (_losses(config)(params, one) for one in (current, lacking, batch))
+    found, expected, whole = (losses_of(config, params, one) for one in (current, lacking, batch))
     assert found.keys() == expected.keys()
     assert_equal_but_for_rounding(found, expected)
     assert abs(float(found["loss"] - whole["loss"])) > 1e-4
@@ -356,7 +370,7 @@ def test_an_aligned_model_acts_and_is_validated_without_tokens(plain: Any) -> No
 
     (found, loss), (expected, plain_loss) = run(config, params), run(BASE, plain)
     assert_equal_but_for_rounding((found, loss), (expected, plain_loss))
-    losses = _losses(config)(params, batch)
+    losses = losses_of(config, params, batch)
     assert_equal_but_for_rounding(losses["loss"], loss + 0.5 * losses["align_loss"])
 
 
