@@ -154,7 +154,10 @@ def checkpoint(model: OctoConfig, params: dict) -> Checkpoint:
         conditioning="language_conditioned" if model.language else "image_conditioned",
     )
     config = dataclasses.replace(config, data=data, model=model)
-    return Checkpoint(100, config, params, {"a/1": dataset("libero", 1.0)}, b"vocabulary")
+    datasets = {"a/1": dataset("libero", 1.0)}
+    return Checkpoint(
+        step=100, config=config, params=params, datasets=datasets, vocabulary=b"vocabulary"
+    )
 
 
 @pytest.fixture
