@@ -97,8 +97,8 @@ def keep_freed_memory() -> None:
     """Lets the C library keep up to 64 MB of freed memory for the next record.
 
     By default glibc returns large blocks to the system at once, and the next block causes a page
-    fault for every 4 KB: 28,000 faults, a third of the CPU time, in a conversion of 77 MB, and
-    1.35 ms instead of 0.34 ms for reading 1.07 MB of tokens (2 cores of an AMD EPYC).
+    fault for every 4 KB: 1,470 faults for a sample with tokens, whose loading then takes 7.7 CPU
+    ms instead of 5.0. A conversion takes 4 to 8 % more (benchmarks/RESULTS.md).
 
     The setting affects the whole process, so only command lines and worker processes call this, no
     library function does. It does nothing where the C library has no `mallopt`, or where the

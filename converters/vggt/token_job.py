@@ -57,7 +57,7 @@ class TokenSettings:
     keep: Keep = ALL
     """The tokens that are stored."""
     store: Store = "f16"
-    """How."""
+    """How they are stored."""
     compute_dtype: ComputeDtype = "float32"
     """Dtype of the weights and the matrix products."""
     precision: Precision = "highest"

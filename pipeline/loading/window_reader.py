@@ -34,7 +34,7 @@ class Buffers:
     """Allocates uninitialised arrays from reusable blocks; safe to share between threads.
 
     A fresh array of 34 MB (the tokens of a batch of 16) costs a page fault and zeroing for each of
-    its pages: 0.5 of 1.9 CPU ms per sample (2 cores of an AMD EPYC).
+    its pages: 0.7 of 5.7 CPU ms per sample (benchmarks/RESULTS.md).
 
     The reference count shows whether a block is free: views of an array hold a reference, and so
     do jax arrays that share its memory or are still being copied from it. No block is reused on an
