@@ -138,8 +138,7 @@ def rewrite_item(checkpoint: pathlib.Path, item: str, text: str) -> None:
 
 def random_state(config: TrainConfig, step: int = 0) -> TrainState:
     """A state with random parameters, other ones at each step; nothing is compiled for it."""
-    optimizer = make_optimizer(config.optimizer)
-    shapes = jax.eval_shape(lambda: init_state(config, optimizer))
+    shapes = _state_shapes(config)
     rng = np.random.default_rng(step)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -151,6 +150,18 @@ def random_state(config: TrainConfig, step: int = 0) -> TrainState:
         jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
         jax.tree.map(draw, shapes.ema),
     )
+
+
+_shapes: dict[str, TrainState] = {}
+
+
+def _state_shapes(config: TrainConfig) -> TrainState:
+    """Shape and dtype of a state's leaves; tracing the model for them takes half a second."""
+    key = repr((config.model, config.optimizer, config.frozen))
+    if key not in _shapes:
+        optimizer = make_optimizer(config.optimizer)
+        _shapes[key] = jax.eval_shape(lambda: init_state(config, optimizer))
+    return _shapes[key]
 
 
 def _loader(config: TrainConfig) -> Loader:
