@@ -270,7 +270,7 @@ class SavedStep:
             return ocp.PyTreeCheckpointHandler().restore(epath.Path(self.path / item), args=args)
 
     def compare(self, found: Mapping[str, str], *roots: str) -> None:
-        """Raises an error if checksums differ from those saved below some paths."""
+        """Raises an error if checksums, by path, differ from those saved at and below `roots`."""
         if self.digests is None:
             return
         below = tuple(f"{root}/" for root in roots)
@@ -283,10 +283,9 @@ class SavedStep:
         ]
         if changed:
             hidden = len(changed) - _MOST_LISTED
-            more = f" and {hidden} more" if hidden > 0 else ""
-            raise damage(
-                self.path, "its content as saved", ", ".join(changed[:_MOST_LISTED]) + more
-            )
+            found_now = ", ".join(changed[:_MOST_LISTED])
+            found_now += f" and {hidden} more" if hidden > 0 else ""
+            raise damage(self.path, "its content as saved", found_now)
 
 
 def is_run(directory: pathlib.Path) -> bool:

@@ -1,6 +1,7 @@
 """The run directory: which process may write into it, and whether a run may start or resume."""
 
 import contextlib
+import fcntl
 import functools
 import json
 import logging
@@ -138,9 +139,13 @@ def check_usable(config: TrainConfig) -> None:
     if not place.is_dir():
         remedy = "Move it, or name another save_dir."
         raise _refused(config, f"a directory at {place}", "a file", remedy)
-    if (lock := directory / LOCK_NAME).exists():
-        with locked(lock, _in_use(config)):
-            pass
+    if (lock := directory / LOCK_NAME).is_file():
+        with _writing(config), lock.open() as file:
+            try:
+                # A shared lock fails only where a run holds the exclusive one.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _in_use(config) from error
     # By the effective user, where the system can ask for it.
     access = functools.partial(os.access, effective_ids=os.access in os.supports_effective_ids)
     needed = [(e, os.W_OK | (os.X_OK if e.is_dir() else 0)) for e in (place, *_entries(directory))]
