@@ -67,6 +67,14 @@ _TOKENIZERS = {
         "obs_keys discretize n_bins bin_type low high", proper_pad_mask=True
     ),
 }
+_STEM = {
+    "SmallStem16": _options(
+        "features num_features kernel_sizes strides padding",
+        use_film=False,
+        patch_size=16,
+        img_norm_type="default",
+    )
+}
 _LANGUAGE = {"LanguageTokenizer": _options("encoder finetune_encoder", proper_pad_mask=True)}
 _SCORE = "diffusion_steps time_dim hidden_dim num_blocks n_diffusion_samples"
 """Options of the diffusion head that have the names of `DiffusionConfig`'s fields."""
@@ -84,7 +92,7 @@ _HEADS = {
 def _per_convolution(num_layers: int) -> Json:
     """Returns the options of a stem that have an entry for each convolution."""
     values = {"kernel_sizes": 3, "strides": 2, "padding": 1}
-    return {name: [value] * num_layers for name, value in values.items()}
+    return {name: (value,) * num_layers for name, value in values.items()}
 
 
 def translate(model: Mapping[str, Any], shapes: Shapes, where: str) -> OctoConfig:
@@ -174,7 +182,7 @@ class _Reader:
         if spec.get("args"):
             self.problems.append(f"{place}.args {spec['args']!r}: only named options are supported")
         if spec["name"] not in supported:
-            raise ValueError(f"{spec['name']}: only {', '.join(supported)} is supported")
+            raise ValueError(f"{spec['name']}: only {' or '.join(supported)} is supported")
         kwargs = dict(spec["kwargs"])
         self.check_options(place, kwargs, supported[spec["name"]])
         return spec["name"], kwargs
@@ -221,11 +229,11 @@ class _Reader:
         return ImageTokenizerConfig(name, key, side * 2 ** len(features), features, stem_dim)
 
     def _stem(self, place: str, spec: Any) -> tuple[tuple[int, ...], int]:
-        features = tuple(spec["kwargs"].get("features", (32, 96, 192, 384)))
-        per_layer = {n: tuple(each) for n, each in _per_convolution(len(features)).items()}
-        fixed = {"use_film": False, "patch_size": 16, "img_norm_type": "default", **per_layer}
-        options = _options("features num_features", **fixed)
-        _, kwargs = self.module(place, spec, {"SmallStem16": options})
+        _, kwargs = self.module(place, spec, _STEM)
+        features = tuple(kwargs.get("features", (32, 96, 192, 384)))
+        per_layer = _per_convolution(len(features))
+        given = {name: kwargs[name] for name in per_layer if name in kwargs}
+        self.check_options(place, given, per_layer)
         return features, kwargs.get("num_features", 512)
 
     def _plain_key(self, place: str, patterns: str | Sequence[str]) -> str:

@@ -331,7 +331,8 @@ def test_all_that_has_no_counterpart_is_named_at_once(small: dict) -> None:
         "observation_tokenizers.wrist: 'obs_stack_keys' is missing",
         "model: 'max_horizon' is missing",
         "transformer_kwargs.dropout_rate 0.5: only 0.0 is supported",
-        "heads.action: Other: only DiffusionActionHead, L1ActionHead, MSEActionHead is supported",
+        "heads.action: Other: only DiffusionActionHead or L1ActionHead or MSEActionHead is "
+        "supported",
         "readouts: {}: only one called action is supported",
     ]
     assert caught.value.remedy.startswith("Use another checkpoint")
@@ -363,7 +364,11 @@ def test_the_exported_config_of_a_deeper_stem_lists_every_stride(config: OctoCon
     changed = dataclasses.replace(config, images=(deep,))
     model = original_config(changed, 2, "t5-base")["model"]
     stem = model["observation_tokenizers"]["primary"]["kwargs"]["encoder"]["kwargs"]
-    assert (stem["strides"], stem["kernel_sizes"], stem["padding"]) == ([2] * 5, [3] * 5, [1] * 5)
+    assert (stem["strides"], stem["kernel_sizes"], stem["padding"]) == (
+        (2,) * 5,
+        (3,) * 5,
+        (1,) * 5,
+    )
     assert translate(model, shapes_of(changed), "here") == changed
 
 
