@@ -167,6 +167,7 @@ def replaced(config: Any, field: str, value: Any) -> Any:
         ("head", RegressionConfig(max_action=2.0)),
         ("lowdims", ()),
         ("lowdims.bins", None),
+        ("lowdims.bins.num_bins", 8),
         ("language", None),
         ("vggt", VGGTTokenizerConfig(6, 16)),
         ("remat", True),
@@ -180,6 +181,14 @@ def test_what_changes_no_meaning_or_is_seen_in_the_shapes_is_not_compared(
     if isinstance(value, DiffusionConfig):
         value = dataclasses.replace(value, max_action=config.head.max_action)
     check_config(theirs, replaced(theirs, field, value), "here")
+
+
+def test_bounds_that_normal_bins_do_not_use_are_not_compared(config: OctoConfig) -> None:
+    theirs, ours = (
+        replaced(config, "lowdims", (dataclasses.replace(PROPRIO, bins=bins),))
+        for bins in (BinsConfig(16, "normal"), BinsConfig(16, "normal", low=-3.0))
+    )
+    check_config(theirs, ours, "here")
 
 
 def test_all_settings_that_differ_are_named_at_once(golden_dir: Path, config: OctoConfig) -> None:

@@ -78,6 +78,14 @@ def ends(lines: list[str]) -> set[str]:
             {"head": dataclasses.replace(HEAD, action_horizon=2)},
             {"head.action_horizon is 2, the checkpoint has 4"},
         ),
+        (
+            {"head": dataclasses.replace(HEAD, hidden_dim=96, num_blocks=4), "max_horizon": 12},
+            {
+                "head.hidden_dim is 96, the checkpoint has 64",
+                "head.num_blocks is 4, the checkpoint has 3",
+                "max_horizon is 12, the checkpoint has 5",
+            },
+        ),
         ({"num_readouts": 2}, {"num_readouts is 2, the checkpoint has 1"}),
         ({"max_horizon": 12}, {"max_horizon is 12, the checkpoint has 5"}),
         ({"embedding_dim": 32}, {"embedding_dim is 32, the checkpoint has 64"}),
