@@ -18,7 +18,7 @@ from pipeline.loading.batch import table
 from pipeline.loading.device import DATA_AXIS, FSDP_AXIS
 from train.checkpoints.run_directory import ENVIRONMENT_NAME
 from train.flags import Flags
-from train.octo.token_layout import draw_parameters, draw_tokens
+from train.octo.token_groups import draw_parameters, draw_tokens
 from train.run_setup import Setup
 from train.train_config import TrainConfig
 from train.update.optimizer import learning_rate, split_frozen

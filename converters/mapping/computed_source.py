@@ -27,8 +27,8 @@ from converters.sources.source import (
     SourceEpisode,
     SourceKey,
     SourceShard,
+    WrappedSource,
 )
-from converters.sources.wrapped_source import WrappedSource
 from pipeline.data.schema import Blob
 from pipeline.errors import DataError, SchemaError, UserError, nearest_name
 from pipeline.files import json_checksum, parse_json, read_text

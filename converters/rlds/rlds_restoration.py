@@ -13,8 +13,7 @@ from tensorflow_datasets.proto import tf_feature_generated_pb2 as tf_feature
 
 from converters.sources.source import STEPS
 from pipeline.data.dataset import Dataset
-from pipeline.data.depth import MM_PER_M, read_millimetres
-from pipeline.data.images import image_format
+from pipeline.data.images import MM_PER_M, image_format, read_millimetres
 from pipeline.data.manifest import Manifest
 from pipeline.data.record import Values
 from pipeline.data.schema import Blob, Column, Feature, Schema, SourcePart, nest

@@ -8,9 +8,15 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from converters.sources.source import Episode, Source, SourceEpisode, SourceKey, SourceShard
-from converters.sources.wrapped_source import WrappedSource
-from pipeline.data.depth import MM_PER_M, check_depth
+from converters.sources.source import (
+    Episode,
+    Source,
+    SourceEpisode,
+    SourceKey,
+    SourceShard,
+    WrappedSource,
+)
+from pipeline.data.images import MM_PER_M, check_depth
 from pipeline.data.schema import Blob, Feature
 from pipeline.errors import SchemaError, UserError
 

@@ -6,7 +6,7 @@ mapping, `--describe` and verification are written against it alone.
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -183,3 +183,72 @@ class Source(Protocol):
 def place_of(source: Source) -> str:
     """The source as a place for errors: where it lies, and its split where it has one."""
     return f"{source.directory}, split {source.split}" if source.split else str(source.directory)
+
+
+Wrapped = TypeVar("Wrapped", bound="WrappedSource")
+
+
+@dataclasses.dataclass(frozen=True)
+class WrappedSource:
+    """Has all that the source inside has; derived classes say what is different."""
+
+    source: Source
+    """The source that is read."""
+
+    @property
+    def format(self) -> str:
+        """The source's."""
+        return self.source.format
+
+    @property
+    def directory(self) -> epath.Path:
+        """The source's."""
+        return self.source.directory
+
+    @property
+    def declaration(self) -> str:
+        """The source's."""
+        return self.source.declaration
+
+    @property
+    def name(self) -> str:
+        """The source's."""
+        return self.source.name
+
+    @property
+    def version(self) -> str:
+        """The source's."""
+        return self.source.version
+
+    @property
+    def split(self) -> str:
+        """The source's."""
+        return self.source.split
+
+    @property
+    def keys(self) -> Mapping[str, SourceKey]:
+        """The source's."""
+        return self.source.keys
+
+    @property
+    def shards(self) -> Sequence[SourceShard]:
+        """The source's."""
+        return self.source.shards
+
+    @property
+    def selection(self) -> str:
+        """The source's."""
+        return self.source.selection
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """The source's."""
+        return self.source.notes
+
+    def check_files(self) -> None:
+        """Checks the source's files."""
+        self.source.check_files()
+
+    def select(self: Wrapped, start: int, stop: int) -> Wrapped:
+        """The same with a range of the source's episodes."""
+        return dataclasses.replace(self, source=self.source.select(start, stop))

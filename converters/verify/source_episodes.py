@@ -15,8 +15,7 @@ from converters.mapping.standardize import SourceMapping, Standardized, standard
 from converters.sources.reading import check_boundaries
 from converters.sources.source import Source, SourceEpisode
 from converters.verify.findings import Findings, mismatch
-from pipeline.data.depth import read_millimetres
-from pipeline.data.images import check_pixels
+from pipeline.data.images import check_pixels, read_millimetres
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.data.schema import ACTION, Blob, Feature, Schema, SourcePart
 from pipeline.errors import UserError

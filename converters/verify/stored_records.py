@@ -12,8 +12,7 @@ from etils import epath
 from converters.job.file_ownership import NOTE_SUFFIX
 from converters.verify.findings import Findings, mismatch
 from pipeline.data.column_reader import describe_unreadable
-from pipeline.data.depth import read_millimetres
-from pipeline.data.images import check_image, check_pixels
+from pipeline.data.images import check_image, check_pixels, read_millimetres
 from pipeline.data.manifest import FILE_NAME, WORK, Manifest
 from pipeline.data.record import RecordLayout, Values
 from pipeline.data.schema import Column, Feature, to_rest

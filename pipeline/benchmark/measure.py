@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.dataset import Dataset, open_dataset
-from pipeline.data.depth import decode_depth
-from pipeline.data.images import decode_image, decode_jpeg, image_format
+from pipeline.data.images import decode_depth, decode_image, decode_jpeg, image_format
 from pipeline.data.schema import EPISODES, Column
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import LoadedBatch, Loader

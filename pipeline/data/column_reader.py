@@ -12,8 +12,7 @@ from array_record.python import (
 )
 from etils import epath
 
-from pipeline.data.depth import decode_depth
-from pipeline.data.images import decode_image, resize_image
+from pipeline.data.images import decode_depth, decode_image, resize_image
 from pipeline.data.manifest import Shard
 from pipeline.data.record import RecordLayout, Values
 from pipeline.data.schema import Feature

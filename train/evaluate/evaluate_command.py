@@ -13,12 +13,11 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
 from pipeline.flag_help import joined_help
 from pipeline.terminal import log_to_stderr, program, show
-from train.evaluate.compare import COMPARISON_NAME, compare
 from train.evaluate.evaluation import Evaluation, Request
 from train.evaluate.evaluation_page import write_report
 from train.evaluate.libero.installation import Installation, find_installation
 from train.evaluate.libero.suites import Trial, select_tasks
-from train.evaluate.result_tables import paired_table, success_table
+from train.evaluate.result_tables import COMPARISON_NAME, compare, paired_table, success_table
 from train.evaluate.results import claimed
 from train.evaluate.videos import Kept
 

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.terminal import count
 from train.checkpoints.run_directory import REPORT_NAME
-from train.evaluate.compare import Comparison
 from train.evaluate.result_tables import (
+    Comparison,
     demonstrated,
     interval,
     paired_rows,

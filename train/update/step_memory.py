@@ -7,7 +7,7 @@ import jax
 
 from pipeline.loading import device
 from train.octo.octo_config import OctoConfig
-from train.octo.token_layout import group_spans
+from train.octo.token_groups import group_spans
 from train.train_config import TrainConfig
 from train.update.optimizer import split_frozen
 from train.update.train_state import TrainState

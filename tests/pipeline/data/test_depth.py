@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from converters.sources.image_encoding import encode_png
-from pipeline.data.depth import MM_PER_M, decode_depth, read_millimetres
-from pipeline.data.images import resize_image
+from pipeline.data.images import MM_PER_M, decode_depth, read_millimetres, resize_image
 from pipeline.data.schema import Column, Feature, Schema
 from pipeline.errors import DataError, SchemaError
 

@@ -7,11 +7,12 @@ import pytest
 
 from pipeline.errors import DataError, UserError
 from tests.train.evaluate.fakes import trial
-from train.evaluate.compare import compare
 from train.evaluate.evaluation_page import to_page, write_report
-from train.evaluate.result_tables import paired_table, success_table
+from train.evaluate.result_tables import compare, paired_table, success_table
 from train.evaluate.results import (
     Inference,
+    Paired,
+    Rate,
     Results,
     ResultsFile,
     Settings,
@@ -19,7 +20,6 @@ from train.evaluate.results import (
     claimed,
     read_results,
 )
-from train.evaluate.success_rates import Paired, Rate
 
 SETTINGS = Settings("d1", 100, "data/x", "libero_spatial", 0, 4, None, "mujoco 3.3, egl")
 

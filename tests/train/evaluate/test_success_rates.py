@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from train.evaluate.success_rates import Paired, Rate
+from train.evaluate.results import Paired, Rate
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,7 @@ from train.octo.octo_config import (
 from train.octo.released.config_differences import find_changed_meanings
 from train.octo.released.weight_loading import Allowed, Pretrained, merge
 from train.octo.released.weights_report import LoadRow
-from train.octo.token_groups import TokenGroup
-from train.octo.token_layout import draw_tokens, group_spans
+from train.octo.token_groups import TokenGroup, draw_tokens, group_spans
 from train.octo.vggt_tokens import TokenLearner, VGGTTokenizer, resize_grid
 from train.train_config import AugmentConfig
 from train.update.optimizer import learning_rate

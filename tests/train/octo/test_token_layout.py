@@ -10,7 +10,7 @@ from train.octo.octo_config import (
     VGGTTokenizerConfig,
     octo_small,
 )
-from train.octo.token_layout import draw_parameters, draw_tokens, group_spans
+from train.octo.token_groups import draw_parameters, draw_tokens, group_spans
 
 
 def test_tokens_of_octo_small_are_drawn() -> None:

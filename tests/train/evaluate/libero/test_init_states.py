@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError
 from tests.train.evaluate.libero.conftest import zipped
-from train.evaluate.libero.init_states import read_init_states
+from train.evaluate.libero.suites import read_init_states
 
 STATES = np.random.default_rng(0).normal(size=(50, 92))
 
