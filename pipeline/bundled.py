@@ -1,4 +1,4 @@
-"""Finds the files that come with octograin: presets of runs and the data of the demo.
+"""Finds what comes with octograin: its version, presets of runs and the data of the demo.
 
 In a checkout they lie in `configs/` and `tests/data/`; in a wheel, inside the package octograin.
 """
@@ -12,6 +12,7 @@ SCHEME = "octograin://"
 """Begins the name of a bundled file, such as `octograin://vocabulary.model`."""
 BUNDLED = ("libero_mini", "vocabulary.model")
 """What the demo reads: an RLDS set of four episodes, and a small SentencePiece model."""
+VERSION = octograin.__version__
 _PACKAGE = pathlib.Path(octograin.__file__).parent
 
 

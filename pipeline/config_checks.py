@@ -4,12 +4,19 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import numbers
 from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 from pipeline.errors import UserError, nearest_name, shown
 
+_PLAIN = {
+    int: (numbers.Integral, "a whole number", "Give one, without quotes."),
+    float: (numbers.Real, "a number", "Give one, without quotes."),
+    str: (str, "a text", "Give it in quotes; str() makes a text of a path."),
+}
+"""What a field for a number or a text accepts, in types and in words, and the remedy."""
 _is_deferred = contextvars.ContextVar("is_deferred", default=False)
 
 
@@ -141,7 +148,7 @@ def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:
 
 
 def _mistyped(config: object) -> Iterator[Problem]:
-    """Yields fields whose value is no mode of theirs, or no tuple of what they list."""
+    """Yields fields whose value is no mode of theirs, no tuple of what they list, or no number."""
     for field, hint in _hints(type(config)).items():
         value = getattr(config, field)
         kinds = [hint, *(get_args(hint) if isinstance(hint, UnionType) else ())]
@@ -150,6 +157,7 @@ def _mistyped(config: object) -> Iterator[Problem]:
             nearest = nearest_name(str(value), [str(mode) for mode in modes])
             remedy = f"Did you mean {nearest!r}?" if nearest else "Give one of them."
             yield Problem(field, f"one of {', '.join(map(repr, modes))}", repr(value), remedy)
+        yield from _no_number(field, kinds, value)
         elements = [get_args(k) for k in kinds if get_origin(k) is tuple and get_args(k)[-1] is ...]
         if not elements or (value is None and NoneType in kinds):
             continue
@@ -163,6 +171,23 @@ def _mistyped(config: object) -> Iterator[Problem]:
         example = f"({shown(value)},)" if name == "str" else f"({name}(...),)"
         found = f"{value!r:.80}" if is_tuple else f"{shown(value):.80}"
         yield Problem(field, f"a tuple of {name}", found, f"Write {field}={example}.")
+
+
+def _no_number(field: str, kinds: list[Any], value: object) -> Iterator[Problem]:
+    """Yields the problem of a field for a number or a text that has a value of another type."""
+    plain = [kind for kind in kinds if kind is not NoneType and not isinstance(kind, UnionType)]
+    if len(plain) != 1 or plain[0] not in _PLAIN or (value is None and NoneType in kinds):
+        return
+    accepted, expected, remedy = _PLAIN[plain[0]]
+    # True is a number of Python's.
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        yield Problem(field, expected, f"{shown(value):.80}", remedy)
+
+
+def is_typed(config: object) -> bool:
+    """Returns whether the values of a config have the types of their fields, at every depth."""
+    parts = (part for _, part in _configs(config, ""))
+    return not any(problem for part in parts for problem in _mistyped(part))
 
 
 @functools.cache

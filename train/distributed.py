@@ -154,8 +154,7 @@ def _tpu_hosts() -> int:
     """Returns the number of hosts of a TPU slice, or of several slices; 1 elsewhere.
 
     Source: jax joins them by the same information: the variables that GKE sets, or else the
-      metadata
-    server of a Cloud TPU VM.
+      metadata server of a Cloud TPU VM.
     """
     if not _has_tpu():
         return 1

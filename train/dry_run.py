@@ -1,6 +1,7 @@
 """Checks config, data, weights and machine against each other, for `--dry_run`."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pipeline.loading.text import describe_texts
 from pipeline.terminal import show
 from train.checkpoints import run_directory
 from train.checkpoints.checkpoint_store import (
+    DIRECTORY as CHECKPOINTS,
     check_arrays,
     checkpoint_bytes,
     is_run,
@@ -58,19 +60,18 @@ class Finding:
 
 def examine(flags: Flags) -> int:
     """Prints every finding; returns the exit code: 0, or 2 if there is an error."""
-    out = show
     if flags.verbose:
-        out(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
+        show(f"config (* set by a flag):\n{describe_config(flags.config, flags.unchanged)}\n\n")
     else:
         changed = changed_settings(flags.config, flags.unchanged)
-        out("".join(f"  set by a flag: {setting}\n" for setting in changed))
+        show("".join(f"  set by a flag: {setting}\n" for setting in changed))
     findings = diagnose(flags)
     for finding in findings:
-        out(f"{_MARKS[finding.level]} {finding.about}: {finding.text}\n")
+        show(f"{_MARKS[finding.level]} {finding.about}: {finding.text}\n")
     errors = sum(finding.level == "error" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
     verdict = "this run cannot start" if errors else "the same command without --dry_run trains"
-    out(f"\n{_count(errors, 'error')}, {_count(warnings, 'warning')}: {verdict}\n")
+    show(f"\n{_count(errors, 'error')}, {_count(warnings, 'warning')}: {verdict}\n")
     return EXIT_USER_ERROR if errors else 0
 
 
@@ -136,8 +137,9 @@ class _Findings:
 
     def add(self, level: Level, about: str, text: str) -> None:
         """Adds a finding; an error that two checks run into is added once."""
-        # By text alone, because two checks name the same cause differently.
-        if all((level, text) != (one.level, one.text) for one in self.all):
+        # By text alone, because two checks name the same cause differently. Warnings of two
+        # datasets may have the same text, and both count.
+        if level != "error" or all((level, text) != (one.level, one.text) for one in self.all):
             self.all.append(Finding(level, about, text))
 
     def attempt(self, about: str, work: Callable[[], T], good: str | None = None) -> T | None:
@@ -316,7 +318,9 @@ def _look_at_disk(found: _Findings, setup: Setup) -> None:
     needed = one * (last + forever + 1)
     # The directory may not exist yet; its disk is that of the folder above.
     place = run_directory.existing_part(pathlib.Path(config.save_dir))
-    free = shutil.disk_usage(place).free
+    # A run that is resumed or overwritten makes room by its own checkpoints.
+    own = (path for path in pathlib.Path(config.save_dir, CHECKPOINTS).rglob("*") if path.is_file())
+    free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in own)
     text = (
         f"a checkpoint takes {one / 1e9:.2f} GB, all that are kept {needed / 1e9:.2f}; "
         f"{free / 1e9:.0f} GB are free"
@@ -351,8 +355,6 @@ def _device_bytes() -> int | None:
         return stats["bytes_limit"]
     if jax.default_backend() != "cpu":
         return None
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            # On a CPU all devices share the machine's memory.
-            return int(line.split()[1]) * 1024 // jax.local_device_count()
-    return None
+    # On a CPU all devices share the machine's memory.
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total // jax.local_device_count()

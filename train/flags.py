@@ -14,7 +14,7 @@ import tyro
 
 from pipeline.arguments import check_path, named_arguments
 from pipeline.bundled import presets
-from pipeline.config_checks import ConfigError, all_problems, deferred
+from pipeline.config_checks import ConfigError, all_problems, deferred, is_typed
 from pipeline.errors import UserError, nearest_name
 from pipeline.terminal import program
 from train.train_config import TrainConfig
@@ -89,6 +89,9 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
             remedy="Try `octograin train --config libero_vggt:demo`.",
         )
     config = _read_variant(known.config)
+    if not is_typed(config):
+        # Flags cannot fix what is of another type, nor show it as a default.
+        _check_config(config, known.config)
     # Deferred, so that a dry run can list all problems of a config at once.
     with deferred():
         flags = tyro.cli(

@@ -40,13 +40,13 @@ class Guard:
     A loop that does what can fail in one process alone inside `attempt`, and calls `check` before
     each training step, is promised:
 
-    - An error in a process, or a signal to it, ends the loop in every process, before the same
+    - A `UserError` in a process, or a signal to it, ends the loop in every process, before the same
       training step: none is left waiting for the others.
     - The state is saved first, and the error says at which step and how to continue.
-    - SIGTERM and SIGUSR1, which schedulers send, interrupt neither a training step nor a save;
-      after `record_ctrl_c`, neither does the first Ctrl-C. A second Ctrl-C interrupts at once.
-    - A signal that arrives 5 s or more after the first ends the process, even while it waits for a
-      device or for a process that does not answer.
+    - A first SIGTERM or SIGUSR1, which schedulers send, interrupts neither a training step nor a
+      save; after `record_ctrl_c`, neither does a first Ctrl-C.
+    - A second Ctrl-C interrupts at once. So does any of these signals 5 s or more after the first,
+      even while the process waits for a device or for another process that does not answer.
 
     For example:
 
@@ -56,9 +56,13 @@ class Guard:
                 batch = guard.attempt(batches.__next__)
                 guard.check(step, save)
                 state, metrics = train_step(state, batch)
+            guard.check(config.num_steps, save)
 
     Args:
       config: The config of the run.
+
+    Raises:
+      UserError: It is entered outside the main thread, which alone receives signals.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -67,13 +71,22 @@ class Guard:
         self._first_signal: signal.Signals | None = None
         self._recorded: list[signal.Signals] = []
         self._before: dict[signal.Signals, signal._HANDLER] = {}
-        self._arrivals, self._wakeup = socket.socketpair()
-        # Non-blocking, as `set_wakeup_fd` demands.
-        self._wakeup.settimeout(0)
+        self._arrivals: socket.socket
+        self._wakeup: socket.socket
         self._wakeup_before = -1
 
     def __enter__(self) -> "Guard":
         """Starts recording signals instead of dying from them."""
+        if threading.current_thread() is not threading.main_thread():
+            raise UserError(
+                where="training",
+                expected="the main thread of a process, which alone receives signals",
+                found=f"the thread {threading.current_thread().name}",
+                remedy="Train in the main thread, or start a process for it.",
+            )
+        self._arrivals, self._wakeup = socket.socketpair()
+        # Non-blocking, as `set_wakeup_fd` demands.
+        self._wakeup.settimeout(0)
         for number in _STOP_SIGNALS:
             self._record(number)
         # A handler runs only between Python instructions; a wait for the devices would block it.
@@ -84,25 +97,32 @@ class Guard:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Restores the previous signal handlers; logs a stop, now that the state is on disk."""
-        signal.set_wakeup_fd(self._wakeup_before)
-        self._wakeup.close()
-        for number in list(self._before):
-            self._restore(number)
+        self.release()
         if isinstance(error, Stopped):
             by = error.by.name if error.by else "another process"
             _log.warning("stopped by %s; the state is saved: %s", by, error.remedy)
 
+    def release(self) -> None:
+        """Restores the previous signal handlers: from here on nothing is lost by a signal."""
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._wakeup.close()
+        for number in list(self._before):
+            self._restore(number)
+
     def record_ctrl_c(self) -> None:
         """Records the first Ctrl-C from now on.
 
-        An interpreter that ends under programs that run on the devices may crash.
+        Call it once the loop begins: until then an interrupt loses nothing. Later an interpreter
+        that ends under programs that run on the devices may crash.
         """
         self._record(signal.SIGINT)
 
     def attempt(self, work: Callable[..., T], *arguments: object) -> T:
-        """Returns what `work(*arguments)` returns; None if it raises a `UserError`.
+        """Returns what `work(*arguments)` returns; nothing usable if it raises a `UserError`.
 
-        `check` then raises that error; of several the first, which is the cause of the others.
+        `check` then raises that error, of several the first, which is the cause of the others: use
+        the result after it alone.
         """
         try:
             with exclusion_named(self._config):
@@ -123,26 +143,31 @@ class Guard:
           Stopped: In every process, if any was asked to stop; the state is saved.
         """
         asked = self._first_signal
-        is_last = step >= self._config.num_steps
         try:
             if not distributed.agree(flag=asked is not None, error=self._failure):
                 return
+            save()
+            # What fails in a save, such as the rows before it, is no reason to stop with success.
+            distributed.agree(error=self._failure)
         except UserError as error:
             save()
-            way_on = "it is the last one" if is_last else "continue with --resume"
-            raise UserError(
-                where=error.where,
-                expected=error.expected,
-                found=error.found,
-                remedy=f"The run is saved at step {step}: {way_on}. {error.remedy}",
-            ) from error
-        save()
-        report = "it is the last one; `octograin report` writes the report"
+            raise self._resumable(error, step) from error
+        is_last = step >= self._config.num_steps
+        report = "the run is complete; `octograin report` writes the report"
         raise Stopped(asked, report if is_last else "continue with --resume")
+
+    def _resumable(self, error: UserError, step: int) -> UserError:
+        """Adds to an error the training step that the run can resume from."""
+        is_last = step >= self._config.num_steps
+        way_on = "it is the last one" if is_last else "continue with --resume"
+        remedy = f"The run is saved at step {step}: {way_on}. {error.remedy}"
+        where, expected, found = error.where, error.expected, error.found
+        return UserError(where=where, expected=expected, found=found, remedy=remedy)
 
     def _record(self, number: signal.Signals) -> None:
         self._recorded.append(number)
-        self._before[number] = signal.signal(number, self._receive)
+        # None: a handler that was not installed by Python.
+        self._before[number] = signal.signal(number, self._receive) or signal.SIG_DFL
 
     def _restore(self, number: signal.Signals) -> None:
         signal.signal(number, self._before.pop(number))
@@ -168,7 +193,8 @@ class Guard:
                 name = signal.Signals(number).name
                 if first_s is None:
                     first_s = now_s
-                    _log.warning("%s: stopping; a second one after 5 s ends the run unsaved", name)
+                    when = "" if number == signal.SIGINT else " after 5 s"
+                    _log.warning("%s: stopping; a second one%s ends the run unsaved", name, when)
                 elif now_s - first_s >= _PATIENCE_S:
                     sys.stderr.write(
                         f"ended by a second {name}; --resume continues from the last checkpoint\n"

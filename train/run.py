@@ -145,7 +145,7 @@ def _check_alike(setup: Setup, position: int | None) -> None:
 
 @contextlib.contextmanager
 def _claimed(flags: Flags, position: int | None) -> Iterator[pathlib.Path]:
-    """Claims the run directory in one process, for all; it is not changed before."""
+    """Claims the run directory in one process, for all; nothing in it is changed before."""
     directory = pathlib.Path(flags.config.save_dir)
     with contextlib.ExitStack() as stack:
 
@@ -198,6 +198,7 @@ def _train(setup: Setup, position: int | None, directory: pathlib.Path, guard: G
             vocabulary = setup.inputs.vocabulary.serialized_model_proto()
             constants = Constants(config, loader.describe_datasets(), vocabulary)
 
+            # Both take `state` and `step` as they are when they are called.
             def save() -> None:
                 # Every row is written before the checkpoint that a resumed run starts from.
                 guard.attempt(log.flush)
@@ -215,6 +216,7 @@ def _train(setup: Setup, position: int | None, directory: pathlib.Path, guard: G
                 validate()
             with contextlib.closing(loader.batches(step)) as batches:
                 on_devices = device.one_ahead(batches, setup.sharding)
+                log.start_clock()
                 while step < config.num_steps:
                     with log.waiting():
                         batch = guard.attempt(on_devices.__next__)
@@ -235,6 +237,7 @@ def _train(setup: Setup, position: int | None, directory: pathlib.Path, guard: G
             # An error of the last row is still to be raised, in all processes.
             guard.check(step, save)
         # The last checkpoint is on disk: the run is complete, whatever follows.
+        guard.release()
         conclude(setup, state, table, directory, log)
 
 

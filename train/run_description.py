@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from pipeline.bundled import VERSION
 from pipeline.checksums import write_json
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.loading.batch import table
@@ -28,7 +29,7 @@ DESCRIPTION_NAME = "description.txt"
 _MOST_LISTED = 4
 """Datasets, changed settings and truncated instructions that the start of a run lists; the
 description has all of them."""
-_PACKAGES = ("octograin", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _TIMEOUT_S = 5.0
 _log = logging.getLogger("train.run")
 
@@ -177,7 +178,8 @@ def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "devices": describe_devices(mesh),
         "commit": find_commit(pathlib.Path(__file__).parents[1]),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        # Of a checkout, which may be newer than its installation.
+        "packages": {"octograin": VERSION} | {name: _version(name) for name in _PACKAGES},
     }
 
 

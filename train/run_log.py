@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.loading import device
@@ -15,7 +15,7 @@ from train.metrics.step_metrics import StepMetrics
 from train.metrics.validation_files import append_validation, drop_validation, read_validation
 from train.metrics.wandb_log import Tracking
 from train.run_setup import Setup
-from train.update.train_step import LanguageTable, Metrics
+from train.update.train_step import LanguageTable
 
 _log = logging.getLogger("train.run")
 
@@ -25,8 +25,7 @@ class _Pending:
     """A training step whose metrics are read later."""
 
     step: int
-    metrics: Metrics
-    step_s: float
+    metrics: Mapping[str, Any]
     wait_s: float
     fingerprint: str
 
@@ -55,6 +54,7 @@ class RunLog:
         self._files: MetricsLog | None = None
         self._pending: _Pending | None = None
         self._wait_s = 0.0
+        self._ended_s: float | None = None
         self.start_clock()
 
     def __enter__(self) -> "RunLog":
@@ -82,8 +82,8 @@ class RunLog:
         return log.__enter__()
 
     def start_clock(self) -> None:
-        """Starts the next training step's time here, such as after a save."""
-        self._before_s = time.perf_counter()
+        """Starts the time of the next training step here, such as of the first, or after a save."""
+        self._last_s = time.perf_counter()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -91,10 +91,15 @@ class RunLog:
         asked_s = time.perf_counter()
         yield
         self._wait_s = time.perf_counter() - asked_s
-        if self._pending is not None and not _is_ready(self._pending.metrics["loss"]):
+        if self._pending is None:
+            return
+        if _is_ready(self._pending.metrics["loss"]):
+            # It ended during the wait; when is not known, and all of the wait counts as idle.
+            self._ended_s = asked_s
+        else:
             self._wait_s = 0.0  # the devices were still computing the previous step
 
-    def add(self, step: int, metrics: Metrics, fingerprint: str) -> None:
+    def add(self, step: int, metrics: Mapping[str, Any], fingerprint: str) -> None:
         """Takes the metrics of a training step that was just started, and writes those before it.
 
         Args:
@@ -109,12 +114,8 @@ class RunLog:
             # Waits for the training step before only: the devices already have this one to do.
             self.flush()
         finally:
-            now_s = time.perf_counter()
             # Not read here: `float` would wait for the training step that was just started.
-            self._pending = _Pending(
-                step, metrics, now_s - self._before_s, self._wait_s, fingerprint
-            )
-            self._before_s = now_s
+            self._pending = _Pending(step, metrics, self._wait_s, fingerprint)
 
     def flush(self) -> None:
         """Waits for the last training step, and writes its row; raises what `add` raises."""
@@ -122,10 +123,12 @@ class RunLog:
         if pending is None:
             return
         values = {name: float(value) for name, value in pending.metrics.items()}
+        ended_s = self._ended_s or time.perf_counter()
+        step_s, self._last_s, self._ended_s = ended_s - self._last_s, ended_s, None
         row = StepMetrics(
             step=pending.step,
             applied=int(values.pop("applied")),
-            step_s=pending.step_s,
+            step_s=step_s,
             data_wait_s=pending.wait_s,
             memory_gb=round(device.peak_bytes() / 1e9, 3),
             batch_fingerprint=pending.fingerprint,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from pipeline.config_checks import (
@@ -14,6 +15,7 @@ from pipeline.config_checks import (
     check,
     check_positive,
     deferred,
+    is_typed,
 )
 from pipeline.errors import UserError, nearest_name
 
@@ -55,6 +57,44 @@ def test_several_problems_are_listed_together() -> None:
         "  size: expected at least 1; found 0. Give a whole number from 1.",
         "  count: expected at least 1; found -1. Give a whole number from 1.",
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Typed(Inner):
+    rate: float = 0.5
+    limit: int | None = None
+    name: str | None = None
+    path: str | pathlib.Path = ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"size": "8"},
+            "Typed, size: expected a whole number; found '8'. Give one, without quotes.",
+        ),
+        ({"size": 8.0}, "Typed, size: expected a whole number; found 8.0. "),
+        ({"size": True}, "Typed, size: expected a whole number; found True. "),
+        ({"rate": "fast"}, "Typed, rate: expected a number; found 'fast'. "),
+        ({"rate": None}, "Typed, rate: expected a number; found None. "),
+        ({"limit": "1"}, "Typed, limit: expected a whole number; found '1'. "),
+        ({"name": pathlib.Path("x")}, "Typed, name: expected a text; found x. Give it in quotes; "),
+    ],
+)
+def test_a_value_of_another_type_is_a_problem(wrong: dict, message: str) -> None:
+    with deferred():
+        config = Outer(Typed(**wrong))
+    assert not is_typed(config)
+    with pytest.raises(ConfigError) as caught:
+        Typed(**wrong)
+    assert str(caught.value).startswith(message)
+
+
+def test_numbers_of_numpy_and_absent_values_have_their_types() -> None:
+    config = Typed(size=np.int64(2), rate=np.float32(0.5), path=pathlib.Path("x"))
+    assert is_typed(Outer(config))
+    assert is_typed(Typed(rate=1, limit=3, name="n"))
 
 
 def test_problems_of_nested_configs_have_the_path() -> None:

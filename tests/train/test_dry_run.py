@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config_checks import deferred
 from pipeline.errors import UserError
+from pipeline.loading.data_config import DatasetConfig
 from tests.train.conftest import rewrite_item, write_checkpoints
 from train.checkpoints.run_directory import claimed, how_to_train_on
 from train.dry_run import check_directory, diagnose, examine
@@ -130,6 +131,31 @@ def test_a_chunk_beyond_every_episode_is_a_warning(tiny_config):
     assert re.search(
         r"action_horizon 200 is beyond its longest episode, of 1\d\d steps", warnings[0]
     )
+
+
+def test_a_warning_of_two_datasets_is_one_for_each(tiny_config, mini_dataset, tmp_path):
+    paths = [str(mini_dataset), str(copied(mini_dataset, tmp_path))]
+    config = with_data(tiny_config, datasets=tuple(map(DatasetConfig, paths)))
+    head = dataclasses.replace(config.model.head, action_horizon=200)
+    with deferred():
+        config = dataclasses.replace(
+            with_data(config, action_horizon=200),
+            model=dataclasses.replace(config.model, head=head),
+        )
+    found = [text.split(": ")[0] for text in texts(config, "warning")]
+    assert [one for one in found if one.startswith("chunks")] == [f"chunks of {p}" for p in paths]
+
+
+@pytest.mark.parametrize(("own_bytes", "level"), [(0, "error"), (10_000_000, "ok")])
+def test_the_disk_counts_the_checkpoints_that_a_run_replaces(
+    tiny_config, monkeypatch, own_bytes, level
+):
+    write_checkpoints(tiny_config, (1,))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(0))
+    (pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1" / "more").write_bytes(
+        bytes(own_bytes)
+    )
+    assert any(text.startswith("disk: ") for text in texts(tiny_config, level, overwrite=True))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "rsqrt"])

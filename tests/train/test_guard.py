@@ -1,3 +1,4 @@
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -90,6 +91,35 @@ def test_a_signal_ends_a_loop_at_the_next_check(shallow_config, number, caplog):
     assert caught.value.by is number
     assert f"stopped by {number.name}; the state is saved: continue with --resume" in caplog.text
     assert signal.getsignal(number) is handler
+
+
+def test_what_fails_in_the_save_of_a_stop_is_an_error(shallow_config):
+    """Such as a full disk, when the rows before the checkpoint are written."""
+    with Guard(shallow_config) as guard:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(
+            UserError, match=r"the rows: .* saved at step 3: continue with --resume"
+        ):
+            guard.check(3, lambda: guard.attempt(fail, "the rows"))
+
+
+def test_a_guard_that_is_released_leaves_signals_alone(shallow_config):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with Guard(shallow_config) as guard:
+        guard.record_ctrl_c()
+        guard.release()
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        assert [signal.getsignal(number) for number in numbers] == handlers
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_thread_receives_no_signals_and_is_refused(shallow_config):
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        pytest.raises(UserError, match=r"training: expected the main thread"),
+    ):
+        pool.submit(Guard(shallow_config).__enter__).result()
 
 
 def test_a_second_ctrl_c_interrupts_at_once(shallow_config):

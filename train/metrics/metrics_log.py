@@ -23,7 +23,7 @@ from tensorboardX.summary import scalar
 from pipeline.checksums import to_json_line
 from pipeline.errors import UserError
 from pipeline.files import write_text_atomically, writing
-from train.metrics.step_metrics import METRICS_NAME, StepMetrics, read_lines
+from train.metrics.step_metrics import METRICS_NAME, OPTIONAL, StepMetrics, read_lines
 from train.metrics.validation_files import ValidationMetrics
 from train.metrics.wandb_log import Tracking
 
@@ -227,11 +227,12 @@ class MetricsLog:
         """
         values = dataclasses.asdict(metrics)
         numbers = {name: values[name] for name in _NUMBERS}
-        # Without alignment the field is absent, as in files of earlier releases.
-        if metrics.align_loss is None:
-            del values["align_loss"]
-        else:
-            numbers["align_loss"] = metrics.align_loss
+        for name in OPTIONAL:
+            # Without a value the field is absent, as in files of earlier releases.
+            if values[name] is None:
+                del values[name]
+            else:
+                numbers[name] = values[name]
         with writing(self._path):
             self._file.write(to_json_line(values))
         self._scalars(metrics.step, numbers, "train")

@@ -32,7 +32,7 @@ class StepMetrics:
     applied: int
     """1, or 0 if the update was skipped because the loss or gradient is not finite."""
     step_s: float
-    """Seconds since the previous training step, including waiting."""
+    """Seconds since the training step, save or validation before it ended, waiting included."""
     data_wait_s: float
     """Upper bound of the seconds that the devices were idle while waiting for the batch."""
     memory_gb: float
@@ -41,6 +41,10 @@ class StepMetrics:
     """XXH3 of every byte of the batch."""
     align_loss: float | None = None
     """Unweighted alignment loss of the geometry tokens; None: the model does not align."""
+
+
+OPTIONAL = tuple(field.name for field in dataclasses.fields(StepMetrics) if field.default is None)
+"""The fields that a row may lack, as those of earlier releases do."""
 
 
 def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
@@ -57,16 +61,14 @@ def read_metrics(run_directory: pathlib.Path) -> list[StepMetrics]:
 
 def _to_metrics(values: dict[str, Any], path: pathlib.Path) -> StepMetrics:
     expected = {field.name for field in dataclasses.fields(StepMetrics)}
-    # `align_loss` may be absent; every other field is required.
-    if values.keys() | {"align_loss"} == expected:
+    if values.keys() | set(OPTIONAL) == expected:
         # NaN is written as null.
         known: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
-        known["align_loss"] = values.get("align_loss")
         return StepMetrics(**known)
     raise DataError(
         where=f"{path}, step {values['step']}",
         expected=f"the fields {', '.join(sorted(expected))}",
-        found=f"without {', '.join(sorted(expected - values.keys())) or 'none'}, "
+        found=f"without {', '.join(sorted(expected - values.keys() - set(OPTIONAL))) or 'none'}, "
         f"with {', '.join(sorted(values.keys() - expected)) or 'no'} others",
         remedy="Read it with the release that wrote it.",
     )

@@ -1,9 +1,8 @@
 """`octograin parity RUN`: checks that a policy sees at rollout what it was trained on.
 
 It shows a stored episode to the policy's input path as an environment would: frame by frame, with
-raw
-proprioception and the instruction as text. It compares the arrays that the model would read with
-those that the loader makes of the same steps; only bitwise identical arrays pass.
+raw proprioception and the instruction as text. It compares the arrays that the model would read
+with those that the loader makes of the same steps; only bitwise identical arrays pass.
 """
 
 import dataclasses

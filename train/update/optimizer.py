@@ -44,8 +44,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Returns clipped AdamW for a rate of 1: the training step multiplies its updates by the rate.
 
     Source: Octo's `create_optimizer`: betas 0.9 and 0.999, the first moment in bfloat16, weight
-      decay
-    only on kernels.
+      decay only on kernels.
     """
     # The norm of all trained gradients together.
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]

@@ -47,12 +47,10 @@ def make_train_step(
 
     Returns:
       A function of (state, batch, language table) that returns (next state, metrics). The metrics
-      are
-        the losses of `OctoModule.losses`: `loss` and, if the model aligns, `align_loss`; the global
-        norms
-        `grad_norm` of the trained parameters' gradient before clipping, `update_norm` of their
-        update and
-        `param_norm` of the parameters themselves; `learning_rate`; and `applied`, 1 or 0.
+        are the losses of `OctoModule.losses`: `loss` and, if the model aligns, `align_loss`; the
+        global norms `grad_norm` of the trained parameters' gradient before clipping, `update_norm`
+        of their update and `param_norm` of the parameters themselves; `learning_rate`; and
+        `applied`, 1 or 0.
     """
     module = OctoModule(config.model)
     noise_key, augment_key = _noise_key(config), augmentation_key(config)

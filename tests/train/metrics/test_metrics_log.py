@@ -53,6 +53,13 @@ def test_what_is_no_number_is_null_in_the_file_and_nan_when_read(tmp_path):
     assert row.update_norm == 1e-3
 
 
+def test_an_alignment_that_is_no_number_is_not_taken_for_none(tmp_path):
+    with MetricsLog(tmp_path, 10, Meter(4, 1000)) as log:
+        log.write(metrics(1, align_loss=float("nan")))
+    (row,) = read_metrics(tmp_path)
+    assert np.isnan(row.align_loss)
+
+
 def test_an_alignment_is_logged_where_there_is_one(tmp_path):
     with MetricsLog(tmp_path, 10, Meter(4, 1000)) as log:
         log.write(metrics(1))
