@@ -15,13 +15,12 @@ from train.evaluate.result_tables import (
     demonstrated,
     interval,
     paired_rows,
-    percent,
     success_rows,
     verdict,
 )
 from train.evaluate.results import Results
 from train.report.charts import Axis, Chart, Curve
-from train.report.html_page import duration, render
+from train.report.html_page import duration, percent, render
 
 _KINDS = ("train", "validation")
 """Kinds of curves, with their colours, of the first and the second policy."""
@@ -117,10 +116,9 @@ def _rates(results: Sequence[Results]) -> Chart:
         dots = Curve(kind, 100 * np.array([rate.value for rate in rates]), y, mark="dots")
         paths += [(one.kind, one.mark, one.path(x_axis, y_axis)) for one in (lines, dots)]
     rate, percents = results[0].rate(), np.arange(0, 101, 20)
+    alt = f"Success by task; {percent(rate.value)} of all trials, {interval(rate)} at 95 %."
     return Chart(
-        title="",
-        detail="",
-        alt=f"Success by task; {percent(rate.value)} of all trials, {interval(rate)} at 95 %.",
+        *("", "", alt),
         x_ticks=x_axis.ticks(percents, [f"{value} %" for value in percents]),
         y_ticks=y_axis.ticks(np.arange(len(tasks)), names),
         paths=paths,
@@ -147,15 +145,11 @@ def _trials(results: Results, folder: pathlib.Path, home: pathlib.Path) -> list[
 
 def _settings(results: Results) -> dict[str, str]:
     """Returns the settings that determine the results, and the latency, by name."""
-    settings, inference = to_json_values(results.settings), results.inference
-    latency = (
-        None
-        if inference is None
-        else (
+    values, inference = {**to_json_values(results.settings), "inference": None}, results.inference
+    if inference is not None:
+        values["inference"] = (
             f"{inference.num_calls:,} batches of {inference.batch_size} on {inference.device}: "
             f"{inference.mean_ms:.1f} ms on average, {inference.p50_ms:.1f} at the median, "
             f"{inference.p95_ms:.1f} at 95 %"
         )
-    )
-    values = settings | {"inference": latency}
     return {name: _UNKNOWN if value is None else str(value) for name, value in values.items()}

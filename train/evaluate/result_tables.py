@@ -3,6 +3,7 @@
 import dataclasses
 
 from train.evaluate.results import Paired, Rate, Results
+from train.report.html_page import percent
 
 COMPARISON_NAME = "comparison.json"
 
@@ -55,11 +56,6 @@ def compare(first: Results, second: Results) -> Comparison:
 
 
 Row = tuple[str, ...]
-
-
-def percent(share: float) -> str:
-    """Formats a fraction like `97.4 %`."""
-    return f"{100 * share:.1f} %"
 
 
 def interval(rate: Rate) -> str:

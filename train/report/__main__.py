@@ -48,24 +48,19 @@ def main() -> None:
     prog = program("train.report")
     with user_errors_exit():
         args, changes = tyro.cli(joined_help(Args), prog=prog, return_unknown_args=True)
-        _check(changes)
+        if changes and not changes[0].startswith("--config."):
+            raise UserError(
+                where="command line",
+                expected="RUN and --config flags",
+                found=changes[0],
+                remedy=f"See `{prog} --help`.",
+            )
         try:
             make_up(args.run, lambda config: _changed(config, changes, prog))
         except UserError as error:
             # The page is written all the same, without what needs the data.
             sys.stderr.write(f"the page lacks what needs the data: {error}\n")
         show(f"{write_report(args.run)}\n")
-
-
-def _check(changes: Sequence[str]) -> None:
-    """Raises an error if an argument is not a flag of the config."""
-    if changes and not changes[0].startswith("--config."):
-        raise UserError(
-            where="command line",
-            expected="RUN and --config flags",
-            found=changes[0],
-            remedy=f"See `{program('train.report')} --help`.",
-        )
 
 
 def _changed(config: TrainConfig, changes: Sequence[str], prog: str) -> TrainConfig:

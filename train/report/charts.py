@@ -40,9 +40,9 @@ class Axis:
         low, high = scale(self.low), scale(self.high)
         return (scale(values) - low) / (high - low)
 
-    def round_values(self, most: int) -> np.ndarray:
+    def round_values(self, most: int, *, integer: bool = False) -> np.ndarray:
         """Returns the round values in the range that divide it into about `most` parts."""
-        locator = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10])
+        locator = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10], integer=integer)
         if self.is_log:
             subs = (1.0,) if self.high > _LONG_LOG_RATIO * self.low else (1.0, 2.0, 5.0)
             locator = LogLocator(subs=subs, numticks=2 * most)
@@ -123,7 +123,7 @@ def draw(
     values = np.concatenate([curve.y for curve in curves if curve.mark != "tick"])
     x_axis = Axis(0.0, float(max(last_step, 1)))
     y_axis = _fitting(values[np.isfinite(values)], from_zero=from_zero)
-    steps, rounded = np.unique(np.rint(x_axis.round_values(num_parts))), y_axis.round_values(4)
+    steps, rounded = x_axis.round_values(num_parts, integer=True), y_axis.round_values(4)
     return Chart(
         *words,
         x_ticks=x_axis.ticks(steps, [f"{step:,.0f}" for step in steps]),
@@ -153,8 +153,10 @@ def _fitting(values: np.ndarray, *, from_zero: bool) -> Axis:
         return Axis(0.0, 1.08 * high or 1.0)
     if low > 0 and high > _LOG_RATIO * low:
         return Axis(low / 1.15, high * 1.15, is_log=True)
-    # A constant curve still gets an axis.
-    room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+    size = max(-low, high)
+    # Labels of four parts of a smaller range would be equal: the curve is constant to the eye.
+    is_constant = high - low <= 0.005 * size
+    room = (0.1 * size or 0.5) if is_constant else 0.06 * (high - low)
     return Axis(low - room, high + room)
 
 
@@ -166,8 +168,8 @@ def smoothing_window(num_points: int) -> int:
 def smooth(values: np.ndarray) -> np.ndarray:
     """Averages the `smoothing_window` points around each, fewer at the ends; (n), finite."""
     half = smoothing_window(len(values)) // 2
-    # Differences of running sums: the cost does not depend on the window.
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    # Running sums cost the same for any window; of distances from a value, they keep a constant.
+    sums = np.concatenate([[0.0], np.cumsum(values - values[:1])])
     places = np.arange(len(values))
     starts, stops = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    return (sums[stops] - sums[starts]) / (stops - starts)
+    return values[:1] + (sums[stops] - sums[starts]) / (stops - starts)

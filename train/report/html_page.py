@@ -42,11 +42,12 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def bar(share: float, marked: float | None = None) -> Markup:
-    """Returns a bar for a fraction of the available width, and a tick at another fraction."""
-    tick = Markup('<span class="tick" style="left:{:.1f}%"></span>')
-    fill = Markup('<span class="fill" style="width:{:.1f}%"></span>').format(100 * share)
-    parts = fill if marked is None else fill + tick.format(100 * marked)
+def bar(value: float, largest: float = 1.0, **ticks: float | None) -> Markup:
+    """Returns a bar for a value, and a tick for each other one, named by its kind of curve."""
+    shown = [("fill error", "width", value)]
+    shown += [(f"tick {kind}", "left", at) for kind, at in ticks.items() if at is not None]
+    part = Markup('<span class="{}" style="{}:{:.1f}%"></span>')
+    parts = Markup().join(part.format(kind, side, 100 * at / largest) for kind, side, at in shown)
     return Markup('<span class="bar" aria-hidden="true">{}</span>').format(parts)
 
 

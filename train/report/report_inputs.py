@@ -128,8 +128,7 @@ def _read_object(path: pathlib.Path, remedy: str = _REMEDY) -> dict[str, Any] | 
 
 
 def _read_load_report(path: pathlib.Path) -> LoadReport | None:
-    values = _read_object(path)
-    if values is None:
+    if (values := _read_object(path)) is None:
         return None
     return from_json_text(LoadReport, json.dumps(values), where=str(path), remedy=_REMEDY)
 

@@ -38,7 +38,7 @@ _STATUSES: Mapping[Status, str] = {
     "mismatched shape": "other shape in the checkpoint: fresh values",
 }
 """How a tensor was used; the list of tensors begins with the last, which need attention."""
-_MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
+_MOMENTS = ["mean", "std", "min", "p01", "p99", "max"]
 _MAX_DIMS = 32
 """Largest number of dimensions of a feature whose statistics are shown."""
 _MAX_CHUNKS = 40
@@ -68,12 +68,6 @@ def write_report(run_directory: pathlib.Path) -> pathlib.Path:
 def to_page(run: RunFiles) -> str:
     """Returns the page of a run as HTML."""
     # A section that has nothing to show uses none of its values.
-    values: dict[str, Any] = {"run": run, "config": dump_json(run.config).rstrip()}
-    values |= _training(run) if run.metrics else {}
-    values |= _quality(run) if run.validation else {}
-    values |= _episode(run, run.episode) if run.episode else {}
-    values |= _weights(run.load_report.rows) if run.load_report else {}
-    values |= _datasets(run)
     return render(
         "run.html.j2",
         title=f"{run.name}: training report",
@@ -81,9 +75,14 @@ def to_page(run: RunFiles) -> str:
         name=run.name,
         origin=_origin(run),
         figures=_figures(run),
+        run=run,
+        training=run.metrics and _training(run),
+        quality=run.validation and _quality(run),
+        episode=run.episode and _episode(run, run.episode),
         views=run.views and _fitting_views(run.views),
-        unit=_UNITS.get(str(run.setting("data.normalization"))),
-        **values,
+        weights=run.load_report and _weights(run.load_report.rows),
+        data=_datasets(run),
+        config=dump_json(run.config).rstrip(),
     )
 
 
@@ -129,7 +128,7 @@ def _figures(run: RunFiles) -> list[tuple[str, str, str]]:
 
 def _training(run: RunFiles) -> dict[str, Any]:
     """Returns how the run learned: loss, updates, throughput and memory."""
-    names = [f.name for f in dataclasses.fields(StepMetrics) if f.type in (int, float)]
+    names = {f.name for f in dataclasses.fields(StepMetrics)} - {"batch_fingerprint"}
     of = {n: np.array([getattr(one, n) for one in run.metrics], np.float64) for n in names}
     steps, batch, clip = of["step"], *map(run.setting, ("batch_size", "optimizer.clip_norm"))
     skipped = steps[of["applied"] == 0]
@@ -148,7 +147,7 @@ def _training(run: RunFiles) -> dict[str, Any]:
         waits = 100 * smooth(of["data_wait_s"]) / seconds
     updates = [
         _panel(run, "Gradient norm", clipped, of["grad_norm"], smoothed=True),
-        _panel(run, "Learning rate", "", of["learning_rate"]),
+        _panel(run, "Learning rate", "of every step", of["learning_rate"]),
         _panel(run, "Relative update", "share of parameter norm", relative, smoothed=True),
     ]
     of_pace = [
@@ -160,6 +159,8 @@ def _training(run: RunFiles) -> dict[str, Any]:
     return {
         "window": smoothing_window(len(steps)),
         "loss": draw(("", "", alt), loss, _end(run), num_parts=5),
+        "align": np.isfinite(of["align_loss"]).any()
+        and _panel(run, "Alignment loss", "before weighting", of["align_loss"], smoothed=True),
         "skipped": f"skipped update ({len(skipped):,})" if len(skipped) else "",
         "updates": updates,
         "pace": of_pace,
@@ -171,7 +172,9 @@ def _panel(
 ) -> Chart:
     """Draws a value of every training step."""
     steps = np.array([one.step for one in run.metrics], np.float64)
-    ends = f"{three_digits(float(values[-1]))} at the last one"
+    # A skipped update leaves no finite value.
+    finite = values[np.isfinite(values)]
+    ends = f"{three_digits(finite[-1])} at the end" if len(finite) else "none is finite"
     words = (title, detail, f"{title}{detail and f' ({detail})'} over the steps; {ends}.")
     shown = curves("train", steps, values, smoothed=smoothed)
     return draw(words, shown, _end(run), from_zero=not smoothed)
@@ -191,8 +194,8 @@ def _end(run: RunFiles) -> int:
 def _quality(run: RunFiles) -> dict[str, Any]:
     """Returns the errors of the validations: over training, by dimension and by task."""
     stages = list({one.step: one for one in (run.validation[0], run.validation[-1])}.values())
-    first, last = stages[0], stages[-1]
-    largest = max([*first.by_dim.values(), *last.by_dim.values(), 1e-12])
+    first, last, constants = stages[0], stages[-1], stages[-1].constant_by_dim
+    largest = max([*first.by_dim.values(), *last.by_dim.values(), *constants.values(), 1e-12])
     dims = []
     for name, error in last.by_dim.items():
         errors = [one.by_dim.get(name) for one in stages]
@@ -201,10 +204,10 @@ def _quality(run: RunFiles) -> dict[str, Any]:
         dims.append(
             [
                 split_unit(name)[0],
-                bar(error / largest, None if before is None else before / largest),
+                bar(error, largest, first=before, constant=constants.get(name)),
                 *map(_known, errors),
                 *[change.replace("-", "\N{MINUS SIGN}")] * (len(stages) > 1),
-                *[_known(last.constant_by_dim.get(name))] * bool(last.constant_by_dim),
+                *[_known(constants.get(name))] * bool(constants),
             ]
         )
     tasks = sorted(last.by_task.items(), key=lambda item: (-item[1], item[0]))
@@ -213,13 +216,14 @@ def _quality(run: RunFiles) -> dict[str, Any]:
     words = ("All dimensions", "normalised", alt)
     return {
         "last": last,
+        "unit": _UNITS.get(str(run.setting("data.normalization"))),
         "constant": None if math.isnan(last.constant_error) else last.constant_error,
         "stages": stages,
-        "steps": [f">step {one.step:,}" for one in stages],
+        "steps": [f"step {one.step:,}" for one in stages],
         "error": draw(words, _validated(run, "action_error"), _end(run), from_zero=True),
         "dims": dims,
         "tasks": [
-            (text or "(no instruction)", three_digits(error), bar(error / (tasks[0][1] or 1.0)))
+            (text or "(no instruction)", three_digits(error), bar(error, tasks[0][1] or 1.0))
             for text, error in tasks
         ],
     }
@@ -233,7 +237,6 @@ def _episode(run: RunFiles, episode: EpisodePrediction) -> dict[str, Any]:
     if len(cameras) != len(episode.frames):
         cameras = [f"camera {number}" for number in range(1, len(episode.frames) + 1)]
     return {
-        "episode": episode,
         "every": "step" if every == 1 else f"{every} steps",
         "chunks": [_chunk_chart(episode, dim, every) for dim in range(len(episode.dims))],
         "cameras": cameras,
@@ -341,7 +344,8 @@ def _datasets(run: RunFiles) -> dict[str, Any]:
     normalizations = {str(one.get("normalization", "not known")) for one in run.datasets.values()}
     return {
         "normalizations": ", ".join(sorted(normalizations)),
-        "datasets": [_dataset_row(one) for one in run.datasets.values()],
+        "moments": _MOMENTS,
+        "rows": [_dataset_row(one) for one in run.datasets.values()],
         "statistics": {path: _statistics(run, one) for path, one in run.datasets.items()},
     }
 

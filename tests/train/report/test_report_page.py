@@ -222,6 +222,7 @@ def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
     outline = Outline(page)
     assert outline.headings == list(HEADINGS)
     assert outline.images_without_alt == 0
+    assert len(re.findall('role="img" aria-label="[^"]', page)) == page.count("<svg") > 0
     assert len(outline.ids) == len(set(outline.ids))
     links = [address[1:] for address in outline.addresses if address.startswith("#")]
     assert len(links) == len(HEADINGS)
@@ -260,7 +261,6 @@ def test_the_page_shows(page, text):
 
 def test_page_and_charts_follow_what_the_readers_system_prefers(page):
     sheet, _, body = page.partition("</style>")
-    assert page.count("<svg") == page.count('role="img"') == 12
     dark = sheet.partition("@media screen and (prefers-color-scheme: dark)")[2]
     assert "--ink: #e4e9ef" in dark
     # Every colour is a variable, which the dark part replaces.
@@ -314,6 +314,28 @@ def test_what_a_file_lacks_is_left_out(run):
     assert "devices commit not a checkout Python 3.11" in text
 
 
+def test_a_chart_that_ends_with_a_skipped_update_is_described_by_finite_values(run):
+    last = step_metrics(401, grad_norm=float("nan"), applied=0)
+    found = section(dataclasses.replace(run, metrics=(*run.metrics, last)), "updates")
+    assert "clipped at 1) over the steps; 2.00 at the end." in found
+    assert "nan" not in re.findall("[a-z]+", found)
+
+
+def test_the_alignment_loss_is_shown_where_the_model_aligns(run, page):
+    metrics = tuple(dataclasses.replace(one, align_loss=0.25) for one in run.metrics)
+    found = section(dataclasses.replace(run, metrics=metrics), "loss")
+    assert "Alignment loss" in found
+    assert "over the steps; 0.250 at the end." in found
+    assert "Alignment loss" not in page
+
+
+def test_the_bar_of_a_dimension_marks_the_first_validation_and_the_constant_action(run):
+    # The largest error is the gripper's at the first validation, 4 * 0.5.
+    bars = re.findall(r'<span class="bar.*', section(run, "error"))
+    places = [re.findall(r'"(\w+ \w+)" style="\w+:([\d.]+)%', one) for one in bars]
+    assert places[0] == [("fill error", "12.5"), ("tick first", "25.0"), ("tick constant", "39.5")]
+
+
 def test_without_a_config_the_page_is_written_all_the_same(tmp_path):
     append_validation(tmp_path, validation(5, 0.5))
     text = text_of(write_report(tmp_path).read_text())
@@ -357,6 +379,9 @@ def test_tasks_are_sorted_by_error_and_the_rest_is_folded(run):
     order = [int(number) for number in re.findall(r">task (\d+)<", found)]
     assert order == list(range(30, 0, -1))
     assert found.index("6 tasks with smaller errors") < found.index("task 6<")
+    single = dataclasses.replace(last, by_task={"only task": 0.5})
+    found = section(dataclasses.replace(run, validation=(single,)), "tasks")
+    assert "The last validation names fewer than two tasks." in found
 
 
 @pytest.mark.slow
@@ -469,6 +494,9 @@ def test_a_curve_has_a_gap_where_a_value_is_missing_and_few_points_have_dots():
         ([0.1, 9.0], False, ["0.1", "0.2", "0.5", "1", "2", "5", "10"]),
         ([0.1, 9000.0], False, ["0.1", "1", "10", "100", "1,000", "10,000"]),
         ([3.0, 3.0], False, ["2.8", "3", "3.2"]),
+        ([3.0, 3.0 + 1e-12], False, ["2.8", "3", "3.2"]),
+        ([1234.1, 1234.6], False, ["1,200", "1,300"]),
+        ([1230.0, 1240.0], False, ["1,230", "1,235", "1,240"]),
         ([float("nan")], False, ["0", "0.5", "1"]),
     ],
 )
@@ -477,6 +505,11 @@ def test_an_axis_suits_its_values(values, is_from_zero, labels):
     drawn = draw(("", "", ""), [curve], 1, from_zero=is_from_zero)
     assert [label for _, label in drawn.y_ticks] == labels
     assert [label for _, label in drawn.x_ticks] == ["0", "1"]
+
+
+def test_steps_are_divided_evenly():
+    curve = Curve("train", np.arange(10.0), np.arange(10.0))
+    assert [label for _, label in draw(("", "", ""), [curve], 10).x_ticks] == ["0", "5", "10"]
 
 
 def test_a_long_curve_is_simplified_but_keeps_its_spikes():
@@ -491,6 +524,7 @@ def test_smoothing_is_a_mean_over_a_window_that_shrinks_at_the_ends():
     assert [smoothing_window(n) for n in (0, 10, 1000, 50_000)] == [5, 5, 21, 1001]
     assert smooth(np.array([0.0, 3, 6, 9, 12, 15])).tolist() == [3, 4.5, 6, 9, 10.5, 12]
     assert smooth(np.zeros(0)).tolist() == []
+    assert set(smooth(np.full(1000, 0.1)).tolist()) == {0.1}
 
 
 @pytest.mark.parametrize(
