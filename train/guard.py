@@ -73,6 +73,7 @@ class Guard:
         self._before: dict[signal.Signals, signal._HANDLER] = {}
         self._arrivals: socket.socket
         self._wakeup: socket.socket
+        self._watcher: threading.Thread
         self._wakeup_before = -1
 
     def __enter__(self) -> "Guard":
@@ -92,7 +93,8 @@ class Guard:
         # A handler runs only between Python instructions; a wait for the devices would block it.
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         # A daemon: it ends with the process.
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -107,6 +109,7 @@ class Guard:
         if self._before:
             signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup.close()
+            self._watcher.join()
         for number in list(self._before):
             self._restore(number)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipeline.vggt import blocks, rope
+from pipeline.vggt import blocks
 from pipeline.vggt.aggregator import Aggregator, resize_grid, to_patches
 from tests.rounding import assert_equal_but_for_rounding
 
@@ -208,10 +208,10 @@ MUTATIONS = {
     "epsilon": (mock.patch("pipeline.vggt.aggregator.EPSILON", 1e-6), "eps_s2_56"),
     "head_epsilon": (mock.patch.object(blocks, "EPSILON", 1e-6), "eps_s2_56"),
     "tanh": (mock.patch.object(nn, "gelu", lambda x, approximate: jax.nn.gelu(x)), "conv_s2_56"),
-    "base": (mock.patch.object(rope, "_BASE", 1e4), "conv_s2_56"),
+    "base": (mock.patch.object(blocks, "_BASE", 1e4), "conv_s2_56"),
     "first_view": (mock.patch("numpy.minimum", lambda a, _: a * 0), "conv_s2_56"),
     "positions": (
-        mock.patch("pipeline.vggt.aggregator.view_angles", lambda *a: rope.view_angles(*a) * 0),
+        mock.patch("pipeline.vggt.aggregator.view_angles", lambda *a: blocks.view_angles(*a) * 0),
         "conv_s2_56",
     ),
 }
