@@ -51,8 +51,7 @@ _MAX_VIEWS_PIXELS, _MAX_VIEWS_BYTES = 2240, 800_000
 def write_report(run_directory: pathlib.Path) -> pathlib.Path:
     """Writes `report.html` into a run directory, replacing an earlier one; returns its path.
 
-    The page loads no other files. A missing file of the run is not an error; its section states the
-    reason.
+    A missing file of the run is not an error: its section states the reason.
 
     Raises:
       UserError: The directory does not exist, holds no run, or cannot be written.
