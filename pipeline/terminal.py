@@ -50,10 +50,18 @@ def program(module: str) -> str:
 
 def log_to_stderr() -> None:
     """Logs to stderr, escaped: warnings, and lower levels for loggers that a caller opens up."""
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.setFormatter(_EscapingFormatter("%(message)s"))
     # `force`: a library may have configured logging before.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what stderr is now: a progress bar replaces it, to print lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _EscapingFormatter(logging.Formatter):

@@ -238,6 +238,7 @@ def _train(setup: Setup, position: int | None, directory: pathlib.Path, guard: G
             guard.check(step, save)
         # The last checkpoint is on disk: the run is complete, whatever follows.
         guard.release()
+        log.stop_bar()
         conclude(setup, state, table, directory, log)
 
 

@@ -168,6 +168,11 @@ class RunLog:
             found.num_samples,
         )
 
+    def stop_bar(self) -> None:
+        """Shows the progress bar for the last time; validations can still be written."""
+        if self._files is not None:
+            self._files.stop_bar()
+
     def lacks_validation(self, step: int) -> bool:
         """Returns whether no validation was written at a training step, in every process alike."""
         is_lacking = distributed.together(

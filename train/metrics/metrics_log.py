@@ -219,6 +219,10 @@ class MetricsLog:
         if self._tracking is not None:
             self._tracking.close()
 
+    def stop_bar(self) -> None:
+        """Shows the progress bar for the last time; the files stay open."""
+        self._progress.stop()
+
     def write(self, metrics: StepMetrics) -> None:
         """Appends the metrics of a training step.
 
