@@ -10,8 +10,10 @@ from typing import Any
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-_check = beartype(conf=BeartypeConf(violation_type=TypeError))
-"""Raises the error that jaxtyping raises, too: the code under test may catch it."""
+_check = beartype(conf=BeartypeConf(violation_type=TypeError, is_pep484_tower=True))
+"""Raises the error that jaxtyping raises, too: the code under test may catch it. As for the type
+checker, a whole number is a float."""
+_check_shapes = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check_shapes_where_they_are_named() -> None:
@@ -28,7 +30,7 @@ def check_shapes_where_they_are_named() -> None:
             return functools.partial(jaxtyped, typechecker=typechecker)
         if inspect.isfunction(fn) and not any(map(_names_shape, fn.__annotations__.values())):
             return _check(fn)
-        return with_shapes(fn, typechecker=typechecker)
+        return with_shapes(fn, typechecker=_check_shapes)
 
     for module in ("jaxtyping", "jaxtyping._decorator"):  # the second for methods, dataclasses
         setattr(sys.modules[module], "jaxtyped", jaxtyped)  # noqa: B010

@@ -108,7 +108,8 @@ def _decided(values: np.ndarray, open_above: float, close_below: float) -> np.nd
 def _first(decided: np.ndarray) -> np.ndarray:
     """The first value of each column that is not NaN; NaN where all are."""
     place = np.argmax(~np.isnan(decided), axis=0)
-    return np.take_along_axis(decided, place[None], axis=0)[0]
+    # An array even of no axis, where indexing gives a scalar.
+    return np.take_along_axis(decided, place[None], axis=0)[0, ...]
 
 
 def _filled(decided: np.ndarray) -> np.ndarray:
