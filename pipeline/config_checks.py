@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints,
 from pipeline.errors import UserError, nearest_name, shown
 
 _PLAIN = {
-    int: (numbers.Integral, "a whole number", "Give one, without quotes."),
+    int: (numbers.Integral, "an integer", "Give one, without quotes."),
     float: (numbers.Real, "a number", "Give one, without quotes."),
     str: (str, "a text", "Give it in quotes; str() makes a text of a path."),
 }

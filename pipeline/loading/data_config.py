@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 import os
 from collections.abc import Collection, Iterator
 from typing import Literal
@@ -204,12 +203,7 @@ class DataConfig:
         """Yields each problem of the fields."""
         if not 0 <= self.seed < 2**63:
             yield Problem("seed", "0 to 2**63 - 1", self.seed, "Give any integer in this range.")
-        for name in ("window_size", "action_horizon", "max_text_length"):
-            value = getattr(self, name)
-            if isinstance(value, numbers.Integral):
-                yield from check_positive(self, name)
-            else:
-                yield Problem(name, "an integer", repr(value), "Give a whole number from 1.")
+        yield from check_positive(self, "window_size", "action_horizon", "max_text_length")
         if not 0 <= self.num_threads <= self.prefetch_batches:
             yield Problem(
                 "num_threads",

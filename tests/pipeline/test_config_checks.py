@@ -72,13 +72,13 @@ class Typed(Inner):
     [
         (
             {"size": "8"},
-            "Typed, size: expected a whole number; found '8'. Give one, without quotes.",
+            "Typed, size: expected an integer; found '8'. Give one, without quotes.",
         ),
-        ({"size": 8.0}, "Typed, size: expected a whole number; found 8.0. "),
-        ({"size": True}, "Typed, size: expected a whole number; found True. "),
+        ({"size": 8.0}, "Typed, size: expected an integer; found 8.0. "),
+        ({"size": True}, "Typed, size: expected an integer; found True. "),
         ({"rate": "fast"}, "Typed, rate: expected a number; found 'fast'. "),
         ({"rate": None}, "Typed, rate: expected a number; found None. "),
-        ({"limit": "1"}, "Typed, limit: expected a whole number; found '1'. "),
+        ({"limit": "1"}, "Typed, limit: expected an integer; found '1'. "),
         ({"name": pathlib.Path("x")}, "Typed, name: expected a text; found x. Give it in quotes; "),
     ],
 )
