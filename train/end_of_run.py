@@ -20,7 +20,6 @@ from train.checkpoints.checkpoint_store import last_step, read_checkpoint, read_
 from train.checkpoints.run_directory import read_config
 from train.metrics.validation import Validator
 from train.metrics.validation_files import EPISODE_NAME, append_validation, read_validation
-from train.report import write_report
 from train.report.report_inputs import NUM_LAST_STEPS, read_run
 from train.run_description import labelled
 from train.run_log import RunLog
@@ -57,6 +56,9 @@ def conclude(
             _predict_episode(validator, params, table, directory)
     if distributed.is_writer():
         with reported("the report", directory):
+            # Here, as it imports matplotlib, which the start of a run need not wait for.
+            from train.report.report_page import write_report  # noqa: PLC0415
+
             write_report(directory)
         with reported("the summary", directory):
             _log.info("%s", describe_end(directory))
