@@ -92,7 +92,7 @@ SKIPPED = (
 def test_the_reason_of_a_skipped_episode_is_without_the_folder_of_the_source(
     place: str, shard: str, reason: str
 ) -> None:
-    source = MemorySource(())
+    source = MemorySource(({},))
     bad = BadEpisode(7, place, "one", "none", "Fix it.")
     skipped = bad.skipped(SourceShard("t", shard, (), 10), source)
     assert skipped.reason == f"{reason}expected one; found none"
