@@ -168,8 +168,9 @@ def test_bytes_of_all_clients_together_are_bounded(served_policy, caplog):
     ):
         begun = b"\x82\xff" + (10_000_000).to_bytes(8, "big") + b"\0" * 4
         for client, data in (
-            (most, begun + b"\0" * 600_000),
-            (less, begun + b"\0" * 800_000),
+            # At the byte that is one too many, the first client has twice as many as the second.
+            (most, begun + b"\0" * 900_000),
+            (less, begun + b"\0" * 500_000),
             (most, b"\0" * 600_000),
         ):
             client.sendall(data)
