@@ -105,7 +105,7 @@ class Guard:
             _log.warning("stopped by %s; the state is saved: %s", by, error.remedy)
 
     def release(self) -> None:
-        """Restores the previous signal handlers: from here on nothing is lost by a signal."""
+        """Restores the previous signal handlers; to be called once a signal can lose nothing."""
         if self._before:
             signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup.close()
@@ -149,11 +149,14 @@ class Guard:
         try:
             if not distributed.agree(flag=asked is not None, error=self._failure):
                 return
-            save()
-            # What fails in a save, such as the rows before it, is no reason to stop with success.
-            distributed.agree(error=self._failure)
         except UserError as error:
             save()
+            raise self._resumable(error, step) from error
+        save()
+        try:
+            # `save` may attempt what fails, such as to write the rows before the checkpoint.
+            distributed.agree(error=self._failure)
+        except UserError as error:
             raise self._resumable(error, step) from error
         is_last = step >= self._config.num_steps
         report = "the run is complete; `octograin report` writes the report"

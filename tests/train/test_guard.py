@@ -95,12 +95,31 @@ def test_a_signal_ends_a_loop_at_the_next_check(shallow_config, number, caplog):
 
 def test_what_fails_in_the_save_of_a_stop_is_an_error(shallow_config):
     """Such as a full disk, when the rows before the checkpoint are written."""
+    saved: list[int] = []
+
+    def save() -> None:
+        guard.attempt(fail, "the rows")
+        saved.append(3)
+
     with Guard(shallow_config) as guard:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(
-            UserError, match=r"the rows: .* saved at step 3: continue with --resume"
-        ):
-            guard.check(3, lambda: guard.attempt(fail, "the rows"))
+        with pytest.raises(UserError, match=r"the rows: .* saved at step 3: continue with --res"):
+            guard.check(3, save)
+    assert saved == [3]
+
+
+def test_a_stop_whose_save_fails_is_that_error_and_saves_once(shallow_config):
+    saves: list[str] = []
+
+    def save() -> None:
+        saves.append("begun")
+        fail("checkpoints/3")
+
+    with Guard(shallow_config) as guard:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(UserError, match=r"^checkpoints/3: expected a; found b\. Fix it\.$"):
+            guard.check(3, save)
+    assert saves == ["begun"]
 
 
 def test_a_guard_that_is_released_leaves_signals_alone(shallow_config):

@@ -13,7 +13,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit code of the command, with a simulator that has no tasks."""
     nowhere = Installation(pathlib.Path("/nowhere"), pathlib.Path("/nowhere"), "egl", {})
     monkeypatch.setattr(command, "find_installation", lambda assets: nowhere)
-    monkeypatch.setattr(sys, "argv", ["libero_demos", "out", *arguments])
+    monkeypatch.setattr(sys, "argv", ["scripted_expert", "out", *arguments])
     with pytest.raises(SystemExit) as caught:
         command.main()
     return int(str(caught.value))
@@ -53,7 +53,7 @@ def test_without_a_simulator_the_command_that_installs_it_is_printed(
         raise UserError(where="sim", expected="it", found="none", remedy="make libero")
 
     monkeypatch.setattr(command, "find_installation", missing)
-    monkeypatch.setattr(sys, "argv", ["libero_demos", "out"])
+    monkeypatch.setattr(sys, "argv", ["scripted_expert", "out"])
     with pytest.raises(SystemExit, match="2"):
         command.main()
     assert capsys.readouterr().err == "error: sim: expected it; found none. make libero\n"
