@@ -14,12 +14,19 @@ PACKAGES = ("pipeline", "train", "converters")
 MOST_FILES = 14
 """Python files in a folder of the packages, `__init__` and `__main__` included."""
 REPEATED = {"__init__.py", "__main__.py", "conftest.py"}
-PIPELINE = {"pipeline", "pipeline/data", "pipeline/loading", "pipeline/loading/samples"}
+PIPELINE = {
+    "pipeline",
+    "pipeline/data",
+    "pipeline/loading",
+    "pipeline/loading/samples",
+    "pipeline/loading/transforms",
+}
 MAY_IMPORT = {
     "pipeline": {"octograin"},  # it finds the packages
     "pipeline/data": {"pipeline", "pipeline/vggt"},
     "pipeline/vggt": {"pipeline", "pipeline/data"},
-    "pipeline/loading": {"pipeline", "pipeline/data", "pipeline/loading/samples"},
+    "pipeline/loading": {*PIPELINE},
+    "pipeline/loading/transforms": {"pipeline", "pipeline/data", "pipeline/loading"},
     "pipeline/loading/samples": {"pipeline", "pipeline/data", "pipeline/loading"},
     "pipeline/inspection": PIPELINE,
     "pipeline/benchmark": PIPELINE,

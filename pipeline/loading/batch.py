@@ -50,6 +50,10 @@ class LeafSpec:
     """One of `BATCH_DTYPES`."""
     shape: tuple[int, ...]
     """Shape including the batch axis."""
+    dims: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Names of the last axis, with their units, such as `x_m`; empty where it has none."""
+    raw: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    """Those of `dims` that are not normalised, such as a gripper."""
 
     @property
     def nbytes(self) -> int:

@@ -44,7 +44,7 @@ from pipeline.loading.samples.sampling import (
 )
 from pipeline.loading.samples.splits import select
 from pipeline.loading.text import Encode, TaskTable, tokenize
-from pipeline.loading.transforms import (
+from pipeline.loading.transforms.batch_transforms import (
     CheckBatch,
     LookUpTask,
     Normalize,

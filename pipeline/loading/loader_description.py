@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.files import to_json_values
 from pipeline.loading.data_config import DataConfig
-from pipeline.loading.transforms import OwnTransform
+from pipeline.loading.transforms.batch_transforms import OwnTransform
 from pipeline.loading.window_reader import WindowReader
 from pipeline.memory import LoaderMemory
 

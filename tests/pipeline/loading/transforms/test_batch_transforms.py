@@ -9,7 +9,12 @@ from pipeline.errors import SchemaError
 from pipeline.loading.batch import LeafSpec, fingerprint
 from pipeline.loading.normalize import Normalizer
 from pipeline.loading.text import TaskTable
-from pipeline.loading.transforms import CheckBatch, LookUpTask, Normalize, StandardizeGripper
+from pipeline.loading.transforms.batch_transforms import (
+    CheckBatch,
+    LookUpTask,
+    Normalize,
+    StandardizeGripper,
+)
 
 LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 2, -1.0, 1.0)
 UNIT = dataclasses.replace(LIBERO, gripper_open=1.0, gripper_close=0.0)
