@@ -163,14 +163,26 @@ def _mistyped(config: object) -> Iterator[Problem]:
             continue
         kind = elements[0][0]
         is_tuple = isinstance(value, tuple | list)
-        if is_tuple and not (
-            isinstance(kind, type) and any(not isinstance(v, kind) for v in value)
-        ):
+        if is_tuple and all(_is_of(kind, element) for element in value):
             continue
-        name = getattr(kind, "__name__", str(kind))
-        example = f"({shown(value)},)" if name == "str" else f"({name}(...),)"
+        # A pair is written like its value: (str, int).
+        names = [getattr(k, "__name__", str(k)) for k in get_args(kind)]
+        is_pair = get_origin(kind) is tuple
+        name = f"({', '.join(names)})" if is_pair else getattr(kind, "__name__", str(kind))
+        made = name if is_pair else f"{name}(...)"
+        example = f"({shown(value)},)" if name == "str" else f"({made},)"
         found = f"{value!r:.80}" if is_tuple else f"{shown(value):.80}"
         yield Problem(field, f"a tuple of {name}", found, f"Write {field}={example}.")
+
+
+def _is_of(kind: Any, element: object) -> bool:
+    """Returns whether an element of a tuple has its type; a kind that is no class fits all."""
+    if get_origin(kind) is not tuple:
+        return not isinstance(kind, type) or isinstance(element, kind)
+    kinds = get_args(kind)
+    if not isinstance(element, tuple | list) or len(element) != len(kinds):
+        return False
+    return all(map(_is_of, kinds, element))
 
 
 def _no_number(field: str, kinds: list[Any], value: object) -> Iterator[Problem]:

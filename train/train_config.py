@@ -382,10 +382,12 @@ class TrainConfig:
                 "Add it there, or remove its tokenizer from the model.",
             )
         # Tokens may have a window of one step; images and vectors may not.
-        cut = sorted((inputs - set(self.model.token_keys)) & set(self.data.current_only))
-        if cut and self.data.window_size > 1:
+        read = inputs - set(self.model.token_keys)
+        cut = sorted(n for n in read if self.data.window_of(n) < self.data.window_size)
+        if cut:
+            only = self.data.current_only
             yield Problem(
-                "data.current_only",
+                "data.current_only" if set(cut) <= set(only) else "data.windows",
                 f"none that the model reads in each of the {self.data.window_size} steps of a "
                 "window",
                 ", ".join(cut),

@@ -7,7 +7,8 @@
     observation/depth_primary        float32  b w 256 256 1   metres, 0: no reading; stored size
     observation/proprio              float32  b w 8           normalised
     observation/vggt_tokens          float16  b w 261 2048    as the column declares; b 1 261 2048
-                                                              where `current_only` names it
+                                                              where `current_only` names it, and
+                                                              fewer steps where `windows` does
     observation/timestep             int32    b w             step inside the episode
     observation/timestep_pad_mask    bool     b w             False: before the first step
     observation/pad_mask_dict/<key>  bool     b w             False: not read, or the set has none

@@ -81,7 +81,8 @@ class DataConfig:
     window_size: int = 2
     """Steps of history, the current one included."""
     current_only: tuple[str, ...] = ()
-    """Observations that are read for the current step only: their window has one step."""
+    """Observations that are read for the current step only: their window has one step, as with
+    `windows` and 1."""
     action_horizon: int = 4
     """Number of actions in a chunk."""
     octo_action_mask: bool = False
@@ -113,6 +114,10 @@ class DataConfig:
     ram_budget_gb: float | None = None
     """Maximum memory of the loader, in 10^9 bytes; a run that needs more does not start.
     None: no limit."""
+    windows: tuple[tuple[str, int], ...] = dataclasses.field(default=(), metadata=LATER)
+    """Observations with a shorter window, each with its number of steps, such as
+    `(("image_wrist", 1), ("force", 3))`; by flags `image_wrist 1 force 3`. Each window ends at the
+    current step; all others have `window_size` steps."""
     may_differ: tuple[Convention, ...] = dataclasses.field(default=(), metadata=LATER)
     """Conventions that may differ between the datasets. The model then learns the actions of each
     as they are stored: nothing is resampled or converted."""
@@ -186,8 +191,9 @@ class DataConfig:
         return self.normalized is None or name in self.normalized
 
     def window_of(self, name: str) -> int:
-        """Returns the number of steps in an observation's window."""
-        return 1 if name in self.current_only else self.window_size
+        """Returns the number of steps in an observation's window, 1 to `window_size`."""
+        own = dict(self.windows) | dict.fromkeys(self.current_only, 1)
+        return own.get(name, self.window_size)
 
     def longest_window(self, column: Column) -> int:
         """Returns the longest window of a column's features, in steps; 0 if none is read."""
@@ -228,6 +234,7 @@ class DataConfig:
         yield from self._check_split()
         yield from self._check_mixture()
         yield from self._check_names()
+        yield from self._check_windows()
 
     def _check_split(self) -> Iterator[Problem]:
         if not 0 <= self.validation_fraction < 1:
@@ -268,7 +275,11 @@ class DataConfig:
 
     def _check_names(self) -> Iterator[Problem]:
         """Checks that other fields only name observations that are read."""
-        named = {"current_only": self.current_only, "normalized": self.normalized or ()} | {
+        named = {
+            "current_only": self.current_only,
+            "windows": tuple(name for name, _ in self.windows),
+            "normalized": self.normalized or (),
+        } | {
             f"datasets.{number}.missing": dataset.missing
             for number, dataset in enumerate(self.datasets)
         }
@@ -289,3 +300,22 @@ class DataConfig:
                     f"{name}, which is missing in every dataset",
                     "Leave it out.",
                 )
+
+    def _check_windows(self) -> Iterator[Problem]:
+        for name, steps in self.windows:
+            if not 1 <= steps <= self.window_size:
+                yield Problem(
+                    "windows",
+                    f"1 to {self.window_size} steps, the window_size, of {name}",
+                    steps,
+                    "Take a longer window_size, or fewer steps.",
+                )
+        names = [*(name for name, _ in self.windows), *self.current_only]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            yield Problem(
+                "windows",
+                "one window per observation, in windows or in current_only",
+                f"{', '.join(twice)} more than once",
+                "Keep one of them.",
+            )

@@ -103,44 +103,63 @@ def test_problems_of_nested_configs_have_the_path() -> None:
     assert [problem.field for problem in all_problems(config)] == ["inner.size"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("split='test'", "DataConfig, split: expected one of 'train', 'validation', 'all'; found"),
-        ("split='al'", "found 'al'. Did you mean 'all'?"),
-        (
-            "normalization='minmax'",
-            "expected one of 'normal', 'bounds', 'quantile'; found 'minmax'.",
-        ),
-        (
-            "observations='proprio'",
-            "a tuple of str; found 'proprio'. Write observations=('proprio',).",
-        ),
-        (
-            "datasets='x'",
-            "DataConfig, datasets: expected a tuple of DatasetConfig; found 'x'. Write",
-        ),
-        (
-            "datasets=('x',)",
-            "a tuple of DatasetConfig; found ('x',). Write datasets=(DatasetConfig(",
-        ),
-        ("normalized=None", "no error"),
-        ("normalized='x'", "DataConfig, normalized: expected a tuple of str; found 'x'."),
-        ("observations=['x']", "no error"),
-    ],
-)
-def test_modes_and_tuples_are_checked_without_a_type_checker(change: str, message: str) -> None:
-    # In another process: here beartype would refuse the arguments first.
+CHANGES = [
+    ("split='test'", "DataConfig, split: expected one of 'train', 'validation', 'all'; found"),
+    ("split='al'", "found 'al'. Did you mean 'all'?"),
+    (
+        "normalization='minmax'",
+        "expected one of 'normal', 'bounds', 'quantile'; found 'minmax'.",
+    ),
+    (
+        "observations='proprio'",
+        "a tuple of str; found 'proprio'. Write observations=('proprio',).",
+    ),
+    (
+        "datasets='x'",
+        "DataConfig, datasets: expected a tuple of DatasetConfig; found 'x'. Write",
+    ),
+    (
+        "datasets=('x',)",
+        "a tuple of DatasetConfig; found ('x',). Write datasets=(DatasetConfig(",
+    ),
+    ("normalized=None", "no error"),
+    ("normalized='x'", "DataConfig, normalized: expected a tuple of str; found 'x'."),
+    ("observations=['x']", "no error"),
+    ("windows=(('proprio', 1),)", "no error"),
+    (
+        "windows=('proprio', 1)",
+        "expected a tuple of (str, int); found ('proprio', 1). Write windows=((str, int),)",
+    ),
+    ("windows=(('proprio', '1'),)", "of (str, int); found (('proprio', '1'),)."),
+    ("windows=(('proprio',),)", "of (str, int); found (('proprio',),)."),
+    ("windows={'proprio': 1}", "of (str, int); found {'proprio': 1}."),
+]
+
+
+@pytest.fixture(scope="module")
+def found_untyped() -> dict[str, str]:
+    """What each change of a config is refused with, where beartype does not refuse it first."""
+    # One other process for all: importing the package in it takes 3 s.
     script = (
         "from octograin import *\n"
         "settings = {'datasets': (DatasetConfig('a'),), 'vocabulary': ''}\n"
-        f"try: DataConfig(**settings | dict({change})); print('no error')\n"
-        "except UserError as error: print(error)\n"
+        f"for change in {[change for change, _ in CHANGES]!r}:\n"
+        "    try: DataConfig(**settings | eval(f'dict({change})')); print('no error')\n"
+        "    except UserError as error: print(error)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
     )
-    assert message in done.stdout, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(CHANGES), done.stdout + done.stderr
+    return dict(zip((change for change, _ in CHANGES), lines, strict=True))
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_modes_and_tuples_are_checked_without_a_type_checker(
+    found_untyped: dict[str, str], change: str, message: str
+) -> None:
+    assert message in found_untyped[change]
 
 
 def test_an_error_crosses_a_process_border() -> None:

@@ -53,12 +53,14 @@ def test_camera_that_is_not_read_cannot_be_cropped(tiny_config_path):
 
 
 def test_camera_is_read_in_every_step_of_the_window(tiny_config):
-    data = dataclasses.replace(tiny_config.data, current_only=("image_primary",))
-    with pytest.raises(
-        ValueError,
-        match=r"current_only: expected none that the model reads in each .*; found image_primary",
+    for field, value in (
+        ("current_only", ("image_primary",)),
+        ("windows", (("image_primary", 1),)),
     ):
-        dataclasses.replace(tiny_config, data=data)
+        data = dataclasses.replace(tiny_config.data, **{field: value})
+        message = rf"{field}: expected none that the model reads in each .*; found image_primary"
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(tiny_config, data=data)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import pytest
+import tyro
 
+from pipeline.files import dump_json, from_json_text, to_json_values
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 
 ONE = {"datasets": (DatasetConfig("a"),), "vocabulary": "v"}
@@ -18,6 +20,8 @@ def weighted(*weights: float | None) -> dict:
         {"num_threads": 0, "prefetch_batches": 0},
         {"split": "validation", "validation_fraction": 0.05},
         {"current_only": ("proprio",)},
+        {"windows": (("image_wrist", 2), ("proprio", 1))},
+        {"windows": (("image_wrist", 2),), "current_only": ("proprio",)},
         {"datasets": (DatasetConfig("a"), DatasetConfig("b", missing=("image_wrist",)))},
         {"ram_budget_gb": 2.5},
     ],
@@ -54,6 +58,23 @@ def test_sound_settings_pass(change: dict) -> None:
             "current_only: expected some of the observations image_pri.*; found depth",
         ),
         (
+            {"windows": (("depth", 1),)},
+            "windows: expected some of the observations image_pri.*; found depth. Add it",
+        ),
+        (
+            {"windows": (("proprio", 3),)},
+            "windows: expected 1 to 2 steps, the window_size, of proprio; found 3. Take a longer",
+        ),
+        ({"windows": (("proprio", 0),)}, "1 to 2 steps, .* of proprio; found 0"),
+        (
+            {"windows": (("proprio", 1), ("proprio", 2))},
+            "windows: expected one window per observation, .* found proprio more than once",
+        ),
+        (
+            {"windows": (("proprio", 2),), "current_only": ("proprio",)},
+            "in windows or in current_only; found proprio more than once. Keep one of them",
+        ),
+        (
             {"datasets": (DatasetConfig("a", missing=("proprio",)),)},
             "found proprio, which is missing in every dataset. Leave it out",
         ),
@@ -81,3 +102,17 @@ def test_range_of_episodes_that_is_none_is_refused(episodes: tuple[int, int]) ->
 def test_window_of_an_observation_is_its_own() -> None:
     config = DataConfig(**ONE, window_size=3, current_only=("proprio",))
     assert [config.window_of(name) for name in ("image_wrist", "proprio")] == [3, 1]
+    config = DataConfig(**ONE, window_size=3, windows=(("image_wrist", 2), ("proprio", 1)))
+    found = [config.window_of(name) for name in ("image_primary", "image_wrist", "proprio")]
+    assert found == [3, 2, 1]
+
+
+def test_windows_are_pairs_on_a_command_line_and_lists_in_json() -> None:
+    config = DataConfig(**ONE, windows=(("proprio", 1),))
+    flags = ["--windows", "image_wrist", "2", "proprio", "1"]
+    found = tyro.cli(DataConfig, default=config, args=flags, use_underscores=True)
+    assert found.windows == (("image_wrist", 2), ("proprio", 1))
+    text = dump_json(to_json_values(found))
+    assert from_json_text(DataConfig, text, where="x", remedy="") == found
+    # Absent where it says nothing, so that older configs keep their text.
+    assert "windows" not in to_json_values(DataConfig(**ONE))

@@ -202,6 +202,11 @@ def test_only_samples_that_would_read_the_record_are_concerned(dataset: Dataset)
         current_only=("vggt_tokens",),
     )
     assert unsampled(current) == [9]
+    two = (("vggt_tokens", 2),)
+    shorter = chosen(
+        dataset, excluded=(TOKENS_9,), observations=EVERYTHING, window_size=3, windows=two
+    )
+    assert unsampled(shorter) == [9, 10]
 
 
 def test_goal_with_an_excluded_image_gives_way_to_the_one_before(dataset: Dataset) -> None:

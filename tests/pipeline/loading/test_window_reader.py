@@ -202,6 +202,27 @@ def test_features_of_one_column_may_have_windows_of_their_own(make: Callable) ->
     )
 
 
+def test_each_observation_has_the_last_steps_of_its_own_window(make: Callable) -> None:
+    # Episode 1 starts at 102: its second step has one step of padding, its sixth has none.
+    samples = at(103, 107)
+    names = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
+    whole = make(window_size=3, observations=names)(samples)
+    windows = dict(zip(names, (3, 2, 2, 1), strict=True))
+    window_reader = make(
+        window_size=3,
+        observations=names,
+        windows=(("image_wrist", 2), ("proprio", 2)),
+        current_only=("vggt_tokens",),
+    )
+    batch = window_reader(samples)
+    check_batch(batch, window_reader.spec(2))
+    for name, steps in windows.items():
+        key = f"observation/{name}"
+        np.testing.assert_array_equal(batch[key], whole[key][:, -steps:])
+        mask = batch[f"observation/pad_mask_dict/{name}"]
+        np.testing.assert_array_equal(mask, [[step >= 3 - steps for step in range(3)]] * 2)
+
+
 def test_observation_that_a_dataset_lacks_is_black_and_masked(
     mini_dataset: pathlib.Path,
 ) -> None:

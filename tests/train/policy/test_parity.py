@@ -74,6 +74,7 @@ def test_a_policy_sees_what_it_was_trained_on_bitwise_identical(checkpoint, data
         {"conditioning": "multimodal"},
         {"conditioning": "image_conditioned"},
         {"current_only": ("vggt_tokens",)},
+        {"windows": (("vggt_tokens", 1),)},
         {"window_size": 1},
         {"normalization": "bounds"},
         {"normalization": "quantile"},
