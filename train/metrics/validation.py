@@ -18,7 +18,7 @@ from pipeline.loading.text import Encode
 from train import distributed
 from train.guard import exclusion_named
 from train.metrics.validation_files import EpisodePrediction, ValidationMetrics
-from train.octo.functional import loss_fn, sample_actions, training_noise
+from train.octo.functional import loss_fn, sample_actions
 from train.octo.model import OctoModule
 from train.train_config import TrainConfig
 from train.update.train_step import LanguageTable, model_inputs
@@ -181,7 +181,8 @@ class Validator:
         # Loss and samples have draws of their own, from the batch's number.
         noise_key, sample_key = jax.random.split(jax.random.fold_in(self._key, number))
         inputs = model_inputs(batch, self._config, table)
-        noise = training_noise(self._config.model.head, noise_key, batch["action"].shape[:2])
+        shape = batch["action"].shape[:2]
+        noise = self._config.model.head.draw_training_noise(noise_key, shape)
         loss = loss_fn(self._module, params, inputs, noise)
         chunk = sample_actions(
             self._module, params, inputs["observation"], inputs["task"], sample_key

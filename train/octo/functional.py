@@ -1,6 +1,7 @@
 """The functions that training and rollout call: parameters, loss and actions."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from pipeline.errors import UserError
 from pipeline.loading.text import Encode, tokenize
-from train.octo.heads.diffusion import TrainingNoise, draw_sampling_noise, draw_training_noise
 from train.octo.model import OctoModule
-from train.octo.octo_config import DiffusionConfig, HeadConfig, OctoConfig
+from train.octo.octo_config import OctoConfig
+from train.octo.protocols import HeadConfig, Noise
 from train.octo.tokenizers import Inputs
 
 Params = dict[str, Any]
@@ -79,29 +81,27 @@ def init_params(config: OctoConfig, key: Key) -> Params:
     # The smallest batch: no parameter's shape depends on these sizes.
     spec = input_spec(config, batch_size=1, window_size=1)
     batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
-    noise = training_noise(config.head, noise_key, (1, 1))
+    noise = config.head.draw_training_noise(noise_key, (1, 1))
     # By `losses`, which reaches every module; acting would leave out the alignments.
     variables = OctoModule(config).init(params_key, batch, noise, method="losses")
     return cast(Params, variables["params"])
 
 
-def loss_fn(
-    module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
-) -> Float[Array, ""]:
+def loss_fn(module: OctoModule, params: Params, batch: Inputs, noise: Noise) -> Float[Array, ""]:
     """Returns the head's loss of a batch.
 
     Args:
       module: The model.
       params: The parameters of the model.
       batch: A batch with observation, task, actions and their mask; see `OctoModule.loss`.
-      noise: The random numbers that `training_noise` returns.
+      noise: The random numbers from `head.draw_training_noise`.
     """
     loss = module.apply({"params": params}, batch, noise, method="loss")
     return cast(jax.Array, loss)
 
 
 def losses_fn(
-    module: OctoModule, params: Params, batch: Inputs, noise: TrainingNoise | None
+    module: OctoModule, params: Params, batch: Inputs, noise: Noise
 ) -> dict[str, Float[Array, ""]]:
     """Returns the total `loss`, which training minimises, and its parts; see `OctoModule.losses`.
 
@@ -109,21 +109,62 @@ def losses_fn(
       module: The model.
       params: The parameters of the model.
       batch: A batch with observation, task, actions and their mask; see `OctoModule.loss`.
-      noise: The random numbers that `training_noise` returns.
+      noise: The random numbers from `head.draw_training_noise`.
     """
     losses = module.apply({"params": params}, batch, noise, method="losses")
     return cast(dict[str, jax.Array], losses)
 
 
-def training_noise(head: HeadConfig, key: Key, shape: tuple[int, int]) -> TrainingNoise | None:
-    """Draws the random numbers for a loss; None for a head that needs none.
+def sample_axes(draw: Callable[[Key, tuple[int, int]], Noise], window: int) -> Any:
+    """Returns the axis of the samples in each array of a head's noise, in the noise's own layout.
+
+    It is the axis whose length follows the number of samples:
+
+        1 sample       2 samples      axis
+        (20 1 2 28)    (20 2 2 28)    1
+
+    Args:
+      draw: `draw_training_noise` or `draw_sampling_noise` of the head's config.
+      window: Window size in steps.
+
+    Raises:
+      UserError: An array has no such axis, or several.
+    """
+    key = jax.random.key(0)
+    # Shapes only: nothing is drawn.
+    one, two = (jax.eval_shape(lambda n=n: draw(key, (n, window))) for n in (1, 2))
+
+    def axis_of(first: jax.ShapeDtypeStruct, second: jax.ShapeDtypeStruct) -> int:
+        pairs = enumerate(zip(first.shape, second.shape, strict=False))
+        axes = [axis for axis, lengths in pairs if lengths == (1, 2)]
+        if len(axes) != 1 or len(first.shape) != len(second.shape):
+            raise UserError(
+                where="model.head, " + getattr(draw, "__name__", "noise"),
+                expected="arrays with one axis of samples each",
+                found=f"the shape {first.shape} for 1 sample and {second.shape} for 2",
+                remedy="Draw each array for the given number of samples",
+            )
+        return axes[0]
+
+    return jax.tree.map(axis_of, one, two)
+
+
+def draw_by_sample(head: HeadConfig, keys: jax.Array, window: int) -> Noise:
+    """Draws each sample's noise for `sample` from its own key, as in a batch of one with that key.
 
     Args:
       head: The config of the head.
-      key: A jax key; the same key gives the same numbers.
-      shape: Number of samples in the batch and of steps in the window.
+      keys: Typed jax keys, one per sample.
+      window: Window size in steps.
     """
-    return draw_training_noise(head, key, shape) if isinstance(head, DiffusionConfig) else None
+    axes = sample_axes(head.draw_sampling_noise, window)
+    drawn = jax.vmap(lambda key: head.draw_sampling_noise(key, (1, window)))(keys)
+
+    def join(leaf: jax.Array, axis: int) -> jax.Array:
+        # vmap's axis is in front, so the axis of one sample is one further; it makes room.
+        return jnp.moveaxis(jnp.squeeze(leaf, axis + 1), 0, axis)
+
+    return jax.tree.map(join, drawn, axes)
 
 
 def encode_texts(
@@ -198,9 +239,6 @@ def sample_actions(
       key: A jax key for the noise.
     """
     shape = observation["timestep_pad_mask"].shape
-    head = module.config.head
-    # A regression head draws nothing.
-    is_diffusion = isinstance(head, DiffusionConfig)
-    noise = draw_sampling_noise(head, key, shape) if is_diffusion else None
+    noise = module.config.head.draw_sampling_noise(key, shape)
     actions = module.apply({"params": params}, observation, task, noise, method="sample_actions")
     return cast(jax.Array, actions)

@@ -15,17 +15,13 @@ from jaxtyping import Array, Float
 from pipeline.errors import UserError
 from train.octo.attention import READOUT, Kind
 from train.octo.fusion import Alignment, Grid, PatchFusion
-from train.octo.heads.diffusion import DiffusionHead, SamplingNoise, TrainingNoise
-from train.octo.heads.regression import RegressionHead
 from train.octo.octo_config import (
-    DiffusionConfig,
-    HeadConfig,
     ImageTokenizerConfig,
     LowdimTokenizerConfig,
     OctoConfig,
-    RegressionConfig,
     VGGTTokenizerConfig,
 )
+from train.octo.protocols import Noise
 from train.octo.token_groups import TokenGroup, concatenate, repeat_over_window
 from train.octo.tokenizers import (
     ImageTokenizer,
@@ -206,16 +202,6 @@ def _tokenizer(
             assert_never(config)
 
 
-def _head(config: HeadConfig) -> nn.Module:
-    match config:
-        case DiffusionConfig():
-            return DiffusionHead(config)
-        case RegressionConfig():
-            return RegressionHead(config)
-        case _:
-            assert_never(config)
-
-
 class OctoModule(nn.Module):
     """The policy network: `__call__` for tokens, `loss` to train, `sample_actions` to act.
 
@@ -228,7 +214,7 @@ class OctoModule(nn.Module):
     def setup(self) -> None:
         """Names the submodules as in the released weights."""
         self.octo_transformer = OctoTransformer(self.config)
-        self.heads_action = _head(self.config.head)
+        self.heads_action = self.config.head.make_head()
 
     def __call__(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
         """Returns the transformer's output, one group of tokens per name.
@@ -258,14 +244,14 @@ class OctoModule(nn.Module):
         """Returns the readout tokens of each step, which the head reads."""
         return self(observation, task)[READOUT].tokens
 
-    def loss(self, batch: Inputs, noise: TrainingNoise | None) -> Float[Array, ""]:
+    def loss(self, batch: Inputs, noise: Noise) -> Float[Array, ""]:
         """Returns the head's loss, a mean over the real actions of the batch.
 
         Tokens to align with are not used.
 
         Args:
           batch: A batch with `observation`, `task`, `action` and `action_pad_mask`.
-          noise: The random numbers from `draw_training_noise`; None for a head that needs none.
+          noise: The random numbers from `config.head.draw_training_noise`.
 
         Raises:
           UserError: The inputs do not match the config, as for `__call__`, or the actions or their
@@ -273,7 +259,7 @@ class OctoModule(nn.Module):
         """
         return self._head_loss(self(batch["observation"], batch["task"]), batch, noise)
 
-    def losses(self, batch: Inputs, noise: TrainingNoise | None) -> dict[str, Float[Array, ""]]:
+    def losses(self, batch: Inputs, noise: Noise) -> dict[str, Float[Array, ""]]:
         """Returns the total `loss`, which training minimises, and parts of it to log.
 
         If the model aligns, `loss` is the head's loss plus each alignment loss times its weight,
@@ -281,7 +267,7 @@ class OctoModule(nn.Module):
 
         Args:
           batch: A batch with `observation`, `task`, `action` and `action_pad_mask`.
-          noise: The random numbers from `draw_training_noise`; None for a head that needs none.
+          noise: The random numbers from `config.head.draw_training_noise`.
 
         Raises:
           UserError: `loss` would raise it, or tokens to align with are missing or do not match the
@@ -298,7 +284,7 @@ class OctoModule(nn.Module):
         return {"loss": loss, "align_loss": jnp.mean(jnp.stack(list(found.values())))}
 
     def _head_loss(
-        self, groups: dict[str, TokenGroup], batch: Inputs, noise: TrainingNoise | None
+        self, groups: dict[str, TokenGroup], batch: Inputs, noise: Noise
     ) -> Float[Array, ""]:
         head = self.config.head
         action = require(batch, "action", part="top level", reader="loss")
@@ -320,13 +306,13 @@ class OctoModule(nn.Module):
         return self.heads_action.predict_noise(embedding, noisy_actions, time)
 
     def sample_actions(
-        self, observation: Inputs, task: Inputs, noise: SamplingNoise | None
+        self, observation: Inputs, task: Inputs, noise: Noise
     ) -> Float[Array, "b h a"]:
         """Samples normalised actions for the last step of the window.
 
         Args:
           observation: The `observation` of the batch.
           task: The `task` of the batch; goal images are optional.
-          noise: The random numbers from `draw_sampling_noise`; None for a head that needs none.
+          noise: The random numbers from `config.head.draw_sampling_noise`.
         """
         return self.heads_action.sample(self.readout(observation, task), noise)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config_checks import Problem, check, check_positive
 from train.octo.geometry_config import VGGTTokenizerConfig, check_cameras, replaced_cameras
@@ -250,6 +250,25 @@ class DiffusionConfig:
         """Returns the number of values in a chunk."""
         return self.action_horizon * self.action_dim
 
+    def make_head(self) -> Any:
+        """Returns a `DiffusionHead`."""
+        return _diffusion().DiffusionHead(self)
+
+    def draw_training_noise(self, key: Any, shape: tuple[int, int]) -> Any:
+        """Draws the diffusion steps and the noise of one loss: a `TrainingNoise`."""
+        return _diffusion().draw_training_noise(self, key, shape)
+
+    def draw_sampling_noise(self, key: Any, shape: tuple[int, int]) -> Any:
+        """Draws the first noise and that of every denoising step: a `SamplingNoise`."""
+        return _diffusion().draw_sampling_noise(self, key, shape)
+
+
+def _diffusion() -> Any:
+    """Returns the head's module, imported late: it imports this one, and a config needs no JAX."""
+    from train.octo.heads import diffusion  # noqa: PLC0415
+
+    return diffusion
+
 
 @dataclasses.dataclass(frozen=True)
 class RegressionConfig:
@@ -280,9 +299,17 @@ class RegressionConfig:
         """Returns the number of values in a chunk."""
         return self.action_horizon * self.action_dim
 
+    def make_head(self) -> Any:
+        """Returns a `RegressionHead`."""
+        from train.octo.heads.regression import RegressionHead  # noqa: PLC0415  (it imports this)
 
-HeadConfig = DiffusionConfig | RegressionConfig
-"""Config of either action head."""
+        return RegressionHead(self)
+
+    def draw_training_noise(self, key: Any, shape: tuple[int, int]) -> None:
+        """Draws nothing: the head has no random numbers."""
+
+    def draw_sampling_noise(self, key: Any, shape: tuple[int, int]) -> None:
+        """Draws nothing: the head has no random numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +326,7 @@ class OctoConfig:
     """Cameras, in the order of their tokens."""
     language: LanguageConfig | None
     """Instruction and its encoder; None: the model reads no instruction."""
-    head: HeadConfig
+    head: DiffusionConfig | RegressionConfig
     """Action head."""
     lowdims: tuple[LowdimTokenizerConfig, ...] = ()
     """Vector inputs, whose tokens follow the cameras' tokens."""
@@ -433,7 +460,7 @@ class OctoConfig:
 
 def octo_small(
     *,
-    head: HeadConfig = DiffusionConfig(),
+    head: DiffusionConfig | RegressionConfig = DiffusionConfig(),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns octo-small-1.5 (27.0 M parameters and 109.6 M of t5-base).
@@ -461,7 +488,7 @@ def octo_small(
 
 def octo_base(
     *,
-    head: HeadConfig = DiffusionConfig(),
+    head: DiffusionConfig | RegressionConfig = DiffusionConfig(),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns octo-base-1.5: octo-small with a ViT-B as its transformer.
@@ -479,7 +506,7 @@ def octo_base(
 
 def demo(
     *,
-    head: HeadConfig = DiffusionConfig(hidden_dim=64),
+    head: DiffusionConfig | RegressionConfig = DiffusionConfig(hidden_dim=64),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns the same model at a size for a laptop's CPU; it reads t5-base's token ids.

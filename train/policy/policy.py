@@ -19,10 +19,9 @@ from pipeline.data.schema import ACTION, nest
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
-from train.octo.functional import InstructionEncoder
-from train.octo.heads.diffusion import SamplingNoise, draw_sampling_noise
+from train.octo.functional import InstructionEncoder, draw_by_sample
 from train.octo.model import OctoModule
-from train.octo.octo_config import DiffusionConfig, OctoConfig
+from train.octo.octo_config import OctoConfig
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation
 from train.policy.policy_inputs import PolicyInputs, Task, TokenEncoder
@@ -480,7 +479,7 @@ def _predict(  # noqa: PLR0913  (a program's inputs)
     inputs = to_model_size(batch, model)
     if embeddings is not None:
         inputs["task"]["language_embedding"] = embeddings
-    noise = _noise(model, keys, window_size)
+    noise = draw_by_sample(model.head, keys, window_size)
     arguments = (inputs["observation"], inputs["task"], noise)
     chunks = OctoModule(model).apply({"params": params}, *arguments, method="sample_actions")
     return jnp.asarray(chunks)
@@ -488,15 +487,3 @@ def _predict(  # noqa: PLR0913  (a program's inputs)
 
 def _noise_key(base_key: jax.Array, env: jax.Array, count: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(base_key, env), count)
-
-
-def _noise(model: OctoConfig, keys: jax.Array, window_size: int) -> SamplingNoise | None:
-    """Draws each row's noise from its own key, as in a batch of one with that key."""
-    head = model.head
-    if not isinstance(head, DiffusionConfig):
-        return None
-    drawn = jax.vmap(lambda key: draw_sampling_noise(head, key, (1, window_size)))(keys)
-    # (b, steps, 1, w, c) loses the 1 and becomes (steps, b, w, c), as a scan needs.
-    steps = jnp.moveaxis(drawn.steps[:, :, 0], 0, 1)
-    # (b, 1, w, c) loses the batch axis of one.
-    return SamplingNoise(initial=drawn.initial[:, 0], steps=steps)

@@ -11,10 +11,10 @@ import optax
 from pipeline.errors import UserError
 from pipeline.loading.device import resize_images
 from pipeline.loading.text import TaskTable, blank
-from train.octo.functional import encode_texts, losses_fn, training_noise
-from train.octo.heads.diffusion import TrainingNoise
+from train.octo.functional import encode_texts, losses_fn, sample_axes
 from train.octo.model import OctoModule
 from train.octo.octo_config import OctoConfig
+from train.octo.protocols import Noise
 from train.train_config import TrainConfig
 from train.update.augment import augment
 from train.update.optimizer import Parameters, join_frozen, split_frozen
@@ -63,11 +63,9 @@ def make_train_step(
         # From the step number, not from a key that is carried along: a resumed run draws the same.
         key = jax.random.fold_in(noise_key, state.step)
         # Drawn for the whole batch, so that accumulation does not change the noise of a sample.
-        noise = training_noise(config.model.head, key, batch["action"].shape[:2])
+        noise = config.model.head.draw_training_noise(key, batch["action"].shape[:2])
 
-        def loss_of(
-            trained: Parameters, batch: Batch, noise: TrainingNoise | None
-        ) -> tuple[jax.Array, Metrics]:
+        def loss_of(trained: Parameters, batch: Batch, noise: Noise) -> tuple[jax.Array, Metrics]:
             inputs = model_inputs(batch, config, table, augment_key)
             # Frozen parameters come from outside the function, so no gradient reaches them.
             losses = losses_fn(module, join_frozen(trained, frozen), inputs, noise)
@@ -75,7 +73,8 @@ def make_train_step(
 
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         parts = config.optimizer.accumulation_steps
-        (loss, losses), gradients = _accumulate(gradient_of, trained, batch, noise, parts)
+        axes = sample_axes(config.model.head.draw_training_noise, batch["action"].shape[1])
+        (loss, losses), gradients = _accumulate(gradient_of, trained, batch, noise, axes, parts)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python and array scalars
             # By the step number, which also counts skipped updates: the logged rate is the applied
             # one.
@@ -114,10 +113,11 @@ def make_train_step(
 
 
 def _accumulate(
-    gradient_of: Callable[[Parameters, Batch, TrainingNoise | None], Found],
+    gradient_of: Callable[[Parameters, Batch, Noise], Found],
     trained: Parameters,
     batch: Batch,
-    noise: TrainingNoise | None,
+    noise: Noise,
+    noise_axes: Any,
     num_parts: int,
 ) -> Found:
     """Computes losses and gradients of the whole batch, one micro-batch after the other.
@@ -137,8 +137,8 @@ def _accumulate(
         return jnp.moveaxis(leaf.reshape(*shape, *leaf.shape[axis + 1 :]), axis + 1, 0)
 
     parts = jax.tree.map(lambda leaf: split(leaf, 0), batch)
-    # Axis 0 of the noise is the diffusion samples; the batch is axis 1.
-    noises = jax.tree.map(lambda leaf: split(leaf, 1), noise)
+    # A head lays out its noise as it likes, such as with the diffusion samples in front.
+    noises = jax.tree.map(split, noise, noise_axes)
     real = parts["action_pad_mask"] & parts["observation"]["timestep_pad_mask"][..., None, None]
     # (parts): real actions of each micro-batch.
     counts = real.sum(axis=(1, 2, 3, 4)).astype(jnp.float32)
@@ -147,7 +147,7 @@ def _accumulate(
 
     def add(
         total: Found,
-        part: tuple[Batch, TrainingNoise | None, jax.Array],
+        part: tuple[Batch, Noise, jax.Array],
     ) -> tuple[Found, None]:
         batch, noise, weight = part
         found = gradient_of(trained, batch, noise)

@@ -18,7 +18,7 @@ from pipeline.loading.normalize import Normalizer
 from tests.parameters import random_params
 from tests.rounding import assert_equal_but_for_rounding
 from train.octo.attention import Kind, Span, attention_mask, rule_mask
-from train.octo.functional import init_params, loss_fn, training_noise as draw_noise
+from train.octo.functional import init_params, loss_fn
 from train.octo.heads.diffusion import SamplingNoise, TrainingNoise
 from train.octo.model import OctoModule
 from train.octo.octo_config import (
@@ -391,7 +391,7 @@ def test_geometry_tokens_are_a_group_of_their_own_and_learn(
     assert groups["obs_vggt"].tokens.shape == (3, 2, 6, 64)
     assert groups["obs"].tokens.shape == (3, 2, 6 + 16, 64)
 
-    noise = draw_noise(with_vggt.head, jax.random.key(2), (3, 2))
+    noise = with_vggt.head.draw_training_noise(jax.random.key(2), (3, 2))
     gradient = jax.jit(jax.grad(lambda p, b: loss_fn(module, p, b, noise)))
     inputs = {**batch, "observation": observation, "task": encoded}
     grad = gradient(params, inputs)["octo_transformer"]

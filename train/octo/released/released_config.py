@@ -13,7 +13,6 @@ from pipeline.errors import UserError
 from train.octo.octo_config import (
     BinsConfig,
     DiffusionConfig,
-    HeadConfig,
     ImageTokenizerConfig,
     LanguageConfig,
     LowdimTokenizerConfig,
@@ -277,7 +276,7 @@ class _Reader:
             num_buckets=buckets,
         )
 
-    def read_head(self, place: str, model: Mapping[str, Any]) -> HeadConfig:
+    def read_head(self, place: str, model: Mapping[str, Any]) -> DiffusionConfig | RegressionConfig:
         name, kwargs = self.module(place, _only_action(model["heads"]), _HEADS)
         is_diffusion = name == "DiffusionActionHead"
         # As in the original, L1 and MSE heads pool by attention by default.
@@ -382,7 +381,7 @@ def _write_observation(config: ImageTokenizerConfig | LowdimTokenizerConfig) -> 
     return _spec(tokenizers, "LowdimObsTokenizer", kwargs)
 
 
-def _write_head(config: HeadConfig) -> Json:
+def _write_head(config: DiffusionConfig | RegressionConfig) -> Json:
     kwargs: Json = _READOUT | {
         "use_map": config.pooling == "map",
         "action_horizon": config.action_horizon,
