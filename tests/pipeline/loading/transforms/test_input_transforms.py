@@ -1,0 +1,198 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipeline.config_checks import ConfigError
+from pipeline.errors import UserError
+from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.transforms.input_transforms import DropObservation, StateNoise
+from pipeline.loading.transforms.transform import Draws, Transform
+
+STATE = ("x_m", "y_m", "grip_m")
+MASKS = "observation/pad_mask_dict/"
+
+
+def spec_of(b: int = 4, w: int = 2) -> BatchSpec:
+    """A camera with its goal, and a vector of one step less than the window."""
+    return {
+        "observation/wrist": LeafSpec("uint8", (b, w, 2, 3, 3)),
+        f"{MASKS}wrist": LeafSpec("bool", (b, w)),
+        "observation/state": LeafSpec("float32", (b, w - 1, 3), STATE),
+        f"{MASKS}state": LeafSpec("bool", (b, w)),
+        "observation/count": LeafSpec("int32", (b, w, 1), ("n",)),
+        f"{MASKS}count": LeafSpec("bool", (b, w)),
+        "observation/timestep": LeafSpec("int32", (b, w)),
+        "task/wrist": LeafSpec("uint8", (b, 2, 3, 3)),
+        "task/pad_mask_dict/wrist": LeafSpec("bool", (b,)),
+    }
+
+
+def batch_of(b: int = 4, w: int = 2) -> FlatBatch:
+    """Every value is 7, and every step was read."""
+    return {k: np.full(leaf.shape, 7, leaf.dtype) for k, leaf in spec_of(b, w).items()}
+
+
+def draws_of(*index: int, seed: int = 42, place: int = 0) -> Draws:
+    return Draws(seed, place, np.array(index))
+
+
+def test_noise_of_a_sample_is_pinned() -> None:
+    noise = StateNoise("state", (("grip_m", 0.5), ("x_m", 2.0)))
+    found = noise.apply(batch_of(2), spec_of(2), draws_of(0, 5))["observation/state"]
+    # By Philox4x64-10 of the seed 42, the place 0 and the samples 0 and 5: may never change.
+    pinned = [[8.8034019, 7.0, 6.9292622], [5.8366213, 7.0, 6.7089853]]
+    np.testing.assert_allclose(found[:, 0], pinned, rtol=1e-6)
+    assert found.dtype == np.float32
+    assert (found[..., 1] == 7).all()
+
+
+def test_noise_has_the_deviation_that_is_asked_for() -> None:
+    noise = StateNoise("state", (("x_m", 0.01), ("y_m", 3.0)))
+    count, window = 4000, 3
+    found = noise.apply(batch_of(count, window), spec_of(count, window), draws_of(*range(count)))
+    state = found["observation/state"].astype(np.float64) - 7
+    assert state.shape == (count, 2, 3)
+    # 8,000 normal numbers: their deviation is within 3 % of its expectation, the mean near 0.
+    flat = state.reshape(-1, 3)
+    np.testing.assert_allclose(flat.std(axis=0), [0.01, 3.0, 0.0], rtol=0.03)
+    assert np.abs(flat.mean(axis=0) / [0.01, 3.0, 1.0]).max() < 0.05
+    # Another number for each dimension and step of the window.
+    numbers = state[..., :2].transpose(1, 2, 0).reshape(4, count)
+    assert np.abs(np.corrcoef(numbers) - np.eye(4)).max() < 0.08
+
+
+TRANSFORMS = [StateNoise("state", (("x_m", 1.0),)), DropObservation(("wrist", "state"), 0.5)]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=["noise", "drop"])
+def test_a_draw_depends_on_the_seed_the_place_and_the_sample_alone(transform: Transform) -> None:
+    def run(*index: int, **others: int) -> np.ndarray:
+        b = len(index)
+        return transform.apply(batch_of(b), spec_of(b), draws_of(*index, **others))[
+            "observation/state"
+        ][:, 0, 0]
+
+    whole = run(*range(64))
+    assert len(np.unique(whole)) > 1
+    # Batches of another size, from another position, and the rows of one of two processes.
+    np.testing.assert_array_equal(np.concatenate([run(0, 1, 2), run(*range(3, 64))]), whole)
+    np.testing.assert_array_equal(run(*range(32, 64)), whole[32:])
+    np.testing.assert_array_equal(run(63, 5, 17), whole[[63, 5, 17]])
+    for others in ({"seed": 43}, {"place": 1}):
+        assert (run(*range(64), **others) != whole).any()
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=["noise", "drop"])
+def test_nothing_changes_without_draws_and_the_given_arrays_never_do(transform: Transform) -> None:
+    batch, spec = batch_of(), spec_of()
+    assert transform.apply(batch, spec, None) is batch
+    assert transform.spec_after(spec) == spec
+    given = {key: array.copy() for key, array in batch.items()}
+    changed = transform.apply(batch, spec, draws_of(0, 1, 2, 3))
+    assert changed.keys() == batch.keys()
+    assert any(changed[key] is not batch[key] for key in batch)
+    for key, array in given.items():
+        np.testing.assert_array_equal(batch[key], array)
+        assert (changed[key].dtype, changed[key].shape) == (array.dtype, array.shape)
+
+
+def test_a_missing_state_stays_zero() -> None:
+    batch = batch_of()
+    batch["observation/state"][1] = 0
+    batch[f"{MASKS}state"][1] = False
+    noise = StateNoise("state", (("x_m", 1.0),))
+    found = noise.apply(batch, spec_of(), draws_of(0, 1, 2, 3))["observation/state"]
+    assert not found[1].any()
+    assert (found[[0, 2, 3], :, 0] != 7).all()
+
+
+def test_a_hidden_observation_looks_like_one_that_the_dataset_lacks() -> None:
+    count = 4000
+    drop = DropObservation(("wrist", "state"), 0.25)
+    found = drop.apply(batch_of(count), spec_of(count), draws_of(*range(count)))
+    hidden = {}
+    for name in drop.observations:
+        mask = found[f"{MASKS}{name}"]
+        hidden[name] = ~mask[:, 0]
+        # The whole window or none of it; elsewhere nothing changes.
+        np.testing.assert_array_equal(mask[:, 0], mask[:, 1])
+        values = found[f"observation/{name}"].reshape(count, -1)
+        np.testing.assert_array_equal(values, np.where(hidden[name], 0, 7)[:, None] + 0 * values)
+    np.testing.assert_array_equal(found["task/pad_mask_dict/wrist"], ~hidden["wrist"])
+    np.testing.assert_array_equal(found["task/wrist"].any(axis=(1, 2, 3)), ~hidden["wrist"])
+    # Each in a quarter of the samples, and both in a sixteenth: they are independent.
+    shares = [hidden["wrist"].mean(), hidden["state"].mean()]
+    np.testing.assert_allclose(shares, 0.25, atol=0.02)
+    assert np.mean(hidden["wrist"] & hidden["state"]) == pytest.approx(1 / 16, abs=0.015)
+    for key in (f"{MASKS}count", "observation/count", "observation/timestep"):
+        assert (found[key] == batch_of(1)[key][0]).all()
+
+
+@pytest.mark.parametrize(("probability", "hidden"), [(0.0, 0), (1.0, 4)])
+def test_probabilities_of_0_and_1_are_never_and_always(probability: float, hidden: int) -> None:
+    drop = DropObservation(("wrist",), probability)
+    batch = batch_of()
+    found = drop.apply(batch, spec_of(), draws_of(0, 1, 2, 3))
+    assert (~found[f"{MASKS}wrist"]).all(axis=1).sum() == hidden
+    # Nothing is copied where nothing is hidden.
+    assert (found["observation/wrist"] is batch["observation/wrist"]) == (hidden == 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StateNoise("state", ()), "std: expected one deviation or more.* found none. Name"),
+        (
+            lambda: StateNoise("state", (("x_m", 1.0), ("x_m", 2.0))),
+            "std: expected one deviation or more, each of another dimension; found x_m, x_m",
+        ),
+        (
+            lambda: StateNoise("state", (("x_m", -1.0),)),
+            "std: expected a finite number above 0 for x_m; found -1.0. Give it in the dataset",
+        ),
+        (lambda: StateNoise("state", (("x_m", float("nan")),)), "above 0 for x_m; found nan"),
+        (lambda: DropObservation((), 0.5), "observations: expected one name or more.* found none"),
+        (lambda: DropObservation(("a", "a"), 0.5), "expected one name or more, each once; found a"),
+        (lambda: DropObservation(("a",), 1.5), "probability: expected 0 to 1; found 1.5"),
+        (lambda: DropObservation(("a",), float("nan")), "expected 0 to 1; found nan"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(make: Callable, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (
+            StateNoise("state", (("z_m", 1.0),)),
+            "StateNoise.std: expected dimensions of observation/state, which are x_m, y_m, grip_m; "
+            "found z_m. Did you mean",
+        ),
+        (
+            StateNoise("stat", (("x_m", 1.0),)),
+            "StateNoise.std: expected an array among .*; found observation/stat. Did you mean",
+        ),
+        (
+            StateNoise("wrist", (("x_m", 1.0),)),
+            "dimensions of observation/wrist, which are none; found x_m",
+        ),
+        (
+            StateNoise("count", (("n", 1.0),)),
+            r"StateNoise.observation: expected a vector of float32; found .*count int32\[4,2,1\]",
+        ),
+        (
+            DropObservation(("wrst",), 0.5),
+            "DropObservation.observations: expected an observation with a pad mask, of wrist, "
+            "state, count; found wrst. Did you mean wrist",
+        ),
+        (DropObservation(("timestep",), 0.5), "with a pad mask, of .*; found timestep"),
+    ],
+)
+def test_a_transform_that_does_not_fit_the_arrays_is_refused(
+    transform: Transform, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        transform.spec_after(spec_of())
