@@ -21,6 +21,9 @@ def without_absent(value: object, plain: Any) -> Any:
       plain: The same value as dicts, lists and scalars; not modified.
     """
     if dataclasses.is_dataclass(value):
+        if plain.keys() != {field.name for field in dataclasses.fields(value)}:
+            # The record of a part, which `pipeline.parts.part` wrote without them.
+            return plain
         present = [field for field in dataclasses.fields(value) if not _is_absent(field, value)]
         # By field, because `plain` holds JSON values without their classes.
         return {f.name: without_absent(getattr(value, f.name), plain[f.name]) for f in present}

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 from pipeline.errors import UserError, nearest_name, shown
+from pipeline.parts.part import Part, marks_of, part_problems
 
 _PLAIN = {
     int: (numbers.Integral, "an integer", "Give one, without quotes."),
@@ -151,6 +152,11 @@ def _mistyped(config: object) -> Iterator[Problem]:
     """Yields fields whose value is no mode of theirs, no tuple of what they list, or no number."""
     for field, hint in _hints(type(config)).items():
         value = getattr(config, field)
+        marks = _marks(type(config))[field]
+        found = list(_no_parts(field, marks, value))
+        if found:
+            yield from found
+            continue
         kinds = [hint, *(get_args(hint) if isinstance(hint, UnionType) else ())]
         modes = [mode for kind in kinds if get_origin(kind) is Literal for mode in get_args(kind)]
         if modes and value not in modes and not (value is None and NoneType in kinds):
@@ -185,6 +191,17 @@ def _is_of(kind: Any, element: object) -> bool:
     return all(map(_is_of, kinds, element))
 
 
+def _no_parts(field: str, marks: list[tuple[Any, Part]], value: object) -> Iterator[Problem]:
+    """Yields a problem for each value of a field of parts that is none."""
+    several = value if isinstance(value, tuple | list) else None
+    for number, each in enumerate((value,) if several is None else several):
+        for kind, mark in marks if each is not None else ():
+            place = field if several is None else f"{field}.{number}"
+            is_instance = dataclasses.is_dataclass(each) and not isinstance(each, type)
+            mistyped = [problem.below(place) for problem in _mistyped(each)] if is_instance else []
+            yield from mistyped or [Problem(place, *p) for p in part_problems(kind, mark, each)]
+
+
 def _no_number(field: str, kinds: list[Any], value: object) -> Iterator[Problem]:
     """Yields the problem of a field for a number or a text that has a value of another type."""
     plain = [kind for kind in kinds if kind is not NoneType and not isinstance(kind, UnionType)]
@@ -206,6 +223,13 @@ def is_typed(config: object) -> bool:
 def _hints(kind: type) -> dict[str, Any]:
     """The types of a config's fields, without what annotates them for the command line."""
     return get_type_hints(kind)
+
+
+@functools.cache
+def _marks(kind: type) -> dict[str, list[tuple[Any, Part]]]:
+    """The parts in the types of a config's fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field: marks_of(hint) for field, hint in hints.items()}
 
 
 def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,6 @@
 """Writes text files atomically, and reads JSON and TOML with checks."""
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import json
@@ -13,7 +12,7 @@ import secrets
 import stat
 import tomllib
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import xxhash
@@ -22,6 +21,7 @@ from etils import epath
 from pipeline.added_fields import without_absent
 from pipeline.config_checks import ConfigError, listed
 from pipeline.errors import DataError, UserError, nearest_name
+from pipeline.parts.part import field_names
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ MAX_TEXT_BYTES = 256 * 2**20
 """Size limit for a JSON or TOML file; those of a dataset of ten million episodes are smaller."""
 _PLAIN_TYPES = {"str", "int", "float", "bool"}
 """Names by which pydantic calls these types in the place of a mismatch."""
-_NAMING = ("op", "key", "name", "source", "path", "file")
+_NAMING = ("op", "key", "name", "part", "source", "path", "file")
 """Fields that name an element of a list, the best first."""
 UNPARSABLE = (ValueError, RecursionError, MemoryError, OverflowError)
 """What parsers raise for malformed text, for too deep nesting and for too large numbers."""
@@ -276,21 +276,39 @@ def _adapter(kind: type) -> Any:  # beartype knows no TypeAdapter[T]
     return pydantic.TypeAdapter(kind)
 
 
-def from_json_text(kind: type[T], text: str | bytes, *, where: str, remedy: str) -> T:
+def from_json_text(
+    kind: type[T],
+    text: str | bytes,
+    *,
+    where: str,
+    remedy: str,
+    directory: pathlib.Path | None = None,
+) -> T:
     """Parses a dataclass from JSON; checks every field's type, and rejects unknown fields.
+
+    Args:
+      kind: The dataclass.
+      text: The JSON text.
+      where: Name of the file, for the error.
+      remedy: What to do, for the error.
+      directory: The run or checkpoint that the text is of. Modules outside of it may be imported
+        for the parts that the text records; None: none are.
 
     Raises:
       DataError: The text does not match; it lists all mismatches, each with its place.
     """
     try:
         # Strict: "3" is no int; an unknown field is a typo, or of a later release.
-        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
+        return _adapter(kind).validate_json(text, strict=True, extra="forbid", context=directory)
     except pydantic.ValidationError as error:
         # Parsed again for the names of list elements; what pydantic read as JSON, json reads too.
         is_json = all(e["type"] != "json_invalid" for e in error.errors())
         values = json.loads(text) if is_json else None
         found = _without_other_types([dict(e) for e in error.errors()])
         details = "; ".join(dict.fromkeys(_problem(kind, e, values) for e in found))
+        # Of a part that is missing, whose own remedy is the better one.
+        own = [e["ctx"]["remedy"] for e in found if "remedy" in e.get("ctx", {})]
+        remedy = " ".join(dict.fromkeys(own)) or remedy
         raise DataError(
             where=where, expected=f"a valid {kind.__name__}", found=details, remedy=remedy
         ) from error
@@ -319,7 +337,7 @@ def _problem(kind: type, error: dict[str, Any], values: Any) -> str:
     location, message = error["loc"], error["msg"].removeprefix("Value error, ")
     if error["type"] == "unexpected_keyword_argument":
         *location, name = location
-        nearest = nearest_name(str(name), _field_names(kind, location))
+        nearest = nearest_name(str(name), field_names(kind, location))
         message = f"unknown field {name}" + (f" ({nearest}?)" if nearest else "")
     elif "discriminator" in error.get("ctx", {}):
         message = _tag_message(**error["ctx"])
@@ -378,21 +396,3 @@ def _ordinal(number: int) -> str:
     """The ordinal of a number from 1: 1st, 2nd, 3rd, 4th, ..., 11th, ..., 21st."""
     ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
-
-
-def _field_names(kind: type, location: Sequence[str | int]) -> list[str]:
-    """Lists the fields of the nested dataclass at a location."""
-    kinds = [kind]
-    for name in location:
-        hints = [get_type_hints(outer) for outer in kinds]
-        # Through the fields on the way; numbers of list places are in no class and are skipped.
-        kinds = [k for h in hints if name in h for k in _dataclasses(h[str(name)])] or kinds
-    return [field.name for k in kinds for field in dataclasses.fields(k)]
-
-
-def _dataclasses(annotation: Any) -> Iterator[Any]:
-    """Yields the dataclasses in an annotation such as `tuple[Part, ...]`."""
-    if dataclasses.is_dataclass(annotation):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _dataclasses(argument)

@@ -1,0 +1,1 @@
+"""Parts of a config: classes of the library, or of a user's own file."""
