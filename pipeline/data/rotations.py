@@ -182,6 +182,52 @@ def relative_position(
     return _rounded(seen, future_position)
 
 
+def absolute_rotation(
+    now: np.ndarray,
+    relative: np.ndarray,
+    representation: Representation,
+    frame: Literal["tool", "base"] = "tool",
+) -> np.ndarray:
+    """Inverts `relative_rotation`: returns the orientation that it leads to, (..., n).
+
+    Args:
+      now: (..., n), orientations in the base's frame.
+      relative: (..., n), rotations from there; both broadcast.
+      representation: The representation of both, and of the result.
+      frame: `tool`: R_now R_relative; `base`: R_relative R_now.
+
+    Raises:
+      ValueError: As `convert_rotation`.
+    """
+    first, second = _read(now, representation), _read(relative, representation)
+    reached = _multiplied(*((first, second) if frame == "tool" else (second, first)))
+    return _rounded(_write(reached, representation), relative)
+
+
+def absolute_position(
+    now_position: np.ndarray,
+    relative: np.ndarray,
+    now_rotation: np.ndarray,
+    representation: Representation,
+) -> np.ndarray:
+    """Inverts `relative_position`: returns p_now + R_now p_relative, (..., 3).
+
+    With `absolute_rotation` in the tool's frame it is the pose T_now T_relative.
+
+    Args:
+      now_position: (..., 3) of the pose, in the base's frame.
+      relative: (..., 3), as seen from the pose, in the same unit.
+      now_rotation: (..., n), orientation of the pose.
+      representation: The representation of `now_rotation`.
+
+    Raises:
+      ValueError: As `convert_rotation`.
+    """
+    seen = np.asarray(relative, np.float64)
+    moved = _rotated(_read(now_rotation, representation), seen)
+    return _rounded(np.asarray(now_position, np.float64) + moved, relative)
+
+
 def _rounded(values: np.ndarray, like: np.ndarray) -> np.ndarray:
     """The values in the dtype of the input, where that is a floating one."""
     dtype = np.asarray(like).dtype

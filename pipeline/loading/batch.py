@@ -55,6 +55,8 @@ class LeafSpec:
     """Names of the last axis, with their units, such as `x_m`; empty where it has none."""
     raw: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     """Those of `dims` that are not normalised, such as a gripper."""
+    rotations: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    """Representation of the rotation, by the name of each of `dims` that is known to hold one."""
 
     @property
     def nbytes(self) -> int:
