@@ -82,6 +82,8 @@ def describe_dataset(
             "shape": list(reader.stored(number, feature.key).shape),
             "dtype": feature.batch_dtype,
             "dims": list(feature.dims),
+            # Absent for other kinds, so that descriptions of older runs stay equal.
+            **({"kind": feature.kind} if feature.kind == "depth" else {}),
         }
         for feature in reader.features
     }

@@ -108,12 +108,44 @@ def test_a_depth_camera_is_in_the_batch_at_its_size_and_in_no_goal(dataset: Data
         reads = floor.plan(loader.order()[0])
         assert floor.seconds([reads]) > 0
         shapes = {shape for read in reads for _, shape in read.images}
+        (described,) = loader.describe_datasets().values()
     assert batch["observation"]["m"].shape == (2, 2, *SIZE, 1)
     assert batch["observation"]["m"].dtype == np.float32
     np.testing.assert_array_equal(steps[0], METRES[:2, ..., None])
     assert shapes == {(8, 8, 3), (*SIZE, 1)}
     assert "m" not in batch["task"]
     assert set(batch["observation"]["pad_mask_dict"]) == {"image_primary", "m"}
+    # A policy knows by it what is in metres.
+    kinds = {key: feature.get("kind") for key, feature in described["features"].items()}
+    assert kinds["observation/m"] == "depth"
+    assert kinds["observation/image_primary"] is None
+
+
+def test_metres_and_millimetres_as_tensors_stay_as_they_are(toy: Toy, tmp_path: Path) -> None:
+    metres = np.random.default_rng(1).uniform(0, 5, (3, 4, 5, 1)).astype(np.float32)
+    metres[0, 0, :3, 0] = [1e-7, np.nextafter(np.float32(1), np.float32(2)), 1e6]
+    given = {"metres": metres, "plane": metres[..., 0], "millimetres": MILLIMETRES[:, :2]}
+    for name, values in given.items():
+        key = f"steps/observation/{name}"
+        toy = toy.declaring(key, tensor(values.shape[1:], values.dtype)).holding(key, values)
+        toy = toy.taking(FeatureMapping(f"observation/{name}", key, IMAGES))
+    convert(toy.open(tmp_path), tmp_path / "out", toy.mapping)
+    config = DataConfig(
+        (DatasetConfig(str(tmp_path / "out")),),
+        vocabulary="",
+        observations=("image_primary", *given),
+        num_threads=0,
+        prefetch_batches=0,
+    )
+    dataset = open_dataset(str(tmp_path / "out"))
+    with Loader(config, 1, [dataset], None) as loader:
+        found = loader.read(0, [1])["observation"]
+        assert list(loader.normalizers) == ["action"]
+    for name, values in given.items():
+        assert found[name].dtype == (np.int32 if name == "millimetres" else np.float32)
+        np.testing.assert_array_equal(found[name][0], values[:2])
+    assert "plane" in to_text(summarize(dataset), Console(width=120))
+    assert draw_figure(dataset, 0)[:4] == b"\x89PNG"
 
 
 def test_depth_of_another_size_is_refused_in_a_mixture(

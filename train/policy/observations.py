@@ -10,8 +10,9 @@ from pipeline.loading.batch import LeafSpec
 
 Observation = Mapping[str, Any]
 """An environment's observation at one step, by name below `observation/`: images uint8 (y x 3), in
-the size and orientation of the dataset; vectors in the dataset's units, not normalised. Names that
-the model does not read are ignored."""
+the size and orientation of the dataset; depth in metres, of any floating dtype, (y x 1), 0 where
+there is no reading; vectors and tensors in the dataset's units, not normalised. Names that the
+model does not read are ignored."""
 
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 """Resizes an image (y x 3) to the shape in which images are stored."""
@@ -21,6 +22,8 @@ REMEDY = (
     "Give what the policy was trained on: images uint8, in the stored size and orientation; "
     "vectors in the dataset's units, not normalised."
 )
+LARGEST_DEPTH_M = 65.535
+"""The largest depth that a dataset can hold."""
 LARGEST_SIDE = 8192
 """Longest side in pixels of an image to be resized: the memory for resizing grows with it, and no
 camera has more pixels."""
@@ -34,7 +37,9 @@ def check_observations(
 ) -> dict[int, dict[str, np.ndarray]]:
     """Returns observations as arrays of a batch's dtype and shape, by environment.
 
-    Vectors are cast. Images must be uint8 and, unless they are resized, have the stored size.
+    Vectors and tensors are cast, unless that changes more than the last digit of a float. Images
+    must be uint8 and, unless they are resized, have the stored size. Depth must be floats, since
+    integers are mostly millimetres.
 
     Args:
       observations: Observations by environment.
@@ -100,7 +105,14 @@ def find_problems(
 
 def describe(expected: Mapping[str, LeafSpec | None]) -> str:
     """Returns a text such as `image_primary uint8[256,256,3], proprio float32[8]`."""
-    return ", ".join(f"{name} {spec or 'uint8[y,x,3]'}" for name, spec in expected.items())
+    return ", ".join(f"{name} {describe_one(spec)}" for name, spec in expected.items())
+
+
+def describe_one(spec: LeafSpec | None) -> str:
+    """Returns the type of one step of an observation, such as `float32[480,640,1] in metres`."""
+    if spec is None:
+        return "uint8[y,x,3]"
+    return f"{spec} in metres" if spec.is_depth else str(spec)
 
 
 def _where(envs: Sequence[int], observations: Collection[int]) -> str:
@@ -127,7 +139,7 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
         return
     found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
     # None: an image that only the token encoder reads, of any size.
-    if spec is None or spec.dtype == IMAGE:
+    if spec is None or _is_image(spec):
         is_image = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3
         if spec is not None and not any_size:
             fits = array.shape == spec.shape
@@ -138,13 +150,46 @@ def _problems(value: Any, spec: LeafSpec | None, *, any_size: bool) -> Iterator[
             yield found
     elif array.dtype.kind not in _NUMBERS or array.shape != spec.shape:
         yield found
-    elif not is_finite_as(array, spec.dtype):
+    else:
+        yield from _number_problems(array, spec, found)
+
+
+def _number_problems(array: np.ndarray, spec: LeafSpec, found: str) -> Iterator[str]:
+    """Yields what is wrong with the numbers of a vector, tensor or depth of the right shape."""
+    if not is_finite_as(array, spec.dtype):
         yield f"{found} with values that are not finite as {spec.dtype}"
+    elif spec.is_depth:
+        yield from _depth_problems(array, found)
+    elif np.dtype(spec.dtype).kind != "f":
+        with np.errstate(invalid="ignore"):
+            changed = array[array.astype(spec.dtype) != array]
+        if changed.size:
+            yield f"{found} with values that {spec.dtype} does not hold, such as {changed[0]}"
+
+
+def _depth_problems(array: np.ndarray, found: str) -> Iterator[str]:
+    """Yields what is wrong with depth of the right shape."""
+    # Millimetres, which cameras give as uint16, would be walls at a thousand times the distance.
+    if array.dtype.kind != "f":
+        yield f"{found} instead of floats in metres: divide millimetres by 1000"
+        return
+    low, high = float(array.min()), float(array.max())
+    # Half a millimetre for the rounding of float16 and float32.
+    if low < 0 or high > LARGEST_DEPTH_M + 0.0005:
+        yield (
+            f"{found} with values from {low:g} to {high:g} instead of metres, 0 to "
+            f"{LARGEST_DEPTH_M}: divide millimetres by 1000"
+        )
+
+
+def _is_image(spec: LeafSpec) -> bool:
+    """Returns whether it is RGB; other arrays of uint8 are tensors, such as a mask (y x 1)."""
+    return spec.dtype == IMAGE and spec.shape[2:] == (3,)
 
 
 def is_finite_as(array: np.ndarray, dtype: str) -> bool:
     """Returns whether all values of an array are finite, also after a cast to a dtype."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         # Finite as float64 may be infinite as float32.
         return bool(np.isfinite(array).all() and np.isfinite(array.astype(dtype)).all())
 
@@ -152,7 +197,7 @@ def is_finite_as(array: np.ndarray, dtype: str) -> bool:
 def _fitted(value: Any, spec: LeafSpec | None, resize: Resize | None) -> np.ndarray:
     if spec is None:
         return np.asarray(value)
-    if spec.dtype != IMAGE:
+    if not _is_image(spec):
         # A copy: the caller may reuse its array.
         return np.array(value, spec.dtype)
     image = np.array(value)  # a copy: the caller may reuse its array

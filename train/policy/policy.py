@@ -23,7 +23,7 @@ from train.octo.functional import InstructionEncoder, draw_by_sample
 from train.octo.model import OctoModule
 from train.octo.octo_config import OctoConfig
 from train.policy.latency import Latency, Stopwatch
-from train.policy.observations import Observation
+from train.policy.observations import Observation, describe_one
 from train.policy.policy_inputs import PolicyInputs, Task, TokenEncoder
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import encoder_of
@@ -170,7 +170,7 @@ class Policy:
         count = count_parameters(self._params)
         dims = f": {', '.join(spec.action_dims)}" if spec.action_dims else ""
         computed = f"tokens, computed from images: {', '.join(spec.tokens)}"
-        lines = [f"  {name:16} {leaf or 'uint8[y,x,3]'}" for name, leaf in self.expected.items()]
+        lines = [f"  {name:16} {describe_one(leaf)}" for name, leaf in self.expected.items()]
         if len(lines) > _SHOWN_OBSERVATIONS:
             hidden = len(lines) - _SHOWN_OBSERVATIONS + 1
             lines[_SHOWN_OBSERVATIONS - 1 :] = [f"  and {hidden} more"]
@@ -189,15 +189,16 @@ class Policy:
     def example_observation(self) -> dict[str, np.ndarray]:
         """Returns an observation of the right keys, types and shapes, to call the policy with.
 
-        Images, uint8 (y x 3), are grey, and vectors are the mean of the training data, in the
-        dataset's units.
+        Images, uint8 (y x 3), are grey, depth is one metre everywhere, and vectors are the mean of
+        the training data, in the dataset's units. Other tensors are zeros.
         """
         example = {}
         for name, leaf in self.expected.items():
             statistics = self.spec.statistics.get(f"observation/{name}")
             example[name] = self._blank(leaf)
             if statistics is None:
-                example[name][...] = _GREY
+                is_grey = leaf is None or leaf.dtype == "uint8"
+                example[name][...] = _GREY if is_grey else int(leaf.is_depth)
             else:
                 example[name][...] = statistics.mean.reshape(example[name].shape)
         return example

@@ -84,7 +84,11 @@ class PolicySpec:
             for key, of_feature in values["statistics"].items()
         }
         features = {
-            key: LeafSpec(feature["dtype"], tuple(feature["shape"]))
+            key: LeafSpec(
+                feature["dtype"],
+                tuple(feature["shape"]),
+                is_depth=feature.get("kind") == "depth",
+            )
             for key, feature in values["features"].items()
         }
         return cls(

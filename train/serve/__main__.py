@@ -14,6 +14,7 @@ from pipeline.errors import EXIT_INTERRUPTED, UserError, user_errors_exit
 from pipeline.flag_help import joined_help
 from pipeline.terminal import log_to_stderr, program
 from train.policy.chunk_execution import make_execution
+from train.policy.observations import describe_one
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.rollout_tokens import encoder_of
 from train.serve.client_session import OPENPI_KEYS, ServeConfig, expected_keys
@@ -139,7 +140,7 @@ def _load(args: Args, config: ServeConfig) -> Policy:
     # Compiles the token encoder as well, so the first client does not wait for it.
     policy.warm_up()
     for key, leaf in expected_keys(policy, config).items():
-        _log.info("  %s %s", key, leaf or "uint8[y,x,3]")
+        _log.info("  %s %s", key, describe_one(leaf))
     return policy
 
 
