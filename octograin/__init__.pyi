@@ -12,6 +12,7 @@ from pipeline.errors import (
 from pipeline.loading.data_config import DataConfig as DataConfig, DatasetConfig as DatasetConfig
 from pipeline.loading.loader import Loader as Loader
 from pipeline.loading.loader_opening import open_loader as open_loader
+from pipeline.parts.part_files import load_parts as load_parts
 from train.flags import load_config as load_config
 from train.octo.octo_config import (
     DiffusionConfig as DiffusionConfig,

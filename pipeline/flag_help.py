@@ -6,6 +6,11 @@ import docstring_parser
 import tyro
 
 T = TypeVar("T")
+PartsFlag = tyro.conf.UseAppendAction[
+    Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+]
+"""The flag --parts of a command that reads a run: `pipeline.parts.part_files.load_parts` takes its
+value."""
 
 
 def joined_help(kind: type[T]) -> type[T]:

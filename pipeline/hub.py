@@ -6,6 +6,7 @@ Those of a dataset are named by `hf://datasets/owner/name[@revision]/file`.
 import dataclasses
 import fnmatch
 import logging
+import os
 import pathlib
 import re
 import urllib.error
@@ -139,6 +140,15 @@ def fetch_matching(path: str, folder: str, patterns: Sequence[str]) -> tuple[pat
     command = repository.command(" ".join(f"--include '{glob}'" for glob in patterns))
     local = _from_hub(repository, patterns, command, download)
     return local, str(dataclasses.replace(repository, revision=local.name))
+
+
+def cache_directories() -> list[pathlib.Path]:
+    """Returns the folders in which files of the hub may be cached, whether they exist or not."""
+    # As in huggingface_hub.constants, which takes long to import and may not be installed.
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
+    found = [f"{home}/huggingface", *(os.environ[name] for name in names if os.environ.get(name))]
+    return [pathlib.Path(os.path.expandvars(path)).expanduser() for path in found]
 
 
 def without_revision(path: str) -> str:

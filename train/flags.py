@@ -5,7 +5,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import runpy
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -16,6 +15,9 @@ from pipeline.arguments import check_path, named_arguments
 from pipeline.bundled import presets
 from pipeline.config_checks import ConfigError, all_problems, deferred, is_typed
 from pipeline.errors import UserError, nearest_name
+from pipeline.flag_help import PartsFlag
+from pipeline.parts.part import marks_of
+from pipeline.parts.part_files import load_parts, run_file
 from pipeline.terminal import program
 from train.train_config import TrainConfig
 
@@ -40,6 +42,9 @@ class Flags:
     new_mixture: bool = False
     """With --resume: continue with other datasets, weights or filters than before; the run's
     checkpoints record the change."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run in save_dir records;
+    may be given several times. Those that the config file defines or imports are known."""
     verbose: bool = False
     """Print the full config and description of the run; its directory has them anyway."""
     debug: bool = False
@@ -105,6 +110,8 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
         if flags.name is not None:
             config = dataclasses.replace(flags.config, name=flags.name)
             flags = dataclasses.replace(flags, config=config)
+    # After the config, so that files which it has imported are not executed again.
+    load_parts(*flags.parts)
     if not flags.dry_run:
         _check_config(flags.config, known.config)
     return flags
@@ -175,9 +182,7 @@ def _read_variants(path: pathlib.Path) -> dict[str, Any]:
     try:
         # The file's own configs may have problems that flags fix.
         with deferred():
-            # `run_path` and not an import: a config file is named by its path, and leaves no module
-            # behind.
-            found = runpy.run_path(str(path))
+            found = vars(run_file(path))
     except SystemExit as error:
         # `SystemExit` is no `Exception`.
         raise _unusable_file(path, f"a call of exit({error.code!r})") from error
@@ -200,7 +205,12 @@ def _nearest_field(error: Exception) -> str:
     if not isinstance(error, TypeError) or found is None:
         return ""
     kinds = {kind.__name__: kind for kind in _config_types(TrainConfig)}
-    fields = kinds[found[1]].__dataclass_fields__ if found[1] in kinds else ()
+    trace = error.__traceback__
+    while trace is not None:
+        # A class of the file's own, or one that it imports: the last call has it by its name.
+        kinds |= {found[1]: trace.tb_frame.f_globals.get(found[1], kinds.get(found[1]))}
+        trace = trace.tb_next
+    fields = getattr(kinds.get(found[1]), "__dataclass_fields__", ())
     nearest = nearest_name(found[2], fields)
     # Python 3.13 suggests one by itself.
     is_named = "Did you mean" in str(error)
@@ -211,8 +221,9 @@ def _config_types(hint: Any) -> Iterator[type]:
     """Yields the dataclasses of a config: its own and those of its fields, however nested."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         yield hint
-        for of_field in typing.get_type_hints(hint).values():
+        for of_field in typing.get_type_hints(hint, include_extras=True).values():
             yield from _config_types(of_field)
+            yield from (plain for _, mark in marks_of(of_field) for plain in mark.plain)
     for part in typing.get_args(hint):
         yield from _config_types(part)
 

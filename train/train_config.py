@@ -413,18 +413,23 @@ class TrainConfig:
             )
 
 
-def parse_config(text: str | bytes, *, where: str, remedy: str) -> TrainConfig:
+def parse_config(
+    text: str | bytes, *, where: str, remedy: str, directory: pathlib.Path | None = None
+) -> TrainConfig:
     """Parses the config of a run, written as JSON by this or an earlier release.
 
     Args:
       text: The JSON text.
       where: Name of the file, for the error message.
       remedy: What to do, for the error message.
+      directory: The run that the text is of; nothing in it is executed. Users' parts may be
+        imported from elsewhere; None: they are not imported.
 
     Raises:
-      DataError: The text is not such a config.
+      DataError: The text is not such a config, or a class that it records is not found.
     """
-    return from_json_text(TrainConfig, _updated(text), where=where, remedy=remedy)
+    text = _updated(text)
+    return from_json_text(TrainConfig, text, where=where, remedy=remedy, directory=directory)
 
 
 def _updated(text: str | bytes) -> str | bytes:

@@ -16,6 +16,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import DataError
 from pipeline.files import to_json_values
 from pipeline.loading.data_config import DataConfig
+from pipeline.parts.part import without_sources
 
 _WHERE = "loader state of the checkpoint"
 # It is part of the fingerprint: a run saved under another version is not resumed.
@@ -144,7 +145,8 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
 
 def config_fingerprint(config: DataConfig, batch_size: int) -> str:
     """Returns the checksum of everything but the mixture that determines a batch."""
-    content = to_json_values(config)
+    # Of a changed source a resumed run warns; a comment in it is no other batch.
+    content = without_sources(to_json_values(config))
     for name in _NOT_CONTENT:
         # What they decide is in the mixture, or does not reach a batch.
         content.pop(name, None)  # a later field may be absent

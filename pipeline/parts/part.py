@@ -73,6 +73,8 @@ class Part:
             # Before it is made: making it executes what the class checks.
             if lacks := _lacked(kind, found):
                 raise _error(f"{found.__name__} lacks {', '.join(lacks)}")
+            if not _members(kind) and not issubclass(found, kind):
+                raise _error(f"expected {_needs(kind)}, not {found.__name__}")
             part = _parsed(found, values.get("fields", {}), info.context, ("fields",))
         elif self.plain and isinstance(values, dict):
             part = _parsed(Union[self.plain], values, info.context)  # noqa: UP007  (of a tuple)

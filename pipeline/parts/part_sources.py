@@ -17,9 +17,10 @@ import types
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import nearest_name
+from pipeline.hub import cache_directories
+from pipeline.parts.module_search import import_outside
+from pipeline.parts.part_files import is_loaded, loaded_modules
 
-_files: dict[pathlib.Path, types.ModuleType] = {}
-"""The modules of files that were named: configs, and those of `load_parts`."""
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +65,7 @@ def source_of(kind: type) -> PartSource:
 
 def _recorded_name(module: str, path: pathlib.Path) -> str:
     """The name of a module by which another process may know it."""
-    if path.resolve() in _files:
+    if is_loaded(path):
         return path.stem
     if module == "__main__":
         spec = getattr(sys.modules[module], "__spec__", None)  # of `python -m NAME`
@@ -89,11 +90,12 @@ def find_class(
     """
     if recorded is None:
         return _own_class(name, own)
-    for module in _known_modules(recorded.module):
-        if (found := _dataclass_in(module, name)) is not None:
-            break
-    else:
-        found = None
+    modules = _known_modules(recorded.module)
+    found = next((c for module in modules if (c := _dataclass_in(module, name))), None)
+    if found is None and directory is not None:
+        closed = (directory, *cache_directories())
+        module = import_outside(recorded.module, name, closed)
+        found = None if module is None else _dataclass_in(module, name)
     if found is None:
         file = recorded.file or "FILE"
         raise MissingPartError(
@@ -123,7 +125,7 @@ def _own_class(name: str, own: Sequence[str]) -> type:
 
 def _known_modules(name: str) -> Iterator[types.ModuleType]:
     """Yields modules that are imported already and may define a class, the likeliest first."""
-    yield from (module for path, module in _files.items() if path.stem == name)
+    yield from loaded_modules(name)
     if name in sys.modules:
         yield sys.modules[name]
     main = sys.modules.get("__main__")

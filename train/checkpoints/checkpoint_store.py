@@ -212,6 +212,7 @@ class SavedStep:
     """
 
     def __init__(self, run_directory: pathlib.Path, step: int | None = None) -> None:
+        self._run_directory = run_directory
         root = (run_directory / DIRECTORY).absolute()
         steps = complete_steps(root)
         if not steps or (step is not None and step not in steps):
@@ -248,7 +249,8 @@ class SavedStep:
     def config(self) -> TrainConfig:
         """Returns the config of the run."""
         remedy = "Read it with the release that wrote it."
-        return parse_config(self.text("config"), where=f"{self.path}, config", remedy=remedy)
+        where, directory = f"{self.path}, config", self._run_directory
+        return parse_config(self.text("config"), where=where, remedy=remedy, directory=directory)
 
     def arrays(self, item: str, *names: str) -> list[Any]:
         """Returns parts of a saved tree as nested numpy arrays, whatever devices wrote them."""

@@ -25,9 +25,10 @@ from pipeline.data.conventions import Gripper, grippers_of
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import write_text_atomically, writing
-from pipeline.flag_help import joined_help
+from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.data_config import Normalization
 from pipeline.loading.normalize import Normalizer
+from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
 from train.octo.functional import input_spec
@@ -51,6 +52,9 @@ class Args:
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")
     ] = None
     """Hugging Face name of the language encoder; required unless it is t5-base."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -61,6 +65,7 @@ def main() -> None:
         args = tyro.cli(
             joined_help(Args), prog=program("train.checkpoints.export_run"), use_underscores=True
         )
+        load_parts(*args.parts)
         run, dst = pathlib.Path(args.run), pathlib.Path(args.dst)
         if not is_run(run):
             raise UserError(

@@ -19,6 +19,7 @@ from pipeline.data.token_provenance import check_same_encoders
 from pipeline.errors import DataError, UserError
 from pipeline.files import locked, temporary_of, temporary_path, to_json_values
 from pipeline.loading.loader import Loader
+from pipeline.parts.part import without_sources
 from train.checkpoints.checkpoint_store import read_datasets, read_kept_config, read_loader_state
 from train.train_config import TrainConfig, parse_config
 
@@ -189,7 +190,7 @@ def read_config(directory: pathlib.Path) -> TrainConfig | None:
     try:
         if path.is_file():
             text = json.dumps(read_json(path, remedy=_CORRUPT))
-            return parse_config(text, where=str(path), remedy=_CORRUPT)
+            return parse_config(text, where=str(path), remedy=_CORRUPT, directory=directory)
         kept = read_kept_config(directory)
     except DataError as error:
         # A corrupt record of the config does not stop a resume: each checkpoint has the config too.
@@ -205,7 +206,9 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
     if before is None:
         raise _refused(config, "a run to resume", "none", "Start it without --resume.")
     then, now = (
-        traverse_util.flatten_dict(to_json_values(each), sep=".") for each in (before, config)
+        # Of another source of a part there is a warning.
+        traverse_util.flatten_dict(without_sources(to_json_values(each)), sep=".")
+        for each in (before, config)
     )
     differing = [
         f"{key}: {then.get(key)} then, {now.get(key)} now"

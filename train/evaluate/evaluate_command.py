@@ -11,7 +11,8 @@ import tyro
 
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
-from pipeline.flag_help import joined_help
+from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
 from train.evaluate.evaluation import Evaluation, Request
 from train.evaluate.evaluation_page import write_report
@@ -72,6 +73,9 @@ class Args:
     weights: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Where the weights of the token encoder are now; by default, where they were when the
     dataset's tokens were computed."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -81,6 +85,7 @@ def main() -> None:
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(joined_help(Args), prog=program("train.evaluate"), use_underscores=True)
+        load_parts(*args.parts)
         has_errors = evaluate(args)
     sys.exit(EXIT_ERRORS if has_errors else 0)
 

@@ -18,11 +18,12 @@ from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import ACTION, EPISODES
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.flag_help import joined_help
+from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.batch import FlatBatch, LeafSpec
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.text import Encode
+from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.policy.policy import read_run
@@ -245,6 +246,9 @@ class Args:
     """Number of the episode, starting at 0."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Training step of the checkpoint; the last one by default."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -255,6 +259,7 @@ def main() -> None:
         args = tyro.cli(
             joined_help(Args), prog=program("train.policy.parity"), use_underscores=True
         )
+        load_parts(*args.parts)
         raise SystemExit(_report(args))
 
 

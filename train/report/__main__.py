@@ -13,7 +13,8 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.flag_help import joined_help
+from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.end_of_run import make_up
 from train.report.report_page import write_report
@@ -31,6 +32,9 @@ class Args:
 
     run: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -55,6 +59,7 @@ def main() -> None:
                 found=changes[0],
                 remedy=f"See `{prog} --help`.",
             )
+        load_parts(*args.parts)
         try:
             make_up(args.run, lambda config: _changed(config, changes, prog))
         except UserError as error:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError, user_errors_exit
-from pipeline.flag_help import joined_help
+from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program
 from train.policy.chunk_execution import make_execution
 from train.policy.observations import describe_one
@@ -56,6 +57,9 @@ class Args:
     dataset."""
     seed: int = 0
     """Seed of a diffusion head's noise."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
@@ -66,6 +70,7 @@ def main() -> None:
     logging.getLogger("train").setLevel(logging.INFO)
     with user_errors_exit(interrupted="stopped"):
         args = tyro.cli(joined_help(Args), prog=program("train.serve"), use_underscores=True)
+        load_parts(*args.parts)
         # Before the policy is loaded: a missing package shows at once.
         module = import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
