@@ -197,8 +197,7 @@ class Policy:
             statistics = self.spec.statistics.get(f"observation/{name}")
             example[name] = self._blank(leaf)
             if statistics is None:
-                is_grey = leaf is None or leaf.dtype == "uint8"
-                example[name][...] = _GREY if is_grey else int(leaf.is_depth)
+                example[name][...] = _example_value(leaf)
             else:
                 example[name][...] = statistics.mean.reshape(example[name].shape)
         return example
@@ -410,6 +409,13 @@ class Policy:
             window_size=self.window_size,
         )
         return lowered.compile()
+
+
+def _example_value(leaf: LeafSpec | None) -> int:
+    """Returns what an observation without statistics has everywhere, in an example."""
+    if leaf is None or leaf.dtype == "uint8":
+        return _GREY
+    return int(leaf.is_depth)
 
 
 def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Checkpoint:

@@ -4,10 +4,8 @@ Both compute in float64 and return float32. `apply` changes `action` (b w h a) a
 `action_pad_mask`; `invert` takes predicted actions (b h a) back to what they were.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,8 +20,7 @@ from pipeline.data.rotations import (
     relative_rotation,
 )
 from pipeline.data.schema import ACTION
-from pipeline.errors import UserError
-from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.batch import BatchSpec, FlatBatch
 from pipeline.loading.transforms.action_dims import (
     ACTION_MASK,
     action_dims,
@@ -32,6 +29,13 @@ from pipeline.loading.transforms.action_dims import (
     state_of,
     where_of,
     with_dims,
+)
+from pipeline.loading.transforms.rotation_layout import (
+    RotationLayout,
+    check_stated,
+    rotation_names,
+    rotations_of,
+    with_positive_real,
 )
 from pipeline.loading.transforms.transform import Draws, dims_at
 
@@ -104,7 +108,7 @@ class RelativePose:
         """
         action_dims(self, "position", spec)
         self._state_dims(spec)
-        return _rotation(self, self.representation, spec).spec_after(spec)
+        return _spec_after(self, self.representation, spec)
 
     def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
         """Expresses each chunk in the pose at its step of the window.
@@ -119,12 +123,12 @@ class RelativePose:
         dims = action_dims(self, "position", spec)
         layout = _rotation(self, self.representation, spec)
         action = batch[ACTION].copy()
-        with _rotations_of(self, ACTION):
+        with rotations_of(self, ACTION):
             future = convert_rotation(layout.taken(action), self.representation, _QUATERNION)
             action[..., dims] = relative_position(
                 now[0], action[..., dims].astype(np.float64), now[1], _QUATERNION
             )
-            turned = _with_positive_real(relative_rotation(now[1], future, _QUATERNION))
+            turned = with_positive_real(relative_rotation(now[1], future, _QUATERNION))
             rotation = convert_rotation(turned, _QUATERNION, self.target)
         return batch | {
             ACTION: layout.replaced(action, rotation),
@@ -145,7 +149,7 @@ class RelativePose:
         layout = _rotation(self, self.representation, spec)
         absolute, rotation = layout.restored(action)
         # Infinite positions become NaN: a policy reports both.
-        with _rotations_of(self, "predicted actions"), np.errstate(invalid="ignore"):
+        with rotations_of(self, "predicted actions"), np.errstate(invalid="ignore"):
             relative = _converted(rotation, self.target, _QUATERNION)
             reached = absolute_rotation(now[1], _finite(relative), _QUATERNION)
             absolute[..., dims] = absolute_position(
@@ -169,7 +173,7 @@ class RelativePose:
         ]
         check_window(self, spec)
         held = self.state_representation or self.representation
-        _check_stated(self, spec[key], found[1], held, key)
+        check_stated(self, spec[key], found[1], held, key)
         return found[0], found[1]
 
     def _state_pose(self, batch: FlatBatch, spec: BatchSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +181,7 @@ class RelativePose:
         position, rotation = self._state_dims(spec)
         state = state_of(self, batch, spec)
         held = self.state_representation or self.representation
-        with _rotations_of(self, f"observation/{self.state}"):
+        with rotations_of(self, f"observation/{self.state}"):
             turn = convert_rotation(state[..., rotation], held, _QUATERNION)
         return state[..., position], turn
 
@@ -210,7 +214,7 @@ class ConvertActionRotation:
           UserError: The action lacks a dimension, one is a gripper or unused, or a new name is
             taken.
         """
-        return _rotation(self, self.source, spec).spec_after(spec)
+        return _spec_after(self, self.source, spec)
 
     def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
         """Converts the rotations of all chunks.
@@ -220,7 +224,7 @@ class ConvertActionRotation:
         """
         del draws
         layout = _rotation(self, self.source, spec)
-        with _rotations_of(self, ACTION):
+        with rotations_of(self, ACTION):
             rotation = convert_rotation(layout.taken(batch[ACTION]), self.source, self.target)
         return batch | {
             ACTION: layout.replaced(batch[ACTION], rotation),
@@ -238,110 +242,30 @@ class ConvertActionRotation:
         del batch
         layout = _rotation(self, self.source, spec)
         restored, rotation = layout.restored(action)
-        with _rotations_of(self, "predicted actions"):
+        with rotations_of(self, "predicted actions"):
             restored[..., layout.old] = _converted(rotation, self.target, self.source)
         return restored
 
 
-# --- a rotation among the dimensions of the action
-
-
-@dataclasses.dataclass(frozen=True)
-class _RotationLayout:
-    """Where a rotation is in the action, before and after it got another representation.
-
-    before:  x y z [rx ry rz] gripper      old = 3 4 5
-    after:   x y z [m0 ... m5] gripper     the new ones begin at 3
-    """
-
-    transform: "RelativePose | ConvertActionRotation"
-    """The transform, for errors."""
-    old: list[int]
-    """Places before, in the order of the representation."""
-    names: tuple[str, ...]
-    """Names after."""
-    target: Representation
-    """Representation after."""
-    num_dims: int
-    """Dimensions of the action before."""
-
-    @property
-    def _others(self) -> list[int]:
-        """Places of all other dimensions before."""
-        return [dim for dim in range(self.num_dims) if dim not in self.old]
-
-    @property
-    def _begin(self) -> int:
-        """The place of the first new dimension, which is also the number of others before it."""
-        return min(self.old)
-
-    def spec_after(self, spec: BatchSpec) -> BatchSpec:
-        """The types with the new dimensions."""
-        leaf = spec[ACTION]
-        others = [leaf.dims[dim] for dim in self._others]
-        names = (*others[: self._begin], *self.names, *others[self._begin :])
-        stated = {name: leaf.rotations[name] for name in others if name in leaf.rotations}
-        stated |= dict.fromkeys(self.names, self.target)
-        turned = dataclasses.replace(leaf, rotations=stated)
-        return spec | with_dims(self.transform, spec, turned, names)
-
-    def taken(self, action: np.ndarray) -> np.ndarray:
-        """The rotations of actions before, float64 (..., n)."""
-        return action[..., self.old].astype(np.float64)
-
-    def replaced(self, action: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-        """Actions with their new rotations (..., m), in the dtype of the action."""
-        others = action[..., self._others]
-        first, last = others[..., : self._begin], others[..., self._begin :]
-        return np.concatenate([first, rotation.astype(action.dtype), last], axis=-1)
-
-    def replaced_mask(self, mask: np.ndarray) -> np.ndarray:
-        """The mask (..., a) of actions with new rotations, which are real if the old ones are."""
-        is_real = mask[..., self.old].all(axis=-1, keepdims=True)
-        return self.replaced(mask, np.repeat(is_real, len(self.names), axis=-1))
-
-    def restored(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (..., a) without their rotations, and the new rotations, float64 (..., m)."""
-        end = self._begin + len(self.names)
-        restored = np.zeros((*action.shape[:-1], self.num_dims), np.float32)
-        restored[..., self._others] = np.delete(action, range(self._begin, end), axis=-1)
-        return restored, action[..., self._begin : end].astype(np.float64)
-
-
 def _rotation(
     transform: "RelativePose | ConvertActionRotation", source: Representation, spec: BatchSpec
-) -> _RotationLayout:
+) -> RotationLayout:
     """Finds the rotation of a transform in the action."""
     old = action_dims(transform, "rotation", spec)
     leaf = spec[ACTION]
-    _check_stated(transform, leaf, old, source, ACTION)
+    check_stated(transform, leaf, old, source, ACTION)
     names = tuple(leaf.dims[dim] for dim in old)
     if transform.target != source:
-        names = _rotation_names(transform.prefix, transform.target)
-    return _RotationLayout(transform, old, names, transform.target, leaf.shape[-1])
+        names = rotation_names(transform.prefix, transform.target)
+    return RotationLayout(old, names, transform.target, leaf.shape[-1])
 
 
-def _rotation_names(prefix: str, representation: Representation) -> tuple[str, ...]:
-    """Such as `rot6d_0` to `rot6d_5`; angles have their unit, as in `axis_angle_0_rad`."""
-    count = num_values(representation)
-    # Three values are angles, or an axis times an angle.
-    unit = "_rad" if count == len("xyz") else ""
-    return tuple(f"{prefix}{representation}_{number}{unit}" for number in range(count))
-
-
-def _check_stated(
-    transform: Any, leaf: LeafSpec, dims: Sequence[int], used: Representation, key: str
-) -> None:
-    """Checks the representation of a rotation against what the dataset's conventions state."""
-    stated = {leaf.dims[dim]: leaf.rotations.get(leaf.dims[dim], used) for dim in dims}
-    wrong = {name: found for name, found in stated.items() if found != used}
-    if wrong:
-        raise UserError(
-            where=f"{type(transform).__name__}, {key}",
-            expected=f"{', '.join(wrong)} as {used}",
-            found=f"{', '.join(sorted(set(wrong.values())))} in the dataset's conventions",
-            remedy="Give that representation, or correct the dataset with `octograin edit`.",
-        )
+def _spec_after(
+    transform: "RelativePose | ConvertActionRotation", source: Representation, spec: BatchSpec
+) -> BatchSpec:
+    """The types with the rotation of a transform in its new representation."""
+    turned = _rotation(transform, source, spec).leaf_after(spec[ACTION])
+    return spec | with_dims(transform, spec, turned, turned.dims)
 
 
 def _converted(values: np.ndarray, source: Representation, target: Representation) -> np.ndarray:
@@ -355,22 +279,3 @@ def _converted(values: np.ndarray, source: Representation, target: Representatio
 def _finite(quaternions: np.ndarray) -> np.ndarray:
     """Quaternions, with no rotation in place of NaN."""
     return np.where(np.isfinite(quaternions), quaternions, _IDENTITY)
-
-
-def _with_positive_real(quaternions: np.ndarray) -> np.ndarray:
-    """The same rotations (..., 4), x y z w: of q and -q, a model can only learn one."""
-    return np.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
-
-
-@contextlib.contextmanager
-def _rotations_of(transform: Any, what: str) -> Iterator[None]:
-    """Says which values are no rotations, where a function inside the block refuses them."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(
-            where=f"{type(transform).__name__}, {what}",
-            expected="rotations",
-            found=str(error),
-            remedy="Check the names and the representation against the dataset.",
-        ) from error
