@@ -36,19 +36,22 @@ def save_views(config: TrainConfig, batch: Batch, directory: pathlib.Path) -> No
     # The same key as the first training step, so the crops are the same.
     inputs = jax.jit(lambda batch: model_inputs(batch, config, None, key))(few)
     # A model of geometry alone reads no image.
-    cameras = [image.observation_key for image in config.model.cameras]
+    cameras = list(config.model.image_shapes)
     if not cameras:
         return
     images = jax.device_get([inputs["observation"][camera] for camera in cameras])
-    samples, window = images[0].shape[:2]
-    columns = [(camera, step) for camera in range(len(cameras)) for step in range(window)]
+    samples = len(images[0])
+    # A camera may have a shorter window than the others.
+    columns = [
+        (camera, step) for camera, seen in enumerate(images) for step in range(seen.shape[1])
+    ]
     width = len(columns) * (_SIDE + _GAP) - _GAP
     height = samples * (_SIDE + _GAP) + _CAPTION
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     for column, (camera, step) in enumerate(columns):
         left = column * (_SIDE + _GAP)
-        steps_back = window - 1 - step
+        steps_back = images[camera].shape[1] - 1 - step
         when = "now" if steps_back == 0 else f"{steps_back} before"
         side = images[camera].shape[-2]
         draw.text((left, 1), f"{cameras[camera]} {side}px, {when}", fill="black")

@@ -307,10 +307,11 @@ class TrainConfig:
         yield from self._check_crops()
 
     def _check_mode(self) -> Iterator[Problem]:
-        if self.finetuning_mode == "head_mlp_only" and self.model.head.pooling != "map":
+        pooling = getattr(self.model.head, "pooling", None)
+        if self.finetuning_mode == "head_mlp_only" and pooling != "map":
             yield Problem(
                 "finetuning_mode",
-                f"full or head_only, as model.head.pooling is {self.model.head.pooling!r}",
+                f"full or head_only, as model.head.pooling is {pooling!r}",
                 "head_mlp_only, which keeps an attention pooling",
                 "Use head_only.",
             )
@@ -380,18 +381,6 @@ class TrainConfig:
                 f"{', '.join(missing)}, which the model reads",
                 f"only {', '.join(self.data.observations)}",
                 "Add it there, or remove its tokenizer from the model.",
-            )
-        # Tokens may have a window of one step; images and vectors may not.
-        read = inputs - set(self.model.token_keys)
-        cut = sorted(n for n in read if self.data.window_of(n) < self.data.window_size)
-        if cut:
-            only = self.data.current_only
-            yield Problem(
-                "data.current_only" if set(cut) <= set(only) else "data.windows",
-                f"none that the model reads in each of the {self.data.window_size} steps of a "
-                "window",
-                ", ".join(cut),
-                "Remove it there, or use a window_size of 1.",
             )
 
     def _check_crops(self) -> Iterator[Problem]:

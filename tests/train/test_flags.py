@@ -32,7 +32,7 @@ def test_how_geometry_tokens_are_used_is_one_flag():
     assert (vggt.fusion, vggt.num_tokens) == ("gated", 21)
     pooled = [*arguments[:2], "--config.model.vggt.reduction=pool"]
     pooled.append("--config.model.vggt.reduced_to=4")
-    assert parse_flags(pooled).config.model.vggt.num_group_tokens == 9
+    assert parse_flags(pooled).config.model.vggt.tokens_per_step == 9
 
 
 def test_a_variant_is_an_entry_of_the_file(tiny_config_path):

@@ -52,15 +52,10 @@ def test_camera_that_is_not_read_cannot_be_cropped(tiny_config_path):
         dataclasses.replace(config, augment=AugmentConfig(cropped=("image_wrist",)))
 
 
-def test_camera_is_read_in_every_step_of_the_window(tiny_config):
-    for field, value in (
-        ("current_only", ("image_primary",)),
-        ("windows", (("image_primary", 1),)),
-    ):
-        data = dataclasses.replace(tiny_config.data, **{field: value})
-        message = rf"{field}: expected none that the model reads in each .*; found image_primary"
-        with pytest.raises(ValueError, match=message):
-            dataclasses.replace(tiny_config, data=data)
+def test_any_input_may_have_a_shorter_window(tiny_config):
+    data = dataclasses.replace(tiny_config.data, windows=(("image_primary", 1),))
+    config = dataclasses.replace(tiny_config, data=data)
+    assert config.data.window_of("image_primary") == 1
 
 
 @pytest.mark.parametrize(

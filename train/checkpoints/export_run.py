@@ -33,7 +33,7 @@ from pipeline.terminal import program, show
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
 from train.octo.functional import input_spec
 from train.octo.octo_config import OctoConfig, T5Config
-from train.octo.released.released_config import original_config
+from train.octo.released.released_config import original_config, parts_without_counterpart
 
 _T5 = "t5-base"
 
@@ -137,11 +137,12 @@ def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | 
 def _problems(
     config: OctoConfig, directory: pathlib.Path, language_encoder: str | None
 ) -> Iterator[UserError]:
-    if any(vggt.is_input for vggt in config.geometry):
+    unknown = parts_without_counterpart(config)
+    if unknown:
         yield UserError(
-            where="model.vggt",
-            expected="a model that the original Octo can load",
-            found="geometry tokens, for which it has no tokenizer",
+            where="model",
+            expected="parts that the original Octo has",
+            found=", ".join(unknown),
             remedy="Load the run's own checkpoint here instead.",
         )
     # The original builds the T5 by its name, with that model's sizes; without a name t5-base.
@@ -290,11 +291,10 @@ def _example_batch(config: OctoConfig, window_size: int) -> dict[str, Any]:
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
     observation, task = batch["observation"], batch["task"]
     real = np.ones((1, window_size), bool)
-    names = [part.observation_key for part in config.observations]
     observation["timestep"] = np.zeros(real.shape, np.int32)
     observation["timestep_pad_mask"] = real
     # Octo pads `timestep` like an observation.
-    observation["pad_mask_dict"] = dict.fromkeys([*names, "timestep"], real)
+    observation["pad_mask_dict"] = dict.fromkeys([*config.input_keys, "timestep"], real)
     task["pad_mask_dict"] = {}
     if "language_instruction" in task:
         ids = task["language_instruction"]

@@ -162,7 +162,7 @@ class Validator:
         count = len(self._loader.shard.rows(self._loader.batch_size))
         # Filled to whole batches by repeating; cut off again below.
         wanted = np.resize(steps, -(-len(steps) // count) * count)
-        cameras = [image.observation_key for image in self._config.model.cameras]
+        cameras = list(self._config.model.image_shapes)
         found: list[list[np.ndarray]] = [[] for _ in cameras]
         for begin in range(0, len(wanted) if cameras else 0, count):
             batch = self._read(wanted[begin : begin + count])

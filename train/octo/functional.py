@@ -14,7 +14,7 @@ from pipeline.loading.text import Encode, tokenize
 from train.octo.model import OctoModule
 from train.octo.octo_config import OctoConfig
 from train.octo.protocols import HeadConfig, Noise
-from train.octo.tokenizers import Inputs
+from train.octo.tokenizer_inputs import Inputs
 
 Params = dict[str, Any]
 """Nested dicts of arrays, as in linen's `params` collection."""
@@ -42,18 +42,10 @@ def input_spec(config: OctoConfig, batch_size: int, window_size: int) -> dict[st
     """
     steps = (batch_size, window_size)
     observation = {"timestep_pad_mask": jax.ShapeDtypeStruct(steps, bool)}
-    for image in config.cameras:
-        shape = (*steps, image.image_size, image.image_size, 3)
-        observation[image.observation_key] = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    for lowdim in config.lowdims:
-        observation[lowdim.observation_key] = jax.ShapeDtypeStruct(
-            (*steps, lowdim.num_dims), jnp.float32
-        )
-    # All geometry of a config, also what only the alignment loss reads.
-    for vggt in config.geometry:
-        shape = (*steps, vggt.num_tokens, vggt.token_dim)
-        # float16 stands for any dtype that tokens are stored in.
-        observation |= dict.fromkeys(vggt.keys, jax.ShapeDtypeStruct(shape, jnp.float16))
+    # Also what only the alignment loss reads.
+    for part in (*config.observations, *config.aligned):
+        for key, leaf in part.inputs.items():
+            observation[key] = jax.ShapeDtypeStruct((*steps, *leaf.shape), leaf.dtype)
     task = {}
     if config.language is not None:
         ids = jax.ShapeDtypeStruct((batch_size, config.language.max_length), jnp.int32)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from train.octo.geometry_config import VGGTTokenizerConfig
 from train.octo.token_groups import TokenGroup
-from train.octo.tokenizers import Inputs
+from train.octo.tokenizer_inputs import Inputs, read_steps
 from train.octo.vggt_tokens import read_layers, resize_grid, standardize
 
 Grid = tuple[int, int]
@@ -79,12 +79,12 @@ class Alignment(nn.Module):
 
         Args:
           camera: The transformer's output for the camera, `(b w m d)`.
-          observation: The batch's observation, with the geometry tokens; see `read_layers`.
+          observation: The batch's observation, with the geometry tokens.
 
         Raises:
           UserError: The tokens are missing or do not match the config.
         """
-        layers, real = read_layers(observation, self.config)
+        layers, real = read_layers(read_steps(observation, self.config), self.config)
         # Without parameters: learned ones could make all targets alike.
         patches = jnp.concatenate([standardize(layer) for layer in layers], axis=-1)
         # Positions belong to patches only.

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config_checks import Problem, check, check_positive
+from pipeline.loading.batch import LeafSpec
 
 Fusion = Literal["tokens", "features", "registers", "gated", "only", "align"]
 """How geometry tokens enter the model.
@@ -151,7 +152,18 @@ class VGGTTokenizerConfig:
         return self.fusion != "align"
 
     @property
-    def num_group_tokens(self) -> int:
+    def inputs(self) -> dict[str, LeafSpec]:
+        """Returns the type of one step of each layer's tokens, by its key."""
+        return dict.fromkeys(self.keys, LeafSpec("float16", (self.num_tokens, self.token_dim)))
+
+    def make_tokenizer(self, dtype: str) -> Any:
+        """Returns a `VGGTTokenizer`."""
+        from train.octo.vggt_tokens import VGGTTokenizer  # noqa: PLC0415  (it imports this)
+
+        return VGGTTokenizer(self, dtype)
+
+    @property
+    def tokens_per_step(self) -> int:
         """Returns the number of tokens per step in their own group; 0 if they have none."""
         if self.fusion not in ("tokens", "registers", "only"):
             return 0

@@ -15,24 +15,12 @@ from jaxtyping import Array, Float
 from pipeline.errors import UserError
 from train.octo.attention import READOUT, Kind
 from train.octo.fusion import Alignment, Grid, PatchFusion
-from train.octo.octo_config import (
-    ImageTokenizerConfig,
-    LowdimTokenizerConfig,
-    OctoConfig,
-    VGGTTokenizerConfig,
-)
-from train.octo.protocols import Noise
-from train.octo.token_groups import TokenGroup, concatenate, repeat_over_window
-from train.octo.tokenizers import (
-    ImageTokenizer,
-    Inputs,
-    LanguageTokenizer,
-    LowdimTokenizer,
-    check_array,
-    require,
-)
+from train.octo.octo_config import OctoConfig, VGGTTokenizerConfig
+from train.octo.protocols import Noise, TokenizerConfig
+from train.octo.token_groups import TokenGroup, concatenate, pad_window, repeat_over_window
+from train.octo.tokenizer_inputs import Inputs, check_array, check_group, read_steps, require
+from train.octo.tokenizers import LanguageTokenizer
 from train.octo.transformer import BlockTransformer
-from train.octo.vggt_tokens import VGGTTokenizer
 
 
 class OctoTransformer(nn.Module):
@@ -43,8 +31,8 @@ class OctoTransformer(nn.Module):
     def setup(self) -> None:
         """Makes the tokenizers; linen joins attribute and key: `observation_tokenizers_wrist`."""
         self.observation_tokenizers = {
-            observation.name: _tokenizer(observation, self.config.compute_dtype)
-            for observation in self.config.observations
+            part.name: part.make_tokenizer(self.config.compute_dtype)
+            for part in self.config.observations
         }
         if self.config.language is not None:
             self.task_tokenizers = {"language": LanguageTokenizer(self.config.language)}
@@ -109,14 +97,23 @@ class OctoTransformer(nn.Module):
     def _observe(self, observation: Inputs, task: Inputs) -> dict[str, TokenGroup]:
         """Embeds the observations: one group per name, but geometry may join a camera's group."""
         groups: dict[str, TokenGroup] = {}
-        for config in self.config.observations:
-            # In the config's order: a fused geometry needs its camera's group.
-            group = self.observation_tokenizers[config.name](observation, task)
-            if isinstance(config, VGGTTokenizerConfig):
-                self._fuse(groups, config, group)
-            else:
-                groups[f"obs_{config.name}"] = self._embed(f"obs_{config.name}", group)
+        for config in self.config.grouped:
+            name = f"obs_{config.name}"
+            groups[name] = self._embed(name, self._tokenize(config, observation, task))
+        # After the cameras: a fused geometry needs its camera's group.
+        for vggt in self.config.geometry:
+            if vggt.is_input:
+                self._fuse(groups, vggt, self._tokenize(vggt, observation, task))
         return groups
+
+    def _tokenize(self, config: TokenizerConfig, observation: Inputs, task: Inputs) -> TokenGroup:
+        """Returns the tokens of one input for the whole window."""
+        window = observation["timestep_pad_mask"].shape[1]
+        read = read_steps(observation, config)
+        group = self.observation_tokenizers[config.name](read, task)
+        check_group(group, read, config)
+        # Only the steps that were read are computed; all groups have the whole window.
+        return pad_window(group, window)
 
     def _fuse(
         self, groups: dict[str, TokenGroup], config: VGGTTokenizerConfig, geometry: TokenGroup
@@ -185,21 +182,6 @@ class OctoTransformer(nn.Module):
         positions = self.param(f"{name}_pos_embedding", nn.initializers.normal(0.02), shape)
         # The first steps of the embeddings: for the task, axis 1 is n and nothing is cut.
         return positions[:, : tokens.shape[1]]
-
-
-def _tokenizer(
-    config: ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig,
-    dtype: str,
-) -> nn.Module:
-    match config:
-        case ImageTokenizerConfig():
-            return ImageTokenizer(config, dtype)
-        case LowdimTokenizerConfig():
-            return LowdimTokenizer(config)
-        case VGGTTokenizerConfig():
-            return VGGTTokenizer(config, dtype)
-        case _:
-            assert_never(config)
 
 
 class OctoModule(nn.Module):

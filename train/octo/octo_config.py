@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from pipeline.added_fields import LATER
 from pipeline.config_checks import Problem, check, check_positive
+from pipeline.loading.batch import LeafSpec
 from train.octo.geometry_config import VGGTTokenizerConfig, check_cameras, replaced_cameras
+from train.octo.protocols import TokenizerConfig
 
 Pooling = Literal["mean", "map"]
 """Pooling of the readout tokens: their `mean`, or attention by a learned probe."""
@@ -90,9 +93,18 @@ class ImageTokenizerConfig:
         return 2 ** len(self.stem_features)
 
     @property
-    def num_tokens(self) -> int:
+    def tokens_per_step(self) -> int:
         """Returns the number of tokens per image."""
         return (self.image_size // self.stride) ** 2
+
+    @property
+    def inputs(self) -> dict[str, LeafSpec]:
+        """Returns the type of an image in the model, by its key."""
+        return {self.observation_key: LeafSpec("uint8", (self.image_size, self.image_size, 3))}
+
+    def make_tokenizer(self, dtype: str) -> Any:
+        """Returns an `ImageTokenizer`."""
+        return _tokenizers().ImageTokenizer(self, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +154,27 @@ class LowdimTokenizerConfig:
     def problems(self) -> Iterator[Problem]:
         """Yields a message for each problem with the fields."""
         yield from check_positive(self, "num_dims")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Returns the number of tokens per step, one for each element."""
+        return self.num_dims
+
+    @property
+    def inputs(self) -> dict[str, LeafSpec]:
+        """Returns the type of the vector, by its key."""
+        return {self.observation_key: LeafSpec("float32", (self.num_dims,))}
+
+    def make_tokenizer(self, dtype: str) -> Any:
+        """Returns a `LowdimTokenizer`, which computes in float32 whatever the dtype is."""
+        return _tokenizers().LowdimTokenizer(self)
+
+
+def _tokenizers() -> Any:
+    """Returns the tokenizers' module, imported late: it imports this one, and JAX besides."""
+    from train.octo import tokenizers  # noqa: PLC0415
+
+    return tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +363,10 @@ class OctoConfig:
     """Action head."""
     lowdims: tuple[LowdimTokenizerConfig, ...] = ()
     """Vector inputs, whose tokens follow the cameras' tokens."""
+    tokenizers: tuple[ImageTokenizerConfig | LowdimTokenizerConfig, ...] = dataclasses.field(
+        default=(), metadata=LATER
+    )
+    """Further inputs, such as a tokenizer of your own; their tokens follow those of the vectors."""
     num_readouts: int = 1
     """Number of readout tokens per step."""
     vggt: VGGTTokenizerConfig | None = None
@@ -369,8 +406,8 @@ class OctoConfig:
                 self.embedding_dim,
                 "Change one of the two.",
             )
-        # The pooling's attention has heads of its own.
-        if self.head.pooling == "map" and self.embedding_dim % MAP_HEADS:
+        # The pooling's attention has heads of its own. A head of one's own may pool in other ways.
+        if getattr(self.head, "pooling", None) == "map" and self.embedding_dim % MAP_HEADS:
             yield Problem(
                 "embedding_dim",
                 f"a multiple of {MAP_HEADS}, the heads of head.pooling 'map'",
@@ -380,7 +417,7 @@ class OctoConfig:
         if not self.observations:
             yield Problem(
                 "images",
-                "an input among images, lowdims and vggt",
+                "an input among images, lowdims, tokenizers and vggt",
                 "none",
                 "The model would see nothing: add one.",
             )
@@ -392,17 +429,39 @@ class OctoConfig:
                 "Put the first geometry tokens into vggt.",
             )
         yield from check_cameras(self.geometry, [image.name for image in self.images])
+        yield from self._check_tokenizers()
         inputs = (*self.images, *self.lowdims)
-        names = [part.name for part in (*inputs, *self.geometry)]
+        names = [part.name for part in (*inputs, *self.tokenizers, *self.geometry)]
         keys = [*(part.observation_key for part in inputs), *self.token_keys]
         for field, values in (("name", names), ("observation_key", keys)):
             if len(set(values)) < len(values):
                 yield Problem(
-                    "images, lowdims, vggt",
+                    "images, lowdims, tokenizers, vggt",
                     f"one {field} for each",
                     f"{values}",
                     f"Give each another {field}.",
                 )
+
+    def _check_tokenizers(self) -> Iterator[Problem]:
+        """Checks what ours check in their own configs, and what is read in two ways."""
+        for number, part in enumerate(self.tokenizers):
+            if part.tokens_per_step < 1:
+                yield Problem(
+                    f"tokenizers.{number}.tokens_per_step",
+                    "at least 1",
+                    f"{part.tokens_per_step} for {part.name!r}",
+                    "Count the tokens that the tokenizer makes of one step.",
+                )
+        types: dict[str, LeafSpec] = {}
+        for part in (*self.observations, *self.aligned) if self.tokenizers else ():
+            for key, leaf in part.inputs.items():
+                if types.setdefault(key, leaf) != leaf:
+                    yield Problem(
+                        "tokenizers",
+                        f"{types[key]} for {key}, as another input of the model reads it",
+                        f"{leaf} for {part.name!r}",
+                        "Declare one type for both: a tokenizer may resize an image itself.",
+                    )
 
     @property
     def geometry(self) -> tuple[VGGTTokenizerConfig, ...]:
@@ -421,17 +480,36 @@ class OctoConfig:
         return tuple(image for image in self.images if image.name not in replaced)
 
     @property
-    def observations(
-        self,
-    ) -> tuple[ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig, ...]:
+    def grouped(self) -> tuple[TokenizerConfig, ...]:
+        """Returns the inputs, less the geometry, each of which has a token group of its own."""
+        return (*self.cameras, *self.lowdims, *self.tokenizers)
+
+    @property
+    def observations(self) -> tuple[TokenizerConfig, ...]:
         """Returns the inputs that the model reads to act, in the order of their tokens."""
-        geometry = (vggt for vggt in self.geometry if vggt.is_input)
-        return (*self.cameras, *self.lowdims, *geometry)
+        return (*self.grouped, *(vggt for vggt in self.geometry if vggt.is_input))
+
+    @property
+    def inputs(self) -> dict[str, LeafSpec]:
+        """Returns the type of one step of each array that the model reads to act, in token order.
+
+        They are listed by their key under `observation`.
+        """
+        return {key: leaf for part in self.observations for key, leaf in part.inputs.items()}
+
+    @property
+    def image_shapes(self) -> dict[str, tuple[int, int]]:
+        """Returns height and width that each camera is resized to, by observation key."""
+        return {
+            key: leaf.shape[:2]
+            for key, leaf in self.inputs.items()
+            if leaf.dtype == "uint8" and len(leaf.shape) == 3 and leaf.shape[-1] == 3
+        }
 
     @property
     def image_sizes(self) -> dict[str, int]:
-        """Returns the image size that each camera is resized to, by observation key."""
-        return {image.observation_key: image.image_size for image in self.cameras}
+        """Returns the side of the square that a camera is resized to, by observation key."""
+        return {key: high for key, (high, wide) in self.image_shapes.items() if high == wide}
 
     @property
     def token_keys(self) -> tuple[str, ...]:
@@ -448,14 +526,12 @@ class OctoConfig:
     @property
     def input_keys(self) -> tuple[str, ...]:
         """Returns the keys under `observation` that the model reads to act, in token order."""
-        inputs = (part.observation_key for part in (*self.cameras, *self.lowdims))
-        return (*inputs, *self.input_token_keys)
+        return tuple(self.inputs)
 
     @property
     def observation_keys(self) -> tuple[str, ...]:
         """Returns all keys under `observation` that training reads."""
-        inputs = (part.observation_key for part in (*self.cameras, *self.lowdims))
-        return (*inputs, *self.token_keys)
+        return tuple(dict.fromkeys((*self.inputs, *self.token_keys)))
 
 
 def octo_small(

@@ -4,11 +4,54 @@ A config is a frozen dataclass of hashable fields, since it decides a compiled p
 linen module that holds the parameters. `docs/architecture.md` shows where examples of each lie.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
+
+from pipeline.loading.batch import LeafSpec
 
 Noise = Any
 """The random numbers of a head: arrays in any pytree, or None for a head that draws none. Each
 array has one axis of samples, wherever it stands; see `functional.sample_axes`."""
+
+
+@runtime_checkable
+class TokenizerConfig(Protocol):
+    """Config of an observation tokenizer: what it reads, how many tokens it makes, its module."""
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the input: its token group is `obs_<name>`."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, LeafSpec]:
+        """Returns the type of one step of each array that it reads, by name below `observation/`.
+
+        A float stands for every float, since a column may be stored in another one. A uint8 array
+        (y x 3) is a camera: its images are resized to that size, and augmented.
+        """
+        ...
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Returns the number of tokens per step in its group."""
+        ...
+
+    def make_tokenizer(self, dtype: str) -> Any:
+        """Returns the linen module, whose `__call__(observation, task)` returns a `TokenGroup`.
+
+        Its tokens are (b w n d) of any size d: the model projects them to the transformer's size
+        and adds position embeddings. Its mask is bool (b w n), True where a token is real; see
+        `tokenizer_inputs.observation_mask`.
+
+        `observation` holds the arrays of `inputs` (b w ...), checked against their types, besides
+        `timestep_pad_mask` and `pad_mask_dict`. `w` is the longest window of these arrays: an array
+        with a shorter one has masked zeros in front. `task` is that of the batch.
+
+        Args:
+          dtype: The `compute_dtype` of the model: `float32` or `bfloat16`.
+        """
+        ...
 
 
 @runtime_checkable

@@ -13,12 +13,7 @@ from flax import struct, traverse_util
 from jaxtyping import Array, Bool, Float
 
 from train.octo.attention import READOUT, Kind, Rule, Span, rule
-from train.octo.octo_config import (
-    ImageTokenizerConfig,
-    LowdimTokenizerConfig,
-    OctoConfig,
-    VGGTTokenizerConfig,
-)
+from train.octo.octo_config import OctoConfig
 
 
 @typing.no_type_check
@@ -30,7 +25,8 @@ class TokenGroup:
     mask: jax.Array
     """Bool mask with the shape of `tokens` without `d`; True: real."""
     # Static: the kind decides the program, and is no array.
-    kind: Kind = struct.field(pytree_node=False)
+    kind: Kind = struct.field(pytree_node=False, default=Kind.OBSERVATION)
+    """What the tokens represent."""
 
 
 Groups = Mapping[str, TokenGroup]
@@ -58,6 +54,17 @@ def repeat_over_window(group: TokenGroup, window: int) -> TokenGroup:
         mask=jnp.repeat(group.mask[:, None], window, axis=1),
         # A task token that is repeated counts as an observation of its step.
         kind=Kind.OBSERVATION,
+    )
+
+
+def pad_window(group: TokenGroup, window: int) -> TokenGroup:
+    """Puts masked zeros in front of the steps of a group `(b v n d)`, up to `window` steps."""
+    num_unread = window - group.tokens.shape[1]
+    if not num_unread:
+        return group
+    unread = (0, 0), (num_unread, 0), (0, 0)
+    return dataclasses.replace(
+        group, tokens=jnp.pad(group.tokens, (*unread, (0, 0))), mask=jnp.pad(group.mask, unread)
     )
 
 
@@ -109,7 +116,7 @@ def group_spans(config: OctoConfig) -> tuple[list[Span], list[Span]]:
     """Returns the token groups of a model: those before the window, and those of every step."""
     language = config.language
     prefix = [] if language is None else [Span("task_language", Kind.TASK, language.max_length)]
-    counts = {f"obs_{o.name}": _num_tokens(o) for o in config.observations}
+    counts = {f"obs_{o.name}": o.tokens_per_step for o in config.observations}
     # Geometry that is fused with a camera has no tokens of its own.
     timestep = [Span(name, Kind.OBSERVATION, count) for name, count in counts.items() if count]
     if config.repeat_task_tokens:
@@ -143,7 +150,7 @@ def draw_tokens(config: OctoConfig, window: int) -> str:
     lines += [
         f"   {vggt.name}: {vggt.fusion} with obs_{vggt.camera}, no tokens"
         for vggt in config.geometry
-        if not vggt.num_group_tokens
+        if not vggt.tokens_per_step
     ]
     return "\n".join(lines)
 
@@ -166,16 +173,6 @@ def draw_parameters(params: Any) -> str:
     lines += [f"{part:{width}}  {arrays[part]:>6}  {numbers[part]:>11,}" for part in sorted(arrays)]
     lines.append(f"{'all':{width}}  {arrays.total():>6}  {numbers.total():>11,}")
     return "\n".join(lines)
-
-
-def _num_tokens(
-    observation: ImageTokenizerConfig | LowdimTokenizerConfig | VGGTTokenizerConfig,
-) -> int:
-    if isinstance(observation, LowdimTokenizerConfig):
-        return observation.num_dims
-    if isinstance(observation, VGGTTokenizerConfig):
-        return observation.num_group_tokens
-    return observation.num_tokens
 
 
 def _mark(query: Span, key: Span) -> str:

@@ -4,15 +4,11 @@ A tokenizer's output has its own embedding size; `model.py` projects it to the t
 and adds position embeddings, the same way for all groups.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
-from pipeline.errors import UserError
 from train.octo.attention import Kind
 from train.octo.octo_config import (
     STEM_GROUPS,
@@ -23,79 +19,10 @@ from train.octo.octo_config import (
 )
 from train.octo.t5 import T5Encoder
 from train.octo.token_groups import TokenGroup
+from train.octo.tokenizer_inputs import Inputs, check_array, observation_mask, require
 
 # Keeps the outermost bins finite; Octo's value.
 _BIN_EPSILON = 1e-6
-
-Inputs = Mapping[str, Any]
-"""The `observation` or `task` of a batch: arrays, or nested mappings of arrays, by key."""
-
-
-def require(inputs: Inputs, key: str, *, part: str, reader: str) -> Any:
-    """Returns `inputs[key]`.
-
-    Args:
-      inputs: The `observation` or `task` of a batch.
-      key: The key to read.
-      part: Name of `inputs` in the batch, for the error message.
-      reader: What reads the key, for the error message.
-
-    Raises:
-      UserError: `inputs` lacks the key.
-    """
-    if key not in inputs:
-        raise UserError(
-            where=f"batch, {part}",
-            expected=f"{key!r}, which the {reader} reads",
-            found=f"only {', '.join(sorted(inputs))}",
-            remedy=f"Add {key!r} to the observations of the run, or configure a model without it",
-        )
-    return inputs[key]
-
-
-def check_array(
-    array: jax.Array, axes: str, shape: tuple[int, ...], dtypes: Sequence[str], where: str
-) -> None:
-    """Checks an input's dtype, its number of axes and the sizes of the last axes.
-
-    Args:
-      array: The input.
-      axes: Names of the leading axes, one letter each: `b` batch, `w` window.
-      shape: Sizes of the last axes, from the config.
-      dtypes: Names of the accepted dtypes.
-      where: Key path in the batch, for the error message.
-
-    Raises:
-      UserError: The array does not match.
-    """
-    # The axes before the given shape.
-    leading = array.ndim - len(shape)
-    if leading != len(axes) or array.shape[leading:] != shape or array.dtype.name not in dtypes:
-        whole = f"({' '.join([*axes, *map(str, shape)])})"
-        raise UserError(
-            where=f"batch, {where}",
-            expected=f"{' or '.join(dtypes)} {whole}, as in the model config",
-            found=f"{array.dtype}{list(array.shape)}",
-            remedy="Change the model config to the size of the data, or the data to the config's",
-        )
-
-
-def observation_mask(observation: Inputs, key: str, num_tokens: int) -> Bool[Array, "b w n"]:
-    """Returns True where a token is real: its step is not padding and its input is not missing.
-
-    Args:
-      observation: The observation of a batch, with `timestep_pad_mask`, bool `(b w)`, and
-        optionally `pad_mask_dict`; an input without an entry there is never missing.
-      key: The input's key.
-      num_tokens: Number of tokens per step.
-    """
-    real = observation["timestep_pad_mask"]
-    present = observation.get("pad_mask_dict", {}).get(key)
-    if present is not None:
-        # A missing input is masked in every step of the window.
-        real = real & present
-    # All tokens of one input are real or none is.
-    return jnp.broadcast_to(real[:, :, None], (*real.shape, num_tokens))
 
 
 class StdConv(nn.Module):
@@ -173,12 +100,10 @@ class ImageTokenizer(nn.Module):
             goal enters no mask.
 
         Raises:
-          UserError: The image is missing, or does not match the configured size and dtype.
+          UserError: The goal image does not match the configured size and dtype.
         """
         key, size = self.config.observation_key, self.config.image_size
-        reader = f"image tokenizer {self.config.name!r}"
-        image = require(observation, key, part="observation", reader=reader)
-        check_array(image, "bw", (size, size, 3), ["uint8"], f"observation/{key}")
+        image = observation[key]
         b, w = image.shape[:2]
         goal = task.get(key)
         if goal is None:
@@ -190,10 +115,9 @@ class ImageTokenizer(nn.Module):
         # Steps are folded into the batch, as the stem knows no time: (b * w, y, x, 6).
         stacked = jnp.concatenate([image, goal], axis=-1).reshape(b * w, size, size, 6)
         # (b, w, n, stem_dim)
-        tokens = SmallStem16(self.config, self.dtype)(stacked).reshape(
-            b, w, self.config.num_tokens, -1
-        )
-        mask = observation_mask(observation, key, self.config.num_tokens)
+        num_tokens = self.config.tokens_per_step
+        tokens = SmallStem16(self.config, self.dtype)(stacked).reshape(b, w, num_tokens, -1)
+        mask = observation_mask(observation, key, num_tokens)
         return TokenGroup(tokens, mask, Kind.OBSERVATION)
 
 
@@ -210,18 +134,13 @@ class LowdimTokenizer(nn.Module):
         original never masks it: there the model reads the placeholder values.
 
         Args:
-          observation: The observation of a batch, with the vector, float32 `(b w n)`, and
+          observation: The observation of a batch, with the vector, a float `(b w n)`, and
             optionally `pad_mask_dict`.
           task: The task of a batch; not used.
-
-        Raises:
-          UserError: The vector is missing, or does not match the configured size and dtype.
         """
         del task
         key = self.config.observation_key
-        reader = f"low-dimensional tokenizer {self.config.name!r}"
-        values = require(observation, key, part="observation", reader=reader)
-        check_array(values, "bw", (self.config.num_dims,), ["float32"], f"observation/{key}")
+        values = observation[key].astype(jnp.float32)
         mask = observation_mask(observation, key, self.config.num_dims)
         if self.config.bins is None:
             # One token per number; the projection to the embedding size follows in `model.py`.

@@ -8,70 +8,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pipeline.errors import UserError
 from train.octo.attention import Kind
 from train.octo.geometry_config import VGGTTokenizerConfig
 from train.octo.token_groups import TokenGroup
-from train.octo.tokenizers import Inputs, check_array, observation_mask, require
+from train.octo.tokenizer_inputs import Inputs, observation_mask
 
-_DTYPES = ("float16", "bfloat16", "float32")
 _LEARNER_DIM = 64
 """Hidden size of the token learner's perceptron."""
 _EPSILON = 1e-6
 """Epsilon added to variances, as in linen's LayerNorm."""
 
-Layers = list[Float[Array, "b v n d"]]
+Layers = list[Float[Array, "b w n d"]]
 
 
-def read_layers(
-    observation: Inputs, config: VGGTTokenizerConfig
-) -> tuple[Layers, Bool[Array, "b v"]]:
+def read_layers(read: Inputs, config: VGGTTokenizerConfig) -> tuple[Layers, Bool[Array, "b w"]]:
     """Returns each layer's tokens, float32, and which steps have them; other steps are zero.
 
     Args:
-      observation: The observation of a batch. It has each layer's tokens, float16, bfloat16 or
-        float32: `(b w n d)` or, if only the current step was read, `(b 1 n d)`. It may have
-        `pad_mask_dict`; a step has tokens if it is not padding and no layer is missing.
+      read: What `read_steps` returns: each layer's tokens, a float `(b w n d)`, and the masks. A
+        step has tokens if it is not padding and no layer is missing.
       config: The config of the tokens.
-
-    Returns:
-      Tokens `(b v n d)`, where v is 1 or w, and a mask `(b v)` of the last v steps.
-
-    Raises:
-      UserError: Tokens are missing, not floats, not of the configured shape, or not of one window.
     """
-    layers = [_read(observation, key, config) for key in config.keys]
-    real = observation["timestep_pad_mask"]
+    real = read["timestep_pad_mask"]
     # A step counts only if every layer has its tokens.
     for key in config.keys:
         # One column of the mask: all tokens of a step are real or none is.
-        real = real & observation_mask(observation, key, 1)[..., 0]
-    steps = [layer.shape[1] for layer in layers]
-    _check_steps(config, steps, window=real.shape[1])
-    # The last steps of the window: those that the column was read for.
-    real = real[:, real.shape[1] - steps[0] :]
+        real = real & observation_mask(read, key, 1)[..., 0]
+    # Normalised in float32, whatever they were stored in.
+    layers = [read[key].astype(jnp.float32) for key in config.keys]
     # Zeros and not what lies there: a reused block may hold anything, and NaN would pass masks.
     return [jnp.where(real[:, :, None, None], layer, 0.0) for layer in layers], real
-
-
-def _read(observation: Inputs, key: str, config: VGGTTokenizerConfig) -> Float[Array, "b v n d"]:
-    reader = f"VGGT tokenizer {config.name!r}"
-    tokens = require(observation, key, part="observation", reader=reader)
-    shape = (config.num_tokens, config.token_dim)
-    check_array(tokens, "bw", shape, _DTYPES, f"observation/{key}")
-    # Normalised in float32, whatever they were stored in.
-    return tokens.astype(jnp.float32)
-
-
-def _check_steps(config: VGGTTokenizerConfig, steps: list[int], *, window: int) -> None:
-    """Checks that all layers have every step of the window, or all only the current one."""
-    if len(set(steps)) > 1 or steps[0] not in (1, window):
-        raise UserError(
-            where=f"batch, observation/{', '.join(config.keys)}",
-            expected=f"tokens of 1 step or of all {window} of the window, the same for all layers",
-            found=f"of {', '.join(map(str, steps))}",
-            remedy="List all of them in data.current_only, or none",
-        )
 
 
 class TokenLearner(nn.Module):
@@ -108,26 +74,19 @@ class VGGTTokenizer(nn.Module):
     def __call__(self, observation: Inputs, task: Inputs) -> TokenGroup:
         """Returns tokens `(b w m d)`: those of the column, except what `fusion` does not read.
 
-        Steps without tokens are zero and masked.
+        Steps without tokens are masked.
 
         Args:
           observation: The observation of a batch, with the geometry tokens; see `read_layers`.
           task: The task of a batch; not used.
-
-        Raises:
-          UserError: The tokens are missing or do not match the config.
         """
         del task
         layers, real = read_layers(observation, self.config)
         # A norm for each layer: layers of the encoder differ in scale by a factor of 20.
         tokens = jnp.concatenate([nn.LayerNorm()(layer) for layer in layers], axis=-1)
         tokens = self._reduce(self._choose(tokens))
-        # Steps in front that were not read, so that all groups have the whole window.
-        num_unread = observation["timestep_pad_mask"].shape[1] - tokens.shape[1]
-        tokens = jnp.pad(tokens, ((0, 0), (num_unread, 0), (0, 0), (0, 0)))
-        # (b, w, 1)
-        mask = jnp.pad(real, ((0, 0), (num_unread, 0)))[:, :, None]
-        return TokenGroup(tokens, jnp.broadcast_to(mask, tokens.shape[:-1]), Kind.OBSERVATION)
+        mask = jnp.broadcast_to(real[:, :, None], tokens.shape[:-1])
+        return TokenGroup(tokens, mask, Kind.OBSERVATION)
 
     def _choose(self, tokens: Float[Array, "b w n d"]) -> Float[Array, "b w m d"]:
         """Selects all tokens, the special ones or the patches."""

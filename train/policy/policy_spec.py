@@ -115,7 +115,7 @@ class PolicySpec:
     @functools.cached_property
     def cameras(self) -> tuple[str, ...]:
         """Returns the cameras that the model reads, in the order of its tokens."""
-        return tuple(image.observation_key for image in self.model.cameras)
+        return tuple(self.model.image_shapes)
 
     @functools.cached_property
     def tokens(self) -> tuple[str, ...]:

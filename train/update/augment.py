@@ -251,5 +251,8 @@ def _per_sample(values: jax.Array) -> jax.Array:
 
 def _where_real(mask: jax.Array, changed: jax.Array, images: jax.Array) -> jax.Array:
     """Returns `changed` where an image is real; a missing one stays black."""
-    # (b, w) becomes (b, w, 1, 1, 1).
+    if images.ndim == 5:
+        # A camera may be read for the last steps of the window alone.
+        mask = mask[:, mask.shape[1] - images.shape[1] :]
+    # (b, w) becomes (b, w, 1, 1, 1), and (b) of a goal image (b, 1, 1, 1).
     return jnp.where(jnp.expand_dims(mask, (-3, -2, -1)), changed, images)

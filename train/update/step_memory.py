@@ -93,7 +93,9 @@ def activation_bytes(model: OctoConfig, window: int) -> int:
     if model.remat:
         # With remat only the input of each block is kept, and one block's activations at a time.
         block = (block + layers * tokens * model.embedding_dim * width) / layers
-    pixels = window * sum(image.image_size**2 for image in model.cameras)
+    # Images of any kind: RGB, depth.
+    images = [leaf.shape for leaf in model.inputs.values() if len(leaf.shape) == 3]
+    pixels = window * sum(height * width for height, width, _ in images)
     return int(layers * block + pixels * _STEM_BYTES)
 
 

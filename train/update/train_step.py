@@ -194,7 +194,7 @@ def model_inputs(
     # On the device: images cross the bus as stored, and the host stays free to decode.
     inputs = to_model_size(batch, config.model)
     if config.augment.enabled and augment_key is not None:
-        cameras = [image.observation_key for image in config.model.cameras]
+        cameras = list(config.model.image_shapes)
         inputs = augment(inputs, config.augment, cameras, config.cropped, augment_key)
     return inputs if table is None else look_up_language(inputs, table)
 
@@ -203,14 +203,11 @@ def to_model_size(batch: Batch, config: OctoConfig) -> Batch:
     """Resizes every camera's images, and its goal images if any, to the model's size."""
     # Copies of the dictionaries, because inputs are never modified.
     resized = {"observation": dict(batch["observation"]), "task": dict(batch["task"])}
-    for image in config.cameras:
+    for camera, (height, width) in config.image_shapes.items():
         for name, part in resized.items():
-            if image.observation_key in part:
-                pixels = part[image.observation_key]
-                _check_rgb(pixels, f"{name}/{image.observation_key}")
-                part[image.observation_key] = resize_images(
-                    pixels, image.image_size, image.image_size
-                )
+            if camera in part:
+                _check_rgb(part[camera], f"{name}/{camera}")
+                part[camera] = resize_images(part[camera], height, width)
     return batch | resized
 
 

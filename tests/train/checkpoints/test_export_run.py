@@ -225,11 +225,11 @@ def test_all_that_is_in_the_way_of_the_demo_is_reported_at_once(
         export_octo(checkpoint(changed, golden.params), tmp_path)
     lines = str(caught.value).splitlines()[1:]
     assert [line.partition(": expected")[0] for line in lines] == [
-        "  - model.vggt",
+        "  - model",
         "  - model.language.t5",
         f"  - {tmp_path}",
     ]
-    assert "geometry tokens, for which it has no tokenizer" in lines[0]
+    assert "that the original Octo has; found VGGTTokenizerConfig 'vggt'. Load" in lines[0]
     assert "--language_encoder NAME" in lines[1]
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

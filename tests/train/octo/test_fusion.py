@@ -34,6 +34,7 @@ from train.octo.released.config_differences import find_changed_meanings
 from train.octo.released.weight_loading import Allowed, Pretrained, merge
 from train.octo.released.weights_report import LoadRow
 from train.octo.token_groups import TokenGroup, draw_tokens, group_spans
+from train.octo.tokenizer_inputs import read_steps
 from train.octo.vggt_tokens import TokenLearner, VGGTTokenizer, resize_grid
 from train.train_config import AugmentConfig
 from train.update.optimizer import learning_rate
@@ -336,7 +337,7 @@ def test_tokens_of_the_current_step_alone_are_those_of_a_window_that_lacks_the_o
 def test_a_missing_column_is_an_error_with_its_remedy(fusion: Fusion) -> None:
     config = model(fusion)
     params, batch = fresh(config), without_tokens(make_batch(config))
-    message = "expected 'vggt_tokens', which the VGGT tokenizer 'vggt' reads; .* Add 'vggt_tokens'"
+    message = "expected 'vggt_tokens', which the tokenizer 'vggt' reads; .* Add 'vggt_tokens'"
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda p: losses_fn(OctoModule(config), p, batch, None), params)
 
@@ -347,7 +348,9 @@ def test_tokens_of_another_window_are_an_error() -> None:
     batch = make_batch(dataclasses.replace(config, max_horizon=3), window=2)
     tokens = jnp.zeros((2, 3, 14, 8), jnp.float16)
     batch = with_observation(batch, vggt_tokens=tokens)
-    with pytest.raises(UserError, match=r"of 1 step or of all 2 of the window.* found of 3"):
+    with pytest.raises(
+        UserError, match=r"vggt_tokens: expected at most the 2 steps of the .* found 3"
+    ):
         jax.eval_shape(lambda p: losses_fn(OctoModule(config), p, batch, None), params)
 
 
@@ -458,7 +461,7 @@ def test_a_reduction_leaves_so_many_tokens_of_such_a_size(
     assert group.mask.shape == group.tokens.shape[:-1]
     assert group.mask.all()
     assert set(params) == names
-    assert config.num_group_tokens == shape[0]
+    assert config.tokens_per_step == shape[0]
 
 
 def test_pooling_keeps_the_special_tokens_and_averages_the_patches() -> None:
@@ -503,10 +506,9 @@ def test_layers_are_normalised_each_by_itself_and_joined() -> None:
     assert not tokenizer.apply(variables, absent, {}).mask.any()
     one_step = {key: jnp.repeat(observation[key], 2, axis=1) for key in observation}
     one_step["deep"] = deep
-    with pytest.raises(
-        UserError, match=r"vggt_tokens, deep: .* the same for all layers; found of 2, 1"
-    ):
-        tokenizer.apply(variables, one_step, {})
+    read = tokenizer.apply(variables, read_steps(one_step, config), {})
+    np.testing.assert_array_equal(read.mask.all(-1), [[False, True]])
+    np.testing.assert_array_equal(read.tokens[:, 1:], group.tokens)
 
 
 def test_two_cameras_and_a_column_used_twice() -> None:

@@ -20,7 +20,7 @@ from train.octo.octo_config import (
 
 def test_octo_small_has_the_tokens_of_the_paper() -> None:
     config = octo_small()
-    assert [image.num_tokens for image in config.images] == [256, 64]
+    assert [image.tokens_per_step for image in config.images] == [256, 64]
     assert config.head.flat_dim == 28
 
 

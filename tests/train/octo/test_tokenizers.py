@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.loading.batch import LeafSpec
 from tests.rounding import assert_equal_but_for_rounding
+from train.octo.attention import Kind
 from train.octo.octo_config import (
     BinsConfig,
     LowdimTokenizerConfig,
     OctoConfig,
     VGGTTokenizerConfig,
 )
+from train.octo.token_groups import TokenGroup, pad_window
+from train.octo.tokenizer_inputs import check_group, read_steps
 from train.octo.tokenizers import (
     ImageTokenizer,
     LanguageTokenizer,
@@ -92,7 +97,7 @@ def test_a_missing_goal_is_a_black_one(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_wrist": None}, "'image_wrist', which the image tokenizer 'wrist' reads"),
+        ({"image_wrist": None}, "'image_wrist', which the tokenizer 'wrist' reads"),
         (
             {"image_wrist": jnp.zeros((3, 2, 64, 64, 3), jnp.uint8)},
             r"expected uint8 \(b w 32 32 3\), .*; found uint8\[3, 2, 64, 64, 3\]",
@@ -105,16 +110,12 @@ def test_a_missing_goal_is_a_black_one(
     ],
 )
 def test_an_image_that_is_missing_or_unlike_the_config_is_an_error(
-    wrist: tuple[ImageTokenizer, dict[str, Any]],
-    batch: dict[str, Any],
-    change: dict[str, Any],
-    message: str,
+    config: OctoConfig, batch: dict[str, Any], change: dict[str, Any], message: str
 ) -> None:
-    tokenizer, weights = wrist
     changed = {**batch["observation"], **change}
     observation = {key: value for key, value in changed.items() if value is not None}
     with pytest.raises(UserError, match=message):
-        apply(tokenizer, weights, observation, batch["task"])
+        read_steps(observation, config.images[1])
 
 
 def test_a_goal_image_with_a_window_is_an_error(
@@ -129,9 +130,7 @@ def test_a_goal_image_with_a_window_is_an_error(
 
 def test_the_error_for_a_missing_input_tells_what_there_is() -> None:
     with pytest.raises(UserError, match="only image_primary, timestep_pad_mask"):
-        VGGTTokenizer(VGGT).init(
-            jax.random.key(0), {"timestep_pad_mask": None, "image_primary": None}, {}
-        )
+        read_steps({"timestep_pad_mask": None, "image_primary": None}, VGGT)
 
 
 def test_geometry_tokens_come_out_normalised_in_float32() -> None:
@@ -173,7 +172,7 @@ def test_padded_steps_and_missing_inputs_are_masked(
 def test_geometry_tokens_unlike_the_config_are_an_error(tokens: jax.Array, message: str) -> None:
     observation = {**geometry(), "vggt_tokens": tokens}
     with pytest.raises(UserError, match=message):
-        VGGTTokenizer(VGGT).init(jax.random.key(0), observation, {})
+        read_steps(observation, VGGT)
 
 
 @pytest.fixture(scope="module")
@@ -209,19 +208,64 @@ def test_without_any_instruction_the_batch_is_refused(
         apply(tokenizer, weights, {"task_index": jnp.zeros(3, jnp.int32)})
 
 
-def test_steps_whose_geometry_tokens_were_not_read_are_masked() -> None:
-    module = VGGTTokenizer(VGGTTokenizerConfig(num_tokens=5, token_dim=6))
-    tokens = jax.random.normal(jax.random.key(0), (2, 3, 5, 6))
-    whole = {"vggt_tokens": tokens, "timestep_pad_mask": jnp.ones((2, 3), bool)}
-    current = whole | {"vggt_tokens": tokens[:, -1:]}
-    variables = jax.jit(module.init)(jax.random.key(1), whole, {})
-    expected, found = (
-        apply(module, variables, observation, {}) for observation in (whole, current)
-    )
-    assert found.tokens.shape == (2, 3, 5, 6)
-    assert_equal_but_for_rounding(found.tokens[:, -1], expected.tokens[:, -1])
-    np.testing.assert_array_equal(found.mask.all(-1), [[False, False, True]] * 2)
-    assert expected.mask.all()
+@dataclasses.dataclass(frozen=True)
+class ForceAndDepth(LowdimTokenizerConfig):
+    """Reads a vector and a depth image."""
+
+    @property
+    def inputs(self) -> dict[str, LeafSpec]:
+        return {"force": LeafSpec("float32", (2,)), "depth": LeafSpec("float32", (1, 1, 1))}
+
+
+def test_inputs_of_shorter_windows_end_with_the_window() -> None:
+    real = jnp.array([[False, True, True, True]])
+    force, depth = jnp.ones((1, 2, 2)), jnp.full((1, 1, 1, 1, 1), 3, jnp.float16)
+    observation = {
+        "force": force,
+        "depth": depth,
+        "proprio": jnp.ones((1, 4, 7)),
+        "timestep_pad_mask": real,
+        "pad_mask_dict": {"force": jnp.array([[False, False, False, True]])},
+    }
+    read = read_steps(observation, ForceAndDepth("both", "force", 2))
+    assert read.keys() == {"force", "depth", "timestep_pad_mask", "pad_mask_dict"}
+    np.testing.assert_array_equal(read["timestep_pad_mask"], [[True, True]])
+    np.testing.assert_array_equal(read["force"], force)
+    np.testing.assert_array_equal(read["depth"][0, :, 0, 0, 0], [0, 3])
+    np.testing.assert_array_equal(read["pad_mask_dict"]["force"], [[False, True]])
+    np.testing.assert_array_equal(read["pad_mask_dict"]["depth"], [[False, True]])
+    shorter = observation | {"timestep_pad_mask": real[:, :1]}
+    with pytest.raises(UserError, match=r"force: expected at most the 1 steps .*; found 2 steps"):
+        read_steps(shorter, ForceAndDepth("both", "force", 2))
+
+
+def test_steps_that_were_not_read_are_masked_zeros_in_a_group() -> None:
+    short = TokenGroup(jnp.ones((2, 1, 5, 6)), jnp.array([[[True] * 5], [[False] * 5]]))
+    whole = pad_window(short, 3)
+    assert (whole.tokens.shape, whole.kind) == ((2, 3, 5, 6), Kind.OBSERVATION)
+    np.testing.assert_array_equal(whole.tokens[:, :2], 0)
+    np.testing.assert_array_equal(whole.tokens[:, 2:], short.tokens)
+    np.testing.assert_array_equal(whole.mask.all(-1), [[False, False, True], [False] * 3])
+    assert pad_window(short, 1) is short
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "found"),
+    [
+        ((1, 2, 4, 8), jnp.ones((1, 2, 4), bool), r"tokens \(1, 2, 4, 8\)"),
+        ((1, 3, 8), jnp.ones((1, 3), bool), r"tokens \(1, 3, 8\)"),
+        ((1, 2, 3, 8), jnp.ones((1, 2, 3)), r"a mask float32\(1, 2, 3\)"),
+        ((1, 2, 3, 8), jnp.ones((1, 2, 1), bool), r"a mask bool\(1, 2, 1\)"),
+    ],
+)
+def test_tokens_that_a_config_does_not_announce_are_reported(
+    tokens: tuple[int, ...], mask: jax.Array, found: str
+) -> None:
+    read = {"timestep_pad_mask": jnp.ones((1, 2), bool)}
+    config = LowdimTokenizerConfig("force", "force", 3)
+    message = rf"tokenizer 'force': expected tokens \(1 2 3 d\), as its tokens_per_step .*{found}"
+    with pytest.raises(UserError, match=message):
+        check_group(TokenGroup(jnp.zeros(tokens), mask), read, config)
 
 
 @pytest.mark.parametrize(
@@ -252,8 +296,9 @@ def test_binned_vector_is_that_of_the_original(golden_nest: Any) -> None:
 
 def test_vector_of_another_size_is_an_error() -> None:
     observation = {"proprio": jnp.zeros((1, 2, 7)), "timestep_pad_mask": jnp.ones((1, 2), bool)}
-    with pytest.raises(UserError, match=r"observation/proprio: expected float32 \(b w 8\)"):
-        LowdimTokenizer(LowdimTokenizerConfig("proprio", "proprio", 8)).apply({}, observation, {})
+    message = r"observation/proprio: expected float16 or bfloat16 or float32 \(b w 8\)"
+    with pytest.raises(UserError, match=message):
+        read_steps(observation, LowdimTokenizerConfig("proprio", "proprio", 8))
 
 
 def test_a_vector_that_is_missing_is_masked() -> None:

@@ -209,6 +209,13 @@ def test_missing_image_stays_black():
     np.testing.assert_array_equal(np.asarray(goal)[1:], 0)
 
 
+def test_an_image_of_a_shorter_window_is_masked_by_its_own_steps():
+    black, images = np.zeros((2, 1, 1, 1, 3), np.uint8), np.ones((2, 1, 1, 1, 3), np.uint8)
+    mask = np.array([[False, True], [True, False]])
+    found = operations._where_real(mask, images, black)
+    np.testing.assert_array_equal(found[:, 0, 0, 0, 0], [1, 0])
+
+
 @pytest.mark.parametrize("colour", [0, 128, 255])
 def test_grey_keeps_its_hue(colour):
     grey = np.full((1, 1, 4, 4, 3), colour / 255, np.float32)

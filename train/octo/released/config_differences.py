@@ -5,13 +5,8 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from train.octo.octo_config import (
-    BinsConfig,
-    DiffusionConfig,
-    OctoConfig,
-    RegressionConfig,
-    VGGTTokenizerConfig,
-)
+from train.octo.octo_config import BinsConfig, OctoConfig, VGGTTokenizerConfig
+from train.octo.protocols import HeadConfig
 
 Differences = dict[str, tuple[Any, Any]]
 """By the path of a setting, its value in the model and in the checkpoint; None: it has none."""
@@ -23,7 +18,7 @@ def _settings_named(fields: str) -> re.Pattern[str]:
 
 _MEANING = _settings_named(
     r"repeat_task_tokens|legacy_attention|max_action|diffusion_steps|max_distance|spacing"
-    r"|(images|lowdims)\.\w+\.observation_key|more_layers|\(.*|.* of fusion .*"
+    r"|(images|lowdims|tokenizers)\.\w+\.observation_key|more_layers|\(.*|.* of fusion .*"
 )
 """Settings that change what weights mean, but no shape. The order of the inputs is none of them:
 every group of tokens has position embeddings of its own, and all follow one rule of attention."""
@@ -42,7 +37,7 @@ _TOKENS = _settings_named(
 
 _MODULES = _settings_named(
     r"num_(layers|blocks)|stem_features|pooling|fusion|reduction|more_layers|bins|head|language"
-    r"|(images|lowdims|vggt)\.\w+"
+    r"|(images|lowdims|tokenizers|vggt)\.\w+"
 )
 """Settings that determine which tensors there are."""
 
@@ -112,7 +107,7 @@ def _affects(name: str, path: str) -> bool:
             return part is None
         case ["num_readouts"]:
             return path.startswith("octo_transformer/readout_")
-        case ["images" | "lowdims" | "vggt", input_name, *_]:
+        case ["images" | "lowdims" | "tokenizers" | "vggt", input_name, *_]:
             found = _INPUT.match(path)
             return found is not None and input_name in found.groups()
         case [first, *_]:
@@ -132,7 +127,12 @@ def _described(name: str, here: Any, there: Any) -> str:
 def _settings(config: OctoConfig) -> Iterator[tuple[str, Any]]:
     """Yields paths and values, such as `transformer.mlp_dim` and `images.wrist.stem_dim`."""
     # A camera that geometry tokens replace has no tensors.
-    inputs = {"images": config.cameras, "lowdims": config.lowdims, "vggt": config.geometry}
+    inputs = {
+        "images": config.cameras,
+        "lowdims": config.lowdims,
+        "tokenizers": config.tokenizers,
+        "vggt": config.geometry,
+    }
     for name, value in vars(config).items():
         if name not in (*inputs, "more_vggt"):
             yield from _flatten(name, value)
@@ -159,10 +159,9 @@ def _combined(part: Any) -> Iterator[tuple[str, Any]]:
         # Normal bins have no bounds.
         case BinsConfig(spacing="uniform"):
             yield "(low, high)", (part.low, part.high)
-        case DiffusionConfig() | RegressionConfig():
+        case HeadConfig(action_horizon=horizon, action_dim=size):
             # With the size in the name: chunks of another size have other shapes.
-            chunk = part.action_horizon, part.action_dim
-            yield f"(action_horizon, action_dim) of {part.flat_dim} numbers", chunk
+            yield f"(action_horizon, action_dim) of {horizon * size} numbers", (horizon, size)
         case VGGTTokenizerConfig(fusion=fusion):
             # With the fusion in the name: another one has other weights.
             if fusion not in ("tokens", "registers"):

@@ -316,7 +316,7 @@ def _keys(patterns: str | Sequence[str] | None) -> list[str]:
 def original_config(config: OctoConfig, window_size: int, language_encoder: str) -> Json:
     """Returns the `config.json` of a model; `translate` is the inverse of its part `model`.
 
-    Geometry tokens are left out, because the original has no module for them.
+    Parts that the original has no module for are left out; see `parts_without_counterpart`.
 
     Args:
       config: Config of the model.
@@ -330,12 +330,12 @@ def original_config(config: OctoConfig, window_size: int, language_encoder: str)
         text_processor = _text_processor(language_encoder, language.max_length)
     model = {
         "observation_tokenizers": {
-            part.name: _write_observation(part)
+            part.name: _WRITERS[type(part)](part)
             for part in config.observations
-            if isinstance(part, ImageTokenizerConfig | LowdimTokenizerConfig)
+            if type(part) in _WRITERS
         },
         "task_tokenizers": tasks,
-        "heads": {"action": _write_head(config.head)},
+        "heads": {"action": _WRITERS[type(config.head)](config.head)},
         "readouts": {"action": config.num_readouts},
         "token_embedding_size": config.embedding_dim,
         "transformer_kwargs": _BLOCKS
@@ -363,37 +363,63 @@ def _spec(module: str, name: str, kwargs: Json) -> Json:
     return {"module": f"octo.{module}", "name": name, "args": [], "kwargs": kwargs}
 
 
-def _write_observation(config: ImageTokenizerConfig | LowdimTokenizerConfig) -> Json:
-    tokenizers, keys = "model.components.tokenizers", [config.observation_key]
-    if isinstance(config, ImageTokenizerConfig):
-        stem: Json = {"features": list(config.stem_features), "num_features": config.stem_dim}
-        # Its defaults have four entries, which further convolutions would run out of.
-        if len(config.stem_features) > _DEFAULT_CONVOLUTIONS:
-            stem |= _per_convolution(len(config.stem_features))
-        encoder = _spec("model.components.vit_encoders", "SmallStem16", stem)
-        kwargs = {"obs_stack_keys": keys, "task_stack_keys": keys, "encoder": encoder}
-        return _spec(tokenizers, "ImageTokenizer", kwargs)
-    kwargs = {"obs_keys": keys, "discretize": config.bins is not None}
+def _write_image(config: ImageTokenizerConfig) -> Json:
+    stem: Json = {"features": list(config.stem_features), "num_features": config.stem_dim}
+    # Its defaults have four entries, which further convolutions would run out of.
+    if len(config.stem_features) > _DEFAULT_CONVOLUTIONS:
+        stem |= _per_convolution(len(config.stem_features))
+    encoder = _spec("model.components.vit_encoders", "SmallStem16", stem)
+    keys = [config.observation_key]
+    kwargs = {"obs_stack_keys": keys, "task_stack_keys": keys, "encoder": encoder}
+    return _spec("model.components.tokenizers", "ImageTokenizer", kwargs)
+
+
+def _write_vector(config: LowdimTokenizerConfig) -> Json:
+    kwargs: Json = {"obs_keys": [config.observation_key], "discretize": config.bins is not None}
     if config.bins is not None:
         bins = config.bins
         kwargs |= {"n_bins": bins.num_bins, "bin_type": bins.spacing}
         kwargs |= {"low": bins.low, "high": bins.high}
-    return _spec(tokenizers, "LowdimObsTokenizer", kwargs)
+    return _spec("model.components.tokenizers", "LowdimObsTokenizer", kwargs)
 
 
-def _write_head(config: DiffusionConfig | RegressionConfig) -> Json:
-    kwargs: Json = _READOUT | {
+def _write_diffusion(config: DiffusionConfig) -> Json:
+    score = {n: getattr(config, n) for n in _SCORE.split()} | {"dropout_rate": 0.0}
+    return _spec("model.components.action_heads", "DiffusionActionHead", _chunk(config) | score)
+
+
+def _write_regression(config: RegressionConfig) -> Json:
+    name = "L1ActionHead" if config.error == "l1" else "MSEActionHead"
+    return _spec("model.components.action_heads", name, _chunk(config))
+
+
+def _chunk(config: DiffusionConfig | RegressionConfig) -> Json:
+    return _READOUT | {
         "use_map": config.pooling == "map",
         "action_horizon": config.action_horizon,
         "action_dim": config.action_dim,
         "max_action": config.max_action,
     }
-    if isinstance(config, DiffusionConfig):
-        name = "DiffusionActionHead"
-        kwargs |= {n: getattr(config, n) for n in _SCORE.split()} | {"dropout_rate": 0.0}
-    else:
-        name = "L1ActionHead" if config.error == "l1" else "MSEActionHead"
-    return _spec("model.components.action_heads", name, kwargs)
+
+
+_WRITERS: Mapping[type, Callable[[Any], Json]] = {
+    ImageTokenizerConfig: _write_image,
+    LowdimTokenizerConfig: _write_vector,
+    DiffusionConfig: _write_diffusion,
+    RegressionConfig: _write_regression,
+}
+"""Writes each part for which the original has a module."""
+
+
+def parts_without_counterpart(config: OctoConfig) -> list[str]:
+    """Returns the parts of a model that act and that the original has no module for."""
+    tokenizers = [
+        f"{type(part).__name__} {part.name!r}"
+        for part in config.observations
+        if type(part) not in _WRITERS
+    ]
+    head = type(config.head)
+    return tokenizers + ([] if head in _WRITERS else [head.__name__])
 
 
 def _text_processor(language_encoder: str, max_length: int) -> Json:
