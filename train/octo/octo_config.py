@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pipeline.added_fields import LATER
 from pipeline.config_checks import Problem, check, check_positive
 from pipeline.loading.batch import LeafSpec
+from pipeline.parts.part import Part
 from train.octo.geometry_config import VGGTTokenizerConfig, check_cameras, replaced_cameras
-from train.octo.protocols import TokenizerConfig
+from train.octo.protocols import HeadConfig, TokenizerConfig
 
 Pooling = Literal["mean", "map"]
 """Pooling of the readout tokens: their `mean`, or attention by a learned probe."""
@@ -359,11 +360,11 @@ class OctoConfig:
     """Cameras, in the order of their tokens."""
     language: LanguageConfig | None
     """Instruction and its encoder; None: the model reads no instruction."""
-    head: DiffusionConfig | RegressionConfig
-    """Action head."""
+    head: Annotated[HeadConfig, Part(plain=(DiffusionConfig, RegressionConfig))]
+    """Action head, of the library or your own."""
     lowdims: tuple[LowdimTokenizerConfig, ...] = ()
     """Vector inputs, whose tokens follow the cameras' tokens."""
-    tokenizers: tuple[ImageTokenizerConfig | LowdimTokenizerConfig, ...] = dataclasses.field(
+    tokenizers: tuple[Annotated[TokenizerConfig, Part(__name__)], ...] = dataclasses.field(
         default=(), metadata=LATER
     )
     """Further inputs, such as a tokenizer of your own; their tokens follow those of the vectors."""
@@ -536,7 +537,7 @@ class OctoConfig:
 
 def octo_small(
     *,
-    head: DiffusionConfig | RegressionConfig = DiffusionConfig(),
+    head: HeadConfig = DiffusionConfig(),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns octo-small-1.5 (27.0 M parameters and 109.6 M of t5-base).
@@ -564,7 +565,7 @@ def octo_small(
 
 def octo_base(
     *,
-    head: DiffusionConfig | RegressionConfig = DiffusionConfig(),
+    head: HeadConfig = DiffusionConfig(),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns octo-base-1.5: octo-small with a ViT-B as its transformer.
@@ -582,7 +583,7 @@ def octo_base(
 
 def demo(
     *,
-    head: DiffusionConfig | RegressionConfig = DiffusionConfig(hidden_dim=64),
+    head: HeadConfig = DiffusionConfig(hidden_dim=64),
     vggt: VGGTTokenizerConfig | None = None,
 ) -> OctoConfig:
     """Returns the same model at a size for a laptop's CPU; it reads t5-base's token ids.
