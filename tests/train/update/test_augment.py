@@ -210,8 +210,8 @@ def test_missing_image_stays_black():
 
 
 def test_an_image_of_a_shorter_window_is_masked_by_its_own_steps():
-    black, images = np.zeros((2, 1, 1, 1, 3), np.uint8), np.ones((2, 1, 1, 1, 3), np.uint8)
-    mask = np.array([[False, True], [True, False]])
+    black, images = jnp.zeros((2, 1, 1, 1, 3), jnp.uint8), jnp.ones((2, 1, 1, 1, 3), jnp.uint8)
+    mask = jnp.array([[False, True], [True, False]])
     found = operations._where_real(mask, images, black)
     np.testing.assert_array_equal(found[:, 0, 0, 0, 0], [1, 0])
 
