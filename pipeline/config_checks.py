@@ -199,7 +199,10 @@ def _no_parts(field: str, marks: list[tuple[Any, Part]], value: object) -> Itera
             place = field if several is None else f"{field}.{number}"
             is_instance = dataclasses.is_dataclass(each) and not isinstance(each, type)
             mistyped = [problem.below(place) for problem in _mistyped(each)] if is_instance else []
-            yield from mistyped or [Problem(place, *p) for p in part_problems(kind, mark, each)]
+            # A part is also read as it is written, even with fields that are out of range.
+            with deferred():
+                others = [Problem(place, *found) for found in part_problems(kind, mark, each)]
+            yield from mistyped or others
 
 
 def _no_number(field: str, kinds: list[Any], value: object) -> Iterator[Problem]:

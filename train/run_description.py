@@ -17,6 +17,7 @@ from pipeline.checksums import write_json
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.loading.batch import table
 from pipeline.loading.device import DATA_AXIS, FSDP_AXIS
+from pipeline.parts.part_copies import write_copies
 from train.checkpoints.run_directory import ENVIRONMENT_NAME
 from train.flags import Flags
 from train.octo.token_groups import draw_parameters, draw_tokens
@@ -41,6 +42,7 @@ def write_description(directory: pathlib.Path, flags: Flags, setup: Setup) -> No
         _write_json(directory / "load_report.json", to_json_values(report))
     _write_json(directory / "datasets.json", setup.loader.describe_datasets())
     _write_json(directory / ENVIRONMENT_NAME, describe_environment(setup.mesh))
+    write_copies(setup.config, directory)
     # Atomically, since another command may read the directory while the run starts.
     with writing(directory / DESCRIPTION_NAME):
         write_text_atomically(directory / DESCRIPTION_NAME, describe_fully(flags, setup))

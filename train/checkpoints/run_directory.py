@@ -34,7 +34,7 @@ _CORRUPT = f"{ONLY_A_RECORD} Or start a new run in another save_dir, or delete t
 _OWN = re.compile(
     r"""(config|datasets|environment|load_report)\.json | (metrics|validation)\.jsonl | report\.html
     | description\.txt | episode\.npz | views\.png | wandb_id\.txt
-    | checkpoints | evaluation | skipped | tensorboard | wandb""",
+    | checkpoints | evaluation | parts | skipped | tensorboard | wandb""",
     re.VERBOSE,
 )
 """All that a run writes into its directory; nothing else is ever deleted there."""

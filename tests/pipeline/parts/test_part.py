@@ -255,3 +255,11 @@ def test_what_is_no_part_says_what_to_write(value: Any, message: str) -> None:
         object.__setattr__(config, "transforms", (Scale(), value))
     (problem, *_) = all_problems(config)
     assert str(problem).startswith(("transforms.1: " + message, "transforms.1." + message))
+
+
+def test_a_part_with_a_field_out_of_range_has_that_problem_alone() -> None:
+    with deferred():
+        config = Config(transforms=(Scale(bins=Bins(0)), Scale(2)))
+    assert [str(problem) for problem in all_problems(config)] == [
+        "transforms.0.bins.num_bins: expected at least 1; found 0. Give a whole number from 1."
+    ]
