@@ -61,21 +61,26 @@ def with_dims(transform: Any, spec: BatchSpec, leaf: LeafSpec, names: Sequence[s
     Raises:
       UserError: Two have one name.
     """
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(
-            where=type(transform).__name__,
-            expected="new names of dimensions that the action does not have",
-            found=", ".join(twice),
-            remedy="Give the transform a `prefix`, such as left_."
-            if hasattr(transform, "prefix")
-            else "Pad the action once, with the size of the model.",
-        )
+    check_different(transform, names, "the action")
     dims = tuple(names)
     after = {ACTION: dataclasses.replace(leaf, shape=(*leaf.shape[:-1], len(dims)), dims=dims)}
     if mask := spec.get(ACTION_MASK):
         after[ACTION_MASK] = dataclasses.replace(mask, shape=after[ACTION].shape, dims=dims)
     return after
+
+
+def check_different(transform: Any, names: Sequence[str], what: str) -> None:
+    """Checks that the names of dimensions after a transform are different."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            where=type(transform).__name__,
+            expected=f"new names of dimensions that {what} does not have",
+            found=", ".join(twice),
+            remedy="Give the transform a `prefix`, such as left_."
+            if hasattr(transform, "prefix")
+            else "Pad the action once, with the size of the model.",
+        )
 
 
 def check_window(transform: Any, spec: BatchSpec) -> None:

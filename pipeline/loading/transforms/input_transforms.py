@@ -1,8 +1,9 @@
-"""Transforms of observations: noise, and observations that are missing in some samples.
+"""Transforms of observations: rotations, noise, and observations that some samples lack.
 
-Both are random and change training alone: without draws, at rollout and for statistics, they return
-the batch as it is. The draws of a sample depend on the seed, the transform's place in
-`DataConfig.transforms` and the sample's index in the run, and on nothing else in its batch.
+`StateNoise` and `DropObservation` are random and change training alone: without draws, at rollout
+and for statistics, they return the batch as it is. The draws of a sample depend on the seed, the
+transform's place in `DataConfig.transforms` and the sample's index in the run, and on nothing else
+in its batch.
 """
 
 import dataclasses
@@ -12,11 +13,90 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.config_checks import Problem, check
+from pipeline.data.rotations import Representation, convert_rotation, num_values
 from pipeline.errors import UserError, did_you_mean
 from pipeline.loading.batch import BatchSpec, FlatBatch
+from pipeline.loading.transforms.action_dims import check_different, check_names, where_of
+from pipeline.loading.transforms.rotation_layout import (
+    RotationLayout,
+    check_stated,
+    rotation_names,
+    rotations_of,
+    with_positive_real,
+)
 from pipeline.loading.transforms.transform import Draws, dims_at
 
 _MASKS = "observation/pad_mask_dict/"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertObservationRotation:
+    """Writes a rotation of an observation's vector in another representation.
+
+    Of the two quaternions of a rotation it writes the one whose real part is not negative. An
+    observation that is missing stays zero.
+    """
+
+    rotation: tuple[str, ...]
+    """The dimensions of the rotation, in the order of the representation."""
+    source: Representation
+    """Representation of the rotation in the dataset."""
+    target: Representation
+    """Representation that the model reads."""
+    observation: str = "proprio"
+    """Name of the vector."""
+    prefix: str = ""
+    """Start of the new names, such as `left_` for `left_rot6d_0`, which keeps those of two arms
+    apart."""
+
+    def __post_init__(self) -> None:
+        """Checks the number of names."""
+        check(self)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields each problem of the fields."""
+        yield from check_names(self, "rotation", num_values(self.source))
+
+    def spec_after(self, spec: BatchSpec) -> BatchSpec:
+        """Returns the types with the new dimensions where the first old one was.
+
+        Raises:
+          UserError: There is no such vector of float32, it lacks a dimension, or a new name is
+            taken.
+        """
+        key = f"observation/{self.observation}"
+        after = self._layout(spec).leaf_after(spec[key])
+        check_different(self, after.dims, key)
+        return spec | {key: after}
+
+    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
+        """Converts the rotations of all steps, in float64; the result is float32 (b w d).
+
+        Raises:
+          UserError: Values are no rotation, such as a quaternion of zeros.
+        """
+        del draws
+        key, layout = f"observation/{self.observation}", self._layout(spec)
+        values = batch[key]
+        # Zeros of a missing observation are no rotation.
+        is_read = batch[_MASKS + self.observation][:, -values.shape[1] :]
+        rotation = np.zeros((*values.shape[:2], len(layout.names)))
+        with rotations_of(self, key):
+            old = layout.taken(values)[is_read]
+            turned = with_positive_real(convert_rotation(old, self.source, "quaternion_xyzw"))
+            rotation[is_read] = convert_rotation(turned, "quaternion_xyzw", self.target)
+        return batch | {key: layout.replaced(values, rotation)}
+
+    def _layout(self, spec: BatchSpec) -> RotationLayout:
+        """Finds the rotation in the vector."""
+        key = f"observation/{self.observation}"
+        old = dims_at(spec, key, self.rotation, where_of(self, "rotation"))
+        _check_vector(self, spec)
+        leaf = spec[key]
+        check_stated(self, leaf, old, self.source, key)
+        same = self.target == self.source
+        names = self.rotation if same else rotation_names(self.prefix, self.target)
+        return RotationLayout(old, names, self.target, leaf.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +166,8 @@ class StateNoise:
     def _dims(self, spec: BatchSpec) -> list[int]:
         """Places of the dimensions that get noise."""
         key = f"observation/{self.observation}"
-        dims = dims_at(spec, key, [name for name, _ in self.std], "StateNoise.std")
-        _check_masked(spec, self.observation, "StateNoise.observation")
-        if spec[key].dtype != "float32":
-            raise UserError(
-                where="StateNoise.observation",
-                expected="a vector of float32",
-                found=f"{key} {spec[key]}",
-                remedy="Noise has no meaning for counts and categories: leave it out.",
-            )
+        dims = dims_at(spec, key, [name for name, _ in self.std], where_of(self, "std"))
+        _check_vector(self, spec)
         return dims
 
 
@@ -141,7 +214,7 @@ class DropObservation:
           UserError: There is no such observation.
         """
         for name in self.observations:
-            _check_masked(spec, name, "DropObservation.observations")
+            _check_masked(spec, name, where_of(self, "observations"))
         return spec
 
     def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
@@ -170,6 +243,19 @@ def _arrays_of(name: str) -> tuple[str, ...]:
         f"task/{name}",
         f"task/pad_mask_dict/{name}",
     )
+
+
+def _check_vector(transform: ConvertObservationRotation | StateNoise, spec: BatchSpec) -> None:
+    """Checks that the observation of a transform is a vector of float32 with a pad mask."""
+    _check_masked(spec, transform.observation, where_of(transform, "observation"))
+    leaf = spec[f"observation/{transform.observation}"]
+    if leaf.dtype != "float32":
+        raise UserError(
+            where=where_of(transform, "observation"),
+            expected="a vector of float32",
+            found=f"observation/{transform.observation} {leaf}",
+            remedy="Counts and categories have neither noise nor rotations: leave it out.",
+        )
 
 
 def _check_masked(spec: BatchSpec, name: str, where: str) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -6,7 +7,11 @@ import pytest
 from pipeline.config_checks import ConfigError
 from pipeline.errors import UserError
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
-from pipeline.loading.transforms.input_transforms import DropObservation, StateNoise
+from pipeline.loading.transforms.input_transforms import (
+    ConvertObservationRotation,
+    DropObservation,
+    StateNoise,
+)
 from pipeline.loading.transforms.transform import Draws, Transform
 
 STATE = ("x_m", "y_m", "grip_m")
@@ -139,6 +144,87 @@ def test_probabilities_of_0_and_1_are_never_and_always(probability: float, hidde
     assert (found["observation/wrist"] is batch["observation/wrist"]) == (hidden == 0)
 
 
+POSES = ("left_w", "x_m", "left_x", "left_y", "left_z", "grip_m")
+
+
+def pose_spec(b: int = 3, w: int = 2) -> BatchSpec:
+    """A quaternion among other dimensions, of the last step of a window of two."""
+    stated = dict.fromkeys(POSES[:1] + POSES[2:5], "quaternion_wxyz")
+    leaf = LeafSpec("float32", (b, w - 1, 6), POSES, frozenset({"grip_m"}), stated)
+    return {
+        "observation/state": leaf,
+        f"{MASKS}state": LeafSpec("bool", (b, w)),
+        "action": LeafSpec("float32", (b, w, 1, 6), POSES),
+    }
+
+
+TURN = ConvertObservationRotation(
+    ("left_w", "left_x", "left_y", "left_z"), "quaternion_wxyz", "rot6d", "state", "left_"
+)
+
+
+def test_a_rotation_of_an_observation_is_converted_where_it_is_read() -> None:
+    half = np.sqrt(0.5)
+    # No turn, a quarter turn about z as its negative quaternion, and a sample without the state.
+    rows = [[1, 5, 0, 0, 0, 0.25], [-half, 6, 0, 0, -half, 0.5], [0] * 6]
+    batch: FlatBatch = {
+        "observation/state": np.array(rows, np.float32)[:, None],
+        f"{MASKS}state": np.array([[False, True], [False, True], [False, False]]),
+    }
+    spec = pose_spec()
+    after = TURN.spec_after(spec)["observation/state"]
+    assert after.shape == (3, 1, 8)
+    assert after.dims == (*(f"left_rot6d_{n}" for n in range(6)), "x_m", "grip_m")
+    assert after.rotations == dict.fromkeys(after.dims[:6], "rot6d")
+    assert after.raw == {"grip_m"}
+    found = TURN.apply(batch, spec, None)["observation/state"]
+    assert found.dtype == np.float32
+    # The first two columns of the matrices: x y z and y -x z.
+    expected = [[1, 0, 0, 0, 1, 0, 5, 0.25], [0, 1, 0, -1, 0, 0, 6, 0.5], [0] * 8]
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-6)
+    np.testing.assert_array_equal(batch["observation/state"][:, 0], np.array(rows, np.float32))
+
+    wxyz = dataclasses.replace(TURN, target="quaternion_xyzw")
+    found = wxyz.apply(batch, spec, None)["observation/state"]
+    # With a real part that is not negative.
+    np.testing.assert_allclose(found[1, 0], [0, 0, half, half, 6, 0.5], atol=1e-6)
+
+
+def test_values_that_are_no_rotation_are_reported() -> None:
+    batch: FlatBatch = {"observation/state": np.zeros((3, 1, 6), np.float32)}
+    batch[f"{MASKS}state"] = np.ones((3, 2), bool)
+    message = "ConvertObservationRotation, observation/state: expected rotations; .* norm 0 is no"
+    with pytest.raises(UserError, match=message):
+        TURN.apply(batch, pose_spec(), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"source": "quaternion_xyzw"},
+            "expected left_w, left_x, left_y, left_z as quaternion_xyzw; found quaternion_wxyz in",
+        ),
+        ({"rotation": ("left_w", "qx", "qy", "qz")}, "which are left_w, .*; found qx, qy, qz"),
+        ({"observation": "stat"}, "expected an array among .*; found observation/stat. Did you"),
+    ],
+)
+def test_a_rotation_that_is_not_there_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TURN, **change).spec_after(pose_spec())
+
+
+def test_two_arms_need_names_of_their_own() -> None:
+    twice = ConvertObservationRotation(
+        ("x_m", "left_rot6d_0", "left_rot6d_1"), "axis_angle", "rot6d", "state", "left_"
+    )
+    message = "new names of dimensions that observation/state does not have; found left_rot6d_2"
+    spec = TURN.spec_after(pose_spec())
+    leaf = dataclasses.replace(spec["observation/state"], rotations={})
+    with pytest.raises(UserError, match=message):
+        twice.spec_after(spec | {"observation/state": leaf})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -152,6 +238,10 @@ def test_probabilities_of_0_and_1_are_never_and_always(probability: float, hidde
             "std: expected a finite number above 0 for x_m; found -1.0. Give it in the dataset",
         ),
         (lambda: StateNoise("state", (("x_m", float("nan")),)), "above 0 for x_m; found nan"),
+        (
+            lambda: dataclasses.replace(TURN, rotation=("a", "b", "c")),
+            "rotation: expected 4 names; found 3: a, b, c",
+        ),
         (lambda: DropObservation((), 0.5), "observations: expected one name or more.* found none"),
         (lambda: DropObservation(("a", "a"), 0.5), "expected one name or more, each once; found a"),
         (lambda: DropObservation(("a",), 1.5), "probability: expected 0 to 1; found 1.5"),
