@@ -16,7 +16,14 @@ from typing import Any
 
 from etils import epath
 
-from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, WORK, is_column_name, is_inside
+from pipeline.data.manifest import (
+    FILE_NAME,
+    STATISTICS_NAME,
+    TRANSFORMED_NAME,
+    WORK,
+    is_column_name,
+    is_inside,
+)
 from pipeline.data.schema import EPISODES
 from pipeline.errors import UserError
 from pipeline.files import dump_json, temporary_of, write_text_atomically
@@ -27,6 +34,8 @@ PART_SUFFIX = ".part.json"
 """Suffix of the files there that mark a shard of a conversion as done."""
 NOTE_SUFFIX = ".column.json"
 """Suffix of the file there that says which column is being added, and how."""
+_OWN = (FILE_NAME, STATISTICS_NAME, TRANSFORMED_NAME)
+"""The files of a dataset that are in no folder."""
 GONE = "gone.json"
 """Name of the file there with what is to be deleted unless the manifest lists it."""
 
@@ -56,7 +65,13 @@ def owned(directory: epath.Path) -> Owned:
     """
     work = directory / WORK
     # Listed even where they are missing: their names are reserved in a dataset.
-    files = {FILE_NAME, STATISTICS_NAME, WORK, *listed(_read(directory / FILE_NAME))}
+    files = {
+        FILE_NAME,
+        STATISTICS_NAME,
+        TRANSFORMED_NAME,
+        WORK,
+        *listed(_read(directory / FILE_NAME)),
+    }
     files |= set(_gone(directory))
     # Files that a conversion would write, whether it got that far or not.
     files |= set(_planned(_read(work / PLAN)))
@@ -187,10 +202,9 @@ def _is_of_job(file: pathlib.PurePath, column: str, digest: str) -> bool:
 
 def _gone(directory: epath.Path) -> list[str]:
     noted = _read(directory / WORK / GONE)
-    # These two have no folder, and may be noted by `_clear`.
-    own = (FILE_NAME, STATISTICS_NAME)
+    # Those without a folder may be noted by `_clear`.
     files = noted if isinstance(noted, list) else []
-    return [f for f in files if isinstance(f, str) and (f in own or is_inside(f))]
+    return [f for f in files if isinstance(f, str) and (f in _OWN or is_inside(f))]
 
 
 def _planned(plan: Any) -> Iterator[str]:

@@ -23,6 +23,7 @@ from pipeline.data.schema import EPISODES, Column
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import LoadedBatch, Loader
 from pipeline.loading.samples.sampling import Samples
+from pipeline.loading.transforms.batch_transforms import name_of
 from pipeline.loading.window_reader import WindowReader
 
 _IDLE_S = 0.05
@@ -147,7 +148,7 @@ def _stages(loader: Loader, num_batches: int) -> dict[str, float]:
     stages: list[tuple[str, Callable[[Any], Any]]] = [("order", order.__getitem__)]
     # In snake case, such as `standardize_gripper`.
     stages += [
-        (re.sub(r"(?<!^)(?=[A-Z])", "_", type(transform).__name__).lower(), transform)
+        (re.sub(r"(?<!^)(?=[A-Z])", "_", name_of(transform)).lower(), transform)
         for transform in loader.transforms()
     ]
     for position in range(num_batches):

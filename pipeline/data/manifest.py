@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
 _SHOWN_DATASETS = 4
 STATISTICS_NAME = "statistics.json"
+TRANSFORMED_NAME = "transformed_statistics.json"
+"""Where a loader keeps the statistics of what its transforms change; it may be deleted."""
 WORK = ".conversion"
 """Folder with the state of a running conversion; removed at its end."""
 EDIT = "octograin edit"

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -118,6 +118,8 @@ class DataConfig:
     """Observations with a shorter window, each with its number of steps, such as
     `(("image_wrist", 1), ("force", 3))`; by flags `image_wrist 1 force 3`. Each window ends at the
     current step; all others have `window_size` steps."""
+    transforms: tuple[Any, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Transforms between reading and normalising, in order; a policy inverts those of actions."""
     may_differ: tuple[Convention, ...] = dataclasses.field(default=(), metadata=LATER)
     """Conventions that may differ between the datasets. The model then learns the actions of each
     as they are stored: nothing is resampled or converted."""
@@ -284,7 +286,9 @@ class DataConfig:
             for number, dataset in enumerate(self.datasets)
         }
         for field, names in named.items():
-            unknown = sorted(set(names) - set(self.observations))
+            # Transforms may add observations.
+            is_open = field == "normalized" and bool(self.transforms)
+            unknown = [] if is_open else sorted(set(names) - set(self.observations))
             if unknown:
                 yield Problem(
                     field,

@@ -33,7 +33,13 @@ from pipeline.loading.loader_state import (
     renewed,
 )
 from pipeline.loading.mixture import check_datasets
-from pipeline.loading.normalize import Normalizer, check_varying, used_statistics
+from pipeline.loading.normalize import (
+    Normalizer,
+    check_varying,
+    normalized_arrays,
+    normalized_dims,
+    used_statistics,
+)
 from pipeline.loading.samples.sampling import (
     WHOLE_BATCH,
     HostShard,
@@ -44,13 +50,15 @@ from pipeline.loading.samples.sampling import (
 )
 from pipeline.loading.samples.splits import select
 from pipeline.loading.text import Encode, TaskTable, tokenize
+from pipeline.loading.transformed_statistics import transformed_statistics
 from pipeline.loading.transforms.batch_transforms import (
     CheckBatch,
     LookUpTask,
-    Normalize,
     OwnTransform,
     StandardizeGripper,
+    with_normalizers,
 )
+from pipeline.loading.transforms.transform_chain import TransformChain
 from pipeline.loading.window_reader import INTERNAL, WindowReader
 from pipeline.memory import LoaderMemory
 
@@ -109,6 +117,7 @@ class Loader:
         self.batch_size = batch_size
         self.datasets = tuple(datasets)
         self.shard = shard
+        self._seed: int | None = config.seed
         self._changes: tuple[MixtureChange, ...] = ()
         self._own: tuple[OwnTransform, ...] = ()
         # Streams of `for` loops, to be closed with the loader: their threads would outlive it.
@@ -120,8 +129,8 @@ class Loader:
             self.datasets, self._selections, config, dict(image_sizes or {})
         )
         check_datasets(self._window_reader)
-        for key, masks in self._masks.items():
-            check_varying(self.datasets, key, self.statistics[key], masks)
+        for key, normalizer in self.normalizers.items():
+            check_varying(self.datasets, key, self.statistics[key], list(normalizer.mask))
         # A dict keeps the first occurrence: the same text in two datasets is one row of the table.
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
         self.tasks: TaskTable = tokenize(texts, encode or _no_ids, config.max_text_length)
@@ -179,6 +188,12 @@ class Loader:
         mapped.__dict__.update(_own=(*self._own, OwnTransform(transform)), _streams=[])
         return mapped
 
+    def without_random(self) -> "Loader":
+        """Returns this loader without its random transforms, as for validation."""
+        quiet = copy.copy(self)
+        quiet.__dict__.update(_seed=None, _streams=[])
+        return quiet
+
     def __str__(self) -> str:
         """The datasets, the chain of transforms and the size of a batch, in at most 15 lines."""
         return describe(self)
@@ -207,18 +222,26 @@ class Loader:
         # Per process: `batch_size` is global.
         size = len(self.shard.rows(self.batch_size)) if batch_size is None else batch_size
         conventions = tuple(d.manifest.conventions for d in self.datasets)
-        # Read, standardise, normalise, look up, check: the order matters. Statistics are of stored
-        # values, and the gripper, which `StandardizeGripper` changes, is not normalised.
+        # Read, standardise, transform, normalise, look up, check: the order matters. Statistics are
+        # of what is normalised, and the gripper is not.
         return [
             self._window_reader,
             StandardizeGripper(conventions),
-            *(Normalize(key, normalizer) for key, normalizer in self.normalizers.items()),
+            *self._chain(size).stages,
             # After `Normalize`, which indexes statistics by dataset, not by task row.
             LookUpTask(self.tasks, tuple(map(self._rows, self.datasets)), self._has_ids),
             CheckBatch(self._spec(size)),
             # After the check, because a user's arrays have no contract.
             *self._own,
         ]
+
+    def _chain(self, batch_size: int) -> TransformChain:
+        """Returns the config's transforms, and after them those that normalise."""
+        return with_normalizers(self._transforms(batch_size), self.normalizers, self._seed)
+
+    def _transforms(self, batch_size: int) -> TransformChain:
+        spec = self._window_reader.spec(batch_size)
+        return TransformChain.bind(self.config.transforms, spec, self._seed)
 
     def batches(self, position: int = 0) -> Generator[LoadedBatch]:
         """Yields batches without end, starting with batch `position`; close it after use.
@@ -400,33 +423,35 @@ class Loader:
     @functools.cached_property
     def normalizers(self) -> dict[str, Normalizer]:
         """Normalizers of the action (except its gripper) and of the normalised observations."""
-        return {key: self._normalizer(key, masks) for key, masks in self._masks.items()}
-
-    @functools.cached_property
-    def _masks(self) -> dict[str, list[np.ndarray]]:
-        """Normalised dimensions of each dataset, by feature; bool (d)."""
-        dims = self._window_reader.features[0].shape[0]
-        masks = {ACTION: [d.manifest.conventions.normalized_dims(dims) for d in self.datasets]}
-        for name in self.normalized:
-            key = f"observation/{name}"
-            dims = self.statistics[key][0].mean.shape
-            missing = [name in part.missing for part in self.config.datasets]
+        made = {}
+        for key, leaf in self._normalized.items():
+            name = key.removeprefix("observation/")
             # A missing feature is all zeros, which normalising would turn into other values.
-            masks[key] = [np.full(dims, not is_missing) for is_missing in missing]
-        return masks
+            masks = [normalized_dims(leaf) & (name not in p.missing) for p in self.config.datasets]
+            made[key] = Normalizer.create(self.statistics[key], masks, self.config.normalization)
+        return made
 
     @functools.cached_property
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
         """Statistics that each dataset's samples are normalised by, by feature."""
-        keys = [ACTION, *(f"observation/{name}" for name in self.normalized)]
+        parts = zip(self.datasets, self.config.datasets, strict=True)
+        computed = [transformed_statistics(dataset, part, self.config) for dataset, part in parts]
         return stats.StatisticsByKey(
-            {key: used_statistics(self.config, self.datasets, self.shares, key) for key in keys}
+            {
+                key: used_statistics(self.config, self.datasets, self.shares, key, leaf, computed)
+                for key, leaf in self._normalized.items()
+            }
         )
 
     @functools.cached_property
+    def _normalized(self) -> BatchSpec:
+        """Types of the arrays that are normalised: the action, then the observations."""
+        return normalized_arrays(self.config, self._transforms(1).spec, self.lowdims)
+
+    @property
     def normalized(self) -> tuple[str, ...]:
         """Names of the observations that are normalised."""
-        return tuple(filter(self.config.normalizes, self.lowdims))
+        return tuple(k.removeprefix("observation/") for k in self._normalized if k != ACTION)
 
     @property
     def lowdims(self) -> tuple[str, ...]:
@@ -508,19 +533,13 @@ class Loader:
         )
 
     def _spec(self, batch_size: int) -> BatchSpec:
-        spec = {k: v for k, v in self._window_reader.spec(batch_size).items() if k not in INTERNAL}
-        for key in self.normalizers:
-            # Normalising makes float32 of any stored dtype.
-            spec[key] = LeafSpec("float32", spec[key].shape)
+        spec = {k: v for k, v in self._chain(batch_size).spec.items() if k not in INTERNAL}
         for name in ("input_ids", "attention_mask") if self._has_ids else ():
             shape = (batch_size, self.config.max_text_length)
             spec[f"task/language_instruction/{name}"] = LeafSpec("int32", shape)
         spec["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", (batch_size,))
         # Sorted, as jax flattens dictionaries: both sides then agree on the order of leaves.
         return dict(sorted(spec.items()))
-
-    def _normalizer(self, key: str, masks: Sequence[np.ndarray]) -> Normalizer:
-        return Normalizer.create(self.statistics[key], masks, self.config.normalization)
 
     def _rows(self, dataset: Dataset) -> np.ndarray:
         """Rows of the task table for the tasks of a dataset; int32 (tasks)."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.files import to_json_values
 from pipeline.loading.data_config import DataConfig
-from pipeline.loading.transforms.batch_transforms import OwnTransform
+from pipeline.loading.transforms.batch_transforms import name_of
 from pipeline.loading.window_reader import WindowReader
 from pipeline.memory import LoaderMemory
 
@@ -34,14 +34,12 @@ def describe(loader: "Loader") -> str:
     texts = {
         "WindowReader": f"{windows}: {', '.join(config.observations)}",
         "StandardizeGripper": "1 = open, 0 = close",
-        "Normalize": f"{config.normalization}: {', '.join(loader.normalizers)}",
+        "Normalize": f"{config.normalization}: {', '.join(loader.normalized)}",
         "LookUpTask": f"{len(loader.tasks.texts):,} instructions{ids}",
+        "NormalizeAction": f"{config.normalization}: action",
         "CheckBatch": "checks the dtype and shape of every array",
     }
-    chain = dict.fromkeys(
-        transform.name if isinstance(transform, OwnTransform) else type(transform).__name__
-        for transform in loader.transforms()
-    )
+    chain = dict.fromkeys(name_of(transform) for transform in loader.transforms())
     if len(chain) > _SHOWN_TRANSFORMS:
         own = list(chain)[_SHOWN_TRANSFORMS - 1 :]
         chain = dict.fromkeys([*list(chain)[: _SHOWN_TRANSFORMS - 1], f"and {len(own)} more"])

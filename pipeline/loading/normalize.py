@@ -1,7 +1,7 @@
 """Normalises arrays by checked statistics of their dataset, and undoes it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import assert_never
 
 import numpy as np
@@ -10,6 +10,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION
 from pipeline.data.statistics import FeatureStatistics, constant_dims, merge, unusable_dims
 from pipeline.errors import DataError
+from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, Normalization
 
 # Octo's and openpi's values, so that their normalised values are reproduced.
@@ -92,38 +93,44 @@ class Normalizer:
         return [table[dataset].reshape(shape) for table in (self.offset, self.scale, self.mask)]
 
 
-def own_statistics(datasets: Sequence[Dataset], key: str) -> list[FeatureStatistics]:
-    """Returns each dataset's statistics of one feature.
+def normalized_arrays(config: DataConfig, spec: BatchSpec, vectors: Collection[str]) -> BatchSpec:
+    """Returns the types of the arrays that are normalised: the action, then the observations.
 
     Args:
-      datasets: The datasets that have the feature.
-      key: Key of the feature. The action's gripper may have any statistics, as it is not
-        normalised.
-
-    Raises:
-      DataError: Statistics are missing, belong to other data, or cannot normalise anything; all
-        such problems are listed together, by dataset and dimension.
+      config: Config of the loader.
+      spec: Types of a batch after the config's transforms.
+      vectors: Names of the stored observations that have statistics. What a transform adds has
+        some if it is a float32 vector per step.
     """
-    found = [_find(dataset, key) for dataset in datasets]
-    problems = []
-    for dataset, statistics in zip(datasets, found, strict=True):
-        dims = len(statistics.mean)
-        conventions = dataset.manifest.conventions
-        mask = conventions.normalized_dims(dims) if key == ACTION else np.ones(dims, bool)
-        bad = unusable_dims(statistics, mask)
-        problems += [f"{dataset.path}/statistics.json, {key}[{dim}]: {bad[dim]}" for dim in bad]
-    if problems:
-        raise DataError(
-            where="statistics that samples are normalised by",
-            expected="finite ones, with std at least 0 and p01 at most p99",
-            found="; ".join(problems),
-            remedy="Convert the dataset again: its values or this file are corrupt.",
-        )
+    found = {ACTION: spec[ACTION]}
+    stored = [f"observation/{name}" for name in config.observations]
+    # In the config's order; then what the transforms add.
+    for key in (*stored, *(key for key in spec if key not in stored)):
+        name = key.removeprefix("observation/")
+        is_vector = name in vectors or (key not in stored and key == f"observation/{name}")
+        leaf = spec.get(key)
+        if leaf is not None and is_vector and _is_vector(leaf) and config.normalizes(name):
+            found[key] = leaf
     return found
 
 
+def _is_vector(leaf: LeafSpec) -> bool:
+    """Whether an array is a float32 vector per step, (b w d)."""
+    return leaf.dtype == "float32" and bool(leaf.dims)
+
+
+def normalized_dims(leaf: LeafSpec) -> np.ndarray:
+    """Returns True where a dimension of the last axis is normalised; bool (d)."""
+    return np.array([name not in leaf.raw for name in leaf.dims])
+
+
 def used_statistics(
-    config: DataConfig, datasets: Sequence[Dataset], shares: Sequence[float], key: str
+    config: DataConfig,
+    datasets: Sequence[Dataset],
+    shares: Sequence[float],
+    key: str,
+    leaf: LeafSpec,
+    computed: Sequence[Mapping[str, FeatureStatistics]],
 ) -> list[FeatureStatistics]:
     """Returns statistics for each dataset: its own, or the merged ones if it lacks the feature.
 
@@ -133,12 +140,33 @@ def used_statistics(
       config: Config of the loader.
       datasets: The datasets of the mixture.
       shares: Share of the samples that come from each.
-      key: Key of the feature.
+      key: Path of the array that is normalised.
+      leaf: Its type.
+      computed: Statistics of each dataset of what the transforms change, by key.
+
+    Raises:
+      DataError: Statistics are missing, belong to other data, or cannot normalise anything; all
+        such problems are listed together, by dataset and dimension.
     """
     name = key.removeprefix("observation/")
-    having = [n for n, d in enumerate(config.datasets) if name not in d.missing]
-    found = own_statistics([datasets[number] for number in having], key)
-    own = dict(zip(having, found, strict=True))
+    own = {
+        number: of_dataset[key] if key in of_dataset else _find(datasets[number], key)
+        for number, of_dataset in enumerate(computed)
+        if name not in config.datasets[number].missing
+    }
+    mask = normalized_dims(leaf)
+    problems = [
+        f"{datasets[number].path}/statistics.json, {key}[{dim}]: {text}"
+        for number, statistics in own.items()
+        for dim, text in unusable_dims(statistics, mask).items()
+    ]
+    if problems:
+        raise DataError(
+            where="statistics that samples are normalised by",
+            expected="finite ones, with std at least 0 and p01 at most p99",
+            found="; ".join(problems),
+            remedy="Convert the dataset again: its values or this file are corrupt.",
+        )
     # Weighted as the samples are, not by the size of the datasets.
     merged = merge(list(own.values()), [shares[number] for number in own])
     if config.statistics == "mixture":

@@ -5,10 +5,11 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
@@ -108,6 +109,66 @@ INTERNAL = frozenset({DATASET_INDEX, KEEPS_TEXT})
 """Arrays of a gathered batch that only the next transforms use."""
 
 
+def step_spec(key: str, leaf: LeafSpec, dims: Sequence[str], conventions: Conventions) -> LeafSpec:
+    """Returns the type of one step of a feature with the names of its dimensions.
+
+    Args:
+      key: Key of the feature.
+      leaf: Its dtype and its shape in a batch, without the batch axis.
+      dims: Names of the dimensions of a vector; empty: they are numbered from 0.
+      conventions: Conventions of the dataset, which know its grippers and rotations.
+    """
+    if len(leaf.shape) != 1:
+        return leaf
+    names = tuple(dims) or tuple(map(str, range(leaf.shape[0])))
+    grippers = conventions.all_grippers if key == ACTION else ()
+    rotations = {
+        names[dim]: pose.representation
+        for pose in conventions.rotations
+        for dim in pose.dims
+        if pose.feature == key
+    }
+    raw = frozenset(names[gripper.dim] for gripper in grippers)
+    return LeafSpec(leaf.dtype, leaf.shape, names, raw, rotations)
+
+
+def read_spec(
+    config: DataConfig, steps: Mapping[str, LeafSpec], cameras: Collection[str], batch_size: int
+) -> BatchSpec:
+    """Returns the types of the arrays of a batch as it is read, before any transform.
+
+    Args:
+      config: Config of the loader.
+      steps: Type of one step of the action and of each observation, by key.
+      cameras: Names of the observations that are images.
+      batch_size: Number of samples.
+    """
+    b, w, h = batch_size, config.window_size, config.action_horizon
+
+    def over(step: LeafSpec, *axes: int) -> LeafSpec:
+        return dataclasses.replace(step, shape=(*axes, *step.shape))
+
+    spec = {DATASET_INDEX: LeafSpec("int32", (b,)), KEEPS_TEXT: LeafSpec("bool", (b,))}
+    for name in config.observations:
+        key = f"observation/{name}"
+        # Tokens and proprio may have a shorter window than the images.
+        spec[key] = over(steps[key], b, config.window_of(name))
+        spec[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (b, w))
+    spec["observation/timestep"] = LeafSpec("int32", (b, w))
+    spec["observation/timestep_pad_mask"] = LeafSpec("bool", (b, w))
+    spec[ACTION] = over(steps[ACTION], b, w, h)
+    # One value per action dimension, as Octo's loss expects, although all of a step are equal.
+    spec["action_pad_mask"] = LeafSpec("bool", spec[ACTION].shape, spec[ACTION].dims)
+    spec["task/task_index"] = LeafSpec("int32", (b,))
+    spec["sample_index"] = LeafSpec("int32", (b,))
+    if config.has_goals:
+        spec["task/timestep"] = LeafSpec("int32", (b,))
+        for name in cameras:
+            spec[f"task/{name}"] = LeafSpec("uint8", (b, *steps[f"observation/{name}"].shape))
+            spec[f"task/pad_mask_dict/{name}"] = LeafSpec("bool", (b,))
+    return spec
+
+
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """The steps that each sample of a batch reads."""
@@ -195,28 +256,20 @@ class WindowReader:
 
     def spec(self, batch_size: int) -> BatchSpec:
         """Returns the types of the arrays of a batch of `batch_size` samples."""
-        b, w, h = batch_size, self.config.window_size, self.config.action_horizon
-        action, *observations = self.features
-        spec = {DATASET_INDEX: LeafSpec("int32", (b,)), KEEPS_TEXT: LeafSpec("bool", (b,))}
-        for name, feature in zip(self.config.observations, observations, strict=True):
-            shape = (b, self.config.window_of(name), *feature.shape)
-            # Tokens and proprio may have a shorter window than the images.
-            spec[feature.key] = LeafSpec(str(feature.batch_dtype), shape)
-            spec[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (b, w))
-        spec["observation/timestep"] = LeafSpec("int32", (b, w))
-        spec["observation/timestep_pad_mask"] = LeafSpec("bool", (b, w))
-        spec[ACTION] = LeafSpec(str(action.batch_dtype), (b, w, h, *action.shape))
-        # One value per action dimension, as Octo's loss expects, although all of a step are equal.
-        spec["action_pad_mask"] = LeafSpec("bool", (b, w, h, *action.shape))
-        spec["task/task_index"] = LeafSpec("int32", (b,))
-        spec["sample_index"] = LeafSpec("int32", (b,))
-        if self.config.has_goals:
-            spec["task/timestep"] = LeafSpec("int32", (b,))
-            for name in self.cameras:
-                shape = spec[f"observation/{name}"].shape[2:]
-                spec[f"task/{name}"] = LeafSpec("uint8", (b, *shape))
-                spec[f"task/pad_mask_dict/{name}"] = LeafSpec("bool", (b,))
-        return spec
+        steps = {key: self._step(key, feature) for key, feature in self._features.items()}
+        return read_spec(self.config, steps, self.cameras, batch_size)
+
+    @functools.cached_property
+    def _features(self) -> dict[str, Feature]:
+        return {feature.key: feature for feature in self.features}
+
+    def _step(self, key: str, feature: Feature) -> LeafSpec:
+        """Returns the type of one step of a feature, with the names of its dimensions."""
+        # A dataset without names does not contradict the others.
+        named = (self._find(place, key)[1].dims for place in self.having(key))
+        dims = next(filter(None, named), ())
+        leaf = LeafSpec(str(feature.batch_dtype), feature.shape)
+        return step_spec(key, leaf, dims, self.datasets[0].manifest.conventions)
 
     def __call__(self, samples: Samples) -> FlatBatch:
         """Reads a batch.

@@ -77,7 +77,7 @@ def test_measurement_adds_up(mini_dataset: pathlib.Path) -> None:
         "order",
         "window_reader",
         "standardize_gripper",
-        "normalize",
+        "normalize_action",
         "look_up_task",
         "check_batch",
     ]

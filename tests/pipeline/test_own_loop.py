@@ -193,6 +193,7 @@ def test_a_printed_loader_shows_its_chain(loader: Loader, directory: str) -> Non
     assert [line.split()[0] for line in lines[3:-1]] == [
         "WindowReader",
         "StandardizeGripper",
+        "NormalizeAction",
         "Normalize",
         "LookUpTask",
         "CheckBatch",

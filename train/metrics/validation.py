@@ -51,7 +51,8 @@ class Validator:
         data = dataclasses.replace(config.data, split=split)
         self._config = config
         sizes = config.model.image_sizes
-        self._loader = Loader(data, config.batch_size, datasets, encode, shard, sizes)
+        loader = Loader(data, config.batch_size, datasets, encode, shard, sizes)
+        self._loader = loader.without_random()
         self._sharding = sharding
         self._module = OctoModule(config.model)
         # Replicated: every process then reads the results from its own devices.
@@ -211,10 +212,9 @@ class Validator:
 
     @property
     def _dims(self) -> tuple[str, ...]:
-        dataset = self._loader.datasets[0]
-        _, feature = dataset.manifest.schema.find(ACTION, dataset.path)
-        num_dims = self._loader.spec[ACTION].shape[-1]
-        return feature.dims or tuple(f"action[{i}]" for i in range(num_dims))
+        # Of what the model predicts: transforms may change the dimensions.
+        names = self._loader.spec[ACTION].dims
+        return tuple(f"action[{name}]" if name.isdecimal() else name for name in names)
 
     def _metrics(
         self,

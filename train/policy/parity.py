@@ -2,7 +2,8 @@
 
 It shows a stored episode to the policy's input path as an environment would: frame by frame, with
 raw proprioception and the instruction as text. It compares the arrays that the model would read
-with those that the loader makes of the same steps; only bitwise identical arrays pass.
+with those that the loader makes of the same steps; only bitwise identical arrays pass. The actions
+that the loader makes have to return to the recorded ones through the policy's inverses.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import numpy as np
 import sentencepiece
 import tyro
 
+from pipeline.data.conventions import standardize_gripper
 from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import ACTION, EPISODES
@@ -31,12 +33,14 @@ from train.policy.policy_inputs import PolicyInputs, Task
 from train.policy.policy_spec import PolicySpec
 
 EXIT_DIFFERENT = 1
+_TOLERANCE = 1e-3
+"""Largest difference of an action that returned, in standard deviations."""
 _BELOW = "observation/"
 
 
 @dataclasses.dataclass
 class Comparison:
-    """The comparison of one array of the batch, over all steps of an episode."""
+    """The comparison of one array, over all steps of an episode."""
 
     key: str
     """Path of the array in the batch."""
@@ -46,6 +50,15 @@ class Comparison:
     """Largest difference; infinite if dtype, shape or presence differ, or a value is not finite."""
     steps: list[int] = dataclasses.field(default_factory=list)
     """Steps of the episode at which the arrays differ."""
+
+    def add(self, step: int, theirs: Any, ours: Any, tolerance: float = 0.0) -> None:
+        """Adds the arrays of one step; None: one side does not have it."""
+        if theirs is not None:
+            self.type = str(LeafSpec(str(theirs.dtype), theirs.shape))
+        difference = _difference(theirs, ours)
+        self.max_difference = max(self.max_difference, difference)
+        if difference > tolerance:
+            self.steps.append(step)
 
 
 class StoredTokens:
@@ -63,34 +76,13 @@ class StoredTokens:
         return self.tokens
 
 
-def compare(
-    comparisons: dict[str, Comparison], step: int, training: FlatBatch, policy: FlatBatch
-) -> None:
-    """Adds the differences at one step to the comparisons.
-
-    Args:
-      comparisons: Comparisons by path; new arrays are added.
-      step: Number of the step in the episode.
-      training: Arrays that the loader makes, by path, without the batch axis.
-      policy: Arrays that the policy makes, by path, without the batch axis.
-    """
-    # The union, so that an array that only one side has is a difference.
-    for key in sorted(training.keys() | policy.keys()):
-        found = comparisons.setdefault(key, Comparison(key))
-        theirs, ours = training.get(key), policy.get(key)
-        if theirs is not None:
-            found.type = str(LeafSpec(str(theirs.dtype), theirs.shape))
-        difference = _difference(theirs, ours)
-        # Any difference counts, however small: both sides have to run the same code.
-        if difference:
-            found.max_difference = max(found.max_difference, difference)
-            found.steps.append(step)
-
-
 def compare_episode(
     checkpoint: Checkpoint, spec: PolicySpec, dataset: Dataset, episode: int
 ) -> list[Comparison]:
-    """Compares every array that the model reads, and the action it learns, along an episode.
+    """Compares every array that the model reads along an episode, and the actions that return.
+
+    The chunk that the loader makes of a step goes back through the policy's inverses; the last
+    comparison is of the result and the recorded actions, in standard deviations.
 
     Args:
       checkpoint: The checkpoint of the policy.
@@ -114,13 +106,15 @@ def compare_episode(
     loader, place = _loader(spec, dataset, vocabulary.EncodeAsIds)
     stored = StoredTokens()
     inputs = PolicyInputs(spec, vocabulary.EncodeAsIds, stored)
-    comparisons: dict[str, Comparison] = {}
+    found = {key: Comparison(key) for key in spec.leaves}
+    returned = Comparison(ACTION)
+    scale = _scale(spec, dataset)
     for t in range(dataset.manifest.episode_lengths[episode]):
         # Steps of the dataset; `t` counts in the episode.
         step = int(dataset.episode_starts[episode]) + t
-        batch = _without_batch_axis(loader.read(place, [step]))
+        training = loader.read(place, [step])
         shown = _read_step(dataset, episode, t, spec)
-        task = _read_task(dataset, episode, t, spec, batch)
+        task = _read_task(dataset, episode, t, spec, _flat(training))
         # At the first step only: like an environment, so the history grows as in a rollout.
         if t == 0:
             inputs.reset(0, task)
@@ -129,13 +123,15 @@ def compare_episode(
         # One row: the encoder is called for a batch of environments.
         stored.tokens = {key: value[None] for key, value in shown.items()}
         inputs.push({0: {key.removeprefix(_BELOW): value for key, value in shown.items()}})
-        policy = _without_batch_axis(inputs.batch([0]))
-        policy[ACTION] = spec.normalize_actions(shown[ACTION][None])[0]
-        # Only what the model reads.
-        training = {key: batch[key] for key in spec.leaves if key in batch}
-        training[ACTION] = batch[ACTION][-1, 0]  # the current step's own action
-        compare(comparisons, t, training, policy)
-    return list(comparisons.values())
+        policy = inputs.batch([0])
+        theirs, ours = _flat(training), _flat(policy.arrays)
+        for key, comparison in found.items():
+            comparison.add(t, theirs.get(key), ours.get(key))
+        # The first action of the chunk that the loader makes of this step.
+        restored = policy.restore(training[ACTION][:, -1])[0, 0]
+        returned.add(t, shown[ACTION] / scale, restored / scale, _TOLERANCE)
+    # Values that were clipped do not return.
+    return [*found.values(), *([] if spec.normalization == "bounds" else [returned])]
 
 
 def table(comparisons: Sequence[Comparison], num_steps: int) -> str:
@@ -184,17 +180,27 @@ def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader,
             for number, part in enumerate(parts)
         ]
         mixture = dataclasses.replace(data, datasets=parts)
-        return Loader(mixture, 1, datasets, encode, image_sizes=sizes), place
+        return Loader(mixture, 1, datasets, encode, image_sizes=sizes).without_random(), place
     alone = DatasetConfig(dataset.path, missing=data.datasets[place].missing)
     # Alone, its statistics are its own, and nothing else has to be there.
     data = dataclasses.replace(data, datasets=(alone,), split="all")
-    return Loader(data, 1, [dataset], encode), 0
+    return Loader(data, 1, [dataset], encode).without_random(), 0
 
 
 def _read_step(dataset: Dataset, episode: int, t: int, spec: PolicySpec) -> dict[str, np.ndarray]:
-    """Reads what an environment would show at a step, and the stored action, by feature key."""
-    keys = [ACTION, *(f"{_BELOW}{name}" for name in (*spec.observed, *spec.tokens))]
-    return {key: _read_feature(dataset, episode, t, key) for key in keys}
+    """Reads what an environment would show at a step, and the action, 1 = open, by feature key."""
+    keys = [f"{_BELOW}{name}" for name in (*spec.observed, *spec.tokens)]
+    shown = {key: _read_feature(dataset, episode, t, key) for key in keys}
+    action = _read_feature(dataset, episode, t, ACTION)
+    return shown | {ACTION: standardize_gripper(action[None], spec.conventions)[0]}
+
+
+def _scale(spec: PolicySpec, dataset: Dataset) -> np.ndarray:
+    """Returns what the differences of each action dimension are divided by; float32 (a)."""
+    std = dataset.statistics[ACTION].std
+    # A gripper is 1 = open, 0 = close, and constant dimensions have no deviation.
+    is_arm = spec.conventions.normalized_dims(len(std)) & (std > 0)
+    return np.where(is_arm, std, np.float32(1))
 
 
 def _read_task(dataset: Dataset, episode: int, t: int, spec: PolicySpec, batch: FlatBatch) -> Task:
@@ -221,17 +227,15 @@ def _read_feature(dataset: Dataset, episode: int, t: int, key: str) -> np.ndarra
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> FlatBatch:
-    """Flattens a nested batch; the inverse of `pipeline.loading.batch.nest`."""
+    """Returns the arrays of a nested batch of one sample by path, without the batch axis."""
     flat: FlatBatch = {}
     for key, value in nested.items():
         path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}/") if isinstance(value, dict) else {path: value}
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{path}/")
+        else:
+            flat[path] = np.asarray(value[0])
     return flat
-
-
-def _without_batch_axis(batch: dict[str, Any]) -> FlatBatch:
-    """Returns the arrays of a nested batch of one sample, by path."""
-    return {key: np.asarray(value[0]) for key, value in _flat(batch).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,11 +274,12 @@ def _report(args: Args) -> int:
     comparisons = compare_episode(checkpoint, spec, dataset, args.episode)
     num_steps = dataset.manifest.episode_lengths[args.episode]
     differing = [found for found in comparisons if found.steps]
-    verdict = (
-        f"{len(differing)} of {len(comparisons)} arrays differ"
-        if differing
-        else f"bitwise identical: {len(comparisons)} arrays"
-    )
+    verdict = f"{len(differing)} of {len(comparisons)} arrays differ"
+    if not differing:
+        *inputs, last = comparisons
+        returned = f", and actions return to {last.max_difference:.2g} standard deviations"
+        is_there = last.key == ACTION
+        verdict = f"bitwise identical: {len(inputs) + (not is_there)} arrays{returned * is_there}"
     show(f"{table(comparisons, num_steps)}\n")
     show(f"{verdict}; episode {args.episode} of {path}, step {checkpoint.step}\n")
     return EXIT_DIFFERENT if differing else 0

@@ -334,24 +334,26 @@ class Policy:
 
     def batch(self, envs: list[int]) -> dict[str, Any]:
         """Returns the nested batch that the model reads now, on the host; rows are environments."""
-        return self._inputs.batch(envs)
+        return self._inputs.batch(envs).arrays
 
     def _infer(self, envs: list[int]) -> dict[int, np.ndarray]:
         """Predicts for at most one batch of environments."""
         # Padded with the last environment; those rows are dropped below.
         filled = [*envs, *[envs[-1]] * (self.config.batch_size - len(envs))]
-        batch = self._inputs.batch(filled)
+        inputs = self._inputs.batch(filled)
         embeddings = None
         if self._language is not None:
             texts = [self._inputs.task(env).text for env in filled]
             # Encoded once per text: `InstructionEncoder` keeps its results.
             embeddings = jnp.stack([self._language(text) for text in texts])
         counts = np.array([self._asked[env] for env in filled], np.uint32)
-        predicted = self._predict(
-            self._params, batch, embeddings, self._base_key, np.array(filled, np.uint32), counts
+        numbers = np.array(filled, np.uint32)
+        chunks = np.asarray(
+            self._predict(self._params, inputs.arrays, embeddings, self._base_key, numbers, counts)
         )
-        # On the host in float32, with the loader's own code.
-        chunks = self.spec.unnormalize_actions(np.asarray(predicted))
+        # On the host, with the loader's own code; a rotation that is not finite has no inverse.
+        if np.isfinite(chunks).all():
+            chunks = inputs.restore(chunks)
         # `strict=False` drops the rows of padding.
         return dict(zip(envs, chunks, strict=False))
 
@@ -365,14 +367,15 @@ class Policy:
         """Clears histories; returns the error for actions that are not finite, with its cause."""
         found = sum(int(np.count_nonzero(~np.isfinite(chunks[env]))) for env in envs)
         of_all = sum(chunks[env].size for env in envs)
-        # The histories are cleared: a value that is not finite would stay in the window.
-        steps = [step for env in envs for step in self._inputs.take_steps(env)]
-        cause = ""
-        seen = [name for name in self.spec.normalized if name in self.spec.observed]
-        if seen:
-            sizes = {n: max(float(np.abs(step[n]).max()) for step in steps) for n in seen}
-            name = max(seen, key=lambda name: sizes[name])
-            cause = f", with a normalised {name} of up to {sizes[name]:.3g}"
+        seen = self._inputs.batch(envs).arrays["observation"]
+        sizes = {
+            name: float(np.abs(seen[name]).max()) for name in self.spec.normalized if name in seen
+        }
+        name = max(sizes, key=lambda name: sizes[name], default="")
+        cause = f", with a normalised {name} of up to {sizes[name]:.3g}" if name else ""
+        # Cleared, as a value that is not finite would stay in the window.
+        for env in envs:
+            self._inputs.clear(env)
         return UserError(
             where="actions" + (f" of environments {envs}" if len(chunks) > 1 else ""),
             expected="finite values",

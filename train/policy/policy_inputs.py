@@ -1,15 +1,7 @@
 """Turns environments' observations into the batch that the model reads, as the loader does.
 
-| part        | training (pipeline/loading/)                        | rollout (here)               |
-| ----------- | --------------------------------------------------- | ---------------------------- |
-| observation | windows.py: `history_indices`                       | `History`: the last steps    |
-| padding     | window_reader.py: masks                             | `History`: the same masks    |
-| images      | window_reader.py: resized to the size of the batch  | the same                     |
-| instruction | transforms.py: `LookUpTask`                         | tokenize: the same ids, mask |
-| goal        | window_reader.py: the images of a later step        | the images given to `reset`  |
-| tokens      | a column of the dataset                             | a `TokenEncoder`             |
-
-`octograin parity` compares the two, array by array.
+What is read differs: the loader reads records, the policy keeps the last steps of its environments.
+From there on both run the same transforms on the same arrays.
 """
 
 import collections
@@ -23,9 +15,12 @@ import numpy as np
 
 from pipeline.data.schema import nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import LeafSpec
+from pipeline.loading.batch import FlatBatch, LeafSpec
 from pipeline.loading.device import resize_images
 from pipeline.loading.text import Encode, tokenize
+from pipeline.loading.transforms.batch_transforms import LookUpTask
+from pipeline.loading.transforms.transform_chain import TransformChain
+from pipeline.loading.window_reader import DATASET_INDEX, KEEPS_TEXT
 from train.policy.observations import Observation, check_environments, check_observations
 from train.policy.policy_spec import PolicySpec
 
@@ -81,7 +76,7 @@ class History:
     task: Task
     """Current task of the environment."""
     steps: collections.deque[dict[str, np.ndarray]]
-    """Steps, oldest first; at most the window size."""
+    """Steps as they are read, oldest first; at most the window size."""
 
     def window(self, name: str, length: int) -> np.ndarray:
         """Returns the last steps (w ...) of an observation; the first step is repeated as padding.
@@ -97,6 +92,22 @@ class History:
         """Returns bool (w): True where a step is real."""
         # Real steps are the last ones of the window.
         return np.arange(length) >= length - len(self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInputs:
+    """A batch of the model, and the way back from its actions."""
+
+    arrays: dict[str, Any]
+    """Nested arrays that the model reads, one row per environment."""
+    chain: TransformChain
+    """The transforms that made them."""
+    traced: list[FlatBatch]
+    """The batch before each transform, and after the last."""
+
+    def restore(self, predicted: np.ndarray) -> np.ndarray:
+        """Returns predicted chunks in the dataset's units, 1 = open: float32 (b h a)."""
+        return self.chain.invert(predicted, self.traced)
 
 
 class PolicyInputs:
@@ -184,54 +195,57 @@ class PolicyInputs:
         if self._encoder and (latest or longest > 1):
             rows = self._with_tokens(self._encoder, rows)
         for history, row in zip(histories, rows, strict=True):
-            # Converted once per step, not once per window that it is in.
-            seen = {name: self.spec.as_read(name, value) for name, value in row.items()}
+            seen = {name: self.spec.resize(name, value) for name, value in row.items()}
             history.steps.append(seen)
 
-    def take_steps(self, env: int) -> list[dict[str, np.ndarray]]:
-        """Returns the steps of a history, oldest first, and clears it."""
-        history = self._history(env)
-        steps = list(history.steps)
-        history.steps.clear()
-        return steps
+    def clear(self, env: int) -> None:
+        """Drops the steps of a history."""
+        self._history(env).steps.clear()
 
-    def batch(self, envs: Sequence[int]) -> dict[str, Any]:
-        """Returns the nested batch for environments that have observed a step: one row each."""
-        rows = [self._row(self._history(env)) for env in envs]
+    def batch(self, envs: Sequence[int]) -> ModelInputs:
+        """Returns the batch of environments that have observed a step: one row each."""
+        histories = [self._history(env) for env in envs]
+        traced = self.spec.chain.trace(self._read(histories))
+        batch = traced[-1]
+        if self.spec.model.language is not None:
+            texts = [history.task.text for history in histories]
+            table = tokenize(texts, self._encode, self.spec.model.language.max_length)
+            # The loader's own transform; each environment has its row of the table.
+            batch = LookUpTask(table, (np.arange(len(texts), dtype=np.int32),))(batch)
         # In the order of `leaves`, and nothing else.
-        stacked = {key: np.stack([row[key] for row in rows]) for key in self.spec.leaves}
+        read = {key: batch[key] for key in self.spec.leaves}
         # A model without observations or without a task still gets both keys.
-        return {"observation": {}, "task": {}} | nest(stacked)
+        arrays = {"observation": {}, "task": {}} | nest(read)
+        return ModelInputs(arrays, self.spec.chain, traced)
 
-    def _row(self, history: History) -> dict[str, np.ndarray]:
-        """Returns one row of a batch, by path."""
-        data, model, task = self.spec.data, self.spec.model, history.task
-        mask = history.mask(data.window_size)
-        row = {"observation/timestep_pad_mask": mask}
-        for name in model.input_keys:
-            key, length = f"observation/{name}", data.window_of(name)
+    def _read(self, histories: Sequence[History]) -> FlatBatch:
+        """Returns the arrays that the loader reads from a dataset, with the values as they are."""
+        data, size = self.spec.data, len(histories)
+        window = data.window_size
+        batch = {
+            DATASET_INDEX: np.zeros(size, np.int32),
+            KEEPS_TEXT: np.array([not history.task.goal for history in histories]),
+            "task/task_index": np.arange(size, dtype=np.int32),
+            "observation/timestep_pad_mask": np.stack([h.mask(window) for h in histories]),
+        }
+        for name in self.spec.read:
+            key = f"observation/{name}"
+            leaf = self.spec.before[key]
             # A shorter window is real only at its end.
-            is_read = np.arange(data.window_size) >= data.window_size - length
+            is_read = np.arange(window) >= window - leaf.shape[1]
             # What the dataset lacks is masked zeros, as in training.
             if name in self.spec.missing:
-                leaf = self.spec.leaves[key]
-                row[key] = np.zeros(leaf.shape, leaf.dtype)
+                batch[key] = np.zeros((size, *leaf.shape[1:]), leaf.dtype)
                 is_read[:] = False
             else:
-                row[key] = history.window(name, length)
-            row[f"observation/pad_mask_dict/{name}"] = is_read
-        if model.language is not None:
-            # The same function as the loader's, so the same ids.
-            table = tokenize([task.text], self._encode, model.language.max_length)
-            row["task/language_instruction/input_ids"] = table.input_ids[0]
-            row["task/language_instruction/attention_mask"] = table.attention_mask[0]
-            row["task/pad_mask_dict/language_instruction"] = np.asarray(table.has_text[0])
-        if data.has_goals:
-            for camera in self.spec.cameras:
-                leaf = self.spec.leaves[f"task/{camera}"]
-                # Without goal images zeros, which `ImageTokenizer` reads as "no goal".
-                row[f"task/{camera}"] = task.goal.get(camera, np.zeros(leaf.shape, leaf.dtype))
-        return row
+                batch[key] = np.stack([h.window(name, leaf.shape[1]) for h in histories])
+            batch[f"observation/pad_mask_dict/{name}"] = np.tile(is_read, (size, 1))
+        for camera in self.spec.cameras if data.has_goals else ():
+            leaf = self.spec.before[f"task/{camera}"]
+            # Without goal images zeros, which `ImageTokenizer` reads as "no goal".
+            empty = np.zeros(leaf.shape[1:], leaf.dtype)
+            batch[f"task/{camera}"] = np.stack([h.task.goal.get(camera, empty) for h in histories])
+        return batch
 
     def _history(self, env: int) -> History:
         if env not in self._histories:
@@ -270,7 +284,7 @@ class PolicyInputs:
             if has_goal and camera not in self.spec.missing
         }
         goal = check_observations({0: task.goal}, expected, self._resize)[0]
-        return Task(task.text, {c: self.spec.as_read(c, image) for c, image in goal.items()})
+        return Task(task.text, {c: self.spec.resize(c, image) for c, image in goal.items()})
 
     def _with_tokens(
         self, encoder: TokenEncoder, rows: list[dict[str, np.ndarray]]

@@ -3,23 +3,28 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pipeline.data.conventions import Conventions, standardize_gripper
+from pipeline.data.conventions import Conventions
 from pipeline.data.images import resize_image
 from pipeline.data.schema import ACTION
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError
 from pipeline.files import from_json_text
-from pipeline.loading.batch import LeafSpec
+from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, DatasetConfig, Normalization
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.normalize import Normalizer, normalized_arrays, normalized_dims
+from pipeline.loading.transforms.batch_transforms import Normalize, with_normalizers
+from pipeline.loading.transforms.transform_chain import TransformChain
+from pipeline.loading.window_reader import read_spec, step_spec
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.octo.octo_config import OctoConfig
 
+_RGB = ("uint8", (3,))
+"""Dtype and last axis of an image."""
 _OLD = "Read it with the release that wrote it, or train again."
 
 
@@ -41,7 +46,8 @@ class PolicySpec:
     statistics: Mapping[str, FeatureStatistics]
     """Statistics for the normalisation, by feature."""
     features: Mapping[str, LeafSpec]
-    """Shape of one step of every feature read in training, by key, in a batch's dtype."""
+    """Type of one step of every feature read in training, by key: its stored shape, a batch's
+    dtype."""
     action_dims: tuple[str, ...]
     """Name of each action dimension; empty if the dataset has none."""
     missing: frozenset[str] = frozenset()
@@ -84,12 +90,7 @@ class PolicySpec:
             for key, of_feature in values["statistics"].items()
         }
         features = {
-            key: LeafSpec(
-                feature["dtype"],
-                tuple(feature["shape"]),
-                is_depth=feature.get("kind") == "depth",
-            )
-            for key, feature in values["features"].items()
+            key: _step(key, feature, conventions) for key, feature in values["features"].items()
         }
         return cls(
             dataset=path,
@@ -118,6 +119,15 @@ class PolicySpec:
         return tuple(self.model.image_shapes)
 
     @functools.cached_property
+    def read(self) -> tuple[str, ...]:
+        """Returns the observations that a batch of the policy holds before the transforms."""
+        if not self.data.transforms:
+            return self.model.input_keys
+        # Any of them may be the input of a transform; tokens are only for the model.
+        tokens = set(self.model.token_keys) - set(self.model.input_token_keys)
+        return tuple(name for name in self.data.observations if name not in tokens)
+
+    @functools.cached_property
     def tokens(self) -> tuple[str, ...]:
         """Returns the observations that an encoder computes: read by the model, in the dataset."""
         return tuple(name for name in self.model.input_token_keys if name not in self.missing)
@@ -127,104 +137,93 @@ class PolicySpec:
         """Returns one step of every observation that an environment must provide, by name."""
         return {
             name: self.features[f"observation/{name}"]
-            for name in self.model.input_keys
+            for name in self.read
             if name not in self.tokens and name not in self.missing
         }
 
     @functools.cached_property
     def leaves(self) -> dict[str, LeafSpec]:
         """Returns every array that the model reads, by sorted path, without the batch axis."""
-        window = self.data.window_size
-        leaves = {"observation/timestep_pad_mask": LeafSpec("bool", (window,))}
+        keys = ["observation/timestep_pad_mask"]
         for name in self.model.input_keys:
-            leaf = self.features[f"observation/{name}"]
-            shape = (self.data.window_of(name), *self.resized.get(name, leaf.shape))
-            leaves[f"observation/{name}"] = LeafSpec(leaf.dtype, shape)
-            leaves[f"observation/pad_mask_dict/{name}"] = LeafSpec("bool", (window,))
+            keys += [f"observation/{name}", f"observation/pad_mask_dict/{name}"]
+        if self.data.has_goals:
+            keys += [f"task/{camera}" for camera in self.cameras]
+        spec = self.chain.spec
+        unknown = [key for key in keys if key not in spec]
+        if unknown:
+            raise UserError(
+                where="observations of the model",
+                expected="some that data.observations or a transform gives",
+                found=", ".join(unknown),
+                remedy="Add them to data.observations, or remove their tokenizers.",
+            )
+        leaves = {key: LeafSpec(spec[key].dtype, spec[key].shape[1:]) for key in keys}
         if self.model.language is not None:
             for name in ("input_ids", "attention_mask"):
                 leaf = LeafSpec("int32", (self.model.language.max_length,))
                 leaves[f"task/language_instruction/{name}"] = leaf
             leaves["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", ())
-        if self.data.has_goals:
-            for camera in self.cameras:
-                leaf = self.features[f"observation/{camera}"]
-                shape = self.resized.get(camera, leaf.shape)
-                leaves[f"task/{camera}"] = LeafSpec(leaf.dtype, shape)
         # Sorted, as jax flattens dictionaries.
         return dict(sorted(leaves.items()))
 
     @functools.cached_property
-    def normalized(self) -> tuple[str, ...]:
-        """Returns the names of the observations that training normalised."""
-        return tuple(name for name in self._normalizers if name != ACTION)
-
-    def as_read(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Returns an environment's observation of one step as it is in a batch.
-
-        Args:
-          name: Name of the observation.
-          value: A vector, float32 (d) in the dataset's units, is normalised if training did so; an
-            image, uint8 (y x 3), is resized if the loader did so.
-        """
-        if name in self.normalized:
-            with np.errstate(over="ignore"):  # `Policy` reports actions that are not finite
-                # Rows of one step, by the statistics of dataset 0, the only one here.
-                return self._normalizers[name].normalize(value[None], np.zeros(1, np.int64))[0]
-        if name not in self.resized:
-            return value
-        resized = np.empty(self.resized[name], np.uint8)
-        resize_image(value, resized)
-        return resized
-
-    def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
-        """Converts stored actions to those in a batch: 1 = open, normalised; float32 (h a)."""
-        # Standardised before it is normalised, in the loader's order.
-        standardized = standardize_gripper(actions, self.conventions)[None]
-        return self._normalizers[ACTION].normalize(standardized, np.zeros(1, np.int64))[0]
-
-    def unnormalize_actions(self, chunks: np.ndarray) -> np.ndarray:
-        """Converts predicted chunks to the dataset's units, float32 (b h a), with 1 = open.
-
-        It is the inverse of `normalize_actions` except for the gripper, which `restore_gripper`
-        converts back to the stored commands.
-        """
-        return self._normalizers[ACTION].unnormalize(chunks, np.zeros(len(chunks), np.int64))
+    def before(self) -> BatchSpec:
+        """Returns the types of a batch of one environment, before the transforms."""
+        steps = {
+            key: dataclasses.replace(leaf, shape=self.resized.get(_name(key), leaf.shape))
+            for key, leaf in self.features.items()
+        }
+        return read_spec(self.data, steps, self._images, batch_size=1)
 
     @functools.cached_property
-    def _normalizers(self) -> dict[str, Normalizer]:
-        """Returns the loader's normalizers, for this dataset alone."""
-        # An action has one axis.
-        (action_dim,) = self.features[ACTION].shape
-        masks = {ACTION: self.conventions.normalized_dims(action_dim)}
-        statistics = {ACTION: self.statistics[ACTION]}
-        for name in _normalized(self.data, self.statistics, self.features):
-            if name not in self.missing:
-                key = f"observation/{name}"
-                masks[name] = np.ones(self.features[key].shape, bool)
-                statistics[name] = self.statistics[key]
-        return {
-            name: Normalizer.create([statistics[name]], [mask], self.normalization)
-            for name, mask in masks.items()
-        }
+    def chain(self) -> TransformChain:
+        """Returns the transforms of training, bound to this dataset's statistics."""
+        chain = TransformChain.bind(self.data.transforms, self.before, seed=None)
+        normalizers = {}
+        for key, leaf in normalized_arrays(self.data, chain.spec, self._vectors).items():
+            if _name(key) not in self.missing:
+                mask = normalized_dims(leaf)
+                statistics = [self.statistics[key]]
+                normalizers[key] = Normalizer.create(statistics, [mask], self.normalization)
+        return with_normalizers(chain, normalizers, seed=None)
+
+    @functools.cached_property
+    def normalized(self) -> tuple[str, ...]:
+        """Returns the names of the observations that are normalised."""
+        transforms = (stage.transform for stage in self.chain.stages)
+        keys = [one.key for one in transforms if isinstance(one, Normalize)]
+        return tuple(_name(key) for key in keys if key != ACTION)
+
+    def resize(self, name: str, image: np.ndarray) -> np.ndarray:
+        """Returns a camera's image, uint8 (y x 3), at the size that the loader reads it at."""
+        if name not in self.resized:
+            return image
+        resized = np.empty(self.resized[name], np.uint8)
+        resize_image(image, resized)
+        return resized
+
+    @property
+    def _images(self) -> tuple[str, ...]:
+        """Names of the observations that are images."""
+        leaves = {_name(key): leaf for key, leaf in self.features.items() if key != ACTION}
+        return tuple(n for n, leaf in leaves.items() if (leaf.dtype, leaf.shape[2:]) == _RGB)
+
+    @property
+    def _vectors(self) -> tuple[str, ...]:
+        """Names of the stored observations that are read and have statistics."""
+        return tuple(name for name in self.read if f"observation/{name}" in self.statistics)
 
 
-def _normalized(
-    data: DataConfig, statistics: Collection[str], features: Mapping[str, LeafSpec]
-) -> list[str]:
-    """Returns the names of the observations that were normalised in training.
+def _step(key: str, feature: Mapping[str, Any], conventions: Conventions) -> LeafSpec:
+    """Returns the type of one step of a described feature."""
+    is_depth = feature.get("kind") == "depth"
+    leaf = LeafSpec(feature["dtype"], tuple(feature["shape"]), is_depth=is_depth)
+    return step_spec(key, leaf, tuple(feature["dims"]), conventions)
 
-    Args:
-      data: Data config of the run.
-      statistics: Keys that have statistics: the float32 features of the trajectories.
-      features: Shapes of one step of every feature, by key.
-    """
-    return [
-        name
-        for name in data.observations
-        for key in [f"observation/{name}"]
-        if data.normalizes(name) and key in statistics and len(features[key].shape) == 1
-    ]
+
+def _name(key: str) -> str:
+    return key.removeprefix("observation/")
 
 
 def _select(checkpoint: Checkpoint, wanted: str | None) -> str:

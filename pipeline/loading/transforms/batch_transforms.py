@@ -1,7 +1,7 @@
 """Transforms of a batch that was read: each takes a batch and returns a new one."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from pipeline.errors import UserError
 from pipeline.loading.batch import BatchSpec, FlatBatch, check_batch, fingerprint
 from pipeline.loading.normalize import Normalizer
 from pipeline.loading.text import TaskTable, blank
+from pipeline.loading.transforms.transform import Draws
+from pipeline.loading.transforms.transform_chain import Stage, TransformChain
 from pipeline.loading.window_reader import DATASET_INDEX, INTERNAL, KEEPS_TEXT
 
 _TASK_INDEX = "task/task_index"
@@ -43,10 +45,33 @@ class Normalize:
     normalizer: Normalizer
     """Normalizer that holds the statistics of all datasets of the mixture."""
 
-    def __call__(self, batch: FlatBatch) -> FlatBatch:
+    def spec_after(self, spec: BatchSpec) -> BatchSpec:
+        """Makes float32 of any stored dtype."""
+        return spec | {self.key: dataclasses.replace(spec[self.key], dtype="float32")}
+
+    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
         """Replaces the array at `key`."""
+        del spec, draws
         normalized = self.normalizer.normalize(batch[self.key], batch[DATASET_INDEX])
         return batch | {self.key: normalized}
+
+
+class NormalizeAction(Normalize):
+    """Normalises the actions."""
+
+    def invert(self, action: np.ndarray, batch: FlatBatch, spec: BatchSpec) -> np.ndarray:
+        """Inverts it, except for values that `bounds` clips."""
+        del spec
+        return self.normalizer.unnormalize(action, batch[DATASET_INDEX])
+
+
+def with_normalizers(
+    chain: TransformChain, normalizers: Mapping[str, Normalizer], seed: int | None
+) -> TransformChain:
+    """Returns a chain with the normalizers of the action and of observations at its end."""
+    kinds = {ACTION: NormalizeAction}
+    made = [kinds.get(key, Normalize)(key, one) for key, one in normalizers.items()]
+    return chain.then(made, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +170,13 @@ class OwnTransform:
                 remedy="Return arrays of one shape and a numeric dtype, or leave these keys out.",
             )
         return changed, fingerprint
+
+
+def name_of(transform: Callable[[Any], Any]) -> str:
+    """Returns the name of one of a loader's transforms, such as `CheckBatch`."""
+    if isinstance(transform, Stage | OwnTransform):
+        return transform.name
+    return type(transform).__name__
 
 
 def _unusable(value: Any, key: str) -> Iterator[str]:

@@ -12,9 +12,10 @@ from pipeline.loading.text import TaskTable
 from pipeline.loading.transforms.batch_transforms import (
     CheckBatch,
     LookUpTask,
-    Normalize,
+    NormalizeAction,
     StandardizeGripper,
 )
+from pipeline.loading.transforms.transform_chain import Stage
 
 LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 2, -1.0, 1.0)
 UNIT = dataclasses.replace(LIBERO, gripper_open=1.0, gripper_close=0.0)
@@ -33,14 +34,17 @@ def make_batch() -> dict[str, np.ndarray]:
         "action": np.array([[[[1, 2, 1.0]]], [[[3, 4, 1.0]]]], np.float32),
         "task/task_index": np.array([0, 1], np.int32),
         "dataset_index": np.array([1, 0], np.int32),
+        "sample_index": np.array([0, 1], np.int32),
         "keeps_text": np.array([True, True]),
     }
 
 
-def normalize() -> Normalize:
+def normalize() -> Stage:
     values = [np.array([[0, 0, 0], [2, 4, 8]], np.float32), np.full((2, 3), 1, np.float32)]
     masks = [np.array([True, True, False])] * 2
-    return Normalize("action", Normalizer.create([compute(v) for v in values], masks, "normal"))
+    normalizer = Normalizer.create([compute(v) for v in values], masks, "normal")
+    spec = {"action": LeafSpec("float32", (2, 1, 1, 3))}
+    return Stage(NormalizeAction("action", normalizer), spec, spec, seed=0, place=0)
 
 
 LOOK_UP = LookUpTask(TABLE, (np.array([1, 2], np.int32), np.array([0], np.int32)))
@@ -94,14 +98,18 @@ def test_input_is_not_modified(transform: object) -> None:
     assert fingerprint(batch) == fingerprint(make_batch())
 
 
-SPEC = {"action": LeafSpec("float32", (2, 1, 1, 3)), "task/task_index": LeafSpec("int32", (2,))}
+SPEC = {
+    "action": LeafSpec("float32", (2, 1, 1, 3)),
+    "sample_index": LeafSpec("int32", (2,)),
+    "task/task_index": LeafSpec("int32", (2,)),
+}
 
 
 def test_seal_nests_what_the_contract_names_and_fingerprints_it() -> None:
     nested, digits = CheckBatch(SPEC)(make_batch())
     kept = {key: make_batch()[key] for key in SPEC}
     np.testing.assert_array_equal(nested["task"]["task_index"], kept["task/task_index"])
-    assert (set(nested), digits) == ({"action", "task"}, fingerprint(kept))
+    assert (set(nested), digits) == ({"action", "sample_index", "task"}, fingerprint(kept))
 
 
 def test_seal_refuses_what_the_contract_does_not_name() -> None:

@@ -1,0 +1,194 @@
+"""Statistics of what transforms change, computed once and kept beside the dataset."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+
+import numpy as np
+from etils import epath
+
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import TRANSFORMED_NAME
+from pipeline.data.schema import ACTION, EPISODES
+from pipeline.data.statistics import Accumulator, FeatureStatistics
+from pipeline.errors import DataError
+from pipeline.files import (
+    dump_json,
+    json_checksum,
+    parse_json,
+    read_text,
+    to_json_values,
+    write_text_atomically,
+)
+from pipeline.loading.batch import FlatBatch
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.samples.sampling import Samples
+from pipeline.loading.samples.splits import select
+from pipeline.loading.transforms.batch_transforms import StandardizeGripper
+from pipeline.loading.transforms.transform_chain import ACTION_MASK, TransformChain
+from pipeline.loading.window_reader import WindowReader
+
+_log = logging.getLogger(__name__)
+_VERSION = 1
+"""Incremented when the same data and transforms give other statistics."""
+_STEPS = 256
+"""Steps that are read and transformed at once."""
+
+
+def transformed_statistics(
+    dataset: Dataset, part: DatasetConfig, config: DataConfig
+) -> dict[str, FeatureStatistics]:
+    """Returns the statistics of the arrays that a config's transforms change, by path.
+
+    They are of every step of the dataset, as the transforms leave it, without random ones: of an
+    action, over all real actions of its chunk. Only trajectories are read, unless a transform reads
+    an image. The result is kept in the dataset directory, under a hash of everything that it
+    depends on; where the directory cannot be written it is computed again each time.
+
+    Args:
+      dataset: The dataset.
+      part: Its config; excluded records are not read.
+      config: Config of the loader.
+
+    Raises:
+      RecordError: A record is corrupt.
+      DataError: The values after the transforms have no statistics.
+      SchemaError: A transform returns other types than it declares.
+    """
+    if not config.transforms:
+        return {}
+    path, name = epath.Path(dataset.path) / TRANSFORMED_NAME, _hash(dataset, part, config)
+    kept = _read(path)
+    if name in kept:
+        values = kept[name]["statistics"]
+        return {key: FeatureStatistics.from_json(value) for key, value in values.items()}
+    _log.info("statistics of %s after the transforms: %d steps", dataset.path, dataset.num_steps)
+    found = _compute(dataset, part, config)
+    values = {key: value.to_json() for key, value in found.items()}
+    try:
+        # Read again: another process may have added its own.
+        entry = {"checksum": json_checksum(values), "statistics": values}
+        write_text_atomically(path, dump_json(_read(path) | {name: entry}))
+    except OSError as error:
+        _log.info("they are not kept: %s", error)
+    return found
+
+
+def _hash(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> str:
+    """Hashes everything that the statistics depend on; 16 hex digits."""
+    # The transforms with a user's own, whose source is part of their JSON.
+    described = to_json_values(dataclasses.replace(config, datasets=(), vocabulary=""))
+    names = ("transforms", "window_size", "action_horizon", "octo_action_mask", "observations")
+    content = {name: described.get(name) for name in (*names, "current_only", "windows")}
+    content |= {
+        "version": _VERSION,
+        "data": dataset.manifest.digest([EPISODES]),
+        "missing": part.missing,
+        "excluded": part.excluded,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: epath.Path) -> dict[str, dict]:
+    """Reads kept statistics; those that cannot be read are computed again."""
+    if not path.exists():
+        return {}
+    expected, remedy = "statistics as a loader writes them", "They are computed again."
+    try:
+        text = read_text(path, expected=expected, remedy=remedy)
+        kept = parse_json(text, where=str(path), expected=expected, remedy=remedy)
+    except DataError as error:
+        _log.warning("%s", error)
+        return {}
+    if not isinstance(kept, dict):
+        kept = {}
+    return {name: entry for name, entry in kept.items() if _is_intact(entry)}
+
+
+def _is_intact(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("statistics"), dict)
+        and entry.get("checksum") == json_checksum(entry["statistics"])
+    )
+
+
+def _compute(
+    dataset: Dataset, part: DatasetConfig, config: DataConfig
+) -> dict[str, FeatureStatistics]:
+    whole = dataclasses.replace(part, tasks=(), episodes=None, weight=None)
+    config = dataclasses.replace(
+        config,
+        datasets=(whole,),
+        split="all",
+        # Goal images have no statistics.
+        conditioning="language_conditioned",
+    )
+    selection = select(dataset, whole, config)
+    reader = WindowReader((dataset,), (selection,), config)
+    steps = np.setdiff1d(np.arange(dataset.num_steps), selection.unsampled)
+    frames = [name for name in config.observations if name not in reader.trajectories]
+    try:
+        if frames:
+            kept = tuple(name for name in config.observations if name not in frames)
+            few = _reading(config, kept)
+            return _accumulate(WindowReader((dataset,), (selection,), few), steps, config)
+    except KeyError as error:
+        # Anything else is an error of the transform.
+        if error.args[0] not in {f"observation/{name}" for name in frames}:
+            raise
+        _log.info("every %s is read, as a transform reads it", error.args[0])
+    return _accumulate(reader, steps, config)
+
+
+def _reading(config: DataConfig, names: tuple[str, ...]) -> DataConfig:
+    """Returns the config for a reader of some of its observations."""
+    part = config.datasets[0]
+    missing = tuple(name for name in part.missing if name in names)
+    return dataclasses.replace(
+        config,
+        datasets=(dataclasses.replace(part, missing=missing),),
+        observations=names,
+        current_only=tuple(name for name in config.current_only if name in names),
+        normalized=None,
+        transforms=(),
+    )
+
+
+def _accumulate(
+    reader: WindowReader, steps: np.ndarray, config: DataConfig
+) -> dict[str, FeatureStatistics]:
+    """Returns the statistics of what a reader reads of some steps, where transforms change it."""
+    whole = WindowReader(reader.datasets, reader.selections, config)
+    chain = TransformChain.bind(config.transforms, whole.spec(1), seed=None)
+    standardize = StandardizeGripper((reader.datasets[0].manifest.conventions,))
+    keys = [k for k, leaf in chain.spec.items() if leaf.dtype == "float32" and leaf.dims]
+    sums, changed = {key: Accumulator() for key in keys}, set[str]()
+    for begin in range(0, len(steps), _STEPS):
+        read = standardize(reader(_samples(steps[begin : begin + _STEPS])))
+        batch = chain.trace(read)[-1]
+        changed |= {key for key in keys if key in batch and batch[key] is not read.get(key)}
+        for key in keys:
+            if key in batch:
+                rows = _rows(batch, key)
+                if len(rows):
+                    sums[key].add(rows)
+    return {key: sums[key].finish() for key in keys if key in changed}
+
+
+def _samples(steps: np.ndarray) -> Samples:
+    """Returns the samples of steps of the one dataset that is read."""
+    count = len(steps)
+    # No goal is drawn.
+    return Samples(np.arange(count), np.zeros(count, np.int64), steps, np.zeros((count, 4)))
+
+
+def _rows(batch: FlatBatch, key: str) -> np.ndarray:
+    """Returns the values of a batch that count, float32 (n d)."""
+    # Each step once: as the last one of its window.
+    values = batch[key][:, -1]
+    if key == ACTION:
+        return values[batch[ACTION_MASK][:, -1].any(axis=-1)]
+    mask = batch.get(key.replace("observation/", "observation/pad_mask_dict/"))
+    return values if mask is None else values[mask[:, -1]]

@@ -1,0 +1,170 @@
+"""Runs transforms in their order: forwards on batches, and backwards on predicted actions."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.data.schema import ACTION
+from pipeline.errors import SchemaError, UserError
+from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.transforms.transform import ActionTransform, Draws, Transform
+
+ACTION_MASK = "action_pad_mask"
+_ACTION_KEYS = {ACTION, ACTION_MASK}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A transform at its place in a chain, as a function from batch to batch."""
+
+    transform: Transform
+    """The transform."""
+    before: BatchSpec
+    """Types of the arrays that it is given."""
+    after: BatchSpec
+    """Types of those that it returns."""
+    seed: int | None
+    """Seed of the loader; None: random transforms leave a batch as it is."""
+    place: int
+    """Place in the chain, which decides its random numbers."""
+
+    @property
+    def name(self) -> str:
+        """Name of the transform's class."""
+        return type(self.transform).__name__
+
+    def __call__(self, batch: FlatBatch) -> FlatBatch:
+        """Transforms a batch; actions only where it has any.
+
+        Raises:
+          SchemaError: The result does not have the types that the transform declares.
+        """
+        if isinstance(self.transform, ActionTransform) and ACTION not in batch:
+            return batch
+        draws = None
+        if self.seed is not None:
+            draws = Draws(self.seed, self.place, batch["sample_index"])
+        changed = self.transform.apply(batch, self.before, draws)
+        problems = list(self._problems(batch, changed))
+        if problems:
+            raise SchemaError(
+                where=f"transform {self.name}",
+                expected="a batch as its spec_after declares it",
+                found="; ".join(problems),
+                remedy="Correct apply or spec_after. A transform with `invert` changes actions "
+                "alone, one without it none.",
+            )
+        return changed
+
+    def _problems(self, batch: FlatBatch, changed: FlatBatch) -> Iterator[str]:
+        """Yields what does not fit the declared types, in the arrays that are new."""
+        if not isinstance(changed, dict):
+            yield f"a {type(changed).__name__} instead of a dictionary of arrays"
+            return
+        yield from (f"{k}: dropped" for k in sorted((batch.keys() - changed) & self.after.keys()))
+        changes_actions = _changes_actions(self.transform)
+        for key, array in changed.items():
+            # Arrays that were passed through were checked before.
+            if batch.get(key) is array:
+                continue
+            leaf = self.after.get(key)
+            found = f"{key}: {getattr(array, 'dtype', type(array).__name__)}"
+            if leaf is None:
+                yield f"{found}, which is not declared"
+            elif not isinstance(array, np.ndarray) or not _fits(array, leaf):
+                yield f"{found}{list(np.shape(array))}, declared as {leaf}"
+            elif (key in _ACTION_KEYS) != changes_actions:
+                yield f"{key}: changed"
+
+
+def _changes_actions(transform: Transform) -> bool:
+    """Whether a transform changes actions; else it changes inputs."""
+    return isinstance(transform, ActionTransform)
+
+
+def _fits(array: np.ndarray, leaf: LeafSpec) -> bool:
+    """Whether an array has a declared type; batches have any size."""
+    return array.dtype == np.dtype(leaf.dtype) and array.shape[1:] == leaf.shape[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformChain:
+    """Transforms that are bound to the types of a batch."""
+
+    stages: tuple[Stage, ...]
+    """The transforms, in order."""
+    spec: BatchSpec
+    """Types of the arrays after all of them."""
+
+    @classmethod
+    def bind(
+        cls, transforms: Sequence[Transform], spec: BatchSpec, seed: int | None
+    ) -> "TransformChain":
+        """Binds transforms to the types of the batch that the first one is given.
+
+        Raises:
+          UserError: A transform does not fit the arrays, or declares an effect on both inputs and
+            actions.
+        """
+        return cls((), spec).then(transforms, seed)
+
+    def then(self, transforms: Sequence[Transform], seed: int | None) -> "TransformChain":
+        """Returns this chain with more transforms at its end; errors are those of `bind`."""
+        stages, spec = list(self.stages), self.spec
+        for transform in transforms:
+            # Sorted, as jax flattens dictionaries: all sides agree on the order of arrays.
+            after = dict(sorted(transform.spec_after(spec).items()))
+            _check_effect(transform, spec, after)
+            stages.append(Stage(transform, spec, after, seed, len(stages)))
+            spec = after
+        return TransformChain(tuple(stages), spec)
+
+    def trace(self, batch: FlatBatch) -> list[FlatBatch]:
+        """Runs a batch through the chain; returns it before each stage and at the end.
+
+        Raises:
+          SchemaError: A transform returns other types than it declares.
+        """
+        batches = [batch]
+        for stage in self.stages:
+            batches.append(stage(batches[-1]))
+        return batches
+
+    def invert(self, action: np.ndarray, traced: Sequence[FlatBatch]) -> np.ndarray:
+        """Returns predicted actions as they were before the chain, float32 (b h a).
+
+        Args:
+          action: Actions after the chain, float32 (b h a), for the last step of the window.
+          traced: What `trace` returned for the batch that they were predicted from.
+
+        Raises:
+          SchemaError: A transform returns other types than it declares.
+        """
+        for stage, batch in zip(reversed(self.stages), reversed(traced[:-1]), strict=True):
+            if isinstance(stage.transform, ActionTransform):
+                action = stage.transform.invert(action, batch, stage.before)
+                size = stage.before[ACTION].shape[-1]
+                if action.dtype != np.float32 or action.shape[-1] != size:
+                    raise SchemaError(
+                        where=f"transform {stage.name}, invert",
+                        expected=f"actions, float32 (b h {size})",
+                        found=f"{action.dtype}{list(action.shape)}",
+                        remedy="Return what `apply` was given.",
+                    )
+        return action
+
+
+def _check_effect(transform: Transform, before: BatchSpec, after: BatchSpec) -> None:
+    """Checks that a transform declares a change of inputs or of actions, and not of both."""
+    changed = {key for key in before.keys() | after if before.get(key) != after.get(key)}
+    wrong = changed - _ACTION_KEYS if _changes_actions(transform) else changed & _ACTION_KEYS
+    if wrong:
+        raise UserError(
+            where=f"transform {type(transform).__name__}, spec_after",
+            expected="actions alone, as it has `invert`"
+            if _changes_actions(transform)
+            else "inputs alone, as it has no `invert`",
+            found=f"another {', '.join(sorted(wrong))}",
+            remedy="Make two transforms of it: one of inputs, and one of actions with `invert`.",
+        )
