@@ -199,7 +199,7 @@ def _account(setup: Setup) -> str:
     report = setup.account()
     if report is None:
         return "none are loaded: all parameters are random, the language encoder's too"
-    return f"{setup.config.pretrained_path}: {report.summary()}"
+    return f"{setup.config.weights_source}: {report.summary()}"
 
 
 def _look_at_schedule(found: _Findings, config: TrainConfig) -> None:

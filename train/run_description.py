@@ -70,7 +70,7 @@ def describe_start(flags: Flags, setup: Setup, position: int | None) -> str:
     resumed = "" if position is None else f", resumed at {position}"
     report = setup.account()
     step = "" if config.pretrained_step is None else f", step {config.pretrained_step}"
-    source = f"{config.pretrained_path}{step}"
+    source = f"{config.weights_source}{step}"
     lines = [
         (
             "run",

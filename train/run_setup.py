@@ -21,7 +21,7 @@ from pipeline.loading.loader import Loader
 from pipeline.loading.loader_opening import check_all_there, missing_parts
 from pipeline.loading.text import load_vocabulary
 from pipeline.memory import release_freed_memory
-from train.checkpoints.initial_weights import load_pretrained
+from train.checkpoints.initial_weights import load_checked, load_pretrained
 from train.guard import exclusion_named
 from train.metrics.validation import Validator
 from train.octo.released.weight_loading import Allowed, Pretrained, account, check_config, merge
@@ -273,12 +273,16 @@ def _open_vocabulary(config: TrainConfig) -> sentencepiece.SentencePieceProcesso
 
 def _read_weights(config: TrainConfig) -> Pretrained | None:
     """Returns the pretrained weights; their model's config must mean the same as this config."""
-    if config.pretrained_path is None:
+    name = config.weights_source
+    if name is None:
         return None
-    pretrained = load_pretrained(config.pretrained_path, config.pretrained_step)
+    if config.pretrained is None:
+        loaded = load_pretrained(name, config.pretrained_step)
+    else:
+        loaded = load_checked(config.pretrained, name)
     # Before anything is compiled: other settings would load weights of the same shapes silently.
-    check_config(pretrained.config, config.model, f"config of {config.pretrained_path}")
-    return pretrained
+    check_config(loaded.config, config.model, f"config of {name}")
+    return loaded
 
 
 def _allowed(config: TrainConfig) -> Allowed:

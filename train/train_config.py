@@ -6,12 +6,15 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
+from pipeline.added_fields import LATER
 from pipeline.config_checks import Problem, check, check_positive
 from pipeline.files import from_json_text
 from pipeline.loading.data_config import DataConfig
+from pipeline.parts.part import Part
 from train.octo.octo_config import OctoConfig
+from train.octo.protocols import WeightSource
 
 FinetuningMode = Literal["full", "head_only", "head_mlp_only"]
 """`full`: trains everything except what `optimizer.frozen` matches; `head_only`: trains only the
@@ -207,6 +210,14 @@ class TrainConfig:
     pretrained_step: int | None = None
     """Training step of that checkpoint; None: the last one in the directory. Required on the
     hub."""
+    pretrained: (
+        Annotated[
+            WeightSource,
+            Part("train.checkpoints.initial_weights", "train.octo.released.octo_checkpoint"),
+        ]
+        | None
+    ) = dataclasses.field(default=None, metadata=LATER)
+    """Source of the weights to start from in place of pretrained_path, such as one of your own."""
     pretrained_differs: tuple[str, ...] = ()
     """Globs over parameter paths that may be missing, unused or of another shape; any other
     difference between model and checkpoint is an error."""
@@ -234,6 +245,11 @@ class TrainConfig:
     def title(self) -> str:
         """Returns the run's name."""
         return self.name or pathlib.PurePath(self.save_dir).name
+
+    @property
+    def weights_source(self) -> str | None:
+        """Returns where the weights to start from are; None: nowhere, as they are random."""
+        return self.pretrained_path if self.pretrained is None else type(self.pretrained).__name__
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -285,6 +301,13 @@ class TrainConfig:
                 f"{self.optimizer.accumulation_steps}",
                 self.batch_size,
                 "Change one of the two.",
+            )
+        if self.pretrained is not None and self.pretrained_path is not None:
+            yield Problem(
+                "pretrained",
+                f"None where pretrained_path is {self.pretrained_path}",
+                self.weights_source,
+                "Keep one of the two.",
             )
         yield from self._check_schedule()
         yield from self._check_mode()

@@ -1,9 +1,12 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
+from train.octo.octo_config import DiffusionConfig, demo
+from train.octo.released.weight_loading import Pretrained
 from train.run_setup import open_inputs
 from train.train_config import TrainConfig
 
@@ -75,6 +78,21 @@ def test_a_run_needs_a_vocabulary_where_a_loop_of_ones_own_does_not(tiny_config)
     data = dataclasses.replace(tiny_config.data, vocabulary="")
     with pytest.raises(UserError, match=r"data\.vocabulary: expected T5's .*found an empty name"):
         open_inputs(dataclasses.replace(tiny_config, data=data))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfAnotherModel:
+    """A source of weights of one's own, whose model was trained with other bounds."""
+
+    def load(self) -> Pretrained:
+        model = demo(head=DiffusionConfig(max_action=3.0))
+        return Pretrained(model, {"heads_action": {"bias": np.zeros(1, np.float32)}})
+
+
+def test_weights_of_ones_own_source_are_compared_with_the_model(tiny_config):
+    config = dataclasses.replace(tiny_config, pretrained=OfAnotherModel())
+    with pytest.raises(UserError, match=r"of OfAnotherModel: expected .*head.max_action 5.0.*3.0"):
+        open_inputs(config)
 
 
 def test_weights_that_are_no_octo_checkpoint_are_named_with_the_rest(tiny_config, tmp_path):

@@ -2,8 +2,12 @@ import dataclasses
 
 import pytest
 
+from pipeline.config_checks import ConfigError
+from pipeline.files import dump_json, to_json_values
 from train.flags import load_config
-from train.train_config import AugmentConfig
+from train.octo.octo_config import demo
+from train.octo.released.weight_loading import Pretrained
+from train.train_config import AugmentConfig, parse_config
 
 
 @pytest.mark.parametrize(
@@ -126,3 +130,23 @@ def test_settings_of_an_optimizer_that_cannot_be_are_named(tiny_config, change, 
         dataclasses.replace(
             tiny_config, optimizer=dataclasses.replace(tiny_config.optimizer, **change)
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Downloaded:
+    """A source of weights of one's own."""
+
+    revision: str = "main"
+
+    def load(self) -> Pretrained:
+        return Pretrained(demo(), {})
+
+
+def test_weights_have_one_source(tiny_config):
+    config = dataclasses.replace(tiny_config, pretrained=Downloaded())
+    assert (tiny_config.weights_source, config.weights_source) == (None, "Downloaded")
+    again = parse_config(dump_json(to_json_values(config)), where="config.json", remedy="")
+    assert again == config
+    message = "pretrained: expected None where pretrained_path is octo; found Downloaded. Keep one"
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(config, pretrained_path="octo")

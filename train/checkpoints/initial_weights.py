@@ -6,8 +6,9 @@ import pathlib
 from pipeline.errors import UserError
 from pipeline.hub import SCHEME
 from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS, is_run, read_checkpoint
+from train.octo.protocols import WeightSource
 from train.octo.released.octo_checkpoint import OctoCheckpoint, check_tensors
-from train.octo.released.weight_loading import Pretrained, WeightSource
+from train.octo.released.weight_loading import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,29 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
       DataError: It is corrupt, has values that are not finite, or cannot be fetched.
     """
     return find_source(path, step).load()
+
+
+def load_checked(source: WeightSource, name: str) -> Pretrained:
+    """Loads the weights of a user's source, and checks them as ours check theirs.
+
+    Args:
+      source: The source.
+      name: What errors call it.
+
+    Raises:
+      UserError: It returned something else than a `Pretrained`.
+      DataError: A tensor is no array of finite floats.
+    """
+    loaded = source.load()
+    if not isinstance(loaded, Pretrained):
+        raise UserError(
+            where=f"{name}, load",
+            expected="a Pretrained, with the config and the parameters of a model",
+            found=type(loaded).__name__,
+            remedy="Return train.octo.released.weight_loading.Pretrained(config, params)",
+        )
+    check_tensors(loaded.params, name)
+    return loaded
 
 
 def find_source(path: str, step: int | None) -> WeightSource:

@@ -45,7 +45,7 @@ _MAY_DIFFER = re.compile(
     | fsdp_devices | model\.remat | optimizer\.accumulation_steps | optimizer\.max_skipped
     | data\.(num_threads|prefetch_batches|ram_budget_gb)
     # Pretrained weights are read only at the start; the schedule's length is compared apart.
-    | pretrained_.* | num_steps
+    | pretrained([_.].*)? | num_steps
     # The data is compared by content, through the loader's state.
     | data\.(datasets|balance|split|validation_fraction|normalized|statistics|vocabulary|may_differ)
     """,

@@ -96,3 +96,17 @@ class HeadConfig(Protocol):
         A policy draws a batch of one for every environment, from a key of its own.
         """
         ...
+
+
+@runtime_checkable
+class WeightSource(Protocol):
+    """A checkpoint that a model's weights are loaded from."""
+
+    def load(self) -> Any:
+        """Returns its weights, on the host, with the config of their model: a `Pretrained`.
+
+        Raises:
+          UserError: It does not exist, or its model is not supported here.
+          DataError: It is corrupt, or cannot be fetched.
+        """
+        ...

@@ -80,6 +80,7 @@ def to_page(run: RunFiles) -> str:
         episode=run.episode and _episode(run, run.episode),
         views=run.views and _fitting_views(run.views),
         weights=run.load_report and _weights(run.load_report.rows),
+        source=_source(run),
         data=_datasets(run),
         config=dump_json(run.config).rstrip(),
     )
@@ -87,7 +88,7 @@ def to_page(run: RunFiles) -> str:
 
 def _origin(run: RunFiles) -> str:
     """Describes in a sentence what was trained, and on what."""
-    source = run.setting("pretrained_path")
+    source = _source(run)
     begun = f"Octo finetuned from {source}" if source else "Octo trained from random weights"
     data = ", ".join(str(values.get("name", path)) for path, values in run.datasets.items())
     parts = [f"{begun if run.config else 'Octo'}{data and f' on {data}'}"]
@@ -97,6 +98,11 @@ def _origin(run: RunFiles) -> str:
     if tokens:
         parts.append(f"tokens of {', '.join(tokens)} by untrained weights")
     return f"{'; '.join(parts)}."
+
+
+def _source(run: RunFiles) -> str | None:
+    """Returns where the weights to start from were; None: nowhere, as they were random."""
+    return run.setting("pretrained_path") or run.setting("pretrained.part")
 
 
 def _known(value: Any, form: Callable[[Any], str] = three_digits) -> str:

@@ -1,11 +1,36 @@
+import dataclasses
 import pathlib
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import DataError, UserError
-from train.checkpoints.initial_weights import load_pretrained
+from train.checkpoints.initial_weights import load_checked, load_pretrained
+from train.octo.octo_config import demo
+from train.octo.released.weight_loading import Pretrained
 
 CHECKPOINT = pathlib.Path(__file__).parents[2] / "data" / "golden" / "octo" / "ckpt_tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class Returned:
+    """A source of weights of one's own, which returns what it is given."""
+
+    value: Any
+
+    def load(self) -> Any:
+        return self.value
+
+
+def test_weights_of_ones_own_source_are_checked():
+    loaded = Pretrained(demo(), {"heads_action": {"kernel": np.ones(2, np.float32)}})
+    assert load_checked(Returned(loaded), "Returned") is loaded
+    with pytest.raises(UserError, match=r"Returned, load: expected a Pretrained, .*; found dict\."):
+        load_checked(Returned({}), "Returned")
+    infinite = dataclasses.replace(loaded, params={"head": {"bias": np.full(2, np.inf)}})
+    with pytest.raises(DataError, match=r"Returned: .* such as head/bias: has values that are NaN"):
+        load_checked(Returned(infinite), "Returned")
 
 
 def test_the_last_step_of_a_directory_is_taken_where_none_is_named():

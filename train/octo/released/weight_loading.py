@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +28,6 @@ class Pretrained:
     """Config of the model."""
     params: dict[str, Any]
     """Weights: nested dicts of numpy arrays."""
-
-
-@runtime_checkable
-class WeightSource(Protocol):
-    """A checkpoint that a model's weights are loaded from."""
-
-    def load(self) -> Pretrained:
-        """Returns its weights, on the host, with the config of their model.
-
-        Raises:
-          UserError: It does not exist, or its model is not supported here.
-          DataError: It is corrupt, or cannot be fetched.
-        """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
