@@ -141,7 +141,7 @@ def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:
     try:
         for problem in config.problems():
             found.append(problem)  # noqa: PERF402  (keeps the problems before an exception)
-    except (ArithmeticError, LookupError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         # A check that fails because of an earlier problem adds nothing.
         if not (found or after):
             raise

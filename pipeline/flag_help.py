@@ -1,5 +1,6 @@
-"""Help texts of flags, from the docstrings of the fields of a dataclass."""
+"""Flags from the fields of a dataclass: their help texts, and those of the parts of a config."""
 
+import dataclasses
 from typing import Annotated, TypeVar, get_type_hints
 
 import docstring_parser
@@ -11,6 +12,28 @@ PartsFlag = tyro.conf.UseAppendAction[
 ]
 """The flag --parts of a command that reads a run: `pipeline.parts.part_files.load_parts` takes its
 value."""
+
+
+def part_flags() -> tyro.constructors.ConstructorRegistry:
+    """Returns tyro's rules, and one that makes flags of the fields of a part.
+
+    A part has a protocol as its type, and as its default an instance of any class.
+    """
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def part_rule(
+        info: tyro.constructors.StructTypeInfo,
+    ) -> tyro.constructors.StructConstructorSpec | None:
+        if not getattr(info.type, "_is_protocol", False) or not dataclasses.is_dataclass(
+            info.default
+        ):
+            return None
+        of_class = dataclasses.replace(info, type=type(info.default))
+        found = tyro.constructors.ConstructorRegistry.get_struct_spec(of_class)
+        return found if isinstance(found, tyro.constructors.StructConstructorSpec) else None
+
+    return registry
 
 
 def joined_help(kind: type[T]) -> type[T]:

@@ -15,7 +15,7 @@ from pipeline.arguments import check_path, named_arguments
 from pipeline.bundled import presets
 from pipeline.config_checks import ConfigError, all_problems, deferred, is_typed
 from pipeline.errors import UserError, nearest_name
-from pipeline.flag_help import PartsFlag
+from pipeline.flag_help import PartsFlag, part_flags
 from pipeline.parts.part import marks_of
 from pipeline.parts.part_files import load_parts, run_file
 from pipeline.terminal import program
@@ -106,6 +106,7 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
             default=Flags(config, unchanged=config),
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
             use_underscores=True,
+            registry=part_flags(),
         )
         if flags.name is not None:
             config = dataclasses.replace(flags.config, name=flags.name)

@@ -103,6 +103,23 @@ def test_problems_of_nested_configs_have_the_path() -> None:
     assert [problem.field for problem in all_problems(config)] == ["inner.size"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    inner: Inner
+
+    def problems(self) -> Iterator[Problem]:
+        yield from check_positive(self.inner, "lacking")
+
+
+def test_a_check_that_fails_because_of_an_inner_problem_adds_none() -> None:
+    with deferred():
+        config = Reading(Inner(size=0))
+    assert [problem.field for problem in all_problems(config)] == ["inner.size"]
+    # Without such a problem it is a mistake in the check.
+    with pytest.raises(AttributeError, match="no attribute 'lacking'"):
+        all_problems(Reading(Inner()))
+
+
 CHANGES = [
     ("split='test'", "DataConfig, split: expected one of 'train', 'validation', 'all'; found"),
     ("split='al'", "found 'al'. Did you mean 'all'?"),

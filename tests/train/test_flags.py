@@ -1,10 +1,15 @@
+import json
 import re
+import sys
 
 import pytest
 
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.files import to_json_values
 from pipeline.loading.data_config import DatasetConfig
 from train.flags import load_config, parse_flags
+from train.octo.octo_config import DiffusionConfig
+from train.train_config import parse_config
 
 
 def test_flags_override_the_file_to_any_depth(tiny_config_path):
@@ -182,3 +187,109 @@ def test_an_unknown_field_of_a_config_file_is_reported_with_the_nearest_one(tmp_
     message = r"unexpected keyword argument 'hues'[;.] [dD]id you mean '?hue'?\?\.? ?Fix the file"
     with pytest.raises(UserError, match=message):
         load_config(str(file))
+
+
+def test_the_fields_of_a_head_are_flags(tiny_config_path, capsys):
+    arguments = ["--config", str(tiny_config_path)]
+    head = parse_flags([*arguments, "--config.model.head.diffusion_steps=3"]).config.model.head
+    assert isinstance(head, DiffusionConfig)
+    assert head.diffusion_steps == 3
+    with pytest.raises(SystemExit):
+        parse_flags([*arguments, "--help"])
+    assert "--config.model.head.diffusion_steps INT" in capsys.readouterr().out
+
+
+MY_HEADS = '''
+"""Heads of a user."""
+from __future__ import annotations
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """A head of a user's own."""
+    num_steps: int = 5
+    """Integration steps."""
+    width: tuple[int, ...] = (8,)
+    action_horizon: int = 4
+    action_dim: int = 7
+
+    def make_head(self): ...
+    def draw_training_noise(self, key, shape): ...
+    def draw_sampling_noise(self, key, shape): ...
+'''
+
+
+@pytest.fixture
+def own_head(tiny_config_path, tmp_path, monkeypatch):
+    """Writes a config whose head is a class in a file beside it, and returns its path."""
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    (tmp_path / "my_heads.py").write_text(MY_HEADS)
+
+    def write(head="Flow(num_steps=7)"):
+        path = tmp_path / "mine.py"
+        path.write_text(
+            "import dataclasses, octograin\nfrom my_heads import Flow\n"
+            f"tiny = octograin.load_config({str(tiny_config_path)!r})\n"
+            f"model = dataclasses.replace(tiny.model, head={head})\n"
+            "VARIANTS = {'default': dataclasses.replace(tiny, model=model)}\n"
+        )
+        return path
+
+    return write
+
+
+def test_a_config_may_have_a_head_of_a_file_beside_it(own_head, capsys, tmp_path):
+    path = own_head()
+    flags = [f"--config.model.head.{flag}" for flag in ("num_steps=9", "width", "action_horizon=4")]
+    flags.insert(2, "16")
+    flags.insert(3, "32")
+    config = parse_flags(["--config", str(path), *flags]).config
+    head = to_json_values(config)["model"]["head"]
+    assert {name: head[name] for name in ("part", "module", "file")} == {
+        "part": "Flow",
+        "module": "my_heads",
+        "file": "my_heads.py",
+    }
+    assert head["fields"] == {
+        "num_steps": 9, "width": [16, 32], "action_horizon": 4, "action_dim": 7
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        parse_flags(["--config", str(path), "--help"])
+    shown = capsys.readouterr().out
+    assert "--config.model.head.num_steps INT" in shown
+    assert "Integration steps." in shown
+    # The run's config is read again, in this process without the file.
+    text = json.dumps(to_json_values(config))
+    (tmp_path / "my_heads.py").unlink()
+    assert parse_config(text, where="config.json", remedy="") == config
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            "Flow",
+            "model.head: expected an instance of a frozen dataclass; found the class Flow. Write "
+            "Flow(...).",
+        ),
+        ("Flow(num_stesp=3)", "found TypeError: Flow.__init__() got an unexpected keyword"),
+        ("Flow(num_steps='7')", "model.head.num_steps: expected an integer; found '7'. Give one"),
+        ("Flow(action_horizon=2)", "data.action_horizon: expected 2, the model.head.action_ho"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_one_line(own_head, head, message):
+    with pytest.raises(UserError) as caught:
+        load_config(own_head(head))
+    text = str(caught.value).replace("mine.py, ", "")
+    assert message in text
+    assert "\n" not in text.partition("Change these fields")[0]
+    # Python 3.13 suggests the field by itself.
+    assert "stesp" not in head or "num_steps" in text
+
+
+def test_parts_are_loaded_after_the_config_that_may_import_them(own_head, tmp_path):
+    arguments = ["--config", str(own_head()), "--parts", str(tmp_path / "my_heads.py")]
+    config = parse_flags([*arguments, "--parts", "json"]).config
+    assert type(config.model.head) is sys.modules["my_heads"].Flow
+    with pytest.raises(UserError, match=r"--parts none\.py: expected a Python file .*; found no s"):
+        parse_flags([*arguments, "--parts=none.py"])

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.flag_help import PartsFlag, joined_help, part_flags
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.end_of_run import make_up
@@ -76,6 +76,7 @@ def _changed(config: TrainConfig, changes: Sequence[str], prog: str) -> TrainCon
         default=_Changes(config),
         config=(tyro.conf.AvoidSubcommands,),
         use_underscores=True,
+        registry=part_flags(),
     )
     return found.config
 
