@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "pipeline/parts": {"pipeline"},
     "pipeline/data": {"pipeline", "pipeline/vggt"},
     "pipeline/vggt": {"pipeline", "pipeline/data"},
-    "pipeline/loading": {*PIPELINE},
+    "pipeline/loading": {*PIPELINE, "pipeline/parts"},
     "pipeline/loading/transforms": {"pipeline", "pipeline/data", "pipeline/loading"},
     "pipeline/loading/samples": {"pipeline", "pipeline/data", "pipeline/loading"},
     "pipeline/inspection": PIPELINE,

@@ -15,7 +15,7 @@ import optax
 import sentencepiece
 
 from pipeline.data.dataset import Dataset, open_dataset
-from pipeline.errors import UserError
+from pipeline.errors import UserError, did_you_mean
 from pipeline.loading import device
 from pipeline.loading.loader import Loader
 from pipeline.loading.loader_opening import check_all_there, missing_parts
@@ -178,6 +178,7 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
             shard,
             config.model.image_sizes,
         )
+    _check_inputs(config, loader)
     validator = None
     if config.data.validation_fraction:
         validator = Validator(config, inputs.datasets, encode, shard, sharding)
@@ -288,6 +289,20 @@ def _read_weights(config: TrainConfig) -> Pretrained | None:
 def _allowed(config: TrainConfig) -> Allowed:
     """Returns which tensors may differ from the checkpoint."""
     return Allowed(config.pretrained_differs, config.pretrained_resized)
+
+
+def _check_inputs(config: TrainConfig, loader: Loader) -> None:
+    """Checks that batches hold what the model reads, where transforms may have changed it."""
+    found = [key.removeprefix("observation/") for key in loader.spec if key.count("/") == 1]
+    missing = sorted(set(config.model.observation_keys) - set(found))
+    if missing:
+        raise UserError(
+            where="config.model, observations",
+            expected="some of a batch after data.transforms: " + ", ".join(found),
+            found=", ".join(missing),
+            remedy=did_you_mean(missing[0], found)
+            + "Add it to data.observations, or remove its tokenizer from the model.",
+        )
 
 
 def _check_frozen(config: TrainConfig, state: TrainState) -> None:

@@ -398,7 +398,8 @@ class TrainConfig:
     def _check_inputs(self) -> Iterator[Problem]:
         inputs = set(self.model.observation_keys)
         missing = sorted(inputs - set(self.data.observations))
-        if missing:
+        # Transforms may add observations: then they are looked for in the batch.
+        if missing and not self.data.transforms:
             yield Problem(
                 "data.observations",
                 f"{', '.join(missing)}, which the model reads",

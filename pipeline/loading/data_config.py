@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection, Iterator
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,6 +16,8 @@ from pipeline.loading.published_mixtures import (
     published_mixture,
     usual_cameras,
 )
+from pipeline.loading.transforms.transform import Transform
+from pipeline.parts.part import Part
 
 Normalization = Literal["normal", "bounds", "quantile"]
 Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
@@ -118,7 +120,16 @@ class DataConfig:
     """Observations with a shorter window, each with its number of steps, such as
     `(("image_wrist", 1), ("force", 3))`; by flags `image_wrist 1 force 3`. Each window ends at the
     current step; all others have `window_size` steps."""
-    transforms: tuple[Any, ...] = dataclasses.field(default=(), metadata=LATER)
+    transforms: tuple[
+        Annotated[
+            Transform,
+            Part(
+                "pipeline.loading.transforms.action_transforms",
+                "pipeline.loading.transforms.input_transforms",
+            ),
+        ],
+        ...,
+    ] = dataclasses.field(default=(), metadata=LATER)
     """Transforms between reading and normalising, in order; a policy inverts those of actions."""
     may_differ: tuple[Convention, ...] = dataclasses.field(default=(), metadata=LATER)
     """Conventions that may differ between the datasets. The model then learns the actions of each

@@ -39,6 +39,8 @@ def check_datasets(window_reader: WindowReader) -> None:
             _check_encoder(dataset, wanted.key, window_reader)
         _check_meaning(dataset, first, window_reader.config.may_differ)
     _check_rotations(window_reader)
+    if window_reader.config.transforms:
+        _check_dims(window_reader)
     _check_normalized(window_reader)
     _check_goals(window_reader)
 
@@ -169,6 +171,25 @@ def _meaning(conventions: Conventions) -> dict[str, Any]:
     dims = sorted(gripper.dim for gripper in conventions.all_grippers)
     shown = dims if len(dims) > 1 else next(iter(dims), None)
     return {name: getattr(conventions, name) for name in names} | {"gripper_dim": shown}
+
+
+def _check_dims(window_reader: WindowReader) -> None:
+    """Checks that datasets which name the dimensions of a vector agree: transforms go by them."""
+    for feature in window_reader.features:
+        named = {
+            window_reader.datasets[place].path: found.dims
+            for place in window_reader.having(feature.key)
+            if (found := window_reader.stored(place, feature.key)).dims
+        }
+        path, *others = named or [""]
+        for other in others:
+            if named[other] != named[path]:
+                raise SchemaError(
+                    where=f"{other}, names of {feature.key}",
+                    expected=f"{', '.join(named[path])}, as {path}",
+                    found=", ".join(named[other]),
+                    remedy="Give them the same names in their mappings: transforms go by names.",
+                )
 
 
 def _check_rotations(window_reader: WindowReader) -> None:
