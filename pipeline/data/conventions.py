@@ -272,14 +272,20 @@ def restore_gripper(action: np.ndarray, conventions: Conventions) -> np.ndarray:
     Raises:
       UserError: The actions lack a gripper.
     """
+    check_has_grippers(action, conventions)
     restored = action.copy()
+    for gripper in conventions.all_grippers:
+        restored[..., gripper.dim] = gripper.restore(action[..., gripper.dim])
+    return restored
+
+
+def check_has_grippers(action: np.ndarray, conventions: Conventions) -> None:
+    """Raises a `UserError` where actions (..., a) lack one of the grippers."""
     for gripper in conventions.all_grippers:
         if np.shape(action)[-1:] <= (gripper.dim,):
             raise UserError(
-                where="restore_gripper, actions",
+                where="grippers, actions",
                 expected=f"a gripper at index {gripper.dim} of the last axis",
                 found=f"the shape {np.shape(action)}",
                 remedy="Give whole actions, with any axes before the last.",
             )
-        restored[..., gripper.dim] = gripper.restore(action[..., gripper.dim])
-    return restored

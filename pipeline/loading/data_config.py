@@ -16,6 +16,7 @@ from pipeline.loading.published_mixtures import (
     published_mixture,
     usual_cameras,
 )
+from pipeline.loading.transforms.gripper_rules import GripperRule, check_one_each
 from pipeline.loading.transforms.transform import Transform
 from pipeline.parts.part import Part
 
@@ -126,11 +127,17 @@ class DataConfig:
             Part(
                 "pipeline.loading.transforms.action_transforms",
                 "pipeline.loading.transforms.input_transforms",
+                "pipeline.loading.transforms.rotation_transforms",
             ),
         ],
         ...,
     ] = dataclasses.field(default=(), metadata=LATER)
     """Transforms between reading and normalising, in order; a policy inverts those of actions."""
+    gripper_rules: tyro.conf.Suppress[
+        tuple[Annotated[GripperRule, Part("pipeline.loading.transforms.gripper_rules")], ...]
+    ] = dataclasses.field(default=(), metadata=LATER)
+    """How predicted openings become commands at rollout, by the name of a gripper. Without a rule,
+    a binary one opens above 0.5, and a continuous one has any opening."""
     may_differ: tuple[Convention, ...] = dataclasses.field(default=(), metadata=LATER)
     """Conventions that may differ between the datasets. The model then learns the actions of each
     as they are stored: nothing is resampled or converted."""
@@ -248,6 +255,7 @@ class DataConfig:
         yield from self._check_mixture()
         yield from self._check_names()
         yield from self._check_windows()
+        yield from check_one_each(self.gripper_rules)
 
     def _check_split(self) -> Iterator[Problem]:
         if not 0 <= self.validation_fraction < 1:

@@ -9,6 +9,7 @@ from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.data.token_provenance import check_same_encoder
 from pipeline.errors import SchemaError, UserError
 from pipeline.loading.data_config import Convention
+from pipeline.loading.transforms.gripper_rules import rules_by_index
 from pipeline.loading.window_reader import WindowReader
 
 
@@ -22,7 +23,8 @@ def check_datasets(window_reader: WindowReader) -> None:
       SchemaError: A feature is missing or has another type than in the other datasets, the action
         is no float32 vector, tokens come from another encoder, conventions differ, or an
         observation cannot be normalised.
-      UserError: Goal images are wanted, but no camera is read.
+      UserError: Goal images are wanted, but no camera is read; or a rule is for a gripper that a
+        dataset lacks.
     """
     first = window_reader.datasets[0]
     for place, dataset in enumerate(window_reader.datasets):
@@ -35,6 +37,8 @@ def check_datasets(window_reader: WindowReader) -> None:
             column, found = dataset.manifest.schema.find(wanted.key, dataset.path)
             if wanted.key == ACTION:
                 _check_action(column, found, dataset.path)
+                rules = window_reader.config.gripper_rules
+                rules_by_index(rules, dataset.manifest.conventions, found.dims, dataset.path)
             _check_type(column, found, wanted, window_reader, dataset.path)
             _check_encoder(dataset, wanted.key, window_reader)
         _check_meaning(dataset, first, window_reader.config.may_differ)

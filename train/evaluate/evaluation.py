@@ -31,7 +31,8 @@ from train.evaluate.results import (
 )
 from train.evaluate.rollouts import Options, Rollouts
 from train.evaluate.videos import VIDEOS_NAME, Film, Kept
-from train.policy.chunk_execution import make_execution
+from train.policy.chunk_execution import Execution, make_execution
+from train.policy.gripper_commands import GripperCommands
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import encoder_of
@@ -124,7 +125,7 @@ class Evaluation:
         _check_takes_instructions(self._spec, run)
         horizon = self._spec.model.head.action_horizon
         # Made for its checks alone.
-        make_execution(horizon, request.execute_horizon, request.ensemble)
+        self._new_execution()
         name = f"{request.suite}-{self._checkpoint.step}"
         self.folder = pathlib.Path(run) / "evaluation" / name if folder is None else folder
         self._file = ResultsFile(self.folder, run, self._settings(horizon))
@@ -176,7 +177,7 @@ class Evaluation:
                 on_trial(result.success)
 
             try:
-                Rollouts(policy, pool, self._options(policy), on_result).run(self._pending)
+                Rollouts(policy, pool, self._options(), on_result).run(self._pending)
             finally:
                 # Also after an interruption: the latency of what was done.
                 self._note_inference(policy)
@@ -216,14 +217,21 @@ class Evaluation:
             seed=self._request.seed,
         )
 
-    def _options(self, policy: Policy) -> Options:
+    def _new_execution(self) -> Execution:
+        """Makes an execution for one episode, whose grippers are as their rules decide."""
+        request = self._request
+        horizon = self._spec.model.head.action_horizon
+        execution = make_execution(horizon, request.execute_horizon, request.ensemble)
+        grippers = GripperCommands.of(self._spec)
+        # Still 1 = open, 0 = close, of which the simulator makes its own commands.
+        return lambda chunk: grippers.decide(execution(chunk))
+
+    def _options(self) -> Options:
         request, folder = self._request, self.folder / VIDEOS_NAME
         executed = self.results.settings.execute_horizon
         return Options(
             seed=request.seed,
-            make_execution=functools.partial(
-                make_execution, policy.action_horizon, request.execute_horizon, request.ensemble
-            ),
+            make_execution=self._new_execution,
             make_film=None
             if request.videos == "none"
             else lambda trial: Film(folder, trial, CONTROL_FREQUENCY_HZ / executed),

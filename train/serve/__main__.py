@@ -12,6 +12,7 @@ import tyro
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError, user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.loading.transforms.gripper_rules import GripperHysteresis
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program
 from train.policy.chunk_execution import make_execution
@@ -141,6 +142,13 @@ def _load(args: Args, config: ServeConfig) -> Policy:
             "the policy reads %d steps at once, one per message: a client that calls at every n-th "
             "step gives it steps that lie n apart. Exact: --execute_horizon N, called every step",
             policy.window_size,
+        )
+    keeping = [r.dim for r in policy.spec.data.gripper_rules if isinstance(r, GripperHysteresis)]
+    if keeping and not config.is_stepwise:
+        _log.warning(
+            "a gripper keeps its last command (%s), which is known only if a client executes all "
+            "actions of each chunk. Exact: --execute_horizon N, called every step",
+            ", ".join(keeping),
         )
     # Compiles the token encoder as well, so the first client does not wait for it.
     policy.warm_up()

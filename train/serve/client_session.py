@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.conventions import restore_gripper
 from pipeline.errors import UserError
 from pipeline.files import to_json_values
 from pipeline.loading.batch import LeafSpec
 from train.policy.chunk_execution import Execution, make_execution
+from train.policy.gripper_commands import GripperCommands
 from train.policy.observations import REMEDY, describe, find_problems
 from train.policy.policy import Policy
 
@@ -95,6 +95,7 @@ class Session:
         self._prompt = ""
         # Needs its own for every episode: an ensemble keeps chunks.
         self._execution: Execution = self._new_execution()
+        self._grippers = GripperCommands.of(policy.spec)
         self._planned: collections.deque[np.ndarray] = collections.deque()
 
     def answer(self, message: Any) -> dict[str, np.ndarray]:
@@ -123,11 +124,11 @@ class Session:
             chunk = self._policy.infer(shown)[env]
             # The client executes the chunk itself.
             if not self._config.is_stepwise:
-                return {"actions": restore_gripper(chunk, self._policy.conventions)}
+                return {"actions": self._grippers(chunk)}
             self._planned.extend(self._execution(chunk))
         # (1, a): a reply always has the axis of the chunk.
         action = self._planned.popleft()[None]
-        return {"actions": restore_gripper(action, self._policy.conventions)}
+        return {"actions": self._grippers(action)}
 
     def close(self) -> None:
         """Forgets the episode."""
@@ -143,6 +144,7 @@ class Session:
         self._policy.reset(env, prompt)
         self._env, self._prompt = env, prompt
         self._execution = self._new_execution()
+        self._grippers = GripperCommands.of(self._policy.spec)
         self._planned.clear()
         return env
 

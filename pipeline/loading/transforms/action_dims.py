@@ -92,7 +92,7 @@ def check_window(transform: Any, spec: BatchSpec) -> None:
             where=where_of(transform, "state"),
             expected=f"a vector with {action[1]} steps, one for each step of the window",
             found=f"{key} {spec[key]}",
-            remedy="Leave the state out of data.current_only, or use a window_size of 1.",
+            remedy="Leave the state out of data.current_only and data.windows.",
         )
 
 

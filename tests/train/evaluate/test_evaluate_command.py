@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.loading.transforms.gripper_rules import GripperHysteresis
 from tests.train.evaluate.fakes import make_env
 from train.evaluate import evaluate_command, evaluation
 from train.evaluate.evaluate_command import Args, evaluate
@@ -103,6 +104,26 @@ def test_trials_that_were_demonstrated_are_reported(
         is_reported = True in expected
         assert (warning in capsys.readouterr().out) == is_reported
         assert (warning in (out / "report.html").read_text()) == is_reported
+
+
+def test_executed_actions_follow_the_grippers_rule(
+    policy_run: pathlib.Path, installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = read_run(policy_run)
+    rule = GripperHysteresis("gripper", 0.8, 0.2)
+    data = dataclasses.replace(checkpoint.config.data, gripper_rules=(rule,))
+    config = dataclasses.replace(checkpoint.config, data=data)
+    ruled = dataclasses.replace(checkpoint, config=config)
+    chunk = np.zeros((4, 7), np.float32)
+    chunk[:, 6] = [0.9, 0.4, 0.1, 0.6]
+    request = evaluation.Request("libero_spatial", (), execute_horizon=3)
+    for read, decided in ((checkpoint, [1, 0, 0, 1, 0, 0]), (ruled, [1, 1, 0, 1, 1, 0])):
+        monkeypatch.setattr(evaluation, "read_run", lambda run, step, read=read: read)
+        made = evaluation.Evaluation("run", None, request, installation, policy_run / "none")
+        for execution in (made._new_execution(), made._new_execution()):
+            found = np.concatenate([execution(chunk), execution(chunk)])
+            np.testing.assert_array_equal(found[:, 6], decided)
+            assert not found[:, :6].any()
 
 
 @pytest.mark.usefixtures("installation")

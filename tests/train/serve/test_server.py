@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from pipeline.data.conventions import restore_gripper
 from pipeline.errors import UserError
+from pipeline.loading.transforms.gripper_rules import GripperHysteresis
 from tests.processes import Command
 from tests.train.serve.openpi_client import Client
 from tests.train.serve.served import TEXT, serving, shown
@@ -235,6 +237,21 @@ def test_a_stepwise_reply_may_be_the_mean_of_chunks(policies):
     first, second = (policy.infer({0: as_observation(message)})[0] for message in messages)
     mean = restore_gripper((first[1] + second[0]) / 2, policy.conventions)
     np.testing.assert_allclose(found[1][0], mean, atol=1e-5)
+
+
+def test_commands_follow_the_grippers_rule_within_an_episode(policies, monkeypatch):
+    policy = policies[0]
+    rule = GripperHysteresis("gripper", 1e6 + 1, -1e6)  # keeps the first command of an episode
+    data = dataclasses.replace(policy.spec.data, gripper_rules=(rule,))
+    monkeypatch.setattr(policy, "spec", dataclasses.replace(policy.spec, data=data))
+    openings = iter([0.9, 0.1, 0.4, 0.1, 0.9])
+    chunk = np.zeros((4, 7), np.float32)
+    predicted = lambda seen: dict.fromkeys(seen, chunk + np.float32(next(openings)))  # noqa: E731
+    monkeypatch.setattr(policy, "infer", predicted)
+    session = Session(policy, ServeConfig(execute_horizon=1), iter(range(9)))
+    messages = [shown(seed) | {"reset": seed == 3} for seed in range(5)]
+    found = [session.answer(message)["actions"][0, 6] for message in messages]
+    assert found == [-1, -1, -1, 1, 1]  # opened; then, in another episode, closed
 
 
 def test_other_keys_may_be_named(policies):
