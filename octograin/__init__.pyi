@@ -12,6 +12,20 @@ from pipeline.errors import (
 from pipeline.loading.data_config import DataConfig as DataConfig, DatasetConfig as DatasetConfig
 from pipeline.loading.loader import Loader as Loader
 from pipeline.loading.loader_opening import open_loader as open_loader
+from pipeline.loading.transforms.action_transforms import (
+    MaskActions as MaskActions,
+    PadActions as PadActions,
+    RelativeActions as RelativeActions,
+)
+from pipeline.loading.transforms.gripper_rules import (
+    ContinuousGripper as ContinuousGripper,
+    GripperHysteresis as GripperHysteresis,
+    GripperThreshold as GripperThreshold,
+)
+from pipeline.loading.transforms.rotation_transforms import (
+    ConvertActionRotation as ConvertActionRotation,
+    RelativePose as RelativePose,
+)
 from pipeline.parts.part_files import load_parts as load_parts
 from train.flags import load_config as load_config
 from train.octo.octo_config import (
@@ -29,6 +43,7 @@ from train.octo.octo_config import (
 )
 from train.policy import (
     FirstActions as FirstActions,
+    GripperCommands as GripperCommands,
     Policy as Policy,
     PolicyConfig as PolicyConfig,
     TemporalEnsemble as TemporalEnsemble,

@@ -1,6 +1,7 @@
 """A trained model as a policy, loaded from a checkpoint alone: observations in, chunks out."""
 
 from train.policy.chunk_execution import Execution, FirstActions, TemporalEnsemble
+from train.policy.gripper_commands import GripperCommands
 from train.policy.latency import Latency
 from train.policy.observations import Observation
 from train.policy.policy import Policy, PolicyConfig
@@ -10,6 +11,7 @@ from train.policy.policy_spec import PolicySpec
 __all__ = [
     "Execution",
     "FirstActions",
+    "GripperCommands",
     "Latency",
     "Observation",
     "Policy",

@@ -39,7 +39,7 @@ SPEC = make_spec(ARM, (*XYZ, *TURN, "width_m"), raw=["gripper"])
 
 
 def names(prefix: str, representation: Representation) -> tuple[str, ...]:
-    """As many names as a rotation has numbers."""
+    """Returns as many names as a rotation has numbers."""
     return tuple(f"{prefix}{number}" for number in range(num_values(representation)))
 
 
