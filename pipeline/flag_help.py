@@ -1,7 +1,7 @@
 """Flags from the fields of a dataclass: their help texts, and those of the parts of a config."""
 
 import dataclasses
-from typing import Annotated, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import docstring_parser
 import tyro
@@ -25,15 +25,18 @@ def part_flags() -> tyro.constructors.ConstructorRegistry:
     def part_rule(
         info: tyro.constructors.StructTypeInfo,
     ) -> tyro.constructors.StructConstructorSpec | None:
-        if not getattr(info.type, "_is_protocol", False) or not dataclasses.is_dataclass(
-            info.default
-        ):
+        if not (_holds_protocol(info.type) and dataclasses.is_dataclass(info.default)):
             return None
         of_class = dataclasses.replace(info, type=type(info.default))
         found = tyro.constructors.ConstructorRegistry.get_struct_spec(of_class)
         return found if isinstance(found, tyro.constructors.StructConstructorSpec) else None
 
     return registry
+
+
+def _holds_protocol(kind: Any) -> bool:
+    """Whether a type is a protocol, or may be one, such as `PROTOCOL | None`."""
+    return getattr(kind, "_is_protocol", False) or any(map(_holds_protocol, get_args(kind)))
 
 
 def joined_help(kind: type[T]) -> type[T]:

@@ -43,8 +43,8 @@ class Flags:
     """With --resume: continue with other datasets, weights or filters than before; the run's
     checkpoints record the change."""
     parts: PartsFlag = ()
-    """Python file, or module, that defines classes of your own which the run in save_dir records;
-    may be given several times. Those that the config file defines or imports are known."""
+    """Python file, or module, that defines classes of your own which the run in save_dir records,
+    such as my_parts.py; may be given several times. Those of the config file are known."""
     verbose: bool = False
     """Print the full config and description of the run; its directory has them anyway."""
     debug: bool = False

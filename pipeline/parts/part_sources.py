@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import pathlib
+import shlex
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -97,14 +98,16 @@ def find_class(
         module = import_outside(recorded.module, name, closed)
         found = None if module is None else _dataclass_in(module, name)
     if found is None:
+        # Quoted: the name may come from somebody else, and the line is there to be copied.
         file = recorded.file or "FILE"
         raise MissingPartError(
             f"no class {name} of {recorded.file or recorded.module}",
-            f"Give the file: --parts {file}; in Python, octograin.load_parts({file!r}).",
+            f"Give the file: --parts {shlex.quote(file)}; in Python, "
+            f"octograin.load_parts({file!r}).",
         )
-    now = source_of(found).checksum
-    if now != recorded.checksum:
-        _warn_of_change(name, recorded.file or recorded.module, recorded.checksum, now)
+    now = source_of(found)
+    if now.checksum != recorded.checksum:
+        _warn_of_change(name, now.file or now.module, recorded.checksum, now.checksum)
     return found
 
 
