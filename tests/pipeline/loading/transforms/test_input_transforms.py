@@ -149,7 +149,7 @@ POSES = ("left_w", "x_m", "left_x", "left_y", "left_z", "grip_m")
 
 def pose_spec(b: int = 3, w: int = 2) -> BatchSpec:
     """A quaternion among other dimensions, of the last step of a window of two."""
-    stated = dict.fromkeys(POSES[:1] + POSES[2:5], "quaternion_wxyz")
+    stated: dict[str, str] = dict.fromkeys(POSES[:1] + POSES[2:5], "quaternion_wxyz")
     leaf = LeafSpec("float32", (b, w - 1, 6), POSES, frozenset({"grip_m"}), stated)
     return {
         "observation/state": leaf,
