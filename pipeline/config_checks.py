@@ -184,7 +184,8 @@ def _mistyped(config: object) -> Iterator[Problem]:
 def _is_of(kind: Any, element: object) -> bool:
     """Returns whether an element of a tuple has its type; a kind that is no class fits all."""
     if get_origin(kind) is not tuple:
-        return not isinstance(kind, type) or isinstance(element, kind)
+        # Any is a class, but not one for `isinstance`.
+        return kind is Any or not isinstance(kind, type) or isinstance(element, kind)
     kinds = get_args(kind)
     if not isinstance(element, tuple | list) or len(element) != len(kinds):
         return False

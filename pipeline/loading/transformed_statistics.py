@@ -78,7 +78,7 @@ def transformed_statistics(
 def _hash(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> str:
     """Hashes everything that the statistics depend on; 16 hex digits."""
     # The transforms with a user's own, whose source is part of their JSON.
-    described = to_json_values(dataclasses.replace(config, datasets=(), vocabulary=""))
+    described = to_json_values(config)
     names = ("transforms", "window_size", "action_horizon", "octo_action_mask", "observations")
     content = {name: described.get(name) for name in (*names, "current_only", "windows")}
     content |= {
@@ -151,6 +151,7 @@ def _reading(config: DataConfig, names: tuple[str, ...]) -> DataConfig:
         datasets=(dataclasses.replace(part, missing=missing),),
         observations=names,
         current_only=tuple(name for name in config.current_only if name in names),
+        windows=tuple(pair for pair in config.windows if pair[0] in names),
         normalized=None,
         transforms=(),
     )

@@ -268,7 +268,8 @@ class WindowReader:
         # A dataset without names does not contradict the others.
         named = (self._find(place, key)[1].dims for place in self.having(key))
         dims = next(filter(None, named), ())
-        leaf = LeafSpec(str(feature.batch_dtype), feature.shape)
+        is_depth = feature.kind == "depth"
+        leaf = LeafSpec(str(feature.batch_dtype), feature.shape, is_depth=is_depth)
         return step_spec(key, leaf, dims, self.datasets[0].manifest.conventions)
 
     def __call__(self, samples: Samples) -> FlatBatch:

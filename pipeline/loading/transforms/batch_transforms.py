@@ -50,9 +50,16 @@ class Normalize:
         return spec | {self.key: dataclasses.replace(spec[self.key], dtype="float32")}
 
     def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
-        """Replaces the array at `key`."""
+        """Replaces the array at `key`; steps that are missing stay zero."""
         del spec, draws
-        normalized = self.normalizer.normalize(batch[self.key], batch[DATASET_INDEX])
+        values = batch[self.key]
+        normalized = self.normalizer.normalize(values, batch[DATASET_INDEX])
+        name = self.key.removeprefix("observation/")
+        is_read = batch.get(f"observation/pad_mask_dict/{name}")
+        if is_read is not None and not is_read.all():
+            # The last columns are those of a shorter window.
+            real = is_read[:, -values.shape[1] :, None]
+            normalized = np.where(real, normalized, values.astype(np.float32, copy=False))
         return batch | {self.key: normalized}
 
 

@@ -1,18 +1,27 @@
 import dataclasses
-from collections.abc import Callable
+import itertools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from pipeline.config_checks import ConfigError
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader
+from pipeline.loading.samples.sampling import WHOLE_BATCH, HostShard
 from pipeline.loading.transforms.input_transforms import (
     ConvertObservationRotation,
     DropObservation,
     StateNoise,
 )
 from pipeline.loading.transforms.transform import Draws, Transform
+from tests.small_dataset import write_dataset
 
 STATE = ("x_m", "y_m", "grip_m")
 MASKS = "observation/pad_mask_dict/"
@@ -286,3 +295,107 @@ def test_a_transform_that_does_not_fit_the_arrays_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         transform.spec_after(spec_of())
+
+
+# --- in a loader
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Four episodes of six steps, with two cameras and a state."""
+    shapes = {
+        "action": (2,),
+        "observation/front": (4, 6, 3),
+        "observation/wrist": (2, 3, 3),
+        "observation/state": (3,),
+    }
+    return write_dataset(tmp_path_factory.mktemp("noisy") / "set", shapes)
+
+
+RANDOM = (
+    StateNoise("state", (("1", 0.5),)),
+    DropObservation(("wrist", "state"), 0.4),
+)
+OBSERVATIONS = ("front", "wrist", "state")
+
+
+def loader_of(
+    *parts: DatasetConfig, batch_size: int, shard: HostShard = WHOLE_BATCH, **settings: Any
+) -> Loader:
+    names = {"observations": OBSERVATIONS, "transforms": RANDOM, "num_threads": 0}
+    config = DataConfig(parts, "", **(names | settings))
+    return Loader(config, batch_size, [open_dataset(p.path) for p in parts], None, shard)
+
+
+def observations(loader: Loader, num_batches: int, position: int = 0) -> list[dict[str, Any]]:
+    """The observations of some batches, and their goals."""
+    batches = [b.arrays for b in itertools.islice(loader.batches(position), num_batches)]
+    return [b["observation"] | {"goals": b["task"]} for b in batches]
+
+
+def concatenated(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def test_draws_of_a_loader_do_not_depend_on_how_samples_become_batches(
+    directory: pathlib.Path,
+) -> None:
+    part = DatasetConfig(str(directory))
+    (whole,) = observations(loader_of(part, batch_size=16), 1)
+    assert 0 < whole["pad_mask_dict"]["wrist"][:, 0].sum() < 16
+    halves = [loader_of(part, batch_size=16, shard=HostShard(n, 2)) for n in range(2)]
+    for parts in (
+        observations(loader_of(part, batch_size=4), 4),
+        observations(loader_of(part, batch_size=4, num_threads=2), 4),
+        observations(loader_of(part, batch_size=8), 1)
+        + observations(loader_of(part, batch_size=8), 1, position=1),
+        [observations(half, 1)[0] for half in halves],
+    ):
+        jax.tree.map(np.testing.assert_array_equal, concatenated(parts), whole)
+    (other,) = observations(loader_of(part, batch_size=16, seed=7), 1)
+    assert (other["pad_mask_dict"]["wrist"] != whole["pad_mask_dict"]["wrist"]).any()
+
+
+def test_what_is_hidden_is_what_a_dataset_without_it_gives(directory: pathlib.Path) -> None:
+    settings = {"conditioning": "image_conditioned", "windows": (("state", 1),), "batch_size": 32}
+    lacks = DatasetConfig(str(directory), missing=("wrist", "state"))
+    always = (DropObservation(("wrist", "state"), 1.0),)
+    # Another dataset has them, which the config of a mixture needs.
+    other = DatasetConfig(str(directory))
+    (hidden,) = observations(loader_of(other, other, transforms=always, **settings), 1)
+    (missing,) = observations(loader_of(lacks, other, transforms=(), **settings), 1)
+    rows = np.flatnonzero(~missing["pad_mask_dict"]["state"][:, -1])
+    assert len(rows) == 16
+    for name in ("wrist", "state"):
+        for found in (
+            lambda batch, name=name: batch[name],
+            lambda batch, name=name: batch["pad_mask_dict"][name],
+        ):
+            np.testing.assert_array_equal(found(hidden)[rows], found(missing)[rows])
+            assert not found(hidden).any()
+    goals = hidden["goals"]
+    np.testing.assert_array_equal(goals["wrist"][rows], missing["goals"]["wrist"][rows])
+    assert not goals["wrist"].any()
+    assert not goals["pad_mask_dict"]["wrist"].any()
+    assert goals["pad_mask_dict"]["front"].all()
+    # Whatever else a sample has stays.
+    (plain,) = observations(loader_of(other, other, transforms=(), **settings), 1)
+    np.testing.assert_array_equal(hidden["front"], plain["front"])
+
+
+def test_noise_is_in_the_units_of_the_dataset_and_changes_no_statistics(
+    directory: pathlib.Path,
+) -> None:
+    part = DatasetConfig(str(directory))
+    noisy = loader_of(part, batch_size=8, transforms=RANDOM[:1])
+    plain = loader_of(part, batch_size=8, transforms=())
+    ours, theirs = (one.statistics["observation/state"][0] for one in (noisy, plain))
+    np.testing.assert_array_equal(ours.std, theirs.std)
+    (first,), (second,) = observations(noisy, 1), observations(plain, 1)
+    difference = (first["state"] - second["state"]) * theirs.std
+    expected = 0.5 * Draws(noisy.config.seed, 0, np.arange(8)).normal(2)
+    np.testing.assert_allclose(difference[..., 1], expected, atol=1e-5)
+    assert not difference[..., [0, 2]].any()
+    # A validation, and a policy, draw nothing.
+    (quiet,) = observations(noisy.without_random(), 1)
+    np.testing.assert_array_equal(quiet["state"], second["state"])
