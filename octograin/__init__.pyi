@@ -22,6 +22,11 @@ from pipeline.loading.transforms.gripper_rules import (
     GripperHysteresis as GripperHysteresis,
     GripperThreshold as GripperThreshold,
 )
+from pipeline.loading.transforms.input_transforms import (
+    ConvertObservationRotation as ConvertObservationRotation,
+    DropObservation as DropObservation,
+    StateNoise as StateNoise,
+)
 from pipeline.loading.transforms.rotation_transforms import (
     ConvertActionRotation as ConvertActionRotation,
     RelativePose as RelativePose,

@@ -11,6 +11,11 @@ from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.samples.windows import history_indices
+from pipeline.loading.transforms.input_transforms import (
+    ConvertObservationRotation,
+    DropObservation,
+    StateNoise,
+)
 from tests.train.conftest import without_params
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import parity
@@ -77,7 +82,14 @@ def test_a_policy_sees_what_it_was_trained_on_bitwise_identical(checkpoint, data
         {"conditioning": "multimodal"},
         {"conditioning": "image_conditioned"},
         {"current_only": ("vggt_tokens",)},
-        {"windows": (("vggt_tokens", 1),)},
+        {"windows": (("vggt_tokens", 1), ("image_wrist", 1), ("proprio", 1))},
+        {
+            "transforms": (
+                StateNoise("proprio", (("x_m", 0.1),)),
+                DropObservation(("image_wrist", "proprio"), 0.5),
+                ConvertObservationRotation(("rx_rad", "ry_rad", "rz_rad"), "axis_angle", "rot6d"),
+            )
+        },
         {"window_size": 1},
         {"normalization": "bounds"},
         {"normalization": "quantile"},

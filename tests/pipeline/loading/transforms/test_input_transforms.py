@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pipeline.config_checks import ConfigError
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.files import from_json_text, to_json_values
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
@@ -295,6 +297,12 @@ def test_a_transform_that_does_not_fit_the_arrays_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         transform.spec_after(spec_of())
+
+
+@pytest.mark.parametrize("transform", [*TRANSFORMS, TURN], ids=["noise", "drop", "turn"])
+def test_a_transform_survives_json(transform: Transform) -> None:
+    text = json.dumps(to_json_values(transform))
+    assert from_json_text(type(transform), text, where="x", remedy="y") == transform
 
 
 # --- in a loader
