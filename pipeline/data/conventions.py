@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, assert_never
 
@@ -191,6 +191,21 @@ class Conventions:
         if self.gripper_dim is None:
             return self.grippers
         return (Gripper(self.gripper_dim, self.gripper_open, self.gripper_close),)
+
+    def rotation_names(self, key: str, dims: Sequence[str]) -> dict[str, str]:
+        """Returns the representation of the rotation that a dimension may belong to, by its name.
+
+        Of an action whose poses are not known, any dimension but a gripper may be of a rotation.
+
+        Args:
+          key: Key of the feature.
+          dims: Names of its dimensions.
+        """
+        poses = [pose for pose in self.rotations if pose.feature == key]
+        if poses or key != ACTION or self.rotation == "none":
+            return {dims[dim]: pose.representation for pose in poses for dim in pose.dims}
+        others = np.flatnonzero(self.normalized_dims(len(dims)))
+        return {dims[dim]: self.rotation for dim in others}
 
     def normalized_dims(self, action_dim: int) -> np.ndarray:
         """Bool (a): True where the action is normalised, False for the grippers."""

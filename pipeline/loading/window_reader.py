@@ -109,26 +109,30 @@ INTERNAL = frozenset({DATASET_INDEX, KEEPS_TEXT})
 """Arrays of a gathered batch that only the next transforms use."""
 
 
-def step_spec(key: str, leaf: LeafSpec, dims: Sequence[str], conventions: Conventions) -> LeafSpec:
+def step_spec(
+    key: str, leaf: LeafSpec, dims: Sequence[str], conventions: Sequence[Conventions]
+) -> LeafSpec:
     """Returns the type of one step of a feature with the names of its dimensions.
 
     Args:
       key: Key of the feature.
       leaf: Its dtype and its shape in a batch, without the batch axis.
       dims: Names of the dimensions of a vector; empty: they are numbered from 0.
-      conventions: Conventions of the dataset, which know its grippers and rotations.
+      conventions: Conventions of each dataset, which know the grippers and rotations; the grippers
+        are the same in all.
     """
     if len(leaf.shape) != 1:
         return leaf
     names = tuple(dims) or tuple(map(str, range(leaf.shape[0])))
-    grippers = conventions.all_grippers if key == ACTION else ()
-    rotations = {
-        names[dim]: pose.representation
-        for pose in conventions.rotations
-        for dim in pose.dims
-        if pose.feature == key
-    }
+    grippers = conventions[0].all_grippers if key == ACTION else ()
     raw = frozenset(names[gripper.dim] for gripper in grippers)
+    stated = [one.rotation_names(key, names) for one in conventions]
+    # Where datasets differ, no representation is that of all.
+    rotations = {
+        name: " or ".join(sorted({one[name] for one in stated if name in one}))
+        for name in names
+        if any(name in one for one in stated)
+    }
     return LeafSpec(leaf.dtype, leaf.shape, names, raw, rotations)
 
 
@@ -270,7 +274,8 @@ class WindowReader:
         dims = next(filter(None, named), ())
         is_depth = feature.kind == "depth"
         leaf = LeafSpec(str(feature.batch_dtype), feature.shape, is_depth=is_depth)
-        return step_spec(key, leaf, dims, self.datasets[0].manifest.conventions)
+        having = [self.datasets[place].manifest.conventions for place in self.having(key)]
+        return step_spec(key, leaf, dims, having)
 
     def __call__(self, samples: Samples) -> FlatBatch:
         """Reads a batch.

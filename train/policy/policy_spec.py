@@ -219,7 +219,7 @@ def _step(key: str, feature: Mapping[str, Any], conventions: Conventions) -> Lea
     """Returns the type of one step of a described feature."""
     is_depth = feature.get("kind") == "depth"
     leaf = LeafSpec(feature["dtype"], tuple(feature["shape"]), is_depth=is_depth)
-    return step_spec(key, leaf, tuple(feature["dims"]), conventions)
+    return step_spec(key, leaf, tuple(feature["dims"]), [conventions])
 
 
 def _name(key: str) -> str:

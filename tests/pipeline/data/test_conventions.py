@@ -342,3 +342,16 @@ def test_a_pose_lies_at_its_dimensions() -> None:
     assert {name: num_values(name) for name in get_args(Rotation)} == ROTATION_DIMS
     with pytest.raises(ValueError, match="dim must be at least 0, not -3"):
         PoseRotation("action", -3, "axis_angle")
+
+
+def test_dimensions_that_may_be_of_a_rotation_have_its_representation() -> None:
+    names = tuple("abcdefg")
+    # Without poses, all of an action but its gripper, and nothing of an observation.
+    assert LIBERO.rotation_names("action", names) == dict.fromkeys("abcdef", "axis_angle")
+    assert LIBERO.rotation_names("observation/proprio", names) == {}
+    joints = dataclasses.replace(LIBERO, rotation="none")
+    assert joints.rotation_names("action", names) == {}
+    poses = (PoseRotation("action", 3, "axis_angle"), PoseRotation("p", 0, "quaternion_xyzw"))
+    known = dataclasses.replace(LIBERO, rotations=poses)
+    assert known.rotation_names("action", names) == dict.fromkeys("def", "axis_angle")
+    assert known.rotation_names("p", names) == dict.fromkeys("abcd", "quaternion_xyzw")

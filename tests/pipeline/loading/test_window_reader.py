@@ -5,14 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import open_dataset
 from pipeline.data.images import decode_image
 from pipeline.errors import DataError, RecordError, SchemaError
-from pipeline.loading.batch import check_batch
+from pipeline.loading.batch import LeafSpec, check_batch
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.samples.splits import select
-from pipeline.loading.window_reader import WindowReader
+from pipeline.loading.window_reader import WindowReader, step_spec
 
 OBSERVATIONS = ("image_primary", "proprio", "vggt_tokens")
 
@@ -284,3 +285,16 @@ def test_spoiled_image_is_named_so_that_it_can_be_excluded(
     with pytest.raises(RecordError, match=r"record 2, observation/image_primary: .*no image") as e:
         window_reader(at(229))
     assert e.value.record == "steps/00001-of-00002.arrayrecord:2"
+
+
+def test_a_rotation_that_datasets_write_differently_has_no_representation_of_all() -> None:
+    first = Conventions("upright", "axis_angle", 10.0, "kept", gripper_dim=3)
+    leaf, names = LeafSpec("float32", (4,)), ("rx", "ry", "rz", "gripper")
+    alone = step_spec("action", leaf, names, [first])
+    assert (alone.dims, alone.raw) == (names, {"gripper"})
+    assert alone.rotations == dict.fromkeys(names[:3], "axis_angle")
+    other = dataclasses.replace(first, rotation="euler_xyz")
+    both = step_spec("action", leaf, names, [other, first])
+    assert both.rotations == dict.fromkeys(names[:3], "axis_angle or euler_xyz")
+    joints = dataclasses.replace(first, rotation="none")
+    assert step_spec("action", leaf, names, [joints, first]).rotations == alone.rotations
