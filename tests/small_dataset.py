@@ -1,5 +1,6 @@
 """Small dataset directories of any features, written without a source; for tests."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -28,23 +29,30 @@ def write_dataset(
     pixels: Sequence[str] = (),
     tasks: Sequence[str] = ("lift the cup", "open the drawer"),
     num_episodes: int = 4,
+    dims: Mapping[str, tuple[str, ...]] = {},
+    conventions: Conventions = CONVENTIONS,
 ) -> pathlib.Path:
     """Writes a dataset of episodes of `LENGTH` steps, and returns its directory.
 
     Args:
       directory: Is made.
       shapes: By feature key, the shape of one step, filled with noise: an encoded image where it is
-        (h, w, 3), else float32; or the values of all steps.
+        (h, w, 3), else float32; or the values of all steps, of depth where they are uint16.
       pixels: Keys of the images that are stored as tensors of their pixels.
       tasks: Instructions, one per episode, in turn.
       num_episodes: Number of episodes in the dataset.
+      dims: Names of the dimensions, by feature key.
+      conventions: Conventions of the dataset.
     """
     rng = np.random.default_rng(0)
     num_steps = num_episodes * LENGTH
     values = {key: _noise(rng, num_steps, shape) for key, shape in shapes.items()}
-    features = [_feature(key, value[0], pixels) for key, value in values.items()]
-    columns = [Column(EPISODES, "episode", tuple(f for f in features if not f.is_camera))]
-    cameras = tuple(feature for feature in features if feature.is_camera)
+    features = [
+        dataclasses.replace(_feature(key, value[0], pixels), dims=dims.get(key, ()))
+        for key, value in values.items()
+    ]
+    cameras = tuple(f for f in features if f.is_camera or f.kind == "depth")
+    columns = [Column(EPISODES, "episode", tuple(f for f in features if f not in cameras))]
     columns += [Column("steps", "step", cameras)] if cameras else []
     shards = {column.name: (_write(directory, column, values, num_episodes),) for column in columns}
     schema = Schema(tuple(columns))
@@ -60,7 +68,7 @@ def write_dataset(
         tasks=tuple(tasks),
         task_source="steps/language_instruction",
         removed_steps=(0,) * len(tasks),
-        conventions=CONVENTIONS,
+        conventions=conventions,
         licences={column.name: "unknown" for column in columns},
         provenance={},
     )
@@ -83,6 +91,8 @@ def _noise(
 def _feature(key: str, value: Any, pixels: Sequence[str]) -> Feature:
     is_image = value.shape[2:] == (3,) and key not in pixels
     dtype = str(value.dtype)
+    if dtype == "uint16":
+        return Feature(key, "depth", value.shape, dtype, "float32", f"s/{key}")
     return Feature(key, "image" if is_image else "tensor", value.shape, dtype, dtype, f"s/{key}")
 
 
@@ -101,8 +111,8 @@ def _write(
 
 
 def _stored(feature: Feature, value: Any) -> Any:
-    if feature.kind != "image":
+    if feature.kind == "tensor":
         return np.asarray(value)
     out = io.BytesIO()
-    Image.fromarray(value).save(out, "PNG")
+    Image.fromarray(value[..., 0] if feature.kind == "depth" else value).save(out, "PNG")
     return out.getvalue()

@@ -25,6 +25,7 @@ from pipeline.loading.batch import FlatBatch, LeafSpec
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.text import Encode
+from pipeline.loading.transforms.action_transforms import MaskActions
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.checkpoints.checkpoint_store import Checkpoint
@@ -108,7 +109,7 @@ def compare_episode(
     inputs = PolicyInputs(spec, vocabulary.EncodeAsIds, stored)
     found = {key: Comparison(key) for key in spec.leaves}
     returned = Comparison(ACTION)
-    scale = _scale(spec, dataset)
+    scale, kept = _scale(spec, dataset), _kept(spec)
     for t in range(dataset.manifest.episode_lengths[episode]):
         # Steps of the dataset; `t` counts in the episode.
         step = int(dataset.episode_starts[episode]) + t
@@ -129,7 +130,7 @@ def compare_episode(
             comparison.add(t, theirs.get(key), ours.get(key))
         # The first action of the chunk that the loader makes of this step.
         restored = policy.restore(training[ACTION][:, -1])[0, 0]
-        returned.add(t, shown[ACTION] / scale, restored / scale, _TOLERANCE)
+        returned.add(t, (shown[ACTION] / scale)[kept], (restored / scale)[kept], _TOLERANCE)
     # Values that were clipped do not return.
     return [*found.values(), *([] if spec.normalization == "bounds" else [returned])]
 
@@ -160,6 +161,13 @@ def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
     # float64, because unsigned integers would wrap.
     largest = float(np.abs(theirs.astype(np.float64) - ours.astype(np.float64)).max())
     return largest if math.isfinite(largest) else math.inf
+
+
+def _kept(spec: PolicySpec) -> list[int]:
+    """Returns the dimensions of the action that training keeps."""
+    masks = [one for one in spec.data.transforms if isinstance(one, MaskActions)]
+    lost = {name for mask in masks for name in mask.dims}
+    return [dim for dim, name in enumerate(spec.before[ACTION].dims) if name not in lost]
 
 
 def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader, int]:
