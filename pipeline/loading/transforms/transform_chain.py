@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Stage:
             )
         return changed
 
-    def _problems(self, batch: FlatBatch, changed: FlatBatch) -> Iterator[str]:
+    def _problems(self, batch: FlatBatch, changed: Any) -> Iterator[str]:
         """Yields what does not fit the declared types, in the arrays that are new."""
         if not isinstance(changed, dict):
             yield f"a {type(changed).__name__} instead of a dictionary of arrays"

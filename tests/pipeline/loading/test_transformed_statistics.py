@@ -1,0 +1,151 @@
+import dataclasses
+import itertools
+import json
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+
+from pipeline.data.dataset import open_dataset
+from pipeline.data.manifest import TRANSFORMED_NAME
+from pipeline.errors import SchemaError
+from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader
+from pipeline.loading.transformed_statistics import transformed_statistics
+from pipeline.loading.transforms.action_transforms import RelativeActions
+from pipeline.loading.transforms.input_transforms import StateNoise
+from pipeline.loading.transforms.transform import Draws
+from tests.small_dataset import LENGTH, write_dataset
+
+NAMES = ("x_m", "y_m")
+CAMERA = "observation/image_primary"
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    shapes = {"action": (2,), "observation/proprio": (2,), CAMERA: (4, 4, 3)}
+    dims = {"action": NAMES, "observation/proprio": NAMES}
+    return write_dataset(tmp_path / "data", shapes, dims=dims)
+
+
+def config_of(path: pathlib.Path, *transforms: object, **fields: object) -> DataConfig:
+    return DataConfig(
+        (DatasetConfig(str(path)),),
+        vocabulary="",
+        observations=("image_primary", "proprio"),
+        action_horizon=3,
+        transforms=transforms,
+        **fields,
+    )
+
+
+def loader_of(config: DataConfig) -> Loader:
+    return Loader(config, 24, [open_dataset(part.path) for part in config.datasets], None)
+
+
+def test_what_is_normalised_has_the_mean_0_and_the_deviation_1(path: pathlib.Path) -> None:
+    loader = loader_of(config_of(path, RelativeActions(NAMES[:1])))
+    batch = loader.read(0, range(4 * LENGTH))
+    real = batch["action_pad_mask"][:, -1, :, 0]
+    actions = batch["action"][:, -1][real]
+    # 15 chunks of 3 actions, and the last two steps of the 4 episodes have 2 and 1.
+    assert len(actions) == 4 * (4 * 3 + 2 + 1)
+    np.testing.assert_allclose(actions.mean(axis=0)[0], 0, atol=1e-5)
+    np.testing.assert_allclose(actions.std(axis=0)[0], 1, rtol=1e-5)
+
+
+def test_they_are_those_of_the_changed_values_and_only_of_them(path: pathlib.Path) -> None:
+    dataset = open_dataset(str(path))
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    found = transformed_statistics(dataset, config.datasets[0], config)
+    assert list(found) == ["action"]
+    rows = []
+    for number in range(dataset.num_episodes):
+        record = dataset.columns["episodes"].read(number)
+        action, state = record["action"], record["observation/proprio"]
+        for t, ahead in itertools.product(range(LENGTH), range(3)):
+            if t + ahead < LENGTH:
+                rows.append(action[t + ahead] - state[t] * np.array([1, 0], np.float32))
+    np.testing.assert_allclose(found["action"].mean, np.mean(rows, axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["action"].std, np.std(rows, axis=0), rtol=1e-5)
+    assert found["action"].count == len(rows)
+    loader = loader_of(config)
+    stored = dataset.statistics["observation/proprio"]
+    np.testing.assert_array_equal(loader.statistics["observation/proprio"][0].mean, stored.mean)
+
+
+def test_they_are_computed_once_for_the_same_transforms(
+    path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    first = loader_of(config).statistics["action"][0]
+    again = loader_of(config).statistics["action"][0]
+    np.testing.assert_array_equal(first.p01, again.p01)
+    loader_of(config_of(path, RelativeActions(NAMES)))
+    lines = [line for line in caplog.messages if "after the transforms: 24 steps" in line]
+    assert len(lines) == 2
+    assert len(json.loads((path / TRANSFORMED_NAME).read_text())) == 2
+
+
+def test_a_file_that_was_changed_is_computed_again(path: pathlib.Path) -> None:
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    right = loader_of(config).statistics["action"][0]
+    file = path / TRANSFORMED_NAME
+    kept = json.loads(file.read_text())
+    (entry,) = kept.values()
+    entry["statistics"]["action"]["mean"][0] += 1
+    for text in (json.dumps(kept), "[1", "[]"):
+        file.write_text(text)
+        np.testing.assert_array_equal(loader_of(config).statistics["action"][0].mean, right.mean)
+
+
+def test_a_directory_that_cannot_be_written_is_no_obstacle(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("pipeline.loading.transformed_statistics.write_text_atomically", refuse)
+    loader = loader_of(config_of(path, RelativeActions(NAMES[:1])))
+    assert loader.statistics["action"][0].count == 60
+    assert not (path / TRANSFORMED_NAME).exists()
+
+
+def test_random_transforms_do_not_change_them(path: pathlib.Path) -> None:
+    config = config_of(path, StateNoise("proprio", (("x_m", 10.0),)))
+    assert transformed_statistics(open_dataset(str(path)), config.datasets[0], config) == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Brightness:
+    """Adds the mean of an image as a vector."""
+
+    def spec_after(self, spec: BatchSpec) -> BatchSpec:
+        leaf = LeafSpec("float32", (*spec[CAMERA].shape[:2], 1), ("brightness",))
+        return spec | {"observation/brightness": leaf}
+
+    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
+        mean = batch[CAMERA].mean(axis=(2, 3, 4), dtype=np.float32)
+        return batch | {"observation/brightness": mean[..., None]}
+
+
+def test_a_vector_made_of_images_is_normalised_too(path: pathlib.Path) -> None:
+    loader = loader_of(config_of(path, Brightness()))
+    assert loader.normalized == ("proprio", "brightness")
+    values = loader.read(0, range(24))["observation"]["brightness"][:, -1]
+    assert values.shape == (24, 1)
+    np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-4)
+
+
+def test_datasets_must_name_dimensions_alike(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shapes = {"action": (2,), "observation/proprio": (2,), CAMERA: (4, 4, 3)}
+    other = write_dataset(tmp_path / "other", shapes, dims={"action": NAMES[::-1]})
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    config = dataclasses.replace(config, datasets=(*config.datasets, DatasetConfig(str(other))))
+    with pytest.raises(
+        SchemaError, match=r"names of action: expected x_m, y_m, as .*; found y_m, x_m"
+    ):
+        loader_of(config)
