@@ -48,7 +48,8 @@ def shared_by_runs() -> Iterator[None]:
     def validator(config: TrainConfig, *args: Any) -> Validator:
         made = Validator(config, *args)
         *_, sharding = args
-        first = validators.setdefault((read_by_programs(config), sharding), made)
+        key = read_by_programs(config) + repr(config.data.transforms)
+        first = validators.setdefault((key, sharding), made)
         made._evaluate, made._sample = first._evaluate, first._sample
         return made
 
@@ -81,7 +82,10 @@ def read_by_programs(config: TrainConfig) -> str:
     is_timed = schedule.schedule == "cosine" and schedule.decay_steps is None
     with deferred():
         data = dataclasses.replace(
-            config.data, datasets=(DatasetConfig("any"),), validation_fraction=0.0
+            config.data,
+            datasets=(DatasetConfig("any"),),
+            validation_fraction=0.0,
+            transforms=(),  # the shapes that they leave are compared beside this
         )
         config = dataclasses.replace(
             config,

@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import to_json_values
 from pipeline.loading.data_config import DatasetConfig
+from tests.own_modules import forget_modules
 from train.flags import load_config, parse_flags
 from train.octo.octo_config import DiffusionConfig
 from train.train_config import parse_config
@@ -220,9 +221,8 @@ class Flow:
 
 
 @pytest.fixture
-def own_head(tiny_config_path, tmp_path, monkeypatch):
+def own_head(tiny_config_path, tmp_path):
     """Writes a config whose head is a class in a file beside it, and returns its path."""
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     (tmp_path / "my_heads.py").write_text(MY_HEADS)
 
     def write(head="Flow(num_steps=7)"):
@@ -235,7 +235,8 @@ def own_head(tiny_config_path, tmp_path, monkeypatch):
         )
         return path
 
-    return write
+    yield write
+    forget_modules(tmp_path)
 
 
 def test_a_config_may_have_a_head_of_a_file_beside_it(own_head, capsys, tmp_path):

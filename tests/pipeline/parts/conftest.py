@@ -1,14 +1,15 @@
+import pathlib
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from pipeline.parts import part_files, part_sources
+from tests.own_modules import forget_modules
 
 
 @pytest.fixture(autouse=True)
-def modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test imports is forgotten afterwards."""
-    for name, value in (("modules", dict(sys.modules)), ("path", list(sys.path))):
-        monkeypatch.setattr(sys, name, value)
-    monkeypatch.setattr(part_files, "_loaded", {})
-    part_sources._warn_of_change.cache_clear()
+def own_modules(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test imports from its folder is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    forget_modules(tmp_path)

@@ -1,0 +1,136 @@
+"""A run whose config has classes of a user's own file, in every command that reads the run."""
+
+import hashlib
+import importlib
+import json
+import logging
+import sys
+
+import pytest
+
+from pipeline.errors import DataError, UserError
+from tests.own_modules import forget_modules
+from train.checkpoints.checkpoint_store import read_checkpoint
+from train.flags import parse_flags
+from train.policy import parity
+from train.run import run
+
+MY_PARTS = '''
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """Adds a constant to the proprioception."""
+
+    by: float = 0.5
+
+    def spec_after(self, spec):
+        return spec
+
+    def apply(self, batch, spec, draws):
+        key = "observation/proprio"
+        return batch | {key: batch[key] + np.float32(self.by)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Scales the actions by a power of 2, which is exact."""
+
+    factor: float = 2.0
+
+    def spec_after(self, spec):
+        return spec
+
+    def apply(self, batch, spec, draws):
+        return batch | {"action": batch["action"] * np.float32(self.factor)}
+
+    def invert(self, action, batch, spec):
+        return action / np.float32(self.factor)
+'''
+CHECKSUM = hashlib.sha256(MY_PARTS.encode()).hexdigest()
+
+
+@pytest.fixture
+def project(tiny_config_path, mini_dataset, tmp_path):
+    """A folder with a config file and, beside it, the file of the classes that it imports."""
+    (tmp_path / "my_parts.py").write_text(MY_PARTS)
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses, octograin\nfrom my_parts import Scale, Shift\n"
+        f"tiny = octograin.load_config('{tiny_config_path}:shallow')\n"
+        f"datasets = (octograin.DatasetConfig({str(mini_dataset)!r}),)\n"
+        "data = dataclasses.replace(\n"
+        "    tiny.data, datasets=datasets, transforms=(Shift(0.25), Scale())\n"
+        ")\n"
+        f"save_dir = {str(tmp_path / 'run')!r}\n"
+        "VARIANTS = {'default': dataclasses.replace(tiny, data=data, save_dir=save_dir)}\n"
+    )
+    yield tmp_path
+    forget_modules(tmp_path)
+
+
+def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, capsys):
+    config = ["--config", str(project / "mine.py"), "--config.data.transforms.0.by=0.125"]
+    directory = run(parse_flags([*config, "--config.num_steps=1"]))
+    (copy,) = (directory / "parts").iterdir()
+    assert (copy.name, copy.read_text()) == (f"my_parts.{CHECKSUM[:8]}.py.txt", MY_PARTS)
+    shift, scale = json.loads((directory / "config.json").read_text())["data"]["transforms"]
+    assert shift == {
+        "part": "Shift",
+        "module": "my_parts",
+        "file": "my_parts.py",
+        "checksum": CHECKSUM,
+        "fields": {"by": 0.125},
+    }
+    assert (scale["part"], scale["fields"]) == ("Scale", {"factor": 2.0})
+
+    # Another process has to be given the file.
+    forget_modules(project)
+    missing = r"data\.transforms \(1st, Shift\): no class Shift of my_parts\.py; .* Give the "
+    with pytest.raises(DataError, match=missing + r"file: --parts my_parts\.py; in Python, octogr"):
+        read_checkpoint(directory)
+    monkeypatch.setattr(
+        sys, "argv", ["parity", str(directory), "--parts", str(project / "my_parts.py")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        parity.main()
+    shown = capsys.readouterr().out
+    assert (ended.value.code, "bitwise identical" in shown) == (0, True)
+    assert not any("has changed" in text for text in caplog.messages)
+
+    # A resumed run finds the classes in its config; a changed source is a warning.
+    forget_modules(project)
+    (project / "my_parts.py").write_text(MY_PARTS + "# edited\n")
+    with caplog.at_level(logging.WARNING):
+        run(parse_flags([*config, "--config.num_steps=2", "--resume"]))
+    changed = [text for text in caplog.messages if "has changed" in text]
+    assert [text.partition(" (SHA")[0] for text in changed] == [
+        f"part {name}: the source my_parts.py has changed since it was recorded"
+        for name in ("Shift", "Scale")
+    ]
+    assert len(list((directory / "parts").iterdir())) == 2
+
+    # Other fields are another config.
+    with pytest.raises(UserError, match=r"data\.transforms: .*0.125.* then, .*0.25.* now"):
+        run(parse_flags([*config[:2], "--config.num_steps=3", "--resume"]))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("train.run", ["--config", "libero_vggt:demo"]),
+        ("train.serve.__main__", ["none"]),
+        ("train.evaluate.evaluate_command", ["none"]),
+        ("train.policy.parity", ["none"]),
+        ("train.report.__main__", ["none"]),
+        ("train.checkpoints.export_run", ["none", "dst"]),
+    ],
+)
+def test_every_command_that_reads_a_run_takes_parts(command, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", *arguments, "--parts", "json", "--parts", "a.py"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(command).main()
+    error = "error: --parts a.py: expected a Python file that ends in .py, or the name of a module"
+    assert (ended.value.code, capsys.readouterr().err.startswith(error)) == (2, True)
