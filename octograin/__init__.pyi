@@ -9,6 +9,7 @@ from pipeline.errors import (
     SchemaError as SchemaError,
     UserError as UserError,
 )
+from pipeline.loading.batch import LeafSpec as LeafSpec
 from pipeline.loading.data_config import DataConfig as DataConfig, DatasetConfig as DatasetConfig
 from pipeline.loading.loader import Loader as Loader
 from pipeline.loading.loader_opening import open_loader as open_loader
@@ -33,6 +34,7 @@ from pipeline.loading.transforms.rotation_transforms import (
 )
 from pipeline.parts.part_files import load_parts as load_parts
 from train.flags import load_config as load_config
+from train.octo.heads.diffusion import masked_mean as masked_mean
 from train.octo.octo_config import (
     DiffusionConfig as DiffusionConfig,
     ImageTokenizerConfig as ImageTokenizerConfig,
@@ -46,6 +48,14 @@ from train.octo.octo_config import (
     octo_base as octo_base,
     octo_small as octo_small,
 )
+from train.octo.protocols import (
+    HeadConfig as HeadConfig,
+    TokenizerConfig as TokenizerConfig,
+    WeightSource as WeightSource,
+)
+from train.octo.released.weight_loading import Pretrained as Pretrained
+from train.octo.token_groups import TokenGroup as TokenGroup
+from train.octo.tokenizer_inputs import observation_mask as observation_mask
 from train.policy import (
     FirstActions as FirstActions,
     GripperCommands as GripperCommands,
