@@ -71,7 +71,7 @@ class Part:
         if isinstance(values, dict) and "part" in values:
             found = self._class_of(values, info.context)
             # Before it is made: making it executes what the class checks.
-            if lacks := _lacked(kind, found):
+            if lacks := lacked(kind, found):
                 raise _error(f"{found.__name__} lacks {', '.join(lacks)}")
             if not _members(kind) and not issubclass(found, kind):
                 raise _error(f"expected {_needs(kind)}, not {found.__name__}")
@@ -115,7 +115,7 @@ def part_problems(kind: Any, mark: Part, value: Any) -> Iterator[tuple[str, str,
         remedy = f"Write @dataclasses.dataclass(frozen=True) above class {found.__name__}."
         yield "a frozen dataclass", f"{found.__name__}, which is not frozen", remedy
     elif not isinstance(value, kind):
-        lacks = _lacked(kind, found)
+        lacks = lacked(kind, found)
         text = f"{found.__name__}, which lacks {', '.join(lacks)}" if lacks else found.__name__
         yield _needs(kind), text, "Add it to the class."
     elif "." in found.__qualname__ and found not in mark.plain:
@@ -222,7 +222,7 @@ def _dataclasses(annotation: Any) -> Iterator[Any]:
         yield from _dataclasses(argument)
 
 
-def _lacked(kind: Any, found: type) -> list[str]:
+def lacked(kind: Any, found: type) -> list[str]:
     """Lists what a dataclass lacks of a protocol; none for another type."""
     fields = {field.name for field in dataclasses.fields(found)}
     return [name for name in _members(kind) if name not in fields and not hasattr(found, name)]

@@ -70,9 +70,11 @@ def run_file(path: pathlib.Path) -> types.ModuleType:
     return _run(path.absolute(), _private_name(path.absolute()))
 
 
-def loaded_modules(name: str) -> Iterator[types.ModuleType]:
-    """Yields the modules of the files of a name, without `.py`, the last one first."""
-    yield from (module for path, module in reversed(_loaded.items()) if path.stem == name)
+def loaded_modules(name: str | None = None) -> Iterator[types.ModuleType]:
+    """Yields the modules of the files, or of those of a name without `.py`, the last one first."""
+    for path, module in reversed(list(_loaded.items())):
+        if name in (None, path.stem):
+            yield module
 
 
 def is_loaded(path: pathlib.Path) -> bool:

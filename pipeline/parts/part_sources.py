@@ -91,18 +91,15 @@ def find_class(
     """
     if recorded is None:
         return _own_class(name, own)
-    modules = _known_modules(recorded.module)
+    modules = _candidates(name, recorded, directory)
     found = next((c for module in modules if (c := _dataclass_in(module, name))), None)
-    if found is None and directory is not None:
-        closed = (directory, *cache_directories())
-        module = import_outside(recorded.module, name, closed)
-        found = None if module is None else _dataclass_in(module, name)
     if found is None:
         # Quoted: the name may come from somebody else, and the line is there to be copied.
-        file = recorded.file or "FILE"
+        file = recorded.file or "my_parts.py"
+        lost = "" if recorded.file else "It was defined in a session: write it into a file. "
         raise MissingPartError(
             f"no class {name} of {recorded.file or recorded.module}",
-            f"Give the file: --parts {shlex.quote(file)}; in Python, "
+            f"{lost}Give the file: --parts {shlex.quote(file)}; in Python, "
             f"octograin.load_parts({file!r}).",
         )
     now = source_of(found)
@@ -115,7 +112,8 @@ def _own_class(name: str, own: Sequence[str]) -> type:
     known: dict[str, type] = {}
     for module in own:
         for value in vars(importlib.import_module(module)).values():
-            if isinstance(value, type) and dataclasses.is_dataclass(value):
+            is_own = getattr(value, "__module__", None) == module
+            if is_own and isinstance(value, type) and dataclasses.is_dataclass(value):
                 known[value.__name__] = value
     if name not in known:
         nearest = nearest_name(name, known)
@@ -126,8 +124,21 @@ def _own_class(name: str, own: Sequence[str]) -> type:
     return known[name]
 
 
+def _candidates(
+    name: str, recorded: PartSource, directory: pathlib.Path | None
+) -> Iterator[types.ModuleType]:
+    """Yields modules that may define a class, the likeliest first; the last ones as needed."""
+    yield from _known_modules(recorded.module)
+    if directory is not None:
+        closed = (directory, *cache_directories())
+        if (module := import_outside(recorded.module, name, closed)) is not None:
+            yield module
+    # A file may have another name than the one that was recorded.
+    yield from loaded_modules()
+
+
 def _known_modules(name: str) -> Iterator[types.ModuleType]:
-    """Yields modules that are imported already and may define a class, the likeliest first."""
+    """Yields modules of a name that are imported already."""
     yield from loaded_modules(name)
     if name in sys.modules:
         yield sys.modules[name]

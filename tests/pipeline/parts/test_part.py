@@ -1,7 +1,9 @@
 import dataclasses
+import importlib
 import json
+import pathlib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, get_type_hints, runtime_checkable
 
 import pytest
 
@@ -9,7 +11,11 @@ from pipeline.added_fields import LATER
 from pipeline.config_checks import Problem, all_problems, check, check_positive, deferred
 from pipeline.errors import DataError
 from pipeline.files import from_json_text, to_json_values
-from pipeline.parts.part import Part, without_sources
+from pipeline.loading import transforms
+from pipeline.loading.data_config import DataConfig
+from pipeline.parts.part import Part, lacked, marks_of, without_sources
+from train import octo
+from train.octo.octo_config import OctoConfig
 
 
 @runtime_checkable
@@ -182,6 +188,37 @@ def test_a_part_that_is_missing_is_one_line_with_its_flag() -> None:
 def test_an_unknown_part_of_the_library_is_named() -> None:
     with pytest.raises(DataError, match=r"octograin has no part Scal \(Scale\?\)\. Read it with"):
         read(json.dumps({"transforms": [{"part": "Scal", "fields": {}}]}), OwnConfig)
+
+
+def test_a_class_that_a_module_imports_is_no_part_of_it() -> None:
+    with pytest.raises(DataError, match=r"octograin has no part Problem\."):
+        read(json.dumps({"transforms": [{"part": "Problem", "fields": {}}]}), OwnConfig)
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "folder"),
+    [
+        (DataConfig, "transforms", transforms),
+        (DataConfig, "gripper_rules", transforms),
+        (OctoConfig, "head", octo),
+    ],
+)
+def test_parts_of_the_library_are_recorded_by_their_names(config, field, folder) -> None:
+    ((kind, mark),) = marks_of(get_type_hints(config, include_extras=True)[field])
+    modules = [
+        importlib.import_module(f"{folder.__name__}.{path.stem}")
+        for path in pathlib.Path(folder.__file__).parent.glob("*.py")
+        if path.stem not in ("__init__", "batch_transforms")  # the loader's own
+    ]
+    found = {
+        part.__name__: part
+        for module in modules
+        for part in vars(module).values()
+        if isinstance(part, type) and dataclasses.is_dataclass(part) and not lacked(kind, part)
+    }
+    assert len(found) > 1
+    listed = {name for name, part in found.items() if part.__module__ in mark.modules}
+    assert listed | {part.__name__ for part in mark.plain} == found.keys()
 
 
 def test_a_class_of_another_kind_is_not_made() -> None:

@@ -3,6 +3,7 @@ import json
 import logging
 import pathlib
 import sys
+import types
 
 import pytest
 
@@ -30,6 +31,24 @@ def test_a_file_of_parts_gives_the_classes_that_a_config_records(tmp_path: pathl
         "checksum": hashlib.sha256(PART.encode()).hexdigest(),
         "fields": {"gain": 3.0},
     }
+
+
+def test_a_class_is_found_in_a_file_of_another_name(tmp_path) -> None:
+    load_parts(write(tmp_path / "renamed.py"))
+    (part,) = read(record("my_parts", gain=3.0)).transforms
+    assert part.apply(2.0) == 6.0
+
+
+def test_a_class_of_a_session_is_to_be_written_into_a_file(tmp_path) -> None:
+    session = sys.modules["a_session"] = types.ModuleType("a_session")
+    exec(PART, vars(session))
+    text = text_of(Config((session.Wrench(2.0),)))
+    assert read(text).transforms == (session.Wrench(2.0),)
+    del sys.modules["a_session"]
+    with pytest.raises(DataError, match=r"no class Wrench of a_session\. It was defined in a sess"):
+        read(text)
+    load_parts(write(tmp_path / "my_parts.py"))
+    assert read(text).transforms[0].apply(2.0) == 4.0
 
 
 def test_a_file_is_executed_once_whether_it_is_loaded_or_imported(tmp_path, monkeypatch) -> None:
