@@ -8,20 +8,21 @@ that the loader makes have to return to the recorded ones through the policy's i
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import sentencepiece
 import tyro
+from flax.traverse_util import flatten_dict
 
 from pipeline.data.conventions import standardize_gripper
 from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import load_manifest
-from pipeline.data.schema import ACTION, EPISODES
-from pipeline.errors import UserError, user_errors_exit
+from pipeline.data.schema import ACTION
+from pipeline.errors import user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help
-from pipeline.loading.batch import FlatBatch, LeafSpec
+from pipeline.loading.batch import LeafSpec
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.text import Encode
@@ -36,7 +37,6 @@ from train.policy.policy_spec import PolicySpec
 EXIT_DIFFERENT = 1
 _TOLERANCE = 1e-3
 """Largest difference of an action that returned, in standard deviations."""
-_BELOW = "observation/"
 
 
 @dataclasses.dataclass
@@ -53,9 +53,9 @@ class Comparison:
     """Steps of the episode at which the arrays differ."""
 
     def add(self, step: int, theirs: Any, ours: Any, tolerance: float = 0.0) -> None:
-        """Adds the arrays of one step; None: one side does not have it."""
+        """Adds the arrays of one step, with a batch axis of 1; None: one side does not have it."""
         if theirs is not None:
-            self.type = str(LeafSpec(str(theirs.dtype), theirs.shape))
+            self.type = str(LeafSpec(str(theirs.dtype), theirs.shape[1:]))
         difference = _difference(theirs, ours)
         self.max_difference = max(self.max_difference, difference)
         if difference > tolerance:
@@ -67,11 +67,9 @@ class StoredTokens:
 
     # No camera is read: the tokens come from the dataset.
     cameras: tuple[str, ...] = ()
+    tokens: Mapping[str, np.ndarray] = {}
 
-    def __init__(self) -> None:
-        self.tokens: dict[str, np.ndarray] = {}
-
-    def __call__(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
         """Returns the tokens of the step that was set last."""
         del images
         return self.tokens
@@ -83,7 +81,8 @@ def compare_episode(
     """Compares every array that the model reads along an episode, and the actions that return.
 
     The chunk that the loader makes of a step goes back through the policy's inverses; the last
-    comparison is of the result and the recorded actions, in standard deviations.
+    comparison is of its first action and the recorded one, in standard deviations. There is none
+    where the loader clips actions.
 
     Args:
       checkpoint: The checkpoint of the policy.
@@ -95,44 +94,38 @@ def compare_episode(
       UserError: There is no such episode, or the dataset lacks a feature that the policy reads.
       RecordError: A record or image is corrupt.
     """
-    if not 0 <= episode < dataset.num_episodes:
-        raise UserError(
-            where=f"{dataset.path}, episode",
-            expected=f"0 to {dataset.num_episodes - 1}",
-            found=str(episode),
-            remedy="Choose an episode that exists.",
-        )
     vocabulary = sentencepiece.SentencePieceProcessor()
     vocabulary.LoadFromSerializedProto(checkpoint.vocabulary)
     loader, place = _loader(spec, dataset, vocabulary.EncodeAsIds)
     stored = StoredTokens()
     inputs = PolicyInputs(spec, vocabulary.EncodeAsIds, stored)
-    found = {key: Comparison(key) for key in spec.leaves}
-    returned = Comparison(ACTION)
-    scale, kept = _scale(spec, dataset), _kept(spec)
-    for t in range(dataset.manifest.episode_lengths[episode]):
-        # Steps of the dataset; `t` counts in the episode.
-        step = int(dataset.episode_starts[episode]) + t
-        training = loader.read(place, [step])
-        shown = _read_step(dataset, episode, t, spec)
-        task = _read_task(dataset, episode, t, spec, _flat(training))
+    keys = [ACTION, *(f"observation/{name}" for name in (*spec.observed, *spec.tokens))]
+    found = {key: Comparison(key) for key in (*spec.leaves, ACTION)}
+    dims, scale = _compared(spec, dataset)
+    for t, shown in enumerate(_steps(dataset, episode, keys)):
+        training = loader.read(place, [int(dataset.episode_starts[episode]) + t])
+        theirs = flatten_dict(training, sep="/")
+        task = _task(dataset, episode, shown["instruction"], spec, theirs)
         # At the first step only: like an environment, so the history grows as in a rollout.
         if t == 0:
             inputs.reset(0, task)
         # Instructions may change inside an episode.
         inputs.instruct(0, task)
         # One row: the encoder is called for a batch of environments.
-        stored.tokens = {key: value[None] for key, value in shown.items()}
-        inputs.push({0: {key.removeprefix(_BELOW): value for key, value in shown.items()}})
+        observation = shown["observation"]
+        stored.tokens = {f"observation/{n}": observation[n][None] for n in spec.tokens}
+        inputs.push({0: {name: observation[name] for name in spec.observed}})
         policy = inputs.batch([0])
-        theirs, ours = _flat(training), _flat(policy.arrays)
-        for key, comparison in found.items():
-            comparison.add(t, theirs.get(key), ours.get(key))
-        # The first action of the chunk that the loader makes of this step.
-        restored = policy.restore(training[ACTION][:, -1])[0, 0]
-        returned.add(t, (shown[ACTION] / scale)[kept], (restored / scale)[kept], _TOLERANCE)
-    # Values that were clipped do not return.
-    return [*found.values(), *([] if spec.normalization == "bounds" else [returned])]
+        ours = flatten_dict(policy.arrays, sep="/")
+        for key in spec.leaves:
+            found[key].add(t, theirs.get(key), ours.get(key))
+        recorded = standardize_gripper(shown[ACTION].reshape(1, -1), spec.conventions)[0]
+        returned = policy.restore(training[ACTION][:, -1])[0, 0]
+        theirs, ours = (((action / scale)[dims])[None] for action in (recorded, returned))
+        found[ACTION].add(t, theirs, ours, _TOLERANCE)
+    if spec.normalization == "bounds":
+        del found[ACTION]
+    return list(found.values())
 
 
 def table(comparisons: Sequence[Comparison], num_steps: int) -> str:
@@ -163,11 +156,15 @@ def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
     return largest if math.isfinite(largest) else math.inf
 
 
-def _kept(spec: PolicySpec) -> list[int]:
-    """Returns the dimensions of the action that training keeps."""
+def _compared(spec: PolicySpec, dataset: Dataset) -> tuple[list[int], np.ndarray]:
+    """Returns the dimensions of the action that training keeps, and a scale for each; float32."""
     masks = [one for one in spec.data.transforms if isinstance(one, MaskActions)]
     lost = {name for mask in masks for name in mask.dims}
-    return [dim for dim, name in enumerate(spec.before[ACTION].dims) if name not in lost]
+    dims = [dim for dim, name in enumerate(spec.before[ACTION].dims) if name not in lost]
+    std = dataset.statistics[ACTION].std
+    # A gripper is 1 = open, 0 = close, and constant dimensions have no deviation.
+    is_arm = spec.conventions.normalized_dims(len(std)) & (std > 0)
+    return dims, np.where(is_arm, std, np.float32(1))
 
 
 def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader, int]:
@@ -178,72 +175,38 @@ def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader,
     """
     data = spec.data
     place = [part.path for part in data.datasets].index(spec.dataset)
-    sizes = spec.model.image_sizes
-    if data.statistics == "mixture" or spec.missing or spec.resized:
-        # The dataset may have moved since training.
-        moved = dataclasses.replace(data.datasets[place], path=dataset.path)
-        parts = (*data.datasets[:place], moved, *data.datasets[place + 1 :])
-        datasets = [
-            dataset if number == place else open_dataset(part.path, data.keys_of(part))
-            for number, part in enumerate(parts)
-        ]
-        mixture = dataclasses.replace(data, datasets=parts)
-        return Loader(mixture, 1, datasets, encode, image_sizes=sizes).without_random(), place
-    alone = DatasetConfig(dataset.path, missing=data.datasets[place].missing)
-    # Alone, its statistics are its own, and nothing else has to be there.
-    data = dataclasses.replace(data, datasets=(alone,), split="all")
-    return Loader(data, 1, [dataset], encode).without_random(), 0
+    # The dataset may have moved since training.
+    here = dataclasses.replace(data.datasets[place], path=dataset.path)
+    parts = (*data.datasets[:place], here, *data.datasets[place + 1 :])
+    if data.statistics == "dataset" and not (spec.missing or spec.resized):
+        parts, place = (DatasetConfig(dataset.path),), 0
+        data = dataclasses.replace(data, split="all")
+    datasets = [
+        dataset if number == place else open_dataset(part.path, data.keys_of(part))
+        for number, part in enumerate(parts)
+    ]
+    data = dataclasses.replace(data, datasets=parts)
+    loader = Loader(data, 1, datasets, encode, image_sizes=spec.model.image_sizes)
+    return loader.without_random(), place
 
 
-def _read_step(dataset: Dataset, episode: int, t: int, spec: PolicySpec) -> dict[str, np.ndarray]:
-    """Reads what an environment would show at a step, and the action, 1 = open, by feature key."""
-    keys = [f"{_BELOW}{name}" for name in (*spec.observed, *spec.tokens)]
-    shown = {key: _read_feature(dataset, episode, t, key) for key in keys}
-    action = _read_feature(dataset, episode, t, ACTION)
-    return shown | {ACTION: standardize_gripper(action[None], spec.conventions)[0]}
+def _steps(dataset: Dataset, episode: int, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yields the steps of an episode as they were recorded, one at a time."""
+    yield dataset.step(episode, 0, keys)
+    for t in range(1, dataset.manifest.episode_lengths[episode]):
+        yield dataset.step(episode, t, keys)
 
 
-def _scale(spec: PolicySpec, dataset: Dataset) -> np.ndarray:
-    """Returns what the differences of each action dimension are divided by; float32 (a)."""
-    std = dataset.statistics[ACTION].std
-    # A gripper is 1 = open, 0 = close, and constant dimensions have no deviation.
-    is_arm = spec.conventions.normalized_dims(len(std)) & (std > 0)
-    return np.where(is_arm, std, np.float32(1))
-
-
-def _read_task(dataset: Dataset, episode: int, t: int, spec: PolicySpec, batch: FlatBatch) -> Task:
+def _task(
+    dataset: Dataset, episode: int, instruction: str, spec: PolicySpec, sample: Mapping[str, Any]
+) -> Task:
     """Returns a step's instruction, or its goal images if the loader's sample has them."""
     # The loader's sample says which kind of task it drew.
-    cameras = [name for name in spec.cameras if batch.get(f"task/pad_mask_dict/{name}")]
-    if cameras:
-        goal = int(batch["task/timestep"])
-        images = {c: _read_feature(dataset, episode, goal, f"{_BELOW}{c}") for c in cameras}
-        return Task("", images)
-    return Task(dataset.manifest.tasks[dataset.task_index(episode, t)], {})
-
-
-def _read_feature(dataset: Dataset, episode: int, t: int, key: str) -> np.ndarray:
-    column, feature = dataset.manifest.schema.find(key, dataset.path)
-    reader = dataset.columns[column.name]
-    if column.name == EPISODES:
-        shape = column.in_batch(feature).shape
-        # A view of one step of the trajectory.
-        return np.asarray(reader.read(episode)[key][t]).reshape(shape)
-    value = np.empty(feature.shape, feature.batch_dtype)
-    reader.read_into(int(dataset.episode_starts[episode]) + t, {key: value})
-    return value
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> FlatBatch:
-    """Returns the arrays of a nested batch of one sample by path, without the batch axis."""
-    flat: FlatBatch = {}
-    for key, value in nested.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{path}/")
-        else:
-            flat[path] = np.asarray(value[0])
-    return flat
+    keys = [f"observation/{c}" for c in spec.cameras if sample.get(f"task/pad_mask_dict/{c}")]
+    if not keys:
+        return Task(instruction, {})
+    goal = dataset.step(episode, int(sample["task/timestep"][0]), keys)
+    return Task("", goal["observation"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,10 +247,10 @@ def _report(args: Args) -> int:
     differing = [found for found in comparisons if found.steps]
     verdict = f"{len(differing)} of {len(comparisons)} arrays differ"
     if not differing:
-        *inputs, last = comparisons
-        returned = f", and actions return to {last.max_difference:.2g} standard deviations"
-        is_there = last.key == ACTION
-        verdict = f"bitwise identical: {len(inputs) + (not is_there)} arrays{returned * is_there}"
+        last = comparisons[-1]
+        verdict = f"bitwise identical: {len(spec.leaves)} arrays"
+        if last.key == ACTION:
+            verdict += f", and actions return to {last.max_difference:.2g} standard deviations"
     show(f"{table(comparisons, num_steps)}\n")
     show(f"{verdict}; episode {args.episode} of {path}, step {checkpoint.step}\n")
     return EXIT_DIFFERENT if differing else 0
