@@ -434,8 +434,8 @@ class Loader:
     @functools.cached_property
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
         """Statistics that each dataset's samples are normalised by, by feature."""
-        parts = zip(self.datasets, self.config.datasets, strict=True)
-        computed = [transformed_statistics(dataset, part, self.config) for dataset, part in parts]
+        numbers = range(len(self.datasets))
+        computed = [transformed_statistics(self.datasets, n, self.config) for n in numbers]
         return stats.StatisticsByKey(
             {
                 key: used_statistics(self.config, self.datasets, self.shares, key, leaf, computed)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -37,7 +38,7 @@ _STEPS = 256
 
 
 def transformed_statistics(
-    dataset: Dataset, part: DatasetConfig, config: DataConfig
+    datasets: Sequence[Dataset], number: int, config: DataConfig
 ) -> dict[str, FeatureStatistics]:
     """Returns the statistics of the arrays that a config's transforms change, by path.
 
@@ -47,8 +48,8 @@ def transformed_statistics(
     depends on; where the directory cannot be written it is computed again each time.
 
     Args:
-      dataset: The dataset.
-      part: Its config; excluded records are not read.
+      datasets: The datasets of the mixture: what this one lacks has the type that the others give.
+      number: Index of the dataset; its excluded records are not read.
       config: Config of the loader.
 
     Raises:
@@ -58,13 +59,15 @@ def transformed_statistics(
     """
     if not config.transforms:
         return {}
-    path, name = epath.Path(dataset.path) / TRANSFORMED_NAME, _hash(dataset, part, config)
+    dataset = datasets[number]
+    path = epath.Path(dataset.path) / TRANSFORMED_NAME
+    name = _hash(dataset, config.datasets[number], config)
     kept = _read(path)
     if name in kept:
         values = kept[name]["statistics"]
         return {key: FeatureStatistics.from_json(value) for key, value in values.items()}
     _log.info("statistics of %s after the transforms: %d steps", dataset.path, dataset.num_steps)
-    found = _compute(dataset, part, config)
+    found = _compute(datasets, number, config)
     values = {key: value.to_json() for key, value in found.items()}
     try:
         # Read again: another process may have added its own.
@@ -115,40 +118,45 @@ def _is_intact(entry: object) -> bool:
 
 
 def _compute(
-    dataset: Dataset, part: DatasetConfig, config: DataConfig
+    datasets: Sequence[Dataset], number: int, config: DataConfig
 ) -> dict[str, FeatureStatistics]:
-    whole = dataclasses.replace(part, tasks=(), episodes=None, weight=None)
+    parts = tuple(
+        dataclasses.replace(part, tasks=(), episodes=None, weight=None) for part in config.datasets
+    )
     config = dataclasses.replace(
         config,
-        datasets=(whole,),
+        datasets=parts,
         split="all",
         # Goal images have no statistics.
         conditioning="language_conditioned",
     )
-    selection = select(dataset, whole, config)
-    reader = WindowReader((dataset,), (selection,), config)
-    steps = np.setdiff1d(np.arange(dataset.num_steps), selection.unsampled)
+    selection = select(datasets[number], parts[number], config)
+    # Only goals are looked for in the selections, and there are none here.
+    reader = WindowReader(tuple(datasets), (selection,) * len(datasets), config)
+    steps = np.setdiff1d(np.arange(datasets[number].num_steps), selection.unsampled)
     frames = [name for name in config.observations if name not in reader.trajectories]
     try:
         if frames:
             kept = tuple(name for name in config.observations if name not in frames)
-            few = _reading(config, kept)
-            return _accumulate(WindowReader((dataset,), (selection,), few), steps, config)
+            few = dataclasses.replace(reader, config=_reading(config, kept))
+            return _accumulate(few, number, steps, config)
     except KeyError as error:
         # Anything else is an error of the transform.
         if error.args[0] not in {f"observation/{name}" for name in frames}:
             raise
         _log.info("every %s is read, as a transform reads it", error.args[0])
-    return _accumulate(reader, steps, config)
+    return _accumulate(reader, number, steps, config)
 
 
 def _reading(config: DataConfig, names: tuple[str, ...]) -> DataConfig:
     """Returns the config for a reader of some of its observations."""
-    part = config.datasets[0]
-    missing = tuple(name for name in part.missing if name in names)
+    parts = (
+        dataclasses.replace(part, missing=tuple(name for name in part.missing if name in names))
+        for part in config.datasets
+    )
     return dataclasses.replace(
         config,
-        datasets=(dataclasses.replace(part, missing=missing),),
+        datasets=tuple(parts),
         observations=names,
         current_only=tuple(name for name in config.current_only if name in names),
         windows=tuple(pair for pair in config.windows if pair[0] in names),
@@ -158,31 +166,34 @@ def _reading(config: DataConfig, names: tuple[str, ...]) -> DataConfig:
 
 
 def _accumulate(
-    reader: WindowReader, steps: np.ndarray, config: DataConfig
+    reader: WindowReader, number: int, steps: np.ndarray, config: DataConfig
 ) -> dict[str, FeatureStatistics]:
-    """Returns the statistics of what a reader reads of some steps, where transforms change it."""
+    """Returns the statistics of what a reader reads of some steps, where transforms change it.
+
+    An array that the dataset lacks has none.
+    """
     whole = WindowReader(reader.datasets, reader.selections, config)
     chain = TransformChain.bind(config.transforms, whole.spec(1), seed=None)
-    standardize = StandardizeGripper((reader.datasets[0].manifest.conventions,))
+    standardize = StandardizeGripper(tuple(d.manifest.conventions for d in reader.datasets))
     keys = [k for k, leaf in chain.spec.items() if leaf.dtype == "float32" and leaf.dims]
     sums, changed = {key: Accumulator() for key in keys}, set[str]()
     for begin in range(0, len(steps), _STEPS):
-        read = standardize(reader(_samples(steps[begin : begin + _STEPS])))
+        read = standardize(reader(_samples(steps[begin : begin + _STEPS], number)))
         batch = chain.trace(read)[-1]
-        changed |= {key for key in keys if key in batch and batch[key] is not read.get(key)}
-        for key in keys:
-            if key in batch:
-                rows = _rows(batch, key)
-                if len(rows):
-                    sums[key].add(rows)
+        for key in filter(batch.__contains__, keys):
+            rows = _rows(batch, key)
+            if len(rows):
+                sums[key].add(rows)
+                if batch[key] is not read.get(key):
+                    changed.add(key)
     return {key: sums[key].finish() for key in keys if key in changed}
 
 
-def _samples(steps: np.ndarray) -> Samples:
-    """Returns the samples of steps of the one dataset that is read."""
+def _samples(steps: np.ndarray, number: int) -> Samples:
+    """Returns the samples of steps of one of the datasets."""
     count = len(steps)
     # No goal is drawn.
-    return Samples(np.arange(count), np.zeros(count, np.int64), steps, np.zeros((count, 4)))
+    return Samples(np.arange(count), np.full(count, number), steps, np.zeros((count, 4)))
 
 
 def _rows(batch: FlatBatch, key: str) -> np.ndarray:

@@ -59,7 +59,7 @@ def test_what_is_normalised_has_the_mean_0_and_the_deviation_1(path: pathlib.Pat
 def test_they_are_those_of_the_changed_values_and_only_of_them(path: pathlib.Path) -> None:
     dataset = open_dataset(str(path))
     config = config_of(path, RelativeActions(NAMES[:1]))
-    found = transformed_statistics(dataset, config.datasets[0], config)
+    found = transformed_statistics([dataset], 0, config)
     assert list(found) == ["action"]
     rows = []
     for number in range(dataset.num_episodes):
@@ -116,7 +116,7 @@ def test_a_directory_that_cannot_be_written_is_no_obstacle(
 
 def test_random_transforms_do_not_change_them(path: pathlib.Path) -> None:
     config = config_of(path, StateNoise("proprio", (("x_m", 10.0),)))
-    assert transformed_statistics(open_dataset(str(path)), config.datasets[0], config) == {}
+    assert transformed_statistics([open_dataset(str(path))], 0, config) == {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -408,3 +408,21 @@ def test_noise_is_in_the_units_of_the_dataset_and_changes_no_statistics(
     # A validation, and a policy, draw nothing.
     (quiet,) = observations(noisy.without_random(), 1)
     np.testing.assert_array_equal(quiet["state"], second["state"])
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_dataset_may_lack_what_a_transform_changes(directory: pathlib.Path, lacking: int) -> None:
+    parts = [DatasetConfig(str(directory)), DatasetConfig(str(directory))]
+    parts[lacking] = DatasetConfig(str(directory), missing=("state",))
+    turn = ConvertObservationRotation(("0", "1", "2"), "axis_angle", "rot6d", "state")
+    loader = loader_of(*parts, batch_size=8, transforms=(*RANDOM[:1], turn))
+    (batch,) = observations(loader, 1)
+    has_state = batch["pad_mask_dict"]["state"][:, -1]
+    assert has_state.sum() == 4
+    assert batch["state"].shape == (8, 2, 6)
+    assert not batch["state"][~has_state].any()
+    assert batch["state"][has_state].any(axis=-1).all()
+    # Of the six numbers after the transform, and those of the dataset that has them for both.
+    first, second = loader.statistics["observation/state"]
+    assert first.mean.shape == (6,)
+    np.testing.assert_array_equal(first.mean, second.mean)
