@@ -204,7 +204,7 @@ class Conventions:
         poses = [pose for pose in self.rotations if pose.feature == key]
         if poses or key != ACTION or self.rotation == "none":
             return {dims[dim]: pose.representation for pose in poses for dim in pose.dims}
-        others = np.flatnonzero(self.normalized_dims(len(dims)))
+        others = np.flatnonzero(self.normalized_dims(len(dims))).tolist()
         return {dims[dim]: self.rotation for dim in others}
 
     def normalized_dims(self, action_dim: int) -> np.ndarray:

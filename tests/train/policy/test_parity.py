@@ -11,11 +11,13 @@ from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.samples.windows import history_indices
+from pipeline.loading.transforms.action_transforms import PadActions, RelativeActions
 from pipeline.loading.transforms.input_transforms import (
     ConvertObservationRotation,
     DropObservation,
     StateNoise,
 )
+from pipeline.loading.transforms.rotation_transforms import ConvertActionRotation, RelativePose
 from tests.train.conftest import without_params
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import parity
@@ -89,6 +91,25 @@ def test_a_policy_sees_what_it_was_trained_on_bitwise_identical(checkpoint, data
                 DropObservation(("image_wrist", "proprio"), 0.5),
                 ConvertObservationRotation(("rx_rad", "ry_rad", "rz_rad"), "axis_angle", "rot6d"),
             )
+        },
+        {
+            "transforms": (
+                RelativePose(
+                    ("dx", "dy", "dz"),
+                    ("drx", "dry", "drz"),
+                    "axis_angle",
+                    state_position=("x_m", "y_m", "z_m"),
+                    state_rotation=("rx_rad", "ry_rad", "rz_rad"),
+                ),
+                PadActions(14),
+            )
+        },
+        {
+            "transforms": (
+                RelativeActions(("dx", "dy", "dz"), state_dims=("x_m", "y_m", "z_m")),
+                ConvertActionRotation(("drx", "dry", "drz"), "axis_angle", "quaternion_wxyz"),
+            ),
+            "window_size": 1,
         },
         {"window_size": 1},
         {"normalization": "bounds"},
