@@ -57,6 +57,8 @@ class LeafSpec:
     """Those of `dims` that are not normalised, such as a gripper."""
     rotations: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
     """Representation of the rotation, by the name of each of `dims` that is known to hold one."""
+    unused: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    """Those of `dims` that a model does not learn: 0 in a batch, and excluded from the loss."""
     is_depth: bool = dataclasses.field(default=False, compare=False)
     """Whether it is a depth image, in metres from 0 to 65.535; 0: no reading."""
 

@@ -20,6 +20,7 @@ from train.guard import exclusion_named
 from train.metrics.validation_files import EpisodePrediction, ValidationMetrics
 from train.octo.functional import loss_fn, sample_actions
 from train.octo.model import OctoModule
+from train.octo.octo_config import with_unused_dims
 from train.train_config import TrainConfig
 from train.update.train_step import LanguageTable, model_inputs
 
@@ -54,7 +55,8 @@ class Validator:
         loader = Loader(data, config.batch_size, datasets, encode, shard, sizes)
         self._loader = loader.without_random()
         self._sharding = sharding
-        self._module = OctoModule(config.model)
+        # For sampling; the loss is the same.
+        self._module = OctoModule(with_unused_dims(config.model, self._loader.spec[ACTION]))
         # Replicated: every process then reads the results from its own devices.
         whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         self._evaluate = jax.jit(self._losses_and_errors, out_shardings=whole)

@@ -259,6 +259,9 @@ class DiffusionConfig:
     """Number of noise draws per chunk in the loss."""
     pooling: Pooling = "mean"
     """Pooling of a step's readout tokens to one embedding."""
+    unused_dims: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Places of dimensions that are not learned, which stay noise in sampling, as in training. They
+    are set for sampling from the data's transforms: leave it empty."""
 
     def __post_init__(self) -> None:
         """Raises an error if a field is out of range."""
@@ -295,6 +298,20 @@ class DiffusionConfig:
     def draw_sampling_noise(self, key: Any, shape: tuple[int, int]) -> Any:
         """Draws the first noise and that of every denoising step: a `SamplingNoise`."""
         return _diffusion().draw_sampling_noise(self, key, shape)
+
+
+def with_unused_dims(model: "OctoConfig", action: LeafSpec) -> "OctoConfig":
+    """Returns the config for sampling, whose head knows the dimensions that it did not learn.
+
+    Args:
+      model: Config of the model. A head without the field `unused_dims` stays as it is.
+      action: Type of the actions of a batch.
+    """
+    unused = tuple(place for place, name in enumerate(action.dims) if name in action.unused)
+    if not unused or not hasattr(model.head, "unused_dims"):
+        return model
+    head: Any = model.head
+    return dataclasses.replace(model, head=dataclasses.replace(head, unused_dims=unused))
 
 
 def _diffusion() -> Any:

@@ -56,7 +56,11 @@ class TokenizerConfig(Protocol):
 
 @runtime_checkable
 class HeadConfig(Protocol):
-    """Config of an action head: its chunk of actions, its module and its random numbers."""
+    """Config of an action head: its chunk of actions, its module and its random numbers.
+
+    A head that samples in several steps may have a field `unused_dims`, a tuple of integers, which
+    is set for sampling: places of dimensions that were not learned, as in `DiffusionConfig`.
+    """
 
     @property
     def action_horizon(self) -> int:

@@ -21,7 +21,7 @@ from pipeline.loading.batch import LeafSpec
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
 from train.octo.functional import InstructionEncoder, draw_by_sample
 from train.octo.model import OctoModule
-from train.octo.octo_config import OctoConfig
+from train.octo.octo_config import OctoConfig, with_unused_dims
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation, describe_one
 from train.policy.policy_inputs import PolicyInputs, Task, TokenEncoder
@@ -408,7 +408,7 @@ class Policy:
             self._base_key,
             numbers,
             numbers,
-            model=self.spec.model,
+            model=with_unused_dims(self.spec.model, self.spec.chain.spec[ACTION]),
             window_size=self.window_size,
         )
         return lowered.compile()

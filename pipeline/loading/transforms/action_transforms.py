@@ -6,14 +6,14 @@ they were. Both compute in float64 and return float32.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from pipeline.config_checks import Problem, check, check_positive
 from pipeline.data.schema import ACTION
 from pipeline.errors import UserError
-from pipeline.loading.batch import BatchSpec, FlatBatch
+from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.transforms.action_dims import (
     ACTION_MASK,
     action_dims,
@@ -113,8 +113,7 @@ class MaskActions:
           UserError: The action lacks a dimension.
         """
         dims_at(spec, ACTION, self.dims, where_of(self, "dims"))
-        leaf = spec[ACTION]
-        return spec | {ACTION: dataclasses.replace(leaf, raw=leaf.raw | set(self.dims))}
+        return spec | {ACTION: _without(spec[ACTION], self.dims)}
 
     def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
         """Makes the dimensions 0, and False in `action_pad_mask`."""
@@ -167,8 +166,7 @@ class PadActions:
                 remedy="Give the action_dim of the model's head.",
             )
         names = tuple(f"unused_{n}" for n in range(self.size - num_dims))
-        padded = dataclasses.replace(leaf, raw=leaf.raw | set(names))
-        return spec | with_dims(self, spec, padded, (*leaf.dims, *names))
+        return spec | with_dims(self, spec, _without(leaf, names), (*leaf.dims, *names))
 
     def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
         """Appends zeros to the action, and False to `action_pad_mask`."""
@@ -182,3 +180,8 @@ class PadActions:
         """Cuts the appended dimensions off, float32 (b h a)."""
         del batch
         return action[..., : spec[ACTION].shape[-1]].copy()
+
+
+def _without(leaf: LeafSpec, names: Collection[str]) -> LeafSpec:
+    """The type of actions of which some dimensions are neither normalised nor learned."""
+    return dataclasses.replace(leaf, raw=leaf.raw | set(names), unused=leaf.unused | set(names))

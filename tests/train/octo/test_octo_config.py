@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from pipeline.loading.batch import LeafSpec
 from train.octo.octo_config import (
     BinsConfig,
     DiffusionConfig,
@@ -15,6 +16,7 @@ from train.octo.octo_config import (
     VGGTTokenizerConfig,
     demo,
     octo_small,
+    with_unused_dims,
 )
 
 
@@ -111,3 +113,15 @@ def test_a_number_out_of_its_range_is_named(part: type, settings: tuple, message
 def test_a_model_without_cameras_needs_geometry_tokens() -> None:
     config: OctoConfig = dataclasses.replace(demo(), images=(), vggt=VGGTTokenizerConfig(8, 16))
     assert config.images == ()
+
+
+def test_a_head_knows_the_dimensions_that_it_did_not_learn() -> None:
+    model = octo_small()
+    action = LeafSpec("float32", (1, 2, 4, 3), ("a", "b", "c"), unused=frozenset({"c", "a"}))
+    known = with_unused_dims(model, action)
+    assert known == dataclasses.replace(
+        model, head=dataclasses.replace(model.head, unused_dims=(0, 2))
+    )
+    assert with_unused_dims(model, LeafSpec("float32", (1, 2, 4, 3), ("a", "b", "c"))) is model
+    other = dataclasses.replace(model, head=RegressionConfig())
+    assert with_unused_dims(other, action) is other

@@ -71,6 +71,17 @@ def reverse_steps(schedule: Schedule) -> ReverseStep:
     return ReverseStep(1 / np.sqrt(alphas), (1 - alphas) / np.sqrt(1 - alpha_hats), sigma)
 
 
+def unused_levels(schedule: Schedule) -> np.ndarray:
+    """Returns the deviation of unused dimensions after every denoising step; float32 `(steps)`.
+
+    It is that of the noise which training adds to their zeros: the network sees nothing else.
+
+    Source: Octo's `embodiment_action_dim`, which keeps that of the step before.
+    """
+    remaining = np.concatenate([np.ones(1, np.float32), schedule.alpha_hats[:-1]])
+    return np.sqrt(1 - remaining)
+
+
 def add_noise(
     schedule: Schedule,
     actions: Float[Array, "n b w c"],
@@ -295,6 +306,8 @@ class DiffusionHead(nn.Module):
             reverse_steps(cosine_schedule(config.diffusion_steps)),
         )
         times = jnp.arange(config.diffusion_steps)[::-1]
+        levels = unused_levels(cosine_schedule(config.diffusion_steps))
+        is_unused = np.isin(np.arange(config.flat_dim) % config.action_dim, config.unused_dims)
         embedding = self.embed(readout)
 
         def denoise(
@@ -304,6 +317,10 @@ class DiffusionHead(nn.Module):
             # One time for the whole batch, in the shape that training has: (b, w, 1).
             eps = score(embedding, x, jnp.full((*x.shape[:-1], 1), time))
             cleaner = scale * (x - shift * eps) + sigma * z
+            if config.unused_dims:
+                # The network has not learned to denoise them: they would grow to the bound, where
+                # training never was, and disturb the others.
+                cleaner = jnp.where(is_unused, jnp.asarray(levels)[time] * z, cleaner)
             # Clipped at every step, not only at the end, as in Octo.
             return jnp.clip(cleaner, -config.max_action, config.max_action), None
 

@@ -96,7 +96,7 @@ def test_masked_dimensions_are_0_in_a_batch_and_a_constant_at_rollout() -> None:
     np.testing.assert_array_equal(after[ACTION_MASK][..., [1, 2]], batch[ACTION_MASK][..., [1, 2]])
     np.testing.assert_array_equal(back[..., [0, 3]], 0.5)
     leaf = transform.spec_after(SPEC)[ACTION]
-    assert leaf.raw == {"gripper", "x_m"}
+    assert leaf.raw == leaf.unused == {"gripper", "x_m"}
     assert leaf.dims == SPEC[ACTION].dims
 
 
@@ -110,6 +110,7 @@ def test_padded_dimensions_are_masked_and_cut_off_at_rollout() -> None:
     spec = PadActions(6).spec_after(SPEC)
     assert spec[ACTION].dims == ("x_m", "y_m", "yaw_rad", "gripper", "unused_0", "unused_1")
     assert spec[ACTION].raw == {"gripper", "unused_0", "unused_1"}
+    assert spec[ACTION].unused == {"unused_0", "unused_1"}
     assert spec[ACTION_MASK].dims == spec[ACTION].dims
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,6 +16,7 @@ from train.octo.heads.diffusion import (
     draw_training_noise,
     masked_mean,
     reverse_steps,
+    unused_levels,
 )
 from train.octo.octo_config import DiffusionConfig
 
@@ -125,3 +127,33 @@ def test_samples_are_bounded_and_of_the_last_step(weights: dict[str, Any]) -> No
     assert actions.shape == (2, 4, 7)
     assert np.abs(actions).max() <= HEAD.max_action
     np.testing.assert_array_equal(actions, sample(readout.at[:, 0].set(0.0), noise))
+
+
+def test_unused_dimensions_stay_the_noise_that_training_showed(weights: dict[str, Any]) -> None:
+    schedule = cosine_schedule(20)
+    levels = unused_levels(schedule)
+    assert levels[0] == 0
+    noise = jnp.full((1, 1, 1, 4), 1.7)
+    # After the denoising step at `time`, the network is asked at `time - 1`.
+    for time in (1, 10, 19):
+        seen = add_noise(schedule, 0 * noise, jnp.full((1, 1, 1, 1), time - 1), noise)
+        np.testing.assert_allclose(seen, levels[time] * noise, rtol=1e-6)
+
+    readout = jax.random.normal(jax.random.key(3), (2, 2, 1, 64))
+    draws = draw_sampling_noise(HEAD, jax.random.key(4), (2, 2))
+    # The weights of an unused dimension's output are what no training has touched.
+    last = weights["params"]["diffusion_model"]["reverse_network"]["Dense_1"]
+    spoiled = last | {"bias": last["bias"].at[5::7].set(40.0)}
+    network = weights["params"]["diffusion_model"]["reverse_network"] | {"Dense_1": spoiled}
+    inner = weights["params"]["diffusion_model"] | {"reverse_network": network}
+    other = {"params": weights["params"] | {"diffusion_model": inner}}
+
+    @jax.jit
+    def sample(weights: dict[str, Any]) -> Any:
+        head = DiffusionHead(dataclasses.replace(HEAD, unused_dims=(5,)))
+        return head.apply(weights, readout, draws, method="sample")
+
+    actions = sample(weights)
+    np.testing.assert_array_equal(actions[..., 5], 0)
+    np.testing.assert_array_equal(actions, sample(other))
+    assert np.abs(actions[..., :5]).max() > 0.1
