@@ -50,7 +50,8 @@ def test_examples_of_a_page_give_what_it_says(
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "libero_mini").symlink_to(mini_dataset)
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    for folder in ("tests", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     failed, attempted = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
     assert attempted > examples

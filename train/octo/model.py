@@ -276,16 +276,9 @@ class OctoModule(nn.Module):
         check_array(counts, "bw", chunk, ["bool"], "action_pad_mask")
         # (b, w, 1, 1): padded steps of the window have no real action.
         real_step = batch["observation"]["timestep_pad_mask"][:, :, None, None]
-        return self.heads_action.loss(groups[READOUT].tokens, action, real_step & counts, noise)
-
-    def predict_noise(
-        self,
-        embedding: Float[Array, "b w d"],
-        noisy_actions: Float[Array, "b w c"],
-        time: jax.Array,
-    ) -> Float[Array, "b w c"]:
-        """Returns a diffusion head's score for embeddings of the readout; `time` is `(b w 1)`."""
-        return self.heads_action.predict_noise(embedding, noisy_actions, time)
+        tokens = groups[READOUT].tokens
+        loss = self.heads_action.loss(tokens, action, real_step & counts, noise)
+        return self._checked(loss, (), "loss")
 
     def sample_actions(
         self, observation: Inputs, task: Inputs, noise: Noise
@@ -297,4 +290,17 @@ class OctoModule(nn.Module):
           task: The `task` of the batch; goal images are optional.
           noise: The random numbers from `config.head.draw_sampling_noise`.
         """
-        return self.heads_action.sample(self.readout(observation, task), noise)
+        readout, head = self.readout(observation, task), self.config.head
+        chunks = self.heads_action.sample(readout, noise)
+        return self._checked(chunks, (len(readout), head.action_horizon, head.action_dim), "sample")
+
+    def _checked(self, found: jax.Array, shape: tuple[int, ...], method: str) -> jax.Array:
+        """Returns what a head computed; raises a `UserError` where it is of another type."""
+        if found.shape != shape or found.dtype != jnp.float32:
+            raise UserError(
+                where=f"model.head, {type(self.config.head).__name__}, {method}",
+                expected=f"float32{list(shape)}",
+                found=f"{found.dtype}{list(found.shape)}",
+                remedy="Return one loss of the whole batch, and one chunk per sample",
+            )
+        return found
