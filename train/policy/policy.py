@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import sentencepiece
 from pipeline.arguments import check_path, named_arguments
 from pipeline.config_checks import Problem, check, check_positive
 from pipeline.data.conventions import Conventions
+from pipeline.data.rotations import Representation, convert_rotation
 from pipeline.data.schema import ACTION, nest
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
@@ -182,7 +183,7 @@ class Policy:
                 "observation" + (f", of which the last {steps} are read:" if steps > 1 else ":"),
                 *lines,
                 *([computed] if spec.tokens else []),
-                f"action: float32[{self.action_horizon},{len(spec.statistics[ACTION].mean)}]{dims}",
+                f"action: float32[{self.action_horizon},{spec.features[ACTION].shape[0]}]{dims}",
             ]
         )
 
@@ -190,16 +191,20 @@ class Policy:
         """Returns an observation of the right keys, types and shapes, to call the policy with.
 
         Images, uint8 (y x 3), are grey, depth is one metre everywhere, and vectors are the mean of
-        the training data, in the dataset's units. Other tensors are zeros.
+        the training data, in the dataset's units. Other tensors are zeros, as are vectors whose
+        dimensions a transform changes, but for rotations that the conventions state.
         """
         example = {}
         for name, leaf in self.expected.items():
-            statistics = self.spec.statistics.get(f"observation/{name}")
+            key = f"observation/{name}"
+            statistics, read = self.spec.statistics.get(key), self.spec.chain.spec.get(key)
             example[name] = self._blank(leaf)
-            if statistics is None:
-                example[name][...] = _example_value(leaf)
-            else:
+            # Statistics are of what the model reads.
+            if statistics is not None and leaf and read and read.dims == leaf.dims:
                 example[name][...] = statistics.mean.reshape(example[name].shape)
+            else:
+                example[name][...] = _example_value(leaf)
+                _put_identities(example[name], leaf)
         return example
 
     @property
@@ -324,7 +329,11 @@ class Policy:
         self.reset(env, goal=goal)
         try:
             self._inputs.push({env: blank})
-            self._infer([env])
+            # Zeros for the model, and no transforms: a quaternion of zeros would be an error.
+            size = (self.config.batch_size,)
+            zeros = {k: np.zeros(size + v.shape, v.dtype) for k, v in self.spec.leaves.items()}
+            arrays = {"observation": {}, "task": {}} | nest(zeros)
+            self._predicted([env] * self.config.batch_size, arrays)
         finally:
             self.forget(env)
 
@@ -341,21 +350,25 @@ class Policy:
         # Padded with the last environment; those rows are dropped below.
         filled = [*envs, *[envs[-1]] * (self.config.batch_size - len(envs))]
         inputs = self._inputs.batch(filled)
-        embeddings = None
-        if self._language is not None:
-            texts = [self._inputs.task(env).text for env in filled]
-            # Encoded once per text: `InstructionEncoder` keeps its results.
-            embeddings = jnp.stack([self._language(text) for text in texts])
-        counts = np.array([self._asked[env] for env in filled], np.uint32)
-        numbers = np.array(filled, np.uint32)
-        chunks = np.asarray(
-            self._predict(self._params, inputs.arrays, embeddings, self._base_key, numbers, counts)
-        )
+        chunks = self._predicted(filled, inputs.arrays)
         # On the host, with the loader's own code; a rotation that is not finite has no inverse.
         if np.isfinite(chunks).all():
             chunks = inputs.restore(chunks)
         # `strict=False` drops the rows of padding.
         return dict(zip(envs, chunks, strict=False))
+
+    def _predicted(self, envs: list[int], arrays: dict[str, Any]) -> np.ndarray:
+        """Returns what the model predicts for a whole batch of environments, float32 (b h a)."""
+        embeddings = None
+        if self._language is not None:
+            texts = [self._inputs.task(env).text for env in envs]
+            # Encoded once per text: `InstructionEncoder` keeps its results.
+            embeddings = jnp.stack([self._language(text) for text in texts])
+        counts = np.array([self._asked[env] for env in envs], np.uint32)
+        numbers = np.array(envs, np.uint32)
+        return np.asarray(
+            self._predict(self._params, arrays, embeddings, self._base_key, numbers, counts)
+        )
 
     def _blank(self, leaf: LeafSpec | None) -> np.ndarray:
         """Returns an observation of zeros."""
@@ -419,6 +432,25 @@ def _example_value(leaf: LeafSpec | None) -> int:
     if leaf is None or leaf.dtype == "uint8":
         return _GREY
     return int(leaf.is_depth)
+
+
+def _put_identities(example: np.ndarray, leaf: LeafSpec | None) -> None:
+    """Fills in no rotation where the conventions state one: zeros may be none of a representation.
+
+    Args:
+      example: The values (d) of an observation, which are modified.
+      leaf: Its type.
+    """
+    rotations = {} if leaf is None else leaf.rotations
+    for representation in get_args(Representation):
+        places = [
+            p for p, n in enumerate(leaf.dims if leaf else ()) if rotations.get(n) == representation
+        ]
+        if places:
+            one = convert_rotation(
+                np.array([0.0, 0.0, 0.0, 1.0]), "quaternion_xyzw", representation
+            )
+            example[places] = np.resize(one, len(places))
 
 
 def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Checkpoint:

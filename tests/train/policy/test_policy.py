@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import shutil
@@ -14,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.text import load_vocabulary
+from pipeline.loading.transforms.input_transforms import ConvertObservationRotation
+from pipeline.loading.transforms.rotation_transforms import RelativePose
 from tests.rounding import TERMS, assert_equal_but_for_rounding
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.octo.functional import sample_actions
@@ -97,6 +100,41 @@ def test_an_example_observation_fits_and_is_in_the_datasets_units(policy, checkp
     seen = policy.batch([0])["observation"]["proprio"]
     np.testing.assert_allclose(seen[0, -1], np.zeros(8), atol=1e-6)
     assert (example["image_wrist"] == 127).all()
+
+
+def test_a_state_that_holds_a_quaternion_is_warmed_up_and_has_an_example(checkpoint):
+    """Zeros are no quaternion: the transforms refuse them."""
+    held = ("rx_rad", "ry_rad", "rz_rad", "gripper_left_m")
+    transforms = (
+        RelativePose(
+            ("dx", "dy", "dz"),
+            ("drx", "dry", "drz"),
+            "axis_angle",
+            state_position=("x_m", "y_m", "z_m"),
+            state_rotation=held,
+            state_representation="quaternion_xyzw",
+            target="axis_angle",
+        ),
+        ConvertObservationRotation(held, "quaternion_xyzw", "quaternion_wxyz"),
+    )
+    data = dataclasses.replace(checkpoint.config.data, transforms=transforms)
+    datasets = copy.deepcopy(checkpoint.datasets)
+    for values in datasets.values():
+        pose = {"feature": "observation/proprio", "dim": 3, "representation": "quaternion_xyzw"}
+        values["conventions"]["rotations"] = [pose]
+    config = dataclasses.replace(checkpoint.config, data=data)
+    turned = dataclasses.replace(checkpoint, config=config, datasets=datasets)
+    policy = Policy(turned, config=PolicyConfig(batch_size=3))
+    policy.warm_up()
+    policy.reset(0, TEXT)
+    blank = shown() | {"proprio": np.zeros(8)}
+    with pytest.raises(UserError, match="expected rotations; found quaternion_xyzw of norm 0"):
+        policy.infer({0: blank})
+    policy.reset(0, TEXT)
+    example = policy.example_observation()
+    np.testing.assert_array_equal(example["proprio"], [0, 0, 0, 0, 0, 0, 1, 0])
+    assert policy.infer({0: example})[0].shape == (4, 7)
+    assert str(policy).endswith("action: float32[4,7]: dx, dy, dz, drx, dry, drz, gripper")
 
 
 def test_a_printed_policy_says_what_to_call_it_with(policy):
