@@ -341,6 +341,8 @@ class Loader:
     def unnormalize(self, key: str, values: np.ndarray, dataset: int = 0) -> np.ndarray:
         """Returns values of a batch, or predicted ones, in the dataset's units; float32 (..., d).
 
+        With `data.transforms` they are as these leave them.
+
         The gripper of an action stays 1 = open and 0 = close;
         `restore_gripper(actions, manifest.conventions)` turns it into the dataset's commands.
 
@@ -466,7 +468,9 @@ class Loader:
     def describe_datasets(self) -> dict[str, Any]:
         """Describes the training data for a policy's checkpoint: JSON values by dataset path."""
         return {
-            dataset.path: describe_dataset(n, self._window_reader, self.config, self.statistics)
+            dataset.path: describe_dataset(
+                n, self._window_reader, self.config, self.statistics, self._normalized
+            )
             for n, dataset in enumerate(self.datasets)
         }
 

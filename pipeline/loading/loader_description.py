@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.files import to_json_values
+from pipeline.loading.batch import BatchSpec
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.transforms.batch_transforms import name_of
 from pipeline.loading.window_reader import WindowReader
@@ -63,6 +64,7 @@ def describe_dataset(
     reader: WindowReader,
     config: DataConfig,
     statistics: Mapping[str, Sequence[FeatureStatistics]],
+    normalized: BatchSpec,
 ) -> dict[str, Any]:
     """Describes a dataset for a policy's checkpoint, as JSON values.
 
@@ -71,6 +73,7 @@ def describe_dataset(
       reader: Reader of the mixture.
       config: Config of the loader.
       statistics: Statistics that the samples of each dataset are normalised by, by feature.
+      normalized: Types of the arrays that are normalised, after the config's transforms.
     """
     dataset = reader.datasets[number]
     manifest = dataset.manifest
@@ -79,13 +82,14 @@ def describe_dataset(
         feature.key: {
             "shape": list(reader.stored(number, feature.key).shape),
             "dtype": feature.batch_dtype,
-            "dims": list(feature.dims),
+            "dims": list(reader.dims(feature.key)),
             # Absent for other kinds, so that descriptions of older runs stay equal.
             **({"kind": feature.kind} if feature.kind == "depth" else {}),
         }
         for feature in reader.features
     }
     changed = resized(reader, number)
+    names = {key: list(leaf.dims) for key, leaf in normalized.items()} if config.transforms else {}
     return {
         "name": manifest.name,
         "digest": manifest.digest(),
@@ -97,6 +101,7 @@ def describe_dataset(
         "features": features,
         # Absent if empty, so that descriptions of older runs stay equal.
         **({"resized": changed} if changed else {}),
+        **({"statistics_dims": names} if names else {}),
         "conventions": to_json_values(manifest.conventions),
         "encoders": {
             key: to_json_values(origin)

@@ -269,13 +269,16 @@ class WindowReader:
 
     def _step(self, key: str, feature: Feature) -> LeafSpec:
         """Returns the type of one step of a feature, with the names of its dimensions."""
-        # A dataset without names does not contradict the others.
-        named = (self._find(place, key)[1].dims for place in self.having(key))
-        dims = next(filter(None, named), ())
         is_depth = feature.kind == "depth"
         leaf = LeafSpec(str(feature.batch_dtype), feature.shape, is_depth=is_depth)
         having = [self.datasets[place].manifest.conventions for place in self.having(key)]
-        return step_spec(key, leaf, dims, having)
+        return step_spec(key, leaf, self.dims(key), having)
+
+    def dims(self, key: str) -> tuple[str, ...]:
+        """Returns the names of a feature's dimensions; empty if no dataset names them."""
+        # A dataset without names does not contradict the others.
+        named = (self._find(place, key)[1].dims for place in self.having(key))
+        return next(filter(None, named), ())
 
     def __call__(self, samples: Samples) -> FlatBatch:
         """Reads a batch.

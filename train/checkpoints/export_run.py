@@ -28,12 +28,14 @@ from pipeline.files import write_text_atomically, writing
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.data_config import Normalization
 from pipeline.loading.normalize import Normalizer
+from pipeline.loading.transforms.input_transforms import DropObservation, StateNoise
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
 from train.octo.functional import input_spec
 from train.octo.octo_config import OctoConfig, T5Config
 from train.octo.released.released_config import original_config, parts_without_counterpart
+from train.train_config import TrainConfig
 
 _T5 = "t5-base"
 
@@ -94,9 +96,10 @@ def export_octo(
       UserError: The directory is in use or cannot be written, or the original does not support a
         part of the model; all problems are listed together.
     """
-    model, window_size = checkpoint.config.model, checkpoint.config.data.window_size
+    config = checkpoint.config
+    model, window_size = config.model, config.data.window_size
     # Everything is checked before the first file is written.
-    _check(model, directory, language_encoder)
+    _check(config, directory, language_encoder)
     # Without the parameters that are used only in training.
     transformer = {
         name: part
@@ -121,7 +124,7 @@ def export_octo(
             write_text_atomically(directory / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
-def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | None) -> None:
+def _check(config: TrainConfig, directory: pathlib.Path, language_encoder: str | None) -> None:
     problems = list(_problems(config, directory, language_encoder))
     if len(problems) == 1:
         raise problems[0]
@@ -135,16 +138,23 @@ def _check(config: OctoConfig, directory: pathlib.Path, language_encoder: str | 
 
 
 def _problems(
-    config: OctoConfig, directory: pathlib.Path, language_encoder: str | None
+    run: TrainConfig, directory: pathlib.Path, language_encoder: str | None
 ) -> Iterator[UserError]:
-    unknown = parts_without_counterpart(config)
-    if unknown:
-        yield UserError(
-            where="model",
-            expected="parts that the original Octo has",
-            found=", ".join(unknown),
-            remedy="Load the run's own checkpoint here instead.",
-        )
+    config = run.model
+    # Random ones act in training alone.
+    kept = [one for one in run.data.transforms if not isinstance(one, StateNoise | DropObservation)]
+    unknown = {
+        "model": parts_without_counterpart(config),
+        "data.transforms": [type(transform).__name__ for transform in kept],
+    }
+    for where, names in unknown.items():
+        if names:
+            yield UserError(
+                where=where,
+                expected="parts that the original Octo has",
+                found=", ".join(names),
+                remedy="Load the run's own checkpoint here instead.",
+            )
     # The original builds the T5 by its name, with that model's sizes; without a name t5-base.
     if language_encoder is not None and "t5" not in language_encoder:
         yield UserError(

@@ -385,7 +385,8 @@ def _statistics(run: RunFiles, dataset: Mapping[str, Any]) -> list[tuple[str, li
     for name, values in dataset.get("statistics", {}).items():
         columns = [values.get(moment, []) for moment in _MOMENTS]
         num_dims = min(map(len, columns))
-        dims = dataset.get("features", {}).get(name, {}).get("dims", ())
+        dims = dataset.get("statistics_dims", {}).get(name)
+        dims = dims or dataset.get("features", {}).get(name, {}).get("dims", ())
         dims = dims or (action_dims if name == "action" else ())
         names = dims if len(dims) == num_dims else range(num_dims)
         rows = [

@@ -16,6 +16,8 @@ from pipeline.errors import DataError, UserError
 from pipeline.loading.data_config import Normalization
 from pipeline.loading.loader_state import LoaderState
 from pipeline.loading.normalize import Normalizer
+from pipeline.loading.transforms.action_transforms import PadActions
+from pipeline.loading.transforms.input_transforms import StateNoise
 from tests.train.conftest import TINY_CONFIG, random_state
 from train.checkpoints.checkpoint_store import Checkpoint, Checkpoints, Constants
 from train.checkpoints.export_run import (
@@ -232,6 +234,17 @@ def test_all_that_is_in_the_way_of_the_demo_is_reported_at_once(
     assert "that the original Octo has; found VGGTTokenizerConfig 'vggt'. Load" in lines[0]
     assert "--language_encoder NAME" in lines[1]
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_transforms_of_actions_are_in_the_way(golden: Pretrained, tmp_path: pathlib.Path) -> None:
+    kept = checkpoint(golden.config, golden.params)
+    transforms = (StateNoise("proprio", (("x_m", 0.1),)), PadActions(9))
+    data = dataclasses.replace(kept.config.data, transforms=transforms)
+    config = dataclasses.replace(kept.config, data=data)
+    message = "data.transforms: expected parts that the original Octo has; found PadActions"
+    with pytest.raises(UserError, match=message):
+        export_octo(dataclasses.replace(kept, config=config), tmp_path / "out", "t5_tiny")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_was_aligned_is_written_as_the_octo_that_it_acts_as(
