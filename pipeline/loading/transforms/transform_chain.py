@@ -1,6 +1,7 @@
 """Runs transforms in their order: forwards on batches, and backwards on predicted actions."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,13 +36,18 @@ class Stage:
         """Name of the transform's class."""
         return type(self.transform).__name__
 
+    @functools.cached_property
+    def _changes_actions(self) -> bool:
+        # Once: a check against a protocol takes longer than many a transform.
+        return _changes_actions(self.transform)
+
     def __call__(self, batch: FlatBatch) -> FlatBatch:
         """Transforms a batch; actions only where it has any.
 
         Raises:
           SchemaError: The result does not have the types that the transform declares.
         """
-        if isinstance(self.transform, ActionTransform) and ACTION not in batch:
+        if self._changes_actions and ACTION not in batch:
             return batch
         draws = None
         if self.seed is not None:
@@ -64,7 +70,6 @@ class Stage:
             yield f"a {type(changed).__name__} instead of a dictionary of arrays"
             return
         yield from (f"{k}: dropped" for k in sorted((batch.keys() - changed) & self.after.keys()))
-        changes_actions = _changes_actions(self.transform)
         for key, array in changed.items():
             # Arrays that were passed through were checked before.
             if batch.get(key) is array:
@@ -75,7 +80,7 @@ class Stage:
                 yield f"{found}, which is not declared"
             elif not isinstance(array, np.ndarray) or not _fits(array, leaf):
                 yield f"{found}{list(np.shape(array))}, declared as {leaf}"
-            elif (key in _ACTION_KEYS) != changes_actions:
+            elif (key in _ACTION_KEYS) != self._changes_actions:
                 yield f"{key}: changed"
 
 
