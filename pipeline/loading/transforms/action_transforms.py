@@ -94,7 +94,8 @@ class MaskActions:
     dims: tuple[str, ...]
     """Dimensions of the action that are unused."""
     value: float = 0.0
-    """What they are at rollout, in the dataset's unit; a gripper: 1 = open, 0 = close."""
+    """What they are at rollout, in the unit that they have here: the dataset's, unless an earlier
+    transform makes them relative; a gripper: 1 = open, 0 = close."""
 
     def __post_init__(self) -> None:
         """Checks the names."""

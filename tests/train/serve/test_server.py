@@ -20,6 +20,7 @@ from tests.train.serve.served import TEXT, serving, shown
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.policy import Policy
 from train.policy.policy import read_run
+from train.serve import __main__ as serve_main
 from train.serve.__main__ import parse_keys
 from train.serve.client_session import ServeConfig, Session
 from train.serve.listener import bind
@@ -252,6 +253,20 @@ def test_commands_follow_the_grippers_rule_within_an_episode(policies, monkeypat
     messages = [shown(seed) | {"reset": seed == 3} for seed in range(5)]
     found = [session.answer(message)["actions"][0, 6] for message in messages]
     assert found == [-1, -1, -1, 1, 1]  # opened; then, in another episode, closed
+
+
+def test_whole_chunks_of_a_policy_that_keeps_a_command_are_warned_about(
+    policies, policy_run, monkeypatch, caplog
+):
+    policy = policies[1]
+    rule = GripperHysteresis("gripper")
+    data = dataclasses.replace(policy.spec.data, gripper_rules=(rule,))
+    monkeypatch.setattr(policy, "spec", dataclasses.replace(policy.spec, data=data))
+    monkeypatch.setattr(serve_main, "Policy", lambda *args: policy)
+    for config, expected in ((ServeConfig(), True), (ServeConfig(execute_horizon=2), False)):
+        caplog.clear()
+        serve_main._load(serve_main.Args(str(policy_run)), config)
+        assert ("a gripper keeps its last command (gripper)" in caplog.text) == expected
 
 
 def test_other_keys_may_be_named(policies):
