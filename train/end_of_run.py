@@ -9,12 +9,14 @@ import dataclasses
 import logging
 import math
 import pathlib
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from pipeline.errors import UserError
+from pipeline.parts.part import files_of_parts
 from train import distributed
 from train.checkpoints.checkpoint_store import last_step, read_checkpoint, read_loader_state
 from train.checkpoints.run_directory import read_config
@@ -107,6 +109,8 @@ def describe_end(directory: pathlib.Path) -> str:
         beside = "" if math.isnan(constant) else f" (a constant action: {constant:.3f})"
         error = f"action error on held-out episodes: {validation.action_error:.3f}{beside}"
         reached.append(error)
+    files = dict.fromkeys(f"--parts {shlex.quote(name)}" for name in files_of_parts(run.config))
+    own = [("", f"add {' '.join(files)} where they cannot import your classes")] if files else []
     return labelled(
         [
             ("reached", "; ".join(reached)),
@@ -114,6 +118,7 @@ def describe_end(directory: pathlib.Path) -> str:
             ("next", f"octograin parity {directory}   compares its inputs with those of training"),
             ("", f"octograin serve {directory}   answers a robot over the network"),
             ("", f"octograin evaluate {directory}   rolls it out in the LIBERO simulator"),
+            *own,
         ]
     )
 

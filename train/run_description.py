@@ -17,6 +17,7 @@ from pipeline.checksums import write_json
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.loading.batch import table
 from pipeline.loading.device import DATA_AXIS, FSDP_AXIS
+from pipeline.parts.part import fields_of_parts
 from pipeline.parts.part_copies import write_copies
 from train.checkpoints.run_directory import ENVIRONMENT_NAME
 from train.flags import Flags
@@ -128,9 +129,11 @@ def changed_settings(config: TrainConfig, unchanged: TrainConfig | None) -> list
 
 
 def _settings(config: TrainConfig, unchanged: TrainConfig | None) -> list[str]:
-    now = traverse_util.flatten_dict(to_json_values(config), sep=".")
     file = config if unchanged is None else unchanged
-    before = traverse_util.flatten_dict(to_json_values(file), sep=".")
+    now, before = (
+        traverse_util.flatten_dict(fields_of_parts(to_json_values(each)), sep=".")
+        for each in (config, file)
+    )
     text = {key: f"{key} = {_value(now.get(key))}" for key in sorted(now.keys() | before.keys())}
     return [
         line if now.get(key) == before.get(key) else f"{line}  (file: {_value(before.get(key))})"

@@ -137,10 +137,44 @@ def marks_of(hint: Any) -> list[tuple[Any, Part]]:
 def without_sources(values: Any) -> Any:
     """Returns JSON values without what records the sources of users' parts."""
     if isinstance(values, dict):
-        is_part = {"part", *_SOURCE, "fields"} == values.keys()
-        left_out = _SOURCE if is_part else ()
+        left_out = _SOURCE if _is_users(values) else ()
         return {key: without_sources(v) for key, v in values.items() if key not in left_out}
     return [without_sources(value) for value in values] if isinstance(values, list) else values
+
+
+def fields_of_parts(values: Any) -> Any:
+    """Returns JSON values in which parts lie as flags call their fields.
+
+    {"head": {"part": "Flow", "fields": {"width": 8}}}    {"head": {"part": "Flow", "width": 8}}
+    {"transforms": [{"part": "Shift", "fields": {}}]}     {"transforms": {"0": {"part": "Shift"}}}
+    """
+    if isinstance(values, list) and any(_is_record(value) for value in values):
+        values = {str(number): value for number, value in enumerate(values)}
+    if not isinstance(values, dict):
+        return values
+    if _is_record(values):
+        values = {"part": values["part"], **values["fields"]}
+    return {key: fields_of_parts(value) for key, value in values.items()}
+
+
+def files_of_parts(values: Any) -> Iterator[str]:
+    """Yields the names of the files that JSON values record for users' parts."""
+    if isinstance(values, dict):
+        if _is_users(values) and values["file"]:
+            yield values["file"]
+        values = list(values.values())
+    for value in values if isinstance(values, list) else ():
+        yield from files_of_parts(value)
+
+
+def _is_users(values: dict[str, Any]) -> bool:
+    """Returns whether JSON values are the record of a user's part."""
+    return {"part", *_SOURCE, "fields"} == values.keys()
+
+
+def _is_record(values: Any) -> bool:
+    """Returns whether JSON values are the record of a part."""
+    return isinstance(values, dict) and (_is_users(values) or {"part", "fields"} == values.keys())
 
 
 def _unwritable(mark: Part, value: Any) -> Iterator[tuple[str, str, str]]:

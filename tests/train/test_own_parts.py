@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import DataError, UserError
 from tests.own_modules import forget_modules
 from train.checkpoints.checkpoint_store import read_checkpoint
+from train.end_of_run import describe_end
 from train.flags import parse_flags
 from train.policy import parity
 from train.run import run
@@ -74,6 +75,10 @@ def project(tiny_config_path, mini_dataset, tmp_path):
 def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, capsys):
     config = ["--config", str(project / "mine.py"), "--config.data.transforms.0.by=0.125"]
     directory = run(parse_flags([*config, "--config.num_steps=1"]))
+    assert "add --parts my_parts.py where they cannot import your cl" in describe_end(directory)
+    assert "\n* data.transforms.0.by = 0.125  (file: 0.25)\n" in (
+        (directory / "description.txt").read_text()
+    )
     (copy,) = (directory / "parts").iterdir()
     assert (copy.name, copy.read_text()) == (f"my_parts.{CHECKSUM[:8]}.py.txt", MY_PARTS)
     shift, scale = json.loads((directory / "config.json").read_text())["data"]["transforms"]

@@ -13,7 +13,14 @@ from pipeline.errors import DataError
 from pipeline.files import from_json_text, to_json_values
 from pipeline.loading import transforms
 from pipeline.loading.data_config import DataConfig
-from pipeline.parts.part import Part, lacked, marks_of, without_sources
+from pipeline.parts.part import (
+    Part,
+    fields_of_parts,
+    files_of_parts,
+    lacked,
+    marks_of,
+    without_sources,
+)
 from train import octo
 from train.octo.octo_config import OctoConfig
 
@@ -133,6 +140,18 @@ def test_sources_can_be_left_out_to_compare_what_parts_do() -> None:
     values = without_sources(to_json_values(Config(transforms=(Scale(),))))
     assert list(values["transforms"][0]) == ["part", "fields"]
     assert values["head"] == {"horizon": 4, "pooling": "mean"}
+
+
+def test_the_fields_of_parts_lie_as_flags_call_them() -> None:
+    values = to_json_values(Config(transforms=(Scale(3.0), Scale()), last=Scale()))
+    shown = fields_of_parts({"name": ["a"], "model": values})
+    assert shown["name"] == ["a"]
+    assert shown["model"]["head"] == values["head"]
+    scale = {"part": "Scale", "factor": 2.0, "dims": [], "bins": None}
+    assert shown["model"]["transforms"] == {"0": {**scale, "factor": 3.0}, "1": scale}
+    assert shown["model"]["last"] == scale
+    assert list(files_of_parts(values)) == ["test_part.py"] * 3
+    assert list(files_of_parts(to_json_values(OwnConfig((Scale(),))))) == []
 
 
 @pytest.mark.parametrize(
