@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import logging
+import pathlib
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from pipeline.errors import DataError, UserError
 from tests.own_modules import forget_modules
 from train.checkpoints.checkpoint_store import read_checkpoint
+from train.checkpoints.initial_weights import RunCheckpoint
+from train.checkpoints.run_directory import read_config
 from train.end_of_run import describe_end
 from train.flags import parse_flags
 from train.policy import parity
@@ -96,6 +99,7 @@ def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, cap
     missing = r"data\.transforms \(1st, Shift\): no class Shift of my_parts\.py; .* Give the "
     with pytest.raises(DataError, match=missing + r"file: --parts my_parts\.py; in Python, octogr"):
         read_checkpoint(directory)
+    check_nothing_is_executed(directory, monkeypatch)
     monkeypatch.setattr(
         sys, "argv", ["parity", str(directory), "--parts", str(project / "my_parts.py")]
     )
@@ -120,6 +124,26 @@ def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, cap
     # Other fields are another config.
     with pytest.raises(UserError, match=r"data\.transforms: .*0.125.* then, .*0.25.* now"):
         run(parse_flags([*config[:2], "--config.num_steps=3", "--resume"]))
+
+
+def check_nothing_is_executed(directory, monkeypatch):
+    """Reads a run in every way, with hostile modules in it that its records name."""
+    canary = directory.parent / "canary"
+    hostile = [directory / name for name in ("my_parts.py", "__init__.py", "checkpoints/x.py")]
+    for file in hostile:
+        file.write_text(f"open({str(canary)!r}, 'w').close()\n{MY_PARTS}")
+    with monkeypatch.context() as patch:
+        patch.chdir(directory)
+        for entry in (str(directory), ""):
+            patch.syspath_prepend(entry)
+        # The config that a resume reads, that of a checkpoint, and that of weights to start from.
+        for read in (read_config, read_checkpoint, RunCheckpoint.load):
+            named = directory if read is read_checkpoint else pathlib.Path()
+            with pytest.raises(DataError, match="no class Shift of my_parts"):
+                read(RunCheckpoint(named) if read is RunCheckpoint.load else named)
+    assert not canary.exists()
+    for file in hostile:
+        file.unlink()
 
 
 @pytest.mark.parametrize(
