@@ -146,7 +146,10 @@ class PolicySpec:
         """Returns every array that the model reads, by sorted path, without the batch axis."""
         keys = ["observation/timestep_pad_mask"]
         for name in self.model.input_keys:
-            keys += [f"observation/{name}", f"observation/pad_mask_dict/{name}"]
+            keys.append(f"observation/{name}")
+            mask = f"observation/pad_mask_dict/{name}"
+            # What a transform adds without a mask is never missing.
+            keys += [mask] * (mask in self.chain.spec)
         if self.data.has_goals:
             keys += [f"task/{camera}" for camera in self.cameras]
         spec = self.chain.spec

@@ -302,7 +302,7 @@ def changed(**fields: Any) -> Scale:
         (changed(dims=("x", 3)), "dims: expected a tuple of str; found ('x', 3). Write dims=("),
         (changed(factor="2"), "factor: expected a number; found '2'. Give one"),
     ],
-    ids=str,
+    ids=("class", "function", "number", "thawed", "incomplete", "inner", "array", "dims", "text"),
 )
 def test_what_is_no_part_says_what_to_write(value: Any, message: str) -> None:
     # Written past the constructors, whose types the tests check.

@@ -11,7 +11,7 @@ import pytest
 from pipeline.data.conventions import Conventions, Gripper
 from pipeline.data.dataset import open_dataset
 from pipeline.data.rotations import convert_rotation
-from pipeline.loading.batch import LeafSpec
+from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.transforms.action_transforms import MaskActions, PadActions, RelativeActions
@@ -21,6 +21,7 @@ from pipeline.loading.transforms.input_transforms import (
     StateNoise,
 )
 from pipeline.loading.transforms.rotation_transforms import RelativePose
+from pipeline.loading.transforms.transform import Draws
 from pipeline.loading.transforms.transform_chain import TransformChain
 from tests.small_dataset import LENGTH, write_dataset
 from tests.train.conftest import without_params
@@ -51,6 +52,19 @@ class DepthTokenizerConfig:
 
     def make_tokenizer(self, dtype: str) -> Any:
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """Adds the distance of the state from its origin, an observation without a mask."""
+
+    def spec_after(self, spec: BatchSpec) -> BatchSpec:
+        shape = (*spec["observation/proprio"].shape[:2], 1)
+        return spec | {"observation/distance": LeafSpec("float32", shape, ("distance_m",))}
+
+    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
+        length = np.linalg.norm(batch["observation/proprio"], axis=-1, keepdims=True)
+        return batch | {"observation/distance": length}
 
 
 def poses(rng: np.random.Generator) -> np.ndarray:
@@ -114,7 +128,9 @@ def robots() -> dict[str, Robot]:
             size=10,
             proprio=10,
         ),
-        "depth": Robot(state | CAMERA | depth, named, FREE, (RelativeActions(("x_m",)),), 3, 3),
+        "depth": Robot(
+            state | CAMERA | depth, named, FREE, (RelativeActions(("x_m",)), Distance()), 3, 3
+        ),
         "continuous gripper": Robot(
             {"action": two_arms(rng)[:, :7], "observation/proprio": two_arms(rng)[:, :7]} | CAMERA,
             {"action": ARMS[:7], "observation/proprio": ARMS[:7]},
@@ -159,10 +175,14 @@ def config(robot: Robot, tmp_path: pathlib.Path, tiny_config_path: pathlib.Path)
         action_horizon=robot.horizon,
         validation_fraction=0.0,
     )
+    added = any(isinstance(transform, Distance) for transform in robot.transforms)
     model = dataclasses.replace(
         config.model,
         vggt=None,
-        lowdims=(LowdimTokenizerConfig("proprio", "proprio", robot.proprio),),
+        lowdims=(
+            LowdimTokenizerConfig("proprio", "proprio", robot.proprio),
+            *([LowdimTokenizerConfig("distance", "distance", 1)] if added else []),
+        ),
         tokenizers=(DepthTokenizerConfig(),) if "depth_primary" in names else (),
         head=RegressionConfig("l1", robot.horizon, robot.size),
     )
