@@ -32,6 +32,12 @@ from pipeline.loading.transforms.rotation_transforms import (
     ConvertActionRotation as ConvertActionRotation,
     RelativePose as RelativePose,
 )
+from pipeline.loading.transforms.transform import (
+    ActionTransform as ActionTransform,
+    Draws as Draws,
+    Transform as Transform,
+    dims_at as dims_at,
+)
 from pipeline.parts.part_files import load_parts as load_parts
 from train.flags import load_config as load_config
 from train.octo.heads.diffusion import masked_mean as masked_mean

@@ -1,4 +1,5 @@
 import doctest
+import importlib
 import pathlib
 import re
 import shutil
@@ -11,8 +12,15 @@ from etils import epath
 from converters.mapping.mapping_registry import read_mapping
 from converters.operations.operations import AnyOperation
 from converters.vggt.token_job import TokenJob, TokenSettings, add_tokens
+from octograin import load_parts
 from pipeline.data.dataset import open_dataset
 from pipeline.data.images import decode_image
+from pipeline.loading.batch import LeafSpec
+from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.loader import Loader
+from pipeline.loading.transforms.gripper_rules import GripperRule
+from pipeline.loading.transforms.transform_chain import TransformChain
+from tests.small_dataset import write_dataset
 from train.train_config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,6 +46,38 @@ def test_tokens_made_elsewhere_are_those_of_the_dataset(
     stored = dataset.columns["vggt_tiny"].read(7)["observation/vggt_tiny"]
     assert names["tokens"].shape == (2, 21, 64)
     np.testing.assert_allclose(names["tokens"][1], stored, atol=2e-3)
+
+
+def test_parts_of_the_page_on_extending_are_parts(tmp_path: pathlib.Path) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    parts, _, rule = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "page_parts.py").write_text(f"{parts}\n\n{rule}")
+    load_parts(str(tmp_path / "page_parts.py"))
+    page_parts = importlib.import_module("page_parts")
+    shapes = {"action": (2,), "observation/proprio": (2,)}
+    names = {"action": ("dx", "grip"), "observation/proprio": ("x_m", "y_m")}
+    path = write_dataset(tmp_path / "data", shapes, dims=names)
+    transforms = (page_parts.Distance(("x_m",), ("y_m",)), page_parts.RootActions(("dx",)))
+    config = DataConfig(
+        (DatasetConfig(str(path)),),
+        vocabulary="",
+        observations=("proprio",),
+        transforms=transforms,
+        normalized=(),
+    )
+    batch = Loader(config, 4, [open_dataset(str(path))], None).read(0, range(4))
+    state = batch["observation"]["proprio"]
+    np.testing.assert_allclose(
+        batch["observation"]["distance"][..., 0], np.abs(state[..., 0] - state[..., 1]), rtol=1e-6
+    )
+    spec = {"action": LeafSpec("float32", (1, 1, 1, 2), names["action"])}
+    chain = TransformChain.bind(transforms[1:], spec, seed=None)
+    actions = {"action": np.array([[[[-4.0, 3.0]]]], np.float32)}
+    np.testing.assert_array_equal(chain.trace(actions)[-1]["action"][0, 0], [[-2.0, 3.0]])
+    back = chain.invert(np.array([[[-2.0, 3.0]]], np.float32), [actions, actions])
+    np.testing.assert_array_equal(back, [[[-4.0, 3.0]]])
+    assert isinstance(page_parts.OpenSlowly("grip"), GripperRule)
+    assert page_parts.OpenSlowly("grip").decide(1.0, 0.25) == 0.35
 
 
 @pytest.mark.parametrize(("page", "examples"), [("batches.md", 20), ("reference/model.md", 10)])
