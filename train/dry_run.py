@@ -244,6 +244,11 @@ def _look_at_statistics(found: _Findings, setup: Setup) -> None:
         for d, s in zip(setup.loader.datasets, setup.loader.statistics[ACTION], strict=True)
     )
     found.add("ok", "statistics", f"{setup.config.data.normalization}, of {used}")
+    transforms = setup.config.data.transforms
+    if transforms:
+        dims = ", ".join(setup.loader.spec[ACTION].dims)
+        names = ", ".join(type(transform).__name__ for transform in transforms)
+        found.add("ok", "transforms", f"{names}; the action is then {dims}")
     if setup.loader.raw:
         found.add("ok", "observations", f"not normalised: {', '.join(setup.loader.raw)}")
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline.config_checks import deferred
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
+from pipeline.loading.transforms.input_transforms import DropObservation
 from tests.train.conftest import rewrite_item, write_checkpoints
 from train.checkpoints.run_directory import claimed, how_to_train_on
 from train.dry_run import check_directory, diagnose, examine
@@ -41,9 +42,14 @@ def copied(mini_dataset, tmp_path):
 
 
 def test_a_run_that_can_start_has_no_errors(tiny_config, capsys):
-    config = with_data(tiny_config, validation_fraction=0.3)
+    config = with_data(
+        tiny_config, validation_fraction=0.3, transforms=(DropObservation(("image_wrist",), 0.1),)
+    )
     assert examine(Flags(config)) == 0
     output = capsys.readouterr().out
+    assert (
+        "transforms: DropObservation; the action is then dx, dy, dz, drx, dry, drz, grip" in output
+    )
     assert "0 errors" in output
     assert "2 x cpu: batch 4, 2 samples per device at a time" in output
     assert "parameters" in output
