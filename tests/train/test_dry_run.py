@@ -43,7 +43,7 @@ def copied(mini_dataset, tmp_path):
 
 def test_a_run_that_can_start_has_no_errors(tiny_config, capsys):
     config = with_data(
-        tiny_config, validation_fraction=0.3, transforms=(DropObservation(("image_wrist",), 0.1),)
+        tiny_config, validation_fraction=0.3, transforms=(DropObservation(("proprio",), 0.1),)
     )
     assert examine(Flags(config)) == 0
     output = capsys.readouterr().out
