@@ -19,8 +19,8 @@ def read(path: pathlib.Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def test_there_are_four() -> None:
-    assert [path.name[:3] for path in notebooks()] == ["01_", "02_", "03_", "04_"]
+def test_there_are_five() -> None:
+    assert [path.name[:3] for path in notebooks()] == ["01_", "02_", "03_", "04_", "05_"]
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
