@@ -130,7 +130,8 @@ class Loader:
         )
         check_datasets(self._window_reader)
         for key, normalizer in self.normalizers.items():
-            check_varying(self.datasets, key, self.statistics[key], list(normalizer.mask))
+            masks = list(normalizer.mask)
+            check_varying(self.datasets, key, self.statistics[key], masks, self._transformed)
         # A dict keeps the first occurrence: the same text in two datasets is one row of the table.
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
         self.tasks: TaskTable = tokenize(texts, encode or _no_ids, config.max_text_length)
@@ -436,14 +437,19 @@ class Loader:
     @functools.cached_property
     def statistics(self) -> dict[str, list[FeatureStatistics]]:
         """Statistics that each dataset's samples are normalised by, by feature."""
-        numbers = range(len(self.datasets))
-        computed = [transformed_statistics(self.datasets, n, self.config) for n in numbers]
+        args = (self.config, self.datasets, self.shares)
         return stats.StatisticsByKey(
             {
-                key: used_statistics(self.config, self.datasets, self.shares, key, leaf, computed)
+                key: used_statistics(*args, key, leaf, self._transformed)
                 for key, leaf in self._normalized.items()
             }
         )
+
+    @functools.cached_property
+    def _transformed(self) -> list[dict[str, FeatureStatistics]]:
+        """Statistics of each dataset of what the transforms change."""
+        numbers = range(len(self.datasets))
+        return [transformed_statistics(self.datasets, n, self.config) for n in numbers]
 
     @functools.cached_property
     def _normalized(self) -> BatchSpec:

@@ -156,16 +156,19 @@ def used_statistics(
     }
     mask = normalized_dims(leaf)
     problems = [
-        f"{datasets[number].path}/statistics.json, {key}[{dim}]: {text}"
+        f"{_origin(datasets[number], key, computed[number])}, {key}[{dim}]: {text}"
         for number, statistics in own.items()
         for dim, text in unusable_dims(statistics, mask).items()
     ]
     if problems:
+        is_transformed = any(key in of_dataset for of_dataset in computed)
         raise DataError(
             where="statistics that samples are normalised by",
             expected="finite ones, with std at least 0 and p01 at most p99",
             found="; ".join(problems),
-            remedy="Convert the dataset again: its values or this file are corrupt.",
+            remedy="Correct the transforms."
+            if is_transformed
+            else "Convert the dataset again: its values or this file are corrupt.",
         )
     # Weighted as the samples are, not by the size of the datasets.
     merged = merge(list(own.values()), [shares[number] for number in own])
@@ -174,11 +177,21 @@ def used_statistics(
     return [own.get(number, merged) for number in range(len(datasets))]
 
 
+def _origin(dataset: Dataset, key: str, computed: Mapping[str, FeatureStatistics]) -> str:
+    """Returns where the statistics of an array of a dataset come from."""
+    return (
+        f"{dataset.path} after data.transforms"
+        if key in computed
+        else f"{dataset.path}/statistics.json"
+    )
+
+
 def check_varying(
     datasets: Sequence[Dataset],
     key: str,
     used: Sequence[FeatureStatistics],
     masks: Sequence[np.ndarray],
+    computed: Sequence[Mapping[str, FeatureStatistics]],
 ) -> None:
     """Checks that every normalised dimension varies.
 
@@ -187,13 +200,14 @@ def check_varying(
       key: Key of the feature.
       used: The statistics that each dataset's samples are normalised by.
       masks: bool (d) of each dataset: False where a dimension is not normalised.
+      computed: Statistics of each dataset of what the transforms change, by key.
 
     Raises:
       DataError: Some dimensions never vary; all of them are listed.
     """
     problems = [
-        f"{dataset.path}/statistics.json, {key}[{dim}]: 0"
-        for dataset, statistics, mask in zip(datasets, used, masks, strict=True)
+        f"{_origin(dataset, key, own)}, {key}[{dim}]: 0"
+        for dataset, statistics, mask, own in zip(datasets, used, masks, computed, strict=True)
         for dim in constant_dims(statistics, mask)
     ]
     if problems:

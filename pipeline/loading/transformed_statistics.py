@@ -13,7 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import TRANSFORMED_NAME
 from pipeline.data.schema import ACTION, EPISODES
 from pipeline.data.statistics import Accumulator, FeatureStatistics
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.files import (
     dump_json,
     json_checksum,
@@ -140,11 +140,12 @@ def _compute(
             kept = tuple(name for name in config.observations if name not in frames)
             few = dataclasses.replace(reader, config=_reading(config, kept))
             return _accumulate(few, number, steps, config)
-    except KeyError as error:
+    except UserError as error:
         # Anything else is an error of the transform.
-        if error.args[0] not in {f"observation/{name}" for name in frames}:
+        missing = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else None
+        if missing not in {f"observation/{name}" for name in frames}:
             raise
-        _log.info("every %s is read, as a transform reads it", error.args[0])
+        _log.info("every %s is read, as a transform reads it", missing)
     return _accumulate(reader, number, steps, config)
 
 

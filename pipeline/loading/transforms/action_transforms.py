@@ -111,9 +111,16 @@ class MaskActions:
         """Returns the types; the dimensions are no longer normalised.
 
         Raises:
-          UserError: The action lacks a dimension.
+          UserError: The action lacks a dimension, or has no other.
         """
         dims_at(spec, ACTION, self.dims, where_of(self, "dims"))
+        if not set(spec[ACTION].dims) - {*self.dims, *spec[ACTION].unused}:
+            raise UserError(
+                where=where_of(self, "dims"),
+                expected="some of the action's dimensions",
+                found="all of them",
+                remedy="Leave those out that the policy is to learn.",
+            )
         return spec | {ACTION: _without(spec[ACTION], self.dims)}
 
     def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:

@@ -111,11 +111,12 @@ def dims_at(spec: BatchSpec, key: str, names: Sequence[str], where: str) -> list
       UserError: There is no such array, or it has no such dimension.
     """
     if key not in spec:
+        vectors = [name for name, leaf in spec.items() if leaf.dims and leaf.dtype != "bool"]
         raise UserError(
             where=where,
-            expected="an array among " + ", ".join(spec),
+            expected="one of the vectors " + ", ".join(vectors),
             found=key,
-            remedy=did_you_mean(key, spec) + "Add it to data.observations.",
+            remedy=did_you_mean(key, vectors) + "Add it to data.observations.",
         )
     dims = spec[key].dims
     unknown = [name for name in names if name not in dims]

@@ -1,7 +1,10 @@
 """Runs transforms in their order: forwards on batches, and backwards on predicted actions."""
 
+import contextlib
 import dataclasses
 import functools
+import pathlib
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,13 +49,15 @@ class Stage:
 
         Raises:
           SchemaError: The result does not have the types that the transform declares.
+          UserError: The transform raised something, or changed an array in place.
         """
         if self._changes_actions and ACTION not in batch:
             return batch
         draws = None
         if self.seed is not None:
             draws = Draws(self.seed, self.place, batch["sample_index"])
-        changed = self.transform.apply(batch, self.before, draws)
+        with _named(self.transform, "apply"), _read_only(batch):
+            changed = self.transform.apply(batch, self.before, draws)
         problems = list(self._problems(batch, changed))
         if problems:
             raise SchemaError(
@@ -82,6 +87,47 @@ class Stage:
                 yield f"{found}{list(np.shape(array))}, declared as {leaf}"
             elif (key in _ACTION_KEYS) != self._changes_actions:
                 yield f"{key}: changed"
+
+
+@contextlib.contextmanager
+def _named(transform: Transform, method: str) -> Iterator[None]:
+    """Names the transform in whatever its code raises inside the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        where = f"transform {type(transform).__name__}, {method}"
+        if isinstance(error, ValueError) and "read-only" in str(error):
+            raise UserError(
+                where=where,
+                expected="arrays that are left as they are",
+                found="one that is changed in place",
+                remedy="Change a copy: array.copy().",
+            ) from error
+        # The innermost line, which is mostly the transform's own.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{pathlib.Path(last.filename).name}:{last.lineno}"
+        raise UserError(
+            where=where,
+            expected="a result",
+            found=f"{type(error).__name__} at {place}: {error}",
+            remedy="Correct it; --debug shows the whole traceback.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _read_only(batch: FlatBatch) -> Iterator[None]:
+    """Lets nothing be written into the arrays of a batch inside the block."""
+    # Otherwise a change in place would be in no statistics, and in no inverse.
+    held = [array for array in batch.values() if array.flags.writeable]
+    for array in held:
+        array.flags.writeable = False
+    try:
+        yield
+    finally:
+        for array in held:
+            array.flags.writeable = True
 
 
 def _changes_actions(transform: Transform) -> bool:
@@ -120,7 +166,8 @@ class TransformChain:
         stages, spec = list(self.stages), self.spec
         for transform in transforms:
             # Sorted, as jax flattens dictionaries: all sides agree on the order of arrays.
-            after = dict(sorted(transform.spec_after(spec).items()))
+            with _named(transform, "spec_after"):
+                after = dict(sorted(transform.spec_after(spec).items()))
             _check_effect(transform, spec, after)
             stages.append(Stage(transform, spec, after, seed, len(stages)))
             spec = after
@@ -149,7 +196,8 @@ class TransformChain:
         """
         for stage, batch in zip(reversed(self.stages), reversed(traced[:-1]), strict=True):
             if isinstance(stage.transform, ActionTransform):
-                action = stage.transform.invert(action, batch, stage.before)
+                with _named(stage.transform, "invert"), _read_only({**batch, "": action}):
+                    action = stage.transform.invert(action, batch, stage.before)
                 size = stage.before[ACTION].shape[-1]
                 if action.dtype != np.float32 or action.shape[-1] != size:
                     raise SchemaError(

@@ -141,7 +141,7 @@ SHORT = SPEC | {STATE: dataclasses.replace(SPEC[STATE], shape=(2, 1, 3))}
         (
             RelativeActions(("x_m",), state="state"),
             SPEC,
-            "expected an array among action, .*; found observation/state",
+            "expected one of the vectors action, .*; found observation/state",
         ),
         (
             RelativeActions(("gripper",), state_dims=("q_m",)),

@@ -217,7 +217,7 @@ def test_values_that_are_no_rotation_are_reported() -> None:
             "expected left_w, left_x, left_y, left_z as quaternion_xyzw; found quaternion_wxyz in",
         ),
         ({"rotation": ("left_w", "qx", "qy", "qz")}, "which are left_w, .*; found qx, qy, qz"),
-        ({"observation": "stat"}, "expected an array among .*; found observation/stat. Did you"),
+        ({"observation": "stat"}, "expected one of the vectors .*; found observation/stat. Did you"),
     ],
 )
 def test_a_rotation_that_is_not_there_is_refused(change: dict, message: str) -> None:
@@ -274,7 +274,7 @@ def test_settings_without_a_meaning_are_refused(make: Callable, message: str) ->
         ),
         (
             StateNoise("stat", (("x_m", 1.0),)),
-            "StateNoise.std: expected an array among .*; found observation/stat. Did you mean",
+            "StateNoise.std: expected one of the vectors .*; found observation/stat. Did you mean",
         ),
         (
             StateNoise("wrist", (("x_m", 1.0),)),

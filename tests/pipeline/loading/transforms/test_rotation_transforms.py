@@ -283,7 +283,7 @@ STATED = SPEC | {ACTION: dataclasses.replace(SPEC[ACTION], rotations=dict.fromke
         (
             RelativePose(XYZ, TURN, "axis_angle", state="pose"),
             SPEC,
-            "RelativePose.position: expected an array among .*; found observation/pose",
+            "RelativePose.position: expected one of the vectors .*; found observation/pose",
         ),
         (
             ConvertActionRotation(TURN, "axis_angle", "rot6d"),

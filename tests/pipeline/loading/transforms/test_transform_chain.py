@@ -143,6 +143,32 @@ def test_a_transform_of_both_inputs_and_actions_is_refused(transform: Any, messa
         TransformChain.bind([transform], SPEC, seed=None)
 
 
+def add_in_place(batch: FlatBatch, draws: Draws | None) -> FlatBatch:
+    batch["observation/proprio"] += 1
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            add_in_place,
+            "expected arrays that are left as they are; found one that is changed in place. Change",
+        ),
+        (
+            lambda batch, _: batch["observation/joint"],
+            r"expected a result; found KeyError at test_transform_chain.py:\d+: 'observation",
+        ),
+    ],
+)
+def test_what_a_transform_raises_names_it(change: Any, message: str) -> None:
+    chain = TransformChain.bind([Inputs(change)], SPEC, seed=None)
+    with pytest.raises(UserError, match=f"transform Inputs, apply: {message}"):
+        chain.trace(BATCH)
+    # Writing is allowed again, also after an error.
+    BATCH["observation/proprio"][0, 0, 0] = 1
+
+
 def test_an_inverse_of_another_type_is_reported() -> None:
     chain = TransformChain.bind([times(2.0, dtype="float64")], SPEC, seed=None)
     with pytest.raises(SchemaError, match=r"invert: expected actions, float32 \(b h 2\)"):
