@@ -217,7 +217,7 @@ def test_values_that_are_no_rotation_are_reported() -> None:
             "expected left_w, left_x, left_y, left_z as quaternion_xyzw; found quaternion_wxyz in",
         ),
         ({"rotation": ("left_w", "qx", "qy", "qz")}, "which are left_w, .*; found qx, qy, qz"),
-        ({"observation": "stat"}, "expected one of the vectors .*; found observation/stat. Did you"),
+        ({"observation": "stat"}, "expected one of the vectors .*; found observation/stat. Did"),
     ],
 )
 def test_a_rotation_that_is_not_there_is_refused(change: dict, message: str) -> None:
