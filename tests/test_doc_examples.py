@@ -5,6 +5,7 @@ import re
 import shutil
 from typing import Any, cast, get_args
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -12,7 +13,7 @@ from etils import epath
 from converters.mapping.mapping_registry import read_mapping
 from converters.operations.operations import AnyOperation
 from converters.vggt.token_job import TokenJob, TokenSettings, add_tokens
-from octograin import load_parts
+from octograin import load_parts, octo_small
 from pipeline.data.dataset import open_dataset
 from pipeline.data.images import decode_image
 from pipeline.loading.batch import LeafSpec
@@ -21,6 +22,7 @@ from pipeline.loading.loader import Loader
 from pipeline.loading.transforms.gripper_rules import GripperRule
 from pipeline.loading.transforms.transform_chain import TransformChain
 from tests.small_dataset import write_dataset
+from train.octo.protocols import HeadConfig, TokenizerConfig, WeightSource
 from train.train_config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,12 +50,60 @@ def test_tokens_made_elsewhere_are_those_of_the_dataset(
     np.testing.assert_allclose(names["tokens"][1], stored, atol=2e-3)
 
 
-def test_parts_of_the_page_on_extending_are_parts(tmp_path: pathlib.Path) -> None:
+@pytest.fixture(scope="module")
+def page_parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The parts that the page about extending defines, in one module."""
     page = (ROOT / "docs" / "extending.md").read_text()
-    parts, _, rule = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "page_parts.py").write_text(f"{parts}\n\n{rule}")
-    load_parts(str(tmp_path / "page_parts.py"))
-    page_parts = importlib.import_module("page_parts")
+    parts, _, *others = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    path = tmp_path_factory.mktemp("page") / "page_parts.py"
+    path.write_text("\n\n".join([parts, *others]))
+    load_parts(str(path))
+    return importlib.import_module("page_parts")
+
+
+def test_tokenizer_of_the_page_makes_one_masked_token_per_joint(page_parts: Any) -> None:
+    tokenizer = page_parts.JointTokenizerConfig(3)
+    assert isinstance(tokenizer, TokenizerConfig)
+    assert tokenizer.inputs["joints"].shape == (3,)
+    joints = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    real = np.array([[False, True]])
+    observation = {
+        "joints": joints,
+        "timestep_pad_mask": real,
+        "pad_mask_dict": {"joints": np.ones_like(real)},
+    }
+    group = tokenizer.make_tokenizer("float32").apply({}, observation, {})
+    np.testing.assert_array_equal(group.tokens, joints[..., None])
+    np.testing.assert_array_equal(group.mask, [[[False] * 3, [True] * 3]])
+
+
+def test_head_of_the_page_predicts_a_chunk_and_leaves_out_masked_actions(page_parts: Any) -> None:
+    head = page_parts.LinearHeadConfig(action_horizon=2, action_dim=1)
+    assert isinstance(head, HeadConfig)
+    # One dimension of readout, which the first action copies and the second doubles.
+    layer = {"kernel": np.array([[1.0, 2.0]], np.float32), "bias": np.zeros(2, np.float32)}
+    readout = np.array([[[[5.0]], [[3.0]]]], np.float32)
+    module, params = head.make_head(), {"params": {"layer": layer}}
+    chunk = module.apply(params, readout, None, method="sample")
+    np.testing.assert_array_equal(chunk, [[[3.0], [6.0]]])
+    action = np.array([[[[5.0], [10.0]], [[2.0], [99.0]]]], np.float32)
+    mask = jnp.asarray(action < 50)
+    loss = module.apply(params, readout, action, mask, None, method="loss")
+    np.testing.assert_allclose(loss, 1 / 3, rtol=1e-6)
+
+
+def test_source_of_weights_of_the_page_reads_what_was_saved(
+    page_parts: Any, tmp_path: pathlib.Path
+) -> None:
+    np.savez(tmp_path / "weights.npz", **{"heads_action/layer/bias": np.array([1.0, 2.0])})
+    source = page_parts.NumpyWeights(str(tmp_path / "weights.npz"))
+    assert isinstance(source, WeightSource)
+    loaded = source.load()
+    assert loaded.config == octo_small()
+    np.testing.assert_array_equal(loaded.params["heads_action"]["layer"]["bias"], [1.0, 2.0])
+
+
+def test_parts_of_the_page_on_extending_are_parts(page_parts: Any, tmp_path: pathlib.Path) -> None:
     shapes = {"action": (2,), "observation/proprio": (2,)}
     names = {"action": ("dx", "grip"), "observation/proprio": ("x_m", "y_m")}
     path = write_dataset(tmp_path / "data", shapes, dims=names)
