@@ -98,5 +98,6 @@ def read_by_programs(config: TrainConfig) -> str:
             keep_every=None,
             validation=ValidationConfig(),
             compilation_cache=None,
+            pretrained_differs=(),
         )
     return repr(config)

@@ -25,7 +25,7 @@ from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.samples.splits import select
 from pipeline.vggt.encoder_spec import EncoderSpec, tiny
 from tests.processes import Command
-from tests.train.conftest import random_state, write_checkpoints
+from tests.train.conftest import TINY_CONFIG, random_state, write_checkpoints
 from train.checkpoints.checkpoint_store import last_step
 from train.checkpoints.run_directory import check, claimed
 from train.flags import Flags, load_config
@@ -64,6 +64,18 @@ def losses_and_fingerprints(directory):
 def saved_params(directory, step):
     path = pathlib.Path(directory).absolute() / "checkpoints" / str(step) / "state"
     return ocp.StandardCheckpointer().restore(path)["params"]
+
+
+@pytest.fixture(scope="module")
+def tiny_config_path(tiny_config_path):
+    """The variant that compiles fastest, which other tests compile as well."""
+    return f"{tiny_config_path}:shallow"
+
+
+@pytest.fixture
+def tiny_config(tiny_config, tiny_config_path):
+    """The same variant on the bundled set."""
+    return dataclasses.replace(tiny_config, model=load_config(tiny_config_path).model)
 
 
 @pytest.fixture(scope="module")
@@ -355,8 +367,8 @@ def test_a_checkpoint_has_the_statistics_that_its_policy_needs(whole_run):
     assert len(dataset["statistics"]["action"]["mean"]) == 7
 
 
-def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset, tiny_config_path):
-    config = load_config(f"{tiny_config_path}:untokened")
+def test_a_run_is_exported_to_the_layout_of_the_original(tmp_path, mini_dataset):
+    config = load_config(f"{TINY_CONFIG}:untokened")
     config = dataclasses.replace(config, save_dir=str(tmp_path / "run"))
     write_checkpoints(replaced(config, mini_dataset), (2, 3))
     t5 = ("--language_encoder", "t5_tiny")
@@ -419,8 +431,8 @@ def test_a_memory_budget_that_is_too_small_is_reported_before_anything_is_made(t
 
 
 @pytest.mark.slow
-def test_a_run_with_goal_images_trains(tiny_config_path, mini_dataset, tmp_path):
-    config = load_config(f"{tiny_config_path}:untokened")
+def test_a_run_with_goal_images_trains(mini_dataset, tmp_path):
+    config = load_config(f"{TINY_CONFIG}:untokened")
     data = dataclasses.replace(config.data, conditioning="multimodal")
     config = dataclasses.replace(config, data=data, save_dir=str(tmp_path / "run"))
     config = replaced(config, mini_dataset, num_steps=2)
@@ -532,14 +544,14 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
 
 
 def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(
-    shallow_config, caplog, monkeypatch
+    tiny_config, caplog, monkeypatch
 ):
     monkeypatch.setattr("train.run_setup.fresh_state", random_first_state)
     # A huge learning rate overflows the gradients; with a limit of 2 the third skip ends the run.
     optimizer = dataclasses.replace(
-        shallow_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2
+        tiny_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2
     )
-    config = dataclasses.replace(shallow_config, optimizer=optimizer, save_interval=1)
+    config = dataclasses.replace(tiny_config, optimizer=optimizer, save_interval=1)
     message = r"step \d+, batch .*: expected a finite loss .* after 2 skipped updates in a row"
     with pytest.raises(UserError, match=message):
         run(Flags(config))

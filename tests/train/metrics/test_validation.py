@@ -31,7 +31,7 @@ def config(tiny_config_path, mini_dataset):
     from train.flags import load_config
     from train.train_config import ValidationConfig
 
-    config = load_config(str(tiny_config_path))
+    config = load_config(f"{tiny_config_path}:shallow")
     data = dataclasses.replace(
         config.data, datasets=(DatasetConfig(str(mini_dataset)),), validation_fraction=0.3
     )
