@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,20 @@ def _changes_actions(transform: Transform) -> bool:
     return isinstance(transform, ActionTransform)
 
 
+def _declared(spec: Any, transform: Transform) -> BatchSpec:
+    """Returns what `spec_after` returned, which a user's method may have forgotten to return."""
+    is_mapping = isinstance(spec, Mapping)
+    others = [k for k, v in spec.items() if not isinstance(v, LeafSpec)] if is_mapping else []
+    if is_mapping and not others:
+        return spec
+    raise UserError(
+        where=f"transform {type(transform).__name__}, spec_after",
+        expected="a dictionary with a LeafSpec for each array",
+        found=f"another type for {', '.join(others)}" if others else f"a {type(spec).__name__}",
+        remedy="Return the spec that it is given, with its changes.",
+    )
+
+
 def _fits(array: np.ndarray, leaf: LeafSpec) -> bool:
     """Whether an array has a declared type; batches have any size."""
     return array.dtype == np.dtype(leaf.dtype) and array.shape[1:] == leaf.shape[1:]
@@ -167,7 +181,7 @@ class TransformChain:
         for transform in transforms:
             # Sorted, as jax flattens dictionaries: all sides agree on the order of arrays.
             with _named(transform, "spec_after"):
-                after = dict(sorted(transform.spec_after(spec).items()))
+                after = dict(sorted(_declared(transform.spec_after(spec), transform).items()))
             _check_effect(transform, spec, after)
             stages.append(Stage(transform, spec, after, seed, len(stages)))
             spec = after

@@ -182,3 +182,21 @@ def test_dimensions_are_found_by_name() -> None:
         dims_at(SPEC, "action", ("griper",), "T")
     with pytest.raises(UserError, match=r"found observation/propio\. Did you mean observation/pro"):
         dims_at(SPEC, "observation/propio", (), "T")
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [(None, "a NoneType"), ({"action": (1, 7)}, "another type for action")],
+)
+def test_a_declaration_of_another_type_is_one_line(returned: Any, found: str) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Wrong:
+        def spec_after(self, spec: Any) -> Any:
+            return returned
+
+        def apply(self, batch: Any, spec: Any, draws: Any) -> Any:
+            return batch
+
+    spec = {"action": LeafSpec("float32", (1, 1, 1, 7))}
+    with pytest.raises(UserError, match=f"Wrong, spec_after: expected.* LeafSpec.*found {found}"):
+        TransformChain.bind((Wrong(),), spec, seed=None)
