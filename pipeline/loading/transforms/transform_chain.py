@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,9 +137,9 @@ def _changes_actions(transform: Transform) -> bool:
 
 def _declared(spec: Any, transform: Transform) -> BatchSpec:
     """Returns what `spec_after` returned, which a user's method may have forgotten to return."""
-    is_mapping = isinstance(spec, Mapping)
-    others = [k for k, v in spec.items() if not isinstance(v, LeafSpec)] if is_mapping else []
-    if is_mapping and not others:
+    is_dict = isinstance(spec, dict)
+    others = [k for k, v in spec.items() if not isinstance(v, LeafSpec)] if is_dict else []
+    if is_dict and not others:
         return spec
     raise UserError(
         where=f"transform {type(transform).__name__}, spec_after",
