@@ -117,7 +117,7 @@ def part_problems(kind: Any, mark: Part, value: Any) -> Iterator[tuple[str, str,
     elif not isinstance(value, kind):
         lacks = lacked(kind, found)
         text = f"{found.__name__}, which lacks {', '.join(lacks)}" if lacks else found.__name__
-        yield _needs(kind), text, "Add it to the class."
+        yield _needs(kind), text, f"Add {'them' if len(lacks) > 1 else 'it'} to the class."
     elif "." in found.__qualname__ and found not in mark.plain:
         remedy = "Move the class to the top of the file: a checkpoint records it by its name."
         yield "a class at the top of a file", found.__qualname__, remedy

@@ -40,6 +40,12 @@ class Stage:
         return type(self.transform).__name__
 
     @functools.cached_property
+    def _declared(self) -> frozenset[str]:
+        """Paths of the arrays whose type the transform declares to change."""
+        keys = self.before.keys() | self.after
+        return frozenset(key for key in keys if self.before.get(key) != self.after.get(key))
+
+    @functools.cached_property
     def _changes_actions(self) -> bool:
         # Once: a check against a protocol takes longer than many a transform.
         return _changes_actions(self.transform)
@@ -64,8 +70,7 @@ class Stage:
                 where=f"transform {self.name}",
                 expected="a batch as its spec_after declares it",
                 found="; ".join(problems),
-                remedy="Correct apply or spec_after. A transform with `invert` changes actions "
-                "alone, one without it none.",
+                remedy="Correct apply or spec_after.",
             )
         return changed
 
@@ -77,16 +82,20 @@ class Stage:
         yield from (f"{k}: dropped" for k in sorted((batch.keys() - changed) & self.after.keys()))
         for key, array in changed.items():
             # Arrays that were passed through were checked before.
-            if batch.get(key) is array:
+            if batch.get(key) is array and key not in self._declared:
                 continue
             leaf = self.after.get(key)
             found = f"{key}: {getattr(array, 'dtype', type(array).__name__)}"
             if leaf is None:
                 yield f"{found}, which is not declared"
             elif not isinstance(array, np.ndarray) or not _fits(array, leaf):
-                yield f"{found}{list(np.shape(array))}, declared as {leaf}"
-            elif (key in _ACTION_KEYS) != self._changes_actions:
-                yield f"{key}: changed"
+                shapes = (np.shape(array)[1:], leaf.shape[1:])
+                ours, theirs = (f"[{','.join(map(str, ('b', *shape)))}]" for shape in shapes)
+                yield f"{found}{ours}, declared as {leaf.dtype}{theirs}"
+            elif self._changes_actions and key not in _ACTION_KEYS:
+                yield f"{key}: changed, by a transform with `invert`, which is for actions alone"
+            elif not self._changes_actions and key in _ACTION_KEYS:
+                yield f"{key}: changed, by a transform without `invert`"
 
 
 @contextlib.contextmanager

@@ -105,6 +105,13 @@ def test_normal_draws_are_standard() -> None:
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
+        (
+            Inputs(
+                lambda batch, _: batch,
+                {"observation/proprio": LeafSpec("float32", (2, 1, 3), ("x", "y", "z"))},
+            ),
+            r"observation/proprio: float32\[b,1,2\], declared as float32\[b,1,3\]",
+        ),
         (Inputs(lambda batch, _: [batch]), "found a list instead of a dictionary"),
         (Inputs(lambda batch, _: {}), "action: dropped; action_pad_mask: dropped"),
         (
@@ -113,10 +120,13 @@ def test_normal_draws_are_standard() -> None:
         ),
         (
             Inputs(lambda batch, _: batch | {"observation/proprio": np.zeros((2, 1, 2))}),
-            r"proprio: float64\[2, 1, 2\], declared as float32\[2,1,2\]",
+            r"proprio: float64\[b,1,2\], declared as float32\[b,1,2\]",
         ),
-        (Inputs(lambda batch, _: batch | {"action": batch["action"] * 2}), "action: changed"),
-        (Actions(shift), "observation/proprio: changed"),
+        (
+            Inputs(lambda batch, _: batch | {"action": batch["action"] * 2}),
+            "action: changed, by a transform without `invert`",
+        ),
+        (Actions(shift), "observation/proprio: changed, by a transform with `invert`"),
     ],
 )
 def test_another_effect_than_the_declared_one_is_reported(transform: Any, message: str) -> None:
