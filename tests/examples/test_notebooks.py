@@ -23,7 +23,13 @@ def test_there_are_five() -> None:
     assert [path.name[:3] for path in notebooks()] == ["01_", "02_", "03_", "04_", "05_"]
 
 
-@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def marked(path: pathlib.Path) -> Any:
+    """The notebook as a case: `test_example_parts.py` trains with what the last one shows."""
+    marks = [pytest.mark.slow] if path.name.startswith("05_") else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("path", map(marked, notebooks()))
 def test_a_notebook_shows_what_it_gives(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert texts(run(path, tmp_path)) == texts(read(path)), _AGAIN
 
