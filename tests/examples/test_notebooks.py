@@ -29,7 +29,7 @@ def marked(path: pathlib.Path) -> Any:
     return pytest.param(path, id=path.stem, marks=marks)
 
 
-@pytest.mark.parametrize("path", map(marked, notebooks()))
+@pytest.mark.parametrize("path", [marked(path) for path in notebooks()])
 def test_a_notebook_shows_what_it_gives(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert texts(run(path, tmp_path)) == texts(read(path)), _AGAIN
 
