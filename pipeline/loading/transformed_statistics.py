@@ -83,10 +83,13 @@ def _hash(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> str:
     # The transforms with a user's own, whose source is part of their JSON.
     described = to_json_values(config)
     names = ("transforms", "window_size", "action_horizon", "octo_action_mask", "observations")
+    find = dataset.manifest.schema.find
+    columns = {EPISODES, *(find(key, dataset.path)[0].name for key in config.keys_of(part))}
     content = {name: described.get(name) for name in (*names, "current_only", "windows")}
     content |= {
         "version": _VERSION,
-        "data": dataset.manifest.digest([EPISODES]),
+        # All columns: a transform may make a vector of images.
+        "data": dataset.manifest.digest(columns),
         "missing": part.missing,
         "excluded": part.excluded,
     }

@@ -40,15 +40,16 @@ class Stage:
         return type(self.transform).__name__
 
     @functools.cached_property
-    def _declared(self) -> frozenset[str]:
+    def retyped(self) -> frozenset[str]:
         """Paths of the arrays whose type the transform declares to change."""
         keys = self.before.keys() | self.after
         return frozenset(key for key in keys if self.before.get(key) != self.after.get(key))
 
     @functools.cached_property
-    def _changes_actions(self) -> bool:
+    def changes_actions(self) -> bool:
+        """Whether the transform changes actions; else it changes inputs."""
         # Once: a check against a protocol takes longer than many a transform.
-        return _changes_actions(self.transform)
+        return isinstance(self.transform, ActionTransform)
 
     def __call__(self, batch: FlatBatch) -> FlatBatch:
         """Transforms a batch; actions only where it has any.
@@ -57,7 +58,7 @@ class Stage:
           SchemaError: The result does not have the types that the transform declares.
           UserError: The transform raised something, or changed an array in place.
         """
-        if self._changes_actions and ACTION not in batch:
+        if self.changes_actions and ACTION not in batch:
             return batch
         draws = None
         if self.seed is not None:
@@ -82,7 +83,7 @@ class Stage:
         yield from (f"{k}: dropped" for k in sorted((batch.keys() - changed) & self.after.keys()))
         for key, array in changed.items():
             # Arrays that were passed through were checked before.
-            if batch.get(key) is array and key not in self._declared:
+            if batch.get(key) is array and key not in self.retyped:
                 continue
             leaf = self.after.get(key)
             found = f"{key}: {getattr(array, 'dtype', type(array).__name__)}"
@@ -92,9 +93,9 @@ class Stage:
                 shapes = (np.shape(array)[1:], leaf.shape[1:])
                 ours, theirs = (f"[{','.join(map(str, ('b', *shape)))}]" for shape in shapes)
                 yield f"{found}{ours}, declared as {leaf.dtype}{theirs}"
-            elif self._changes_actions and key not in _ACTION_KEYS:
+            elif self.changes_actions and key not in _ACTION_KEYS:
                 yield f"{key}: changed, by a transform with `invert`, which is for actions alone"
-            elif not self._changes_actions and key in _ACTION_KEYS:
+            elif not self.changes_actions and key in _ACTION_KEYS:
                 yield f"{key}: changed, by a transform without `invert`"
 
 
@@ -137,11 +138,6 @@ def _read_only(batch: FlatBatch) -> Iterator[None]:
     finally:
         for array in held:
             array.flags.writeable = True
-
-
-def _changes_actions(transform: Transform) -> bool:
-    """Whether a transform changes actions; else it changes inputs."""
-    return isinstance(transform, ActionTransform)
 
 
 def _declared(spec: Any, transform: Transform) -> BatchSpec:
@@ -191,8 +187,8 @@ class TransformChain:
             # Sorted, as jax flattens dictionaries: all sides agree on the order of arrays.
             with _named(transform, "spec_after"):
                 after = dict(sorted(_declared(transform.spec_after(spec), transform).items()))
-            _check_effect(transform, spec, after)
             stages.append(Stage(transform, spec, after, seed, len(stages)))
+            _check_effect(stages[-1])
             spec = after
         return TransformChain(tuple(stages), spec)
 
@@ -232,15 +228,15 @@ class TransformChain:
         return action
 
 
-def _check_effect(transform: Transform, before: BatchSpec, after: BatchSpec) -> None:
+def _check_effect(stage: Stage) -> None:
     """Checks that a transform declares a change of inputs or of actions, and not of both."""
-    changed = {key for key in before.keys() | after if before.get(key) != after.get(key)}
-    wrong = changed - _ACTION_KEYS if _changes_actions(transform) else changed & _ACTION_KEYS
+    is_of_actions = stage.changes_actions
+    wrong = stage.retyped - _ACTION_KEYS if is_of_actions else stage.retyped & _ACTION_KEYS
     if wrong:
         raise UserError(
-            where=f"transform {type(transform).__name__}, spec_after",
+            where=f"transform {stage.name}, spec_after",
             expected="actions alone, as it has `invert`"
-            if _changes_actions(transform)
+            if is_of_actions
             else "inputs alone, as it has no `invert`",
             found=f"another {', '.join(sorted(wrong))}",
             remedy="Make two transforms of it: one of inputs, and one of actions with `invert`.",

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -137,6 +138,19 @@ def test_a_vector_made_of_images_is_normalised_too(path: pathlib.Path) -> None:
     values = loader.read(0, range(24))["observation"]["brightness"][:, -1]
     assert values.shape == (24, 1)
     np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-4)
+
+
+def test_statistics_of_other_images_are_not_taken(tmp_path: pathlib.Path) -> None:
+    means = []
+    for name, seed in (("one", 1), ("two", 2)):
+        images = np.random.default_rng(seed).integers(0, 128 * seed, (24, 4, 4, 3), np.uint8)
+        shapes = {"action": (2,), "observation/proprio": (2,), CAMERA: images}
+        path = write_dataset(tmp_path / name, shapes)
+        if means:
+            shutil.copy(tmp_path / "one" / TRANSFORMED_NAME, path)
+        loader = loader_of(config_of(path, Brightness()))
+        means.append(loader.statistics["observation/brightness"][0].mean[0])
+        assert means[-1] == pytest.approx(images.mean(), rel=1e-5)
 
 
 def test_datasets_must_name_dimensions_alike(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
