@@ -27,7 +27,7 @@ VERBS = {
     "demo": (None, "convert the bundled data and finetune a small Octo on it"),
 }
 """The module whose `main` a verb runs, where it is one alone, and what the verb does."""
-FORMATS = {"rlds": "converters.export", "octo": "train.checkpoints.export_run"}
+FORMATS = {"rlds": "converters.export.rlds_export", "octo": "train.checkpoints.export_run"}
 """What `octograin export` writes, and the module that does."""
 
 

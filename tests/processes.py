@@ -116,7 +116,7 @@ _PRELOADED = (
     "train.serve.server",
     "converters.job.convert_command",
     "converters.vggt.__main__",
-    "converters.export",
+    "converters.export.__main__",
     "converters.verify.__main__",
     "pipeline.inspection.__main__",
     "pipeline.benchmark.__main__",

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-import converters.export
+import converters.export.rlds_export
 import converters.verify.__main__
 import converters.vggt.__main__
 import train.checkpoints.export_run
@@ -76,7 +76,7 @@ def test_a_dataset_opens_and_verifies_against_its_source(here, call, capsys):
 
 
 def test_a_dataset_is_exported(here, call, capsys):
-    call(converters.export, "data/before", "rlds_again")
+    call(converters.export.rlds_export, "data/before", "rlds_again")
     assert "4 episodes, 26 steps" in capsys.readouterr().out
     call(converters.verify.__main__, "rlds_again", "data/before")
 

@@ -17,7 +17,7 @@ import simplejpeg
 
 from converters.job import workers
 from converters.mapping.mapping_registry import registered
-from converters.rlds.rlds_restoration import serialize_episode
+from converters.rlds.example_writing import serialize_episode
 from converters.rlds.tfrecord import frame
 from examples.scripted_expert.expert import Expert
 from pipeline.data.conventions import Conventions

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from rich.console import Console
 
-from converters.export import export
+from converters.export.rlds_export import export_rlds
 from converters.job.bad_episodes import Checks
 from converters.job.convert import convert
 from converters.mapping.computed_source import compute_source
@@ -177,7 +177,7 @@ def test_a_source_that_differs_is_found(deep: Toy, dataset: Dataset, tmp_path: P
 
 
 def test_an_export_has_the_values_of_the_source(dataset: Dataset, tmp_path: Path) -> None:
-    version = export(dataset, str(tmp_path / "back"))
+    version = export_rlds(dataset, str(tmp_path / "back"))
     back = open_source(str(version))
     kinds = {name: back.keys[f"steps/observation/{name}"] for name in KEYS}
     assert [(k.kind, k.dtype, k.shape) for k in kinds.values()] == [

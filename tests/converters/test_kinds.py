@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image as Pillow
 
-from converters.export import export
+from converters.export.rlds_export import export_rlds
 from converters.job.convert import convert
 from converters.job.shard_conversion import ShardJob
 from converters.mapping.mapped_features import FeatureMapping
@@ -157,7 +157,7 @@ def check_round_trip(toy: Toy, tmp_path: Path) -> Dataset:
     """Converts a source, exports it and converts the export again: to the same dataset."""
     source = toy.open(tmp_path)
     dataset = converted(source, toy.mapping, tmp_path / "out")
-    exported = open_source(str(export(dataset, str(tmp_path / "rlds"))))
+    exported = open_source(str(export_rlds(dataset, str(tmp_path / "rlds"))))
     again = converted(exported, toy.mapping, tmp_path / "again")
     assert again.manifest.digest() == dataset.manifest.digest()
     assert again.manifest.schema == dataset.manifest.schema

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "converters.job.convert_command",
     "converters.verify.__main__",
-    "converters.export",
+    "converters.export.__main__",
     "converters.vggt.__main__",
     "examples.scripted_expert.__main__",
     "pipeline.inspection.__main__",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from converters.rlds.example_parsing import parse_episode
-from converters.rlds.rlds_restoration import serialize_episode
+from converters.rlds.example_writing import serialize_episode
 from converters.sources.source import SourceKey
 
 

@@ -20,8 +20,8 @@ import pytest
 from etils import epath
 from rich.console import Console
 
+from converters.export.rlds_restoration import declared_features
 from converters.job.columns import remove_column
-from converters.rlds.rlds_restoration import declared_features
 from converters.verify.__main__ import open_converted, summary
 from converters.verify.verifier import Verifier
 from converters.vggt import __main__ as command, token_job

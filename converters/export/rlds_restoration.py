@@ -3,75 +3,19 @@
 import dataclasses
 import itertools
 import re
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_feature_generated_pb2 as tf_feature
 
+from converters.export.episode_values import EpisodeValues, read_values
 from converters.sources.source import STEPS
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import MM_PER_M, image_format, read_millimetres
 from pipeline.data.manifest import Manifest
-from pipeline.data.record import Values
 from pipeline.data.schema import Blob, Column, Feature, Schema, SourcePart, nest
 
-_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
-"""Numbers of the fields of a `Feature`."""
-_WIRE_TYPE = 2
-"""Wire type of every field here: a field begins with its length."""
-
-
-def serialize_episode(values: Mapping[str, np.ndarray | Sequence[Blob]]) -> bytes:
-    """The serialized `tf.train.Example`, its keys in the order of their names.
-
-    Args:
-      values: By source key: a tensor (t, *shape), of integers or bools, or of floats that float32
-        holds; or t encoded images or UTF-8 texts.
-    """
-    entries: list[Blob] = []
-    # Sorted, so that equal episodes have equal bytes.
-    for key in sorted(values):
-        name = key.encode()
-        entries += _field(1, [*_field(1, [name]), *_field(2, _feature(values[key]))])
-    return b"".join(_field(1, entries))
-
-
-def _feature(value: np.ndarray | Sequence[Blob]) -> list[Blob]:
-    """The parts of a serialized `Feature`."""
-    if not isinstance(value, np.ndarray):
-        # One field per blob.
-        parts = [part for blob in value for part in _field(1, [blob])]
-        return _field(_BYTES_LIST, parts)
-    if value.dtype.kind in "iub":
-        flat = value.astype(np.int64).ravel().tolist()
-        message = tf_feature.Int64List(value=flat)  # pyright: ignore[reportAttributeAccessIssue]
-        return _field(_INT64_LIST, [message.SerializeToString()])
-    # Little-endian float32: protobuf's bytes, without a call per value.
-    floats = np.ascontiguousarray(value, "<f4").reshape(-1)
-    return _field(_FLOAT_LIST, _field(1, [floats.view(np.uint8).data]))
-
-
-def _field(number: int, parts: Sequence[Blob]) -> list[Blob]:
-    """The parts of a length-delimited field with that content."""
-    # Parts are joined once, at the end, when all lengths are known.
-    header = _varint(number << 3 | _WIRE_TYPE) + _varint(sum(map(len, parts)))
-    return [header, *parts]
-
-
-def _varint(value: int) -> bytes:
-    parts = []
-    while value >= 0x80:
-        # Seven bits per byte; the highest bit says that more follow.
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return struct.pack(f"{len(parts) + 1}B", *parts, value)
-
-
-SourceValues = dict[str, np.ndarray | list[Blob]]
-"""Values by source or feature key: tensors (t, *shape), or t encoded images or texts."""
 Formats = dict[str, set[str]]
 """Formats of the encoded bytes, by source key of an image."""
 
@@ -174,7 +118,7 @@ def _image(shape: tuple[int, ...], formats: set[str]) -> Any:
     return tfds.features.Image(shape=shape, encoding_format=encoding)
 
 
-def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues:
+def read_episode(dataset: Dataset, index: int, formats: Formats) -> EpisodeValues:
     """The values of an episode as a record has them, by source key; those outside `steps/` once.
 
     Args:
@@ -187,14 +131,14 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
     """
     manifest = dataset.manifest
     num_steps = manifest.episode_lengths[index]
-    values: SourceValues = {}
+    values: EpisodeValues = {}
     if manifest.task_source:
         values[manifest.task_source] = _tasks(dataset, index, num_steps)
     # A column's records are read once for all of its pieces.
     for column, group in itertools.groupby(_pieces(manifest.schema), lambda piece: piece.column):
         pieces = list(group)
         features = list(dict.fromkeys(piece.feature for piece in pieces))
-        read = _read(dataset, column, features, index)
+        read = read_values(dataset, column, features, index)
         for piece in pieces:
             value = read[piece.feature.key]
             if piece.feature.kind == "depth" and piece.feature.parts:
@@ -209,21 +153,6 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> SourceValues
     return values
 
 
-def _read(
-    dataset: Dataset, column: Column, features: Sequence[Feature], index: int
-) -> SourceValues:
-    """Tensors (t, *shape), images or texts of the features of one column, by feature key."""
-    reader = dataset.columns[column.name]
-    if column.per == "episode":
-        record = reader.read(index)
-        found = {feature.key: record[feature.key] for feature in features}
-        return {k: v if isinstance(v, np.ndarray) else [v] for k, v in found.items()}
-    first = int(dataset.episode_starts[index])
-    num_steps = dataset.manifest.episode_lengths[index]
-    records = (reader.read(first + t) for t in range(num_steps))
-    return _stacked(records, features, num_steps)
-
-
 def _depth(images: np.ndarray | list[Blob], piece: _Piece) -> np.ndarray:
     """Depth that the source had as numbers, (t, *shape) in its unit and dtype."""
     feature, part = piece.feature, piece.part
@@ -234,7 +163,7 @@ def _depth(images: np.ndarray | list[Blob], piece: _Piece) -> np.ndarray:
     return (millimetres / scale).astype(part.dtype)
 
 
-def _as_sequence(key: str, views: Sequence[Any]) -> SourceValues:
+def _as_sequence(key: str, views: Sequence[Any]) -> EpisodeValues:
     """The entries of a record for a sequence of images, from the images of each view."""
     # Step by step: view 0, view 1, ... of step 0, then of step 1.
     flat = [image for of_step in zip(*views, strict=True) for image in of_step]
@@ -251,33 +180,7 @@ def _tasks(dataset: Dataset, index: int, num_steps: int) -> list[Blob]:
     return [tasks[dataset.task_index(index, t)].encode() for t in range(num_steps)]
 
 
-def _stacked(
-    records: Iterable[Values], features: Sequence[Feature], num_steps: int
-) -> SourceValues:
-    """The records of the steps of one episode, by feature key.
-
-    Half-precision values become float32 here, as TFRecord holds them, so that they lie in memory
-    once.
-    """
-    tensors: dict[str, np.ndarray] = {}
-    blobs: dict[str, list[Blob]] = {f.key: [] for f in features if f.kind != "tensor"}
-    for feature in features:
-        if feature.kind == "tensor":
-            is_half = feature.dtype in ("float16", "bfloat16")
-            # As TFRecord holds every float.
-            dtype = np.dtype(np.float32) if is_half else feature.numpy_dtype
-            tensors[feature.key] = np.empty((num_steps, *feature.shape), dtype)
-    for t, record in enumerate(records):
-        for feature in features:
-            value = record[feature.key]
-            if isinstance(value, np.ndarray):
-                tensors[feature.key][t] = value
-            else:
-                blobs[feature.key].append(value)
-    return {**tensors, **blobs}
-
-
-def _note_formats(values: SourceValues, dataset: Dataset, formats: Formats) -> None:
+def _note_formats(values: EpisodeValues, dataset: Dataset, formats: Formats) -> None:
     for piece in _pieces(dataset.manifest.schema):
         if piece.feature.kind == "image":
             key = piece.part.source

@@ -4,32 +4,25 @@ tensorflow-datasets reads what is written; every feature has its key and dtype o
 images are the bytes that the source held. A converted export is the same dataset.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from converters.export.export_folder import export_folder, in_use, replacing
+from converters.export.rlds_restoration import Formats, declared_features, read_episode
 from converters.job import job_progress
-from converters.rlds.rlds_restoration import (
-    Formats,
-    declared_features,
-    read_episode,
-    serialize_episode,
-)
+from converters.rlds.example_writing import serialize_episode
 from converters.rlds.tfrecord import frame
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import EPISODES
-from pipeline.errors import DataError, UserError, user_errors_exit
-from pipeline.files import is_remote, sync, temporary_path
+from pipeline.errors import user_errors_exit
+from pipeline.files import sync
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import program, show
@@ -73,11 +66,13 @@ def main() -> None:
         dataset = open_dataset(args.dst)
         started = time.perf_counter()
         with job_progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:
-            version = export(dataset, args.out, overwrite=args.overwrite, on_progress=on_progress)
+            version = export_rlds(
+                dataset, args.out, overwrite=args.overwrite, on_progress=on_progress
+            )
         show(_summary(dataset, version, time.perf_counter() - started))
 
 
-def export(
+def export_rlds(
     dataset: Dataset,
     out: str | None = None,
     *,
@@ -99,16 +94,8 @@ def export(
       UserError: Where `out` is in use, inside the dataset, remote or may not be written, or the
         dataset is corrupt.
     """
-    source = pathlib.Path(dataset.path).absolute()
-    folder = pathlib.Path(out or source.with_name(f"{source.name}_rlds")).absolute()
-    if is_remote(out or dataset.path):
-        raise _in_use(out or dataset.path, "an object store", "Copy the export there afterwards.")
-    # Resolved: a link may lead into the dataset.
-    if folder.resolve().is_relative_to(source.resolve()):
-        raise _in_use(folder, "the dataset or a folder inside it", "Name another destination.")
-    _clear_leftovers(folder)
-    _check_free(folder, overwrite=overwrite)
-    with _named_errors(folder), _replacing(folder) as temporary:
+    folder = export_folder(dataset, out, "_rlds")
+    with replacing(folder, _check_own, overwrite=overwrite) as temporary:
         _Export(dataset, temporary / _version(dataset.manifest)).write(on_progress)
     return folder / _version(dataset.manifest)
 
@@ -120,57 +107,18 @@ def _version(manifest: Manifest) -> str:
 # --- the destination
 
 
-def _clear_leftovers(folder: pathlib.Path) -> None:
-    """Removes what killed exports to `folder` left; one that they were about to replace is kept."""
-    # The last group marks what was about to be replaced.
-    name = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}\.)?(\d+)(\.old)?\.tmp")
-    with _named_errors(folder):
-        for path in sorted(folder.parent.glob(".*.tmp")):
-            match = name.fullmatch(path.name)
-            # Another export may be at work in it.
-            if match is None or _is_alive(int(match[2])):
-                continue
-            # Killed between the two renames: the old export is put back.
-            if match[3] and not folder.exists():
-                path.replace(folder)
-            else:
-                shutil.rmtree(path)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether another process has that number; what this one's left is of an earlier process."""
-    if pid == os.getpid():
-        return False
-    try:
-        # Signal 0 asks whether the process exists.
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
-
-
-def _check_free(folder: pathlib.Path, *, overwrite: bool) -> None:
-    """Refuses a destination that is in use; with `overwrite` only one that is not an export."""
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise _in_use(folder, "one that exists", "Replace it with --overwrite.")
-    if folder.is_symlink() or not folder.is_dir():
-        found = "a link" if folder.is_symlink() else "a file"
-        raise _in_use(folder, found, "Name another destination.")
+def _check_own(folder: pathlib.Path) -> None:
+    """Refuses a folder with any file that this command did not write."""
     # Every file is looked at before one is removed.
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         is_own = len(inside.parts) == _DEPTH and any(inside.match(name) for name in _OWN_FILES)
         if not path.is_dir() and not is_own:
-            found = f"other files: {inside}"
-            raise _in_use(folder, found, "Name another destination.")
+            raise in_use(folder, f"other files: {inside}", "Name another destination.")
     for path in folder.iterdir():
         if not _is_export(path / _INFO):
             found = f"{path.name}, RLDS that does not say that this command wrote it"
-            raise _in_use(folder, found, "Remove it yourself, or name another destination.")
+            raise in_use(folder, found, "Remove it yourself, or name another destination.")
 
 
 def _is_export(info: pathlib.Path) -> bool:
@@ -179,45 +127,6 @@ def _is_export(info: pathlib.Path) -> bool:
         return json.loads(info.read_text())["description"] == _MARK
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-
-
-@contextlib.contextmanager
-def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder beside `folder` that takes its place at a normal end, and is gone at another."""
-    temporary = temporary_path(folder)
-    old = temporary.with_suffix(".old.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        # Two renames, because a folder that is not empty cannot be replaced.
-        if folder.exists():
-            folder.replace(old)
-        temporary.replace(folder)
-        sync(folder.parent)
-    finally:
-        # The second rename failed: the old export is put back.
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _named_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Names the file that the system refused inside the block."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            where=str(error.filename or folder),
-            expected="to write the export",
-            found=error.strerror or str(error),
-            remedy="Free space on the device or allow writing, and run the same command again.",
-        ) from error
-
-
-def _in_use(folder: pathlib.Path | str, found: str, remedy: str) -> UserError:
-    return UserError(where=str(folder), expected="a new local folder", found=found, remedy=remedy)
 
 
 # --- the files
@@ -292,7 +201,3 @@ def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
         f'with TensorFlow: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'
         "without it: see Back to RLDS in docs/your_data.md\n"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -21,8 +21,8 @@ from etils import epath
 from flax import traverse_util
 from PIL import Image
 
-from converters import export as command
-from converters.export import export
+from converters.export import rlds_export as command
+from converters.export.rlds_export import export_rlds
 from converters.job.convert import convert
 from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import FeatureMapping
@@ -93,7 +93,7 @@ def out(toy: Any, tmp_path: Path) -> Path:
 
 
 def export_of(dataset: Path) -> Path:
-    return export(open_dataset(str(dataset)))
+    return export_rlds(open_dataset(str(dataset)))
 
 
 # --- what is written
@@ -102,7 +102,7 @@ def export_of(dataset: Path) -> Path:
 def test_the_bundled_set_comes_back_as_tensorflow_datasets_reads_it(
     mini_rlds: Path, mini_dataset: Path, tmp_path: Path
 ) -> None:
-    version = export(open_dataset(str(mini_dataset)), str(tmp_path / "mini"))
+    version = export_rlds(open_dataset(str(mini_dataset)), str(tmp_path / "mini"))
     assert version == tmp_path / "mini" / "1.0.0"
     assert check_same(version, mini_rlds) == 4
     info, source = (json.loads((v / "dataset_info.json").read_text()) for v in (version, mini_rlds))
@@ -113,7 +113,7 @@ def test_the_bundled_set_comes_back_as_tensorflow_datasets_reads_it(
 
 
 def test_a_converted_export_is_the_same_dataset(mini_dataset: Path, tmp_path: Path) -> None:
-    version = export(open_dataset(str(mini_dataset)), str(tmp_path / "mini"))
+    version = export_rlds(open_dataset(str(mini_dataset)), str(tmp_path / "mini"))
     convert(open_source(str(version)), tmp_path / "again", registered("libero"))
     assert contents(tmp_path / "again") == contents(mini_dataset)
 
@@ -225,7 +225,7 @@ def test_one_source_key_of_two_features_is_written_once(
 
 def test_the_documented_way_reads_an_export_without_tensorflow(out: Path) -> None:
     version = export_of(out)
-    document = Path(__file__).parents[2] / "docs" / "your_data.md"
+    document = Path(__file__).parents[3] / "docs" / "your_data.md"
     _, _, section = document.read_text().partition("## Back to RLDS")
     code = section.partition("```python\n")[2].partition("```")[0]
     check = 'import sys; sys.exit("tensorflow" in sys.modules)'
@@ -273,7 +273,9 @@ def test_sizes_are_those_of_the_records(out: Path) -> None:
 
 def test_progress_is_reported_one_episode_at_a_time(out: Path) -> None:
     reported: list[tuple[int, int]] = []
-    version = export(open_dataset(str(out)), on_progress=lambda n, size: reported.append((n, size)))
+    version = export_rlds(
+        open_dataset(str(out)), on_progress=lambda n, size: reported.append((n, size))
+    )
     sizes = [
         len(r)
         for path in sorted(version.glob("*.tfrecord*"))
@@ -297,8 +299,8 @@ def test_overwrite_replaces_the_whole_export(toy: Any, out: Path, tmp_path: Path
     longer = dataclasses.replace(toy, episodes=toy.episodes + toy.episodes[:2])
     dataset, _ = converted(longer, tmp_path / "longer")
     target = tmp_path / "target"
-    export(open_dataset(str(dataset)), str(target))
-    export(open_dataset(str(out)), str(target), overwrite=True)
+    export_rlds(open_dataset(str(dataset)), str(target))
+    export_rlds(open_dataset(str(out)), str(target), overwrite=True)
     assert contents(target) == contents(export_of(out).parent)
     assert not list(tmp_path.glob(".*"))
 
@@ -311,7 +313,7 @@ def test_a_folder_with_other_files_is_left_alone(out: Path, tmp_path: Path, file
     path.parent.mkdir(parents=True)
     path.write_text("precious")
     with pytest.raises(UserError, match=f"found other files: {file}. Name another destination"):
-        export(open_dataset(str(out)), str(tmp_path / "target"), overwrite=True)
+        export_rlds(open_dataset(str(out)), str(tmp_path / "target"), overwrite=True)
     assert path.read_text() == "precious"
 
 
@@ -322,11 +324,11 @@ def test_rlds_that_was_not_exported_is_left_alone(out: Path, toy: Any, tmp_path:
     source.rename(folder / "1.0.0")
     before = contents(folder)
     with pytest.raises(UserError, match=r"found 1\.0\.0, RLDS that does not say that this command"):
-        export(open_dataset(str(out)), str(folder), overwrite=True)
+        export_rlds(open_dataset(str(out)), str(folder), overwrite=True)
     assert contents(folder) == before
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(UserError, match="found a link"):
-        export(open_dataset(str(out)), str(tmp_path / "link"), overwrite=True)
+        export_rlds(open_dataset(str(out)), str(tmp_path / "link"), overwrite=True)
     assert contents(folder) == before
 
 
@@ -336,7 +338,7 @@ def test_the_dataset_itself_is_no_destination(out: Path) -> None:
     for folder in (out, out / "steps", out / "new" / "folder", out.parent / "link" / "new"):
         message = rf"{folder}: .*found the dataset or a folder inside it\. Name another"
         with pytest.raises(UserError, match=message):
-            export(open_dataset(str(out)), str(folder), overwrite=True)
+            export_rlds(open_dataset(str(out)), str(folder), overwrite=True)
     assert contents(out) == before
     assert not (out / "new").exists()
 
@@ -344,15 +346,15 @@ def test_the_dataset_itself_is_no_destination(out: Path) -> None:
 def test_a_file_is_no_destination(out: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="expected a new local folder; found a file"):
-        export(open_dataset(str(out)), str(tmp_path / "file"), overwrite=True)
+        export_rlds(open_dataset(str(out)), str(tmp_path / "file"), overwrite=True)
     with pytest.raises(DataError, match=r"file.*: expected to write the export; found "):
-        export(open_dataset(str(out)), str(tmp_path / "file" / "below"))
+        export_rlds(open_dataset(str(out)), str(tmp_path / "file" / "below"))
     assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_an_object_store_is_no_destination(out: Path) -> None:
     with pytest.raises(UserError, match=r"gs://bucket/toy: expected a new local folder"):
-        export(open_dataset(str(out)), "gs://bucket/toy")
+        export_rlds(open_dataset(str(out)), "gs://bucket/toy")
 
 
 def test_an_object_store_is_no_source(
@@ -373,7 +375,7 @@ def test_a_failure_in_the_middle_leaves_what_was_there(out: Path, *, overwrite: 
     data[data.index(b"JFIF")] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DataError, match=r"00001-of-00002\.arrayrecord, record 0: .* readable"):
-        export(open_dataset(str(out)), overwrite=overwrite)
+        export_rlds(open_dataset(str(out)), overwrite=overwrite)
     assert contents(out.parent / "out_rlds") == before
     assert not list(out.parent.glob(".*"))
 
@@ -392,7 +394,7 @@ def test_a_rename_that_fails_puts_the_old_export_back(
 
     monkeypatch.setattr(Path, "replace", fail_once)
     with pytest.raises(DataError, match="to write the export; found No space left on device"):
-        export(open_dataset(str(out)), overwrite=True)
+        export_rlds(open_dataset(str(out)), overwrite=True)
     assert contents(folder) == before
     assert not list(out.parent.glob(".*"))
 
@@ -401,7 +403,7 @@ def killed_export(dataset: Path, *, before_rename: int) -> int:
     """The exit code of a process that replaces an export and is killed before the n-th rename."""
     code = f"""
 import itertools, os, pathlib, signal
-from converters.export import export
+from converters.export.rlds_export import export_rlds
 from pipeline.data.dataset import open_dataset
 
 dataset, count, rename = open_dataset({str(dataset)!r}), itertools.count(1), pathlib.Path.replace
@@ -412,9 +414,9 @@ def replace(path, target):
     return rename(path, target)
 
 pathlib.Path.replace = replace
-export(dataset, overwrite=True)
+export_rlds(dataset, overwrite=True)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode
 
 
@@ -429,7 +431,7 @@ def test_a_killed_export_leaves_the_old_one_to_the_next(out: Path, before_rename
         export_of(out)
     assert contents(folder) == before
     assert not list(out.parent.glob(".*"))
-    export(open_dataset(str(out)), overwrite=True)
+    export_rlds(open_dataset(str(out)), overwrite=True)
     assert contents(folder) == before
 
 
@@ -443,7 +445,7 @@ def test_what_a_killed_export_left_beside_a_whole_one_goes(out: Path) -> None:
     kept = [f".out_rlds.{os.getppid()}.tmp", f".other.{dead.pid}.tmp", ".out_rlds.mine.tmp"]
     for name in (*gone, *kept):
         (out.parent / name / "1.0.0").mkdir(parents=True)
-    export(open_dataset(str(out)), overwrite=True)
+    export_rlds(open_dataset(str(out)), overwrite=True)
     assert contents(folder) == before
     assert {path.name for path in out.parent.glob(".*")} == set(kept)
 

@@ -1,0 +1,1 @@
+"""Writing dataset directories in other formats: RLDS, and LeRobot."""
