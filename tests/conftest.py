@@ -78,7 +78,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     write_programs_whole()
     share_contexts()
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    # Off with `-p no:cacheprovider`: then each process compiles for itself.
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
