@@ -112,14 +112,14 @@ def without_params(config: TrainConfig) -> Checkpoint:
         step=0,
         config=config,
         params={},
-        datasets=_loader(config).describe_datasets(),
+        datasets=loader_of(config).describe_datasets(),
         vocabulary=pathlib.Path(config.data.vocabulary).read_bytes(),
     )
 
 
 def write_checkpoints(config: TrainConfig, steps: Sequence[int]) -> None:
     """Writes checkpoints of random states as a run of the config would."""
-    loader = _loader(config)
+    loader = loader_of(config)
     vocabulary = pathlib.Path(config.data.vocabulary).read_bytes()
     constants = Constants(config, loader.describe_datasets(), vocabulary)
     with Checkpoints(pathlib.Path(config.save_dir)) as checkpoints:
@@ -164,7 +164,8 @@ def _state_shapes(config: TrainConfig) -> TrainState:
     return _shapes[key]
 
 
-def _loader(config: TrainConfig) -> Loader:
+def loader_of(config: TrainConfig) -> Loader:
+    """The loader of a run of the config."""
     datasets = [open_dataset(part.path, config.data.keys) for part in config.data.datasets]
     encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
     return Loader(config.data, config.batch_size, datasets, encode)

@@ -90,16 +90,9 @@ class Checkpoints:
             # exits.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        # By default each device writes a slice, which a program cuts that Orbax compiles for every
-        # shape: 3 s of CPU time per process for the first checkpoint of a small model.
-        types = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, ocp.type_handlers.NumpyHandler()),
-            (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)),
-        )
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for item in ("state", "vocabulary"):
-            handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
-            handlers.add(item, ocp.args.PyTreeSave, handler)
+            handlers.add(item, ocp.args.PyTreeSave, array_handler())
         with writing(self._directory):
             self._manager = ocp.CheckpointManager(
                 self._directory, options=options, handler_registry=handlers
@@ -252,17 +245,34 @@ class SavedStep:
         where, directory = f"{self.path}, config", self._run_directory
         return parse_config(self.text("config"), where=where, remedy=remedy, directory=directory)
 
+    def check_resumable(self) -> None:
+        """Raises a `UserError` if the checkpoint has no optimizer state."""
+        with reading(self.path):
+            if "opt_state" in self._tree("state"):
+                return
+        run = self._run_directory
+        raise UserError(
+            where=str(self.path),
+            expected="an optimizer state to resume from",
+            found="the parameters alone: it was pushed to a hub without --with_optimizer",
+            remedy=f"Start a new run from its weights, with --config.pretrained_path={run} and "
+            "another --config.save_dir.",
+        )
+
     def arrays(self, item: str, *names: str) -> list[Any]:
         """Returns parts of a saved tree as nested numpy arrays, whatever devices wrote them."""
         with reading(self.path):
-            # The tree is read from the checkpoint, so no model has to be built to read its weights.
-            tree: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.path / item)).tree
+            tree = self._tree(item)
             wanted = {name: tree[name] for name in names}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         found = self.restore(item, wanted, as_numpy)
         # Only what was read is compared: `params` alone must not need the optimizer state.
         self.compare(digest_arrays({item: found}), *(f"{item}/{name}" for name in names))
         return [found[name] for name in names]
+
+    def _tree(self, item: str) -> Any:
+        """Returns the structure of a saved tree; no model has to be built to read its weights."""
+        return ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.path / item)).tree
 
     def restore(self, item: str, like: Any, restore_args: Any) -> Any:
         """Returns what `like` has of a saved tree of arrays; `compare` checks it."""
@@ -288,6 +298,17 @@ class SavedStep:
             found_now = ", ".join(changed[:_MOST_LISTED])
             found_now += f" and {hidden} more" if hidden > 0 else ""
             raise damage(self.path, "its content as saved", found_now)
+
+
+def array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Returns what writes trees of arrays, without compiling anything."""
+    # By default each device writes a slice, which a program cuts that Orbax compiles for every
+    # shape: 3 s of CPU time per process for the first checkpoint of a small model.
+    types = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler()),
+        (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)),
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=types)
 
 
 def is_run(directory: pathlib.Path) -> bool:
@@ -353,12 +374,12 @@ def read_kept_config(run_directory: pathlib.Path) -> TrainConfig | None:
     return None
 
 
-def check_arrays(run_directory: pathlib.Path) -> bool:
-    """Reads all arrays of a run's last checkpoint; returns whether there were checksums to compare.
+def check_arrays(run_directory: pathlib.Path, step: int | None = None) -> bool:
+    """Reads all arrays of a checkpoint; returns whether there were checksums to compare.
 
-    Errors are those of `read_checkpoint`.
+    Arguments and errors are those of `read_checkpoint`.
     """
-    saved = SavedStep(run_directory)
+    saved = SavedStep(run_directory, step)
     saved.arrays("state", *(field.name for field in dataclasses.fields(TrainState)))
     saved.arrays("vocabulary", "bytes")
     return saved.digests is not None

@@ -20,7 +20,12 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import locked, temporary_of, temporary_path, to_json_values
 from pipeline.loading.loader import Loader
 from pipeline.parts.part import without_sources
-from train.checkpoints.checkpoint_store import read_datasets, read_kept_config, read_loader_state
+from train.checkpoints.checkpoint_store import (
+    SavedStep,
+    read_datasets,
+    read_kept_config,
+    read_loader_state,
+)
 from train.train_config import TrainConfig, parse_config
 
 CONFIG_NAME = "config.json"
@@ -255,6 +260,7 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
             found=", ".join(loader.normalized) or "none",
             remedy=f"Add --config.data.normalized {' '.join(before)}".rstrip() + ".",
         )
+    SavedStep(directory).check_resumable()
     check_same_encoders(read_datasets(directory), loader.describe_datasets())
     position = loader.restore(read_loader_state(directory), new_mixture=new_mixture)
     if position >= config.num_steps:
