@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# huggingface_hub reads these once: no token of this machine, and plain requests, without Xet.
+os.environ |= {"HF_TOKEN_PATH": os.devnull, "HF_HUB_DISABLE_XET": "1"}
 # Two devices. Compiling is most of what the tests do, so they compile without LLVM's optimisations,
 # in a third of the time; recorded values hold either way. TEST_XLA_FLAGS comes last and wins:
 # make test-all compiles as users do.
@@ -32,6 +34,7 @@ from fsspec.registry import _registry as fsspec_implementations
 from hypothesis import HealthCheck, settings
 
 from tests.compiled import share_contexts, write_programs_whole
+from tests.hub_server import HubServer, serving
 from tests.type_checks import check_shapes_where_they_are_named
 
 check_shapes_where_they_are_named()  # before the packages are imported
@@ -228,6 +231,17 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[epath.Path]:
     fsspec_backend._get_filesystem.cache_clear()
     yield epath.Path("s3://bucket")
     fsspec_backend._get_filesystem.cache_clear()
+
+
+@pytest.fixture
+def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub on this machine, which the environment names; it and the cache are empty."""
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OCTOGRAIN_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    with serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from converters.lerobot.lerobot_info import LeRobotInfo, read_info
 from converters.lerobot.task_texts import read_subtasks, read_tasks
 from converters.sources.image_encoding import IMAGE_QUALITY
 from converters.sources.source import SourceKey
-from pipeline.hub import fetch
+from pipeline.hub.hub_files import fetch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from converters.sources.source import SourceEpisode, SourceKey, SourceShard
 from pipeline.bundled import local_path
 from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import open_path
-from pipeline.hub import DATASETS, fetch_matching, without_revision
+from pipeline.hub.hub_address import DATASETS, without_revision
+from pipeline.hub.hub_files import fetch_matching
 
 METADATA = (
     "meta/info.json",

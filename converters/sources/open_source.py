@@ -9,7 +9,7 @@ from converters.sources.source import Source
 from pipeline.bundled import local_path
 from pipeline.errors import UserError, install_extra
 from pipeline.files import open_path
-from pipeline.hub import DATASETS
+from pipeline.hub.hub_address import DATASETS
 
 
 @dataclasses.dataclass(frozen=True)

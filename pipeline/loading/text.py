@@ -7,7 +7,7 @@ import numpy as np
 import sentencepiece
 
 from pipeline.errors import DataError
-from pipeline.hub import fetch
+from pipeline.hub.hub_files import fetch
 
 Encode = Callable[[str], Sequence[int]]
 """The token ids of a text, without an end token; a SentencePiece model's `EncodeAsIds`."""

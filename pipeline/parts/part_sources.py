@@ -18,7 +18,7 @@ import types
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import nearest_name
-from pipeline.hub import cache_directories
+from pipeline.hub.cache_places import cache_directories
 from pipeline.parts.module_search import import_outside
 from pipeline.parts.part_files import is_loaded, loaded_modules
 

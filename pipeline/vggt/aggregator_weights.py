@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding
 
 from pipeline.errors import DataError, UserError
-from pipeline.hub import SCHEME
+from pipeline.hub.hub_address import SCHEME
 from pipeline.vggt.aggregator import Aggregator
 from pipeline.vggt.encoder_spec import (
     PATCH_SIZE,

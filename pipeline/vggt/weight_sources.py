@@ -14,7 +14,8 @@ import numpy as np
 import safetensors
 
 from pipeline.errors import DataError, UserError
-from pipeline.hub import SCHEME, fetch, without_revision
+from pipeline.hub.hub_address import SCHEME, without_revision
+from pipeline.hub.hub_files import fetch
 from pipeline.vggt.encoder_spec import PATCH_SIZE, VggtConfig, tiny, vggt_1b
 
 FILE = "model.safetensors"

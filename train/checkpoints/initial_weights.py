@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from pipeline.errors import UserError
-from pipeline.hub import SCHEME
+from pipeline.hub.hub_address import SCHEME
 from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS, is_run, read_checkpoint
 from train.octo.protocols import WeightSource
 from train.octo.released.octo_checkpoint import OctoCheckpoint, check_tensors

@@ -78,10 +78,9 @@ def test_the_folder_of_a_step_is_reported_with_the_checkpoints(folder):
 
 
 def test_without_a_network_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match=r"hf://owner/name: .*hf download owner/name config.json"):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"hf://owner/name, .*hf download owner/name config.json"):
         load_pretrained("hf://owner/name", 100)
     repository = tmp_path / "models--owner--name"
     snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"

@@ -15,7 +15,8 @@ from flax import serialization
 
 from pipeline.errors import DataError, UserError
 from pipeline.files import parse_json, read_text
-from pipeline.hub import SCHEME, fetch_directory
+from pipeline.hub.hub_address import SCHEME
+from pipeline.hub.hub_files import fetch_directory
 from train.octo.released.released_config import translate
 from train.octo.released.weight_loading import Pretrained, flatten
 

@@ -1,0 +1,1 @@
+"""Repositories on the Hugging Face hub: their addresses, and transfers of their files."""
