@@ -1,4 +1,4 @@
-"""`octograin edit DST`: corrects conventions and instructions of a dataset directory.
+"""`octograin edit DST`: excludes episodes, and corrects instructions and conventions of a dataset.
 
 The shards stay as they are. `dataset.json` is replaced as a whole, with its checksum, and its
 provenance says what was changed. A directory of before checksums gets them.
@@ -8,20 +8,30 @@ import dataclasses
 import datetime as dt
 import difflib
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
 from etils import epath
 
-from converters.job.columns import claimed
-from converters.job.file_ownership import NOTE_SUFFIX, children
+from converters.edit_episodes import (
+    statistics_over,
+    with_excluded,
+    with_failed,
+    with_instruction,
+    with_instruction_of,
+)
+from converters.edit_notes import INSTRUCTION, Edit, noted
+from converters.job import job_progress
+from converters.job.columns import claimed, replace_manifest
+from converters.job.file_ownership import NOTE_SUFFIX, children, delete_gone, note_gone
+from pipeline.data import statistics as stats
 from pipeline.data.conventions import Conventions
-from pipeline.data.dataset import load_statistics, on_disk
+from pipeline.data.dataset import load_statistics, on_disk, open_dataset
 from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, WORK, Manifest, check_consistency
 from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.files import (
+    dump_json,
     from_json_text,
     json_checksum,
     to_json_values,
@@ -29,73 +39,69 @@ from pipeline.files import (
     writing,
 )
 from pipeline.flag_help import joined_help
-from pipeline.terminal import program, show
+from pipeline.terminal import count, program, ranges, show
 
-INSTRUCTION = "instruction"
-"""The field of an `Edit` of a text."""
-_JSON = r'("(?:[^"\\]|\\.)*"|-?[\d.]+(?:e-?\d+)?|null|\[.*?\])'
-_NOTE = re.compile(rf"(\d{{4}}-\d\d-\d\d) (\S+): {_JSON} -> {_JSON}")
 _OF_CONVERSION = ("no_ops", "no_op_threshold")
 _ONE_GRIPPER = ("gripper_dim", "gripper_open", "gripper_close")
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Corrects conventions and instructions of a dataset, and adds checksums where there are none.
+    """Changes what a dataset says about its episodes; its shards are not touched.
 
-    The change is checked, noted in the dataset's provenance and covered by its checksum. Shards are
-    not touched. Without a change only missing checksums are added.
+    Excludes episodes, corrects instructions and conventions, and declares which episodes failed.
+    The change is checked, noted in the dataset's provenance and covered by its checksum; a kill
+    leaves the old or the new. Without a change only missing checksums are added.
     """
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Dataset directory."""
+    exclude: Annotated[
+        str | None, tyro.conf.arg(metavar="EPISODES", constructor=str, help_behavior_hint="")
+    ] = None
+    """Episodes that are no longer used, such as 3,7-9: not sampled, not exported, and not in the
+    statistics, which are computed again. Their numbers and records stay."""
+    include: Annotated[
+        str | None, tyro.conf.arg(metavar="EPISODES", constructor=str, help_behavior_hint="")
+    ] = None
+    """Excluded episodes that are used again."""
+    instruction: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(metavar="OLD NEW")
+    ] = ()
+    """An instruction and the text that replaces it wherever it occurs; may be given several
+    times."""
+    instruction_of: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]],
+        tyro.conf.arg(metavar="EPISODES NEW"),
+    ] = ()
+    """Episodes and their instruction, such as 3,7-9 "open the drawer"; may be given several
+    times."""
+    failed: Annotated[
+        str | None, tyro.conf.arg(metavar="EPISODES", constructor=str, help_behavior_hint="")
+    ] = None
+    """Episodes that failed, such as 3,7-9, while all others succeeded; none: all succeeded;
+    unknown: nothing is declared."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")
     ] = ()
     """A field and its new value, such as conventions.gripper_open=0, or licences.steps=MIT; may be
     given several times."""
-    instruction: Annotated[
-        tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(metavar="OLD NEW")
-    ] = ()
-    """An instruction and the text that replaces it; may be given several times."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Edit:
-    """A change of a dataset after its conversion, as its provenance notes it."""
-
-    day: str
-    """Such as 2026-11-29."""
-    field: str
-    """Such as `conventions.gripper_open`; `instruction` for a text."""
-    before: Any
-    """JSON value."""
-    after: Any
-    """JSON value."""
-
-    def __str__(self) -> str:
-        """Such as `2026-11-29 conventions.gripper_open: 1.0 -> 0.0`; the inverse of `edits`."""
-        return f"{self.day} {self.field}: {json.dumps(self.before)} -> {json.dumps(self.after)}"
 
 
 def main() -> None:
     """Parses the command line and makes the changes."""
     with user_errors_exit():
         args = tyro.cli(joined_help(Args), prog=program("converters.edit"), use_underscores=True)
-        show(edit(on_disk(args.dst), args.set, args.instruction))
+        show(edit(args))
 
 
-def edit(
-    directory: epath.Path, fields: Sequence[str] = (), instructions: Sequence[tuple[str, str]] = ()
-) -> str:
+def edit(args: Args) -> str:
     """Changes a dataset and adds its checksums where it has none; all of it or nothing.
 
     Args:
-      directory: The dataset directory.
-      fields: Fields and values of `--set`.
-      instructions: Pairs of an instruction and its new text.
+      args: The dataset directory and its changes.
 
     Returns:
       What was done, in words, a line each.
@@ -104,27 +110,83 @@ def edit(
       UserError: Where a change is none, is not allowed, or another job is at work in the dataset.
       DataError: Where the files are not what was written.
     """
+    directory = on_disk(args.dst)
     with claimed(directory) as before:
         # A corrupt file must not get a checksum that says it is whole.
         load_statistics(directory, before)
-        _check_unfinished(directory, instructions)
-        day = dt.datetime.now(dt.UTC).date().isoformat()
-        edited, made = _with_fields(before, fields, day)
-        for old, new in instructions:
-            edited = _with_instruction(edited, old, new, str(directory))
-            made.append(Edit(day, INSTRUCTION, old, new))
+        _check_unfinished(directory, args)
+        edited, made = _changed(before, args, str(directory))
         # A change to the same value is none.
         made = [change for change in made if change.before != change.after]
-        _check(edited, directory)
+        statistics = _statistics(directory, before, edited)
+        sealed = _sealed(noted(edited, made), statistics)
+        _check(sealed, directory)
         lines = [f"{directory}: {change}" for change in made]
         if not before.statistics_checksum:
             lines.append(f"{directory}: checksums of {FILE_NAME} and {STATISTICS_NAME} added")
+        if sealed.excluded_episodes != before.excluded_episodes:
+            lines.append(f"{directory}: {_kept(sealed)}")
         if lines:
             with writing(directory):
-                # The statistics' checksum first: it is covered by the manifest's own.
-                text = _sealed(directory, _noted(edited, made)).dumps()
-                write_text_atomically(directory / FILE_NAME, text)
+                _replace(directory, before, sealed, statistics)
     return "\n".join(lines or [f"{directory}: unchanged; it has checksums"]) + "\n"
+
+
+def _changed(before: Manifest, args: Args, where: str) -> tuple[Manifest, list[Edit]]:
+    """The manifest with all that is asked for, and the changes."""
+    day = dt.datetime.now(dt.UTC).date().isoformat()
+    edited, made = _with_fields(before, args.set, day)
+    found: list[Edit] = []
+    for old, new in args.instruction:
+        edited, found = with_instruction(edited, old, new, day, where)
+        made += found
+    for listed, new in args.instruction_of:
+        edited, found = with_instruction_of(edited, listed, new, day, where)
+        made += found
+    if args.failed is not None:
+        edited, found = with_failed(edited, args.failed, day)
+        made += found
+    edited, found = with_excluded(edited, args.exclude, args.include, day, where)
+    return edited, made + found
+
+
+def _statistics(directory: epath.Path, before: Manifest, edited: Manifest) -> Any:
+    """The statistics of the episodes that are left, as the JSON values of their file."""
+    if edited.excluded_episodes == before.excluded_episodes:
+        return json.loads((directory / before.statistics_name).read_text())
+    dataset = dataclasses.replace(open_dataset(directory, keys=()), manifest=edited)
+    episodes = dataset.kept_episodes.tolist()
+    with job_progress.shown("statistics", len(episodes)) as on_progress:
+        return json.loads(stats.dumps(statistics_over(dataset, episodes, on_progress)))
+
+
+def _sealed(manifest: Manifest, statistics: Any) -> Manifest:
+    """The manifest with the checksum of its statistics, which its own checksum covers."""
+    return dataclasses.replace(manifest, statistics_checksum=json_checksum(statistics))
+
+
+def _replace(directory: epath.Path, before: Manifest, after: Manifest, statistics: Any) -> None:
+    """Replaces the manifest; statistics of other episodes stand beside it before."""
+    if after.excluded_episodes != before.excluded_episodes:
+        # Noted first: after a kill a file that no manifest lists has an owner.
+        note_gone(directory, [after.statistics_name])
+        write_text_atomically(directory / after.statistics_name, dump_json(statistics))
+    replace_manifest(directory, before, after)
+    # The statistics that no manifest lists any more.
+    delete_gone(directory)
+
+
+def _kept(manifest: Manifest) -> str:
+    """What is left, in words."""
+    excluded = manifest.excluded_episodes
+    total = len(manifest.episode_lengths)
+    if not excluded:
+        return f"all {count(total, 'episode')} are used; statistics computed again"
+    steps = sum(manifest.episode_lengths) - sum(manifest.episode_lengths[e] for e in excluded)
+    left = (
+        f"{total - len(excluded):,} of {count(total, 'episode')}, {count(steps, 'step')}, are used"
+    )
+    return f"{left}, without {ranges(excluded)}; statistics computed again"
 
 
 def _check(edited: Manifest, directory: epath.Path) -> None:
@@ -136,30 +198,6 @@ def _check(edited: Manifest, directory: epath.Path) -> None:
         raise UserError(
             where=error.where, expected=error.expected, found=error.found, remedy=remedy
         ) from error
-
-
-def edits(manifest: Manifest) -> Iterator[Edit]:
-    """Yields the changes that a manifest notes, the oldest first."""
-    number = 1
-    # Numbered from 1 without a gap.
-    while (text := manifest.provenance.get(f"edit_{number}")) is not None:
-        # A note that somebody wrote by hand is left alone.
-        match = _NOTE.fullmatch(text)
-        if match:
-            yield Edit(match[1], match[2], json.loads(match[3]), json.loads(match[4]))
-        number += 1
-
-
-def _noted(manifest: Manifest, made: Sequence[Edit]) -> Manifest:
-    first = 1 + len([key for key in manifest.provenance if key.startswith("edit_")])
-    notes = {f"edit_{number}": str(change) for number, change in enumerate(made, first)}
-    return dataclasses.replace(manifest, provenance={**manifest.provenance, **notes})
-
-
-def _sealed(directory: epath.Path, manifest: Manifest) -> Manifest:
-    """The manifest with the checksum of the statistics that lie beside it."""
-    statistics = json.loads((directory / STATISTICS_NAME).read_text())
-    return dataclasses.replace(manifest, statistics_checksum=json_checksum(statistics))
 
 
 def _with_fields(
@@ -223,34 +261,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _with_instruction(manifest: Manifest, old: str, new: str, where: str) -> Manifest:
-    """The manifest with another text in the place of an instruction."""
-    if old not in manifest.tasks:
-        similar = difflib.get_close_matches(old, manifest.tasks, n=1)
-        raise UserError(
-            where=f"{where}, --instruction",
-            expected=f"one of its {len(manifest.tasks)} instructions",
-            found=repr(old),
-            remedy="".join(f"Did you mean {text!r}? " for text in similar)
-            + "`octograin inspect` lists them.",
-        )
-    if new != old and new in manifest.tasks:
-        raise UserError(
-            where=f"{where}, --instruction",
-            expected="a text that no other task of the dataset has",
-            found=repr(new),
-            remedy="Two tasks are made one at the source: correct it there and convert it again.",
-        )
-    tasks = tuple(new if text == old else text for text in manifest.tasks)
-    return dataclasses.replace(manifest, tasks=tasks)
-
-
-def _check_unfinished(directory: epath.Path, instructions: Sequence[tuple[str, str]]) -> None:
+def _check_unfinished(directory: epath.Path, args: Args) -> None:
     """Refuses other instructions while a column is unfinished, whose plan holds them."""
     notes = [path.name for path in children(directory / WORK) if path.name.endswith(NOTE_SUFFIX)]
-    if notes and instructions:
+    if notes and (args.instruction or args.instruction_of):
+        flag = INSTRUCTION if args.instruction else "instruction_of"
         raise UserError(
-            where=f"{directory}, --instruction",
+            where=f"{directory}, --{flag}",
             expected="no unfinished column, which could not be resumed afterwards",
             found=", ".join(name.removesuffix(NOTE_SUFFIX) for name in notes),
             remedy="Finish it, or remove it: octograin tokens DST --remove NAME",

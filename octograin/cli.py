@@ -15,7 +15,7 @@ VERBS = {
     "convert": ("converters.job.convert_command", "convert robot episodes to a dataset directory"),
     "verify": ("converters.verify.__main__", "check a dataset, alone or against its source"),
     "inspect": ("pipeline.inspection.__main__", "show a dataset as text, JSON or images"),
-    "edit": ("converters.edit", "correct conventions and instructions of a dataset"),
+    "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
     "export": (None, "write a dataset as RLDS, or a run as a checkpoint of the original Octo"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
     "train": ("train.run", "finetune Octo on datasets"),

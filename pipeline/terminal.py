@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -31,6 +31,22 @@ def escaped_lines(text: str) -> str:
 def count(number: int, noun: str) -> str:
     """Formats a count like `1 step` or `5,000 steps`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def ranges(numbers: Sequence[int], longest: int | None = 60) -> str:
+    """Returns ascending whole numbers such as `3,7-9`, at most `longest` characters of them.
+
+    Args:
+      numbers: Ascending, none twice.
+      longest: Characters; None: all are listed.
+    """
+    borders = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+    pairs = zip([0, *borders], [*borders, len(numbers)], strict=True)
+    runs = [(numbers[a], numbers[b - 1]) for a, b in pairs] if len(numbers) else []
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    if longest is None or len(text) <= longest:
+        return text
+    return f"{text[:longest].rpartition(',')[0]},... ({len(numbers):,} in all)"
 
 
 def show(lines: str) -> None:

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from pipeline.bundled import VERSION
 from pipeline.checksums import write_json
+from pipeline.data.dataset import excluded_note
 from pipeline.files import to_json_values, write_text_atomically, writing
 from pipeline.loading.batch import table
 from pipeline.loading.device import DATA_AXIS, FSDP_AXIS
@@ -213,7 +214,8 @@ def _datasets(setup: Setup) -> Iterator[str]:
     mixture = setup.loader.state(0).mixture
     for dataset, part in zip(setup.loader.datasets, mixture, strict=True):
         yield (
-            f"{dataset.path}: {dataset.num_episodes} episodes, {dataset.num_steps} steps, "
+            f"{dataset.path}: {dataset.num_episodes} episodes, {dataset.num_steps} steps"
+            f"{excluded_note(dataset.manifest)}, "
             f"{len(dataset.manifest.tasks)} tasks, checksum {dataset.manifest.digest()}; "
             f"{part.steps} steps sampled ({100 * part.share:.1f}%)"
         )

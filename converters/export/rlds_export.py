@@ -8,9 +8,10 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from converters.export.export_folder import export_folder, in_use, replacing
@@ -18,7 +19,7 @@ from converters.export.rlds_restoration import Formats, declared_features, read_
 from converters.job import job_progress
 from converters.rlds.example_writing import serialize_episode
 from converters.rlds.tfrecord import frame
-from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.dataset import Dataset, excluded_note, open_dataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import EPISODES
 from pipeline.errors import user_errors_exit
@@ -65,7 +66,8 @@ def main() -> None:
         args = tyro.cli(joined_help(Args), prog=program("converters.export"))
         dataset = open_dataset(args.dst)
         started = time.perf_counter()
-        with job_progress.shown(dataset.manifest.name, dataset.num_episodes) as on_progress:
+        num_episodes = len(dataset.kept_episodes)
+        with job_progress.shown(dataset.manifest.name, num_episodes) as on_progress:
             version = export_rlds(
                 dataset, args.out, overwrite=args.overwrite, on_progress=on_progress
             )
@@ -80,6 +82,8 @@ def export_rlds(
     on_progress: OnProgress = lambda num_episodes, num_bytes: None,
 ) -> pathlib.Path:
     """Writes a dataset as RLDS; nothing stands at `out` until all of it does.
+
+    Excluded episodes are left out.
 
     Args:
       dataset: What is written, an episode at a time; each of its shards becomes a file.
@@ -146,11 +150,13 @@ class _Export:
         self.directory.mkdir()
         manifest = self.dataset.manifest
         split = manifest.provenance.get("split", "train")
-        lengths = [shard.records for shard in manifest.shards[EPISODES]]
+        kept = self.dataset.kept_episodes
+        borders = np.cumsum([0, *(shard.records for shard in manifest.shards[EPISODES])])
+        lengths = np.diff(np.searchsorted(kept, borders)).tolist()
         first = 0
         for number, length in enumerate(lengths):
             file = f"{manifest.name}-{split}.tfrecord-{number:05d}-of-{len(lengths):05d}"
-            self._write_shard(file, range(first, first + length), on_progress)
+            self._write_shard(file, kept[first : first + length].tolist(), on_progress)
             first += length
         # After all shards: only then the formats of all images are known.
         declared_features(manifest, self.formats).save_config(str(self.directory))
@@ -161,7 +167,7 @@ class _Export:
         for path in (*self.directory.iterdir(), self.directory):
             sync(path)
 
-    def _write_shard(self, file: str, episodes: range, on_progress: OnProgress) -> None:
+    def _write_shard(self, file: str, episodes: Sequence[int], on_progress: OnProgress) -> None:
         with (self.directory / file).open("wb") as target:
             for index in episodes:
                 record = serialize_episode(read_episode(self.dataset, index, self.formats))
@@ -194,8 +200,10 @@ def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
     """What was written, and how it is read."""
     num_bytes = sum(path.stat().st_size for path in version.iterdir())
     split = dataset.manifest.provenance.get("split", "train")
+    kept = dataset.kept_episodes
+    num_steps = int(np.diff(dataset.episode_starts)[kept].sum())
     return (
-        f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps, "
+        f"{len(kept):,} episodes, {num_steps:,} steps{excluded_note(dataset.manifest)}, "
         f"{num_bytes / _MB:,.1f} MB in {seconds:,.1f} s, {num_bytes / _MB / seconds:,.1f} MB/s\n"
         f"RLDS: {version}\n"
         f'with TensorFlow: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'

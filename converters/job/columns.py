@@ -32,6 +32,7 @@ from pipeline.data.manifest import (
     Shard,
     check_consistency,
     is_column_name,
+    is_statistics_name,
     load_manifest,
 )
 from pipeline.data.schema import EPISODES, Column, Schema
@@ -60,6 +61,11 @@ def claimed(directory: epath.Path) -> Iterator[Manifest]:
             (directory / WORK).mkdir(exist_ok=True)
             stack.enter_context(lock(directory, _EXPECTED))
             remove_temporaries(directory / WORK)
+            # Not those of other names: a loader may be writing one.
+            for path in children(directory):
+                whole = temporary_of(path.name) or ""
+                if whole == FILE_NAME or is_statistics_name(whole):
+                    path.unlink()
             # Of a job that was killed between the manifest and the deletion.
             delete_gone(directory)
         # Registered after the lock, so it runs while the lock is still held.

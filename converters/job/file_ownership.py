@@ -23,6 +23,8 @@ from pipeline.data.manifest import (
     WORK,
     is_column_name,
     is_inside,
+    is_statistics_name,
+    statistics_name,
 )
 from pipeline.data.schema import EPISODES
 from pipeline.errors import UserError
@@ -34,8 +36,6 @@ PART_SUFFIX = ".part.json"
 """Suffix of the files there that mark a shard of a conversion as done."""
 NOTE_SUFFIX = ".column.json"
 """Suffix of the file there that says which column is being added, and how."""
-_OWN = (FILE_NAME, STATISTICS_NAME, TRANSFORMED_NAME)
-"""The files of a dataset that are in no folder."""
 GONE = "gone.json"
 """Name of the file there with what is to be deleted unless the manifest lists it."""
 
@@ -91,12 +91,21 @@ def plan_digest(plan: str) -> str:
 
 
 def listed(manifest: Any) -> Iterator[str]:
-    """Yields the shards and projections that the JSON of a manifest lists inside its directory."""
+    """Yields the files that the JSON of a manifest lists inside its directory.
+
+    They are its shards, its projections, and statistics that leave out episodes.
+    """
     parts = [part for part in _values(_values(manifest, "shards")) if isinstance(part, list)]
     files = [_values(shard, "file") for part in parts for shard in part]
     files += [_values(origin, "projection") for origin in _values(_values(manifest, "encoders"))]
     # A corrupt manifest may list `../../home`; what is outside is never touched.
     yield from (file for file in files if isinstance(file, str) and is_inside(file))
+    checksum = _values(manifest, "statistics_checksum")
+    if _values(manifest, "excluded_episodes") and isinstance(checksum, str):
+        file = statistics_name(checksum, is_of_all=False)
+        yield from [file] if is_statistics_name(file) else []
+    elif checksum:
+        yield STATISTICS_NAME
 
 
 def note_gone(directory: epath.Path, files: Iterable[str]) -> None:
@@ -204,7 +213,12 @@ def _gone(directory: epath.Path) -> list[str]:
     noted = _read(directory / WORK / GONE)
     # Those without a folder may be noted by `_clear`.
     files = noted if isinstance(noted, list) else []
-    return [f for f in files if isinstance(f, str) and (f in _OWN or is_inside(f))]
+    return [f for f in files if isinstance(f, str) and (_is_own(f) or is_inside(f))]
+
+
+def _is_own(file: str) -> bool:
+    """Whether it is a file of a dataset that is in no folder."""
+    return file in (FILE_NAME, TRANSFORMED_NAME) or is_statistics_name(file)
 
 
 def _planned(plan: Any) -> Iterator[str]:

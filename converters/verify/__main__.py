@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from converters.edit import edits
+from converters.edit_notes import edits
 from converters.job import job_progress
 from converters.mapping import mapping_registry
 from converters.mapping.computed_source import compute_source
@@ -29,7 +29,7 @@ from pipeline.errors import DataError, user_errors_exit
 from pipeline.files import from_json_text, to_json_values
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import count, escaped_lines, program, show
+from pipeline.terminal import count, escaped_lines, program, ranges, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,9 @@ def summary(verifier: Verifier, seconds: float) -> str:
         lines.append(f"not converted: {', '.join(source.not_converted)}")
     if manifest.skipped_episodes:
         lines.append(f"skipped at conversion: {len(manifest.skipped_episodes):,} episodes")
+    if excluded := manifest.excluded_episodes:
+        what = "read too" if source is None else "compared too"
+        lines.append(f"excluded, and not in the statistics: {ranges(excluded)}; {what}")
     if source and not verifier.conventions:
         lines.append("conventions: not compared; name the mapping with --mapping FILE")
     lines += [f"edited: {edit}" for edit in edits(manifest)]

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 
-from converters.edit import INSTRUCTION, edits
+from converters.edit_notes import INSTRUCTION, edited_text, edits
 from converters.mapping.mapped_features import FeatureMapping
 from converters.mapping.standardize import SourceMapping, Standardized, standardize
 from converters.sources.reading import check_boundaries
@@ -32,7 +32,7 @@ class Expected:
     values: Mapping[str, np.ndarray | list[Blob]]
     """By feature key: (t, *shape) at rest, t encoded images, or one text."""
     tasks: tuple[str, ...]
-    """The instruction of each of the t steps, as it was edited since the conversion."""
+    """The instruction of each of the t steps, in the source."""
     rounded: Container[str]
     """Keys of depth that the source has as numbers."""
 
@@ -89,6 +89,7 @@ class SourceEpisodes:
         self.broken: set[int] = set()
         """Shards of the source with episodes that cannot be used and are not listed as skipped."""
         self._manifest = manifest
+        self._edits = list(edits(manifest))
         self._findings = findings
         self._removed: Counter[str] = Counter()
         self._skipped = {(skipped.file, skipped.episode) for skipped in manifest.skipped_episodes}
@@ -110,12 +111,14 @@ class SourceEpisodes:
         conventions = manifest.conventions
         if ACTION not in compared:  # by which steps without motion are found
             conventions = dataclasses.replace(conventions, no_ops="kept", no_op_threshold=None)
+        # Without a key all episodes had one instruction, the one that the first edit replaced.
+        texts = [edit.before for edit in self._edits if edit.field.startswith(INSTRUCTION)]
         # The features of a mapping are in the schema; `standardize` takes the rest of it.
         self._mapping = SourceMapping(
             (FeatureMapping(ACTION, ACTION),),
             conventions,
             task=task if has_task else "",
-            instruction="" if has_task else next(iter(manifest.tasks), ""),
+            instruction="" if has_task else next(iter([*texts, *manifest.tasks]), ""),
         )
         parts = {part.source for _, f in manifest.schema.features() for part in f.origins}
         held = parts | ({task} - {""})
@@ -163,7 +166,7 @@ class SourceEpisodes:
                 else:
                     self._removed.update(map(self._edited, episode.removed))
                     if episode.num_steps:
-                        tasks = tuple(map(self._edited, episode.tasks))
+                        tasks = tuple(episode.tasks)
                         yield Expected(read.where, episode.values, tasks, self._rounded)
                 del read, episode  # before the next one is read
         except UserError as error:  # the rest of the file cannot be read
@@ -190,9 +193,8 @@ class SourceEpisodes:
         return episode
 
     def _edited(self, task: str) -> str:
-        for edit in edits(self._manifest):
-            task = edit.after if (edit.field, edit.before) == (INSTRUCTION, task) else task
-        return task
+        # Removed steps stay with their task where single episodes get another.
+        return edited_text(self._edits, task, None)
 
     def finish(self, where: str) -> None:
         """Compares the steps left out of each task, and the skipped episodes, of all shards."""

@@ -6,13 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from converters.edit import edits
+from converters.edit_notes import edited_text, edits
 from converters.sources.source import Source
 from converters.verify.findings import Findings
 from converters.verify.source_episodes import Expected, SourceEpisodes
 from converters.verify.stored_records import check_files, check_value, read_shard
 from pipeline.data import statistics as stats
-from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Manifest
+from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.data.record import Values
 from pipeline.data.schema import EPISODES, Column
 from pipeline.errors import DataError, UserError
@@ -55,6 +55,8 @@ class Verifier:
         self._statistics = {key: stats.Accumulator() for key in self.measured}
         """Without those that an unusable episode leaves unknown."""
         self._directory = directory
+        self._edits = list(edits(manifest))
+        self._excluded = frozenset(manifest.excluded_episodes)
         self._where = str(directory / FILE_NAME)
         self._num_stored_bytes = 0
 
@@ -74,13 +76,15 @@ class Verifier:
             first += shard.records
         if self.expected is not None:
             self.expected.finish(self._where)
-        self._check_statistics(self._directory / STATISTICS_NAME)
+        self._check_statistics(self._directory / self.manifest.statistics_name)
         return self.findings
 
     def _check_manifest(self) -> None:
         """Checks tasks, origin and conventions; `load_manifest` has checked the rest."""
         manifest = self.manifest
         used = {*manifest.episode_tasks, *(change.task for change in manifest.task_changes)}
+        # A task whose episodes were given to another still counts the steps removed of it.
+        used |= {task for task, steps in enumerate(manifest.removed_steps) if steps}
         unused = [repr(task) for i, task in enumerate(manifest.tasks) if i not in used]
         if unused:
             found = f"others: {'; '.join(unused)}"
@@ -93,7 +97,7 @@ class Verifier:
         self._compare("name", source.name, manifest.name, "as the source")
         self._compare("version", source.version, version, "as the source")
         self._compare("shards", len(source.shards), num_shards, "as the source")
-        edited = {edit.field: edit.after for edit in edits(manifest)}
+        edited = {edit.field: edit.after for edit in self._edits}
         found = to_json_values(manifest.conventions)
         # Fields of either, as one that says nothing is in no file.
         for name in {**self.conventions, **found} if self.conventions else ():
@@ -146,7 +150,7 @@ class Verifier:
         if self.expected and expected and self.expected.knows_tasks:
             self._compare_tasks(index, expected)
         # Statistics of the source's values, so that a wrong file shows.
-        if self.expected is not None:
+        if self.expected is not None and index not in self._excluded:
             self._measure(expected.values if expected else {})
         for column, records in columns:
             for step in range(num_steps) if column.per == "step" else (None,):
@@ -161,15 +165,16 @@ class Verifier:
                             expected.compare(value, feature, step, place)
                     except UserError as error:
                         self.findings.add_error(error)
-                if self.expected is None and step is None:
+                if self.expected is None and step is None and index not in self._excluded:
                     self._measure(values)
 
     def _compare_tasks(self, index: int, expected: Expected) -> None:
         """Compares the instruction of every step; reports the first that differs."""
         changes = {c.step: c.task for c in self.manifest.task_changes if c.episode == index}
         task = self.manifest.episode_tasks[index]
-        for step, text in enumerate(expected.tasks):
+        for step, original in enumerate(expected.tasks):
             task = changes.get(step, task)
+            text = edited_text(self._edits, original, index)
             if text != (found := self.manifest.tasks[task]):
                 place = f"{self._where}, task of episode {index}, step {step}"
                 self.findings.add(place, f"{text!r}, as {expected.where}", repr(found))

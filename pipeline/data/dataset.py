@@ -14,11 +14,12 @@ from etils import epath
 from pipeline.arguments import check_path, named_arguments
 from pipeline.data import statistics as stats
 from pipeline.data.column_reader import ColumnReader
-from pipeline.data.manifest import EDIT, STATISTICS_NAME, Manifest, Shard, TaskChange, load_manifest
+from pipeline.data.manifest import EDIT, Manifest, Shard, TaskChange, load_manifest
 from pipeline.data.record import RecordLayout
 from pipeline.data.schema import ACTION, EPISODES, Feature, Schema, nest
 from pipeline.errors import DataError, UserError, shown
 from pipeline.files import is_remote
+from pipeline.terminal import ranges
 
 _log = logging.getLogger(__name__)
 _SHOWN_FEATURES, _SHOWN_TASKS = 9, 4
@@ -169,13 +170,19 @@ class Dataset:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps of all episodes."""
+        """Number of steps of all episodes, excluded ones included."""
         return int(self.episode_starts[-1])
 
     @property
     def num_episodes(self) -> int:
-        """Number of episodes."""
+        """Number of episodes, excluded ones included."""
         return len(self.manifest.episode_lengths)
+
+    @functools.cached_property
+    def kept_episodes(self) -> np.ndarray:
+        """Episodes that `octograin edit` did not exclude, ascending; int64 (n), n at least 1."""
+        numbers = np.arange(self.num_episodes)
+        return np.delete(numbers, list(self.manifest.excluded_episodes))
 
     def task_index(self, episode: int, step: int) -> int:
         """Returns the index into `manifest.tasks` for a step inside an episode."""
@@ -256,6 +263,7 @@ def describe(dataset: Dataset) -> str:
     manifest = dataset.manifest
     rate = f"{manifest.conventions.control_frequency_hz:g} Hz"
     sizes = f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps at {rate}"
+    sizes += excluded_note(manifest)
     features = [feature for _, feature in manifest.schema.features() if feature.kind != "text"]
     # `sort` is stable: the action and observations first, each group in the order of the schema.
     features.sort(key=lambda feature: not feature.key.startswith((ACTION, "observation/")))
@@ -270,6 +278,12 @@ def describe(dataset: Dataset) -> str:
             *_shortened(tasks, _SHOWN_TASKS),
         ]
     )
+
+
+def excluded_note(manifest: Manifest) -> str:
+    """Returns which episodes are excluded, such as `; excluded: 3,7-9`; empty if none is."""
+    excluded = manifest.excluded_episodes
+    return f"; excluded: {ranges(excluded)}" if excluded else ""
 
 
 def _shortened(lines: list[str], count: int) -> list[str]:
@@ -302,13 +316,13 @@ def _first(values: dict[str, Any]) -> dict[str, Any]:
 def load_statistics(
     directory: epath.Path, manifest: Manifest
 ) -> dict[str, stats.FeatureStatistics]:
-    """Loads the statistics of a dataset directory, by feature key.
+    """Loads the statistics of a dataset directory, by feature key; without excluded episodes.
 
     Raises:
       DataError: The file is missing, does not match the checksum in the manifest, or has other
         features or lengths than the manifest declares.
     """
-    path = directory / STATISTICS_NAME
+    path = directory / manifest.statistics_name
     warn_without_checksums(str(directory), manifest.statistics_checksum)
     found = stats.load(path, manifest.statistics_checksum)
     sizes = statistics_sizes(manifest.schema)

@@ -33,7 +33,7 @@ TRANSFORMED_NAME = "transformed_statistics.json"
 WORK = ".conversion"
 """Folder with the state of a running conversion; removed at its end."""
 EDIT = "octograin edit"
-"""The command that changes conventions and instructions, and writes checksums."""
+"""The command that changes what the manifest says, and writes checksums."""
 _CONVERT_AGAIN = "Convert the dataset again."
 
 
@@ -114,15 +114,27 @@ class Manifest:
     mapping: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata=LATER)
     """The mapping of the conversion, where it computed values or selected steps; else empty."""
     statistics_checksum: str = dataclasses.field(default="", metadata=LATER)
-    """`json_checksum` of `statistics.json`; empty if neither file has a checksum yet."""
+    """`json_checksum` of the statistics; empty if neither file has a checksum yet."""
     checksum: str = dataclasses.field(default="", compare=False, metadata=LATER)
     """`json_checksum` of all other fields, as read from the file; `dumps` computes a new one."""
+    excluded_episodes: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Episodes that are not used, ascending; their records stay. `octograin edit` changes them."""
+    failed_episodes: tuple[int, ...] | None = dataclasses.field(default=None, metadata=LATER)
+    """Episodes declared as failed, ascending, while all others succeeded; None: not declared."""
+
+    @property
+    def statistics_name(self) -> str:
+        """Name of the file with the statistics, which leave out the excluded episodes.
+
+        Other episodes have another file, so that replacing `dataset.json` changes both at once.
+        """
+        return statistics_name(self.statistics_checksum, is_of_all=not self.excluded_episodes)
 
     def digest(self, columns: Collection[str] | None = None) -> str:
         """Checksum of the data in some or all columns and of its meaning, 16 hex digits.
 
-        It covers what `data_digest` covers, the conventions, and how the columns' tokens were
-        computed.
+        It covers what `data_digest` covers, the conventions, how the columns' tokens were computed,
+        and which episodes are excluded.
         """
         taken = self._taken(columns)
         keys = [feature.key for column in taken for feature in column.features]
@@ -133,6 +145,8 @@ class Manifest:
                 "encoders": {
                     key: token_identity(self.encoders[key]) for key in keys if key in self.encoders
                 },
+                # Absent if empty, so that digests from before there were any stay.
+                **({"excluded": self.excluded_episodes} if self.excluded_episodes else {}),
             }
         )
 
@@ -168,6 +182,23 @@ class Manifest:
         if self.statistics_checksum:
             values["checksum"] = json_checksum(values)
         return dump_json(values)
+
+
+def statistics_name(checksum: str, *, is_of_all: bool) -> str:
+    """Name of the statistics of all episodes, or of those that are left of them.
+
+    Args:
+      checksum: `json_checksum` of the statistics.
+      is_of_all: Whether no episode is excluded.
+    """
+    return STATISTICS_NAME if is_of_all else f"statistics-{checksum[:8]}.json"
+
+
+def is_statistics_name(file: str) -> bool:
+    """Whether a file in a dataset directory has a name of statistics."""
+    return (
+        file == STATISTICS_NAME or re.fullmatch(r"statistics-[0-9a-f]{8}\.json", file) is not None
+    )
 
 
 def _short_digest(covered: Any) -> str:
@@ -306,6 +337,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
         *_feature_problems(manifest),
         *_convention_problems(manifest),
         *_episode_problems(manifest),
+        *_choice_problems(manifest),
         *_encoder_problems(manifest),
     ]
     if problems:
@@ -417,6 +449,25 @@ def _episode_problems(manifest: Manifest) -> Iterator[str]:
     # In order and each once, as `task_index` reads them.
     if not inside or places != sorted(set(places)):
         yield f"task_changes: expected steps inside their episodes, in order; found {places}"
+
+
+def _choice_problems(manifest: Manifest) -> Iterator[str]:
+    """Checks the lists of episodes, and that some are left."""
+    count = len(manifest.episode_lengths)
+    rows = range(count)
+    lists = {
+        "excluded_episodes": manifest.excluded_episodes,
+        "failed_episodes": manifest.failed_episodes or (),
+    }
+    for name, episodes in lists.items():
+        ends = (*episodes[:1], *episodes[-1:])
+        if list(episodes) != sorted({*episodes}) or not all(end in rows for end in ends):
+            expected = f"expected ascending numbers from 0 to {count - 1}"
+            yield f"{name}: {expected}; found {list(episodes)}"
+    if len(manifest.excluded_episodes) == count:
+        yield f"excluded_episodes: expected at least one episode that is left; found all {count}"
+    if manifest.excluded_episodes and not manifest.statistics_checksum:
+        yield "statistics_checksum: expected one, as episodes are excluded; found none"
 
 
 def _encoder_problems(manifest: Manifest) -> Iterator[str]:

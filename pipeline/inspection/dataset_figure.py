@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, excluded_note
 from pipeline.data.schema import ACTION, EPISODES
 from pipeline.inspection.dataset_summary import episode_tasks, read_images, spread
 from pipeline.inspection.feature_names import dim_names, short_name, split_unit
@@ -170,6 +170,7 @@ def _title(dataset: Dataset, episode: int | None) -> Row:
     if episode is None:
         numbers = (dataset.num_episodes, dataset.num_steps, len(manifest.tasks))
         counts = ", ".join(map(count, numbers, ("episode", "step", "task")))
+        counts += excluded_note(manifest)
         return _text_row([(manifest.name, f"{counts}, {hz:g} Hz")], 15)
     first, *others = episode_tasks(dataset, episode)
     title = "\n".join([first["text"], *(f"from step {t['step']}: {t['text']}" for t in others)])
@@ -194,8 +195,8 @@ def _cameras(dataset: Dataset, episode: int | None) -> list[Row]:
         strips = [_strip_row(dataset, [(key, episode)], 8) for key in keys]
         return [_text_row([("Cameras", note)], 11, rule=True), *strips]
     first: dict[int, int] = {}
-    for number, task in enumerate(manifest.episode_tasks):
-        first.setdefault(task, number)
+    for number in dataset.kept_episodes.tolist():
+        first.setdefault(manifest.episode_tasks[number], number)
     tasks = sorted(first)
     tasks = [tasks[place] for place in spread(len(tasks), MAX_TASKS)]
     if len(tasks) < len(manifest.tasks):
@@ -255,9 +256,14 @@ def _draw_strip(
     axes.spines[:].set_visible(False)
 
 
-def select_episodes(num_episodes: int, shown: int) -> tuple[list[int], list[int]]:
-    """Selects all episodes, or a sample, for the histograms, and those drawn behind `shown`."""
-    counted = spread(num_episodes, MAX_EPISODES)
+def select_episodes(kept: Sequence[int], shown: int) -> tuple[list[int], list[int]]:
+    """Selects all episodes, or a sample, for the histograms, and those drawn behind `shown`.
+
+    Args:
+      kept: Episodes that are not excluded.
+      shown: The episode that is drawn in front.
+    """
+    counted = [kept[place] for place in spread(len(kept), MAX_EPISODES)]
     behind = [counted[place] for place in spread(len(counted), _MAX_BEHIND)]
     return counted, [episode for episode in behind if episode != shown]
 
@@ -265,14 +271,16 @@ def select_episodes(num_episodes: int, shown: int) -> tuple[list[int], list[int]
 def _panels(dataset: Dataset, episode: int | None) -> list[Row]:
     """Makes rows of panels under the name of their feature."""
     lengths = dataset.manifest.episode_lengths
+    kept = dataset.kept_episodes.tolist()
     if episode is None:
         # An episode that exists, where the median of lengths may lie between two.
-        episode = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
-    counted, behind = select_episodes(len(lengths), episode)
+        order = np.argsort([lengths[n] for n in kept], kind="stable")
+        episode = int(kept[order[len(kept) // 2]])
+    counted, behind = select_episodes(kept, episode)
     steps = sum(lengths[n] for n in counted)
     over = f"all {steps:,} steps"
-    if len(counted) < len(lengths):
-        of_all = f"{len(counted)} of {len(lengths):,} episodes"
+    if len(counted) < len(kept):
+        of_all = f"{len(counted)} of {len(kept):,} episodes"
         over = f"a sample: {steps:,} steps of {of_all}, evenly spread"
     others = f"; grey: {len(behind)} other episodes" if behind else ""
     note = (
@@ -303,7 +311,7 @@ def read_panels(dataset: Dataset, shown: int) -> dict[str, list[Panel]]:
     Raises:
       DataError: A record is corrupt.
     """
-    counted, behind = select_episodes(dataset.num_episodes, shown)
+    counted, behind = select_episodes(dataset.kept_episodes.tolist(), shown)
     values: dict[str, dict[int, np.ndarray]] = {
         feature.key: {}
         for column, feature in dataset.manifest.schema.features()

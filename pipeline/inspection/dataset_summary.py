@@ -21,6 +21,8 @@ _DEPTH_STEPS = 8
 def summarize(dataset: Dataset) -> dict[str, Any]:
     """Summarizes an opened dataset; the only records that it reads are a few of depth images.
 
+    All but `statistics` counts the excluded episodes as well.
+
     Returns:
       Everything about the dataset that fits on a page: plain values, but for `conventions` and the
       `origin` of a computed feature, which are the manifest's. `statistics` has, by feature key, a
@@ -45,6 +47,9 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
             "max": max(lengths),
             "total": dataset.num_steps,
         },
+        "excluded_episodes": manifest.excluded_episodes,
+        "kept_steps": sum(lengths) - sum(lengths[e] for e in manifest.excluded_episodes),
+        "failed_episodes": manifest.failed_episodes,
         "columns": [_column(dataset, column) for column in manifest.schema.columns],
         "features": [_feature(dataset, *pair) for pair in manifest.schema.features()],
         "tasks": _tasks(dataset),
@@ -85,6 +90,7 @@ def summarize_episode(dataset: Dataset, episode: int) -> dict[str, Any]:
         "name": manifest.name,
         "episode": episode,
         "episodes": dataset.num_episodes,
+        "is_excluded": episode in manifest.excluded_episodes,
         # Taken out of the texts, since it has a line of its own.
         "source_id": texts.pop(SOURCE_ID, None),
         "steps": steps,

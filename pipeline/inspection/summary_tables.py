@@ -14,7 +14,7 @@ from rich.text import Text
 from pipeline.data.schema import ACTION
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.inspection.feature_names import short_name
-from pipeline.terminal import count, escaped
+from pipeline.terminal import count, escaped, ranges
 
 Rows = list[list[str]]
 """The headings of a table, then its rows; `:>` after a heading right-aligns its column."""
@@ -103,6 +103,7 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
         "": {
             "format version": str(summary["format_version"]),
             "schema hash": summary["schema_hash"],
+            **_choice(summary),
             **{name.replace("_", " "): text for name, text in summary["provenance"].items()},
         },
         "Columns": [
@@ -120,11 +121,24 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
             ["steps", *(f"{value:,.10g}" for value in ends)],
             ["seconds", *(f"{value / hz:,.1f}" for value in ends)],
         ],
-        f"Statistics over {lengths['total']:,} steps": _dims(summary["statistics"]),
+        f"Statistics over {summary['kept_steps']:,} steps": _dims(summary["statistics"]),
         "Depth": _depth(summary["depth"]),
         "Conventions": _conventions(summary),
     }
     return summary["name"], f"{counts}, {_megabytes(num_bytes)} MB in {summary['path']}", sections
+
+
+def _choice(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Returns which episodes are excluded and which failed, in words."""
+    excluded, failed = summary["excluded_episodes"], summary["failed_episodes"]
+    rows = {}
+    if excluded:
+        steps = summary["lengths"]["total"] - summary["kept_steps"]
+        rows["excluded"] = f"{ranges(excluded)}: {count(len(excluded), 'episode')}, "
+        rows["excluded"] += f"{count(steps, 'step')}, not used and not in the statistics"
+    if failed is not None:
+        rows["failed"] = f"{ranges(failed)}: {count(len(failed), 'episode')}" if failed else "none"
+    return rows
 
 
 def _episode(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[str, str] | Rows]]:
@@ -136,6 +150,7 @@ def _episode(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
         "": {
             "source id": summary["source_id"] or "not known",
             "length": f"{steps:,} steps, {summary['duration_s']:.1f} s",
+            **({"excluded": "not used"} if summary["is_excluded"] else {}),
             "steps of the dataset": f"{first} to {first + steps - 1}",
             **summary["texts"],
         },

@@ -540,6 +540,7 @@ class Loader:
             data=dataset.manifest.digest(self._window_reader.columns[number]),
             settings=checksum(settings),
             excluded=self.config.datasets[number].excluded,
+            excluded_episodes=dataset.manifest.excluded_episodes,
         )
 
     def _spec(self, batch_size: int) -> BatchSpec:

@@ -88,18 +88,19 @@ def describe_dataset(
         }
         for feature in reader.features
     }
-    changed = resized(reader, number)
+    changed, excluded = resized(reader, number), manifest.excluded_episodes
     names = {key: list(leaf.dims) for key, leaf in normalized.items()} if config.transforms else {}
     return {
         "name": manifest.name,
         "digest": manifest.digest(),
         "schema_hash": manifest.schema.hash(),
-        "num_episodes": dataset.num_episodes,
+        "num_episodes": len(dataset.kept_episodes),
         "licences": {
             column: manifest.licences[column] for column in sorted(reader.columns[number])
         },
         "features": features,
         # Absent if empty, so that descriptions of older runs stay equal.
+        **({"excluded_episodes": list(excluded)} if excluded else {}),
         **({"resized": changed} if changed else {}),
         **({"statistics_dims": names} if names else {}),
         "conventions": to_json_values(manifest.conventions),

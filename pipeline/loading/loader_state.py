@@ -12,11 +12,13 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 
+from pipeline.added_fields import LATER
 from pipeline.data.manifest import Manifest
 from pipeline.errors import DataError
 from pipeline.files import to_json_values
 from pipeline.loading.data_config import DataConfig
 from pipeline.parts.part import without_sources
+from pipeline.terminal import ranges
 
 _WHERE = "loader state of the checkpoint"
 # It is part of the fingerprint: a run saved under another version is not resumed.
@@ -57,17 +59,23 @@ class MixturePart:
     statistics, conventions, token ids, missing observations."""
     excluded: tuple[str, ...]
     """Records that are not read."""
+    excluded_episodes: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Episodes that `octograin edit` excluded."""
 
     def differences(self, other: "MixturePart") -> list[str]:
         """Describes how the other one's samples differ, apart from excluded records."""
         # Not the path: data may move between a run and its resume.
         fields = ("name", "steps", "share", "data", "settings")
         pairs = {field: (getattr(self, field), getattr(other, field)) for field in fields}
-        return [
+        found = [
             f"{field} {before} then, {after} now"
             for field, (before, after) in pairs.items()
             if before != after
         ]
+        if self.excluded_episodes != other.excluded_episodes:
+            then, now = (ranges(p.excluded_episodes) or "none" for p in (self, other))
+            found = [f"excluded episodes {then} then, {now} now", *found]
+        return found
 
 
 Mixture = tuple[MixturePart, ...]

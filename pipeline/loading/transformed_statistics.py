@@ -42,7 +42,8 @@ def transformed_statistics(
 ) -> dict[str, FeatureStatistics]:
     """Returns the statistics of the arrays that a config's transforms change, by path.
 
-    They are of every step of the dataset, as the transforms leave it, without random ones: of an
+    They are of every step of the dataset but those of the episodes that `octograin edit` excluded,
+    as the transforms leave it, without random ones: of an
     action, over all real actions of its chunk. Only trajectories are read, unless a transform reads
     an image. The result is kept in the dataset directory, under a hash of everything that it
     depends on; where the directory cannot be written it is computed again each time.
@@ -66,7 +67,7 @@ def transformed_statistics(
     if name in kept:
         values = kept[name]["statistics"]
         return {key: FeatureStatistics.from_json(value) for key, value in values.items()}
-    _log.info("statistics of %s after the transforms: %d steps", dataset.path, dataset.num_steps)
+    _log.info("statistics of %s after the transforms", dataset.path)
     found = _compute(datasets, number, config)
     values = {key: value.to_json() for key, value in found.items()}
     try:
@@ -136,7 +137,7 @@ def _compute(
     selection = select(datasets[number], parts[number], config)
     # Only goals are looked for in the selections, and there are none here.
     reader = WindowReader(tuple(datasets), (selection,) * len(datasets), config)
-    steps = np.setdiff1d(np.arange(datasets[number].num_steps), selection.unsampled)
+    steps = np.setdiff1d(selection.all_steps, selection.unsampled)
     frames = [name for name in config.observations if name not in reader.trajectories]
     try:
         if frames:

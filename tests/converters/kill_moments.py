@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import Any
 
 from converters.job.column_job import ColumnJob
@@ -16,3 +17,20 @@ def kill_after_first_shard() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     ColumnJob.write = write_and_die
+
+
+def kill_before_change() -> None:
+    """Makes this process kill itself before one of its changes of the disk; KILL_BEFORE has which.
+
+    A change is a file or folder that gets another name or goes, counted from 0.
+    """
+    left = int(os.environ["KILL_BEFORE"])
+
+    def count_down(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in ("os.rename", "os.remove") and os.path.lexists(arguments[0]):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    sys.addaudithook(count_down)

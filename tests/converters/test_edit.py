@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from converters import edit as command
-from converters.edit import Edit, edits
+from converters.edit_notes import Edit, edits
 from converters.job.column_job import ColumnJob
 from converters.job.columns import claimed
 from converters.job.convert import convert

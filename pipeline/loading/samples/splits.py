@@ -37,6 +37,11 @@ class Selection:
         """Number of selected steps."""
         return int(self.counts[-1])
 
+    @property
+    def all_steps(self) -> np.ndarray:
+        """The selected steps of the dataset, ascending; int64 (num_steps)."""
+        return self._at(np.arange(self.num_steps))
+
     def steps(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the steps of the dataset for numbers of selected steps; int64 (b).
 
@@ -135,6 +140,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
     excluded = [_find(dataset, name) for name in part.excluded]
     # Its actions cannot be read for the split.
     lost = {index for column, index in excluded if column.per == "episode"}
+    lost |= {*dataset.manifest.excluded_episodes}
     episodes = _in_range(dataset, part) & _in_split(dataset, config, lost)
     wanted = _wanted_tasks(dataset, part)
     # `reshape` for the empty list, which has one axis.
@@ -165,6 +171,8 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
 def _in_range(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
     """Which episodes are in the configured range; bool (episodes)."""
     first, end = part.episodes or (0, dataset.num_episodes)
+    # Excluded by `octograin edit`.
+    kept = np.isin(np.arange(dataset.num_episodes), dataset.kept_episodes)
     if end > dataset.num_episodes:
         raise UserError(
             where=f"{dataset.path}, episodes {first} {end}",
@@ -173,7 +181,7 @@ def _in_range(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
             remedy="Name the first episode and the one after the last.",
         )
     numbers = np.arange(dataset.num_episodes)
-    return (first <= numbers) & (numbers < end)
+    return kept & (first <= numbers) & (numbers < end)
 
 
 def _in_split(dataset: Dataset, config: DataConfig, lost: Collection[int]) -> np.ndarray:

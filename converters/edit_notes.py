@@ -1,0 +1,82 @@
+"""The notes of `octograin edit` in the provenance of a dataset: what was changed, and when."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.data.manifest import Manifest
+from pipeline.terminal import ranges
+
+INSTRUCTION = "instruction"
+"""The field of an `Edit` of a text wherever it occurs."""
+_JSON = r'("(?:[^"\\]|\\.)*"|-?[\d.]+(?:e-?\d+)?|null|\[.*?\])'
+_NOTE = re.compile(rf"(\d{{4}}-\d\d-\d\d) (\S+): {_JSON} -> {_JSON}")
+_OF_EPISODES = re.compile(rf"{INSTRUCTION}\[([\d,-]+)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """A change of a dataset after its conversion, as its provenance notes it."""
+
+    day: str
+    """Such as 2026-11-29."""
+    field: str
+    """Such as `conventions.gripper_open`; `instruction` for a text, `instruction[3,7-9]` for that
+    of these episodes alone."""
+    before: Any
+    """JSON value."""
+    after: Any
+    """JSON value."""
+
+    def __str__(self) -> str:
+        """Such as `2026-11-29 conventions.gripper_open: 1.0 -> 0.0`; the inverse of `edits`."""
+        return f"{self.day} {self.field}: {json.dumps(self.before)} -> {json.dumps(self.after)}"
+
+
+def edits(manifest: Manifest) -> Iterator[Edit]:
+    """Yields the changes that a manifest notes, the oldest first."""
+    number = 1
+    # Numbered from 1 without a gap.
+    while (text := manifest.provenance.get(f"edit_{number}")) is not None:
+        # A note that somebody wrote by hand is left alone.
+        match = _NOTE.fullmatch(text)
+        if match:
+            yield Edit(match[1], match[2], json.loads(match[3]), json.loads(match[4]))
+        number += 1
+
+
+def noted(manifest: Manifest, made: Sequence[Edit]) -> Manifest:
+    """Returns the manifest with further changes in its provenance."""
+    first = 1 + len([key for key in manifest.provenance if key.startswith("edit_")])
+    notes = {f"edit_{number}": str(change) for number, change in enumerate(made, first)}
+    return dataclasses.replace(manifest, provenance={**manifest.provenance, **notes})
+
+
+def instruction_of(episodes: Sequence[int]) -> str:
+    """Returns the field of an `Edit` of the instruction of some episodes."""
+    return f"{INSTRUCTION}[{ranges(episodes, None)}]"
+
+
+def edited_text(made: Sequence[Edit], text: str, episode: int | None) -> str:
+    """Returns what an instruction of the source became.
+
+    Args:
+      made: The changes, the oldest first.
+      text: The instruction in the source.
+      episode: The episode that has it; None: changes of single episodes are left out.
+    """
+    for edit in made:
+        of_episodes = _OF_EPISODES.fullmatch(edit.field)
+        is_its = edit.field == INSTRUCTION or (
+            of_episodes is not None and episode is not None and _has(of_episodes[1], episode)
+        )
+        text = edit.after if is_its and edit.before == text else text
+    return text
+
+
+def _has(listed: str, episode: int) -> bool:
+    """Whether a list such as `3,7-9` has an episode."""
+    ends = (part.partition("-") for part in listed.split(","))
+    return any(int(first) <= episode <= int(last or first) for first, _, last in ends)
