@@ -116,12 +116,8 @@ _PRELOADED = (
     "train.serve.server",
     "converters.job.convert_command",
     "converters.vggt.__main__",
-<<<<<<< HEAD
-    "converters.export.__main__",
-=======
     "converters.edit",
-    "converters.export",
->>>>>>> 5f211f6 (Exclude episodes, declare failures and correct single instructions without rewriting shards)
+    "converters.export.__main__",
     "converters.verify.__main__",
     "pipeline.inspection.__main__",
     "pipeline.benchmark.__main__",

@@ -200,10 +200,9 @@ def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
     """What was written, and how it is read."""
     num_bytes = sum(path.stat().st_size for path in version.iterdir())
     split = dataset.manifest.provenance.get("split", "train")
-    kept = dataset.kept_episodes
-    num_steps = int(np.diff(dataset.episode_starts)[kept].sum())
     return (
-        f"{len(kept):,} episodes, {num_steps:,} steps{excluded_note(dataset.manifest)}, "
+        f"{len(dataset.kept_episodes):,} episodes, {dataset.num_kept_steps:,} steps"
+        f"{excluded_note(dataset.manifest)}, "
         f"{num_bytes / _MB:,.1f} MB in {seconds:,.1f} s, {num_bytes / _MB / seconds:,.1f} MB/s\n"
         f"RLDS: {version}\n"
         f'with TensorFlow: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'

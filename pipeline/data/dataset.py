@@ -184,6 +184,11 @@ class Dataset:
         numbers = np.arange(self.num_episodes)
         return np.delete(numbers, list(self.manifest.excluded_episodes))
 
+    @property
+    def num_kept_steps(self) -> int:
+        """Number of steps of those episodes; the statistics are over them."""
+        return int(np.diff(self.episode_starts)[self.kept_episodes].sum())
+
     def task_index(self, episode: int, step: int) -> int:
         """Returns the index into `manifest.tasks` for a step inside an episode."""
         # The task of the first step, unless a change comes before the step.

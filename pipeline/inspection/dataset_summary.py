@@ -48,7 +48,7 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
             "total": dataset.num_steps,
         },
         "excluded_episodes": manifest.excluded_episodes,
-        "kept_steps": sum(lengths) - sum(lengths[e] for e in manifest.excluded_episodes),
+        "kept_steps": dataset.num_kept_steps,
         "failed_episodes": manifest.failed_episodes,
         "columns": [_column(dataset, column) for column in manifest.schema.columns],
         "features": [_feature(dataset, *pair) for pair in manifest.schema.features()],

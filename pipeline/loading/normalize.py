@@ -182,7 +182,7 @@ def _origin(dataset: Dataset, key: str, computed: Mapping[str, FeatureStatistics
     return (
         f"{dataset.path} after data.transforms"
         if key in computed
-        else f"{dataset.path}/statistics.json"
+        else f"{dataset.path}/{dataset.manifest.statistics_name}"
     )
 
 
@@ -233,16 +233,16 @@ def _find(dataset: Dataset, key: str) -> FeatureStatistics:
     # A scalar has statistics of one dimension, as in a batch.
     if found is None or found.mean.shape != column.in_batch(feature).shape:
         raise DataError(
-            where=f"{dataset.path}/statistics.json, {key}",
+            where=f"{dataset.path}/{dataset.manifest.statistics_name}, {key}",
             expected=f"statistics of {feature.dtype}{list(feature.shape)}",
             found="none" if found is None else f"those of {len(found.mean)} dimensions",
             remedy="They are of another dataset: put its own file there, or convert it again.",
         )
     # Statistics of another dataset with the same features have another number of steps.
-    if found.count != dataset.num_steps:
+    if found.count != dataset.num_kept_steps:
         raise DataError(
-            where=f"{dataset.path}/statistics.json, {key}",
-            expected=f"statistics of {dataset.num_steps} steps, as the dataset has",
+            where=f"{dataset.path}/{dataset.manifest.statistics_name}, {key}",
+            expected=f"statistics of {dataset.num_kept_steps} steps, as the dataset has",
             found=f"those of {found.count}",
             remedy="They are of another dataset: put its own file there, or convert it again.",
         )

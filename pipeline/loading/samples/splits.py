@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import xxhash
 
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, excluded_note
 from pipeline.data.schema import ACTION, EPISODES, Column
 from pipeline.errors import DataError, UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
@@ -149,7 +149,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
         raise UserError(
             where=dataset.path,
             expected="steps to sample",
-            found=f"none with {_describe(part, config)}",
+            found=f"none with {_describe(dataset, part, config)}",
             remedy="Relax one of these filters.",
         )
     unsampled, unseen = _NONE, _NONE
@@ -300,6 +300,7 @@ def _steps_that_read(
     return np.arange(index, min(index + config.longest_window(column), end))
 
 
-def _describe(part: DatasetConfig, config: DataConfig) -> str:
+def _describe(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> str:
     filters = {"tasks": part.tasks, "episodes": part.episodes, "split": config.split}
-    return ", ".join(f"{name} {value}" for name, value in filters.items() if value)
+    found = ", ".join(f"{name} {value}" for name, value in filters.items() if value)
+    return found + excluded_note(dataset.manifest)

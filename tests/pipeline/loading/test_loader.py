@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from converters.edit import Args, edit
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import decode_image
 from pipeline.data.statistics import merge
@@ -777,3 +778,21 @@ def test_killed_and_resumed_reader_gives_the_batches_of_one_that_was_not(
     settings = {"observations": ("proprio", "vggt_tokens"), "num_threads": num_threads}
     loader = make_loader(mini_dataset, encode=lambda text: [7], **settings)
     assert taken + resumed == [batch.fingerprint for batch in take(loader, 200)]
+
+
+def test_an_episode_that_is_excluded_later_is_not_silent_on_resume(
+    make_loader: Callable, copied: pathlib.Path
+) -> None:
+    state = make_loader(copied).state(17)
+    edit(Args(str(copied), exclude="1"))
+    loader = make_loader(copied)
+    message = (
+        r"found \S+: excluded episodes none then, 1 now, steps 455 then, 331 now, .*new_mixture"
+    )
+    with pytest.raises(DataError, match=message):
+        loader.restore(state)
+    assert loader.restore(state, new_mixture=True) == 17
+    (described,) = loader.describe_datasets().values()
+    assert (described["num_episodes"], described["excluded_episodes"]) == (3, [1])
+    edit(Args(str(copied), include="1"))
+    assert make_loader(copied).restore(state) == 17

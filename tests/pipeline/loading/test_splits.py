@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from converters.edit import Args, edit
 from converters.job.convert import convert
 from converters.mapping.mapping_registry import registered
 from converters.rlds.rlds_source import RldsSource
@@ -238,3 +239,27 @@ def test_excluded_trajectory_is_not_needed_for_the_split(
 def test_nothing_left_to_read_is_an_error(dataset: Dataset) -> None:
     with pytest.raises(DataError, match="a selected step whose sample reads no excluded record"):
         chosen(dataset, episodes=(1, 2), excluded=("episodes/00000-of-00002.arrayrecord:1",))
+
+
+def test_episodes_that_are_excluded_in_the_manifest_are_not_sampled(copied: pathlib.Path) -> None:
+    before = open_dataset(str(copied))
+    edit(Args(str(copied), exclude="1"))
+    changed = open_dataset(str(copied))
+    assert steps(chosen(changed)) == [*range(102), *range(226, 455)]
+    assert chosen(changed).digest() != chosen(before).digest()
+    # Its trajectory is not read for a split either: an episode may be excluded as it is corrupt.
+    path = copied / "episodes" / "00000-of-00002.arrayrecord"
+    actions = np.asarray(before.columns["episodes"].read(1)["action"])
+    data = bytearray(path.read_bytes())
+    data[data.index(actions.tobytes())] ^= 1
+    path.write_bytes(data)
+    held_out = chosen(open_dataset(str(copied)), split="validation", validation_fraction=0.7)
+    assert steps(held_out) == [*range(102), *range(349, 455)]
+
+
+def test_an_edit_that_excludes_everything_that_is_selected_is_reported(
+    copied: pathlib.Path,
+) -> None:
+    edit(Args(str(copied), exclude="1-2"))
+    with pytest.raises(UserError, match=r"found none with episodes \(1, 3\), .*excluded: 1-2"):
+        chosen(open_dataset(str(copied)), episodes=(1, 3))

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from converters.edit import Args, edit
 from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import TRANSFORMED_NAME
 from pipeline.errors import SchemaError
@@ -162,3 +163,12 @@ def test_datasets_must_name_dimensions_alike(path: pathlib.Path, tmp_path: pathl
         SchemaError, match=r"names of action: expected x_m, y_m, as .*; found y_m, x_m"
     ):
         loader_of(config)
+
+
+def test_excluded_episodes_are_not_in_them(path: pathlib.Path) -> None:
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    before = transformed_statistics([open_dataset(str(path))], 0, config)
+    edit(Args(str(path), exclude="0"))
+    after = transformed_statistics([open_dataset(str(path))], 0, config)
+    assert (before["action"].count, after["action"].count) == (4 * LENGTH, 3 * LENGTH)
+    assert before["action"].mean.tolist() != after["action"].mean.tolist()
