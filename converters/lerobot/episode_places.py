@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any
 
+import pyarrow as pa
 from etils import epath
 
+from converters.lerobot.lerobot_features import EPISODE_TEXTS
 from converters.lerobot.lerobot_info import LeRobotInfo
-from converters.lerobot.parquet_rows import read_columns
+from converters.lerobot.parquet_rows import read_columns, schema_of
 from converters.lerobot.task_texts import json_lines
 from pipeline.errors import DataError
 
@@ -30,6 +32,8 @@ class EpisodePlace:
     """Its first row there."""
     videos: Mapping[str, tuple[str, float]]
     """(file below the directory, time of its first frame there in s) by feature."""
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Its texts in `meta/episodes`, by source key."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -38,7 +42,7 @@ class EpisodePlace:
 
 
 def read_places(
-    info: LeRobotInfo, directory: epath.Path, videos: Sequence[str]
+    info: LeRobotInfo, directory: epath.Path, videos: Sequence[str], texts: Sequence[str] = ()
 ) -> tuple[EpisodePlace, ...]:
     """The places of all episodes, in order.
 
@@ -46,12 +50,13 @@ def read_places(
       info: Declaration of the dataset.
       directory: Its folder.
       videos: Names of the features that lie in videos.
+      texts: Columns of `meta/episodes` with texts, as `episode_texts` finds them.
 
     Raises:
       DataError: The list of episodes is missing or corrupt, or disagrees with the declaration.
     """
     if info.is_packed:
-        places = _packed_places(info, directory, videos)
+        places = _packed_places(info, directory, videos, texts)
         source = directory / "meta" / "episodes"
     else:
         source = directory / "meta" / "episodes.jsonl"
@@ -105,11 +110,32 @@ def _own_place(
 # --- from version 3.0 on
 
 
+def episode_texts(info: LeRobotInfo, directory: epath.Path) -> tuple[str, ...]:
+    """The columns of `meta/episodes` that are texts of an episode.
+
+    Episodes that LeRobot added later have none, so that only columns of all files count.
+
+    Raises:
+      DataError: A file of the list of episodes is corrupt.
+    """
+    found: list[set[str]] = []
+    for path in _episode_files(directory) if info.is_packed else []:
+        schema = schema_of(path)
+        texts = (name for name in schema.names if name.startswith(EPISODE_TEXTS))
+        found.append({name for name in texts if pa.types.is_string(schema.field(name).type)})
+    return tuple(sorted(set.intersection(*found))) if found else ()
+
+
+def _episode_files(directory: epath.Path) -> list[epath.Path]:
+    folder = directory / "meta" / "episodes"
+    return sorted(folder.glob("*/*.parquet")) if folder.exists() else []
+
+
 def _packed_places(
-    info: LeRobotInfo, directory: epath.Path, videos: Sequence[str]
+    info: LeRobotInfo, directory: epath.Path, videos: Sequence[str], texts: Sequence[str]
 ) -> list[EpisodePlace]:
     """The places of episodes that share files."""
-    rows = list(_episode_rows(directory / "meta" / "episodes", videos))
+    rows = list(_episode_rows(directory, videos, texts))
     data = [_data_file(info, row) for _, row in rows]
     # A file begins with its first episode, whose index counts over all files.
     first_index: dict[str, int] = {}
@@ -123,19 +149,20 @@ def _packed_places(
             data=file,
             first_row=row["dataset_from_index"] - first_index[file],
             videos={name: _video(info, row, name) for name in videos},
+            texts={name: row[name] for name in texts},
         )
         for file, (where, row) in zip(data, rows, strict=True)
     ]
 
 
 def _episode_rows(
-    folder: epath.Path, videos: Sequence[str]
+    directory: epath.Path, videos: Sequence[str], texts: Sequence[str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields the (place, row) of each episode, without the statistics, which fill the files."""
-    paths = sorted(folder.glob("*/*.parquet")) if folder.exists() else []
+    paths = _episode_files(directory)
     if not paths:
         raise DataError(
-            where=str(folder),
+            where=str(directory / "meta" / "episodes"),
             expected="the list of episodes in chunk-000/file-000.parquet",
             found="no such file",
             remedy=_FETCH,
@@ -144,6 +171,7 @@ def _episode_rows(
     columns += ["dataset_from_index", "dataset_to_index"]
     parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
     columns += [f"videos/{name}/{part}" for name in videos for part in parts]
+    columns += texts
     for path in paths:
         for row in read_columns(path, columns).to_pylist():
             where = f"{path}, episode {row['episode_index']}"
@@ -151,7 +179,8 @@ def _episode_rows(
             if wrong:
                 raise DataError(
                     where=where,
-                    expected=f"a number in {', '.join(wrong)}",
+                    expected=f"a {'text' if set(wrong) <= set(texts) else 'number'} in "
+                    + ", ".join(wrong),
                     found=", ".join(repr(row[name]) for name in wrong),
                     remedy=_FETCH,
                 )
@@ -160,6 +189,8 @@ def _episode_rows(
 
 def _type(column: str) -> type | UnionType:
     """Type of the values of a column: times may be whole numbers."""
+    if column.startswith(EPISODE_TEXTS):
+        return str
     return int | float if column.endswith("_timestamp") else int
 
 

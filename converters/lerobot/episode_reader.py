@@ -1,11 +1,13 @@
 """Episodes of a LeRobot dataset as arrays, texts and encoded images."""
 
 import contextlib
+import io
 from collections.abc import Collection, Mapping
 
 import numpy as np
 import pyarrow as pa
 from etils import epath
+from PIL import Image
 
 from converters.lerobot.column_values import (
     check_schema,
@@ -29,9 +31,12 @@ from converters.lerobot.parquet_rows import RowReader, open_rows
 from converters.lerobot.video_frames import TOLERANCE_S, VideoFrames
 from converters.sources.image_encoding import encode_jpeg, encode_png
 from converters.sources.source import Episode
+from pipeline.data.images import unreadable_image
 from pipeline.data.schema import Blob
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SchemaError
 
+_PNG = b"\x89PNG"
+"""The first bytes of every PNG."""
 _INDICES = {TASK: TASK_INDEX, SUBTASK: SUBTASK_INDEX}
 """Columns of the numbers of texts, by source key."""
 
@@ -50,7 +55,9 @@ class EpisodeReader:
         self._wanted = [
             key for key in keys if (keys[key].kind != "other" if wanted is None else key in wanted)
         ]
-        features = [dataset.features[key] for key in self._wanted if key not in _INDICES]
+        self._texts = [key for key in self._wanted if key in dataset.texts]
+        others = {*_INDICES, *self._texts}
+        features = [dataset.features[key] for key in self._wanted if key not in others]
         self._in_columns = [feature for feature in features if feature.is_column]
         self._in_videos = [feature for feature in features if not feature.is_column]
         self.num_bytes = 0
@@ -86,7 +93,10 @@ class EpisodeReader:
             column = table.column(feature.name)
             match feature.storage:
                 case "image":
-                    values[feature.key.key] = image_values(column, feature, where)
+                    images = image_values(column, feature, where)
+                    if feature.key.dtype == "uint16":
+                        images = [_as_png(image, f"{where}, {feature.name}") for image in images]
+                    values[feature.key.key] = images
                 case "string":
                     values[feature.key.key] = text_values(column, feature, where)
                 case _:
@@ -95,6 +105,8 @@ class EpisodeReader:
             if key in _INDICES:
                 texts = self._dataset.tasks if key == TASK else self._dataset.subtasks or {}
                 values[key] = _texts(table.column(_INDICES[key]), texts, f"{where}, {key}")
+        for key in self._texts:
+            values[key] = [place.texts[key].encode()]
         for feature in self._in_videos:
             values[feature.key.key] = self._images(place, feature, times)
         return {key: values[key] for key in self._wanted}
@@ -147,6 +159,22 @@ class EpisodeReader:
             return [encode_png(millimetres[video.codes(frame)][:, :, None]) for frame in frames]
         quality = self._dataset.image_quality
         return [encode_jpeg(video.pixels(frame), quality) for frame in frames]
+
+
+def _as_png(image: Blob, where: str) -> Blob:
+    """A depth image as PNG; LeRobot records TIFF."""
+    if image[:4] == _PNG:
+        return image
+    with unreadable_image(image, where):
+        pixels = np.asarray(Image.open(io.BytesIO(image), formats=("TIFF",)))
+    if pixels.dtype != np.uint16:
+        raise SchemaError(
+            where=where,
+            expected="depth images of 16 bits, as the unit mm says",
+            found=f"{pixels.dtype}",
+            remedy="Correct depth_unit in meta/info.json, or ignore the key in the mapping.",
+        )
+    return encode_png(pixels[:, :, None])
 
 
 def _step_times(table: pa.Table, place: EpisodePlace, fps: float, where: str) -> np.ndarray:

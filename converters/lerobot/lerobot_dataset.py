@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from converters.lerobot.episode_places import EpisodePlace, read_places
+from converters.lerobot.episode_places import EpisodePlace, episode_texts, read_places
 from converters.lerobot.lerobot_features import (
     SUBTASK,
     SUBTASK_INDEX,
@@ -35,6 +35,8 @@ class LeRobotDataset:
     """Texts of the tasks by number."""
     subtasks: Mapping[int, str] | None
     """Texts of the subtasks by number; None where the dataset has none."""
+    texts: tuple[str, ...] = ()
+    """Keys of the texts that each episode has in `meta/episodes`."""
     image_quality: int = IMAGE_QUALITY
     """Quality of the JPEG images that frames of videos become."""
     hub: str = ""
@@ -51,12 +53,13 @@ class LeRobotDataset:
 
     @property
     def keys(self) -> dict[str, SourceKey]:
-        """The keys that it offers, in alphabetical order: its features, and texts of tasks."""
+        """The keys that it offers, in alphabetical order: its features, and texts."""
         found = {key: feature.key for key, feature in self.features.items()}
         found[TASK] = SourceKey(TASK, "text", (), "utf8")
         has_index = any(feature.name == SUBTASK_INDEX for feature in self.features.values())
         if has_index and self.subtasks is not None:
             found[SUBTASK] = SourceKey(SUBTASK, "text", (), "utf8")
+        found |= {key: SourceKey(key, "text", (), "utf8") for key in self.texts}
         return dict(sorted(found.items()))
 
 
@@ -76,13 +79,15 @@ def open_dataset(
     info = read_info(directory)
     features = declared_features(info)
     videos = [feature.name for feature in features.values() if not feature.is_column]
+    texts = episode_texts(info, directory)
     return LeRobotDataset(
         directory=directory,
         info=info,
         features=features,
-        places=read_places(info, directory, videos),
+        places=read_places(info, directory, videos, texts),
         tasks=read_tasks(info, directory),
         subtasks=read_subtasks(directory),
+        texts=texts,
         image_quality=image_quality,
         hub=hub,
     )

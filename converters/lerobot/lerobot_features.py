@@ -5,10 +5,11 @@
 | `action`                    | `steps/action`                    | tensor                         |
 | `observation.state`         | `steps/observation/state`         | tensor, `names` as its `dims`  |
 | `observation.images.top`    | `steps/observation/images/top`    | image uint8 (h, w, c)          |
-| a depth video               | the same                          | image uint16 (h, w, 1), in mm  |
+| a depth video, or depth images in mm | the same                 | image uint16 (h, w, 1), in mm  |
 | a string                    | the same                          | text                           |
 | the text of `task_index`    | `steps/task`                      | text                           |
 | the text of `subtask_index` | `steps/subtask`                   | text                           |
+| `episode_metadata/...` in `meta/episodes` | the same            | text of the episode            |
 | `language_persistent`, ...  | the same                          | other: annotations, not stored |
 """
 
@@ -83,6 +84,8 @@ TASK_INDEX, SUBTASK_INDEX = "task_index", "subtask_index"
 TIMESTAMP, FRAME_INDEX, EPISODE_INDEX = "timestamp", "frame_index", "episode_index"
 BOOKKEEPING = (TIMESTAMP, FRAME_INDEX, EPISODE_INDEX, "index", TASK_INDEX)
 """Columns that every set has; they place a row, and say nothing of the robot."""
+EPISODE_TEXTS = "episode_metadata/"
+"""Prefix of columns of `meta/episodes` that are texts of an episode; LeRobot itself has none."""
 _CHANNELS = ("channel", "channels", "c", "rgb")
 _MOST_CHANNELS = 4
 _IMAGE_AXES = 3
@@ -191,12 +194,18 @@ def _camera(
     if not (info.get("is_depth_map") or info.get("video.is_depth_map")):
         return LeRobotFeature(name, storage, SourceKey(key_of(name), "image", size, "uint8"))
     code = depth_code(info) if storage == "video" else None
-    if code is None:
-        words = f"depth as {storage}{list(shape)} without depth_min, depth_max and shift"
+    if code is None and not _is_in_mm(storage, info):
+        needed = "depth_min, depth_max and shift" if storage == "video" else 'depth_unit "mm"'
+        words = f"depth as {storage}{list(shape)} without {needed}"
         key = SourceKey(key_of(name), "other", (), words, has_images=True)
         return LeRobotFeature(name, storage, key)
     key = SourceKey(key_of(name), "image", (*size[:2], 1), "uint16")
     return LeRobotFeature(name, storage, key, code)
+
+
+def _is_in_mm(storage: str, info: Mapping[str, Any]) -> bool:
+    """Whether depth is images of whole millimetres."""
+    return storage == "image" and info.get("depth_unit") == "mm"
 
 
 def _image_size(shape: tuple[int, ...], names: object) -> tuple[int, ...]:

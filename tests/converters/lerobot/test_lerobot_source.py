@@ -16,6 +16,7 @@ from PIL import Image
 
 from converters.lerobot import lerobot_source
 from converters.lerobot.lerobot_source import LeRobotSource, open_lerobot, shard_ranges
+from converters.sources.image_encoding import encode_png
 from converters.sources.open_source import open_source
 from pipeline.errors import UserError
 from tests.converters.lerobot.lerobot_sets import (
@@ -277,3 +278,51 @@ def test_a_set_in_an_object_store_is_read(tmp_path: pathlib.Path, object_store: 
     episodes = read(source)
     check_all(written, episodes)
     assert episodes[2][IMAGE] == read(open_lerobot(tmp_path / "drawer"))[2][IMAGE]
+
+
+def test_depth_images_in_millimetres_are_png_whatever_they_were(tmp_path: pathlib.Path) -> None:
+    written = write_set(tmp_path, storage="image", lengths=(2,))
+    depth = np.arange(2 * 32 * 40, dtype=np.uint16).reshape(2, 32, 40) * 20
+    tiff = io.BytesIO()
+    Image.fromarray(depth[1]).save(tiff, "TIFF")
+    encoded = [encode_png(depth[0][:, :, None]), tiff.getvalue()]
+    images = pa.array([{"bytes": image, "path": None} for image in encoded])
+    written.change_columns(**{"observation.images.depth": images})
+    names = ["height", "width", "channels"]
+    info = {"is_depth_map": True, "depth_unit": "mm"}
+    declared = {"dtype": "image", "shape": [32, 40, 1], "names": names, "info": info}
+    written.change_feature("observation.images.depth", **declared)
+    source = open_lerobot(tmp_path)
+    key = source.keys["steps/observation/images/depth"]
+    assert (key.kind, key.dtype, key.shape) == ("image", "uint16", (32, 40, 1))
+    found = read(source)[0][key.key]
+    assert found[0] == encoded[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found[1]))), depth[1])
+    tiff = io.BytesIO()
+    Image.fromarray(depth[1].astype(np.float32)).save(tiff, "TIFF")
+    images = pa.array([{"bytes": image, "path": None} for image in (encoded[0], tiff.getvalue())])
+    written.change_columns(**{"observation.images.depth": images})
+    [episode] = source.episodes(source.shards[0])
+    assert "expected depth images of 16 bits, as the unit mm says; found float32" in str(
+        episode.values
+    )
+    written.change_feature("observation.images.depth", info={**info, "depth_unit": "m"})
+    key = open_lerobot(tmp_path).keys[key.key]
+    assert (key.kind, key.has_images) == ("other", True)
+    assert 'without depth_unit "mm"' in key.dtype
+
+
+def test_texts_of_episodes_are_read_where_all_have_one(tmp_path: pathlib.Path) -> None:
+    write_set(tmp_path)
+    [path] = (tmp_path / "meta" / "episodes").rglob("*.parquet")
+    table = pq.read_table(path)
+    texts = pa.array(["one", "deux", "три"])
+    pq.write_table(table.append_column("episode_metadata/source_id", texts), path)
+    source = open_lerobot(tmp_path)
+    assert source.keys["episode_metadata/source_id"].kind == "text"
+    found = [values["episode_metadata/source_id"] for values in read(source)]
+    assert found == [[b"one"], [b"deux"], ["три".encode()]]
+    # LeRobot leaves the column out of the episodes that it adds.
+    pq.write_table(table.slice(2), path.with_name("file-001.parquet"))
+    pq.write_table(table.slice(0, 2).append_column("episode_metadata/source_id", texts[:2]), path)
+    assert "episode_metadata/source_id" not in open_lerobot(tmp_path).keys
