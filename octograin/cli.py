@@ -16,7 +16,7 @@ VERBS = {
     "verify": ("converters.verify.__main__", "check a dataset, alone or against its source"),
     "inspect": ("pipeline.inspection.__main__", "show a dataset as text, JSON or images"),
     "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
-    "export": (None, "write a dataset as RLDS, or a run as a checkpoint of the original Octo"),
+    "export": (None, "write a dataset as RLDS or LeRobot, or a run for the original Octo"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
     "train": ("train.run", "finetune Octo on datasets"),
     "evaluate": ("train.evaluate.evaluate_command", "run a policy in the LIBERO simulator"),
@@ -27,7 +27,11 @@ VERBS = {
     "demo": (None, "convert the bundled data and finetune a small Octo on it"),
 }
 """The module whose `main` a verb runs, where it is one alone, and what the verb does."""
-FORMATS = {"rlds": "converters.export.rlds_export", "octo": "train.checkpoints.export_run"}
+FORMATS = {
+    "rlds": "converters.export.rlds_export",
+    "lerobot": "converters.export.lerobot_export",
+    "octo": "train.checkpoints.export_run",
+}
 """What `octograin export` writes, and the module that does."""
 
 
@@ -79,9 +83,9 @@ def _export(arguments: Sequence[str]) -> None:
         prog="octograin export",
         add_help=False,
         allow_abbrev=False,
-        usage="octograin export SOURCE OUT --to {rlds,octo} ...",
-        description="Writes a dataset as RLDS, or a run as a checkpoint of the original Octo; "
-        "`octograin export --to FORMAT --help` lists what each takes.",
+        usage="octograin export SOURCE OUT --to {rlds,lerobot,octo} ...",
+        description="Writes a dataset as RLDS or LeRobot 3.0, or a run as a checkpoint of the "
+        "original Octo; `octograin export --to FORMAT --help` lists what each takes.",
     )
     parser.add_argument("--to", choices=tuple(FORMATS), required=True)
     if not any(word.split("=")[0] == "--to" for word in arguments) and {"-h", "--help"} & {

@@ -167,6 +167,18 @@ class Accumulator:
         self._fold()
         return self._folded.finish()
 
+    def quantiles(self, shares: Sequence[float]) -> np.ndarray:
+        """Returns quantiles of all values so far, float32 (shares, d), as `finish` computes p01.
+
+        Args:
+          shares: Share of the values below each, such as 0.5 for the median.
+        """
+        if self._folded is None:
+            held = np.concatenate(self._held).astype(np.float64)
+            return np.quantile(held, shares, axis=0).astype(np.float32)
+        self._fold()
+        return np.stack([self._folded.quantile(share) for share in shares])
+
     def _fold(self) -> None:
         if not self._held:
             return
@@ -213,12 +225,13 @@ class _Folded:
             std=np.sqrt(self._squares / self._count).astype(np.float32),
             min=self._min,
             max=self._max,
-            p01=self._quantile(0.01),
-            p99=self._quantile(0.99),
+            p01=self.quantile(0.01),
+            p99=self.quantile(0.99),
             count=self._count,
         )
 
-    def _quantile(self, q: float) -> np.ndarray:
+    def quantile(self, q: float) -> np.ndarray:
+        """Returns the quantile of all values so far, float32 (d)."""
         # Ranks from 0, as NumPy's linear interpolation counts.
         rank = q * (self._count - 1)
         low = int(rank)

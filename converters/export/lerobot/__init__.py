@@ -1,0 +1,1 @@
+"""Writing LeRobot 3.0 datasets with pyarrow and PyAV."""

@@ -1,0 +1,78 @@
+"""What describes an exported LeRobot dataset: the files of `meta` but for the episodes' own."""
+
+import json
+import pathlib
+
+from converters.export.lerobot.lerobot_columns import ExportedSchema
+from converters.export.lerobot.lerobot_episodes import DATA, VIDEOS, EpisodeWriter
+from converters.export.lerobot.parquet_files import DATA_MB, FILES_PER_CHUNK, write_tasks
+from converters.export.lerobot.return_mapping import return_mapping
+from converters.export.lerobot.video_writer import VIDEO_MB
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import Manifest
+from pipeline.files import dump_json, to_json_values
+
+OWN_FILE = "meta/octograin.json"
+"""Provenance of an export, and the sizes of its files, by which --overwrite knows them."""
+
+
+def write_meta(
+    directory: pathlib.Path, dataset: Dataset, schema: ExportedSchema, written: EpisodeWriter
+) -> None:
+    """Writes the files of `meta`, after all episodes.
+
+    Args:
+      directory: The LeRobot directory.
+      dataset: What is exported.
+      schema: What is exported of it.
+      written: Wrote the episodes.
+    """
+    manifest = dataset.manifest
+    has_videos = any(one.storage == "video" for one in schema.features)
+    info = {
+        "codebase_version": "v3.0",
+        "fps": written.fps,
+        "features": written.declarations,
+        "total_episodes": written.num_episodes,
+        "total_frames": written.num_steps,
+        "total_tasks": len(written.tasks),
+        "chunks_size": FILES_PER_CHUNK,
+        "data_files_size_in_mb": DATA_MB,
+        "video_files_size_in_mb": VIDEO_MB,
+        "data_path": DATA,
+        "video_path": VIDEOS if has_videos else None,
+        "robot_type": manifest.provenance.get("robot_type"),
+        "splits": {"train": f"0:{written.num_episodes}"},
+    }
+    meta = directory / "meta"
+    write_tasks(meta / "tasks.parquet", written.tasks)
+    (meta / "info.json").write_text(json.dumps(info, indent=4) + "\n", encoding="utf-8")
+    statistics = json.dumps(written.statistics.summaries(), indent=4)
+    (meta / "stats.json").write_text(statistics + "\n", encoding="utf-8")
+    mapping = return_mapping(manifest, schema)
+    (meta / "octograin.toml").write_text(mapping, encoding="utf-8")
+    # Last: it lists the others.
+    own = {
+        "name": manifest.name,
+        "provenance": dict(manifest.provenance),
+        "licences": dict(manifest.licences),
+        "skipped_episodes": [to_json_values(one) for one in manifest.skipped_episodes],
+        "excluded_episodes": list(manifest.excluded_episodes),
+        "failed_episodes": _failed(manifest),
+        "left_out": list(schema.left_out),
+        "files": {
+            path.relative_to(directory).as_posix(): path.stat().st_size
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        },
+    }
+    (directory / OWN_FILE).write_text(dump_json(own), encoding="utf-8")
+
+
+def _failed(manifest: Manifest) -> list[int] | None:
+    """The episodes that are declared as failed, by their numbers in the export."""
+    if manifest.failed_episodes is None:
+        return None
+    excluded = {*manifest.excluded_episodes}
+    kept = [index for index in range(len(manifest.episode_lengths)) if index not in excluded]
+    return [number for number, index in enumerate(kept) if index in manifest.failed_episodes]
