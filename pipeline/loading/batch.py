@@ -67,6 +67,12 @@ class LeafSpec:
         """Size of the array in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is one step of a camera, an RGB image, uint8 (y x 3)."""
+        # Others of uint8 are tensors, such as a mask (y x 1).
+        return self.dtype == "uint8" and self.shape[2:] == (3,)
+
     def __str__(self) -> str:
         """Formats the type, such as `float32[16,2,8]`."""
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"

@@ -15,7 +15,7 @@ from pipeline.data.schema import ACTION
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, shown
 from pipeline.files import to_json_values
-from pipeline.loading.batch import BatchSpec, LeafSpec
+from pipeline.loading.batch import BatchSpec
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader_description import (
     describe,
@@ -56,6 +56,7 @@ from pipeline.loading.transforms.batch_transforms import (
     LookUpTask,
     OwnTransform,
     StandardizeGripper,
+    instruction_spec,
     with_normalizers,
 )
 from pipeline.loading.transforms.transform_chain import TransformChain
@@ -545,10 +546,8 @@ class Loader:
 
     def _spec(self, batch_size: int) -> BatchSpec:
         spec = {k: v for k, v in self._chain(batch_size).spec.items() if k not in INTERNAL}
-        for name in ("input_ids", "attention_mask") if self._has_ids else ():
-            shape = (batch_size, self.config.max_text_length)
-            spec[f"task/language_instruction/{name}"] = LeafSpec("int32", shape)
-        spec["task/pad_mask_dict/language_instruction"] = LeafSpec("bool", (batch_size,))
+        length = self.config.max_text_length if self._has_ids else None
+        spec |= instruction_spec(batch_size, length)
         # Sorted, as jax flattens dictionaries: both sides then agree on the order of leaves.
         return dict(sorted(spec.items()))
 

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -41,11 +41,7 @@ def tiny_config(mini_dataset: pathlib.Path, tmp_path: pathlib.Path) -> TrainConf
     """The tiny config on the bundled set, writing below `tmp_path`."""
     config = load_config(str(TINY_CONFIG))
     datasets = (DatasetConfig(str(mini_dataset)),)
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, datasets=datasets),
-        save_dir=str(tmp_path / "run"),
-    )
+    return dataclasses.replace(with_data(config, datasets=datasets), save_dir=str(tmp_path / "run"))
 
 
 @pytest.fixture
@@ -61,19 +57,13 @@ def policy_config(mini_dataset: pathlib.Path) -> TrainConfig:
     primary = config.model.images[0]
     wrist = dataclasses.replace(primary, name="wrist", observation_key="image_wrist", image_size=16)
     lowdims = (LowdimTokenizerConfig("proprio", "proprio", 8),)
-    return dataclasses.replace(
+    config = with_data(
         config,
-        data=dataclasses.replace(
-            config.data,
-            datasets=(DatasetConfig(str(mini_dataset)),),
-            observations=("image_primary", "image_wrist", "proprio"),
-        ),
-        model=dataclasses.replace(
-            config.model, images=(primary, wrist), lowdims=lowdims, vggt=None
-        ),
-        num_steps=2,
-        save_interval=1,
+        datasets=(DatasetConfig(str(mini_dataset)),),
+        observations=("image_primary", "image_wrist", "proprio"),
+        model={"images": (primary, wrist), "lowdims": lowdims, "vggt": None},
     )
+    return dataclasses.replace(config, num_steps=2, save_interval=1)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +89,15 @@ def shared_programs() -> Iterator[None]:
     """Runs of the same model share its programs."""
     with shared_by_runs():
         yield
+
+
+def with_data(config: TrainConfig, *, model: Mapping[str, Any] = {}, **data: Any) -> TrainConfig:
+    """A config with other fields of its data config, and of its model config."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, **data),
+        model=dataclasses.replace(config.model, **model),
+    )
 
 
 def untrained(config: TrainConfig) -> Checkpoint:

@@ -13,16 +13,12 @@ from pipeline.config_checks import deferred
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.transforms.input_transforms import DropObservation
-from tests.train.conftest import rewrite_item, write_checkpoints
+from tests.train.conftest import rewrite_item, with_data, write_checkpoints
 from train.checkpoints.run_directory import claimed, how_to_train_on
 from train.dry_run import check_directory, diagnose, examine
 from train.flags import Flags
 from train.run_description import describe_short_warmup
 from train.train_config import OptimizerConfig
-
-
-def with_data(config, **changes):
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
 def texts(config, level, **flags):

@@ -5,14 +5,10 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
+from tests.train.conftest import with_data
 from train.octo.octo_config import DiffusionConfig, demo
 from train.octo.released.weight_loading import Pretrained
 from train.run_setup import open_inputs
-from train.train_config import TrainConfig
-
-
-def with_data(config: TrainConfig, **changes) -> TrainConfig:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
 def test_inputs_are_opened_in_the_order_of_the_config(tiny_config):

@@ -518,11 +518,7 @@ class OctoConfig:
     @property
     def image_shapes(self) -> dict[str, tuple[int, int]]:
         """Returns height and width that each camera is resized to, by observation key."""
-        return {
-            key: leaf.shape[:2]
-            for key, leaf in self.inputs.items()
-            if leaf.dtype == "uint8" and len(leaf.shape) == 3 and leaf.shape[-1] == 3
-        }
+        return {key: leaf.shape[:2] for key, leaf in self.inputs.items() if leaf.is_image}
 
     @property
     def image_sizes(self) -> dict[str, int]:

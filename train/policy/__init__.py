@@ -5,8 +5,8 @@ from train.policy.gripper_commands import GripperCommands
 from train.policy.latency import Latency
 from train.policy.observations import Observation
 from train.policy.policy import Policy, PolicyConfig
-from train.policy.policy_inputs import TokenEncoder
 from train.policy.policy_spec import PolicySpec
+from train.policy.rollout_tokens import TokenEncoder
 
 __all__ = [
     "Execution",

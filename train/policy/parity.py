@@ -8,11 +8,10 @@ that the loader makes have to return to the recorded ones through the policy's i
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-import sentencepiece
 import tyro
 from flax.traverse_util import flatten_dict
 
@@ -23,10 +22,9 @@ from pipeline.data.schema import ACTION
 from pipeline.errors import user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.batch import LeafSpec
-from pipeline.loading.data_config import DatasetConfig
+from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
-from pipeline.loading.text import Encode
-from pipeline.loading.transforms.action_transforms import MaskActions
+from pipeline.loading.normalize import normalized_dims
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.checkpoints.checkpoint_store import Checkpoint
@@ -62,17 +60,16 @@ class Comparison:
             self.steps.append(step)
 
 
+@dataclasses.dataclass(frozen=True)
 class StoredTokens:
     """Returns a dataset's stored tokens in place of an encoder, which is not compared."""
 
-    # No camera is read: the tokens come from the dataset.
-    cameras: tuple[str, ...] = ()
-    tokens: Mapping[str, np.ndarray] = {}
+    cameras: tuple[str, ...]
+    """Names of the tokens, which the environment shows as it shows images."""
 
     def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Returns the tokens of the step that was set last."""
-        del images
-        return self.tokens
+        """Returns what it is given."""
+        return {f"observation/{n}": one for n, one in zip(self.cameras, images, strict=True)}
 
 
 def compare_episode(
@@ -94,15 +91,13 @@ def compare_episode(
       UserError: There is no such episode, or the dataset lacks a feature that the policy reads.
       RecordError: A record or image is corrupt.
     """
-    vocabulary = sentencepiece.SentencePieceProcessor()
-    vocabulary.LoadFromSerializedProto(checkpoint.vocabulary)
-    loader, place = _loader(spec, dataset, vocabulary.EncodeAsIds)
-    stored = StoredTokens()
-    inputs = PolicyInputs(spec, vocabulary.EncodeAsIds, stored)
-    keys = [ACTION, *(f"observation/{name}" for name in (*spec.observed, *spec.tokens))]
+    loader, place = _loader(checkpoint.config.data, spec, dataset)
+    inputs = PolicyInputs(spec, StoredTokens(tuple(spec.tokens)))
+    keys = [ACTION, *(f"observation/{name}" for name in inputs.expected)]
     found = {key: Comparison(key) for key in (*spec.leaves, ACTION)}
     dims, scale = _compared(spec, dataset)
-    for t, shown in enumerate(_steps(dataset, episode, keys)):
+    for t in range(len(dataset.episode(episode, [ACTION])[ACTION])):
+        shown = dataset.step(episode, t, keys)
         training = loader.read(place, [int(dataset.episode_starts[episode]) + t])
         theirs = flatten_dict(training, sep="/")
         task = _task(dataset, episode, shown["instruction"], spec, theirs)
@@ -111,18 +106,14 @@ def compare_episode(
             inputs.reset(0, task)
         # Instructions may change inside an episode.
         inputs.instruct(0, task)
-        # One row: the encoder is called for a batch of environments.
-        observation = shown["observation"]
-        stored.tokens = {f"observation/{n}": observation[n][None] for n in spec.tokens}
-        inputs.push({0: {name: observation[name] for name in spec.observed}})
+        inputs.push({0: shown["observation"]})
         policy = inputs.batch([0])
         ours = flatten_dict(policy.arrays, sep="/")
         for key in spec.leaves:
             found[key].add(t, theirs.get(key), ours.get(key))
-        recorded = standardize_gripper(shown[ACTION].reshape(1, -1), spec.conventions)[0]
-        returned = policy.restore(training[ACTION][:, -1])[0, 0]
-        theirs, ours = (((action / scale)[dims])[None] for action in (recorded, returned))
-        found[ACTION].add(t, theirs, ours, _TOLERANCE)
+        recorded = standardize_gripper(shown[ACTION].reshape(1, -1), spec.conventions)
+        returned = policy.restore(training[ACTION][:, -1])[:, 0]
+        found[ACTION].add(t, (recorded / scale)[:, dims], (returned / scale)[:, dims], _TOLERANCE)
     if spec.normalization == "bounds":
         del found[ACTION]
     return list(found.values())
@@ -130,23 +121,18 @@ def compare_episode(
 
 def table(comparisons: Sequence[Comparison], num_steps: int) -> str:
     """Returns a text table with one line per array."""
-    width = max(len(found.key) for found in comparisons)
-    kinds = max(len(found.type) for found in comparisons)
-    lines = [f"{'array':{width}}  {'type':{kinds}}  largest difference  steps that differ"]
+    lines = [("array", "type", "largest difference", "steps that differ")]
     for found in comparisons:
-        steps = f"{len(found.steps)} of {num_steps}"
-        if found.steps:
-            steps += f", the first {found.steps[0]}"
-        difference = f"{found.max_difference:.3g}"
-        lines.append(f"{found.key:{width}}  {found.type:{kinds}}  {difference:18}  {steps}")
-    return "\n".join(lines)
+        first = f", the first {found.steps[0]}" if found.steps else ""
+        steps = f"{len(found.steps)} of {num_steps}{first}"
+        lines.append((found.key, found.type, f"{found.max_difference:.3g}", steps))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
     """Returns the largest difference of two arrays; infinite if they cannot be compared."""
-    if theirs is None or ours is None:
-        return math.inf
-    if (theirs.dtype, theirs.shape) != (ours.dtype, ours.shape):
+    if theirs is None or ours is None or theirs.dtype != ours.dtype or theirs.shape != ours.shape:
         return math.inf
     # Also false for NaN, whose difference is then infinite.
     if np.array_equal(theirs, ours):
@@ -156,45 +142,35 @@ def _difference(theirs: np.ndarray | None, ours: np.ndarray | None) -> float:
     return largest if math.isfinite(largest) else math.inf
 
 
-def _compared(spec: PolicySpec, dataset: Dataset) -> tuple[list[int], np.ndarray]:
-    """Returns the dimensions of the action that training keeps, and a scale for each; float32."""
-    masks = [one for one in spec.data.transforms if isinstance(one, MaskActions)]
-    lost = {name for mask in masks for name in mask.dims}
-    dims = [dim for dim, name in enumerate(spec.before[ACTION].dims) if name not in lost]
+def _compared(spec: PolicySpec, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Returns True for the dimensions of the action that are learned, and a scale for each; (a)."""
+    before, after = spec.before[ACTION], spec.chain.spec[ACTION]
     std = dataset.statistics[ACTION].std
     # A gripper is 1 = open, 0 = close, and constant dimensions have no deviation.
-    is_arm = spec.conventions.normalized_dims(len(std)) & (std > 0)
-    return dims, np.where(is_arm, std, np.float32(1))
+    scale = np.where(normalized_dims(before) & (std > 0), std, np.float32(1))
+    return np.array([name not in after.unused for name in before.dims]), scale
 
 
-def _loader(spec: PolicySpec, dataset: Dataset, encode: Encode) -> tuple[Loader, int]:
+def _loader(data: DataConfig, spec: PolicySpec, dataset: Dataset) -> tuple[Loader, int]:
     """Returns the run's loader, with one sample per batch, and the dataset's index in its mixture.
 
     Other datasets are opened only if their statistics are mixed in, or they have a feature that
     this one lacks.
     """
-    data = spec.data
     place = [part.path for part in data.datasets].index(spec.dataset)
+    parts = list(data.datasets)
     # The dataset may have moved since training.
-    here = dataclasses.replace(data.datasets[place], path=dataset.path)
-    parts = (*data.datasets[:place], here, *data.datasets[place + 1 :])
+    parts[place] = dataclasses.replace(parts[place], path=dataset.path)
     if data.statistics == "dataset" and not (spec.missing or spec.resized):
-        parts, place = (DatasetConfig(dataset.path),), 0
+        parts, place = [DatasetConfig(dataset.path)], 0
         data = dataclasses.replace(data, split="all")
     datasets = [
         dataset if number == place else open_dataset(part.path, data.keys_of(part))
         for number, part in enumerate(parts)
     ]
-    data = dataclasses.replace(data, datasets=parts)
-    loader = Loader(data, 1, datasets, encode, image_sizes=spec.model.image_sizes)
+    data = dataclasses.replace(data, datasets=tuple(parts))
+    loader = Loader(data, 1, datasets, spec.encode, image_sizes=spec.model.image_sizes)
     return loader.without_random(), place
-
-
-def _steps(dataset: Dataset, episode: int, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields the steps of an episode as they were recorded, one at a time."""
-    yield dataset.step(episode, 0, keys)
-    for t in range(1, dataset.manifest.episode_lengths[episode]):
-        yield dataset.step(episode, t, keys)
 
 
 def _task(
@@ -240,30 +216,25 @@ def main() -> None:
 
 def _report(args: Args) -> int:
     checkpoint = read_run(args.run, args.step)
-    path, spec = _locate(checkpoint, args.dataset)
-    dataset = open_dataset(path, spec.keys)
+    path = wanted = args.dataset
+    # A dataset that has moved is found by its name.
+    if path is not None and path not in checkpoint.datasets:
+        is_one = len(checkpoint.datasets) == 1
+        wanted = None if is_one else load_manifest(on_disk(path)).name
+    spec = PolicySpec.of(checkpoint, wanted)
+    dataset = open_dataset(spec.dataset if path is None else path, spec.keys)
     comparisons = compare_episode(checkpoint, spec, dataset, args.episode)
     num_steps = dataset.manifest.episode_lengths[args.episode]
-    differing = [found for found in comparisons if found.steps]
-    verdict = f"{len(differing)} of {len(comparisons)} arrays differ"
-    if not differing:
+    num_differing = sum(bool(found.steps) for found in comparisons)
+    verdict = f"{num_differing} of {len(comparisons)} arrays differ"
+    if not num_differing:
         last = comparisons[-1]
         verdict = f"bitwise identical: {len(spec.leaves)} arrays"
         if last.key == ACTION:
             verdict += f", and actions return to {last.max_difference:.2g} standard deviations"
     show(f"{table(comparisons, num_steps)}\n")
-    show(f"{verdict}; episode {args.episode} of {path}, step {checkpoint.step}\n")
-    return EXIT_DIFFERENT if differing else 0
-
-
-def _locate(checkpoint: Checkpoint, directory: str | None) -> tuple[str, PolicySpec]:
-    """Returns the dataset's directory and the policy's spec; a moved dataset is matched by name."""
-    if directory is None or directory in checkpoint.datasets:
-        spec = PolicySpec.of(checkpoint, directory)
-        return spec.dataset, spec
-    if len(checkpoint.datasets) == 1:
-        return directory, PolicySpec.of(checkpoint)
-    return directory, PolicySpec.of(checkpoint, load_manifest(on_disk(directory)).name)
+    show(f"{verdict}; episode {args.episode} of {dataset.path}, step {checkpoint.step}\n")
+    return EXIT_DIFFERENT if num_differing else 0
 
 
 if __name__ == "__main__":

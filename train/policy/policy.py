@@ -10,13 +10,12 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sentencepiece
 
 from pipeline.arguments import check_path, named_arguments
 from pipeline.config_checks import Problem, check, check_positive
 from pipeline.data.conventions import Conventions
 from pipeline.data.rotations import Representation, convert_rotation
-from pipeline.data.schema import ACTION, nest
+from pipeline.data.schema import ACTION
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
@@ -25,9 +24,9 @@ from train.octo.model import OctoModule
 from train.octo.octo_config import OctoConfig, with_unused_dims
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation, describe_one
-from train.policy.policy_inputs import PolicyInputs, Task, TokenEncoder
+from train.policy.policy_inputs import TASKS, PolicyInputs, Task, nest_inputs
 from train.policy.policy_spec import PolicySpec
-from train.policy.rollout_tokens import encoder_of
+from train.policy.rollout_tokens import TokenEncoder, encoder_of
 from train.update.train_state import count_parameters
 from train.update.train_step import to_model_size
 
@@ -101,11 +100,8 @@ class Policy:
         self.spec = PolicySpec.of(checkpoint, dataset)
         self.config = config
         self.step = checkpoint.step
-        vocabulary = sentencepiece.SentencePieceProcessor()
-        vocabulary.LoadFromSerializedProto(checkpoint.vocabulary)
-        encode = vocabulary.EncodeAsIds
         self._inputs = PolicyInputs(
-            self.spec, encode, encoder, batch_size=config.batch_size, resize=config.resize
+            self.spec, encoder, batch_size=config.batch_size, resize=config.resize
         )
         # Moved to the device once, not with every call.
         self._params = jax.device_put(checkpoint.params)
@@ -115,7 +111,9 @@ class Policy:
         self._stopwatch = Stopwatch()
         model = self.spec.model
         self._language = (
-            None if model.language is None else InstructionEncoder(model, self._params, encode)
+            None
+            if model.language is None
+            else InstructionEncoder(model, self._params, self.spec.encode)
         )
         # Compiled here, so that no prediction does it.
         self._predict = self._compile()
@@ -163,11 +161,6 @@ class Policy:
 
     def _describe(self) -> str:
         spec, steps = self.spec, self.window_size
-        tasks = {
-            "language_conditioned": "an instruction",
-            "image_conditioned": "goal images",
-            "multimodal": "an instruction or goal images",
-        }[spec.data.conditioning]
         count = count_parameters(self._params)
         dims = f": {', '.join(spec.action_dims)}" if spec.action_dims else ""
         computed = f"tokens, computed from images: {', '.join(spec.tokens)}"
@@ -179,7 +172,7 @@ class Policy:
             [
                 f"policy of training step {self.step}, {count:,} parameters",
                 f"dataset: {spec.dataset}",
-                f"task: {tasks}",
+                f"task: {' or '.join(TASKS[spec.data.conditioning])}",
                 "observation" + (f", of which the last {steps} are read:" if steps > 1 else ":"),
                 *lines,
                 *([computed] if spec.tokens else []),
@@ -332,8 +325,7 @@ class Policy:
             # Zeros for the model, and no transforms: a quaternion of zeros would be an error.
             size = (self.config.batch_size,)
             zeros = {k: np.zeros(size + v.shape, v.dtype) for k, v in self.spec.leaves.items()}
-            arrays = {"observation": {}, "task": {}} | nest(zeros)
-            self._predicted([env] * self.config.batch_size, arrays)
+            self._predicted([env] * self.config.batch_size, nest_inputs(zeros))
         finally:
             self.forget(env)
 
@@ -399,8 +391,7 @@ class Policy:
 
     def _compile(self) -> Any:
         """Compiles the model for exactly one batch size."""
-        # Both keys, also where the model reads nothing below one of them.
-        structs = {"observation": {}, "task": {}} | nest(
+        structs = nest_inputs(
             {
                 key: jax.ShapeDtypeStruct((self.config.batch_size, *leaf.shape), leaf.dtype)
                 for key, leaf in self.spec.leaves.items()

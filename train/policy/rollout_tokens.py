@@ -3,18 +3,38 @@
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import UserError
+from pipeline.loading.batch import LeafSpec
 from pipeline.vggt import token_storage
 from pipeline.vggt.aggregator_weights import load_for
 from pipeline.vggt.encoder import VggtEncoder, resize_bicubic
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.policy.policy_spec import PolicySpec
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """Computes at rollout the tokens that a dataset's column held in training."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Returns the names of the observations whose images it reads."""
+        ...
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Encodes images to tokens (b n d) by feature key, such as `observation/vggt_tokens`.
+
+        Args:
+          images: Images of each camera, uint8 (b y x 3), in the order of `cameras`; b is the same
+            in every call.
+        """
+        ...
 
 
 class ColumnEncoder:
@@ -59,6 +79,71 @@ def _resizer(found: tuple[int, ...], size: tuple[int, int]) -> Callable[[np.ndar
     images = jax.ShapeDtypeStruct(found, np.uint8)
     compiled = jax.jit(lambda images: resize_bicubic(images, *size)).lower(images).compile()
     return lambda images: np.asarray(compiled(images))
+
+
+def needed_encoder(spec: PolicySpec, encoder: TokenEncoder | None) -> TokenEncoder | None:
+    """Returns the encoder if the model reads tokens, else None.
+
+    Raises:
+      UserError: The model reads tokens, and there is no encoder.
+    """
+    if spec.tokens and encoder is None:
+        leaves = ", ".join(map(str, spec.tokens.values()))
+        raise UserError(
+            where="policy, " + ", ".join(f"observation/{name}" for name in spec.tokens),
+            expected=f"an encoder, because the model reads tokens {leaves} of every step",
+            found="none",
+            remedy="Give as `encoder` the one that the dataset's column was made with.",
+        )
+    return encoder if spec.tokens else None
+
+
+def with_tokens(
+    steps: Sequence[dict[str, np.ndarray]],
+    encoder: TokenEncoder,
+    expected: Mapping[str, LeafSpec],
+    batch_size: int,
+) -> list[dict[str, np.ndarray]]:
+    """Returns steps with their tokens, which are computed in batches of one size.
+
+    Args:
+      steps: One step of each environment, by the names of observations.
+      encoder: Computes the tokens.
+      expected: Type of the tokens of one step, by name.
+      batch_size: Number of steps that the encoder processes at once.
+
+    Raises:
+      UserError: The encoder returns tokens of another shape or dtype.
+    """
+    tokened = []
+    for begin in range(0, len(steps), batch_size):
+        part = steps[begin : begin + batch_size]
+        # One size for all calls, because each size is compiled.
+        filled = [*part, *[part[-1]] * (batch_size - len(part))]
+        images = [np.stack([step[camera] for step in filled]) for camera in encoder.cameras]
+        found = encoder(images)
+        _check_tokens(found, expected, batch_size)
+        tokens = {name: np.asarray(found[f"observation/{name}"]) for name in expected}
+        for row, step in enumerate(part):
+            tokened.append(step | {name: of_name[row] for name, of_name in tokens.items()})
+    return tokened
+
+
+def _check_tokens(
+    found: Mapping[str, np.ndarray], expected: Mapping[str, LeafSpec], batch_size: int
+) -> None:
+    # Exactly: tokens of another size would be read without an error, up to the model.
+    for name, step in expected.items():
+        tokens = found.get(f"observation/{name}")
+        leaf = None if tokens is None else LeafSpec(str(tokens.dtype), tokens.shape)
+        wanted = LeafSpec(step.dtype, (batch_size, *step.shape))
+        if leaf != wanted:
+            raise UserError(
+                where=f"tokens of the encoder, observation/{name}",
+                expected=str(wanted),
+                found=str(leaf or "none"),
+                remedy="Use the encoder that the dataset's column was made with.",
+            )
 
 
 def encoder_of(

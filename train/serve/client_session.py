@@ -159,8 +159,8 @@ class Session:
             expected += f", {PROMPT} str of at most {MAX_PROMPT} characters"
         if isinstance(message, dict):
             # A policy of the stored sizes refuses others, unless it was started with --resize.
-            any_size = self._policy.config.resize
-            problems = find_problems(message, self._expected, any_size=any_size)
+            resize = self._policy.config.resize
+            problems = find_problems(message, self._expected, resize=resize)
             problems += _prompt_problems(message, is_needed=reads_text)
             if not _is_flag(message.get(RESET, False)):
                 problems.append(f"{RESET}: {_kind(message[RESET])} instead of True or False")

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.data.conventions import Conventions, standardize_gripper
 from pipeline.data.schema import ACTION, nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import BatchSpec, FlatBatch, check_batch, fingerprint
+from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec, check_batch, fingerprint
 from pipeline.loading.normalize import Normalizer
 from pipeline.loading.text import TaskTable, blank
 from pipeline.loading.transforms.transform import Draws
@@ -79,6 +79,20 @@ def with_normalizers(
     kinds = {ACTION: NormalizeAction}
     made = [kinds.get(key, Normalize)(key, one) for key, one in normalizers.items()]
     return chain.then(made, seed)
+
+
+def instruction_spec(batch_size: int, max_text_length: int | None) -> BatchSpec:
+    """Returns the types of the arrays that `LookUpTask` adds.
+
+    Args:
+      batch_size: Number of samples.
+      max_text_length: Number of token ids of an instruction; None: there is no vocabulary.
+    """
+    spec = {"task/pad_mask_dict/language_instruction": LeafSpec("bool", (batch_size,))}
+    if max_text_length is not None:
+        ids = LeafSpec("int32", (batch_size, max_text_length))
+        spec |= {f"task/language_instruction/{n}": ids for n in ("input_ids", "attention_mask")}
+    return spec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,7 @@ def loader(config: TrainConfig) -> Loader:
 
 @pytest.fixture
 def inputs(config: TrainConfig) -> PolicyInputs:
-    made = PolicyInputs(PolicySpec.of(without_params(config)), lambda _: [1])
+    made = PolicyInputs(PolicySpec.of(without_params(config)))
     made.reset(0, Task("lift the cup", {}))
     return made
 

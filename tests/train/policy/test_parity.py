@@ -1,4 +1,3 @@
-import collections
 import dataclasses
 import json
 import re
@@ -7,10 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.data.dataset import open_dataset
+from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
-from pipeline.loading.samples.windows import history_indices
 from pipeline.loading.transforms.action_transforms import PadActions, RelativeActions
 from pipeline.loading.transforms.input_transforms import (
     ConvertObservationRotation,
@@ -18,23 +16,28 @@ from pipeline.loading.transforms.input_transforms import (
     StateNoise,
 )
 from pipeline.loading.transforms.rotation_transforms import ConvertActionRotation, RelativePose
-from tests.train.conftest import without_params
+from tests.train.conftest import with_data, without_params
 from train.octo.octo_config import VGGTTokenizerConfig
-from train.policy import parity
 from train.policy.parity import Comparison, compare_episode, main
-from train.policy.policy_inputs import History, Task
 from train.policy.policy_spec import PolicySpec
+
+CAMERAS = PRIMARY, WRIST = "image_primary", "image_wrist"
+NUM_STEPS = 15
+ALL = list(range(NUM_STEPS))
+"""Steps of the first episode."""
+POSITION, ROTATION = ("dx", "dy", "dz"), ("drx", "dry", "drz")
+STATE_POSITION, STATE_ROTATION = ("x_m", "y_m", "z_m"), ("rx_rad", "ry_rad", "rz_rad")
 
 
 @pytest.fixture(scope="module")
 def whole_config(policy_config, short_dataset):
     """A config whose model reads everything in the bundled set, of short episodes."""
-    names = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
-    datasets = (DatasetConfig(str(short_dataset)),)
-    data = dataclasses.replace(policy_config.data, datasets=datasets, observations=names)
-    vggt = VGGTTokenizerConfig(num_tokens=21, token_dim=64)
-    model = dataclasses.replace(policy_config.model, vggt=vggt)
-    return dataclasses.replace(policy_config, data=data, model=model)
+    return with_data(
+        policy_config,
+        datasets=(DatasetConfig(str(short_dataset)),),
+        observations=(*CAMERAS, "proprio", "vggt_tokens"),
+        model={"vggt": VGGTTokenizerConfig(num_tokens=21, token_dim=64)},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +58,12 @@ def differing(checkpoint, dataset, spec=None, episode=0):
     return {one.key: one.steps for one in found if one.steps}
 
 
-def replaced(checkpoint, **data):
-    config = checkpoint.config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
-    return dataclasses.replace(checkpoint, config=config)
-
-
 @pytest.mark.parametrize("episode", [0, 3])
 def test_a_policy_sees_what_it_was_trained_on_bitwise_identical(checkpoint, dataset, episode):
     spec = PolicySpec.of(checkpoint)
-    found = compare_episode(checkpoint, spec, dataset, episode)
-    *inputs, action = found
-    assert {one.key: (one.max_difference, one.steps) for one in inputs} == dict.fromkeys(
-        spec.leaves, (0.0, [])
-    )
+    *inputs, action = found = compare_episode(checkpoint, spec, dataset, episode)
+    differences = {one.key: (one.max_difference, one.steps) for one in inputs}
+    assert differences == dict.fromkeys(spec.leaves, (0.0, []))
     assert (action.key, action.steps) == ("action", [])
     assert action.max_difference < 1e-5
     types = {one.key: one.type for one in found}
@@ -84,173 +79,177 @@ def test_a_policy_sees_what_it_was_trained_on_bitwise_identical(checkpoint, data
         {"conditioning": "multimodal"},
         {"conditioning": "image_conditioned"},
         {"current_only": ("vggt_tokens",)},
-        {"windows": (("vggt_tokens", 1), ("image_wrist", 1), ("proprio", 1))},
+        {"windows": (("vggt_tokens", 1), (WRIST, 1), ("proprio", 1))},
         {
             "transforms": (
                 StateNoise("proprio", (("x_m", 0.1),)),
-                DropObservation(("image_wrist", "proprio"), 0.5),
-                ConvertObservationRotation(("rx_rad", "ry_rad", "rz_rad"), "axis_angle", "rot6d"),
+                DropObservation((WRIST, "proprio"), 0.5),
+                ConvertObservationRotation(STATE_ROTATION, "axis_angle", "rot6d"),
             )
         },
         {
             "transforms": (
                 RelativePose(
-                    ("dx", "dy", "dz"),
-                    ("drx", "dry", "drz"),
+                    POSITION,
+                    ROTATION,
                     "axis_angle",
-                    state_position=("x_m", "y_m", "z_m"),
-                    state_rotation=("rx_rad", "ry_rad", "rz_rad"),
+                    state_position=STATE_POSITION,
+                    state_rotation=STATE_ROTATION,
                 ),
                 PadActions(14),
             )
         },
         {
             "transforms": (
-                RelativeActions(("dx", "dy", "dz"), state_dims=("x_m", "y_m", "z_m")),
-                ConvertActionRotation(("drx", "dry", "drz"), "axis_angle", "quaternion_wxyz"),
+                RelativeActions(POSITION, state_dims=STATE_POSITION),
+                ConvertActionRotation(ROTATION, "axis_angle", "quaternion_wxyz"),
             ),
             "window_size": 1,
         },
         {"window_size": 1},
+        {"window_size": 5, "model": {"max_horizon": 5}},
         {"normalization": "bounds"},
         {"normalization": "quantile"},
         {"statistics": "mixture"},
     ],
 )
 def test_every_way_of_training_is_met(whole_config, dataset, data):
-    config = dataclasses.replace(whole_config, data=dataclasses.replace(whole_config.data, **data))
-    assert differing(without_params(config), dataset, episode=1) == {}
+    assert differing(without_params(with_data(whole_config, **data)), dataset, episode=1) == {}
 
 
 @pytest.mark.parametrize(
     ("fusion", "leaves"),
     [
-        ("gated", {"image_primary", "image_wrist", "vggt_tokens"}),
-        ("registers", {"image_primary", "image_wrist", "vggt_tokens"}),
-        ("only", {"image_wrist", "vggt_tokens"}),
-        ("align", {"image_primary", "image_wrist"}),
+        ("gated", {*CAMERAS, "vggt_tokens"}),
+        ("registers", {*CAMERAS, "vggt_tokens"}),
+        ("only", {WRIST, "vggt_tokens"}),
+        ("align", {*CAMERAS}),
     ],
 )
 def test_every_use_of_tokens_is_met(whole_config, dataset, fusion, leaves):
     vggt = dataclasses.replace(whole_config.model.vggt, fusion=fusion)
-    model = dataclasses.replace(whole_config.model, vggt=vggt)
-    checkpoint = without_params(dataclasses.replace(whole_config, model=model))
+    checkpoint = without_params(with_data(whole_config, model={"vggt": vggt}))
     below = {f"observation/{name}" for name in (*leaves, "proprio")}
     found = {key for key in PolicySpec.of(checkpoint).leaves if "pad_mask" not in key}
     assert {key for key in found if key.startswith("observation/")} == below
     assert differing(checkpoint, dataset, episode=1) == {}
 
 
-def test_what_a_dataset_lacked_is_met_too(whole_config, short_dataset, tmp_path):
-    other = tmp_path / "other"
-    other.symlink_to(short_dataset)
-    parts = (
-        DatasetConfig(str(short_dataset)),
-        DatasetConfig(str(other), missing=("image_wrist", "proprio")),
-    )
-    for statistics in ("dataset", "mixture"):
-        data = dataclasses.replace(whole_config.data, datasets=parts, statistics=statistics)
-        checkpoint = without_params(dataclasses.replace(whole_config, data=data))
-        spec = PolicySpec.of(checkpoint, str(other))
-        lacking = open_dataset(str(other))
-        assert differing(checkpoint, lacking, spec) == {}
+@pytest.mark.parametrize("statistics", ["dataset", "mixture"])
+def test_what_a_dataset_lacked_is_met_too(whole_config, short_dataset, tmp_path, statistics):
+    other = str(tmp_path / "other")
+    (tmp_path / "other").symlink_to(short_dataset)
+    parts = (DatasetConfig(str(short_dataset)), DatasetConfig(other, missing=(WRIST, "proprio")))
+    checkpoint = without_params(with_data(whole_config, datasets=parts, statistics=statistics))
+    spec = PolicySpec.of(checkpoint, other)
+    assert differing(checkpoint, open_dataset(other), spec) == {}
 
 
-def changed_steps(monkeypatch, change):
-    """Makes the environment show something other than what was stored."""
-    steps = parity._steps
-
-    def changed(*args):
-        for step in steps(*args):
-            yield step | {"observation": change(dict(step["observation"]))}
-
-    monkeypatch.setattr(parity, "_steps", changed)
+def seen(shown, **images):
+    return shown | {"observation": shown["observation"] | images}
 
 
-NUM_STEPS = 15
-ALL = list(range(NUM_STEPS))
+def with_late_pixel(t, shown):
+    shown["observation"][WRIST][5, 6, 0] ^= t == NUM_STEPS - 2
+    return shown
 
 
-def test_a_mirrored_image_is_named(checkpoint, dataset, monkeypatch):
-    name = "image_primary"
-    changed_steps(monkeypatch, lambda shown: shown | {name: shown[name][:, ::-1]})
-    assert differing(checkpoint, dataset) == {f"observation/{name}": ALL}
-
-
-def test_swapped_cameras_are_named(checkpoint, dataset, monkeypatch):
-    one, two = "image_primary", "image_wrist"
-    changed_steps(monkeypatch, lambda shown: shown | {one: shown[two], two: shown[one]})
-    assert differing(checkpoint, dataset) == {f"observation/{name}": ALL for name in (one, two)}
-
-
-def test_a_single_late_pixel_is_named(checkpoint, dataset, monkeypatch):
-    calls = iter(ALL)
-
-    def change(shown):
-        if next(calls) == NUM_STEPS - 2:
-            shown["image_wrist"][5, 6, 0] ^= 1
-        return shown
-
-    changed_steps(monkeypatch, change)
+SHOWN = {
+    "a mirrored image": (
+        lambda t, shown: seen(shown, image_primary=shown["observation"][PRIMARY][:, ::-1]),
+        {f"observation/{PRIMARY}": ALL},
+    ),
+    "swapped cameras": (
+        lambda t, shown: seen(
+            shown,
+            image_primary=shown["observation"][WRIST],
+            image_wrist=shown["observation"][PRIMARY],
+        ),
+        {f"observation/{name}": ALL for name in CAMERAS},
+    ),
     # It stays in the window.
-    assert differing(checkpoint, dataset) == {"observation/image_wrist": ALL[-2:]}
+    "a single late pixel": (with_late_pixel, {f"observation/{WRIST}": ALL[-2:]}),
+    "an instruction in other words": (
+        lambda t, shown: shown | {"instruction": "bowl pick up"},
+        {f"task/language_instruction/{name}": ALL for name in ("attention_mask", "input_ids")},
+    ),
+}
 
 
-def test_other_statistics_are_named(checkpoint, dataset):
-    spec = PolicySpec.of(checkpoint)
-    statistics = dict(spec.statistics)
+@pytest.mark.parametrize(("change", "found"), SHOWN.values(), ids=SHOWN)
+def test_what_an_environment_shows_otherwise_is_named(checkpoint, dataset, change, found):
+    class Shown(Dataset):
+        def step(self, episode, step, keys=None):
+            return change(step, super().step(episode, step, keys))
+
+    shown = Shown(dataset.path, dataset.manifest, dataset.statistics)
+    assert differing(checkpoint, shown) == found
+
+
+@dataclasses.dataclass(frozen=True)
+class UnmaskedStart:
+    """Makes the padding before an episode's first step real."""
+
+    def spec_after(self, spec):
+        return spec
+
+    def apply(self, batch, spec, draws):
+        key = "observation/timestep_pad_mask"
+        return batch | {key: np.ones_like(batch[key])}
+
+
+def shifted(statistics):
     proprio = statistics["observation/proprio"]
-    shifted = dataclasses.replace(proprio, mean=proprio.mean + np.float32(1e-3))
-    spec = dataclasses.replace(spec, statistics=statistics | {"observation/proprio": shifted})
-    assert differing(checkpoint, dataset, spec) == {"observation/proprio": ALL}
+    mean = proprio.mean + np.float32(1e-3)
+    return {**statistics, "observation/proprio": dataclasses.replace(proprio, mean=mean)}
 
 
-def test_a_flipped_gripper_is_named(checkpoint, dataset):
+READ = {
+    "other statistics": ("statistics", shifted, {"observation/proprio": ALL}),
+    "a flipped gripper": (
+        "conventions",
+        lambda found: dataclasses.replace(found, gripper_open=1.0, gripper_close=-1.0),
+        {"action": ALL},
+    ),
+    "a start that is padded otherwise": (
+        "data",
+        lambda data: dataclasses.replace(data, transforms=(UnmaskedStart(),)),
+        {"observation/timestep_pad_mask": [0]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("field", "change", "found"), READ.values(), ids=READ)
+def test_what_a_policy_reads_otherwise_is_named(checkpoint, dataset, field, change, found):
     spec = PolicySpec.of(checkpoint)
-    flipped = dataclasses.replace(spec.conventions, gripper_open=1.0, gripper_close=-1.0)
-    found = differing(checkpoint, dataset, dataclasses.replace(spec, conventions=flipped))
-    assert found == {"action": ALL}
+    spec = dataclasses.replace(spec, **{field: change(getattr(spec, field))})
+    assert differing(checkpoint, dataset, spec) == found
 
 
-def test_an_instruction_in_other_words_is_named(checkpoint, dataset, monkeypatch):
-    monkeypatch.setattr(parity, "_task", lambda *_: Task("bowl pick up", {}))
-    assert list(differing(checkpoint, dataset)) == [
-        "task/language_instruction/attention_mask",
-        "task/language_instruction/input_ids",
-    ]
+ONES = np.ones((1, 2), np.float32)
 
 
-def test_a_start_that_is_padded_otherwise_is_named(checkpoint, dataset, monkeypatch):
-    monkeypatch.setattr(History, "mask", lambda self, length: np.ones(length, bool))
-    assert differing(checkpoint, dataset) == {"observation/timestep_pad_mask": [0]}
-
-
-def test_arrays_that_cannot_be_compared_differ_infinitely():
-    ones = np.ones((1, 2), np.float32)
-    for theirs, ours in (
-        (ones, None),
-        (None, ones),
-        (ones, ones.astype(np.float16)),
-        (ones, ones[None]),
-        (ones, np.array([1, np.nan], np.float32)),
-    ):
-        found = Comparison("a")
-        found.add(3, theirs, ours)
-        assert (found.max_difference, found.steps) == (np.inf, [3])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (ONES, None),
+        (None, ONES),
+        (ONES, ONES.astype(np.float16)),
+        (ONES, ONES[None]),
+        (ONES, np.array([[1, np.nan]], np.float32)),
+    ],
+)
+def test_arrays_that_cannot_be_compared_differ_infinitely(theirs, ours):
     found = Comparison("a")
-    found.add(0, ones, ones + np.float32(0.25))
-    found.add(1, ones, ones)
+    found.add(3, theirs, ours)
+    assert (found.max_difference, found.steps) == (np.inf, [3])
+
+
+def test_the_largest_difference_and_the_steps_that_differ_are_kept():
+    found = Comparison("a")
+    found.add(0, ONES, ONES + np.float32(0.25))
+    found.add(1, ONES, ONES)
     assert found == Comparison("a", "float32[2]", 0.25, [0])
-
-
-def test_the_history_of_a_policy_is_that_of_the_loader():
-    for window in (1, 2, 3, 5):
-        history = History(Task("", {}), collections.deque(maxlen=window))
-        for t in range(7):
-            history.steps.append({"t": np.array(t)})
-            indices, mask = history_indices(np.array([t]), window)
-            np.testing.assert_array_equal(history.window("t", window), indices[0])
-            np.testing.assert_array_equal(history.mask(window), mask[0])
 
 
 def command(monkeypatch, *flags: str) -> int:
