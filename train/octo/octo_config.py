@@ -518,7 +518,8 @@ class OctoConfig:
     @property
     def image_shapes(self) -> dict[str, tuple[int, int]]:
         """Returns height and width that each camera is resized to, by observation key."""
-        return {key: leaf.shape[:2] for key, leaf in self.inputs.items() if leaf.is_image}
+        images = {key: leaf.shape for key, leaf in self.inputs.items() if leaf.is_image}
+        return {key: (height, width) for key, (height, width, _) in images.items()}
 
     @property
     def image_sizes(self) -> dict[str, int]:
