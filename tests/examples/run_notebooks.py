@@ -56,13 +56,16 @@ def run(path: pathlib.Path, folder: pathlib.Path) -> Any:
     return notebook
 
 
-def texts(notebook: Any) -> list[list[str]]:
-    """What each code cell prints and returns as text; images are left out."""
+def texts(notebook: Any) -> list[str]:
+    """What each code cell prints and returns as text; images are left out.
+
+    A busy machine cuts what one cell prints into several outputs.
+    """
     return [
-        [
+        "".join(
             output["text"] if "text" in output else output["data"].get("text/plain", "")
             for output in cell.outputs
-        ]
+        )
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.examples.run_notebooks import notebooks, run, texts
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
 _MAX_BYTES = 300_000
 _OF_A_MACHINE = re.compile(r"/tmp/|/home/|/root/|\d m?s\b|samples/s|it/s|Warning|WARNING")
 """Paths, timings, progress and warnings, which no reader needs."""
@@ -39,11 +40,20 @@ def test_a_notebook_is_small_and_of_no_machine(path: pathlib.Path) -> None:
     assert path.stat().st_size <= _MAX_BYTES
     notebook = read(path)
     nbformat.validate(notebook)
-    assert any(any(cell) for cell in texts(notebook)), f"no outputs: {_AGAIN}"
-    assert not [text for cell in texts(notebook) for text in cell if _OF_A_MACHINE.search(text)]
+    assert any(texts(notebook)), f"no outputs: {_AGAIN}"
+    assert not [text for text in texts(notebook) if _OF_A_MACHINE.search(text)]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
     assert not any(cell.metadata for cell in notebook.cells), "timestamps of an execution"
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_installs_octograin_where_it_is_not(path: pathlib.Path) -> None:
+    install = next(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    assert install == next(c.source for c in read(notebooks()[0]).cells if c.cell_type == "code")
+    (repository,) = re.findall(r'^REPOSITORY = "(.*)"', install, re.MULTILINE)
+    assert f"git clone {repository} octograin" in README.read_text()
+    assert "--constraint kept.txt" in install
 
 
 def test_an_error_and_another_output_are_seen(tmp_path: pathlib.Path) -> None:
@@ -52,7 +62,7 @@ def test_an_error_and_another_output_are_seen(tmp_path: pathlib.Path) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=cells[:1]), path)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-    assert texts(run(path, tmp_path / "first")) == [["42\n"]] != texts(read(path))
+    assert texts(run(path, tmp_path / "first")) == ["42\n"] != texts(read(path))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     with pytest.raises(Exception, match="ZeroDivisionError"):
         run(path, tmp_path / "second")
