@@ -17,6 +17,8 @@ VERBS = {
     "inspect": ("pipeline.inspection.__main__", "show a dataset as text, JSON or images"),
     "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
     "export": (None, "write a dataset as RLDS or LeRobot, or a run for the original Octo"),
+    "pull": (None, "fetch a dataset from the Hugging Face hub"),
+    "push": (None, "put a dataset on the Hugging Face hub"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
     "train": ("train.run", "finetune Octo on datasets"),
     "evaluate": ("train.evaluate.evaluate_command", "run a policy in the LIBERO simulator"),
@@ -33,6 +35,11 @@ FORMATS = {
     "octo": "train.checkpoints.export_run",
 }
 """What `octograin export` writes, and the module that does."""
+HUB = {
+    ("pull", "hf://datasets/"): "pipeline.sharing.pull_command",
+    ("push", "hf://datasets/"): "pipeline.sharing.push_command",
+}
+"""The module for a verb and the start of an address on the hub; of several, the longest counts."""
 
 
 def main() -> None:
@@ -48,6 +55,8 @@ def main() -> None:
                 show(f"octograin {__version__}\n")
             case "export":
                 _export(arguments)
+            case "pull" | "push":
+                _share(verb, arguments)
             case "demo":
                 _demo(arguments)
             case "train" if {"-h", "--help"} & {*arguments}:
@@ -95,6 +104,29 @@ def _export(arguments: Sequence[str]) -> None:
         return
     known, rest = parser.parse_known_args(arguments)
     _run(FORMATS[known.to], f"octograin export --to {known.to}", rest)
+
+
+def _share(verb: str, arguments: Sequence[str]) -> None:
+    """Runs the command for what an address on the hub holds."""
+    modules = {start: module for (of, start), module in HUB.items() if of == verb}
+    addresses = [word for word in arguments if word.startswith("hf://")]
+    starts = [start for start in modules if addresses and addresses[0].startswith(start)]
+    is_help = bool({"-h", "--help"} & {*arguments})
+    if not starts and is_help:
+        known = " or ".join(f"{start}owner/name" for start in modules)
+        order = "ADDRESS DIR" if verb == "pull" else "DIR ADDRESS"
+        show(f"usage: octograin {verb} {order} [OPTIONS]\n\n{VERBS[verb][1]}\n\n")
+        show(f"ADDRESS is {known}.\n`octograin {verb} ADDRESS --help` lists the options of each.\n")
+        return
+    if not starts:
+        raise UserError(
+            where=f"octograin {verb}",
+            expected="an address: " + " or ".join(f"{start}owner/name" for start in modules),
+            found=addresses[0] if addresses else "none",
+            remedy=f"See `octograin {verb} --help`.",
+        )
+    # Alone, or the help would leave out what is given.
+    _run(modules[max(starts, key=len)], f"octograin {verb}", ["--help"] if is_help else arguments)
 
 
 def _demo(arguments: Sequence[str]) -> None:

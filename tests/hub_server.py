@@ -416,12 +416,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def preupload(self, kind: str, id: str, revision: str) -> tuple[int, dict[str, str], bytes]:
         self._check_write()
-        self._opened(kind, id, revision)
+        found, commit = self._opened(kind, id, revision)
+        there = {path: _entry(path, c) for path, c in found.commits[commit].items()}
+        known = {path: e.get("lfs", e)["oid"] for path, e in there.items()}
         files = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(_LARGE) else "regular",
                 "shouldIgnore": False,
+                "oid": known.get(file["path"]),
             }
             for file in json.loads(self.body)["files"]
         ]

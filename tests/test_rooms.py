@@ -29,7 +29,9 @@ MAY_IMPORT = {
     # Caches of the hub hold no modules of parts.
     "pipeline/parts": {"pipeline", "pipeline/hub"},
     "pipeline/hub": {"pipeline"},
-    "pipeline/data": {"pipeline", "pipeline/vggt"},
+    # Opening a dataset by its address fetches it.
+    "pipeline/data": {"pipeline", "pipeline/vggt", "pipeline/sharing"},
+    "pipeline/sharing": {"pipeline", "pipeline/hub", "pipeline/data", "pipeline/inspection"},
     "pipeline/vggt": {"pipeline", "pipeline/data", "pipeline/hub"},
     "pipeline/loading": {*PIPELINE, "pipeline/parts"},
     "pipeline/loading/transforms": {"pipeline", "pipeline/data", "pipeline/loading"},

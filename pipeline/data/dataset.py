@@ -16,9 +16,10 @@ from pipeline.data import statistics as stats
 from pipeline.data.column_reader import ColumnReader
 from pipeline.data.manifest import EDIT, Manifest, Shard, TaskChange, load_manifest
 from pipeline.data.record import RecordLayout
-from pipeline.data.schema import ACTION, EPISODES, Feature, Schema, nest
-from pipeline.errors import DataError, UserError, shown
+from pipeline.data.schema import ACTION, EPISODES, Column, Feature, Schema, nest
+from pipeline.errors import DataError, SchemaError, UserError, shown
 from pipeline.files import is_remote
+from pipeline.sharing.pulled_note import not_pulled
 from pipeline.terminal import ranges
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,10 @@ class Dataset:
         Raises:
           SchemaError: There is no such feature.
         """
-        return self.manifest.schema.find(key, self.path)[1]
+        return self._find(key)[1]
+
+    def _find(self, key: str) -> tuple[Column, Feature]:
+        return find_feature(self.manifest, key, self.path, on_disk(self.path))
 
     def episode(self, episode: int, keys: Collection[str] | None = None) -> dict[str, Any]:
         """Returns an episode as nested dictionaries of numpy arrays, whose first axis is the step.
@@ -119,7 +123,7 @@ class Dataset:
         if wanted is None:
             wanted = tuple(feature.key for _, feature in self.manifest.schema.features())
         # All keys are looked up before anything is read.
-        found = [self.manifest.schema.find(key, self.path) for key in wanted]
+        found = [self._find(key) for key in wanted]
         record = self.columns[EPISODES].read(episode)
         values: dict[str, Any] = {}
         for column in self.manifest.schema.columns:
@@ -250,13 +254,35 @@ def open_dataset(path: str | os.PathLike[str], keys: Collection[str] | None = No
     if keys is None:
         columns = set(manifest.shards)
     else:
-        columns = {EPISODES, *(manifest.schema.find(key, path)[0].name for key in keys)}
+        found = (find_feature(manifest, key, path, directory)[0] for key in keys)
+        columns = {EPISODES, *(column.name for column in found)}
     for column in columns:
         for shard in manifest.shards[column]:
             # The size alone shows a truncated file; checksums of 300 GB would take five minutes.
             _check_size(directory / shard.file, shard, column)
     statistics = stats.StatisticsByKey(load_statistics(directory, manifest))
     return Dataset(path, manifest, statistics, None if keys is None else tuple(keys))
+
+
+def find_feature(
+    manifest: Manifest, key: str, path: str, directory: epath.Path
+) -> tuple[Column, Feature]:
+    """Returns a feature of a dataset, and its column.
+
+    Args:
+      manifest: The dataset's manifest.
+      key: The feature's key.
+      path: The dataset, as the user named it.
+      directory: Where it lies.
+
+    Raises:
+      SchemaError: There is no such feature.
+      DataError: There is one on the hub, whose column was not pulled.
+    """
+    try:
+        return manifest.schema.find(key, path)
+    except SchemaError as error:
+        raise (not_pulled(directory, key, path) or error) from error
 
 
 def describe(dataset: Dataset) -> str:

@@ -1,10 +1,12 @@
 """Lists, downloads and uploads files of repositories, by huggingface_hub's client."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -177,7 +179,7 @@ class Hub:
             for path, c in added.items()
         ]
         operations += [hub.CommitOperationDelete(path_in_repo=path) for path in deleted]
-        with reported(repository, self.endpoint, "upload"):
+        with reported(repository, self.endpoint, "upload"), _bars_in_a_terminal(hub):
             try:
                 # It tries each upload several times itself.
                 done = api.create_commit(
@@ -233,6 +235,20 @@ class Hub:
 def open_hub() -> Hub:
     """Returns the hub at `HF_ENDPOINT`, or the public one."""
     return Hub((os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT).rstrip("/"))
+
+
+@contextlib.contextmanager
+def _bars_in_a_terminal(hub: Any) -> Iterator[None]:
+    """Keeps huggingface_hub's bars out of logs, where each of their steps would be a line."""
+    is_left = sys.stderr.isatty() or hub.utils.are_progress_bars_disabled()
+    if is_left:
+        yield
+        return
+    hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub.utils.enable_progress_bars()
 
 
 def begun_bytes(target: pathlib.Path) -> int:

@@ -144,7 +144,7 @@ def _described(error: BaseException, repository: Repository, endpoint: str) -> t
         case errors.RevisionNotFoundError():
             return (
                 "a branch, tag or commit of the repository",
-                f"none is called {repository.revision}",
+                f"none of the name {repository.revision}",
                 f"Its branches and tags are listed at {page}/tree/main; without @revision the "
                 "default branch is used.",
             )
@@ -198,7 +198,7 @@ def _refused(error: Any, endpoint: str) -> tuple[str, str, str]:
     status = error.response.status_code
     reason = f"{status} {error.response.reason_phrase}".strip()
     if error.server_message:
-        reason += f": {' '.join(error.server_message.split())}"
+        reason += f": {' '.join(error.server_message.split()).rstrip('.')}"
     if status == 401:
         return (
             "a token that the hub accepts",

@@ -114,7 +114,7 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
             ["feature", "column", "at\nrest", "in\nbatch", "shape", "bytes/\nstep:>", "dims"],
             *map(_feature, features),
         ],
-        "Computed": {f["key"]: _origin(f["origin"]) for f in features if f["origin"]},
+        "Computed": {f["key"]: origin_text(f["origin"]) for f in features if f["origin"]},
         "Tasks": _tasks(tasks),
         "Episode lengths": [
             ["", "min:>", "median:>", "max:>", "total:>"],
@@ -123,7 +123,7 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
         ],
         f"Statistics over {summary['kept_steps']:,} steps": _dims(summary["statistics"]),
         "Depth": _depth(summary["depth"]),
-        "Conventions": _conventions(summary),
+        "Conventions": conventions_text(summary),
     }
     return summary["name"], f"{counts}, {_megabytes(num_bytes)} MB in {summary['path']}", sections
 
@@ -182,7 +182,8 @@ def _feature(feature: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _origin(origin: TokenOrigin) -> str:
+def origin_text(origin: TokenOrigin) -> str:
+    """Says in a line how tokens were computed."""
     encoder = origin.encoder
     height, width = encoder.image_size
     views = "alone" if encoder.views == "single" else f"of {' and '.join(encoder.cameras)}"
@@ -248,7 +249,8 @@ def _depth(ranges: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _conventions(summary: Mapping[str, Any]) -> dict[str, str]:
+def conventions_text(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the conventions of a summarized dataset by name, each in words."""
     conventions = summary["conventions"]
     names = next((f["dims"] for f in summary["features"] if f["key"] == ACTION), ())
     grippers = []

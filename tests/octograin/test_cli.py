@@ -29,7 +29,8 @@ def test_every_verb_has_a_line_of_help_and_a_module(
 ) -> None:
     assert call(monkeypatch, "--help") == 0
     assert re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE) == list(cli.VERBS)
-    modules = [module for module, _ in cli.VERBS.values() if module] + list(cli.FORMATS.values())
+    modules = [module for module, _ in cli.VERBS.values() if module]
+    modules += [*cli.FORMATS.values(), *cli.HUB.values()]
     for module in modules:
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
         assert "\ndef main() -> None:" in source

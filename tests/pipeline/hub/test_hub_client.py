@@ -110,7 +110,9 @@ def test_what_the_hub_refuses_is_reported(
 
 def test_a_revision_and_a_file_that_are_missing_are_named(hub: HubServer, client: Hub) -> None:
     hub.dataset()
-    with pytest.raises(DataError, match=r"name@v9: .*none is called v9.*/datasets/owner/name/tree"):
+    with pytest.raises(
+        DataError, match=r"name@v9: .*none of the name v9.*/datasets/owner/name/tree"
+    ):
         client.resolve(NAME.at_revision("v9"))
     with pytest.raises(DataError, match=r"name, a\.json: expected it in the repository; found no"):
         client.read(NAME, "a.json")

@@ -71,7 +71,7 @@ def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub: HubServer) -> None:
     ("address", "message"),
     [
         ("hf://owner/name/b", r"name, b: expected it in the repository; found no such file"),
-        ("hf://owner/name@v9/a", r"expected a branch, tag or commit .*; found none is called v9"),
+        ("hf://owner/name@v9/a", r"expected a branch, tag or commit .*; found none of the name v9"),
         ("hf://owner/no/a", r"found none: it does not exist, or is private\. Check the name \(hf:"),
     ],
 )
