@@ -14,7 +14,10 @@ from pipeline.terminal import show
 VERBS = {
     "convert": ("converters.job.convert_command", "convert robot episodes to a dataset directory"),
     "verify": ("converters.verify.__main__", "check a dataset, alone or against its source"),
-    "inspect": ("pipeline.inspection.__main__", "show a dataset as text, JSON or images"),
+    "inspect": (
+        "pipeline.inspection.__main__",
+        "show a dataset as text, JSON, images or a Rerun recording",
+    ),
     "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
     "export": (None, "write a dataset as RLDS or LeRobot, or a run for the original Octo"),
     "pull": (None, "fetch a dataset from the Hugging Face hub"),
@@ -59,6 +62,9 @@ def main() -> None:
                 _share(verb, arguments)
             case "demo":
                 _demo(arguments)
+            case "inspect" if any(word.split("=")[0] == "--run" for word in arguments):
+                # A policy predicts beside the data; without one, inspect imports no jax.
+                _run("train.policy.episode_chunks", "octograin inspect", arguments)
             case "train" if {"-h", "--help"} & {*arguments}:
                 # The flags alone: jax and the rest of a run take two seconds to import.
                 sys.argv = ["octograin train", *arguments]

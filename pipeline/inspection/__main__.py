@@ -1,31 +1,35 @@
-"""`octograin inspect DST`: shows a dataset directory as text, JSON or a figure."""
+"""`octograin inspect DST`: shows a dataset directory as text, JSON, a figure or a recording."""
 
 import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import pydantic_core
 import tyro
 from rich.console import Console
 
-from pipeline.data.dataset import open_dataset
+from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, temporary_path
-from pipeline.flag_help import joined_help
+from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.inspection.dataset_summary import summarize, summarize_episode
+from pipeline.inspection.rerun_recording import Chunk, import_rerun, make_recording
 from pipeline.inspection.summary_tables import to_text
+from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program
 
+Predict = Callable[[pathlib.Path, Dataset, int], Sequence[Chunk]]
+"""Returns the chunks that the policy of a run directory predicts along an episode."""
 _PLAIN_WIDTH = 120
 """Width of a line, in characters, if stdout is no terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Shows the contents of a dataset directory as tables, JSON or a figure."""
+    """Shows the contents of a dataset directory as tables, JSON, a figure or a recording."""
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Dataset directory: the folder with dataset.json."""
@@ -39,14 +43,35 @@ class Args:
         None
     )
     """PNG file to draw: camera images, and the values of actions and observations."""
+    rerun: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
+    """RRD file to write for Rerun's viewer: images, actions and state of the episode, by default
+    the first one."""
+    run: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    """Run directory whose policy predicts chunks along that episode, beside the actions."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the RRD file."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
 
 def main() -> None:
     """Parses the command line and prints."""
+    inspect(None)
+
+
+def inspect(predict: Predict | None) -> None:
+    """Parses the command line and prints.
+
+    Args:
+      predict: Predicts the chunks of --run; None: only `octograin inspect` does.
+    """
     with user_errors_exit():
-        _inspect(tyro.cli(joined_help(Args), prog=program("pipeline.inspection")))
+        _inspect(tyro.cli(joined_help(Args), prog=program("pipeline.inspection")), predict)
 
 
 def to_json(summary: Mapping[str, Any]) -> str:
@@ -54,10 +79,10 @@ def to_json(summary: Mapping[str, Any]) -> str:
     return dump_json(json.loads(pydantic_core.to_json(summary, inf_nan_mode="null")))
 
 
-def _inspect(args: Args) -> None:
-    if args.plot is not None:
-        # Before anything is read, so that a slow command does not fail at its end.
-        _check_target(args.plot)
+def _inspect(args: Args, predict: Predict | None) -> None:
+    # Before anything is read, so that a slow command does not fail at its end.
+    _check(args, predict)
+    load_parts(*args.parts)
     dataset = open_dataset(args.dst)
     if args.episode is None:
         summary = summarize(dataset)
@@ -67,7 +92,11 @@ def _inspect(args: Args) -> None:
     if args.plot is not None:
         from pipeline.inspection.dataset_figure import draw_figure  # noqa: PLC0415  (0.5 s)
 
-        _write(args.plot, draw_figure(dataset, args.episode))
+        _write("--plot", args.plot, draw_figure(dataset, args.episode))
+    if args.rerun is not None:
+        episode = args.episode or 0
+        chunks = predict(args.run, dataset, episode) if args.run and predict else ()
+        _write("--rerun", args.rerun, make_recording(dataset, episode, chunks))
     is_terminal = sys.stdout.isatty()
     console = Console(
         force_terminal=is_terminal,
@@ -77,23 +106,48 @@ def _inspect(args: Args) -> None:
         emoji=False,
     )
     sys.stdout.write(to_json(summary) if args.json else to_text(summary, console))
+    # On stderr, so that stdout stays JSON.
     if args.plot is not None:
-        # On stderr, so that stdout stays JSON.
         sys.stderr.write(f"figure: {args.plot}\n")
+    if args.rerun is not None:
+        sys.stderr.write(f"recording: {args.rerun}; open it with: rerun {args.rerun}\n")
 
 
-def _check_target(target: pathlib.Path) -> None:
-    is_png = target.suffix.lower() == ".png"
-    if not is_png or not target.parent.is_dir():
+def _check(args: Args, predict: Predict | None) -> None:
+    """Checks the flags that name files, and that a recording can be made."""
+    if args.plot is not None:
+        _check_target("--plot", args.plot, ".png")
+    if args.rerun is not None:
+        _check_target("--rerun", args.rerun, ".rrd")
+        if args.rerun.exists() and not args.overwrite:
+            raise UserError(
+                where=f"--rerun {args.rerun}",
+                expected="a file that does not exist yet",
+                found="a file",
+                remedy="Replace it with --overwrite, or name another one.",
+            )
+        import_rerun()
+    if args.run is not None and (args.rerun is None or predict is None):
         raise UserError(
-            where=f"--plot {target}",
-            expected="a file that ends in .png, in a folder that exists",
-            found=f"no folder {target.parent}" if is_png else target.suffix or "no suffix",
-            remedy="Name a file such as out.png in a folder of yours.",
+            where=f"--run {args.run}",
+            expected="`octograin inspect DST --rerun FILE`, which shows what the run predicts",
+            found="no --rerun" if args.rerun is None else "another command",
+            remedy="Add --rerun FILE." if args.rerun is None else "Use `octograin inspect`.",
         )
 
 
-def _write(target: pathlib.Path, data: bytes) -> None:
+def _check_target(flag: str, target: pathlib.Path, suffix: str) -> None:
+    has_suffix = target.suffix.lower() == suffix
+    if not has_suffix or not target.parent.is_dir():
+        raise UserError(
+            where=f"{flag} {target}",
+            expected=f"a file that ends in {suffix}, in a folder that exists",
+            found=f"no folder {target.parent}" if has_suffix else target.suffix or "no suffix",
+            remedy=f"Name a file such as out{suffix} in a folder of yours.",
+        )
+
+
+def _write(flag: str, target: pathlib.Path, data: bytes) -> None:
     """Writes a file atomically."""
     temporary = temporary_path(target)
     try:
@@ -101,10 +155,10 @@ def _write(target: pathlib.Path, data: bytes) -> None:
         temporary.replace(target)
     except OSError as error:
         raise UserError(
-            where=f"--plot {target}",
+            where=f"{flag} {target}",
             expected="a file that can be written",
             found=str(error),
-            remedy="Name a file such as out.png in a folder of yours with space left.",
+            remedy=f"Name a file such as out{target.suffix} in a folder of yours with space left.",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

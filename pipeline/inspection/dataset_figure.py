@@ -14,8 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.data.dataset import Dataset, excluded_note
-from pipeline.data.schema import ACTION, EPISODES
-from pipeline.inspection.dataset_summary import episode_tasks, read_images, spread
+from pipeline.data.schema import EPISODES
+from pipeline.inspection.dataset_summary import (
+    episode_tasks,
+    plotted_features,
+    read_images,
+    spread,
+)
 from pipeline.inspection.feature_names import dim_names, short_name, split_unit
 from pipeline.terminal import count
 
@@ -313,11 +318,7 @@ def read_panels(dataset: Dataset, shown: int) -> dict[str, list[Panel]]:
     """
     counted, behind = select_episodes(dataset.kept_episodes.tolist(), shown)
     values: dict[str, dict[int, np.ndarray]] = {
-        feature.key: {}
-        for column, feature in dataset.manifest.schema.features()
-        if column.name == EPISODES
-        and feature.key in dataset.statistics
-        and (feature.key == ACTION or feature.key.startswith("observation/"))
+        feature.key: {} for feature in plotted_features(dataset)
     }
     for episode in {shown, *counted} if values else ():
         record: Any = dataset.columns[EPISODES].read(episode)

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import Shard
-from pipeline.data.schema import EPISODES, SOURCE_ID, Column, Feature
+from pipeline.data.schema import ACTION, EPISODES, SOURCE_ID, Column, Feature
 from pipeline.errors import UserError
 from pipeline.inspection.feature_names import dim_names
 
@@ -117,6 +117,17 @@ def episode_tasks(dataset: Dataset, episode: int) -> list[dict[str, Any]]:
     begins += [(change.step, change.task) for change in dataset.task_changes.get(episode, ())]
     texts = dataset.manifest.tasks
     return [{"step": step, "index": task, "text": texts[task]} for step, task in begins]
+
+
+def plotted_features(dataset: Dataset) -> list[Feature]:
+    """Returns the action and the observations that have statistics, in the schema's order."""
+    return [
+        feature
+        for column, feature in dataset.manifest.schema.features()
+        if column.name == EPISODES
+        and feature.key in dataset.statistics
+        and (feature.key == ACTION or feature.key.startswith("observation/"))
+    ]
 
 
 def locate_records(shards: Sequence[Shard], first: int, count: int) -> list[tuple[str, int, int]]:

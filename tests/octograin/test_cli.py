@@ -50,7 +50,7 @@ def test_the_version_is_that_of_the_package(
         (["tokens"], "octograin tokens [-h] [OPTIONS] DATASET"),
         (["edit"], "octograin edit [-h]"),
         (["verify"], "octograin verify [-h] SRC [DST]"),
-        (["inspect"], "octograin inspect [-h] DST"),
+        (["inspect"], "octograin inspect [-h] [OPTIONS] DST"),
         (["export"], "octograin export SOURCE OUT --to {rlds,lerobot,octo}"),
         (["export", "--to", "rlds"], "octograin export --to rlds [-h] DST [OUT]"),
         (["export", "--to", "lerobot"], "octograin export --to lerobot [-h] [OPTIONS] DST [OUT]"),

@@ -216,13 +216,8 @@ def main() -> None:
 
 def _report(args: Args) -> int:
     checkpoint = read_run(args.run, args.step)
-    path = wanted = args.dataset
-    # A dataset that has moved is found by its name.
-    if path is not None and path not in checkpoint.datasets:
-        is_one = len(checkpoint.datasets) == 1
-        wanted = None if is_one else load_manifest(on_disk(path)).name
-    spec = PolicySpec.of(checkpoint, wanted)
-    dataset = open_dataset(spec.dataset if path is None else path, spec.keys)
+    spec = spec_for(checkpoint, args.dataset)
+    dataset = open_dataset(args.dataset or spec.dataset, spec.keys)
     comparisons = compare_episode(checkpoint, spec, dataset, args.episode)
     num_steps = dataset.manifest.episode_lengths[args.episode]
     num_differing = sum(bool(found.steps) for found in comparisons)
@@ -235,6 +230,15 @@ def _report(args: Args) -> int:
     show(f"{table(comparisons, num_steps)}\n")
     show(f"{verdict}; episode {args.episode} of {dataset.path}, step {checkpoint.step}\n")
     return EXIT_DIFFERENT if num_differing else 0
+
+
+def spec_for(checkpoint: Checkpoint, directory: str | None) -> PolicySpec:
+    """Returns the spec for a dataset of the run, or for any; one that has moved has its name."""
+    wanted = directory
+    if directory is not None and directory not in checkpoint.datasets:
+        is_one = len(checkpoint.datasets) == 1
+        wanted = None if is_one else load_manifest(on_disk(directory)).name
+    return PolicySpec.of(checkpoint, wanted)
 
 
 if __name__ == "__main__":
