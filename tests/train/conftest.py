@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.dataset import open_dataset
+from pipeline.loading.batch import LeafSpec
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.text import load_vocabulary
@@ -28,6 +29,22 @@ from train.update.train_state import TrainState, init_state
 check_parameters_once()
 
 TINY_CONFIG = pathlib.Path(__file__).parents[1] / "data" / "tiny_config.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorsConfig:
+    """A tokenizer that reads tensors of float32, each by name and shape, and is never run."""
+
+    read: tuple[tuple[str, int, int, int], ...]
+    name: str = "tensors"
+    tokens_per_step: int = 1
+
+    @property
+    def inputs(self) -> dict[str, LeafSpec]:
+        return {name: LeafSpec("float32", tuple(shape)) for name, *shape in self.read}
+
+    def make_tokenizer(self, dtype: str) -> Any:
+        raise NotImplementedError
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,10 @@ import pytest
 
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
-from pipeline.loading.batch import LeafSpec
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
 from tests.small_dataset import LENGTH, write_dataset
-from tests.train.conftest import without_params
+from tests.train.conftest import TensorsConfig, with_data, without_params
 from train.dry_run import diagnose
 from train.flags import Flags, load_config
 from train.policy.policy_inputs import PolicyInputs, Task
@@ -32,23 +30,6 @@ HEIGHTS = RNG.uniform(0, 3, (4 * LENGTH, 2, 5, 1)).astype(np.float32)
 NAMES = ("image_primary", "image_wrist", *DEPTH, "heights")
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorsConfig:
-    """Reads depth and other tensors; it is never run."""
-
-    name: str = "tensors"
-    tokens_per_step: int = 1
-
-    @property
-    def inputs(self) -> Mapping[str, LeafSpec]:
-        shapes = {name: value.shape[1:] for name, value in DEPTH.items()}
-        shapes["heights"] = HEIGHTS.shape[1:]
-        return {name: LeafSpec("float32", shape) for name, shape in shapes.items()}
-
-    def make_tokenizer(self, dtype: str) -> Any:
-        raise NotImplementedError
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_config_path: pathlib.Path) -> TrainConfig:
     """A model of a camera and of tensors, some with a shorter window."""
@@ -61,24 +42,21 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_config_path: pathlib.P
     shapes |= {f"observation/{name}": values for name, values in DEPTH.items()}
     path = write_dataset(tmp_path_factory.mktemp("deep") / "set", shapes)
     config = load_config(f"{tiny_config_path}:shallow")
-    model = config.model
-    wrist = dataclasses.replace(
-        model.images[0], name="wrist", observation_key="image_wrist", image_size=2
-    )
-    data = dataclasses.replace(
-        config.data,
+    (primary,) = config.model.images
+    wrist = dataclasses.replace(primary, name="wrist", observation_key="image_wrist", image_size=2)
+    tensors = {**DEPTH, "heights": HEIGHTS}
+    return with_data(
+        config,
         datasets=(DatasetConfig(str(path)),),
         observations=NAMES,
         windows=(("depth_wrist", 1),),
+        model={
+            "vggt": None,
+            "images": (primary, wrist),
+            "tokenizers": (TensorsConfig(tuple((n, *v.shape[1:]) for n, v in tensors.items())),),
+            "head": dataclasses.replace(config.model.head, action_dim=2),
+        },
     )
-    model = dataclasses.replace(
-        model,
-        vggt=None,
-        images=(model.images[0], wrist),
-        tokenizers=(TensorsConfig(),),
-        head=dataclasses.replace(model.head, action_dim=2),
-    )
-    return dataclasses.replace(config, data=data, model=model)
 
 
 def shown(loader: Loader, step: int) -> dict[str, np.ndarray]:
@@ -153,7 +131,7 @@ def test_millimetres_are_refused_and_change_no_history(
 @pytest.mark.slow
 def test_a_dry_run_reads_a_set_with_depth(config: TrainConfig, tmp_path: pathlib.Path) -> None:
     # Octo's own tokenizers alone: the others are in the batch and are read by nothing.
-    model = dataclasses.replace(config.model, tokenizers=())
-    config = dataclasses.replace(config, model=model, save_dir=str(tmp_path / "run"))
+    config = with_data(config, model={"tokenizers": ()})
+    config = dataclasses.replace(config, save_dir=str(tmp_path / "run"))
     found = diagnose(Flags(config))
     assert [one for one in found if one.level == "error"] == []

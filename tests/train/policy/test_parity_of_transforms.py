@@ -1,8 +1,7 @@
-"""Six ways of using a robot: a policy sees the training batch, and its actions return."""
+"""Five ways of using a robot: a policy sees the training batch, and its actions return."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from pipeline.loading.transforms.rotation_transforms import RelativePose
 from pipeline.loading.transforms.transform import Draws
 from pipeline.loading.transforms.transform_chain import TransformChain
 from tests.small_dataset import LENGTH, write_dataset
-from tests.train.conftest import without_params
+from tests.train.conftest import TensorsConfig, with_data, without_params
 from train.flags import load_config
 from train.octo.octo_config import LowdimTokenizerConfig, RegressionConfig
 from train.policy.parity import compare_episode
@@ -37,21 +36,6 @@ JOINTS = tuple(f"{side}_joint_{n}_rad" for side in ("left", "right") for n in ra
 ARMS = (*JOINTS[:6], "left_gripper", *JOINTS[6:], "right_gripper")
 POSE = ("x_m", "y_m", "z_m", "rx_rad", "ry_rad", "rz_rad", "gripper")
 FREE = Conventions("upright", "none", control_frequency_hz=50.0, no_ops="kept")
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthTokenizerConfig:
-    """A tokenizer of depth that is never run."""
-
-    name: str = "depth"
-    tokens_per_step: int = 1
-
-    @property
-    def inputs(self) -> Mapping[str, LeafSpec]:
-        return {"depth_primary": LeafSpec("float32", (4, 6, 1))}
-
-    def make_tokenizer(self, dtype: str) -> Any:
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,28 +149,35 @@ def config(robot: Robot, tmp_path: pathlib.Path, tiny_config_path: pathlib.Path)
     path = write_dataset(
         tmp_path / "robot", robot.arrays, dims=robot.dims, conventions=robot.conventions
     )
-    config = load_config(f"{tiny_config_path}:shallow")
     names = tuple(key.removeprefix("observation/") for key in robot.arrays if key != "action")
-    data = dataclasses.replace(
-        config.data,
+    lowdims = {"proprio": robot.proprio}
+    if any(isinstance(transform, Distance) for transform in robot.transforms):
+        lowdims["distance"] = 1
+    depth = tuple((name, 4, 6, 1) for name in names if name == "depth_primary")
+    return with_data(
+        load_config(f"{tiny_config_path}:shallow"),
         datasets=(DatasetConfig(str(path)),),
         observations=names,
         transforms=robot.transforms,
         action_horizon=robot.horizon,
         validation_fraction=0.0,
+        model={
+            "vggt": None,
+            "lowdims": tuple(LowdimTokenizerConfig(n, n, size) for n, size in lowdims.items()),
+            "tokenizers": (TensorsConfig(depth),) if depth else (),
+            "head": RegressionConfig("l1", robot.horizon, robot.size),
+        },
     )
-    added = any(isinstance(transform, Distance) for transform in robot.transforms)
-    model = dataclasses.replace(
-        config.model,
-        vggt=None,
-        lowdims=(
-            LowdimTokenizerConfig("proprio", "proprio", robot.proprio),
-            *([LowdimTokenizerConfig("distance", "distance", 1)] if added else []),
-        ),
-        tokenizers=(DepthTokenizerConfig(),) if "depth_primary" in names else (),
-        head=RegressionConfig("l1", robot.horizon, robot.size),
-    )
-    return dataclasses.replace(config, data=data, model=model)
+
+
+def around_transforms(loader: Loader, number: int) -> tuple[FlatBatch, FlatBatch]:
+    """A batch before the transforms of the config, and after those that normalise."""
+    read, standardize, *stages = loader.transforms()[:-2]
+    batch = standardize(read(loader.order()[number]))
+    before = batch
+    for stage in stages:
+        batch = stage(batch)
+    return before, batch
 
 
 def test_a_policy_sees_the_training_batch_and_its_actions_return(
@@ -206,11 +197,7 @@ def test_a_whole_chunk_returns(config: TrainConfig, robot: Robot) -> None:
     dataset = open_dataset(config.data.datasets[0].path)
     spec = PolicySpec.of(without_params(config))
     loader = Loader(config.data, 8, [dataset], lambda text: [len(text)])
-    read, standardize, *stages = loader.without_random().transforms()[:-2]
-    before = standardize(read(loader.order()[0]))
-    after = before
-    for stage in stages:
-        after = stage(after)
+    before, after = around_transforms(loader.without_random(), 0)
     inputs = {key: value for key, value in before.items() if "action" not in key}
     restored = spec.chain.invert(after["action"][:, -1], spec.chain.trace(inputs))
     kept = [n for n, name in enumerate(robot.dims["action"]) if name not in robot.masked]
@@ -221,11 +208,7 @@ def test_a_whole_chunk_returns(config: TrainConfig, robot: Robot) -> None:
 def test_random_transforms_draw_the_same_on_both_ways(config: TrainConfig, robot: Robot) -> None:
     dataset = open_dataset(config.data.datasets[0].path)
     loader = Loader(config.data, 8, [dataset], lambda text: [len(text)])
-    first, *stages = loader.transforms()[:-2]
-    before = first(loader.order()[3])
-    after = before
-    for stage in stages:
-        after = stage(after)
+    before, after = around_transforms(loader, 3)
     spec = PolicySpec.of(without_params(config))
     transforms = [stage.transform for stage in spec.chain.stages]
     drawing = TransformChain.bind(transforms, spec.before, config.data.seed)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipeline.data.dataset import open_dataset
-from pipeline.data.images import decode_image
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader import Loader
@@ -17,7 +16,8 @@ from pipeline.loading.text import load_vocabulary
 from pipeline.loading.transforms.input_transforms import ConvertObservationRotation
 from pipeline.loading.transforms.rotation_transforms import RelativePose
 from tests.rounding import TERMS, assert_equal_but_for_rounding
-from train.checkpoints.checkpoint_store import read_checkpoint
+from tests.train.conftest import untrained, with_data
+from train.checkpoints.checkpoint_store import Checkpoint, read_checkpoint
 from train.octo.functional import sample_actions
 from train.octo.model import OctoModule
 from train.octo.octo_config import VGGTTokenizerConfig
@@ -55,24 +55,16 @@ def inputs_of(checkpoint, dataset=None, encoder=None, **options) -> PolicyInputs
     return PolicyInputs(PolicySpec.of(checkpoint, dataset), encoder, **options)
 
 
+def changed(checkpoint, **data) -> Checkpoint:
+    """The checkpoint of a run with other fields of its data config."""
+    return dataclasses.replace(checkpoint, config=with_data(checkpoint.config, **data))
+
+
 def shown(seed: int = 0, size: int = 128) -> dict:
     rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    return {
-        "image_primary": image[0],
-        "image_wrist": image[1],
-        "proprio": rng.normal(size=8),  # float64, as simulators have it
-    }
-
-
-def read(dataset, t: int) -> dict:
-    """Returns what the environment of episode 0 showed at a step."""
-    images = dataset.columns["steps"].read(t)
-    found = {"proprio": dataset.columns["episodes"].read(0)["observation/proprio"][t]}
-    for name in ("image_primary", "image_wrist"):
-        found[name] = np.empty((128, 128, 3), np.uint8)
-        decode_image(images[f"observation/{name}"], found[name], name)
-    return found
+    primary, wrist = rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    # float64, as simulators have it
+    return {"image_primary": primary, "image_wrist": wrist, "proprio": rng.normal(size=8)}
 
 
 def test_the_directory_of_a_step_is_enough(policy_run, policy, tmp_path):
@@ -113,13 +105,11 @@ def test_a_state_that_holds_a_quaternion_is_warmed_up_and_has_an_example(checkpo
         ),
         ConvertObservationRotation(held, "quaternion_xyzw", "quaternion_wxyz"),
     )
-    data = dataclasses.replace(checkpoint.config.data, transforms=transforms)
     datasets = copy.deepcopy(checkpoint.datasets)
     for values in datasets.values():
         pose = {"feature": "observation/proprio", "dim": 3, "representation": "quaternion_xyzw"}
         values["conventions"]["rotations"] = [pose]
-    config = dataclasses.replace(checkpoint.config, data=data)
-    turned = dataclasses.replace(checkpoint, config=config, datasets=datasets)
+    turned = changed(dataclasses.replace(checkpoint, datasets=datasets), transforms=transforms)
     policy = Policy(turned, config=PolicyConfig(batch_size=3))
     policy.warm_up()
     policy.reset(0, TEXT)
@@ -190,8 +180,8 @@ def test_a_chunk_is_what_validation_samples_with_the_same_key(
     expected = sampled_as_in_validation(t, policy.noise_key(5, 0))
     policy.reset(5, dataset.manifest.tasks[dataset.task_index(0, 0)])
     for step in range(t):
-        policy.observe({5: read(dataset, step)})
-    found = policy.infer({5: read(dataset, t)})[5]
+        policy.observe({5: dataset.step(0, step)["observation"]})
+    found = policy.infer({5: dataset.step(0, t)["observation"]})[5]
     assert_equal_but_for_rounding(found, expected[0], SAMPLED)
     assert np.abs(found).max() > 1e-3
 
@@ -332,13 +322,12 @@ def test_latency_counts_calls_without_compiling(checkpoint):
     assert str(latency).startswith("5 calls: ")
 
 
-def with_datasets(checkpoint, **described):
-    """The checkpoint of a run on several datasets, by name; each has that name's path."""
-    parts = tuple(DatasetConfig(f"data/{name}") for name in described)
-    config = checkpoint.config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, datasets=parts))
+def with_datasets(checkpoint, *, missing=(), **described) -> Checkpoint:
+    """The checkpoint of a run on several datasets, by name; the last lacks what is `missing`."""
+    *parts, last = (DatasetConfig(f"data/{name}") for name in described)
+    parts = (*parts, dataclasses.replace(last, missing=missing))
     datasets = {f"data/{name}": values | {"name": name} for name, values in described.items()}
-    return dataclasses.replace(checkpoint, config=config, datasets=datasets)
+    return dataclasses.replace(changed(checkpoint, datasets=parts), datasets=datasets)
 
 
 def mean_action(spec: PolicySpec) -> np.ndarray:
@@ -375,11 +364,7 @@ def test_a_checkpoint_without_shapes_is_reported(checkpoint):
 
 def test_what_the_dataset_lacked_is_neither_asked_for_nor_seen(checkpoint):
     (values,) = checkpoint.datasets.values()
-    lacking = with_datasets(checkpoint, a=values, b=values)
-    part = dataclasses.replace(lacking.config.data.datasets[1], missing=("image_wrist", "proprio"))
-    datasets = (lacking.config.data.datasets[0], part)
-    data = dataclasses.replace(lacking.config.data, datasets=datasets)
-    lacking = dataclasses.replace(lacking, config=dataclasses.replace(lacking.config, data=data))
+    lacking = with_datasets(checkpoint, a=values, b=values, missing=("image_wrist", "proprio"))
     with pytest.raises(UserError, match="they differ"):
         PolicySpec.of(lacking)
     inputs = inputs_of(lacking, "b")
@@ -388,11 +373,14 @@ def test_what_the_dataset_lacked_is_neither_asked_for_nor_seen(checkpoint):
     for _ in range(2):
         inputs.push({0: {"image_primary": shown()["image_primary"]}})
     observation = inputs.batch([0]).arrays["observation"]
-    assert not observation["image_wrist"].any()
-    assert observation["image_wrist"].shape == (1, 2, 128, 128, 3)
-    assert observation["pad_mask_dict"]["image_wrist"].tolist() == [[False, False]]
-    assert observation["pad_mask_dict"]["proprio"].tolist() == [[False, False]]
-    assert observation["pad_mask_dict"]["image_primary"].tolist() == [[True, True]]
+    np.testing.assert_array_equal(observation["image_wrist"], np.zeros((1, 2, 128, 128, 3)))
+    masks = {name: mask.tolist() for name, mask in observation["pad_mask_dict"].items()}
+    nothing = [[False, False]]
+    assert masks == {
+        "image_primary": [[True, True]],
+        "image_wrist": nothing,
+        "proprio": nothing,
+    }
 
 
 class MeanTokens:
@@ -413,16 +401,19 @@ class MeanTokens:
 
 
 @pytest.fixture(scope="module")
-def token_checkpoint(policy_config):
-    from tests.train.conftest import untrained
-
-    data = dataclasses.replace(
-        policy_config.data, observations=("image_primary", "image_wrist", "vggt_tokens")
-    )
-    images = policy_config.model.images[1:]  # the encoder's camera is none of the model's
+def token_config(policy_config):
+    """A model of the wrist camera and of tokens, whose encoder reads the other camera."""
     vggt = VGGTTokenizerConfig(num_tokens=21, token_dim=64)
-    model = dataclasses.replace(policy_config.model, images=images, lowdims=(), vggt=vggt)
-    return untrained(dataclasses.replace(policy_config, data=data, model=model))
+    return with_data(
+        policy_config,
+        observations=("image_primary", "image_wrist", "vggt_tokens"),
+        model={"images": policy_config.model.images[1:], "lowdims": (), "vggt": vggt},
+    )
+
+
+@pytest.fixture(scope="module")
+def token_checkpoint(token_config):
+    return untrained(token_config)
 
 
 def test_tokens_need_an_encoder_and_are_computed_in_one_size_of_batch(token_checkpoint):
@@ -445,13 +436,10 @@ def test_tokens_need_an_encoder_and_are_computed_in_one_size_of_batch(token_chec
         np.testing.assert_allclose(tokens[1, place], expected, rtol=1e-3)
 
 
-def test_a_policy_that_was_aligned_runs_no_encoder(token_checkpoint, policy_config):
-    config = token_checkpoint.config
-    vggt = dataclasses.replace(config.model.vggt, fusion="align")
-    model = dataclasses.replace(config.model, images=policy_config.model.images, vggt=vggt)
-    from tests.train.conftest import untrained
-
-    policy = Policy(untrained(dataclasses.replace(config, model=model)))
+def test_a_policy_that_was_aligned_runs_no_encoder(token_config, policy_config):
+    vggt = dataclasses.replace(token_config.model.vggt, fusion="align")
+    aligned = {"images": policy_config.model.images, "vggt": vggt}
+    policy = Policy(untrained(with_data(token_config, model=aligned)))
     assert sorted(policy.expected) == ["image_primary", "image_wrist"]
     policy.reset(0, TEXT)
     assert policy.infer({0: shown()})[0].shape == (4, 7)
@@ -466,11 +454,7 @@ def test_tokens_that_do_not_fit_are_reported(token_checkpoint):
 
 
 def test_tokens_of_the_current_step_alone_are_not_computed_before(token_checkpoint):
-    config = token_checkpoint.config
-    data = dataclasses.replace(config.data, current_only=("vggt_tokens",))
-    checkpoint = dataclasses.replace(
-        token_checkpoint, config=dataclasses.replace(config, data=data)
-    )
+    checkpoint = changed(token_checkpoint, current_only=("vggt_tokens",))
     encoder = MeanTokens()
     inputs = inputs_of(checkpoint, encoder=encoder)
     inputs.reset(0, TASK)
@@ -483,17 +467,11 @@ def test_tokens_of_the_current_step_alone_are_not_computed_before(token_checkpoi
     assert observation["pad_mask_dict"]["vggt_tokens"].tolist() == [[False, True]]
 
 
-def conditioned(checkpoint, conditioning):
-    config = checkpoint.config
-    data = dataclasses.replace(config.data, conditioning=conditioning)
-    return dataclasses.replace(checkpoint, config=dataclasses.replace(config, data=data))
-
-
 def test_goal_images_tell_the_task_of_a_policy_that_learnt_so(checkpoint, policy):
     goal = {name: shown(9)[name] for name in ("image_primary", "image_wrist")}
     with pytest.raises(UserError, match=r"expected an instruction, as .* language_conditioned"):
         policy.reset(0, goal=goal)
-    either = Policy(conditioned(checkpoint, "multimodal"))
+    either = Policy(changed(checkpoint, conditioning="multimodal"))
     either.reset(0, goal=goal)
     by_goal = either.infer({0: shown()})[0]
     batch = either.batch([0])
@@ -506,7 +484,7 @@ def test_goal_images_tell_the_task_of_a_policy_that_learnt_so(checkpoint, policy
         either.reset(0, TEXT, goal)
     with pytest.raises(UserError, match="image_wrist: missing"):
         either.reset(0, goal={"image_primary": goal["image_primary"]})
-    by_image = inputs_of(conditioned(checkpoint, "image_conditioned"))
+    by_image = inputs_of(changed(checkpoint, conditioning="image_conditioned"))
     with pytest.raises(UserError, match=r"expected goal images, as .* image_conditioned"):
         by_image.reset(0, TASK)
 

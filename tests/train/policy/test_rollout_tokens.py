@@ -14,7 +14,7 @@ from pipeline.data.images import decode_image
 from pipeline.data.token_provenance import Keep
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DatasetConfig
-from tests.train.conftest import untrained
+from tests.train.conftest import untrained, with_data
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import Policy
@@ -38,17 +38,20 @@ def tokened(short_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
+def reading(config: TrainConfig, dataset: pathlib.Path, tokens: VGGTTokenizerConfig) -> TrainConfig:
+    """The config of a model that reads a camera and tokens."""
+    return with_data(
+        config,
+        datasets=(DatasetConfig(str(dataset)),),
+        observations=("image_primary", *tokens.keys),
+        model={"images": config.model.images[:1], "lowdims": (), "vggt": tokens},
+    )
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tokened: pathlib.Path, policy_config: TrainConfig) -> Checkpoint:
     tokens = VGGTTokenizerConfig(num_tokens=4, token_dim=64, observation_key="flat")
-    data = dataclasses.replace(
-        policy_config.data,
-        datasets=(DatasetConfig(str(tokened)),),
-        observations=("image_primary", "flat"),
-    )
-    primary = policy_config.model.images[:1]
-    model = dataclasses.replace(policy_config.model, images=primary, lowdims=(), vggt=tokens)
-    return untrained(dataclasses.replace(policy_config, data=data, model=model))
+    return untrained(reading(policy_config, tokened, tokens))
 
 
 def test_tokens_are_those_of_the_column(tokened: pathlib.Path, checkpoint: Checkpoint) -> None:
@@ -72,14 +75,7 @@ def test_a_policy_of_a_run_makes_the_tokens_of_several_features_at_once(
     tokened: pathlib.Path, policy_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = VGGTTokenizerConfig(21, 64, "deep_0", more_layers=("deep_1",))
-    data = dataclasses.replace(
-        policy_config.data,
-        datasets=(DatasetConfig(str(tokened)),),
-        observations=("image_primary", "deep_0", "deep_1"),
-    )
-    primary = policy_config.model.images[:1]
-    model = dataclasses.replace(policy_config.model, images=primary, lowdims=(), vggt=tokens)
-    checkpoint = untrained(dataclasses.replace(policy_config, data=data, model=model))
+    checkpoint = untrained(reading(policy_config, tokened, tokens))
     monkeypatch.setattr("train.policy.policy.read_run", lambda directory, step: checkpoint)
     policy = Policy.from_run("runs/tokens", weights="random:tiny")
     assert list(policy.expected) == ["image_primary"]
