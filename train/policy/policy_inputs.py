@@ -204,7 +204,8 @@ class PolicyInputs:
             length = array.shape[1]
             batch[f"observation/pad_mask_dict/{name}"][:, -length:] = True
             for row, history in enumerate(histories):
-                array[row] = [history.steps[place][name] for place in places[row, -length:]]
+                for column, place in enumerate(places[row, -length:].tolist()):
+                    array[row, column] = history.steps[place][name]
         for row, history in enumerate(histories):
             for camera, image in history.task.goal.items():
                 batch[f"task/{camera}"][row] = image
