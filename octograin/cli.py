@@ -20,8 +20,8 @@ VERBS = {
     ),
     "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
     "export": (None, "write a dataset as RLDS or LeRobot, or a run for the original Octo"),
-    "pull": (None, "fetch a dataset from the Hugging Face hub"),
-    "push": (None, "put a dataset on the Hugging Face hub"),
+    "pull": (None, "fetch a dataset or a policy from the Hugging Face hub"),
+    "push": (None, "put a dataset or a policy on the Hugging Face hub"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
     "train": ("train.run", "finetune Octo on datasets"),
     "evaluate": ("train.evaluate.evaluate_command", "run a policy in the LIBERO simulator"),
@@ -41,6 +41,8 @@ FORMATS = {
 HUB = {
     ("pull", "hf://datasets/"): "pipeline.sharing.pull_command",
     ("push", "hf://datasets/"): "pipeline.sharing.push_command",
+    ("pull", "hf://"): "train.hub.pull_run",
+    ("push", "hf://"): "train.hub.push_run",
 }
 """The module for a verb and the start of an address on the hub; of several, the longest counts."""
 

@@ -13,7 +13,12 @@ from urllib.parse import quote
 from pipeline.errors import DataError
 from pipeline.files import sync, writing
 from pipeline.hub.hub_address import Repository
-from pipeline.hub.hub_errors import import_huggingface_hub, reported, retrying
+from pipeline.hub.hub_errors import (
+    check_token,
+    import_huggingface_hub,
+    reported,
+    retrying,
+)
 
 PART = ".part"
 """Ending of a file whose download has not been completed."""
@@ -130,9 +135,10 @@ class Hub:
         """Creates a repository unless it exists; returns whether it did not.
 
         Raises:
-          DataError: The hub refuses or is not reached.
+          DataError: There is no token, or the hub refuses or is not reached.
         """
         api = self._api(repository)
+        check_token(repository)
         with reported(repository, self.endpoint, ""):
             if retrying(
                 lambda: api.repo_exists(repository.id, repo_type=repository.kind), self.waits_s

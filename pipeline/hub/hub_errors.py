@@ -33,6 +33,17 @@ def import_huggingface_hub(repository: Repository) -> Any:
     return huggingface_hub
 
 
+def check_token(repository: Repository) -> None:
+    """Raises a `DataError` if there is no token, without which the hub lets nobody write."""
+    if import_huggingface_hub(repository).get_token() is None:
+        raise DataError(
+            where=str(repository),
+            expected="a token that may write there",
+            found="none",
+            remedy=f"L{_LOG_IN[1:]}.",
+        )
+
+
 @contextlib.contextmanager
 def reported(repository: Repository, endpoint: str, what: str) -> Iterator[None]:
     """Turns errors of huggingface_hub inside the block into one that says what to do.
@@ -210,6 +221,12 @@ def _refused(error: Any, endpoint: str) -> tuple[str, str, str]:
             "permission",
             reason,
             f"Use a token with that right: {_LOG_IN}. To push, it needs the right to write.",
+        )
+    if status == 412:
+        return (
+            "the repository as it was when it was looked at",
+            "a later commit",
+            "Run the same again, which looks at it again.",
         )
     if status in _PASSING:
         return (

@@ -40,7 +40,7 @@ inches."""
 _INK, _GREY, _PALE = "#1f2630", "#6b7480", "#ccd2da"
 _CURVE, _BARS, _MARK = "#20639b", "#9dbad5", "#b8572a"
 _DEPTH_COLOURS = colormaps["viridis"].with_extremes(bad="white")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 7.5,
     "text.color": _INK,
@@ -100,7 +100,7 @@ class Panel(NamedTuple):
 def draw_figure(dataset: Dataset, episode: int | None) -> bytes:
     """Draws `make_figure` as a PNG, 1680 pixels wide."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", _UNDRAWABLE, UserWarning)
         make_figure(dataset, episode).savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import jax
 
 from pipeline.errors import DataError, UserError
+from pipeline.hub.cache_places import cache_directories
 
 _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give this user the right to use it"),
@@ -38,7 +39,13 @@ def complete_steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
-    """Returns the error for the corrupt checkpoint at `path`; it names the one before, if any."""
+    """Returns the error for the corrupt checkpoint at `path`; it names the one before, if any.
+
+    One in the hub's cache is fetched again once it is deleted.
+    """
+    if any(path.is_relative_to(cache.absolute()) for cache in cache_directories()):
+        remedy = f"Delete {path}, and run the same again: it is then fetched again."
+        return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
     earlier = [step for step in complete_steps(path.parent) if step < int(path.name)]
     if earlier:
         way_on = (

@@ -59,6 +59,8 @@ class Checkpoint(Constants):
     """Training steps taken so far."""
     params: dict[str, Any]
     """Nested numpy arrays: the averaged parameters if the run averages them."""
+    address: str | None = None
+    """Where on a hub it came from, `hf://owner/name@commit`; None: it is of a directory."""
 
 
 class Checkpoints:

@@ -31,10 +31,11 @@ from pipeline.loading.normalize import Normalizer
 from pipeline.loading.transforms.input_transforms import DropObservation, StateNoise
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
-from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
+from train.checkpoints.checkpoint_store import Checkpoint
 from train.octo.functional import input_spec
 from train.octo.octo_config import OctoConfig, T5Config
 from train.octo.released.released_config import original_config, parts_without_counterpart
+from train.policy.policy import read_run
 from train.train_config import TrainConfig
 
 _T5 = "t5-base"
@@ -45,7 +46,7 @@ class Args:
     """Writes a trained model in the layout of the original Octo, whose code can load it."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory."""
+    """Run directory, or hf://owner/name[@revision] for a policy on the hub."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Directory to create."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -68,15 +69,8 @@ def main() -> None:
             joined_help(Args), prog=program("train.checkpoints.export_run"), use_underscores=True
         )
         load_parts(*args.parts)
-        run, dst = pathlib.Path(args.run), pathlib.Path(args.dst)
-        if not is_run(run):
-            raise UserError(
-                where=args.run,
-                expected="the directory of a run, with checkpoints",
-                found="none in it" if run.is_dir() else "no such directory",
-                remedy="Give the save_dir of a run.",
-            )
-        checkpoint = read_checkpoint(run, args.step)
+        dst = pathlib.Path(args.dst)
+        checkpoint = read_run(args.run, args.step)
         export_octo(checkpoint, dst, args.language_encoder)
         show(f"octo checkpoint: {dst}, step {checkpoint.step}\n")
 

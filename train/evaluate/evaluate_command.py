@@ -36,7 +36,7 @@ class Args:
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory."""
+    """Run directory, or hf://owner/name[@revision] for a policy on the hub."""
     suite: Annotated[str, tyro.conf.arg(metavar="NAME")] = "libero_spatial"
     """Suite of tasks."""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = None
@@ -64,8 +64,9 @@ class Args:
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Number of simulators; each is a process of about 1 GB. The policy is batched over them."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of results, report and videos; by default, RUN/evaluation/SUITE-STEP. Those of RUN2 go
-    to DIR/compared, or to its own such folder."""
+    """Folder of results, report and videos; by default, RUN/evaluation/SUITE-STEP, or
+    evaluation/OWNER--NAME/SUITE-STEP here for a policy on the hub. Those of RUN2 go to
+    DIR/compared, or to its own such folder."""
     videos: Kept = "all"
     """Trials whose videos are kept."""
     assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None

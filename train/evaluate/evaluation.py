@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.errors import UserError
+from pipeline.hub.hub_address import SCHEME, parse_repository
 from pipeline.terminal import escaped
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.evaluate.libero.environment import CAMERAS, LiberoEnv
@@ -99,11 +100,12 @@ class Evaluation:
     """The evaluation of one policy; everything is checked that can be without running it.
 
     Args:
-      run: The run directory.
+      run: The run directory, or the address of a policy on a hub.
       step: Training step of the checkpoint; None: the last one.
       request: The settings.
       installation: The simulator's installation.
-      folder: Folder of the results; None: one in the run directory, named by suite and step.
+      folder: Folder of the results; None: one in the run directory, named by suite and step; of a
+        policy on a hub, one below `evaluation/` in the current directory.
 
     Raises:
       UserError: There is no such checkpoint, or the simulator does not support its conventions.
@@ -120,6 +122,8 @@ class Evaluation:
     ) -> None:
         self._checkpoint = read_run(run, step)
         self._spec = PolicySpec.of(self._checkpoint, request.dataset)
+        # Of a policy on a hub the commit, so that the results say what was evaluated.
+        run = self._checkpoint.address or run
         self._run, self._request, self._installation = run, request, installation
         check_conventions(self._spec.conventions, f"{run}, dataset {self._spec.dataset}")
         _check_takes_instructions(self._spec, run)
@@ -127,7 +131,7 @@ class Evaluation:
         # Made for its checks alone.
         self._new_execution()
         name = f"{request.suite}-{self._checkpoint.step}"
-        self.folder = pathlib.Path(run) / "evaluation" / name if folder is None else folder
+        self.folder = _results_of(run) / name if folder is None else folder
         self._file = ResultsFile(self.folder, run, self._settings(horizon))
         self._pending: list[Trial] = []
         self._policy: Policy | None = None
@@ -300,6 +304,14 @@ def status(done: int, total: int, successes: int, num_now: int, seconds: float) 
         return text
     # From trials of this session alone: earlier ones took no time now.
     return f"{text}, {duration((total - done) * seconds / num_now)} left"
+
+
+def _results_of(run: str) -> pathlib.Path:
+    """Returns the folder of a run's results, which may not lie in the hub's cache."""
+    if not run.startswith(SCHEME):
+        return pathlib.Path(run) / "evaluation"
+    owner, name = parse_repository(run).id.split("/")
+    return pathlib.Path("evaluation", f"{owner}--{name}")
 
 
 @contextlib.contextmanager

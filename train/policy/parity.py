@@ -190,7 +190,7 @@ class Args:
     """Compares what a policy would see along a stored episode with what it was trained on."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory."""
+    """Run directory, or hf://owner/name[@revision] for a policy on the hub."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Dataset directory; the run's own by default."""
     episode: Annotated[int, tyro.conf.arg(metavar="K")] = 0

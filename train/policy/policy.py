@@ -19,6 +19,7 @@ from pipeline.data.schema import ACTION
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
+from train.checkpoints.fetched_run import find_run
 from train.octo.functional import InstructionEncoder, draw_by_sample
 from train.octo.model import OctoModule
 from train.octo.octo_config import OctoConfig, with_unused_dims
@@ -99,7 +100,7 @@ class Policy:
     ) -> None:
         self.spec = PolicySpec.of(checkpoint, dataset)
         self.config = config
-        self.step = checkpoint.step
+        self.step, self.address = checkpoint.step, checkpoint.address
         self._inputs = PolicyInputs(
             self.spec, encoder, batch_size=config.batch_size, resize=config.resize
         )
@@ -132,8 +133,11 @@ class Policy:
     ) -> "Policy":
         """Loads the policy of a checkpoint; reads only the checkpoint's directory.
 
+        A policy on a hub is fetched into the cache, from which it later works without a network;
+        `policy.address` then has the commit. Nothing that is fetched is executed.
+
         Args:
-          directory: The run directory.
+          directory: The run directory, or `hf://owner/name[@revision]` for a policy on the hub.
           step: Training step of the checkpoint; None: the last one.
           dataset: Path or name of the dataset whose statistics and conventions are used; None: any.
           config: Settings for running the policy.
@@ -143,7 +147,7 @@ class Policy:
 
         Raises:
           UserError: There is no run or no such checkpoint, or the policy cannot be made.
-          DataError: The checkpoint is corrupt.
+          DataError: The checkpoint is corrupt, or cannot be fetched.
         """
         check_path(directory, "Policy.from_run, directory", "a run directory")
         checkpoint = read_run(directory, step)
@@ -171,6 +175,7 @@ class Policy:
         return "\n".join(
             [
                 f"policy of training step {self.step}, {count:,} parameters",
+                *([f"from: {self.address}"] if self.address else []),
                 f"dataset: {spec.dataset}",
                 f"task: {' or '.join(TASKS[spec.data.conditioning])}",
                 "observation" + (f", of which the last {steps} are read:" if steps > 1 else ":"),
@@ -444,14 +449,26 @@ def _put_identities(example: np.ndarray, leaf: LeafSpec | None) -> None:
             example[places] = np.resize(one, len(places))
 
 
-def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Checkpoint:
-    """Reads a checkpoint of a run, after checking that the directory holds one.
+def read_run(run: str | os.PathLike[str], step: int | None = None) -> Checkpoint:
+    """Reads a checkpoint of a run, after checking that there is one.
+
+    Args:
+      run: The run directory, or `hf://owner/name[@revision]`, which is fetched unless it is cached.
+      step: Training step of the checkpoint; None: the last one.
 
     Raises:
-      UserError: The directory holds no run, or the run has no such checkpoint.
-      DataError: The checkpoint is corrupt.
+      UserError: There is no run, or the run has no such checkpoint.
+      DataError: The checkpoint is corrupt, or cannot be fetched.
     """
-    path, near = pathlib.Path(directory), ""
+    found = find_run(run, step)
+    _check_is_run(found.directory)
+    checkpoint = read_checkpoint(found.directory, found.step)
+    return dataclasses.replace(checkpoint, address=found.address)
+
+
+def _check_is_run(path: pathlib.Path) -> None:
+    """Raises an error if a directory holds no run."""
+    near = ""
     try:
         is_there = is_run(path)
         near = "" if is_there else _runs_near(path)
@@ -467,7 +484,6 @@ def read_run(directory: str | os.PathLike[str], step: int | None = None) -> Chec
             found=found,
             remedy=near or "Give the save_dir of a run.",
         )
-    return read_checkpoint(path, step)
 
 
 def _runs_near(path: pathlib.Path) -> str:

@@ -213,23 +213,29 @@ def _missing(data: DataConfig, path: str) -> frozenset[str]:
     return frozenset(next((part.missing for part in data.datasets if part.path == path), ()))
 
 
+def datasets_to_choose(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Returns the paths of which a policy must be given one; empty where all mean the same."""
+    config, datasets = checkpoint.config, checkpoint.datasets
+    names = config.model.input_keys
+    # Statistics of what is not normalised make no difference.
+    keys = [ACTION, *(f"observation/{name}" for name in names if config.data.normalizes(name))]
+    first, *others = [
+        (
+            values["conventions"],
+            [values["statistics"].get(key) for key in keys],
+            values.get("resized", {}),
+            _missing(config.data, path) & {*names},
+        )
+        for path, values in datasets.items()
+    ]
+    return tuple(datasets) if any(meaning != first for meaning in others) else ()
+
+
 def _select(checkpoint: Checkpoint, wanted: str | None) -> str:
     """Returns the path of a dataset given by path or name, or of any if it makes no difference."""
-    config, datasets = checkpoint.config, checkpoint.datasets
+    datasets = checkpoint.datasets
     if wanted is None:
-        names = config.model.input_keys
-        # Statistics of what is not normalised make no difference.
-        keys = [ACTION, *(f"observation/{name}" for name in names if config.data.normalizes(name))]
-        first, *others = [
-            (
-                values["conventions"],
-                [values["statistics"].get(key) for key in keys],
-                values.get("resized", {}),
-                _missing(config.data, path) & {*names},
-            )
-            for path, values in datasets.items()
-        ]
-        found = [] if any(meaning != first for meaning in others) else [*datasets][:1]
+        found = [] if datasets_to_choose(checkpoint) else [*datasets][:1]
     else:
         # A path decides, even if a name is equal to it.
         named = [path for path, values in datasets.items() if values["name"] == wanted]

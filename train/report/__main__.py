@@ -14,6 +14,7 @@ import tyro
 
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help, part_flags
+from pipeline.hub.hub_address import SCHEME
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program, show
 from train.end_of_run import make_up
@@ -60,12 +61,25 @@ def main() -> None:
                 remedy=f"See `{prog} --help`.",
             )
         load_parts(*args.parts)
+        _check_is_local(args.run)
         try:
             make_up(args.run, lambda config: _changed(config, changes, prog))
         except UserError as error:
             # The page is written all the same, without what needs the data.
             sys.stderr.write(f"the page lacks what needs the data: {error}\n")
         show(f"{write_report(args.run)}\n")
+
+
+def _check_is_local(run: pathlib.Path) -> None:
+    """Raises an error for an address on a hub: a report is written into the run directory."""
+    if run.parts[:1] == (SCHEME.rstrip("/"),):
+        address = SCHEME + "/".join(run.parts[1:])
+        raise UserError(
+            where=address,
+            expected="a run directory, into which the report is written",
+            found="a policy on the hub",
+            remedy=f"Fetch it first: octograin pull {address} DIR, then octograin report DIR.",
+        )
 
 
 def _changed(config: TrainConfig, changes: Sequence[str], prog: str) -> TrainConfig:

@@ -109,6 +109,15 @@ def read_run(directory: pathlib.Path) -> RunFiles:
             found="none of a run's files in it" if directory.is_dir() else "no such directory",
             remedy="Give the save_dir of a run.",
         )
+    return read_files(directory)
+
+
+def read_files(directory: pathlib.Path) -> RunFiles:
+    """Reads those of a run's files that there are; a directory without any is no error.
+
+    Raises:
+      DataError: A file is corrupt.
+    """
     views = directory / _VIEWS_NAME
     return RunFiles(
         name=directory.resolve().name,

@@ -24,7 +24,7 @@ from train.report.charts import Chart, Curve, curves, draw, smooth, smoothing_wi
 from train.report.html_page import bar, duration, percent, render, short, three_digits
 from train.report.report_inputs import NUM_LAST_STEPS, UNTRAINED, RunFiles, read_run
 
-_UNITS = {
+UNITS = {
     "normal": "1 is one standard deviation of the dimension over its dataset",
     "bounds": "2 is the range from the 1st to the 99th percentile of the dimension",
     "quantile": "2 is the range from the 1st to the 99th percentile of the dimension",
@@ -72,7 +72,7 @@ def to_page(run: RunFiles) -> str:
         title=f"{run.name}: training report",
         kind="Training report",
         name=run.name,
-        origin=_origin(run),
+        origin=describe_origin(run),
         figures=_figures(run),
         run=run,
         training=run.metrics and _training(run),
@@ -86,7 +86,7 @@ def to_page(run: RunFiles) -> str:
     )
 
 
-def _origin(run: RunFiles) -> str:
+def describe_origin(run: RunFiles) -> str:
     """Describes in a sentence what was trained, and on what."""
     source = _source(run)
     begun = f"Octo finetuned from {source}" if source else "Octo trained from random weights"
@@ -221,7 +221,7 @@ def _quality(run: RunFiles) -> dict[str, Any]:
     words = ("All dimensions", "normalised", alt)
     return {
         "last": last,
-        "unit": _UNITS.get(str(run.setting("data.normalization"))),
+        "unit": UNITS.get(str(run.setting("data.normalization"))),
         "constant": None if math.isnan(last.constant_error) else last.constant_error,
         "stages": stages,
         "steps": [f"step {one.step:,}" for one in stages],
@@ -350,12 +350,13 @@ def _datasets(run: RunFiles) -> dict[str, Any]:
     return {
         "normalizations": ", ".join(sorted(normalizations)),
         "moments": _MOMENTS,
-        "rows": [_dataset_row(one) for one in run.datasets.values()],
+        "rows": [dataset_row(one) for one in run.datasets.values()],
         "statistics": {path: _statistics(run, one) for path, one in run.datasets.items()},
     }
 
 
-def _dataset_row(values: Mapping[str, Any]) -> list[str]:
+def dataset_row(values: Mapping[str, Any]) -> list[str]:
+    """Returns a dataset's name, steps, conventions and licences, and its checksum as HTML."""
     conventions = values.get("conventions", {})
     steps = values.get("statistics", {}).get("action", {}).get("count")
     hz = conventions.get("control_frequency_hz")

@@ -31,7 +31,7 @@ class Args:
     """Serves the policy of a run with openpi's websocket protocol."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory."""
+    """Run directory, or hf://owner/name[@revision] for a policy on the hub."""
     host: str = "127.0.0.1"
     """Address to listen at. The default serves only this machine; 0.0.0.0 serves every machine that
     can reach this one, without a password."""
@@ -79,7 +79,7 @@ def main() -> None:
         with bind(args.host, args.port) as listener:
             policy = _load(args, config)
             server = module.PolicyServer(policy, config)
-            stopped_by = asyncio.run(_serve(args, server, listener))
+            stopped_by = asyncio.run(_serve(args, policy.address, server, listener))
         # Only where a client called: NaN says nothing.
         if policy.latency.num_calls:
             _log.info("inference: %s", policy.latency)
@@ -157,7 +157,9 @@ def _load(args: Args, config: ServeConfig) -> Policy:
     return policy
 
 
-async def _serve(args: Args, server: Any, listener: socket.socket) -> signal.Signals | None:
+async def _serve(
+    args: Args, address: str | None, server: Any, listener: socket.socket
+) -> signal.Signals | None:
     """Serves until a signal arrives, and returns it."""
     stop = asyncio.Event()
     received: list[signal.Signals] = []
@@ -171,7 +173,7 @@ async def _serve(args: Args, server: Any, listener: socket.socket) -> signal.Sig
         asyncio.get_running_loop().add_signal_handler(number, stop_by, number)
 
     def ready(port: int) -> None:
-        _log.info("serving %s at ws://%s:%d", args.run, args.host, port)
+        _log.info("serving %s at ws://%s:%d", address or args.run, args.host, port)
 
     await server.run(listener, stop, ready)
     return received[0] if received else None

@@ -178,7 +178,7 @@ def test_files_are_uploaded_in_one_commit(
     }
     # A large file that the hub has is not sent again.
     assert len(hub.requests("PUT /lfs/")) == 1
-    with pytest.raises(DataError, match=r"name, upload: .*found 412 .*A commit has happened since"):
+    with pytest.raises(DataError, match=r"name, upload: .* looked at; found a later commit"):
         client.commit(NAME, {"c.json": b""}, [], "Late", parent=first.revision)
 
 

@@ -1,0 +1,119 @@
+"""Policies fetched from a hub on this machine into the cache."""
+
+import logging
+import os
+import pathlib
+
+import pytest
+
+from pipeline.errors import DataError, UserError
+from tests.hub_server import READER
+from train.checkpoints.fetched_run import find_run
+from train.policy.policy import read_run
+
+ADDRESS = "hf://owner/name"
+
+
+@pytest.fixture
+def on_hub(hub, policy_run):
+    """A repository with the checkpoints 1 and 2 of the tiny run, as `owner/name`."""
+    repository = hub.model()
+    repository.commit_folder(policy_run)
+    return repository
+
+
+def entries(directory: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything below a directory."""
+    found = ((path, path.stat()) for path in directory.rglob("*"))
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found}
+
+
+def test_only_the_checkpoint_is_fetched_and_only_once(hub, on_hub, policy_run):
+    checkpoint = read_run(ADDRESS)
+    commit = on_hub.refs["main"]
+    assert (checkpoint.step, checkpoint.address) == (2, f"{ADDRESS}@{commit}")
+    assert {name.split("/")[1] for name in hub.fetched()} == {"2"}
+    hub.log.clear()
+    found = find_run(ADDRESS, 2)
+    assert found.directory.is_relative_to(os.environ["HF_HOME"])
+    assert [(r.method, r.path) for r in hub.log] == [("GET", "/api/models/owner/name")]
+    hub.log.clear()
+    assert find_run(f"{ADDRESS}@{commit}", 1).step == 1
+    assert {name.split("/")[1] for name in hub.fetched()} == {"1"}
+    assert not hub.requests("tree")
+    local = read_run(policy_run)
+    assert (local.address, local.config) == (None, checkpoint.config)
+
+
+def test_what_was_fetched_works_without_a_network(hub, on_hub, monkeypatch, caplog):
+    on_hub.refs["v1"] = on_hub.refs["main"]
+    address = read_run(f"{ADDRESS}@v1").address
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # refuses at once
+    with caplog.at_level(logging.WARNING):
+        assert read_run(f"{ADDRESS}@v1").address == address
+    assert caplog.messages == [f"{ADDRESS}@v1: the hub cannot be reached; using {address}"]
+    assert read_run(str(address)).step == 2
+    with pytest.raises(DataError, match=r"found no connection.*Check the network"):
+        read_run(str(address), 1)
+    with pytest.raises(DataError, match=r"found no connection"):
+        read_run("hf://owner/other")
+
+
+def test_reading_writes_nothing_into_the_cache(hub, on_hub):
+    address = str(read_run(ADDRESS).address)
+    before = entries(pathlib.Path(os.environ["HF_HOME"]))
+    read_run(address)
+    assert entries(pathlib.Path(os.environ["HF_HOME"])) == before
+
+
+def test_a_cache_that_may_only_be_read_is_enough(hub, on_hub, as_nobody):
+    address = str(read_run(ADDRESS).address)
+    with as_nobody():
+        assert read_run(address).step == 2
+
+
+def test_corruption_in_the_cache_says_what_to_delete(hub, on_hub):
+    path = find_run(ADDRESS).directory / "checkpoints" / "2"
+    content = (path / "datasets" / "metadata").read_text()
+    (path / "datasets" / "metadata").write_text(content.replace("CC-BY", "CC-BB"))
+    remedy = f"Delete {path}, and run the same again: it is then fetched again."
+    with pytest.raises(DataError, match=remedy):
+        read_run(ADDRESS)
+
+
+def test_a_fetch_that_failed_continues(hub, on_hub):
+    hub.fail("GET .*/2/state/_METADATA", 403)
+    with pytest.raises(DataError, match=r"state/_METADATA: expected permission; found 403"):
+        read_run(ADDRESS)
+    hub.faults.clear()
+    before = hub.fetched()
+    assert read_run(ADDRESS).step == 2
+    assert "checkpoints/2/state/_METADATA" in hub.fetched()[len(before) :]
+
+
+def test_each_failure_has_its_message(hub, on_hub, policy_run, monkeypatch):
+    hub.model("owner/private", is_private=True).commit_folder(policy_run)
+    hub.model("owner/gated", is_gated=True)
+    hub.model("owner/other").commit({"config.json": b"{}", "model.safetensors": b"1"})
+    hub.model("owner/begun").commit(dict.fromkeys(("config.json", "environment.json"), b"{}"))
+    cases = [
+        (f"{ADDRESS}@v9", None, "a branch, tag or commit of the repository; found none of the n"),
+        ("hf://owner/none", None, "it does not exist, or is private"),
+        ("hf://owner/private", None, r"for a private one, log in with `hf auth login`"),
+        ("hf://owner/gated", None, "the repository is gated"),
+        (
+            "hf://owner/other",
+            None,
+            r"with checkpoints/STEP; found config.json, but no .*Name a rep",
+        ),
+        ("hf://owner/begun", None, r"no checkpoint\. Its upload is incomplete: push it again"),
+        ("hf://datasets/owner/name", None, "the address of a policy, .* found one of a dataset"),
+        ("hf://owner", None, "Write the owner, the repository"),
+        (ADDRESS, 7, r"expected a checkpoint of step 7; found the steps \[1, 2\]"),
+    ]
+    for address, step, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            read_run(address, step)
+        assert str(caught.value).startswith("hf://")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert read_run("hf://owner/private").step == 2

@@ -1,0 +1,96 @@
+"""`octograin pull hf://owner/name DIR`: downloads a policy of the hub as a run directory."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from pipeline.errors import UserError, user_errors_exit
+from pipeline.files import locked, sync, writing
+from pipeline.flag_help import joined_help
+from pipeline.hub.hub_address import Repository
+from pipeline.hub.hub_client import open_hub
+from pipeline.hub.hub_transfer import download_all
+from pipeline.terminal import log_to_stderr, program, show
+from train.checkpoints.fetched_run import check_run, parse_policy
+from train.checkpoints.run_directory import LOCK_NAME
+
+_INTERRUPTED = "interrupted; the same command resumes"
+_NOT_OF_THE_RUN = ".gitattributes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Downloads a policy of the Hugging Face hub as a run directory.
+
+    If it was stopped, the same command continues it. DIR appears when it is complete.
+    """
+
+    address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="hf://OWNER/NAME")]
+    """Address of the policy, with @REVISION for a branch, tag or commit."""
+    dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Directory to create."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line, downloads and prints what to do next."""
+    log_to_stderr()
+    with user_errors_exit(interrupted=_INTERRUPTED):
+        args = tyro.cli(joined_help(Args), prog=program("train.hub.pull_run"), use_underscores=True)
+        pulled = pull_run(args.address, pathlib.Path(args.dir))
+        show(f"pulled {pulled}\nnext   octograin serve {args.dir}\n")
+
+
+def pull_run(address: str, directory: pathlib.Path) -> Repository:
+    """Downloads a policy into a new directory; returns its repository at the commit.
+
+    Files are collected beside it, in a hidden directory that a later call continues, and the
+    complete directory gets its name.
+
+    Args:
+      address: hf://owner/name[@revision].
+      directory: The directory to create.
+
+    Raises:
+      UserError: The directory exists or cannot be written, or another process pulls into it.
+      DataError: It is no run, or cannot be downloaded.
+    """
+    repository = parse_policy(address)
+    _check_is_new(directory)
+    hub = open_hub()
+    pinned = hub.resolve(repository)
+    files = [file for file in hub.list_files(pinned) if file.path != _NOT_OF_THE_RUN]
+    check_run(pinned, files)
+    unfinished = directory.with_name(f".{directory.name}.{str(pinned.revision)[:12]}.pull")
+    with writing(unfinished):
+        unfinished.mkdir(parents=True, exist_ok=True)
+    with locked(unfinished / LOCK_NAME, _in_use(directory)):
+        download_all(pinned, files, unfinished)
+        _check_is_new(directory)
+        with writing(directory):
+            unfinished.rename(directory)
+            sync(directory.parent)
+    return pinned
+
+
+def _check_is_new(directory: pathlib.Path) -> None:
+    if os.path.lexists(directory):
+        raise UserError(
+            where=str(directory),
+            expected="a new directory",
+            found="a directory" if directory.is_dir() else "a file",
+            remedy="Name another one, or move it away.",
+        )
+
+
+def _in_use(directory: pathlib.Path) -> UserError:
+    return UserError(
+        where=str(directory),
+        expected="no other process that pulls into it",
+        found="one",
+        remedy="Wait for it or stop it, or name another directory.",
+    )

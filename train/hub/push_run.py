@@ -1,0 +1,165 @@
+"""`octograin push RUN hf://owner/name`: publishes a checkpoint of a run, with a model card."""
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from pipeline.errors import UserError, user_errors_exit
+from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.hub.card_text import is_signed
+from pipeline.hub.hub_address import Repository, parse_repository
+from pipeline.hub.hub_client import Hub, open_hub
+from pipeline.parts.part_files import load_parts
+from pipeline.terminal import count, log_to_stderr, program, show
+from train.checkpoints.hub_paths import CARD_NAME, checkpoint_steps, own_paths
+from train.hub.published_run import PublishedRun
+from train.hub.pushed_files import PushedFiles, pushed_files
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Puts a checkpoint of a run on the Hugging Face hub in one commit, with a card.
+
+    The card, README.md, says how to use the policy, and has the figures of the report. Files of an
+    earlier push to the same repository are replaced. Log in before with `hf auth login`, or set
+    HF_TOKEN to a token that may write.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory."""
+    address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="hf://OWNER/NAME")]
+    """Address of the repository, with @BRANCH for another branch than the default."""
+    checkpoint: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Training step of the checkpoint; the last one by default."""
+    with_optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Push the optimizer state too, which is needed to resume the run but not to act."""
+    license: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None
+    """Licence of the policy as the hub names it, such as apache-2.0; it has to suit those of the
+    data and of the pretrained weights."""
+    private: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Make the repository private, where it is made; one that exists stays as it is."""
+    replace_card: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace a README.md that was written or changed by hand."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pushed:
+    """What a push did."""
+
+    repository: Repository
+    """The repository at the new commit."""
+    is_new: bool
+    """Whether the repository was made."""
+    is_card_kept: bool
+    """Whether a README.md that was written or changed by hand was left as it is."""
+    num_deleted: int
+    """Files of an earlier push that are not among those of this one."""
+
+
+def main() -> None:
+    """Parses the command line, pushes and prints the address of what was pushed."""
+    log_to_stderr()
+    with user_errors_exit(interrupted="interrupted; the same command resumes"):
+        args = tyro.cli(joined_help(Args), prog=program("train.hub.push_run"), use_underscores=True)
+        load_parts(*args.parts)
+        pushed = push_run(args)
+        made = f"made a {'private' if args.private else 'public'} repository\n" * pushed.is_new
+        kept = (
+            f"kept {CARD_NAME}, which was written or changed by hand; --replace_card replaces it\n"
+        )
+        gone = f"deleted {count(pushed.num_deleted, 'file')} of an earlier push\n"
+        show(made + kept * pushed.is_card_kept + gone * bool(pushed.num_deleted))
+        show(f"{args.run}: pushed as {pushed.repository}\n")
+
+
+def push_run(args: Args) -> Pushed:
+    """Pushes a checkpoint in one commit.
+
+    Raises:
+      UserError: There is no such checkpoint, or the repository has files that are not of a run.
+      DataError: The run is corrupt, or the hub refuses or is not reached.
+    """
+    repository = _repository(args.address)
+    directory, address = pathlib.Path(args.run), str(repository.at_revision(None))
+    run = PublishedRun.of(directory, args.checkpoint, address, args.license)
+    with pushed_files(directory, run, with_optimizer=args.with_optimizer) as files:
+        state = "with" if args.with_optimizer else "without"
+        show(f"training step {files.step} {state} its optimizer state: {files}\n")
+        return publish(files, repository, is_private=args.private, replace_card=args.replace_card)
+
+
+def publish(
+    files: PushedFiles,
+    repository: Repository,
+    *,
+    is_private: bool = False,
+    replace_card: bool = False,
+) -> Pushed:
+    """Uploads files in one commit, which deletes those of an earlier push that are not among them.
+
+    Args:
+      files: The files.
+      repository: The repository, which is made if it is missing; its revision is the branch.
+      is_private: Whether a repository that is made is private.
+      replace_card: Whether a README.md that was written or changed by hand is replaced.
+
+    Raises:
+      UserError: The repository has files that are not of a run.
+      DataError: The hub refuses or is not reached, or there is a later commit than was looked at.
+    """
+    hub = open_hub()
+    is_new = hub.create(repository, is_private=is_private)
+    before = hub.resolve(repository)
+    there = [file.path for file in hub.list_files(before)]
+    _check_replaceable(repository, there)
+    deleted = sorted({*own_paths(there)} - files.paths.keys())
+    is_card_kept = CARD_NAME in there and not replace_card and not _is_ours(hub, before)
+    added: dict[str, pathlib.Path | bytes] = {**files.paths}
+    if not is_card_kept:
+        added[CARD_NAME] = files.card.encode()
+    message = f"Push training step {files.step}"
+    after = hub.commit(repository, added, deleted, message, parent=before.revision)
+    return Pushed(after, is_new, is_card_kept, len(deleted))
+
+
+def _repository(address: str) -> Repository:
+    """Reads the address of a repository of a policy, of a branch and not of a commit."""
+    repository = parse_repository(address, "hf://owner/name[@branch]")
+    if repository.is_dataset or repository.is_pinned:
+        raise UserError(
+            where=address,
+            expected="the address of a policy to push to, hf://owner/name[@branch]",
+            found="one of a dataset" if repository.is_dataset else "one of a commit",
+            remedy="A run is a policy: leave out datasets/."
+            if repository.is_dataset
+            else "Leave out @revision: a push makes a new commit.",
+        )
+    return repository
+
+
+def _check_replaceable(repository: Repository, there: list[str]) -> None:
+    """Checks that files which a push would replace or delete are those of a run."""
+    own = own_paths(there)
+    if own and not checkpoint_steps(there):
+        raise UserError(
+            where=str(repository),
+            expected="an empty repository, or one with a run of octograin",
+            found=f"{', '.join(own)}, but no checkpoint of octograin",
+            remedy="Push to a repository of another name; it is made if it is missing.",
+        )
+
+
+def _is_ours(hub: Hub, repository: Repository) -> bool:
+    """Whether a repository's card is as an earlier push wrote it."""
+    return is_signed(hub.read(repository, CARD_NAME).decode(errors="replace"))
+
+
+if __name__ == "__main__":
+    main()
