@@ -184,6 +184,9 @@ def _mistyped(config: object) -> Iterator[Problem]:
 def _is_of(kind: Any, element: object) -> bool:
     """Returns whether an element of a tuple has its type; a kind that is no class fits all."""
     if get_origin(kind) is not tuple:
+        if kind is float and isinstance(element, int):
+            # As in annotations: 2 is written for 2.0. True is a number of Python's.
+            return not isinstance(element, bool)
         # Any is a class, but not one for `isinstance`.
         return kind is Any or not isinstance(kind, type) or isinstance(element, kind)
     kinds = get_args(kind)

@@ -15,6 +15,7 @@ from pipeline.data.schema import ACTION
 from pipeline.data.token_provenance import check_same_encoders
 from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
 from pipeline.loading import device
+from pipeline.loading.samples.step_choice import choice_problems
 from pipeline.loading.text import describe_texts
 from pipeline.terminal import show
 from train.checkpoints import run_directory
@@ -36,7 +37,7 @@ from train.run_description import (
     describe_model,
     describe_short_warmup,
 )
-from train.run_setup import Setup, open_inputs, set_up
+from train.run_setup import Inputs, Setup, open_inputs, set_up
 from train.train_config import TrainConfig
 
 Level = Literal["ok", "warning", "error"]
@@ -107,7 +108,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     # What follows needs both; the findings so far are printed.
     if inputs is None or problems:
         return found.all
-    setup = found.attempt("config, data and model", lambda: set_up(config, inputs), "fit together")
+    setup = _set_up(found, config, inputs)
     if setup is None:
         return found.all
     # From here on nothing is missing: the rest looks for what trains badly.
@@ -127,6 +128,21 @@ def diagnose(flags: Flags) -> list[Finding]:
     _look_at_disk(found, setup)
     _look_at_memory(found, setup)
     return found.all
+
+
+def _set_up(found: "_Findings", config: TrainConfig, inputs: Inputs) -> Setup | None:
+    """Sets the run up; None after errors."""
+    errors = [
+        error
+        for pair in zip(inputs.datasets, config.data.datasets, strict=True)
+        for error in choice_problems(*pair)
+    ]
+    # Each is a finding; a run lists all of them in one error.
+    for error in errors:
+        found.add("error", "choice of steps", str(error))
+    if errors:
+        return None
+    return found.attempt("config, data and model", lambda: set_up(config, inputs), "fit together")
 
 
 class _Findings:

@@ -212,12 +212,15 @@ def labelled(lines: list[tuple[str, str]]) -> str:
 
 def _datasets(setup: Setup) -> Iterator[str]:
     mixture = setup.loader.state(0).mixture
-    for dataset, part in zip(setup.loader.datasets, mixture, strict=True):
+    configs = setup.config.data.datasets
+    for dataset, config, part in zip(setup.loader.datasets, configs, mixture, strict=True):
+        choice = config.choice()
         yield (
             f"{dataset.path}: {dataset.num_episodes} episodes, {dataset.num_steps} steps"
             f"{excluded_note(dataset.manifest)}, "
             f"{len(dataset.manifest.tasks)} tasks, checksum {dataset.manifest.digest()}; "
             f"{part.steps} steps sampled ({100 * part.share:.1f}%)"
+            f"{': ' if choice else ''}{choice}"
         )
 
 

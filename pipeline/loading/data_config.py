@@ -16,6 +16,7 @@ from pipeline.loading.published_mixtures import (
     published_mixture,
     usual_cameras,
 )
+from pipeline.loading.samples.dataset_config import DatasetConfig
 from pipeline.loading.transforms.gripper_rules import GripperRule, check_one_each
 from pipeline.loading.transforms.transform import Transform
 from pipeline.parts.part import Part
@@ -24,42 +25,6 @@ Normalization = Literal["normal", "bounds", "quantile"]
 Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
 Split = Literal["train", "validation", "all"]
 Convention = Literal["control_frequency_hz", "rotation"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetConfig:
-    """One dataset of the mixture, or a part of it."""
-
-    path: str
-    """Dataset directory, the one that holds dataset.json."""
-    weight: float | None = None
-    """Share of the samples, relative to the other weights. If None for all datasets, shares are
-    proportional to their selected steps."""
-    tasks: tuple[str, ...] = ()
-    """Globs over instructions; only steps whose instruction matches are sampled. Empty: all."""
-    episodes: tuple[int, int] | None = None
-    """First episode to sample and the one after the last, counted from 0; None: all."""
-    missing: tuple[str, ...] = ()
-    """Observations that this dataset lacks: its samples have zeros, and False in the pad mask."""
-    excluded: tuple[str, ...] = ()
-    """Corrupt records to skip, each FILE:RECORD as printed in the error. Samples that would read
-    one are replaced; the order of all other samples does not change."""
-    commands: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """Shell commands that create the directory; printed if it is missing."""
-
-    def __post_init__(self) -> None:
-        """Checks the range of episodes."""
-        check(self)
-
-    def problems(self) -> Iterator[Problem]:
-        """Yields each problem of the fields."""
-        if self.episodes is not None and not 0 <= self.episodes[0] < self.episodes[1]:
-            yield Problem(
-                "episodes",
-                "the first episode and the one after the last",
-                self.episodes,
-                "Count from 0: (0, 10) are the first ten.",
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ from pipeline.loading.samples.sampling import (
     Turns,
     sample_draws,
 )
-from pipeline.loading.samples.splits import select
+from pipeline.loading.samples.splits import select_all
 from pipeline.loading.text import Encode, TaskTable, tokenize
 from pipeline.loading.transformed_statistics import transformed_statistics
 from pipeline.loading.transforms.batch_transforms import (
@@ -124,8 +124,7 @@ class Loader:
         # Streams of `for` loops, to be closed with the loader: their threads would outlive it.
         self._streams: list[Generator[LoadedBatch]] = []
         self._has_ids = encode is not None
-        parts = zip(self.datasets, config.datasets, strict=True)
-        self._selections = tuple(select(dataset, part, config) for dataset, part in parts)
+        self._selections = select_all(self.datasets, config)
         self._window_reader = WindowReader(
             self.datasets, self._selections, config, dict(image_sizes or {})
         )
@@ -409,9 +408,9 @@ class Loader:
         weights = []
         for selection, part in zip(self._selections, self.config.datasets, strict=True):
             by_steps = self.config.balance or part.weight is None
-            # With `balance`, or without a weight, every selected step counts alike; else the
-            # dataset does.
-            weights.append((part.weight or 1.0) * (selection.num_steps if by_steps else 1))
+            # With `balance`, or without a weight, every selected step counts, by its own weight;
+            # else the dataset does.
+            weights.append((part.weight or 1.0) * (selection.num_samples if by_steps else 1))
         return tuple(weights)
 
     @property

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.dataset import excluded_note
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.files import to_json_values
 from pipeline.loading.batch import BatchSpec
@@ -26,8 +27,12 @@ def describe(loader: "Loader") -> str:
       loader: A loader with any config.
     """
     config = loader.config
-    parts = zip(loader.datasets, loader.shares, strict=True)
-    datasets = [f"  {d.path}: {d.num_steps:,} steps, {share:.1%}" for d, share in parts]
+    parts = zip(loader.datasets, config.datasets, loader.shares, strict=True)
+    datasets = [
+        f"  {d.path}: {d.num_steps:,} steps{excluded_note(d.manifest)}, {share:.1%}"
+        + (f": {choice}" if (choice := part.choice()) else "")
+        for d, part, share in parts
+    ]
     if len(datasets) > _SHOWN_DATASETS:
         datasets[_SHOWN_DATASETS - 1 :] = [f"  and {len(datasets) - _SHOWN_DATASETS + 1} more"]
     windows = f"window_size {config.window_size}, action_horizon {config.action_horizon}"
@@ -89,6 +94,7 @@ def describe_dataset(
         for feature in reader.features
     }
     changed, excluded = resized(reader, number), manifest.excluded_episodes
+    choice = (config.datasets[number].choice() + excluded_note(manifest)).removeprefix("; ")
     names = {key: list(leaf.dims) for key, leaf in normalized.items()} if config.transforms else {}
     return {
         "name": manifest.name,
@@ -101,6 +107,7 @@ def describe_dataset(
         "features": features,
         # Absent if empty, so that descriptions of older runs stay equal.
         **({"excluded_episodes": list(excluded)} if excluded else {}),
+        **({"choice": choice} if choice else {}),
         **({"resized": changed} if changed else {}),
         **({"statistics_dims": names} if names else {}),
         "conventions": to_json_values(manifest.conventions),

@@ -124,9 +124,7 @@ def _is_intact(entry: object) -> bool:
 def _compute(
     datasets: Sequence[Dataset], number: int, config: DataConfig
 ) -> dict[str, FeatureStatistics]:
-    parts = tuple(
-        dataclasses.replace(part, tasks=(), episodes=None, weight=None) for part in config.datasets
-    )
+    parts = tuple(part.whole() for part in config.datasets)
     config = dataclasses.replace(
         config,
         datasets=parts,

@@ -15,7 +15,7 @@ from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.samples.sampling import Samples
-from pipeline.loading.samples.splits import Selection
+from pipeline.loading.samples.selection import Selection
 from pipeline.loading.samples.windows import (
     action_mask,
     chunk_indices,
@@ -188,7 +188,7 @@ class Windows:
     history: np.ndarray
     """int (b w): steps inside the episode."""
     history_mask: np.ndarray
-    """bool (b w): False before the first step."""
+    """bool (b w): False before the first step of the episode, or of the chosen part of it."""
     chunk: np.ndarray
     """int (b w h): steps of the actions."""
     chunk_mask: np.ndarray
@@ -315,27 +315,31 @@ class WindowReader:
 
     def locate(self, samples: Samples) -> Windows:
         """Computes the windows of samples, without reading anything."""
-        t, length, first, episode, task = (np.empty_like(samples.step) for _ in range(5))
+        t, first, begin, end, episode, task = (np.empty_like(samples.step) for _ in range(6))
         has_text = np.ones(len(t), bool)
         for number, dataset in enumerate(self.datasets):
             rows = np.flatnonzero(samples.dataset == number)
             episode[rows], t[rows] = dataset.locate(samples.step[rows])
             # Steps of the dataset; the steps of `Windows` count from the episode's first one.
             first[rows] = dataset.episode_starts[episode[rows]]
-            length[rows] = dataset.episode_starts[episode[rows] + 1] - first[rows]
+            borders = np.stack([first[rows], dataset.episode_starts[episode[rows] + 1]], axis=1)
+            reached = self.selections[number].bounds(samples.step[rows], borders)
+            begin[rows], end[rows] = reached.T - first[rows]
             # Instructions may change inside an episode, so the task is looked up by step.
             for row in rows.tolist():
                 task[row] = dataset.task_index(int(episode[row]), int(t[row]))
                 # An empty text means that goal images alone tell the task.
                 has_text[row] = bool(dataset.manifest.tasks[task[row]])
-        goal, has_goal = self._choose_goals(samples, first, t, length, has_text)
-        history, history_mask = history_indices(t, self.config.window_size)
+        goal, has_goal = self._choose_goals(samples, first, t, end, has_text)
+        # Steps before `begin` count as not recorded, like those of the episode before.
+        history, history_mask = history_indices(t - begin, self.config.window_size)
+        history += begin[:, None]
         horizon = self.config.action_horizon
         if self.config.octo_action_mask:
             mask = octo_action_mask(t, goal, self.config.window_size, horizon)
         else:
             # An instruction ends with the episode, a goal image with what it shows.
-            mask = action_mask(history, np.where(has_goal, goal, length), horizon)
+            mask = action_mask(history, np.where(has_goal, goal, end), horizon)
         return Windows(
             dataset=samples.dataset,
             episode=episode,
@@ -343,7 +347,7 @@ class WindowReader:
             task=task,
             history=history,
             history_mask=history_mask,
-            chunk=chunk_indices(history, length, horizon),
+            chunk=chunk_indices(history, end, horizon),
             chunk_mask=mask,
             goal=goal,
             has_goal=has_goal,
@@ -354,14 +358,14 @@ class WindowReader:
         samples: Samples,
         first: np.ndarray,
         t: np.ndarray,
-        length: np.ndarray,
+        end: np.ndarray,
         has_text: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns `goal` and `has_goal` of `Windows`."""
         if not self.config.has_goals:
-            return length - 1, np.zeros(len(t), bool)
+            return end - 1, np.zeros(len(t), bool)
         # Draw 0: the goal. Draw 1: goal images or text. Draws 2 and 3 are spare.
-        goal = first + uniform_goals(t, length, samples.draws[:, 0])
+        goal = first + uniform_goals(t, end, samples.draws[:, 0])
         for number, selection in enumerate(self.selections):
             rows = samples.dataset == number
             # Replaces goals whose record is excluded.
@@ -373,7 +377,7 @@ class WindowReader:
         # A dataset without cameras has no goal images to keep.
         has_goal &= self._has_camera[samples.dataset]
         # Back to steps that count from the episode's first one.
-        return np.where(has_goal, goal - first, length - 1), has_goal
+        return np.where(has_goal, goal - first, end - 1), has_goal
 
     def _mask_inputs(self, batch: FlatBatch, windows: Windows) -> None:
         """Fills the pad masks of single inputs, and zeroes the missing ones."""

@@ -94,6 +94,17 @@ def test_every_problem_of_the_config_is_a_finding_beside_those_of_the_disk(tiny_
     ]
 
 
+def test_every_choice_that_does_not_fit_a_dataset_is_a_finding(tiny_config, mini_dataset):
+    part = DatasetConfig(
+        str(mini_dataset), episode_list=(1, 4), segments=((0, 0, 500),), outcome="success"
+    )
+    found = texts(with_data(tiny_config, datasets=(part,)), "error")
+    assert [text.partition(": expected")[0] for text in found] == [
+        f"choice of steps: {mini_dataset}, {field}"
+        for field in ("episode_list", "segments", "outcome and failure_weight")
+    ]
+
+
 def test_what_two_parts_meet_is_one_finding(tiny_config):
     (error,) = texts(dataclasses.replace(tiny_config, batch_size=5), "error")
     assert "batch_size" in error

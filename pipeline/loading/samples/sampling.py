@@ -1,14 +1,16 @@
 """Computes the order of the samples: the dataset, step and random draws of each."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 
 import grain
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.loading.samples.splits import Selection
+from pipeline.loading.samples.selection import Selection, Stratum
 
 _NUM_DRAWS = 4
 """64-bit words of one Philox block, the draws of one sample."""
@@ -99,7 +101,9 @@ class SampleOrder:
     """An infinite source for Grain: element i lists the samples of batch i.
 
     Each dataset is shuffled globally, in a new order each epoch, and gives every selected step once
-    per epoch.
+    per epoch. If its steps have weights, each weight's steps are shuffled on their own and take
+    turns with the others: a step of the weight 2 comes twice while one of the weight 1 comes once,
+    and none comes again before all of its weight have come.
 
     Args:
       selections: The selected steps of each dataset.
@@ -117,18 +121,17 @@ class SampleOrder:
         batch_size: int,
         shard: HostShard = WHOLE_BATCH,
     ) -> None:
-        self._selections = tuple(selections)
-        self._turns = Turns(weights)
+        self._parts = _parts(selections, weights)
+        self._turns = Turns([part.weight for part in self._parts])
         # `MapDataset` computes the permutation of an index, so no list of steps is in memory.
         self._shuffled = [
-            grain.MapDataset.range(selection.num_steps)
-            # Own shuffles: datasets of equal size must not run through their steps in the same
-            # order.
-            .seed(_child_seed(seed, number))
+            grain.MapDataset.range(part.selection.num_steps)
+            # Own shuffles: parts of equal size must not run through their steps in the same order.
+            .seed(_child_seed(seed, *part.place))
             .shuffle()
             # `repeat` shuffles again in each epoch.
             .repeat()
-            for number, selection in enumerate(selections)
+            for part in self._parts
         ]
         self._seed = seed
         self._batch_size = batch_size
@@ -143,13 +146,14 @@ class SampleOrder:
         """Returns this process's samples of batch `index`."""
         first = index * self._batch_size + self._rows.start
         places = np.arange(first, first + len(self._rows))
-        dataset, number = self._turns(places)
-        # Number of each sample within its dataset, not yet shuffled.
-        step = np.empty_like(number)
-        for place, selection in enumerate(self._selections):
-            rows = np.flatnonzero(dataset == place)
-            shuffled = [self._shuffled[place][n] for n in number[rows].tolist()]
-            step[rows] = selection.steps(np.array(shuffled, np.int64))
+        turn, number = self._turns(places)
+        # Number of each sample within its part, not yet shuffled.
+        dataset, step = np.empty_like(number), np.empty_like(number)
+        for index, part in enumerate(self._parts):
+            rows = np.flatnonzero(turn == index)
+            dataset[rows] = part.place[0]
+            shuffled = [self._shuffled[index][n] for n in number[rows].tolist()]
+            step[rows] = part.selection.steps(np.array(shuffled, np.int64))
         return Samples(places, dataset, step, sample_draws(self._seed, first, len(places)))
 
 
@@ -166,6 +170,46 @@ def sample_draws(seed: int, first: int, num_samples: int) -> np.ndarray:
     return (words >> np.uint64(11)).reshape(num_samples, _NUM_DRAWS) * 2.0**-53
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Steps that are shuffled together, and take turns with the others."""
+
+    place: tuple[int, ...]
+    """Index of the dataset; then, where its steps have weights, that of the stratum from 1."""
+    selection: Selection
+    weight: float
+
+
+def _parts(selections: Sequence[Selection], weights: Sequence[float]) -> list[_Part]:
+    """The datasets, or their strata where steps have weights."""
+    if not any(selection.strata for selection in selections):
+        pairs = zip(selections, weights, strict=True)
+        return [_Part((number,), *pair) for number, pair in enumerate(pairs)]
+    places, shares = [], []
+    for number, selection in enumerate(selections):
+        strata = selection.strata or (Stratum(1.0, selection),)
+        counts = [_fraction(s.weight) * s.selection.num_steps for s in strata]
+        # From 1: trailing zeros do not change a seed.
+        own = [(number, place) for place in range(1, len(strata) + 1)]
+        places += own if selection.strata else [(number,)]
+        shares += [_fraction(weights[number]) * count / sum(counts) for count in counts]
+    chosen = [s.selection for one in selections for s in one.strata or (Stratum(1.0, one),)]
+    turns = _exact(shares)
+    return [_Part(*each) for each in zip(places, chosen, turns, strict=True)]
+
+
+def _fraction(weight: float) -> Fraction:
+    """The weight as it was written: 0.1 is a tenth, not the nearest binary number."""
+    return Fraction(weight).limit_denominator(_LONGEST_PERIOD)
+
+
+def _exact(shares: Sequence[Fraction]) -> list[float]:
+    """Whole numbers of turns in one period, or the shares if it would be too long."""
+    whole = [int(share * math.lcm(*(s.denominator for s in shares))) for share in shares]
+    whole = [count // math.gcd(*whole) for count in whole]
+    return [*map(float, whole if sum(whole) <= _LONGEST_PERIOD else shares)]
+
+
 def _whole_turns(weights: np.ndarray) -> np.ndarray:
     """Turns of each dataset in one period: int64 (datasets), each at least 1."""
     is_whole = (weights == np.floor(weights)).all() and weights.sum() <= _LONGEST_PERIOD
@@ -177,6 +221,6 @@ def _whole_turns(weights: np.ndarray) -> np.ndarray:
     return counts // np.gcd.reduce(counts)
 
 
-def _child_seed(seed: int, number: int) -> int:
-    # SeedSequence mixes both numbers, so neighbouring seeds share no dataset's shuffle.
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def _child_seed(seed: int, *place: int) -> int:
+    # SeedSequence mixes the numbers, so neighbouring seeds share no dataset's shuffle.
+    return int(np.random.SeedSequence([seed, *place]).generate_state(1)[0])

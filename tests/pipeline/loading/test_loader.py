@@ -17,7 +17,7 @@ from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.device import batch_sharding, make_mesh, one_ahead
 from pipeline.loading.loader import LoadedBatch, Loader
 from pipeline.loading.samples.sampling import HostShard, SampleOrder
-from pipeline.loading.samples.splits import Selection
+from pipeline.loading.samples.selection import Selection
 from pipeline.loading.samples.windows import chunk_indices, history_indices
 from tests.processes import Command
 

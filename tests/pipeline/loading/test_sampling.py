@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.loading.samples.sampling import HostShard, SampleOrder, Turns, sample_draws
-from pipeline.loading.samples.splits import Selection
+from pipeline.loading.samples.selection import Selection
 
 
 def everything(*num_steps: int) -> list[Selection]:

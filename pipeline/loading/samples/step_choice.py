@@ -1,0 +1,249 @@
+"""Which episodes and steps of a dataset a config chooses, and how often each is sampled."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.data.dataset import Dataset
+from pipeline.data.schema import Column
+from pipeline.errors import UserError, did_you_mean
+from pipeline.loading.samples.dataset_config import DatasetConfig
+from pipeline.loading.samples.selection import Selection, Stratum
+from pipeline.loading.samples.success import success_problems, successes
+from pipeline.terminal import ranges
+
+_SHOWN = 5
+"""Segments and instructions that an error lists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Stretches of steps of one instruction, in the order of the dataset; int64 (runs) each."""
+
+    starts: np.ndarray
+    """First step of each."""
+    ends: np.ndarray
+    """The step after the last."""
+    episodes: np.ndarray
+    """Its episode."""
+    tasks: np.ndarray
+    """Its task."""
+
+    def at(self, rows: np.ndarray) -> "Runs":
+        """Returns some of them, by their indices or a mask."""
+        return Runs(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+    def inside(self, spans: np.ndarray) -> "Runs":
+        """Returns what of them lies inside spans, cut where those begin and end.
+
+            runs 0-10, 10-20    spans 2-5, 8-12    2-5, 8-10, 10-12
+
+        Args:
+          spans: int64 (spans 2), ascending: first step and the one after the last of each.
+        """
+        first = np.searchsorted(spans[:, 1], self.starts, side="right")
+        count = np.maximum(np.searchsorted(spans[:, 0], self.ends, side="left") - first, 0)
+        rows = np.repeat(np.arange(len(first)), count)
+        # Each run's spans, one after the other.
+        which = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[rows]
+        cut = self.at(rows)
+        return dataclasses.replace(
+            cut,
+            starts=np.maximum(cut.starts, spans[which, 0]),
+            ends=np.minimum(cut.ends, spans[which, 1]),
+        )
+
+
+def runs_of(dataset: Dataset) -> Runs:
+    """Returns the stretches of all episodes; one ends where the instruction changes."""
+    manifest = dataset.manifest
+    starts, tasks = dataset.episode_starts[:-1], np.array(manifest.episode_tasks, np.int64)
+    if manifest.task_changes:
+        changes = np.array([(c.episode, c.step, c.task) for c in manifest.task_changes], np.int64)
+        begins = dataset.episode_starts[changes[:, 0]] + changes[:, 1]
+        starts = np.concatenate([starts, begins])
+        order = np.argsort(starts, kind="stable")
+        starts, tasks = starts[order], np.concatenate([tasks, changes[:, 2]])[order]
+    episodes, _ = dataset.locate(starts)
+    return Runs(starts, np.append(starts[1:], dataset.num_steps), episodes, tasks)
+
+
+def chosen_episodes(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
+    """Returns which episodes are chosen by their numbers and not excluded; bool (episodes)."""
+    chosen = np.zeros(dataset.num_episodes, bool)
+    first, end = part.episodes or (0, dataset.num_episodes)
+    chosen[first:end] = True
+    if part.episode_list:
+        chosen &= np.isin(np.arange(dataset.num_episodes), part.episode_list)
+    # Excluded by `octograin edit`.
+    chosen[list(dataset.manifest.excluded_episodes)] = False
+    return chosen
+
+
+def chosen_spans(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
+    """Returns the parts of episodes that count as recorded; int64 (spans 2), ascending.
+
+    It is empty where all of every episode counts, and where nothing does.
+    """
+    if not part.has_parts:
+        return np.empty((0, 2), np.int64)
+    starts, ends = dataset.episode_starts[:-1], dataset.episode_starts[1:]
+    spans = np.stack([starts + part.trim[0], ends - part.trim[1]], axis=1)
+    if part.segments:
+        episode, first, end = np.array(sorted(part.segments), np.int64).T
+        spans = np.stack(
+            [
+                np.maximum(starts[episode] + first, spans[episode, 0]),
+                np.minimum(starts[episode] + end, spans[episode, 1]),
+            ],
+            axis=1,
+        )
+    return spans[spans[:, 0] < spans[:, 1]]
+
+
+def wanted_tasks(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
+    """Returns which tasks match one of the globs, or all without globs; bool (tasks)."""
+    tasks = dataset.manifest.tasks
+    if not part.tasks:
+        return np.ones(len(tasks), bool)
+    return np.array([any(fnmatch.fnmatchcase(task, g) for g in part.tasks) for task in tasks])
+
+
+def stratify(dataset: Dataset, part: DatasetConfig, runs: Runs, whole: Selection) -> Selection:
+    """Returns a selection with its strata, by the weights of its runs.
+
+    Args:
+      dataset: The dataset; trajectories are read where its episodes' success is stored in them.
+      part: The config.
+      runs: The selected stretches.
+      whole: The selection of all of them.
+
+    Raises:
+      RecordError: A trajectory that is read is corrupt.
+    """
+    of_tasks = np.ones(len(dataset.manifest.tasks))
+    # The first glob that matches counts, so it is written last.
+    for glob, weight in reversed(part.task_weights):
+        of_tasks[[fnmatch.fnmatchcase(task, glob) for task in dataset.manifest.tasks]] = weight
+    weights = of_tasks[runs.tasks]
+    if part.failure_weight != 1:
+        succeeded = successes(dataset, np.unique(runs.episodes), part.excluded)
+        weights = np.where(succeeded[runs.episodes], weights, weights * part.failure_weight)
+    # The largest weight first.
+    distinct = np.unique(weights)[::-1]
+    if distinct.tolist() == [1]:
+        return whole
+    strata = []
+    for weight in distinct.tolist():
+        own = runs.at(weights == weight)
+        counts = np.cumsum([0, *(own.ends - own.starts)])
+        selection = dataclasses.replace(whole, starts=own.starts, counts=counts)
+        strata.append(Stratum(weight, selection))
+    return dataclasses.replace(whole, strata=tuple(strata))
+
+
+# --- what does not fit the dataset
+
+
+def choice_problems(dataset: Dataset, part: DatasetConfig) -> Iterator[UserError]:
+    """Yields each thing that a config chooses by and the dataset lacks, without reading records."""
+    count = dataset.num_episodes
+    if part.episodes is not None and part.episodes[1] > count:
+        first, end = part.episodes
+        yield UserError(
+            where=f"{dataset.path}, episodes {first} {end}",
+            expected=f"at most {count}, the number of its episodes",
+            found=str(end),
+            remedy="Name the first episode and the one after the last.",
+        )
+    named = {
+        "episode_list": sorted(part.episode_list),
+        "segments": sorted({episode for episode, _, _ in part.segments}),
+    }
+    for field, episodes in named.items():
+        yield from _episode_problems(dataset, field, episodes)
+    lengths = dataset.manifest.episode_lengths
+    beyond = [each for each in part.segments if each[0] < count and each[2] > lengths[each[0]]]
+    if beyond:
+        yield UserError(
+            where=f"{dataset.path}, segments",
+            expected="ends of at most the steps of their episodes",
+            found=_listed([f"{e} {a} {z} of {lengths[e]} steps" for e, a, z in beyond]),
+            remedy="Count the steps of each episode from 0; a segment ends before its last number.",
+        )
+    globs = {"tasks": part.tasks, "task_weights": tuple(glob for glob, _ in part.task_weights)}
+    for field, patterns in globs.items():
+        yield from _glob_problems(dataset, field, patterns)
+    if part.uses_success:
+        yield from success_problems(dataset)
+    for name in part.excluded:
+        if find_record(dataset, name) is None:
+            yield UserError(
+                where=f"{dataset.path}, excluded",
+                expected="FILE:RECORD of one of its shards, such as "
+                "steps/00000-of-00001.arrayrecord:17",
+                found=name,
+                remedy="Copy it from the error that names the corrupt record.",
+            )
+
+
+def find_record(dataset: Dataset, name: str) -> tuple[Column, int] | None:
+    """Finds the column of a record given as FILE:RECORD, and the record's index there."""
+    for column in dataset.manifest.schema.columns:
+        index = dataset.columns[column.name].find(name)
+        if index is not None:
+            return column, index
+    return None
+
+
+def raise_together(errors: Sequence[UserError]) -> None:
+    """Raises the only error of a list as it is, or one that lists several."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise UserError(
+            where="data.datasets",
+            expected="choices that fit the datasets",
+            found=f"{len(errors)} problems",
+            remedy="Correct these:" + "".join(f"\n  {error}" for error in errors),
+        )
+
+
+def _episode_problems(dataset: Dataset, field: str, episodes: Sequence[int]) -> Iterator[UserError]:
+    beyond = [episode for episode in episodes if episode >= dataset.num_episodes]
+    if beyond:
+        yield UserError(
+            where=f"{dataset.path}, {field}",
+            expected=f"episodes from 0 to {dataset.num_episodes - 1}",
+            found=ranges(beyond),
+            remedy="Remove the others.",
+        )
+    excluded = sorted({*episodes} & {*dataset.manifest.excluded_episodes})
+    if excluded:
+        listed = ranges(excluded)
+        yield UserError(
+            where=f"{dataset.path}, {field}",
+            expected="episodes that are not excluded from the dataset",
+            found=listed,
+            remedy=f"Remove them, or use them again: octograin edit {dataset.path} "
+            f"--include {listed}",
+        )
+
+
+def _glob_problems(dataset: Dataset, field: str, globs: Sequence[str]) -> Iterator[UserError]:
+    tasks = dataset.manifest.tasks
+    for glob in globs:
+        if not fnmatch.filter(tasks, glob):
+            yield UserError(
+                where=f"{dataset.path}, {field}",
+                expected="a glob over its instructions: " + "; ".join(tasks),
+                found=repr(glob),
+                remedy=did_you_mean(glob, tasks) + "Fix the glob, such as '*bowl*'.",
+            )
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f", and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
