@@ -101,9 +101,7 @@ class Selection:
 
         If several stretches lost equally few, it is the first of them.
         """
-        ends = self.starts + np.diff(self.counts)
-        # Excluded steps inside each stretch; `unsampled` is ascending.
-        lost = np.searchsorted(self.unsampled, ends) - np.searchsorted(self.unsampled, self.starts)
+        ends, lost = self.starts + np.diff(self.counts), self._num_lost
         left = ends - self.starts > lost
         # Stretches without a step left cannot win.
         best = int(np.argmin(np.where(left, lost, np.iinfo(np.int64).max)))
@@ -112,10 +110,7 @@ class Selection:
 
     def check(self, where: str) -> None:
         """Raises a `DataError` if exclusion leaves no step to sample."""
-        left = self.num_steps
-        for start, end in zip(self.starts, self.starts + np.diff(self.counts), strict=True):
-            left -= int(np.diff(np.searchsorted(self.unsampled, [start, end]))[0])
-        if not left:
+        if self._num_lost.sum() == self.num_steps:
             raise DataError(
                 where=where,
                 expected="a selected step whose sample reads no excluded record",
@@ -132,6 +127,13 @@ class Selection:
         for stratum in self.strata:
             state.update(f"{stratum.weight!r} {stratum.selection.digest()}".encode())
         return state.hexdigest()
+
+    @property
+    def _num_lost(self) -> np.ndarray:
+        """Excluded steps inside each stretch; int64 (runs)."""
+        ends = self.starts + np.diff(self.counts)
+        # `unsampled` is ascending.
+        return np.searchsorted(self.unsampled, ends) - np.searchsorted(self.unsampled, self.starts)
 
     def _at(self, numbers: np.ndarray) -> np.ndarray:
         # The last stretch that starts at or before each number.

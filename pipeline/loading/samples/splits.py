@@ -70,9 +70,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
             found=f"none with {_describe(dataset, part, config)}",
             remedy="Relax one of these filters.",
         )
-    selection = Selection(
-        starts=runs.starts, counts=np.cumsum([0, *(runs.ends - runs.starts)]), spans=spans
-    )
+    selection = Selection(runs.starts, runs.counts, spans=spans)
     selection = _without_records(selection, dataset, excluded, config)
     selection = stratify(dataset, part, runs, selection)
     for stratum in selection.strata or (Stratum(1.0, selection),):

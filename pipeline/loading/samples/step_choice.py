@@ -31,6 +31,11 @@ class Runs:
     tasks: np.ndarray
     """Its task."""
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of steps before each, then of all; int64 (runs + 1)."""
+        return np.concatenate([[0], np.cumsum(self.ends - self.starts)])
+
     def at(self, rows: np.ndarray) -> "Runs":
         """Returns some of them, by their indices or a mask."""
         return Runs(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
@@ -138,8 +143,7 @@ def stratify(dataset: Dataset, part: DatasetConfig, runs: Runs, whole: Selection
     strata = []
     for weight in distinct.tolist():
         own = runs.at(weights == weight)
-        counts = np.cumsum([0, *(own.ends - own.starts)])
-        selection = dataclasses.replace(whole, starts=own.starts, counts=counts)
+        selection = dataclasses.replace(whole, starts=own.starts, counts=own.counts)
         strata.append(Stratum(weight, selection))
     return dataclasses.replace(whole, strata=tuple(strata))
 
