@@ -16,6 +16,7 @@ COMMANDS = [
     "converters.job.convert_command",
     "converters.verify.__main__",
     "converters.export.__main__",
+    "converters.export.lerobot_export",
     "converters.vggt.__main__",
     "examples.scripted_expert.__main__",
     "pipeline.inspection.__main__",

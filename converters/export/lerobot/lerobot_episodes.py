@@ -3,8 +3,9 @@
 import fractions
 import functools
 import pathlib
+import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ _MOST_DENOMINATOR = 1_000_000
 
 
 class EpisodeWriter:
-    """Writes the data files, the videos and `meta/episodes`.
+    """Writes the data files, the videos and `meta/episodes`; a context manager.
 
     Args:
       dataset: What is exported.
@@ -112,13 +113,26 @@ class EpisodeWriter:
         self.num_steps += row["length"]
         return num_bytes + table.nbytes
 
-    def close(self) -> None:
-        """Ends all files."""
-        self._data.close()
-        for video in self._videos.values():
-            video.close()
-        self._flush()
-        self._meta.close()
+    def __enter__(self) -> Self:
+        """Returns itself; the files are opened when there is something to write."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Ends all files; after an error they are left unfinished."""
+        files = [self._data, self._meta, *self._videos.values()]
+        try:
+            if error is None:
+                self._flush()
+                for one in files:
+                    one.close()
+        finally:
+            for one in files:
+                one.abandon()
 
     # --- values
 

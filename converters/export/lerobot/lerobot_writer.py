@@ -64,10 +64,9 @@ def export_lerobot(
         check_encoder(codec)
         _check_sizes(dataset.path, schema.features)
     with replacing(folder, _check_own, overwrite=overwrite) as temporary:
-        writer = EpisodeWriter(dataset, schema, codec, temporary)
-        for index in dataset.kept_episodes.tolist():
-            on_progress(1, writer.write(index))
-        writer.close()
+        with EpisodeWriter(dataset, schema, codec, temporary) as writer:
+            for index in dataset.kept_episodes.tolist():
+                on_progress(1, writer.write(index))
         write_meta(temporary, dataset, schema, writer)
         # The files, then their names.
         for path in sorted(temporary.rglob("*"), reverse=True):

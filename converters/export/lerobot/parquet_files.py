@@ -58,6 +58,13 @@ class ParquetFiles:
             self._writer.close()
             self._writer = None
 
+    def abandon(self) -> None:
+        """Leaves the file unfinished, after an error."""
+        if self._writer is not None:
+            # Its finalizer would write the rest, and print that the disk is full.
+            self._writer.is_open = False
+            self._writer = None
+
 
 def write_tasks(path: pathlib.Path, texts: Sequence[str]) -> None:
     """Writes the instructions by number, as LeRobot's pandas reads them: the texts are its index.

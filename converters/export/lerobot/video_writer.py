@@ -123,9 +123,17 @@ class VideoWriter:
     def close(self) -> None:
         """Ends the file."""
         if self._num_frames:
+            self._num_frames = 0
             self._mux(None)
+            self._num_bytes = 0
             self._container.close()
-        self._num_frames = self._num_bytes = 0
+
+    def abandon(self) -> None:
+        """Leaves the file unfinished, after an error."""
+        if self._num_frames:
+            self._num_frames = 0
+            # Without the end of the stream the encoder prints that it is missing.
+            self._stream.encode(None)
 
     def _open(self, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -404,6 +404,31 @@ export_lerobot(open_dataset({str(directory)!r}), on_progress=killed)
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_a_full_disk_leaves_nothing_and_one_line(tmp_path: Path, storage: str) -> None:
+    shapes = {"action": (3,), "observation/image_primary": (64, 64, 3)}
+    directory = write_dataset(tmp_path / "d", shapes)
+    code = f"""
+import resource, signal, sys
+from converters.export import lerobot_export
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.argv = ["octograin export --to lerobot", {str(directory)!r}, "--{storage}"]
+lerobot_export.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: .*d_lerobot.*: expected to write the export; found .*File too large\. "
+        r"Free space on the device or allow writing, and run the same command again\.\n",
+        done.stderr,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
 # --- the command
 
 
