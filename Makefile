@@ -70,6 +70,8 @@ $(CORE): pyproject.toml constraints.txt
 $(INSTALLED): $(CORE)
 	@echo "==> installing what tests and checks need (once, about a minute)"
 	@$(INSTALL) --editable '.[dev]'
+	@# Compiles the bytecode once. Both processes of a first make test would compile all of it.
+	@$(BIN)/python -m pytest -q --collect-only > .venv/collected.txt || cat .venv/collected.txt
 	@touch $@
 
 # With its dependencies hf-libero would bring torch with CUDA, transformers, wandb and robomimic.
