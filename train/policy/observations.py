@@ -146,10 +146,9 @@ def _problem_of_numbers(array: np.ndarray, leaf: LeafSpec) -> str:
         return f"with values that are not finite as {leaf.dtype}"
     if leaf.is_depth:
         return _problem_of_depth(array)
-    changed = array[cast != array]
-    if cast.dtype.kind == "f" or not changed.size:
+    if cast.dtype.kind == "f" or (cast == array).all():
         return ""
-    return f"with values that {leaf.dtype} does not hold, such as {changed[0]}"
+    return f"with values that {leaf.dtype} does not hold, such as {array[cast != array][0]}"
 
 
 def _problem_of_depth(array: np.ndarray) -> str:

@@ -185,19 +185,12 @@ class PolicyInputs:
         latest = np.array([len(history.steps) - 1 for history in histories])
         # (b w): places in the histories; the first step repeats before it, as in training.
         places, is_real = history_indices(latest, spec.data.window_size)
-        batch = {
+        batch = self._zeros(size) | {
             DATASET_INDEX: np.zeros(size, np.int32),
             KEEPS_TEXT: np.array([not history.task.goal for history in histories]),
             "task/task_index": np.arange(size, dtype=np.int32),
             "observation/timestep_pad_mask": is_real,
         }
-        parts = ("observation", "observation/pad_mask_dict")
-        keys = [f"{part}/{name}" for part in parts for name in spec.data.observations]
-        keys += [f"task/{camera}" for camera in spec.cameras if spec.data.has_goals]
-        # Zeros, and False in masks, stay where there is nothing, as in training.
-        for key in keys:
-            leaf = spec.before[key]
-            batch[key] = np.zeros((size, *leaf.shape[1:]), leaf.dtype)
         for name in (*spec.observed, *spec.tokens):
             array = batch[f"observation/{name}"]
             # A shorter window is real only at its end.
@@ -210,6 +203,15 @@ class PolicyInputs:
             for camera, image in history.task.goal.items():
                 batch[f"task/{camera}"][row] = image
         return batch
+
+    def _zeros(self, size: int) -> FlatBatch:
+        """Returns zeros, and False in masks, which stay where there is nothing, as in training."""
+        spec = self.spec
+        parts = ("observation", "observation/pad_mask_dict")
+        keys = [f"{part}/{name}" for part in parts for name in spec.data.observations]
+        keys += [f"task/{camera}" for camera in spec.cameras if spec.data.has_goals]
+        leaves = {key: spec.before[key] for key in keys}
+        return {key: np.zeros((size, *leaf.shape[1:]), leaf.dtype) for key, leaf in leaves.items()}
 
     def _history(self, env: int) -> History:
         if env not in self._histories:
@@ -235,8 +237,9 @@ class PolicyInputs:
                 found=found or "none",
                 remedy="Give one kind of task, one that it was trained on.",
             )
-        cameras = [name for name in self.spec.cameras if task.goal and name in self.spec.observed]
-        expected = {name: self.spec.observed[name] for name in cameras}
+        # What the dataset lacked has no goal images either.
+        cameras = [name for name in self.spec.cameras if name in self.spec.observed]
+        expected = {name: self.spec.observed[name] for name in cameras if task.goal}
         goal = check_observations({0: task.goal}, expected, resize=self._resize)[0]
         return Task(task.text, self.spec.resize(goal))
 
