@@ -5,6 +5,8 @@ import importlib.util
 import io
 import json
 import pathlib
+import re
+import textwrap
 import types
 from typing import Any
 
@@ -225,6 +227,36 @@ def test_images_are_those_of_openpis_resize(shape, total, pixel, rows, columns) 
     assert (int(resized.sum()), resized[112, 100].tolist()) == (total, pixel)
     for axes, ends in (((1, 2), rows), ((0, 2), columns)):
         assert tuple(np.flatnonzero(resized.any(axis=axes))[[0, -1]]) == ends
+
+
+def test_the_readme_opens_these_batches(
+    directory: str,
+    vocabulary: Any,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (FOLDER / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (block,) = [textwrap.dedent(one) for one in blocks if "def open_batches" in one]
+    names = {"/data/libero": directory, "primary": "front", "image_wrist": "image_hand"}
+    for shown, ours in names.items():
+        assert shown in block
+        block = block.replace(shown, ours)
+    (tmp_path / "paligemma_tokenizer.model").write_bytes(vocabulary.serialized_model_proto())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    scope: dict[str, Any] = {}
+    exec(block, scope)
+    model = types.SimpleNamespace(action_horizon=HORIZON, pi05=True)
+    loader, batches = scope["open_batches"](types.SimpleNamespace(model=model, batch_size=BATCH))
+    with batches:
+        found = flat(next(iter(batches)))
+    tool = to_openpi.ToOpenpi(loader, vocabulary, CAMERAS)
+    with loader.map(tool) as expected:
+        wanted = flat(next(iter(expected)))
+    assert found.keys() == wanted.keys()
+    for key, array in wanted.items():
+        np.testing.assert_array_equal(found[key], array)
 
 
 def test_another_vocabulary_and_a_long_prompt_are_refused(
