@@ -195,6 +195,17 @@ class Loader:
         quiet.__dict__.update(_seed=None, _streams=[])
         return quiet
 
+    def over_whole_episodes(self) -> "Loader":
+        """Returns this loader with windows that reach the ends of their episodes.
+
+        What a policy observes does not end where a config's `trim` or `segments` do.
+        """
+        whole = copy.copy(self)
+        selections = tuple(selection.over_whole_episodes() for selection in self._selections)
+        reader = dataclasses.replace(self._window_reader, selections=selections)
+        whole.__dict__.update(_window_reader=reader, _streams=[])
+        return whole
+
     def __str__(self) -> str:
         """The datasets, the chain of transforms and the size of a batch, in at most 15 lines."""
         return describe(self)

@@ -9,7 +9,7 @@ from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_transfer import size
 from pipeline.inspection.dataset_summary import summarize
 from pipeline.inspection.summary_tables import conventions_text, origin_text
-from pipeline.terminal import count, escaped
+from pipeline.terminal import count, escaped, ranges
 
 CARD_NAME, FIGURE_NAME = "README.md", "figure.png"
 _MAX_TASKS = 50
@@ -86,7 +86,9 @@ def _counts(summary: Mapping[str, Any]) -> str:
     lengths, hz = summary["lengths"], summary["conventions"].control_frequency_hz
     counts = (lengths["episodes"], lengths["total"], len(summary["tasks"]))
     counted = ", ".join(map(count, counts, ("episode", "step", "instruction")))
-    return f"{counted} at {hz:g} Hz; episodes of {lengths['min']} to {lengths['max']} steps."
+    excluded = summary["excluded_episodes"]
+    note = f" Excluded, and not in the statistics: {ranges(excluded)}." if excluded else ""
+    return f"{counted} at {hz:g} Hz; episodes of {lengths['min']} to {lengths['max']} steps.{note}"
 
 
 def _features(features: Sequence[Mapping[str, Any]]) -> str:

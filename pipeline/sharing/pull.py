@@ -14,7 +14,7 @@ from array_record.python import (
 )
 from etils import epath
 
-from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Shard
+from pipeline.data.manifest import FILE_NAME, Shard
 from pipeline.errors import DataError, UserError
 from pipeline.files import locked, sync, write_text_atomically, writing
 from pipeline.hub.hub_address import Repository
@@ -42,7 +42,7 @@ def pull(plan: PullPlan) -> None:
     with locked(work / "lock", _in_use(plan.directory)), writing(plan.directory):
         write_note(epath.Path(work), plan.dataset.note)
         _fetch_all(plan)
-        write_text_atomically(directory / STATISTICS_NAME, _statistics(plan))
+        write_text_atomically(directory / plan.manifest.statistics_name, _statistics(plan))
         write_note(directory, plan.dataset.note)
         is_same = plan.manifest == plan.dataset.manifest
         # The last file: with it the directory is a dataset.
@@ -76,8 +76,8 @@ def _in_use(directory: pathlib.Path) -> UserError:
 
 
 def _statistics(plan: PullPlan) -> str:
-    """The text of `statistics.json`; that of the directory where it has one."""
-    path = plan.directory / STATISTICS_NAME
+    """The text of the statistics; that of the directory where it has one."""
+    path = plan.directory / plan.manifest.statistics_name
     is_kept = (plan.directory / FILE_NAME).exists() and path.exists()
     return path.read_text() if is_kept else plan.dataset.statistics
 

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from pipeline.data.dataset import Dataset, open_dataset
-from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Manifest
+from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.errors import DataError, UserError
 from pipeline.hub.card_text import is_signed
 from pipeline.hub.hub_address import Repository
@@ -70,8 +70,7 @@ def push(
     is_card_kept = CARD_NAME in there and not replace_card and not _is_ours(hub, before)
     _check_all_records(dataset)
     added: dict[str, pathlib.Path | bytes] = {
-        file: pathlib.Path(path, file)
-        for file in (FILE_NAME, STATISTICS_NAME, *_files(dataset.manifest))
+        file: pathlib.Path(path, file) for file in (FILE_NAME, *_files(dataset.manifest))
     }
     added[FIGURE_NAME] = draw_figure(dataset, None)
     if not is_card_kept:
@@ -82,7 +81,8 @@ def push(
 
 
 def _files(manifest: Manifest) -> Iterator[str]:
-    """Yields the files in the folders of the columns."""
+    """Yields the files that a manifest lists: the statistics, and those in folders of columns."""
+    yield manifest.statistics_name
     for shards in manifest.shards.values():
         yield from (shard.file for shard in shards)
     yield from {o.projection for o in manifest.encoders.values() if o.projection}

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from etils import epath
 
-from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Manifest, load_manifest
+from pipeline.data.manifest import FILE_NAME, Manifest, load_manifest
 from pipeline.data.schema import EPISODES
 from pipeline.errors import DataError, UserError, did_you_mean
 from pipeline.hub.hub_address import Repository
@@ -26,7 +26,7 @@ class RemoteDataset:
     text: str
     """The text of it."""
     statistics: str
-    """The text of `statistics.json`."""
+    """The text of its statistics."""
 
     @property
     def note(self) -> PulledNote:
@@ -84,7 +84,7 @@ def read_remote(repository: Repository) -> RemoteDataset:
                 found=error.found,
                 remedy="Name another revision, or ask its owner to push the dataset again.",
             ) from error
-    statistics = hub.read(repository, STATISTICS_NAME)
+    statistics = hub.read(repository, manifest.statistics_name)
     return RemoteDataset(repository, manifest, text.decode(), statistics.decode())
 
 

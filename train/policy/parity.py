@@ -170,7 +170,7 @@ def _loader(data: DataConfig, spec: PolicySpec, dataset: Dataset) -> tuple[Loade
     ]
     data = dataclasses.replace(data, datasets=tuple(parts))
     loader = Loader(data, 1, datasets, spec.encode, image_sizes=spec.model.image_sizes)
-    return loader.without_random(), place
+    return loader.without_random().over_whole_episodes(), place
 
 
 def _task(

@@ -96,6 +96,10 @@ class Selection:
         is_inside = (spans[:, 0] <= steps) & (steps < spans[:, 1])
         return np.where(is_inside[:, None], spans, episodes)
 
+    def over_whole_episodes(self) -> "Selection":
+        """Returns the same steps, with windows that stay in their episodes alone."""
+        return dataclasses.replace(self, spans=_WHOLE)
+
     def example(self) -> np.ndarray:
         """Returns the sampled steps of the stretch that lost the fewest steps; int64 (t).
 

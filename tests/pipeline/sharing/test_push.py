@@ -8,11 +8,17 @@ import sys
 import pytest
 import yaml
 
+from converters.edit import Args, edit
 from octograin import cli
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 from pipeline.hub.hub_address import Repository
+from pipeline.hub.hub_cache import pin
 from pipeline.sharing.dataset_card import licence_fields
+from pipeline.sharing.pull import pull
+from pipeline.sharing.pull_plan import plan_pull
 from pipeline.sharing.push import push
+from pipeline.sharing.remote_dataset import read_remote
 from tests.hub_server import READER, WRITER, HubServer
 from tests.small_dataset import write_dataset
 
@@ -171,3 +177,22 @@ def test_without_the_right_to_write_nothing_is_sent(
     with pytest.raises(DataError, match=message):
         push(str(smaller), NAME)
     assert hub.repositories == {}
+
+
+def test_excluded_episodes_stay_excluded(
+    dataset: pathlib.Path, writer: HubServer, tmp_path: pathlib.Path
+) -> None:
+    copy = pathlib.Path(shutil.copytree(dataset, tmp_path / "copy"))
+    push(str(copy), NAME)
+    edit(Args(str(copy), exclude="1"))
+    push(str(copy), NAME)
+    name = open_dataset(copy).manifest.statistics_name
+    assert {file for file in files(writer) if "statistics" in file} == {name}
+    assert b"Excluded, and not in the statistics: 1." in files(writer)["README.md"]
+    pull(plan_pull(read_remote(pin(NAME)), tmp_path / "pulled"))
+    pulled = open_dataset(tmp_path / "pulled")
+    assert pulled.kept_episodes.tolist() == [0, 2, 3]
+    assert pulled.statistics["action"].count == 18
+    # Episodes are taken back here as in any other dataset.
+    edit(Args(str(tmp_path / "pulled"), include="1"))
+    assert open_dataset(tmp_path / "pulled").statistics["action"].count == 24

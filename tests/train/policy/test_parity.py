@@ -301,3 +301,11 @@ def test_the_command_tells_mistakes(policy_run, tmp_path, monkeypatch, capsys):
 def test_an_episode_that_is_not_there_is_reported(checkpoint, dataset):
     with pytest.raises(UserError, match="expected 0 to 3; found -1"):
         compare_episode(checkpoint, PolicySpec.of(checkpoint), dataset, -1)
+
+
+def test_a_policy_observes_what_its_training_left_out_of_an_episode(
+    whole_config, short_dataset, dataset
+):
+    part = DatasetConfig(str(short_dataset), trim=(3, 2), task_weights=(("*", 2.0),))
+    config = with_data(whole_config, datasets=(part,), statistics="mixture")
+    assert differing(without_params(config), dataset) == {}
