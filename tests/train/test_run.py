@@ -1,10 +1,8 @@
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -40,14 +38,6 @@ from train.run_setup import Setup
 from train.train_config import ValidationConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
-RUN = """
-import runpy
-from tests.compiled import write_programs_whole
-
-write_programs_whole()
-runpy.run_module("train.run", run_name="__main__", alter_sys=True)
-"""
-"""`python -m train.run`, beside processes that read the same folder of compiled programs."""
 
 
 def command(config_path, *flags: str, env: dict[str, str] | None = None):
@@ -82,13 +72,7 @@ def tiny_config(tiny_config, tiny_config_path):
 def whole_run(tiny_config_path, mini_dataset, tmp_path_factory):
     """A run of 20 steps in one process: (output, run directory)."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    line = [sys.executable, "-c", RUN, "--config", str(tiny_config_path)]
-    flags = flags_of(mini_dataset, directory)
-    env = os.environ | {"COLUMNS": "100"}
-    done = subprocess.run(
-        [*line, *flags], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
-    return done, directory
+    return command(tiny_config_path, *flags_of(mini_dataset, directory)), directory
 
 
 def flags_of(dataset, directory):
@@ -507,6 +491,13 @@ def random_first_state(config, optimizer, shardings):
     return jax.device_put(random_state(config), shardings)
 
 
+def huge_first_state(config, optimizer, shardings):
+    """The same with parameters whose products overflow float32."""
+    state = random_state(config)
+    huge = jax.tree.map(lambda leaf: leaf * np.float32(1e25), state.params)
+    return jax.device_put(dataclasses.replace(state, params=huge), shardings)
+
+
 def idle_step(setup):
     """A step that trains nothing, for runs whose weights alone are looked at."""
     names = ("loss", "grad_norm", "update_norm", "param_norm", "learning_rate", "applied")
@@ -546,11 +537,9 @@ def test_a_users_mistake_shows_its_traceback_with_debug_only(tiny_config_path, t
 def test_updates_that_are_not_finite_are_skipped_and_then_end_the_run(
     tiny_config, caplog, monkeypatch
 ):
-    monkeypatch.setattr("train.run_setup.fresh_state", random_first_state)
-    # A huge learning rate overflows the gradients; with a limit of 2 the third skip ends the run.
-    optimizer = dataclasses.replace(
-        tiny_config.optimizer, learning_rate=1e30, clip_norm=None, max_skipped=2
-    )
+    # Huge parameters overflow the loss; with a limit of 2 the third skip ends the run.
+    monkeypatch.setattr("train.run_setup.fresh_state", huge_first_state)
+    optimizer = dataclasses.replace(tiny_config.optimizer, max_skipped=2)
     config = dataclasses.replace(tiny_config, optimizer=optimizer, save_interval=1)
     message = r"step \d+, batch .*: expected a finite loss .* after 2 skipped updates in a row"
     with pytest.raises(UserError, match=message):
