@@ -119,12 +119,15 @@ def _check(args: Args, predict: Predict | None) -> None:
         _check_target("--plot", args.plot, ".png")
     if args.rerun is not None:
         _check_target("--rerun", args.rerun, ".rrd")
-        if args.rerun.exists() and not args.overwrite:
+        is_folder = args.rerun.is_dir()
+        if is_folder or (args.rerun.exists() and not args.overwrite):
             raise UserError(
                 where=f"--rerun {args.rerun}",
                 expected="a file that does not exist yet",
-                found="a file",
-                remedy="Replace it with --overwrite, or name another one.",
+                found="a folder" if is_folder else "a file",
+                remedy="Name another one."
+                if is_folder
+                else "Replace it with --overwrite, or name another one.",
             )
         import_rerun()
     if args.run is not None and (args.rerun is None or predict is None):

@@ -198,8 +198,14 @@ def test_the_command_writes_one_file_and_replaces_it_on_request(
     assert err == f"recording: {target}; open it with: rerun {target}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out.rrd"]
     assert RrdReader(str(target)).recordings()[0].recording_id == "toy, episode 3"
-    with pytest.raises(UserError, match=r"out.rrd: expected a file that does not exist yet; found"):
+    message = (
+        r"out.rrd: expected a file that does not exist yet; found a file. Replace it with --ov"
+    )
+    with pytest.raises(UserError, match=message):
         run(dataset.path, "--rerun", target, "--debug")
+    (tmp_path / "folder.rrd").mkdir()
+    with pytest.raises(UserError, match=r"folder.rrd: .* found a folder\. Name another one\."):
+        run(dataset.path, "--rerun", tmp_path / "folder.rrd", "--overwrite", "--debug")
     run(dataset.path, "--rerun", target, "--overwrite")
     assert RrdReader(str(target)).recordings()[0].recording_id == "toy, episode 0"
 

@@ -1,5 +1,6 @@
 """What a policy predicts along a stored episode, and the recording that shows it."""
 
+import dataclasses
 import pathlib
 import sys
 
@@ -12,8 +13,11 @@ from pipeline.data.conventions import restore_gripper
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from tests.small_dataset import write_dataset
-from train.policy import Policy
+from tests.train.conftest import without_params
+from train.policy import Policy, episode_chunks
 from train.policy.episode_chunks import predict_chunks
+from train.policy.policy_spec import PolicySpec
+from train.train_config import TrainConfig
 
 NAMES = ("image_primary", "image_wrist", "proprio")
 
@@ -58,6 +62,19 @@ def test_the_command_shows_them_beside_the_actions(
     shown = rows["/predicted/dx"].to_record_batch().to_pydict()["Scalars:scalars"]
     wanted = np.concatenate([actions for _, actions in chunks])[:11, :1]
     np.testing.assert_array_equal(np.array(shown), wanted)
+
+
+def test_a_policy_of_goals_is_shown_the_last_step(
+    policy_config: TrainConfig, short_dataset: pathlib.Path
+) -> None:
+    dataset = open_dataset(str(short_dataset))
+    data = dataclasses.replace(policy_config.data, conditioning="image_conditioned")
+    spec = PolicySpec.of(without_params(dataclasses.replace(policy_config, data=data)))
+    instruction, goal = episode_chunks._task(dataset, 1, "open the drawer", spec)
+    last = dataset.step(1, 10)["observation"]
+    assert (instruction, set(goal)) == ("", {"image_primary", "image_wrist"})
+    for name, image in goal.items():
+        np.testing.assert_array_equal(image, last[name])
 
 
 def test_a_run_of_another_robot_is_refused(
