@@ -8,6 +8,7 @@ writes their outputs again, into the files.
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from typing import Any
@@ -22,6 +23,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 _KERNEL = "checkout"
 _TIMEOUT_S = 600
+# Orbax prints it, past %%capture, if a save took a second.
+_WAITED = re.compile(r"^WARNING:absl:Waiting for previous save .*\n", re.MULTILINE)
 
 
 def notebooks() -> list[pathlib.Path]:
@@ -59,9 +62,9 @@ def run(path: pathlib.Path, folder: pathlib.Path) -> Any:
 def texts(notebook: Any) -> list[str]:
     """What each code cell prints and returns as text; images are left out.
 
-    A busy machine cuts what one cell prints into several outputs.
+    A busy machine cuts what one cell prints into several outputs, and checkpoints wait on it.
     """
-    return [
+    printed = [
         "".join(
             output["text"] if "text" in output else output["data"].get("text/plain", "")
             for output in cell.outputs
@@ -69,6 +72,7 @@ def texts(notebook: Any) -> list[str]:
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]
+    return [_WAITED.sub("", text) for text in printed]
 
 
 def _kernels(folder: pathlib.Path) -> KernelSpecManager:
