@@ -305,12 +305,15 @@ def from_json_text(
         is_json = all(e["type"] != "json_invalid" for e in error.errors())
         values = json.loads(text) if is_json else None
         found = _without_other_types([dict(e) for e in error.errors()])
-        details = "; ".join(dict.fromkeys(_problem(kind, e, values) for e in found))
+        details = dict.fromkeys(_problem(kind, e, values) for e in found)
         # Of a part that is missing, whose own remedy is the better one.
-        own = [e["ctx"]["remedy"] for e in found if "remedy" in e.get("ctx", {})]
-        remedy = " ".join(dict.fromkeys(own)) or remedy
+        own = dict.fromkeys(e["ctx"]["remedy"] for e in found if "remedy" in e.get("ctx", {}))
+        shown, remedy = "; ".join(details), " ".join(own) or remedy
+        if own and len(details) > 1:
+            shown = f"{len(details)} problems"
+            remedy = "\n".join(["These are:", *(f"  {detail}" for detail in details), *own])
         raise DataError(
-            where=where, expected=f"a valid {kind.__name__}", found=details, remedy=remedy
+            where=where, expected=f"a valid {kind.__name__}", found=shown, remedy=remedy
         ) from error
 
 

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import shlex
 import sys
 import types
 from collections.abc import Iterator
@@ -49,6 +50,10 @@ def load_parts(*sources: str | os.PathLike[str]) -> None:
             else:
                 importlib.import_module(name)
         except (Exception, SystemExit) as error:  # the file's own code may raise anything
+            # A module that lacks another one is there, and that one is missing.
+            missing = f"{error.name}." if isinstance(error, ModuleNotFoundError) else None
+            if not is_file and missing and f"{name}.".startswith(missing):
+                raise _no_module(name) from error
             text = " ".join(str(error).split())
             raise UserError(
                 where=f"--parts {name}",
@@ -80,6 +85,18 @@ def loaded_modules(name: str | None = None) -> Iterator[types.ModuleType]:
 def is_loaded(path: pathlib.Path) -> bool:
     """Returns whether the file was given by its path."""
     return path.absolute() in _loaded
+
+
+def _no_module(name: str) -> UserError:
+    file = pathlib.Path(*name.split(".")).with_suffix(".py")
+    return UserError(
+        where=f"--parts {name}",
+        expected="a path such as my_folder/my_parts.py, or a module that can be imported",
+        found="no module of this name",
+        remedy=f"Did you mean --parts {shlex.quote(str(file))}?"
+        if file.is_file()
+        else "Give the path of the file with its .py, or add the module's folder to PYTHONPATH.",
+    )
 
 
 def _load_once(path: pathlib.Path) -> None:

@@ -30,7 +30,7 @@ from pipeline.loading.data_config import Normalization
 from pipeline.loading.normalize import Normalizer
 from pipeline.loading.transforms.input_transforms import DropObservation, StateNoise
 from pipeline.parts.part_files import load_parts
-from pipeline.terminal import program, show
+from pipeline.terminal import log_to_stderr, program, show
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.octo.functional import input_spec
 from train.octo.octo_config import OctoConfig, T5Config
@@ -64,6 +64,7 @@ class Args:
 
 def main() -> None:
     """Parses the command line and writes the checkpoint."""
+    log_to_stderr()
     with user_errors_exit():
         args = tyro.cli(
             joined_help(Args), prog=program("train.checkpoints.export_run"), use_underscores=True

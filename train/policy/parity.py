@@ -26,7 +26,7 @@ from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.normalize import normalized_dims
 from pipeline.parts.part_files import load_parts
-from pipeline.terminal import program, show
+from pipeline.terminal import log_to_stderr, program, show
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.policy.policy import read_run
 from train.policy.policy_inputs import PolicyInputs, Task
@@ -206,6 +206,7 @@ class Args:
 
 def main() -> None:
     """Compares an episode and prints the result; exits with code 1 if an array differs."""
+    log_to_stderr()
     with user_errors_exit():
         args = tyro.cli(
             joined_help(Args), prog=program("train.policy.parity"), use_underscores=True

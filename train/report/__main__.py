@@ -16,7 +16,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help, part_flags
 from pipeline.hub.hub_address import SCHEME
 from pipeline.parts.part_files import load_parts
-from pipeline.terminal import program, show
+from pipeline.terminal import log_to_stderr, program, show
 from train.end_of_run import make_up
 from train.report.report_page import write_report
 from train.train_config import TrainConfig
@@ -50,6 +50,7 @@ class _Changes:
 
 def main() -> None:
     """Parses the command line, writes the page and prints its path."""
+    log_to_stderr()
     prog = program("train.report")
     with user_errors_exit():
         args, changes = tyro.cli(joined_help(Args), prog=prog, return_unknown_args=True)

@@ -204,6 +204,23 @@ def test_a_part_that_is_missing_is_one_line_with_its_flag() -> None:
     )
 
 
+def test_parts_that_are_missing_have_a_line_each() -> None:
+    records = [
+        {"part": name, "module": file[:-3], "file": file, "checksum": "00", "fields": {}}
+        for name, file in (("Wrench", "my_parts.py"), ("Drop", "my_parts.py"), ("Saw", "b.py"))
+    ]
+    with pytest.raises(DataError) as caught:
+        read(json.dumps({"transforms": records}))
+    assert str(caught.value).splitlines() == [
+        "config.json: expected a valid Config; found 3 problems. These are:",
+        "  transforms (1st, Wrench): no class Wrench of my_parts.py",
+        "  transforms (2nd, Drop): no class Drop of my_parts.py",
+        "  transforms (3rd, Saw): no class Saw of b.py",
+        "Give the file: --parts my_parts.py; in Python, octograin.load_parts('my_parts.py').",
+        "Give the file: --parts b.py; in Python, octograin.load_parts('b.py').",
+    ]
+
+
 def test_an_unknown_part_of_the_library_is_named() -> None:
     with pytest.raises(DataError, match=r"octograin has no part Scal \(Scale\?\)\. Read it with"):
         read(json.dumps({"transforms": [{"part": "Scal", "fields": {}}]}), OwnConfig)

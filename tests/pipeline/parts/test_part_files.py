@@ -1,7 +1,9 @@
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
+import re
 import sys
 import types
 
@@ -133,6 +135,24 @@ def test_what_cannot_be_loaded_says_why(name, text, message, tmp_path) -> None:
     assert not any(name.startswith("bad") for name in sys.modules)
 
 
-def test_a_module_that_is_missing_says_so() -> None:
-    with pytest.raises(UserError, match="found ModuleNotFoundError: No module named 'no_such"):
-        load_parts("no_such_module")
+@pytest.mark.parametrize("name", ["no_such_module", "my_lab.parts", "json.my_parts"])
+def test_of_a_module_that_is_missing_a_path_or_another_module_is_expected(name, tmp_path) -> None:
+    message = (
+        f"--parts {name}: expected a path such as my_folder/my_parts.py, or a module that can be "
+        "imported; found no module of this name. "
+    )
+    with pytest.raises(UserError, match="^" + re.escape(message + "Give the path of the file")):
+        load_parts(name)
+    file = tmp_path / name.replace(".", "/")
+    file.parent.mkdir(exist_ok=True)
+    write(file.with_suffix(".py"))
+    with contextlib.chdir(tmp_path), pytest.raises(UserError) as caught:
+        load_parts(name)
+    assert str(caught.value) == f"{message}Did you mean --parts {name.replace('.', '/')}.py?"
+
+
+def test_a_module_that_fails_to_import_another_names_that_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "wants_more.py", "import no_such_module\n")
+    with pytest.raises(UserError, match="found ModuleNotFoundError: No module named 'no_such_m"):
+        load_parts("wants_more")
