@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from converters.job.bad_episodes import BadEpisode, Checks, refused
+from converters.job.bad_episodes import BadEpisode, Checks
 from converters.job.file_ownership import PART_SUFFIX
 from converters.job.workers import Report
 from converters.mapping.standardize import SourceMapping, Standardized, standardize
@@ -41,9 +42,10 @@ from pipeline.files import (
 
 _FAILURE_SUFFIX = ".failure.json"
 _START_OVER = "Start over with --overwrite."
-# One bad episode is the episode's fault; a hundred without a good one are the mapping's.
-_HOPELESS = 100
-"""Bad episodes at the beginning of a shard, none of them good, that end a job early."""
+# One bad episode is the episode's fault; a hundred without a good one may be the mapping's.
+_MANY_BAD = 100
+"""Bad episodes at the beginning of a shard, none of them good, that are worth a warning."""
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,7 @@ class ShardJob:
                     for writer in writers:
                         writer.write(standardized)
                 report(episode.num_bytes)
-                self._check_hopes(number, notes)
+                self._warn_of_many(number, notes)
                 del episode, standardized  # before the next one is read
             for _ in range(num_left):  # those that the mapping leaves out
                 report(0)
@@ -197,12 +199,19 @@ class ShardJob:
         # Parsing only these keys leaves unused cameras and tokens untouched.
         return frozenset(taken | ({self.mapping.task_key} - {""}))
 
-    def _check_hopes(self, number: int, notes: "_Notes") -> None:
-        """Stops early where it is the mapping or the source that is wrong, not an episode."""
+    def _warn_of_many(self, number: int, notes: "_Notes") -> None:
+        """Warns early where the mapping or the source may be wrong, and not an episode."""
         stops = self.checks.bad_episodes == "stop"
-        if stops and not notes.num_good and len(notes.bad) == _HOPELESS:
+        if stops and not notes.num_good and len(notes.bad) == _MANY_BAD:
             shard = self.source.shards[number]
-            raise refused(self.source, [(shard, bad) for bad in notes.bad], can_skip=False)
+            _log.warning(
+                "none of the first %d episodes of %s can be used, such as episode %d: %s. All are "
+                "listed at the end; Ctrl-C ends the job now",
+                _MANY_BAD,
+                shard.name,
+                notes.bad[0].episode,
+                notes.bad[0].skipped(shard, self.source).reason,
+            )
 
     def is_done(self, number: int) -> bool:
         """Whether the shard has been written by this plan, from the file that lies there now.

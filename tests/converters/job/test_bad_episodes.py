@@ -187,8 +187,8 @@ def test_a_source_of_bad_episodes_alone_is_refused_with_either_flag(
             convert(source, tmp_path / "out", toy.mapping, checks=checks)
 
 
-def test_a_mapping_or_source_that_fits_no_episode_ends_the_job_early(
-    toy: Any, tmp_path: Path
+def test_a_mapping_or_source_that_fits_no_episode_is_a_warning_before_all_are_listed(
+    toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = toy.write(tmp_path)
     many = 150
@@ -197,8 +197,11 @@ def test_a_mapping_or_source_that_fits_no_episode_ends_the_job_early(
     (directory / "dataset_info.json").write_text(json.dumps(info))
     path = directory / "toy-train.tfrecord-00000-of-00001"
     path.write_bytes(frame(b"\xff") * many)
-    with pytest.raises(DataError, match="150 episodes that can be used; found 100 that cannot"):
+    with pytest.raises(DataError, match="150 episodes that can be used; found 150 that cannot"):
         convert(open_source(str(directory)), tmp_path / "out", toy.mapping)
+    (early,) = caplog.messages
+    assert early.startswith(f"none of the first 100 episodes of {path.name} can be used, such as ")
+    assert early.endswith(". All are listed at the end; Ctrl-C ends the job now")
 
 
 def test_a_long_list_is_bounded_and_counted() -> None:
