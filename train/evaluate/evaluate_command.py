@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from pipeline.checksums import write_json
 from pipeline.errors import UserError, user_errors_exit
-from pipeline.files import dump_json, to_json_values, write_text_atomically, writing
+from pipeline.files import to_json_values, writing
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
@@ -138,7 +139,7 @@ def _write(evaluations: list[Evaluation]) -> None:
         comparison = compare(policies[0][1], policies[1][1])
         path = policies[0][0] / COMPARISON_NAME
         with writing(path):
-            write_text_atomically(path, dump_json(to_json_values(comparison)))
+            write_json(path, to_json_values(comparison))
     write_report(policies, comparison)
 
 

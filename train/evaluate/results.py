@@ -6,13 +6,13 @@ import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from pipeline.errors import DataError, UserError
+from pipeline.checksums import read_json, write_json
+from pipeline.errors import UserError
 from pipeline.files import (
     dump_json,
     from_json_text,
     locked,
     to_json_values,
-    write_text_atomically,
     writing,
 )
 from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
@@ -278,7 +278,7 @@ class ResultsFile:
         path = self.folder / RESULTS_NAME
         with writing(path):
             # After every trial, so a kill loses at most the running ones.
-            write_text_atomically(path, dump_json(to_json_values(results)))
+            write_json(path, to_json_values(results))
 
 
 def read_results(folder: pathlib.Path) -> Results:
@@ -288,13 +288,8 @@ def read_results(folder: pathlib.Path) -> Results:
       DataError: The results are missing or corrupt.
     """
     path = folder / RESULTS_NAME
-    try:
-        text = path.read_text()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            where=str(path), expected="results", found=str(error), remedy=_REMEDY
-        ) from error
-    return from_json_text(Results, text, where=str(path), remedy=_REMEDY)
+    values = read_json(path, remedy=_REMEDY)
+    return from_json_text(Results, dump_json(values), where=str(path), remedy=_REMEDY)
 
 
 @contextlib.contextmanager

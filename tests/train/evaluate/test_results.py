@@ -95,7 +95,15 @@ def test_results_of_other_settings_are_refused_by_name(tmp_path: pathlib.Path) -
 def test_corrupt_results_are_refused(tmp_path: pathlib.Path) -> None:
     opened(tmp_path).add(result(0, 0))
     path = tmp_path / "results.json"
-    path.write_text(path.read_text().replace('"steps": 80', '"steps": "many"'))
+    stored = path.read_text()
+    path.write_text(stored.replace('"steps": 80', '"steps": 81'))
+    with pytest.raises(DataError, match="expected content with the checksum .* that was written"):
+        opened(tmp_path)
+    # What earlier releases wrote has no checksum.
+    values = {name: value for name, value in json.loads(stored).items() if name != "checksum"}
+    path.write_text(json.dumps(values))
+    assert read_results(tmp_path).trials == (result(0, 0),)
+    path.write_text(json.dumps(values).replace('"steps": 80', '"steps": "many"'))
     with pytest.raises(DataError, match=r"trials \(1st\)\.steps"):
         opened(tmp_path)
 
