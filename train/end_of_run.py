@@ -10,13 +10,13 @@ import logging
 import math
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from pipeline.errors import UserError
-from pipeline.parts.part import files_of_parts
+from pipeline.parts.part_copies import own_files
 from train import distributed
 from train.checkpoints.checkpoint_store import last_step, read_checkpoint, read_loader_state
 from train.checkpoints.run_directory import read_config
@@ -63,7 +63,7 @@ def conclude(
 
             write_report(directory)
         with reported("the summary", directory):
-            _log.info("%s", describe_end(directory))
+            _log.info("%s", describe_end(directory, own_files(setup.config)))
 
 
 @contextlib.contextmanager
@@ -89,11 +89,12 @@ def reported(part: str, directory: pathlib.Path) -> Iterator[None]:
         _log.debug("%s", part, exc_info=error)
 
 
-def describe_end(directory: pathlib.Path) -> str:
+def describe_end(directory: pathlib.Path, files: Sequence[str] = ()) -> str:
     """Returns what a complete run reached, and what to do with it.
 
     Args:
       directory: The run directory.
+      files: Paths of the files that define users' classes.
 
     Raises:
       DataError: One of its files is corrupt.
@@ -109,15 +110,19 @@ def describe_end(directory: pathlib.Path) -> str:
         beside = "" if math.isnan(constant) else f" (a constant action: {constant:.3f})"
         error = f"action error on held-out episodes: {validation.action_error:.3f}{beside}"
         reached.append(error)
-    files = dict.fromkeys(f"--parts {shlex.quote(name)}" for name in files_of_parts(run.config))
-    own = [("", f"add {' '.join(files)} where they cannot import your classes")] if files else []
+    flags = " ".join(f"--parts {shlex.quote(path)}" for path in files)
+    own = [("", f"add {flags} where they cannot import your classes")] if flags else []
+    # The simulator shows LIBERO's scenes, which another robot has never seen.
+    names = [str(values.get("name", path)) for path, values in run.datasets.items()]
+    rollout = ("", f"octograin evaluate {directory}   rolls it out in the LIBERO simulator")
+    evaluate = [rollout] if any("libero" in name.lower() for name in names) else []
     return labelled(
         [
             ("reached", "; ".join(reached)),
             ("report", str(directory / "report.html")),
             ("next", f"octograin parity {directory}   compares its inputs with those of training"),
             ("", f"octograin serve {directory}   answers a robot over the network"),
-            ("", f"octograin evaluate {directory}   rolls it out in the LIBERO simulator"),
+            *evaluate,
             *own,
         ]
     )

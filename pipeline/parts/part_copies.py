@@ -1,6 +1,7 @@
-"""Copies the sources of users' parts into a run directory, to be read and never executed."""
+"""The files of users' parts in a config, and their copies in a run, which are never executed."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,18 @@ def write_copies(config: object, directory: pathlib.Path) -> None:
             with writing(path):
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(source.content)
+
+
+def own_files(config: object) -> list[str]:
+    """Lists the files of users' classes in a config, relative to this folder where they are in it.
+
+    These are what `--parts` takes.
+    """
+    paths = dict.fromkeys(source.path for source in _sources(config) if source.path)
+    return [
+        os.path.relpath(path) if pathlib.Path(path).is_relative_to(pathlib.Path.cwd()) else path
+        for path in paths
+    ]
 
 
 def _sources(value: Any) -> Iterator[PartSource]:

@@ -50,6 +50,8 @@ class PartSource:
     """SHA-256 of the file, 64 hex digits."""
     content: bytes | None
     """The file, as it was when the class was first written to JSON."""
+    path: str | None = None
+    """Where the file is, for this process; no file records it."""
 
 
 @functools.cache
@@ -61,7 +63,8 @@ def source_of(kind: type) -> PartSource:
         return PartSource(kind.__module__, None, None, None)
     content = pathlib.Path(path).read_bytes()
     name = _recorded_name(kind.__module__, pathlib.Path(path))
-    return PartSource(name, os.path.basename(path), hashlib.sha256(content).hexdigest(), content)
+    checksum = hashlib.sha256(content).hexdigest()
+    return PartSource(name, os.path.basename(path), checksum, content, path)
 
 
 def _recorded_name(module: str, path: pathlib.Path) -> str:

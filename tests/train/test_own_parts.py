@@ -1,15 +1,16 @@
 """A run whose config has classes of a user's own file, in every command that reads the run."""
 
+import contextlib
 import hashlib
 import importlib
 import json
-import logging
 import pathlib
 import sys
 
 import pytest
 
 from pipeline.errors import DataError, UserError
+from pipeline.parts.part_copies import own_files
 from tests.own_modules import forget_modules
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.checkpoints.initial_weights import RunCheckpoint
@@ -75,10 +76,10 @@ def project(tiny_config_path, mini_dataset, tmp_path):
     forget_modules(tmp_path)
 
 
-def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, capsys):
+def test_a_run_with_transforms_of_a_users_file(project, monkeypatch, capsys):
     config = ["--config", str(project / "mine.py"), "--config.data.transforms.0.by=0.125"]
     directory = run(parse_flags([*config, "--config.num_steps=1"]))
-    assert "add --parts my_parts.py where they cannot import your cl" in describe_end(directory)
+    check_the_end(directory, project)
     assert "\n* data.transforms.0.by = 0.125  (file: 0.25)\n" in (
         (directory / "description.txt").read_text()
     )
@@ -96,8 +97,8 @@ def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, cap
 
     # Another process has to be given the file.
     forget_modules(project)
-    missing = r"data\.transforms \(1st, Shift\): no class Shift of my_parts\.py; .* Give the "
-    with pytest.raises(DataError, match=missing + r"file: --parts my_parts\.py; in Python, octogr"):
+    missing = r"data\.transforms \(1st, Shift\): no class Shift of my_parts\.py\n.*\n"
+    with pytest.raises(DataError, match=missing + r"Give the file: --parts my_parts\.py; in Pytho"):
         read_checkpoint(directory)
     check_nothing_is_executed(directory, monkeypatch)
     monkeypatch.setattr(
@@ -105,16 +106,16 @@ def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, cap
     )
     with pytest.raises(SystemExit) as ended:
         parity.main()
-    shown = capsys.readouterr().out
-    assert (ended.value.code, "bitwise identical" in shown) == (0, True)
-    assert not any("has changed" in text for text in caplog.messages)
+    shown = capsys.readouterr()
+    assert (ended.value.code, "bitwise identical" in shown.out) == (0, True)
+    assert "has changed" not in shown.err
 
     # A resumed run finds the classes in its config; a changed source is a warning.
     forget_modules(project)
     (project / "my_parts.py").write_text(MY_PARTS + "# edited\n")
-    with caplog.at_level(logging.WARNING):
-        run(parse_flags([*config, "--config.num_steps=2", "--resume"]))
-    changed = [text for text in caplog.messages if "has changed" in text]
+    run(parse_flags([*config, "--config.num_steps=2", "--resume"]))
+    # A command prints it without the name of a logger.
+    changed = [text for text in capsys.readouterr().err.splitlines() if "has changed" in text]
     assert [text.partition(" (SHA")[0] for text in changed] == [
         f"part {name}: the source my_parts.py has changed since it was recorded"
         for name in ("Shift", "Scale")
@@ -124,6 +125,23 @@ def test_a_run_with_transforms_of_a_users_file(project, caplog, monkeypatch, cap
     # Other fields are another config.
     with pytest.raises(UserError, match=r"data\.transforms: .*0.125.* then, .*0.25.* now"):
         run(parse_flags([*config[:2], "--config.num_steps=3", "--resume"]))
+
+
+def check_the_end(directory, project):
+    """Checks which commands the end of a run suggests, and with which files."""
+    config = read_config(directory)
+    end = describe_end(directory, own_files(config))
+    assert f"add --parts {project / 'my_parts.py'} where they cannot import your classes" in end
+    with contextlib.chdir(project):
+        assert own_files(config) == ["my_parts.py"]
+    # The simulator has LIBERO's scenes alone.
+    assert f"octograin evaluate {directory}   rolls it out in the LIBERO simulator" in end
+    path = directory / "datasets.json"
+    stored = path.read_text()
+    (values,) = (v for v in json.loads(stored).values() if isinstance(v, dict))
+    path.write_text(json.dumps({"data/mine": {**values, "name": "my_robot"}}))
+    assert "octograin evaluate" not in describe_end(directory)
+    path.write_text(stored)
 
 
 def check_nothing_is_executed(directory, monkeypatch):
