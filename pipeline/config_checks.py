@@ -91,7 +91,11 @@ class Checked(Protocol):
 
 
 def check(config: Checked) -> None:
-    """Raises a `ConfigError` that lists all problems of a config, unless checks are deferred."""
+    """Raises a `ConfigError` that lists all problems of a config, unless checks are deferred.
+
+    A list in a field for a tuple becomes a tuple, so that both ways of writing give equal configs.
+    """
+    _make_tuples(config)
     if _is_deferred.get():
         return
     found = _own_problems(config, after=[])
@@ -130,6 +134,21 @@ def check_positive(config: object, *fields: str) -> Iterator[Problem]:
         value = getattr(config, field)
         if value < 1:
             yield Problem(field, "at least 1", value, "Give a whole number from 1.")
+
+
+def _make_tuples(config: object) -> None:
+    """Replaces lists in a config's fields for tuples."""
+    for field, hint in _hints(type(config)).items():
+        value = getattr(config, field)
+        is_for_tuple = any(get_origin(kind) is tuple for kind in (hint, *get_args(hint)))
+        if is_for_tuple:
+            # The dataclass is frozen, and has just been made.
+            object.__setattr__(config, field, _as_tuple(value))
+
+
+def _as_tuple(value: Any) -> Any:
+    """Turns lists into tuples, at every depth of lists and tuples; other values stay."""
+    return tuple(map(_as_tuple, value)) if type(value) in (tuple, list) else value
 
 
 def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:

@@ -60,6 +60,22 @@ def test_several_problems_are_listed_together() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Listing(Inner):
+    names: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, int], ...] | None = None
+
+
+def test_a_list_for_a_tuple_becomes_one_at_every_depth() -> None:
+    given = ["a", "b"]
+    made = Listing(names=given, pairs=[["a", 1], ("b", 2)])  # pyright: ignore[reportArgumentType]
+    assert made == Listing(names=("a", "b"), pairs=(("a", 1), ("b", 2)))
+    assert hash(made) == hash(Listing(names=("a", "b"), pairs=(("a", 1), ("b", 2))))
+    assert given == ["a", "b"]
+    with deferred():
+        assert Listing(size=0, names=["a"]).names == ("a",)  # pyright: ignore[reportArgumentType]
+
+
+@dataclasses.dataclass(frozen=True)
 class Typed(Inner):
     rate: float = 0.5
     limit: int | None = None

@@ -97,7 +97,7 @@ def test_corrupt_results_are_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "results.json"
     stored = path.read_text()
     path.write_text(stored.replace('"steps": 80', '"steps": 81'))
-    with pytest.raises(DataError, match="expected content with the checksum .* that was written"):
+    with pytest.raises(DataError, match=r"expected content with the checksum .* that was written"):
         opened(tmp_path)
     # What earlier releases wrote has no checksum.
     values = {name: value for name, value in json.loads(stored).items() if name != "checksum"}
