@@ -3,8 +3,12 @@
 It answers as the public hub does, for what that client asks: information and trees of repositories,
 files with ranges and ETags, large files behind a redirect to another host, uploads and commits,
 tokens, private and gated repositories. Xet is not offered. Each request is kept in a log.
+
+`python -m tests.hub_server DIR` runs it by hand, with the repositories DIR/datasets/OWNER/NAME and
+DIR/models/OWNER/NAME. What is pushed is kept in memory.
 """
 
+import argparse
 import base64
 import contextlib
 import dataclasses
@@ -13,6 +17,7 @@ import http.server
 import json
 import pathlib
 import re
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -106,8 +111,8 @@ class HubServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.repositories: dict[tuple[str, str], HubRepository] = {}
         self.uploads: dict[str, bytes] = {}
         self.names: dict[str, str] = {}
@@ -182,16 +187,14 @@ class HubServer(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing where a client was killed; other errors are printed as usual."""
-        import sys
-
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[HubServer]:
-    """A server without repositories, which is closed at the end."""
-    server = HubServer()
+def serving(port: int = 0) -> Iterator[HubServer]:
+    """A server without repositories, which is closed at the end; on any free port by default."""
+    server = HubServer(port)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
@@ -509,3 +512,25 @@ _ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
         _Handler.resolve,
     ),
 ]
+
+
+def main() -> None:
+    """Serves the repositories in a folder until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m tests.hub_server", description=__doc__)
+    parser.add_argument("dir", type=pathlib.Path, help="the folder")
+    parser.add_argument("--port", type=int, default=0, help="by default, a free one")
+    args = parser.parse_args()
+    with serving(args.port) as server, contextlib.suppress(KeyboardInterrupt):
+        for folder in sorted(args.dir.glob("[dm]*/*/*")):
+            owner, name = folder.parts[-2:]
+            made = server._make(folder.parts[-3], f"{owner}/{name}")
+            sys.stdout.write(f"# {folder}: commit {made.commit_folder(folder)}\n")
+        sys.stdout.write(
+            f"export HF_ENDPOINT={server.endpoint} HF_TOKEN={WRITER} HF_HUB_DISABLE_XET=1\n"
+        )
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

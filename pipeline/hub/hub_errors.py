@@ -64,6 +64,8 @@ def reported(repository: Repository, endpoint: str, what: str) -> Iterator[None]
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
         json.JSONDecodeError,
+        # What Xet, by which the public hub takes large files, raises without a network.
+        ConnectionError,
     ) as error:
         where = f"{repository}, {what}" if what else str(repository)
         expected, found, remedy = _described(_root(error), repository, endpoint)

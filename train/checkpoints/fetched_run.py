@@ -118,11 +118,11 @@ def check_run(pinned: Repository, files: list[RemoteFile]) -> list[int]:
         return steps
     own = own_paths(paths)
     names = [path for path in paths if path != ".gitattributes"]
-    shown = ", ".join((own or names)[:4]) or "no files"
+    shown = ", ".join((own or names)[:4])
     raise DataError(
         where=str(pinned),
         expected="a run of octograin, with checkpoints/STEP",
-        found=f"{shown}, but no checkpoint",
+        found=f"{shown}, but no checkpoint" if shown else "no files",
         remedy="Its upload is incomplete: push it again with `octograin push RUN hf://...`."
         if {CONFIG_NAME, ENVIRONMENT_NAME} <= {*own}
         else "Name a repository that `octograin push` wrote.",

@@ -164,8 +164,9 @@ def _predicted(spec: PolicySpec) -> str:
 def _quality(run: PublishedRun) -> Iterator[str]:
     last, loss = run.files.last_validation, run.files.final_loss
     if loss is not None:
+        averaged = min(len(run.files.metrics), NUM_LAST_STEPS)
         yield (
-            f"The mean loss of the last {NUM_LAST_STEPS} training steps is {three_digits(loss)}"
+            f"The mean loss of the last {averaged} training steps is {three_digits(loss)}"
             + (f", that of the validation {three_digits(last.loss)}." if last else ".")
         )
     if last is None:

@@ -1,4 +1,4 @@
-"""`octograin pull hf://owner/name DIR`: downloads a policy of the hub as a run directory."""
+"""`octograin pull hf://owner/name DIR`: fetches a policy from the hub as a run directory."""
 
 import dataclasses
 import os
@@ -14,6 +14,8 @@ from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_client import open_hub
 from pipeline.hub.hub_transfer import download_all
 from pipeline.terminal import log_to_stderr, program, show
+from train.checkpoints.checkpoint_errors import complete_steps
+from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS
 from train.checkpoints.fetched_run import check_run, parse_policy
 from train.checkpoints.run_directory import LOCK_NAME
 
@@ -23,14 +25,14 @@ _NOT_OF_THE_RUN = ".gitattributes"
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Downloads a policy of the Hugging Face hub as a run directory.
+    """Fetches a policy from the Hugging Face hub as a run directory.
 
-    If it was stopped, the same command continues it. DIR appears when it is complete.
+    A pull that was ended resumes when the same command is run again. DIR appears when all is there.
     """
 
-    address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="hf://OWNER/NAME")]
-    """Address of the policy, with @REVISION for a branch, tag or commit."""
-    dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADDRESS")]
+    """hf://owner/name, with @ and a branch, tag or commit behind it to pin one."""
+    dst: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory to create."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
@@ -41,8 +43,9 @@ def main() -> None:
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(joined_help(Args), prog=program("train.hub.pull_run"), use_underscores=True)
-        pulled = pull_run(args.address, pathlib.Path(args.dir))
-        show(f"pulled {pulled}\nnext   octograin serve {args.dir}\n")
+        pulled = pull_run(args.address, args.dst)
+        steps = ", ".join(map(str, complete_steps(args.dst / CHECKPOINTS)))
+        show(f"{args.dst}: pulled {pulled}, checkpoints of training step {steps}\n")
 
 
 def pull_run(address: str, directory: pathlib.Path) -> Repository:
@@ -94,3 +97,7 @@ def _in_use(directory: pathlib.Path) -> UserError:
         found="one",
         remedy="Wait for it or stop it, or name another directory.",
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -29,8 +29,8 @@ class Args:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
-    address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="hf://OWNER/NAME")]
-    """Address of the repository, with @BRANCH for another branch than the default."""
+    address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADDRESS")]
+    """hf://owner/name, with @ and a branch behind it for one that is not the default."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Training step of the checkpoint; the last one by default."""
     with_optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
