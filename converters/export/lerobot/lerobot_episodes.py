@@ -4,14 +4,15 @@ import fractions
 import functools
 import pathlib
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any, Self, assert_never
 
 import numpy as np
 import pyarrow as pa
 
 from converters.export.episode_values import EpisodeValues, read_values
-from converters.export.lerobot.export_statistics import DatasetStatistics, Summary, sampled_steps
+from converters.export.lerobot.episode_rows import EpisodeRow, EpisodeRows
+from converters.export.lerobot.export_statistics import DatasetStatistics, sampled_steps
 from converters.export.lerobot.exported_images import EpisodeImages
 from converters.export.lerobot.lerobot_columns import (
     BOOKKEEPING,
@@ -28,10 +29,7 @@ from pipeline.data.schema import EPISODES
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEOS = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 """Templates of the paths of the files."""
-_META = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_ROWS_HELD = 100
-"""Episodes whose rows in `meta/episodes` are written together."""
 _MOST_DENOMINATOR = 1_000_000
 
 
@@ -63,8 +61,7 @@ class EpisodeWriter:
         self.declarations = dict(_declarations(schema, codec, self.fps))
         """The columns as `meta/info.json` declares them."""
         self._data = ParquetFiles(directory, DATA)
-        self._meta = ParquetFiles(directory, _META)
-        self._held: list[dict[str, Any]] = []
+        self._rows = EpisodeRows(directory)
         self._videos = {
             one.name: self._video(one, codec) for one in schema.features if one.storage == "video"
         }
@@ -79,38 +76,33 @@ class EpisodeWriter:
           DataError: A record or image is corrupt.
           SchemaError: An image has another size than declared.
         """
-        row = self._row(index)
+        row, arrays = self._row(index), dict[str, pa.Array]()
         num_bytes = 0
-        arrays: dict[str, pa.Array] = {}
         values = self._values(index)
         for one in self._schema.features:
             # Taken out, so that images do not stay in memory beside their encoded column.
             value = values.pop(one.feature.key)
-            if one.storage == "values":
-                numbers = np.asarray(value).astype(one.dtype, copy=False)
-                arrays[one.name] = _array(numbers)
-                row |= _summarized(one.name, self.statistics.add_values(one.name, numbers))
-                continue
             where = f"{self._dataset.path}, episode {index}, {one.feature.key}"
-            images = EpisodeImages(one, value, where)
-            if one.storage == "video":
-                row |= self._begin_video(one.name, row["length"])
-                num_bytes += self._write_video(images, row)
-            else:
-                arrays[one.name] = pa.array(
-                    [{"bytes": image, "path": None} for image in images.stored()], _IMAGE
-                )
-                sampled = map(images.pixels, sampled_steps(row["length"]))
-                row |= _summarized(one.name, self.statistics.add_images(one, sampled))
+            match one.storage:
+                case "values":
+                    numbers = np.asarray(value).astype(one.dtype, copy=False)
+                    arrays[one.name] = _array(numbers)
+                    row.summarize(one.name, self.statistics.add_values(one.name, numbers))
+                case "video":
+                    num_bytes += self._write_video(EpisodeImages(one, value, where), row)
+                case "image" | "depth":
+                    arrays[one.name] = self._stored(EpisodeImages(one, value, where), row)
+                case _:
+                    assert_never(one.storage)
         for name, numbers in self._bookkeeping(index).items():
             arrays[name] = pa.array(numbers)
-            row |= _summarized(name, self.statistics.add_values(name, numbers))
+            row.summarize(name, self.statistics.add_values(name, numbers))
         table = pa.table(arrays).replace_schema_metadata(self._metadata)
-        row |= _under("data", numbered(self._data.make_room(table.nbytes)))
+        row.put("data", numbered(self._data.make_room(table.nbytes)))
         self._data.write(table)
-        self._hold(row)
+        self._rows.add(row)
         self.num_episodes += 1
-        self.num_steps += row["length"]
+        self.num_steps += row.length
         return num_bytes + table.nbytes
 
     def __enter__(self) -> Self:
@@ -124,10 +116,9 @@ class EpisodeWriter:
         traceback: types.TracebackType | None,
     ) -> None:
         """Ends all files; after an error they are left unfinished."""
-        files = [self._data, self._meta, *self._videos.values()]
+        files = [self._data, self._rows, *self._videos.values()]
         try:
             if error is None:
-                self._flush()
                 for one in files:
                     one.close()
         finally:
@@ -172,7 +163,31 @@ class EpisodeWriter:
         stored = {k: v for k, v in self.declarations.items() if v["dtype"] != "video"}
         return hub_metadata(stored)
 
-    # --- videos
+    def _row(self, index: int) -> EpisodeRow:
+        """The first columns of an episode's row."""
+        length = self._dataset.manifest.episode_lengths[index]
+        numbers = dict.fromkeys(self._task_indices(index))
+        record = self._dataset.columns[EPISODES].read(index) if self._schema.texts else {}
+        texts = {text_name(text): bytes(record[text.key]) for text in self._schema.texts}
+        return EpisodeRow(
+            {
+                "episode_index": self.num_episodes,
+                "tasks": [self.tasks[number] for number in numbers],
+                "length": length,
+                "dataset_from_index": self.num_steps,
+                "dataset_to_index": self.num_steps + length,
+                **{name: text.decode() for name, text in texts.items()},
+            }
+        )
+
+    # --- images
+
+    def _stored(self, images: EpisodeImages, row: EpisodeRow) -> pa.Array:
+        """The images of an episode as a column; their statistics go to the row."""
+        stored = [{"bytes": image, "path": None} for image in images.stored()]
+        sampled = map(images.pixels, sampled_steps(row.length))
+        row.summarize(images.of.name, self.statistics.add_images(images.of, sampled))
+        return pa.array(stored, _IMAGE)
 
     def _video(self, one: ExportedFeature, codec: Codec) -> VideoWriter:
         def path_of(number: int) -> pathlib.Path:
@@ -181,62 +196,30 @@ class EpisodeWriter:
         rate = fractions.Fraction(self.fps).limit_denominator(_MOST_DENOMINATOR)
         return VideoWriter(path_of, codec, one.feature.shape, rate)
 
-    def _begin_video(self, name: str, num_steps: int) -> dict[str, Any]:
-        """Where the frames of an episode go, as the columns of `meta/episodes`."""
-        file, start = self._videos[name].begin_episode()
-        times = {"from_timestamp": start, "to_timestamp": start + num_steps / self.fps}
-        return _under(f"videos/{name}", {**numbered(file), **times})
-
-    def _write_video(self, images: EpisodeImages, row: dict[str, Any]) -> int:
-        """Writes the frames of an episode, each decoded once, and adds their statistics to a row.
+    def _write_video(self, images: EpisodeImages, row: EpisodeRow) -> int:
+        """Writes the frames of an episode; their place and statistics go to the row.
 
         Returns:
           The bytes that the encoder gave meanwhile.
         """
-        name, sampled = images.of.name, {*sampled_steps(row["length"])}
+        name, sampled = images.of.name, {*sampled_steps(row.length)}
         video = self._videos[name]
+        file, start = video.begin_episode()
+        times = {"from_timestamp": start, "to_timestamp": start + row.length / self.fps}
+        row.put(f"videos/{name}", {**numbered(file), **times})
         num_bytes = 0
 
         def frames() -> Iterator[np.ndarray]:
             nonlocal num_bytes
-            for t in range(row["length"]):
+            # Each is decoded once, for the video and the statistics.
+            for t in range(row.length):
                 frame = images.pixels(t)
                 num_bytes += video.write(frame)
                 if t in sampled:
                     yield frame
 
-        row |= _summarized(name, self.statistics.add_images(images.of, frames()))
+        row.summarize(name, self.statistics.add_images(images.of, frames()))
         return num_bytes
-
-    # --- meta/episodes
-
-    def _row(self, index: int) -> dict[str, Any]:
-        """The first columns of an episode's row in `meta/episodes`."""
-        length = self._dataset.manifest.episode_lengths[index]
-        numbers = dict.fromkeys(self._task_indices(index))
-        record = self._dataset.columns[EPISODES].read(index) if self._schema.texts else {}
-        return {
-            "episode_index": self.num_episodes,
-            "tasks": [self.tasks[number] for number in numbers],
-            "length": length,
-            "dataset_from_index": self.num_steps,
-            "dataset_to_index": self.num_steps + length,
-            **{text_name(text): bytes(record[text.key]).decode() for text in self._schema.texts},
-        }
-
-    def _hold(self, row: dict[str, Any]) -> None:
-        self._held.append(row)
-        if len(self._held) >= _ROWS_HELD:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Writes the rows that are held."""
-        if not self._held:
-            return
-        num_bytes = pa.Table.from_pylist(self._held).nbytes
-        place = _under("meta/episodes", numbered(self._meta.make_room(num_bytes)))
-        self._meta.write(pa.Table.from_pylist([{**row, **place} for row in self._held]))
-        self._held = []
 
 
 def _tasks(dataset: Dataset) -> tuple[str, ...]:
@@ -275,11 +258,3 @@ def _array(numbers: np.ndarray) -> pa.Array:
         offsets = np.arange(0, len(array) + 1, length, dtype=np.int32)
         array = pa.ListArray.from_arrays(pa.array(offsets), array)
     return array
-
-
-def _summarized(name: str, summary: Summary) -> dict[str, Any]:
-    return _under(f"stats/{name}", summary)
-
-
-def _under(prefix: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}/{name}": value for name, value in fields.items()}
