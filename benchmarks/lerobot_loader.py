@@ -1,65 +1,82 @@
-"""What a sample costs by LeRobot's own DataLoader, and by the loader of the converted set.
+"""What a sample costs by our loader, and by LeRobot's own DataLoader of the same steps exported.
 
     python3.12 -m venv lerobot_env && lerobot_env/bin/pip install 'lerobot[dataset]==0.6.1'
-    octograin convert SRC DST --mapping MAPPING
-    python -m benchmarks.lerobot_loader SRC DST --python lerobot_env/bin/python
+    python -m benchmarks.lerobot_loader DST --python lerobot_env/bin/python
 
-Both yield batches of 16: two steps of every camera and of the state, four actions. They take turns,
-each in a process of its own without worker processes. CPU time of all threads is counted, after 5
-batches that are not. LeRobot's samples are decoded from the video, as float32 in [0, 1]; ours from
-JPEG, as uint8. Neither resizes or augments: both leave that to the step.
+DST is exported with images and with videos, which is measured too. Both loaders yield the same
+batches of 16: two steps of every camera and of the state, four actions. They take turns, each in a
+process of its own without worker processes. CPU time of all threads is counted, after 5 batches
+that are not; torch has one thread, as in a worker of its DataLoader, since several would wait for
+each other on a busy machine. LeRobot's images are float32 in [0, 1], ours uint8. Neither resizes or
+augments: both leave that to the training step.
+
+The arrays of the first batch are compared: actions and states as they are stored, images in grey
+levels. Ours decodes JPEG by the fast transform, LeRobot by the accurate one.
 """
 
 import dataclasses
 import itertools
+import json
 import os
+import pathlib
 import statistics
+import tempfile
+from typing import Any
 
+import numpy as np
 import tyro
 
 from benchmarks import measuring
-from octograin import open_loader
+from converters.export.lerobot.lerobot_columns import ExportedFeature, Storage, exported_schema
+from converters.export.lerobot.lerobot_writer import export_lerobot
+from octograin import Loader, open_dataset, open_loader
+from pipeline.data.schema import ACTION
 from pipeline.errors import UserError, user_errors_exit
 
 _BATCH_SIZE = 16
 _WARM_UP = 5
+_STORAGES: tuple[Storage, ...] = ("image", "video")
 _LEROBOT = """
-import itertools, json, sys, time
-import torch
+import json, sys, time
+import numpy as np, torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-root, num_batches = sys.argv[1], int(sys.argv[2])
-dataset = LeRobotDataset("local/set", root=root)
-frame = 1 / dataset.meta.fps
-observed = [key for key in dataset.meta.features if key.startswith("observation.")]
+root, steps, first, backend = sys.argv[1:]
+torch.set_num_threads(1)
+frame = 1 / LeRobotDataset("local/set", root=root).meta.fps
+features = LeRobotDataset("local/set", root=root).meta.features
+observed = [key for key in features if key.startswith("observation.")]
 times = {key: [-frame, 0.0] for key in observed} | {"action": [i * frame for i in range(4)]}
-dataset = LeRobotDataset("local/set", root=root, delta_timestamps=times)
-loader = torch.utils.data.DataLoader(dataset, batch_size=16, shuffle=True, drop_last=True)
-batches = itertools.chain.from_iterable(itertools.repeat(loader))
-for _ in range(5):
-    next(batches)
+dataset = LeRobotDataset(
+    "local/set", root=root, delta_timestamps=times, video_backend=backend or None
+)
+batches = json.loads(open(steps).read())
+loader = iter(torch.utils.data.DataLoader(dataset, batch_sampler=batches))
+batch = next(loader)
+np.savez(first, **{key: batch[key].numpy() for key in [*observed, "action"]})
+for _ in range(4):
+    next(loader)
 started = time.process_time()
-for _ in range(num_batches):
-    next(batches)
-print(json.dumps((time.process_time() - started) / (num_batches * 16) * 1e3))
+count = sum(len(batch["index"]) for batch in loader)
+print(json.dumps((time.process_time() - started) / count * 1e3))
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Compares LeRobot's DataLoader with the loader of the same set, converted."""
+    """Compares our loader with LeRobot's DataLoader of the same steps, exported."""
 
-    src: tyro.conf.Positional[str]
-    """LeRobot directory."""
     dst: tyro.conf.Positional[str]
-    """The dataset directory that was converted from it."""
+    """Dataset directory."""
     python: str = ""
     """Python of an environment with lerobot."""
+    backend: str = ""
+    """Decoder of LeRobot's videos, such as pyav; the one that it chooses by default."""
     rounds: int = 3
     """Times that each is measured."""
     num_batches: int = 20
     """Batches that are counted."""
     only: bool = False
-    """Measure the loader of DST in this process; prints milliseconds of CPU per sample."""
+    """Measure our loader in this process; prints milliseconds of CPU per sample."""
 
 
 def main() -> None:
@@ -69,7 +86,7 @@ def main() -> None:
         measuring.print_figures(_ours(args) if args.only else _compared(args))
 
 
-def _compared(args: Args) -> dict[str, float]:
+def _compared(args: Args) -> dict[str, Any]:
     if not args.python:
         raise UserError(
             where="--python",
@@ -77,16 +94,34 @@ def _compared(args: Args) -> dict[str, float]:
             found="none",
             remedy="See the head of this file for how to make one.",
         )
+    with tempfile.TemporaryDirectory() as folder:
+        return {storage: _of(args, storage, pathlib.Path(folder)) for storage in _STORAGES}
+
+
+def _of(args: Args, storage: Storage, folder: pathlib.Path) -> dict[str, float]:
+    dataset = open_dataset(args.dst)
+    root = folder / storage
+    _, export_s, _ = measuring.timed(lambda: export_lerobot(dataset, str(root), storage=storage))
+    num_bytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    files = [folder / f"{storage}_{name}" for name in ("steps.json", "first.npz")]
+    with _loader(args) as loader:
+        order = [loader.order()[n].step.tolist() for n in range(_WARM_UP + args.num_batches)]
+        files[0].write_text(json.dumps(order))
     theirs, ours = [], []
     for _ in range(args.rounds):
+        theirs.append(
+            _run([args.python, "-c", _LEROBOT, str(root), *map(str, files), args.backend])
+        )
         count = str(args.num_batches)
-        theirs.append(_run([args.python, "-c", _LEROBOT, args.src, count]))
-        own = ("benchmarks.lerobot_loader", args.src, args.dst, "--only", "--num_batches", count)
+        own = ("benchmarks.lerobot_loader", args.dst, "--only", "--num_batches", count)
         ours.append(_run(measuring.module(*own)))
     return {
+        "export_cpu_s_per_1000_steps": round(export_s / dataset.num_kept_steps * 1e3, 2),
+        "export_mb": round(num_bytes / 1e6, 1),
         "lerobot_cpu_ms_per_sample": round(statistics.median(theirs), 2),
         "octograin_cpu_ms_per_sample": round(statistics.median(ours), 2),
         **measuring.ratios(theirs, ours),
+        **_differences(args, storage, files[1]),
     }
 
 
@@ -95,8 +130,55 @@ def _run(command: list[str]) -> float:
     return measuring.in_a_process(command, environment)
 
 
+def _features(args: Args, storage: Storage) -> list[ExportedFeature]:
+    """The observations that both read."""
+    schema = exported_schema(open_dataset(args.dst, keys=()).manifest, storage)
+    return [one for one in schema.features if one.feature.key.startswith("observation/")]
+
+
+def _loader(args: Args) -> Loader:
+    observed = [one.feature.key.removeprefix("observation/") for one in _features(args, "image")]
+    return open_loader(
+        args.dst, _BATCH_SIZE, observations=observed, window_size=2, action_horizon=4
+    )
+
+
+def _differences(args: Args, storage: Storage, file: pathlib.Path) -> dict[str, float]:
+    """How far the arrays of the first batch are apart."""
+    with _loader(args) as loader:
+        batch = next(iter(loader))
+        state = {
+            one: loader.unnormalize(one.feature.key, _value(batch, one.feature.key))
+            for one in _features(args, storage)
+            if one.storage == "values"
+        }
+        action = loader.unnormalize(ACTION, batch["action"][:, -1])
+        grippers = [g.dim for g in loader.datasets[0].manifest.conventions.all_grippers]
+    with np.load(file) as recorded:
+        theirs = {name: recorded[name] for name in recorded.files}
+    # Grippers of a batch are in [0, 1], by their conventions.
+    arm = np.delete(np.arange(action.shape[-1]), grippers)
+    numbers = [np.abs(theirs["action"] - action)[..., arm].max()]
+    numbers += [np.abs(theirs[one.name] - value).max() for one, value in state.items()]
+    images = [
+        np.abs(np.moveaxis(theirs[one.name], 2, -1) * 255 - _value(batch, one.feature.key)).mean()
+        for one in _features(args, storage)
+        if one.is_camera
+    ]
+    return {
+        "numbers_apart": float(f"{max(numbers):.1e}"),
+        "grey_levels_apart": round(float(np.mean(images)), 2),
+    }
+
+
+def _value(batch: dict[str, Any], key: str) -> Any:
+    for part in key.split("/"):
+        batch = batch[part]
+    return batch
+
+
 def _ours(args: Args) -> float:
-    with open_loader(args.dst, _BATCH_SIZE, window_size=2, action_horizon=4) as loader:
+    with _loader(args) as loader:
         batches = iter(loader)
         for _ in itertools.islice(batches, _WARM_UP):
             pass
