@@ -72,7 +72,8 @@ def with_excluded(
             found=f"all {count} excluded",
             remedy="Leave the dataset out of the mixture instead.",
         )
-    before, after = (ranges(numbers, None) for numbers in (manifest.excluded_episodes, excluded))
+    lists = (manifest.excluded_episodes, excluded)
+    before, after = (ranges(numbers, None) or "none" for numbers in lists)
     edited = dataclasses.replace(manifest, excluded_episodes=excluded)
     return edited, [Edit(day, "excluded_episodes", before, after)]
 

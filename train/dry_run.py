@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from pipeline.config_checks import all_problems
+from pipeline.data.dataset import excluded_note
 from pipeline.data.schema import ACTION
 from pipeline.data.token_provenance import check_same_encoders
 from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
@@ -115,6 +116,9 @@ def diagnose(flags: Flags) -> list[Finding]:
     found.add("ok", "model", f"{describe_model(setup)}; {describe_devices(setup.mesh)}")
     found.attempt("weights", lambda: _account(setup))
     found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")
+    for dataset, part in zip(setup.loader.datasets, config.data.datasets, strict=True):
+        if choice := part.choice() + excluded_note(dataset.manifest):
+            found.add("ok", f"choice of {dataset.path}", choice.removeprefix("; "))
     if continues:
         found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
     elif flags.resume:

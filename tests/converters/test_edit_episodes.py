@@ -79,7 +79,7 @@ def test_an_excluded_episode_leaves_the_statistics_and_comes_back(
     assert (code, lines) == (
         0,
         [
-            f'{out}: {day} excluded_episodes: "" -> "1,3"',
+            f'{out}: {day} excluded_episodes: "none" -> "1,3"',
             f"{out}: 2 of 4 episodes, 6 steps, are used, without 1,3; statistics computed again",
         ],
     )

@@ -61,7 +61,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
     if part.has_parts:
         runs = runs.inside(spans)
     if part.outcome != "any":
-        succeeded = successes(dataset, np.unique(runs.episodes), part.excluded)
+        succeeded = successes(dataset, runs.episodes, part.excluded)
         runs = runs.at(succeeded[runs.episodes] == (part.outcome == "success"))
     if not len(runs.starts):
         raise UserError(

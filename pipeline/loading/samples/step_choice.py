@@ -133,16 +133,20 @@ def stratify(dataset: Dataset, part: DatasetConfig, runs: Runs, whole: Selection
     for glob, weight in reversed(part.task_weights):
         of_tasks[[fnmatch.fnmatchcase(task, glob) for task in dataset.manifest.tasks]] = weight
     weights = of_tasks[runs.tasks]
+    # Not `np.unique` of all runs, which takes seconds for a million.
+    distinct = {*of_tasks.tolist()}
     if part.failure_weight != 1:
-        succeeded = successes(dataset, np.unique(runs.episodes), part.excluded)
+        succeeded = successes(dataset, runs.episodes, part.excluded)
         weights = np.where(succeeded[runs.episodes], weights, weights * part.failure_weight)
+        distinct |= {weight * part.failure_weight for weight in distinct}
     # The largest weight first.
-    distinct = np.unique(weights)[::-1]
-    if distinct.tolist() == [1]:
+    masks = {weight: weights == weight for weight in sorted(distinct, reverse=True)}
+    masks = {weight: mask for weight, mask in masks.items() if mask.any()}
+    if [*masks] == [1]:
         return whole
     strata = []
-    for weight in distinct.tolist():
-        own = runs.at(weights == weight)
+    for weight, mask in masks.items():
+        own = runs.at(mask)
         selection = dataclasses.replace(whole, starts=own.starts, counts=own.counts)
         strata.append(Stratum(weight, selection))
     return dataclasses.replace(whole, strata=tuple(strata))
@@ -222,7 +226,7 @@ def _episode_problems(dataset: Dataset, field: str, episodes: Sequence[int]) -> 
             where=f"{dataset.path}, {field}",
             expected=f"episodes from 0 to {dataset.num_episodes - 1}",
             found=ranges(beyond),
-            remedy="Remove the others.",
+            remedy="Take them out; episodes are counted from 0.",
         )
     excluded = sorted({*episodes} & {*dataset.manifest.excluded_episodes})
     if excluded:
@@ -231,7 +235,7 @@ def _episode_problems(dataset: Dataset, field: str, episodes: Sequence[int]) -> 
             where=f"{dataset.path}, {field}",
             expected="episodes that are not excluded from the dataset",
             found=listed,
-            remedy=f"Remove them, or use them again: octograin edit {dataset.path} "
+            remedy=f"Take them out, or use them again: octograin edit {dataset.path} "
             f"--include {listed}",
         )
 

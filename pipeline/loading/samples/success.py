@@ -35,8 +35,8 @@ def successes(dataset: Dataset, episodes: np.ndarray, excluded: Collection[str])
 
     Args:
       dataset: The dataset.
-      episodes: int64 (n), the episodes that are asked for; of those without a declaration the
-        trajectories are read.
+      episodes: int64 (n), the episodes that are asked for, which may repeat; without a declaration
+        their trajectories are read.
       excluded: Records that cannot be read, each FILE:RECORD; their episodes count as successes.
 
     Raises:
@@ -52,7 +52,9 @@ def successes(dataset: Dataset, episodes: np.ndarray, excluded: Collection[str])
         raise next(success_problems(dataset))
     reader = dataset.columns[EPISODES]
     lost = {reader.find(name) for name in excluded}
-    for episode in episodes.tolist():
+    asked = np.zeros(dataset.num_episodes, bool)
+    asked[episodes] = True
+    for episode in np.flatnonzero(asked).tolist():
         if episode not in lost:
             value = np.asarray(reader.read(episode)[key])[-1]
             # NaN is no success.

@@ -361,8 +361,8 @@ def test_all_that_the_datasets_lack_is_one_error(tmp_path: pathlib.Path) -> None
     for line, message in zip(
         lines,
         [
-            "episode_list: expected episodes from 0 to 3; found 4-6. Remove",
-            f"episodes that are not excluded from the dataset; found 2. Remove them, or use them "
+            "episode_list: expected episodes from 0 to 3; found 4-6. Take them out",
+            f"episodes that are not excluded from the dataset; found 2. Take them out, or use them "
             f"again: octograin edit {out} --include 2",
             "segments: expected episodes from 0 to 3; found 7",
             "segments: expected ends of at most the steps of their episodes; found 0 2 9 of 6",
