@@ -18,7 +18,7 @@ from train.policy.observations import describe_one
 from train.policy.policy_inputs import TASKS
 from train.policy.policy_spec import PolicySpec, datasets_to_choose
 from train.report.html_page import percent, three_digits
-from train.report.report_inputs import NUM_LAST_STEPS
+from train.report.report_inputs import NUM_LAST_STEPS, UNTRAINED
 from train.report.report_page import UNITS, dataset_row, describe_origin
 from train.update.train_state import count_parameters
 
@@ -38,7 +38,7 @@ def model_card(run: PublishedRun, *, figure: str | None, report: str | None) -> 
         "## Use it",
         *_usage(run),
         "## How well it does",
-        *([f"![Loss and action error over the training]({figure})"] if figure else []),
+        *(_figure(run, figure) if figure else []),
         *_quality(run),
         "## Data",
         *_data(run),
@@ -46,6 +46,17 @@ def model_card(run: PublishedRun, *, figure: str | None, report: str | None) -> 
         _versions(run, report),
     ]
     return signed("\n\n".join(sections) + "\n")
+
+
+def _figure(run: PublishedRun, name: str) -> Iterator[str]:
+    yield f"![Loss and action error over the training]({name})"
+    episode = run.files.episode
+    if episode is not None:
+        held_out = "held out from training" if episode.is_held_out else "which was trained on"
+        yield (
+            f"Below loss and error: the actions of episode {episode.episode}, {held_out}, and the "
+            "chunks that the policy predicts along it, in the dataset's units."
+        )
 
 
 def _header(run: PublishedRun) -> str:
@@ -135,11 +146,12 @@ def _encoders(run: PublishedRun) -> Iterator[str]:
     weights = dict.fromkeys(weights for _, _, weights, _ in run.files.encoders)
     if weights:
         local = [one for one in weights if not one.startswith((SCHEME, "random:"))]
+        named = [
+            code(one.removesuffix(UNTRAINED)) + UNTRAINED * one.endswith(UNTRAINED)
+            for one in weights
+        ]
         where = " Say where they lie with `--weights PATH`, or `weights=PATH`." if local else ""
-        yield (
-            "It computes tokens of its images, with the weights "
-            f"{', '.join(map(code, weights))}.{where}"
-        )
+        yield (f"It computes tokens of its images, with the weights {'; '.join(named)}.{where}")
 
 
 def _observed(spec: PolicySpec) -> Iterator[tuple[str, str]]:

@@ -76,6 +76,8 @@ def test_a_card_has_the_figures_of_its_checkpoint(run):
     )
     for line in (
         "![Loss and action error over the training](training.png)",
+        "Below loss and error: the actions of episode 3, held out from training, and the chunks "
+        "that the policy predicts along it, in the dataset's units.",
         "The mean loss of the last 2 training steps is 1.75, that of the validation 0.500.",
         "| all dimensions | 0.250 | 0.790 |",
         "| gripper | 1.00 | 0.790 |",
