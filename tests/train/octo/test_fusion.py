@@ -47,14 +47,13 @@ BASE = OctoConfig(
     embedding_dim=16,
     max_horizon=2,
     transformer=TransformerConfig(num_layers=1, mlp_dim=32, num_heads=2),
-    images=(
-        ImageTokenizerConfig("primary", "image_primary", 4, STEM, stem_dim=8),
-        ImageTokenizerConfig("wrist", "image_wrist", 2, STEM, stem_dim=8),
-    ),
+    images=(ImageTokenizerConfig("primary", "image_primary", 4, STEM, stem_dim=8),),
     language=None,
     head=RegressionConfig(pooling="mean", action_horizon=2, action_dim=3),
 )
-"""Cameras of 2 x 2 tokens and of one."""
+"""A camera of 2 x 2 tokens."""
+WRIST = ImageTokenizerConfig("wrist", "image_wrist", 2, STEM, stem_dim=8)
+"""A camera of one token."""
 FUSIONS: list[Fusion] = ["tokens", "features", "registers", "gated", "only", "align"]
 GROUPED: list[Fusion] = ["tokens", "registers", "only"]
 ADDED: list[Fusion] = ["features", "gated"]
@@ -186,16 +185,13 @@ def test_only_leaves_the_camera_without_a_place_and_unread(plain: Any) -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_training_lowers_the_loss_and_moves_every_new_parameter(fusion: Fusion) -> None:
     """All samples share their images: except for `align`, only tokens distinguish their actions."""
-    config = dataclasses.replace(model(fusion), images=BASE.images[:1])
+    config = model(fusion)
     batch = make_batch(config, samples=4, window=1)
     if fusion != "align":
         images = {k: v * 0 + 100 for k, v in batch["observation"].items() if "image" in k}
         batch = with_observation(batch, **images)
     module, optimizer = OctoModule(config), optax.adam(3e-3)
-    both = flat(fresh(model(fusion)))
-    start = traverse_util.unflatten_dict(
-        {k: v for k, v in both.items() if "wrist" not in k}, sep="/"
-    )
+    start = fresh(config)
 
     def step(carry: Any, _: Any) -> Any:
         def loss_of(params: Any) -> Any:
@@ -517,7 +513,8 @@ def test_two_cameras_and_a_column_used_twice() -> None:
         VGGT, observation_key="wrist_tokens", name="vggt_wrist", fusion="features", camera="wrist"
     )
     registers = dataclasses.replace(VGGT, name="vggt_registers", fusion="registers")
-    config = dataclasses.replace(BASE, vggt=gated, more_vggt=(wrist, registers))
+    images = (*BASE.images, WRIST)
+    config = dataclasses.replace(BASE, images=images, vggt=gated, more_vggt=(wrist, registers))
     assert config.token_keys == ("vggt_tokens", "wrist_tokens")
     params, batch = perturbed(random_params(config)), make_batch(config)
     new = {path.split("/")[1] for path in flat(params) if "vggt" in path}
@@ -652,7 +649,7 @@ def test_the_step_logs_the_alignment_and_micro_batches_give_that_of_the_whole(
     )
     config = dataclasses.replace(
         config,
-        model=dataclasses.replace(model("align"), images=BASE.images[:1]),
+        model=model("align"),
         data=data,
         augment=AugmentConfig(enabled=False),
     )
@@ -687,7 +684,12 @@ def test_a_config_of_before_fusion_still_loads() -> None:
 def test_geometry_that_means_something_else_is_reported() -> None:
     gated = model("gated")
     assert find_changed_meanings(gated, model("features")) == {}
-    assert find_changed_meanings(gated, model("gated", camera="wrist")) == {
+    both, vggt = (*BASE.images, WRIST), dataclasses.replace(VGGT, fusion="gated")
+    ours, theirs = (
+        dataclasses.replace(BASE, images=both, vggt=dataclasses.replace(vggt, camera=camera))
+        for camera in ("primary", "wrist")
+    )
+    assert find_changed_meanings(ours, theirs) == {
         "vggt.vggt.camera of fusion 'gated'": ("primary", "wrist")
     }
     assert find_changed_meanings(gated, model("gated", num_special=2, grid=(3, 4))) == {
