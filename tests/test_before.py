@@ -84,8 +84,10 @@ def test_a_dataset_is_exported(here, call, capsys):
 def test_an_unfinished_column_is_finished_with_the_shard_that_was_written(here, call):
     (written,) = pathlib.Path("data/before/vggt_half").iterdir()
     before = written.stat().st_mtime_ns
+    # Batches of 16, whose program other tests compile as well.
     arguments = ("--name", "vggt_half", "--weights", "random:tiny", "--size", "56")
-    call(converters.vggt.__main__, "data/before", *arguments, "--store", "int8")
+    arguments += ("--store", "int8", "--batch_size", "16")
+    call(converters.vggt.__main__, "data/before", *arguments)
     files = [shard.file for shard in open_dataset("data/before").manifest.shards["vggt_half"]]
     assert files[0] == f"vggt_half/{written.name}"
     assert len(files) == 2

@@ -29,13 +29,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_tokens_made_elsewhere_are_those_of_the_dataset(
-    mini_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    short_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(mini_dataset, tmp_path / "data" / "libero_mini")
+    shutil.copytree(short_dataset, tmp_path / "data" / "libero_mini")
     monkeypatch.chdir(tmp_path)
     dataset = open_dataset("data/libero_mini")
     settings = TokenSettings("vggt_tiny", image_size=(56, 56))
-    add_tokens(TokenJob.load(dataset, settings, "random:tiny", 64), overwrite=False)
+    add_tokens(TokenJob.load(dataset, settings, "random:tiny", 16), overwrite=False)
     dataset = open_dataset("data/libero_mini")
     image = np.empty((128, 128, 3), np.uint8)
     encoded = dataset.columns["steps"].read(7)["observation/image_primary"]

@@ -459,18 +459,17 @@ def start(*arguments: object, before: Callable[[], None] | None = None) -> Comma
 
 NAME = ("--name", "t")
 TINY = ("--weights", "random:tiny", "--size", "56", *NAME)
+RUN = (*TINY, "--batch_size", "16")
+"""Runs the program that the jobs of this process have compiled."""
 
 
 @pytest.fixture(scope="module")
 def whole(
     mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[pathlib.Path, bytes]:
-    """What an undisturbed command leaves."""
+    """What an undisturbed job leaves."""
     out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("whole") / "mini"))
-    output = start(out, *TINY).finish().stdout
-    assert re.match(
-        r"t: 0\.4 MB in \d+\.\d s\n  observation/t +float16\[21, 64\], storage cha", output
-    )
+    compute(out, batch_size=16)
     return contents(out)
 
 
@@ -483,11 +482,14 @@ def test_a_killed_command_still_reaches_the_same_bytes(
     copied: pathlib.Path, whole: dict[pathlib.Path, bytes]
 ) -> None:
     """Killed once its first shard is done."""
-    start(copied, *TINY, before=kill_after_first_shard).finish(-signal.SIGKILL)
+    start(copied, *RUN, before=kill_after_first_shard).finish(-signal.SIGKILL)
     assert (copied / ".conversion" / "t.00000.column-part.json").exists()
     assert open_dataset(str(copied)).num_steps == 53
     assert not load_manifest(epath.Path(copied)).encoders
-    start(copied, *TINY).finish()
+    output = start(copied, *RUN).finish().stdout
+    assert re.match(
+        r"t: 0\.4 MB in \d+\.\d s\n  observation/t +float16\[21, 64\], storage cha", output
+    )
     assert contents(copied) == whole
 
 
@@ -499,7 +501,7 @@ def test_a_command_that_is_killed_often_still_reaches_the_same_bytes(
     rng = random.Random(0)
     killed = 0
     while killed < 20:
-        job = start(copied, *TINY, "--overwrite")
+        job = start(copied, *RUN, "--overwrite")
         note = copied / ".conversion" / "t.column.json"
         while not note.exists() and job.returncode is None:
             time.sleep(0.01)
@@ -509,7 +511,7 @@ def test_a_command_that_is_killed_often_still_reaches_the_same_bytes(
         assert open_dataset(str(copied)).num_steps == 53
         if job.returncode == 0:
             remove_column(epath.Path(copied), "t")
-    start(copied, *TINY).finish()
+    start(copied, *RUN).finish()
     assert contents(copied) == whole
 
 
