@@ -583,7 +583,9 @@ main()
     ("limit", "place"),
     [
         (100, r"/out\S*"),  # too little for the plan
-        (50_000, r"/out/vggt_tokens/00000-of-00002\.arrayrecord"),
+        pytest.param(
+            50_000, r"/out/vggt_tokens/00000-of-00002\.arrayrecord", marks=pytest.mark.slow
+        ),
         (2_000_000, r"/out/steps/00000-of-00002\.arrayrecord"),
     ],
 )

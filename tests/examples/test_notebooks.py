@@ -1,5 +1,6 @@
 """The notebooks of `examples/` run, and show what running them gives."""
 
+import ast
 import pathlib
 import re
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import nbformat
 import pytest
 
+import octograin
 from tests.examples.run_notebooks import notebooks, run, texts
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
@@ -25,14 +27,27 @@ def test_there_are_five() -> None:
 
 
 def marked(path: pathlib.Path) -> Any:
-    """The notebook as a case: `test_example_parts.py` trains with what the last one shows."""
-    marks = [pytest.mark.slow] if path.name.startswith("05_") else []
+    """The notebook as a case; what the last two show has tests of its own.
+
+    `tests/train/policy` and `tests/train/serve` act and serve, `test_example_parts.py` trains.
+    """
+    marks = [pytest.mark.slow] if path.name.startswith(("04_", "05_")) else []
     return pytest.param(path, id=path.stem, marks=marks)
 
 
 @pytest.mark.parametrize("path", [marked(path) for path in notebooks()])
 def test_a_notebook_shows_what_it_gives(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert texts(run(path, tmp_path)) == texts(read(path)), _AGAIN
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_is_python_and_imports_names_of_octograin_that_exist(path: pathlib.Path) -> None:
+    cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    code = re.sub(r"^%.*$", "", "\n".join(cells), flags=re.MULTILINE)
+    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    names = {name.name for node in imports if node.module == "octograin" for name in node.names}
+    assert names
+    assert names <= set(octograin.__all__)
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)

@@ -97,10 +97,20 @@ def test_any_number_of_workers_writes_the_same_bytes(
     assert [sum(column) for column in zip(*reported, strict=True)] == [32, num_bytes - framing]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param([], id="one process"),
+        pytest.param(
+            ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+            id="two processes",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_beam_writes_the_same_bytes(
-    long_source: Path, undisturbed: dict[str, str], tmp_path: Path
+    long_source: Path, undisturbed: dict[str, str], tmp_path: Path, flags: list[str]
 ) -> None:
-    flags = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     job = start(long_source, tmp_path / "out", "--runner", "beam", "--", *flags)
     assert "\n32 episodes, 3,640 steps, 2 tasks" in job.finish().stdout
     assert contents(tmp_path / "out") == undisturbed
@@ -222,7 +232,7 @@ def test_95_kills_each_followed_by_a_rerun_end_in_the_same_digests(
     ("num_workers", "num_shards"),
     [
         (1, 5),
-        (2, 0),
+        pytest.param(2, 0, marks=pytest.mark.slow),
         pytest.param(1, 0, marks=pytest.mark.slow),
         pytest.param(2, 5, marks=pytest.mark.slow),
     ],

@@ -829,7 +829,7 @@ TYPES = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.dictionaries(PATHS, TYPES, max_size=12))
 def test_any_source_with_a_text_is_described_as_a_valid_mapping(
     tmp_path_factory: pytest.TempPathFactory, types: dict[str, Any]

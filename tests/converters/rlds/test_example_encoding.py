@@ -11,6 +11,7 @@ from converters.rlds.example_writing import serialize_episode
 from converters.sources.source import SourceKey
 
 
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(
     floats=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=300),
     ints=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=9),

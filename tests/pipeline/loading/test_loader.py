@@ -134,15 +134,15 @@ def test_batches_do_not_depend_on_the_number_of_threads(
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
-@pytest.mark.parametrize("position", [1, 7, 113, 114, 500])  # an epoch is 113.75 batches
 def test_batch_is_the_same_from_wherever_the_loader_starts(
-    make_loader: Callable, mini_dataset: pathlib.Path, position: int, num_threads: int
+    make_loader: Callable, mini_dataset: pathlib.Path, num_threads: int
 ) -> None:
     settings = {"observations": ("proprio",), "num_threads": num_threads}
-    whole = take(make_loader(mini_dataset, **settings), position + 2)
-    resumed = take(make_loader(mini_dataset, **settings), 2, position)
-    assert resumed[0].position == position
-    assert [b.fingerprint for b in resumed] == [b.fingerprint for b in whole[position:]]
+    whole = [b.fingerprint for b in take(make_loader(mini_dataset, **settings), 502)]
+    for position in (1, 7, 113, 114, 500):  # an epoch is 113.75 batches
+        resumed = take(make_loader(mini_dataset, **settings), 2, position)
+        assert resumed[0].position == position
+        assert [b.fingerprint for b in resumed] == whole[position : position + 2], position
 
 
 def test_order_and_content_are_pinned(make_loader: Callable, mini_dataset: pathlib.Path) -> None:

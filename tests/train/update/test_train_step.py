@@ -268,7 +268,7 @@ def test_average_follows_the_trained_parameters(config, three_steps):
     ("mode", "frozen", "trained"),
     [
         ("full", ("*hf_model*", "*/obs_*"), {"octo_transformer", "heads_action"}),
-        ("head_only", ("*hf_model*",), {"heads_action"}),
+        pytest.param("head_only", ("*hf_model*",), {"heads_action"}, marks=pytest.mark.slow),
         ("head_mlp_only", ("*hf_model*",), {"heads_action"}),
     ],
 )
