@@ -53,17 +53,22 @@ _MINI_RLDS = _DATA / "libero_mini" / "1.0.0"
 _NOBODY = 65534
 _LONGEST = (
     "train/test_scale.py",
-    "pipeline/vggt/test_aggregator.py",
+    "pipeline/vggt/test_aggregator.py",  # meanwhile the first compiles what test_run.py runs
     "train/test_run.py",
-    "examples/test_notebooks.py",
-    "pipeline/vggt/test_encoder.py",
-    "train/update/test_train_step.py",
-    "converters/vggt/test_token_job.py",
-    "train/octo/test_model.py",
     "train/octo/test_fusion.py",
-    "pipeline/loading/test_loader.py",
+    "converters/test_bad_input.py",
+    "converters/vggt/test_token_job.py",
     "converters/job/test_kills.py",
+    "train/octo/test_model.py",
+    "examples/test_notebooks.py",
+    "train/update/test_train_step.py",
+    "train/test_own_parts.py",
+    "pipeline/loading/test_loader.py",
+    "train/octo/heads/test_regression.py",
+    "converters/export/test_rlds_export.py",
     "train/policy/test_policy.py",
+    "pipeline/vggt/test_encoder.py",
+    "pipeline/inspection/test_dataset_figure.py",
 )
 """Test files by CPU time; the others take less than half a minute each."""
 _SHARED = pathlib.Path(__file__).parents[2] / "shared"
