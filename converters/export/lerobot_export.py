@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import pathlib
+import shlex
 import time
 from typing import Annotated, Literal
 
@@ -101,6 +102,6 @@ def _summary(
         lines.append(f"not exported, as LeRobot has no tokens: {', '.join(schema.left_out)}")
     lines += [
         f'with LeRobot: LeRobotDataset("local/{folder.name}", root="{folder}")',
-        f"back: octograin convert {folder} DST --mapping {folder}/meta/octograin.toml",
+        f"back: octograin convert {shlex.quote(str(folder))} DST",
     ]
     return "\n".join(lines) + "\n"

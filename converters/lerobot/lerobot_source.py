@@ -27,8 +27,9 @@ METADATA = (
     "meta/subtasks.*",
     "meta/episodes.jsonl",
     "meta/episodes/*.parquet",
+    "meta/octograin.toml",
 )
-"""The files in `meta` that opening a dataset reads, as globs."""
+"""The files in `meta` that opening a dataset, or finding its mapping, reads, as globs."""
 _MAX_NAMES = 5
 """Files that an error lists."""
 _MAX_HEADERS = 32

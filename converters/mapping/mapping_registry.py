@@ -1,4 +1,4 @@
-"""Finding a mapping: by the name or format of a dataset, by its own name, or in a file.
+"""Finding a mapping: in the source, by the source's name or format, by its own name, or in a file.
 
 Mappings of published datasets are one TOML file each in the folder `registry` beside this file;
 adding a file adds a mapping. Its name is that of the dataset; `names` in it may list others.
@@ -11,7 +11,7 @@ import pathlib
 from etils import epath
 
 from converters.mapping.standardize import SourceMapping
-from converters.sources.open_source import RLDS
+from converters.sources.open_source import LEROBOT, RLDS
 from converters.sources.source import Source
 from pipeline.errors import DataError, UserError, nearest_name
 from pipeline.files import from_json_text, read_text, toml_to_json
@@ -19,6 +19,8 @@ from pipeline.files import from_json_text, read_text, toml_to_json
 _FOLDER = pathlib.Path(__file__).parent / "registry"
 _EXPECTED = "a mapping in TOML"
 _REMEDY = "Start from `octograin convert SRC --describe > mapping.toml`."
+OWN_MAPPING = "meta/octograin.toml"
+"""The mapping that a LeRobot dataset brings along which `octograin export` wrote."""
 LIBERO_AS_RELEASED = "LIBERO HDF5 as released"
 """The format of files whose rows are observed after their action."""
 
@@ -59,11 +61,15 @@ def find_registered(dataset: str, format_name: str) -> SourceMapping | None:
 
 
 def find_mapping(source: Source) -> SourceMapping:
-    """Returns the mapping of a source.
+    """Returns the mapping of a source: its own, or one of the registry.
 
     Raises:
+      DataError: Its own is no mapping.
       UserError: Where there is none, or the source is of a form that no mapping takes by itself.
     """
+    own = source.directory / OWN_MAPPING
+    if source.format.startswith(LEROBOT.name) and own.exists():
+        return _parse(str(own))
     found = find_registered(source.name, source.format)
     if found is not None:
         return found

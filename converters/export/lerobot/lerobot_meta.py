@@ -8,6 +8,7 @@ from converters.export.lerobot.lerobot_episodes import DATA, VIDEOS, EpisodeWrit
 from converters.export.lerobot.parquet_files import DATA_MB, FILES_PER_CHUNK, write_tasks
 from converters.export.lerobot.return_mapping import return_mapping
 from converters.export.lerobot.video_writer import VIDEO_MB
+from converters.mapping.mapping_registry import OWN_MAPPING
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import Manifest
 from pipeline.files import dump_json, to_json_values
@@ -50,7 +51,7 @@ def write_meta(
     statistics = json.dumps(written.statistics.summaries(), indent=4)
     (meta / "stats.json").write_text(statistics + "\n", encoding="utf-8")
     mapping = return_mapping(manifest, schema)
-    (meta / "octograin.toml").write_text(mapping, encoding="utf-8")
+    (directory / OWN_MAPPING).write_text(mapping, encoding="utf-8")
     # Last: it lists the others.
     own = {
         "name": manifest.name,

@@ -27,7 +27,7 @@ def return_mapping(manifest: Manifest, schema: ExportedSchema) -> str:
     ignored = [f"steps/{name}" for name in BOOKKEEPING]
     lines = [
         "# Conventions and features of this dataset. The way back:",
-        "# octograin convert THIS_FOLDER DST --mapping THIS_FOLDER/meta/octograin.toml",
+        "# octograin convert THIS_FOLDER DST",
         f"task = {quoted(TASK if has_task else '')}",
         *_source_id_lines(schema),
         f"ignore = [{', '.join(map(quoted, ignored if has_task else [*ignored, TASK]))}]",

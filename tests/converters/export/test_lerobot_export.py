@@ -22,10 +22,10 @@ from converters.export.lerobot.exported_images import EpisodeImages
 from converters.export.lerobot.lerobot_columns import ExportedFeature
 from converters.export.lerobot.lerobot_writer import export_lerobot
 from converters.export.lerobot_export import main
-from converters.job.convert import convert
+from converters.job.convert import convert, convert_dataset
 from converters.lerobot.lerobot_source import open_lerobot
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
-from converters.mapping.mapping_registry import read_mapping
+from converters.mapping.mapping_registry import find_mapping
 from converters.sources.image_encoding import encode_jpeg, encode_png
 from converters.sources.open_source import open_source
 from converters.verify.__main__ import open_converted
@@ -33,7 +33,7 @@ from converters.verify.verifier import Verifier
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import Column, Feature
-from pipeline.errors import SchemaError, UserError
+from pipeline.errors import DataError, SchemaError, UserError
 from tests.converters.conftest import Toy
 from tests.converters.export.lerobot_exports import (
     CONVENTIONS,
@@ -41,7 +41,7 @@ from tests.converters.export.lerobot_exports import (
     TASKS,
     write_exported,
 )
-from tests.small_dataset import write_dataset
+from tests.small_dataset import CONVENTIONS as CONVENTIONS_OF_TEN_HZ, write_dataset
 
 ROOT = Path(__file__).parents[3]
 IMAGE = "steps/observation/image"
@@ -50,7 +50,7 @@ IMAGE = "steps/observation/image"
 def back(folder: Path, directory: Path) -> Dataset:
     """An export converted again by the mapping that it holds."""
     source = open_source(str(folder))
-    convert(source, directory, read_mapping(folder / "meta" / "octograin.toml"))
+    convert(source, directory, find_mapping(source))
     return open_dataset(str(directory))
 
 
@@ -204,6 +204,24 @@ def test_excluded_episodes_are_left_out_and_the_others_numbered_again(tmp_path: 
     assert rows.column("index").to_pylist() == list(range(12))
     own = json.loads((folder / "meta" / "octograin.json").read_text())
     assert (own["excluded_episodes"], own["failed_episodes"]) == ([0, 2], [1])
+
+
+def test_the_mapping_of_an_export_is_found_and_another_one_may_be_named(tmp_path: Path) -> None:
+    directory = write_dataset(tmp_path / "libero_mini", {"action": (3,)})
+    folder = exported(directory, tmp_path / "out")
+    convert_dataset(str(folder), str(tmp_path / "back"))
+    assert open_dataset(str(tmp_path / "back")).manifest.conventions == CONVENTIONS_OF_TEN_HZ
+    own = folder / "meta" / "octograin.toml"
+    other = tmp_path / "other.toml"
+    other.write_text(own.read_text().replace("10.0", "5.0"))
+    convert_dataset(str(folder), str(tmp_path / "again"), str(other))
+    rate = open_dataset(str(tmp_path / "again")).manifest.conventions.control_frequency_hz
+    assert rate == 5
+    own.write_text("features = 3")
+    with pytest.raises(
+        DataError, match=r"out/meta/octograin\.toml: expected a valid SourceMapping"
+    ):
+        convert_dataset(str(folder), str(tmp_path / "third"))
 
 
 # --- what LeRobot's loader read
@@ -454,7 +472,7 @@ def test_the_command_lists_names_and_what_is_left_out(
     assert lines[-3:] == [
         "not exported, as LeRobot has no tokens: observation/vggt_tokens",
         f'with LeRobot: LeRobotDataset("local/out", root="{out}")',
-        f"back: octograin convert {out} DST --mapping {out}/meta/octograin.toml",
+        f"back: octograin convert {out} DST",
     ]
     left_out = json.loads((out / "meta" / "octograin.json").read_text())["left_out"]
     assert left_out == ["observation/vggt_tokens"]
