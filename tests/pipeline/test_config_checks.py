@@ -1,8 +1,6 @@
 import dataclasses
 import pathlib
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,8 +16,7 @@ from pipeline.config_checks import (
     is_typed,
 )
 from pipeline.errors import UserError, nearest_name
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.processes import Command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,20 +169,10 @@ CHANGES = [
 @pytest.fixture(scope="module")
 def found_untyped() -> dict[str, str]:
     """What each change of a config is refused with, where beartype does not refuse it first."""
-    # One other process for all: importing the package in it takes 3 s.
-    script = (
-        "from octograin import *\n"
-        "settings = {'datasets': (DatasetConfig('a'),), 'vocabulary': ''}\n"
-        f"for change in {[change for change, _ in CHANGES]!r}:\n"
-        "    try: DataConfig(**settings | eval(f'dict({change})')); print('no error')\n"
-        "    except UserError as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(CHANGES), done.stdout + done.stderr
-    return dict(zip((change for change, _ in CHANGES), lines, strict=True))
+    changes = [change for change, _ in CHANGES]
+    lines = Command("tests.pipeline.untyped_configs", *changes).finish().stdout.splitlines()
+    assert len(lines) == len(changes), lines
+    return dict(zip(changes, lines, strict=True))
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES)
