@@ -17,6 +17,7 @@ REPEATED = {"__init__.py", "__main__.py", "conftest.py"}
 PIPELINE = {
     "pipeline",
     "pipeline/hub",
+    "pipeline/sharing",
     "pipeline/parts",
     "pipeline/data",
     "pipeline/loading",
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "pipeline/parts": {"pipeline", "pipeline/hub"},
     "pipeline/hub": {"pipeline"},
     # Opening a dataset by its address fetches it.
-    "pipeline/data": {"pipeline", "pipeline/vggt", "pipeline/sharing"},
+    "pipeline/data": {"pipeline", "pipeline/hub", "pipeline/vggt", "pipeline/sharing"},
     "pipeline/sharing": {"pipeline", "pipeline/hub", "pipeline/data", "pipeline/inspection"},
     "pipeline/vggt": {"pipeline", "pipeline/data", "pipeline/hub"},
     "pipeline/loading": {*PIPELINE, "pipeline/parts"},

@@ -15,9 +15,12 @@ from pipeline.data.dataset import excluded_note
 from pipeline.data.schema import ACTION
 from pipeline.data.token_provenance import check_same_encoders
 from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
+from pipeline.hub.hub_address import is_dataset_address
+from pipeline.hub.hub_transfer import size
 from pipeline.loading import device
 from pipeline.loading.samples.step_choice import choice_problems
 from pipeline.loading.text import describe_texts
+from pipeline.sharing.pull import check_room
 from pipeline.terminal import show
 from train.checkpoints import run_directory
 from train.checkpoints.checkpoint_store import (
@@ -30,6 +33,7 @@ from train.checkpoints.checkpoint_store import (
 )
 from train.checkpoints.run_directory import resume_position
 from train.flags import Flags, check_flags
+from train.hub_datasets import pin_datasets, to_fetch
 from train.metrics.wandb_log import import_wandb
 from train.run_description import (
     changed_settings,
@@ -102,6 +106,10 @@ def diagnose(flags: Flags) -> list[Finding]:
     if config.wandb.project is not None:
         found.attempt("wandb", import_wandb, config.wandb.project)
     _look_at_backend(found)
+    fetched = _with_fetched_data(found, flags, has_problems=bool(problems))
+    if fetched is None:
+        return found.all
+    flags, config = fetched, fetched.config
     # Opened as a run would, which lists every missing file.
     inputs = found.attempt(
         "datasets, vocabulary, weights", lambda: open_inputs(config, resume=continues), "found"
@@ -116,9 +124,7 @@ def diagnose(flags: Flags) -> list[Finding]:
     found.add("ok", "model", f"{describe_model(setup)}; {describe_devices(setup.mesh)}")
     found.attempt("weights", lambda: _account(setup))
     found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")
-    for dataset, part in zip(setup.loader.datasets, config.data.datasets, strict=True):
-        if choice := part.choice() + excluded_note(dataset.manifest):
-            found.add("ok", f"choice of {dataset.path}", choice.removeprefix("; "))
+    _look_at_choice(found, setup)
     if continues:
         found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
     elif flags.resume:
@@ -329,6 +335,36 @@ def _look_at_validation(found: _Findings, setup: Setup) -> None:
         return
     chance = f"{100 * fraction:.3g} %"
     found.add("ok", "validation", f"each episode is held out with a probability of {chance}")
+
+
+def _look_at_choice(found: _Findings, setup: Setup) -> None:
+    for dataset, part in zip(setup.loader.datasets, setup.config.data.datasets, strict=True):
+        if choice := part.choice() + excluded_note(dataset.manifest):
+            found.add("ok", f"choice of {dataset.path}", choice.removeprefix("; "))
+
+
+def _with_fetched_data(found: _Findings, flags: Flags, *, has_problems: bool) -> Flags | None:
+    """Returns the flags with the commits of datasets on the hub, or lists what has to be fetched.
+
+    Returns None if there is anything to fetch, or where that cannot be said.
+    """
+    if not any(is_dataset_address(part.path) for part in flags.config.data.datasets):
+        return flags
+    if has_problems:
+        return None
+    pinned = found.attempt("hub", lambda: pin_datasets(flags))
+    plans = pinned and found.attempt("hub", lambda: list(to_fetch(pinned.config)))
+    for plan in plans or []:
+        try:
+            check_room(plan)
+        except UserError as error:
+            found.add("error", "to fetch", str(error))
+            continue
+        left = size(plan.num_bytes - plan.num_done)
+        columns = dict.fromkeys(file.path.split("/")[0] for file in plan.files)
+        text = f"{left} of {plan.dataset.repository}, columns {', '.join(columns)}, to "
+        found.add("warning", "to fetch", f"{text}{plan.directory}; without them data is unchecked")
+    return pinned if plans == [] else None
 
 
 def _look_at_disk(found: _Findings, setup: Setup) -> None:

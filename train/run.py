@@ -22,6 +22,7 @@ from train.dry_run import examine
 from train.end_of_run import conclude
 from train.flags import Flags, check_flags, parse_flags
 from train.guard import Guard, Stopped
+from train.hub_datasets import pin_datasets
 from train.metrics.validation_files import EPISODE_NAME
 from train.run_description import log_start, write_description
 from train.run_log import RunLog
@@ -95,6 +96,7 @@ def run(flags: Flags) -> pathlib.Path:
       Stopped: A signal asked the run to stop; its state is saved.
     """
     check_flags(flags)
+    flags = distributed.together(lambda: pin_datasets(flags))
     keep_compiled(flags.config)
     with Guard(flags.config) as guard:
         # Every process plans; an error in one is raised in all, so nobody waits for the others.

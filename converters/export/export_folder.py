@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pipeline.data.dataset import Dataset
 from pipeline.errors import DataError, UserError
 from pipeline.files import is_remote, sync, temporary_path
+from pipeline.hub.hub_address import is_dataset_address
 
 
 def export_folder(dataset: Dataset, out: str | None, suffix: str) -> pathlib.Path:
@@ -17,16 +18,20 @@ def export_folder(dataset: Dataset, out: str | None, suffix: str) -> pathlib.Pat
 
     Args:
       dataset: What is exported.
-      out: The folder, as the user named it; None: the dataset's with `suffix` added.
+      out: The folder, as the user named it; None: the dataset's with `suffix` added, or for one
+        on the hub its name with it, in the current directory.
       suffix: Such as `_rlds`.
 
     Raises:
       UserError: It is remote, or inside the dataset.
     """
-    source = pathlib.Path(dataset.path).absolute()
-    folder = pathlib.Path(out or source.with_name(f"{source.name}{suffix}")).absolute()
-    if is_remote(out or dataset.path):
-        raise in_use(out or dataset.path, "an object store", "Copy the export there afterwards.")
+    source = pathlib.Path(dataset.directory).absolute()
+    beside = source.with_name(f"{source.name}{suffix}")
+    if is_dataset_address(dataset.path):
+        beside = pathlib.Path(f"{dataset.manifest.name}{suffix}")
+    folder = pathlib.Path(out or beside).absolute()
+    if is_remote(out or beside):
+        raise in_use(out or beside, "an object store", "Copy the export there afterwards.")
     # Resolved: a link may lead into the dataset.
     if folder.resolve().is_relative_to(source.resolve()):
         raise in_use(folder, "the dataset or a folder inside it", "Name another destination.")

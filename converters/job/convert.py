@@ -302,7 +302,7 @@ def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureSta
     for shard in shards:
         # ArrayRecord reads local files only.
         with _at_hand(job.destination, shard.file) as directory:
-            reader = ColumnReader(str(directory), RecordLayout(column), shards)
+            reader = ColumnReader(str(directory), directory, RecordLayout(column), shards)
             for index in range(first, first + shard.records):
                 episode = reader.read(index)
                 doubts.add(episode)

@@ -23,7 +23,7 @@ from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from converters.verify.findings import mismatches
 from converters.verify.verifier import Verifier
-from pipeline.data.dataset import on_disk, warn_without_checksums
+from pipeline.data.dataset import locate, warn_without_checksums
 from pipeline.data.manifest import FILE_NAME, Manifest, load_manifest
 from pipeline.errors import DataError, user_errors_exit
 from pipeline.files import from_json_text, to_json_values
@@ -37,7 +37,8 @@ class Args:
     """Checks every value of a dataset directory, against its source if given."""
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """What was converted; alone, the dataset directory to check by itself."""
+    """What was converted; alone, the dataset directory to check by itself, or
+    hf://datasets/owner/name[@revision], which is fetched."""
     dst: Annotated[
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DST]", help_behavior_hint="")
     ] = None
@@ -58,7 +59,7 @@ def main() -> None:
     keep_freed_memory()
     with user_errors_exit():
         args = tyro.cli(joined_help(Args), prog=program("converters.verify"))
-        directory = on_disk(args.dst or args.src)
+        _, directory = locate(args.dst or args.src)
         manifest = load_manifest(directory)
         # Once, here: the checks below open no dataset.
         warn_without_checksums(str(directory), manifest.statistics_checksum)

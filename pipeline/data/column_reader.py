@@ -26,8 +26,15 @@ _COPY_AGAIN = "It is corrupt or may not be read: copy it again, or convert the d
 class ColumnReader:
     """Reads single records of one column; safe to share between threads."""
 
-    def __init__(self, dataset: str, layout: RecordLayout, shards: tuple[Shard, ...]):
+    def __init__(
+        self,
+        dataset: str,
+        directory: epath.PathLike,
+        layout: RecordLayout,
+        shards: tuple[Shard, ...],
+    ):
         self._dataset = dataset
+        self._directory = epath.Path(directory)
         self._layout = layout
         self._shards = shards
         self._starts = [0, *itertools.accumulate(shard.records for shard in shards)]
@@ -90,7 +97,7 @@ class ColumnReader:
     def describe(self, index: int) -> str:
         """Formats the place of record `index` for errors: its shard's path and its index there."""
         shard, local = self._place(index)
-        return f"{epath.Path(self._dataset) / self._shards[shard].file}, record {local}"
+        return f"{self._directory / self._shards[shard].file}, record {local}"
 
     def corrupt_record(
         self, index: int, *, expected: str, found: str, remedy: str, feature: str = ""
@@ -171,7 +178,7 @@ class ColumnReader:
 
         ArrayRecord opens a truncated or empty file without an error, as a file of 0 records.
         """
-        path = epath.Path(self._dataset) / shard.file
+        path = self._directory / shard.file
         reader = array_record_module.ArrayRecordReader(
             str(path), file_reader_buffer_size=_READER_BUFFER_BYTES
         )

@@ -19,6 +19,8 @@ from pipeline.data.record import RecordLayout
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature, Schema, nest
 from pipeline.errors import DataError, SchemaError, UserError, shown
 from pipeline.files import is_remote
+from pipeline.hub.hub_address import is_dataset_address
+from pipeline.sharing.cached_dataset import directory_of, fetch_dataset, pin_address
 from pipeline.sharing.pulled_note import not_pulled
 from pipeline.terminal import ranges
 
@@ -40,7 +42,7 @@ class Dataset:
     """
 
     path: str
-    """The directory, as the user named it."""
+    """The directory, as the user named it; the address of one on the hub, with its commit."""
     manifest: Manifest
     """The content of `dataset.json`."""
     statistics: dict[str, stats.FeatureStatistics]
@@ -56,6 +58,11 @@ class Dataset:
         """The directory and its size, in one line."""
         return f"Dataset({self.path!r}, {self.num_episodes} episodes, {self.num_steps} steps)"
 
+    @property
+    def directory(self) -> epath.Path:
+        """Where the dataset lies on this machine."""
+        return directory_of(self.path)
+
     def feature(self, key: str) -> Feature:
         """Returns a feature's shape, dtype and, as `dims`, the names of its dimensions.
 
@@ -68,7 +75,20 @@ class Dataset:
         return self._find(key)[1]
 
     def _find(self, key: str) -> tuple[Column, Feature]:
-        return find_feature(self.manifest, key, self.path, on_disk(self.path))
+        return find_feature(self.manifest, key, self.path, self.directory)
+
+    def _check_fetched(self, columns: Collection[str]) -> None:
+        """Checks that columns of a dataset on the hub are those that it was opened for."""
+        if self.keys is None or not is_dataset_address(self.path):
+            return
+        fetched = {EPISODES, *(self._find(key)[0].name for key in self.keys)}
+        if not {*columns} <= fetched:
+            raise UserError(
+                where=self.path,
+                expected=f"features of the columns that were fetched, {', '.join(sorted(fetched))}",
+                found=f"some of {', '.join(sorted({*columns} - fetched))}",
+                remedy="Open the dataset with them among its keys.",
+            )
 
     def episode(self, episode: int, keys: Collection[str] | None = None) -> dict[str, Any]:
         """Returns an episode as nested dictionaries of numpy arrays, whose first axis is the step.
@@ -124,6 +144,7 @@ class Dataset:
             wanted = tuple(feature.key for _, feature in self.manifest.schema.features())
         # All keys are looked up before anything is read.
         found = [self._find(key) for key in wanted]
+        self._check_fetched({column.name for column, _ in found})
         record = self.columns[EPISODES].read(episode)
         values: dict[str, Any] = {}
         for column in self.manifest.schema.columns:
@@ -161,7 +182,10 @@ class Dataset:
         """Readers by column name; a reader opens its files at the first read."""
         return {
             column.name: ColumnReader(
-                self.path, RecordLayout(column), self.manifest.shards[column.name]
+                self.path,
+                self.directory,
+                RecordLayout(column),
+                self.manifest.shards[column.name],
             )
             for column in self.manifest.schema.columns
         }
@@ -221,8 +245,16 @@ def on_disk(path: str) -> epath.Path:
     """Returns the path of a directory, after checking that its single records can be read.
 
     Raises:
-      DataError: The directory is in an object store, which ArrayRecord does not read.
+      DataError: The directory is on the hub, or in an object store, which ArrayRecord does not
+        read.
     """
+    if is_dataset_address(path):
+        raise DataError(
+            where=path,
+            expected="a directory on a disk",
+            found="a dataset on the hub, which is changed on a disk and pushed again",
+            remedy=f"Pull it: octograin pull {path} DIR",
+        )
     if is_remote(path):
         raise DataError(
             where=path,
@@ -233,14 +265,31 @@ def on_disk(path: str) -> epath.Path:
     return epath.Path(path)
 
 
+def locate(path: str, names: Collection[str] | None = None) -> tuple[str, epath.Path]:
+    """Returns a dataset's name and directory; of one on the hub after fetching what it lacks.
+
+    Args:
+      path: A directory, or `hf://datasets/owner/name[@revision]`, whose name gets the commit.
+      names: Columns or features that will be read, which are fetched; None: all.
+
+    Raises:
+      DataError: The directory is in an object store, or a column cannot be fetched.
+      UserError: The hub has no such column or feature.
+    """
+    if not is_dataset_address(path):
+        return path, on_disk(path)
+    address = pin_address(path)
+    return address, epath.Path(fetch_dataset(address, names))
+
+
 @named_arguments()
 def open_dataset(path: str | os.PathLike[str], keys: Collection[str] | None = None) -> Dataset:
     """Opens a dataset directory.
 
     Args:
-      path: The directory that holds `dataset.json`.
+      path: The directory that holds `dataset.json`, or `hf://datasets/owner/name[@revision]`.
       keys: Features that will be read; the shards of other columns are not checked and may be
-        missing. None: all features.
+        missing. Of a dataset on the hub, only their columns are fetched. None: all features.
 
     Raises:
       DataError: There is no dataset, or a shard's size differs from `dataset.json`.
@@ -248,8 +297,7 @@ def open_dataset(path: str | os.PathLike[str], keys: Collection[str] | None = No
       UserError: The path is no path, or there is no such argument.
     """
     check_path(path, "open_dataset, path")
-    path = os.fspath(path)
-    directory = on_disk(path)
+    path, directory = locate(os.fspath(path), keys)
     manifest = load_manifest(directory)
     if keys is None:
         columns = set(manifest.shards)

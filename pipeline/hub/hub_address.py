@@ -67,8 +67,9 @@ def parse_address(path: str) -> tuple[Repository, str | None]:
       DataError: It is no address of a repository.
     """
     found = _ADDRESS.fullmatch(path)
-    # A file of "../.." would leave the cache.
-    if found is None or ".." in pathlib.PurePosixPath(found["file"] or "").parts:
+    # A file of "../.." would leave the cache; nobody is called datasets.
+    is_outside = found is not None and ".." in pathlib.PurePosixPath(found["file"] or "").parts
+    if found is None or is_outside or found["owner"] == "datasets":
         remedy = "Write the owner, the repository, and @revision to pin a commit or tag of it."
         raise malformed(path, "hf://owner/name[@revision][/file]", remedy)
     repository = Repository(

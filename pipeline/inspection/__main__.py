@@ -12,9 +12,11 @@ import tyro
 from rich.console import Console
 
 from pipeline.data.dataset import Dataset, open_dataset
+from pipeline.data.schema import EPISODES
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import dump_json, temporary_path
 from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.hub.hub_address import is_dataset_address
 from pipeline.inspection.dataset_summary import summarize, summarize_episode
 from pipeline.inspection.rerun_recording import Chunk, import_rerun, make_recording
 from pipeline.inspection.summary_tables import to_text
@@ -32,7 +34,8 @@ class Args:
     """Shows the contents of a dataset directory as tables, JSON, a figure or a recording."""
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Dataset directory: the folder with dataset.json."""
+    """Dataset directory, the folder with dataset.json; or hf://datasets/owner/name[@revision], of
+    which only the columns that are shown are fetched."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object instead of tables."""
     episode: Annotated[
@@ -83,7 +86,7 @@ def _inspect(args: Args, predict: Predict | None) -> None:
     # Before anything is read, so that a slow command does not fail at its end.
     _check(args, predict)
     load_parts(*args.parts)
-    dataset = open_dataset(args.dst)
+    dataset = _open(args)
     if args.episode is None:
         summary = summarize(dataset)
     else:
@@ -111,6 +114,21 @@ def _inspect(args: Args, predict: Predict | None) -> None:
         sys.stderr.write(f"figure: {args.plot}\n")
     if args.rerun is not None:
         sys.stderr.write(f"recording: {args.rerun}; open it with: rerun {args.rerun}\n")
+
+
+def _open(args: Args) -> Dataset:
+    """Opens the dataset; of one on the hub only the columns that are shown are fetched."""
+    if not is_dataset_address(args.dst) or args.run is not None:
+        return open_dataset(args.dst)
+    # No feature: the episodes alone. Its manifest lists all columns.
+    dataset = open_dataset(args.dst, [])
+    kinds = ("depth",) if args.plot is None and args.rerun is None else ("depth", "image")
+    shown = [
+        feature.key
+        for column, feature in dataset.manifest.schema.features()
+        if column.name == EPISODES or feature.kind in kinds
+    ]
+    return open_dataset(dataset.path, shown)
 
 
 def _check(args: Args, predict: Predict | None) -> None:

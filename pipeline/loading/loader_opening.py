@@ -8,12 +8,14 @@ from typing import Any
 from etils import epath
 
 from pipeline.arguments import check_path, named_arguments
-from pipeline.data.dataset import on_disk, open_dataset
+from pipeline.data.dataset import locate, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import UserError
+from pipeline.hub.hub_address import is_dataset_address, without_revision
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.text import load_vocabulary
+from pipeline.sharing.cached_dataset import pin_address
 
 
 @named_arguments(
@@ -30,8 +32,9 @@ def open_loader(
     """Opens datasets and returns a loader of their batches, for a training loop of one's own.
 
     Args:
-      data: A dataset directory, of which all episodes are sampled; or a config, for mixtures,
-        splits, filters, goals and token ids of instructions.
+      data: A dataset directory, or `hf://datasets/owner/name[@revision]`, of which all episodes
+        are sampled; or a config, for mixtures, splits, filters, goals and token ids of
+        instructions.
       batch_size: Samples of a batch.
       observations: Features below `observation/` that a batch holds; None: the config's, or of a
         directory all of them.
@@ -41,10 +44,18 @@ def open_loader(
     Raises:
       UserError: There is no such dataset, or its features or settings do not fit each other.
     """
+    if isinstance(observations, str):
+        raise UserError(
+            where="open_loader, observations",
+            expected="a list of names",
+            found=repr(observations),
+            remedy=f"Put it in a list: observations=[{observations!r}].",
+        )
     changes: dict[str, Any] = {}
     if isinstance(data, str | os.PathLike):
-        data = os.fspath(data)
-        features = load_manifest(on_disk(data)).schema.features()
+        wanted = None if observations is None else [f"observation/{n}" for n in observations]
+        data, directory = locate(os.fspath(data), wanted)
+        features = load_manifest(directory).schema.features()
         keys = [feature.key for _, feature in features if feature.kind != "text"]
         names = [k.removeprefix("observation/") for k in keys if k.startswith("observation/")]
         # Every observation that the dataset has, without a vocabulary to be installed.
@@ -54,13 +65,6 @@ def open_loader(
         if not isinstance(data, DataConfig):
             check_path(data, "open_loader, data", "a dataset directory, or a DataConfig")
         config = data
-    if isinstance(observations, str):
-        raise UserError(
-            where="open_loader, observations",
-            expected="a list of names",
-            found=repr(observations),
-            remedy=f"Put it in a list: observations=[{observations!r}].",
-        )
     if observations is not None:
         changes["observations"] = tuple(observations)
     if window_size is not None:
@@ -69,9 +73,33 @@ def open_loader(
         changes["action_horizon"] = action_horizon
     config = dataclasses.replace(config, **changes)
     check_all_there(config.datasets)
+    config = dataclasses.replace(config, datasets=pinned_parts(config.datasets))
     opened = [open_dataset(part.path, config.keys_of(part)) for part in config.datasets]
     encode = load_vocabulary(config.vocabulary).EncodeAsIds if config.vocabulary else None
     return Loader(config, batch_size, opened, encode)
+
+
+def pinned_parts(
+    parts: Sequence[DatasetConfig], before: Sequence[DatasetConfig] = ()
+) -> tuple[DatasetConfig, ...]:
+    """Returns datasets of a mixture, those on the hub with the commits of their addresses.
+
+    Args:
+      parts: The datasets of the config.
+      before: Those of the run that is resumed, whose commits are used again.
+
+    Raises:
+      DataError: An address is malformed, or the hub refuses or is not reached.
+    """
+    used = {without_revision(part.path): part.path for part in before}
+    return tuple(
+        dataclasses.replace(
+            part, path=pin_address(part.path, used.get(without_revision(part.path)))
+        )
+        if is_dataset_address(part.path)
+        else part
+        for part in parts
+    )
 
 
 def check_all_there(parts: Sequence[DatasetConfig]) -> None:
@@ -99,4 +127,5 @@ def check_all_there(parts: Sequence[DatasetConfig]) -> None:
 
 def missing_parts(parts: Sequence[DatasetConfig]) -> list[DatasetConfig]:
     """Returns the datasets with commands whose directories are missing."""
-    return [part for part in parts if part.commands and not epath.Path(part.path).exists()]
+    here = [part for part in parts if part.commands and not is_dataset_address(part.path)]
+    return [part for part in here if not epath.Path(part.path).exists()]

@@ -61,7 +61,7 @@ def transformed_statistics(
     if not config.transforms:
         return {}
     dataset = datasets[number]
-    path = epath.Path(dataset.path) / TRANSFORMED_NAME
+    path = dataset.directory / TRANSFORMED_NAME
     name = _hash(dataset, config.datasets[number], config)
     kept = _read(path)
     if name in kept:

@@ -36,7 +36,7 @@ def pull(plan: PullPlan) -> None:
       UserError: The disk has no room or refuses, or another process pulls into the directory.
     """
     directory, work = epath.Path(plan.directory), plan.directory / WORK
-    _check_room(plan)
+    check_room(plan)
     with writing(plan.directory):
         work.mkdir(parents=True, exist_ok=True)
     with locked(work / "lock", _in_use(plan.directory)), writing(plan.directory):
@@ -52,7 +52,8 @@ def pull(plan: PullPlan) -> None:
         shutil.rmtree(work)
 
 
-def _check_room(plan: PullPlan) -> None:
+def check_room(plan: PullPlan) -> None:
+    """Raises a `UserError` if the disk has no room for what a plan fetches."""
     folder = next(
         path for path in (plan.directory, *plan.directory.absolute().parents) if path.exists()
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from etils import epath
 
@@ -47,7 +47,11 @@ class PullPlan:
 
 
 def plan_pull(
-    dataset: RemoteDataset, directory: pathlib.Path, names: Collection[str] | None = None
+    dataset: RemoteDataset,
+    directory: pathlib.Path,
+    names: Collection[str] | None = None,
+    *,
+    lists_all: bool = False,
 ) -> PullPlan:
     """Finds out what a pull would fetch, and changes nothing.
 
@@ -55,6 +59,8 @@ def plan_pull(
       dataset: The dataset on the hub.
       directory: Where it is to be.
       names: Columns or features to pull, beside the episodes; None: all.
+      lists_all: Whether the directory's `dataset.json` is that of the hub, which lists all columns,
+        fetched or not. Such a directory can be read by who knows which were.
 
     Raises:
       UserError: The directory is not one that may be pulled into, there is no such column, or the
@@ -62,10 +68,11 @@ def plan_pull(
     """
     columns = dataset.columns(names)
     _check_directory(directory, dataset.repository)
-    here = None
-    if (directory / FILE_NAME).exists():
-        here = load_manifest(epath.Path(directory))
-    manifest = extended(here, dataset, columns, str(directory))
+    manifest = dataset.manifest
+    if not lists_all:
+        is_there = (directory / FILE_NAME).exists()
+        here = load_manifest(epath.Path(directory)) if is_there else None
+        manifest = extended(here, dataset, columns, str(directory))
     expected = {
         shard.file: shard.num_bytes
         for column in columns
@@ -79,7 +86,7 @@ def plan_pull(
     return PullPlan(dataset, directory, columns, manifest, files)
 
 
-def is_complete(directory: pathlib.Path, names: Sequence[str] | None) -> bool:
+def is_complete(directory: pathlib.Path, names: Collection[str] | None) -> bool:
     """Whether a directory was pulled with these columns or features, all of them on the disk.
 
     Args:

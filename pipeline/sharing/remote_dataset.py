@@ -49,12 +49,14 @@ class RemoteDataset:
         found = {name: note.column_of(name) for name in names}
         unknown = [name for name, column in found.items() if column is None]
         if unknown:
-            known = [*note.columns, *(key for keys in note.columns.values() for key in keys)]
+            features = [key for keys in note.columns.values() for key in keys]
             raise UserError(
                 where=f"{self.repository}, columns",
-                expected=f"columns among {', '.join(note.columns)}, or features of them",
+                expected=f"columns among {', '.join(note.columns)}, or their features "
+                + ", ".join(features),
                 found=", ".join(unknown),
-                remedy=did_you_mean(unknown[0], known) + "`--dry_run` lists all.",
+                remedy=did_you_mean(unknown[0], [*note.columns, *features]).strip()
+                or "Name what the dataset has.",
             )
         return tuple(c for c in note.columns if c in {EPISODES, *found.values()})
 

@@ -25,7 +25,8 @@ class DatasetConfig:
     """
 
     path: str
-    """Dataset directory, the one that holds dataset.json."""
+    """Dataset directory, the one that holds dataset.json; or hf://datasets/owner/name[@revision],
+    whose columns that the run reads are fetched before it starts."""
     weight: float | None = None
     """Share of the samples, relative to the other weights. If None for all datasets, shares are
     proportional to their selected steps."""

@@ -32,6 +32,7 @@ def test_an_address_is_read_and_written(path: str, repository: Repository, file:
         "hf://",
         "hf://owner",
         "hf://owner//file",
+        "hf://datasets/owner",
         "hf://owner/name@/file",
         "hf://owner/na me/file",
         "hf://owner/a--b/file",
