@@ -60,6 +60,17 @@ def find_registered(dataset: str, format_name: str) -> SourceMapping | None:
     return None
 
 
+def own_mapping(source: Source) -> SourceMapping | None:
+    """Returns the mapping that a LeRobot dataset brings along; None where it has none.
+
+    Raises:
+      DataError: The file is no mapping.
+    """
+    path = source.directory / OWN_MAPPING
+    is_export = source.format.startswith(LEROBOT.name) and path.exists()
+    return _parse(str(path)) if is_export else None
+
+
 def find_mapping(source: Source) -> SourceMapping:
     """Returns the mapping of a source: its own, or one of the registry.
 
@@ -67,10 +78,7 @@ def find_mapping(source: Source) -> SourceMapping:
       DataError: Its own is no mapping.
       UserError: Where there is none, or the source is of a form that no mapping takes by itself.
     """
-    own = source.directory / OWN_MAPPING
-    if source.format.startswith(LEROBOT.name) and own.exists():
-        return _parse(str(own))
-    found = find_registered(source.name, source.format)
+    found = own_mapping(source) or find_registered(source.name, source.format)
     if found is not None:
         return found
     expected = "a dataset that `octograin convert --list` prints, or a mapping"

@@ -123,7 +123,9 @@ def _conventions(source: Source, mapping: str | None, manifest: Manifest) -> dic
         return to_json_values(mapping_registry.read_mapping(mapping).conventions)
     if manifest.mapping:
         return to_json_values(_own_mapping(manifest).conventions)
-    found = mapping_registry.find_registered(source.name, source.format)
+    found = mapping_registry.own_mapping(source) or mapping_registry.find_registered(
+        source.name, source.format
+    )
     if found is None:
         return {}
     # Collected sets have LIBERO's mapping, and their own rule for steps without motion.

@@ -28,7 +28,7 @@ from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.mapping_registry import find_mapping
 from converters.sources.image_encoding import encode_jpeg, encode_png
 from converters.sources.open_source import open_source
-from converters.verify.__main__ import open_converted
+from converters.verify.__main__ import main as verify_main, open_converted
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.manifest import load_manifest
@@ -206,11 +206,16 @@ def test_excluded_episodes_are_left_out_and_the_others_numbered_again(tmp_path: 
     assert (own["excluded_episodes"], own["failed_episodes"]) == ([0, 2], [1])
 
 
-def test_the_mapping_of_an_export_is_found_and_another_one_may_be_named(tmp_path: Path) -> None:
+def test_the_mapping_of_an_export_is_found_and_another_one_may_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = write_dataset(tmp_path / "libero_mini", {"action": (3,)})
     folder = exported(directory, tmp_path / "out")
     convert_dataset(str(folder), str(tmp_path / "back"))
     assert open_dataset(str(tmp_path / "back")).manifest.conventions == CONVENTIONS_OF_TEN_HZ
+    monkeypatch.setattr(sys, "argv", ["octograin verify", str(folder), str(tmp_path / "back")])
+    verify_main()
+    assert "conventions: not compared" not in capsys.readouterr().out
     own = folder / "meta" / "octograin.toml"
     other = tmp_path / "other.toml"
     other.write_text(own.read_text().replace("10.0", "5.0"))
