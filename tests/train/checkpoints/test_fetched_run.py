@@ -1,17 +1,41 @@
 """Policies fetched from a hub on this machine into the cache."""
 
+import hashlib
+import json
 import logging
 import os
 import pathlib
+import shutil
+import sys
 
 import pytest
 
 from pipeline.errors import DataError, UserError
+from pipeline.parts.part_files import load_parts
 from tests.hub_server import READER
+from tests.own_modules import forget_modules
+from tests.train.conftest import rewrite_item
 from train.checkpoints.fetched_run import find_run
 from train.policy.policy import read_run
+from train.report import __main__ as report
 
 ADDRESS = "hf://owner/name"
+PARTS = '''
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Changes nothing."""
+
+    factor: float
+
+    def spec_after(self, spec):
+        return spec
+
+    def apply(self, batch, spec, draws):
+        return batch
+'''
 
 
 @pytest.fixture
@@ -117,3 +141,49 @@ def test_each_failure_has_its_message(hub, on_hub, policy_run, monkeypatch):
         assert str(caught.value).startswith("hf://")
     monkeypatch.setenv("HF_TOKEN", READER)
     assert read_run("hf://owner/private").step == 2
+
+
+def test_parts_of_its_author_are_named_and_never_executed(
+    hub, policy_run, tmp_path, monkeypatch, capsys
+):
+    run, canary = tmp_path / "run", tmp_path / "canary"
+    shutil.copytree(policy_run, run)
+    config = json.loads((run / "checkpoints" / "2" / "config" / "metadata").read_text())
+    source = {"module": "their_parts", "file": "their_parts.py"}
+    source["checksum"] = hashlib.sha256(PARTS.encode()).hexdigest()
+    config["data"]["transforms"] = [{"part": "Keep", **source, "fields": {"factor": 3.0}}]
+    rewrite_item(run / "checkpoints" / "2", "config", json.dumps(config))
+    for folder in (run, run / "parts", run / "checkpoints" / "2"):
+        folder.mkdir(exist_ok=True)
+        (folder / "their_parts.py").write_text(f"open({str(canary)!r}, 'w').close()\n{PARTS}")
+    hub.model().commit_folder(run)
+    missing = r"no class Keep of their_parts\.py.* Give the file: --parts their_parts\.py;"
+    found = find_run(ADDRESS).directory
+    for folder in (found, found / "checkpoints" / "2"):
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend("")
+        with pytest.raises(DataError, match=missing):
+            read_run(ADDRESS)
+    assert not canary.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "their_parts.py").write_text(PARTS)
+    load_parts(tmp_path / "mine" / "their_parts.py")
+    try:
+        (part,) = read_run(ADDRESS).config.data.transforms
+        assert (type(part).__name__, part.factor) == ("Keep", 3.0)
+    finally:
+        forget_modules(tmp_path)
+    assert not canary.exists()
+
+
+def test_a_report_is_not_written_into_the_cache(hub, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["octograin report", f"{ADDRESS}@v1"])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {ADDRESS}@v1: expected a run directory, into which the report is written; found a "
+        f"policy on the hub. Fetch it first: octograin pull {ADDRESS}@v1 DIR, then octograin "
+        "report DIR.\n"
+    )
+    assert hub.log == []
