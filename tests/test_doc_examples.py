@@ -3,6 +3,7 @@ import importlib
 import pathlib
 import re
 import shutil
+import sys
 from typing import Any, cast, get_args
 
 import jax.numpy as jnp
@@ -59,6 +60,19 @@ def page_parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path.write_text("\n\n".join([parts, *others]))
     load_parts(str(path))
     return importlib.import_module("page_parts")
+
+
+def test_config_of_the_page_on_extending_is_a_run(
+    page_parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    _, example, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.setitem(sys.modules, "my_parts", page_parts)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    config = names["VARIANTS"]["default"]
+    assert isinstance(config, TrainConfig)
+    assert [type(part).__name__ for part in config.data.transforms] == ["Distance", "RootActions"]
 
 
 def test_tokenizer_of_the_page_makes_one_masked_token_per_joint(page_parts: Any) -> None:
