@@ -58,7 +58,8 @@ def replacing(
       DataError: The system refused a write.
     """
     _clear_leftovers(folder)
-    _check_free(folder, check_own, overwrite=overwrite)
+    with _named_errors(folder):
+        _check_free(folder, check_own, overwrite=overwrite)
     with _named_errors(folder), _renamed(folder) as temporary:
         yield temporary
 
@@ -103,14 +104,15 @@ def _check_free(
     folder: pathlib.Path, check_own: Callable[[pathlib.Path], None], *, overwrite: bool
 ) -> None:
     """Refuses a destination that is in use; with `overwrite` only one that is not an export."""
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise in_use(folder, "one that exists", "Replace it with --overwrite.")
-    if folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         found = "a link" if folder.is_symlink() else "a file"
         raise in_use(folder, found, "Name another destination.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    # First: --overwrite is no remedy for a folder that is not an export.
     check_own(folder)
+    if not overwrite:
+        raise in_use(folder, "one that exists", "Replace it with --overwrite.")
 
 
 @contextlib.contextmanager

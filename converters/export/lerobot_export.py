@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from converters.export.lerobot.lerobot_columns import exported_schema
+from converters.export.lerobot.lerobot_columns import exported_schema, text_name
+from converters.export.lerobot.return_mapping import failed_lines
 from converters.job import job_progress
 from pipeline.data.dataset import Dataset, excluded_note, open_dataset
 from pipeline.errors import UserError, install_extra, user_errors_exit
@@ -40,7 +41,9 @@ class Args:
         False
     )
     """Store cameras as images in the data files: every JPEG and PNG is kept."""
-    codec: Literal["av1", "h264"] = "av1"
+    codec: Annotated[
+        Literal["av1", "h264"] | None, tyro.conf.arg(help_behavior_hint="(default: av1)")
+    ] = None
     """Codec of the videos."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an export that stands at OUT."""
@@ -60,6 +63,13 @@ def main() -> None:
                 found="both",
                 remedy="Cameras are stored in one way: leave one out.",
             )
+        if args.image and args.codec:
+            raise UserError(
+                where="--image --codec",
+                expected="a codec for videos alone",
+                found=f"--codec {args.codec}",
+                remedy="Images keep their bytes: leave one out.",
+            )
         try:
             writer = importlib.import_module("converters.export.lerobot.lerobot_writer")
         except ImportError as error:
@@ -78,7 +88,7 @@ def main() -> None:
                 dataset,
                 args.out,
                 storage=storage,
-                codec=args.codec,
+                codec=args.codec or "av1",
                 overwrite=args.overwrite,
                 on_progress=on_progress,
             )
@@ -93,15 +103,19 @@ def _summary(
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     schema = exported_schema(dataset.manifest, storage)
     lines = [
-        f"{len(dataset.kept_episodes):,} episodes, {dataset.num_kept_steps:,} steps"
-        f"{excluded_note(dataset.manifest)}, {num_bytes / _MB:,.1f} MB in {seconds:,.1f} s",
+        f"{len(dataset.kept_episodes):,} episodes, {dataset.num_kept_steps:,} steps, "
+        f"{num_bytes / _MB:,.1f} MB in {seconds:,.1f} s{excluded_note(dataset.manifest)}",
         f"LeRobot 3.0: {folder}",
     ]
-    lines += [f"  {one.feature.key:30} {one.name}" for one in schema.features]
+    names = {one.feature.key: one.name for one in schema.features}
+    names |= {text.key: f"{text_name(text)} of meta/episodes" for text in schema.texts}
+    width = max(map(len, names), default=0)
+    lines += [f"  {key:{width}}  {name}" for key, name in names.items()]
     if schema.left_out:
         lines.append(f"not exported, as LeRobot has no tokens: {', '.join(schema.left_out)}")
     lines += [
         f'with LeRobot: LeRobotDataset("local/{folder.name}", root="{folder}")',
         f"back: octograin convert {shlex.quote(str(folder))} DST",
+        *(f"      {line}" for line in failed_lines(dataset.manifest)),
     ]
     return "\n".join(lines) + "\n"

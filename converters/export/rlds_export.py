@@ -201,9 +201,9 @@ def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
     num_bytes = sum(path.stat().st_size for path in version.iterdir())
     split = dataset.manifest.provenance.get("split", "train")
     return (
-        f"{len(dataset.kept_episodes):,} episodes, {dataset.num_kept_steps:,} steps"
-        f"{excluded_note(dataset.manifest)}, "
-        f"{num_bytes / _MB:,.1f} MB in {seconds:,.1f} s, {num_bytes / _MB / seconds:,.1f} MB/s\n"
+        f"{len(dataset.kept_episodes):,} episodes, {dataset.num_kept_steps:,} steps, "
+        f"{num_bytes / _MB:,.1f} MB in {seconds:,.1f} s, {num_bytes / _MB / seconds:,.1f} MB/s"
+        f"{excluded_note(dataset.manifest)}\n"
         f"RLDS: {version}\n"
         f'with TensorFlow: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'
         "without it: see Back to RLDS in docs/your_data.md\n"

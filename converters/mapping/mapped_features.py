@@ -94,8 +94,12 @@ class FeatureMapping:
         """Checks that the key is a path of a batch, and the column a folder of the dataset."""
         is_path = re.fullmatch(r"[\w-]+(/[\w-]+)*", self.key)
         # A feature of these names would overwrite a mask of the batch.
-        if not is_path or self.key in _RESERVED or self.key.startswith(_RESERVED_FOLDERS):
-            raise ValueError(f"key {self.key!r} must be a path that no mask or task has")
+        if not is_path:
+            raise ValueError(
+                f"key {self.key!r} must be words joined by '/', without spaces or dots"
+            )
+        if self.key in _RESERVED or self.key.startswith(_RESERVED_FOLDERS):
+            raise ValueError(f"key {self.key!r} is one that a batch has itself")
         if not re.fullmatch(r"\w[\w.-]*", self.column) or self.column.endswith(".json"):
             raise ValueError(f"column {self.column!r} of {self.key} must be the name of a folder")
         if bool(self.joined) == bool(self.source):

@@ -219,7 +219,8 @@ def test_an_export_leaves_it_out_and_converts_to_what_is_left(
     run(out, "--exclude", "0,2,3")
     code, lines, _ = run(out, tmp_path / "rlds", module=export)
     assert code == 0
-    assert lines[0].startswith("1 episodes, 3 steps; excluded: 0,2-3, ")
+    assert lines[0].startswith("1 episodes, 3 steps, ")
+    assert lines[0].endswith(" MB/s; excluded: 0,2-3")
     convert(open_source(str(tmp_path / "rlds")), tmp_path / "again", toy.mapping)
     again, before = open_dataset(str(tmp_path / "again")), open_dataset(str(out))
     assert again.num_episodes == 1

@@ -26,6 +26,7 @@ _RESERVED = {*BOOKKEEPING, "task", "subtask", "language_persistent", "language_e
 _USUAL = {"observation/proprio": "observation.state"}
 """Names that policies of LeRobot look for."""
 _IMAGES = "observation.images."
+_FOLDER = "observation/images/"
 _TOKEN_AXES = 2
 _HALVES = ("float16", "bfloat16")
 _IMAGE_AXES = ["height", "width", "channels"]
@@ -124,6 +125,9 @@ def _names(feature: Feature) -> Iterator[str]:
         yield _USUAL[key]
     plain = key.replace("/", ".")
     if feature.is_camera or feature.kind == "depth":
+        # A camera of LeRobot's, `observation/images/top`, has its name again.
+        if key.startswith(_FOLDER):
+            yield _IMAGES + key.removeprefix(_FOLDER).replace("/", ".")
         leaf = key.removeprefix("observation/").replace("/", ".")
         # `image_primary` is the camera `primary`.
         yield _IMAGES + leaf.removeprefix("image_")

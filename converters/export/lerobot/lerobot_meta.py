@@ -6,11 +6,10 @@ import pathlib
 from converters.export.lerobot.lerobot_columns import ExportedSchema
 from converters.export.lerobot.lerobot_episodes import DATA, VIDEOS, EpisodeWriter
 from converters.export.lerobot.parquet_files import DATA_MB, FILES_PER_CHUNK, write_tasks
-from converters.export.lerobot.return_mapping import return_mapping
+from converters.export.lerobot.return_mapping import failed_of_export, return_mapping
 from converters.export.lerobot.video_writer import VIDEO_MB
 from converters.mapping.mapping_registry import OWN_MAPPING
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import Manifest
 from pipeline.files import dump_json, to_json_values
 
 OWN_FILE = "meta/octograin.json"
@@ -59,7 +58,7 @@ def write_meta(
         "licences": dict(manifest.licences),
         "skipped_episodes": [to_json_values(one) for one in manifest.skipped_episodes],
         "excluded_episodes": list(manifest.excluded_episodes),
-        "failed_episodes": _failed(manifest),
+        "failed_episodes": failed_of_export(manifest),
         "left_out": list(schema.left_out),
         "files": {
             path.relative_to(directory).as_posix(): path.stat().st_size
@@ -68,12 +67,3 @@ def write_meta(
         },
     }
     (directory / OWN_FILE).write_text(dump_json(own), encoding="utf-8")
-
-
-def _failed(manifest: Manifest) -> list[int] | None:
-    """The episodes that are declared as failed, by their numbers in the export."""
-    if manifest.failed_episodes is None:
-        return None
-    excluded = {*manifest.excluded_episodes}
-    kept = [index for index in range(len(manifest.episode_lengths)) if index not in excluded]
-    return [number for number, index in enumerate(kept) if index in manifest.failed_episodes]

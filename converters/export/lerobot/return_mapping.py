@@ -14,6 +14,7 @@ from converters.mapping.instruction_guess import quoted
 from pipeline.data.conventions import Conventions
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import EPISODES, SOURCE_ID
+from pipeline.terminal import ranges
 
 
 def return_mapping(manifest: Manifest, schema: ExportedSchema) -> str:
@@ -28,6 +29,7 @@ def return_mapping(manifest: Manifest, schema: ExportedSchema) -> str:
     lines = [
         "# Conventions and features of this dataset. The way back:",
         "# octograin convert THIS_FOLDER DST",
+        *(f"# {line}" for line in failed_lines(manifest)),
         f"task = {quoted(TASK if has_task else '')}",
         *_source_id_lines(schema),
         f"ignore = [{', '.join(map(quoted, ignored if has_task else [*ignored, TASK]))}]",
@@ -42,6 +44,23 @@ def return_mapping(manifest: Manifest, schema: ExportedSchema) -> str:
             lines += ["", "[[features]]", f"key = {quoted(text.key)}"]
             lines += [f"source = {quoted(text_name(text))}"]
     return "\n".join(lines) + "\n"
+
+
+def failed_of_export(manifest: Manifest) -> list[int] | None:
+    """Returns the episodes declared as failed, by their numbers in the export; None: unknown."""
+    if manifest.failed_episodes is None:
+        return None
+    excluded = {*manifest.excluded_episodes}
+    kept = [index for index in range(len(manifest.episode_lengths)) if index not in excluded]
+    return [number for number, index in enumerate(kept) if index in manifest.failed_episodes]
+
+
+def failed_lines(manifest: Manifest) -> list[str]:
+    """Returns the command that declares the same episodes as failed again, if any are declared."""
+    failed = failed_of_export(manifest)
+    if failed is None:
+        return []
+    return [f"octograin edit DST --failed {ranges(failed, longest=None) or 'none'}"]
 
 
 def _source_id_lines(schema: ExportedSchema) -> list[str]:

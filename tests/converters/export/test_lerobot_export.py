@@ -19,7 +19,7 @@ from PIL import Image
 
 from converters.export.lerobot import video_writer
 from converters.export.lerobot.exported_images import EpisodeImages
-from converters.export.lerobot.lerobot_columns import ExportedFeature
+from converters.export.lerobot.lerobot_columns import ExportedFeature, exported_schema
 from converters.export.lerobot.lerobot_writer import export_lerobot
 from converters.export.lerobot_export import main
 from converters.job.convert import convert, convert_dataset
@@ -204,6 +204,8 @@ def test_excluded_episodes_are_left_out_and_the_others_numbered_again(tmp_path: 
     assert rows.column("index").to_pylist() == list(range(12))
     own = json.loads((folder / "meta" / "octograin.json").read_text())
     assert (own["excluded_episodes"], own["failed_episodes"]) == ([0, 2], [1])
+    mapping = (folder / "meta" / "octograin.toml").read_text()
+    assert "# octograin edit DST --failed 1\n" in mapping
 
 
 def test_the_mapping_of_an_export_is_found_and_another_one_may_be_named(
@@ -339,6 +341,20 @@ def test_episodes_go_to_several_files(tmp_path: Path) -> None:
 # --- what is refused
 
 
+def test_a_camera_of_lerobot_has_its_name_again(tmp_path: Path) -> None:
+    pixels = np.zeros((12, 8, 8, 3), np.uint8)
+    keys = ("observation/image_top", "observation/images/top", "observation/images/image_left")
+    values = {"action": np.zeros((12, 2), np.float32)} | dict.fromkeys(keys, pixels)
+    dataset = open_dataset(str(write_dataset(tmp_path / "d", values, num_episodes=2)))
+    features = exported_schema(dataset.manifest, "image").features
+    names = {one.feature.key: one.name for one in features}
+    assert [names[key] for key in keys] == [
+        "observation.images.top",
+        "observation.images.images.top",  # the first has it
+        "observation.images.image_left",
+    ]
+
+
 def test_odd_sizes_are_refused_together_before_anything_is_written(tmp_path: Path) -> None:
     shapes = {
         "action": (3,),
@@ -402,8 +418,10 @@ def test_only_an_unchanged_export_is_replaced(tmp_path: Path) -> None:
         exported(directory, folder, overwrite=True)
     (folder / "meta" / "octograin.json").unlink()
     with pytest.raises(UserError, match=r"a folder without meta/octograin\.json, which lists"):
-        exported(directory, folder, overwrite=True)
+        exported(directory, folder)
     assert data.exists()
+    (tmp_path / "empty").mkdir()
+    assert exported(directory, tmp_path / "empty").is_dir()
 
 
 def test_a_killed_export_leaves_nothing_that_opens(tmp_path: Path) -> None:
@@ -483,12 +501,23 @@ def test_the_command_lists_names_and_what_is_left_out(
     assert left_out == ["observation/vggt_tokens"]
 
 
-def test_two_ways_for_cameras_are_one_too_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--video --image", "error: --video --image: expected one of them; found both."),
+        ("--image --codec h264", "expected a codec for videos alone; found --codec h264."),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    message: str,
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        call(monkeypatch, tmp_path, "--video", "--image")
-    assert "error: --video --image: expected one of them; found both." in capsys.readouterr().err
+        call(monkeypatch, tmp_path, *flags.split())
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(
