@@ -116,6 +116,7 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
         "schema_hash": "feed",
         "conventions": {"control_frequency_hz": 20.0, "gripper_dim": 3, "gripper_open": -1.0},
         "normalization": "normal",
+        "choice": "episodes 0-9; 'pick*' 2 times as often",
         "licences": {"steps": "CC-BY-4.0", "vggt_tiny": "none: random numbers"},
         "features": {"observation/proprio": {"dims": ["j1_rad", "j2_rad", "j3_rad", "j4_rad"]}},
         "encoders": {
@@ -251,6 +252,7 @@ def test_every_section_is_there_in_order_and_the_page_is_well_formed(page):
         "step 23",
         "before clipping, clipped at 1",
         "1,234",
+        "Sampled of bowls & plates: episodes 0-9; 'pick*' 2 times as often",
         "dimension 3, open \N{MINUS SIGN}1, close 0",
         '"clip_norm": 1.0',
     ],
