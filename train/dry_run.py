@@ -237,14 +237,14 @@ def _look_at_schedule(found: _Findings, config: TrainConfig) -> None:
 def _look_at_chunks(found: _Findings, setup: Setup) -> None:
     """Warns about chunks longer than any episode: their last actions are never trained."""
     horizon = setup.config.data.action_horizon
-    for dataset in setup.loader.datasets:
-        # `initial=0` for a dataset without episodes.
-        longest = int(np.diff([*dataset.episode_starts, dataset.num_steps]).max(initial=0))
+    for number, dataset in enumerate(setup.loader.datasets):
+        longest = setup.loader.longest_episode(number)
+        what = "chosen part" if setup.config.data.datasets[number].has_parts else "episode"
         if longest < horizon:
             found.add(
                 "warning",
                 f"chunks of {dataset.path}",
-                f"action_horizon {horizon} is beyond its longest episode, of {longest} steps: the "
+                f"action_horizon {horizon} is beyond its longest {what}, of {longest} steps: the "
                 f"last {horizon - longest} actions of a chunk are never trained on it",
             )
 

@@ -403,6 +403,12 @@ class Loader:
         """Returns the sampled steps of one episode of a dataset, ascending; int64 (t)."""
         return self._selections[dataset].example()
 
+    def longest_episode(self, dataset: int) -> int:
+        """Returns the steps of the longest episode of a dataset, or of its longest chosen part."""
+        spans = self._selections[dataset].spans
+        starts = self.datasets[dataset].episode_starts
+        return int(np.diff(spans).max() if len(spans) else np.diff(starts).max())
+
     def order(self) -> SampleOrder:
         """Returns the source that lists the samples of every batch, for this process's rows."""
         return SampleOrder(

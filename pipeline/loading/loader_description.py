@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.dataset import excluded_note
+from pipeline.data.dataset import Dataset, excluded_note
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.files import to_json_values
 from pipeline.loading.batch import BatchSpec
@@ -94,7 +94,7 @@ def describe_dataset(
         for feature in reader.features
     }
     changed, excluded = resized(reader, number), manifest.excluded_episodes
-    choice = (config.datasets[number].choice() + excluded_note(manifest)).removeprefix("; ")
+    choice = _choices(dataset, reader, config)
     names = {key: list(leaf.dims) for key, leaf in normalized.items()} if config.transforms else {}
     return {
         "name": manifest.name,
@@ -121,6 +121,14 @@ def describe_dataset(
         # `used` wins: merged statistics are what the samples were normalised by.
         "statistics": {k: s.to_json() for k, s in (dataset.statistics | used).items()},
     }
+
+
+def _choices(dataset: Dataset, reader: WindowReader, config: DataConfig) -> str:
+    """What is chosen of a directory, in words; it may be in the mixture several times."""
+    pairs = zip(reader.datasets, config.datasets, strict=True)
+    found = [part.choice() for one, part in pairs if one.path == dataset.path]
+    chosen = " | ".join(choice or "all" for choice in found) if any(found) else ""
+    return (chosen + excluded_note(dataset.manifest)).removeprefix("; ")
 
 
 def resized(reader: WindowReader, number: int) -> dict[str, list[int]]:

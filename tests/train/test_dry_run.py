@@ -134,16 +134,23 @@ def test_a_directory_that_cannot_be_made_is_an_error(tiny_config, tmp_path, save
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_chunk_beyond_every_episode_is_a_warning(tiny_config):
+@pytest.mark.parametrize(
+    ("choice", "longest"),
+    [({}, r"episode, of 1\d\d"), ({"segments": ((0, 0, 20), (1, 7, 30))}, "chosen part, of 23")],
+)
+def test_a_chunk_beyond_every_episode_is_a_warning(tiny_config, mini_dataset, choice, longest):
     head = dataclasses.replace(tiny_config.model.head, action_horizon=200)
     model = dataclasses.replace(tiny_config.model, head=head)
     with deferred():
-        config = dataclasses.replace(with_data(tiny_config, action_horizon=200), model=model)
+        changed = with_data(
+            tiny_config,
+            action_horizon=200,
+            datasets=(DatasetConfig(str(mini_dataset), **choice),),
+        )
+        config = dataclasses.replace(changed, model=model)
     warnings = [text for text in texts(config, "warning") if text.startswith("chunks of")]
     assert len(warnings) == 1
-    assert re.search(
-        r"action_horizon 200 is beyond its longest episode, of 1\d\d steps", warnings[0]
-    )
+    assert re.search(f"action_horizon 200 is beyond its longest {longest} steps", warnings[0])
 
 
 def test_a_warning_of_two_datasets_is_one_for_each(tiny_config, mini_dataset, tmp_path):

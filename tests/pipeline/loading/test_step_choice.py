@@ -463,3 +463,19 @@ def test_a_resumed_loader_gives_the_same_weighted_batches(path: pathlib.Path) ->
 def test_statistics_are_those_of_the_whole_dataset(path: pathlib.Path) -> None:
     chosen = loader_of(path, {"trim": (1, 1), "episode_list": (0,)})
     assert chosen.statistics["action"][0].count == 24
+
+
+def test_a_dataset_that_is_listed_twice_has_shares_of_its_tasks(path: pathlib.Path) -> None:
+    parts = (
+        DatasetConfig(str(path), 0.75, tasks=("lift*",)),
+        DatasetConfig(str(path), 0.25, tasks=("open*",), trim=(4, 0)),
+    )
+    config = dataclasses.replace(config_of(path, {}), datasets=parts)
+    loader = Loader(config, 4, [open_dataset(path)] * 2, None)
+    lift = {*range(6), *range(12, 18)}
+    assert Counter(step in lift for _, step in taken(loader, 16)) == {True: 12, False: 4}
+    (described,) = loader.describe_datasets().values()
+    assert described["choice"] == (
+        "tasks 'lift*' | tasks 'open*'; without the first 4 and last 0 steps of each episode"
+    )
+    assert [loader.longest_episode(number) for number in (0, 1)] == [6, 2]
