@@ -50,7 +50,13 @@ MAY_IMPORT = {
     # Its `__main__` is the command of all formats, under the name that it had first.
     "converters/rlds": {"pipeline", "pipeline/data", "converters/sources", "converters/job"},
     "converters/mapping": {*PIPELINE, "converters/sources", "converters/operations"},
-    "converters/job": {"pipeline", "pipeline/data", "converters/sources", "converters/mapping"},
+    "converters/job": {
+        "pipeline",
+        "pipeline/data",
+        "pipeline/sharing",
+        "converters/sources",
+        "converters/mapping",
+    },
 }
 """Folders, and the others that their modules may import; those of `converters` that are not listed
 may import `pipeline` and `converters`, those of `train` may import `pipeline` and `train`."""

@@ -29,6 +29,7 @@ from pipeline.data.manifest import (
 from pipeline.data.schema import EPISODES
 from pipeline.errors import UserError
 from pipeline.files import dump_json, temporary_of, write_text_atomically
+from pipeline.sharing.pulled_note import NOTE_NAME
 
 PLAN = "plan.json"
 """Name of the file in `WORK` that says what is converted, and how."""
@@ -69,6 +70,7 @@ def owned(directory: epath.Path) -> Owned:
         FILE_NAME,
         STATISTICS_NAME,
         TRANSFORMED_NAME,
+        NOTE_NAME,
         WORK,
         *listed(_read(directory / FILE_NAME)),
     }
@@ -218,7 +220,7 @@ def _gone(directory: epath.Path) -> list[str]:
 
 def _is_own(file: str) -> bool:
     """Whether it is a file of a dataset that is in no folder."""
-    return file in (FILE_NAME, TRANSFORMED_NAME) or is_statistics_name(file)
+    return file in (FILE_NAME, TRANSFORMED_NAME, NOTE_NAME) or is_statistics_name(file)
 
 
 def _planned(plan: Any) -> Iterator[str]:

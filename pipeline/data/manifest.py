@@ -32,6 +32,8 @@ TRANSFORMED_NAME = "transformed_statistics.json"
 """Where a loader keeps the statistics of what its transforms change; it may be deleted."""
 WORK = ".conversion"
 """Folder with the state of a running conversion; removed at its end."""
+PULL_WORK = ".pull"
+"""Folder with what a running pull from the hub has fetched; removed at its end."""
 EDIT = "octograin edit"
 """The command that changes what the manifest says, and writes checksums."""
 _CONVERT_AGAIN = "Convert the dataset again."
@@ -242,6 +244,13 @@ def _read(path: epath.Path) -> str:
             expected=f"a dataset directory with a {FILE_NAME}",
             found="an unfinished conversion",
             remedy="Run the same `octograin convert` again: it resumes where it stopped.",
+        )
+    if (path.parent / PULL_WORK).exists():
+        raise DataError(
+            where=str(path.parent),
+            expected=f"a dataset directory with a {FILE_NAME}",
+            found="an unfinished pull",
+            remedy="Run the same `octograin pull` again: it resumes where it stopped.",
         )
     if _is_rlds(path.parent):
         raise DataError(

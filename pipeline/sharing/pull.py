@@ -14,13 +14,13 @@ from array_record.python import (
 )
 from etils import epath
 
-from pipeline.data.manifest import FILE_NAME, Shard
+from pipeline.data.manifest import FILE_NAME, PULL_WORK, Shard
 from pipeline.errors import DataError, UserError
 from pipeline.files import locked, sync, write_text_atomically, writing
 from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_client import RemoteFile
 from pipeline.hub.hub_transfer import download_all, size
-from pipeline.sharing.pull_plan import WORK, PullPlan
+from pipeline.sharing.pull_plan import PullPlan
 from pipeline.sharing.pulled_note import write_note
 
 _RECORDS_AT_ONCE = 256
@@ -35,7 +35,7 @@ def pull(plan: PullPlan) -> None:
       DataError: A file is not what the hub or the manifest declares, or cannot be fetched.
       UserError: The disk has no room or refuses, or another process pulls into the directory.
     """
-    directory, work = epath.Path(plan.directory), plan.directory / WORK
+    directory, work = epath.Path(plan.directory), plan.directory / PULL_WORK
     check_room(plan)
     with writing(plan.directory):
         work.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _statistics(plan: PullPlan) -> str:
 def _fetch_all(plan: PullPlan) -> None:
     """Fetches the files, checks each, and moves it to its place."""
     shards = {s.file: s for column in plan.columns for s in plan.dataset.manifest.shards[column]}
-    work = plan.directory / WORK
+    work = plan.directory / PULL_WORK
 
     def put(file: RemoteFile) -> None:
         fetched, target = work / file.path, plan.directory / file.path

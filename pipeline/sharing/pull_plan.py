@@ -6,7 +6,13 @@ from collections.abc import Collection
 
 from etils import epath
 
-from pipeline.data.manifest import FILE_NAME, Manifest, check_consistency, load_manifest
+from pipeline.data.manifest import (
+    FILE_NAME,
+    PULL_WORK,
+    Manifest,
+    check_consistency,
+    load_manifest,
+)
 from pipeline.data.schema import EPISODES, Schema
 from pipeline.errors import DataError, UserError
 from pipeline.files import writing
@@ -15,9 +21,6 @@ from pipeline.hub.hub_client import RemoteFile, open_hub
 from pipeline.hub.hub_transfer import bytes_there
 from pipeline.sharing.pulled_note import NOTE_NAME, read_note
 from pipeline.sharing.remote_dataset import RemoteDataset
-
-WORK = ".pull"
-"""Folder with what a pull has fetched so far; removed at its end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class PullPlan:
     @property
     def num_done(self) -> int:
         """Bytes of them that a killed pull has."""
-        return sum(bytes_there(file, self.directory / WORK) for file in self.files)
+        return sum(bytes_there(file, self.directory / PULL_WORK) for file in self.files)
 
 
 def plan_pull(
@@ -182,9 +185,9 @@ def _check_directory(directory: pathlib.Path, repository: Repository) -> None:
         entries = sorted(path.name for path in directory.iterdir())
     if not entries:
         return
-    work = directory / WORK
+    work = directory / PULL_WORK
     note = read_note(epath.Path(directory)) or read_note(epath.Path(work))
-    if note is None and entries == [WORK]:  # killed before its first file
+    if note is None and entries == [PULL_WORK]:  # killed before its first file
         return
     if note is not None and note.address == str(repository):
         return
@@ -197,7 +200,7 @@ def _check_directory(directory: pathlib.Path, repository: Repository) -> None:
     elif FILE_NAME in entries:
         found = "a dataset that was not pulled from the hub"
     else:
-        found = f"other files, such as {next(name for name in entries if name != WORK)}"
+        found = f"other files, such as {next(name for name in entries if name != PULL_WORK)}"
     raise UserError(
         where=str(directory),
         expected=f"a missing or empty directory, or one pulled from {repository}",

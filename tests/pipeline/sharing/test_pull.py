@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import re
+import resource
 import shutil
 import sys
 
@@ -131,7 +133,9 @@ def test_a_killed_pull_fetches_only_what_it_lacks(
         lambda: (out / EPISODES).exists() and part.exists() and part.stat().st_size == after
     )
     command.kill()
-    with pytest.raises(DataError, match=r"found none in it"):
+    with pytest.raises(
+        DataError, match=r"found an unfinished pull\. Run the same `octograin pull` again"
+    ):
         open_dataset(out)
     hub.log.clear()
     Command("pipeline.sharing.pull_command", ADDRESS, out).finish()
@@ -239,6 +243,46 @@ def test_a_disk_without_room_is_reported_before_anything_is_fetched(
         pull(dataclasses.replace(plan, files=huge))
     assert not out.exists()
     assert hub.downloaded() == 0
+
+
+def _small_files_only() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_disk_that_fills_up_ends_a_pull_which_resumes(
+    out: pathlib.Path, local: pathlib.Path, hub: HubServer
+) -> None:
+    command = Command("pipeline.sharing.pull_command", ADDRESS, out, before=_small_files_only)
+    assert re.fullmatch(
+        r"error: .*arrayrecord: expected a destination that can be written; found File too large\. "
+        r"Allow writing, free space, or name another destination\.\n",
+        command.finish(2).stderr,
+    )
+    hub.log.clear()
+    run_pull(out)
+    assert {request.start for request in hub.requests("GET /lfs/")} <= {0, 10_000}
+    assert 10_000 in {request.start for request in hub.requests("GET /lfs/")}
+    assert (out / STEPS).read_bytes() == (local / STEPS).read_bytes()
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_hub_that_is_busy_for_a_moment_is_asked_again(
+    out: pathlib.Path, local: pathlib.Path, hub: HubServer
+) -> None:
+    hub.fail("GET /datasets/owner/name/resolve/.*arrayrecord", 503, times=1)
+    run_pull(out)
+    assert (out / STEPS).read_bytes() == (local / STEPS).read_bytes()
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_conversion_may_replace_a_pulled_directory(
+    out: pathlib.Path, short_rlds: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_pull(out, "action")
+    assert call(monkeypatch, "convert", short_rlds, out, "--mapping", "libero", "--overwrite") == 0
+    assert not (out / "hub.json").exists()
+    assert open_dataset(out).manifest.name == "libero_mini"
 
 
 @pytest.mark.usefixtures("remote")
