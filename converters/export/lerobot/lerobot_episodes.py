@@ -1,6 +1,5 @@
 """The episodes of a dataset in the files of a LeRobot dataset, one after another."""
 
-import fractions
 import functools
 import pathlib
 import types
@@ -30,7 +29,6 @@ DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEOS = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 """Templates of the paths of the files."""
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_MOST_DENOMINATOR = 1_000_000
 
 
 class EpisodeWriter:
@@ -116,13 +114,12 @@ class EpisodeWriter:
         traceback: types.TracebackType | None,
     ) -> None:
         """Ends all files; after an error they are left unfinished."""
-        files = [self._data, self._rows, *self._videos.values()]
         try:
             if error is None:
-                for one in files:
+                for one in (self._data, self._rows, *self._videos.values()):
                     one.close()
         finally:
-            for one in files:
+            for one in (self._data, self._rows):
                 one.abandon()
 
     # --- values
@@ -193,8 +190,7 @@ class EpisodeWriter:
         def path_of(number: int) -> pathlib.Path:
             return self._directory / VIDEOS.format(video_key=one.name, **numbered(number))
 
-        rate = fractions.Fraction(self.fps).limit_denominator(_MOST_DENOMINATOR)
-        return VideoWriter(path_of, codec, one.feature.shape, rate)
+        return VideoWriter(path_of, codec, one.feature.shape, self.fps)
 
     def _write_video(self, images: EpisodeImages, row: EpisodeRow) -> int:
         """Writes the frames of an episode; their place and statistics go to the row.

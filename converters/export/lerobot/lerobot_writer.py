@@ -18,7 +18,7 @@ from converters.export.export_folder import export_folder, in_use, replacing
 from converters.export.lerobot.lerobot_columns import ExportedFeature, Storage, exported_schema
 from converters.export.lerobot.lerobot_episodes import EpisodeWriter
 from converters.export.lerobot.lerobot_meta import OWN_FILE, write_meta
-from converters.export.lerobot.video_writer import Codec, check_encoder
+from converters.export.lerobot.video_writer import Codec, check_encoder, check_taken
 from pipeline.data.dataset import Dataset
 from pipeline.errors import SchemaError
 from pipeline.files import sync
@@ -56,13 +56,13 @@ def export_lerobot(
 
     Raises:
       UserError: Where `out` is in use, inside the dataset, remote or may not be written, PyAV lacks
-        the codec, a video cannot have the size of a camera, or the dataset is corrupt.
+        the codec, a video cannot have the size or rate of a camera, or the dataset is corrupt.
     """
     folder = export_folder(dataset, out, "_lerobot")
     schema = exported_schema(dataset.manifest, storage)
-    if any(one.storage == "video" for one in schema.features):
-        check_encoder(codec)
-        _check_sizes(dataset.path, schema.features)
+    videos = [one for one in schema.features if one.storage == "video"]
+    if videos:
+        _check_videos(dataset, videos, codec)
     with replacing(folder, _check_own, overwrite=overwrite) as temporary:
         with EpisodeWriter(dataset, schema, codec, temporary) as writer:
             for index in dataset.kept_episodes.tolist():
@@ -74,20 +74,24 @@ def export_lerobot(
     return folder
 
 
-def _check_sizes(where: str, features: Sequence[ExportedFeature]) -> None:
-    """Refuses cameras that a video cannot hold; all of them at once."""
+def _check_videos(dataset: Dataset, cameras: Sequence[ExportedFeature], codec: Codec) -> None:
+    """Refuses cameras that a video cannot hold; those of odd sizes all at once."""
+    check_encoder(codec)
     odd = [
         f"{one.feature.key} of {one.feature.shape[0]}x{one.feature.shape[1]}"
-        for one in features
-        if one.storage == "video" and any(size % _EVEN for size in one.feature.shape[:2])
+        for one in cameras
+        if any(size % _EVEN for size in one.feature.shape[:2])
     ]
     if odd:
         raise SchemaError(
-            where=where,
+            where=dataset.path,
             expected="images of an even height and width, as videos store colours at half of them",
             found=", ".join(odd),
             remedy="Export images instead: --image.",
         )
+    rate = dataset.manifest.conventions.control_frequency_hz
+    for one in cameras:
+        check_taken(codec, one.feature.shape, rate, f"{dataset.path}, {one.feature.key}")
 
 
 def _check_own(folder: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from pipeline.errors import UserError
 
@@ -23,6 +24,9 @@ LeRobot's 30 it would be 4.4 off (455 frames of 128x128)."""
 _PIXEL_FORMAT = "yuv420p"
 VIDEO_MB = 200
 """Size of a file in MiB from which on the next episode begins another."""
+_MOST_DENOMINATOR = 1_000_000
+# The encoder of AV1 prints its settings, and errors that PyAV raises as well.
+os.environ.setdefault("SVT_LOG", "0")
 _MOST_SECONDS = 1000
 """LeRobot compares times as float32, which has gaps of more than its tolerance from 1,024 s on."""
 
@@ -43,6 +47,47 @@ def check_encoder(codec: Codec) -> None:
             found=f"PyAV {av.__version__} without it",
             remedy=f"Install the wheel of PyAV (`pip install av`){instead}, or name --image.",
         )
+
+
+def check_taken(codec: Codec, shape: tuple[int, ...], fps: float, where: str) -> None:
+    """Checks that an encoder takes images of a size at a rate, before any are written.
+
+    Args:
+      codec: Codec of the videos.
+      shape: (h, w, 3) of a frame.
+      fps: Frames per second.
+      where: Dataset and feature, for the error.
+
+    Raises:
+      UserError: It does not: there are limits to both.
+    """
+    context = av.CodecContext.create(_ENCODERS[codec], "w")
+    assert isinstance(context, av.VideoCodecContext)  # by the codec
+    _configure(context, shape, frame_rate(fps))
+    context.options = dict(_OPTIONS[codec])
+    try:
+        context.open()
+    except FFmpegError as error:
+        raise UserError(
+            where=where,
+            expected=f"images of a size and a rate that the encoder of {codec} takes",
+            found=f"{shape[0]}x{shape[1]} at {fps:g} steps per second: {error.strerror}",
+            remedy="Name another --codec, or --image.",
+        ) from error
+
+
+def frame_rate(fps: float) -> fractions.Fraction:
+    """Returns the rate of a video as a fraction, which is what containers hold."""
+    return fractions.Fraction(fps).limit_denominator(_MOST_DENOMINATOR)
+
+
+def _configure(
+    of: av.VideoCodecContext | av.VideoStream, shape: tuple[int, ...], rate: fractions.Fraction
+) -> None:
+    of.height, of.width = shape[:2]
+    of.pix_fmt = _PIXEL_FORMAT
+    of.time_base = 1 / rate
+    of.framerate = rate
 
 
 def video_info(codec: Codec, shape: tuple[int, ...], fps: float) -> dict[str, Any]:
@@ -88,17 +133,15 @@ class VideoWriter:
         path_of: Callable[[int], pathlib.Path],
         codec: Codec,
         shape: tuple[int, ...],
-        fps: fractions.Fraction,
+        fps: float,
     ) -> None:
         self._path_of = path_of
         self._codec = codec
         self._shape = shape
-        self._fps = fps
+        self._rate = frame_rate(fps)
         self._file = -1
         self._num_frames = 0
         self._num_bytes = 0
-        # The encoder prints its settings otherwise.
-        os.environ.setdefault("SVT_LOG", "1")
 
     def begin_episode(self) -> tuple[int, float]:
         """Returns (number of the file, time of the next frame there in s) of the next episode."""
@@ -111,7 +154,7 @@ class VideoWriter:
 
     @property
     def _seconds(self) -> float:
-        return float(self._num_frames / self._fps)
+        return float(self._num_frames / self._rate)
 
     def write(self, frame: np.ndarray) -> int:
         """Adds a frame, uint8 (h, w, 3); returns the bytes written meanwhile."""
@@ -128,23 +171,14 @@ class VideoWriter:
             self._num_bytes = 0
             self._container.close()
 
-    def abandon(self) -> None:
-        """Leaves the file unfinished, after an error."""
-        if self._num_frames:
-            self._num_frames = 0
-            # Without the end of the stream the encoder prints that it is missing.
-            self._stream.encode(None)
-
     def _open(self, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(os.fspath(path), "w")
         stream = self._container.add_stream(
-            _ENCODERS[self._codec], rate=self._fps, options=dict(_OPTIONS[self._codec])
+            _ENCODERS[self._codec], rate=self._rate, options=dict(_OPTIONS[self._codec])
         )
         assert isinstance(stream, av.VideoStream)  # by the codec
-        stream.height, stream.width = self._shape[:2]
-        stream.pix_fmt = _PIXEL_FORMAT
-        stream.time_base = 1 / self._fps
+        _configure(stream, self._shape, self._rate)
         self._stream = stream
 
     def _mux(self, frame: av.VideoFrame | None) -> int:

@@ -375,6 +375,23 @@ def test_odd_sizes_are_refused_together_before_anything_is_written(tmp_path: Pat
     assert encoded(found, wrist) == encoded(open_dataset(str(directory)), wrist)
 
 
+def test_a_rate_that_an_encoder_does_not_take_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conventions = dataclasses.replace(CONVENTIONS, control_frequency_hz=1000.0)
+    shapes = {"action": (3,), "observation/image_primary": (16, 16, 3)}
+    directory = write_dataset(tmp_path / "fast", shapes, conventions=conventions)
+    message = (
+        r"fast, observation/image_primary: expected images of a size and a rate that the encoder "
+        r"of av1 takes; found 16x16 at 1000 steps per second: .*\. Name another --codec, or --image"
+    )
+    with pytest.raises(UserError, match=message):
+        exported(directory, tmp_path / "out")
+    assert capfd.readouterr().err == ""
+    found = back(exported(directory, tmp_path / "out", codec="h264"), tmp_path / "back")
+    assert found.manifest.conventions.control_frequency_hz == 1000
+
+
 def test_an_image_of_another_size_is_refused_with_its_place() -> None:
     feature = Feature("observation/top", "image", (8, 8, 3), "uint8", "uint8", "steps/top")
     one = ExportedFeature(Column("steps", "step", (feature,)), feature, "top", "image")
