@@ -308,7 +308,10 @@ def test_what_is_no_number_is_not_sent():
             pack(value)
 
 
-@pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("by", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow)],
+)
 def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
     flags = ("--port", "0", "--host", "127.0.0.1", "--seed", "3")
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
