@@ -25,6 +25,7 @@ BOOKKEEPING = {
 _RESERVED = {*BOOKKEEPING, "task", "subtask", "language_persistent", "language_events"}
 _USUAL = {"observation/proprio": "observation.state"}
 """Names that policies of LeRobot look for."""
+_OBSERVATION = "observation/"
 _IMAGES = "observation.images."
 _FOLDER = "observation/images/"
 _TOKEN_AXES = 2
@@ -124,11 +125,12 @@ def _names(feature: Feature) -> Iterator[str]:
     if key in _USUAL:
         yield _USUAL[key]
     plain = key.replace("/", ".")
-    if feature.is_camera or feature.kind == "depth":
+    is_image = feature.is_camera or feature.kind == "depth"
+    if is_image and key.startswith(_OBSERVATION):
         # A camera of LeRobot's, `observation/images/top`, has its name again.
         if key.startswith(_FOLDER):
             yield _IMAGES + key.removeprefix(_FOLDER).replace("/", ".")
-        leaf = key.removeprefix("observation/").replace("/", ".")
+        leaf = key.removeprefix(_OBSERVATION).replace("/", ".")
         # `image_primary` is the camera `primary`.
         yield _IMAGES + leaf.removeprefix("image_")
         yield _IMAGES + leaf

@@ -188,6 +188,27 @@ def test_a_png_stays_and_what_a_reader_would_see_differently_becomes_one(
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image))), frame)
 
 
+def test_names_are_those_that_lerobots_policies_know(tmp_path: Path) -> None:
+    pixels = (16, 16, 3)
+    names = {
+        "action": ((2,), "action"),
+        "observation/proprio": ((2,), "observation.state"),
+        "observation/state": ((2,), "source.observation.state"),
+        "observation/force/left": ((2,), "observation.force.left"),
+        "timestamp": ((), "source.timestamp"),
+        "source/timestamp": ((), "source.source.timestamp"),
+        "observation/image_primary": (pixels, "observation.images.primary"),
+        "observation/images/primary": (pixels, "observation.images.images.primary"),
+        "observation/images/top": (pixels, "observation.images.top"),
+        "observation/front": (pixels, "observation.images.front"),
+        "goal_image": (pixels, "goal_image"),
+    }
+    shapes = {key: shape for key, (shape, _) in names.items()}
+    manifest = open_dataset(str(write_dataset(tmp_path / "d", shapes, num_episodes=1))).manifest
+    found = {one.feature.key: one.name for one in exported_schema(manifest, "video").features}
+    assert found == {key: name for key, (_, name) in names.items()}
+
+
 def test_excluded_episodes_are_left_out_and_the_others_numbered_again(tmp_path: Path) -> None:
     directory = write_dataset(tmp_path / "d", {"action": (3,)})
     dataset = open_dataset(str(directory))
