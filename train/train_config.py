@@ -205,11 +205,10 @@ class TrainConfig:
     divide the device count. 1: every device holds a copy. The batch is always sharded across all
     devices."""
     pretrained_path: str | None = None
-    """Checkpoint to start from: Octo's, in a directory or at hf://owner/name, or the directory of
-    another run. None: random weights."""
+    """Checkpoint to start from: Octo's or that of another run, each in a directory or at
+    hf://owner/name. None: random weights."""
     pretrained_step: int | None = None
-    """Training step of that checkpoint; None: the last one in the directory. Required on the
-    hub."""
+    """Training step of that checkpoint; None: the last one. Required for Octo's on the hub."""
     pretrained: (
         Annotated[
             WeightSource,

@@ -11,6 +11,7 @@ from pipeline.files import writing
 from pipeline.hub.hub_address import SCHEME, Repository, parse_repository
 from pipeline.hub.hub_cache import cached_directory, pin, waiting_lock
 from pipeline.hub.hub_client import RemoteFile, open_hub
+from pipeline.hub.hub_errors import is_unreachable
 from pipeline.hub.hub_transfer import download_all, is_there
 from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS
 from train.checkpoints.hub_paths import (
@@ -67,6 +68,22 @@ def find_run(run: str | os.PathLike[str], step: int | None = None) -> FetchedRun
             chosen, files = _of_checkpoint(pinned, listing, step)
             download_all(pinned, files, directory)
     return FetchedRun(directory, chosen, str(pinned))
+
+
+def holds_run(address: str) -> bool:
+    """Returns whether a repository has a checkpoint of a run; False where no hub can be asked.
+
+    Raises:
+      DataError: It is no address, or the hub refuses.
+    """
+    try:
+        pinned = pin(parse_repository(address))
+        listing = cached_directory(pinned).with_name(f"{pinned.revision}{_LISTING}")
+        return bool(checkpoint_steps([file.path for file in _listed(pinned, listing)]))
+    except DataError as error:
+        if is_unreachable(error.__cause__):
+            return False
+        raise
 
 
 def _of_checkpoint(
@@ -136,5 +153,6 @@ def _listed(pinned: Repository, listing: pathlib.Path) -> list[RemoteFile]:
         return [RemoteFile(**values) for values in read_json(listing, remedy=remedy)["files"]]
     files = open_hub().list_files(pinned)
     with writing(listing):
+        listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, {"files": [dataclasses.asdict(file) for file in files]})
     return files

@@ -6,6 +6,7 @@ import pathlib
 from pipeline.errors import UserError
 from pipeline.hub.hub_address import SCHEME
 from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS, is_run, read_checkpoint
+from train.checkpoints.fetched_run import find_run, holds_run
 from train.octo.protocols import WeightSource
 from train.octo.released.octo_checkpoint import OctoCheckpoint, check_tensors
 from train.octo.released.weight_loading import Pretrained
@@ -36,12 +37,12 @@ def load_pretrained(path: str, step: int | None = None) -> Pretrained:
     """Loads a checkpoint's parameters and its model's config; nothing is placed or compiled.
 
     Args:
-      path: The directory of an Octo checkpoint, `hf://owner/name` for one on the hub, or the
-        directory of a run. What is in the hub's cache is used without a network.
+      path: The directory of an Octo checkpoint or of a run, or `hf://owner/name[@revision]` for
+        either on the hub. What is in the hub's cache is used without a network.
       step: The training step; None: the last one in the directory.
 
     Raises:
-      UserError: The checkpoint or step does not exist, a checkpoint on the hub is given without its
+      UserError: The checkpoint or step does not exist, one of Octo on the hub is given without its
         step, or its model is not supported here.
       DataError: It is corrupt, has values that are not finite, or cannot be fetched.
     """
@@ -74,8 +75,12 @@ def load_checked(source: WeightSource, name: str) -> Pretrained:
 def find_source(path: str, step: int | None) -> WeightSource:
     """Returns what `path` names; arguments are those of `load_pretrained`.
 
+    A run on the hub is fetched here.
+
     Raises:
-      UserError: It is another object store, or a folder inside the directory of a run.
+      UserError: It is another object store, or a folder inside the directory of a run; or a run on
+        the hub has no such checkpoint.
+      DataError: It cannot be fetched.
     """
     directory = pathlib.Path(path)
     # Otherwise an object store would be read as a local folder "gs:".
@@ -97,4 +102,7 @@ def find_source(path: str, step: int | None) -> WeightSource:
                 found="a folder inside one",
                 remedy=f"Give {folder.parent}{named}.",
             )
+    if path.startswith(SCHEME) and holds_run(path):
+        found = find_run(path, step)
+        return RunCheckpoint(found.directory, found.step)
     return RunCheckpoint(directory, step) if is_run(directory) else OctoCheckpoint(path, step)

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import tyro
 
+from pipeline.data.manifest import FILE_NAME as DATASET_NAME
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.hub.card_text import is_signed
-from pipeline.hub.hub_address import Repository, parse_repository
+from pipeline.hub.hub_address import DATASETS, SCHEME, Repository, parse_repository
 from pipeline.hub.hub_client import Hub, open_hub
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import count, log_to_stderr, program, show
@@ -87,6 +88,7 @@ def push_run(args: Args) -> Pushed:
       DataError: The run is corrupt, or the hub refuses or is not reached.
     """
     repository = _repository(args.address)
+    _check_is_no_dataset(args)
     directory, address = pathlib.Path(args.run), str(repository.at_revision(None))
     run = PublishedRun.of(directory, args.checkpoint, address, args.license)
     with pushed_files(directory, run, with_optimizer=args.with_optimizer) as files:
@@ -131,6 +133,13 @@ def publish(
 
 def _repository(address: str) -> Repository:
     """Reads the address of a repository of a policy, of a branch and not of a commit."""
+    if not address.startswith(SCHEME):
+        raise UserError(
+            where="octograin push",
+            expected="a run directory, and behind it its address on the hub",
+            found=f"{address} as the address",
+            remedy="Write octograin push RUN hf://owner/name.",
+        )
     repository = parse_repository(address, "hf://owner/name[@branch]")
     if repository.is_dataset or repository.is_pinned:
         raise UserError(
@@ -142,6 +151,16 @@ def _repository(address: str) -> Repository:
             else "Leave out @revision: a push makes a new commit.",
         )
     return repository
+
+
+def _check_is_no_dataset(args: Args) -> None:
+    if pathlib.Path(args.run, DATASET_NAME).is_file():
+        raise UserError(
+            where=args.run,
+            expected="a run directory",
+            found="a dataset directory",
+            remedy=f"Push it to {DATASETS}owner/name.",
+        )
 
 
 def _check_replaceable(repository: Repository, there: list[str]) -> None:

@@ -8,6 +8,8 @@ import pathlib
 import shutil
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from pipeline.errors import DataError, UserError
@@ -16,6 +18,7 @@ from tests.hub_server import READER
 from tests.own_modules import forget_modules
 from tests.train.conftest import rewrite_item
 from train.checkpoints.fetched_run import find_run
+from train.checkpoints.initial_weights import find_source, load_pretrained
 from train.policy.policy import read_run
 from train.report import __main__ as report
 
@@ -187,3 +190,15 @@ def test_a_report_is_not_written_into_the_cache(hub, monkeypatch, capsys):
         "report DIR.\n"
     )
     assert hub.log == []
+
+
+def test_a_run_on_the_hub_is_a_source_of_weights(hub, on_hub, policy_run, monkeypatch):
+    expected = read_run(policy_run, 1).params
+    found = load_pretrained(ADDRESS, 1)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected)
+    assert find_source(ADDRESS, None).step == 2
+    hub.model("owner/octo").commit({"config.json": b"{}", "100/default/checkpoint": b""})
+    with pytest.raises(UserError, match=r"expected the training step of a .*; found none. Give it"):
+        load_pretrained("hf://owner/octo")
+    with pytest.raises(UserError, match="it does not exist, or is private"):
+        load_pretrained("hf://owner/none", 100)

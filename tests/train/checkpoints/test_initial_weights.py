@@ -51,7 +51,8 @@ def test_a_directory_without_any_step_says_so(tmp_path):
         load_pretrained(str(tmp_path))
 
 
-def test_on_the_hub_the_step_must_be_named():
+def test_on_the_hub_the_step_must_be_named(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # refuses at once
     with pytest.raises(UserError, match=r"hf://owner/name: expected the training step.*300000"):
         load_pretrained("hf://owner/name")
 

@@ -145,7 +145,9 @@ def test_nothing_changes_without_the_right_to_write(hub, files, monkeypatch, tok
     assert len(hub.repositories) == 1
 
 
-def test_a_run_that_cannot_be_pushed_is_refused_before_the_hub_is_asked(hub, run, tmp_path):
+def test_a_run_that_cannot_be_pushed_is_refused_before_the_hub_is_asked(
+    hub, run, mini_dataset, tmp_path
+):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     copy_checkpoint(run, tmp_path / "stripped")
     to = (ADDRESS,)
@@ -159,6 +161,8 @@ def test_a_run_that_cannot_be_pushed_is_refused_before_the_hub_is_asked(hub, run
         (run, (f"{ADDRESS}@{'0' * 40}",), {}, "policy to push to, .*; found one of a commit"),
         (run, (f"{ADDRESS}/file",), {}, r"expected hf://owner/name\[@branch\]"),
         (run, ("hf://owner",), {}, "Write the owner, the repository"),
+        (ADDRESS, (str(run),), {}, rf"found {run} as the address\. Write octograin push RUN hf://"),
+        (mini_dataset, to, {}, "found a dataset directory. Push it to hf://datasets/owner/name"),
     ]
     for directory, address, options, message in cases:
         with pytest.raises(UserError, match=message):
