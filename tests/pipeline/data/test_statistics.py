@@ -221,6 +221,22 @@ def test_statistics_so_far_may_be_asked_for_before_more_is_added() -> None:
     assert_close(accumulator.finish(), values)
 
 
+@pytest.mark.parametrize(("exact_bytes", "tolerance"), [(1 << 20, 1e-7), (0, 2.0**-10)])
+def test_any_quantiles_may_be_asked_for(exact_bytes: int, tolerance: float) -> None:
+    values = np.random.default_rng(0).uniform(1, 3, size=(1000, 2)).astype(np.float32)
+    accumulator = stats.Accumulator(exact_bytes)
+    for piece in np.split(values, 4):
+        accumulator.add(piece)
+    shares = [0.01, 0.1, 0.5, 0.9, 0.99]
+    found = accumulator.quantiles(shares)
+    assert (found.shape, found.dtype) == ((5, 2), np.float32)
+    expected = np.quantile(values.astype(np.float64), shares, axis=0)
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+    np.testing.assert_array_equal(
+        found[[0, -1]], [accumulator.finish().p01, accumulator.finish().p99]
+    )
+
+
 def test_values_are_not_kept_beyond_the_bytes_that_were_allowed() -> None:
     accumulator = stats.Accumulator(10_000_000)
     record = np.zeros((100, 25_000), np.float32)
