@@ -4,7 +4,7 @@ import functools
 import pathlib
 import types
 from collections.abc import Iterator
-from typing import Any, Self, assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -103,7 +103,7 @@ class EpisodeWriter:
         self.num_steps += row.length
         return num_bytes + table.nbytes
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EpisodeWriter":
         """Returns itself; the files are opened when there is something to write."""
         return self
 
