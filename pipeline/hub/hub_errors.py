@@ -56,7 +56,9 @@ def reported(repository: Repository, endpoint: str, what: str) -> Iterator[None]
     Raises:
       DataError: A request failed, or the package huggingface_hub is not installed.
     """
-    errors = import_huggingface_hub(repository).errors
+    import_huggingface_hub(repository)
+    from huggingface_hub import errors  # noqa: PLC0415  (an extra)
+
     try:
         yield
     except (

@@ -107,9 +107,11 @@ def fetch_matching(path: str, folder: str, patterns: Sequence[str]) -> tuple[pat
 def _snapshot(repository: Repository) -> pathlib.Path | None:
     """The folder of the cache with files of a repository; None if there is none."""
     hub = import_huggingface_hub(repository)
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415  (an extra)
+
     try:
         found = hub.snapshot_download(local_files_only=True, cache_dir=hub_cache(), **repository.at)
-    except hub.errors.LocalEntryNotFoundError:
+    except LocalEntryNotFoundError:
         return None
     return pathlib.Path(found)
 

@@ -53,7 +53,8 @@ def download_all(
     if not files:
         return
     with (
-        shown_transfer(str(pinned), total, begun) as advance,
+        # Without the commit, which would leave no room for the bar.
+        shown_transfer(str(pinned.at_revision(None)), total, begun) as advance,
         concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads,
     ):
 

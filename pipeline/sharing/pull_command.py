@@ -53,9 +53,10 @@ def main() -> None:
         if args.dry_run:
             show(describe_plan(plan))
             return
+        to_fetch = plan.num_bytes - plan.num_done
         pull(plan)
         columns = ", ".join(column.name for column in plan.manifest.schema.columns)
-        fetched = f"fetched {size(plan.num_bytes)}" if plan.files else "nothing to fetch"
+        fetched = f"fetched {size(to_fetch)}" if plan.files else "nothing to fetch"
         show(f"{args.dst}: {fetched} of {dataset.repository}; columns {columns}\n")
 
 

@@ -16,7 +16,7 @@ import tyro
 from flax.traverse_util import flatten_dict
 
 from pipeline.data.conventions import standardize_gripper
-from pipeline.data.dataset import Dataset, on_disk, open_dataset
+from pipeline.data.dataset import Dataset, locate, open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import ACTION
 from pipeline.errors import user_errors_exit
@@ -238,7 +238,7 @@ def spec_for(checkpoint: Checkpoint, directory: str | None) -> PolicySpec:
     wanted = directory
     if directory is not None and directory not in checkpoint.datasets:
         is_one = len(checkpoint.datasets) == 1
-        wanted = None if is_one else load_manifest(on_disk(directory)).name
+        wanted = None if is_one else load_manifest(locate(directory, ())[1]).name
     return PolicySpec.of(checkpoint, wanted)
 
 
