@@ -558,6 +558,7 @@ class Loader:
             settings=checksum(settings),
             excluded=self.config.datasets[number].excluded,
             excluded_episodes=dataset.manifest.excluded_episodes,
+            choice=self.config.datasets[number].choice(),
         )
 
     def _spec(self, batch_size: int) -> BatchSpec:

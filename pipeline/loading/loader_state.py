@@ -61,6 +61,8 @@ class MixturePart:
     """Records that are not read."""
     excluded_episodes: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     """Episodes that `octograin edit` excluded."""
+    choice: str = dataclasses.field(default="", metadata=LATER)
+    """What the config chooses, in words, for the message about another; `settings` decides."""
 
     def differences(self, other: "MixturePart") -> list[str]:
         """Describes how the other one's samples differ, apart from excluded records."""
@@ -75,6 +77,10 @@ class MixturePart:
         if self.excluded_episodes != other.excluded_episodes:
             then, now = (ranges(p.excluded_episodes) or "none" for p in (self, other))
             found = [f"excluded episodes {then} then, {now} now", *found]
+        # Other words for the same steps are no difference.
+        if found and self.choice != other.choice:
+            then, now = (f"({p.choice or 'none noted'})" for p in (self, other))
+            found = [f"choice {then} then, {now} now", *found]
         return found
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -444,9 +445,16 @@ def test_a_choice_survives_its_file_and_its_flags() -> None:
 def test_another_choice_is_not_silent_on_resume(path: pathlib.Path, change: dict) -> None:
     state = loader_of(path, {}).state(5)
     changed = loader_of(path, change)
-    with pytest.raises(DataError, match="add --new_mixture"):
+    words = re.escape(changed.config.datasets[0].choice())
+    message = rf"{path}: choice \(none noted\) then, \({words}\) now, .* add --new_mixture"
+    with pytest.raises(DataError, match=message):
         changed.restore(state)
     assert changed.restore(changed.state(5)) == 5
+
+
+def test_other_words_for_the_same_steps_are_no_difference(path: pathlib.Path) -> None:
+    state = loader_of(path, {}).state(5)
+    assert loader_of(path, {"episode_list": (0, 1, 2, 3), "tasks": ("*",)}).restore(state) == 5
 
 
 def test_a_resumed_loader_gives_the_same_weighted_batches(path: pathlib.Path) -> None:
