@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ from pipeline.files import sync, writing
 from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_errors import (
     check_token,
+    hub_endpoint,
     import_huggingface_hub,
     reported,
     retrying,
@@ -24,7 +24,6 @@ PART = ".part"
 """Ending of a file whose download has not been completed."""
 _WAITS_S = (1.0, 2.0, 4.0)
 _TIMEOUT_S = 10.0
-_DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +239,7 @@ class Hub:
 
 def open_hub() -> Hub:
     """Returns the hub at `HF_ENDPOINT`, or the public one."""
-    return Hub((os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT).rstrip("/"))
+    return Hub(hub_endpoint())
 
 
 @contextlib.contextmanager

@@ -2,25 +2,50 @@
 
 import contextlib
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pipeline.errors import DataError, install_extra
 from pipeline.hub.hub_address import Repository
 
 T = TypeVar("T")
+_PUBLIC = "https://huggingface.co"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _PASSING = (408, 429, 500, 502, 503, 504)
 """Status codes of a server that is busy or starts, where trying again helps."""
+
+
+def hub_endpoint() -> str:
+    """Returns the URL of the hub: `HF_ENDPOINT`, or the public one.
+
+    Raises:
+      DataError: It is malformed.
+    """
+    endpoint = (os.environ.get("HF_ENDPOINT") or _PUBLIC).rstrip("/")
+    try:
+        # The port is checked when it is read.
+        _ = urlsplit(endpoint).port
+    except ValueError as error:
+        raise DataError(
+            where="HF_ENDPOINT",
+            expected=f"the URL of a hub, such as {_PUBLIC}",
+            found=str(error),
+            remedy="Correct it, or unset it to use the public hub.",
+        ) from error
+    return endpoint
 
 
 def import_huggingface_hub(repository: Repository) -> Any:
     """Returns the package huggingface_hub, which is an extra.
 
     Raises:
-      DataError: It is not installed.
+      DataError: It is not installed, or HF_ENDPOINT, which it reads, is no URL.
     """
+    hub_endpoint()
     try:
         import huggingface_hub  # noqa: PLC0415  (an extra)
     except ImportError as error:
@@ -59,6 +84,8 @@ def reported(repository: Repository, endpoint: str, what: str) -> Iterator[None]
     import_huggingface_hub(repository)
     from huggingface_hub import errors  # noqa: PLC0415  (an extra)
 
+    # A password in HF_ENDPOINT is not for logs.
+    endpoint = re.sub(r"//[^/@]*@", "//", endpoint)
     try:
         yield
     except (
@@ -66,6 +93,8 @@ def reported(repository: Repository, endpoint: str, what: str) -> Iterator[None]
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
         json.JSONDecodeError,
+        # A token that no header can hold.
+        UnicodeEncodeError,
         # What Xet, by which the public hub takes large files, raises without a network.
         ConnectionError,
     ) as error:
@@ -179,6 +208,12 @@ def _described(error: BaseException, repository: Repository, endpoint: str) -> t
             )
         case errors.HfHubHTTPError():
             return _refused(error, endpoint)
+        case UnicodeEncodeError():
+            return (
+                "a token in ASCII",
+                "one with other characters",
+                "Copy the token from the hub again, into HF_TOKEN or `hf auth login`.",
+            )
         case json.JSONDecodeError():
             return (
                 f"an answer of the hub at {endpoint}",

@@ -148,6 +148,27 @@ def test_without_a_network_the_address_of_the_hub_is_named(hub: HubServer, clien
         nowhere.resolve(NAME)
 
 
+def test_a_password_in_the_address_of_the_hub_is_not_shown(client: Hub) -> None:
+    nowhere = dataclasses.replace(client, endpoint="http://me:secret@127.0.0.1:9")
+    with pytest.raises(DataError, match=r"hub at http://127\.0\.0\.1:9; found no connection"):
+        nowhere.resolve(NAME)
+
+
+def test_a_token_that_is_no_ascii_is_reported(client: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_é")
+    with pytest.raises(DataError, match=r"expected a token in ASCII; found one with other charact"):
+        client.resolve(NAME)
+
+
+@pytest.mark.parametrize("endpoint", ["http://localhost:99999", "http://[hub"])
+def test_a_malformed_address_of_the_hub_is_reported(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(DataError, match=r"HF_ENDPOINT: expected the URL of a hub, such as https:/"):
+        open_hub()
+
+
 def test_a_page_to_log_in_to_a_network_is_no_answer(hub: HubServer, client: Hub) -> None:
     hub.fail("/api/datasets", 200)
     with pytest.raises(DataError, match=r"found a page of another site"):
