@@ -11,8 +11,8 @@ its own, so that its peak memory is its own.
   training step, the share of it that the devices wait for the loader, and peak memory beside the
   estimate of `--dry_run`. Its weights are random, which changes no time. The estimate is of one
   device's memory. On a CPU the peak is of the whole process: libraries, compiler, loader and the
-  checkpoint that is written are in it, and XLA computes bfloat16 in float32 there. So with batch 2
-  the estimate is 2.0 GB (2.4 in float32), and 3.6 GB are measured.
+  checkpoint that is written are in it, and XLA computes bfloat16 in float32 there: with batch 2 the
+  estimate is 2.0 GB, and would be 2.4 in float32. Compare the two on an accelerator alone.
 - `vggt`: frames per second of VGGT-1B, see `benchmarks.vggt`.
 
 Neither tensorflow-datasets nor pyarrow is imported. `benchmarks/pack.py` collects the dataset and
