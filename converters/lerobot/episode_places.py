@@ -111,19 +111,22 @@ def _own_place(
 
 
 def episode_texts(info: LeRobotInfo, directory: epath.Path) -> tuple[str, ...]:
-    """The columns of `meta/episodes` that are texts of an episode.
+    """The columns of `meta/episodes` that are texts of an episode, in any of its files.
 
-    Episodes that LeRobot added later have none, so that only columns of all files count.
+    LeRobot leaves them out of the files of episodes that it adds, whose texts are then empty.
 
     Raises:
       DataError: A file of the list of episodes is corrupt.
     """
-    found: list[set[str]] = []
-    for path in _episode_files(directory) if info.is_packed else []:
-        schema = schema_of(path)
-        texts = (name for name in schema.names if name.startswith(EPISODE_TEXTS))
-        found.append({name for name in texts if pa.types.is_string(schema.field(name).type)})
-    return tuple(sorted(set.intersection(*found))) if found else ()
+    paths = _episode_files(directory) if info.is_packed else []
+    return tuple(sorted({name for path in paths for name in _texts_in(path)}))
+
+
+def _texts_in(path: epath.Path) -> list[str]:
+    """The columns of one file that are texts of an episode."""
+    schema = schema_of(path)
+    named = [name for name in schema.names if name.startswith(EPISODE_TEXTS)]
+    return [name for name in named if pa.types.is_string(schema.field(name).type)]
 
 
 def _episode_files(directory: epath.Path) -> list[epath.Path]:
@@ -171,16 +174,16 @@ def _episode_rows(
     columns += ["dataset_from_index", "dataset_to_index"]
     parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
     columns += [f"videos/{name}/{part}" for name in videos for part in parts]
-    columns += texts
     for path in paths:
-        for row in read_columns(path, columns).to_pylist():
+        own_texts = _texts_in(path) if texts else []
+        for stored in read_columns(path, [*columns, *own_texts]).to_pylist():
+            row = stored | {name: stored.get(name) or "" for name in texts}
             where = f"{path}, episode {row['episode_index']}"
             wrong = [name for name, value in row.items() if not isinstance(value, _type(name))]
             if wrong:
                 raise DataError(
                     where=where,
-                    expected=f"a {'text' if set(wrong) <= set(texts) else 'number'} in "
-                    + ", ".join(wrong),
+                    expected=f"a number in {', '.join(wrong)}",
                     found=", ".join(repr(row[name]) for name in wrong),
                     remedy=_FETCH,
                 )
