@@ -19,7 +19,7 @@ from tests.own_modules import forget_modules
 from tests.train.conftest import rewrite_item
 from train.checkpoints.fetched_run import find_run
 from train.checkpoints.initial_weights import find_source, load_pretrained
-from train.policy.policy import read_run
+from train.policy.policy import Policy, read_run
 from train.report import __main__ as report
 
 ADDRESS = "hf://owner/name"
@@ -202,3 +202,12 @@ def test_a_run_on_the_hub_is_a_source_of_weights(hub, on_hub, policy_run, monkey
         load_pretrained("hf://owner/octo")
     with pytest.raises(UserError, match="it does not exist, or is private"):
         load_pretrained("hf://owner/none", 100)
+
+
+def test_a_policy_says_which_commit_it_is_of(hub, on_hub, policy_run):
+    policy = Policy.from_run(ADDRESS, 1)
+    address = f"{ADDRESS}@{on_hub.refs['main']}"
+    assert (policy.address, policy.step) == (address, 1)
+    assert str(policy).splitlines()[1] == f"from: {address}"
+    policy.reset(0, "open the drawer")
+    assert policy.infer({0: policy.example_observation()})[0].shape == (4, 7)
