@@ -91,15 +91,25 @@ def pinned_parts(
     Raises:
       DataError: An address is malformed, or the hub refuses or is not reached.
     """
-    used = {without_revision(part.path): part.path for part in before}
     return tuple(
-        dataclasses.replace(
-            part, path=pin_address(part.path, used.get(without_revision(part.path)))
-        )
+        dataclasses.replace(part, path=pin_address(part.path, _used(number, part, before)))
         if is_dataset_address(part.path)
         else part
-        for part in parts
+        for number, part in enumerate(parts)
     )
+
+
+def _used(number: int, part: DatasetConfig, before: Sequence[DatasetConfig]) -> str | None:
+    """The address, with its commit, that a resumed run has used for a dataset; None: none."""
+    of_repository = {
+        place: one.path
+        for place, one in enumerate(before)
+        if without_revision(one.path) == without_revision(part.path)
+    }
+    # By place: a mixture may have two commits of one repository.
+    if number in of_repository:
+        return of_repository[number]
+    return next(iter(of_repository.values()), None) if len({*of_repository.values()}) == 1 else None
 
 
 def check_all_there(parts: Sequence[DatasetConfig]) -> None:

@@ -75,7 +75,7 @@ def plan_fetch(address: str, names: Collection[str] | None = None) -> PullPlan:
     """Finds out what `fetch_dataset` would fetch, and changes nothing.
 
     Raises:
-      UserError: As `fetch_dataset`.
+      UserError: There is no such feature, or the hub lacks a file, refuses or is not reached.
     """
     repository = parse_repository(address, EXPECTED)
     # All columns are listed: what a run records must not depend on what was fetched before.

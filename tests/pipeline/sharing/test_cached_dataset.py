@@ -13,7 +13,7 @@ from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 from pipeline.hub.cache_places import cache_directories
 from pipeline.loading.data_config import DataConfig, DatasetConfig
-from pipeline.loading.loader_opening import open_loader
+from pipeline.loading.loader_opening import open_loader, pinned_parts
 from pipeline.sharing.cached_dataset import fetch_dataset, pin_address
 from tests.hub_server import HubRepository, HubServer
 from tests.small_dataset import write_dataset
@@ -174,6 +174,20 @@ def test_a_resumed_run_keeps_its_commit(
     assert pin_address(ADDRESS, before) == before
     assert "no connection" in caplog.text
     assert f"The run continues with {before}" in caplog.text
+
+
+def test_commits_of_one_repository_stay_apart_in_a_mixture(remote: HubRepository) -> None:
+    first = remote.refs["main"]
+    remote.refs["v1"] = first
+    remote.commit({**remote.files, "README.md": b"new"})
+    parts = tuple(map(DatasetConfig, ("/data", f"{ADDRESS}@v1", ADDRESS)))
+    pins = pinned_parts(parts)
+    assert [part.path for part in pins] == ["/data", f"{ADDRESS}@{first}", pinned(remote)]
+    remote.commit({**remote.files, "README.md": b"newer"})
+    assert pinned_parts(parts, pins) == pins
+    # Of one commit alone the place does not matter.
+    assert pinned_parts(parts[2:], pins[2:]) == pins[2:]
+    assert pinned_parts(parts[2:], (*pins[:1], pins[2])) == pins[2:]
 
 
 @pytest.mark.parametrize("verb", ["tokens", "edit"])
