@@ -242,8 +242,15 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
 
 
 def _no_field(text: str, allowed: Sequence[str]) -> UserError:
-    field = text.partition("=")[0]
+    field, equals, _ = text.partition("=")
     similar = difflib.get_close_matches(field, allowed, n=1)
+    if field in allowed and not equals:
+        return UserError(
+            where=f"--set {text}",
+            expected="FIELD=VALUE",
+            found="no value",
+            remedy=f"Give one: --set {field}=VALUE.",
+        )
     return UserError(
         where=f"--set {text}",
         expected=f"FIELD=VALUE, with a field among {', '.join(allowed)}",

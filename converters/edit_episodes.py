@@ -101,6 +101,17 @@ def _declared(failed: tuple[int, ...] | None) -> str:
     return "unknown" if failed is None else ranges(failed, None) or "none"
 
 
+def _check_text(new: str, where: str) -> None:
+    """Refuses an instruction of spaces, which a mask would count as one; an empty one is none."""
+    if new and not new.strip():
+        raise UserError(
+            where=where,
+            expected="an instruction, or an empty text for none",
+            found=repr(new),
+            remedy="Write what the episode shows.",
+        )
+
+
 def with_instruction(
     manifest: Manifest, old: str, new: str, day: str, where: str
 ) -> tuple[Manifest, list[Edit]]:
@@ -118,6 +129,7 @@ def with_instruction(
             remedy="".join(f"Did you mean {text!r}? " for text in similar)
             + "`octograin inspect` lists them.",
         )
+    _check_text(new, f"{where}, --instruction")
     if new != old and new in manifest.tasks:
         raise UserError(
             where=f"{where}, --instruction",
@@ -140,6 +152,7 @@ def with_instruction_of(
       UserError: The list names what is not there, or an episode with several instructions.
     """
     episodes = parse_episodes(listed, "--instruction_of", len(manifest.episode_lengths))
+    _check_text(new, f"--instruction_of {listed}")
     several = sorted(episodes & {change.episode for change in manifest.task_changes})
     if several:
         raise UserError(

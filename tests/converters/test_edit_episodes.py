@@ -137,6 +137,7 @@ def test_an_episode_that_cannot_be_read_is_excluded(out: pathlib.Path, run: Run)
 
 
 REFUSED = {
+    "only spaces": (["--instruction_of", "1", "  "], "expected an instruction.*; found '  '"),
     "no numbers": (["--exclude", "one"], "--exclude one: expected episodes from 0 to 3.*found one"),
     "beyond the last": (["--exclude", "2-4"], "episodes from 0 to 3, such as 3,7-9; found 2-4"),
     "backwards": (["--include", "3-1"], "found 3-1. Separate"),

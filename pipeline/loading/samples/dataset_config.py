@@ -88,8 +88,9 @@ class DatasetConfig:
         if self.episode_list:
             found.append(f"episodes {ranges(sorted(self.episode_list))}")
         if self.trim != (0, 0):
-            head, tail = self.trim
-            found.append(f"without the first {head} and last {tail} steps of each episode")
+            ends = zip(("first", "last"), self.trim, strict=True)
+            cut = " and the ".join(f"{end} {count(steps, 'step')}" for end, steps in ends if steps)
+            found.append(f"without the {cut} of each episode")
         if self.segments:
             found.append(_segments_in_words(self.segments))
         if self.outcome != "any":

@@ -67,7 +67,7 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
         raise UserError(
             where=dataset.path,
             expected="steps to sample",
-            found=f"none with {_describe(dataset, part, config)}",
+            found=f"none in: {_describe(dataset, part, config)}",
             remedy="Relax one of these filters.",
         )
     selection = Selection(runs.starts, runs.counts, spans=spans)

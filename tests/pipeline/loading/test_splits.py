@@ -93,7 +93,7 @@ def test_filter_that_names_nothing_is_reported(
 
 def test_filters_that_leave_nothing_are_named_together(dataset: Dataset) -> None:
     other = dataset.manifest.tasks[1 - dataset.manifest.episode_tasks[0]]
-    with pytest.raises(UserError, match=r"found none with tasks .*; episode 0; split train"):
+    with pytest.raises(UserError, match=r"found none in: tasks .*; episode 0; split train"):
         chosen(dataset, tasks=(other,), episodes=(0, 1))
 
 
@@ -260,5 +260,5 @@ def test_an_edit_that_excludes_everything_that_is_selected_is_reported(
     copied: pathlib.Path,
 ) -> None:
     edit(Args(str(copied), exclude="1-2"))
-    with pytest.raises(UserError, match="found none with episodes 1-2; split train; excluded: 1-2"):
+    with pytest.raises(UserError, match="found none in: episodes 1-2; split train; excluded: 1-2"):
         chosen(open_dataset(str(copied)), episodes=(1, 3))

@@ -212,7 +212,7 @@ def test_success_is_the_feature_at_the_last_step(tmp_path: pathlib.Path, key: st
         edit(Args(str(out), failed="0-2"))
         assert steps_of(open_dataset(out), outcome="success") == [*range(18, 24)]
         edit(Args(str(out), failed="none"))
-        with pytest.raises(UserError, match="found none with failures only; split train"):
+        with pytest.raises(UserError, match="found none in: failures only; split train"):
             steps_of(open_dataset(out), outcome="failure")
         edit(Args(str(out), failed="unknown"))
         assert steps_of(open_dataset(out), outcome="success") == successes
@@ -380,8 +380,8 @@ def test_all_that_the_datasets_lack_is_one_error(tmp_path: pathlib.Path) -> None
 
 def test_parts_that_leave_nothing_are_named(path: pathlib.Path) -> None:
     message = (
-        "found none with tasks 'lift.*'; episodes 0-1; without the first 4 and last 2 steps of "
-        "each episode; 1 segment of 1 episode, 2 steps; split train"
+        "found none in: tasks 'lift.*'; episodes 0-1; without the first 4 steps and the last "
+        "2 steps of each episode; 1 segment of 1 episode, 2 steps; split train"
     )
     settings = {"tasks": ("lift*",), "episode_list": (0, 1), "trim": (4, 2)}
     with pytest.raises(UserError, match=message):
@@ -394,10 +394,7 @@ def test_parts_that_leave_nothing_are_named(path: pathlib.Path) -> None:
 def test_a_choice_is_described_in_words(path: pathlib.Path) -> None:
     settings = {"episode_list": (2, 0, 1), "trim": (1, 0), "task_weights": (("lift*", 2.0),)}
     loader = loader_of(path, settings)
-    words = (
-        "episodes 0-2; without the first 1 and last 0 steps of each episode; "
-        "'lift*' 2 times as often"
-    )
+    words = "episodes 0-2; without the first 1 step of each episode; 'lift*' 2 times as often"
     assert f"{path}: 24 steps, 100.0%: {words}" in str(loader)
     (described,) = loader.describe_datasets().values()
     assert described["choice"] == words
@@ -484,6 +481,6 @@ def test_a_dataset_that_is_listed_twice_has_shares_of_its_tasks(path: pathlib.Pa
     assert Counter(step in lift for _, step in taken(loader, 16)) == {True: 12, False: 4}
     (described,) = loader.describe_datasets().values()
     assert described["choice"] == (
-        "tasks 'lift*' | tasks 'open*'; without the first 4 and last 0 steps of each episode"
+        "tasks 'lift*' | tasks 'open*'; without the first 4 steps of each episode"
     )
     assert [loader.longest_episode(number) for number in (0, 1)] == [6, 2]
