@@ -6,12 +6,13 @@ from typing import Any
 from pipeline.data.dataset import Dataset
 from pipeline.hub.card_text import code, header, plain, signed, table
 from pipeline.hub.hub_address import Repository
+from pipeline.hub.hub_push import CARD_NAME
 from pipeline.hub.hub_transfer import size
 from pipeline.inspection.dataset_summary import summarize
 from pipeline.inspection.summary_tables import conventions_text, origin_text
 from pipeline.terminal import count, escaped, ranges
 
-CARD_NAME, FIGURE_NAME = "README.md", "figure.png"
+FIGURE_NAME = "figure.png"
 _MAX_TASKS = 50
 _LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "odc-by", "pddl", "odbl"),

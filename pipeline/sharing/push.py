@@ -1,37 +1,22 @@
 """Puts a dataset directory on the hub in one commit, with a card."""
 
-import dataclasses
 import pathlib
 from collections.abc import Iterator
 
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.errors import DataError, UserError
-from pipeline.hub.card_text import is_signed
 from pipeline.hub.hub_address import Repository
-from pipeline.hub.hub_client import Hub, open_hub
+from pipeline.hub.hub_client import open_hub
+from pipeline.hub.hub_push import CARD_NAME, Pushed, keeps_card
 from pipeline.hub.hub_transfer import shown_transfer
 from pipeline.inspection.dataset_figure import draw_figure
-from pipeline.sharing.dataset_card import CARD_NAME, FIGURE_NAME, write_card
+from pipeline.sharing.dataset_card import FIGURE_NAME, write_card
 from pipeline.sharing.pull import check_records
 from pipeline.sharing.remote_dataset import read_remote
 
 _ALLOWED = (CARD_NAME, FIGURE_NAME, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.md")
 """Files that a repository may hold beside a dataset, or without one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pushed:
-    """What a push did."""
-
-    repository: Repository
-    """The repository at the new commit."""
-    is_new: bool
-    """Whether the repository was made."""
-    is_card_kept: bool
-    """Whether a README.md that was written or changed by hand was left as it is."""
-    num_deleted: int
-    """Files of the earlier dataset that the new one has not."""
 
 
 def push(
@@ -67,7 +52,7 @@ def push(
         deleted = (set(_files(earlier)) & there) - set(_files(dataset.manifest))
     else:
         _check_empty(there, before)
-    is_card_kept = CARD_NAME in there and not replace_card and not _is_ours(hub, before)
+    is_card_kept = not replace_card and keeps_card(hub, before, there)
     _check_all_records(dataset)
     added: dict[str, pathlib.Path | bytes] = {
         file: pathlib.Path(path, file) for file in (FILE_NAME, *_files(dataset.manifest))
@@ -111,11 +96,6 @@ def _check_empty(there: set[str], repository: Repository) -> None:
             found=f"{len(others):,} other files, such as {others[0]}",
             remedy="Push to a repository of another name; it is made if it is missing.",
         )
-
-
-def _is_ours(hub: Hub, repository: Repository) -> bool:
-    """Whether a repository's card is as an earlier push wrote it."""
-    return is_signed(hub.read(repository, CARD_NAME).decode(errors="replace"))
 
 
 def _check_all_records(dataset: Dataset) -> None:

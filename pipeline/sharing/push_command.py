@@ -7,10 +7,9 @@ import tyro
 
 from pipeline.errors import user_errors_exit
 from pipeline.flag_help import joined_help
-from pipeline.hub.hub_address import parse_repository
-from pipeline.sharing.dataset_card import CARD_NAME
+from pipeline.hub.hub_push import parse_branch
 from pipeline.sharing.push import push
-from pipeline.terminal import count, log_to_stderr, program, show
+from pipeline.terminal import log_to_stderr, program, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +44,12 @@ def main() -> None:
         log_to_stderr()
         pushed = push(
             args.src,
-            parse_repository(args.address, "hf://datasets/owner/name[@branch]"),
+            parse_branch(args.address, is_dataset=True),
             is_private=args.private,
             replace_columns=args.replace_columns,
             replace_card=args.replace_card,
         )
-        made = f"made a {'private' if args.private else 'public'} repository\n" * pushed.is_new
-        kept = (
-            f"kept {CARD_NAME}, which was written or changed by hand; --replace_card replaces it\n"
-        )
-        gone = f"deleted {count(pushed.num_deleted, 'file')} of the earlier dataset\n"
-        show(made + kept * pushed.is_card_kept + gone * bool(pushed.num_deleted))
-        show(f"{args.src}: pushed as {pushed.repository}\n")
+        show(pushed.describe(args.src, is_private=args.private))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pipeline.parts.part_copies import FOLDER as PARTS
 from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS
 
-CARD_NAME, FIGURE_NAME = "README.md", "training.png"
+FIGURE_NAME = "training.png"
 CONFIG_NAME, ENVIRONMENT_NAME = "config.json", "environment.json"
 RUN_NAMES = (
     *(CONFIG_NAME, ENVIRONMENT_NAME, "datasets.json", "load_report.json", "description.txt"),

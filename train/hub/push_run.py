@@ -9,12 +9,12 @@ import tyro
 from pipeline.data.manifest import FILE_NAME as DATASET_NAME
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help
-from pipeline.hub.card_text import is_signed
-from pipeline.hub.hub_address import DATASETS, SCHEME, Repository, parse_repository
-from pipeline.hub.hub_client import Hub, open_hub
+from pipeline.hub.hub_address import DATASETS, Repository
+from pipeline.hub.hub_client import open_hub
+from pipeline.hub.hub_push import CARD_NAME, Pushed, keeps_card, parse_branch
 from pipeline.parts.part_files import load_parts
-from pipeline.terminal import count, log_to_stderr, program, show
-from train.checkpoints.hub_paths import CARD_NAME, checkpoint_steps, own_paths
+from pipeline.terminal import log_to_stderr, program, show
+from train.checkpoints.hub_paths import checkpoint_steps, own_paths
 from train.hub.published_run import PublishedRun
 from train.hub.pushed_files import PushedFiles, pushed_files
 
@@ -50,20 +50,6 @@ class Args:
     """Show a traceback with an error."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pushed:
-    """What a push did."""
-
-    repository: Repository
-    """The repository at the new commit."""
-    is_new: bool
-    """Whether the repository was made."""
-    is_card_kept: bool
-    """Whether a README.md that was written or changed by hand was left as it is."""
-    num_deleted: int
-    """Files of an earlier push that are not among those of this one."""
-
-
 def main() -> None:
     """Parses the command line, pushes and prints the address of what was pushed."""
     log_to_stderr()
@@ -71,13 +57,7 @@ def main() -> None:
         args = tyro.cli(joined_help(Args), prog=program("train.hub.push_run"), use_underscores=True)
         load_parts(*args.parts)
         pushed = push_run(args)
-        made = f"made a {'private' if args.private else 'public'} repository\n" * pushed.is_new
-        kept = (
-            f"kept {CARD_NAME}, which was written or changed by hand; --replace_card replaces it\n"
-        )
-        gone = f"deleted {count(pushed.num_deleted, 'file')} of an earlier push\n"
-        show(made + kept * pushed.is_card_kept + gone * bool(pushed.num_deleted))
-        show(f"{args.run}: pushed as {pushed.repository}\n")
+        show(pushed.describe(args.run, is_private=args.private))
 
 
 def push_run(args: Args) -> Pushed:
@@ -87,7 +67,7 @@ def push_run(args: Args) -> Pushed:
       UserError: There is no such checkpoint, or the repository has files that are not of a run.
       DataError: The run is corrupt, or the hub refuses or is not reached.
     """
-    repository = _repository(args.address)
+    repository = parse_branch(args.address, is_dataset=False)
     _check_is_no_dataset(args)
     directory, address = pathlib.Path(args.run), str(repository.at_revision(None))
     run = PublishedRun.of(directory, args.checkpoint, address, args.license)
@@ -122,35 +102,13 @@ def publish(
     there = [file.path for file in hub.list_files(before)]
     _check_replaceable(repository, there)
     deleted = sorted({*own_paths(there)} - files.paths.keys())
-    is_card_kept = CARD_NAME in there and not replace_card and not _is_ours(hub, before)
+    is_card_kept = not replace_card and keeps_card(hub, before, there)
     added: dict[str, pathlib.Path | bytes] = {**files.paths}
     if not is_card_kept:
         added[CARD_NAME] = files.card.encode()
     message = f"Push training step {files.step}"
     after = hub.commit(repository, added, deleted, message, parent=before.revision)
     return Pushed(after, is_new, is_card_kept, len(deleted))
-
-
-def _repository(address: str) -> Repository:
-    """Reads the address of a repository of a policy, of a branch and not of a commit."""
-    if not address.startswith(SCHEME):
-        raise UserError(
-            where="octograin push",
-            expected="a run directory, and behind it its address on the hub",
-            found=f"{address} as the address",
-            remedy="Write octograin push RUN hf://owner/name.",
-        )
-    repository = parse_repository(address, "hf://owner/name[@branch]")
-    if repository.is_dataset or repository.is_pinned:
-        raise UserError(
-            where=address,
-            expected="the address of a policy to push to, hf://owner/name[@branch]",
-            found="one of a dataset" if repository.is_dataset else "one of a commit",
-            remedy="A run is a policy: leave out datasets/."
-            if repository.is_dataset
-            else "Leave out @revision: a push makes a new commit.",
-        )
-    return repository
 
 
 def _check_is_no_dataset(args: Args) -> None:
@@ -173,11 +131,6 @@ def _check_replaceable(repository: Repository, there: list[str]) -> None:
             found=f"{', '.join(own)}, but no checkpoint of octograin",
             remedy="Push to a repository of another name; it is made if it is missing.",
         )
-
-
-def _is_ours(hub: Hub, repository: Repository) -> bool:
-    """Whether a repository's card is as an earlier push wrote it."""
-    return is_signed(hub.read(repository, CARD_NAME).decode(errors="replace"))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import pytest
 
 from pipeline.errors import DataError, UserError
 from pipeline.hub.hub_address import Repository
+from pipeline.hub.hub_push import Pushed
 from pipeline.hub.hub_transfer import size
 from tests.hub_server import READER, WRITER
 from train.checkpoints.checkpoint_copy import copy_checkpoint
 from train.hub.published_run import PublishedRun
-from train.hub.push_run import Args, Pushed, publish, push_run
+from train.hub.push_run import Args, publish, push_run
 from train.hub.pushed_files import pushed_files
 
 ADDRESS = "hf://owner/name"
