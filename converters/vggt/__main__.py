@@ -26,9 +26,10 @@ from converters.vggt.token_job import (
 from pipeline.data.dataset import Dataset, on_disk, open_dataset
 from pipeline.data.manifest import WORK, Manifest, load_manifest
 from pipeline.data.token_provenance import Keep, Store
-from pipeline.errors import UserError, user_errors_exit
+from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
+from pipeline.sharing.pulled_note import not_pulled
 from pipeline.terminal import log_to_stderr, program, show
 from pipeline.vggt.encoder_spec import ComputeDtype, Precision, Views
 from pipeline.vggt.weight_sources import config_of
@@ -153,6 +154,9 @@ def _cameras(text: str, manifest: Manifest, where: str) -> tuple[str, ...]:
     # "primary" means "image_primary", unless a camera has that very name.
     names = [name if name in held else IMAGE + name for name in text.split(",")]
     unknown = [name for name in names if name not in held]
+    left = [error for name in unknown if (error := _left_on_the_hub(name, where))]
+    if left:
+        raise left[0]
     if unknown or len(set(names)) < len(names):
         known = [name.removeprefix(IMAGE) for name in held]
         raise UserError(
@@ -162,6 +166,11 @@ def _cameras(text: str, manifest: Manifest, where: str) -> tuple[str, ...]:
             remedy=f"Write them with commas between, such as {','.join(known[:2])}.",
         )
     return tuple(names)
+
+
+def _left_on_the_hub(camera: str, where: str) -> DataError | None:
+    """The error of a camera whose column was not pulled; None if there is no such column."""
+    return not_pulled(epath.Path(where), OBSERVATION + camera, where)
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from pipeline.data.dataset import on_disk
 from pipeline.errors import user_errors_exit
 from pipeline.flag_help import joined_help
 from pipeline.hub.hub_address import parse_repository
@@ -27,7 +28,7 @@ class Args:
 
     address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADDRESS")]
     """hf://datasets/owner/name, with @ and a branch, tag or commit behind it to pin one."""
-    dst: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory to write; missing, empty, or pulled from the same commit."""
     columns: Annotated[
         tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")
@@ -48,8 +49,8 @@ def main() -> None:
         )
         log_to_stderr()
         repository = parse_repository(args.address, "hf://datasets/owner/name[@revision]")
-        dataset = read_remote(pin(repository))
-        plan = plan_pull(dataset, args.dst, args.columns)
+        directory = pathlib.Path(on_disk(args.dst))
+        plan = plan_pull(read_remote(pin(repository)), directory, args.columns)
         if args.dry_run:
             show(describe_plan(plan))
             return
@@ -57,7 +58,7 @@ def main() -> None:
         pull(plan)
         columns = ", ".join(column.name for column in plan.manifest.schema.columns)
         fetched = f"fetched {size(to_fetch)}" if plan.files else "nothing to fetch"
-        show(f"{args.dst}: {fetched} of {dataset.repository}; columns {columns}\n")
+        show(f"{args.dst}: {fetched} of {plan.dataset.repository}; columns {columns}\n")
 
 
 def describe_plan(plan: PullPlan) -> str:

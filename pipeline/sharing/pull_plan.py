@@ -22,6 +22,8 @@ from pipeline.hub.hub_transfer import bytes_there
 from pipeline.sharing.pulled_note import NOTE_NAME, read_note
 from pipeline.sharing.remote_dataset import RemoteDataset
 
+_NAME_ANOTHER = "Name another directory; nothing was changed."
+
 
 @dataclasses.dataclass(frozen=True)
 class PullPlan:
@@ -181,6 +183,8 @@ def _check_directory(directory: pathlib.Path, repository: Repository) -> None:
     """
     if not directory.exists() and not directory.is_symlink():
         return
+    if not directory.is_dir():
+        raise _other(directory, repository, "a file or a broken link")
     with writing(directory):
         entries = sorted(path.name for path in directory.iterdir())
     if not entries:
@@ -191,7 +195,7 @@ def _check_directory(directory: pathlib.Path, repository: Repository) -> None:
         return
     if note is not None and note.address == str(repository):
         return
-    remedy = "Name another directory; nothing was changed."
+    remedy = _NAME_ANOTHER
     if note is not None:
         begun = "" if (directory / NOTE_NAME).exists() else "a begun pull of "
         found = begun + note.address
@@ -201,7 +205,16 @@ def _check_directory(directory: pathlib.Path, repository: Repository) -> None:
         found = "a dataset that was not pulled from the hub"
     else:
         found = f"other files, such as {next(name for name in entries if name != PULL_WORK)}"
-    raise UserError(
+    raise _other(directory, repository, found, remedy)
+
+
+def _other(
+    directory: pathlib.Path,
+    repository: Repository,
+    found: str,
+    remedy: str = _NAME_ANOTHER,
+) -> UserError:
+    return UserError(
         where=str(directory),
         expected=f"a missing or empty directory, or one pulled from {repository}",
         found=found,

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.hub.hub_files import fetch, fetch_directory, fetch_matching
-from tests.hub_server import HubServer
+from tests.hub_server import READER, HubServer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -64,6 +64,14 @@ def test_a_file_is_fetched_once(hub: HubServer) -> None:
 def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub: HubServer) -> None:
     hub.model().commit({"a": b"1"})
     hub.fail("HEAD .*resolve/main/a", times=1)
+    assert fetch("hf://owner/name/a").read_bytes() == b"1"
+
+
+def test_a_private_file_needs_a_token(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.model(is_private=True).commit({"a": b"1"})
+    with pytest.raises(DataError, match=r"it does not exist, or is private.*`hf auth login`"):
+        fetch("hf://owner/name/a")
+    monkeypatch.setenv("HF_TOKEN", READER)
     assert fetch("hf://owner/name/a").read_bytes() == b"1"
 
 

@@ -177,6 +177,26 @@ def test_a_directory_of_others_is_left_alone(out: pathlib.Path, name: str, found
     assert files_of(out) == {name: b"mine"}
 
 
+@pytest.mark.usefixtures("remote")
+def test_a_file_or_a_bucket_is_no_directory_to_pull_into(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: expected .*; found a file or a broken link\. Name"):
+        run_pull(tmp_path / "file")
+    assert call(monkeypatch, "pull", ADDRESS, "gs://bucket/out") == 2
+    assert "gs://bucket/out: expected a directory on a disk" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("remote")
+def test_tokens_of_images_that_were_left_say_what_to_pull(
+    out: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_pull(out, "action")
+    assert call(monkeypatch, "tokens", out, "--weights", "random:tiny", "--cameras", "primary") == 2
+    assert f"{out} --columns steps" in capsys.readouterr().err
+
+
 def test_a_shard_that_is_not_the_one_of_the_manifest_is_refused(
     remote: HubRepository, tmp_path: pathlib.Path, out: pathlib.Path
 ) -> None:
