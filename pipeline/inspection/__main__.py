@@ -182,7 +182,9 @@ def _write(flag: str, target: pathlib.Path, data: bytes) -> None:
             remedy=f"Name a file such as out{target.suffix} in a folder of yours with space left.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # A read-only file system refuses to remove even a file that is not there.
+        if temporary.exists():
+            temporary.unlink()
 
 
 if __name__ == "__main__":

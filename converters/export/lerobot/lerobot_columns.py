@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.lerobot.lerobot_features import EPISODE_TEXTS
+from converters.mapping.mapped_features import IMAGES
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import Column, Feature
 
@@ -109,9 +110,9 @@ def _is_token(column: Column, feature: Feature) -> bool:
 
     LeRobot would take them for the state of the robot, and read them as lists of numbers.
     """
-    # A computed feature has no source.
+    # A computed feature has no source. A matrix beside the images is data, such as a point cloud.
     is_matrix = feature.kind == "tensor" and len(feature.shape) == _TOKEN_AXES
-    return not feature.origins or (column.per == "step" and is_matrix)
+    return not feature.origins or (column.per == "step" and column.name != IMAGES and is_matrix)
 
 
 def text_name(feature: Feature) -> str:

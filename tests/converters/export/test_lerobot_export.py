@@ -136,6 +136,10 @@ def everything(toy: Toy) -> Toy:
         feature = tfds.features.Tensor(shape=shape, dtype=dtype)
         held = np.float32(values) if np.dtype(dtype).kind == "f" else values.tolist()
         toy = toy.having(f"steps/{name}", feature, held)
+    key = "steps/points"
+    toy = toy.declaring(key, tfds.features.Tensor(shape=(5, 3), dtype=np.float32))
+    toy = toy.holding(key, np.float32(np.arange(45) / 7))
+    toy = toy.taking(FeatureMapping("observation/points", key, IMAGES))
     depth = [encode_png(np.full((6, 8, 1), 1000 * t, np.uint16)) for t in range(3)]
     key = "steps/observation/depth"
     toy = toy.declaring(
@@ -153,6 +157,7 @@ def test_every_kind_of_feature_comes_back(toy: Toy, tmp_path: Path) -> None:
     found = back(folder, tmp_path / "back")
     features = {f.key: f for _, f in found.manifest.schema.features()}
     assert features["half"].dtype == "float32"
+    assert features["observation/points"].shape == (5, 3)
     assert features["observation/depth_top"].source_unit == "mm"
     assert features["single"].shape == features["count"].shape == features["flag"].shape == (1,)
     for index in range(4):
