@@ -26,7 +26,7 @@ class Args:
     """Writes a dataset directory as a LeRobot 3.0 dataset, which LeRobot's own loader reads."""
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Dataset directory."""
+    """Dataset directory, or hf://datasets/owner/name[@revision], which is fetched."""
     out: Annotated[
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]", help_behavior_hint="")
     ] = None
@@ -42,7 +42,8 @@ class Args:
     )
     """Store cameras as images in the data files: every JPEG and PNG is kept."""
     codec: Annotated[
-        Literal["av1", "h264"] | None, tyro.conf.arg(help_behavior_hint="(default: av1)")
+        Literal["av1", "h264"] | None,
+        tyro.conf.arg(metavar="{av1,h264}", help_behavior_hint="(default: av1)"),
     ] = None
     """Codec of the videos."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

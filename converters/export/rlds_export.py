@@ -46,7 +46,7 @@ class Args:
     """Writes a dataset directory as RLDS that tensorflow-datasets reads."""
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Dataset directory."""
+    """Dataset directory, or hf://datasets/owner/name[@revision], which is fetched."""
     out: Annotated[
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]", help_behavior_hint="")
     ] = None

@@ -23,8 +23,8 @@ from pipeline.inspection.summary_tables import to_text
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program
 
-Predict = Callable[[pathlib.Path, Dataset, int], Sequence[Chunk]]
-"""Returns the chunks that the policy of a run directory predicts along an episode."""
+Predict = Callable[[str, Dataset, int], Sequence[Chunk]]
+"""Returns the chunks that the policy of a run predicts along an episode."""
 _PLAIN_WIDTH = 120
 """Width of a line, in characters, if stdout is no terminal."""
 
@@ -51,8 +51,9 @@ class Args:
     )
     """RRD file to write for Rerun's viewer: images, actions and state of the episode, by default
     the first one."""
-    run: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
-    """Run directory whose policy predicts chunks along that episode, beside the actions."""
+    run: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    """Run directory, or hf://owner/name[@revision], whose policy predicts chunks along that
+    episode, beside the actions."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace the RRD file."""
     parts: PartsFlag = ()

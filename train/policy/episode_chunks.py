@@ -1,6 +1,6 @@
 """`octograin inspect DST --rerun FILE --run RUN`: predicts chunks along a stored episode."""
 
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,14 +20,14 @@ def main() -> None:
     inspect(predict_chunks)
 
 
-def predict_chunks(run: pathlib.Path, dataset: Dataset, episode: int) -> list[Chunk]:
+def predict_chunks(run: str | os.PathLike[str], dataset: Dataset, episode: int) -> list[Chunk]:
     """Returns a chunk for every `action_horizon` steps of an episode, so that none overlap.
 
     The policy of the last checkpoint is shown every step as an environment would show it; the
     tokens that it reads are those of the dataset.
 
     Args:
-      run: Run directory.
+      run: Run directory, or hf://owner/name[@revision].
       dataset: The dataset of the episode: one of the run's, or one of the same features.
       episode: Number of the episode, from 0.
 
@@ -59,7 +59,7 @@ def predict_chunks(run: pathlib.Path, dataset: Dataset, episode: int) -> list[Ch
     return chunks
 
 
-def _check_action(run: pathlib.Path, dataset: Dataset, spec: PolicySpec) -> None:
+def _check_action(run: str | os.PathLike[str], dataset: Dataset, spec: PolicySpec) -> None:
     """Checks that the run predicts the dimensions that the dataset records."""
     theirs, ours = spec.features[ACTION].shape, dataset.feature(ACTION).shape
     if theirs != ours:

@@ -12,6 +12,7 @@ from octograin.cli import main
 from pipeline.data.conventions import restore_gripper
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
+from tests.hub_server import HubServer
 from tests.small_dataset import write_dataset
 from tests.train.conftest import without_params
 from train.policy import Policy, episode_chunks
@@ -44,14 +45,17 @@ def test_chunks_are_those_of_the_policy_that_saw_every_step(
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_the_command_shows_them_beside_the_actions(
+def test_the_command_shows_those_of_a_policy_on_the_hub_beside_the_actions(
     policy_run: pathlib.Path,
+    hub: HubServer,
     short_dataset: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = tmp_path / "out.rrd"
-    arguments = ["inspect", short_dataset, "--episode", 1, "--rerun", target, "--run", policy_run]
+    hub.model("owner/name").commit_folder(policy_run)
+    run = "hf://owner/name"
+    arguments = ["inspect", short_dataset, "--episode", 1, "--rerun", target, "--run", run]
     monkeypatch.setattr(sys, "argv", ["octograin", *map(str, arguments)])
     main()
     rows = {
