@@ -132,7 +132,9 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
     if started.exists() and started.read_text() == plan:
         return True
     if (destination / FILE_NAME).exists():
-        raise _in_use(destination, "a dataset", "Replace it with --overwrite.")
+        is_edited = b'"edit_1":' in (destination / FILE_NAME).read_bytes()
+        lost = ", which loses what `octograin edit` changed in it" if is_edited else ""
+        raise _in_use(destination, "a dataset", f"Replace it with --overwrite{lost}.")
     # A plan without any shard holds nothing that a new plan would lose.
     is_begun = any((destination / WORK).glob(f"[0-9]*{PART_SUFFIX}"))
     # In an object store another job may be running right now, before its first shard.

@@ -23,7 +23,7 @@ from converters.verify import __main__ as verify
 from pipeline.data import statistics as stats
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.manifest import load_manifest
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.inspection import __main__ as inspect
 from tests.converters.kill_moments import kill_before_change
 from tests.processes import Command
@@ -104,6 +104,14 @@ def test_an_excluded_episode_leaves_the_statistics_and_comes_back(
     assert back.pop("dataset.json") != before.pop("dataset.json")
     assert back == before
     assert run(out, "--include", "0-3") == (0, [f"{out}: unchanged; it has checksums"], [])
+
+
+def test_a_conversion_in_its_place_would_lose_the_edits(
+    out: pathlib.Path, source: Any, toy: Any, run: Run
+) -> None:
+    assert run(out, "--exclude", "2")[0] == 0
+    with pytest.raises(UserError, match="--overwrite, which loses what `octograin edit` changed"):
+        convert(source, out, toy.mapping)
 
 
 def test_the_digest_of_the_data_stays_and_that_of_the_dataset_changes(
