@@ -14,6 +14,8 @@ from train.checkpoints.checkpoint_store import DIRECTORY, SavedStep, array_handl
 
 _OF_A_POLICY: tuple[str, ...] = ("params", "ema")
 """What a policy reads of the training state."""
+_MARKER = "commit_success.txt"
+"""File of Orbax that says that a folder is complete, and where it was written."""
 
 
 def copy_checkpoint(
@@ -52,6 +54,7 @@ def copy_checkpoint(
         check_arrays(run_directory, saved.step)
         with writing(copy):
             shutil.copytree(saved.path, copy)
+            _rename_in_markers(copy, destination)
         return copy
     saved.arrays("vocabulary", "bytes")
     arrays = dict(zip(_OF_A_POLICY, saved.arrays("state", *_OF_A_POLICY), strict=True))
@@ -61,7 +64,15 @@ def copy_checkpoint(
         _write_state(copy / "state", arrays)
         if (saved.path / "digests").is_dir():
             _write_digests(saved.path / "digests", copy / "digests")
+        _rename_in_markers(copy, destination)
     return copy
+
+
+def _rename_in_markers(copy: pathlib.Path, destination: pathlib.Path) -> None:
+    """Replaces the paths of this machine in a copy, which others will read, by those in the run."""
+    for marker in copy.rglob(_MARKER):
+        place = marker.parent.relative_to(destination.absolute()).as_posix()
+        marker.write_text(f"Checkpoint commit was successful to {place}")
 
 
 def _write_state(directory: pathlib.Path, arrays: Mapping[str, Any]) -> None:

@@ -36,6 +36,17 @@ def test_a_copy_keeps_the_checksums_of_what_it_has(policy_run, copied):
     assert after.items() <= before.items()
 
 
+def paths_of_this_machine(copy):
+    return [p for p in copy.rglob("*") if p.is_file() and b" to /" in p.read_bytes()]
+
+
+def test_a_copy_has_no_path_of_this_machine(policy_run, copied):
+    assert paths_of_this_machine(policy_run / "checkpoints")
+    assert not paths_of_this_machine(copied)
+    marker = copied / "checkpoints" / "2" / "config" / "commit_success.txt"
+    assert marker.read_text().endswith(" to checkpoints/2/config")
+
+
 def test_a_copy_without_the_optimizer_says_that_no_run_resumes_from_it(copied, policy_config):
     config = dataclasses.replace(policy_config, save_dir=str(copied))
     with pytest.raises(
@@ -48,6 +59,7 @@ def test_a_copy_without_the_optimizer_says_that_no_run_resumes_from_it(copied, p
 
 def test_a_copy_with_the_optimizer_is_whole(policy_run, tmp_path):
     copy = copy_checkpoint(policy_run, tmp_path, 1, with_optimizer=True)
+    assert not paths_of_this_machine(copy)
     names = {path.name for path in (policy_run / "checkpoints" / "1" / "state").iterdir()}
     assert {path.name for path in (copy / "state").iterdir()} == names
     SavedStep(tmp_path).check_resumable()
