@@ -16,6 +16,7 @@ from pipeline.hub.hub_errors import (
     check_token,
     hub_endpoint,
     import_huggingface_hub,
+    page_of,
     reported,
     retrying,
 )
@@ -134,7 +135,8 @@ class Hub:
         """Creates a repository unless it exists; returns whether it did not.
 
         Raises:
-          DataError: There is no token, or the hub refuses or is not reached.
+          DataError: There is no token, the repository is public and should be private, or the hub
+            refuses or is not reached.
         """
         api = self._api(repository)
         check_token(repository)
@@ -142,6 +144,8 @@ class Hub:
             if retrying(
                 lambda: api.repo_exists(repository.id, repo_type=repository.kind), self.waits_s
             ):
+                if is_private:
+                    self._check_is_private(repository)
                 return False
             retrying(
                 lambda: api.create_repo(
@@ -197,6 +201,19 @@ class Hub:
                 # What the threads of an upload raise; the cause is the hub's answer.
                 raise error.__cause__ or error from error
         return repository.at_revision(done.oid)
+
+    def _check_is_private(self, repository: Repository) -> None:
+        api, page = self._api(repository), page_of(repository, self.endpoint)
+        info = retrying(
+            lambda: api.repo_info(repository.id, repo_type=repository.kind), self.waits_s
+        )
+        if not info.private:
+            raise DataError(
+                where=str(repository),
+                expected="a private repository, or none yet",
+                found="a public one",
+                remedy=f"Make it private at {page}/settings, or leave out --private.",
+            )
 
     def _api(self, repository: Repository) -> Any:
         return import_huggingface_hub(repository).HfApi(endpoint=self.endpoint)

@@ -181,8 +181,8 @@ def _described(error: BaseException, repository: Repository, endpoint: str) -> t
     match error:
         case errors.OfflineModeIsEnabled():
             return (
-                "files in the cache, as HF_HUB_OFFLINE forbids the network",
-                "they are not in it",
+                f"the hub at {endpoint}, or what is needed of it in the cache",
+                "HF_HUB_OFFLINE, which forbids the network, and not all in the cache",
                 "Unset HF_HUB_OFFLINE, or copy the cache of a machine that has them.",
             )
         case errors.RevisionNotFoundError():

@@ -26,7 +26,7 @@ class Args:
     address: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADDRESS")]
     """hf://datasets/owner/name, with @ and a branch behind it for one that is not the default."""
     private: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Make the repository private, where it is made; one that exists stays as it is."""
+    """Make a private repository; one that exists has to be private already."""
     replace_columns: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Take columns that DIR lacks out of the repository; earlier commits keep them."""
     replace_card: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

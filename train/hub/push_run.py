@@ -40,7 +40,7 @@ class Args:
     """Licence of the policy as the hub names it, such as apache-2.0; it has to suit those of the
     data and of the pretrained weights."""
     private: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Make the repository private, where it is made; one that exists stays as it is."""
+    """Make a private repository; one that exists has to be private already."""
     replace_card: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace a README.md that was written or changed by hand."""
     parts: PartsFlag = ()

@@ -175,6 +175,15 @@ def test_a_page_to_log_in_to_a_network_is_no_answer(hub: HubServer, client: Hub)
         client.resolve(NAME)
 
 
+def test_a_public_repository_is_not_taken_for_a_private_one(
+    hub: HubServer, client: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    hub.dataset()
+    with pytest.raises(DataError, match=r"found a public one\. Make it private at .*/name/setti"):
+        client.create(NAME, is_private=True)
+
+
 def test_files_are_uploaded_in_one_commit(
     hub: HubServer, client: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
@@ -182,6 +191,7 @@ def test_files_are_uploaded_in_one_commit(
     (tmp_path / "0").write_bytes(CONTENT)
     assert client.create(NAME, is_private=True)
     assert not client.create(NAME, is_private=False)
+    assert not client.create(NAME, is_private=True)
     repository = hub.repositories["datasets", "owner/name"]
     assert repository.is_private
     first = client.commit(NAME, {SHARD: tmp_path / "0", "a.json": b"{}"}, [], "Add")
