@@ -17,6 +17,7 @@ import http.server
 import json
 import pathlib
 import re
+import socket
 import sys
 import threading
 import urllib.parse
@@ -327,6 +328,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     # Reading.
 
+    def whoami(self) -> tuple[int, dict[str, str], bytes]:
+        self._check_write()
+        token = {"displayName": "of the tests", "role": "write"}
+        return _json({"type": "user", "name": "me", "auth": {"accessToken": token}})
+
     def info(self, kind: str, id: str, revision: str | None) -> tuple[int, dict[str, str], bytes]:
         found = self._readable(kind, id)
         commit = found.resolve(revision or "main")
@@ -499,6 +505,7 @@ _NAME = r"(?P<dataset>datasets/)?(?P<id>[^/]+/[^/]+?)"
 _ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
     (("GET",), rf"/api/{_REPO}(/revision/(?P<revision>.+))?", _Handler.info),
     (("GET",), rf"/api/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
+    (("GET",), "/api/whoami-v2", _Handler.whoami),
     (("POST",), "/api/repos/create", _Handler.create),
     (("POST",), "/api/validate-yaml", _Handler.validate_yaml),
     (("POST",), rf"/api/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
@@ -520,6 +527,11 @@ def main() -> None:
     parser.add_argument("dir", type=pathlib.Path, help="the folder")
     parser.add_argument("--port", type=int, default=0, help="by default, a free one")
     args = parser.parse_args()
+    if not args.dir.is_dir():
+        parser.error(f"no folder {args.dir}")
+    with contextlib.closing(socket.socket()) as probe:
+        if args.port and probe.connect_ex(("127.0.0.1", args.port)) == 0:
+            parser.error(f"port {args.port} is in use")
     with serving(args.port) as server, contextlib.suppress(KeyboardInterrupt):
         for folder in sorted(args.dir.glob("[dm]*/*/*")):
             owner, name = folder.parts[-2:]
