@@ -130,7 +130,7 @@ def _share(verb: str, arguments: Sequence[str]) -> None:
         raise UserError(
             where=f"octograin {verb}",
             expected="an address: " + " or ".join(f"{start}owner/name" for start in modules),
-            found=addresses[0] if addresses else "none",
+            found=addresses[0] if addresses else " ".join(arguments) or "none",
             remedy=f"See `octograin {verb} --help`.",
         )
     # Alone, or the help would leave out what is given.

@@ -70,6 +70,8 @@ def log_to_stderr() -> None:
     handler.setFormatter(_EscapingFormatter("%(message)s"))
     # `force`: a library may have configured logging before.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # It has a handler of its own: each of its messages would be printed twice.
+    logging.getLogger("huggingface_hub").propagate = False
 
 
 class _StderrHandler(logging.StreamHandler):

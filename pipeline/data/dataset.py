@@ -19,7 +19,7 @@ from pipeline.data.record import RecordLayout
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature, Schema, nest
 from pipeline.errors import DataError, SchemaError, UserError, shown
 from pipeline.files import is_remote
-from pipeline.hub.hub_address import is_dataset_address
+from pipeline.hub.hub_address import DATASETS, SCHEME, is_dataset_address
 from pipeline.sharing.cached_dataset import directory_of, fetch_dataset, pin_address
 from pipeline.sharing.pulled_note import not_pulled
 from pipeline.terminal import ranges
@@ -254,6 +254,13 @@ def on_disk(path: str) -> epath.Path:
             expected="a directory on a disk",
             found="a dataset on the hub, which is changed on a disk and pushed again",
             remedy=f"Pull it: octograin pull {path} DIR",
+        )
+    if path.startswith(SCHEME):
+        raise DataError(
+            where=path,
+            expected=f"a directory, or a dataset on the hub, {DATASETS}owner/name",
+            found="the address of a policy",
+            remedy=f"Write {path.replace(SCHEME, DATASETS, 1)} if it is a dataset.",
         )
     if is_remote(path):
         raise DataError(

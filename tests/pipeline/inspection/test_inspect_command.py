@@ -159,6 +159,13 @@ def test_object_store_is_refused(
         run(object_store / "out", "--debug")
 
 
+def test_the_address_of_a_policy_is_no_dataset(run: Callable[..., tuple[str, str]]) -> None:
+    with pytest.raises(
+        UserError, match=r"address of a policy\. Write hf://datasets/owner/name@v1 if it is a d"
+    ):
+        run("hf://owner/name@v1", "--debug")
+
+
 def test_folder_that_is_read_only_is_one_line(
     run: Callable[..., tuple[str, str]],
     tmp_path: pathlib.Path,

@@ -357,7 +357,9 @@ def test_the_command_lists_pulls_and_says_what_it_did(
     assert capsys.readouterr().out == f"{out}: nothing to fetch of {pinned}; columns episodes\n"
     shutil.rmtree(out)
     assert call(monkeypatch, "pull", "owner/name", out) == 2
-    assert "octograin pull: expected an address: hf://datasets/o" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "octograin pull: expected an address: hf://datasets/o" in refused
+    assert f"found owner/name {out}. See" in refused
 
 
 @pytest.mark.parametrize("verb", ["pull", "push"])

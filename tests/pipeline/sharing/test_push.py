@@ -99,7 +99,9 @@ def test_a_push_and_a_pull_give_the_dataset_back(
     check_card(writer)
     # The same once more changes nothing.
     commits = list(repository.commits)
+    capsys.readouterr()
     assert call(monkeypatch, "push", dataset, address) == 0
+    assert capsys.readouterr().err.count("No files have been modified") <= 1
     assert list(repository.commits) == commits
     assert len(writer.requests("PUT /lfs/")) == 2
 
