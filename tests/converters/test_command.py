@@ -121,7 +121,7 @@ def test_a_wrong_command_line_is_explained_with_exit_code_2(
         ("converters.rlds", "[-h] [OPTIONS] SRC [DST]"),
         ("converters.verify", "[-h] SRC [DST] [--mapping FILE] [--debug]"),
         ("converters.export", "[-h] DST [OUT] [--to {rlds}] [--overwrite] [--debug]"),
-        ("pipeline.inspection", "[-h] DST [--json] [--episode N] [--plot FILE] [--debug]"),
+        ("pipeline.inspection", "[-h] [OPTIONS] DST"),
     ],
 )
 def test_help_names_what_a_flag_takes(module: str, usage: str) -> None:
