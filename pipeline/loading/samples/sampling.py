@@ -200,7 +200,9 @@ def _parts(selections: Sequence[Selection], weights: Sequence[float]) -> list[_P
 
 def _fraction(weight: float) -> Fraction:
     """The weight as it was written: 0.1 is a tenth, not the nearest binary number."""
-    return Fraction(weight).limit_denominator(_LONGEST_PERIOD)
+    rounded = Fraction(weight).limit_denominator(_LONGEST_PERIOD)
+    # A tiny weight is far from all of these; the nearest may be 0.
+    return rounded if math.isclose(rounded, weight) else Fraction(repr(float(weight)))
 
 
 def _exact(shares: Sequence[Fraction]) -> list[float]:

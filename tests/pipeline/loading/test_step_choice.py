@@ -232,9 +232,12 @@ def test_unknown_success_is_an_error_that_says_how_to_declare_it(path: pathlib.P
 # --- how often
 
 
-def test_tasks_are_sampled_as_often_as_their_weights_say(path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("twice", "half"), [(2, 0.5), (2e-9, 5e-10), (2e30, 5e29)])
+def test_tasks_are_sampled_as_often_as_their_weights_say(
+    path: pathlib.Path, twice: float, half: float
+) -> None:
     # 12 steps each of "lift the cup", in episodes 0 and 2, and "open the drawer".
-    loader = loader_of(path, {"task_weights": (("lift*", 2), ("*", 0.5))})
+    loader = loader_of(path, {"task_weights": (("lift*", twice), ("*", half))})
     lift = [*range(6), *range(12, 18)]
     others = sorted({*range(24)} - {*lift})
     # Four to one: in 60 samples each step four times or once, exactly; and so in every 60.
