@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import numbers
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeVar
@@ -102,7 +103,8 @@ class DatasetConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Yields each problem of the fields."""
-        if self.episodes is not None and not 0 <= self.episodes[0] < self.episodes[1]:
+        pair = self.episodes
+        if pair is not None and not (_is_pair(pair) and 0 <= pair[0] < pair[1]):
             yield Problem(
                 "episodes",
                 "the first episode and the one after the last",
@@ -123,7 +125,7 @@ class DatasetConfig:
         yield from self._check_weights()
 
     def _check_parts(self) -> Iterator[Problem]:
-        if not all(isinstance(n, int) and n >= 0 for n in self.trim) or len(self.trim) != 2:
+        if not _is_pair(self.trim) or min(self.trim) < 0:
             yield Problem(
                 "trim",
                 "two numbers of steps, of 0 or more",
@@ -173,6 +175,12 @@ class DatasetConfig:
                 ", ".join(map(repr, twice)),
                 "The first that matches an instruction counts: remove the others.",
             )
+
+
+def _is_pair(value: object) -> bool:
+    """Whether a value is two whole numbers."""
+    is_tuple = isinstance(value, tuple) and len(value) == 2
+    return is_tuple and all(isinstance(number, numbers.Integral) for number in value)
 
 
 def _repeated(values: Sequence[T]) -> list[T]:

@@ -95,7 +95,9 @@ def chosen_spans(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
     if not part.has_parts:
         return np.empty((0, 2), np.int64)
     starts, ends = dataset.episode_starts[:-1], dataset.episode_starts[1:]
-    spans = np.stack([starts + part.trim[0], ends - part.trim[1]], axis=1)
+    # All steps at the most: a larger number need not fit in an array.
+    head, tail = (min(number, dataset.num_steps) for number in part.trim)
+    spans = np.stack([starts + head, ends - tail], axis=1)
     if part.segments:
         episode, first, end = np.array(sorted(part.segments), np.int64).T
         spans = np.stack(
