@@ -134,6 +134,8 @@ def test_a_check_that_fails_because_of_an_inner_problem_adds_none() -> None:
 
 
 CHANGES = [
+    ("datasets=(DatasetConfig('a', trim=3),)", "trim: expected two numbers of steps, of 0 or more"),
+    ("datasets=(DatasetConfig('a', episodes=(1,)),)", "episodes: expected the first episode and"),
     ("split='test'", "DataConfig, split: expected one of 'train', 'validation', 'all'; found"),
     ("split='al'", "found 'al'. Did you mean 'all'?"),
     (

@@ -6,7 +6,7 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -177,7 +177,7 @@ class DatasetConfig:
             )
 
 
-def _is_pair(value: object) -> bool:
+def _is_pair(value: Any) -> bool:
     """Whether a value is two whole numbers."""
     is_tuple = isinstance(value, tuple) and len(value) == 2
     return is_tuple and all(isinstance(number, numbers.Integral) for number in value)

@@ -326,8 +326,6 @@ def test_a_weight_whose_steps_cannot_be_read_is_reported(tmp_path: pathlib.Path)
         ({"episode_list": (1, -2)}, "episode_list: expected different numbers .*found -2"),
         ({"episode_list": (1, 3, 1)}, "episode_list: expected different numbers .*found 1. Name"),
         ({"trim": (-1, 0)}, r"trim: expected two numbers of steps, of 0 or more; found \(-1, 0\)"),
-        ({"trim": 3}, "trim: expected two numbers of steps, of 0 or more; found 3"),
-        ({"episodes": (1,)}, r"episodes: expected the first .* after the last; found \(1,\)"),
         ({"segments": ((0, 3, 3),)}, r"the one after the last; found \(0, 3, 3\). Count from 0"),
         ({"segments": ((1, 0, 4), (1, 3, 5))}, r"share no step; found \(1, 0, 4\) and \(1, 3, 5\)"),
         ({"failure_weight": 0.0}, "failure_weight: expected a finite .*outcome='success'"),
