@@ -4,7 +4,6 @@ One table over all that a conversion may be given, and one over all that may lie
 read. Each line of a table is a kind of mistake, what makes it, and the line that a person sees.
 """
 
-import hashlib
 import io
 import json
 import re
@@ -36,6 +35,7 @@ from converters.sources.open_source import open_source
 from converters.verify import __main__ as verify
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
+from tests.file_checksums import contents
 
 ROOT = Path(__file__).parents[2]
 FIRST = "toy-train.tfrecord-00000-of-00002"
@@ -47,15 +47,6 @@ Spoil = Callable[[Path], object]
 MAPPING_TABLE = re.compile(r"((.+\n)+\n)?")
 """All that a refused conversion prints: its mapping, where it was read, up to an empty line."""
 Command = Callable[..., list[str]]
-
-
-def contents(directory: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a directory."""
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture

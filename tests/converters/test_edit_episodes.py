@@ -26,6 +26,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError, UserError
 from pipeline.inspection import __main__ as inspect
 from tests.converters.kill_moments import kill_before_change
+from tests.file_checksums import contents
 from tests.processes import Command
 
 Run = Callable[..., tuple[int, list[str], list[str]]]
@@ -58,11 +59,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, printed.out.splitlines(), printed.err.splitlines()
 
     return run
-
-
-def contents(directory: pathlib.Path) -> dict[str, bytes]:
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 def actions(dataset: Dataset, *episodes: int) -> np.ndarray:

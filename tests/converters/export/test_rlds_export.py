@@ -1,7 +1,6 @@
 """What is exported is what tensorflow-datasets read in the source, or nothing is there at all."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -30,6 +29,7 @@ from converters.rlds.tfrecord import read_records
 from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
+from tests.file_checksums import contents
 
 TYPES = {
     "float64": np.array([0.5, 1e-30, -3.25]),
@@ -43,14 +43,6 @@ TYPES = {
     "float16": np.array([0.5, 1.0, -2.0]),
     "bfloat16": np.array([0.5, 1.0, -2.0]),
 }
-
-
-def contents(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 def decoded(version: Path) -> Iterator[dict[str, list[Any]]]:

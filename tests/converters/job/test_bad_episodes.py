@@ -23,16 +23,11 @@ from pipeline.data.images import decode_image
 from pipeline.data.manifest import SkippedEpisode, load_manifest
 from pipeline.errors import DataError, UserError
 from tests.converters.memory_source import MemorySource
+from tests.file_checksums import contents
 
 FLAGS = {key: tfds.features.Scalar(np.bool_) for key in ("steps/is_first", "steps/is_last")}
 IMAGE = "steps/observation/image"
 SKIP = Checks("skip")
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    """The bytes of every file below a directory."""
-    files = (path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
 def with_flags(toy: Any) -> Any:

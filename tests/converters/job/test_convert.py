@@ -1,7 +1,6 @@
 """What was converted equals the source, and what was not converted whole does not open."""
 
 import dataclasses
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -26,18 +25,10 @@ from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.errors import DataError, SchemaError, UserError
+from tests.file_checksums import contents
 
 HEADER_BYTES = 32
 """Bytes of the header of a record without blobs: 24, padded to a multiple of 16."""
-
-
-def contents(directory: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a directory."""
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 # --- against tensorflow-datasets' own decoding

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,19 +24,11 @@ from converters.mapping.mapping_registry import read_mapping, registered
 from converters.sources.open_source import open_source
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
+from tests.file_checksums import contents
 from tests.processes import PATIENCE_S, Command
 
 ROOT = Path(__file__).parents[3]
 KILLED = Path(__file__).with_name("killed.py")
-
-
-def contents(directory: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a directory."""
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 def start(*arguments: object) -> Command:

@@ -45,6 +45,7 @@ from pipeline.vggt.aggregator_weights import load_for
 from pipeline.vggt.encoder import VggtEncoder
 from pipeline.vggt.token_storage import TokenEncoder, merged_spec
 from tests.converters.kill_moments import kill_after_first_shard
+from tests.file_checksums import contents
 from tests.processes import Command
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -464,22 +465,15 @@ RUN = (*TINY, "--batch_size", "16")
 
 
 @pytest.fixture(scope="module")
-def whole(
-    mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[pathlib.Path, bytes]:
+def whole(mini_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What an undisturbed job leaves."""
     out = pathlib.Path(shutil.copytree(mini_dataset, tmp_path_factory.mktemp("whole") / "mini"))
     compute(out, batch_size=16)
     return contents(out)
 
 
-def contents(directory: pathlib.Path) -> dict[pathlib.Path, bytes]:
-    files = (path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory): path.read_bytes() for path in files}
-
-
 def test_a_killed_command_still_reaches_the_same_bytes(
-    copied: pathlib.Path, whole: dict[pathlib.Path, bytes]
+    copied: pathlib.Path, whole: dict[str, str]
 ) -> None:
     """Killed once its first shard is done."""
     start(copied, *RUN, before=kill_after_first_shard).finish(-signal.SIGKILL)
@@ -495,7 +489,7 @@ def test_a_killed_command_still_reaches_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_often_still_reaches_the_same_bytes(
-    copied: pathlib.Path, whole: dict[pathlib.Path, bytes]
+    copied: pathlib.Path, whole: dict[str, str]
 ) -> None:
     """The command is killed at random moments of its work."""
     rng = random.Random(0)
