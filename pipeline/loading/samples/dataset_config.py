@@ -47,7 +47,8 @@ class DatasetConfig:
     all."""
     trim: tuple[int, int] = dataclasses.field(default=(0, 0), metadata=LATER)
     """Steps at the start and at the end of each episode that are left out, as if they had not been
-    recorded: windows, chunks and goals do not reach them, and are padded as at an episode's end."""
+    recorded: windows, chunks and goals do not reach them, and are padded as at an episode's end.
+    An episode without other steps is not sampled."""
     segments: tuple[tuple[int, int, int], ...] = dataclasses.field(default=(), metadata=LATER)
     """Parts of episodes to sample, such as annotated ones: each an episode, its first step and the
     one after the last; by flags `3 10 50 7 0 20`. Like `trim`, the rest counts as not recorded, so
