@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.bundled import VERSION
 from pipeline.data.schema import ACTION
 from pipeline.hub.card_text import code, header, plain, signed, table
-from pipeline.hub.hub_address import DATASETS, SCHEME, without_revision
+from pipeline.hub.hub_address import DATASETS, SCHEME, is_dataset_address, without_revision
 from pipeline.inspection.feature_names import split_unit
 from pipeline.parts.part import files_of_parts
 from pipeline.terminal import count
@@ -60,7 +60,7 @@ def _figure(run: PublishedRun, name: str) -> Iterator[str]:
 
 
 def _header(run: PublishedRun) -> str:
-    sources = [_source(values) for values in run.files.datasets.values()]
+    sources = [_source(*pair) for pair in run.files.datasets.items()]
     base = run.checkpoint.config.pretrained_path or ""
     return header(
         {
@@ -79,8 +79,10 @@ def _repository(address: str, scheme: str) -> str:
     return "/".join(without_revision(address).removeprefix(scheme).split("/")[:2])
 
 
-def _source(dataset: Mapping[str, Any]) -> str:
-    """Returns where a dataset came from: its address on the hub, or the name of its source."""
+def _source(path: str, dataset: Mapping[str, Any]) -> str:
+    """Returns where a dataset is on the hub, or else the address or name of its source."""
+    if is_dataset_address(path):
+        return path
     provenance = dataset.get("provenance", {})
     return str(provenance.get("address") or provenance.get("source") or "")
 
@@ -240,8 +242,8 @@ def _data(run: PublishedRun) -> Iterator[str]:
     yield table(
         [*names, "from"],
         [
-            [*map(plain, dataset_row(values)[:-1]), plain(_source(values))]
-            for values in run.files.datasets.values()
+            [*map(plain, dataset_row(values)[:-1]), plain(_source(path, values))]
+            for path, values in run.files.datasets.items()
         ],
     )
     if run.licence is None:

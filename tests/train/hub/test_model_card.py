@@ -122,17 +122,21 @@ def test_what_an_acting_policy_needs_is_named(checkpoint):
     encoder = {"encoder": {"weights": "/mnt/vggt", "licence": "none"}}
     other["encoders"] = {"observation/vggt_tokens": encoder}
     other["provenance"] = {"address": "hf://datasets/bob/bowls@v1"}
-    several = dataclasses.replace(checkpoint, datasets={path: values, "b c": other})
+    pinned = f"hf://datasets/carol/cups@{'0' * 40}"
+    several = dataclasses.replace(
+        checkpoint, datasets={path: values, "b c": other, pinned: copy.deepcopy(other)}
+    )
     published = bare(several)
     part = {"part": "Mine", "module": "my_parts", "file": "my_parts.py", "checksum": "0"}
     config = {**published.files.config, "head": {**part, "fields": {}}}
     files = dataclasses.replace(published.files, config=config)
     text = card(dataclasses.replace(published, files=files))
-    assert 'datasets: ["bob/bowls"]\n' in text
+    assert 'datasets: ["bob/bowls", "carol/cups"]\n' in text
+    assert f"| {pinned} |\n" in text
     assert f"--port 8000 --parts my_parts.py --dataset {path}\n" in text
     assert f'load_parts("my_parts.py")\npolicy = Policy.from_run("{ADDRESS}", dataset="' in text
     assert "which you need as files: `my_parts.py`." in text
-    assert f"robot's: `{path}`, `b c`." in text
+    assert f"robot's: `{path}`, `b c`, `{pinned}`." in text
     assert "with the weights `/mnt/vggt`. Say where they lie with `--weights PATH`" in text
 
 
