@@ -131,6 +131,8 @@ def retrying(
 
 def is_unreachable(error: BaseException | None) -> bool:
     """Whether an error means that the hub cannot be reached, or does not work, at this time."""
+    if isinstance(error, ImportError):  # huggingface_hub itself is missing
+        return False
     from huggingface_hub import errors  # noqa: PLC0415  (an extra)
 
     if isinstance(error, errors.OfflineModeIsEnabled):

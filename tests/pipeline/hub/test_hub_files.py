@@ -1,9 +1,12 @@
 import pathlib
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.hub.hub_address import Repository
+from pipeline.hub.hub_cache import pin
 from pipeline.hub.hub_files import fetch, fetch_directory, fetch_matching
 from tests.hub_server import READER, HubServer
 
@@ -125,9 +128,20 @@ def test_a_folder_of_more_than_a_page_is_listed_whole(hub: HubServer) -> None:
     assert hub.fetched() == ["meta/1000.json"]
 
 
-def test_missing_extra_comes_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: fetch("hf://google-t5/t5-base/spiece.model"),
+        lambda: fetch_matching("hf://datasets/owner/name", "meta", ["meta/*"]),
+        lambda: pin(Repository("owner/name", None)),
+    ],
+    ids=["file", "folder", "commit"],
+)
+def test_missing_extra_comes_with_the_command(
+    use: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
         DataError, match=r"not installed\. In the checkout, run `pip install .* -e '\.\[hub\]'`"
     ):
-        fetch("hf://google-t5/t5-base/spiece.model")
+        use()
