@@ -10,18 +10,9 @@ import pytest
 
 import octograin
 from octograin import cli
+from tests.command_line import call
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    """The exit code of the command in this process."""
-    monkeypatch.setattr(sys, "argv", ["octograin", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def test_every_verb_has_a_line_of_help_and_a_module(

@@ -2,19 +2,18 @@
 
 import concurrent.futures
 import pathlib
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from octograin import cli
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 from pipeline.hub.cache_places import cache_directories
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader_opening import open_loader, pinned_parts
 from pipeline.sharing.cached_dataset import fetch_dataset, pin_address
+from tests.command_line import call
 from tests.hub_server import HubRepository, HubServer
 from tests.small_dataset import write_dataset
 
@@ -42,15 +41,6 @@ def pinned(remote: HubRepository) -> str:
 
 def shards(hub: HubServer) -> list[str]:
     return [name for name in hub.fetched() if name.endswith("record")]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["octograin", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def test_only_the_columns_of_the_keys_are_fetched_and_once(

@@ -5,12 +5,10 @@ import pathlib
 import re
 import resource
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from octograin import cli
 from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import FILE_NAME
 from pipeline.errors import DataError, UserError
@@ -19,6 +17,7 @@ from pipeline.hub.hub_cache import pin
 from pipeline.sharing.pull import pull
 from pipeline.sharing.pull_plan import is_complete, plan_pull
 from pipeline.sharing.remote_dataset import read_remote
+from tests.command_line import call
 from tests.hub_server import HubRepository, HubServer, sha256_of
 from tests.processes import Command
 from tests.small_dataset import write_dataset
@@ -54,15 +53,6 @@ def run_pull(out: pathlib.Path, *names: str, address: str = ADDRESS) -> None:
 def files_of(folder: pathlib.Path) -> dict[str, bytes]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["octograin", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 @pytest.mark.usefixtures("remote")

@@ -3,13 +3,11 @@
 import pathlib
 import re
 import shutil
-import sys
 
 import pytest
 import yaml
 
 from converters.edit import Args, edit
-from octograin import cli
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
 from pipeline.hub.hub_address import Repository
@@ -19,6 +17,7 @@ from pipeline.sharing.pull import pull
 from pipeline.sharing.pull_plan import plan_pull
 from pipeline.sharing.push import push
 from pipeline.sharing.remote_dataset import read_remote
+from tests.command_line import call
 from tests.hub_server import READER, WRITER, HubServer
 from tests.small_dataset import write_dataset
 
@@ -46,15 +45,6 @@ def writer(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
 
 def files(hub: HubServer) -> dict[str, bytes]:
     return hub.repositories["datasets", "owner/name"].files
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["octograin", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def check_card(writer: HubServer) -> None:
