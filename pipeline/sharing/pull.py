@@ -20,7 +20,7 @@ from pipeline.files import locked, sync, write_text_atomically, writing
 from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_client import RemoteFile
 from pipeline.hub.hub_transfer import download_all, size
-from pipeline.sharing.pull_plan import PullPlan
+from pipeline.sharing.pull_plan import PullPlan, manifest_text
 from pipeline.sharing.pulled_note import write_note
 
 _RECORDS_AT_ONCE = 256
@@ -33,7 +33,8 @@ def pull(plan: PullPlan) -> None:
 
     Raises:
       DataError: A file is not what the hub or the manifest declares, or cannot be fetched.
-      UserError: The disk has no room or refuses, or another process pulls into the directory.
+      UserError: The disk has no room or refuses, another process pulls into the directory, or its
+        `dataset.json` was changed since the plan was made.
     """
     directory, work = epath.Path(plan.directory), plan.directory / PULL_WORK
     check_room(plan)
@@ -42,6 +43,7 @@ def pull(plan: PullPlan) -> None:
     with locked(work / "lock", _in_use(plan.directory)), writing(plan.directory):
         write_note(epath.Path(work), plan.dataset.note)
         _fetch_all(plan)
+        _check_unchanged(plan)
         write_text_atomically(directory / plan.manifest.statistics_name, _statistics(plan))
         write_note(directory, plan.dataset.note)
         is_same = plan.manifest == plan.dataset.manifest
@@ -74,6 +76,17 @@ def _in_use(directory: pathlib.Path) -> UserError:
         found="one that does",
         remedy="Wait for its end.",
     )
+
+
+def _check_unchanged(plan: PullPlan) -> None:
+    """Checks that no edit and no other pull changed the directory meanwhile; it would be lost."""
+    if manifest_text(plan.directory) != plan.before:
+        raise UserError(
+            where=str(plan.directory / FILE_NAME),
+            expected="the file as it was when the pull began",
+            found="one that was changed since",
+            remedy="Run the same again: what was fetched is kept.",
+        )
 
 
 def _statistics(plan: PullPlan) -> str:

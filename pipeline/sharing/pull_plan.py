@@ -39,6 +39,8 @@ class PullPlan:
     """Content of the directory's `dataset.json` in the end."""
     files: tuple[RemoteFile, ...]
     """Files to fetch; those that were fetched before are left out."""
+    before: str
+    """Text of the directory's `dataset.json` when this was planned; empty if there was none."""
 
     @property
     def num_bytes(self) -> int:
@@ -73,7 +75,7 @@ def plan_pull(
     """
     columns = dataset.columns(names)
     _check_directory(directory, dataset.repository)
-    manifest = dataset.manifest
+    before, manifest = manifest_text(directory), dataset.manifest
     if not lists_all:
         is_there = (directory / FILE_NAME).exists()
         here = load_manifest(epath.Path(directory)) if is_there else None
@@ -88,7 +90,13 @@ def plan_pull(
             expected[origin.projection] = -1
     missing = {file for file, length in expected.items() if not _is_there(directory, file, length)}
     files = _listed(dataset, missing, expected) if missing else ()
-    return PullPlan(dataset, directory, columns, manifest, files)
+    return PullPlan(dataset, directory, columns, manifest, files, before)
+
+
+def manifest_text(directory: pathlib.Path) -> str:
+    """Returns the text of a directory's `dataset.json`; empty if there is none."""
+    path = directory / FILE_NAME
+    return path.read_text() if path.exists() else ""
 
 
 def is_complete(directory: pathlib.Path, names: Collection[str] | None) -> bool:

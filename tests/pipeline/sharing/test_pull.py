@@ -112,6 +112,23 @@ def test_columns_are_added_to_a_dataset_that_was_edited(
     assert manifest.conventions.control_frequency_hz == 20
 
 
+@pytest.mark.usefixtures("remote")
+def test_an_edit_during_a_pull_is_not_lost(
+    out: pathlib.Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_pull(out, "action")
+    plan = plan_pull(read_remote(pin(parse_repository(ADDRESS))), out)
+    assert call(monkeypatch, "edit", out, "--exclude", "1") == 0
+    with pytest.raises(UserError, match=r"dataset\.json: .*found one that was changed since\. Run"):
+        pull(plan)
+    assert open_dataset(out).kept_episodes.tolist() == [0, 2, 3]
+    hub.log.clear()
+    run_pull(out)
+    assert [name for name in hub.fetched() if name.endswith("record")] == []
+    assert list(open_dataset(out).manifest.shards) == ["episodes", "steps"]
+    assert open_dataset(out).kept_episodes.tolist() == [0, 2, 3]
+
+
 def test_a_killed_pull_fetches_only_what_it_lacks(
     remote: HubRepository, local: pathlib.Path, out: pathlib.Path, hub: HubServer
 ) -> None:
