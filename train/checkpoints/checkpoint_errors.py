@@ -44,7 +44,10 @@ def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
     One in the hub's cache is fetched again once it is deleted.
     """
     if any(path.is_relative_to(cache.absolute()) for cache in cache_directories()):
-        remedy = f"Delete {path}, and run the same again: it is then fetched again."
+        remedy = (
+            f"Delete {path}, and run the same again: it is then fetched again. If that repeats, it "
+            "is corrupt on the hub: name another revision."
+        )
         return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
     earlier = [step for step in complete_steps(path.parent) if step < int(path.name)]
     if earlier:

@@ -103,7 +103,9 @@ def test_corruption_in_the_cache_says_what_to_delete(hub, on_hub):
     path = find_run(ADDRESS).directory / "checkpoints" / "2"
     content = (path / "datasets" / "metadata").read_text()
     (path / "datasets" / "metadata").write_text(content.replace("CC-BY", "CC-BB"))
-    remedy = f"Delete {path}, and run the same again: it is then fetched again."
+    remedy = (
+        f"Delete {path}, and run the same again: it is then fetched again. If that repeats, it is"
+    )
     with pytest.raises(DataError, match=remedy):
         read_run(ADDRESS)
 
