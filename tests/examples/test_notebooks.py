@@ -7,6 +7,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 import octograin
 from tests.examples.run_notebooks import notebooks, run, texts
@@ -43,7 +44,8 @@ def test_a_notebook_shows_what_it_gives(path: pathlib.Path, tmp_path: pathlib.Pa
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
 def test_a_notebook_is_python_and_imports_names_of_octograin_that_exist(path: pathlib.Path) -> None:
     cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-    code = re.sub(r"^%.*$", "", "\n".join(cells), flags=re.MULTILINE)
+    # Lines such as `%pip` and `!git` become calls.
+    code = "".join(map(TransformerManager().transform_cell, cells))
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     names = {name.name for node in imports if node.module == "octograin" for name in node.names}
     assert names
