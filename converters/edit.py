@@ -213,9 +213,10 @@ def _with_fields(
     wanted: dict[str, Any] = {}
     for text in fields:
         field, equals, value = text.partition("=")
-        if not equals or field not in allowed:
+        is_licence = field.startswith("licences.")
+        if not equals or field not in allowed or (is_licence and not value.strip()):
             raise _no_field(text, allowed)
-        wanted[field] = _value(value) if field.startswith("conventions.") else value
+        wanted[field] = value if is_licence else _value(value)
     # All fields together, since the checks compare several.
     asked = {
         name: wanted[f"conventions.{name}"] for name in names if f"conventions.{name}" in wanted
@@ -242,9 +243,9 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
 
 
 def _no_field(text: str, allowed: Sequence[str]) -> UserError:
-    field, equals, _ = text.partition("=")
+    field, _, value = text.partition("=")
     similar = difflib.get_close_matches(field, allowed, n=1)
-    if field in allowed and not equals:
+    if field in allowed and not value.strip():
         return UserError(
             where=f"--set {text}",
             expected="FIELD=VALUE",

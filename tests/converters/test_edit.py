@@ -143,6 +143,7 @@ REFUSED = {
     ),
     "no such column": (["--set", "licences.depth=MIT"], "FIELD=VALUE, with a field among"),
     "no value": (["--set", "conventions.gripper_dim"], "FIELD=VALUE; found no value"),
+    "an empty licence": (["--set", "licences.steps= "], "FIELD=VALUE; found no value"),
     "the schema": (["--set", "schema_hash=0"], "Change anything else at the source"),
     "no such instruction": (["--instruction", "lift", "x"], "its 1 instructions; found 'lift'"),
 }
