@@ -3,7 +3,8 @@
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flax import traverse_util
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
+from converters import edit
 from converters.mapping.mapped_features import IMAGES, FeatureMapping
 from converters.mapping.standardize import SourceMapping
 from converters.rlds.tfrecord import frame
@@ -146,3 +148,20 @@ def _feature(node: Any) -> Any:
 def toy() -> Toy:
     """Four episodes of three steps in two shards: an action, an image, texts."""
     return Toy(FEATURES, tuple(episode(seed) for seed in range(4)))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+    """Runs `octograin edit`, or another module: exit code, lines of stdout and of stderr."""
+
+    def run(*args: object, module: Any = edit) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
+        code = 0
+        try:
+            module.main()
+        except SystemExit as caught:
+            code = int(str(caught.code))
+        printed = capsys.readouterr()
+        return code, printed.out.splitlines(), printed.err.splitlines()
+
+    return run

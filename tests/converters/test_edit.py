@@ -5,14 +5,12 @@ import dataclasses
 import json
 import pathlib
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from etils import epath
 
-from converters import edit as command
 from converters.edit_notes import Edit, edits
 from converters.job.column_job import ColumnJob
 from converters.job.columns import claimed
@@ -24,6 +22,7 @@ from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import Column, Feature
 from pipeline.files import to_json_values
+from tests.file_checksums import contents
 
 GRIPPER = Conventions("upright", "none", 10.0, "kept", gripper_dim=1)
 WIDTH = (Gripper(1, 0.08, 0.0, "continuous"),)
@@ -41,28 +40,6 @@ def out(toy: Any, source: Any, tmp_path: pathlib.Path) -> pathlib.Path:
     mapping = dataclasses.replace(toy.mapping, conventions=GRIPPER)
     convert(source, tmp_path / "out", mapping)
     return tmp_path / "out"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, lines of stdout and of stderr."""
-
-    def run(*args: object, module: Any = command) -> tuple[int, list[str], list[str]]:
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
-        code = 0
-        try:
-            module.main()
-        except SystemExit as caught:
-            code = int(str(caught.code))
-        printed = capsys.readouterr()
-        return code, printed.out.splitlines(), printed.err.splitlines()
-
-    return run
-
-
-def contents(directory: pathlib.Path) -> dict[str, bytes]:
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 def test_a_correction_is_sealed_and_noted(out: pathlib.Path, run: Run) -> None:

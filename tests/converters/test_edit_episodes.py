@@ -5,7 +5,6 @@ import pathlib
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -42,23 +41,6 @@ def out(toy: Any, source: Any, tmp_path: pathlib.Path) -> pathlib.Path:
     """The toy, converted: four episodes of three steps in two shards, of one task."""
     convert(source, tmp_path / "out", toy.mapping)
     return tmp_path / "out"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, lines of stdout and of stderr."""
-
-    def run(*args: object, module: Any = command) -> tuple[int, list[str], list[str]]:
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
-        code = 0
-        try:
-            module.main()
-        except SystemExit as caught:
-            code = int(str(caught.code))
-        printed = capsys.readouterr()
-        return code, printed.out.splitlines(), printed.err.splitlines()
-
-    return run
 
 
 def actions(dataset: Dataset, *episodes: int) -> np.ndarray:
