@@ -1,14 +1,12 @@
 """Runs a policy from a checkpoint alone: it keeps environments' histories and predicts chunks."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pipeline.arguments import check_path, named_arguments
@@ -20,16 +18,13 @@ from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
 from train.checkpoints.fetched_run import find_run
-from train.octo.functional import InstructionEncoder, draw_by_sample
-from train.octo.model import OctoModule
-from train.octo.octo_config import OctoConfig, with_unused_dims
+from train.policy.chunk_sampler import ChunkSampler
 from train.policy.latency import Latency, Stopwatch
 from train.policy.observations import Observation, describe_one
 from train.policy.policy_inputs import TASKS, PolicyInputs, Task, nest_inputs
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, encoder_of
 from train.update.train_state import count_parameters
-from train.update.train_step import to_model_size
 
 # The number is folded into a key as uint32.
 _NUM_ENVS = 2**32
@@ -104,20 +99,11 @@ class Policy:
         self._inputs = PolicyInputs(
             self.spec, encoder, batch_size=config.batch_size, resize=config.resize
         )
-        # Moved to the device once, not with every call.
-        self._params = jax.device_put(checkpoint.params)
-        self._base_key = jax.random.key(config.seed)
+        # Compiled here, so that no prediction does it.
+        self._sampler = ChunkSampler(self.spec, checkpoint.params, config.batch_size, config.seed)
         # Chunks predicted since each environment's reset.
         self._asked: dict[int, int] = {}
         self._stopwatch = Stopwatch()
-        model = self.spec.model
-        self._language = (
-            None
-            if model.language is None
-            else InstructionEncoder(model, self._params, self.spec.encode)
-        )
-        # Compiled here, so that no prediction does it.
-        self._predict = self._compile()
 
     @classmethod
     @named_arguments("PolicyConfig has the batch_size and the seed.")
@@ -165,7 +151,7 @@ class Policy:
 
     def _describe(self) -> str:
         spec, steps = self.spec, self.window_size
-        count = count_parameters(self._params)
+        count = count_parameters(self._sampler.params)
         dims = f": {', '.join(spec.action_dims)}" if spec.action_dims else ""
         computed = f"tokens, computed from images: {', '.join(spec.tokens)}"
         lines = [f"  {name:16} {describe_one(leaf)}" for name, leaf in self.expected.items()]
@@ -336,7 +322,7 @@ class Policy:
 
     def noise_key(self, env: int, count: int) -> jax.Array:
         """Returns the noise key of the `count`-th chunk since the environment's reset, from 0."""
-        return _noise_key(self._base_key, jnp.uint32(env), jnp.uint32(count))
+        return self._sampler.noise_key(env, count)
 
     def batch(self, envs: list[int]) -> dict[str, Any]:
         """Returns the nested batch that the model reads now, on the host; rows are environments."""
@@ -356,16 +342,8 @@ class Policy:
 
     def _predicted(self, envs: list[int], arrays: dict[str, Any]) -> np.ndarray:
         """Returns what the model predicts for a whole batch of environments, float32 (b h a)."""
-        embeddings = None
-        if self._language is not None:
-            texts = [self._inputs.task(env).text for env in envs]
-            # Encoded once per text: `InstructionEncoder` keeps its results.
-            embeddings = jnp.stack([self._language(text) for text in texts])
-        counts = np.array([self._asked[env] for env in envs], np.uint32)
-        numbers = np.array(envs, np.uint32)
-        return np.asarray(
-            self._predict(self._params, arrays, embeddings, self._base_key, numbers, counts)
-        )
+        texts = [self._inputs.task(env).text for env in envs]
+        return self._sampler(arrays, texts, envs, [self._asked[env] for env in envs])
 
     def _blank(self, leaf: LeafSpec | None) -> np.ndarray:
         """Returns an observation of zeros."""
@@ -393,34 +371,6 @@ class Policy:
             remedy="Check the units of what is observed against the dataset's; if they are right, "
             "the model has diverged: use an earlier checkpoint.",
         )
-
-    def _compile(self) -> Any:
-        """Compiles the model for exactly one batch size."""
-        structs = nest_inputs(
-            {
-                key: jax.ShapeDtypeStruct((self.config.batch_size, *leaf.shape), leaf.dtype)
-                for key, leaf in self.spec.leaves.items()
-            }
-        )
-        embeddings = None
-        if self._language is not None:
-            # Its shape is known only to the encoder.
-            one = self._language("")
-            embeddings = jax.ShapeDtypeStruct((self.config.batch_size, *one.shape), one.dtype)
-        numbers = jax.ShapeDtypeStruct((self.config.batch_size,), jnp.uint32)
-
-        # Compiled for fixed shapes: a call with another shape is an error, not a recompilation.
-        lowered = _predict.lower(
-            self._params,
-            structs,
-            embeddings,
-            self._base_key,
-            numbers,
-            numbers,
-            model=with_unused_dims(self.spec.model, self.spec.chain.spec[ACTION]),
-            window_size=self.window_size,
-        )
-        return lowered.compile()
 
 
 def _example_value(leaf: LeafSpec | None) -> int:
@@ -496,43 +446,3 @@ def _runs_near(path: pathlib.Path) -> str:
         return f"Give the run itself: {around}."
     inside = sorted(str(folder) for folder in path.iterdir() if is_run(folder))
     return f"Runs in it: {', '.join(inside[:_SHOWN_RUNS])}." if inside else ""
-
-
-# Static, because they decide the program; the weights are an argument.
-@functools.partial(jax.jit, static_argnames=("model", "window_size"))
-def _predict(  # noqa: PLR0913  (a program's inputs)
-    params: Any,
-    batch: dict[str, Any],
-    embeddings: jax.Array | None,
-    base_key: jax.Array,
-    envs: jax.Array,
-    counts: jax.Array,
-    *,
-    model: OctoConfig,
-    window_size: int,
-) -> jax.Array:
-    """Samples normalised chunks (b h a); policies share this program, whatever their weights.
-
-    Args:
-      params: Parameters of the model.
-      batch: The batch that the model reads, one row per environment.
-      embeddings: Embedded instructions, (b n d); None if the model reads no language.
-      base_key: Key of the noise.
-      envs: Numbers of the environments, (b).
-      counts: Number of chunks predicted in each since its reset, (b).
-      model: Config of the model.
-      window_size: Number of steps that the model reads.
-    """
-    # A key of its own for each row.
-    keys = jax.vmap(_noise_key, in_axes=(None, 0, 0))(base_key, envs, counts)
-    inputs = to_model_size(batch, model)
-    if embeddings is not None:
-        inputs["task"]["language_embedding"] = embeddings
-    noise = draw_by_sample(model.head, keys, window_size)
-    arguments = (inputs["observation"], inputs["task"], noise)
-    chunks = OctoModule(model).apply({"params": params}, *arguments, method="sample_actions")
-    return jnp.asarray(chunks)
-
-
-def _noise_key(base_key: jax.Array, env: jax.Array, count: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(base_key, env), count)

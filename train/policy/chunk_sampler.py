@@ -1,0 +1,135 @@
+"""Compiles the model of a policy and samples normalised chunks with it, in batches of one size."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pipeline.data.schema import ACTION
+from train.octo.functional import InstructionEncoder, Params, draw_by_sample
+from train.octo.model import OctoModule
+from train.octo.octo_config import OctoConfig, with_unused_dims
+from train.policy.policy_inputs import nest_inputs
+from train.policy.policy_spec import PolicySpec
+from train.update.train_step import to_model_size
+
+
+class ChunkSampler:
+    """A compiled model; nothing is compiled after it is made.
+
+    Args:
+      spec: What the model reads.
+      params: Parameters of the model.
+      batch_size: Number of environments in every batch.
+      seed: Seed of the noise.
+    """
+
+    def __init__(self, spec: PolicySpec, params: Params, batch_size: int, seed: int) -> None:
+        self._spec = spec
+        self._batch_size = batch_size
+        # Moved to the device once, not with every call.
+        self.params = jax.device_put(params)
+        self._base_key = jax.random.key(seed)
+        model = spec.model
+        self._language = (
+            None if model.language is None else InstructionEncoder(model, self.params, spec.encode)
+        )
+        self._predict = self._compile()
+
+    def __call__(
+        self,
+        arrays: dict[str, Any],
+        texts: Sequence[str],
+        envs: Sequence[int],
+        counts: Sequence[int],
+    ) -> np.ndarray:
+        """Returns normalised chunks, float32 (b h a).
+
+        Args:
+          arrays: Nested arrays that the model reads, one row per environment.
+          texts: Instruction of each environment.
+          envs: Number of each environment.
+          counts: Number of chunks predicted in each since its reset.
+        """
+        embeddings = None
+        if self._language is not None:
+            # Encoded once per text: `InstructionEncoder` keeps its results.
+            embeddings = jnp.stack([self._language(text) for text in texts])
+        numbers = (np.array(envs, np.uint32), np.array(counts, np.uint32))
+        return np.asarray(self._predict(self.params, arrays, embeddings, self._base_key, *numbers))
+
+    def noise_key(self, env: int, count: int) -> jax.Array:
+        """Returns the noise key of the `count`-th chunk since the environment's reset, from 0."""
+        return _noise_key(self._base_key, jnp.uint32(env), jnp.uint32(count))
+
+    def _compile(self) -> Any:
+        """Compiles the model for exactly one batch size."""
+        spec, size = self._spec, self._batch_size
+        structs = nest_inputs(
+            {
+                key: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype)
+                for key, leaf in spec.leaves.items()
+            }
+        )
+        embeddings = None
+        if self._language is not None:
+            # Its shape is known only to the encoder.
+            one = self._language("")
+            embeddings = jax.ShapeDtypeStruct((size, *one.shape), one.dtype)
+        numbers = jax.ShapeDtypeStruct((size,), jnp.uint32)
+
+        # Compiled for fixed shapes: a call with another shape is an error, not a recompilation.
+        lowered = _predict.lower(
+            self.params,
+            structs,
+            embeddings,
+            self._base_key,
+            numbers,
+            numbers,
+            model=with_unused_dims(spec.model, spec.chain.spec[ACTION]),
+            window_size=spec.data.window_size,
+        )
+        return lowered.compile()
+
+
+# Static, because they decide the program; the weights are an argument.
+@functools.partial(jax.jit, static_argnames=("model", "window_size"))
+def _predict(  # noqa: PLR0913  (a program's inputs)
+    params: Any,
+    batch: dict[str, Any],
+    embeddings: jax.Array | None,
+    base_key: jax.Array,
+    envs: jax.Array,
+    counts: jax.Array,
+    *,
+    model: OctoConfig,
+    window_size: int,
+) -> jax.Array:
+    """Samples normalised chunks (b h a); policies share this program, whatever their weights.
+
+    Args:
+      params: Parameters of the model.
+      batch: The batch that the model reads, one row per environment.
+      embeddings: Embedded instructions, (b n d); None if the model reads no language.
+      base_key: Key of the noise.
+      envs: Numbers of the environments, (b).
+      counts: Number of chunks predicted in each since its reset, (b).
+      model: Config of the model.
+      window_size: Number of steps that the model reads.
+    """
+    # A key of its own for each row.
+    keys = jax.vmap(_noise_key, in_axes=(None, 0, 0))(base_key, envs, counts)
+    inputs = to_model_size(batch, model)
+    if embeddings is not None:
+        inputs["task"]["language_embedding"] = embeddings
+    noise = draw_by_sample(model.head, keys, window_size)
+    arguments = (inputs["observation"], inputs["task"], noise)
+    chunks = OctoModule(model).apply({"params": params}, *arguments, method="sample_actions")
+    return jnp.asarray(chunks)
+
+
+def _noise_key(base_key: jax.Array, env: jax.Array, count: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(base_key, env), count)
