@@ -15,11 +15,10 @@ from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.transforms.gripper_rules import GripperHysteresis
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program
-from train.policy.chunk_execution import make_execution
 from train.policy.observations import describe_one
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.rollout_tokens import encoder_of
-from train.serve.client_session import OPENPI_KEYS, ServeConfig, expected_keys
+from train.serve.client_session import ServeConfig, expected_keys
 from train.serve.in_thread import import_server
 from train.serve.listener import bind
 
@@ -93,7 +92,7 @@ def main() -> None:
 
 
 def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Returns openpi's keys, with the keys of some observations replaced.
+    """Returns the observation by key that pairs such as `front=image_primary` give.
 
     Raises:
       UserError: A pair is not of the form KEY=NAME.
@@ -109,9 +108,7 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
                 remedy="Write, for example, --keys observation/front=image_primary.",
             )
         chosen[key] = name
-    # A key of openpi's goes only where its observation got another one.
-    kept = {key: name for key, name in OPENPI_KEYS.items() if name not in chosen.values()}
-    return kept | chosen
+    return chosen
 
 
 def _load(args: Args, config: ServeConfig) -> Policy:
@@ -120,9 +117,8 @@ def _load(args: Args, config: ServeConfig) -> Policy:
     encoder = encoder_of(checkpoint, args.dataset, source=args.weights)
     policy = Policy(checkpoint, args.dataset, policy_config, encoder)
     # Made for its checks: an unusable horizon is an error now, not at the first message.
-    make_execution(policy.action_horizon, args.execute_horizon, args.ensemble)
-    # openpi's own observations may be unread by this policy.
-    unknown = sorted(set(config.keys.values()) - set(policy.expected) - set(OPENPI_KEYS.values()))
+    config.make_execution(policy)
+    unknown = sorted(set(config.keys.values()) - set(policy.expected))
     if unknown:
         raise UserError(
             where="--keys",

@@ -1,14 +1,6 @@
 """The websocket server: one session per connection, one inference at a time.
 
-client                                       server
-connects                                 ->
-<-  the policy's metadata (`describe_policy`)
-{"observation/image": ..., "prompt": ..} ->
-<-  {"actions": ..., "server_timing": ...}
-an observation that does not fit         ->
-<-  a text frame with the reason; the connection stays open
-GET /healthz                             ->
-<-  200 OK
+It carries frames and measures them; a session of the clients' protocol reads and writes them.
 """
 
 import asyncio
@@ -30,10 +22,11 @@ from websockets.http11 import Request, Response
 from pipeline.errors import UserError
 from pipeline.terminal import escaped
 from train.policy.policy import Policy
-from train.serve.client_session import ServeConfig, Session, describe_policy
+from train.serve.client_session import ServeConfig, Session
 from train.serve.frame_budget import Frames
 from train.serve.listener import unusable
-from train.serve.msgpack_codec import MAX_MESSAGE_BYTES, pack, unpack
+from train.serve.msgpack_codec import MAX_MESSAGE_BYTES
+from train.serve.openpi_protocol import OpenpiSession
 
 HEALTH_PATH = "/healthz"
 # Room for four messages of the largest size; normal ones are a hundredth of it.
@@ -79,8 +72,6 @@ class PolicyServer:
     ) -> None:
         self._policy = policy
         self._config = config
-        # Packed once: it is the same for every client.
-        self._metadata = pack(describe_policy(policy, config))
         self._numbers = itertools.count()
         self._frames = Frames(max_held_bytes, _MAX_CONNECTIONS)
         self._thread: threading.Thread | None = None
@@ -142,14 +133,18 @@ class PolicyServer:
         # The thread is a daemon, so it does not keep the process alive.
         return self._thread is not None and self._thread.is_alive()
 
+    def _make_session(self) -> Session:
+        return OpenpiSession(self._policy, self._config, self._numbers)
+
     async def _serve(self, connection: ServerConnection) -> None:
         """Serves one client until it disconnects."""
         client = connection.remote_address
-        session = Session(self._policy, self._config, self._numbers)
+        session = self._make_session()
         _log.info("%s connected", client)
         end = "disconnected"
         try:
-            await connection.send(self._metadata)
+            if session.greeting is not None:
+                await connection.send(session.greeting)
             await self._talk(connection, session)
         except ConnectionClosed:
             end = "disconnected without closing"
@@ -170,11 +165,12 @@ class PolicyServer:
                 text = str(error)  # a kept log record must not keep the message in memory
                 # The client stays connected: it can send a better observation.
                 _log.warning("%s: %s", connection.remote_address, text)
-                await connection.send(text)
+                await connection.send(session.refusal(text))
                 continue
             except Exception as error:  # noqa: BLE001  (its client gets the reason; others stay)
                 _log.exception("%s: the session has ended", connection.remote_address)
-                await connection.send(f"the server failed: {type(error).__name__}; see its log")
+                text = f"the server failed: {type(error).__name__}; see its log"
+                await connection.send(session.refusal(text))
                 await connection.close(CloseCode.INTERNAL_ERROR, "the text before gives the reason")
                 # An error of this project's: the session's state is not known to be whole.
                 return
@@ -182,12 +178,14 @@ class PolicyServer:
                 # `websockets` counts text in characters, but it arrived as bytes.
                 num_bytes = len(data if isinstance(data, bytes) else data.encode())
                 self._frames.release(connection, num_bytes)
+            if reply is None:
+                continue
             if previous_ms is not None:
                 reply["server_timing"]["prev_total_ms"] = previous_ms
-            await connection.send(pack(reply))
+            await connection.send(session.pack(reply))
             previous_ms = 1000 * (time.perf_counter() - started)
 
-    async def _answer(self, session: Session, data: str | bytes) -> dict[str, Any]:
+    async def _answer(self, session: Session, data: str | bytes) -> dict[str, Any] | None:
         """Computes a reply in a thread, so that other clients and health checks are answered."""
         if isinstance(data, str):
             raise UserError(
@@ -199,9 +197,9 @@ class PolicyServer:
         async with self._lock:
             started = time.perf_counter()
             # Unpacking too, which for 64 MiB would stop the event loop.
-            reply = await self._in_thread(lambda: session.answer(unpack(data)))
+            reply = await self._in_thread(lambda: session.answer(data))
             infer_ms = 1000 * (time.perf_counter() - started)
-        return {**reply, "server_timing": {"infer_ms": infer_ms}}
+        return None if reply is None else {**reply, "server_timing": {"infer_ms": infer_ms}}
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         """Returns the result from a thread that does not keep the process alive."""

@@ -22,9 +22,10 @@ from train.policy import Policy
 from train.policy.policy import read_run
 from train.serve import __main__ as serve_main
 from train.serve.__main__ import parse_keys
-from train.serve.client_session import ServeConfig, Session
+from train.serve.client_session import ServeConfig
 from train.serve.listener import bind
 from train.serve.msgpack_codec import pack, unpack
+from train.serve.openpi_protocol import OpenpiSession
 
 OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
 
@@ -205,8 +206,8 @@ def test_a_path_that_is_no_run_is_reported(tmp_path, name, found):
 
 def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
     messages = [shown(seed) for seed in range(5)]
-    session = Session(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))
-    found = [session.answer(message)["actions"] for message in messages]
+    session = OpenpiSession(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))
+    found = [session.answer(pack(message))["actions"] for message in messages]
     assert [one.shape for one in found] == [(1, 7)] * 5
     policy = policies[1]
     policy.reset(0, TEXT)
@@ -223,16 +224,16 @@ def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
 
 
 def test_what_was_planned_ends_with_the_episode(policies, expected):
-    session = Session(policies[0], ServeConfig(execute_horizon=4), iter(range(9)))
-    session.answer(shown(1))
-    found = session.answer(shown(2) | {"reset": True})["actions"]
+    session = OpenpiSession(policies[0], ServeConfig(execute_horizon=4), iter(range(9)))
+    session.answer(pack(shown(1)))
+    found = session.answer(pack(shown(2) | {"reset": True}))["actions"]
     np.testing.assert_allclose(found, expected(1, [shown(2)])[0][:1], atol=1e-5)
 
 
 def test_a_stepwise_reply_may_be_the_mean_of_chunks(policies):
     messages = [shown(seed) for seed in range(2)]
-    session = Session(policies[0], ServeConfig(ensemble=0.0), iter(range(9)))
-    found = [session.answer(message)["actions"] for message in messages]
+    session = OpenpiSession(policies[0], ServeConfig(ensemble=0.0), iter(range(9)))
+    found = [session.answer(pack(message))["actions"] for message in messages]
     policy = policies[1]
     policy.reset(0, TEXT)
     first, second = (policy.infer({0: as_observation(message)})[0] for message in messages)
@@ -249,9 +250,9 @@ def test_commands_follow_the_grippers_rule_within_an_episode(policies, monkeypat
     chunk = np.zeros((4, 7), np.float32)
     predicted = lambda seen: dict.fromkeys(seen, chunk + np.float32(next(openings)))  # noqa: E731
     monkeypatch.setattr(policy, "infer", predicted)
-    session = Session(policy, ServeConfig(execute_horizon=1), iter(range(9)))
+    session = OpenpiSession(policy, ServeConfig(execute_horizon=1), iter(range(9)))
     messages = [shown(seed) | {"reset": seed == 3} for seed in range(5)]
-    found = [session.answer(message)["actions"][0, 6] for message in messages]
+    found = [session.answer(pack(message))["actions"][0, 6] for message in messages]
     assert found == [-1, -1, -1, 1, 1]  # opened; then, in another episode, closed
 
 
@@ -270,16 +271,16 @@ def test_whole_chunks_of_a_policy_that_keeps_a_command_are_warned_about(
 
 
 def test_other_keys_may_be_named(policies):
-    keys = parse_keys(("front=image_primary",))
-    assert keys == {
+    config = ServeConfig(parse_keys(("front=image_primary",)))
+    assert config.all_keys == {
         "front": "image_primary",
         "observation/wrist_image": "image_wrist",
         "observation/state": "proprio",
     }
-    session = Session(policies[0], ServeConfig(keys), iter(range(9)))
+    session = OpenpiSession(policies[0], config, iter(range(9)))
     message = shown()
     message["front"] = message.pop("observation/image")
-    assert session.answer(message)["actions"].shape == (4, 7)
+    assert session.answer(pack(message))["actions"].shape == (4, 7)
     with pytest.raises(UserError, match="expected KEY=NAME; found front"):
         parse_keys(("front",))
 

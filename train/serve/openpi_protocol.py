@@ -1,0 +1,103 @@
+"""The messages of openpi's clients: an observation and the instruction in, actions out.
+
+client                                       server
+connects                                 ->
+<-  the policy's metadata (`describe_policy`)
+{"observation/image": ..., "prompt": ..} ->
+<-  {"actions": ..., "server_timing": ...}
+an observation that does not fit         ->
+<-  a text frame with the reason; the connection stays open
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.files import to_json_values
+from train.policy.policy import Policy
+from train.serve.client_episodes import Episodes
+from train.serve.client_session import ServeConfig, expected_keys
+from train.serve.message_check import MessageCheck, kind_of
+from train.serve.msgpack_codec import pack, unpack
+
+PROMPT = "prompt"
+RESET = "reset"
+
+
+def describe_policy(policy: Policy, config: ServeConfig) -> dict[str, Any]:
+    """Returns the metadata that a client receives when it connects, as plain values."""
+    spec, conventions = policy.spec, policy.conventions
+    observations = {
+        key: None if leaf is None else {"dtype": leaf.dtype, "shape": list(leaf.shape)}
+        for key, leaf in expected_keys(policy, config).items()
+    }
+    (action_dim,) = spec.features["action"].shape
+    return {
+        "step": policy.step,
+        "dataset": spec.dataset,
+        "observations": observations,
+        "actions": [1 if config.is_stepwise else policy.action_horizon, action_dim],
+        "action_dims": list(spec.action_dims),
+        "action_horizon": policy.action_horizon,
+        "window_size": policy.window_size,
+        "conventions": to_json_values(conventions),
+    }
+
+
+class OpenpiSession:
+    """The conversation with one of openpi's clients.
+
+    An episode starts with the first message, with a message with `reset: True`, and with a new
+    instruction.
+
+    Args:
+      policy: The policy, shared with other sessions; only one may answer at a time.
+      config: What clients send and receive.
+      numbers: Gives every episode of the server a number, which determines its noise.
+    """
+
+    def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
+        self.greeting = pack(describe_policy(policy, config))
+        self._check = MessageCheck(policy, config, PROMPT)
+        self._episodes = Episodes(policy, lambda: config.make_execution(policy), numbers)
+
+    def answer(self, data: bytes) -> dict[str, Any]:
+        """Returns `actions`, float32 (h a), in the dataset's commands, ready to be executed.
+
+        Args:
+          data: The message: an observation by key, `prompt`, and optionally `reset`.
+
+        Raises:
+          UserError: Something is missing or does not fit, and all of it is listed; or the predicted
+            actions are not finite.
+        """
+        message = unpack(data)
+        if not isinstance(message, dict):
+            self._check.refuse([f"a {type(message).__name__} instead of a map"])
+        reset = message.get(RESET, False)
+        wrong = [] if _is_flag(reset) else [f"{RESET}: {kind_of(reset)} instead of True or False"]
+        observation, prompt = self._check(message, message.get(PROMPT), wrong)
+        # A client that never sends "reset" still starts an episode with a new instruction.
+        if reset or prompt != self._episodes.instruction:
+            self._episodes.begin(prompt)
+        return {"actions": self._episodes.act(observation)}
+
+    def pack(self, reply: dict[str, Any]) -> bytes:
+        """Packs a reply."""
+        return pack(reply)
+
+    def refusal(self, text: str) -> str:
+        """Returns the reason as a text frame, which openpi's clients raise."""
+        return text
+
+    def close(self) -> None:
+        """Forgets the episode."""
+        self._episodes.end()
+
+
+def _is_flag(value: Any) -> bool:
+    # A client's NumPy bool arrives as a scalar or as an array without axes.
+    return isinstance(value, bool | np.bool_) or (
+        isinstance(value, np.ndarray) and value.dtype == np.bool_ and value.ndim == 0
+    )
