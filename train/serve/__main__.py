@@ -18,9 +18,10 @@ from pipeline.terminal import log_to_stderr, program
 from train.policy.observations import describe_one
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.rollout_tokens import encoder_of
+from train.serve.api_key import VARIABLE, read_api_key
 from train.serve.client_session import ServeConfig, expected_keys
 from train.serve.in_thread import import_server
-from train.serve.listener import bind
+from train.serve.listener import bind, is_local
 
 _log = logging.getLogger("train.serve")
 
@@ -33,9 +34,12 @@ class Args:
     """Run directory, or hf://owner/name[@revision] for a policy on the hub."""
     host: str = "127.0.0.1"
     """Address to listen at. The default serves only this machine; 0.0.0.0 serves every machine that
-    can reach this one, without a password."""
+    can reach this one."""
     port: int = 8000
     """Port; 0: any free port, which is printed."""
+    api_key_file: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """File with a key that clients must send, as openpi's WebsocketClientPolicy does with its
+    api_key; by default, the environment variable OCTOGRAIN_API_KEY, and without it none."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Training step of the checkpoint; the last one by default."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
@@ -74,10 +78,18 @@ def main() -> None:
         # Before the policy is loaded: a missing package shows at once.
         module = import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
+        api_key = read_api_key(args.api_key_file)
         # Bound before the policy is loaded, so a port in use shows in a second and not in a minute.
         with bind(args.host, args.port) as listener:
+            if api_key is None and not is_local(listener):
+                _log.warning(
+                    "every machine that reaches %s may use the policy: set %s, or give "
+                    "--api_key_file",
+                    args.host,
+                    VARIABLE,
+                )
             policy = _load(args, config)
-            server = module.PolicyServer(policy, config)
+            server = module.PolicyServer(policy, config, api_key)
             stopped_by = asyncio.run(_serve(args, policy.address, server, listener))
         # Only where a client called: NaN says nothing.
         if policy.latency.num_calls:

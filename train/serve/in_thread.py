@@ -10,6 +10,7 @@ from types import ModuleType
 from pipeline.arguments import named_arguments
 from pipeline.errors import UserError, install_extra
 from train.policy.policy import Policy
+from train.serve.api_key import ApiKey
 from train.serve.client_session import ServeConfig
 from train.serve.listener import bind
 
@@ -17,7 +18,12 @@ from train.serve.listener import bind
 @named_arguments("ServeConfig has the keys that clients send.")
 @contextlib.contextmanager
 def serving(
-    policy: Policy, config: ServeConfig | None = None, *, host: str = "127.0.0.1", port: int = 0
+    policy: Policy,
+    config: ServeConfig | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key: str | None = None,
 ) -> Iterator[int]:
     """Serves a policy while the block lasts; the value is the port that clients connect to.
 
@@ -32,11 +38,14 @@ def serving(
       config: What clients send and receive; None: the keys of openpi's clients, and whole chunks.
       host: Address to listen at.
       port: Port; 0: any free one.
+      api_key: Key that clients must send; None: none is asked for.
 
     Raises:
-      UserError: The extra `serve` is not installed; or there is no such address, or it is in use.
+      UserError: The extra `serve` is not installed; the key is empty or has spaces; or there is no
+        such address, or it is in use.
     """
-    server = import_server().PolicyServer(policy, config or ServeConfig())
+    key = None if api_key is None else ApiKey(api_key)
+    server = import_server().PolicyServer(policy, config or ServeConfig(), key)
     with bind(host, port) as listener, _loop_in_thread() as loop:
         policy.warm_up()
         stop, ready = asyncio.Event(), concurrent.futures.Future[int]()

@@ -1,5 +1,6 @@
 """Binds the socket that a server listens on, before anything that takes time."""
 
+import ipaddress
 import socket
 
 from pipeline.errors import UserError
@@ -37,6 +38,12 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise unusable(address, error) from error
     return listener
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Returns whether only this machine reaches a bound socket."""
+    # The scope of a link-local address is no part of the address.
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def unusable(address: str, error: Exception) -> UserError:

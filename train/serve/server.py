@@ -1,6 +1,7 @@
 """The websocket server: one session per connection, one inference at a time.
 
-It carries frames and measures them; a session of the clients' protocol reads and writes them.
+It carries frames and measures them; a session of the clients' protocol reads and writes them. With
+an API key, a client that does not send it gets 401 instead of a connection.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from websockets.http11 import Request, Response
 from pipeline.errors import UserError
 from pipeline.terminal import escaped
 from train.policy.policy import Policy
+from train.serve.api_key import HEADER, SCHEME, ApiKey
 from train.serve.client_session import ServeConfig, Session
 from train.serve.frame_budget import Frames
 from train.serve.listener import unusable
@@ -64,14 +66,20 @@ class PolicyServer:
     Args:
       policy: The policy that acts.
       config: What clients send and receive.
+      api_key: Key that clients must send; None: none is asked for.
       max_held_bytes: Limit for the bytes of all clients' messages that are not answered yet.
     """
 
     def __init__(
-        self, policy: Policy, config: ServeConfig, max_held_bytes: int = _MAX_HELD_BYTES
+        self,
+        policy: Policy,
+        config: ServeConfig,
+        api_key: ApiKey | None = None,
+        max_held_bytes: int = _MAX_HELD_BYTES,
     ) -> None:
         self._policy = policy
         self._config = config
+        self._api_key = api_key
         self._numbers = itertools.count()
         self._frames = Frames(max_held_bytes, _MAX_CONNECTIONS)
         self._thread: threading.Thread | None = None
@@ -102,7 +110,7 @@ class PolicyServer:
                 max_queue=_MAX_QUEUED_FRAMES,
                 open_timeout=_SECONDS_TO_OPEN,
                 close_timeout=_SECONDS_TO_CLOSE,
-                process_request=_answer_health_check,
+                process_request=self._answer_request,
                 create_connection=cast(Any, self._frames.connect),
                 logger=_connection_log,
             )
@@ -135,6 +143,22 @@ class PolicyServer:
 
     def _make_session(self) -> Session:
         return OpenpiSession(self._policy, self._config, self._numbers)
+
+    def _answer_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answers before the upgrade to a websocket: health checks, and clients without the key."""
+        # Without the key: load balancers have none, and the answer says nothing else.
+        if request.path == HEALTH_PATH:
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if self._api_key is None:
+            return None
+        problem = self._api_key.find_problem(request.headers.get_all(HEADER))
+        if problem is None:
+            return None
+        _log.warning("%s refused: %s", connection.remote_address, problem)
+        text = f"{problem}: expected the header {HEADER}: {SCHEME} KEY\n"
+        response = connection.respond(http.HTTPStatus.UNAUTHORIZED, text)
+        response.headers["WWW-Authenticate"] = SCHEME
+        return response
 
     async def _serve(self, connection: ServerConnection) -> None:
         """Serves one client until it disconnects."""
@@ -216,10 +240,3 @@ class PolicyServer:
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
         return await asyncio.wrap_future(future)
-
-
-def _answer_health_check(connection: ServerConnection, request: Request) -> Response | None:
-    # Answered before the upgrade to a websocket, for load balancers.
-    if request.path == HEALTH_PATH:
-        return connection.respond(http.HTTPStatus.OK, "OK\n")
-    return None

@@ -8,8 +8,11 @@ from websockets.sync.client import connect
 class Client:
     """A client written from the protocol's description alone; it builds its messages by hand."""
 
-    def __init__(self, port: int) -> None:
-        self.connection = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
+    def __init__(self, port: int, api_key: str | None = None) -> None:
+        headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
+        self.connection = connect(
+            f"ws://127.0.0.1:{port}", compression=None, max_size=None, additional_headers=headers
+        )
 
     def __enter__(self):
         self.socket = self.connection.__enter__()

@@ -316,12 +316,12 @@ def test_what_is_no_number_is_not_sent():
 def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
     flags = ("--port", "0", "--host", "127.0.0.1", "--seed", "3")
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
-    process = Command("train.serve", policy_run, *flags, env=cache)
+    process = Command("train.serve", policy_run, *flags, env=cache | {"OCTOGRAIN_API_KEY": "k"})
     process.wait_until(lambda: "serving " in process.stderr)
     lines = process.stderr.splitlines()
     (found,) = filter(None, (re.search(r"serving .* at ws://127.0.0.1:(\d+)", x) for x in lines))
     assert "the policy reads 2 steps at once" in lines[0]
-    with Client(int(found[1])) as client:
+    with Client(int(found[1]), "k") as client:
         assert client.ask(**shown())[0].shape == (4, 7)
         process.send_signal(by)
         process.finish(code)
