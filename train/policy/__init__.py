@@ -2,7 +2,7 @@
 
 from train.policy.chunk_execution import Execution, FirstActions, TemporalEnsemble
 from train.policy.gripper_commands import GripperCommands
-from train.policy.latency import Latency
+from train.policy.latency import Latency, Timing
 from train.policy.observations import Observation
 from train.policy.policy import Policy, PolicyConfig
 from train.policy.policy_spec import PolicySpec
@@ -18,5 +18,6 @@ __all__ = [
     "PolicyConfig",
     "PolicySpec",
     "TemporalEnsemble",
+    "Timing",
     "TokenEncoder",
 ]

@@ -12,6 +12,7 @@ from pipeline.data.schema import ACTION
 from train.octo.functional import InstructionEncoder, Params, draw_by_sample
 from train.octo.model import OctoModule
 from train.octo.octo_config import OctoConfig, with_unused_dims
+from train.policy.latency import StageClock
 from train.policy.policy_inputs import nest_inputs
 from train.policy.policy_spec import PolicySpec
 from train.update.train_step import to_model_size
@@ -25,10 +26,14 @@ class ChunkSampler:
       params: Parameters of the model.
       batch_size: Number of environments in every batch.
       seed: Seed of the noise.
+      clock: Measures the language encoder and the model.
     """
 
-    def __init__(self, spec: PolicySpec, params: Params, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, spec: PolicySpec, params: Params, batch_size: int, seed: int, clock: StageClock
+    ) -> None:
         self._spec = spec
+        self._clock = clock
         self._batch_size = batch_size
         # Moved to the device once, not with every call.
         self.params = jax.device_put(params)
@@ -56,10 +61,15 @@ class ChunkSampler:
         """
         embeddings = None
         if self._language is not None:
-            # Encoded once per text: `InstructionEncoder` keeps its results.
-            embeddings = jnp.stack([self._language(text) for text in texts])
+            with self._clock.measured("instruction_ms"):
+                # Encoded once per text: `InstructionEncoder` keeps its results.
+                embeddings = jnp.stack([self._language(text) for text in texts])
+                # Otherwise its time would be the model's, which waits for it.
+                embeddings.block_until_ready()
         numbers = (np.array(envs, np.uint32), np.array(counts, np.uint32))
-        return np.asarray(self._predict(self.params, arrays, embeddings, self._base_key, *numbers))
+        with self._clock.measured("model_ms"):
+            chunks = self._predict(self.params, arrays, embeddings, self._base_key, *numbers)
+            return np.asarray(chunks)
 
     def noise_key(self, env: int, count: int) -> jax.Array:
         """Returns the noise key of the `count`-th chunk since the environment's reset, from 0."""

@@ -29,6 +29,44 @@ class Latency:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Where the time of one call went, in milliseconds; 0 for what it did not do."""
+
+    tokens_ms: float = 0.0
+    """Computing tokens from images."""
+    instruction_ms: float = 0.0
+    """Embedding instructions; a known one takes a fraction of a millisecond."""
+    model_ms: float = 0.0
+    """Running the model, until its actions are on the host."""
+
+
+class StageClock:
+    """Adds up the times of a call's stages, which are the fields of `Timing`."""
+
+    def __init__(self) -> None:
+        self._times_ms: dict[str, float] = {}
+
+    @contextmanager
+    def measured(self, stage: str) -> Iterator[None]:
+        """Adds the block to the time of a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            taken_ms = 1000 * (time.perf_counter() - started)
+            self._times_ms[stage] = self._times_ms.get(stage, 0.0) + taken_ms
+
+    def restart(self) -> None:
+        """Starts a call."""
+        self._times_ms.clear()
+
+    @property
+    def timing(self) -> Timing:
+        """Returns the times since the start of the call."""
+        return Timing(**self._times_ms)
+
+
 class Stopwatch:
     """Measures blocks of code and remembers the most recent ones."""
 

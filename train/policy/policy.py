@@ -19,7 +19,7 @@ from pipeline.loading.batch import LeafSpec
 from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoint
 from train.checkpoints.fetched_run import find_run
 from train.policy.chunk_sampler import ChunkSampler
-from train.policy.latency import Latency, Stopwatch
+from train.policy.latency import Latency, StageClock, Stopwatch, Timing
 from train.policy.observations import Observation, describe_one
 from train.policy.policy_inputs import TASKS, PolicyInputs, Task, nest_inputs
 from train.policy.policy_spec import PolicySpec
@@ -96,11 +96,18 @@ class Policy:
         self.spec = PolicySpec.of(checkpoint, dataset)
         self.config = config
         self.step, self.address = checkpoint.step, checkpoint.address
+        self._clock = StageClock()
         self._inputs = PolicyInputs(
-            self.spec, encoder, batch_size=config.batch_size, resize=config.resize
+            self.spec,
+            encoder,
+            batch_size=config.batch_size,
+            resize=config.resize,
+            clock=self._clock,
         )
         # Compiled here, so that no prediction does it.
-        self._sampler = ChunkSampler(self.spec, checkpoint.params, config.batch_size, config.seed)
+        self._sampler = ChunkSampler(
+            self.spec, checkpoint.params, config.batch_size, config.seed, self._clock
+        )
         # Chunks predicted since each environment's reset.
         self._asked: dict[int, int] = {}
         self._stopwatch = Stopwatch()
@@ -216,6 +223,11 @@ class Policy:
         """Returns the latency of all calls of `infer` so far, for all of their environments."""
         return self._stopwatch.latency
 
+    @property
+    def timing(self) -> Timing:
+        """Returns where the time of the last call of `infer` or `observe` went."""
+        return self._clock.timing
+
     def reset(
         self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
     ) -> None:
@@ -266,6 +278,7 @@ class Policy:
         Raises:
           UserError: An observation does not fit, or an environment was not reset.
         """
+        self._clock.restart()
         # Without tokens, unless the window reads those of earlier steps.
         self._inputs.push(observations, latest=False)
 
@@ -280,6 +293,7 @@ class Policy:
             history; an environment was not reset; or actions are not finite, which clears the
             histories of their environments.
         """
+        self._clock.restart()
         with self._stopwatch.measured():
             # One order for all batches.
             envs = list(observations)

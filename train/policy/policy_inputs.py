@@ -19,6 +19,7 @@ from pipeline.loading.samples.windows import history_indices
 from pipeline.loading.text import tokenize
 from pipeline.loading.transforms.batch_transforms import LookUpTask
 from pipeline.loading.window_reader import DATASET_INDEX, KEEPS_TEXT
+from train.policy.latency import StageClock
 from train.policy.observations import Observation, check_environments, check_observations
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, needed_encoder, with_tokens
@@ -85,6 +86,7 @@ class PolicyInputs:
       encoder: Computes the tokens, if the model reads any.
       batch_size: Number of environments that the encoder processes at once.
       resize: Whether to resize images of other sizes to the stored size; otherwise they are errors.
+      clock: Measures the encoder; None: nothing does.
 
     Raises:
       UserError: The model reads tokens, and there is no encoder.
@@ -97,8 +99,10 @@ class PolicyInputs:
         *,
         batch_size: int = 1,
         resize: bool = False,
+        clock: StageClock | None = None,
     ) -> None:
         self.spec = spec
+        self._clock = clock or StageClock()
         self._encoder = needed_encoder(spec, encoder)
         self._batch_size = batch_size
         self._resize = resize
@@ -156,7 +160,8 @@ class PolicyInputs:
         # With a window of 1, only the step of a prediction needs tokens.
         longest = max(map(self.spec.data.window_of, self.spec.tokens), default=0)
         if self._encoder and (latest or longest > 1):
-            rows = with_tokens(rows, self._encoder, self.spec.tokens, self._batch_size)
+            with self._clock.measured("tokens_ms"):
+                rows = with_tokens(rows, self._encoder, self.spec.tokens, self._batch_size)
         for history, row in zip(histories, rows, strict=True):
             history.steps.append(self.spec.resize(row))
 

@@ -4,7 +4,7 @@ client                                       server
 connects                                 ->
 <-  the policy's metadata (`describe_policy`)
 {"observation/image": ..., "prompt": ..} ->
-<-  {"actions": ..., "server_timing": ...}
+<-  {"actions": ..., "policy_timing": ..., "server_timing": ...}
 an observation that does not fit         ->
 <-  a text frame with the reason; the connection stays open
 """
@@ -59,11 +59,12 @@ class OpenpiSession:
 
     def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
         self.greeting = pack(describe_policy(policy, config))
+        self._policy = policy
         self._check = MessageCheck(policy, config, PROMPT)
         self._episodes = Episodes(policy, lambda: config.make_execution(policy), numbers)
 
     def answer(self, data: bytes) -> dict[str, Any]:
-        """Returns `actions`, float32 (h a), in the dataset's commands, ready to be executed.
+        """Returns `actions`, float32 (h a), in the dataset's commands, and `policy_timing`.
 
         Args:
           data: The message: an observation by key, `prompt`, and optionally `reset`.
@@ -81,7 +82,13 @@ class OpenpiSession:
         # A client that never sends "reset" still starts an episode with a new instruction.
         if reset or prompt != self._episodes.instruction:
             self._episodes.begin(prompt)
-        return {"actions": self._episodes.act(observation)}
+        actions = self._episodes.act(observation)
+        timing = self._policy.timing
+        # `infer_ms` is openpi's name for the time of the model.
+        policy_timing = {"infer_ms": timing.model_ms, "instruction_ms": timing.instruction_ms}
+        if self._policy.spec.tokens:
+            policy_timing["tokens_ms"] = timing.tokens_ms
+        return {"actions": actions, "policy_timing": policy_timing}
 
     def pack(self, reply: dict[str, Any]) -> bytes:
         """Packs a reply."""

@@ -179,7 +179,8 @@ class PolicyServer:
         _log.info("%s %s", client, end)
 
     async def _talk(self, connection: ServerConnection, session: Session) -> None:
-        # As in openpi's server: the total includes sending, so it is known one reply later.
+        # The total includes sending, so it is known one reply later. openpi's server adds the time
+        # until the message arrives, in which its client acts.
         previous_ms = None
         async for data in connection:
             started = time.perf_counter()
@@ -218,12 +219,14 @@ class PolicyServer:
                 found="a text frame",
                 remedy="Send bytes.",
             )
+        arrived = time.perf_counter()
         async with self._lock:
             started = time.perf_counter()
             # Unpacking too, which for 64 MiB would stop the event loop.
             reply = await self._in_thread(lambda: session.answer(data))
-            infer_ms = 1000 * (time.perf_counter() - started)
-        return None if reply is None else {**reply, "server_timing": {"infer_ms": infer_ms}}
+            ended = time.perf_counter()
+        timing = {"infer_ms": 1000 * (ended - started), "wait_ms": 1000 * (started - arrived)}
+        return None if reply is None else {**reply, "server_timing": timing}
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         """Returns the result from a thread that does not keep the process alive."""

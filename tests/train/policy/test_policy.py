@@ -21,7 +21,7 @@ from train.checkpoints.checkpoint_store import Checkpoint, read_checkpoint
 from train.octo.functional import sample_actions
 from train.octo.model import OctoModule
 from train.octo.octo_config import VGGTTokenizerConfig
-from train.policy import Policy, PolicyConfig, PolicySpec
+from train.policy import Policy, PolicyConfig, PolicySpec, Timing
 from train.policy.observations import check_environments
 from train.policy.policy_inputs import PolicyInputs, Task, check_task
 from train.update.train_step import make_language_table, model_inputs
@@ -320,6 +320,12 @@ def test_latency_counts_calls_without_compiling(checkpoint):
     assert latency.num_calls == 5
     assert 0 < latency.p50_ms <= latency.p95_ms < 1000
     assert str(latency).startswith("5 calls: ")
+    timing = policy.timing
+    assert min(timing.model_ms, timing.instruction_ms) > 0
+    assert timing.model_ms + timing.instruction_ms < 5 * latency.mean_ms
+    assert timing.tokens_ms == 0
+    policy.observe({0: shown()})
+    assert policy.timing == Timing()
 
 
 def with_datasets(checkpoint, *, missing=(), **described) -> Checkpoint:

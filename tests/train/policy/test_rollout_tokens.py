@@ -97,6 +97,10 @@ def test_a_policy_of_a_run_makes_the_tokens_of_several_features_at_once(
     jax.monitoring.unregister_event_duration_listener(note)
     assert compiled == []  # the first answer is as fast as the others
     assert policy.latency.num_calls == 1
+    timing = policy.timing
+    assert min(timing.tokens_ms, timing.instruction_ms, timing.model_ms) > 0
+    whole_ms = policy.latency.mean_ms
+    assert timing.tokens_ms + timing.instruction_ms + timing.model_ms < whole_ms
     seen = policy.batch([0])["observation"]
     stored = dataset.columns["deep"].read(7)
     for name in ("deep_0", "deep_1"):

@@ -23,11 +23,17 @@ class Client:
         self.connection.__exit__(*error)
 
     def ask(self, **message):
+        self.send(**message)
+        return self.receive()
+
+    def send(self, **message):
         self.socket.send(msgpack.packb({k: self.encoded(v) for k, v in message.items()}))
+
+    def receive(self):
         reply = self.socket.recv()
         if isinstance(reply, str):
             raise RuntimeError(reply)
-        reply = msgpack.unpackb(reply)
+        self.reply = reply = msgpack.unpackb(reply)
         actions = reply["actions"]
         assert actions[b"__ndarray__"] is True
         actions = np.frombuffer(actions[b"data"], actions[b"dtype"]).reshape(actions[b"shape"])

@@ -3,6 +3,8 @@ import re
 import signal
 import socket
 import sys
+import threading
+import time
 import urllib.request
 
 import jax
@@ -74,8 +76,39 @@ def test_a_client_gets_the_policys_metadata_and_commands(policies, expected):
         assert found[0].dtype == np.float32
         assert set(np.unique(np.array(found)[..., 6])) <= {-1.0, 1.0}  # open, close
         np.testing.assert_allclose(found, expected(0, messages), atol=1e-5)
-        assert list(timings[0]) == ["infer_ms"]
+        assert list(timings[0]) == ["infer_ms", "wait_ms"]
         assert timings[1]["prev_total_ms"] >= timings[0]["infer_ms"] > 0
+        of_policy = client.reply["policy_timing"]
+        assert list(of_policy) == ["infer_ms", "instruction_ms"]
+        assert min(of_policy.values()) > 0
+        assert timings[-1]["infer_ms"] > sum(of_policy.values())
+
+
+def test_what_other_clients_take_is_no_time_of_the_policys(policies, monkeypatch):
+    predicted = policies[0].infer
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def infer(shown):
+        is_asked.set()
+        assert may_answer.wait(30)
+        return predicted(shown)
+
+    monkeypatch.setattr(policies[0], "infer", infer)
+    with serving(policies[0]) as port, Client(port) as one, Client(port) as two:
+        one.send(**shown())
+        assert is_asked.wait(30)
+        two.send(**shown())
+        time.sleep(0.3)
+        may_answer.set()
+        (_, first), (_, second) = one.receive(), two.receive()
+    assert first["infer_ms"] > 200 > first["wait_ms"]
+    assert second["wait_ms"] > 10
+
+
+def test_an_action_that_was_planned_takes_no_time_of_the_models(policies):
+    session = OpenpiSession(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))
+    timings = [session.answer(pack(shown(seed)))["policy_timing"] for seed in range(3)]
+    assert [timing["infer_ms"] > 0 for timing in timings] == [True, False, True]
 
 
 def test_two_clients_at_once_do_not_mix(policies, expected):
