@@ -7,10 +7,18 @@ import functools
 import numbers
 from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from pipeline.errors import UserError, nearest_name, shown
-from pipeline.parts.part import Part, marks_of, part_problems
 
 _PLAIN = {
     int: (numbers.Integral, "an integer", "Give one, without quotes."),
@@ -87,6 +95,20 @@ class Checked(Protocol):
 
     def problems(self) -> Iterator[Problem]:
         """Yields each thing that is wrong with the fields."""
+        ...
+
+
+@runtime_checkable
+class Mark(Protocol):
+    """What checks the values of a field, in its type: `Annotated[KIND, mark]`."""
+
+    def problems_of(self, kind: Any, value: Any) -> Iterator[tuple[str, str, str]]:
+        """Yields (expected, found, remedy) for what is wrong with a value.
+
+        Args:
+          kind: The type that is annotated.
+          value: The value to check.
+        """
         ...
 
 
@@ -214,7 +236,7 @@ def _is_of(kind: Any, element: object) -> bool:
     return all(map(_is_of, kinds, element))
 
 
-def _no_parts(field: str, marks: list[tuple[Any, Part]], value: object) -> Iterator[Problem]:
+def _no_parts(field: str, marks: list[tuple[Any, Mark]], value: object) -> Iterator[Problem]:
     """Yields a problem for each value of a field of parts that is none."""
     several = value if isinstance(value, tuple | list) else None
     for number, each in enumerate((value,) if several is None else several):
@@ -224,7 +246,7 @@ def _no_parts(field: str, marks: list[tuple[Any, Part]], value: object) -> Itera
             mistyped = [problem.below(place) for problem in _mistyped(each)] if is_instance else []
             # A part is also read as it is written, even with fields that are out of range.
             with deferred():
-                others = [Problem(place, *found) for found in part_problems(kind, mark, each)]
+                others = [Problem(place, *found) for found in mark.problems_of(kind, each)]
             yield from mistyped or others
 
 
@@ -237,6 +259,15 @@ def _no_number(field: str, kinds: list[Any], value: object) -> Iterator[Problem]
     # True is a number of Python's.
     if not isinstance(value, accepted) or isinstance(value, bool):
         yield Problem(field, expected, f"{shown(value):.80}", remedy)
+
+
+def marks_of(hint: Any) -> list[tuple[Any, Mark]]:
+    """Lists (kind, mark) of the marks in the type of a field, which has its annotations."""
+    if get_origin(hint) is Annotated:
+        kind, *extras = get_args(hint)
+        marks = [(kind, extra) for extra in extras if isinstance(extra, Mark)]
+        return marks or marks_of(kind)
+    return [mark for argument in get_args(hint) for mark in marks_of(argument)]
 
 
 def is_typed(config: object) -> bool:
@@ -252,7 +283,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 @functools.cache
-def _marks(kind: type) -> dict[str, list[tuple[Any, Part]]]:
+def _marks(kind: type) -> dict[str, list[tuple[Any, Mark]]]:
     """The parts in the types of a config's fields."""
     hints = get_type_hints(kind, include_extras=True)
     return {field: marks_of(hint) for field, hint in hints.items()}

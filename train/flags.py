@@ -13,10 +13,10 @@ import tyro
 
 from pipeline.arguments import check_path, named_arguments
 from pipeline.bundled import presets
-from pipeline.config_checks import ConfigError, all_problems, deferred, is_typed
+from pipeline.config_checks import ConfigError, all_problems, deferred, is_typed, marks_of
 from pipeline.errors import UserError, nearest_name
 from pipeline.flag_help import PartsFlag, part_flags
-from pipeline.parts.part import marks_of
+from pipeline.parts.part import Part
 from pipeline.parts.part_files import load_parts, run_file
 from pipeline.terminal import program
 from train.train_config import TrainConfig
@@ -224,7 +224,8 @@ def _config_types(hint: Any) -> Iterator[type]:
         yield hint
         for of_field in typing.get_type_hints(hint, include_extras=True).values():
             yield from _config_types(of_field)
-            yield from (plain for _, mark in marks_of(of_field) for plain in mark.plain)
+            marks = [mark for _, mark in marks_of(of_field) if isinstance(mark, Part)]
+            yield from (plain for mark in marks for plain in mark.plain)
     for part in typing.get_args(hint):
         yield from _config_types(part)
 

@@ -140,8 +140,8 @@ def decode_jpeg(encoded: Blob, out: np.ndarray) -> tuple[int, ...]:
 def resize_image(image: np.ndarray, out: np.ndarray) -> None:
     """Resizes an image to the size of `out`, and writes it there.
 
-    The result differs from that of `pipeline.loading.device.resize_images`, which resizes inside
-    the training step, by one grey level in about one of 100,000 values.
+    The result differs from that of `train.update.image_resizing.resize_images`, which resizes
+    inside the training step, by one grey level in about one of 100,000 values.
 
     Args:
       image: uint8 (y x 3).

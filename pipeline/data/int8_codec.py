@@ -16,7 +16,6 @@ import math
 import re
 
 import numpy as np
-from jaxtyping import Float, Float16, Float32, Int8
 
 from pipeline.errors import DataError
 
@@ -61,13 +60,14 @@ class GroupedInt8:
         # float16 tokens, then one byte per code and four per scale.
         return 2 * self.num_exact * width + num_coded * (width + 4 * (width // self.group))
 
-    def pack(
-        self,
-        exact: Float16[np.ndarray, "e d"],
-        scales: Float32[np.ndarray, "m g"],
-        numbers: Int8[np.ndarray, "m d"],
-    ) -> bytes:
-        """Joins the parts of quantized tokens into bytes."""
+    def pack(self, exact: np.ndarray, scales: np.ndarray, numbers: np.ndarray) -> bytes:
+        """Joins the parts of quantized tokens into bytes.
+
+        Args:
+          exact: float16 (e d), the tokens that are not quantized.
+          scales: float32 (m g), the scales of the others.
+          numbers: int8 (m d), their codes.
+        """
         return exact.tobytes() + scales.tobytes() + numbers.tobytes()
 
     def split(
@@ -101,12 +101,12 @@ class GroupedInt8:
             np.frombuffer(data, np.int8, offset=of_numbers).reshape(num_tokens - exact, width),
         )
 
-    def decode(self, data: bytes, out: Float[np.ndarray, "n d"], where: str) -> None:
+    def decode(self, data: bytes, out: np.ndarray, where: str) -> None:
         """Dequantizes tokens into `out`.
 
         Args:
           data: The bytes that `pack` returned.
-          out: float32 or float16, contiguous; overwritten.
+          out: float32 or float16 (n d), contiguous; overwritten.
           where: Dataset, record and feature, for the error.
 
         Raises:

@@ -32,13 +32,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from pipeline.data.schema import BATCH_DTYPES
 from pipeline.errors import SchemaError
 
 FlatBatch = dict[str, np.ndarray]
 """Arrays by path, such as `observation/proprio`."""
+
+DATASET_INDEX = "dataset_index"
+"""Index of each sample's dataset in the mixture; removed before the contract is checked."""
+KEEPS_TEXT = "keeps_text"
+"""Whether a sample's task is given by its instruction; removed before the check as well."""
+INTERNAL = frozenset({DATASET_INDEX, KEEPS_TEXT})
+"""Arrays of a batch that was read which only the transforms use."""
 
 _NUM_SAMPLES = 3
 
@@ -97,18 +103,6 @@ def check_batch(batch: Mapping[str, Any], spec: BatchSpec) -> None:
             found="; ".join(sorted(problems)),
             remedy="A transform changed a shape or dtype: cast inside it, to the contract's.",
         )
-
-
-def fingerprint(batch: FlatBatch) -> str:
-    """Hashes every path, type and byte, in the order of the paths: 16 hex digits of XXH3."""
-    digest = xxhash.xxh3_64()
-    # Sorted, since two equal batches may have their keys in another order.
-    for key in sorted(batch):
-        # The type as well: equal bytes of another shape are another batch.
-        digest.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
-        # Bytes without a copy, also for bool and 0-d arrays.
-        digest.update(np.ascontiguousarray(batch[key]).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def table(spec: BatchSpec) -> str:

@@ -1,4 +1,4 @@
-"""Moves batches to the devices: shardings, transfer one batch ahead, resizing on the device."""
+"""Moves batches to the devices: shardings, transfer one batch ahead."""
 
 import math
 import resource
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, UInt8
 
 from pipeline.data.schema import nest
 from pipeline.errors import UserError
@@ -114,7 +113,7 @@ def shape_structs(spec: BatchSpec, sharding: NamedSharding) -> dict[str, Any]:
     """Describes a batch by nested `jax.ShapeDtypeStruct`s, to compile a training step with."""
     return nest(
         {
-            key: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=sharding)
+            key: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=sharding)
             for key, leaf in spec.items()
         }
     )
@@ -158,19 +157,3 @@ def one_ahead(
             return
     # Only after the last good batch was yielded, so the run can be saved behind it.
     raise failure
-
-
-def resize_images(
-    images: UInt8[Array, "*batch y x 3"], height: int, width: int
-) -> UInt8[Array, "*batch {height} {width} 3"]:
-    """Resizes images and rounds them back to uint8; runs inside the jitted training step.
-
-    Source: `tf.image.resize` with lanczos3 and antialiasing, then round and clip, as in Octo.
-    """
-    if images.shape[-3:-1] == (height, width):
-        # Exact: resizing to the same size would still round.
-        return images
-    shape = (*images.shape[:-3], height, width, 3)
-    # jax antialiases by default as well; it is spelled out because Octo's pixels depend on it.
-    resized = jax.image.resize(images.astype(jnp.float32), shape, "lanczos3", antialias=True)
-    return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)

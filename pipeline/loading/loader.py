@@ -15,7 +15,7 @@ from pipeline.data.schema import ACTION
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, shown
 from pipeline.files import to_json_values
-from pipeline.loading.batch import BatchSpec
+from pipeline.loading.batch import INTERNAL, BatchSpec
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader_description import (
     describe,
@@ -34,8 +34,8 @@ from pipeline.loading.loader_state import (
 )
 from pipeline.loading.mixture import check_datasets
 from pipeline.loading.normalize import (
-    Normalizer,
     check_varying,
+    make_normalizer,
     normalized_arrays,
     normalized_dims,
     used_statistics,
@@ -57,10 +57,10 @@ from pipeline.loading.transforms.batch_transforms import (
     OwnTransform,
     StandardizeGripper,
     instruction_spec,
-    with_normalizers,
 )
+from pipeline.loading.transforms.normalize_transforms import Normalizer, with_normalizers
 from pipeline.loading.transforms.transform_chain import TransformChain
-from pipeline.loading.window_reader import INTERNAL, WindowReader
+from pipeline.loading.window_reader import WindowReader
 from pipeline.memory import LoaderMemory
 
 
@@ -448,7 +448,7 @@ class Loader:
             name = key.removeprefix("observation/")
             # A missing feature is all zeros, which normalising would turn into other values.
             masks = [normalized_dims(leaf) & (name not in p.missing) for p in self.config.datasets]
-            made[key] = Normalizer.create(self.statistics[key], masks, self.config.normalization)
+            made[key] = make_normalizer(self.statistics[key], masks, self.config.normalization)
         return made
 
     @functools.cached_property

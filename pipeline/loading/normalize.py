@@ -1,6 +1,5 @@
 """Normalises arrays by checked statistics of their dataset, and undoes it."""
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import assert_never
 
@@ -12,85 +11,35 @@ from pipeline.data.statistics import FeatureStatistics, constant_dims, merge, un
 from pipeline.errors import DataError
 from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, Normalization
+from pipeline.loading.transforms.normalize_transforms import Normalizer
 
 # Octo's and openpi's values, so that their normalised values are reproduced.
 _EPSILON = 1e-8
 _QUANTILE_EPSILON = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class Normalizer:
-    """One affine map per dataset of the mixture; arrays are float32.
-
-    `normal` is (x - mean) / (std + 1e-8); `bounds` is 2 (x - p01) / (p99 - p01 + 1e-8) - 1, clipped
-    to [-1, 1]; `quantile` is the same with 1e-6 and without the clip, so it is invertible.
-
-    Source: `normal` and `bounds` are Octo's `normalize_action_and_proprio`; `quantile` is openpi's
-    `Normalize` with `use_quantiles`.
-    """
-
-    offset: np.ndarray
-    """(datasets, d): the value that becomes 0."""
-    scale: np.ndarray
-    """(datasets, d): the distance from `offset` to the value that becomes 1."""
-    mask: np.ndarray
-    """bool (datasets, d): False where a dimension is left as it is."""
-    clip: bool
-    """Whether normalised values are clipped to [-1, 1]."""
-
-    @classmethod
-    def create(
-        cls,
-        statistics: Sequence[FeatureStatistics],
-        masks: Sequence[np.ndarray],
-        kind: Normalization,
-    ) -> "Normalizer":
-        """Builds it from each dataset's statistics and the dimensions to normalise."""
-        match kind:
-            case "normal":
-                offset = [s.mean for s in statistics]
-                # float32, or the sum would be float64 and normalised values differ in the last
-                # digit.
-                scale = [s.std + np.float32(_EPSILON) for s in statistics]
-            case "bounds" | "quantile":
-                # In float32 the epsilon would vanish beside the bound of a constant dimension.
-                epsilon = _EPSILON if kind == "bounds" else _QUANTILE_EPSILON
-                low = [s.p01.astype(np.float64) for s in statistics]
-                scale = [
-                    (s.p99 - p01 + epsilon) / 2 for s, p01 in zip(statistics, low, strict=True)
-                ]
-                # The middle between the percentiles becomes 0.
-                offset = [p01 + half for p01, half in zip(low, scale, strict=True)]
-            case _:
-                assert_never(kind)
-        return cls(np.stack(offset), np.stack(scale), np.stack(masks), kind == "bounds")
-
-    def normalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
-        """Returns the normalised values, float32 (b ... d).
-
-        Args:
-          values: float32 (b ... d).
-          dataset: int (b), index of each sample's dataset in the mixture.
-        """
-        offset, scale, mask = self._rows(values.ndim, dataset)
-        normalized = (values - offset) / scale
-        # Clipped values cannot be undone, so `unnormalize` gives the bound.
-        if self.clip:
-            normalized = np.clip(normalized, -1, 1)
-        # The mask keeps the gripper and missing observations as they are.
-        return np.where(mask, normalized, values).astype(np.float32, copy=False)
-
-    def unnormalize(self, values: np.ndarray, dataset: np.ndarray) -> np.ndarray:
-        """Inverts `normalize`, except for clipped values."""
-        offset, scale, mask = self._rows(values.ndim, dataset)
-        return np.where(mask, values * scale + offset, values).astype(np.float32, copy=False)
-
-    def _rows(self, ndim: int, dataset: np.ndarray) -> list[np.ndarray]:
-        """Offset, scale and mask of each sample, (b 1 ... d)."""
-        # (b, 1, ..., 1, d): the same statistics for every step of a sample.
-        shape = (len(dataset), *[1] * (ndim - 2), self.offset.shape[-1])
-        # Fancy indexing takes each sample's row by its dataset.
-        return [table[dataset].reshape(shape) for table in (self.offset, self.scale, self.mask)]
+def make_normalizer(
+    statistics: Sequence[FeatureStatistics],
+    masks: Sequence[np.ndarray],
+    kind: Normalization,
+) -> Normalizer:
+    """Makes a normalizer of each dataset's statistics and the dimensions to normalise."""
+    match kind:
+        case "normal":
+            offset = [s.mean for s in statistics]
+            # float32, or the sum would be float64 and normalised values differ in the last
+            # digit.
+            scale = [s.std + np.float32(_EPSILON) for s in statistics]
+        case "bounds" | "quantile":
+            # In float32 the epsilon would vanish beside the bound of a constant dimension.
+            epsilon = _EPSILON if kind == "bounds" else _QUANTILE_EPSILON
+            low = [s.p01.astype(np.float64) for s in statistics]
+            scale = [(s.p99 - p01 + epsilon) / 2 for s, p01 in zip(statistics, low, strict=True)]
+            # The middle between the percentiles becomes 0.
+            offset = [p01 + half for p01, half in zip(low, scale, strict=True)]
+        case _:
+            assert_never(kind)
+    return Normalizer(np.stack(offset), np.stack(scale), np.stack(masks), kind == "bounds")
 
 
 def normalized_arrays(config: DataConfig, spec: BatchSpec, vectors: Collection[str]) -> BatchSpec:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
-from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.samples.selection import Selection
@@ -99,14 +99,6 @@ def _count_of_a_free_block() -> int | None:
     del view
     is_exact = in_use == free + 1 and _references(blocks, 0) == free
     return free if is_exact else None
-
-
-DATASET_INDEX = "dataset_index"
-"""Index of each sample's dataset in the mixture; removed before the contract is checked."""
-KEEPS_TEXT = "keeps_text"
-"""Whether a sample's task is given by its instruction; removed before the check as well."""
-INTERNAL = frozenset({DATASET_INDEX, KEEPS_TEXT})
-"""Arrays of a gathered batch that only the next transforms use."""
 
 
 def step_spec(

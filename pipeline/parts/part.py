@@ -15,7 +15,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from inspect import get_annotations
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_type_hints
 
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
@@ -66,6 +66,33 @@ class Part:
         names = {"part": kind.__name__, "module": source.module, "file": source.file}
         return {**names, "checksum": source.checksum, "fields": fields}
 
+    def problems_of(self, kind: Any, value: Any) -> Iterator[tuple[str, str, str]]:
+        """Yields (expected, found, remedy) for the first thing that keeps a value from being one.
+
+        Args:
+          kind: The protocol of the field.
+          value: The value to check.
+        """
+        found, expected = type(value), "an instance of a frozen dataclass"
+        if isinstance(value, type):
+            yield expected, f"the class {value.__name__}", f"Write {value.__name__}(...)."
+        elif not dataclasses.is_dataclass(value):
+            shown = getattr(value, "__name__", None)
+            text = f"the function {shown}" if shown and callable(value) else f"{value!r:.60}"
+            yield _needs(kind), text, _REMEDY
+        elif not found.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
+            remedy = f"Write @dataclasses.dataclass(frozen=True) above class {found.__name__}."
+            yield "a frozen dataclass", f"{found.__name__}, which is not frozen", remedy
+        elif not isinstance(value, kind):
+            lacks = lacked(kind, found)
+            text = f"{found.__name__}, which lacks {', '.join(lacks)}" if lacks else found.__name__
+            yield _needs(kind), text, f"Add {'them' if len(lacks) > 1 else 'it'} to the class."
+        elif "." in found.__qualname__ and found not in self.plain:
+            remedy = "Move the class to the top of the file: a checkpoint records it by its name."
+            yield "a class at the top of a file", found.__qualname__, remedy
+        else:
+            yield from _unwritable(self, value)
+
     def _read(self, kind: Any, values: Any, info: Any) -> Any:
         """Returns the part that JSON values describe."""
         if isinstance(values, dict) and "part" in values:
@@ -94,44 +121,6 @@ class Part:
             return find_class(record.part, source, self.modules, directory)
         except MissingPartError as error:
             raise _error(str(error), remedy=error.remedy) from error
-
-
-def part_problems(kind: Any, mark: Part, value: Any) -> Iterator[tuple[str, str, str]]:
-    """Yields (expected, found, remedy) for the first thing that keeps a value from being a part.
-
-    Args:
-      kind: The protocol of the field.
-      mark: The mark of the field.
-      value: The value to check.
-    """
-    found, expected = type(value), "an instance of a frozen dataclass"
-    if isinstance(value, type):
-        yield expected, f"the class {value.__name__}", f"Write {value.__name__}(...)."
-    elif not dataclasses.is_dataclass(value):
-        shown = getattr(value, "__name__", None)
-        text = f"the function {shown}" if shown and callable(value) else f"{value!r:.60}"
-        yield _needs(kind), text, _REMEDY
-    elif not found.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
-        remedy = f"Write @dataclasses.dataclass(frozen=True) above class {found.__name__}."
-        yield "a frozen dataclass", f"{found.__name__}, which is not frozen", remedy
-    elif not isinstance(value, kind):
-        lacks = lacked(kind, found)
-        text = f"{found.__name__}, which lacks {', '.join(lacks)}" if lacks else found.__name__
-        yield _needs(kind), text, f"Add {'them' if len(lacks) > 1 else 'it'} to the class."
-    elif "." in found.__qualname__ and found not in mark.plain:
-        remedy = "Move the class to the top of the file: a checkpoint records it by its name."
-        yield "a class at the top of a file", found.__qualname__, remedy
-    else:
-        yield from _unwritable(mark, value)
-
-
-def marks_of(hint: Any) -> list[tuple[Any, Part]]:
-    """Lists (protocol, mark) of the parts in the type of a field, which has its annotations."""
-    if get_origin(hint) is Annotated:
-        kind, *extras = get_args(hint)
-        marks = [(kind, extra) for extra in extras if isinstance(extra, Part)]
-        return marks or marks_of(kind)
-    return [mark for argument in get_args(hint) for mark in marks_of(argument)]
 
 
 def without_sources(values: Any) -> Any:

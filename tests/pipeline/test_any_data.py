@@ -19,10 +19,10 @@ from pipeline.inspection.__main__ import to_json
 from pipeline.inspection.dataset_figure import make_figure
 from pipeline.inspection.dataset_summary import read_images, summarize
 from pipeline.inspection.summary_tables import to_text
-from pipeline.loading.device import resize_images
 from pipeline.loading.text import describe_texts, tokenize
 from tests.pipeline.inspection.test_summary_tables import plain
 from tests.small_dataset import LENGTH, write_dataset
+from train.update.image_resizing import resize_images
 
 CAMERA = "observation/image_primary"
 

@@ -27,7 +27,7 @@ from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import write_text_atomically, writing
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.data_config import Normalization
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.normalize import make_normalizer
 from pipeline.loading.transforms.input_transforms import DropObservation, StateNoise
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
@@ -270,7 +270,7 @@ def _moments(values: Mapping[str, Any], normalization: Normalization) -> dict[st
         return moments
     statistics = FeatureStatistics.from_json(values)
     everywhere = np.ones(statistics.mean.shape, bool)
-    normalizer = Normalizer.create([statistics], [everywhere], normalization)
+    normalizer = make_normalizer([statistics], [everywhere], normalization)
     return moments | {"mean": normalizer.offset[0].tolist(), "std": normalizer.scale[0].tolist()}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
-from pipeline.loading.device import resize_images
+from train.update.image_resizing import resize_images
 
 Observation = Mapping[str, Any]
 """An environment's observation at one step, by name below `observation/`: images uint8 (y x 3), in

@@ -14,11 +14,10 @@ import numpy as np
 
 from pipeline.data.schema import nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import FlatBatch, LeafSpec
+from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, FlatBatch, LeafSpec
 from pipeline.loading.samples.windows import history_indices
 from pipeline.loading.text import tokenize
 from pipeline.loading.transforms.batch_transforms import LookUpTask
-from pipeline.loading.window_reader import DATASET_INDEX, KEEPS_TEXT
 from train.policy.latency import StageClock
 from train.policy.observations import Observation, check_environments, check_observations
 from train.policy.policy_spec import PolicySpec

@@ -17,13 +17,10 @@ from pipeline.errors import UserError
 from pipeline.files import from_json_text
 from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, Normalization
-from pipeline.loading.normalize import Normalizer, normalized_arrays, normalized_dims
+from pipeline.loading.normalize import make_normalizer, normalized_arrays, normalized_dims
 from pipeline.loading.text import Encode
-from pipeline.loading.transforms.batch_transforms import (
-    Normalize,
-    instruction_spec,
-    with_normalizers,
-)
+from pipeline.loading.transforms.batch_transforms import instruction_spec
+from pipeline.loading.transforms.normalize_transforms import Normalize, with_normalizers
 from pipeline.loading.transforms.transform_chain import TransformChain
 from pipeline.loading.window_reader import read_spec, step_spec
 from train.checkpoints.checkpoint_store import Checkpoint
@@ -178,7 +175,7 @@ class PolicySpec:
         normalizers = {}
         for key, leaf in normalized_arrays(self.data, chain.spec, vectors).items():
             statistics, dims = [self.statistics[key]], [normalized_dims(leaf)]
-            normalizers[key] = Normalizer.create(statistics, dims, self.normalization)
+            normalizers[key] = make_normalizer(statistics, dims, self.normalization)
         return with_normalizers(chain, normalizers, seed=None)
 
     @property

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 from pipeline.errors import UserError
-from pipeline.loading.device import resize_images
 from pipeline.loading.text import TaskTable, blank
 from train.octo.functional import encode_texts, losses_fn, sample_axes
 from train.octo.model import OctoModule
@@ -17,6 +16,7 @@ from train.octo.octo_config import OctoConfig
 from train.octo.protocols import Noise
 from train.train_config import TrainConfig
 from train.update.augment import augment
+from train.update.image_resizing import resize_images
 from train.update.optimizer import Parameters, join_frozen, split_frozen
 from train.update.train_state import TrainState
 

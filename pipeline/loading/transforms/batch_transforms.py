@@ -1,20 +1,26 @@
 """Transforms of a batch that was read: each takes a batch and returns a new one."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pipeline.data.conventions import Conventions, standardize_gripper
 from pipeline.data.schema import ACTION, nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec, check_batch, fingerprint
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.batch import (
+    DATASET_INDEX,
+    INTERNAL,
+    KEEPS_TEXT,
+    BatchSpec,
+    FlatBatch,
+    LeafSpec,
+    check_batch,
+)
 from pipeline.loading.text import TaskTable, blank
-from pipeline.loading.transforms.transform import Draws
-from pipeline.loading.transforms.transform_chain import Stage, TransformChain
-from pipeline.loading.window_reader import DATASET_INDEX, INTERNAL, KEEPS_TEXT
+from pipeline.loading.transforms.transform_chain import Stage
 
 _TASK_INDEX = "task/task_index"
 
@@ -34,51 +40,6 @@ class StandardizeGripper:
             rows = batch[DATASET_INDEX] == number
             action[rows] = standardize_gripper(action[rows], conventions)
         return batch | {ACTION: action}
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalize:
-    """Normalises one feature by the statistics of each sample's dataset."""
-
-    key: str
-    """Path in the batch."""
-    normalizer: Normalizer
-    """Normalizer that holds the statistics of all datasets of the mixture."""
-
-    def spec_after(self, spec: BatchSpec) -> BatchSpec:
-        """Makes float32 of any stored dtype."""
-        return spec | {self.key: dataclasses.replace(spec[self.key], dtype="float32")}
-
-    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
-        """Replaces the array at `key`; steps that are missing stay zero."""
-        del spec, draws
-        values = batch[self.key]
-        normalized = self.normalizer.normalize(values, batch[DATASET_INDEX])
-        name = self.key.removeprefix("observation/")
-        is_read = batch.get(f"observation/pad_mask_dict/{name}")
-        if is_read is not None and not is_read.all():
-            # The last columns are those of a shorter window.
-            real = is_read[:, -values.shape[1] :, None]
-            normalized = np.where(real, normalized, values.astype(np.float32, copy=False))
-        return batch | {self.key: normalized}
-
-
-class NormalizeAction(Normalize):
-    """Normalises the actions."""
-
-    def invert(self, action: np.ndarray, batch: FlatBatch, spec: BatchSpec) -> np.ndarray:
-        """Inverts it, except for values that `bounds` clips."""
-        del spec
-        return self.normalizer.unnormalize(action, batch[DATASET_INDEX])
-
-
-def with_normalizers(
-    chain: TransformChain, normalizers: Mapping[str, Normalizer], seed: int | None
-) -> TransformChain:
-    """Returns a chain with the normalizers of the action and of observations at its end."""
-    kinds = {ACTION: NormalizeAction}
-    made = [kinds.get(key, Normalize)(key, one) for key, one in normalizers.items()]
-    return chain.then(made, seed)
 
 
 def instruction_spec(batch_size: int, max_text_length: int | None) -> BatchSpec:
@@ -153,6 +114,18 @@ class CheckBatch:
         # In the order of the spec, whatever order the transforms added their arrays in.
         # The fingerprint is of the checked batch, before a user's own transforms.
         return nest({key: sealed[key] for key in self.spec}), fingerprint(sealed)
+
+
+def fingerprint(batch: FlatBatch) -> str:
+    """Hashes every path, type and byte, in the order of the paths: 16 hex digits of XXH3."""
+    digest = xxhash.xxh3_64()
+    # Sorted, since two equal batches may have their keys in another order.
+    for key in sorted(batch):
+        # The type as well: equal bytes of another shape are another batch.
+        digest.update(f"{key}:{batch[key].dtype}{batch[key].shape}".encode())
+        # Bytes without a copy, also for bool and 0-d arrays.
+        digest.update(np.ascontiguousarray(batch[key]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.statistics import FeatureStatistics, compute
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.normalize import make_normalizer
+from pipeline.loading.transforms.normalize_transforms import Normalizer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "data" / "golden" / "octo" / "data"
 RECORDED = ["normal", "bounds"]
@@ -18,7 +19,7 @@ def draw(seed: int, scale: float = 1.0) -> np.ndarray:
 
 
 def normalizer(kind: str, *values: np.ndarray) -> Normalizer:
-    return Normalizer.create([compute(v) for v in values], [np.ones(3, bool)] * len(values), kind)
+    return make_normalizer([compute(v) for v in values], [np.ones(3, bool)] * len(values), kind)
 
 
 @pytest.mark.parametrize("kind", RECORDED)
@@ -32,7 +33,7 @@ def test_values_are_those_of_the_original(kind: str, feature: str) -> None:
     )
     with np.load(GOLDEN / "normalize.npz") as arrays:
         mask = arrays["action_mask"] if feature == "action" else np.ones(8, bool)
-        original = Normalizer.create([statistics], [mask], kind)
+        original = make_normalizer([statistics], [mask], kind)
         for number in range(3):
             values = arrays[f"traj{number}/{feature}"]
             normalized = original.normalize(values, np.zeros(len(values), np.int32))
@@ -83,7 +84,7 @@ def test_unmasked_dimension_is_left_as_it_is() -> None:
     values = draw(0, 10.0)
     for kind in KINDS:
         mask = np.array([True, False, True])
-        masked = Normalizer.create([compute(values)], [mask], kind)
+        masked = make_normalizer([compute(values)], [mask], kind)
         normalized = masked.normalize(values, np.zeros(200, np.int32))
         changed = (normalized != values).any(0)
         np.testing.assert_array_equal(changed, mask)

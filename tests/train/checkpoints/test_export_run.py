@@ -15,7 +15,7 @@ from pipeline.data.statistics import FeatureStatistics, compute
 from pipeline.errors import DataError, UserError
 from pipeline.loading.data_config import Normalization
 from pipeline.loading.loader_state import LoaderState
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.normalize import make_normalizer
 from pipeline.loading.transforms.action_transforms import PadActions
 from pipeline.loading.transforms.input_transforms import StateNoise
 from tests.train.conftest import TINY_CONFIG, random_state
@@ -102,7 +102,7 @@ def test_the_originals_default_undoes_every_normalization(kind):
     for key, name in (("action", "action"), ("observation/proprio", "proprio")):
         statistics = FeatureStatistics.from_json(dataset["statistics"][key])
         mask = np.array(exported[name].get("mask", [True] * len(statistics.mean)))
-        ours = Normalizer.create([statistics], [mask], kind)
+        ours = make_normalizer([statistics], [mask], kind)
         values = np.random.default_rng(1).uniform(-1, 1, (32, len(mask))).astype(np.float32)
         mean, std = (np.array(exported[name][moment], np.float32) for moment in ("mean", "std"))
         theirs = np.where(mask, values * std + mean, values)

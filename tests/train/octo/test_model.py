@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.normalize import make_normalizer
 from tests.parameters import random_params
 from tests.rounding import assert_equal_but_for_rounding
 from train.octo.attention import Kind, Span, attention_mask, rule_mask
@@ -544,7 +544,7 @@ def test_unnormalised_actions_are_the_recorded_ones(
     stats = {name: np.asarray(v) for name, v in recorded["stats"]["action"].items()}
     mask = stats.pop("mask")
     moments = {name: values.astype(np.float32) for name, values in stats.items()}
-    normalizer = Normalizer.create([FeatureStatistics(**moments, count=1)], [mask], kind)
+    normalizer = make_normalizer([FeatureStatistics(**moments, count=1)], [mask], kind)
     noise = SamplingNoise(recorded[kind]["init_noise"], recorded[kind]["step_noise"])
     actions = sample(recorded["tasks"], noise)
     found = normalizer.unnormalize(np.asarray(actions), np.zeros(3, np.int32))

@@ -6,15 +6,16 @@ import pytest
 from pipeline.data.conventions import Conventions
 from pipeline.data.statistics import compute
 from pipeline.errors import SchemaError
-from pipeline.loading.batch import LeafSpec, fingerprint
-from pipeline.loading.normalize import Normalizer
+from pipeline.loading.batch import LeafSpec
+from pipeline.loading.normalize import make_normalizer
 from pipeline.loading.text import TaskTable
 from pipeline.loading.transforms.batch_transforms import (
     CheckBatch,
     LookUpTask,
-    NormalizeAction,
     StandardizeGripper,
+    fingerprint,
 )
+from pipeline.loading.transforms.normalize_transforms import NormalizeAction
 from pipeline.loading.transforms.transform_chain import Stage
 
 LIBERO = Conventions("rotated_180", "axis_angle", 20.0, "kept", 2, -1.0, 1.0)
@@ -42,7 +43,7 @@ def make_batch() -> dict[str, np.ndarray]:
 def normalize() -> Stage:
     values = [np.array([[0, 0, 0], [2, 4, 8]], np.float32), np.full((2, 3), 1, np.float32)]
     masks = [np.array([True, True, False])] * 2
-    normalizer = Normalizer.create([compute(v) for v in values], masks, "normal")
+    normalizer = make_normalizer([compute(v) for v in values], masks, "normal")
     spec = {"action": LeafSpec("float32", (2, 1, 1, 3))}
     return Stage(NormalizeAction("action", normalizer), spec, spec, seed=0, place=0)
 
