@@ -33,7 +33,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.registry import _registry as fsspec_implementations
 from hypothesis import HealthCheck, settings
 
-from tests.compiled import share_contexts, write_programs_whole
+from tests.compiled import share_contexts, spare_garbage_collection, write_programs_whole
 from tests.hub_server import HubServer, serving
 from tests.type_checks import check_shapes_where_they_are_named
 
@@ -112,13 +112,9 @@ def reseal() -> Callable[[pathlib.Path], None]:
 
 
 def pytest_collection_finish() -> None:
-    """Takes the modules out of the garbage collector's rounds, and lets these be fewer.
-
-    Tracing makes millions of small objects, and each round would visit all that was imported.
-    """
+    """Leaves what collecting the tests has imported out of the garbage collector's rounds."""
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
+    spare_garbage_collection()
 
 
 @pytest.fixture(scope="session")

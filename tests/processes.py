@@ -22,7 +22,7 @@ from multiprocessing import forkserver
 
 import jax
 
-from tests.compiled import share_contexts, write_programs_whole
+from tests.compiled import share_contexts, spare_garbage_collection, write_programs_whole
 from tests.flax_parameters import check_parameters_once
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -154,6 +154,7 @@ def _main(
     line: tuple[str, ...], env: Mapping[str, str], out: str, before: Callable[[], None]
 ) -> None:
     """What a child does. JAX reads its variables when it is imported, so they are set again."""
+    spare_garbage_collection()
     for number, name in ((1, "stdout"), (2, "stderr")):
         with pathlib.Path(out, name).open("wb") as file:
             os.dup2(file.fileno(), number)
