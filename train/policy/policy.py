@@ -21,7 +21,7 @@ from train.checkpoints.fetched_run import find_run
 from train.policy.chunk_sampler import ChunkSampler
 from train.policy.latency import Latency, StageClock, Stopwatch, Timing
 from train.policy.observations import Observation, describe_one
-from train.policy.policy_inputs import TASKS, PolicyInputs, Task, nest_inputs
+from train.policy.policy_inputs import TASKS, PolicyInputs, Task
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, encoder_of
 from train.update.train_state import count_parameters
@@ -33,6 +33,8 @@ _SHOWN_OBSERVATIONS = 8
 """Lines of a description."""
 # Neither black, which marks missing images, nor white.
 _GREY = 127
+_WARM_UP_TEXTS = ("up", "the")
+"""Instructions of the predictions before the first call; the second of them is no longer slow."""
 _BLANK_SIDE = 224
 """Side in pixels of a blank image whose size is not known; the encoder resizes any size."""
 
@@ -312,25 +314,26 @@ class Policy:
         return chunks
 
     def warm_up(self) -> None:
-        """Predicts once from blank observations, so that a later prediction compiles nothing.
+        """Predicts twice from the example observation, so that no later call is slower than others.
 
         Constructing a policy compiles the model and the language encoder; this also compiles the
-        token encoder. An image of unknown size, from which the model reads only tokens, gets the
-        encoder's size. No environment changes, and `latency` ignores this prediction.
+        token encoder, and runs all that a call with another instruction runs, which takes longer
+        the first time. An image of unknown size, from which the model reads only tokens, gets the
+        encoder's size. No environment changes, and `latency` ignores these predictions.
         """
         # A number that no environment has.
         env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
-        blank = {name: self._blank(leaf) for name, leaf in self.expected.items()}
+        example = self.example_observation()
         needs_goal = self.spec.data.conditioning == "image_conditioned"
         # An image-conditioned policy has no task without a goal.
-        goal = {name: blank[name] for name in self.spec.cameras if needs_goal and name in blank}
-        self.reset(env, goal=goal)
+        goal = {name: example[name] for name in self.spec.cameras if needs_goal and name in example}
         try:
-            self._inputs.push({env: blank})
-            # Zeros for the model, and no transforms: a quaternion of zeros would be an error.
-            size = (self.config.batch_size,)
-            zeros = {k: np.zeros(size + v.shape, v.dtype) for k, v in self.spec.leaves.items()}
-            self._predicted([env] * self.config.batch_size, nest_inputs(zeros))
+            for text in _WARM_UP_TEXTS:
+                # Another text each time, as the embedding of a known one is kept.
+                self.reset(env, "" if needs_goal else text, goal)
+                self._inputs.push({env: example})
+                # Without the check of its actions, which a call makes.
+                self._infer([env])
         finally:
             self.forget(env)
 

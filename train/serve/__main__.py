@@ -2,13 +2,17 @@
 
 import asyncio
 import dataclasses
+import json
 import logging
 import os
 import signal
 import socket
+import sys
 from typing import Annotated, Any, NoReturn
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 from pipeline.errors import EXIT_INTERRUPTED, UserError, user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help
@@ -24,6 +28,27 @@ from train.serve.in_thread import import_server
 from train.serve.listener import bind, is_local
 
 _log = logging.getLogger("train.serve")
+_NUM_CALLS = 200
+"""Calls that `--benchmark` measures by default."""
+_DIGITS = 3
+
+
+def _parse_num_calls(words: list[str]) -> int:
+    if not words:
+        return _NUM_CALLS
+    # "a number": tyro puts the flag before it.
+    if not words[0].isascii() or not words[0].isdecimal() or not int(words[0]):
+        raise ValueError(f"expected a number of calls, from 1; found {words[0]}")
+    return int(words[0])
+
+
+_NumCalls = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=(0, 1),
+    metavar="[N]",
+    instance_from_str=_parse_num_calls,
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +86,11 @@ class Args:
     dataset."""
     seed: int = 0
     """Seed of a diffusion head's noise."""
+    benchmark: Annotated[int | None, _NumCalls, tyro.conf.arg(help_behavior_hint="")] = None
+    """Measure N calls, 200 by default, of a client on this machine instead of serving: latency from
+    packing a message to its actions, on a free port."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --benchmark, print one JSON object on a line of its own; the table goes to stderr."""
     parts: PartsFlag = ()
     """Python file, or module, that defines classes of your own which the run records; may be given
     several times."""
@@ -78,6 +108,9 @@ def main() -> None:
         # Before the policy is loaded: a missing package shows at once.
         module = import_server()
         config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
+        if args.benchmark is not None:
+            _benchmark(args, config, args.benchmark)
+            return
         api_key = read_api_key(args.api_key_file)
         # Bound before the policy is loaded, so a port in use shows in a second and not in a minute.
         with bind(args.host, args.port) as listener:
@@ -89,6 +122,8 @@ def main() -> None:
                     VARIABLE,
                 )
             policy = _load(args, config)
+            # Compiles the token encoder as well, so the first client does not wait for it.
+            policy.warm_up()
             server = module.PolicyServer(policy, config, api_key)
             stopped_by = asyncio.run(_serve(args, policy.address, server, listener))
         # Only where a client called: NaN says nothing.
@@ -101,6 +136,25 @@ def main() -> None:
         if stopped_by is signal.SIGINT:
             # Like any interrupted command, with its exit status.
             raise KeyboardInterrupt
+
+
+def _benchmark(args: Args, config: ServeConfig, num_calls: int) -> None:
+    from train.serve.serve_benchmark import measure  # noqa: PLC0415  (an extra)
+
+    measurement = measure(_load(args, config), config, num_calls)
+    stream = sys.stderr if args.json else sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else 100)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in measurement.rows():
+        table.add_row(*row)
+    console.print(table)
+    if args.json:
+        values = {"first_ratio": measurement.first_ratio} | dataclasses.asdict(measurement)
+        rounded = {key: round(value, _DIGITS) for key, value in values.items()}
+        sys.stdout.write(json.dumps(rounded) + "\n")
 
 
 def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -158,8 +212,6 @@ def _load(args: Args, config: ServeConfig) -> Policy:
             "actions of each chunk. Exact: --execute_horizon N, called every step",
             ", ".join(keeping),
         )
-    # Compiles the token encoder as well, so the first client does not wait for it.
-    policy.warm_up()
     for key, leaf in expected_keys(policy, config).items():
         _log.info("  %s %s", key, describe_one(leaf))
     return policy

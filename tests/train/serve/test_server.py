@@ -348,18 +348,27 @@ def test_what_is_no_number_is_not_sent():
 )
 def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
     flags = ("--port", "0", "--host", "127.0.0.1", "--seed", "3")
-    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
-    process = Command("train.serve", policy_run, *flags, env=cache | {"OCTOGRAIN_API_KEY": "k"})
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        "OCTOGRAIN_API_KEY": "k",
+        "JAX_LOG_COMPILES": "1",
+    }
+    process = Command("train.serve", policy_run, *flags, env=environment)
     process.wait_until(lambda: "serving " in process.stderr)
-    lines = process.stderr.splitlines()
-    (found,) = filter(None, (re.search(r"serving .* at ws://127.0.0.1:(\d+)", x) for x in lines))
-    assert "the policy reads 2 steps at once" in lines[0]
-    with Client(int(found[1]), "k") as client:
+    (port,) = re.findall(r"serving .* at ws://127.0.0.1:(\d+)", process.stderr)
+    with Client(int(port), "k") as client:
         assert client.ask(**shown())[0].shape == (4, 7)
-        process.send_signal(by)
-        process.finish(code)
+    process.wait_until(lambda: "disconnected" in process.stderr)
+    process.send_signal(by)
+    process.finish(code)
+    assert "the policy reads 2 steps at once" in process.stderr
     assert "inference: 1 calls: " in process.stderr
     assert "Traceback" not in process.stderr
+    # Nothing is compiled for the first answer, which would make it slow.
+    before, _, after = process.stderr.partition(" connected\n")
+    first_answer, _, _ = after.partition(" disconnected\n")
+    assert "Compiling" in before
+    assert "Compiling" not in first_answer
 
 
 @pytest.mark.parametrize(
