@@ -65,8 +65,10 @@ from train.octo.tokenizer_inputs import observation_mask as observation_mask
 from train.policy import (
     FirstActions as FirstActions,
     GripperCommands as GripperCommands,
+    PlannedActions as PlannedActions,
     Policy as Policy,
     PolicyConfig as PolicyConfig,
+    RealTimeChunking as RealTimeChunking,
     TemporalEnsemble as TemporalEnsemble,
 )
 from train.run import finetune as finetune

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from pipeline.errors import UserError
 from train.octo.attention import READOUT, Kind
 from train.octo.fusion import Alignment, Grid, PatchFusion
+from train.octo.heads.guidance import Guide, blend
 from train.octo.octo_config import OctoConfig, VGGTTokenizerConfig
 from train.octo.protocols import Noise, TokenizerConfig
 from train.octo.token_groups import TokenGroup, concatenate, pad_window, repeat_over_window
@@ -293,6 +294,28 @@ class OctoModule(nn.Module):
         readout, head = self.readout(observation, task), self.config.head
         chunks = self.heads_action.sample(readout, noise)
         return self._checked(chunks, (len(readout), head.action_horizon, head.action_dim), "sample")
+
+    def sample_guided(
+        self, observation: Inputs, task: Inputs, noise: Noise, guide: Guide
+    ) -> Float[Array, "b h a"]:
+        """Samples normalised actions that continue those which are already planned.
+
+        A head without a method `sample_guided` predicts, and the chunk is blended with the plan by
+        the same weights.
+
+        Args:
+          observation: The `observation` of the batch.
+          task: The `task` of the batch; goal images are optional.
+          noise: The random numbers from `config.head.draw_sampling_noise`.
+          guide: The planned actions and their weights.
+        """
+        readout, head = self.readout(observation, task), self.config.head
+        if hasattr(self.heads_action, "sample_guided"):
+            chunks = self.heads_action.sample_guided(readout, noise, guide)
+        else:
+            chunks = blend(self.heads_action.sample(readout, noise), guide)
+        shape = (len(readout), head.action_horizon, head.action_dim)
+        return self._checked(chunks, shape, "sample_guided")
 
     def _checked(self, found: jax.Array, shape: tuple[int, ...], method: str) -> jax.Array:
         """Returns what a head computed; raises a `UserError` where it is of another type."""

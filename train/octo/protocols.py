@@ -73,7 +73,7 @@ class HeadConfig(Protocol):
         ...
 
     def make_head(self) -> Any:
-        """Returns the linen module, which has two methods.
+        """Returns the linen module, which has two methods, or three.
 
         `loss(readout, action, mask, noise)` returns the loss, a float32 scalar: a mean over the
         elements of actions that are real. `readout` are the readout tokens of each step, float32
@@ -82,6 +82,11 @@ class HeadConfig(Protocol):
 
         `sample(readout, noise)` returns normalised actions for the last step of the window, float32
         (b h a); `noise` comes from `draw_sampling_noise`.
+
+        It may have a third, `sample_guided(readout, noise, guide)`, for real-time chunking: a chunk
+        that continues the actions `guide.target` (b h a), each by its weight in `guide.weights`
+        (b h a), from 0 to 1; elements of weight 1 are returned as they are. Without it, what
+        `sample` returns is blended with the target by these weights.
         """
         ...
 

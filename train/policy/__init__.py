@@ -4,8 +4,10 @@ from train.policy.chunk_execution import Execution, FirstActions, TemporalEnsemb
 from train.policy.gripper_commands import GripperCommands
 from train.policy.latency import Latency, Timing
 from train.policy.observations import Observation
+from train.policy.planned_actions import PlannedActions
 from train.policy.policy import Policy, PolicyConfig
 from train.policy.policy_spec import PolicySpec
+from train.policy.real_time_chunking import RealTimeChunking
 from train.policy.rollout_tokens import TokenEncoder
 
 __all__ = [
@@ -14,9 +16,11 @@ __all__ = [
     "GripperCommands",
     "Latency",
     "Observation",
+    "PlannedActions",
     "Policy",
     "PolicyConfig",
     "PolicySpec",
+    "RealTimeChunking",
     "TemporalEnsemble",
     "Timing",
     "TokenEncoder",

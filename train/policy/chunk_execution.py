@@ -102,11 +102,40 @@ def make_execution(
             )
         return TemporalEnsemble(ensemble)
     num_actions = action_horizon if execute_horizon is None else execute_horizon
-    if not 1 <= num_actions <= action_horizon:
+    _check_horizon(num_actions, action_horizon)
+    return FirstActions(num_actions)
+
+
+def check_delay(delay: int, execute_horizon: int, action_horizon: int) -> None:
+    """Checks that a chunk can take effect `delay` steps after its observation.
+
+    Args:
+      delay: Steps from an observation to the step at which its chunk takes effect.
+      execute_horizon: Steps from one prediction to the next.
+      action_horizon: Number of actions per chunk.
+
+    Raises:
+      UserError: The horizon is out of range, or the delay is longer than it, or longer than what is
+        left of a chunk after it.
+    """
+    _check_horizon(execute_horizon, action_horizon)
+    left = action_horizon - execute_horizon
+    if not 0 <= delay <= min(execute_horizon, left):
+        raise UserError(
+            where="delay",
+            expected=f"0 to {min(execute_horizon, left)} steps: a chunk of {action_horizon} is "
+            f"predicted every {execute_horizon} steps, and {left} actions are left then",
+            found=str(delay),
+            remedy=f"Use an execute_horizon of {(action_horizon + 1) // 2}, half of the chunk, or "
+            "train with a longer data.action_horizon.",
+        )
+
+
+def _check_horizon(execute_horizon: int, action_horizon: int) -> None:
+    if not 1 <= execute_horizon <= action_horizon:
         raise UserError(
             where="execute_horizon",
             expected=f"1 to {action_horizon}, the actions of a chunk",
-            found=str(num_actions),
+            found=str(execute_horizon),
             remedy=f"Use at most {action_horizon}, or train with a longer data.action_horizon.",
         )
-    return FirstActions(num_actions)

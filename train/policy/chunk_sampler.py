@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.data.schema import ACTION
 from train.octo.functional import InstructionEncoder, Params, draw_by_sample
+from train.octo.heads.guidance import Guide
 from train.octo.model import OctoModule
 from train.octo.octo_config import OctoConfig, with_unused_dims
 from train.policy.latency import StageClock
@@ -21,16 +22,26 @@ from train.update.train_step import to_model_size
 class ChunkSampler:
     """A compiled model; nothing is compiled after it is made.
 
+    A guided chunk has a program of its own: the other is the same with and without it.
+
     Args:
       spec: What the model reads.
       params: Parameters of the model.
       batch_size: Number of environments in every batch.
       seed: Seed of the noise.
       clock: Measures the language encoder and the model.
+      guided: Whether chunks may be guided, which compiles a second program.
     """
 
     def __init__(
-        self, spec: PolicySpec, params: Params, batch_size: int, seed: int, clock: StageClock
+        self,
+        spec: PolicySpec,
+        params: Params,
+        *,
+        batch_size: int,
+        seed: int,
+        clock: StageClock,
+        guided: bool,
     ) -> None:
         self._spec = spec
         self._clock = clock
@@ -42,7 +53,8 @@ class ChunkSampler:
         self._language = (
             None if model.language is None else InstructionEncoder(model, self.params, spec.encode)
         )
-        self._predict = self._compile()
+        self._predict = self._compile(None)
+        self._predict_guided: Any = self._compile(self._no_guide) if guided else None
 
     def __call__(
         self,
@@ -50,6 +62,7 @@ class ChunkSampler:
         texts: Sequence[str],
         envs: Sequence[int],
         counts: Sequence[int],
+        guide: Guide | None = None,
     ) -> np.ndarray:
         """Returns normalised chunks, float32 (b h a).
 
@@ -58,6 +71,7 @@ class ChunkSampler:
           texts: Instruction of each environment.
           envs: Number of each environment.
           counts: Number of chunks predicted in each since its reset.
+          guide: What the chunks are guided to, if `guided`; None: nothing.
         """
         embeddings = None
         if self._language is not None:
@@ -67,16 +81,24 @@ class ChunkSampler:
                 # Otherwise its time would be the model's, which waits for it.
                 embeddings.block_until_ready()
         numbers = (np.array(envs, np.uint32), np.array(counts, np.uint32))
+        predict = self._predict if guide is None else self._predict_guided
         with self._clock.measured("model_ms"):
-            chunks = self._predict(self.params, arrays, embeddings, self._base_key, *numbers)
+            chunks = predict(self.params, arrays, embeddings, self._base_key, *numbers, guide)
             return np.asarray(chunks)
 
     def noise_key(self, env: int, count: int) -> jax.Array:
         """Returns the noise key of the `count`-th chunk since the environment's reset, from 0."""
         return _noise_key(self._base_key, jnp.uint32(env), jnp.uint32(count))
 
-    def _compile(self) -> Any:
-        """Compiles the model for exactly one batch size."""
+    @property
+    def _no_guide(self) -> Guide:
+        """Returns a guide that leaves everything free."""
+        head = self._spec.model.head
+        zeros = np.zeros((self._batch_size, head.action_horizon, head.action_dim), np.float32)
+        return Guide(zeros, zeros)
+
+    def _compile(self, guide: Guide | None) -> Any:
+        """Compiles the model for exactly one batch size, with or without a guide."""
         spec, size = self._spec, self._batch_size
         structs = nest_inputs(
             {
@@ -99,6 +121,7 @@ class ChunkSampler:
             self._base_key,
             numbers,
             numbers,
+            guide,
             model=with_unused_dims(spec.model, spec.chain.spec[ACTION]),
             window_size=spec.data.window_size,
         )
@@ -114,6 +137,7 @@ def _predict(  # noqa: PLR0913  (a program's inputs)
     base_key: jax.Array,
     envs: jax.Array,
     counts: jax.Array,
+    guide: Guide | None,
     *,
     model: OctoConfig,
     window_size: int,
@@ -127,6 +151,7 @@ def _predict(  # noqa: PLR0913  (a program's inputs)
       base_key: Key of the noise.
       envs: Numbers of the environments, (b).
       counts: Number of chunks predicted in each since its reset, (b).
+      guide: What the chunks are guided to; None: nothing.
       model: Config of the model.
       window_size: Number of steps that the model reads.
     """
@@ -137,7 +162,10 @@ def _predict(  # noqa: PLR0913  (a program's inputs)
         inputs["task"]["language_embedding"] = embeddings
     noise = draw_by_sample(model.head, keys, window_size)
     arguments = (inputs["observation"], inputs["task"], noise)
-    chunks = OctoModule(model).apply({"params": params}, *arguments, method="sample_actions")
+    method = "sample_actions"
+    if guide is not None:
+        arguments, method = (*arguments, guide), "sample_guided"
+    chunks = OctoModule(model).apply({"params": params}, *arguments, method=method)
     return jnp.asarray(chunks)
 
 

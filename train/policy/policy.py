@@ -21,6 +21,12 @@ from train.checkpoints.fetched_run import find_run
 from train.policy.chunk_sampler import ChunkSampler
 from train.policy.latency import Latency, StageClock, Stopwatch, Timing
 from train.policy.observations import Observation, describe_one
+from train.policy.planned_actions import (
+    PlannedActions,
+    Previous,
+    check_planned,
+    with_committed,
+)
 from train.policy.policy_inputs import TASKS, PolicyInputs, Task
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, encoder_of
@@ -50,6 +56,8 @@ class PolicyConfig:
     resize: bool = False
     """Resizes images of other sizes to the stored size, as training resizes to the model's;
     otherwise other sizes are errors."""
+    real_time_chunking: bool = False
+    """Compiles a second program, with which `infer` continues planned actions (`previous`)."""
 
     def __post_init__(self) -> None:
         """Raises an error if a field is out of range."""
@@ -108,7 +116,12 @@ class Policy:
         )
         # Compiled here, so that no prediction does it.
         self._sampler = ChunkSampler(
-            self.spec, checkpoint.params, config.batch_size, config.seed, self._clock
+            self.spec,
+            checkpoint.params,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            clock=self._clock,
+            guided=config.real_time_chunking,
         )
         # Chunks predicted since each environment's reset.
         self._asked: dict[int, int] = {}
@@ -284,26 +297,41 @@ class Policy:
         # Without tokens, unless the window reads those of earlier steps.
         self._inputs.push(observations, latest=False)
 
-    def infer(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+    def infer(
+        self, observations: Mapping[int, Observation], previous: Previous | None = None
+    ) -> dict[int, np.ndarray]:
         """Adds a step to histories and predicts what follows it: float32 (h a) by environment.
+
+        With `previous`, a chunk continues actions that are executed while it is predicted: it
+        begins with exactly the committed ones, and is guided to the others (real-time chunking).
+        The noise is the same as without. An environment without planned actions is computed by the
+        program that computes it without `previous`.
 
         Args:
           observations: Observations of the environments to act in.
+          previous: Planned actions of environments; needs `PolicyConfig.real_time_chunking`.
 
         Raises:
-          UserError: Observations are missing or do not fit, which lists all of them and changes no
-            history; an environment was not reset; or actions are not finite, which clears the
-            histories of their environments.
+          UserError: Observations or planned actions are missing or do not fit, which lists all of
+            them and changes no history; an environment was not reset; or actions are not finite,
+            which clears the histories of their environments.
+
+        Source: Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow
+          Policies", for the diffusion head as `train/octo/heads/guidance.py` writes it. Chunks of
+          other heads are blended with the plan by the same weights, normalised.
         """
+        plans = self._plans(observations, previous or {})
         self._clock.restart()
         with self._stopwatch.measured():
             # One order for all batches.
             envs = list(observations)
             self._inputs.push(observations)
             chunks: dict[int, np.ndarray] = {}
-            # Batches of one size, for which the program was compiled.
-            for begin in range(0, len(envs), self.config.batch_size):
-                chunks |= self._infer(envs[begin : begin + self.config.batch_size])
+            # One program is for environments with planned actions, the other for those without.
+            for group in ([e for e in envs if e not in plans], [e for e in envs if e in plans]):
+                # Batches of one size, for which the programs were compiled.
+                for begin in range(0, len(group), self.config.batch_size):
+                    chunks |= self._infer(group[begin : begin + self.config.batch_size], plans)
             # After all batches, and inside the measurement: it waits for the device.
             unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
             if unusable:
@@ -311,7 +339,7 @@ class Policy:
         # Only after success: a failed prediction may be repeated with the same noise.
         for env in envs:
             self._asked[env] += 1
-        return chunks
+        return {env: chunks[env] for env in envs}
 
     def warm_up(self) -> None:
         """Predicts twice from the example observation, so that no later call is slower than others.
@@ -319,7 +347,8 @@ class Policy:
         Constructing a policy compiles the model and the language encoder; this also compiles the
         token encoder, and runs all that a call with another instruction runs, which takes longer
         the first time. An image of unknown size, from which the model reads only tokens, gets the
-        encoder's size. No environment changes, and `latency` ignores these predictions.
+        encoder's size. No environment changes, and `latency` ignores these predictions. With
+        `real_time_chunking`, a guided chunk is predicted too.
         """
         # A number that no environment has.
         env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
@@ -328,12 +357,15 @@ class Policy:
         # An image-conditioned policy has no task without a goal.
         goal = {name: example[name] for name in self.spec.cameras if needs_goal and name in example}
         try:
+            chunks = {}
             for text in _WARM_UP_TEXTS:
                 # Another text each time, as the embedding of a known one is kept.
                 self.reset(env, "" if needs_goal else text, goal)
                 self._inputs.push({env: example})
                 # Without the check of its actions, which a call makes.
-                self._infer([env])
+                chunks = self._infer([env], {})
+            if self.config.real_time_chunking and np.isfinite(chunks[env]).all():
+                self._infer([env], {env: PlannedActions(chunks[env], delay=0)})
         finally:
             self.forget(env)
 
@@ -345,22 +377,39 @@ class Policy:
         """Returns the nested batch that the model reads now, on the host; rows are environments."""
         return self._inputs.batch(envs).arrays
 
-    def _infer(self, envs: list[int]) -> dict[int, np.ndarray]:
-        """Predicts for at most one batch of environments."""
+    def _plans(
+        self, observations: Mapping[int, Observation], previous: Previous
+    ) -> dict[int, PlannedActions]:
+        """Returns the planned actions of environments that have some, after checking them."""
+        shape = (self.action_horizon, self.spec.features[ACTION].shape[0])
+        check_planned(previous, observations, shape)
+        plans = {env: plan for env, plan in previous.items() if plan is not None}
+        if plans and not self.config.real_time_chunking:
+            raise UserError(
+                where="policy, previous",
+                expected="a policy that was made for real-time chunking",
+                found="PolicyConfig.real_time_chunking False",
+                remedy="Make it with PolicyConfig(real_time_chunking=True).",
+            )
+        return plans
+
+    def _infer(self, envs: list[int], plans: Mapping[int, PlannedActions]) -> dict[int, np.ndarray]:
+        """Predicts for at most one batch of environments; all have planned actions, or none."""
         # Padded with the last environment; those rows are dropped below.
         filled = [*envs, *[envs[-1]] * (self.config.batch_size - len(envs))]
-        inputs = self._inputs.batch(filled)
-        chunks = self._predicted(filled, inputs.arrays)
+        inputs = self._inputs.batch(filled, [plans[env] for env in filled if env in plans])
+        texts = [self._inputs.task(env).text for env in filled]
+        counts = [self._asked[env] for env in filled]
+        chunks = self._sampler(inputs.arrays, texts, filled, counts, inputs.guide)
         # On the host, with the loader's own code; a rotation that is not finite has no inverse.
         if np.isfinite(chunks).all():
             chunks = inputs.restore(chunks)
         # `strict=False` drops the rows of padding.
-        return dict(zip(envs, chunks, strict=False))
-
-    def _predicted(self, envs: list[int], arrays: dict[str, Any]) -> np.ndarray:
-        """Returns what the model predicts for a whole batch of environments, float32 (b h a)."""
-        texts = [self._inputs.task(env).text for env in envs]
-        return self._sampler(arrays, texts, envs, [self._asked[env] for env in envs])
+        found = dict(zip(envs, chunks, strict=False))
+        return {
+            env: with_committed(chunk, plans[env]) if env in plans else chunk
+            for env, chunk in found.items()
+        }
 
     def _blank(self, leaf: LeafSpec | None) -> np.ndarray:
         """Returns an observation of zeros."""

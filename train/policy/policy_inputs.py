@@ -18,8 +18,10 @@ from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, FlatBatch, LeafSpe
 from pipeline.loading.samples.windows import history_indices
 from pipeline.loading.text import tokenize
 from pipeline.loading.transforms.batch_transforms import LookUpTask
+from train.octo.heads.guidance import Guide
 from train.policy.latency import StageClock
 from train.policy.observations import Observation, check_environments, check_observations
+from train.policy.planned_actions import PlannedActions, guide_of, planned_batch
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, needed_encoder, with_tokens
 
@@ -75,6 +77,8 @@ class ModelInputs:
     """Nested arrays that the model reads, one row per environment."""
     restore: Callable[[np.ndarray], np.ndarray]
     """Returns predicted chunks in the dataset's units, 1 = open: float32 (b h a)."""
+    guide: Guide | None = None
+    """What the chunks are guided to, normalised; None: nothing is planned."""
 
 
 class PolicyInputs:
@@ -168,11 +172,20 @@ class PolicyInputs:
         """Drops the steps of a history."""
         self._history(env).steps.clear()
 
-    def batch(self, envs: Sequence[int]) -> ModelInputs:
-        """Returns the batch of environments that have observed a step: one row each."""
+    def batch(self, envs: Sequence[int], plans: Sequence[PlannedActions] = ()) -> ModelInputs:
+        """Returns the batch of environments that have observed a step: one row each.
+
+        Args:
+          envs: Numbers of the environments.
+          plans: Planned actions of each, or of none.
+        """
         histories = [self._history(env) for env in envs]
         chain, language = self.spec.chain, self.spec.model.language
-        traced = chain.trace(self._read(histories))
+        read = self._read(histories)
+        if plans:
+            # Forwards through the chain with the new observation, as in training.
+            read |= planned_batch(plans, self.spec.before)
+        traced = chain.trace(read)
         batch = traced[-1]
         if language is not None:
             texts = [history.task.text for history in histories]
@@ -181,7 +194,8 @@ class PolicyInputs:
             batch = LookUpTask(table, (np.arange(len(texts), dtype=np.int32),))(batch)
         # In the order of `leaves`, and nothing else.
         arrays = nest_inputs({key: batch[key] for key in self.spec.leaves})
-        return ModelInputs(arrays, functools.partial(chain.invert, traced=traced))
+        guide = guide_of(plans, traced[-1]) if plans else None
+        return ModelInputs(arrays, functools.partial(chain.invert, traced=traced), guide)
 
     def _read(self, histories: Sequence[History]) -> FlatBatch:
         """Returns the arrays that the loader reads from a dataset, with the values as they are."""

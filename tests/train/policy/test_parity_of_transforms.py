@@ -27,6 +27,7 @@ from tests.train.conftest import TensorsConfig, with_data, without_params
 from train.flags import load_config
 from train.octo.octo_config import LowdimTokenizerConfig, RegressionConfig
 from train.policy.parity import compare_episode
+from train.policy.planned_actions import PlannedActions, guide_of, planned_batch
 from train.policy.policy_spec import PolicySpec
 from train.train_config import TrainConfig
 
@@ -203,6 +204,30 @@ def test_a_whole_chunk_returns(config: TrainConfig, robot: Robot) -> None:
     kept = [n for n, name in enumerate(robot.dims["action"]) if name not in robot.masked]
     expected = before["action"][:, -1][..., kept]
     np.testing.assert_allclose(restored[..., kept], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_planned_actions_take_the_way_of_the_training_batch(
+    config: TrainConfig, robot: Robot
+) -> None:
+    """They become what the model learned as the actions after this observation."""
+    dataset = open_dataset(config.data.datasets[0].path)
+    spec = PolicySpec.of(without_params(config))
+    loader = Loader(config.data, 8, [dataset], lambda text: [len(text)])
+    before, after = around_transforms(loader.without_random(), 0)
+    plans = [PlannedActions(actions[-1, :2], delay=1) for actions in before["action"]]
+    inputs = {key: value for key, value in before.items() if "action" not in key}
+    traced = spec.chain.trace(inputs | planned_batch(plans, spec.before))
+    guide = guide_of(plans, traced[-1])
+    np.testing.assert_array_equal(guide.target[:, :2], after["action"][:, -1, :2])
+    used = [name not in spec.chain.spec["action"].unused for name in spec.chain.spec["action"].dims]
+    weights = np.zeros(robot.horizon)
+    weights[:2] = [1, 0.1888]
+    np.testing.assert_allclose(
+        guide.weights, np.broadcast_to(np.outer(weights, used), guide.weights.shape), atol=5e-5
+    )
+    # The inputs that the model reads are the same with and without a plan.
+    alone = spec.chain.trace(inputs)[-1]
+    assert {key for key in alone if not np.array_equal(alone[key], traced[-1][key])} == set()
 
 
 def test_random_transforms_draw_the_same_on_both_ways(config: TrainConfig, robot: Robot) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from train.octo.heads.guidance import Guide, guided_noise
 from train.octo.heads.pooling import MapHead
 from train.octo.octo_config import DiffusionConfig
 
@@ -299,30 +300,72 @@ class DiffusionHead(nn.Module):
             only the last is returned.
           noise: The noise to start from, and the noise that the denoising steps add.
         """
+        return self._denoise(self.embed(readout), noise, None)
+
+    def sample_guided(
+        self, readout: Float[Array, "b w n d"], noise: SamplingNoise, guide: Guide
+    ) -> Float[Array, "b h a"]:
+        """Samples as `sample` does, and continues actions that are already planned.
+
+        Elements of weight 1 are committed: at every denoising step they are the target with the
+        noise of that step, and at the end the target itself. The other elements of the denoised
+        estimate are drawn to the target by the gradient of its weighted distance.
+
+        Args:
+          readout: The readout tokens of each step, of which the last is denoised.
+          noise: As for `sample`.
+          guide: The planned actions and their weights; the actions are clipped to `max_action`.
+
+        Source: `guidance.py`. There, committed elements have the weight 1 and are not held; holding
+          them is the inpainting of Janner et al. 2022, "Planning with Diffusion".
+        """
+        last = SamplingNoise(noise.initial[:, -1:], noise.steps[:, :, -1:])
+        return self._denoise(self.embed(readout)[:, -1:], last, guide)
+
+    def _denoise(
+        self, embedding: Float[Array, "b w d"], noise: SamplingNoise, guide: Guide | None
+    ) -> Float[Array, "b h a"]:
+        """Runs all denoising steps, and returns the chunk of the last step of the window."""
         config = self.config
+        schedule = cosine_schedule(config.diffusion_steps)
         coefficients = jax.tree.map(
             # Reversed: denoising runs from the last step to 0.
             lambda values: jnp.asarray(values[::-1]),
-            reverse_steps(cosine_schedule(config.diffusion_steps)),
+            reverse_steps(schedule),
         )
         times = jnp.arange(config.diffusion_steps)[::-1]
-        levels = unused_levels(cosine_schedule(config.diffusion_steps))
+        levels = unused_levels(schedule)
         is_unused = np.isin(np.arange(config.flat_dim) % config.action_dim, config.unused_dims)
-        embedding = self.embed(readout)
+        if guide is not None:
+            guide = guide.flat(config.max_action)
 
         def denoise(
             score: ScoreNetwork, x: jax.Array, step: tuple[jax.Array, ReverseStep, jax.Array]
         ) -> tuple[jax.Array, None]:
             time, (scale, shift, sigma), z = step
-            # One time for the whole batch, in the shape that training has: (b, w, 1).
-            eps = score(embedding, x, jnp.full((*x.shape[:-1], 1), time))
+
+            def predict(score: ScoreNetwork, x: jax.Array) -> jax.Array:
+                # One time for the whole batch, in the shape that training has: (b, w, 1).
+                return score(embedding, x, jnp.full((*x.shape[:-1], 1), time))
+
+            if guide is None:
+                eps = predict(score, x)
+            else:
+                remaining = jnp.asarray(schedule.alpha_hats)[time]
+                eps = guided_noise(predict, score, x, remaining, guide, config.max_action)
             cleaner = scale * (x - shift * eps) + sigma * z
             if config.unused_dims:
                 # The network has not learned to denoise them: they would grow to the bound, where
                 # training never was, and disturb the others.
                 cleaner = jnp.where(is_unused, jnp.asarray(levels)[time] * z, cleaner)
             # Clipped at every step, not only at the end, as in Octo.
-            return jnp.clip(cleaner, -config.max_action, config.max_action), None
+            cleaner = jnp.clip(cleaner, -config.max_action, config.max_action)
+            if guide is not None:
+                # Exact at the last step, whose level is 0.
+                level = jnp.asarray(levels)[time]
+                noisy = jnp.sqrt(1 - jnp.square(level)) * guide.target + level * z
+                cleaner = jnp.where(guide.weights == 1, noisy, cleaner)
+            return cleaner, None
 
         # linen's scan, because the body is a module; one copy of its parameters.
         run = nn.scan(denoise, variable_broadcast="params", split_rngs={"params": False})

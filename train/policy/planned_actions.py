@@ -1,0 +1,108 @@
+"""Actions that are still planned while the next chunk is predicted, and how they guide it."""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from pipeline.data.schema import ACTION
+from pipeline.errors import UserError
+from pipeline.loading.batch import BatchSpec, FlatBatch
+from pipeline.loading.transforms.transform_chain import ACTION_MASK
+from train.octo.heads.guidance import Guide, soft_mask
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedActions:
+    """What is left of a chunk whose execution continues while the next chunk is predicted.
+
+    chunk      a0 a1 a2 a3 a4 a5 a6 a7     predicted from the observation of step 0
+    step 4:                ^ observed      PlannedActions(chunk[4:], delay=2)
+    next       b0 b1 b2 b3 b4 b5 b6 b7     b0 = a4, b1 = a5; takes effect at b2, step 6
+    """
+
+    actions: np.ndarray
+    """Actions in the dataset's units, as `Policy.infer` returns them, float (n a); the first is for
+    the step that is observed now."""
+    delay: int
+    """Number of steps until the new chunk takes effect, at most n: the first `delay` actions are
+    committed, the others guide the chunk."""
+
+
+Previous = Mapping[int, PlannedActions | None]
+"""Planned actions by environment; None: there are none yet."""
+
+
+def check_planned(previous: Previous, envs: Collection[int], shape: tuple[int, int]) -> None:
+    """Checks the planned actions of all environments.
+
+    Args:
+      previous: The planned actions.
+      envs: Environments that are observed.
+      shape: Number of actions in a chunk, and of dimensions of an action.
+
+    Raises:
+      UserError: They do not fit, or are for an environment that is not observed; it lists all.
+    """
+    horizon, dims = shape
+    problems = []
+    for env, plan in previous.items():
+        if env not in envs:
+            problems.append(f"environment {env}: not observed")
+        elif plan is not None:
+            problems += [f"environment {env}: {problem}" for problem in _problems(plan, shape)]
+    if problems:
+        raise UserError(
+            where="policy, previous",
+            expected=f"1 to {horizon} planned actions of {dims} finite values for an environment "
+            "that is observed, and a delay from 0 to their number",
+            found="; ".join(problems),
+            remedy="Give what is left of the last chunk at this step, and the steps until the next "
+            "takes effect: PlannedActions(chunk[executed:], delay). A longer delay needs a longer "
+            "chunk, or a prediction that starts earlier.",
+        )
+
+
+def _problems(plan: PlannedActions, shape: tuple[int, int]) -> Iterator[str]:
+    actions = np.asarray(plan.actions)
+    if actions.ndim != len(shape) or actions.shape[1] != shape[1] or actions.dtype.kind != "f":
+        yield f"{actions.dtype}{list(actions.shape)}"
+        return
+    if not 1 <= len(actions) <= shape[0]:
+        yield f"{len(actions)} actions"
+    if not np.isfinite(actions).all():
+        yield "values that are not finite"
+    if not isinstance(plan.delay, int | np.integer) or not 0 <= plan.delay <= len(actions):
+        yield f"a delay of {plan.delay} steps with {len(actions)} planned actions"
+
+
+def planned_batch(plans: Sequence[PlannedActions], spec: BatchSpec) -> FlatBatch:
+    """Returns planned actions as the loader reads actions, to be transformed like them.
+
+    Every step of the window has the actions of its last one, and the last action is repeated to the
+    length of a chunk: no values are made up, which may be none of a rotation.
+
+    Args:
+      plans: Planned actions of each environment.
+      spec: Types of a batch before the transforms.
+    """
+    _, window, horizon, _ = spec[ACTION].shape
+    # (b h): the step of the plan that each action of the chunk is taken from.
+    taken = [np.minimum(np.arange(horizon), len(plan.actions) - 1) for plan in plans]
+    chunks = np.stack([plan.actions[rows] for plan, rows in zip(plans, taken, strict=True)])
+    actions = np.repeat(chunks[:, None].astype(np.float32), window, axis=1)
+    return {ACTION: actions, ACTION_MASK: np.ones(actions.shape, bool)}
+
+
+def guide_of(plans: Sequence[PlannedActions], batch: FlatBatch) -> Guide:
+    """Returns the guide of a batch whose actions are `planned_batch`'s, after the transforms."""
+    action, mask = batch[ACTION][:, -1], batch[ACTION_MASK][:, -1]
+    weights = [soft_mask(action.shape[1], len(plan.actions), plan.delay) for plan in plans]
+    # Dimensions that are masked or padded are not of the plan.
+    return Guide(action, np.stack(weights)[..., None] * mask.astype(np.float32))
+
+
+def with_committed(chunk: np.ndarray, plan: PlannedActions) -> np.ndarray:
+    """Returns a chunk (h a) that begins with exactly the committed actions of a plan."""
+    committed = plan.actions[: plan.delay].astype(np.float32)
+    return np.concatenate([committed, chunk[plan.delay :]])
