@@ -19,7 +19,7 @@ VERBS = {
         "show a dataset as text, JSON, images or a Rerun recording",
     ),
     "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
-    "export": (None, "write a dataset as RLDS or LeRobot, or a run for the original Octo"),
+    "export": (None, "write a dataset as RLDS or LeRobot, or a run as one file or for Octo"),
     "pull": (None, "fetch a dataset or a policy from the Hugging Face hub"),
     "push": (None, "put a dataset or a policy on the Hugging Face hub"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
@@ -36,6 +36,7 @@ FORMATS = {
     "rlds": "converters.export.rlds_export",
     "lerobot": "converters.export.lerobot_export",
     "octo": "train.checkpoints.export_run",
+    "stablehlo": "train.exported.stablehlo_command",
 }
 """What `octograin export` writes, and the module that does."""
 HUB = {
@@ -100,9 +101,10 @@ def _export(arguments: Sequence[str]) -> None:
         prog="octograin export",
         add_help=False,
         allow_abbrev=False,
-        usage="octograin export SOURCE OUT --to {rlds,lerobot,octo} ...",
-        description="Writes a dataset as RLDS or LeRobot 3.0, or a run as a checkpoint of the "
-        "original Octo; `octograin export --to FORMAT --help` lists what each takes.",
+        usage="octograin export SOURCE OUT --to {rlds,lerobot,octo,stablehlo} ...",
+        description="Writes a dataset as RLDS or LeRobot 3.0, a run as a checkpoint of the "
+        "original Octo, or its policy as one file that runs with jax and numpy alone (stablehlo); "
+        "`octograin export --to FORMAT --help` lists what each takes.",
     )
     parser.add_argument("--to", choices=tuple(FORMATS), required=True)
     if not any(word.split("=")[0] == "--to" for word in arguments) and {"-h", "--help"} & {

@@ -1,8 +1,9 @@
-"""Finds what comes with octograin: its version, presets of runs and the data of the demo.
+"""Finds what comes with octograin: its version and names, presets of runs, data of the demo.
 
 In a checkout they lie in `configs/` and `tests/data/`; in a wheel, inside the package octograin.
 """
 
+import ast
 import pathlib
 
 import octograin
@@ -38,6 +39,14 @@ def local_path(path: str) -> str:
 def presets() -> dict[str, pathlib.Path]:
     """The config files that come with octograin, by name, such as `libero_vggt`."""
     return {path.stem: path for path in sorted(_folder("presets", "configs").glob("*.py"))}
+
+
+def module_of(name: str) -> str:
+    """Returns the module that defines a name of `import octograin`; octograin for other names."""
+    stub = ast.parse(pathlib.Path(octograin.__file__).with_suffix(".pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    found = (str(node.module) for node in imports for alias in node.names if alias.name == name)
+    return next(found, octograin.__name__)
 
 
 def _folder(in_wheel: str, in_checkout: str) -> pathlib.Path:

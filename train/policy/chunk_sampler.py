@@ -114,7 +114,7 @@ class ChunkSampler:
         numbers = jax.ShapeDtypeStruct((size,), jnp.uint32)
 
         # Compiled for fixed shapes: a call with another shape is an error, not a recompilation.
-        lowered = _predict.lower(
+        lowered = sample_chunks.lower(
             self.params,
             structs,
             embeddings,
@@ -130,7 +130,7 @@ class ChunkSampler:
 
 # Static, because they decide the program; the weights are an argument.
 @functools.partial(jax.jit, static_argnames=("model", "window_size"))
-def _predict(  # noqa: PLR0913  (a program's inputs)
+def sample_chunks(  # noqa: PLR0913  (a program's inputs)
     params: Any,
     batch: dict[str, Any],
     embeddings: jax.Array | None,

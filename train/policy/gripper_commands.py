@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.conventions import Conventions, check_has_grippers
 from pipeline.loading.transforms.gripper_rules import GripperRule, rules_by_index
-from train.policy.policy_spec import PolicySpec
+
+if TYPE_CHECKING:
+    from train.policy.policy_spec import PolicySpec
 
 
 class GripperCommands:
@@ -35,7 +38,7 @@ class GripperCommands:
         self._last: dict[int, float] = {}
 
     @classmethod
-    def of(cls, spec: PolicySpec) -> "GripperCommands":
+    def of(cls, spec: "PolicySpec") -> "GripperCommands":
         """Makes those of a policy, `GripperCommands.of(policy.spec)`."""
         return cls(spec.conventions, spec.action_dims, spec.data.gripper_rules)
 

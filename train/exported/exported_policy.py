@@ -1,0 +1,391 @@
+"""Runs an exported policy with jax and numpy alone; an exported policy holds this code.
+
+sys.path.insert(0, "policy.zip")
+from exported_policy import ExportedPolicy
+
+policy = ExportedPolicy()
+policy.reset(env, "open the drawer")            # at the start of every episode
+chunks = policy.infer({env: observation})       # {env: float32 (h a)}
+"""
+
+import collections
+import contextlib
+import dataclasses
+import importlib
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pipeline.data.conventions import Conventions, restore_gripper
+from pipeline.errors import UserError
+from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, FlatBatch, LeafSpec
+from pipeline.loading.samples.windows import history_indices
+from pipeline.loading.transforms.normalize_transforms import with_normalizers
+from pipeline.loading.transforms.transform_chain import TransformChain
+from train.exported.exported_settings import ExportedSettings
+from train.exported.policy_file import load_program, read_file
+from train.policy.gripper_commands import GripperCommands
+from train.policy.observations import (
+    Observation,
+    check_environments,
+    check_observations,
+    describe_one,
+)
+
+INSTRUCTION, GOAL = "an instruction", "goal images"
+"""Kinds of task, as `train.policy.policy_inputs.TASKS` names them."""
+TEXT_ARRAYS = ("has_text", "input_ids", "attention_mask", "embeddings")
+"""Arrays with a row for each of the exported texts."""
+_NUM_ENVS = 2**32
+_NUM_TIMED = 10
+
+
+@dataclasses.dataclass
+class History:
+    """The task and the last steps of one environment."""
+
+    text: str
+    """Instruction; empty if goal images define the task."""
+    goal: Mapping[str, np.ndarray]
+    """Goal image of each camera; empty with an instruction."""
+    steps: collections.deque[dict[str, np.ndarray]]
+    """The last steps, oldest first."""
+
+
+class ExportedPolicy:
+    """Acts in several environments at once; each has its own number, task and history.
+
+    It is the policy of the file that this class was imported from, and does what
+    `octograin.Policy` does, for the instructions that were exported. On a machine like that of the
+    export, its chunks are bitwise identical to that policy's. It is not thread-safe.
+
+    Args:
+      seed: Seed of a diffusion head's noise.
+      resize: Whether images of other sizes are resized; otherwise they are errors.
+
+    Raises:
+      ValueError: The file is corrupt, or its program does not fit the jax that is installed.
+    """
+
+    def __init__(self, *, seed: int = 0, resize: bool = False) -> None:
+        # POLICY.zip/exported_policy/train/exported/exported_policy.py
+        path = pathlib.Path(__file__).parents[3]
+        file = read_file(path)
+        settings: ExportedSettings = importlib.import_module("exported_policy.settings").SETTINGS
+        self.settings = settings
+        self._resize = resize
+        self._program = load_program(file)
+        chain = TransformChain.bind(settings.transforms, settings.before, seed=None)
+        self._chain = with_normalizers(chain, settings.normalizers, seed=None)
+        self._rows = {text: row for row, text in enumerate(settings.texts)}
+        self._texts = {name: file.array(name) for name in TEXT_ARRAYS if self._rows}
+        key = jax.random.key(seed, impl=settings.key_impl)
+        self._key = np.asarray(jax.random.key_data(key))
+        self._histories: dict[int, History] = {}
+        # Chunks predicted since each environment's reset.
+        self._counts: dict[int, int] = {}
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Returns the instructions that were exported; empty if the model reads none."""
+        return self.settings.instructions
+
+    @property
+    def conventions(self) -> Conventions:
+        """Returns what the values of observations and, with a restored gripper, of actions mean."""
+        return self.settings.conventions
+
+    @property
+    def expected(self) -> Mapping[str, LeafSpec]:
+        """Returns what every observation must contain, by name."""
+        return self.settings.expected
+
+    @property
+    def window_size(self) -> int:
+        """Returns the number of steps that the model reads, including the current one."""
+        return self.settings.window_size
+
+    @property
+    def action_horizon(self) -> int:
+        """Returns the number of actions per chunk."""
+        return self.settings.action_horizon
+
+    @property
+    def origin(self) -> str:
+        """Returns where the program was compiled: `at export` or `here`."""
+        return self._program.origin
+
+    def __str__(self) -> str:
+        """What the policy reads and predicts."""
+        has, steps = self.settings, self.window_size
+        dims = f": {', '.join(has.action_dims)}" if has.action_dims else ""
+        num_dims = has.before["action"].shape[-1]
+        return "\n".join(
+            [
+                f"policy of training step {has.step}, exported by octograin {has.octograin}",
+                *([f"from: {has.address}"] if has.address else []),
+                f"dataset: {has.dataset}",
+                f"task: {' or '.join(has.tasks)}",
+                *(f"  {text}" for text in self.instructions),
+                "observation" + (f", of which the last {steps} are read:" if steps > 1 else ":"),
+                *(f"  {name:16} {describe_one(leaf)}" for name, leaf in has.expected.items()),
+                f"action: float32[{self.action_horizon},{num_dims}]{dims}",
+                f"program: compiled {self.origin}",
+            ]
+        )
+
+    def example_observation(self) -> dict[str, np.ndarray]:
+        """Returns an observation of the right keys, types and shapes; images are grey."""
+        return {
+            name: np.full(leaf.shape, self.settings.example[name], leaf.dtype)
+            for name, leaf in self.expected.items()
+        }
+
+    def reset(
+        self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Starts an episode: clears the environment's history and its count of chunks.
+
+        Args:
+          env: The environment's number, from 0 to 2**32 - 1.
+          instruction: The task as one of `instructions`.
+          goal: The task as goal images of every camera, for a policy that was trained on goals.
+
+        Raises:
+          ValueError: The task or the number does not fit.
+        """
+        if not isinstance(env, int | np.integer) or not 0 <= env < _NUM_ENVS:
+            raise ValueError(f"reset: expected an environment from 0 to 2**32 - 1; found {env!r}")
+        checked = self._checked_goal(instruction, goal or {})
+        steps = collections.deque[dict[str, np.ndarray]](maxlen=self.window_size)
+        self._histories[env] = History(instruction, checked, steps)
+        # A chunk's noise depends on this count, so an episode's actions can be repeated.
+        self._counts[env] = 0
+
+    def instruct(
+        self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Gives an environment another task and keeps its history; the arguments are `reset`'s.
+
+        Raises:
+          ValueError: The task does not fit, or the environment was not reset.
+        """
+        history = self._history(env)
+        history.goal = self._checked_goal(instruction, goal or {})
+        history.text = instruction
+
+    def forget(self, env: int) -> None:
+        """Drops an environment that has ended, with its images."""
+        self._histories.pop(env, None)
+        self._counts.pop(env, None)
+
+    def observe(self, observations: Mapping[int, Observation]) -> None:
+        """Adds a step to histories without predicting.
+
+        Raises:
+          ValueError: An observation does not fit, or an environment was not reset.
+        """
+        with _value_errors():
+            check_environments(observations)
+            # All are checked before any history is changed.
+            histories = {env: self._history(env) for env in observations}
+            rows = check_observations(observations, self.expected, resize=self._resize)
+        for env, history in histories.items():
+            history.steps.append(rows[env])
+
+    def infer(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        """Adds a step to histories and predicts what follows it: float32 (h a) by environment.
+
+        Args:
+          observations: Observations of the environments to act in. More than the batch size of the
+            export are split into several batches.
+
+        Raises:
+          ValueError: Observations are missing or do not fit, which lists all of them and changes no
+            history; an environment was not reset; or actions are not finite, which clears the
+            histories of their environments.
+        """
+        self.observe(observations)
+        envs, size = list(observations), self.settings.batch_size
+        chunks: dict[int, np.ndarray] = {}
+        for begin in range(0, len(envs), size):
+            with _value_errors():
+                chunks |= self._infer(envs[begin : begin + size])
+        unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
+        for env in unusable:
+            # Cleared, as a value that is not finite would stay in the window.
+            self._histories[env].steps.clear()
+        if unusable:
+            raise ValueError(
+                f"actions of environments {unusable}: expected finite values; found NaN or "
+                "infinity. Check the units of what is observed against the dataset's."
+            )
+        # Only after success: a failed prediction may be repeated with the same noise.
+        for env in envs:
+            self._counts[env] += 1
+        return chunks
+
+    def restore_gripper(self, actions: np.ndarray) -> np.ndarray:
+        """Returns actions with the dataset's own gripper commands; float32 (..., a), a new array.
+
+        Args:
+          actions: Actions of `infer`, whose grippers are 1 = open and 0 = close.
+
+        Raises:
+          ValueError: The actions lack a gripper.
+        """
+        with _value_errors():
+            return restore_gripper(actions, self.conventions)
+
+    def gripper_commands(self) -> GripperCommands:
+        """Returns what turns executed actions into commands by the gripper rules of the run.
+
+        Each environment and episode needs its own.
+        """
+        has = self.settings
+        return GripperCommands(has.conventions, has.action_dims, has.gripper_rules)
+
+    def _infer(self, envs: list[int]) -> dict[int, np.ndarray]:
+        """Predicts for at most one batch of environments."""
+        # Padded with the last environment; those rows are dropped below.
+        filled = [*envs, *[envs[-1]] * (self.settings.batch_size - len(envs))]
+        traced = self._chain.trace(self._arrays(filled))
+        batch = traced[-1] | self._text_arrays(filled)
+        inputs: dict[str, Any] = {
+            "batch": {key: batch[key] for key in self.settings.leaves},
+            "key": self._key,
+            "envs": np.array(filled, np.uint32),
+            "counts": np.array([self._counts[env] for env in filled], np.uint32),
+        }
+        if self._rows:
+            inputs["embeddings"] = self._texts["embeddings"][self._text_rows(filled)]
+        chunks = self._program(inputs)
+        # A rotation that is not finite has no inverse.
+        if np.isfinite(chunks).all():
+            chunks = self._chain.invert(chunks, traced)
+        # `strict=False` drops the rows of padding.
+        return dict(zip(envs, chunks, strict=False))
+
+    def _arrays(self, envs: Sequence[int]) -> FlatBatch:
+        """Returns the arrays that the loader reads from a dataset, with the values as they are."""
+        size, histories = len(envs), [self._histories[env] for env in envs]
+        latest = np.array([len(history.steps) - 1 for history in histories])
+        # (b w): the first step repeats before it, as in training.
+        places, is_real = history_indices(latest, self.window_size)
+        leaves = {key: self.settings.before[key] for key in self.settings.read}
+        batch = {k: np.zeros((size, *leaf.shape[1:]), leaf.dtype) for k, leaf in leaves.items()}
+        batch |= {
+            DATASET_INDEX: np.zeros(size, np.int32),
+            KEEPS_TEXT: np.array([not history.goal for history in histories]),
+            "task/task_index": np.arange(size, dtype=np.int32),
+            "observation/timestep_pad_mask": is_real,
+        }
+        for name in self.expected:
+            array = batch[f"observation/{name}"]
+            # A shorter window is real only at its end.
+            length = array.shape[1]
+            batch[f"observation/pad_mask_dict/{name}"][:, -length:] = True
+            for row, history in enumerate(histories):
+                for column, place in enumerate(places[row, -length:].tolist()):
+                    array[row, column] = history.steps[place][name]
+        for row, history in enumerate(histories):
+            for camera, image in history.goal.items():
+                batch[f"task/{camera}"][row] = image
+        return batch
+
+    def _text_arrays(self, envs: Sequence[int]) -> FlatBatch:
+        """Returns the token ids of the environments' instructions, and their masks."""
+        if not self._rows:
+            return {}
+        rows, key = self._text_rows(envs), "task/language_instruction/"
+        return {
+            "task/pad_mask_dict/language_instruction": self._texts["has_text"][rows],
+            f"{key}input_ids": self._texts["input_ids"][rows],
+            f"{key}attention_mask": self._texts["attention_mask"][rows],
+        }
+
+    def _text_rows(self, envs: Sequence[int]) -> list[int]:
+        return [self._rows[self._histories[env].text] for env in envs]
+
+    def _history(self, env: int) -> History:
+        if env not in self._histories:
+            raise ValueError(
+                f"environment {env}: expected a task; found none. Call reset(env, instruction) at "
+                "the start of its episode."
+            )
+        return self._histories[env]
+
+    def _checked_goal(
+        self, text: object, goal: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """Checks a task; returns its goal images as arrays of the stored size."""
+        if not isinstance(text, str) or not isinstance(goal, Mapping):
+            found = goal if isinstance(text, str) else text
+            raise ValueError(
+                "task: expected an instruction as text, and goal images by camera; found a "
+                f"{type(found).__name__}"
+            )
+        found = " and ".join(kind for kind, one in ((INSTRUCTION, text), (GOAL, goal)) if one)
+        # An instruction may be empty.
+        if (found or INSTRUCTION) not in self.settings.tasks:
+            expected = " or ".join(self.settings.tasks)
+            raise ValueError(f"task: expected {expected}; found {found or 'none'}")
+        if self._rows and text not in self._rows:
+            known = ", ".join(map(repr, self.instructions))
+            raise ValueError(
+                f"instruction: expected one that was exported: {known}; found {text!r}"
+            )
+        cameras = self.settings.goal_cameras if goal else ()
+        expected = {name: self.expected[name] for name in cameras}
+        with _value_errors():
+            return check_observations({0: goal}, expected, resize=self._resize)[0]
+
+
+def main() -> None:
+    """Prints what the policy of the file reads and predicts, and how long a prediction takes."""
+    began = time.perf_counter()
+    try:
+        policy = ExportedPolicy()
+        ready = time.perf_counter() - began
+        sys.stdout.write(f"{policy}\n")
+        times = _times_ms(policy)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    median = np.median(times[1:])
+    sys.stdout.write(
+        f"time: {ready:.1f} s to load, {times[0]:.0f} ms the first prediction, {median:.0f} ms the "
+        "others\n"
+    )
+
+
+def _times_ms(policy: ExportedPolicy) -> list[float]:
+    """Predicts a few chunks from an example; returns how long each took."""
+    observation = policy.example_observation()
+    text = next(iter(policy.instructions), "")
+    needs_goal = policy.settings.tasks == (GOAL,)
+    policy.reset(
+        0,
+        "" if needs_goal else text,
+        {name: observation[name] for name in policy.settings.goal_cameras if needs_goal},
+    )
+    times = []
+    for _ in range(_NUM_TIMED):
+        began = time.perf_counter()
+        policy.infer({0: observation})
+        times.append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+@contextlib.contextmanager
+def _value_errors() -> Iterator[None]:
+    """Turns errors of the library inside the block into those that Python programs expect."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
