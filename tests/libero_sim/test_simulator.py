@@ -2,6 +2,7 @@ import functools
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -74,6 +75,28 @@ def test_two_simulators_of_a_process_keep_apart_and_start_alike(
         assert all(np.array_equal(seen[name], before[name]) for name in OBSERVATIONS)
     new.close()
     assert all(np.array_equal(env.observe()[name], before[name]) for name in OBSERVATIONS)
+
+
+def test_steps_are_bitwise_those_of_robosuite(env: LiberoEnv, task: Task) -> None:
+    env.reset(Trial(task, 3))
+    simulator = env.simulator
+    commands = np.repeat(np.random.default_rng(0).uniform(-1, 1, (6, 7)), 5, axis=0)
+
+    def states(step: Callable[[np.ndarray], object]) -> list[np.ndarray]:
+        found = []
+        for command in commands:
+            step(command)
+            data = simulator.data
+            found += [simulator.physics_state, simulator.state, simulator.joint_state]
+            found += [data.qacc.copy(), data.xpos.copy(), data.contact.dist.copy()]
+        return found
+
+    def theirs(command: np.ndarray) -> None:
+        simulator._sensed = simulator._env.step(command)[0]
+
+    ours = states(simulator.step)
+    env.reset(Trial(task, 3))
+    assert all(map(np.array_equal, ours, states(theirs)))
 
 
 def test_actions_do_what_they_say(env: LiberoEnv, task: Task) -> None:

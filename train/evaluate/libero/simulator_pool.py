@@ -44,7 +44,7 @@ class Reply:
     outcome: Outcome
     """State of the trial."""
     observations: tuple[Observation, ...]
-    """The latest last. None of them where the trial was over before the steps to be observed."""
+    """The latest last. None after the step that ended the trial."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,12 +57,12 @@ class Begin:
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """Executes actions until the trial is over, and observes after the last of them."""
+    """Executes actions until the trial is over, and observes after the last if it is not."""
 
     actions: np.ndarray
     """(n, 7), at least one."""
     num_observed: int
-    """After how many of the last it observes."""
+    """After how many of the last it observes, while the trial is under way."""
 
     def run(self, env: Env) -> Answer:
         """Executes the actions and observes."""
@@ -71,12 +71,12 @@ class Act:
         # Counts down: `left` is 1 for the last action.
         for left, action in zip(range(len(self.actions), 0, -1), self.actions, strict=True):
             outcome = env.step(action)
+            # Later actions of the chunk are not executed, and nothing acts on an observation.
+            if outcome.is_over:
+                break
             # Only what the policy reads: rendering costs more than a step.
             if left <= self.num_observed:
                 observations.append(env.observe())
-            # Later actions of the chunk are not executed.
-            if outcome.is_over:
-                break
         assert outcome is not None  # `act` sends at least one
         return outcome, tuple(observations)
 
