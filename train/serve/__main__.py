@@ -1,4 +1,4 @@
-"""`octograin serve RUN`: serves a policy over a websocket, for openpi's clients."""
+"""`octograin serve RUN`: serves a policy over a websocket, for openpi's clients and vla-eval."""
 
 import asyncio
 import dataclasses
@@ -23,7 +23,7 @@ from train.policy.observations import describe_one
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.rollout_tokens import encoder_of
 from train.serve.api_key import VARIABLE, read_api_key
-from train.serve.client_session import ServeConfig, expected_keys
+from train.serve.client_session import ProtocolName, ServeConfig, expected_keys
 from train.serve.in_thread import import_server
 from train.serve.listener import bind, is_local
 
@@ -53,10 +53,13 @@ _NumCalls = tyro.constructors.PrimitiveConstructorSpec(
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Serves the policy of a run with openpi's websocket protocol."""
+    """Serves the policy of a run to openpi's clients, or to the benchmarks of vla-eval."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or hf://owner/name[@revision] for a policy on the hub."""
+    protocol: ProtocolName = "openpi"
+    """Messages of the clients: openpi: openpi's websocket clients; vla-eval: the benchmarks of
+    allenai's vla-eval, which get one action per observation."""
     host: str = "127.0.0.1"
     """Address to listen at. The default serves only this machine; 0.0.0.0 serves every machine that
     can reach this one."""
@@ -72,7 +75,7 @@ class Args:
     trained on several that differ."""
     execute_horizon: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Reply with one action per message, and predict a new chunk every N; by default, reply with
-    chunks."""
+    chunks to openpi's clients, and execute whole chunks for vla-eval."""
     ensemble: Annotated[float | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
     """Reply with one action per message: the mean of all chunks, with weights exp(-M i), where i =
     0 is the oldest."""
@@ -80,7 +83,8 @@ class Args:
     """Resize images to the stored size; by default, other sizes are refused."""
     keys: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=NAME ...")] = ()
     """Keys of a message and the observation that each holds, such as
-    observation/front=image_primary, instead of openpi's keys for these observations."""
+    observation/front=image_primary, instead of the protocol's own keys for these observations. For
+    vla-eval, the name of a camera or of another entry: primary=image_primary."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
     """Where the weights of the token encoder are now; by default, where they were for the
     dataset."""
@@ -107,11 +111,14 @@ def main() -> None:
         load_parts(*args.parts)
         # Before the policy is loaded: a missing package shows at once.
         module = import_server()
-        config = ServeConfig(parse_keys(args.keys), args.execute_horizon, args.ensemble)
+        config = ServeConfig(
+            parse_keys(args.keys), args.execute_horizon, args.ensemble, args.protocol
+        )
         if args.benchmark is not None:
             _benchmark(args, config, args.benchmark)
             return
         api_key = read_api_key(args.api_key_file)
+        config.check_api_key(api_key)
         # Bound before the policy is loaded, so a port in use shows in a second and not in a minute.
         with bind(args.host, args.port) as listener:
             if api_key is None and not is_local(listener):

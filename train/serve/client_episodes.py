@@ -58,6 +58,14 @@ class Episodes:
         self._env, self._instruction = env, instruction
         self._grippers = grippers or GripperCommands.of(self._policy.spec)
 
+    def instruct(self, instruction: str) -> None:
+        """Gives the running episode another task, and keeps its history and its grippers."""
+        assert self._env is not None, "an episode must begin first"
+        self._policy.instruct(self._env, instruction)
+        self._instruction = instruction
+        # Planned for the task before.
+        self._forget_plan()
+
     def act(self, observation: Observation) -> np.ndarray:
         """Returns the actions that follow an observation, as commands: float32 (n a).
 
@@ -88,5 +96,8 @@ class Episodes:
         if self._env is not None:
             self._policy.forget(self._env)
         self._env = None
+        self._forget_plan()
+
+    def _forget_plan(self) -> None:
         self._planned.clear()
         self._execution = self._make_execution()

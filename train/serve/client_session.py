@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.policy.chunk_execution import Execution, make_execution
 from train.policy.policy import Policy
+from train.serve.api_key import ApiKey
 
-ProtocolName = Literal["openpi"]
+ProtocolName = Literal["openpi", "vla-eval"]
 """The messages of which clients a server understands."""
 KEYS: Mapping[ProtocolName, Mapping[str, str]] = MappingProxyType(
     {
@@ -18,10 +20,14 @@ KEYS: Mapping[ProtocolName, Mapping[str, str]] = MappingProxyType(
             "observation/wrist_image": "image_wrist",
             "observation/state": "proprio",
         },
+        # Those of the LIBERO benchmark.
+        "vla-eval": {"agentview": "image_primary", "wrist": "image_wrist", "states": "proprio"},
     }
 )
 """Observation by key of a message, as the clients of each protocol send them."""
-_UNNAMED: Mapping[ProtocolName, str] = MappingProxyType({"openpi": "observation/{}"})
+_UNNAMED: Mapping[ProtocolName, str] = MappingProxyType(
+    {"openpi": "observation/{}", "vla-eval": "{}"}
+)
 """Key of an observation that has none in `KEYS`."""
 
 
@@ -33,17 +39,19 @@ class ServeConfig:
     """Observation by key of a message, instead of the protocol's own keys for these
     observations."""
     execute_horizon: int | None = None
-    """Reply with one action, and predict a new chunk after so many. None: what the protocol's
-    clients expect."""
+    """Reply with one action, and predict a new chunk after so many. None: reply with a chunk to
+    openpi's clients; after all of its actions for vla-eval's benchmarks."""
     ensemble: float | None = None
     """Reply with one action, the mean of all chunks' predictions; this is the decay of their
     weights. None: no averaging."""
     protocol: ProtocolName = "openpi"
-    """The messages that clients send: those of openpi's clients."""
+    """The messages that clients send: those of openpi's clients, or of vla-eval's benchmarks."""
 
     @property
     def is_stepwise(self) -> bool:
         """Returns whether a reply is one action; otherwise it is a chunk, which clients execute."""
+        if self.protocol == "vla-eval":
+            return True
         return self.execute_horizon is not None or self.ensemble is not None
 
     @property
@@ -52,6 +60,21 @@ class ServeConfig:
         # A key of the protocol's is dropped only where its observation has another one.
         kept = {k: n for k, n in KEYS[self.protocol].items() if n not in self.keys.values()}
         return kept | dict(self.keys)
+
+    def check_api_key(self, api_key: ApiKey | None) -> None:
+        """Checks that clients can send a key, if they must.
+
+        Raises:
+          UserError: Those of this protocol cannot.
+        """
+        if self.protocol == "vla-eval" and api_key is not None:
+            raise UserError(
+                where=api_key.where,
+                expected="no API key with the protocol vla-eval",
+                found="one",
+                remedy="Benchmarks of vla-eval send no key: serve them without one, on 127.0.0.1 "
+                "or a network of their own.",
+            )
 
     def make_execution(self, policy: Policy) -> Execution | None:
         """Returns what executes an episode's chunks; None: the client does.

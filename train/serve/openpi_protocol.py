@@ -19,10 +19,11 @@ from train.policy.policy import Policy
 from train.serve.client_episodes import Episodes
 from train.serve.client_session import ServeConfig, expected_keys
 from train.serve.message_check import MessageCheck, kind_of
-from train.serve.msgpack_codec import pack, unpack
+from train.serve.msgpack_codec import Codec
 
 PROMPT = "prompt"
 RESET = "reset"
+CODEC = Codec(str.encode, "Send it with openpi's client, or see docs/acting.md for the format.")
 
 
 def describe_policy(policy: Policy, config: ServeConfig) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class OpenpiSession:
     """
 
     def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
-        self.greeting = pack(describe_policy(policy, config))
+        self.greeting = CODEC.pack(describe_policy(policy, config))
         self._policy = policy
         self._check = MessageCheck(policy, config, PROMPT)
         self._episodes = Episodes(policy, lambda: config.make_execution(policy), numbers)
@@ -73,7 +74,7 @@ class OpenpiSession:
           UserError: Something is missing or does not fit, and all of it is listed; or the predicted
             actions are not finite.
         """
-        message = unpack(data)
+        message = CODEC.unpack(data)
         if not isinstance(message, dict):
             self._check.refuse([f"a {type(message).__name__} instead of a map"])
         reset = message.get(RESET, False)
@@ -92,7 +93,7 @@ class OpenpiSession:
 
     def pack(self, reply: dict[str, Any]) -> bytes:
         """Packs a reply."""
-        return pack(reply)
+        return CODEC.pack(reply)
 
     def refusal(self, text: str) -> str:
         """Returns the reason as a text frame, which openpi's clients raise."""

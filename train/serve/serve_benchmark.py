@@ -12,8 +12,7 @@ from pipeline.errors import UserError
 from train.policy.policy import Policy
 from train.serve.client_session import ServeConfig, expected_keys
 from train.serve.in_thread import serving
-from train.serve.msgpack_codec import pack, unpack
-from train.serve.openpi_protocol import PROMPT
+from train.serve.openpi_protocol import CODEC, PROMPT
 
 _INSTRUCTION = "pick up the bowl and place it on the plate"
 
@@ -91,8 +90,16 @@ def measure(policy: Policy, config: ServeConfig, num_calls: int) -> ServeMeasure
       num_calls: Number of calls after the first.
 
     Raises:
-      UserError: The policy refuses its example observation, such as by actions that are not finite.
+      UserError: The policy refuses its example observation, such as by actions that are not finite;
+        or the config is for another protocol.
     """
+    if config.protocol != "openpi":
+        raise UserError(
+            where="--benchmark",
+            expected="the protocol openpi, whose client measures",
+            found=config.protocol,
+            remedy="Leave out --protocol; --execute_horizon N gives one action per message too.",
+        )
     example = policy.example_observation()
     keys = expected_keys(policy, config)
     message = dict(zip(keys, example.values(), strict=True)) | {PROMPT: _INSTRUCTION}
@@ -103,7 +110,7 @@ def measure(policy: Policy, config: ServeConfig, num_calls: int) -> ServeMeasure
     ):
         socket.recv()
         calls = [_call(socket, message) for _ in range(1 + num_calls)]
-    return _summarize(calls, len(pack(message)))
+    return _summarize(calls, len(CODEC.pack(message)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +126,7 @@ class _Call:
 
 def _call(socket: Any, message: dict[str, Any]) -> _Call:
     started, cpu_started = time.perf_counter(), time.process_time()
-    socket.send(pack(message))
+    socket.send(CODEC.pack(message))
     data = socket.recv()
     if isinstance(data, str):
         raise UserError(
@@ -128,7 +135,7 @@ def _call(socket: Any, message: dict[str, Any]) -> _Call:
             found=data,
             remedy="Fix it first; a client would get the same answer.",
         )
-    reply = unpack(data)
+    reply = CODEC.unpack(data)
     whole_ms = 1000 * (time.perf_counter() - started)
     cpu_ms = 1000 * (time.process_time() - cpu_started)
     return _Call(whole_ms, cpu_ms, len(data), reply["server_timing"], reply["policy_timing"])

@@ -24,13 +24,22 @@ from pipeline.errors import UserError
 from pipeline.terminal import escaped
 from train.policy.policy import Policy
 from train.serve.api_key import HEADER, SCHEME, ApiKey
-from train.serve.client_session import ServeConfig, Session
+from train.serve.client_session import ProtocolName, ServeConfig, Session
 from train.serve.frame_budget import Frames
 from train.serve.listener import unusable
 from train.serve.msgpack_codec import MAX_MESSAGE_BYTES
 from train.serve.openpi_protocol import OpenpiSession
+from train.serve.vla_eval.harness_session import VlaEvalSession
 
-HEALTH_PATH = "/healthz"
+HEALTH_PATHS = ("/healthz", "/health")
+"""Where openpi's and vla-eval's servers answer whether they are ready."""
+_SESSIONS: dict[ProtocolName, type[OpenpiSession] | type[VlaEvalSession]] = {
+    "openpi": OpenpiSession,
+    "vla-eval": VlaEvalSession,
+}
+# A benchmark of vla-eval answers no ping while it builds a simulator, which may take minutes. The
+# operating system still notices a machine that is gone, by the pings that it does not confirm.
+_PING_TIMEOUT_S: dict[ProtocolName, float | None] = {"openpi": 20.0, "vla-eval": None}
 # Room for four messages of the largest size; normal ones are a hundredth of it.
 _MAX_HELD_BYTES = 4 * MAX_MESSAGE_BYTES
 _MAX_CONNECTIONS = 200
@@ -68,6 +77,9 @@ class PolicyServer:
       config: What clients send and receive.
       api_key: Key that clients must send; None: none is asked for.
       max_held_bytes: Limit for the bytes of all clients' messages that are not answered yet.
+
+    Raises:
+      UserError: There is a key, and clients of the protocol cannot send one.
     """
 
     def __init__(
@@ -77,6 +89,7 @@ class PolicyServer:
         api_key: ApiKey | None = None,
         max_held_bytes: int = _MAX_HELD_BYTES,
     ) -> None:
+        config.check_api_key(api_key)
         self._policy = policy
         self._config = config
         self._api_key = api_key
@@ -110,6 +123,7 @@ class PolicyServer:
                 max_queue=_MAX_QUEUED_FRAMES,
                 open_timeout=_SECONDS_TO_OPEN,
                 close_timeout=_SECONDS_TO_CLOSE,
+                ping_timeout=_PING_TIMEOUT_S[self._config.protocol],
                 process_request=self._answer_request,
                 create_connection=cast(Any, self._frames.connect),
                 logger=_connection_log,
@@ -142,12 +156,12 @@ class PolicyServer:
         return self._thread is not None and self._thread.is_alive()
 
     def _make_session(self) -> Session:
-        return OpenpiSession(self._policy, self._config, self._numbers)
+        return _SESSIONS[self._config.protocol](self._policy, self._config, self._numbers)
 
     def _answer_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answers before the upgrade to a websocket: health checks, and clients without the key."""
         # Without the key: load balancers have none, and the answer says nothing else.
-        if request.path == HEALTH_PATH:
+        if request.path in HEALTH_PATHS:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if self._api_key is None:
             return None

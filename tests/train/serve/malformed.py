@@ -1,6 +1,6 @@
-"""Messages that a client of openpi's protocol should not send, drawn from a seed."""
+"""Messages that a client should not send, drawn from a seed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
@@ -64,12 +64,15 @@ def of_bytes(rng: np.random.Generator, message: bytes, images: list[slice]) -> b
     return bytes(data)
 
 
-def of_values(rng: np.random.Generator, message: dict[str, Any]) -> bytes:
+def of_values(
+    rng: np.random.Generator, message: dict[str, Any], wrap: Callable[[Any], Any]
+) -> bytes:
     """A message that decodes, whose types, dtypes, shapes, keys, nesting or sizes are changed.
 
     Args:
       rng: Draws them.
-      message: With arrays as the maps that are sent.
+      message: With arrays as the maps that openpi's clients send.
+      wrap: Makes a message of the protocol of it.
     """
     values = {key: dict(v) if isinstance(v, dict) else v for key, v in message.items()}
     for _ in range(rng.integers(1, 3)):
@@ -82,7 +85,7 @@ def of_values(rng: np.random.Generator, message: dict[str, Any]) -> bytes:
             whole = _any(rng, JUNK)
         case 2:
             whole = {b"__ndarray__": values}
-    return msgpack.packb(whole, use_bin_type=bool(rng.random() < 0.95))
+    return msgpack.packb(wrap(whole), use_bin_type=bool(rng.random() < 0.95))
 
 
 def _change(rng: np.random.Generator, values: dict[Any, Any]) -> None:
@@ -125,10 +128,12 @@ def _any(rng: np.random.Generator, choices: Any) -> Any:
     return choices[int(rng.integers(len(choices)))]
 
 
-def drawn(seed: int, number: int, message: dict[str, Any]) -> Iterator[bytes]:
-    """`number` messages of changed bytes, then `number` of changed values."""
+def drawn(
+    seed: int, number: int, message: dict[str, Any], wrap: Callable[[Any], Any]
+) -> Iterator[bytes]:
+    """`number` messages of changed bytes, then `number` of changed values; see `of_values`."""
     rng = np.random.default_rng(seed)
-    whole = msgpack.packb(message)
+    whole = msgpack.packb(wrap(message))
     images = []
     for value in message.values():
         if isinstance(value, dict) and len(value[b"data"]) > 1000:
@@ -137,4 +142,4 @@ def drawn(seed: int, number: int, message: dict[str, Any]) -> Iterator[bytes]:
     for _ in range(number):
         yield of_bytes(rng, whole, images)
     for _ in range(number):
-        yield of_values(rng, message)
+        yield of_values(rng, message, wrap)

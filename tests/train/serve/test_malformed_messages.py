@@ -1,17 +1,21 @@
 """Whatever a client sends or leaves out, the server answers in one line, and serves the others."""
 
+import dataclasses
 import logging
 import os
 import re
 import socket
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import msgpack
 import numpy as np
 import psutil
 import pytest
 
+from tests.train.serve.harness_client import HarnessClient, image
 from tests.train.serve.malformed import drawn, nested
 from tests.train.serve.openpi_client import Client
 from tests.train.serve.served import serving, shown
@@ -73,32 +77,176 @@ MESSAGES = [
 ]
 
 
+# Those of a flag, which the harness does not have.
+ONLY_OPENPI = ("instead of True or False",)
+NAMES = {
+    "observation/image": "agentview",
+    "observation/wrist_image": "wrist",
+    "observation/state": "states",
+    "prompt": "task_description",
+}
+
+
+def as_harness(message):
+    """A message of openpi's clients as an OBSERVATION of vla-eval."""
+    payload = text_keys(message)
+    if isinstance(payload, dict):
+        payload = {NAMES.get(key, key): value for key, value in payload.items()}
+        cameras = payload.keys() & {"agentview", "wrist"}
+        payload["images"] = {name: payload.pop(name) for name in cameras}
+    return envelope(payload=payload)
+
+
+def envelope(**changed):
+    return {"type": "observation", "payload": {}, "seq": 7, "timestamp": 0.0} | changed
+
+
+def text_keys(value):
+    """The same with keys of text, as the harness writes an array's map."""
+    if not isinstance(value, dict):
+        return value
+    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in value.items()}
+    return {key: text_keys(one) for key, one in named.items()}
+
+
+def with_image(**parts):
+    """An OBSERVATION whose image is encoded, with some of its parts replaced."""
+    encoded = image(shown()["observation/image"], "png") | parts
+    message = as_harness(wire())
+    message["payload"]["images"]["agentview"] = encoded
+    return message
+
+
+PNG = image(shown()["observation/image"], "png")["data"]
+ONLY_HARNESS = [
+    (with_image(format="gif"), "format 'gif' of an image: only raw, jpeg and png are"),
+    (with_image(format=["png"]), "format ['png'] of an image: only"),
+    (with_image(format="raw"), "dtype None: only numbers and booleans are supported"),
+    (with_image(data="x"), "data of an image is a str, not bytes"),
+    (with_image(shape="x"), "shape of an array is not a list of integers"),
+    (with_image(shape=[-1, 1, 3]), "or one out of range"),
+    (with_image(shape=[]), "agentview: an image of the shape []"),
+    (with_image(shape=[128, 128]), "agentview: an image of the shape [128, 128]"),
+    (with_image(shape=[128, 128, 4]), "agentview: an image of the shape [128, 128, 4]"),
+    (with_image(shape=[0, 128, 3]), "agentview: an image of the shape [0, 128, 3]"),
+    (with_image(shape=[2**60, 1, 3]), "agentview: an image of the shape [1152921504606846976, 1"),
+    (with_image(shape=[8000, 8000, 3]), "agentview: an image of the shape [8000, 8000, 3]"),
+    (with_image(shape=[64, 128, 3]), "found agentview: 128x128"),
+    (with_image(data=PNG[:1000]), "found agentview: 1000 bytes that start with b'\\x89PNG"),
+    (with_image(data=b"\xff\xd8\x1b[31m"), "found agentview: 7 bytes that start with"),
+    (with_image(data=b""), "found agentview: 0 bytes that start with"),
+    ([1], "a list instead of a map; seq None; type None; payload NoneType"),
+    (envelope(type="\x1b[31m"), r"type '\x1b[31m'; payload dict"),
+    (envelope(type=["hello"]), "type ['hello']; payload dict"),
+    (envelope(type="action"), "type 'action'"),
+    (envelope(payload=[1]), "type 'observation'; payload list"),
+    (envelope(seq=-1), "seq -1"),
+    (envelope(seq="1"), "seq '1'"),
+    (envelope(seq=2**63), "seq 9223372036854775808"),
+    (envelope(type="hello", payload={"protocol_version": "\n"}), r"protocol_version '\n'"),
+    (
+        envelope(type="hello", payload={"protocol_version": 1, "benchmark": [1]}),
+        "benchmark list",
+    ),
+    (envelope(payload={"images": {"\x1b]0;x\x07": 1}}), r"sent: images/\x1b]0;x\x07, images"),
+    (envelope(payload={3: 4}), "int is not allowed for map key"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """A protocol, by the messages that its clients send."""
+
+    config: ServeConfig
+    messages: list[tuple[Any, str]]
+    wrap: Callable[[Any], Any]
+    """Makes a message of one of openpi's."""
+    connect: Callable[[int], Any]
+    actions: Callable[[bytes], Any]
+    """Returns the map of the actions in a reply; a text is an error."""
+
+
+def started(port):
+    """A client that has begun an episode."""
+
+    class Started(HarnessClient):
+        def __enter__(self):
+            super().__enter__()
+            self.hello()
+            self.begin()
+            return self
+
+    return Started(port)
+
+
+def harness_actions(reply):
+    message = msgpack.unpackb(reply)
+    if message["type"] == "error":
+        return message["payload"]["error"]
+    return message["payload"]["actions"]
+
+
+def openpi_actions(reply):
+    if isinstance(reply, str):
+        return reply
+    return text_keys(msgpack.unpackb(reply)["actions"])
+
+
+def renamed(found):
+    for key, name in NAMES.items():
+        found = found.replace(f"{key}:", f"{name}:")
+    return found
+
+
+WIRES = {
+    "openpi": Wire(ServeConfig(), MESSAGES, lambda one: one, Client, openpi_actions),
+    "vla-eval": Wire(
+        ServeConfig(protocol="vla-eval", execute_horizon=1),
+        [
+            *((as_harness(m), renamed(f)) for m, f in MESSAGES if not f.endswith(ONLY_OPENPI)),
+            *ONLY_HARNESS,
+        ],
+        as_harness,
+        started,
+        harness_actions,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=WIRES)
+def served(request, served_policy):
+    """A protocol, and the port of a server of it."""
+    used = WIRES[request.param]
+    with serving(served_policy, used.config) as port:
+        yield used, port
+
+
 @pytest.fixture(scope="module")
 def port(served_policy):
     with serving(served_policy) as port:
         yield port
 
 
-def answer(client, data):
+def answer(client, data, used=WIRES["openpi"]):
     """Returns the server's reply: its text, or whether all actions are finite."""
     client.socket.send(data)
-    reply = client.socket.recv()
-    if isinstance(reply, str):
-        assert LINE.fullmatch(reply), reply
-        assert "Traceback" not in reply
-        return reply
-    actions = msgpack.unpackb(reply)["actions"]
-    return bool(np.isfinite(np.frombuffer(actions[b"data"], actions[b"dtype"])).all())
+    actions = used.actions(client.socket.recv())
+    if isinstance(actions, str):
+        assert LINE.fullmatch(actions), actions
+        assert "Traceback" not in actions
+        return actions
+    return bool(np.isfinite(np.frombuffer(actions["data"], actions["dtype"])).all())
 
 
-def test_every_malformed_message_is_answered_in_one_line(port, caplog):
-    with Client(port) as client:
-        before, _ = client.ask(**shown(), reset=True)
-        for message, found in MESSAGES:
-            text = str(answer(client, msgpack.packb(message)))
+def test_every_malformed_message_is_answered_in_one_line(served, caplog):
+    used, port = served
+    good = msgpack.packb(used.wrap(wire()))
+    with used.connect(port) as client:
+        assert answer(client, good, used) is True
+        for message, found in used.messages:
+            text = str(answer(client, msgpack.packb(message), used))
             assert found in text
-        after, _ = client.ask(**shown(), reset=True)
-    assert before.shape == after.shape
+        assert answer(client, good, used) is True
     assert not [record for record in caplog.records if record.exc_info]
 
 
@@ -119,28 +267,29 @@ def test_a_flag_may_be_a_boolean_of_numpy(port):
             assert answer(client, msgpack.packb(wire(reset=flag))) is True
 
 
-def draw_and_send(port, number, seed):
+def draw_and_send(served, number, seed):
     """Returns the process's growth in bytes over the second half of malformed messages."""
+    used, port = served
     process, resident = psutil.Process(os.getpid()), []
     refused = 0
-    with Client(port) as client:
-        for count, data in enumerate(drawn(seed, number, wire())):
-            refused += isinstance(answer(client, data), str)
+    with used.connect(port) as client:
+        for count, data in enumerate(drawn(seed, number, wire(), used.wrap)):
+            refused += isinstance(answer(client, data, used), str)
             if count % number == number - 1:
                 resident.append(process.memory_info().rss)
-        assert client.ask(**shown())[0].shape == (4, 7)
+        assert answer(client, msgpack.packb(used.wrap(wire())), used) is True
     assert refused > number  # most of them, and not all: some change pixels alone
     return resident[1] - resident[0]
 
 
-def test_drawn_malformed_messages_are_answered(port, caplog):
-    draw_and_send(port, 60, seed=1)
+def test_drawn_malformed_messages_are_answered(served, caplog):
+    draw_and_send(served, 60, seed=1)
     assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.slow
-def test_a_thousand_malformed_messages_are_answered_in_bounded_memory(port, caplog):
-    assert draw_and_send(port, 500, seed=2) < 20e6
+def test_a_thousand_malformed_messages_are_answered_in_bounded_memory(served, caplog):
+    assert draw_and_send(served, 500, seed=2) < 20e6
     assert not [record for record in caplog.records if record.exc_info]
 
 

@@ -26,8 +26,7 @@ from train.serve import __main__ as serve_main
 from train.serve.__main__ import parse_keys
 from train.serve.client_session import ServeConfig
 from train.serve.listener import bind
-from train.serve.msgpack_codec import pack, unpack
-from train.serve.openpi_protocol import OpenpiSession
+from train.serve.openpi_protocol import CODEC, OpenpiSession
 
 OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
 
@@ -107,7 +106,7 @@ def test_what_other_clients_take_is_no_time_of_the_policys(policies, monkeypatch
 
 def test_an_action_that_was_planned_takes_no_time_of_the_models(policies):
     session = OpenpiSession(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))
-    timings = [session.answer(pack(shown(seed)))["policy_timing"] for seed in range(3)]
+    timings = [session.answer(CODEC.pack(shown(seed)))["policy_timing"] for seed in range(3)]
     assert [timing["infer_ms"] > 0 for timing in timings] == [True, False, True]
 
 
@@ -240,7 +239,7 @@ def test_a_path_that_is_no_run_is_reported(tmp_path, name, found):
 def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
     messages = [shown(seed) for seed in range(5)]
     session = OpenpiSession(policies[0], ServeConfig(execute_horizon=2), iter(range(9)))
-    found = [session.answer(pack(message))["actions"] for message in messages]
+    found = [session.answer(CODEC.pack(message))["actions"] for message in messages]
     assert [one.shape for one in found] == [(1, 7)] * 5
     policy = policies[1]
     policy.reset(0, TEXT)
@@ -258,15 +257,15 @@ def test_a_stepwise_reply_is_the_next_action_of_a_chunk(policies, expected):
 
 def test_what_was_planned_ends_with_the_episode(policies, expected):
     session = OpenpiSession(policies[0], ServeConfig(execute_horizon=4), iter(range(9)))
-    session.answer(pack(shown(1)))
-    found = session.answer(pack(shown(2) | {"reset": True}))["actions"]
+    session.answer(CODEC.pack(shown(1)))
+    found = session.answer(CODEC.pack(shown(2) | {"reset": True}))["actions"]
     np.testing.assert_allclose(found, expected(1, [shown(2)])[0][:1], atol=1e-5)
 
 
 def test_a_stepwise_reply_may_be_the_mean_of_chunks(policies):
     messages = [shown(seed) for seed in range(2)]
     session = OpenpiSession(policies[0], ServeConfig(ensemble=0.0), iter(range(9)))
-    found = [session.answer(pack(message))["actions"] for message in messages]
+    found = [session.answer(CODEC.pack(message))["actions"] for message in messages]
     policy = policies[1]
     policy.reset(0, TEXT)
     first, second = (policy.infer({0: as_observation(message)})[0] for message in messages)
@@ -285,7 +284,7 @@ def test_commands_follow_the_grippers_rule_within_an_episode(policies, monkeypat
     monkeypatch.setattr(policy, "infer", predicted)
     session = OpenpiSession(policy, ServeConfig(execute_horizon=1), iter(range(9)))
     messages = [shown(seed) | {"reset": seed == 3} for seed in range(5)]
-    found = [session.answer(pack(message))["actions"][0, 6] for message in messages]
+    found = [session.answer(CODEC.pack(message))["actions"][0, 6] for message in messages]
     assert found == [-1, -1, -1, 1, 1]  # opened; then, in another episode, closed
 
 
@@ -313,7 +312,7 @@ def test_other_keys_may_be_named(policies):
     session = OpenpiSession(policies[0], config, iter(range(9)))
     message = shown()
     message["front"] = message.pop("observation/image")
-    assert session.answer(pack(message))["actions"].shape == (4, 7)
+    assert session.answer(CODEC.pack(message))["actions"].shape == (4, 7)
     with pytest.raises(UserError, match="expected KEY=NAME; found front"):
         parse_keys(("front",))
 
@@ -329,17 +328,17 @@ def test_other_keys_may_be_named(policies):
     ],
 )
 def test_messages_come_back_as_they_were(value):
-    found = unpack(pack(value))
+    found = CODEC.unpack(CODEC.pack(value))
     np.testing.assert_equal(found, value)
     if isinstance(value, np.ndarray | np.generic):
         assert (found.dtype, found.shape) == (value.dtype, value.shape)
-        assert unpack(msgpack.packb(Client.encoded(np.asarray(value)))).dtype == value.dtype
+        assert CODEC.unpack(msgpack.packb(Client.encoded(np.asarray(value)))).dtype == value.dtype
 
 
 def test_what_is_no_number_is_not_sent():
     for value in (np.array(["a"]), np.array([None]), object()):
         with pytest.raises(TypeError, match="cannot be sent"):
-            pack(value)
+            CODEC.pack(value)
 
 
 @pytest.mark.parametrize(
@@ -378,11 +377,17 @@ def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
         (["--execute_horizon", "5"], "execute_horizon: expected 1 to 4"),
         (["--keys", "a=depth"], "--keys: expected observations of the policy"),
         (["--dataset", "other"], "found other"),
+        (["--protocol", "vla-eval", "--benchmark", "9"], "expected the protocol openpi"),
+        (["--protocol", "vla-eval", "--api_key_file", "KEY"], "KEY: expected no API key with"),
     ],
 )
-def test_mistakes_on_the_command_line_are_reported(policy_run, monkeypatch, capsys, flags, message):
+def test_mistakes_on_the_command_line_are_reported(
+    policy_run, monkeypatch, capsys, tmp_path, flags, message
+):
     from train.serve.__main__ import main
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "KEY").write_text("secret")
     monkeypatch.setattr(sys, "argv", ["serve", str(policy_run), "--port", "0", *flags])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -1,0 +1,1 @@
+"""The messages of the benchmarks of allenai's vla-eval."""
