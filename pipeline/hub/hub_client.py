@@ -131,8 +131,8 @@ class Hub:
             part.replace(target)
             sync(target.parent)
 
-    def create(self, repository: Repository, *, is_private: bool) -> bool:
-        """Creates a repository unless it exists; returns whether it did not.
+    def exists(self, repository: Repository, *, is_private: bool) -> bool:
+        """Returns whether a repository to write to exists.
 
         Raises:
           DataError: There is no token, the repository is public and should be private, or the hub
@@ -141,12 +141,24 @@ class Hub:
         api = self._api(repository)
         check_token(repository)
         with reported(repository, self.endpoint, ""):
-            if retrying(
+            if not retrying(
                 lambda: api.repo_exists(repository.id, repo_type=repository.kind), self.waits_s
             ):
-                if is_private:
-                    self._check_is_private(repository)
                 return False
+            if is_private:
+                self._check_is_private(repository)
+            return True
+
+    def create(self, repository: Repository, *, is_private: bool) -> bool:
+        """Creates a repository unless it exists; returns whether it did not.
+
+        Raises:
+          DataError: As for `exists`.
+        """
+        if self.exists(repository, is_private=is_private):
+            return False
+        api = self._api(repository)
+        with reported(repository, self.endpoint, ""):
             retrying(
                 lambda: api.create_repo(
                     repository.id, repo_type=repository.kind, private=is_private, exist_ok=True

@@ -151,7 +151,13 @@ def test_a_corrupt_shard_is_not_pushed(
         DataError, match=rf"{EPISODES}: expected .*, by dataset\.json; found Corrupted .*copy i"
     ):
         push(str(copy), NAME)
-    assert set(files(writer)) == {".gitattributes"}
+    # No repository is left that was made for it, and one that exists is unchanged.
+    assert writer.repositories == {}
+    repository = writer.dataset()
+    commits = list(repository.commits)
+    with pytest.raises(DataError, match=rf"{EPISODES}: expected .*, by dataset\.json"):
+        push(str(copy), NAME)
+    assert list(repository.commits) == commits
 
 
 @pytest.mark.parametrize(
