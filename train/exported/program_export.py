@@ -127,6 +127,7 @@ def _lower(
             jax.random.wrap_key_data(key, impl=impl),
             envs,
             counts,
+            None,
             model=model,
             window_size=spec.data.window_size,
         )
