@@ -21,7 +21,7 @@ from train.checkpoints.checkpoint_checksums import digest_json
 from train.checkpoints.checkpoint_store import Checkpoint, Checkpoints, Constants, read_checkpoint
 from train.flags import load_config
 from train.octo.octo_config import LowdimTokenizerConfig
-from train.policy import Policy
+from train.policy import Policy, PolicyConfig
 from train.train_config import TrainConfig
 from train.update.optimizer import make_optimizer
 from train.update.train_state import TrainState, init_state
@@ -99,6 +99,12 @@ def served_policy(policy_run: pathlib.Path) -> Policy:
     policy = Policy(read_checkpoint(policy_run))
     policy.warm_up()
     return policy
+
+
+@pytest.fixture(scope="session")
+def real_time_policy(policy_run: pathlib.Path) -> Policy:
+    """The policy of that run, for real-time chunking; tests forget their environments."""
+    return Policy(read_checkpoint(policy_run), config=PolicyConfig(real_time_chunking=True))
 
 
 @pytest.fixture(scope="session", autouse=True)

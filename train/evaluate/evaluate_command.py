@@ -56,6 +56,10 @@ class Args:
     ensemble: Annotated[float | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
     """Predict at every step and execute the mean of all chunks, with weights exp(-M i), where i = 0
     is the oldest."""
+    delay: Annotated[int, tyro.conf.arg(metavar="D")] = 0
+    """Number of steps that a prediction takes: a chunk takes effect this many steps after its
+    observation, and continues what the last one planned. At most execute_horizon, and at most what
+    is left of a chunk after it."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of a diffusion head's noise, and of the positions of fixtures."""
     compare: Annotated[str | None, tyro.conf.arg(metavar="RUN2", help_behavior_hint="")] = None
@@ -163,6 +167,7 @@ def _request(args: Args, installation: Installation) -> Request:
         seed=args.seed,
         execute_horizon=args.execute_horizon,
         ensemble=args.ensemble,
+        delay=args.delay,
         dataset=args.dataset,
         num_workers=args.workers,
         videos=args.videos,
@@ -172,10 +177,12 @@ def _request(args: Args, installation: Installation) -> Request:
 
 def _check(args: Args) -> None:
     """Raises an error if a number is out of range."""
-    least = {"trials": 1, "first_trial": 0, "workers": 1, "seed": 0}
+    least = {"trials": 1, "first_trial": 0, "workers": 1, "seed": 0, "delay": 0}
     for name, value in least.items():
         if getattr(args, name) < value:
             raise _refused(f"--{name}", f"at least {value}", str(getattr(args, name)), _help())
+    if args.delay and args.ensemble is not None:
+        raise _refused("--delay", "no --ensemble as well", f"--ensemble {args.ensemble}", _help())
     if args.compare_step is not None and args.compare is None:
         raise _refused("--compare_step", "a run: --compare RUN2", "none", _help())
 

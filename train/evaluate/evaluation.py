@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.hub.hub_address import SCHEME, parse_repository
 from pipeline.terminal import escaped
 from train.checkpoints.checkpoint_store import Checkpoint
+from train.evaluate.delayed_policy import DelayedPolicy
 from train.evaluate.libero.environment import CAMERAS, LiberoEnv
 from train.evaluate.libero.installation import Installation
 from train.evaluate.libero.simulator_conventions import CONTROL_FREQUENCY_HZ, check_conventions
@@ -30,9 +31,9 @@ from train.evaluate.results import (
     TrialResult,
     checkpoint_digest,
 )
-from train.evaluate.rollouts import Options, Rollouts
+from train.evaluate.rollouts import Actor, Options, Rollouts
 from train.evaluate.videos import VIDEOS_NAME, Film, Kept
-from train.policy.chunk_execution import Execution, make_execution
+from train.policy.chunk_execution import Execution, check_delay, make_execution
 from train.policy.gripper_commands import GripperCommands
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.policy_spec import PolicySpec
@@ -59,6 +60,8 @@ class Request:
     """Number of actions executed per chunk; None: all."""
     ensemble: float | None = None
     """Decay of a temporal ensemble; None: no ensemble."""
+    delay: int = 0
+    """Steps that a prediction takes, during which the last chunk is executed; 0: none."""
     dataset: str | None = None
     """Path or name of the dataset whose statistics and conventions are used."""
     num_workers: int = 1
@@ -130,9 +133,11 @@ class Evaluation:
         horizon = self._spec.model.head.action_horizon
         # Made for its checks alone.
         self._new_execution()
+        if request.delay:
+            check_delay(request.delay, self._executed, horizon)
         name = f"{request.suite}-{self._checkpoint.step}"
         self.folder = _results_of(run) / name if folder is None else folder
-        self._file = ResultsFile(self.folder, run, self._settings(horizon))
+        self._file = ResultsFile(self.folder, run, self._settings())
         self._pending: list[Trial] = []
         self._policy: Policy | None = None
 
@@ -181,24 +186,37 @@ class Evaluation:
                 on_trial(result.success)
 
             try:
-                Rollouts(policy, pool, self._options(), on_result).run(self._pending)
+                Rollouts(self._actor(policy), pool, self._options(), on_result).run(self._pending)
             finally:
                 # Also after an interruption: the latency of what was done.
                 self._note_inference(policy)
 
-    def _settings(self, horizon: int) -> Settings:
+    @property
+    def _executed(self) -> int:
+        """Returns the number of actions that are executed per chunk."""
         request = self._request
         # An ensemble predicts at every step.
-        of_chunk = 1 if request.ensemble is not None else horizon
+        is_ensemble = request.ensemble is not None
+        of_chunk = 1 if is_ensemble else self._spec.model.head.action_horizon
+        return request.execute_horizon or of_chunk
+
+    def _actor(self, policy: Policy) -> Actor:
+        """Returns what acts: the policy, or the same with a delay."""
+        delay = self._request.delay
+        return DelayedPolicy(policy, self._executed, delay) if delay else policy
+
+    def _settings(self) -> Settings:
+        request = self._request
         return Settings(
             checkpoint=checkpoint_digest(self._checkpoint),
             step=self._checkpoint.step,
             dataset=self._spec.dataset,
             suite=request.suite,
             seed=request.seed,
-            execute_horizon=request.execute_horizon or of_chunk,
+            execute_horizon=self._executed,
             ensemble=request.ensemble,
             simulator=str(self._installation),
+            delay=request.delay,
         )
 
     def _make_policy(self) -> Policy:
@@ -206,7 +224,9 @@ class Evaluation:
         encoder = encoder_of(checkpoint, request.dataset, source=request.weights)
         num_workers = min(request.num_workers, len(self._pending))
         # One size for all batches, which is compiled once.
-        config = PolicyConfig(batch_size=num_workers, seed=request.seed)
+        config = PolicyConfig(
+            batch_size=num_workers, seed=request.seed, real_time_chunking=bool(request.delay)
+        )
         policy = Policy(checkpoint, request.dataset, config, encoder)
         self._make_env(policy)()  # fails if it lacks observations; builds no simulator yet
         return policy
@@ -232,13 +252,12 @@ class Evaluation:
 
     def _options(self) -> Options:
         request, folder = self._request, self.folder / VIDEOS_NAME
-        executed = self.results.settings.execute_horizon
         return Options(
             seed=request.seed,
             make_execution=self._new_execution,
             make_film=None
             if request.videos == "none"
-            else lambda trial: Film(folder, trial, CONTROL_FREQUENCY_HZ / executed),
+            else lambda trial: Film(folder, trial, CONTROL_FREQUENCY_HZ / self._executed),
             kept=request.videos,
         )
 

@@ -6,6 +6,7 @@ import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from pipeline.added_fields import LATER
 from pipeline.checksums import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -126,6 +127,8 @@ class Settings:
     """Decay of a temporal ensemble; None: no ensemble."""
     simulator: str
     """Versions of the simulator's packages, and its renderer."""
+    delay: int = dataclasses.field(default=0, metadata=LATER)
+    """Steps that a prediction takes, during which the last chunk is executed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +328,8 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
 
 
 def _check_same(before: Results, now: Results, path: pathlib.Path) -> None:
-    then, wanted = to_json_values(before.settings), to_json_values(now.settings)
+    # Not as JSON, in which later fields may be absent.
+    then, wanted = dataclasses.asdict(before.settings), dataclasses.asdict(now.settings)
     differing = [name for name in then if then[name] != wanted[name]]
     if differing:
         raise UserError(

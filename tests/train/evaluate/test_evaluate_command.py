@@ -85,6 +85,28 @@ def test_an_evaluation_from_start_to_end_and_once_more(
 
 
 @pytest.mark.usefixtures("installation")
+def test_a_delay_is_a_setting_of_the_results(
+    policy_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "out"
+    args = arguments(policy_run, out, tasks="0", workers=1, execute_horizon=2, delay=1)
+    assert not evaluate(args)
+    assert [(t.success, t.steps) for t in read_results(out).trials] == [(True, 5), (False, 7)]
+    assert ">delay<" in (out / "report.html").read_text()
+    # Without a delay nothing is written, so that results of earlier releases are the same.
+    for found, wanted in ((1, 0), (0, 2)):
+        path = out / "results.json"
+        values = json.loads(path.read_text())
+        values.pop("checksum", None)
+        assert values["settings"].get("delay", 0) == found
+        other = dataclasses.replace(args, delay=wanted)
+        with pytest.raises(UserError, match=f"results of .*, delay {wanted}; .*, delay {found}"):
+            evaluate(other)
+        values["settings"].pop("delay", None)
+        path.write_text(json.dumps(values))
+
+
+@pytest.mark.usefixtures("installation")
 def test_trials_that_were_demonstrated_are_reported(
     policy_run: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -168,6 +190,10 @@ def test_two_checkpoints_are_compared_on_the_same_trials(
         ({"compare_step": 3}, "--compare RUN2"),
         ({"step": 9}, "a checkpoint of step 9"),
         ({"execute_horizon": 5}, "execute_horizon: expected 1 to 4"),
+        ({"delay": 1}, "delay: expected 0 to 0 steps: a chunk of 4 is predicted every 4 steps"),
+        ({"delay": 3, "execute_horizon": 2}, "delay: expected 0 to 2 steps: .*; found 3"),
+        ({"delay": -1}, "--delay: expected at least 0; found -1"),
+        ({"delay": 1, "ensemble": 0.1}, r"expected no --ensemble as well; found --ensemble 0\.1"),
     ],
 )
 @pytest.mark.usefixtures("installation")

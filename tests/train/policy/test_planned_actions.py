@@ -7,7 +7,6 @@ from pipeline.errors import UserError
 from pipeline.loading.transforms.action_transforms import RelativeActions
 from tests.train.conftest import untrained, with_data
 from tests.train.policy.test_policy import shown
-from train.checkpoints.checkpoint_store import read_checkpoint
 from train.octo.octo_config import RegressionConfig
 from train.policy import PlannedActions, Policy, PolicyConfig, RealTimeChunking
 
@@ -16,10 +15,12 @@ OFFSETS = ("dx", "dy", "dz")
 STATE = ("x_m", "y_m", "z_m")
 
 
-@pytest.fixture(scope="module")
-def policy(policy_run):
-    """A diffusion head of chunks of 4, compiled once for both programs."""
-    return Policy(read_checkpoint(policy_run), config=PolicyConfig(real_time_chunking=True))
+@pytest.fixture
+def policy(real_time_policy):
+    """A diffusion head of chunks of 4."""
+    yield real_time_policy
+    for env in range(4):
+        real_time_policy.forget(env)
 
 
 @pytest.fixture(scope="module")
