@@ -17,6 +17,7 @@ from train.evaluate.libero.simulator_conventions import (
     axis_angle,
 )
 from train.evaluate.libero.suites import Task, Trial
+from train.evaluate.libero.unseen_geoms import unseen_left_out
 
 SETTLING_STEPS = 10
 """Commands without motion after a reset, in which objects come to rest.
@@ -100,8 +101,11 @@ class Simulator:
     def render(self, camera: str, height: int, width: int) -> np.ndarray:
         """uint8 (height, width, 3): the frame of a camera, upside down, at the end of the step."""
         self._make_current()
-        # Upside down, as OpenGL's rows run.
-        return self._sim.render(camera_name=camera, height=height, width=width)
+        sim, options = self._sim, self._sim._render_context_offscreen.vopt  # noqa: SLF001
+        number = sim.model.camera_name2id(camera)
+        with unseen_left_out(self.model, self.data, options, number, aspect=width / height):
+            # Upside down, as OpenGL's rows run.
+            return sim.render(camera_name=camera, height=height, width=width)
 
     @property
     def state(self) -> np.ndarray:
