@@ -40,6 +40,7 @@ LEAVES_READS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExcept
 
 @pytest.fixture(autouse=True)
 def reads_are_left_to_no_other_test():
+    gc.freeze()  # collecting visits what is made from here on, not all programs of other tests
     yield
     gc.collect()
 
