@@ -10,6 +10,8 @@ from pipeline.data.manifest import Shard
 from pipeline.data.schema import ACTION, EPISODES, SOURCE_ID, Column, Feature
 from pipeline.errors import UserError
 from pipeline.inspection.feature_names import dim_names
+from pipeline.sharing.cached_dataset import directory_of
+from pipeline.sharing.pulled_note import read_note
 
 _MOMENTS = ("mean", "std", "min", "p01", "p99", "max")
 _KEPT_DTYPES = ("bool", "int32", "uint8")
@@ -26,10 +28,12 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
     Returns:
       Everything about the dataset that fits on a page: plain values, but for `conventions` and the
       `origin` of a computed feature, which are the manifest's. `statistics` has, by feature key, a
-      mapping for each dimension, and `depth` the range of the readings.
+      mapping for each dimension, and `depth` the range of the readings. `hub` has the address that
+      the dataset was pulled from, and the features of each column that was `left` there; it is None
+      for one that was not pulled.
 
     Raises:
-      DataError: A depth image is corrupt.
+      DataError: A depth image is corrupt, or the note of a pull.
     """
     manifest = dataset.manifest
     lengths = manifest.episode_lengths
@@ -58,6 +62,7 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
             for key, moments in dataset.statistics.items()
         },
         "depth": _depth_ranges(dataset, range(dataset.num_steps)),
+        "hub": _pulled(dataset),
     }
 
 
@@ -171,6 +176,18 @@ def read_images(dataset: Dataset, key: str, steps: Sequence[int]) -> np.ndarray:
     for step, image in zip(steps, images, strict=True):
         dataset.columns[column.name].read_into(step, {key: image})
     return images
+
+
+def _pulled(dataset: Dataset) -> dict[str, Any] | None:
+    """Returns where a dataset was pulled from, and the columns that were left there."""
+    note = read_note(directory_of(dataset.path))
+    if note is None:
+        return None
+    there, here = note.columns.items(), dataset.manifest.shards
+    return {
+        "address": note.address,
+        "left": {name: list(keys) for name, keys in there if name not in here},
+    }
 
 
 def _column(dataset: Dataset, column: Column) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipeline.data.schema import ACTION
 from pipeline.data.token_provenance import TokenOrigin
+from pipeline.hub.hub_address import is_dataset_address
 from pipeline.inspection.feature_names import short_name
 from pipeline.terminal import count, escaped, ranges
 
@@ -104,12 +105,14 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
             "format version": str(summary["format_version"]),
             "schema hash": summary["schema_hash"],
             **_choice(summary),
+            **({"pulled from": summary["hub"]["address"]} if summary["hub"] else {}),
             **{name.replace("_", " "): text for name, text in summary["provenance"].items()},
         },
         "Columns": [
             ["column", "per", "records:>", "shards:>", "MB:>", "bytes/\nstep:>", "licence"],
             *map(_column, summary["columns"]),
         ],
+        "Left on the hub": _left(summary),
         "Features": [
             ["feature", "column", "at\nrest", "in\nbatch", "shape", "bytes/\nstep:>", "dims"],
             *map(_feature, features),
@@ -126,6 +129,18 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
         "Conventions": conventions_text(summary),
     }
     return summary["name"], f"{counts}, {_megabytes(num_bytes)} MB in {summary['path']}", sections
+
+
+def _left(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the features of the columns that a pull left on the hub, and how to fetch them."""
+    if not summary["hub"] or not summary["hub"]["left"]:
+        return {}
+    address, left, path = summary["hub"]["address"], summary["hub"]["left"], summary["path"]
+    rows = {name: ", ".join(keys) for name, keys in left.items()}
+    # One in the cache is fetched when it is read.
+    if not is_dataset_address(path):
+        rows["to fetch"] = f"octograin pull {address} {path} --columns {' '.join(left)}"
+    return rows
 
 
 def _choice(summary: Mapping[str, Any]) -> dict[str, str]:

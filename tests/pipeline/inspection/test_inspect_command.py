@@ -63,7 +63,9 @@ def test_json_has_the_numbers_and_the_same_keys(
         "tasks",
         "statistics",
         "depth",
+        "hub",
     ]
+    assert values["hub"] is None
     assert values["lengths"]["median"] == 114.5
     assert values["features"][0]["shape"] == [7]
     assert values["conventions"]["gripper_dim"] == 6

@@ -1,6 +1,7 @@
 """Datasets pulled from a hub on this machine, whole and in parts, and what stops a pull."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import resource
@@ -362,6 +363,14 @@ def test_the_command_lists_pulls_and_says_what_it_did(
     assert capsys.readouterr().out.endswith(f"kB of {pinned}; columns episodes\n")
     assert call(monkeypatch, "pull", f"{ADDRESS}@v1", out, "--columns", "action") == 0
     assert capsys.readouterr().out == f"{out}: nothing to fetch of {pinned}; columns episodes\n"
+    assert call(monkeypatch, "inspect", out, "--json") == 0
+    left = {"steps": ["observation/image_primary"]}
+    assert json.loads(capsys.readouterr().out)["hub"] == {"address": pinned, "left": left}
+    assert call(monkeypatch, "inspect", out) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"pulled from {pinned}" in text
+    assert "Left on the hub steps observation/image_primary to fetch octograin pull" in text
+    assert "--columns steps Features" in text
     shutil.rmtree(out)
     assert call(monkeypatch, "pull", "owner/name", out) == 2
     refused = capsys.readouterr().err
