@@ -47,9 +47,13 @@ class HarnessClient:
         self.send("episode_start", {"task": {"name": "a task", "episode_idx": 0}})
 
     def act(self, observation: dict[str, Any]) -> np.ndarray:
-        actions = self.ask("observation", observation)["actions"]
-        assert actions["__ndarray__"] is True
-        return np.frombuffer(actions["data"], actions["dtype"]).reshape(actions["shape"])
+        return array(self.ask("observation", observation)["actions"])
+
+
+def array(sent: dict[str, Any]) -> np.ndarray:
+    """The array of a map."""
+    assert sent["__ndarray__"] is True
+    return np.frombuffer(sent["data"], sent["dtype"]).reshape(sent["shape"])
 
 
 def message(kind: str, payload: Any, seq: int = 1) -> dict[str, Any]:

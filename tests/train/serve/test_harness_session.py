@@ -8,6 +8,7 @@ import pytest
 from pipeline.data.conventions import restore_gripper
 from tests.train.serve.harness_client import (
     HarnessClient,
+    array,
     as_observation,
     image,
     message,
@@ -158,6 +159,18 @@ def test_each_observation_has_one_reply_and_an_error_keeps_the_connection(port):
         assert client.act(good).shape == (7,)
         client.send("error", {"error": "a benchmark's\nown"})
         assert client.act(good).shape == (7,)
+
+
+def test_observations_that_do_not_wait_are_answered_in_their_order(served_policy):
+    shown = [observation(seed) for seed in range(6)]
+    with serving(served_policy, config()) as port, HarnessClient(port) as client:
+        client.hello()
+        client.begin()
+        for one in shown:
+            client.send("observation", one)
+        # HELLO and EPISODE_START were the first two messages.
+        found = [array(client.receive(3 + step)["actions"]) for step in range(6)]
+    np.testing.assert_array_equal(found, commands(served_policy, 0, shown, horizon=4))
 
 
 def test_images_come_as_png_jpeg_or_raw(session):

@@ -31,6 +31,8 @@ _SEEDED = ("libero", "libero_plus")
 """Those of them that take `env_seed` and `quat_no_antipodal`."""
 _LIBERO_SHAPE = (256, 256, 3)
 _PACKAGE = "vla_eval.benchmarks."
+_ROUNDING_RAD = 1e-3
+"""By how much an angle of at most pi may exceed it: float32 rounds pi up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +147,13 @@ def _rotations(policy: Policy) -> dict[str, _Rotation]:
     found = {}
     for name in policy.expected:
         key = f"observation/{name}"
-        statistics, leaf = policy.spec.statistics.get(key), policy.spec.features[key]
-        rotation = pose_rotation(leaf)
+        statistics, leaf = policy.spec.statistics.get(key), policy.spec.features.get(key)
         # Statistics are of what the model reads, which a transform may have changed.
         read = policy.spec.chain.spec.get(key)
-        if statistics is None or rotation is None or read is None or read.dims != leaf.dims:
+        if statistics is None or leaf is None or read is None or read.dims != leaf.dims:
             continue
-        kind, dims = rotation
+        kind, dims = pose_rotation(leaf) or ("", range(0))
         largest = np.maximum(np.abs(statistics.min), np.abs(statistics.max))[dims]
-        if kind == "axis_angle" and largest.max() > math.pi:
+        if kind == "axis_angle" and largest.max() > math.pi + _ROUNDING_RAD:
             found[name] = _Rotation(dims, statistics.mean[dims].astype(np.float64))
     return found

@@ -81,7 +81,9 @@ class VlaEvalSession:
                 self._is_started = kind == "episode_start"
                 return None
             case _:
-                _log.warning("the benchmark reports: %s", escaped(str(payload))[:_MAX_SHOWN])
+                error = payload.get("error")
+                text = error[:_MAX_SHOWN] if isinstance(error, str) else kind_of(error)
+                _log.warning("the benchmark reports: %s", escaped(text))
                 return None
 
     def pack(self, reply: dict[str, Any]) -> bytes:
