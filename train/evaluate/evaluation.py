@@ -31,7 +31,7 @@ from train.evaluate.results import (
     TrialResult,
     checkpoint_digest,
 )
-from train.evaluate.rollouts import Actor, Options, Rollouts
+from train.evaluate.rollouts import Actor, Options, Rollouts, groups
 from train.evaluate.videos import VIDEOS_NAME, Film, Kept
 from train.policy.chunk_execution import Execution, check_delay, make_execution
 from train.policy.gripper_commands import GripperCommands
@@ -65,7 +65,7 @@ class Request:
     dataset: str | None = None
     """Path or name of the dataset whose statistics and conventions are used."""
     num_workers: int = 1
-    """Number of simulators, which is the number of environments per batch."""
+    """Number of simulators; a batch holds half of their environments."""
     videos: Kept = "all"
     """Trials whose videos are kept."""
     weights: str | None = None
@@ -225,7 +225,9 @@ class Evaluation:
         num_workers = min(request.num_workers, len(self._pending))
         # One size for all batches, which is compiled once.
         config = PolicyConfig(
-            batch_size=num_workers, seed=request.seed, real_time_chunking=bool(request.delay)
+            batch_size=len(groups(range(num_workers))[0]),
+            seed=request.seed,
+            real_time_chunking=bool(request.delay),
         )
         policy = Policy(checkpoint, request.dataset, config, encoder)
         self._make_env(policy)()  # fails if it lacks observations; builds no simulator yet

@@ -1,6 +1,10 @@
 """The evaluation loop: one policy, batched over simulators, until every trial has a result.
 
-    every running simulator replies -> one batch of predictions -> each executes its actions
+Simulators are in two groups that take turns, so that one simulates while the policy predicts for
+the other:
+
+    all simulators of a group reply -> one batch of predictions -> each executes its actions
+                                       meanwhile the other group simulates
 
 A simulator renders only the steps that the policy observes, not the other steps of a chunk.
 """
@@ -8,6 +12,7 @@ A simulator renders only the steps that the policy observes, not the other steps
 import collections
 import dataclasses
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,6 +93,15 @@ class _Episode:
         return self.trial.task.index * _INITS + self.trial.init
 
 
+def groups(workers: Sequence[int]) -> tuple[Sequence[int], ...]:
+    """Returns two halves of the simulators, the first the larger; one if there is one simulator.
+
+    A batch of predictions is as large as a half: `(0, 1, 2, 3, 4)` is `(0, 1, 2)` and `(3, 4)`.
+    """
+    size = -(-len(workers) // 2)
+    return tuple(half for half in (workers[:size], workers[size:]) if half)
+
+
 class Rollouts:
     """Runs trials of one policy in a pool of simulators.
 
@@ -120,17 +134,28 @@ class Rollouts:
         """
         self._waiting = collections.deque(trials)
         try:
-            for worker in self._pool.idle:
+            workers = self._pool.idle
+            for worker in workers:
                 self._begin_next(worker)
-            while self._pool.num_busy:
-                # All answers before the next prediction: one batch for all simulators.
-                answers = [self._pool.receive() for _ in range(self._pool.num_busy)]
-                self._act([a for a in map(self._continued, answers) if a is not None])
+            # Strictly in turn, also where the other group is ready first: which trials form a batch
+            # then does not depend on time.
+            for group in itertools.cycle(groups(workers)):
+                if not self._pool.num_busy:
+                    break
+                self._take_turn(group)
         finally:
             # An unfinished video is no video.
             for episode in self._episodes.values():
                 if episode.film is not None:
                     episode.film.drop()
+
+    def _take_turn(self, group: Sequence[int]) -> None:
+        """Waits for all running simulators of a group, and lets them act."""
+        running = [worker for worker in self._pool.busy if worker in group]
+        answers = [self._pool.receive(running) for _ in running]
+        # In one order, and not as they came.
+        answers.sort(key=lambda answer: answer.worker)
+        self._act([a for a in map(self._continued, answers) if a is not None])
 
     def _begin_next(self, worker: int) -> None:
         """Starts the next trial in a worker, if there is one."""
@@ -160,7 +185,7 @@ class Rollouts:
         return answer
 
     def _act(self, replies: list[Reply]) -> None:
-        """Predicts for all waiting environments in one batch, and sends them their actions."""
+        """Predicts for waiting environments in one batch, and sends them their actions."""
         if not replies:
             return
         episodes = {reply.worker: self._episodes[reply.worker] for reply in replies}

@@ -68,7 +68,7 @@ class FakePolicy:
         self.window_size = window_size
         self.log: list[Any] = []
         self.seen: dict[int, list[int]] = {}
-        self.batches: list[int] = []
+        self.batches: list[tuple[int, ...]] = []
 
     def reset(self, env: int, instruction: str) -> None:
         self.log.append(("reset", env, instruction))
@@ -79,7 +79,7 @@ class FakePolicy:
             self.seen[env].append(-int(observation["proprio"][2]))
 
     def infer(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        self.batches.append(len(observations))
+        self.batches.append(tuple(observations))
         for env, observation in observations.items():
             task, init, steps = (int(value) for value in observation["proprio"][:3])
             assert env == 1000 * task + init

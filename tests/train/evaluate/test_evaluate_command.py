@@ -65,7 +65,7 @@ def test_an_evaluation_from_start_to_end_and_once_more(
     assert results.settings.execute_horizon == 4
     assert results.settings.simulator == "mujoco 3.3, egl"
     assert results.inference is not None
-    assert results.inference.batch_size == 2
+    assert results.inference.batch_size == 1  # half of two workers
     output = capsys.readouterr().out
     assert "all   2 of 4   50.0 %  15.0 to 85.0 %  5" in output
     assert "2 of 4" in (out / "report.html").read_text()

@@ -1,13 +1,16 @@
 import functools
 import pathlib
+from collections.abc import Mapping
 
+import numpy as np
 import pytest
 
 from tests.train.evaluate.fakes import DIES, DIES_ONCE, FakeEnv, FakePolicy, trial
+from train.evaluate.libero.environment import Observation
 from train.evaluate.libero.simulator_pool import EnvPool
 from train.evaluate.libero.suites import Trial
 from train.evaluate.results import TrialResult
-from train.evaluate.rollouts import Options, Rollouts
+from train.evaluate.rollouts import Options, Rollouts, groups
 from train.policy.chunk_execution import FirstActions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -46,13 +49,36 @@ def test_the_policy_is_asked_when_its_actions_are_spent_and_is_batched(
     policy = FakePolicy()
     rolled_out(tmp_path, policy, [trial(0), trial(1)], num_workers=2)
     assert policy.seen == {0: [0, 2, 4], 1: [0, 2, 4, 6]}
-    assert policy.batches == [2, 2, 2, 1]
+    assert policy.batches == [(0,), (1,), (0,), (1,), (0,), (1,), (1,)]
     assert policy.log == [
         ("reset", 0, "lift it"),
         ("reset", 1, "lift it"),
         ("forget", 0),
         ("forget", 1),
     ]
+
+
+def test_one_half_of_the_simulators_runs_while_the_policy_predicts_for_the_other(
+    tmp_path: pathlib.Path,
+) -> None:
+    class Watching(FakePolicy):
+        def infer(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+            busy.append(pool.busy)
+            return super().infer(observations)
+
+    policy, busy = Watching(), []
+    options = Options(seed=4, make_execution=lambda: FirstActions(2))
+    with EnvPool(functools.partial(FakeEnv, str(tmp_path)), 3) as pool:
+        # Trials of odd numbers take four predictions, 0 three.
+        Rollouts(policy, pool, options, lambda result: None).run([trial(n) for n in (1, 3, 0, 5)])
+    assert policy.batches == [(1, 3), (0,)] * 3 + [(1, 3)] + [(5,)] * 4
+    assert busy == [(2,), (0, 1)] * 3 + [(2,)] + [()] * 4
+
+
+def test_groups_are_halves_and_the_first_is_the_larger() -> None:
+    assert groups(range(1)) == (range(1),)
+    assert groups((0, 1)) == ((0,), (1,))
+    assert groups((0, 1, 2, 3, 4)) == ((0, 1, 2), (3, 4))
 
 
 @pytest.mark.parametrize(

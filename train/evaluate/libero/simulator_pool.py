@@ -4,8 +4,8 @@
     pool.act(worker, actions)
     pool.receive() -> Reply | Lost        whichever worker is first; Lost: begin the trial again
 
-A policy that is batched over all workers receives as many answers as are under way, infers once,
-and lets each worker act.
+A policy that is batched over workers receives all their answers, infers once, and lets each of them
+act.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import multiprocessing
 import multiprocessing.connection
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing.process import BaseProcess
 
 import numpy as np
@@ -121,9 +121,14 @@ class EnvPool:
         return tuple(n for n, worker in enumerate(self._workers) if not worker.is_busy)
 
     @property
+    def busy(self) -> tuple[int, ...]:
+        """Workers whose answer is still to be received, in order."""
+        return tuple(n for n, worker in enumerate(self._workers) if worker.is_busy)
+
+    @property
     def num_busy(self) -> int:
         """Answers that are still to be received."""
-        return len(self._workers) - len(self.idle)
+        return len(self.busy)
 
     def begin(self, worker: int, trial: Trial) -> None:
         """Lets a worker start a trial; its answer holds one observation.
@@ -152,14 +157,17 @@ class EnvPool:
             raise RuntimeError(f"worker {worker} has no trial: begin one")
         self._send(worker, Act(np.array(actions), num_observed))
 
-    def receive(self) -> Reply | Lost:
+    def receive(self, workers: Collection[int] | None = None) -> Reply | Lost:
         """Returns the next answer; if several are ready, the one to the oldest request.
+
+        Args:
+          workers: Only answers of these workers; None: of any.
 
         Raises:
           UserError: What a worker found wrong: an action, an initial state, its assets.
           RuntimeError: Where no request is under way.
         """
-        busy = [n for n, worker in enumerate(self._workers) if worker.is_busy]
+        busy = [n for n in self.busy if workers is None or n in workers]
         if not busy:
             raise RuntimeError("no request is under way")
         # By age, so that no worker waits forever behind faster ones.
