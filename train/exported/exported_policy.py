@@ -41,6 +41,8 @@ INSTRUCTION, GOAL = "an instruction", "goal images"
 """Kinds of task, as `train.policy.policy_inputs.TASKS` names them."""
 TEXT_ARRAYS = ("has_text", "input_ids", "attention_mask", "embeddings")
 """Arrays with a row for each of the exported texts."""
+# POLICY.zip/exported_policy/train/exported/exported_policy.py, wherever the process goes later.
+_FILE = pathlib.Path(__file__).absolute().parents[3]
 _NUM_ENVS = 2**32
 _NUM_TIMED = 10
 
@@ -73,9 +75,7 @@ class ExportedPolicy:
     """
 
     def __init__(self, *, seed: int = 0, resize: bool = False) -> None:
-        # POLICY.zip/exported_policy/train/exported/exported_policy.py
-        path = pathlib.Path(__file__).parents[3]
-        file = read_file(path)
+        file = read_file(_FILE)
         settings: ExportedSettings = importlib.import_module("exported_policy.settings").SETTINGS
         self.settings = settings
         self._resize = resize

@@ -35,9 +35,8 @@ from train.exported.policy_file import (
     structs_from_json,
     structs_to_json,
 )
-from train.exported.program_export import export_program, text_rows
 from train.octo.octo_config import VGGTTokenizerConfig
-from train.policy import GripperCommands, Policy, PolicyConfig, PolicySpec
+from train.policy import GripperCommands, Policy, PolicyConfig
 from train.train_config import TrainConfig
 
 TEXTS = ("pick up the bowl", "open the drawer")
@@ -68,15 +67,15 @@ from exported_policy import ExportedPolicy
 policy = ExportedPolicy(seed=int(seed), resize=True)
 shown = np.load(arrays)
 def step(number):
-    envs = sorted({int(key.split("/")[0]) for key in shown if key.split("/")[1] == str(number)})
     names = policy.expected
-    return {env: {name: shown[f"{env}/{number}/{name}"] for name in names} for env in envs}
+    return {env: {name: shown[f"{env}/{number}/{name}"] for name in names} for env in (0, 7, 3)}
 found, errors = {}, []
 def infer(number):
     for env, chunk in policy.infer(step(number)).items():
         found[f"{env}/{number}"] = chunk
-for env, text in ((0, 0), (7, 1), (3, 0)):
-    policy.reset(env, policy.instructions[text])
+policy.reset(0, policy.instructions[0])
+policy.reset(7, policy.instructions[1])
+policy.reset(3, goal=step(3)[3])
 infer(0)
 first = time.process_time() - began
 policy.instruct(3, policy.instructions[1])
@@ -107,9 +106,9 @@ print(json.dumps({"errors": errors, "origin": policy.origin, "cpu_s": first,
 
 @pytest.fixture(scope="module")
 def run(policy_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run whose transforms change rotations of the state and of the actions."""
+    """A run by instructions and goals whose transforms change rotations of state and actions."""
     directory = tmp_path_factory.mktemp("exported") / "run"
-    config = with_data(policy_config, transforms=TRANSFORMS)
+    config = with_data(policy_config, transforms=TRANSFORMS, conditioning="multimodal")
     write_checkpoints(dataclasses.replace(config, save_dir=str(directory)), (1,))
     return directory
 
@@ -125,8 +124,8 @@ def exported(run: pathlib.Path) -> pathlib.Path:
     path, printed = run.with_name("policy.zip"), io.StringIO()
     texts = [word for text in TEXTS for word in ("--instruction", text)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        arguments = ["export", run, path, "--to", "stablehlo", *texts, "--batch_size", "2"]
-        assert call(patch, *arguments) == 0
+        arguments = ["export", run, path, "--to", "stablehlo", "--batch_size", "2"]
+        assert call(patch, *arguments, "--platforms", "cpu,cuda,tpu", *texts) == 0
     first, *others = printed.getvalue().splitlines()
     assert first.startswith(f"policy: {path}, ")
     assert others == [
@@ -198,8 +197,9 @@ def test_a_fresh_process_without_the_package_acts_bitwise_the_same(
     said, found = json.loads(ran.stdout), np.load(out)
 
     policy = Policy(checkpoint, config=PolicyConfig(batch_size=2, seed=seed, resize=True))
-    for env, text in ((0, 0), (7, 1), (3, 0)):
-        policy.reset(env, TEXTS[text])
+    policy.reset(0, TEXTS[0])
+    policy.reset(7, TEXTS[1])
+    policy.reset(3, goal={name: steps[3][3][name] for name in policy.spec.cameras})
     expected = {0: policy.infer(steps[0])}
     policy.instruct(3, TEXTS[1])
     expected[1] = policy.infer(steps[1])
@@ -222,7 +222,9 @@ def test_a_fresh_process_without_the_package_acts_bitwise_the_same(
         "found 'fly'"
     )
     assert number == "reset: expected an environment from 0 to 2**32 - 1; found -1"
-    assert goal == "task: expected an instruction; found an instruction and goal images"
+    assert goal == (
+        "task: expected an instruction or goal images; found an instruction and goal images"
+    )
     assert not_reset.startswith("environment 5: expected a task; found none. Call reset(")
     assert "image_primary: missing; image_wrist: missing; proprio: float64[7]" in mistakes
     assert unnumbered.startswith("observations: expected a dictionary with one observation")
@@ -308,17 +310,14 @@ def test_types_return_from_json(text: str) -> None:
     assert structs_to_json(structs_from_json({"a": [text]})) == {"a": [text]}
 
 
-def test_the_program_is_lowered_for_accelerators_without_the_language_encoder(
-    checkpoint: Checkpoint,
+def test_the_program_is_for_accelerators_too_and_has_no_language_encoder(
+    checkpoint: Checkpoint, exported: pathlib.Path
 ) -> None:
-    spec = PolicySpec.of(checkpoint)
-    rows = text_rows(spec, checkpoint.params, TEXTS)
-    program = export_program(spec, checkpoint.params, rows, 1, ("cuda", "tpu"))
-    assert program.exported.platforms == ("cuda", "tpu")
-    assert program.compile() is None
+    meta = read_file(exported).meta
+    assert meta["program"]["platforms"] == ["cpu", "cuda", "tpu"]
     in_t5 = jax.tree.leaves(checkpoint.params["octo_transformer"]["task_tokenizers_language"])
     every = len(jax.tree.leaves(checkpoint.params))
-    assert len(program.parameters) == every - len(in_t5)
+    assert len(meta["parameters"]) == every - len(in_t5)
 
 
 def test_what_the_file_cannot_hold_is_refused(
