@@ -126,8 +126,8 @@ def check_delay(delay: int, execute_horizon: int, action_horizon: int) -> None:
             expected=f"0 to {min(execute_horizon, left)} steps: a chunk of {action_horizon} is "
             f"predicted every {execute_horizon} steps, and {left} actions are left then",
             found=str(delay),
-            remedy=f"Use an execute_horizon of {(action_horizon + 1) // 2}, half of the chunk, or "
-            "train with a longer data.action_horizon.",
+            remedy=f"With an execute_horizon of {(action_horizon + 1) // 2} it may be "
+            f"{action_horizon // 2}; a longer delay needs a longer data.action_horizon.",
         )
 
 

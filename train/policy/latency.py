@@ -1,6 +1,7 @@
 """Measures how long a policy takes to respond."""
 
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,10 +43,14 @@ class Timing:
 
 
 class StageClock:
-    """Adds up the times of a call's stages, which are the fields of `Timing`."""
+    """Adds up the times of a call's stages, which are the fields of `Timing`, in each thread."""
 
     def __init__(self) -> None:
-        self._times_ms: dict[str, float] = {}
+        self._of_thread = threading.local()
+
+    @property
+    def _times_ms(self) -> dict[str, float]:
+        return self._of_thread.__dict__.setdefault("times_ms", {})
 
     @contextmanager
     def measured(self, stage: str) -> Iterator[None]:

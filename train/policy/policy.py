@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -83,7 +84,8 @@ class Policy:
     policy.conventions)` converts actions to the dataset's commands.
 
     A chunk's noise depends only on the seed, the environment's number and the count of predictions
-    since its reset, not on other environments in the batch. A policy is not thread-safe.
+    since its reset, not on other environments in the batch. Calls from several threads wait for
+    each other; those of one environment have to come in order.
 
     Args:
       checkpoint: Checkpoint of a run.
@@ -107,6 +109,8 @@ class Policy:
         self.config = config
         self.step, self.address = checkpoint.step, checkpoint.address
         self._clock = StageClock()
+        # Of one thread, as methods call others.
+        self._lock = threading.RLock()
         self._inputs = PolicyInputs(
             self.spec,
             encoder,
@@ -240,8 +244,16 @@ class Policy:
 
     @property
     def timing(self) -> Timing:
-        """Returns where the time of the last call of `infer` or `observe` went."""
+        """Returns where the time of this thread's last call of `infer` or `observe` went."""
         return self._clock.timing
+
+    @property
+    def is_busy(self) -> bool:
+        """Returns whether another thread is in a call."""
+        is_free = self._lock.acquire(blocking=False)
+        if is_free:
+            self._lock.release()
+        return not is_free
 
     def reset(
         self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
@@ -265,9 +277,10 @@ class Policy:
                 found=repr(env),
                 remedy="Number the environments, or the trials: policy.reset(0, instruction).",
             )
-        self._inputs.reset(env, Task(instruction, goal or {}))
-        # A chunk's noise depends on this count, so an episode's actions can be repeated.
-        self._asked[env] = 0
+        with self._lock:
+            self._inputs.reset(env, Task(instruction, goal or {}))
+            # A chunk's noise depends on this count, so an episode's actions can be repeated.
+            self._asked[env] = 0
 
     def instruct(
         self, env: int, instruction: str = "", goal: Mapping[str, np.ndarray] | None = None
@@ -277,12 +290,14 @@ class Policy:
         Raises:
           UserError: The task does not fit, or the environment was not reset.
         """
-        self._inputs.instruct(env, Task(instruction, goal or {}))
+        with self._lock:
+            self._inputs.instruct(env, Task(instruction, goal or {}))
 
     def forget(self, env: int) -> None:
         """Drops an environment that has ended, with its images."""
-        self._inputs.forget(env)
-        self._asked.pop(env, None)
+        with self._lock:
+            self._inputs.forget(env)
+            self._asked.pop(env, None)
 
     def observe(self, observations: Mapping[int, Observation]) -> None:
         """Adds a step to histories without predicting.
@@ -293,9 +308,10 @@ class Policy:
         Raises:
           UserError: An observation does not fit, or an environment was not reset.
         """
-        self._clock.restart()
-        # Without tokens, unless the window reads those of earlier steps.
-        self._inputs.push(observations, latest=False)
+        with self._lock:
+            self._clock.restart()
+            # Without tokens, unless the window reads those of earlier steps.
+            self._inputs.push(observations, latest=False)
 
     def infer(
         self, observations: Mapping[int, Observation], previous: Previous | None = None
@@ -321,8 +337,9 @@ class Policy:
           other heads are blended with the plan by the same weights, normalised.
         """
         plans = self._plans(observations, previous or {})
-        self._clock.restart()
-        with self._stopwatch.measured():
+        # Waiting for another thread is no part of the latency.
+        with self._lock, self._stopwatch.measured():
+            self._clock.restart()
             # One order for all batches.
             envs = list(observations)
             self._inputs.push(observations)
@@ -336,9 +353,9 @@ class Policy:
             unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
             if unusable:
                 raise self._not_finite(chunks, unusable)
-        # Only after success: a failed prediction may be repeated with the same noise.
-        for env in envs:
-            self._asked[env] += 1
+            # Only after success: a failed prediction may be repeated with the same noise.
+            for env in envs:
+                self._asked[env] += 1
         return {env: chunks[env] for env in envs}
 
     def warm_up(self) -> None:
@@ -356,18 +373,19 @@ class Policy:
         needs_goal = self.spec.data.conditioning == "image_conditioned"
         # An image-conditioned policy has no task without a goal.
         goal = {name: example[name] for name in self.spec.cameras if needs_goal and name in example}
-        try:
-            chunks = {}
-            for text in _WARM_UP_TEXTS:
-                # Another text each time, as the embedding of a known one is kept.
-                self.reset(env, "" if needs_goal else text, goal)
-                self._inputs.push({env: example})
-                # Without the check of its actions, which a call makes.
-                chunks = self._infer([env], {})
-            if self.config.real_time_chunking and np.isfinite(chunks[env]).all():
-                self._infer([env], {env: PlannedActions(chunks[env], delay=0)})
-        finally:
-            self.forget(env)
+        with self._lock:
+            try:
+                chunks = {}
+                for text in _WARM_UP_TEXTS:
+                    # Another text each time, as the embedding of a known one is kept.
+                    self.reset(env, "" if needs_goal else text, goal)
+                    self._inputs.push({env: example})
+                    # Without the check of its actions, which a call makes.
+                    chunks = self._infer([env], {})
+                if self.config.real_time_chunking and np.isfinite(chunks[env]).all():
+                    self._infer([env], {env: PlannedActions(chunks[env], delay=0)})
+            finally:
+                self.forget(env)
 
     def noise_key(self, env: int, count: int) -> jax.Array:
         """Returns the noise key of the `count`-th chunk since the environment's reset, from 0."""

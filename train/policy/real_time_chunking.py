@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -51,8 +52,8 @@ class RealTimeChunking:
     of an episode waits for its prediction, as there is nothing to execute yet.
 
     One prediction runs at a time, in a thread of this object, which calls `predict` and nothing
-    else. A `Policy` is not thread-safe: before you call it yourself, such as for `reset` or
-    `instruct`, call `reset` or `wait` of this object. The object is called from one thread.
+    else. Before you change the policy's environment yourself, such as by `reset` or `instruct`,
+    call `reset` or `wait` of this object. The object is called from one thread.
 
     Args:
       predict: Predicts a chunk, such as from an openpi server: `lambda observations, planned:
@@ -92,6 +93,7 @@ class RealTimeChunking:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="real_time_chunking")
         self._observed: collections.deque[Any] = collections.deque(maxlen=num_observed)
         self._num_late = 0
+        self._waited_s = 0.0
         self._begin_episode()
 
     @classmethod
@@ -116,15 +118,8 @@ class RealTimeChunking:
         Raises:
           UserError: The horizon or the delay is out of range.
         """
-
-        def predict(observations: Sequence[Any], planned: PlannedActions | None) -> np.ndarray:
-            *earlier, last = observations
-            for observation in earlier:
-                policy.observe({env: observation})
-            return policy.infer({env: last}, {env: planned})[env]
-
         return cls(
-            predict,
+            predict_with(policy, env),
             action_horizon=policy.action_horizon,
             execute_horizon=execute_horizon,
             delay=delay,
@@ -137,6 +132,11 @@ class RealTimeChunking:
         """Returns the number of steps, in all episodes, at which a chunk was not ready in time."""
         return self._num_late
 
+    @property
+    def waited_s(self) -> float:
+        """Returns how long the last call waited for a late chunk, in seconds."""
+        return self._waited_s
+
     def __call__(self, observation: Any) -> np.ndarray:
         """Returns the action of this step, (a).
 
@@ -148,6 +148,7 @@ class RealTimeChunking:
           Exception: What a prediction raised, at the step at which it should take effect.
         """
         step = self._step
+        self._waited_s = 0.0
         # Copied, as the thread reads it while the robot's own buffers may be filled again.
         self._observed.append(copy.deepcopy(observation))
         if self._chunk is None:
@@ -208,14 +209,19 @@ class RealTimeChunking:
         pending = self._pending
         if pending is None or step < pending.step + self._delay:
             return
-        if self._waits or pending.chunk.done():
-            self._pending = None
-            self._chunk = self._checked(pending.chunk.result())
-            self._begin = pending.step
+        is_late = self._delay > 0 and not pending.chunk.done()
+        if is_late and not self._waits:
+            if self._chunk is None or step - self._begin >= len(self._chunk):
+                raise self._too_late(step - pending.step)
+            self._num_late += 1
             return
-        if self._chunk is None or step - self._begin >= len(self._chunk):
-            raise self._too_late(step - pending.step)
-        self._num_late += 1
+        self._pending = None
+        started = time.perf_counter()
+        chunk = pending.chunk.result()
+        if is_late:
+            self._num_late += 1
+            self._waited_s = time.perf_counter() - started
+        self._chunk, self._begin = self._checked(chunk), pending.step
 
     def _checked(self, chunk: Any) -> np.ndarray:
         """Returns a predicted chunk, if it is one that is long enough."""
@@ -237,3 +243,15 @@ class RealTimeChunking:
             remedy="Give a longer delay, predict on a faster device, or train with a longer "
             "data.action_horizon.",
         )
+
+
+def predict_with(policy: Policy, env: int) -> Predict:
+    """Returns what predicts for one environment of a policy, and gives it the steps in between."""
+
+    def predict(observations: Sequence[Any], planned: PlannedActions | None) -> np.ndarray:
+        *earlier, last = observations
+        for observation in earlier:
+            policy.observe({env: observation})
+        return policy.infer({env: last}, {env: planned})[env]
+
+    return predict

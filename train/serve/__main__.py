@@ -79,6 +79,10 @@ class Args:
     ensemble: Annotated[float | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
     """Reply with one action per message: the mean of all chunks, with weights exp(-M i), where i =
     0 is the oldest."""
+    delay: Annotated[int, tyro.conf.arg(metavar="D")] = 0
+    """With --execute_horizon, reply at once while the next chunk is predicted, which takes effect
+    D steps after its observation and continues the last one. A reply waits only for a prediction
+    that is late."""
     resize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Resize images to the stored size; by default, other sizes are refused."""
     keys: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=NAME ...")] = ()
@@ -112,7 +116,7 @@ def main() -> None:
         # Before the policy is loaded: a missing package shows at once.
         module = import_server()
         config = ServeConfig(
-            parse_keys(args.keys), args.execute_horizon, args.ensemble, args.protocol
+            parse_keys(args.keys), args.execute_horizon, args.ensemble, args.protocol, args.delay
         )
         if args.benchmark is not None:
             _benchmark(args, config, args.benchmark)
@@ -185,7 +189,9 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _load(args: Args, config: ServeConfig) -> Policy:
-    policy_config = PolicyConfig(seed=args.seed, resize=args.resize)
+    policy_config = PolicyConfig(
+        seed=args.seed, resize=args.resize, real_time_chunking=bool(config.delay)
+    )
     checkpoint = read_run(args.run, args.step)
     encoder = encoder_of(checkpoint, args.dataset, source=args.weights)
     policy = Policy(checkpoint, args.dataset, policy_config, encoder)

@@ -1,48 +1,61 @@
 """The episodes of one client: the policy's history, the planned actions, the grippers."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from train.policy.chunk_execution import Execution
 from train.policy.gripper_commands import GripperCommands
+from train.policy.latency import Timing
 from train.policy.observations import Observation
+from train.policy.planned_actions import PlannedActions
 from train.policy.policy import Policy
+from train.policy.real_time_chunking import RealTimeChunking, predict_with
+from train.serve.client_session import ServeConfig
 
 
 class Episodes:
     """A client's episodes, one after the other; how its messages look is not known here.
 
     Args:
-      policy: The policy, shared with other clients; only one may act at a time.
-      make_execution: Makes what executes the chunks of an episode. It returns None where the client
-        executes them itself.
+      policy: The policy, shared with other clients.
+      config: What clients receive: chunks or actions, and when they are predicted.
       numbers: Gives every episode of the server a number, which determines its noise.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        make_execution: Callable[[], Execution | None],
-        numbers: Iterator[int],
-    ) -> None:
+    def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
         self._policy = policy
-        self._make_execution = make_execution
+        self._config = config
         # Shared by all clients, so that no two episodes have the same number, and so the same
         # noise.
         self._numbers = numbers
         self._env: int | None = None
         self._instruction = ""
         # Needs its own for every episode: an ensemble keeps chunks.
-        self._execution = make_execution()
+        self._execution = config.make_execution(policy)
         self._grippers = GripperCommands.of(policy.spec)
         self._planned: collections.deque[np.ndarray] = collections.deque()
+        # With a delay, predicts in a thread; one for each episode.
+        self._chunking: RealTimeChunking | None = None
+        # Of the predictions that ended since the last action, which are in another thread.
+        self._timings: collections.deque[Timing] = collections.deque(maxlen=1)
+        self._timing = Timing()
 
     @property
     def instruction(self) -> str | None:
         """Returns the instruction of the running episode; None: no episode is running."""
         return None if self._env is None else self._instruction
+
+    @property
+    def timing(self) -> Timing:
+        """Returns where the time of a prediction went that has ended since the action before."""
+        return self._timing
+
+    @property
+    def late_ms(self) -> float | None:
+        """Returns how long the last action waited for a late prediction; None: without a delay."""
+        return None if self._chunking is None else 1000 * self._chunking.waited_s
 
     def begin(self, instruction: str, grippers: GripperCommands | None = None) -> None:
         """Starts an episode with an empty history, and ends the one before.
@@ -57,14 +70,16 @@ class Episodes:
         self._policy.reset(env, instruction)
         self._env, self._instruction = env, instruction
         self._grippers = grippers or GripperCommands.of(self._policy.spec)
+        if self._config.delay:
+            self._chunking = self._start_chunking(env)
 
     def instruct(self, instruction: str) -> None:
         """Gives the running episode another task, and keeps its history and its grippers."""
         assert self._env is not None, "an episode must begin first"
+        # Planned for the task before. First, as it waits for a prediction of that task.
+        self._forget_plan()
         self._policy.instruct(self._env, instruction)
         self._instruction = instruction
-        # Planned for the task before.
-        self._forget_plan()
 
     def act(self, observation: Observation) -> np.ndarray:
         """Returns the actions that follow an observation, as commands: float32 (n a).
@@ -78,26 +93,60 @@ class Episodes:
           UserError: It does not fit, or the predicted actions are not finite.
         """
         assert self._env is not None, "an episode must begin first"
-        shown = {self._env: observation}
+        if self._chunking is not None:
+            action = self._chunking(observation)
+            self._timing = self._timings.pop() if self._timings else Timing()
+            return self._grippers(action[None])
+        actions = self._next_actions({self._env: observation}, self._env)
+        self._timing = self._policy.timing
+        return self._grippers(actions)
+
+    def end(self) -> None:
+        """Forgets the episode, if one is running: its history and what was planned."""
+        self._forget_plan()
+        if self._chunking is not None:
+            self._chunking.close()
+        self._chunking = None
+        self._timings.clear()
+        if self._env is not None:
+            self._policy.forget(self._env)
+        self._env = None
+
+    def _next_actions(self, shown: dict[int, Observation], env: int) -> np.ndarray:
+        """Returns the next planned action (1 a), or a chunk (h a) that the client executes."""
         # The history needs every step, also those between predictions.
         if self._planned:
             self._policy.observe(shown)
         else:
             # Predicts only where nothing is planned, while the client waits.
-            chunk = self._policy.infer(shown)[self._env]
+            chunk = self._policy.infer(shown)[env]
             if self._execution is None:
-                return self._grippers(chunk)
+                return chunk
             self._planned.extend(self._execution(chunk))
         # (1, a), as the grippers take actions.
-        return self._grippers(self._planned.popleft()[None])
+        return self._planned.popleft()[None]
 
-    def end(self) -> None:
-        """Forgets the episode, if one is running: its history and what was planned."""
-        if self._env is not None:
-            self._policy.forget(self._env)
-        self._env = None
-        self._forget_plan()
+    def _start_chunking(self, env: int) -> RealTimeChunking:
+        """Returns what predicts while the client executes; it waits for a late prediction."""
+        policy, config = self._policy, self._config
+        predict_in = predict_with(policy, env)
+
+        def predict(observations: Sequence[Any], planned: PlannedActions | None) -> np.ndarray:
+            chunk = predict_in(observations, planned)
+            self._timings.append(policy.timing)
+            return chunk
+
+        return RealTimeChunking(
+            predict,
+            action_horizon=policy.action_horizon,
+            execute_horizon=config.execute_horizon or policy.action_horizon,
+            delay=config.delay,
+            num_observed=policy.window_size,
+            when_late="wait",
+        )
 
     def _forget_plan(self) -> None:
         self._planned.clear()
-        self._execution = self._make_execution()
+        self._execution = self._config.make_execution(self._policy)
+        if self._chunking is not None:
+            self._chunking.reset()

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
-from train.policy.chunk_execution import Execution, make_execution
+from train.policy.chunk_execution import Execution, check_delay, make_execution
 from train.policy.policy import Policy
 from train.serve.api_key import ApiKey
 
@@ -46,6 +46,9 @@ class ServeConfig:
     weights. None: no averaging."""
     protocol: ProtocolName = "openpi"
     """The messages that clients send: those of openpi's clients, or of vla-eval's benchmarks."""
+    delay: int = 0
+    """Reply with one action while the next chunk is predicted, which takes effect so many steps
+    after its observation. 0: the client waits for predictions."""
 
     @property
     def is_stepwise(self) -> bool:
@@ -80,10 +83,31 @@ class ServeConfig:
         """Returns what executes an episode's chunks; None: the client does.
 
         Raises:
-          UserError: `execute_horizon` or `ensemble` is out of range.
+          UserError: `execute_horizon`, `ensemble` or `delay` is out of range, or two do not go
+            together; or there is a delay, and the policy was made without real-time chunking.
         """
+        if self.delay:
+            self._check_delay(policy)
         made = make_execution(policy.action_horizon, self.execute_horizon, self.ensemble)
         return made if self.is_stepwise else None
+
+    def _check_delay(self, policy: Policy) -> None:
+        if self.execute_horizon is None or self.ensemble is not None:
+            raise UserError(
+                where="delay",
+                expected="an execute_horizon, the steps from one prediction to the next, and no "
+                "ensemble",
+                found=f"execute_horizon {self.execute_horizon}, ensemble {self.ensemble}",
+                remedy=f"Give, for example, --execute_horizon {(policy.action_horizon + 1) // 2}.",
+            )
+        check_delay(self.delay, self.execute_horizon, policy.action_horizon)
+        if not policy.config.real_time_chunking:
+            raise UserError(
+                where="delay",
+                expected="a policy that was made for real-time chunking",
+                found="PolicyConfig.real_time_chunking False",
+                remedy="Make it with PolicyConfig(real_time_chunking=True).",
+            )
 
 
 @runtime_checkable

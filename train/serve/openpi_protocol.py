@@ -62,7 +62,7 @@ class OpenpiSession:
         self.greeting = CODEC.pack(describe_policy(policy, config))
         self._policy = policy
         self._check = MessageCheck(policy, config, PROMPT)
-        self._episodes = Episodes(policy, lambda: config.make_execution(policy), numbers)
+        self._episodes = Episodes(policy, config, numbers)
 
     def answer(self, data: bytes) -> dict[str, Any]:
         """Returns `actions`, float32 (h a), in the dataset's commands, and `policy_timing`.
@@ -84,12 +84,13 @@ class OpenpiSession:
         if reset or prompt != self._episodes.instruction:
             self._episodes.begin(prompt)
         actions = self._episodes.act(observation)
-        timing = self._policy.timing
+        timing, late_ms = self._episodes.timing, self._episodes.late_ms
         # `infer_ms` is openpi's name for the time of the model.
         policy_timing = {"infer_ms": timing.model_ms, "instruction_ms": timing.instruction_ms}
         if self._policy.spec.tokens:
             policy_timing["tokens_ms"] = timing.tokens_ms
-        return {"actions": actions, "policy_timing": policy_timing}
+        reply = {"actions": actions, "policy_timing": policy_timing}
+        return reply if late_ms is None else reply | {"server_timing": {"late_ms": late_ms}}
 
     def pack(self, reply: dict[str, Any]) -> bytes:
         """Packs a reply."""

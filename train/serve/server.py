@@ -6,6 +6,7 @@ an API key, a client that does not send it gets 401 instead of a connection.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import http
 import itertools
 import logging
@@ -152,8 +153,9 @@ class PolicyServer:
     @property
     def is_answering(self) -> bool:
         """Returns whether a prediction is running; it ends at the latest with the process."""
-        # The thread is a daemon, so it does not keep the process alive.
-        return self._thread is not None and self._thread.is_alive()
+        # The thread is a daemon, so it does not keep the process alive. With a delay, a prediction
+        # has another.
+        return self._policy.is_busy or (self._thread is not None and self._thread.is_alive())
 
     def _make_session(self) -> Session:
         return _SESSIONS[self._config.protocol](self._policy, self._config, self._numbers)
@@ -187,9 +189,10 @@ class PolicyServer:
         except ConnectionClosed:
             end = "disconnected without closing"
         finally:
-            # A prediction for this session may still run, after its client left.
+            # A prediction for this session may still run, after its client left: closing waits.
             async with self._lock:
-                session.close()
+                with contextlib.suppress(TimeoutError):  # it ends in its thread then
+                    await asyncio.wait_for(self._in_thread(session.close), _SECONDS_TO_ABORT)
         _log.info("%s %s", client, end)
 
     async def _talk(self, connection: ServerConnection, session: Session) -> None:
@@ -239,8 +242,10 @@ class PolicyServer:
             # Unpacking too, which for 64 MiB would stop the event loop.
             reply = await self._in_thread(lambda: session.answer(data))
             ended = time.perf_counter()
+        if reply is None:
+            return None
         timing = {"infer_ms": 1000 * (ended - started), "wait_ms": 1000 * (started - arrived)}
-        return None if reply is None else {**reply, "server_timing": timing}
+        return {**reply, "server_timing": timing | reply.get("server_timing", {})}
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         """Returns the result from a thread that does not keep the process alive."""

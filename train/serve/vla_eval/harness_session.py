@@ -51,7 +51,7 @@ class VlaEvalSession:
         self._policy = policy
         self._config = config
         self._check = MessageCheck(policy, config, PROMPT)
-        self._episodes = Episodes(policy, lambda: config.make_execution(policy), numbers)
+        self._episodes = Episodes(policy, config, numbers)
         # None until HELLO: it depends on the benchmark.
         self._conversion: Conversion | None = None
         self._is_started = False
