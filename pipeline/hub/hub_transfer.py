@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import pathlib
+import shutil
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_client import RemoteFile, begun_bytes, open_hub
 from pipeline.terminal import escaped
@@ -103,6 +104,23 @@ def is_there(file: RemoteFile, directory: pathlib.Path) -> bool:
 def bytes_there(file: RemoteFile, directory: pathlib.Path) -> int:
     """How many bytes of a file a directory has; fewer than all after a download that was ended."""
     return file.num_bytes if is_there(file, directory) else begun_bytes(directory / file.path)
+
+
+def check_disk_space(directory: pathlib.Path, num_bytes: int, remedy: str) -> None:
+    """Checks that the disk of a directory, which may not exist yet, has room for so many bytes.
+
+    Raises:
+      UserError: It has not; the remedy is what to do.
+    """
+    folder = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise UserError(
+            where=str(directory),
+            expected=f"{size(num_bytes)} on its disk",
+            found=f"{size(free)} free",
+            remedy=remedy,
+        )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import locked, sync, write_text_atomically, writing
 from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_client import RemoteFile
-from pipeline.hub.hub_transfer import download_all, size
+from pipeline.hub.hub_transfer import check_disk_space, download_all
 from pipeline.sharing.pull_plan import PullPlan, manifest_text
 from pipeline.sharing.pulled_note import write_note
 
@@ -56,17 +56,11 @@ def pull(plan: PullPlan) -> None:
 
 def check_room(plan: PullPlan) -> None:
     """Raises a `UserError` if the disk has no room for what a plan fetches."""
-    folder = next(
-        path for path in (plan.directory, *plan.directory.absolute().parents) if path.exists()
+    check_disk_space(
+        plan.directory,
+        plan.num_bytes - plan.num_done,
+        "Free space, pull fewer --columns, or name a directory on another disk.",
     )
-    free, needed = shutil.disk_usage(folder).free, plan.num_bytes - plan.num_done
-    if needed > free:
-        raise UserError(
-            where=str(plan.directory),
-            expected=f"{size(needed)} on its disk",
-            found=f"{size(free)} free",
-            remedy="Free space, pull fewer --columns, or name a directory on another disk.",
-        )
 
 
 def _in_use(directory: pathlib.Path) -> UserError:

@@ -12,6 +12,7 @@ import jax
 
 from pipeline.errors import DataError, UserError
 from pipeline.hub.cache_places import cache_directories
+from train.checkpoints.pulled_run import read_pull
 
 _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give this user the right to use it"),
@@ -41,13 +42,20 @@ def complete_steps(checkpoints: pathlib.Path) -> list[int]:
 def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
     """Returns the error for the corrupt checkpoint at `path`; it names the one before, if any.
 
-    One in the hub's cache is fetched again once it is deleted.
+    One in the hub's cache is fetched again once it is deleted, and one that was pulled is pulled
+    again.
     """
     if any(path.is_relative_to(cache.absolute()) for cache in cache_directories()):
         remedy = (
             f"Delete {path}, and run the same again: it is then fetched again. If that repeats, it "
             "is corrupt on the hub: name another revision."
         )
+        return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
+    # A run directory holds `checkpoints/STEP`.
+    pulled = read_pull(path.parent.parent)
+    if pulled is not None and int(path.name) in pulled.steps:
+        again = f"octograin pull {pulled.address} {path.parent.parent}"
+        remedy = f"Move the run directory away, and pull it again: {again}"
         return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
     earlier = [step for step in complete_steps(path.parent) if step < int(path.name)]
     if earlier:

@@ -12,7 +12,7 @@ from pipeline.hub.hub_address import SCHEME, Repository, parse_repository
 from pipeline.hub.hub_cache import cached_directory, pin, waiting_lock
 from pipeline.hub.hub_client import RemoteFile, open_hub
 from pipeline.hub.hub_errors import is_unreachable
-from pipeline.hub.hub_transfer import download_all, is_there
+from pipeline.hub.hub_transfer import bytes_there, check_disk_space, download_all, is_there
 from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS
 from train.checkpoints.hub_paths import (
     CONFIG_NAME,
@@ -23,6 +23,7 @@ from train.checkpoints.hub_paths import (
 
 _LISTING = ".files.json"
 """File of the cache with what a commit has, so that a later use of it needs no network."""
+_NO_SPACE = "Free space, or name a folder on another disk for the cache: OCTOGRAIN_CACHE=FOLDER"
 _log = logging.getLogger("train.hub")
 
 
@@ -49,7 +50,8 @@ def find_run(run: str | os.PathLike[str], step: int | None = None) -> FetchedRun
       step: Training step of the checkpoint; None: the last one.
 
     Raises:
-      UserError: The repository has no such checkpoint, or the cache cannot be written.
+      UserError: The repository has no such checkpoint, or the cache cannot be written or has no
+        room.
       DataError: It is no run, or cannot be fetched.
     """
     path = os.fspath(run)
@@ -66,6 +68,8 @@ def find_run(run: str | os.PathLike[str], step: int | None = None) -> FetchedRun
             lambda: _log.warning("%s: waiting for another process that fetches it", pinned),
         ):
             chosen, files = _of_checkpoint(pinned, listing, step)
+            missing = sum(file.num_bytes - bytes_there(file, directory) for file in files)
+            check_disk_space(directory, missing, _NO_SPACE)
             download_all(pinned, files, directory)
     return FetchedRun(directory, chosen, str(pinned))
 

@@ -5,7 +5,9 @@ import os
 import pytest
 
 from pipeline.errors import DataError, UserError
+from pipeline.hub.hub_address import Repository
 from train.checkpoints.checkpoint_errors import complete_steps, damage, reading, writing
+from train.checkpoints.pulled_run import note_pull
 
 
 def of_system(number: int) -> OSError:
@@ -93,6 +95,19 @@ def test_the_step_before_is_named_not_one_after(tmp_path):
         (tmp_path / str(step)).mkdir()
     assert "step 5, the checkpoint before it" in damage(tmp_path / "10", "e", "f").remedy
     assert "no earlier step is there" in damage(tmp_path / "5", "e", "f").remedy
+
+
+def test_a_checkpoint_that_was_pulled_is_pulled_again(tmp_path):
+    for step in (5, 10):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    note_pull(tmp_path, Repository("owner/name", "0" * 40), [5])
+    pulled, trained = (damage(tmp_path / "checkpoints" / step, "e", "f") for step in ("5", "10"))
+    again = f"octograin pull hf://owner/name@{'0' * 40} {tmp_path}"
+    assert pulled.remedy == f"Move the run directory away, and pull it again: {again}"
+    assert "use step 5, the checkpoint before it" in trained.remedy
+    (tmp_path / "hub.json").write_text("{")
+    with pytest.raises(DataError, match=r"hub\.json: .* Remove it: then the directory counts as"):
+        damage(tmp_path / "checkpoints" / "5", "e", "f")
 
 
 def test_a_long_message_keeps_the_reason_at_its_end(tmp_path):

@@ -1,6 +1,8 @@
 """Pulls of runs from a hub on this machine."""
 
+import json
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from pipeline.errors import DataError, UserError
 from tests.hub_server import HubServer
 from tests.processes import Command
+from train.checkpoints.fetched_run import find_run
 from train.hub import pull_run as command
 from train.hub.pull_run import pull_run
 from train.policy.policy import read_run
@@ -37,6 +40,8 @@ def test_a_pulled_directory_is_a_run(on_hub, policy_run, tmp_path, monkeypatch, 
     found = contents(to)
     assert found.pop(".lock") == b""
     assert found.pop("README.md") == b"# name"
+    note = json.loads(found.pop("hub.json"))
+    assert (note["address"], note["steps"]) == (f"{ADDRESS}@{on_hub.refs['main']}", [1, 2])
     assert found == contents(policy_run)
     assert [path.name for path in to.parent.iterdir()] == ["name"]
     assert read_run(to, 1).step == 1
@@ -63,6 +68,36 @@ def test_a_killed_pull_resumes(hub, on_hub, policy_run, tmp_path):
     assert [r.start for r in again if r.path.endswith(name)] == [start]
     assert not there & {r.path.partition("/resolve/")[2].partition("/")[2] for r in again}
     assert contents(tmp_path / "to")[name] == content
+
+
+def test_a_disk_without_room_is_reported_before_anything_is_fetched(
+    hub, on_hub, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    message = r"to: expected .* MB on its disk; found 1.0 kB free\. Free space, or name a directory"
+    with pytest.raises(UserError, match=message):
+        pull_run(ADDRESS, tmp_path / "new" / "to")
+    with pytest.raises(UserError, match=r"found 1.0 kB free\. .*OCTOGRAIN_CACHE=FOLDER"):
+        find_run(ADDRESS)
+    assert list(tmp_path.glob("new")) == []
+    assert not [request for request in hub.log if "/resolve/" in request.path]
+
+
+def test_what_stays_of_pulls_that_were_ended_is_reported(hub, on_hub, tmp_path, caplog):
+    name = max(on_hub.files, key=lambda name: len(on_hub.files[name]))
+    unfinished = tmp_path / f".to.{on_hub.refs['main'][:12]}.pull"
+    other = tmp_path / ".to.0123456789ab.pull"
+    for path in (other, tmp_path / ".to.notes.pull"):
+        path.mkdir()
+    hub.fail(f"GET .*/resolve/.*/{name}", status=403)
+    with pytest.raises(DataError):
+        pull_run(ADDRESS, tmp_path / "to")
+    assert unfinished.is_dir()
+    assert [record.getMessage() for record in caplog.records if record.name == "train.hub"] == [
+        f"{other}: of a pull of another commit, which was ended; delete it",
+        f"{unfinished}: kept, for the same command to resume; delete it if you do not need it",
+    ]
 
 
 def test_what_exists_is_refused_before_the_hub_is_asked(hub, on_hub, tmp_path):
