@@ -67,7 +67,8 @@ class Args:
     compare_step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Training step of its checkpoint; the last one by default."""
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Number of simulators; each is a process of about 1 GB. The policy is batched over them."""
+    """Number of simulators; each is a process of about 1 GB. One half simulates while the policy
+    predicts for the other, in one batch."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of results, report and videos; by default, RUN/evaluation/SUITE-STEP, or
     evaluation/OWNER--NAME/SUITE-STEP here for a policy on the hub. Those of RUN2 go to
