@@ -6,9 +6,11 @@ Run it in an environment with this package and its simulator (`make libero`), an
 harness of another one: `pip install vla-eval torch robosuite==1.4.0` and `hf-libero==0.1.4` without
 its dependencies, with a `config.yaml` of LIBERO in the folder that LIBERO_CONFIG_PATH names.
 
-The harness drives the policy through the server. Then this project's simulator executes the same
-commands from the same initial states. For every observation the first step that is not bitwise
-identical is printed, with the largest difference there and of the whole episode.
+The harness drives the policy through the server. Then the same commands are executed from the same
+initial states, once by this project's simulator, and once in this environment as published scripts
+do: they take the images that robosuite's cameras give with each step, build the scene again at each
+reset, and seed once. For every observation the first step that is not bitwise identical is printed,
+with the largest difference there and of the whole episode.
 """
 
 import dataclasses
@@ -18,16 +20,22 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tyro
 
 from pipeline.data.conventions import restore_gripper
-from train.evaluate.libero.environment import LiberoEnv
-from train.evaluate.libero.installation import find_installation
-from train.evaluate.libero.suites import Trial, read_tasks
+from train.evaluate.libero.environment import CAMERAS, LiberoEnv
+from train.evaluate.libero.installation import (
+    Installation,
+    find_installation,
+    import_simulator,
+)
+from train.evaluate.libero.simulator import SETTLING_STEPS
+from train.evaluate.libero.simulator_conventions import OPEN, frame_to_image
+from train.evaluate.libero.suites import Task, Trial, read_tasks
 from train.policy.policy import Policy
 from train.serve.client_session import ServeConfig
 from train.serve.in_thread import serving
@@ -80,23 +88,57 @@ def main(args: Args) -> None:
     with serving(policy, ServeConfig(protocol="vla-eval")) as port:
         _run_harness(args, f"ws://127.0.0.1:{port}")
     installation = find_installation()
-    _say(f"this project's simulator: {installation}")
-    observations = tuple(policy.expected)
-    env = LiberoEnv(installation, policy.conventions, observations=observations)
     task = read_tasks(installation.root, args.suite)[0]
+    commands = []
     for episode in range(args.episodes):
-        shown = policy.shown[episode]
-        actions = np.concatenate(policy.chunks[episode])[: len(shown)]
-        commands = restore_gripper(actions, policy.conventions)
+        actions = np.concatenate(policy.chunks[episode])[: len(policy.shown[episode])]
+        restored = restore_gripper(actions, policy.conventions)
+        commands.append([*restored.astype(np.float64)])
+    _say(f"{task}; here: {installation}")
+    for name, run in (("this project", _run_here), ("as published", _run_as_published)):
+        for episode, ours in enumerate(run(policy, installation, task, commands)):
+            _say(f"{name}, initial state {episode}")
+            for key in ours[0]:
+                theirs = [one[key] for one in policy.shown[episode]]
+                _compare(key, theirs, [one[key] for one in ours])
+
+
+def _run_here(
+    policy: Policy, installation: Installation, task: Task, commands: list[list[np.ndarray]]
+) -> Iterator[list[dict[str, np.ndarray]]]:
+    """Yields the observations of each episode in this project's simulator."""
+    env = LiberoEnv(installation, policy.conventions, observations=tuple(policy.expected))
+    for episode, of_episode in enumerate(commands):
         env.reset(Trial(task, episode))
-        _say(f"{task}, initial state {episode}: {len(shown)} observations")
-        ours = []
-        for command in commands:
-            ours.append(env.observe())
-            if env.execute(command.astype(np.float64)).is_over:
+        seen = []
+        for command in of_episode:
+            seen.append(env.observe())
+            if env.execute(command).is_over:
                 break
-        for name in observations:
-            _compare(name, [one[name] for one in shown], [one[name] for one in ours])
+        yield seen
+    env.close()
+
+
+def _run_as_published(
+    policy: Policy, installation: Installation, task: Task, commands: list[list[np.ndarray]]
+) -> Iterator[list[dict[str, np.ndarray]]]:
+    """Yields the images of each episode as the evaluations of OpenVLA and openpi take them."""
+    height, width = policy.spec.features["observation/image_primary"].shape[:2]
+    make = import_simulator(installation)
+    scene = str(task.scene_path(installation.root))
+    env = make(scene, camera_heights=height, camera_widths=width)
+    env.seed(0)
+    for episode, of_episode in enumerate(commands):
+        env.reset()
+        sensed = env.set_init_state(task.init_states(installation.root)[episode])
+        for _ in range(SETTLING_STEPS):
+            sensed = env.step([0.0] * 6 + [OPEN])[0]
+        seen = []
+        for command in of_episode:
+            frames = {name: sensed[f"{CAMERAS[name]}_image"] for name in CAMERAS}
+            seen.append({k: frame_to_image(v, policy.conventions) for k, v in frames.items()})
+            sensed = env.step(command)[0]
+        yield seen
     env.close()
 
 
