@@ -40,8 +40,9 @@ _SHOWN_OBSERVATIONS = 8
 """Lines of a description."""
 # Neither black, which marks missing images, nor white.
 _GREY = 127
-_WARM_UP_TEXTS = ("up", "the")
-"""Instructions of the predictions before the first call; the second of them is no longer slow."""
+_WARM_UP_TEXTS = ("up", "the", "and", "it")
+"""Instructions of the predictions before the first call. On a CPU the first of them took seven
+times as long as later ones, and the others still shorten the first call."""
 _BLANK_SIDE = 224
 """Side in pixels of a blank image whose size is not known; the encoder resizes any size."""
 
@@ -359,7 +360,7 @@ class Policy:
         return {env: chunks[env] for env in envs}
 
     def warm_up(self) -> None:
-        """Predicts twice from the example observation, so that no later call is slower than others.
+        """Predicts from the example observation, so that no later call is slower than others.
 
         Constructing a policy compiles the model and the language encoder; this also compiles the
         token encoder, and runs all that a call with another instruction runs, which takes longer
