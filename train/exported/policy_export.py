@@ -138,20 +138,22 @@ def export_policy(
 
 def _texts(spec: PolicySpec, config: ExportConfig) -> tuple[str, ...]:
     """Returns the texts that embeddings are stored of; empty if the model reads none."""
-    kinds = TASKS[spec.data.conditioning]
-    if spec.model.language is None:
-        return ()
+    kinds, named = TASKS[spec.data.conditioning], config.instructions
     takes_text = kinds != (_GOAL,)
-    if takes_text and not config.instructions:
+    if takes_text != bool(named):
         raise UserError(
             where="export --to stablehlo, instructions",
-            expected="the instructions that the policy will be given",
-            found="none",
-            remedy="Name each: --instruction 'open the drawer'.",
+            expected="the instructions that the policy will be given"
+            if takes_text
+            else "none, as the policy was trained on goal images",
+            found=", ".join(map(repr, named)) or "none",
+            remedy="Name each: --instruction 'open the drawer'." if takes_text else "Leave it out.",
         )
+    if spec.model.language is None:
+        return ()
     # The text of an environment whose task is a goal image.
     blank = ("",) if _GOAL in kinds else ()
-    return tuple(dict.fromkeys((*(config.instructions if takes_text else ()), *blank)))
+    return tuple(dict.fromkeys((*named, *blank)))
 
 
 def _check_inputs(spec: PolicySpec) -> None:

@@ -1,6 +1,7 @@
 """`octograin export RUN OUT --to stablehlo`: exports a policy to one file that runs anywhere."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Annotated
 
@@ -72,12 +73,14 @@ def main() -> None:
 
 
 def instructions_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Returns the instructions of a run's datasets; a checkpoint does not hold them.
+    """Returns the instructions of a run's datasets; none if it was trained on goal images.
+
+    They are read from the datasets, as a checkpoint does not hold them.
 
     Raises:
       UserError: A dataset is not where it was in training.
     """
-    if checkpoint.config.model.language is None:
+    if checkpoint.config.data.conditioning == "image_conditioned":
         return ()
     try:
         datasets = [open_dataset(path) for path in checkpoint.datasets]
@@ -99,9 +102,11 @@ def describe(
     """Returns what was exported, as lines."""
     names = config.instructions[:_MOST_SHOWN]
     hidden = len(config.instructions) - len(names)
-    same = "bitwise identical to the policy's"
-    if export.difference:
-        same = f"up to {export.difference:.2g} from the policy's"
+    check = "checked: a chunk is bitwise identical to the policy's"
+    if math.isnan(export.difference):
+        check = f"not checked: the program is for {', '.join(config.platforms)} alone"
+    elif export.difference:
+        check = f"checked: a chunk differs from the policy's by up to {export.difference:.2g}"
     return "\n".join(
         [
             f"policy: {path}, {export.num_bytes / _MB:,.0f} MB, {export.num_parameters:,} "
@@ -109,7 +114,7 @@ def describe(
             *([f"instructions: {count(len(config.instructions), 'text')}"] if names else []),
             *(f"  {name}" for name in names),
             *([f"  and {hidden} more"] if hidden else []),
-            *([f"checked: a chunk is {same}"] if export.difference == export.difference else []),
+            check,
             f"try it: python {path}",
             "",
         ]
