@@ -8,8 +8,9 @@ from flax.traverse_util import flatten_dict
 
 from train.exported.exported_settings import ExportedSettings
 from train.exported.program_export import ExportedProgram
+from train.policy.observations import Task
 from train.policy.policy import Policy
-from train.policy.policy_inputs import PolicyInputs, Task
+from train.policy.policy_inputs import PolicyInputs
 
 
 def example_of(policy: Policy) -> dict[str, np.ndarray]:

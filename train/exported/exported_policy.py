@@ -10,7 +10,6 @@ chunks = policy.infer({env: observation})       # {env: float32 (h a)}
 
 import collections
 import contextlib
-import dataclasses
 import importlib
 import pathlib
 import sys
@@ -23,40 +22,30 @@ import numpy as np
 
 from pipeline.data.conventions import Conventions, restore_gripper
 from pipeline.errors import UserError
-from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, FlatBatch, LeafSpec
-from pipeline.loading.samples.windows import history_indices
+from pipeline.loading.batch import FlatBatch, LeafSpec
 from pipeline.loading.transforms.normalize_transforms import with_normalizers
 from pipeline.loading.transforms.transform_chain import TransformChain
 from train.exported.exported_settings import ExportedSettings
 from train.exported.policy_file import load_program, read_file
 from train.policy.gripper_commands import GripperCommands
 from train.policy.observations import (
+    TASKS,
+    History,
     Observation,
+    Task,
     check_environments,
+    check_kind,
     check_observations,
     describe_one,
+    read_histories,
 )
 
-INSTRUCTION, GOAL = "an instruction", "goal images"
-"""Kinds of task, as `train.policy.policy_inputs.TASKS` names them."""
 TEXT_ARRAYS = ("has_text", "input_ids", "attention_mask", "embeddings")
 """Arrays with a row for each of the exported texts."""
 # POLICY.zip/exported_policy/train/exported/exported_policy.py, wherever the process goes later.
 _FILE = pathlib.Path(__file__).absolute().parents[3]
 _NUM_ENVS = 2**32
 _NUM_TIMED = 10
-
-
-@dataclasses.dataclass
-class History:
-    """The task and the last steps of one environment."""
-
-    text: str
-    """Instruction; empty if goal images define the task."""
-    goal: Mapping[str, np.ndarray]
-    """Goal image of each camera; empty with an instruction."""
-    steps: collections.deque[dict[str, np.ndarray]]
-    """The last steps, oldest first."""
 
 
 class ExportedPolicy:
@@ -130,7 +119,7 @@ class ExportedPolicy:
                 f"policy of training step {has.step}, exported by octograin {has.octograin}",
                 *([f"from: {has.address}"] if has.address else []),
                 f"dataset: {has.dataset}",
-                f"task: {' or '.join(has.tasks)}",
+                f"task: {' or '.join(TASKS[has.conditioning])}",
                 *(f"  {text}" for text in self.instructions),
                 "observation" + (f", of which the last {steps} are read:" if steps > 1 else ":"),
                 *(f"  {name:16} {describe_one(leaf)}" for name, leaf in has.expected.items()),
@@ -161,9 +150,8 @@ class ExportedPolicy:
         """
         if not isinstance(env, int | np.integer) or not 0 <= env < _NUM_ENVS:
             raise ValueError(f"reset: expected an environment from 0 to 2**32 - 1; found {env!r}")
-        checked = self._checked_goal(instruction, goal or {})
-        steps = collections.deque[dict[str, np.ndarray]](maxlen=self.window_size)
-        self._histories[env] = History(instruction, checked, steps)
+        task = self._task(instruction, goal)
+        self._histories[env] = History(task, collections.deque(maxlen=self.window_size))
         # A chunk's noise depends on this count, so an episode's actions can be repeated.
         self._counts[env] = 0
 
@@ -176,8 +164,7 @@ class ExportedPolicy:
           ValueError: The task does not fit, or the environment was not reset.
         """
         history = self._history(env)
-        history.goal = self._checked_goal(instruction, goal or {})
-        history.text = instruction
+        history.task = self._task(instruction, goal)
 
     def forget(self, env: int) -> None:
         """Drops an environment that has ended, with its images."""
@@ -254,7 +241,10 @@ class ExportedPolicy:
         """Predicts for at most one batch of environments."""
         # Padded with the last environment; those rows are dropped below.
         filled = [*envs, *[envs[-1]] * (self.settings.batch_size - len(envs))]
-        traced = self._chain.trace(self._arrays(filled))
+        histories = [self._histories[env] for env in filled]
+        names = tuple(self.expected)
+        read = read_histories(histories, self.settings.before, self.settings.read, names)
+        traced = self._chain.trace(read)
         batch = traced[-1] | self._text_arrays(filled)
         inputs: dict[str, Any] = {
             "batch": {key: batch[key] for key in self.settings.leaves},
@@ -271,33 +261,6 @@ class ExportedPolicy:
         # `strict=False` drops the rows of padding.
         return dict(zip(envs, chunks, strict=False))
 
-    def _arrays(self, envs: Sequence[int]) -> FlatBatch:
-        """Returns the arrays that the loader reads from a dataset, with the values as they are."""
-        size, histories = len(envs), [self._histories[env] for env in envs]
-        latest = np.array([len(history.steps) - 1 for history in histories])
-        # (b w): the first step repeats before it, as in training.
-        places, is_real = history_indices(latest, self.window_size)
-        leaves = {key: self.settings.before[key] for key in self.settings.read}
-        batch = {k: np.zeros((size, *leaf.shape[1:]), leaf.dtype) for k, leaf in leaves.items()}
-        batch |= {
-            DATASET_INDEX: np.zeros(size, np.int32),
-            KEEPS_TEXT: np.array([not history.goal for history in histories]),
-            "task/task_index": np.arange(size, dtype=np.int32),
-            "observation/timestep_pad_mask": is_real,
-        }
-        for name in self.expected:
-            array = batch[f"observation/{name}"]
-            # A shorter window is real only at its end.
-            length = array.shape[1]
-            batch[f"observation/pad_mask_dict/{name}"][:, -length:] = True
-            for row, history in enumerate(histories):
-                for column, place in enumerate(places[row, -length:].tolist()):
-                    array[row, column] = history.steps[place][name]
-        for row, history in enumerate(histories):
-            for camera, image in history.goal.items():
-                batch[f"task/{camera}"][row] = image
-        return batch
-
     def _text_arrays(self, envs: Sequence[int]) -> FlatBatch:
         """Returns the token ids of the environments' instructions, and their masks."""
         if not self._rows:
@@ -310,7 +273,7 @@ class ExportedPolicy:
         }
 
     def _text_rows(self, envs: Sequence[int]) -> list[int]:
-        return [self._rows[self._histories[env].text] for env in envs]
+        return [self._rows[self._histories[env].task.text] for env in envs]
 
     def _history(self, env: int) -> History:
         if env not in self._histories:
@@ -320,30 +283,20 @@ class ExportedPolicy:
             )
         return self._histories[env]
 
-    def _checked_goal(
-        self, text: object, goal: Mapping[str, np.ndarray]
-    ) -> Mapping[str, np.ndarray]:
-        """Checks a task; returns its goal images as arrays of the stored size."""
-        if not isinstance(text, str) or not isinstance(goal, Mapping):
-            found = goal if isinstance(text, str) else text
-            raise ValueError(
-                "task: expected an instruction as text, and goal images by camera; found a "
-                f"{type(found).__name__}"
-            )
-        found = " and ".join(kind for kind, one in ((INSTRUCTION, text), (GOAL, goal)) if one)
-        # An instruction may be empty.
-        if (found or INSTRUCTION) not in self.settings.tasks:
-            expected = " or ".join(self.settings.tasks)
-            raise ValueError(f"task: expected {expected}; found {found or 'none'}")
+    def _task(self, text: str, goal: Mapping[str, np.ndarray] | None) -> Task:
+        """Checks a task; returns it with goal images of the stored size."""
+        cameras = self.settings.goal_cameras if goal else ()
+        expected = {name: self.expected[name] for name in cameras}
+        with _value_errors():
+            task = Task(text, goal or {})
+            check_kind(task, self.settings.conditioning)
+            checked = check_observations({0: task.goal}, expected, resize=self._resize)[0]
         if self._rows and text not in self._rows:
             known = ", ".join(map(repr, self.instructions))
             raise ValueError(
                 f"instruction: expected one that was exported: {known}; found {text!r}"
             )
-        cameras = self.settings.goal_cameras if goal else ()
-        expected = {name: self.expected[name] for name in cameras}
-        with _value_errors():
-            return check_observations({0: goal}, expected, resize=self._resize)[0]
+        return Task(text, checked)
 
 
 def main() -> None:
@@ -368,7 +321,7 @@ def _times_ms(policy: ExportedPolicy) -> list[float]:
     """Predicts a few chunks from an example; returns how long each took."""
     observation = policy.example_observation()
     text = next(iter(policy.instructions), "")
-    needs_goal = policy.settings.tasks == (GOAL,)
+    needs_goal = policy.settings.conditioning == "image_conditioned"
     policy.reset(
         0,
         "" if needs_goal else text,

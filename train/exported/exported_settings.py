@@ -24,8 +24,8 @@ class ExportedSettings:
     """Where on a hub it came from, with the commit; None: from a directory."""
     dataset: str
     """Path in the run of the dataset whose statistics and conventions are used."""
-    tasks: tuple[str, ...]
-    """Kinds of task that the policy takes."""
+    conditioning: str
+    """How the policy was trained, which decides the tasks that it takes."""
     instructions: tuple[str, ...]
     """The instructions that were exported; empty if the model reads none."""
     texts: tuple[str, ...]

@@ -31,8 +31,8 @@ from train.exported.policy_file import (
     structs_to_json,
 )
 from train.exported.program_export import ExportedProgram, export_program, text_rows
+from train.policy.observations import TASKS
 from train.policy.policy import Policy, PolicyConfig
-from train.policy.policy_inputs import TASKS
 from train.policy.policy_spec import PolicySpec
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -177,10 +177,7 @@ def _check_inputs(spec: PolicySpec) -> None:
 
 def _settings(policy: Policy, config: ExportConfig, texts: tuple[str, ...]) -> ExportedSettings:
     spec, data = policy.spec, policy.spec.data
-    parts = ("observation", "observation/pad_mask_dict")
     has_goals = data.has_goals
-    read = [f"{part}/{name}" for part in parts for name in data.observations]
-    read += [f"task/{camera}" for camera in spec.cameras if has_goals]
     transforms = [stage.transform for stage in spec.chain.stages]
     example = example_of(policy)
     return ExportedSettings(
@@ -188,7 +185,7 @@ def _settings(policy: Policy, config: ExportConfig, texts: tuple[str, ...]) -> E
         step=policy.step,
         address=policy.address,
         dataset=spec.dataset,
-        tasks=TASKS[data.conditioning],
+        conditioning=data.conditioning,
         instructions=tuple(text for text in texts if text in config.instructions),
         texts=texts,
         conventions=spec.conventions,
@@ -201,7 +198,7 @@ def _settings(policy: Policy, config: ExportConfig, texts: tuple[str, ...]) -> E
         # Grey everywhere, or one metre.
         example={name: _shortened(one) for name, one in example.items()},
         goal_cameras=tuple(name for name in spec.cameras if has_goals and name in spec.observed),
-        read=tuple(read),
+        read=spec.read,
         before=spec.before,
         leaves=tuple(spec.leaves),
         transforms=data.transforms,

@@ -14,8 +14,7 @@ from pipeline.inspection.feature_names import split_unit
 from pipeline.parts.part import files_of_parts
 from pipeline.terminal import count
 from train.hub.published_run import PublishedRun
-from train.policy.observations import describe_one
-from train.policy.policy_inputs import TASKS
+from train.policy.observations import TASKS, describe_one
 from train.policy.policy_spec import PolicySpec, datasets_to_choose
 from train.report.html_page import percent, three_digits
 from train.report.report_inputs import NUM_LAST_STEPS, UNTRAINED

@@ -1,5 +1,7 @@
-"""Checks environments' observations against a policy's training data, and makes arrays of them."""
+"""Checks what environments show against a policy's training data, and makes arrays of it."""
 
+import collections
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,7 +10,8 @@ import jax
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.loading.batch import LeafSpec
+from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.samples.windows import history_indices
 from train.update.image_resizing import resize_images
 
 Observation = Mapping[str, Any]
@@ -27,6 +30,65 @@ LARGEST_SIDE = 8192
 """Longest side in pixels of an image to be resized: the memory for resizing grows with it, and no
 camera has more pixels."""
 _NUMBERS = "fiub"
+
+
+_INSTRUCTION, _GOAL = "an instruction", "goal images"
+TASKS = {
+    "language_conditioned": (_INSTRUCTION,),
+    "image_conditioned": (_GOAL,),
+    "multimodal": (_INSTRUCTION, _GOAL),
+}
+"""Kinds of task that a policy takes, by the conditioning that it was trained with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The task of an environment."""
+
+    text: str
+    """Instruction; empty if goal images define the task."""
+    goal: Mapping[str, np.ndarray]
+    """Goal image of each camera, uint8 (y x 3), at the stored size; empty with an instruction."""
+
+    def __post_init__(self) -> None:
+        check_task(self.text, self.goal)
+
+
+def check_task(text: object, goal: object) -> None:
+    """Raises a `UserError` where a task is given as other types than a text and goal images."""
+    if not isinstance(text, str) or not isinstance(goal, Mapping):
+        found = goal if isinstance(text, str) else text
+        raise UserError(
+            where="policy, task",
+            expected="an instruction as text, and goal images by camera",
+            found=f"{type(found).__name__} {found!r}"[:80],
+            remedy='Write, for example, policy.reset(0, "open the drawer").',
+        )
+
+
+@dataclasses.dataclass
+class History:
+    """The last steps of one environment."""
+
+    task: Task
+    """Current task of the environment."""
+    steps: collections.deque[dict[str, np.ndarray]]
+    """Steps as they are read, oldest first; at most the window size."""
+
+
+def check_kind(task: Task, conditioning: str) -> None:
+    """Raises a `UserError` if a policy of a conditioning was not trained on such a task."""
+    kinds = TASKS[conditioning]
+    given = {_INSTRUCTION: task.text, _GOAL: task.goal}
+    found = " and ".join(kind for kind, value in given.items() if value)
+    # An instruction may be empty.
+    if (found or _INSTRUCTION) not in kinds:
+        raise UserError(
+            where="task",
+            expected=f"{' or '.join(kinds)}, as the policy was trained {conditioning}",
+            found=found or "none",
+            remedy="Give one kind of task, one that it was trained on.",
+        )
 
 
 def check_observations(
@@ -85,6 +147,44 @@ def check_environments(observations: Any) -> None:
             found=found,
             remedy="Number the environments: policy.infer({0: observation}).",
         )
+
+
+def read_histories(
+    histories: Sequence[History], before: BatchSpec, keys: Sequence[str], names: Sequence[str]
+) -> FlatBatch:
+    """Returns the arrays that the loader reads from a dataset, with the values as they are.
+
+    Args:
+      histories: Histories of the environments, one row each; all have observed a step.
+      before: Types of a batch of one environment before the transforms.
+      keys: Paths of the arrays of observations, their masks and goals, as `PolicySpec.read`.
+      names: The observations that the steps have; others are zeros, and False in their masks.
+    """
+    size = len(histories)
+    latest = np.array([len(history.steps) - 1 for history in histories])
+    window_size = before["observation/timestep_pad_mask"].shape[1]
+    # (b w): places in the histories; the first step repeats before it, as in training.
+    places, is_real = history_indices(latest, window_size)
+    leaves = {key: before[key] for key in keys}
+    batch = {key: np.zeros((size, *leaf.shape[1:]), leaf.dtype) for key, leaf in leaves.items()}
+    batch |= {
+        DATASET_INDEX: np.zeros(size, np.int32),
+        KEEPS_TEXT: np.array([not history.task.goal for history in histories]),
+        "task/task_index": np.arange(size, dtype=np.int32),
+        "observation/timestep_pad_mask": is_real,
+    }
+    for name in names:
+        array = batch[f"observation/{name}"]
+        # A shorter window is real only at its end.
+        length = array.shape[1]
+        batch[f"observation/pad_mask_dict/{name}"][:, -length:] = True
+        for row, history in enumerate(histories):
+            for column, place in enumerate(places[row, -length:].tolist()):
+                array[row, column] = history.steps[place][name]
+    for row, history in enumerate(histories):
+        for camera, image in history.task.goal.items():
+            batch[f"task/{camera}"][row] = image
+    return batch
 
 
 def find_problems(

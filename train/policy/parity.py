@@ -28,8 +28,9 @@ from pipeline.loading.normalize import normalized_dims
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
 from train.checkpoints.checkpoint_store import Checkpoint
+from train.policy.observations import Task
 from train.policy.policy import read_run
-from train.policy.policy_inputs import PolicyInputs, Task
+from train.policy.policy_inputs import PolicyInputs
 from train.policy.policy_spec import PolicySpec
 
 EXIT_DIFFERENT = 1

@@ -21,14 +21,14 @@ from train.checkpoints.checkpoint_store import Checkpoint, is_run, read_checkpoi
 from train.checkpoints.fetched_run import find_run
 from train.policy.chunk_sampler import ChunkSampler
 from train.policy.latency import Latency, StageClock, Stopwatch, Timing
-from train.policy.observations import Observation, describe_one
+from train.policy.observations import TASKS, Observation, Task, describe_one
 from train.policy.planned_actions import (
     PlannedActions,
     Previous,
     check_planned,
     with_committed,
 )
-from train.policy.policy_inputs import TASKS, PolicyInputs, Task
+from train.policy.policy_inputs import PolicyInputs
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, encoder_of
 from train.update.train_state import count_parameters

@@ -14,59 +14,23 @@ import numpy as np
 
 from pipeline.data.schema import nest
 from pipeline.errors import UserError
-from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, FlatBatch, LeafSpec
-from pipeline.loading.samples.windows import history_indices
+from pipeline.loading.batch import LeafSpec
 from pipeline.loading.text import tokenize
 from pipeline.loading.transforms.batch_transforms import LookUpTask
 from train.octo.heads.guidance import Guide
 from train.policy.latency import StageClock
-from train.policy.observations import Observation, check_environments, check_observations
+from train.policy.observations import (
+    History,
+    Observation,
+    Task,
+    check_environments,
+    check_kind,
+    check_observations,
+    read_histories,
+)
 from train.policy.planned_actions import PlannedActions, guide_of, planned_batch
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, needed_encoder, with_tokens
-
-_INSTRUCTION, _GOAL = "an instruction", "goal images"
-TASKS = {
-    "language_conditioned": (_INSTRUCTION,),
-    "image_conditioned": (_GOAL,),
-    "multimodal": (_INSTRUCTION, _GOAL),
-}
-"""Kinds of task that a policy takes, by the conditioning that it was trained with."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """The task of an environment."""
-
-    text: str
-    """Instruction; empty if goal images define the task."""
-    goal: Mapping[str, np.ndarray]
-    """Goal image of each camera, uint8 (y x 3), at the stored size; empty with an instruction."""
-
-    def __post_init__(self) -> None:
-        check_task(self.text, self.goal)
-
-
-def check_task(text: object, goal: object) -> None:
-    """Raises a `UserError` where a task is given as other types than a text and goal images."""
-    if not isinstance(text, str) or not isinstance(goal, Mapping):
-        found = goal if isinstance(text, str) else text
-        raise UserError(
-            where="policy, task",
-            expected="an instruction as text, and goal images by camera",
-            found=f"{type(found).__name__} {found!r}"[:80],
-            remedy='Write, for example, policy.reset(0, "open the drawer").',
-        )
-
-
-@dataclasses.dataclass
-class History:
-    """The last steps of one environment."""
-
-    task: Task
-    """Current task of the environment."""
-    steps: collections.deque[dict[str, np.ndarray]]
-    """Steps as they are read, oldest first; at most the window size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +145,9 @@ class PolicyInputs:
         """
         histories = [self._history(env) for env in envs]
         chain, language = self.spec.chain, self.spec.model.language
-        read = self._read(histories)
+        spec = self.spec
+        names = (*spec.observed, *spec.tokens)
+        read = read_histories(histories, spec.before, spec.read, names)
         if plans:
             # Forwards through the chain with the new observation, as in training.
             read |= planned_batch(plans, self.spec.before)
@@ -197,40 +163,6 @@ class PolicyInputs:
         guide = guide_of(plans, traced[-1]) if plans else None
         return ModelInputs(arrays, functools.partial(chain.invert, traced=traced), guide)
 
-    def _read(self, histories: Sequence[History]) -> FlatBatch:
-        """Returns the arrays that the loader reads from a dataset, with the values as they are."""
-        spec, size = self.spec, len(histories)
-        latest = np.array([len(history.steps) - 1 for history in histories])
-        # (b w): places in the histories; the first step repeats before it, as in training.
-        places, is_real = history_indices(latest, spec.data.window_size)
-        batch = self._zeros(size) | {
-            DATASET_INDEX: np.zeros(size, np.int32),
-            KEEPS_TEXT: np.array([not history.task.goal for history in histories]),
-            "task/task_index": np.arange(size, dtype=np.int32),
-            "observation/timestep_pad_mask": is_real,
-        }
-        for name in (*spec.observed, *spec.tokens):
-            array = batch[f"observation/{name}"]
-            # A shorter window is real only at its end.
-            length = array.shape[1]
-            batch[f"observation/pad_mask_dict/{name}"][:, -length:] = True
-            for row, history in enumerate(histories):
-                for column, place in enumerate(places[row, -length:].tolist()):
-                    array[row, column] = history.steps[place][name]
-        for row, history in enumerate(histories):
-            for camera, image in history.task.goal.items():
-                batch[f"task/{camera}"][row] = image
-        return batch
-
-    def _zeros(self, size: int) -> FlatBatch:
-        """Returns zeros, and False in masks, which stay where there is nothing, as in training."""
-        spec = self.spec
-        parts = ("observation", "observation/pad_mask_dict")
-        keys = [f"{part}/{name}" for part in parts for name in spec.data.observations]
-        keys += [f"task/{camera}" for camera in spec.cameras if spec.data.has_goals]
-        leaves = {key: spec.before[key] for key in keys}
-        return {key: np.zeros((size, *leaf.shape[1:]), leaf.dtype) for key, leaf in leaves.items()}
-
     def _history(self, env: int) -> History:
         if env not in self._histories:
             raise UserError(
@@ -243,18 +175,7 @@ class PolicyInputs:
 
     def _checked(self, task: Task) -> Task:
         """Returns the task with resized goal images, if it fits the policy."""
-        conditioning = self.spec.data.conditioning
-        kinds = TASKS[conditioning]
-        given = {_INSTRUCTION: task.text, _GOAL: task.goal}
-        found = " and ".join(kind for kind, value in given.items() if value)
-        # An instruction may be empty.
-        if (found or _INSTRUCTION) not in kinds:
-            raise UserError(
-                where="task",
-                expected=f"{' or '.join(kinds)}, as the policy was trained {conditioning}",
-                found=found or "none",
-                remedy="Give one kind of task, one that it was trained on.",
-            )
+        check_kind(task, self.spec.data.conditioning)
         # What the dataset lacked has no goal images either.
         cameras = [name for name in self.spec.cameras if name in self.spec.observed]
         expected = {name: self.spec.observed[name] for name in cameras if task.goal}

@@ -134,6 +134,13 @@ class PolicySpec:
         return {n: self.features[f"observation/{n}"] for n in names if n not in self.missing}
 
     @functools.cached_property
+    def read(self) -> tuple[str, ...]:
+        """Returns the paths of the arrays of observations, their masks and goals, as read."""
+        parts = ("observation", "observation/pad_mask_dict")
+        keys = [f"{part}/{name}" for part in parts for name in self.data.observations]
+        return (*keys, *(f"task/{camera}" for camera in self.cameras if self.data.has_goals))
+
+    @functools.cached_property
     def leaves(self) -> dict[str, LeafSpec]:
         """Returns every array that the model reads, by sorted path, without the batch axis."""
         spec, names, language = self.chain.spec, self.model.input_keys, self.model.language

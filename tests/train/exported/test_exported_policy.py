@@ -222,9 +222,7 @@ def test_a_fresh_process_without_the_package_acts_bitwise_the_same(
         "found 'fly'"
     )
     assert number == "reset: expected an environment from 0 to 2**32 - 1; found -1"
-    assert goal == (
-        "task: expected an instruction or goal images; found an instruction and goal images"
-    )
+    assert goal.startswith("task: expected an instruction or goal images, as the policy was tr")
     assert not_reset.startswith("environment 5: expected a task; found none. Call reset(")
     assert "image_primary: missing; image_wrist: missing; proprio: float64[7]" in mistakes
     assert unnumbered.startswith("observations: expected a dictionary with one observation")

@@ -15,7 +15,8 @@ from tests.small_dataset import LENGTH, write_dataset
 from tests.train.conftest import TensorsConfig, with_data, without_params
 from train.dry_run import diagnose
 from train.flags import Flags, load_config
-from train.policy.policy_inputs import PolicyInputs, Task
+from train.policy.observations import Task
+from train.policy.policy_inputs import PolicyInputs
 from train.policy.policy_spec import PolicySpec
 from train.train_config import TrainConfig
 

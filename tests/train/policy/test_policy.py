@@ -22,8 +22,8 @@ from train.octo.functional import sample_actions
 from train.octo.model import OctoModule
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import Policy, PolicyConfig, PolicySpec, Timing
-from train.policy.observations import check_environments
-from train.policy.policy_inputs import PolicyInputs, Task, check_task
+from train.policy.observations import Task, check_environments, check_task
+from train.policy.policy_inputs import PolicyInputs
 from train.update.train_step import make_language_table, model_inputs
 
 TEXT = "pick up the bowl"
