@@ -25,11 +25,12 @@ def policy(real_time_policy):
 
 @pytest.fixture(scope="module")
 def relative_policy(policy_config):
-    """A regression head whose actions are relative to the state that is observed now."""
+    """A regression head whose actions are relative to the state, the only observation."""
     config = with_data(
         policy_config,
+        observations=("proprio",),
         transforms=(RelativeActions(OFFSETS, state_dims=STATE),),
-        model={"head": RegressionConfig("l1", 4, 7)},
+        model={"head": RegressionConfig("l1", 4, 7), "images": ()},
     )
     return Policy(untrained(config), config=PolicyConfig(batch_size=2, real_time_chunking=True))
 
