@@ -83,6 +83,9 @@ class Args:
     """With --execute_horizon, reply at once while the next chunk is predicted, which takes effect
     D steps after its observation and continues the last one. A reply waits only for a prediction
     that is late."""
+    real_time_chunking: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Reply with chunks that continue the last one, to clients that execute it while they wait: a
+    message has the numbers of its executed actions, and of those until the reply (delay)."""
     resize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Resize images to the stored size; by default, other sizes are refused."""
     keys: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=NAME ...")] = ()
@@ -189,9 +192,8 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _load(args: Args, config: ServeConfig) -> Policy:
-    policy_config = PolicyConfig(
-        seed=args.seed, resize=args.resize, real_time_chunking=bool(config.delay)
-    )
+    guided = args.real_time_chunking or bool(config.delay)
+    policy_config = PolicyConfig(seed=args.seed, resize=args.resize, real_time_chunking=guided)
     checkpoint = read_run(args.run, args.step)
     encoder = encoder_of(checkpoint, args.dataset, source=args.weights)
     policy = Policy(checkpoint, args.dataset, policy_config, encoder)

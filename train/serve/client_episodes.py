@@ -2,10 +2,11 @@
 
 import collections
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.errors import UserError
 from train.policy.gripper_commands import GripperCommands
 from train.policy.latency import Timing
 from train.policy.observations import Observation
@@ -13,6 +14,15 @@ from train.policy.planned_actions import PlannedActions
 from train.policy.policy import Policy
 from train.policy.real_time_chunking import RealTimeChunking, predict_with
 from train.serve.client_session import ServeConfig
+
+
+class Executed(NamedTuple):
+    """What a client that executes chunks has done with its last one, while it asks for the next."""
+
+    num_actions: int
+    """Number of its actions that were executed before the observation."""
+    delay: int
+    """Number of its next actions that are executed before the new chunk takes effect."""
 
 
 class Episodes:
@@ -36,6 +46,8 @@ class Episodes:
         self._execution = config.make_execution(policy)
         self._grippers = GripperCommands.of(policy.spec)
         self._planned: collections.deque[np.ndarray] = collections.deque()
+        # The last chunk of a client that executes chunks itself, (h a).
+        self._replied: np.ndarray | None = None
         # With a delay, predicts in a thread; one for each episode.
         self._chunking: RealTimeChunking | None = None
         # Of the predictions that ended since the last action, which are in another thread.
@@ -81,23 +93,32 @@ class Episodes:
         self._policy.instruct(self._env, instruction)
         self._instruction = instruction
 
-    def act(self, observation: Observation) -> np.ndarray:
+    def act(self, observation: Observation, executed: Executed | None = None) -> np.ndarray:
         """Returns the actions that follow an observation, as commands: float32 (n a).
 
         n is 1, or the length of a chunk where the client executes chunks itself.
 
         Args:
           observation: The observation of the next step, by the policy's names.
+          executed: With a chunk that continues the last one, what was executed of that; None: the
+            chunk continues nothing.
 
         Raises:
-          UserError: It does not fit, or the predicted actions are not finite.
+          UserError: It does not fit, or the predicted actions are not finite; or there is no chunk
+            to continue.
         """
         assert self._env is not None, "an episode must begin first"
         if self._chunking is not None:
             action = self._chunking(observation)
             self._timing = self._timings.pop() if self._timings else Timing()
             return self._grippers(action[None])
-        actions = self._next_actions({self._env: observation}, self._env)
+        if executed is None:
+            actions = self._next_actions({self._env: observation}, self._env)
+        else:
+            planned = self._left(executed)
+            actions = self._policy.infer({self._env: observation}, {self._env: planned})[self._env]
+        if self._execution is None:
+            self._replied = actions
         self._timing = self._policy.timing
         return self._grippers(actions)
 
@@ -126,6 +147,23 @@ class Episodes:
         # (1, a), as the grippers take actions.
         return self._planned.popleft()[None]
 
+    def _left(self, executed: Executed) -> PlannedActions:
+        """Returns what is left of the last chunk."""
+        horizon, (num_actions, delay) = self._policy.action_horizon, executed
+        # Only chunks that the client executes are kept.
+        last = self._replied
+        if last is None or not (0 < num_actions < horizon and 0 <= delay <= horizon - num_actions):
+            found = f"{num_actions} executed and a delay of {delay}"
+            raise UserError(
+                where="message, executed and delay",
+                expected=f"1 to {horizon - 1} executed actions of the last chunk, and a delay of "
+                "at most the others",
+                found=found if last is not None else f"{found}, and no chunk before in the episode",
+                remedy="Leave them out of an episode's first message, and ask for the next chunk "
+                "before the last one ends.",
+            )
+        return PlannedActions(last[num_actions:], delay)
+
     def _start_chunking(self, env: int) -> RealTimeChunking:
         """Returns what predicts while the client executes; it waits for a late prediction."""
         policy, config = self._policy, self._config
@@ -147,6 +185,7 @@ class Episodes:
 
     def _forget_plan(self) -> None:
         self._planned.clear()
+        self._replied = None
         self._execution = self._config.make_execution(self._policy)
         if self._chunking is not None:
             self._chunking.reset()

@@ -16,13 +16,14 @@ import numpy as np
 
 from pipeline.files import to_json_values
 from train.policy.policy import Policy
-from train.serve.client_episodes import Episodes
+from train.serve.client_episodes import Episodes, Executed
 from train.serve.client_session import ServeConfig, expected_keys
 from train.serve.message_check import MessageCheck, kind_of
 from train.serve.msgpack_codec import Codec
 
 PROMPT = "prompt"
 RESET = "reset"
+EXECUTED, DELAY = "executed", "delay"
 CODEC = Codec(str.encode, "Send it with openpi's client, or see docs/acting.md for the format.")
 
 
@@ -42,6 +43,7 @@ def describe_policy(policy: Policy, config: ServeConfig) -> dict[str, Any]:
         "action_dims": list(spec.action_dims),
         "action_horizon": policy.action_horizon,
         "window_size": policy.window_size,
+        "continues_chunks": policy.config.real_time_chunking and not config.is_stepwise,
         "conventions": to_json_values(conventions),
     }
 
@@ -61,6 +63,7 @@ class OpenpiSession:
     def __init__(self, policy: Policy, config: ServeConfig, numbers: Iterator[int]) -> None:
         self.greeting = CODEC.pack(describe_policy(policy, config))
         self._policy = policy
+        self._continues = policy.config.real_time_chunking and not config.is_stepwise
         self._check = MessageCheck(policy, config, PROMPT)
         self._episodes = Episodes(policy, config, numbers)
 
@@ -68,7 +71,8 @@ class OpenpiSession:
         """Returns `actions`, float32 (h a), in the dataset's commands, and `policy_timing`.
 
         Args:
-          data: The message: an observation by key, `prompt`, and optionally `reset`.
+          data: The message: an observation by key, `prompt`, and optionally `reset`, or `executed`
+            and `delay` for a chunk that continues the last one.
 
         Raises:
           UserError: Something is missing or does not fit, and all of it is listed; or the predicted
@@ -79,11 +83,12 @@ class OpenpiSession:
             self._check.refuse([f"a {type(message).__name__} instead of a map"])
         reset = message.get(RESET, False)
         wrong = [] if _is_flag(reset) else [f"{RESET}: {kind_of(reset)} instead of True or False"]
+        executed = self._executed(message, wrong)
         observation, prompt = self._check(message, message.get(PROMPT), wrong)
         # A client that never sends "reset" still starts an episode with a new instruction.
         if reset or prompt != self._episodes.instruction:
             self._episodes.begin(prompt)
-        actions = self._episodes.act(observation)
+        actions = self._episodes.act(observation, executed)
         timing, late_ms = self._episodes.timing, self._episodes.late_ms
         # `infer_ms` is openpi's name for the time of the model.
         policy_timing = {"infer_ms": timing.model_ms, "instruction_ms": timing.instruction_ms}
@@ -91,6 +96,20 @@ class OpenpiSession:
             policy_timing["tokens_ms"] = timing.tokens_ms
         reply = {"actions": actions, "policy_timing": policy_timing}
         return reply if late_ms is None else reply | {"server_timing": {"late_ms": late_ms}}
+
+    def _executed(self, message: dict[Any, Any], wrong: list[str]) -> Executed | None:
+        """Returns what was executed of the last chunk, if the message has it; adds problems."""
+        values = [message[key] for key in (EXECUTED, DELAY) if key in message]
+        if not values:
+            return None
+        if not self._continues:
+            wrong.append(f"{EXECUTED}: for a server with --real_time_chunking, which sends chunks")
+        elif len(values) == 1 or not all(map(_is_count, values)):
+            kinds = ", ".join(map(kind_of, values))
+            wrong.append(f"{EXECUTED} and {DELAY}: {kinds} instead of two integers")
+        else:
+            return Executed(*map(int, values))
+        return None
 
     def pack(self, reply: dict[str, Any]) -> bytes:
         """Packs a reply."""
@@ -103,6 +122,10 @@ class OpenpiSession:
     def close(self) -> None:
         """Forgets the episode."""
         self._episodes.end()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_flag(value: Any) -> bool:

@@ -11,7 +11,7 @@ from pipeline.data.conventions import restore_gripper
 from pipeline.errors import UserError
 from tests.train.serve.openpi_client import Client
 from tests.train.serve.served import TEXT, serving, shown
-from train.policy import Policy, RealTimeChunking
+from train.policy import PlannedActions, Policy, RealTimeChunking
 from train.serve.client_session import ServeConfig
 from train.serve.openpi_protocol import CODEC, OpenpiSession
 
@@ -126,3 +126,35 @@ def test_delays_that_cannot_be_are_reported(real_time_policy, config, message):
 def test_a_policy_without_real_time_chunking_is_reported(served_policy):
     with pytest.raises(UserError, match=r"Make it with PolicyConfig\(real_time_chunking=True\)"):
         CONFIG.make_execution(served_policy)
+
+
+def test_a_client_that_executes_chunks_gets_one_that_continues_the_last(real_time_policy):
+    policy = real_time_policy
+    session = OpenpiSession(policy, ServeConfig(), iter([3, 4]))
+    assert CODEC.unpack(session.greeting)["continues_chunks"] is True
+    first = answered(session, shown(0))["actions"]
+    second = answered(session, shown(1) | {"executed": 1, "delay": 2})["actions"]
+    np.testing.assert_array_equal(second[:2], first[1:3])
+    # In units of the dataset and of the policy: the gripper's commands are made of the result.
+    names = {"image_primary": "image", "image_wrist": "wrist_image", "proprio": "state"}
+    one, two = (
+        {name: shown(seed)[f"observation/{key}"] for name, key in names.items()} for seed in (0, 1)
+    )
+    policy.reset(3, TEXT)
+    chunk = policy.infer({3: one})[3]
+    following = policy.infer({3: two}, {3: PlannedActions(chunk[1:], 2)})[3]
+    np.testing.assert_array_equal(second, restore_gripper(following, policy.conventions))
+    policy.forget(3)
+    for message, found in (
+        ({"executed": 4, "delay": 0}, "4 executed and a delay of 0"),
+        ({"executed": 2, "delay": 3}, "2 executed and a delay of 3"),
+        ({"executed": 1, "delay": 1, "reset": True}, "no chunk before in the episode"),
+        ({"executed": True, "delay": 1}, "executed and delay: bool, int instead of two integers"),
+        ({"delay": 1}, "executed and delay: int instead of two integers"),
+    ):
+        with pytest.raises(UserError, match=found):
+            answered(session, shown(2) | message)
+    session.close()
+    stepwise = OpenpiSession(policy, ServeConfig(execute_horizon=2), iter([3]))
+    with pytest.raises(UserError, match="for a server with --real_time_chunking"):
+        answered(stepwise, shown(0) | {"executed": 1, "delay": 1})
