@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import xxhash
+
 from converters.export.lerobot.lerobot_columns import ExportedSchema
 from converters.export.lerobot.lerobot_episodes import DATA, VIDEOS, EpisodeWriter
 from converters.export.lerobot.parquet_files import DATA_MB, FILES_PER_CHUNK, write_tasks
@@ -14,6 +16,7 @@ from pipeline.files import dump_json, to_json_values
 
 OWN_FILE = "meta/octograin.json"
 """Provenance of an export, and the sizes of its files, by which --overwrite knows them."""
+_EDITABLE = (".json", ".toml")
 
 
 def write_meta(
@@ -52,6 +55,11 @@ def write_meta(
     mapping = return_mapping(manifest, schema)
     (directory / OWN_MAPPING).write_text(mapping, encoding="utf-8")
     # Last: it lists the others.
+    files = {
+        path.relative_to(directory).as_posix(): path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
     own = {
         "name": manifest.name,
         "provenance": dict(manifest.provenance),
@@ -60,10 +68,15 @@ def write_meta(
         "excluded_episodes": list(manifest.excluded_episodes),
         "failed_episodes": failed_of_export(manifest),
         "left_out": list(schema.left_out),
-        "files": {
-            path.relative_to(directory).as_posix(): path.stat().st_size
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
+        "files": {name: path.stat().st_size for name, path in files.items()},
+        # Of texts alone, which a person edits: an edit may keep the size.
+        "checksums": {
+            name: checksum_of(path) for name, path in files.items() if path.suffix in _EDITABLE
         },
     }
     (directory / OWN_FILE).write_text(dump_json(own), encoding="utf-8")
+
+
+def checksum_of(path: pathlib.Path) -> str:
+    """Returns the checksum of a small file as `meta/octograin.json` lists it."""
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())

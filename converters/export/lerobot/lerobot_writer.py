@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from converters.export.export_folder import export_folder, in_use, replacing
 from converters.export.lerobot.lerobot_columns import ExportedFeature, Storage, exported_schema
 from converters.export.lerobot.lerobot_episodes import EpisodeWriter
-from converters.export.lerobot.lerobot_meta import OWN_FILE, write_meta
+from converters.export.lerobot.lerobot_meta import OWN_FILE, checksum_of, write_meta
 from converters.export.lerobot.video_writer import Codec, check_encoder, check_taken
 from pipeline.data.dataset import Dataset
 from pipeline.errors import SchemaError
@@ -97,8 +97,10 @@ def _check_videos(dataset: Dataset, cameras: Sequence[ExportedFeature], codec: C
 def _check_own(folder: pathlib.Path) -> None:
     """Refuses a folder with any file that an export did not write, or that was changed since."""
     try:
-        files = json.loads((folder / OWN_FILE).read_text())["files"]
-        sizes = {str(name): int(size) for name, size in files.items()}
+        own = json.loads((folder / OWN_FILE).read_text())
+        sizes = {str(name): int(size) for name, size in own["files"].items()}
+        # Exports of earlier versions list none.
+        checksums = {str(name): str(digest) for name, digest in own.get("checksums", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found = f"a folder without {OWN_FILE}, which lists what this command wrote"
         remedy = "Remove it yourself, or name another destination."
@@ -109,6 +111,8 @@ def _check_own(folder: pathlib.Path) -> None:
             continue
         if inside not in sizes:
             raise in_use(folder, f"other files: {inside}", "Name another destination.")
-        if path.lstat().st_size != sizes[inside]:
+        if path.lstat().st_size != sizes[inside] or (
+            inside in checksums and checksum_of(path) != checksums[inside]
+        ):
             found = f"{inside}, which was changed after the export"
             raise in_use(folder, found, "Remove it yourself, or name another destination.")

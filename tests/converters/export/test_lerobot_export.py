@@ -454,6 +454,15 @@ def test_only_an_unchanged_export_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found other files: notes\.txt\. Name another"):
         exported(directory, folder, overwrite=True)
     (folder / "notes.txt").unlink()
+    info = folder / "meta/info.json"
+    written = info.read_text()
+    info.write_text(written.replace('"robot_type": null', '"robot_type": "me"'))
+    assert len(info.read_text()) == len(written)
+    with pytest.raises(UserError, match=r"info\.json, which was changed after the export"):
+        exported(directory, folder, overwrite=True)
+    info.write_text(written)
+    own = json.loads((folder / "meta/octograin.json").read_text())
+    assert {"meta/info.json", "meta/stats.json"} < own["checksums"].keys()
     # As an episode that LeRobot recorded into it.
     data = folder / "data/chunk-000/file-000.parquet"
     data.write_bytes(data.read_bytes() + b"more")
