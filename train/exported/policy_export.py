@@ -67,7 +67,10 @@ class ExportConfig:
         unknown = [name for name in self.platforms if name not in PLATFORMS]
         if unknown:
             yield Problem(
-                "platforms", f"some of {', '.join(PLATFORMS)}", ", ".join(unknown), "Name others."
+                "platforms",
+                f"some of {', '.join(PLATFORMS)}",
+                ", ".join(unknown),
+                "GPUs are cuda (NVIDIA) or rocm (AMD).",
             )
 
 

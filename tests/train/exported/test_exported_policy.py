@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.conventions import restore_gripper
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.loading.transforms.input_transforms import ConvertObservationRotation, StateNoise
 from pipeline.loading.transforms.rotation_transforms import RelativePose
@@ -35,6 +36,7 @@ from train.exported.policy_file import (
     structs_from_json,
     structs_to_json,
 )
+from train.exported.stablehlo_command import instructions_of
 from train.octo.octo_config import VGGTTokenizerConfig
 from train.policy import GripperCommands, Policy, PolicyConfig
 from train.train_config import TrainConfig
@@ -350,6 +352,23 @@ def test_what_the_file_cannot_hold_is_refused(
     with pytest.raises(UserError, match=r"instructions: expected .* found none"):
         export_policy(checkpoint, path)
     assert not path.exists()
+
+
+def test_instructions_are_those_of_the_datasets_unless_these_are_gone(
+    checkpoint: Checkpoint, tmp_path: pathlib.Path
+) -> None:
+    (dataset,) = checkpoint.datasets
+    assert instructions_of(checkpoint) == open_dataset(dataset).manifest.tasks
+    goals = with_data(checkpoint.config, conditioning="image_conditioned")
+    assert instructions_of(dataclasses.replace(checkpoint, config=goals)) == ()
+    gone = dataclasses.replace(
+        checkpoint, datasets={str(tmp_path / "gone"): checkpoint.datasets[dataset]}
+    )
+    with pytest.raises(UserError, match=r"cannot be opened; found none \(.*gone.*--instruction"):
+        instructions_of(gone)
+    by_goal = dataclasses.replace(checkpoint, config=goals)
+    with pytest.raises(UserError, match=r"found 'pick up the bowl', 'open the drawer'\. Leave it"):
+        export_policy(by_goal, tmp_path / "policy.zip", ExportConfig(TEXTS))
 
 
 def test_the_command_refuses_what_it_cannot_write(
