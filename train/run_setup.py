@@ -1,6 +1,7 @@
 """Sets up a run: what it reads, its model and its training step, checked before compiling."""
 
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import sentencepiece
 
 from pipeline.data.dataset import Dataset, open_dataset
@@ -64,8 +64,8 @@ class Setup:
     """Mesh of all devices."""
     sharding: jax.sharding.NamedSharding
     """Sharding of a batch."""
-    optimizer: optax.GradientTransformation
-    """Optimizer of the trained parameters."""
+    init: Callable[[], TrainState]
+    """Returns a fresh state; one function, so that it is traced once."""
     step: TrainStep
     """Training step, not compiled."""
     state: TrainState
@@ -115,7 +115,7 @@ class Setup:
 
     def first_state(self) -> TrainState:
         """Returns the state before the first training step: random, or with pretrained weights."""
-        state = fresh_state(self.config, self.optimizer, self.shardings)
+        state = fresh_state(self.init, self.shardings)
         if self.inputs.weights is None:
             return state
         params, _ = merge(
@@ -184,7 +184,8 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
         validator = Validator(config, inputs.datasets, encode, shard, sharding)
     optimizer = make_optimizer(config.optimizer)
     # Shapes only: no parameter is allocated before the checks have passed.
-    state = shard_structs(jax.eval_shape(lambda: init_state(config, optimizer)), mesh)
+    init = functools.partial(init_state, config, optimizer)
+    state = shard_structs(jax.eval_shape(init), mesh)
     _check_frozen(config, state)
     table = jax.eval_shape(
         lambda params: make_language_table(config.model, params, loader.tasks), state.params
@@ -200,7 +201,7 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
         validator=validator,
         mesh=mesh,
         sharding=sharding,
-        optimizer=optimizer,
+        init=init,
         step=make_train_step(config, optimizer, schedule),
         state=state,
         batch=device.shape_structs(loader.spec, sharding),

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,10 +28,10 @@ def shared_by_runs() -> Iterator[None]:
     """
     states: dict[str, TrainState] = {}
 
-    def first_state(config: TrainConfig, optimizer: Any, shardings: Any) -> TrainState:
-        key = read_by_programs(config)
+    def first_state(init: functools.partial[TrainState], shardings: Any) -> TrainState:
+        key = read_by_programs(init.args[0])
         if key not in states:
-            states[key] = jax.device_get(fresh_state(config, optimizer, shardings))
+            states[key] = jax.device_get(fresh_state(init, shardings))
         return jax.device_put(states[key], shardings)
 
     steps: dict[tuple[str, str], TrainStep] = {}

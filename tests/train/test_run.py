@@ -486,14 +486,14 @@ def test_pretrained_weights_start_the_run_and_are_accounted_for(tiny_config, cap
     )
 
 
-def random_first_state(config, optimizer, shardings):
+def random_first_state(init, shardings):
     """A first state that no program is compiled for."""
-    return jax.device_put(random_state(config), shardings)
+    return jax.device_put(random_state(init.args[0]), shardings)
 
 
-def huge_first_state(config, optimizer, shardings):
+def huge_first_state(init, shardings):
     """The same with parameters whose products overflow float32."""
-    state = random_state(config)
+    state = random_state(init.args[0])
     huge = jax.tree.map(lambda leaf: leaf * np.float32(1e25), state.params)
     return jax.device_put(dataclasses.replace(state, params=huge), shardings)
 
