@@ -1,6 +1,7 @@
 """Runs a policy from a checkpoint alone: it keeps environments' histories and predicts chunks."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import threading
@@ -32,6 +33,8 @@ from train.policy.policy_inputs import PolicyInputs
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import TokenEncoder, encoder_of
 from train.update.train_state import count_parameters
+
+_log = logging.getLogger(__name__)
 
 # The number is folded into a key as uint32.
 _NUM_ENVS = 2**32
@@ -366,7 +369,8 @@ class Policy:
         token encoder, and runs all that a call with another instruction runs, which takes longer
         the first time. An image of unknown size, from which the model reads only tokens, gets the
         encoder's size. No environment changes, and `latency` ignores these predictions. With
-        `real_time_chunking`, a guided chunk is predicted too.
+        `real_time_chunking`, a guided chunk is predicted too. Where a transform of the run refuses
+        the example, a warning says so, and the first call takes longer.
         """
         # A number that no environment has.
         env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
@@ -376,17 +380,27 @@ class Policy:
         goal = {name: example[name] for name in self.spec.cameras if needs_goal and name in example}
         with self._lock:
             try:
-                chunks = {}
                 for text in _WARM_UP_TEXTS:
                     # Another text each time, as the embedding of a known one is kept.
                     self.reset(env, "" if needs_goal else text, goal)
                     self._inputs.push({env: example})
-                    # Without the check of its actions, which a call makes.
-                    chunks = self._infer([env], {})
-                if self.config.real_time_chunking and np.isfinite(chunks[env]).all():
-                    self._infer([env], {env: PlannedActions(chunks[env], delay=0)})
+                    if not self._try_example(env):
+                        break
             finally:
                 self.forget(env)
+
+    def _try_example(self, env: int) -> bool:
+        """Predicts in an environment that observed the example; False if a transform refuses it."""
+        try:
+            # Without the check of its actions, which a call makes.
+            chunk = self._infer([env], {})[env]
+            if self.config.real_time_chunking and np.isfinite(chunk).all():
+                self._infer([env], {env: PlannedActions(chunk, delay=0)})
+        except UserError as error:
+            # A robot's observations may fit where the example's zeros do not.
+            _log.warning("the first prediction will take longer than others: %s", error)
+            return False
+        return True
 
     def noise_key(self, env: int, count: int) -> jax.Array:
         """Returns the noise key of the `count`-th chunk since the environment's reset, from 0."""

@@ -90,7 +90,7 @@ def test_an_example_observation_fits_and_is_in_the_datasets_units(policy, checkp
     assert (example["image_wrist"] == 127).all()
 
 
-def test_a_state_that_holds_a_quaternion_is_warmed_up_and_has_an_example(checkpoint):
+def test_a_state_that_holds_a_quaternion_is_warmed_up_and_has_an_example(checkpoint, caplog):
     """Zeros are no quaternion: the transforms refuse them."""
     held = ("rx_rad", "ry_rad", "rz_rad", "gripper_left_m")
     transforms = (
@@ -105,6 +105,11 @@ def test_a_state_that_holds_a_quaternion_is_warmed_up_and_has_an_example(checkpo
         ),
         ConvertObservationRotation(held, "quaternion_xyzw", "quaternion_wxyz"),
     )
+    unstated = Policy(changed(checkpoint, transforms=transforms), config=PolicyConfig(batch_size=3))
+    unstated.warm_up()
+    assert "first prediction will take longer" in caplog.text
+    assert "found quaternion_xyzw of norm 0" in caplog.text
+    caplog.clear()
     datasets = copy.deepcopy(checkpoint.datasets)
     for values in datasets.values():
         pose = {"feature": "observation/proprio", "dim": 3, "representation": "quaternion_xyzw"}
@@ -112,6 +117,7 @@ def test_a_state_that_holds_a_quaternion_is_warmed_up_and_has_an_example(checkpo
     turned = changed(dataclasses.replace(checkpoint, datasets=datasets), transforms=transforms)
     policy = Policy(turned, config=PolicyConfig(batch_size=3))
     policy.warm_up()
+    assert not caplog.text
     policy.reset(0, TEXT)
     blank = shown() | {"proprio": np.zeros(8)}
     with pytest.raises(UserError, match="expected rotations; found quaternion_xyzw of norm 0"):
