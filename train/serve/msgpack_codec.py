@@ -67,17 +67,12 @@ class Codec:
           UserError: The bytes are not such a message, or it has more than a million values outside
             arrays, whose memory would be many times its size.
         """
-        counter = _Counter()
-
-        def decode(values: dict[Any, Any]) -> Any:
-            counter.count(len(values))
-            return self._decode(values)
-
+        decoder = _Decoder(self._decode)
         try:
             return msgpack.unpackb(
                 data,
-                object_hook=decode,
-                list_hook=counter.list,
+                object_hook=decoder.map,
+                list_hook=decoder.list,
                 max_array_len=_MAX_ITEMS,
                 max_map_len=_MAX_ITEMS,
             )
@@ -108,17 +103,22 @@ class Codec:
         return self._decode_map(values)
 
 
-class _Counter:
-    """Counts the values of one message."""
+class _Decoder:
+    """Decodes the maps and lists of one message, and counts their values."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode: Callable[[dict[Any, Any]], Any]) -> None:
+        self._decode = decode
         self._num_left = _MAX_ITEMS
 
     def list(self, values: list[Any]) -> list[Any]:
-        self.count(len(values))
+        self._count(len(values))
         return values
 
-    def count(self, number: int) -> None:
+    def map(self, values: dict[Any, Any]) -> Any:
+        self._count(len(values))
+        return self._decode(values)
+
+    def _count(self, number: int) -> None:
         # The container counts too: empty lists inside lists would be free otherwise.
         self._num_left -= 1 + number
         if self._num_left < 0:
