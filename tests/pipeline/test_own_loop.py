@@ -218,7 +218,7 @@ WRONG_TYPES = [
     ("Policy.from_run(None)", "Policy.from_run, directory: expected a run directory; found None."),
     ("Policy.from_run('x', bach_size=2)", "'bach_size'. PolicyConfig has the batch_size"),
     ("finetune(None)", "finetune, config: expected a TrainConfig; found a NoneType."),
-    ("serving()", "serving: expected the arguments policy, config, host, port; found missing"),
+    ("serving()", "serving: expected the arguments policy, config, host, port, api_key; found"),
     ("open_loader(path, 0)", "batch_size: expected an integer of at least 1; found 0."),
     ("open_loader(path, -1)", "batch_size: expected an integer of at least 1; found -1."),
     ("open_loader(path, 2.5)", "batch_size: expected an integer of at least 1; found 2.5."),

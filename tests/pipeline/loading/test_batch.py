@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SchemaError
-from pipeline.loading.batch import LeafSpec, check_batch, fingerprint, table
+from pipeline.loading.batch import LeafSpec, check_batch, table
+from pipeline.loading.transforms.batch_transforms import fingerprint
 
 SPEC = {
     "action": LeafSpec("float32", (2, 3)),
