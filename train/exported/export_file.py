@@ -30,10 +30,11 @@ def check_free(path: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def _is_export(path: pathlib.Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return {META, PROGRAM} <= {*opened.namelist()}
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(path) as opened:
-        return {META, PROGRAM} <= {*opened.namelist()}
 
 
 def write_file(path: pathlib.Path, members: Mapping[str, str | bytes]) -> None:

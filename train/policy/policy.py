@@ -372,13 +372,13 @@ class Policy:
         `real_time_chunking`, a guided chunk is predicted too. Where a transform of the run refuses
         the example, a warning says so, and the first call takes longer.
         """
-        # A number that no environment has.
-        env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
         example = self.example_observation()
         needs_goal = self.spec.data.conditioning == "image_conditioned"
         # An image-conditioned policy has no task without a goal.
         goal = {name: example[name] for name in self.spec.cameras if needs_goal and name in example}
         with self._lock:
+            # A number that no environment has.
+            env = next(env for env in range(_NUM_ENVS) if env not in self._asked)
             try:
                 for text in _WARM_UP_TEXTS:
                     # Another text each time, as the embedding of a known one is kept.

@@ -52,8 +52,9 @@ class RealTimeChunking:
     of an episode waits for its prediction, as there is nothing to execute yet.
 
     One prediction runs at a time, in a thread of this object, which calls `predict` and nothing
-    else. Before you change the policy's environment yourself, such as by `reset` or `instruct`,
-    call `reset` or `wait` of this object. The object is called from one thread.
+    else. Before you change the policy's environment yourself, call `reset` of this object for
+    another episode, and `drop_plan` or `wait` for another task. The object is called from one
+    thread.
 
     Args:
       predict: Predicts a chunk, such as from an openpi server: `lambda observations, planned:
@@ -145,16 +146,19 @@ class RealTimeChunking:
 
         Raises:
           UserError: The last chunk has ended and the next is not ready, or a chunk does not fit.
-          Exception: What a prediction raised, at the step at which it should take effect.
+          Exception: What a prediction raised, at the step at which it should take effect. The next
+            call is for the same step; it waits for another prediction if fewer than `delay` actions
+            of the last chunk are left.
         """
         step = self._step
         self._waited_s = 0.0
+        # First, as its error is no step of the window.
+        self._switch(step)
         # Copied, as the thread reads it while the robot's own buffers may be filled again.
         self._observed.append(copy.deepcopy(observation))
-        if self._chunk is None:
+        if self._chunk is None or self._is_too_short(len(self._chunk), step):
             self._chunk = self._checked(self._ask(None).result())
             self._begin = step
-        self._switch(step)
         executed = step - self._begin
         if self._pending is None and executed >= self._execute_horizon:
             left = self._chunk[executed:]
@@ -167,8 +171,16 @@ class RealTimeChunking:
 
     def reset(self) -> None:
         """Begins an episode: waits for a running prediction and drops what is planned."""
-        self.wait()
+        self.drop_plan()
         self._begin_episode()
+
+    def drop_plan(self) -> None:
+        """Waits for a running prediction and drops what is planned, such as for another task.
+
+        What was observed stays in the history. The next call waits for a prediction.
+        """
+        self.wait()
+        self._chunk = self._pending = None
 
     def wait(self) -> None:
         """Waits until no prediction runs; until the next call, the policy may be used elsewhere."""
@@ -203,6 +215,10 @@ class RealTimeChunking:
         observations = list(self._observed)
         self._observed.clear()
         return self._worker.submit(self._predict, observations, planned)
+
+    def _is_too_short(self, num_actions: int, step: int) -> bool:
+        """Returns whether the chunk ends before another could take effect, after a failed one."""
+        return self._pending is None and step - self._begin + self._delay > num_actions
 
     def _switch(self, step: int) -> None:
         """Lets the predicted chunk take effect, if this is its step or a later one."""

@@ -121,6 +121,8 @@ def main() -> None:
         config = ServeConfig(
             parse_keys(args.keys), args.execute_horizon, args.ensemble, args.protocol, args.delay
         )
+        if args.real_time_chunking:
+            _check_continues(config)
         if args.benchmark is not None:
             _benchmark(args, config, args.benchmark)
             return
@@ -189,6 +191,17 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
             )
         chosen[key] = name
     return chosen
+
+
+def _check_continues(config: ServeConfig) -> None:
+    """Raises an error where `--real_time_chunking` would have no effect."""
+    if config.is_stepwise and not config.delay:
+        raise UserError(
+            where="--real_time_chunking",
+            expected="replies with chunks, or a --delay",
+            found="replies with one action, which waits for predictions",
+            remedy="Add --execute_horizon N --delay D, or leave it out.",
+        )
 
 
 def _load(args: Args, config: ServeConfig) -> Policy:

@@ -188,4 +188,4 @@ class Episodes:
         self._replied = None
         self._execution = self._config.make_execution(self._policy)
         if self._chunking is not None:
-            self._chunking.reset()
+            self._chunking.drop_plan()

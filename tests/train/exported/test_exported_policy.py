@@ -379,10 +379,16 @@ def test_the_command_refuses_what_it_cannot_write(
 ) -> None:
     other = tmp_path / "notes.zip"
     other.write_text("mine")
+    corrupt = tmp_path / "corrupt.zip"
+    data = exported.read_bytes()
+    # The list of members, whose place is in the last bytes.
+    place = int.from_bytes(data[-6:-2], "little")
+    corrupt.write_bytes(data[:place] + b"?" + data[place + 1 :])
     run = tmp_path / "no run"
     for out, flags, match in (
         (exported, [], "found an exported policy. Replace it with --overwrite."),
         (other, ["--overwrite"], "found a file that is no exported policy. Name another file."),
+        (corrupt, ["--overwrite"], "found a file that is no exported policy. Name another file."),
         (tmp_path, ["--overwrite"], "found a directory."),
         (tmp_path / "no" / "policy.zip", [], f"found no directory {tmp_path / 'no'}."),
         (tmp_path / "policy.zip", [], f"{run}: expected the directory of a run"),

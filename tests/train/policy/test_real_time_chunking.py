@@ -203,6 +203,29 @@ def test_an_error_of_a_prediction_is_raised_when_it_should_take_effect() -> None
         assert executed(act, [12]) == [(2, 2)]
 
 
+@pytest.mark.parametrize("delay", [5, 8])
+def test_another_prediction_is_waited_for_where_too_little_is_left_after_an_error(
+    delay: int,
+) -> None:
+    predict = Labels()
+
+    def failing(observations: Sequence[Any], planned: PlannedActions | None) -> np.ndarray:
+        chunk = predict(observations, planned)
+        if len(predict.asked) == 2:
+            raise ValueError("no camera")
+        return chunk
+
+    due = EVERY + delay
+    with acting(failing, delay=delay, num_observed=3) as act:
+        assert executed(act, range(due)) == [(0, step) for step in range(due)]
+        with pytest.raises(ValueError, match="no camera"):
+            executed(act, [due])
+        # Of 16 actions 3 and 0 are left, and none could be executed while a chunk is predicted.
+        assert executed(act, [due, due + 1]) == [(2, 0), (2, 1)]
+    # The step of the error is in the window once.
+    assert predict.asked[2] == ([{"step": due - 2 + n} for n in range(3)], None)
+
+
 def test_a_window_sees_the_steps_since_the_last_prediction_in_arrays_of_its_own() -> None:
     predict = Labels()
     buffer = np.zeros(1)
@@ -213,6 +236,15 @@ def test_a_window_sees_the_steps_since_the_last_prediction_in_arrays_of_its_own(
             act.wait()
     seen = [[one["state"][0] for one in observations] for observations, _ in predict.asked]
     assert seen == [[0], [6, 7, 8], [14, 15, 16]]
+
+
+def test_another_task_begins_without_a_plan_and_keeps_what_was_observed() -> None:
+    predict = Labels()
+    with acting(predict, delay=2, num_observed=3) as act:
+        executed(act, range(11))
+        act.drop_plan()
+        assert executed(act, [11, 12]) == [(2, 0), (2, 1)]
+    assert predict.asked[2] == ([{"step": step} for step in (9, 10, 11)], None)
 
 
 def test_another_episode_begins_without_a_plan_and_after_the_running_prediction() -> None:

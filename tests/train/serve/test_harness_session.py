@@ -123,6 +123,25 @@ def test_the_task_may_change_within_an_episode(session, served_policy):
     served_policy.forget(0)
 
 
+def test_the_task_may_change_between_predictions_with_a_delay(real_time_policy):
+    policy = real_time_policy
+    session = VlaEvalSession(policy, config(execute_horizon=2, delay=1), iter([5]))
+    say(session, "hello", {"protocol_version": 1})
+    say(session, "episode_start", {})
+    for seed in range(2):
+        act(session, observation(seed))
+    found = act(session, observation(2, "open the drawer"))
+    session.close()
+    policy.reset(5, TEXT)
+    policy.infer({5: as_observation(observation(0))})
+    # The window's step before, which no prediction has read yet.
+    policy.observe({5: as_observation(observation(1))})
+    policy.instruct(5, "open the drawer")
+    chunk = policy.infer({5: as_observation(observation(2))})[5]
+    np.testing.assert_array_equal(found, restore_gripper(chunk, policy.conventions)[0])
+    policy.forget(5)
+
+
 def test_an_action_may_be_the_mean_of_chunks(served_policy):
     session = VlaEvalSession(served_policy, config(ensemble=0.5), iter(range(9)))
     say(session, "hello", {"protocol_version": 1})

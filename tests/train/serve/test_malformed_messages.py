@@ -117,6 +117,7 @@ def with_image(**parts):
     return message
 
 
+TWO_ZEROS = {"__ndarray__": True, "data": bytes(16), "dtype": "<i8", "shape": [2]}
 PNG = image(shown()["observation/image"], "png")["data"]
 ONLY_HARNESS = [
     (with_image(format="gif"), "format 'gif' of an image: only raw, jpeg and png are"),
@@ -143,7 +144,9 @@ ONLY_HARNESS = [
     (envelope(seq=-1), "seq -1"),
     (envelope(seq="1"), "seq '1'"),
     (envelope(seq=2**63), "seq 9223372036854775808"),
+    (envelope(seq=TWO_ZEROS), "seq array([0, 0])"),
     (envelope(type="hello", payload={"protocol_version": "\n"}), r"protocol_version '\n'"),
+    (envelope(type="hello", payload={"protocol_version": TWO_ZEROS}), "array([0, 0]), benchmark"),
     (
         envelope(type="hello", payload={"protocol_version": 1, "benchmark": [1]}),
         "benchmark list",

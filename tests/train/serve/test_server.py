@@ -376,6 +376,10 @@ def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
         (["--step", "9"], "expected a checkpoint of step 9"),
         (["--execute_horizon", "5"], "execute_horizon: expected 1 to 4"),
         (["--delay", "1"], "delay: expected an execute_horizon, the steps from one prediction"),
+        (
+            ["--real_time_chunking", "--execute_horizon", "2"],
+            "--real_time_chunking: expected replies with chunks, or a --delay; found replies with",
+        ),
         (["--keys", "a=depth"], "--keys: expected observations of the policy"),
         (["--dataset", "other"], "found other"),
         (["--protocol", "vla-eval", "--benchmark", "9"], "expected the protocol openpi"),

@@ -102,12 +102,12 @@ class VlaEvalSession:
         """Returns the type and the payload of a message."""
         fields: dict[Any, Any] = message if isinstance(message, dict) else {}
         kind, payload, seq = fields.get("type"), fields.get("payload"), fields.get("seq")
-        # First, so that the error has it. True is an int as well.
-        if type(seq) is int and 0 <= seq < _MAX_SEQ:
-            self._seq = seq
+        # First, so that the error has it. True is an int as well, and an array may be sent.
+        is_number = type(seq) is int and 0 <= seq < _MAX_SEQ
+        self._seq = seq if is_number else 0
         known = ("hello", "observation", "episode_start", "episode_end", "error")
         problems = [] if isinstance(message, dict) else [f"a {kind_of(message)} instead of a map"]
-        if self._seq != seq:
+        if not is_number:
             problems.append(f"seq {ascii(seq)[:60]}")
         if isinstance(kind, str) and kind in known and isinstance(payload, dict) and not problems:
             return kind, payload
@@ -125,7 +125,9 @@ class VlaEvalSession:
     def _hello(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
         """Returns what the harness compares with its benchmark before the first episode."""
         version, benchmark = payload.get("protocol_version"), payload.get("benchmark")
-        if version != PROTOCOL_VERSION or not isinstance(benchmark, str | None):
+        # An array has no truth value.
+        is_known = isinstance(version, int) and version == PROTOCOL_VERSION
+        if not is_known or not isinstance(benchmark, str | None):
             raise UserError(
                 where="HELLO",
                 expected=f"protocol_version {PROTOCOL_VERSION}, and the benchmark's class as text",
