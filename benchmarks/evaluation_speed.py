@@ -60,7 +60,8 @@ class RobosuiteSimulator(Simulator):
     def render(self, camera: str, height: int, width: int) -> np.ndarray:
         """uint8 (height, width, 3): the frame of a camera."""
         self._make_current()
-        return self._sim.render(camera_name=camera, height=height, width=width)
+        with self._scene.shown():
+            return self._sim.render(camera_name=camera, height=height, width=width)
 
 
 class Clock:

@@ -1,8 +1,10 @@
 import functools
+import itertools
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from examples.scripted_expert.episodes import Noise, find_course
 from pipeline.data.conventions import standardize_gripper
 from pipeline.errors import UserError
 from train.evaluate.libero.environment import CAMERAS, OBSERVATIONS, LiberoEnv
-from train.evaluate.libero.installation import Installation
-from train.evaluate.libero.simulator_conventions import from_command
+from train.evaluate.libero.installation import Installation, import_simulator
+from train.evaluate.libero.simulator import SETTLING_STEPS
+from train.evaluate.libero.simulator_conventions import OPEN, from_command
 from train.evaluate.libero.simulator_pool import EnvPool, Reply
 from train.evaluate.libero.suites import MAX_STEPS, Task, Trial, read_tasks
 
@@ -31,6 +34,13 @@ PUSH = np.array([0.5, 0.5, -0.5, 0, 0, 0.5, 0.0])
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1])
+
+
+def turn_knobs(model: Any, data: Any) -> None:
+    """Lights the stoves of a scene."""
+    for joint in range(model.njnt):
+        if "button" in model.joint(joint).name:
+            data.qpos[model.jnt_qposadr[joint]] = 2.0
 
 
 def test_all_suites_have_their_tasks_and_initial_states(installation: Installation) -> None:
@@ -99,6 +109,54 @@ def test_steps_are_bitwise_those_of_robosuite(env: LiberoEnv, task: Task) -> Non
     assert all(map(np.array_equal, ours, states(theirs)))
 
 
+def test_frames_are_bitwise_those_of_published_evaluations(
+    env: LiberoEnv, installation: Installation, task: Task
+) -> None:
+    """After settling, as the arm moves, as a stove is lit, and after a state is set."""
+    commands = np.repeat(np.random.default_rng(0).uniform(-1, 1, (4, 7)), 3, axis=0)
+    states = task.init_states(installation.root)
+
+    def observed(
+        env: Any, step: Callable[[np.ndarray], Any], set_state: Callable[[np.ndarray], Any]
+    ) -> Iterator[Any]:
+        for number, command in enumerate(commands):
+            if number == len(commands) // 2:
+                turn_knobs(env.sim.model._model, env.sim.data._data)
+            yield step(command)
+        yield set_state(states[4])
+
+    scene = str(task.scene_path(installation.root))
+    theirs = import_simulator(installation)(scene, camera_heights=128, camera_widths=128)
+    theirs.seed(0)
+    theirs.reset()
+    theirs.set_init_state(states[3])
+    for _ in range(SETTLING_STEPS):
+        sensed = theirs.step([0.0] * 6 + [OPEN])[0]
+    expected = [sensed]
+    expected += observed(theirs, lambda command: theirs.step(command)[0], theirs.set_init_state)
+    theirs.close()
+
+    env.reset(Trial(task, 3))
+    simulator = env.simulator
+
+    def frames(_: object = None) -> dict[str, np.ndarray]:
+        return {f"{name}_image": simulator.render(name, 128, 128) for name in CAMERAS.values()}
+
+    def set_state(state: np.ndarray) -> dict[str, np.ndarray]:
+        simulator.physics_state = state
+        return frames()
+
+    found = [frames()]
+    found += observed(simulator._env, lambda command: frames(simulator.step(command)), set_state)
+    for name in frames():
+        same = [
+            np.array_equal(ours[name], one[name]) for ours, one in zip(found, expected, strict=True)
+        ]
+        assert same == [True] * 14
+        # The arm moves.
+        assert all(np.any(a[name] != b[name]) for a, b in itertools.pairwise(expected))
+
+
 def test_geoms_that_are_left_out_change_no_pixel(
     env: LiberoEnv, task: Task, shared: pathlib.Path
 ) -> None:
@@ -109,7 +167,8 @@ def test_geoms_that_are_left_out_change_no_pixel(
         simulator.physics_state = state
         for camera in CAMERAS.values():
             frame = simulator.render(camera, 128, 128)
-            whole = simulator._sim.render(camera_name=camera, height=128, width=128)
+            with simulator._scene.shown():
+                whole = simulator._sim.render(camera_name=camera, height=128, width=128)
             assert np.array_equal(frame, whole)
 
 

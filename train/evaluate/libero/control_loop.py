@@ -4,7 +4,7 @@
         positions and velocities (mj_step1) -> torques of the controller -> motion (mj_step2)
 
 In an interval robosuite computes positions, velocities and forces three times, and updates 29
-observables. Here they are computed once, and four observables are updated. The states that follow
+observables. Here they are computed once, and five observables are updated. The states that follow
 are bitwise identical.
 """
 
@@ -13,22 +13,25 @@ from typing import Any
 
 import numpy as np
 
+from train.evaluate.libero.sampled_scene import SAMPLING
+
 READ = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos")
-"""The observables that are updated."""
+"""The observables that a step returns."""
 
 
 class ControlLoop:
     """Steps one environment.
 
     Args:
-      env: LIBERO's environment of robosuite 1.4, with one Panda arm and `OSC_POSE` control.
+      env: LIBERO's environment of robosuite 1.4, with one Panda arm, `OSC_POSE` control and a
+        `SampledScene`.
     """
 
     def __init__(self, env: Any) -> None:
         # Not before: MuJoCo reads once, as it is imported, how to render.
         self._mujoco: Any = importlib.import_module("mujoco")
         self._env = env
-        self._observables = {name: env._observables[name] for name in READ}  # noqa: SLF001
+        self._updated = {name: env._observables[name] for name in (*READ, SAMPLING)}  # noqa: SLF001
         self._interval_s = env.model_timestep
         self._num_intervals = int(env.control_timestep / env.model_timestep)
         robot, sim = env.robots[0], env.sim
@@ -69,11 +72,11 @@ class ControlLoop:
             ctrl[self._fingers] = self._finger_middle + self._finger_reach * opening
             self._mujoco.mj_step2(self._model, self._data)
             # Each samples once in a step, by a clock of its own.
-            for observable in self._observables.values():
+            for observable in self._updated.values():
                 observable.update(timestep=self._interval_s, obs_cache={})
         # Such as the flame of a stove.
         self._env._post_process()  # noqa: SLF001
-        sensed = {name: observable.obs for name, observable in self._observables.items()}
+        sensed = {name: self._updated[name].obs for name in READ}
         return sensed, bool(self._env._check_success())  # noqa: SLF001
 
     def _measure(self, controller: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.errors import UserError
 from train.evaluate.libero.control_loop import ControlLoop
 from train.evaluate.libero.installation import ASSETS_COMMAND, Installation, import_simulator
+from train.evaluate.libero.sampled_scene import SampledScene
 from train.evaluate.libero.simulator_conventions import (
     ACTION_DIM,
     CONTROL_FREQUENCY_HZ,
@@ -65,6 +66,7 @@ class Simulator:
                 ignore_done=True,
                 control_freq=CONTROL_FREQUENCY_HZ,
             )
+        self._scene = SampledScene(self._env.env)
         self._control_loop = ControlLoop(self._env.env)
         self._sensed: Any = None
 
@@ -99,11 +101,16 @@ class Simulator:
         return is_success
 
     def render(self, camera: str, height: int, width: int) -> np.ndarray:
-        """uint8 (height, width, 3): the frame of a camera, upside down, at the end of the step."""
+        """uint8 (height, width, 3): the frame of a camera, upside down.
+
+        As robosuite's cameras see it, at the same instant as its sensors.
+        """
         self._make_current()
         sim, options = self._sim, self._sim._render_context_offscreen.vopt  # noqa: SLF001
-        number = sim.model.camera_name2id(camera)
-        with unseen_left_out(self.model, self.data, options, number, aspect=width / height):
+        number, aspect = sim.model.camera_name2id(camera), width / height
+        unseen = unseen_left_out(self.model, self.data, options, number, aspect)
+        # The scene first, as the other looks at it when its block begins.
+        with self._scene.shown(), unseen:
             # Upside down, as OpenGL's rows run.
             return sim.render(camera_name=camera, height=height, width=width)
 
@@ -111,7 +118,7 @@ class Simulator:
     def state(self) -> np.ndarray:
         """float32 (8): end effector's position in m and axis times angle in rad, fingers' in m.
 
-        As sensors see it: where the arm was at the start of the last of a step's 25 intervals.
+        As sensors see it, after the 24th of a step's 25 intervals.
         """
         seen = self._sensed
         pose = (seen["robot0_eef_pos"], axis_angle(seen["robot0_eef_quat"]))
@@ -171,6 +178,7 @@ class Simulator:
         """Frees the renderer and the simulation."""
         # Freeing another simulator's context would break that one.
         self._make_current()
+        self._scene.close()
         self._env.close()
 
     @property
