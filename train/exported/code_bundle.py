@@ -158,7 +158,9 @@ class SettingsSource:
             f"from {PACKAGE}.{place_of(kind.__module__)} import {kind.__qualname__} as {alias}"
             for alias, kind in self.classes.items()
         ]
-        return "\n".join(["import numpy as np", "", *imports, "", f"{name} = {text}", ""])
+        # As `repr` writes floats that are not finite.
+        names = ["from math import inf, nan", "", "import numpy as np", ""]
+        return "\n".join([*names, *imports, "", f"{name} = {text}", ""])
 
     def text(self, value: object) -> str:
         """Returns an expression for a value: numbers, texts, arrays, containers, dataclasses.

@@ -41,8 +41,8 @@ def serving(
       api_key: Key that clients must send; None: none is asked for.
 
     Raises:
-      UserError: The extra `serve` is not installed; the key is empty or has spaces; or there is no
-        such address, or it is in use.
+      UserError: The extra `serve` is not installed; the config does not fit the policy; the key is
+        empty or has spaces; or there is no such address, or it is in use.
     """
     key = None if api_key is None else ApiKey(api_key)
     server = import_server().PolicyServer(policy, config or ServeConfig(), key)

@@ -80,7 +80,8 @@ class PolicyServer:
       max_held_bytes: Limit for the bytes of all clients' messages that are not answered yet.
 
     Raises:
-      UserError: There is a key, and clients of the protocol cannot send one.
+      UserError: The config does not fit the policy; or there is a key, and clients of the protocol
+        cannot send one.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class PolicyServer:
         max_held_bytes: int = _MAX_HELD_BYTES,
     ) -> None:
         config.check_api_key(api_key)
+        # Made for its checks: an unusable horizon is an error now, not at the first client.
+        config.make_execution(policy)
         self._policy = policy
         self._config = config
         self._api_key = api_key

@@ -116,8 +116,8 @@ def test_settings_return_as_they_were() -> None:
         "leaf": LeafSpec("float32", (1, 2), ("x_m", "gripper"), frozenset({"gripper"})),
         "pose": RelativePose(("x", "y", "z"), ("a", "b", "c"), "axis_angle", prefix="left_"),
         "conventions": Conventions("upright", "none", 0.1, "kept"),
-        "array": np.array([0.1, 1 / 3], np.float32),
-        "others": (None, True, 1e-300, "it's", b"\x00", ["x"]),
+        "array": np.array([0.1, 1 / 3, np.nan, -np.inf], np.float32),
+        "others": (None, True, 1e-300, -np.inf, "it's", b"\x00", ["x"]),
     }
     source = SettingsSource()
     text = source.module("VALUE", value).replace("exported_policy.", "")

@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import UserError
 from tests.train.serve.openpi_client import Client
 from tests.train.serve.served import shown
+from train.serve.client_session import ServeConfig
 from train.serve.in_thread import serving
 
 
@@ -34,6 +35,15 @@ def test_the_server_ends_with_an_error_of_the_block(served_policy):
     with pytest.raises(ZeroDivisionError), serving(served_policy):
         raise ZeroDivisionError
     check_threads(before)
+
+
+def test_a_config_that_does_not_fit_is_an_error_before_a_client_connects(served_policy):
+    for config, expected in (
+        (ServeConfig(execute_horizon=5), "execute_horizon: expected 1 to 4"),
+        (ServeConfig(execute_horizon=2, delay=1), "made for real-time chunking"),
+    ):
+        with pytest.raises(UserError, match=expected), serving(served_policy, config):
+            raise AssertionError
 
 
 def test_a_port_in_use_is_an_error(served_policy):
