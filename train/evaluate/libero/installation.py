@@ -57,8 +57,10 @@ class Installation:
     """Versions of the packages that decide what is simulated; results of others may differ."""
 
     def __str__(self) -> str:
-        """Formats it as `bddl 1.0.1, hf-libero 0.1.4, mujoco 3.8.1, robosuite 1.4.0, egl`."""
-        return ", ".join([*(f"{k} {v}" for k, v in sorted(self.versions.items())), self.backend])
+        """Formats it as `bddl 1.0.1, ..., robosuite 1.4.0, egl, images as sampled`."""
+        versions = [f"{name} {version}" for name, version in sorted(self.versions.items())]
+        # Results of version 0.7, whose images are 2 ms later, lack the last: they do not resume.
+        return ", ".join([*versions, self.backend, "images as sampled"])
 
 
 def find_installation(

@@ -121,4 +121,6 @@ def test_missing_assets_name_the_command_that_fetches_them(
 
 def test_an_installation_tells_what_decides_its_results() -> None:
     installation = Installation(pathlib.Path("a"), pathlib.Path("b"), "egl", VERSIONS)
-    assert str(installation) == "bddl 1.0.1, hf-libero 0.1.4, mujoco 3.8.1, robosuite 1.4.0, egl"
+    assert str(installation) == (
+        "bddl 1.0.1, hf-libero 0.1.4, mujoco 3.8.1, robosuite 1.4.0, egl, images as sampled"
+    )
