@@ -106,7 +106,7 @@ def make_execution(
     return FirstActions(num_actions)
 
 
-def check_delay(delay: int, execute_horizon: int, action_horizon: int) -> None:
+def check_delay(delay: object, execute_horizon: int, action_horizon: int) -> None:
     """Checks that a chunk can take effect `delay` steps after its observation.
 
     Args:
@@ -115,10 +115,18 @@ def check_delay(delay: int, execute_horizon: int, action_horizon: int) -> None:
       action_horizon: Number of actions per chunk.
 
     Raises:
-      UserError: The horizon is out of range, or the delay is longer than it, or longer than what is
-        left of a chunk after it.
+      UserError: The horizon is out of range, or the delay is no int, longer than the horizon, or
+        longer than what is left of a chunk after it.
     """
     _check_horizon(execute_horizon, action_horizon)
+    # NumPy rounds up to a float, such as np.ceil(2.3).
+    if not isinstance(delay, int | np.integer):
+        raise UserError(
+            where="delay",
+            expected="a whole number of steps, as an int",
+            found=f"{type(delay).__name__} {delay!r}",
+            remedy="Write, for example, math.ceil(steps).",
+        )
     left = action_horizon - execute_horizon
     if not 0 <= delay <= min(execute_horizon, left):
         raise UserError(

@@ -33,6 +33,25 @@ Previous = Mapping[int, PlannedActions | None]
 """Planned actions by environment; None: there are none yet."""
 
 
+def check_guided(where: str, *, is_guided: bool) -> None:
+    """Checks that a policy can continue planned actions.
+
+    Args:
+      where: What is called, for the error.
+      is_guided: The policy's `PolicyConfig.real_time_chunking`.
+
+    Raises:
+      UserError: It cannot.
+    """
+    if not is_guided:
+        raise UserError(
+            where=where,
+            expected="a policy that was made for real-time chunking",
+            found="PolicyConfig.real_time_chunking False",
+            remedy="Make it with PolicyConfig(real_time_chunking=True).",
+        )
+
+
 def check_planned(previous: Previous, envs: Collection[int], shape: tuple[int, int]) -> None:
     """Checks the planned actions of all environments.
 

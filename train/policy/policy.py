@@ -26,6 +26,7 @@ from train.policy.observations import TASKS, Observation, Task, describe_one
 from train.policy.planned_actions import (
     PlannedActions,
     Previous,
+    check_guided,
     check_planned,
     with_committed,
 )
@@ -417,13 +418,8 @@ class Policy:
         shape = (self.action_horizon, self.spec.features[ACTION].shape[0])
         check_planned(previous, observations, shape)
         plans = {env: plan for env, plan in previous.items() if plan is not None}
-        if plans and not self.config.real_time_chunking:
-            raise UserError(
-                where="policy, previous",
-                expected="a policy that was made for real-time chunking",
-                found="PolicyConfig.real_time_chunking False",
-                remedy="Make it with PolicyConfig(real_time_chunking=True).",
-            )
+        if plans:
+            check_guided("policy, previous", is_guided=self.config.real_time_chunking)
         return plans
 
     def _infer(self, envs: list[int], plans: Mapping[int, PlannedActions]) -> dict[int, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from train.policy.chunk_execution import check_delay
-from train.policy.planned_actions import PlannedActions
+from train.policy.planned_actions import PlannedActions, check_guided
 from train.policy.policy import Policy
 
 Predict = Callable[[Sequence[Any], PlannedActions | None], np.ndarray]
@@ -69,7 +69,7 @@ class RealTimeChunking:
         continue the last one, or wait, as in a simulator.
 
     Raises:
-      UserError: A horizon or the delay is out of range.
+      UserError: A horizon or the delay is out of range, or `when_late` is neither of the two.
 
     Source: Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies",
       algorithm 1, with a fixed delay and horizon: there, the largest recent delay is used, and a
@@ -87,6 +87,7 @@ class RealTimeChunking:
         when_late: Literal["continue", "wait"] = "continue",
     ) -> None:
         check_delay(delay, execute_horizon, action_horizon)
+        check_when_late(when_late)
         self._predict = predict
         self._action_horizon = action_horizon
         self._execute_horizon, self._delay = execute_horizon, delay
@@ -117,8 +118,11 @@ class RealTimeChunking:
           when_late: What is done if one takes longer.
 
         Raises:
-          UserError: The horizon or the delay is out of range.
+          UserError: The horizon or the delay is out of range, or the policy was made without
+            real-time chunking.
         """
+        # Now, and not at the second chunk, when the robot moves.
+        check_guided("RealTimeChunking", is_guided=policy.config.real_time_chunking)
         return cls(
             predict_with(policy, env),
             action_horizon=policy.action_horizon,
@@ -258,6 +262,17 @@ class RealTimeChunking:
             found=f"none after {num_steps} steps, and the last chunk has ended",
             remedy="Give a longer delay, predict on a faster device, or train with a longer "
             "data.action_horizon.",
+        )
+
+
+def check_when_late(when_late: object) -> None:
+    """Raises a `UserError` for another word, which would otherwise mean "continue"."""
+    if when_late not in ("continue", "wait"):
+        raise UserError(
+            where="RealTimeChunking, when_late",
+            expected='"continue" or "wait"',
+            found=repr(when_late),
+            remedy="A robot continues; a simulator may wait.",
         )
 
 

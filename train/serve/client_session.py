@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.policy.chunk_execution import Execution, check_delay, make_execution
+from train.policy.planned_actions import check_guided
 from train.policy.policy import Policy
 from train.serve.api_key import ApiKey
 
@@ -101,13 +102,7 @@ class ServeConfig:
                 remedy=f"Give, for example, --execute_horizon {(policy.action_horizon + 1) // 2}.",
             )
         check_delay(self.delay, self.execute_horizon, policy.action_horizon)
-        if not policy.config.real_time_chunking:
-            raise UserError(
-                where="delay",
-                expected="a policy that was made for real-time chunking",
-                found="PolicyConfig.real_time_chunking False",
-                remedy="Make it with PolicyConfig(real_time_chunking=True).",
-            )
+        check_guided("delay", is_guided=policy.config.real_time_chunking)
 
 
 @runtime_checkable

@@ -47,19 +47,37 @@ class MessageCheck:
           UserError: Something is missing or does not fit; it lists everything.
         """
         problems = find_problems(values, self.expected, resize=self._resize)
+        hints = self._hints(values) if problems else []
         problems += self._prompt_problems(prompt)
-        self.refuse([*problems, *others])
+        self.refuse([*problems, *others], hints)
         return {name: values[key] for key, name in self._names.items()}, prompt or ""
 
-    def refuse(self, problems: Sequence[str]) -> None:
-        """Raises a `UserError` with all problems, if there are any."""
+    def refuse(self, problems: Sequence[str], hints: Sequence[str] = ()) -> None:
+        """Raises a `UserError` with all problems, if there are any; hints follow the remedy."""
         expected = describe(self.expected)
         if self._reads_text:
             expected += f", {self._prompt} str of at most {MAX_PROMPT} characters"
         if problems:
             raise UserError(
-                where="message", expected=expected, found="; ".join(problems), remedy=REMEDY
+                where="message",
+                expected=expected,
+                found="; ".join(problems),
+                remedy=" ".join([REMEDY, *hints]),
             )
+
+    def _hints(self, values: Mapping[str, Any]) -> list[str]:
+        """Returns the server's options that accept other names and sizes of what was sent."""
+        given = {key: values.get(key) for key in self.expected}
+        hints = []
+        missing = next((key for key, value in given.items() if value is None), None)
+        if missing is not None:
+            name = self._names[missing]
+            hints.append(f"If it has another key, start the server with --keys KEY={name}.")
+        if not self._resize and any(
+            map(_is_of_another_size, given.values(), self.expected.values())
+        ):
+            hints.append("Start it with --resize to resize images.")
+        return hints
 
     def _prompt_problems(self, prompt: Any) -> list[str]:
         if prompt is None:
@@ -69,6 +87,14 @@ class MessageCheck:
         if len(prompt) > MAX_PROMPT:
             return [f"{self._prompt}: str of {len(prompt)} characters"]
         return []
+
+
+def _is_of_another_size(value: Any, leaf: LeafSpec | None) -> bool:
+    """Returns whether this is an image with the channels of the expected one, and another size."""
+    if leaf is None or leaf.dtype != "uint8" or not isinstance(value, np.ndarray):
+        return False
+    is_image = value.dtype == np.uint8 and value.ndim == len(leaf.shape)
+    return is_image and value.shape[2:] == leaf.shape[2:] and value.shape != leaf.shape
 
 
 def kind_of(value: Any) -> str:

@@ -14,6 +14,8 @@ from tests.train.octo.heads.smooth_head import CONFIG, EMBEDDING, SmoothHead
 from train.octo.heads.diffusion import draw_sampling_noise
 from train.octo.heads.guidance import Guide, blend, soft_mask
 from train.policy import PlannedActions, RealTimeChunking
+from train.policy.chunk_execution import check_delay
+from train.policy.real_time_chunking import check_when_late
 
 HORIZON, EVERY = 16, 8
 
@@ -178,6 +180,11 @@ def test_delays_that_cannot_be_are_reported() -> None:
         assert "an execute_horizon of 8" in caught.value.remedy
     with pytest.raises(UserError, match="expected 1 to 16, the actions of a chunk; found 17"):
         acting(Labels(), delay=0, every=17)
+    # A robot would move before a float is noticed, and an unknown word would mean "continue".
+    with pytest.raises(UserError, match=r"a whole number of steps, as an int; found float 2\.0"):
+        check_delay(2.0, EVERY, HORIZON)
+    with pytest.raises(UserError, match='expected "continue" or "wait"; found \'later\''):
+        check_when_late("later")
     with (
         RealTimeChunking(Labels(4), action_horizon=16, execute_horizon=8, delay=2) as act,
         pytest.raises(UserError, match=r"a chunk of 16 actions, \(h a\); found float32\[4, 2\]"),

@@ -126,6 +126,8 @@ def test_delays_that_cannot_be_are_reported(real_time_policy, config, message):
 def test_a_policy_without_real_time_chunking_is_reported(served_policy):
     with pytest.raises(UserError, match=r"Make it with PolicyConfig\(real_time_chunking=True\)"):
         CONFIG.make_execution(served_policy)
+    with pytest.raises(UserError, match="RealTimeChunking: expected a policy that was made for"):
+        RealTimeChunking.of(served_policy, execute_horizon=2, delay=1)
 
 
 def test_a_client_that_executes_chunks_gets_one_that_continues_the_last(real_time_policy):

@@ -157,6 +157,10 @@ def test_what_does_not_fit_is_reported_and_the_connection_stays(policies, expect
             "found observation/image: uint8[64,128,3]; observation/wrist_image: missing; "
             "prompt: int. Give what the policy was trained on"
         )
+        assert str(caught.value).endswith(
+            "If it has another key, start the server with --keys KEY=image_wrist. "
+            "Start it with --resize to resize images."
+        )
         for raw, message in (
             (b"\xc1", "message: expected msgpack"),
             ("hello", "expected a binary frame of msgpack; found a text frame"),
