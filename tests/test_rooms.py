@@ -40,6 +40,17 @@ MAY_IMPORT = {
     "pipeline/inspection": PIPELINE,
     "pipeline/benchmark": PIPELINE,
     "train/evaluate/libero": {"pipeline", "pipeline/data"},
+    "train/policy": {
+        *PIPELINE,
+        "pipeline/inspection",
+        "pipeline/vggt",
+        "train/checkpoints",
+        "train/octo",
+        "train/octo/heads",
+        "train/update",
+    },
+    # Its code is copied into files that run without this package.
+    "train/exported": {*PIPELINE, "train/checkpoints", "train/octo", "train/policy"},
     "train/octo/heads": {"train/octo"},
     "train/octo/released": {"pipeline", "pipeline/hub", "train/octo"},
     "train/octo": {"pipeline", "pipeline/parts", "pipeline/loading", "train/octo/heads"},
