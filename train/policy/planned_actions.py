@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,9 @@ def check_guided(where: str, *, is_guided: bool) -> None:
         )
 
 
-def check_planned(previous: Previous, envs: Collection[int], shape: tuple[int, int]) -> None:
+def check_planned(
+    previous: Mapping[int, Any], envs: Collection[int], shape: tuple[int, int]
+) -> None:
     """Checks the planned actions of all environments.
 
     Args:
@@ -82,8 +85,14 @@ def check_planned(previous: Previous, envs: Collection[int], shape: tuple[int, i
         )
 
 
-def _problems(plan: PlannedActions, shape: tuple[int, int]) -> Iterator[str]:
-    actions = np.asarray(plan.actions)
+def _problems(plan: Any, shape: tuple[int, int]) -> Iterator[str]:
+    if not isinstance(plan, PlannedActions):
+        yield f"a {type(plan).__name__} instead of PlannedActions"
+        return
+    actions = plan.actions
+    if not isinstance(actions, np.ndarray):
+        yield f"actions as a {type(actions).__name__} instead of an array"
+        return
     if actions.ndim != len(shape) or actions.shape[1] != shape[1] or actions.dtype.kind != "f":
         yield f"{actions.dtype}{list(actions.shape)}"
         return

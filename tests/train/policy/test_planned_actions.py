@@ -9,6 +9,7 @@ from tests.train.conftest import untrained, with_data
 from tests.train.policy.test_policy import shown
 from train.octo.octo_config import RegressionConfig
 from train.policy import PlannedActions, Policy, PolicyConfig, RealTimeChunking
+from train.policy.planned_actions import check_planned
 
 TEXT = "pick up the bowl"
 OFFSETS = ("dx", "dy", "dz")
@@ -117,6 +118,8 @@ def test_plans_that_do_not_fit_are_listed_and_change_no_history(policy):
         with pytest.raises(UserError) as caught:
             policy.infer({0: shown()}, {0: PlannedActions(actions, 0)})
         assert caught.value.found == f"environment 0: {found}"
+    with pytest.raises(UserError, match="found environment 0: a ndarray instead of PlannedActions"):
+        check_planned({0: chunk}, [0], chunk.shape)
 
 
 def test_a_policy_acts_while_it_predicts(policy):
