@@ -172,7 +172,7 @@ class Inference:
     num_calls: int
     """Number of predicted batches."""
     batch_size: int
-    """Environments per batch, which is the number of simulators."""
+    """Environments per batch: half of the simulators."""
     mean_ms: float
     """Mean time per batch in milliseconds, tokens included."""
     p50_ms: float

@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.files import sync, temporary_path, writing
 from train.exported.policy_file import ARRAYS, META, PROGRAM
 
-# The earliest date that a zip knows, so that equal exports are equal files.
+# The earliest date that a zip knows: members do not depend on the time of the export.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _READABLE = 0o644 << 16
 

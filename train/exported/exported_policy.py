@@ -116,7 +116,8 @@ class ExportedPolicy:
         num_dims = has.before["action"].shape[-1]
         return "\n".join(
             [
-                f"policy of training step {has.step}, exported by octograin {has.octograin}",
+                f"{_FILE.name}: policy of training step {has.step}, exported by octograin "
+                f"{has.octograin}",
                 *([f"from: {has.address}"] if has.address else []),
                 f"dataset: {has.dataset}",
                 f"task: {' or '.join(TASKS[has.conditioning])}",

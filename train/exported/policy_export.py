@@ -64,6 +64,8 @@ class ExportConfig:
     def problems(self) -> Iterator[Problem]:
         """Yields each problem of the fields."""
         yield from check_positive(self, "batch_size")
+        if not all(self.instructions):
+            yield Problem("instructions", "texts", "an empty one", "Leave it out.")
         unknown = [name for name in self.platforms if name not in PLATFORMS]
         if unknown:
             yield Problem(

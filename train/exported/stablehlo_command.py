@@ -61,9 +61,10 @@ def main() -> None:
         args = tyro.cli(joined_help(Args), prog=name, use_underscores=True)
         load_parts(*args.parts)
         path = pathlib.Path(args.out)
-        platforms = tuple(args.platforms.split(",")) if args.platforms else ()
+        platforms = tuple(map(str.strip, args.platforms.split(","))) if args.platforms else ()
         # Before the checkpoint is read, which may be fetched from a hub.
-        config = ExportConfig(args.instruction, args.batch_size, platforms)
+        texts = tuple(dict.fromkeys(args.instruction))
+        config = ExportConfig(texts, args.batch_size, platforms)
         check_free(path, overwrite=args.overwrite)
         checkpoint = read_run(args.run, args.step)
         if not config.instructions:

@@ -123,6 +123,13 @@ def main() -> None:
         )
         if args.real_time_chunking:
             _check_continues(config)
+        if args.json and args.benchmark is None:
+            raise UserError(
+                where="--json",
+                expected="--benchmark, whose result it prints",
+                found="no --benchmark",
+                remedy="Add --benchmark, or leave it out.",
+            )
         if args.benchmark is not None:
             _benchmark(args, config, args.benchmark)
             return

@@ -76,7 +76,7 @@ class MessageCheck:
         if not self._resize and any(
             map(_is_of_another_size, given.values(), self.expected.values())
         ):
-            hints.append("Start it with --resize to resize images.")
+            hints.append("Start the server with --resize to resize images.")
         return hints
 
     def _prompt_problems(self, prompt: Any) -> list[str]:

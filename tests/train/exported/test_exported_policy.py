@@ -124,7 +124,7 @@ def checkpoint(run: pathlib.Path) -> Checkpoint:
 def exported(run: pathlib.Path) -> pathlib.Path:
     """The file of that run's policy, which the command compared with it."""
     path, printed = run.with_name("policy.zip"), io.StringIO()
-    texts = [word for text in TEXTS for word in ("--instruction", text)]
+    texts = [word for text in (*TEXTS, TEXTS[0]) for word in ("--instruction", text)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         arguments = ["export", run, path, "--to", "stablehlo", "--batch_size", "2"]
         assert call(patch, *arguments, "--platforms", "cpu,cuda,tpu", *texts) == 0
@@ -351,6 +351,8 @@ def test_what_the_file_cannot_hold_is_refused(
             export_policy(one, path, ExportConfig(TEXTS))
     with pytest.raises(UserError, match=r"instructions: expected .* found none"):
         export_policy(checkpoint, path)
+    with pytest.raises(UserError, match=r"instructions: expected texts; found an empty one"):
+        ExportConfig(("",))
     assert not path.exists()
 
 

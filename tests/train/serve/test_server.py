@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_reported_and_the_connection_stays(policies, expect
         )
         assert str(caught.value).endswith(
             "If it has another key, start the server with --keys KEY=image_wrist. "
-            "Start it with --resize to resize images."
+            "Start the server with --resize to resize images."
         )
         for raw, message in (
             (b"\xc1", "message: expected msgpack"),
@@ -384,6 +384,7 @@ def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
             ["--real_time_chunking", "--execute_horizon", "2"],
             "--real_time_chunking: expected replies with chunks, or a --delay; found replies with",
         ),
+        (["--json"], "--json: expected --benchmark, whose result it prints; found no --benchmark"),
         (["--keys", "a=depth"], "--keys: expected observations of the policy"),
         (["--dataset", "other"], "found other"),
         (["--protocol", "vla-eval", "--benchmark", "9"], "expected the protocol openpi"),
