@@ -63,7 +63,7 @@ def test_an_evaluation_from_start_to_end_and_once_more(
         (1, 1, False, 7),
     ]
     assert results.settings.execute_horizon == 4
-    assert results.settings.simulator == "mujoco 3.3, egl"
+    assert results.settings.simulator == "mujoco 3.3, egl, images as sampled"
     assert results.inference is not None
     assert results.inference.batch_size == 1  # half of two workers
     output = capsys.readouterr().out
