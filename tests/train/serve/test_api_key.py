@@ -60,6 +60,7 @@ def test_a_client_without_the_key_is_refused_before_the_upgrade(served_policy, c
     refused = [re.sub(r"\('127.0.0.1', \d+\)", "client", line) for line in lines]
     wrong = "client refused: a wrong API key"
     assert refused == ["client refused: no API key", wrong, wrong]
+    assert KEY not in caplog.text
 
 
 def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
