@@ -1,7 +1,8 @@
 """`octograin edit DST`: excludes episodes, and corrects instructions and conventions of a dataset.
 
 The shards stay as they are. `dataset.json` is replaced as a whole, with its checksum, and its
-provenance says what was changed. A directory of before checksums gets them.
+provenance says what was changed. A directory of an earlier release gets what it lacks: checksums,
+and hashes of the actions for the split.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ from etils import epath
 
 from converters.edit_episodes import (
     statistics_over,
+    unhashed_episodes,
+    with_action_hashes,
     with_excluded,
     with_failed,
     with_instruction,
@@ -51,7 +54,8 @@ class Args:
 
     Excludes episodes, corrects instructions and conventions, and declares which episodes failed.
     The change is checked, noted in the dataset's provenance and covered by its checksum; a kill
-    leaves the old or the new. Without a change only missing checksums are added.
+    leaves the old or the new. Without a change, what a dataset of an earlier release lacks is
+    added: checksums, and hashes of the actions, so that a run with a split reads no trajectory.
     """
 
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
@@ -100,6 +104,8 @@ def main() -> None:
 def edit(args: Args) -> str:
     """Changes a dataset and adds its checksums where it has none; all of it or nothing.
 
+    Without a change it adds the hashes of its actions too.
+
     Args:
       args: The dataset directory and its changes.
 
@@ -116,12 +122,15 @@ def edit(args: Args) -> str:
         load_statistics(directory, before)
         _check_unfinished(directory, args)
         edited, made = _changed(before, args, str(directory))
+        lines = []
+        if args == Args(args.dst, debug=args.debug):
+            edited, lines = _hashed(directory, edited)
         # A change to the same value is none.
         made = [change for change in made if change.before != change.after]
         statistics = _statistics(directory, before, edited)
         sealed = _sealed(noted(edited, made), statistics)
         _check(sealed, directory)
-        lines = [f"{directory}: {change}" for change in made]
+        lines += [f"{directory}: {change}" for change in made]
         if not before.statistics_checksum:
             lines.append(f"{directory}: checksums of {FILE_NAME} and {STATISTICS_NAME} added")
         if sealed.excluded_episodes != before.excluded_episodes:
@@ -129,7 +138,8 @@ def edit(args: Args) -> str:
         if lines:
             with writing(directory):
                 _replace(directory, before, sealed, statistics)
-    return "\n".join(lines or [f"{directory}: unchanged; it has checksums"]) + "\n"
+    has = "checksums" + (" and hashes of its actions" if sealed.action_hashes else "")
+    return "\n".join(lines or [f"{directory}: unchanged; it has {has}"]) + "\n"
 
 
 def _changed(before: Manifest, args: Args, where: str) -> tuple[Manifest, list[Edit]]:
@@ -148,6 +158,25 @@ def _changed(before: Manifest, args: Args, where: str) -> tuple[Manifest, list[E
         made += found
     edited, found = with_excluded(edited, args.exclude, args.include, day, where)
     return edited, made + found
+
+
+def _hashed(directory: epath.Path, manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """The manifest with the hashes of all actions that can be read, and what was done, in words."""
+    lacking = unhashed_episodes(manifest)
+    if not lacking:
+        return manifest, []
+    dataset = open_dataset(directory, keys=())
+    with job_progress.shown("hashes of the actions", len(lacking)) as on_progress:
+        hashed, corrupt = with_action_hashes(dataset, on_progress)
+    lines = []
+    if added := len(lacking) - len(corrupt):
+        lines.append(f"{directory}: hashes of the actions of {count(added, 'episode')} added")
+    if corrupt:
+        lines.append(
+            f"{directory}: no hash of {ranges(corrupt)}, whose trajectories are corrupt "
+            f"(octograin verify {directory}): a split does not hold them out"
+        )
+    return hashed, lines
 
 
 def _statistics(directory: epath.Path, before: Manifest, edited: Manifest) -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from converters.edit_notes import INSTRUCTION, Edit, instruction_of
+from pipeline.data.action_hashes import UNKNOWN, has_actions, hash_actions, stored_hashes, to_texts
 from pipeline.data.dataset import Dataset, statistics_sizes
 from pipeline.data.manifest import Manifest
-from pipeline.data.schema import EPISODES
+from pipeline.data.schema import ACTION, EPISODES
 from pipeline.data.statistics import Accumulator, FeatureStatistics
 from pipeline.errors import DataError, RecordError, UserError
 from pipeline.terminal import ranges
@@ -219,3 +220,42 @@ def statistics_over(
             accumulator.add(np.asarray(values[key]))
         on_progress(1, sum(np.asarray(values[key]).nbytes for key in sums))
     return {key: accumulator.finish() for key, accumulator in sums.items()}
+
+
+def unhashed_episodes(manifest: Manifest) -> list[int]:
+    """Returns the episodes whose actions have no hash in the manifest; none if there are none."""
+    if not has_actions(manifest.schema):
+        return []
+    hashes = stored_hashes(manifest)
+    if hashes is None:
+        return [*range(len(manifest.episode_lengths))]
+    # Those that an earlier edit could not read may have been repaired.
+    return np.flatnonzero(hashes == UNKNOWN).tolist()
+
+
+def with_action_hashes(dataset: Dataset, on_progress: OnProgress) -> tuple[Manifest, list[int]]:
+    """Returns the manifest with the hashes of the actions that it lacks, and what has none still.
+
+    Args:
+      dataset: The dataset; only the trajectories of `unhashed_episodes` are read.
+      on_progress: Called after each of them.
+
+    Returns:
+      The manifest, and the episodes whose trajectories are corrupt: they have the hash `UNKNOWN`,
+      which leaves them in the training split, as runs that exclude such a record have them.
+    """
+    manifest = dataset.manifest
+    stored = stored_hashes(manifest)
+    hashes = [UNKNOWN] * dataset.num_episodes if stored is None else stored.tolist()
+    corrupt = []
+    for episode in unhashed_episodes(manifest):
+        try:
+            actions = np.asarray(dataset.columns[EPISODES].read(episode)[ACTION])
+        except RecordError:
+            # Reported by the command: a corrupt episode must not keep all others without a hash.
+            corrupt.append(episode)
+            continue
+        hashes[episode] = hash_actions(actions)
+        on_progress(1, actions.nbytes)
+    texts = to_texts(hashes, manifest.shards[EPISODES])
+    return dataclasses.replace(manifest, action_hashes=texts), corrupt

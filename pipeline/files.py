@@ -33,7 +33,7 @@ Measured = Annotated[
 _NUMBERS_OVER_LINES = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\s*\n\s*\]")
 
 
-MAX_TEXT_BYTES = 256 * 2**20
+MAX_TEXT_BYTES = 512 * 2**20
 """Size limit for a JSON or TOML file; those of a dataset of ten million episodes are smaller."""
 _PLAIN_TYPES = {"str", "int", "float", "bool"}
 """Names by which pydantic calls these types in the place of a mismatch."""

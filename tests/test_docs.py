@@ -22,6 +22,7 @@ from pipeline.data.statistics import FeatureStatistics
 from pipeline.data.token_provenance import Keep, TokenOrigin
 from pipeline.errors import DataError
 from pipeline.files import to_json_values
+from pipeline.loading.samples.splits import episode_places
 from pipeline.vggt.encoder_spec import EncoderSpec
 
 FORMAT = pathlib.Path(__file__).parents[1] / "docs" / "format.md"
@@ -158,6 +159,14 @@ def test_instruction_that_changes_is_read_without_the_project(
     for episode, step in [(1, 4), (1, 5), (1, 100), (2, 2), (2, 3), (2, 8), (2, 9), (3, 9)]:
         _, _, instruction = documented["read_step"](tmp_path, episode, step)
         assert instruction == dataset.manifest.tasks[changed.task_index(episode, step)]
+
+
+def test_split_is_known_without_the_project(
+    documented: dict, dataset: Dataset, manifest: dict
+) -> None:
+    for fraction in (0.1, 0.3, 0.5, 0.9):
+        expected = (episode_places(dataset) < fraction).tolist()
+        assert documented["held_out"](manifest, fraction) == expected
 
 
 def test_snippet_of_one_step_is_short_and_imports_nothing_of_the_project(text: str) -> None:

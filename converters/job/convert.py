@@ -21,6 +21,7 @@ from converters.sources.image_encoding import encode_source
 from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from pipeline.data import statistics as stats
+from pipeline.data.action_hashes import has_actions, hash_actions, to_texts
 from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset_writer import write_manifest
 from pipeline.data.manifest import (
@@ -154,7 +155,8 @@ def convert(  # noqa: PLR0913  (all but the first three have a default)
         check_consistency(manifest, str(destination))
         report_cameras(source, schema)
         report_tasks(manifest.tasks, manifest.task_source)
-        statistics = _statistics(job, manifest)
+        statistics, hashes = _read_back(job, manifest)
+        manifest = dataclasses.replace(manifest, action_hashes=hashes)
         # Errors of the disk are reported as a `UserError` with this directory.
         with writing(destination):
             return write_manifest(destination, manifest, statistics)
@@ -285,8 +287,13 @@ def _check_tasks(
         )
 
 
-def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureStatistics]:
-    """Over every float32 trajectory, from the episodes in their order.
+def _read_back(
+    job: ShardJob, manifest: Manifest
+) -> tuple[dict[str, stats.FeatureStatistics], tuple[str, ...]]:
+    """Reads every trajectory, in the order of the episodes.
+
+    Returns:
+      Statistics of every float32 trajectory, and the hashes of the actions for the manifest.
 
     Raises:
       SchemaError: Where the values contradict the mapping's conventions.
@@ -297,6 +304,8 @@ def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureSta
     accumulators = {key: stats.Accumulator() for key in keys}
     doubts = Doubts(job.schema, job.mapping.conventions)
     shards = manifest.shards[EPISODES]
+    # Here and not with the shards: unfinished jobs of earlier releases have parts without hashes.
+    hashes: list[int] = []
     # Shard after shard: a remote dataset needs room for one copy, not for all.
     first = 0
     for shard in shards:
@@ -306,12 +315,15 @@ def _statistics(job: ShardJob, manifest: Manifest) -> dict[str, stats.FeatureSta
             for index in range(first, first + shard.records):
                 episode = reader.read(index)
                 doubts.add(episode)
+                if has_actions(job.schema):
+                    hashes.append(hash_actions(np.asarray(episode[ACTION])))
                 for key, accumulator in accumulators.items():
                     accumulator.add(np.asarray(episode[key]))
             reader.close()
         first += shard.records
     doubts.report(str(job.source.directory))
-    return {key: accumulator.finish() for key, accumulator in accumulators.items()}
+    statistics = {key: accumulator.finish() for key, accumulator in accumulators.items()}
+    return statistics, to_texts(hashes, shards) if has_actions(job.schema) else ()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from converters.edit_notes import edited_text, edits
@@ -12,9 +13,10 @@ from converters.verify.findings import Findings
 from converters.verify.source_episodes import Expected, SourceEpisodes
 from converters.verify.stored_records import check_files, check_value, read_shard
 from pipeline.data import statistics as stats
+from pipeline.data.action_hashes import hash_actions, stored_hashes
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.data.record import Values
-from pipeline.data.schema import EPISODES, Column
+from pipeline.data.schema import ACTION, EPISODES, Column
 from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
 
@@ -57,6 +59,7 @@ class Verifier:
         self._directory = directory
         self._edits = list(edits(manifest))
         self._excluded = frozenset(manifest.excluded_episodes)
+        self._hashes = stored_hashes(manifest)
         self._where = str(directory / FILE_NAME)
         self._num_stored_bytes = 0
 
@@ -165,8 +168,18 @@ class Verifier:
                             expected.compare(value, feature, step, place)
                     except UserError as error:
                         self.findings.add_error(error)
+                self._check_hash(index, values, where)
                 if self.expected is None and step is None and index not in self._excluded:
                     self._measure(values)
+
+    def _check_hash(self, index: int, values: Values, where: str) -> None:
+        """Compares the stored hash of an episode's actions with them; other records have none."""
+        if self._hashes is None or ACTION not in values:
+            return
+        stored, found = int(self._hashes[index]), hash_actions(np.asarray(values[ACTION]))
+        if stored != found:
+            place = f"{self._where}, action_hashes, episode {index}"
+            self.findings.add(place, f"{found:016x}, as {where}", f"{stored:016x}")
 
     def _compare_tasks(self, index: int, expected: Expected) -> None:
         """Compares the instruction of every step; reports the first that differs."""

@@ -36,6 +36,8 @@ PULL_WORK = ".pull"
 """Folder with what a running pull from the hub has fetched; removed at its end."""
 EDIT = "octograin edit"
 """The command that changes what the manifest says, and writes checksums."""
+NUM_HASH_DIGITS = 16
+"""Hex digits of the hash of an episode's actions."""
 _CONVERT_AGAIN = "Convert the dataset again."
 
 
@@ -123,6 +125,9 @@ class Manifest:
     """Episodes that are not used, ascending; their records stay. `octograin edit` changes them."""
     failed_episodes: tuple[int, ...] | None = dataclasses.field(default=None, metadata=LATER)
     """Episodes declared as failed, ascending, while all others succeeded; None: not declared."""
+    action_hashes: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
+    """XXH3-64 of each episode's actions as 16 hex digits, one text per shard of EPISODES; empty in
+    datasets of before 0.9.0, until `octograin edit` adds them."""
 
     @property
     def statistics_name(self) -> str:
@@ -348,6 +353,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
         *_episode_problems(manifest),
         *_choice_problems(manifest),
         *_encoder_problems(manifest),
+        *_hash_problems(manifest),
     ]
     if problems:
         raise DataError(
@@ -496,3 +502,14 @@ def _encoder_problems(manifest: Manifest) -> Iterator[str]:
         if origin.projection and not _is_inside(origin.projection, column.name):
             found = origin.projection
             yield f"encoders {key}: expected a projection in the column's folder; found {found}"
+
+
+def _hash_problems(manifest: Manifest) -> Iterator[str]:
+    """Checks that hashes of actions, where there are any, are one for each episode."""
+    texts = manifest.action_hashes
+    found = [len(text) / NUM_HASH_DIGITS for text in texts]
+    records = [shard.records for shard in manifest.shards.get(EPISODES, ())]
+    is_hex = all(map(re.compile("[0-9a-f]*").fullmatch, texts))
+    if texts and (found != records or not is_hex):
+        expected = f"{NUM_HASH_DIGITS} hex digits per episode, one text per shard of {EPISODES}"
+        yield f"action_hashes: expected {expected}; found others"

@@ -144,7 +144,8 @@ def test_a_dataset_of_before_gets_checksums_once(out: pathlib.Path, run: Run) ->
     printed = f"{out}: checksums of dataset.json and statistics.json added"
     assert run(out)[:2] == (0, [printed])
     assert (out / "dataset.json").read_bytes() == sealed
-    assert run(out) == (0, [f"{out}: unchanged; it has checksums"], [])
+    unchanged = f"{out}: unchanged; it has checksums and hashes of its actions"
+    assert run(out) == (0, [unchanged], [])
 
 
 def test_a_file_that_was_edited_by_hand_is_not_sealed(out: pathlib.Path, run: Run) -> None:

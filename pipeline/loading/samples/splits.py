@@ -1,12 +1,15 @@
 """Selects the steps of a dataset that a run samples: splits, filters and excluded records."""
 
 import dataclasses
+import logging
+import time
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import xxhash
 
+from pipeline.data.action_hashes import has_actions, hash_actions, stored_hashes
 from pipeline.data.dataset import Dataset, excluded_note
+from pipeline.data.manifest import EDIT
 from pipeline.data.schema import ACTION, EPISODES, Column
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
@@ -23,8 +26,11 @@ from pipeline.loading.samples.step_choice import (
 )
 from pipeline.loading.samples.success import successes
 
-# XXH3-64 below 2**64 becomes a fraction in [0, 1).
-_HASH_RANGE = 2**64
+# XXH3-64 below 2**64 becomes a fraction in [0, 1].
+_HASH_RANGE = 2.0**64
+_NOTICEABLE_S = 5.0
+"""Seconds of reading for a split after which the log says how later runs read nothing."""
+_log = logging.getLogger(__name__)
 _NONE = np.array([], np.int64)
 
 
@@ -34,7 +40,8 @@ def select_all(datasets: Sequence[Dataset], config: DataConfig) -> tuple[Selecti
     Raises:
       UserError: Configs choose by what their datasets do not have, all of it together; or what one
         chooses leaves nothing.
-      RecordError: A trajectory is corrupt; a split reads all of them.
+      RecordError: A trajectory is corrupt, and a split reads all of them, as the dataset has no
+        hashes of its actions.
     """
     parts = tuple(zip(datasets, config.datasets, strict=True))
     raise_together([error for each in parts for error in choice_problems(*each)])
@@ -46,14 +53,14 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
 
     Raises:
       UserError: The config chooses by what the dataset does not have, or leaves nothing.
-      RecordError: A trajectory is corrupt; a split reads all of them.
+      RecordError: A trajectory is corrupt, and a split reads all of them, as the dataset has no
+        hashes of its actions.
     """
     raise_together([*choice_problems(dataset, part)])
     found = (find_record(dataset, name) for name in part.excluded)
     excluded = [record for record in found if record is not None]
     # Its actions cannot be read for the split.
     lost = {index for column, index in excluded if column.per == "episode"}
-    lost |= {*dataset.manifest.excluded_episodes}
     episodes = chosen_episodes(dataset, part) & _in_split(dataset, config, lost)
     runs = runs_of(dataset)
     runs = runs.at(episodes[runs.episodes] & wanted_tasks(dataset, part)[runs.tasks])
@@ -102,7 +109,9 @@ def _without_records(
 
 def _in_split(dataset: Dataset, config: DataConfig, lost: Collection[int]) -> np.ndarray:
     """Which episodes are in the configured split; bool (episodes)."""
-    if config.split == "all" or config.validation_fraction == 0:
+    is_whole = config.split == "all" or config.validation_fraction == 0
+    # Without actions in the trajectories the loader refuses the dataset, with a remedy.
+    if is_whole or not has_actions(dataset.manifest.schema):
         return np.ones(dataset.num_episodes, bool)
     places = episode_places(dataset, lost)
     # By hash: about this share of the episodes, each on its own.
@@ -136,26 +145,50 @@ def _other_fraction(places: np.ndarray, *, is_validation: bool) -> str:
 
 
 def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
-    """Hashes the actions of each episode to a number in [0, 1); float64 (episodes).
+    """Hashes the actions of each episode to a number in [0, 1]; float64 (episodes).
 
     Episodes below `validation_fraction` are held out. An episode therefore stays in its split when
-    others are added, removed or moved, and copies of an episode are in the same split.
+    others are added, removed or moved, and copies of an episode are in the same split. Episodes
+    that `octograin edit` excluded have the number 1.
 
     Args:
-      dataset: The dataset; all its trajectories are read.
-      lost: Episodes that are not read; their number is 1.
+      dataset: The dataset; all its trajectories are read if it has no hashes of its actions.
+      lost: Episodes that are not read; the number of those without a hash is 1.
 
     Raises:
-      RecordError: A trajectory is corrupt.
+      RecordError: A trajectory that is read is corrupt.
     """
-    reader = dataset.columns[EPISODES]
+    excluded = dataset.manifest.excluded_episodes
+    hashes = stored_hashes(dataset.manifest)
+    if hashes is None:
+        return _read_places(dataset, {*lost, *excluded})
+    places = hashes / _HASH_RANGE
+    # Those in `lost` keep theirs: a run may exclude a record on resume and go on with its split.
+    places[list(excluded)] = 1
+    return places
+
+
+def _read_places(dataset: Dataset, lost: Collection[int]) -> np.ndarray:
+    """The same from the records, without those of some episodes, whose number is 1."""
+    reader, started, is_logged = dataset.columns[EPISODES], time.monotonic(), False
     # 1 is beyond every fraction, so an episode that cannot be read is in the training split.
     places = np.ones(dataset.num_episodes)
     for i in range(dataset.num_episodes):
-        if i not in lost:
-            actions = np.asarray(reader.read(i)[ACTION])
-            # Actions alone: they tell episodes apart, and are small.
-            places[i] = xxhash.xxh3_64_intdigest(actions.tobytes()) / _HASH_RANGE
+        if i in lost:
+            continue
+        # Actions alone: they tell episodes apart, and are small.
+        places[i] = hash_actions(np.asarray(reader.read(i)[ACTION])) / _HASH_RANGE
+        if not is_logged and time.monotonic() - started > _NOTICEABLE_S:
+            is_logged = True
+            _log.warning(
+                "%s: the split reads every trajectory at each start, %d of %d so far; store what "
+                "it needs once: %s %s",
+                dataset.path,
+                i + 1,
+                dataset.num_episodes,
+                EDIT,
+                dataset.path,
+            )
     return places
 
 

@@ -323,6 +323,10 @@ CORRUPTIONS = {
         manifest_with(tasks=["lift the cup", "wave"], removed_steps=[0, 0]),
         r"dataset\.json, tasks: expected tasks that an episode has; found others: 'wave'",
     ),
+    "the hash of other actions": (
+        manifest_with(action_hashes=["0" * 32, "1" * 32]),
+        r"dataset\.json, action_hashes, episode 3: expected \w{16}, as .*record 1; found 1{16}$",
+    ),
     "a shard that is not listed": (
         lambda out: shutil.copy(out / STEPS, out / "steps" / "mine.arrayrecord"),
         r"steps/mine\.arrayrecord: expected only the files that dataset\.json lists",

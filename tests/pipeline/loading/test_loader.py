@@ -460,8 +460,11 @@ def test_action_must_be_a_trajectory(
         steps["features"].append(episodes["features"].pop(0))
 
     edit_schema(copied, move)
-    with pytest.raises(SchemaError, match="a trajectory in the column episodes; found the column"):
-        make_loader(copied)
+    # Also with a split, which is by the actions.
+    for fraction in (0.0, 0.3):
+        message = "a trajectory in the column episodes; found the column"
+        with pytest.raises(SchemaError, match=message):
+            make_loader(copied, validation_fraction=fraction)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import xxhash
 
 from converters.edit import Args, edit
 from converters.job.convert import convert
@@ -112,6 +113,53 @@ def test_places_of_the_split_are_pinned(dataset: Dataset) -> None:
     np.testing.assert_allclose(places, [0.151436, 0.449222, 0.898691, 0.655136], atol=1e-6)
 
 
+@pytest.fixture
+def before(copied: pathlib.Path, edit_json: Callable) -> Dataset:
+    """The bundled set as a release before 0.9.0 wrote it: without hashes of its actions."""
+    edit_json(copied / "dataset.json", lambda manifest: manifest.pop("action_hashes"))
+    return open_dataset(str(copied))
+
+
+def test_places_are_stored_so_that_no_trajectory_is_read(
+    dataset: Dataset, before: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert before.manifest.action_hashes == ()
+    assert before.manifest.digest() == dataset.manifest.digest()
+    read = [np.asarray(before.columns["episodes"].read(i)["action"]).tobytes() for i in range(4)]
+    expected = [xxhash.xxh3_64_intdigest(actions) / 2**64 for actions in read]
+    assert episode_places(before).tolist() == episode_places(dataset).tolist() == expected
+    settings = {"split": "validation", "validation_fraction": 0.5}
+    digest = chosen(before, **settings).digest()
+    (pathlib.Path(before.path) / "episodes" / "00000-of-00002.arrayrecord").write_bytes(b"")
+    moved = dataclasses.replace(dataset, path=before.path)
+    assert chosen(moved, **settings).digest() == digest
+    with pytest.raises(DataError, match=r"00000-of-00002.arrayrecord: expected 2 records"):
+        chosen(dataclasses.replace(before), **settings)
+    assert not caplog.text
+
+
+def test_a_split_that_takes_long_says_how_later_ones_do_not(
+    before: Dataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.loading.samples.splits._NOTICEABLE_S", 0.0)
+    episode_places(before, lost=(0,))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == (
+        f"{before.path}: the split reads every trajectory at each start, 2 of 4 so far; store "
+        f"what it needs once: octograin edit {before.path}"
+    )
+
+
+def test_a_record_that_is_excluded_later_does_not_move_the_split(dataset: Dataset) -> None:
+    held_out = {"split": "validation", "validation_fraction": 0.3}
+    record = ("episodes/00000-of-00002.arrayrecord:0",)
+    digest = chosen(dataset, validation_fraction=0.3).digest()
+    assert chosen(dataset, validation_fraction=0.3, excluded=record).digest() == digest
+    # The only one that is held out.
+    with pytest.raises(DataError, match="a selected step whose sample reads no excluded record"):
+        chosen(dataset, excluded=record, **held_out)
+
+
 def test_split_is_stable_under_adding_and_moving_episodes(
     mini_rlds: pathlib.Path, dataset: Dataset, tmp_path: pathlib.Path
 ) -> None:
@@ -217,15 +265,19 @@ def test_goal_with_an_excluded_image_gives_way_to_the_one_before(dataset: Datase
     np.testing.assert_array_equal(tokens.goals(np.array([3]), np.array([9])), [9])
 
 
-def test_excluded_trajectory_is_not_needed_for_the_split(
-    copied: pathlib.Path,
-) -> None:
-    path = copied / "episodes" / "00001-of-00002.arrayrecord"
-    actions = open_dataset(str(copied)).columns["episodes"].read(2)["action"]
-    data = bytearray(path.read_bytes())
-    data[data.index(np.asarray(actions).tobytes())] ^= 1
-    path.write_bytes(data)
-    spoiled = open_dataset(str(copied))
+def spoil_trajectory(dataset: Dataset, episode: int) -> Dataset:
+    """Changes one bit of an episode's actions on the disk; returns the dataset opened again."""
+    actions = np.asarray(dataset.columns["episodes"].read(episode)["action"])
+    for path in (pathlib.Path(dataset.path) / "episodes").iterdir():
+        data = bytearray(path.read_bytes())
+        if (place := data.find(actions.tobytes())) >= 0:
+            data[place] ^= 1
+            path.write_bytes(data)
+    return open_dataset(dataset.path)
+
+
+def test_excluded_trajectory_is_not_needed_for_the_split(before: Dataset) -> None:
+    spoiled = spoil_trajectory(before, 2)
     with pytest.raises(RecordError) as caught:
         chosen(spoiled, validation_fraction=0.3)
     record = caught.value.record
@@ -233,6 +285,35 @@ def test_excluded_trajectory_is_not_needed_for_the_split(
     kept = chosen(spoiled, validation_fraction=0.3, excluded=(record,))
     episodes = set(spoiled.locate(np.array(steps(kept)))[0].tolist())
     assert episodes == {1, 3}  # the first one is held out
+
+
+def test_a_run_resumes_its_split_after_hashes_were_added(before: Dataset) -> None:
+    path = pathlib.Path(before.path) / "episodes" / "00000-of-00002.arrayrecord"
+    whole = path.read_bytes()
+    spoiled = spoil_trajectory(before, 0)
+    settings = {
+        "validation_fraction": 0.5,
+        "excluded": ("episodes/00000-of-00002.arrayrecord:0",),
+    }
+    trained = chosen(spoiled, **settings).digest()
+    held_out = chosen(spoiled, split="validation", **settings).digest()
+    assert edit(Args(before.path)).splitlines() == [
+        f"{before.path}: hashes of the actions of 3 episodes added",
+        f"{before.path}: no hash of 0, whose trajectories are corrupt (octograin verify "
+        f"{before.path}): a split does not hold them out",
+    ]
+    hashed = open_dataset(before.path)
+    assert hashed.manifest.action_hashes[0].startswith("f" * 16)
+    assert hashed.manifest.digest() == before.manifest.digest()
+    assert chosen(hashed, **settings).digest() == trained
+    assert chosen(hashed, split="validation", **settings).digest() == held_out
+    # Read again where the record was repaired.
+    path.write_bytes(whole)
+    assert edit(Args(before.path)) == f"{before.path}: hashes of the actions of 1 episode added\n"
+    places = episode_places(open_dataset(before.path))
+    np.testing.assert_allclose(places, [0.151436, 0.449222, 0.898691, 0.655136], atol=1e-6)
+    unchanged = f"{before.path}: unchanged; it has checksums and hashes of its actions\n"
+    assert edit(Args(before.path)) == unchanged
 
 
 def test_nothing_left_to_read_is_an_error(dataset: Dataset) -> None:
@@ -246,14 +327,13 @@ def test_episodes_that_are_excluded_in_the_manifest_are_not_sampled(copied: path
     changed = open_dataset(str(copied))
     assert steps(chosen(changed)) == [*range(102), *range(226, 455)]
     assert chosen(changed).digest() != chosen(before).digest()
-    # Its trajectory is not read for a split either: an episode may be excluded as it is corrupt.
-    path = copied / "episodes" / "00000-of-00002.arrayrecord"
-    actions = np.asarray(before.columns["episodes"].read(1)["action"])
-    data = bytearray(path.read_bytes())
-    data[data.index(actions.tobytes())] ^= 1
-    path.write_bytes(data)
-    held_out = chosen(open_dataset(str(copied)), split="validation", validation_fraction=0.7)
+    held_out = chosen(changed, split="validation", validation_fraction=0.7)
     assert steps(held_out) == [*range(102), *range(349, 455)]
+    # Its trajectory is not read for a split either: an episode may be excluded as it is corrupt.
+    manifest = dataclasses.replace(changed.manifest, action_hashes=())
+    spoiled = dataclasses.replace(spoil_trajectory(changed, 1), manifest=manifest)
+    again = chosen(spoiled, split="validation", validation_fraction=0.7)
+    assert again.digest() == held_out.digest()
 
 
 def test_an_edit_that_excludes_everything_that_is_selected_is_reported(
