@@ -26,12 +26,12 @@ from converters.edit_episodes import (
 )
 from converters.edit_notes import INSTRUCTION, Edit, noted
 from converters.job import job_progress
-from converters.job.columns import claimed, replace_manifest
-from converters.job.file_ownership import NOTE_SUFFIX, children, delete_gone, note_gone
+from converters.job.columns import claimed, replace_manifest, unfinished
+from converters.job.file_ownership import delete_gone, note_gone
 from pipeline.data import statistics as stats
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import load_statistics, on_disk, open_dataset
-from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, WORK, Manifest, check_consistency
+from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Manifest, check_consistency
 from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.files import (
     dump_json,
@@ -300,13 +300,13 @@ def _value(text: str) -> Any:
 
 def _check_unfinished(directory: epath.Path, args: Args) -> None:
     """Refuses other instructions while a column is unfinished, whose plan holds them."""
-    notes = [path.name for path in children(directory / WORK) if path.name.endswith(NOTE_SUFFIX)]
-    if notes and (args.instruction or args.instruction_of):
+    names = unfinished(directory)
+    if names and (args.instruction or args.instruction_of):
         flag = INSTRUCTION if args.instruction else "instruction_of"
         raise UserError(
             where=f"{directory}, --{flag}",
             expected="no unfinished column, which could not be resumed afterwards",
-            found=", ".join(name.removesuffix(NOTE_SUFFIX) for name in notes),
+            found=", ".join(names),
             remedy="Finish it, or remove it: octograin tokens DST --remove NAME",
         )
 

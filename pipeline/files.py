@@ -169,14 +169,15 @@ def writing(path: epath.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path, refused: UserError) -> Iterator[int]:
+def locked(path: pathlib.Path, refused: UserError | None, *, shared: bool = False) -> Iterator[int]:
     """Locks a file, which is created if missing, and yields its descriptor.
 
     The system frees the lock when the process ends, however that happens.
 
     Args:
       path: The file; its folder exists.
-      refused: Raised where another process holds the lock.
+      refused: Raised where another process holds the lock; None: waits until it is free.
+      shared: Whether other processes may hold it too, as long as they share it.
 
     Raises:
       UserError: `refused`, or one that says that the file cannot be created or locked.
@@ -184,13 +185,21 @@ def locked(path: pathlib.Path, refused: UserError) -> Iterator[int]:
     with writing(path):
         # Not truncated: another process may hold it. The umask takes rights away from 0o666.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    # Without waiting where it is refused: a job that runs for hours is an error to report.
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if refused else 0)
     try:
-        with writing(path):
-            try:
-                # Without waiting: a job that runs for hours is an error to report.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise refused from error
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError as error:
+            raise refused or error from error
+        except OSError as error:
+            raise UserError(
+                where=str(path),
+                expected="a file system that can lock files",
+                found=error.strerror or str(error),
+                remedy="Mount it with locks (NFS: without nolock; Lustre: with flock), or use "
+                "another disk.",
+            ) from error
         yield descriptor
     finally:
         # Closing frees the lock.

@@ -1,17 +1,21 @@
 """The job that adds a column: it resumes where it stopped when it was killed, shard by shard."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from converters.job.column_parts import Part, claimed_part, starting
 from converters.job.columns import (
-    PART_SUFFIX,
+    DONE_SUFFIX,
+    ENCODERS_SUFFIX,
+    check_free,
     clear_up,
     remove_temporaries,
     replace_manifest,
@@ -52,12 +56,22 @@ Record = Mapping[str, np.ndarray | Blob]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
+class _Done:
     """A shard that is done."""
 
     plan: str
     """Digest of the plan that it belongs to."""
     shard: Shard
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What is known of a column's features once a sample has been measured."""
+
+    plan: str
+    """Digest of the plan that it belongs to."""
+    encoders: dict[str, TokenOrigin]
+    """The origin of each feature, with its errors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +119,22 @@ class ColumnJob:
             first += shard.records
         return tuple(ranges)
 
+    @functools.cached_property
+    def num_steps(self) -> tuple[int, ...]:
+        """Steps of each shard."""
+        return tuple(map(len, self.steps))
+
     def is_published(self) -> bool:
         """Whether the dataset has the column, written by this very plan."""
         shards = self.manifest.shards.get(self.column.name, ())
         return any(shard.file == self.file(n) for n, shard in enumerate(shards))
 
-    def begin(self, *, overwrite: bool) -> None:
-        """Notes the plan in a dataset that is claimed: from now on this job is the one to resume.
+    def check_plan(self, *, overwrite: bool, remedy: str = "") -> None:
+        """Checks that no unfinished job of another plan is in the way.
 
         Args:
-          overwrite: Whether the unfinished job of another plan gives way.
+          overwrite: Whether it gives way.
+          remedy: What to do where it does not, if it is something else than usual.
 
         Raises:
           UserError: Where there is one, and it does not.
@@ -124,18 +144,67 @@ class ColumnJob:
             raise UserError(
                 where=f"{self.directory}, column {name}",
                 expected="no unfinished one, or one of these settings",
-                found=f"one with {_difference(noted, self.plan)}",
-                remedy=f"Finish that one (see {self._note}), start over with --overwrite, or take "
+                found=f"one with {plan_difference(noted, self.plan)}",
+                remedy=remedy
+                or f"Finish that one (see {self._note}), start over with --overwrite, or take "
                 "another --name.",
             )
+
+    def begin(self, *, overwrite: bool, numbers: Iterable[int] | None = None) -> None:
+        """Notes the plan in a dataset that is claimed: from now on this job is the one to resume.
+
+        Args:
+          overwrite: Whether the unfinished job of another plan gives way.
+          numbers: Shards of this part of the job, if others may be at work; None: all of them.
+
+        Raises:
+          UserError: Where there is one, and it does not.
+        """
+        self.check_plan(overwrite=overwrite)
         with writing(self.directory):
             # Only for another plan: the same one resumes from the files that are there.
-            if noted != self.plan:
-                clear_up(self.directory, name)
-            # Noted before the first shard is written, so that every file has an owner after a kill.
-            write_text_atomically(self._note, self.plan)
-            # A killed writer's file; the lock says that none is at work.
-            remove_temporaries(self.directory / name, self.digest)
+            if not self.is_begun():
+                # A part that begins holds its lock, whose file has to stay.
+                clear_up(self.directory, self.column.name, locks=numbers is None)
+                # Noted before the first shard is written, so that every file has an owner after a
+                # kill.
+                write_text_atomically(self._note, self.plan)
+            # What a killed writer of these shards left; the claim says that none is at work.
+            numbers = range(len(self.steps)) if numbers is None else numbers
+            own = {path.name for n in numbers for path in (self._file(n), self._done_path(n))}
+            for folder in (self.directory / self.column.name, self.directory / WORK):
+                remove_temporaries(folder, own.__contains__)
+
+    @contextlib.contextmanager
+    def begun_part(self, part: Part, *, overwrite: bool) -> Iterator[list[int]]:
+        """Begins a part in a dataset that is `joined`, and holds it; others may be at work.
+
+        Args:
+          part: Which of the shards.
+          overwrite: Whether a computed column of the name gives way at the end, or the unfinished
+            job of another plan now.
+
+        Yields:
+          Numbers of the part's shards.
+
+        Raises:
+          UserError: Where the name is taken, the disk has no room, another plan is in the way, or
+            another part that may not run beside this one is at work.
+        """
+        name, keys = self.column.name, [feature.key for feature in self.column.features]
+        numbers = part.shards(self.num_steps)
+        with contextlib.ExitStack() as claim:
+            # Parts start one after the other: only the first one finds no plan.
+            with starting(self.directory):
+                check_free(self.manifest, name, keys, str(self.directory), overwrite=overwrite)
+                self.check_plan(overwrite=overwrite)
+                is_resumed = self.is_begun()
+                self.check_room(self.pending(numbers) if is_resumed else numbers)
+                # What another plan has left is deleted, so no part of it may be at work.
+                held = claimed_part(self.directory, name, part, alone=not is_resumed)
+                claim.enter_context(held)
+                self.begin(overwrite=overwrite, numbers=numbers)
+            yield numbers
 
     @property
     def _note(self) -> epath.Path:
@@ -148,10 +217,11 @@ class ColumnJob:
         """Whether this very plan was noted, by a job that did not come to its end."""
         return self._noted() == self.plan
 
-    def pending(self) -> list[int]:
-        """Numbers of the shards that are not done."""
+    def pending(self, numbers: Iterable[int] | None = None) -> list[int]:
+        """Numbers of the shards that are not done, among some or all."""
         # By what lies on the disk, not by a list in memory.
-        return [number for number in range(len(self.steps)) if self._part(number) is None]
+        numbers = range(len(self.steps)) if numbers is None else numbers
+        return [number for number in numbers if self._done(number) is None]
 
     def check_room(self, pending: Iterable[int]) -> None:
         """Raises `UserError` where the disk has no room for the shards that are to be written."""
@@ -182,11 +252,24 @@ class ColumnJob:
             for record in records:
                 writer.write(layout.encode((number, writer.count), 1, record))
         # Only after the block the shard has its final name.
-        part = _Part(self.digest, writer.finished())
-        path = self._part_path(number)
+        done = _Done(self.digest, writer.finished())
+        path = self._done_path(number)
         with writing(path):
-            # Last: the part marks the shard as done.
-            write_text_atomically(path, dump_json(to_json_values(part)))
+            # Last: this file marks the shard as done.
+            write_text_atomically(path, dump_json(to_json_values(done)))
+
+    def measured(self) -> dict[str, TokenOrigin] | None:
+        """What `note_measured` noted for this plan; None if nothing."""
+        noted = _noted_measured(self.directory, self.column.name)
+        return noted.encoders if noted is not None and noted.plan == self.digest else None
+
+    def note_measured(self, encoders: Mapping[str, TokenOrigin]) -> None:
+        """Notes the origins of the features with their errors, for a later run or another part."""
+        path = _measured_path(self.directory, self.column.name)
+        with writing(path):
+            # Parts that measure at the same time note equal values.
+            text = dump_json(to_json_values(_Measured(self.digest, dict(encoders))))
+            write_text_atomically(path, text)
 
     def finish(self, licence: str, encoders: Mapping[str, TokenOrigin]) -> Manifest:
         """Puts the column into `dataset.json`, in the place of one of its name, and clears up.
@@ -205,9 +288,9 @@ class ColumnJob:
                 found="others",
                 remedy="The dataset was replaced meanwhile: run the same command again.",
             )
-        parts = [self._part(number) for number in range(len(self.steps))]
+        found = [self._done(number) for number in range(len(self.steps))]
         # Each is there by now; the filter is for the type checker.
-        shards = tuple(part.shard for part in parts if part is not None)
+        shards = tuple(done.shard for done in found if done is not None)
         added = with_column(now, self.column, shards, licence, encoders)
         check_consistency(added, str(self.directory / FILE_NAME))
         with writing(self.directory):
@@ -217,23 +300,43 @@ class ColumnJob:
             clear_up(self.directory, self.column.name)
         return added
 
-    def _part(self, number: int) -> _Part | None:
+    def _done(self, number: int) -> _Done | None:
         """A shard that this plan has written, and that lies there; None: it has to be written."""
-        path = self._part_path(number)
+        path = self._done_path(number)
         if not path.exists():
             return None
-        part = from_json_text(_Part, path.read_text(), where=str(path), remedy=_START_OVER)
-        file = self.directory / part.shard.file
-        is_there = file.exists() and file.stat().length == part.shard.num_bytes
-        # A part of another plan, or whose file is gone, is written again.
-        return part if part.plan == self.digest and is_there else None
+        done = from_json_text(_Done, path.read_text(), where=str(path), remedy=_START_OVER)
+        file = self.directory / done.shard.file
+        is_there = file.exists() and file.stat().length == done.shard.num_bytes
+        # One of another plan, or whose file is gone, is written again.
+        return done if done.plan == self.digest and is_there else None
 
-    def _part_path(self, number: int) -> epath.Path:
-        return self.directory / WORK / f"{self.column.name}.{number:05d}{PART_SUFFIX}"
+    def _done_path(self, number: int) -> epath.Path:
+        return self.directory / WORK / f"{self.column.name}.{number:05d}{DONE_SUFFIX}"
+
+    def _file(self, number: int) -> epath.Path:
+        return self.directory / self.file(number)
 
 
-def _difference(noted: str, plan: str) -> str:
-    """The settings of a plan that was noted that are others in this one, with both values."""
+def noted_encoders(directory: epath.Path, name: str) -> dict[str, TokenOrigin] | None:
+    """What the unfinished job of a column measured; None if it has not come that far."""
+    noted = _noted_measured(directory, name)
+    return None if noted is None else noted.encoders
+
+
+def _noted_measured(directory: epath.Path, name: str) -> _Measured | None:
+    path = _measured_path(directory, name)
+    if not path.exists():
+        return None
+    return from_json_text(_Measured, path.read_text(), where=str(path), remedy=_START_OVER)
+
+
+def _measured_path(directory: epath.Path, name: str) -> epath.Path:
+    return directory / WORK / f"{name}{ENCODERS_SUFFIX}"
+
+
+def plan_difference(noted: str, plan: str) -> str:
+    """The settings of a noted plan that differ in another one, with both values."""
     try:
         theirs = _flat(json.loads(noted))
     except (*UNPARSABLE, AttributeError):

@@ -2,16 +2,23 @@
 
 A job writes the new shards into the column's folder, under names that no other job uses, and then
 replaces `dataset.json`. Until then the dataset is what it was, and training reads it. Meanwhile
-`.conversion/` beside `dataset.json` holds the lock, the plan (`NAME.column.json`) and a file for
-each shard that is done (`NAME.00000.column-part.json`).
+`.conversion/` beside `dataset.json` holds the lock, the plan (`NAME.column.json`), what was
+measured of the column (`NAME.column-encoders.json`) and a file for each shard that is done
+(`NAME.00000.column-part.json`).
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from etils import epath
 
+from converters.job.column_parts import (
+    START_LOCK,
+    claim_files,
+    describe_at_work,
+    starting,
+)
 from converters.job.file_ownership import (
     NOTE_SUFFIX,
     check_no_links,
@@ -40,8 +47,10 @@ from pipeline.data.token_provenance import TokenOrigin
 from pipeline.errors import UserError
 from pipeline.files import temporary_of, to_json_values, write_text_atomically, writing
 
-PART_SUFFIX = ".column-part.json"
+DONE_SUFFIX = ".column-part.json"
 """Suffix of the files in `WORK` that mark a shard as done."""
+ENCODERS_SUFFIX = ".column-encoders.json"
+"""Suffix of the file there that says what was measured of the column."""
 _EXPECTED = "a dataset that no other job is changing"
 
 
@@ -53,34 +62,83 @@ def claimed(directory: epath.Path) -> Iterator[Manifest]:
       UserError: Where another job holds it.
       DataError: Where it is no dataset.
     """
-    # Before the lock's folder is made in it.
-    load_manifest(directory)  # a folder that is none is left as it is
     with contextlib.ExitStack() as stack:
+        try:
+            _hold(directory, stack, shared=False)
+        except UserError as error:
+            if parts := describe_at_work(directory):
+                raise UserError(
+                    where=error.where,
+                    expected=error.expected,
+                    found=f"at work: {parts}",
+                    remedy=error.remedy,
+                ) from error
+            raise
         with writing(directory):
-            check_no_links(directory, [WORK])
-            (directory / WORK).mkdir(exist_ok=True)
-            stack.enter_context(lock(directory, _EXPECTED))
-            remove_temporaries(directory / WORK)
-            # Not those of other names: a loader may be writing one.
-            for path in children(directory):
-                whole = temporary_of(path.name) or ""
-                if whole == FILE_NAME or is_statistics_name(whole):
-                    path.unlink()
-            # Of a job that was killed between the manifest and the deletion.
-            delete_gone(directory)
+            # No other job is at work, so all of them are of killed ones.
+            remove_temporaries(directory / WORK, lambda whole: True)
+            _clean(directory)
         # Registered after the lock, so it runs while the lock is still held.
         stack.callback(_release, directory)
         # Read under the lock: it may have changed while this job waited to start.
         yield load_manifest(directory)
 
 
+@contextlib.contextmanager
+def joined(directory: epath.Path) -> Iterator[Manifest]:
+    """Holds a dataset together with other parts of a column; other jobs are refused.
+
+    Raises:
+      UserError: Where another job holds it.
+      DataError: Where it is no dataset.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            _hold(directory, stack, shared=True)
+            with starting(directory), writing(directory):
+                _clean(directory)
+            yield load_manifest(directory)
+    finally:
+        # A part that was refused before it noted anything; one that began left more than locks.
+        if (directory / WORK).exists() and _is_unused(directory):
+            # Refused where another job holds the dataset, which then does the same at its end.
+            with contextlib.suppress(UserError), lock(directory, _EXPECTED):
+                _release(directory)
+
+
+def _hold(directory: epath.Path, stack: contextlib.ExitStack, *, shared: bool) -> None:
+    """Leaves the lock of a dataset held until the end of `stack`."""
+    # Before the lock's folder is made in it: a folder that is no dataset is left as it is.
+    load_manifest(directory)
+    with writing(directory):
+        check_no_links(directory, [WORK])
+        (directory / WORK).mkdir(exist_ok=True)
+        stack.enter_context(lock(directory, _EXPECTED, shared=shared))
+
+
+def _clean(directory: epath.Path) -> None:
+    """Deletes what jobs left that were killed while they replaced `dataset.json`."""
+    # Not those of other names: a loader may be writing one.
+    for path in children(directory):
+        whole = temporary_of(path.name) or ""
+        if whole == FILE_NAME or is_statistics_name(whole):
+            path.unlink()
+    # Of a job that was killed between the manifest and the deletion.
+    delete_gone(directory)
+
+
 def _release(directory: epath.Path) -> None:
     """Removes the lock's folder, unless it holds what another job resumes from."""
-    # The lock alone: no job is to be resumed.
-    if [path.name for path in children(directory / WORK)] == [LOCK]:
+    if _is_unused(directory):
         aside = set_aside(directory)
         with contextlib.suppress(OSError):
             aside.rmtree()
+
+
+def _is_unused(directory: epath.Path) -> bool:
+    """Whether the lock's folder holds nothing but locks: no job is to be resumed."""
+    locks = {LOCK, START_LOCK, *(path.name for path in claim_files(directory))}
+    return {path.name for path in children(directory / WORK)} <= locks
 
 
 def check_free(
@@ -126,7 +184,7 @@ def _check_folder(directory: epath.Path, name: str, *, is_column: bool) -> None:
     """Refuses a folder that is not the dataset's, and a column behind a link that would go."""
     if is_column:
         check_no_links(directory, [name])
-    elif not (directory / WORK / f"{name}{NOTE_SUFFIX}").exists():
+    elif not is_unfinished(directory, name):
         held = [path.name for path in children(directory / name)]
         if held:
             found = f"other files: {name}/{held[0]}" + (", and others" if held[1:] else "")
@@ -238,13 +296,18 @@ def without_column(manifest: Manifest, name: str) -> Manifest:
     )
 
 
-def clear_up(directory: epath.Path, name: str) -> int:
+def clear_up(directory: epath.Path, name: str, *, locks: bool = True) -> int:
     """Deletes the files that a column no longer has, those of its unfinished job, and its notes.
+
+    Args:
+      directory: The dataset.
+      name: Name of the column.
+      locks: Whether the lock files of its parts go too; no part is at work then.
 
     Returns:
       Bytes that were freed.
     """
-    parts, note = _notes(directory, name), directory / WORK / f"{name}{NOTE_SUFFIX}"
+    notes, note = _notes(directory, name), directory / WORK / f"{name}{NOTE_SUFFIX}"
     # Its list was written before the manifest was replaced.
     num_bytes = delete_gone(directory)
     if note.exists():
@@ -252,19 +315,40 @@ def clear_up(directory: epath.Path, name: str) -> int:
     if not is_link(directory / name):
         remove_folder(directory / name)
     # The note last: it is what a rerun after a kill finds the rest by.
-    for path in (*(part for part in parts if part != note), note):
+    held = claim_files(directory, name) if locks else []
+    for path in (*(path for path in notes if path != note), *held, note):
         path.unlink(missing_ok=True)
     return num_bytes
 
 
-def remove_temporaries(folder: epath.Path, of: str = "") -> None:
-    """Deletes what killed jobs were writing in a folder: files with `of` in their names."""
+def remove_temporaries(folder: epath.Path, is_own: Callable[[str], bool]) -> None:
+    """Deletes what killed jobs were writing in a folder: files whose final name `is_own`."""
     for path in children(folder):
         whole = temporary_of(path.name)
-        if whole and of in whole:
+        if whole and is_own(whole):
             path.unlink()
 
 
+def unfinished(directory: epath.Path) -> list[str]:
+    """The columns with a job that has not come to its end."""
+    names = [path.name for path in children(directory / WORK)]
+    return [name.removesuffix(NOTE_SUFFIX) for name in names if name.endswith(NOTE_SUFFIX)]
+
+
+def is_unfinished(directory: epath.Path, name: str) -> bool:
+    """Whether a job of a column was begun that has not come to its end."""
+    return (directory / WORK / f"{name}{NOTE_SUFFIX}").exists()
+
+
+def count_done(directory: epath.Path, name: str) -> int:
+    """Shards that the unfinished job of a column has done, by their marks alone."""
+    return sum(path.match(_done(name)) for path in children(directory / WORK))
+
+
 def _notes(directory: epath.Path, name: str) -> list[epath.Path]:
-    names = (f"{name}{NOTE_SUFFIX}", f"{name}.[0-9][0-9][0-9][0-9][0-9]{PART_SUFFIX}")
+    names = (f"{name}{NOTE_SUFFIX}", f"{name}{ENCODERS_SUFFIX}", _done(name))
     return [p for p in children(directory / WORK) if any(p.match(pattern) for pattern in names)]
+
+
+def _done(name: str) -> str:
+    return f"{name}.[0-9][0-9][0-9][0-9][0-9]{DONE_SUFFIX}"

@@ -71,13 +71,16 @@ def clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[int, int], None]]:
+def shown(
+    name: str, total: int, unit: Unit = EPISODES, *, beside: Callable[[], str] = lambda: ""
+) -> Iterator[Callable[[int, int], None]]:
     """Shows the progress of a job on stderr.
 
     Args:
       name: Name of what is counted.
       total: Episodes, or what `unit` says.
       unit: What is counted.
+      beside: Returns what stands behind the counts of this job, such as those of others.
 
     Yields:
       What to call with the episodes and bytes done since the last call. In a log, short jobs stay
@@ -101,7 +104,7 @@ def shown(name: str, total: int, unit: Unit = EPISODES) -> Iterator[Callable[[in
             nonlocal logged
             status.add(num_episodes, num_bytes)
             now = time.perf_counter()
-            text = status.text(now - started)
+            text = status.text(now - started) + beside()
             bar.update(row, advance=num_episodes, status=text)
             # The bar redraws itself; a log gets a line every half minute.
             if not console.is_terminal and now - logged > _LOG_INTERVAL_S:

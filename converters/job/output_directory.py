@@ -220,12 +220,15 @@ def _files(destination: epath.Path) -> Iterator[pathlib.PurePath]:
 
 
 @contextlib.contextmanager
-def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
+def lock(
+    destination: epath.Path, expected: str = _EMPTY, *, shared: bool = False
+) -> Iterator[None]:
     """Holds the lock; the system frees it when the process ends, however that happens.
 
     Args:
       destination: Has the folder `WORK`.
       expected: What it has to be, for the error.
+      shared: Whether others may hold it too, as long as they share it.
 
     Raises:
       UserError: Where another job holds it.
@@ -237,7 +240,7 @@ def lock(destination: epath.Path, expected: str = _EMPTY) -> Iterator[None]:
         "Wait for its end, or stop it.",
         expected,
     )
-    with locked(path, refused) as descriptor:
+    with locked(path, refused, shared=shared) as descriptor:
         # The file may have been moved away between opening and locking it: then the lock is held on
         # a file that nobody else will find, and protects nothing.
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):

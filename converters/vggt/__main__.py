@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 import re
+import shlex
 import time
 from typing import Annotated
 
@@ -12,8 +13,8 @@ import tyro
 from etils import epath
 
 from converters.job import job_progress
-from converters.job.columns import check_free, check_name, remove_column
-from converters.job.file_ownership import NOTE_SUFFIX
+from converters.job.column_parts import Part
+from converters.job.columns import check_free, check_name, is_unfinished, remove_column
 from converters.vggt.token_job import (
     IMAGE,
     OBSERVATION,
@@ -23,20 +24,30 @@ from converters.vggt.token_job import (
     misused,
     report,
 )
+from converters.vggt.token_parts import (
+    PartOutcome,
+    add_part,
+    finish_tokens,
+    num_frames,
+    shards_done,
+)
 from pipeline.data.dataset import Dataset, on_disk, open_dataset
-from pipeline.data.manifest import WORK, Manifest, load_manifest
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.schema import EPISODES
 from pipeline.data.token_provenance import Keep, Store
 from pipeline.errors import DataError, UserError, user_errors_exit
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.sharing.pulled_note import not_pulled
-from pipeline.terminal import log_to_stderr, program, show
+from pipeline.terminal import count, log_to_stderr, program, show
 from pipeline.vggt.encoder_spec import ComputeDtype, Precision, Views
 from pipeline.vggt.weight_sources import config_of
 
 _MB = 1e6
 _INTERRUPTED = "interrupted; run the same command again to resume"
 _STEPS_A_DEVICE = 16
+_MOST_PARTS = 10
+"""Parts that a summary lists."""
 _Off = tyro.conf.FlagCreatePairsOff
 
 
@@ -81,6 +92,13 @@ class Args:
     """Steps at a time, over all devices; 16 per device by default."""
     report: Annotated[bool, _Off] = False
     """Print sizes, errors and time, measured on a sample of steps, and write nothing."""
+    part: Annotated[
+        str | None, tyro.conf.arg(metavar="I/N", constructor=str, help_behavior_hint="")
+    ] = None
+    """Compute one of N parts, 1/N to N/N, each on any host that shares the directory; --finish then
+    adds the column."""
+    finish: Annotated[bool, _Off] = False
+    """Add the column once its parts are done, with --name alone or with all flags of the parts."""
     overwrite: Annotated[bool, _Off] = False
     """Replace a computed column of that name, or an unfinished one of other settings."""
     remove: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
@@ -102,13 +120,42 @@ def main() -> None:
             num_bytes = remove_column(directory, args.remove)
             freed = f"{num_bytes / _MB:,.1f} MB are free again"
             show(f"removed {args.remove}: {freed}{note}\n")
+            return
+        _check_mode(args)
+        if args.finish:
+            _finish(args, directory)
         else:
             _compute(args, directory)
+
+
+def _check_mode(args: Args) -> None:
+    """Raises `UserError` where flags contradict each other."""
+    modes = {"--report": args.report, "--part": args.part is not None, "--finish": args.finish}
+    given = [flag for flag, is_given in modes.items() if is_given]
+    if len(given) > 1:
+        raise misused(f"one of {', '.join(modes)}", " and ".join(given))
+
+
+def _finish(args: Args, directory: epath.Path) -> None:
+    asked = None
+    if args.weights is not None:
+        asked = (_settings(args, load_manifest(directory)), args.weights)
+    else:
+        alone = Args(args.dataset, name=args.name, finish=True, debug=args.debug)
+        names = [field.name for field in dataclasses.fields(Args)]
+        given = [f"--{name}" for name in names if getattr(args, name) != getattr(alone, name)]
+        if given:
+            # They would be taken for settings of the column, and could be others.
+            expected = "--finish with --name alone, or with all flags of the parts"
+            raise misused(expected, f"{', '.join(given)} without --weights")
+    manifest = finish_tokens(directory, args.name, asked)
+    show(_summary(manifest, args.name, args.dataset, "in the dataset"))
 
 
 def _compute(args: Args, directory: epath.Path) -> None:
     if args.weights is None:
         raise misused("weights", "no --weights, such as --weights hf://facebook/VGGT-1B")
+    part = _part(args.part) if args.part is not None else None
     settings = _settings(args, load_manifest(directory))
     # Opened for the images alone: other columns may be incomplete.
     dataset = open_dataset(args.dataset, [OBSERVATION + name for name in settings.cameras])
@@ -119,11 +166,27 @@ def _compute(args: Args, directory: epath.Path) -> None:
     if args.report:
         show(report(job))
         return
+    if part is not None:
+        _compute_part(args, job, part)
+        return
     started = time.perf_counter()
     total = dataset.num_steps * len(settings.cameras)
     with job_progress.shown(settings.name, total, job_progress.FRAMES) as on_progress:
         manifest = add_tokens(job, overwrite=args.overwrite, on_progress=on_progress)
-    show(_summary(manifest, settings, args.dataset, time.perf_counter() - started))
+    took = f"in {time.perf_counter() - started:,.1f} s"
+    show(_summary(manifest, settings.name, args.dataset, took))
+
+
+def _compute_part(args: Args, job: TokenJob, part: Part) -> None:
+    started, name = time.perf_counter(), job.settings.name
+    title, directory = f"{name}, part {part}", epath.Path(job.dataset.path)
+    num_shards = len(job.dataset.manifest.shards[EPISODES])
+    whole = shards_done(directory, name, num_shards)
+    with job_progress.shown(
+        title, num_frames(job, part), job_progress.FRAMES, beside=whole
+    ) as on_progress:
+        outcome = add_part(job, part, overwrite=args.overwrite, on_progress=on_progress)
+    show(_part_summary(args, title, outcome, time.perf_counter() - started))
 
 
 def _settings(args: Args, manifest: Manifest) -> TokenSettings:
@@ -180,6 +243,13 @@ def _layers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
+def _part(text: str) -> Part:
+    try:
+        return Part.parse(text)
+    except ValueError as error:
+        raise misused("--part I/N, with I from 1 to N, such as --part 2/3", text) from error
+
+
 def _size(text: str) -> tuple[int, int]:
     """(height, width) from `224` or `224x336`."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
@@ -205,7 +275,7 @@ def _check_name(
     """Before the weights are loaded, which takes a while; the job checks it once more."""
     check_name(settings.name)
     # An unfinished column of this name is the job's own.
-    if args.report or (directory / WORK / f"{settings.name}{NOTE_SUFFIX}").exists():
+    if args.report or is_unfinished(directory, settings.name):
         return
     keys = [key for key, _, _ in settings.keys(config_of(str(args.weights)))]
     check_free(manifest, settings.name, keys, args.dataset, overwrite=args.overwrite)
@@ -224,18 +294,50 @@ def _batch_size(args: Args, dataset: Dataset) -> int:
     return args.batch_size
 
 
-def _summary(manifest: Manifest, settings: TokenSettings, path: str, seconds: float) -> str:
+def _part_summary(args: Args, title: str, outcome: PartOutcome | None, seconds: float) -> str:
+    """What a part has written, and what is left of the column."""
+    if outcome is None:
+        lines = [f"{title}: nothing to do, the dataset has this column"]
+    elif not outcome.num_shards:
+        total = count(outcome.total, "shard")
+        lines = [f"{title}: nothing to do, the dataset has {total} for {outcome.num_parts} parts"]
+    else:
+        written = f"{outcome.num_bytes / _MB:,.1f} MB in {seconds:,.1f} s"
+        lines = [f"{title}: {count(outcome.num_shards, 'shard')}, {written}"]
+    if outcome is not None:
+        lines += _left(outcome, args)
+    return "\n".join([*lines, f"dataset: {args.dataset}"]) + "\n"
+
+
+def _left(outcome: PartOutcome, args: Args) -> list[str]:
+    """Which parts have shards that are not done, or the command that finishes the column."""
+    if not outcome.left:
+        name = "" if args.name == Args.name else f" --name {args.name}"
+        finish = f"{program('converters.vggt')} {shlex.quote(args.dataset)}{name} --finish"
+        return [f"all {count(outcome.total, 'shard')} are done; add the column with: {finish}"]
+    num_left = sum(map(len, outcome.left.values()))
+    lines = [f"left of the column: {num_left} of {count(outcome.total, 'shard')}"]
+    parts = list(outcome.left.items())
+    for part, numbers in parts[:_MOST_PARTS]:
+        state = "at work" if part in outcome.working else "not at work"
+        lines.append(f"  part {part}: {count(len(numbers), 'shard')}, {state}")
+    if len(parts) > _MOST_PARTS:
+        lines.append(f"  and {count(len(parts) - _MOST_PARTS, 'more part')}")
+    return lines
+
+
+def _summary(manifest: Manifest, name: str, path: str, took: str) -> str:
     """What was written, how exact it is, and what binds it."""
-    (column,) = (c for c in manifest.schema.columns if c.name == settings.name)
-    num_bytes = sum(shard.num_bytes for shard in manifest.shards[settings.name])
-    lines = [f"{settings.name}: {num_bytes / _MB:,.1f} MB in {seconds:,.1f} s"]
+    (column,) = (c for c in manifest.schema.columns if c.name == name)
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards[name])
+    lines = [f"{name}: {num_bytes / _MB:,.1f} MB {took}"]
     for feature in column.features:
         origin = manifest.encoders[feature.key]
         error = f"storage changes tokens by {origin.storage_error:.1e} of their size"
         if origin.reduction_error:
             error += f", {origin.keep} before by {origin.reduction_error:.2g}"
         lines.append(f"  {feature.key:26} {feature.dtype}{list(feature.shape)}, {error}")
-    lines.append(f"licence: {manifest.licences[settings.name]}")
+    lines.append(f"licence: {manifest.licences[name]}")
     lines.append(f"dataset: {path}")
     return "\n".join(lines) + "\n"
 

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -183,24 +183,41 @@ class TokenJob:
 
     @property
     def licence(self) -> str:
-        """What binds the column: the licence of the weights, and those of the images."""
-        licences = self.dataset.manifest.licences
-        of_images = dict.fromkeys(licences[name] for name in sorted(self.frames.columns))
-        return f"{self.spec.licence} (weights); {', '.join(of_images)} (images)"
+        """What binds the column."""
+        return column_licence(self.spec.licence, self.dataset.manifest, self.frames.columns)
 
     def column_job(self, manifest: Manifest) -> tuple[ColumnJob, dict[str, TokenOrigin]]:
         """(the column on its way into the dataset, what is known of its features before)."""
         origins = self.settings.origins(self.spec)
-        features = tuple(origin.feature(key) for key, origin in origins.items())
-        column = Column(self.settings.name, "step", features)
-        known = {key: _known(origin) for key, origin in origins.items()}
         directory = epath.Path(self.dataset.path)
-        return ColumnJob(directory, manifest, column, known, self.frames.columns), origins
+        return column_of(directory, manifest, self.settings.name, origins), origins
 
     def encoder(self, origins: Mapping[str, TokenOrigin]) -> TokenEncoder:
         """Makes the encoder on all devices."""
         sharding = batch_sharding(make_mesh(), self.batch_size)
         return TokenEncoder(VggtEncoder(self.spec, self.weights, sharding), origins)
+
+
+def column_of(
+    directory: epath.Path, manifest: Manifest, name: str, origins: Mapping[str, TokenOrigin]
+) -> ColumnJob:
+    """The column of tokens on its way into a dataset.
+
+    Raises:
+      SchemaError: Where the dataset has no images of a camera.
+    """
+    features = tuple(origin.feature(key) for key, origin in origins.items())
+    known = {key: _known(origin) for key, origin in origins.items()}
+    cameras = {camera for origin in origins.values() for camera in origin.encoder.cameras}
+    find = manifest.schema.find
+    reads = frozenset(find(OBSERVATION + camera, str(directory))[0].name for camera in cameras)
+    return ColumnJob(directory, manifest, Column(name, "step", features), known, reads)
+
+
+def column_licence(of_weights: str, manifest: Manifest, reads: Iterable[str]) -> str:
+    """What binds a column: the licence of the weights, and those of the columns of images."""
+    of_images = dict.fromkeys(manifest.licences[name] for name in sorted(reads))
+    return f"{of_weights} (weights); {', '.join(of_images)} (images)"
 
 
 def add_tokens(
@@ -236,18 +253,45 @@ def add_tokens(
             clear_up(directory, job.settings.name)
             return manifest
         check_free(manifest, job.settings.name, origins, job.dataset.path, overwrite=overwrite)
+        numbers = range(len(columns.steps))
         # Shards of a plan that was not noted belong to another job.
-        pending = columns.pending() if columns.is_begun() else range(len(columns.steps))
+        pending = columns.pending() if columns.is_begun() else numbers
         columns.check_room(pending)
         columns.begin(overwrite=overwrite)
-        num_done = sum(map(len, columns.steps)) - sum(len(columns.steps[n]) for n in pending)
-        on_progress(num_done * len(job.settings.cameras), 0)
-        encoder = job.encoder(origins)
-        _measure(job, encoder)
-        for number in pending:
-            # A generator: a shard's records are never in memory together.
-            columns.write(number, records(job, encoder, columns.steps[number], on_progress))
-        return columns.finish(job.licence, encoder.origins)
+        encoders = write_shards(job, columns, numbers, on_progress)
+        return columns.finish(job.licence, encoders)
+
+
+def write_shards(
+    job: TokenJob, columns: ColumnJob, numbers: Sequence[int], on_progress: OnProgress
+) -> dict[str, TokenOrigin]:
+    """Writes those shards of a column that are not done, after it has measured a sample once.
+
+    Args:
+      job: What is computed.
+      columns: The column, which has begun.
+      numbers: The shards.
+      on_progress: As of `add_tokens`.
+
+    Returns:
+      What is known of the features, with their errors.
+    """
+    pending = columns.pending(numbers)
+    num_steps = [len(columns.steps[number]) for number in set(numbers) - set(pending)]
+    on_progress(sum(num_steps) * len(job.settings.cameras), 0)
+    measured = columns.measured()
+    if measured is not None and not pending:
+        # Without making the encoder, which compiles it.
+        return measured
+    encoder = job.encoder(job.settings.origins(job.spec))
+    if measured is None:
+        # Also finds, before hours of work, that the tokens cannot be stored.
+        measured = _measured(job, encoder)
+        columns.note_measured(measured)
+    for number in pending:
+        # A generator: a shard's records are never in memory together.
+        columns.write(number, records(job, encoder, columns.steps[number], on_progress))
+    return measured
 
 
 def records(
@@ -271,15 +315,17 @@ def records(
         on_progress(len(part) * len(job.settings.cameras), len(part) * num_bytes)
 
 
-def _measure(job: TokenJob, encoder: TokenEncoder) -> None:
-    """Notes the errors of a sample with what is known of the features."""
+def _measured(job: TokenJob, encoder: TokenEncoder) -> dict[str, TokenOrigin]:
+    """What is known of the features, with the errors of a sample."""
     steps = sample_steps(job.dataset.num_steps)
     found = measure(encoder, job.frames, steps, [job.settings.store])
     of_storage = found.storage[job.settings.store]
-    for key, origin in encoder.origins.items():
-        encoder.origins[key] = dataclasses.replace(
+    return {
+        key: dataclasses.replace(
             origin, storage_error=of_storage[key], reduction_error=found.reduction[key]
         )
+        for key, origin in encoder.origins.items()
+    }
 
 
 def _known(origin: TokenOrigin) -> dict[str, object]:
