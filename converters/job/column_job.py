@@ -344,6 +344,8 @@ def plan_difference(noted: str, plan: str) -> str:
         return "a plan that is corrupt"
     ours = _flat(json.loads(plan))
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    # Types of features follow from settings, and are lists.
+    keys = [key for key in keys if not key.startswith("column.")] or keys
     return "; ".join(f"{key} {theirs.get(key)}, not {ours.get(key)}" for key in keys)
 
 
