@@ -31,8 +31,6 @@ class LoaderMemory:
     num_batches: int
     """Batches in memory at once: those prefetched or being made, one handed over, one being
     transferred to the device and one in use."""
-    num_threads: int
-    """Threads that make batches."""
     other_bytes: int
     """Size of the records being decoded."""
 
@@ -45,14 +43,13 @@ class LoaderMemory:
         Args:
           batch_bytes: Size of this process's part of a batch.
           record_bytes: Largest mean record size of any shard.
-          num_threads: Threads that make batches.
+          num_threads: Threads that read samples.
           prefetch_batches: Batches made ahead.
         """
         ahead = prefetch_batches if num_threads else 1  # without threads, the one that is made
         return cls(
             batch_bytes=batch_bytes,
             num_batches=ahead + _BATCHES_IN_USE,
-            num_threads=num_threads,
             other_bytes=2 * max(num_threads, 1) * record_bytes,
         )
 
@@ -68,9 +65,7 @@ class LoaderMemory:
         # Solves the inequality of `num_bytes` for the number of batches.
         fitting = int((budget_gb * _GB - self.other_bytes) // self.batch_bytes) - _BATCHES_IN_USE
         if fitting > 0:
-            # A thread that makes a batch holds one, so there cannot be more threads than batches.
-            threads = f" and data.num_threads to {fitting}" if fitting < self.num_threads else ""
-            remedy = f"Lower data.prefetch_batches to {fitting}{threads}, or raise the budget."
+            remedy = f"Lower data.prefetch_batches to {fitting}, or raise the budget."
         else:
             remedy = "Lower batch_size, read fewer observations, or raise the budget."
         raise UserError(

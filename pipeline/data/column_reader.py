@@ -4,6 +4,7 @@ import bisect
 import functools
 import itertools
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,11 @@ class ColumnReader:
         self._shards = shards
         self._starts = [0, *itertools.accumulate(shard.records for shard in shards)]
         self._readers: list[Any] = [None] * len(shards)
-        # Opening is lazy and may happen in several reading threads at once.
-        self._lock = threading.Lock()
+        # Opening is lazy and may happen in several reading threads at once. Each shard has its own
+        # lock: opening one in a slow store must not stop reads of the others.
+        self._locks = [threading.Lock() for _ in shards]
+        # By thread: when the read that it is in began, and its record.
+        self._under_way: dict[int, tuple[float, int]] = {}
 
     @functools.cached_property
     def features(self) -> dict[str, Feature]:
@@ -59,6 +63,8 @@ class ColumnReader:
           DataError: The record's shard does not match the manifest.
         """
         shard, local = self._place(index)
+        thread = threading.get_ident()
+        self._under_way[thread] = (time.monotonic(), index)
         try:
             (record,) = self._reader(shard).read(local, local + 1)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -66,6 +72,8 @@ class ColumnReader:
             raise self.corrupt_record(
                 index, expected="a readable record", found=reason, remedy=_COPY_AGAIN
             ) from error
+        finally:
+            del self._under_way[thread]
         try:
             return self._layout.decode(record, (shard, local), self._shards[shard].file)
         except DataError as error:
@@ -122,6 +130,15 @@ class ColumnReader:
                 return start + int(local)
         return None
 
+    def longest_read(self) -> tuple[float, str] | None:
+        """Returns when the oldest read that has not finished began, and the place of its record.
+
+        The time is that of `time.monotonic`. None: no thread reads.
+        """
+        # One operation: other threads begin and finish reads meanwhile.
+        started, index = min(list(self._under_way.values()), default=(0.0, None))
+        return None if index is None else (started, self.describe(index))
+
     def _place(self, index: int) -> tuple[int, int]:
         """Returns the number of a record's shard, and its index in that shard."""
         shard = bisect.bisect_right(self._starts, index) - 1
@@ -129,19 +146,21 @@ class ColumnReader:
 
     def close(self) -> None:
         """Closes all open shards; a later read opens its shard again."""
-        with self._lock:
-            for reader in filter(None, self._readers):
-                reader.close()
-            self._readers = [None] * len(self._shards)
+        for shard, lock in enumerate(self._locks):
+            with lock:
+                if self._readers[shard] is not None:
+                    self._readers[shard].close()
+                    self._readers[shard] = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out open files, which are opened again in the other process."""
         # Locks and open files cannot be pickled.
-        return self.__dict__ | {"_readers": [None] * len(self._shards), "_lock": None}
+        return self.__dict__ | {"_readers": [None] * len(self._shards), "_locks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores the state with a new lock of this process."""
-        self.__dict__.update(state | {"_lock": threading.Lock()})
+        """Restores the state with new locks of this process."""
+        locks = [threading.Lock() for _ in state["_shards"]]
+        self.__dict__.update(state | {"_locks": locks, "_under_way": {}})
 
     def _decode_into(
         self, index: int, feature: Feature, value: np.ndarray | bytes, out: np.ndarray
@@ -168,7 +187,7 @@ class ColumnReader:
             ) from error
 
     def _reader(self, shard: int) -> Any:
-        with self._lock:
+        with self._locks[shard]:
             if self._readers[shard] is None:
                 self._readers[shard] = self._open(self._shards[shard])
             return self._readers[shard]

@@ -25,6 +25,8 @@ Normalization = Literal["normal", "bounds", "quantile"]
 Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
 Split = Literal["train", "validation", "all"]
 Convention = Literal["control_frequency_hz", "rotation"]
+_MOST_THREADS = 1024
+"""More reads at the same time than any store answers at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,8 @@ class DataConfig:
     seed: int = 42
     """Seed of the sample order, of goals and of the choice between text and goal images."""
     num_threads: int = 2
-    """Threads that each make one batch at a time; 0: batches are made in the training thread."""
+    """Threads that each read one sample at a time; 0: batches are made in the training thread. A
+    slow store needs more: the dry run measures how many."""
     prefetch_batches: int = 4
     """Batches to prefetch, including those being made; this bounds the loader's memory."""
     ram_budget_gb: float | None = None
@@ -195,12 +198,20 @@ class DataConfig:
         if not 0 <= self.seed < 2**63:
             yield Problem("seed", "0 to 2**63 - 1", self.seed, "Give any integer in this range.")
         yield from check_positive(self, "window_size", "action_horizon", "max_text_length")
-        if not 0 <= self.num_threads <= self.prefetch_batches:
+        if not 0 <= self.num_threads <= _MOST_THREADS:
             yield Problem(
                 "num_threads",
-                f"0 to {self.prefetch_batches}, the prefetch_batches",
+                f"0 to {_MOST_THREADS}",
                 self.num_threads,
-                "Each thread makes a batch of those: use fewer threads, or prefetch more.",
+                "Each reads one sample at a time: the dry run measures how many a store needs.",
+            )
+        if self.prefetch_batches < min(self.num_threads, 1):
+            yield Problem(
+                "prefetch_batches",
+                "at least 1, because num_threads is not 0",
+                self.prefetch_batches,
+                "The threads read the samples of these batches: prefetch some, or set "
+                "num_threads=0.",
             )
         if not 0 <= self.keep_image_prob <= 1:
             yield Problem(

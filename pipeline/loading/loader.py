@@ -40,6 +40,7 @@ from pipeline.loading.normalize import (
     normalized_dims,
     used_statistics,
 )
+from pipeline.loading.reading.sample_threads import SampleThreads
 from pipeline.loading.samples.sampling import (
     WHOLE_BATCH,
     HostShard,
@@ -264,10 +265,15 @@ class Loader:
           SchemaError: A batch breaks the contract.
         """
         stream: Any = grain.MapDataset.source(self.order())
-        for transform in self.transforms():
+        window_reader, *others = self.transforms()
+        columns = [reader for one in self.datasets for reader in one.columns.values()]
+        threads = SampleThreads(self.config.num_threads, columns)
+        for transform in (dataclasses.replace(window_reader, for_each=threads), *others):
             stream = stream.map(transform)
-        options = grain.ReadOptions(self.config.num_threads, self.config.prefetch_batches)
-        # Grain's threads read whole batches; processes would import JAX in each, 12 to 26 s.
+        # Grain has a thread for each batch ahead, which waits for those that read its samples and
+        # runs the other transforms; processes would import JAX in each, 12 to 26 s.
+        ahead = self.config.prefetch_batches
+        options = grain.ReadOptions(ahead if self.config.num_threads else 0, ahead)
         iterator = iter(stream.to_iter_dataset(options))
         # A number is the whole state: nothing is read to get there.
         iterator.set_state({"next_index": position})
@@ -278,6 +284,8 @@ class Loader:
         finally:
             # Also after an exception or an early end of the loop, or the threads would read on.
             iterator.close()
+            # After it, or Grain would begin the next batch.
+            threads.close()
 
     def read(self, dataset: int, steps: Sequence[int]) -> dict[str, Any]:
         """Reads a batch of given steps, with the same transforms as `batches`; nested arrays.

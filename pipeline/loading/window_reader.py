@@ -14,6 +14,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig
+from pipeline.loading.reading.sample_threads import ForEach, in_turn
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.samples.selection import Selection
 from pipeline.loading.samples.windows import (
@@ -205,6 +206,8 @@ class WindowReader:
     """Height and width, by camera, to which images are resized if the datasets' sizes differ."""
     buffers: Buffers = dataclasses.field(default_factory=Buffers, compare=False, repr=False)
     """Pool that holds the arrays of the batches."""
+    for_each: ForEach = dataclasses.field(default=in_turn, compare=False, repr=False)
+    """Reads the samples of a batch: one after the other, or in threads."""
 
     @functools.cached_property
     def features(self) -> tuple[Feature, ...]:
@@ -298,12 +301,16 @@ class WindowReader:
             batch["task/timestep"][...] = windows.goal
         # Before the reads, which leave missing inputs as they are.
         self._mask_inputs(batch, windows)
-        # One sample after the other: reads and JPEG decoding release the GIL for other threads.
-        for sample in range(len(windows.dataset)):
-            self._read_episode(batch, windows, sample)
-            self._read_steps(batch, windows, sample)
-            self._read_goal(batch, windows, sample)
+        # Each writes its own rows; reads and JPEG decoding release the GIL for other threads.
+        read = functools.partial(self._read_sample, batch, windows)
+        self.for_each(read, len(windows.dataset))
         return batch
+
+    def _read_sample(self, batch: FlatBatch, windows: Windows, sample: int) -> None:
+        """Fills the rows of one sample."""
+        self._read_episode(batch, windows, sample)
+        self._read_steps(batch, windows, sample)
+        self._read_goal(batch, windows, sample)
 
     def locate(self, samples: Samples) -> Windows:
         """Computes the windows of samples, without reading anything."""

@@ -60,7 +60,7 @@ def test_memory_is_reported_as_a_sum() -> None:
     ("budget_gb", "remedy"),
     [
         (0.32, "Lower data.prefetch_batches to 3, or"),
-        (0.21, "Lower data.prefetch_batches to 1 and data.num_threads to 1, or"),
+        (0.21, "Lower data.prefetch_batches to 1, or"),
         (0.12, "Lower batch_size, read fewer"),
     ],
 )
