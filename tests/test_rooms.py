@@ -21,6 +21,7 @@ PIPELINE = {
     "pipeline/parts",
     "pipeline/data",
     "pipeline/loading",
+    "pipeline/loading/reading",
     "pipeline/loading/samples",
     "pipeline/loading/transforms",
 }
@@ -37,6 +38,12 @@ MAY_IMPORT = {
     "pipeline/loading": {*PIPELINE, "pipeline/parts"},
     "pipeline/loading/transforms": {"pipeline", "pipeline/data", "pipeline/loading"},
     "pipeline/loading/samples": {"pipeline", "pipeline/data", "pipeline/loading"},
+    "pipeline/loading/reading": {
+        "pipeline",
+        "pipeline/data",
+        "pipeline/loading",
+        "pipeline/loading/samples",
+    },
     "pipeline/inspection": PIPELINE,
     "pipeline/benchmark": PIPELINE,
     "train/evaluate/libero": {"pipeline", "pipeline/data"},

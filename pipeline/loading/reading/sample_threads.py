@@ -140,7 +140,7 @@ class _Work:
                 read(sample)
             except BaseException as error:  # noqa: BLE001  (raised again by `check`)
                 self._errors[sample] = error
-            # Before the last one is counted: the memory of a batch is free when nobody refers to it.
+            # Before it is counted: a batch's memory is free once nothing refers to it.
             del read
             self._count()
 
