@@ -124,12 +124,13 @@ def test_closing_ends_a_call_whose_reads_hang(hung: Callable) -> None:
 
 
 _HANGS = """
-import signal, sys, threading
+import os, signal, sys, threading
 from octograin import open_loader
 from pipeline.data.column_reader import ColumnReader
-ColumnReader._reader = lambda *_: threading.Event().wait()
-signal.alarm(1)
-signal.signal(signal.SIGALRM, signal.default_int_handler)
+def hang(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait()
+ColumnReader._reader = hang
 with open_loader(sys.argv[1], 4) as loader:
     next(iter(loader))
 """
