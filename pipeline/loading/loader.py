@@ -265,10 +265,11 @@ class Loader:
           SchemaError: A batch breaks the contract.
         """
         stream: Any = grain.MapDataset.source(self.order())
-        window_reader, *others = self.transforms()
         columns = [reader for one in self.datasets for reader in one.columns.values()]
         threads = SampleThreads(self.config.num_threads, columns)
-        for transform in (dataclasses.replace(window_reader, for_each=threads), *others):
+        reader = dataclasses.replace(self._window_reader, for_each=threads)
+        # In place of the first transform, which reads one sample after the other.
+        for transform in (reader, *self.transforms()[1:]):
             stream = stream.map(transform)
         # Grain has a thread for each batch ahead, which waits for those that read its samples and
         # runs the other transforms; processes would import JAX in each, 12 to 26 s.
