@@ -1,6 +1,9 @@
 """The notes of `octograin edit` in the provenance of a dataset: what was changed, and when."""
 
+import bisect
 import dataclasses
+import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -68,15 +71,31 @@ def edited_text(made: Sequence[Edit], text: str, episode: int | None) -> str:
       episode: The episode that has it; None: changes of single episodes are left out.
     """
     for edit in made:
-        of_episodes = _OF_EPISODES.fullmatch(edit.field)
-        is_its = edit.field == INSTRUCTION or (
-            of_episodes is not None and episode is not None and _has(of_episodes[1], episode)
-        )
-        text = edit.after if is_its and edit.before == text else text
+        if edit.before == text and _is_of(edit.field, episode):
+            text = edit.after
     return text
 
 
-def _has(listed: str, episode: int) -> bool:
-    """Whether a list such as `3,7-9` has an episode."""
-    ends = (part.partition("-") for part in listed.split(","))
-    return any(int(first) <= episode <= int(last or first) for first, _, last in ends)
+def _is_of(field: str, episode: int | None) -> bool:
+    """Whether the field of an edit is the instruction of an episode."""
+    if field == INSTRUCTION or episode is None:
+        return field == INSTRUCTION
+    firsts, lasts = _runs(field)
+    place = bisect.bisect_right(firsts, episode) - 1
+    return place >= 0 and episode <= lasts[place]
+
+
+@functools.cache
+def _runs(field: str) -> tuple[list[int], list[int]]:
+    """Returns the first and the last episode of each run in a field such as `instruction[3,7-9]`.
+
+    Cached, as it is asked for each episode, and may list half a million.
+    """
+    match = _OF_EPISODES.fullmatch(field)
+    if match is None:
+        return [], []
+    ends = (part.partition("-") for part in match[1].split(","))
+    runs = sorted((int(first), int(last or first)) for first, _, last in ends)
+    firsts, lasts = zip(*runs, strict=True)
+    # A note may list them in any order: the greatest end so far counts.
+    return [*firsts], [*itertools.accumulate(lasts, max)]

@@ -49,6 +49,30 @@ def ranges(numbers: Sequence[int], longest: int | None = 60) -> str:
     return f"{text[:longest].rpartition(',')[0]},... ({len(numbers):,} in all)"
 
 
+def shortened(text: str, longest: int) -> str:
+    """Returns a text, or its first characters and how many it has.
+
+    Args:
+      text: The text.
+      longest: Characters that are kept.
+    """
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}... ({len(text):,} characters in all)"
+
+
+def first_few(texts: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """Returns the first texts, and how many more there are, such as `a, b and 99,980 more`.
+
+    Args:
+      texts: The texts.
+      separator: Stands between two of them.
+      most: Number of texts that are listed.
+    """
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
+
+
 def show(lines: str) -> None:
     """Writes lines to stdout, escaped."""
     sys.stdout.write(escaped_lines(lines))

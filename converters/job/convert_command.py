@@ -24,6 +24,8 @@ from pipeline.memory import keep_freed_memory
 from pipeline.terminal import count, log_to_stderr, program, show
 
 _MB = 1e6
+_MAX_TASKS = 100
+"""Maximum number of tasks whose removed steps are listed."""
 _INTERRUPTED = "interrupted; run the same command again to resume"
 _BYTES_A_WORKER = 256e6
 """A process takes 2 s to start, in which another one converts this much."""
@@ -207,6 +209,16 @@ def _num_workers(source: Source) -> int:
     return max(1, min(num_cores, int(work // _BYTES_A_WORKER)))
 
 
+def _removed(manifest: Manifest) -> list[str]:
+    """Returns a line for each task that lost steps; of too many those that lost the most."""
+    pairs = list(zip(manifest.removed_steps, manifest.tasks, strict=True))
+    more = len(pairs) - _MAX_TASKS
+    if more > 0:
+        pairs = sorted(pairs, key=lambda pair: -pair[0])[:_MAX_TASKS]
+    lines = [f"  {steps:6,} of {text!r}" for steps, text in pairs]
+    return [*lines, f"  and of {count(more, 'more task')}"] if more > 0 else lines
+
+
 def _summarize(manifest: Manifest, source: Source, args: Args, seconds: float) -> None:
     """Prints what a person wants to know: how much, of what, and where."""
     lines = [
@@ -219,8 +231,7 @@ def _summarize(manifest: Manifest, source: Source, args: Args, seconds: float) -
         lines.append(f"images checked: {'to their ends' if args.check_images else alone}")
     if any(manifest.removed_steps):
         lines.append(f"no-ops removed: {sum(manifest.removed_steps):,} steps")
-        pairs = zip(manifest.removed_steps, manifest.tasks, strict=True)
-        lines += [f"  {count:6} of {text!r}" for count, text in pairs]
+        lines += _removed(manifest)
     for column in manifest.schema.columns:
         num_bytes = sum(shard.num_bytes for shard in manifest.shards[column.name])
         lines.append(f"{column.name}: {num_bytes / _MB:.1f} MB, one record per {column.per}")

@@ -29,7 +29,10 @@ from pipeline.errors import DataError, user_errors_exit
 from pipeline.files import from_json_text, to_json_values
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import count, escaped_lines, program, ranges, show
+from pipeline.terminal import count, escaped_lines, program, ranges, shortened, show
+
+_MAX_NOTE = 300
+"""Maximum number of characters of an edit, which lists all of its episodes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ def summary(verifier: Verifier, seconds: float) -> str:
         lines.append(f"excluded, and not in the statistics: {ranges(excluded)}; {what}")
     if source and not verifier.conventions:
         lines.append("conventions: not compared; name the mapping with --mapping FILE")
-    lines += [f"edited: {edit}" for edit in edits(manifest)]
+    lines += [f"edited: {shortened(str(edit), _MAX_NOTE)}" for edit in edits(manifest)]
     if source and manifest.encoders:
         lines.append(f"computed, not in the source: {', '.join(manifest.encoders)}")
     megabytes = verifier.num_bytes / 1e6

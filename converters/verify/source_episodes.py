@@ -19,6 +19,7 @@ from pipeline.data.images import check_pixels, read_millimetres
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.data.schema import ACTION, Blob, Feature, Schema, SourcePart
 from pipeline.errors import UserError
+from pipeline.terminal import first_few
 
 _SHOWN_BYTES = 60
 
@@ -208,5 +209,5 @@ class SourceEpisodes:
                 self._findings.add(place, str(self._removed[task]), str(found.get(task, 0)))
         if self._skipped:
             names = [f"{file}, episode {number}" for file, number in sorted(self._skipped)]
-            place, absent = f"{where}, skipped_episodes", ", ".join(names)
+            place, absent = f"{where}, skipped_episodes", first_few(names)
             self._findings.add(place, "episodes of the source", absent)

@@ -19,6 +19,7 @@ from pipeline.data.record import Values
 from pipeline.data.schema import ACTION, EPISODES, Column
 from pipeline.errors import DataError, UserError
 from pipeline.files import to_json_values
+from pipeline.terminal import first_few
 
 Records = Iterator[tuple[str, int, Values | None]]
 OnProgress = Callable[[int, int], None]
@@ -60,6 +61,10 @@ class Verifier:
         self._edits = list(edits(manifest))
         self._excluded = frozenset(manifest.excluded_episodes)
         self._hashes = stored_hashes(manifest)
+        self._changes: dict[int, dict[int, int]] = {}
+        """By episode, the task that begins at a step."""
+        for change in manifest.task_changes:
+            self._changes.setdefault(change.episode, {})[change.step] = change.task
         self._where = str(directory / FILE_NAME)
         self._num_stored_bytes = 0
 
@@ -90,7 +95,7 @@ class Verifier:
         used |= {task for task, steps in enumerate(manifest.removed_steps) if steps}
         unused = [repr(task) for i, task in enumerate(manifest.tasks) if i not in used]
         if unused:
-            found = f"others: {'; '.join(unused)}"
+            found = f"others: {first_few(unused, '; ')}"
             self.findings.add(f"{self._where}, tasks", "tasks that an episode has", found)
         if self.expected is None:
             return
@@ -183,7 +188,7 @@ class Verifier:
 
     def _compare_tasks(self, index: int, expected: Expected) -> None:
         """Compares the instruction of every step; reports the first that differs."""
-        changes = {c.step: c.task for c in self.manifest.task_changes if c.episode == index}
+        changes = self._changes.get(index, {})
         task = self.manifest.episode_tasks[index]
         for step, original in enumerate(expected.tasks):
             task = changes.get(step, task)

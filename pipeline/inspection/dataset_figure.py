@@ -199,21 +199,21 @@ def _cameras(dataset: Dataset, episode: int | None) -> list[Row]:
     if episode is not None:
         strips = [_strip_row(dataset, [(key, episode)], 8) for key in keys]
         return [_text_row([("Cameras", note)], 11, rule=True), *strips]
-    first: dict[int, int] = {}
-    for number in dataset.kept_episodes.tolist():
-        first.setdefault(manifest.episode_tasks[number], number)
-    tasks = sorted(first)
-    tasks = [tasks[place] for place in spread(len(tasks), MAX_TASKS)]
+    kept = dataset.kept_episodes
+    begun, places = np.unique(np.array(manifest.episode_tasks)[kept], return_index=True)
+    some = spread(len(begun), MAX_TASKS)
+    tasks = begun[some].tolist()
+    first = dict(zip(tasks, kept[places[some]].tolist(), strict=True))
     if len(tasks) < len(manifest.tasks):
-        note = f"{len(tasks)} of {len(manifest.tasks)} tasks, evenly spread. {note}"
+        note = f"{len(tasks)} of {len(manifest.tasks):,} tasks, evenly spread. {note}"
     rows = [_text_row([("Cameras", note)], 11, rule=True)]
     # More than three cameras need the whole width.
     beside = 2 if len(keys) <= 3 and len(tasks) > 1 else 1
     for place in range(0, len(tasks), beside):
-        some = [(task, first[task]) for task in tasks[place : place + beside]]
-        titles = [(f"{manifest.tasks[task]} (episode {number})", "") for task, number in some]
-        titles += [("", "")] * (beside - len(some))
-        strips = [(key, number) for _, number in some for key in keys]
+        shown = [(task, first[task]) for task in tasks[place : place + beside]]
+        titles = [(f"{manifest.tasks[task]} (episode {number})", "") for task, number in shown]
+        titles += [("", "")] * (beside - len(shown))
+        strips = [(key, number) for _, number in shown for key in keys]
         row = _strip_row(dataset, strips, max(1, 12 // beside // len(keys)), beside * len(keys))
         rows += [_text_row(titles, 9), row]
     return rows
@@ -261,28 +261,27 @@ def _draw_strip(
     axes.spines[:].set_visible(False)
 
 
-def select_episodes(kept: Sequence[int], shown: int) -> tuple[list[int], list[int]]:
+def select_episodes(kept: np.ndarray, shown: int) -> tuple[list[int], list[int]]:
     """Selects all episodes, or a sample, for the histograms, and those drawn behind `shown`.
 
     Args:
-      kept: Episodes that are not excluded.
+      kept: int64 (n): episodes that are not excluded.
       shown: The episode that is drawn in front.
     """
-    counted = [kept[place] for place in spread(len(kept), MAX_EPISODES)]
+    counted = kept[spread(len(kept), MAX_EPISODES)].tolist()
     behind = [counted[place] for place in spread(len(counted), _MAX_BEHIND)]
     return counted, [episode for episode in behind if episode != shown]
 
 
 def _panels(dataset: Dataset, episode: int | None) -> list[Row]:
     """Makes rows of panels under the name of their feature."""
-    lengths = dataset.manifest.episode_lengths
-    kept = dataset.kept_episodes.tolist()
+    lengths, kept = np.diff(dataset.episode_starts), dataset.kept_episodes
     if episode is None:
         # An episode that exists, where the median of lengths may lie between two.
-        order = np.argsort([lengths[n] for n in kept], kind="stable")
+        order = np.argsort(lengths[kept], kind="stable")
         episode = int(kept[order[len(kept) // 2]])
     counted, behind = select_episodes(kept, episode)
-    steps = sum(lengths[n] for n in counted)
+    steps = int(lengths[counted].sum())
     over = f"all {steps:,} steps"
     if len(counted) < len(kept):
         of_all = f"{len(counted)} of {len(kept):,} episodes"
@@ -316,7 +315,7 @@ def read_panels(dataset: Dataset, shown: int) -> dict[str, list[Panel]]:
     Raises:
       DataError: A record is corrupt.
     """
-    counted, behind = select_episodes(dataset.kept_episodes.tolist(), shown)
+    counted, behind = select_episodes(dataset.kept_episodes, shown)
     values: dict[str, dict[int, np.ndarray]] = {
         feature.key: {} for feature in plotted_features(dataset)
     }

@@ -221,17 +221,26 @@ def _feature(dataset: Dataset, column: Column, feature: Feature) -> dict[str, An
 
 def _tasks(dataset: Dataset) -> list[dict[str, Any]]:
     """Counts episodes and steps by task; a step counts for the instruction it has."""
-    manifest = dataset.manifest
-    begins = [(episode, 0, task) for episode, task in enumerate(manifest.episode_tasks)]
-    begins += [(change.episode, change.step, change.task) for change in manifest.task_changes]
-    # In the order of the dataset's steps: each stretch ends where the next begins.
-    episode, step, task = np.array(sorted(begins)).T
-    held = np.diff(dataset.episode_starts[episode] + step, append=dataset.num_steps)
-    steps = np.zeros(len(manifest.tasks), np.int64)
-    np.add.at(steps, task, held)
-    # Unique: an episode that returns to an instruction counts once.
-    in_episodes, _ = np.unique(np.stack([task, episode]), axis=1)
-    episodes = np.bincount(in_episodes, minlength=len(manifest.tasks))
+    manifest, starts = dataset.manifest, dataset.episode_starts
+    num_tasks, num_episodes = len(manifest.tasks), len(manifest.episode_tasks)
+    task, episode = np.array(manifest.episode_tasks), np.arange(num_episodes)
+    begins = starts[:-1]
+    if manifest.task_changes:
+        changes = [(c.episode, c.step, c.task) for c in manifest.task_changes]
+        changed, step, changed_to = np.array(changes).T
+        begins = np.concatenate([begins, starts[changed] + step])
+        # In the order of the dataset's steps: each stretch ends where the next begins.
+        order = np.argsort(begins)
+        begins = begins[order]
+        task = np.concatenate([task, changed_to])[order]
+        episode = np.concatenate([episode, changed])[order]
+    steps = np.zeros(num_tasks, np.int64)
+    np.add.at(steps, task, np.diff(begins, append=dataset.num_steps))
+    # An episode that returns to an instruction counts once. Sorted, since `np.unique` hashes, which
+    # takes 4 s for a million pairs.
+    pairs = np.sort(task * num_episodes + episode)
+    distinct = pairs[np.diff(pairs, prepend=-1) > 0]
+    episodes = np.bincount(distinct // num_episodes, minlength=num_tasks)
     columns = (manifest.tasks, episodes.tolist(), steps.tolist(), manifest.removed_steps)
     names = ("index", "text", "episodes", "steps", "removed_steps")
     rows = enumerate(zip(*columns, strict=True))

@@ -15,7 +15,7 @@ from pipeline.data.schema import ACTION
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.hub.hub_address import is_dataset_address
 from pipeline.inspection.feature_names import short_name
-from pipeline.terminal import count, escaped, ranges
+from pipeline.terminal import count, escaped, ranges, shortened
 
 Rows = list[list[str]]
 """The headings of a table, then its rows; `:>` after a heading right-aligns its column."""
@@ -23,6 +23,8 @@ _MAX_DIMS = 32
 """Maximum number of dimensions per feature in the text; JSON has all of them."""
 _MAX_ROWS = 100
 """Maximum number of tasks or records in the text; JSON has all of them."""
+_MAX_NOTE = 300
+"""Maximum number of characters of a note in the provenance; JSON has all of them."""
 _SMALLEST, _LARGEST = 1e-3, 1e6
 """Numbers in this range are written without an exponent."""
 
@@ -106,7 +108,7 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
             "schema hash": summary["schema_hash"],
             **_choice(summary),
             **({"pulled from": summary["hub"]["address"]} if summary["hub"] else {}),
-            **{name.replace("_", " "): text for name, text in summary["provenance"].items()},
+            **provenance_text(summary, _MAX_NOTE),
         },
         "Columns": [
             ["column", "per", "records:>", "shards:>", "MB:>", "bytes/\nstep:>", "licence"],
@@ -118,7 +120,7 @@ def _dataset(summary: Mapping[str, Any]) -> tuple[str, str, dict[str, Mapping[st
             *map(_feature, features),
         ],
         "Computed": {f["key"]: origin_text(f["origin"]) for f in features if f["origin"]},
-        "Tasks": _tasks(tasks),
+        "Tasks, by their number of episodes" if len(tasks) > _MAX_ROWS else "Tasks": _tasks(tasks),
         "Episode lengths": [
             ["", "min:>", "median:>", "max:>", "total:>"],
             ["steps", *(f"{value:,.10g}" for value in ends)],
@@ -210,19 +212,41 @@ def origin_text(origin: TokenOrigin) -> str:
     )
 
 
+def provenance_text(summary: Mapping[str, Any], longest: int) -> dict[str, str]:
+    """Returns the provenance of a summarized dataset by name, at most `longest` characters each.
+
+    The note of an edit lists all of its episodes, which may be half a million.
+    """
+    notes = summary["provenance"].items()
+    return {name.replace("_", " "): shortened(text, longest) for name, text in notes}
+
+
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> Rows:
+    """Returns a row for each task; of too many those with the most episodes, and a count."""
     names = ["index", "episodes", "steps"]
     names += ["removed_steps"] * any(task["removed_steps"] for task in tasks)
     headings = {"index": "task", "removed_steps": "no-ops removed"}
-    rows = ([*(f"{t[name]:,}" for name in names), t["text"] or "none"] for t in tasks)
-    return [[*(f"{headings.get(name, name)}:>" for name in names), "instruction"], *_first([*rows])]
+    head = [*(f"{headings.get(name, name)}:>" for name in names), "instruction"]
+    if len(tasks) > _MAX_ROWS:
+        # `sorted` is stable: tasks of as many episodes stay in their order.
+        shown = sorted(tasks, key=lambda task: -task["episodes"])[:_MAX_ROWS]
+    else:
+        shown = tasks
+    rows = [[*(f"{t[name]:,}" for name in names), t["text"] or "none"] for t in shown]
+    return [head, *rows, *_more(len(tasks) - len(shown), len(head))]
 
 
 def _first(rows: Rows) -> Rows:
     """Returns the first rows, and one that counts the others if there are too many."""
     more = len(rows) - _MAX_ROWS
-    note = [*([""] * (len(rows[0]) - 1)), f"and {more:,} more with --json"]
-    return [*rows[:_MAX_ROWS], note] if more > 0 else rows
+    return [*rows[:_MAX_ROWS], *_more(more, len(rows[0]))] if more > 0 else rows
+
+
+def _more(number: int, num_columns: int) -> Rows:
+    """Returns a row that counts those that are not shown; none if all are."""
+    if not number:
+        return []
+    return [[*([""] * (num_columns - 1)), f"and {number:,} more with --json"]]
 
 
 def _dims(features: Mapping[str, Sequence[Mapping[str, Any]]]) -> Rows:

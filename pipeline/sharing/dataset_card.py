@@ -9,11 +9,13 @@ from pipeline.hub.hub_address import Repository
 from pipeline.hub.hub_push import CARD_NAME
 from pipeline.hub.hub_transfer import size
 from pipeline.inspection.dataset_summary import summarize
-from pipeline.inspection.summary_tables import conventions_text, origin_text
+from pipeline.inspection.summary_tables import conventions_text, origin_text, provenance_text
 from pipeline.terminal import count, escaped, ranges
 
 FIGURE_NAME = "figure.png"
 _MAX_TASKS = 50
+_MAX_NOTE = 1000
+"""Maximum number of characters of a note in the provenance; dataset.json has all of them."""
 _LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "odc-by", "pddl", "odbl"),
     *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nd-4.0"),
@@ -50,7 +52,7 @@ def write_card(dataset: Dataset, repository: Repository) -> str:
         "Columns and licences": _columns(summary["columns"]),
         "Computed features": _list(tokens),
         "Instructions": _tasks(summary["tasks"]),
-        "Provenance": _list({k.replace("_", " "): v for k, v in summary["provenance"].items()}),
+        "Provenance": _list(provenance_text(summary, _MAX_NOTE)),
         "Use": _use(str(repository.at_revision(None))),
     }
     figure = f"![Images, actions and observations of the dataset]({FIGURE_NAME})"
@@ -118,11 +120,13 @@ def _columns(columns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
+    more = len(tasks) - _MAX_TASKS
+    # Of too many those with the most episodes; `sorted` is stable.
+    shown = sorted(tasks, key=lambda task: -task["episodes"])[:_MAX_TASKS] if more > 0 else tasks
     rows = [
         [f"{task['episodes']:,}", f"{task['steps']:,}", _text(task["text"] or "none")]
-        for task in tasks[:_MAX_TASKS]
+        for task in shown
     ]
-    more = len(tasks) - _MAX_TASKS
     note = f"\n\nAnd {count(more, 'more instruction')}." if more > 0 else ""
     return table(["episodes", "steps", "instruction"], rows) + note
 

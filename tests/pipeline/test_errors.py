@@ -1,8 +1,10 @@
+import itertools
 import pickle
+import time
 
 import pytest
 
-from pipeline.errors import DataError, SchemaError, UserError, user_errors_exit
+from pipeline.errors import DataError, SchemaError, UserError, nearest_name, user_errors_exit
 
 FIELDS = {
     "where": "libero, shard 3",
@@ -42,3 +44,15 @@ def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_errors_pass_through() -> None:
     with pytest.raises(ZeroDivisionError), user_errors_exit():
         raise ZeroDivisionError
+
+
+def test_the_nearest_of_very_many_instructions_is_found_at_once() -> None:
+    words = [f"word{n}" for n in range(40)]
+    texts = [f"put the {' '.join(three)} down" for three in itertools.product(words, repeat=3)]
+    assert len(texts) == 64_000
+    started = time.process_time()
+    found = nearest_name("put the word17 word3 wrd8 down", texts)
+    assert found is not None
+    assert found.startswith("put the word17 word3 word")
+    # Comparing all of them letter by letter takes 20 times as long as this allows.
+    assert time.process_time() - started < 1.5

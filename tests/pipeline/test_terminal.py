@@ -9,7 +9,7 @@ import pytest
 
 from converters.job.job_progress import shown
 from pipeline.errors import DataError
-from pipeline.terminal import escaped, escaped_lines, log_to_stderr, show
+from pipeline.terminal import escaped, escaped_lines, first_few, log_to_stderr, shortened, show
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -46,6 +46,14 @@ COMMANDS = [
 def test_what_a_terminal_obeys_is_shown_as_its_escape(text: str, shown: str) -> None:
     assert escaped(text) == shown
     assert escaped_lines(f"{text}\nb") == "\n".join(map(escaped, f"{text}\nb".split("\n")))
+
+
+def test_long_lists_and_texts_are_cut_with_a_count() -> None:
+    names = [f"task {n}" for n in range(100_000)]
+    assert first_few(names, "; ", 2) == "task 0; task 1 and 99,998 more"
+    assert first_few(names[:5]) == "task 0, task 1, task 2, task 3, task 4"
+    assert shortened("0,2,4,6,8", 9) == "0,2,4,6,8"
+    assert shortened("7" * 3_000_000, 3) == "777... (3,000,000 characters in all)"
 
 
 def test_an_error_is_one_line_whatever_the_names_in_it() -> None:

@@ -100,13 +100,13 @@ def test_sample_of_a_large_dataset_is_called_one(
     assert any(text.startswith("1 of 2 tasks, evenly spread.") for text in found)
     assert "Drawn: the first 5 of 8 dimensions." in found
     assert "drz" not in found
-    assert select_episodes(range(4), 1) == ([0, 3], [0, 3])
+    assert select_episodes(np.arange(4), 1) == ([0, 3], [0, 3])
     counted = read_panels(mini, 1)["action"][0].counted
     assert len(counted) == 102 + 106
 
 
 def test_few_of_many_episodes_are_drawn_behind_the_curve() -> None:
-    counted, behind = select_episodes(range(100), 99)
+    counted, behind = select_episodes(np.arange(100), 99)
     assert counted == list(range(100))
     assert (len(behind), behind[0]) == (15, 0)
 

@@ -157,3 +157,28 @@ def test_names_of_a_source_cannot_control_the_terminal(summary: dict[str, Any]) 
     text = to_text(summary | odd | {"statistics": statistics}, plain())
     assert "\x1b" not in text
     assert text.count(r"cup\x1b[2J\n") == 6
+
+
+def test_of_too_many_tasks_those_with_the_most_episodes_are_listed(summary: dict[str, Any]) -> None:
+    tasks = [
+        {"index": n, "text": f"task {n}", "episodes": n // 2, "steps": n, "removed_steps": 0}
+        for n in range(100_000)
+    ]
+    text = to_text(dict(summary, tasks=tasks), plain())
+    table = text[text.index("Tasks, by their number of episodes") : text.index("Episode lengths")]
+    lines = [line.split() for line in table.splitlines()[3:]]
+    assert lines[0] == ["99,998", "49,999", "99,998", "task", "99998"]
+    assert lines[1] == ["99,999", "49,999", "99,999", "task", "99999"]
+    assert len(lines) == 102
+    assert lines[100] == ["and", "99,900", "more", "with", "--json"]
+
+
+def test_the_list_of_an_edit_is_cut_with_a_count(summary: dict[str, Any]) -> None:
+    numbers = ",".join(map(str, range(0, 1_000_000, 2)))
+    note = f'2026-11-30 excluded_episodes: "none" -> "{numbers}"'
+    provenance = {**summary["provenance"], "edit_1": note}
+    text = to_text(dict(summary, provenance=provenance), plain())
+    assert len(text) < 10_000
+    words = "".join(text.split())
+    assert '2026-11-30excluded_episodes:"none"->"0,2,4,' in words
+    assert f"...({len(note):,}charactersinall)" in words
