@@ -39,10 +39,14 @@ class Args:
 def main() -> None:
     """Parses the command line and writes."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.random_tokens")
-        dataset = open_dataset(args.src)
-        shutil.copytree(args.src, args.dst, ignore=shutil.ignore_patterns("dataset.json"))
-        _add(dataset, args)
+        add_tokens(tyro.cli(Args, prog="python -m benchmarks.random_tokens"))
+
+
+def add_tokens(args: Args) -> None:
+    """Copies the dataset, and writes the column."""
+    dataset = open_dataset(args.src)
+    shutil.copytree(args.src, args.dst, ignore=shutil.ignore_patterns("dataset.json"))
+    _add(dataset, args)
 
 
 def _add(dataset: Dataset, args: Args) -> None:

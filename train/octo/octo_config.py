@@ -401,10 +401,11 @@ class OctoConfig:
     """Recomputes each transformer block in the backward pass instead of storing its activations:
     half the memory of a training step. It costs about a quarter more FLOPs and, measured on a CPU,
     no time."""
-    attention: Literal["full", "by_head"] = "full"
+    attention: Literal["full", "by_head", "fused"] = "full"
     """`full`: all heads at once, as in the released models; `by_head`: one head after the other,
     with the attention map recomputed in the backward pass: two thirds of the memory of a training
-    step."""
+    step; `fused`: cuDNN's flash attention on an NVIDIA GPU, which stores no attention map, and
+    `full` elsewhere. It needs compute_dtype bfloat16."""
     legacy_attention: bool = False
     """Reproduces the bug in the models of December 2023, in which the first token of each group
     follows the attention rules of the group before it."""
@@ -423,6 +424,13 @@ class OctoConfig:
                 f"a multiple of transformer.num_heads, which is {heads}",
                 self.embedding_dim,
                 "Change one of the two.",
+            )
+        if self.attention == "fused" and self.compute_dtype != "bfloat16":
+            yield Problem(
+                "attention",
+                "full or by_head with compute_dtype float32",
+                self.attention,
+                "cuDNN has no such attention in float32: set compute_dtype to bfloat16.",
             )
         # The pooling's attention has heads of its own. A head of one's own may pool in other ways.
         if getattr(self.head, "pooling", None) == "map" and self.embedding_dim % MAP_HEADS:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -61,6 +61,9 @@ class EncoderBlock(nn.Module):
     def _attention(self) -> Callable[..., jax.Array]:
         if self.attention == "by_head":
             return _attend_by_head
+        # Decided while tracing: tracing cuDNN's attention fails where there is none.
+        if self.attention == "fused" and jax.default_backend() == "gpu":
+            return attend_fused
         rounds = jnp.dtype(self.dtype) == jnp.bfloat16
         # linen's own softmax would run in bfloat16.
         return _attend if rounds else nn.dot_product_attention
@@ -116,6 +119,33 @@ def _attend_by_head(
     # Heads first, because `map` loops over axis 0.
     heads = tuple(jnp.moveaxis(part, 2, 0) for part in (query, key, value))
     return jnp.moveaxis(jax.lax.map(attend, heads), 0, 2)
+
+
+def attend_fused(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b t n d"],
+    value: Float[Array, "b t n d"],
+    *,
+    mask: Bool[Array, "b 1 t t"],
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+    **_: object,
+) -> Float[Array, "b t n d"]:
+    """Computes `_attend` in one kernel, which writes no attention map to memory.
+
+    Args:
+      query: Queries; bfloat16 for cuDNN.
+      key: Keys of the same shape and dtype.
+      value: Values of the same shape and dtype.
+      mask: True where a query may attend to a key.
+      implementation: That of `jax.nn.dot_product_attention`; `xla` runs on any device.
+    """
+    num_tokens = query.shape[1]
+    # cuDNN's backward pass with a mask needs an even number of tokens; no query reads the last one.
+    odd = num_tokens % 2
+    padded = (jnp.pad(part, ((0, 0), (0, odd), (0, 0), (0, 0))) for part in (query, key, value))
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, odd), (0, odd)))
+    attended = jax.nn.dot_product_attention(*padded, mask=mask, implementation=implementation)
+    return attended[:, :num_tokens]
 
 
 class Transformer(nn.Module):

@@ -12,7 +12,7 @@ from train.train_config import TrainConfig
 from train.update.optimizer import split_frozen
 from train.update.train_state import TrainState
 
-_MAPS = {"full": 2.75, "by_head": 0.05}
+_MAPS = {"full": 2.75, "by_head": 0.05, "fused": 0.0}
 """Float32 attention maps kept per block and head, as a multiple; measured on octo-small."""
 _TOKEN_COPIES = 16
 """Copies of a block's tokens kept for the backward pass, besides its hidden layer."""

@@ -1,0 +1,1 @@
+"""The figures of one accelerator, in one command: `python -m benchmarks.accelerator`."""
