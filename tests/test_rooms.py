@@ -68,7 +68,9 @@ MAY_IMPORT = {
     # Its `__main__` is the command of all formats, under the name that it had first.
     "converters/rlds": {"pipeline", "pipeline/data", "converters/sources", "converters/job"},
     "converters/mapping": {*PIPELINE, "converters/sources", "converters/operations"},
+    "converters/job/runners": {"pipeline", "converters/job"},
     "converters/job": {
+        "converters/job/runners",
         "pipeline",
         "pipeline/data",
         "pipeline/sharing",

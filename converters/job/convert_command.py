@@ -13,6 +13,7 @@ import tyro
 from converters.job import job_progress
 from converters.job.bad_episodes import Checks, listed
 from converters.job.convert import LocalRunner, Runner, convert
+from converters.job.runners.spark_runner import SparkRunner
 from converters.mapping import mapping_proposal, mapping_registry
 from converters.mapping.mapping_table import mapping_table
 from converters.sources.open_source import open_source
@@ -76,16 +77,17 @@ class Args:
     """Processes, each with a shard at a time; by default a core for every 256 MB of the source."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace what stands at DST: a dataset, or an unfinished conversion."""
-    runner: Literal["local", "beam"] = "local"
-    """Runner that converts the shards; beam needs that extra, and takes Beam's flags after `--`."""
+    runner: Literal["local", "beam", "spark"] = "local"
+    """Runner that converts the shards; beam and spark need the extra of that name, and take flags
+    of Beam or of spark-submit after `--`."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
 
 def main() -> None:
     """Parses the command line and runs the job."""
-    # Beam parses its own flags, so they are cut off before tyro sees them.
-    own, beam_flags = _split(sys.argv[1:])
+    # Beam and Spark parse their own flags, so they are cut off before tyro sees them.
+    own, runner_flags = _split(sys.argv[1:])
     with user_errors_exit(interrupted=_INTERRUPTED):
         if "--list" in own:
             show(mapping_registry.registry_list())
@@ -102,7 +104,7 @@ def main() -> None:
             selected = source if args.episodes is None else _select(source, args.episodes)
             # Before the mapping is looked for: missing files are the more basic problem.
             selected.check_files()
-            _convert(selected, args, _runner(selected, args, beam_flags))
+            _convert(selected, args, _runner(selected, args, runner_flags))
 
 
 def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -156,18 +158,22 @@ def _convert(source: Source, args: Args, runner: Runner) -> None:
     _summarize(manifest, source, args, time.perf_counter() - started)
 
 
-def _runner(source: Source, args: Args, beam_flags: tuple[str, ...]) -> Runner:
+def _runner(source: Source, args: Args, flags: tuple[str, ...]) -> Runner:
     match args.runner:
         case "local":
-            if beam_flags:
-                raise _misused(f"no flags after -- with --runner {args.runner}", beam_flags[0])
+            if flags:
+                raise _misused(f"no flags after -- with --runner {args.runner}", flags[0])
             if args.workers is not None and args.workers < 1:
                 raise _misused("at least 1 with --workers", str(args.workers))
             return LocalRunner(_num_workers(source) if args.workers is None else args.workers)
         case "beam":
             if args.workers is not None:
                 raise _misused("a flag of Beam's own runner after --", "--workers")
-            return _beam_runner(beam_flags)
+            return _beam_runner(flags)
+        case "spark":
+            if args.workers is not None:
+                raise _misused("a flag of spark-submit after --", "--workers")
+            return SparkRunner(flags)
         case _:
             assert_never(args.runner)
 
@@ -176,7 +182,7 @@ def _beam_runner(flags: tuple[str, ...]) -> Runner:
     try:
         # Set before the import, which prints the warnings.
         logging.disable(logging.WARNING)  # Beam warns of each client of a service that it lacks
-        from converters.job.beam_runner import BeamRunner  # noqa: PLC0415  (an extra)
+        from converters.job.runners.beam_runner import BeamRunner  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise UserError(
             where="--runner beam",

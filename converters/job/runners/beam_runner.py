@@ -1,4 +1,4 @@
-"""Converting on Apache Beam: Dataflow, Flink and Spark schedule the same shards."""
+"""Converting on Apache Beam: Dataflow and Flink schedule the same shards."""
 
 import dataclasses
 from collections.abc import Sequence

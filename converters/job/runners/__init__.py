@@ -1,0 +1,1 @@
+"""Runners that hand the shards of a conversion to a cluster."""
