@@ -1,4 +1,6 @@
-"""`python killed_column.py DATASET OUT`: adds and removes a column, is killed, and does so again.
+"""`python killed_column.py DATASET OUT`: changes a column, is killed, and does so again.
+
+It adds one, replaces it in one job and in parts, and removes it.
 
 The sibling of `killed.py`, and a script for the same reason: it forks. The column's values are made
 here, without an encoder, which would start threads. Prints one JSON object.
@@ -18,8 +20,10 @@ from etils import epath
 from killed import after, at_change, count_changes, digests, in_child, shown
 
 from converters.job.column_job import ColumnJob
-from converters.job.columns import claimed, clear_up, remove_column
+from converters.job.column_parts import Part
+from converters.job.columns import claimed, clear_up, joined, remove_column
 from pipeline.data.dataset import open_dataset
+from pipeline.data.manifest import Manifest
 from pipeline.data.schema import Column
 from pipeline.data.token_provenance import TokenOrigin
 from pipeline.vggt.encoder_spec import EncoderSpec, tiny
@@ -32,6 +36,7 @@ def main(dataset: pathlib.Path, out: pathlib.Path) -> None:
     shutil.copytree(dataset, out / "0")
     steps = {"add": lambda: add(out / "0", seed=0)}
     steps["replace"] = lambda: add(out / "0", seed=1)
+    steps["parts"] = lambda: add_in_parts(out / "0", seed=2)
     steps["remove"] = lambda: remove_column(epath.Path(out / "0"), "t")
     result: dict[str, dict[str, int]] = {}
     for name, step in steps.items():
@@ -113,13 +118,8 @@ def read_all(directory: pathlib.Path) -> None:
 
 def add(directory: pathlib.Path, *, seed: int) -> None:
     """Adds numbers as tokens, in the place of those of another seed."""
-    spec = EncoderSpec("none", str(seed), "none", model=tiny(), layers=(1,), image_size=(56, 56))
-    origin = TokenOrigin(spec, "image_primary", "all", "f16", 0.0)
-    column = Column("t", "step", (origin.feature(_KEY),))
     with claimed(epath.Path(directory)) as manifest:
-        job = ColumnJob(
-            epath.Path(directory), manifest, column, {"seed": seed}, frozenset({"steps"})
-        )
+        job, origin = column(directory, manifest, seed)
         if job.is_published():
             clear_up(epath.Path(directory), "t")
             return
@@ -127,6 +127,35 @@ def add(directory: pathlib.Path, *, seed: int) -> None:
         for number in job.pending():
             job.write(number, values(job.steps[number], seed))
         job.finish("none", {_KEY: origin})
+
+
+def add_in_parts(directory: pathlib.Path, *, seed: int) -> None:
+    """The same by two parts, one after the other, and the step that finishes them."""
+    for part in (Part(1, 2), Part(2, 2)):
+        with joined(epath.Path(directory)) as manifest:
+            job, origin = column(directory, manifest, seed)
+            if job.is_published():
+                break
+            with job.begun_part(part, overwrite=True) as numbers:
+                job.note_measured({_KEY: origin})
+                for number in job.pending(numbers):
+                    job.write(number, values(job.steps[number], seed))
+    with claimed(epath.Path(directory)) as manifest:
+        job, origin = column(directory, manifest, seed)
+        if job.is_published():
+            clear_up(epath.Path(directory), "t")
+            return
+        assert job.pending() == []
+        job.finish("none", job.measured() or {})
+
+
+def column(directory: pathlib.Path, manifest: Manifest, seed: int) -> tuple[ColumnJob, TokenOrigin]:
+    """(the column of a seed, the origin of its feature)."""
+    spec = EncoderSpec("none", str(seed), "none", model=tiny(), layers=(1,), image_size=(56, 56))
+    origin = TokenOrigin(spec, "image_primary", "all", "f16", 0.0)
+    added = Column("t", "step", (origin.feature(_KEY),))
+    reads = frozenset({"steps"})
+    return ColumnJob(epath.Path(directory), manifest, added, {"seed": seed}, reads), origin
 
 
 def values(steps: range, seed: int) -> Iterator[dict[str, np.ndarray]]:

@@ -162,7 +162,7 @@ def test_a_killed_job_adds_replaces_and_removes_in_the_end(
     )
     assert result.returncode == 0, result.stderr
     counts = json.loads(result.stdout)
-    least = {"add": 40, "replace": 40, "remove": 15}
+    least = {"add": 40, "replace": 40, "parts": 60, "remove": 15}
     for name, count in counts.items():
         assert count["at_change"] == count["changes"] >= least[name]
         assert count["at_random"] == 10
