@@ -72,7 +72,11 @@ def clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def shown(
-    name: str, total: int, unit: Unit = EPISODES, *, beside: Callable[[], str] = lambda: ""
+    name: str,
+    total: int,
+    unit: Unit = EPISODES,
+    *,
+    beside: Callable[[int], str] = lambda num_episodes: "",
 ) -> Iterator[Callable[[int, int], None]]:
     """Shows the progress of a job on stderr.
 
@@ -80,7 +84,8 @@ def shown(
       name: Name of what is counted.
       total: Episodes, or what `unit` says.
       unit: What is counted.
-      beside: Returns what stands behind the counts of this job, such as those of others.
+      beside: Returns what stands behind the counts of this job, such as those of others; called
+        with the episodes done since the last call.
 
     Yields:
       What to call with the episodes and bytes done since the last call. In a log, short jobs stay
@@ -104,7 +109,7 @@ def shown(
             nonlocal logged
             status.add(num_episodes, num_bytes)
             now = time.perf_counter()
-            text = status.text(now - started) + beside()
+            text = status.text(now - started) + beside(num_episodes)
             bar.update(row, advance=num_episodes, status=text)
             # The bar redraws itself; a log gets a line every half minute.
             if not console.is_terminal and now - logged > _LOG_INTERVAL_S:

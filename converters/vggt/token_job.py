@@ -235,7 +235,7 @@ def add_tokens(
       overwrite: Whether a computed column of that name gives way, once this one is there, or an
         unfinished one of other settings.
       on_progress: Called with images and bytes as they are done; images without bytes were done
-        by an earlier run.
+        by an earlier run. With neither, a shard is done.
 
     Returns:
       The manifest that was written.
@@ -291,6 +291,7 @@ def write_shards(
     for number in pending:
         # A generator: a shard's records are never in memory together.
         columns.write(number, records(job, encoder, columns.steps[number], on_progress))
+        on_progress(0, 0)
     return measured
 
 

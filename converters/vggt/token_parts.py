@@ -118,14 +118,18 @@ def _left(columns: ColumnJob, num_parts: int) -> dict[Part, list[int]]:
     }
 
 
-def shards_done(directory: epath.Path, name: str, total: int) -> Callable[[], str]:
-    """Returns a function that says how many shards of the column all parts together have done."""
-    last_s, text = float("-inf"), ""
+def shards_done(directory: epath.Path, name: str, total: int) -> Callable[[int], str]:
+    """Returns a function that says how many shards of the column all parts together have done.
 
-    def describe() -> str:
+    Its argument is the number of images since the last call; 0 at the start, and where the part
+    has written a shard.
+    """
+    last_s, text = 0.0, ""
+
+    def describe(num_frames: int) -> str:
         nonlocal last_s, text
         # A folder on another host is not listed at every batch.
-        if time.monotonic() - last_s > _INTERVAL_S:
+        if not num_frames or time.monotonic() - last_s > _INTERVAL_S:
             done = count_done(directory, name)
             last_s, text = time.monotonic(), f"; all parts: {done}/{total} shards"
         return text

@@ -337,7 +337,7 @@ def test_progress_counts_the_part_and_the_shards_of_all_parts(
     monkeypatch.setattr("converters.job.job_progress._LOG_INTERVAL_S", -1.0)
     lines = run(*TINY, "--part", "1/2")[2].splitlines()
     assert "t, part 1/2: 0/12 frames; all parts: 3/5 shards" in lines
-    assert re.search(r"^t, part 1/2: 12/12 frames, .* 0:00 left; all parts: 3/5 shards$", lines[-1])
+    assert re.search(r"^t, part 1/2: 12/12 frames, .* 0:00 left; all parts: 5/5 shards$", lines[-1])
 
 
 def start(*arguments: object, before: Any = None) -> Command:
