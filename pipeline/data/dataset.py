@@ -196,8 +196,15 @@ class Dataset:
     @functools.cached_property
     def episode_starts(self) -> np.ndarray:
         """First step of each episode, then the number of steps; int64 (episodes + 1)."""
+        starts = np.zeros(self.num_episodes + 1, np.int64)
         # int64, because a large dataset has more steps than int32 holds.
-        return np.cumsum([0, *self.manifest.episode_lengths], dtype=np.int64)
+        np.cumsum(np.fromiter(self.manifest.episode_lengths, np.int64), out=starts[1:])
+        return starts
+
+    @functools.cached_property
+    def episode_tasks(self) -> np.ndarray:
+        """Index into `manifest.tasks` of each episode's first step; int64 (episodes)."""
+        return np.fromiter(self.manifest.episode_tasks, np.int64)
 
     @property
     def num_steps(self) -> int:
@@ -355,13 +362,14 @@ def describe(dataset: Dataset) -> str:
     features.sort(key=lambda feature: not feature.key.startswith((ACTION, "observation/")))
     width = max(len(feature.key) for feature in features)
     lines = [f"  {f.key:{width}}  {f.batch_dtype}[{','.join(map(str, f.shape))}]" for f in features]
-    tasks = [f"  {text!r}" for text in manifest.tasks]
+    # Those alone that may be shown: there may be a hundred thousand.
+    tasks = [f"  {text!r}" for text in manifest.tasks[:_SHOWN_TASKS]]
     return "\n".join(
         [
             f"{manifest.name}: {sizes} ({dataset.path})",
-            *_shortened(lines, _SHOWN_FEATURES),
-            f"{len(tasks):,} instructions:",
-            *_shortened(tasks, _SHOWN_TASKS),
+            *_shortened(lines, _SHOWN_FEATURES, len(lines)),
+            f"{len(manifest.tasks):,} instructions:",
+            *_shortened(tasks, _SHOWN_TASKS, len(manifest.tasks)),
         ]
     )
 
@@ -372,11 +380,11 @@ def excluded_note(manifest: Manifest) -> str:
     return f"; excluded: {ranges(excluded)}" if excluded else ""
 
 
-def _shortened(lines: list[str], count: int) -> list[str]:
-    """The first lines, and how many more there are where not all are shown."""
-    if len(lines) <= count:
+def _shortened(lines: list[str], most: int, count: int) -> list[str]:
+    """The first of `count` lines, and how many more there are where not all are shown."""
+    if count <= most:
         return lines
-    return [*lines[: count - 1], f"  and {len(lines) - count + 1:,} more"]
+    return [*lines[: most - 1], f"  and {count - most + 1:,} more"]
 
 
 def _part(value: np.ndarray | bytes, feature: Feature, steps: range) -> np.ndarray | str:

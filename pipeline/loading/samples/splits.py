@@ -45,7 +45,7 @@ def select_all(datasets: Sequence[Dataset], config: DataConfig) -> tuple[Selecti
     """
     parts = tuple(zip(datasets, config.datasets, strict=True))
     raise_together([error for each in parts for error in choice_problems(*each)])
-    return tuple(select(dataset, part, config) for dataset, part in parts)
+    return tuple(_select(dataset, part, config) for dataset, part in parts)
 
 
 def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selection:
@@ -57,6 +57,11 @@ def select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selecti
         hashes of its actions.
     """
     raise_together([*choice_problems(dataset, part)])
+    return _select(dataset, part, config)
+
+
+def _select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Selection:
+    """Selects the steps by a config that fits the dataset."""
     found = (find_record(dataset, name) for name in part.excluded)
     excluded = [record for record in found if record is not None]
     # Its actions cannot be read for the split.

@@ -23,7 +23,7 @@ from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.samples.sampling import SampleOrder
 from pipeline.loading.samples.splits import select
-from pipeline.loading.samples.step_choice import Runs
+from pipeline.loading.samples.step_choice import Runs, choice_problems
 from tests.small_dataset import LENGTH, write_dataset
 
 CAMERA = "observation/image_primary"
@@ -489,3 +489,14 @@ def test_a_dataset_that_is_listed_twice_has_shares_of_its_tasks(path: pathlib.Pa
         "tasks 'lift*' | tasks 'open*'; without the first 4 steps of each episode"
     )
     assert [loader.longest_episode(number) for number in (0, 1)] == [6, 2]
+
+
+def test_an_error_lists_a_few_of_many_instructions(path: pathlib.Path) -> None:
+    tasks = tuple(f"open drawer {number}" for number in range(1000))
+    dataset = open_dataset(path)
+    manifest = dataclasses.replace(dataset.manifest, tasks=tasks)
+    part = DatasetConfig(dataset.path, tasks=("close*",))
+    (error,) = choice_problems(dataclasses.replace(dataset, manifest=manifest), part)
+    expected = "a glob over its instructions: open drawer 0; open drawer 1; "
+    assert error.expected.startswith(expected)
+    assert error.expected.endswith("; open drawer 4; and 995 more")
