@@ -31,8 +31,10 @@ class LoaderMemory:
     num_batches: int
     """Batches in memory at once: those prefetched or being made, one handed over, one being
     transferred to the device and one in use."""
-    other_bytes: int
-    """Size of the records being decoded."""
+    record_bytes: int
+    """Largest mean record size of any shard."""
+    num_records: int
+    """Records being decoded, each of which is in memory twice."""
 
     @classmethod
     def predict(
@@ -50,8 +52,28 @@ class LoaderMemory:
         return cls(
             batch_bytes=batch_bytes,
             num_batches=ahead + _BATCHES_IN_USE,
-            other_bytes=2 * max(num_threads, 1) * record_bytes,
+            record_bytes=record_bytes,
+            num_records=max(num_threads, 1),
         )
+
+    def with_settings(self, num_threads: int, prefetch_batches: int) -> "LoaderMemory":
+        """Returns the memory of the same loader with other settings.
+
+        Args:
+          num_threads: Threads that read samples.
+          prefetch_batches: Batches made ahead.
+        """
+        return LoaderMemory.predict(
+            batch_bytes=self.batch_bytes,
+            record_bytes=self.record_bytes,
+            num_threads=num_threads,
+            prefetch_batches=prefetch_batches,
+        )
+
+    @property
+    def other_bytes(self) -> int:
+        """Size of the records being decoded."""
+        return 2 * self.num_records * self.record_bytes
 
     @property
     def num_bytes(self) -> int:

@@ -19,7 +19,6 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.images import decode_depth, decode_image, decode_jpeg, image_format
-from pipeline.data.schema import EPISODES, Column
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import LoadedBatch, Loader
 from pipeline.loading.samples.sampling import Samples
@@ -198,32 +197,24 @@ class Floor:
         reads: list[Read] = []
         for sample, place in enumerate(windows.dataset.tolist()):
             dataset = self._windows.datasets[place]
-            first = int(windows.first[sample])
-            # A dict drops the padding, which repeats the first step.
-            steps = list(dict.fromkeys(first + t for t in windows.history[sample].tolist()))
-            for column in dataset.manifest.schema.columns:
-                if column.name == EPISODES:
-                    reads += self._reads(dataset, column, [int(windows.episode[sample])])
-                elif column.name in self._windows.columns[place]:
-                    window = self._windows.config.longest_window(column)
-                    reads += self._reads(dataset, column, steps[-window:])
+            for column, index in self._windows.records(windows, sample):
+                reads.append(self._read(dataset, column, index))
         return reads
 
-    def _reads(self, dataset: Dataset, column: Column, indices: Sequence[int]) -> Iterator[Read]:
-        reader = dataset.columns[column.name]
+    def _read(self, dataset: Dataset, column: str, index: int) -> Read:
+        reader = dataset.columns[column]
         # Images are among the blobs, which are last in a record.
-        blobs = [feature for feature in column.features if feature.kind != "tensor"]
-        for index in indices:
-            values = reader.read(index)
-            images = []
-            start = -sum(len(values[feature.key]) for feature in blobs)
-            for feature in blobs:
-                end = start + len(values[feature.key])
-                if feature.kind in ("image", "depth") and feature in self._windows.features:
-                    # -0 would be the beginning; None is the end.
-                    images.append((slice(start, end or None), feature.shape))
-                start = end
-            yield Read(*reader.raw(index), tuple(images))
+        blobs = [feature for feature in reader.features.values() if feature.kind != "tensor"]
+        values = reader.read(index)
+        images = []
+        start = -sum(len(values[feature.key]) for feature in blobs)
+        for feature in blobs:
+            end = start + len(values[feature.key])
+            if feature.kind in ("image", "depth") and feature in self._windows.features:
+                # -0 would be the beginning; None is the end.
+                images.append((slice(start, end or None), feature.shape))
+            start = end
+        return Read(*reader.raw(index), tuple(images))
 
     def seconds(self, plans: Sequence[Sequence[Read]], *, decode: bool = True) -> float:
         """Measures the CPU seconds of the reads of some batches, with or without decoding."""

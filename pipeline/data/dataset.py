@@ -321,9 +321,33 @@ def open_dataset(path: str | os.PathLike[str], keys: Collection[str] | None = No
     else:
         found = (find_feature(manifest, key, path, directory)[0] for key in keys)
         columns = {EPISODES, *(column.name for column in found)}
-    _check_sizes(directory, {column: manifest.shards[column] for column in sorted(columns)})
+    check_sizes(directory, {column: manifest.shards[column] for column in sorted(columns)})
     statistics = stats.StatisticsByKey(load_statistics(directory, manifest))
     return Dataset(path, manifest, statistics, None if keys is None else tuple(keys))
+
+
+def check_sizes(directory: epath.Path, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Checks the size of every shard of some columns, many at a time.
+
+    The size alone shows a truncated file; checksums of 300 GB would take five minutes.
+
+    Args:
+      directory: The dataset's directory.
+      shards: The shards of each column.
+
+    Raises:
+      DataError: A shard is missing or has another size; the first one.
+    """
+    checked = [(shard, column) for column, of_column in shards.items() for shard in of_column]
+
+    def check(one: tuple[Shard, str]) -> None:
+        _check_size(directory / one[0].file, *one)
+
+    # At once: a thousand shards in a store that takes 20 ms for each would take 20 s.
+    with ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="shard-sizes") as threads:
+        # In order, so that the first shard that differs is the one reported.
+        for _ in threads.map(check, checked):
+            pass
 
 
 def find_feature(
@@ -457,23 +481,6 @@ def warn_without_checksums(path: str, checksum: str) -> None:
             EDIT,
             path,
         )
-
-
-def _check_sizes(directory: epath.Path, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Checks the size of every shard of some columns.
-
-    The size alone shows a truncated file; checksums of 300 GB would take five minutes.
-    """
-    checked = [(shard, column) for column, of_column in shards.items() for shard in of_column]
-
-    def check(one: tuple[Shard, str]) -> None:
-        _check_size(directory / one[0].file, *one)
-
-    # At once: a thousand shards in a store that takes 20 ms for each would take 20 s.
-    with ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="shard-sizes") as threads:
-        # In order, so that the first shard that differs is the one reported.
-        for _ in threads.map(check, checked):
-            pass
 
 
 def _check_size(path: epath.Path, shard: Shard, column: str) -> None:

@@ -5,7 +5,7 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -441,8 +441,7 @@ class WindowReader:
         place = windows.dataset[sample]
         goal, now = windows.goal[sample], windows.history[sample, -1]
         for column, keys in self._keys_by_column[place].items():
-            names = [k.removeprefix("observation/") for k in keys]
-            cameras = [name for name in names if name in self.cameras]
+            cameras = self._cameras_of(keys)
             # The own step may be its own goal; its image was decoded a moment ago.
             if goal == now:
                 for name in cameras:
@@ -451,6 +450,28 @@ class WindowReader:
                 reader = self.datasets[place].columns[column]
                 out = {f"observation/{name}": batch[f"task/{name}"][sample] for name in cameras}
                 reader.read_into(int(windows.first[sample] + goal), out)
+
+    def records(self, windows: Windows, sample: int) -> Iterator[tuple[str, int]]:
+        """Yields the column and the record of each read of a sample.
+
+        A step that padding repeats is read once.
+        """
+        place = windows.dataset[sample]
+        first, history = int(windows.first[sample]), windows.history[sample]
+        yield EPISODES, int(windows.episode[sample])
+        for column, keys in self._keys_by_column[place].items():
+            if column != EPISODES:
+                window = max(self.config.window_of(k.removeprefix("observation/")) for k in keys)
+                steps = history[-window:].tolist()
+                goal = int(windows.goal[sample])
+                if windows.has_goal[sample] and self._cameras_of(keys) and goal != steps[-1]:
+                    steps.append(goal)
+                # A dict drops the padding and keeps the order.
+                yield from ((column, first + step) for step in dict.fromkeys(steps))
+
+    def _cameras_of(self, keys: Sequence[str]) -> list[str]:
+        names = [key.removeprefix("observation/") for key in keys]
+        return [name for name in names if name in self.cameras]
 
     @functools.cached_property
     def _keys_by_column(self) -> tuple[dict[str, tuple[str, ...]], ...]:
