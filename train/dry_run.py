@@ -18,6 +18,7 @@ from pipeline.errors import EXIT_USER_ERROR, UserError, install_extra
 from pipeline.hub.hub_address import is_dataset_address
 from pipeline.hub.hub_transfer import size
 from pipeline.loading import device
+from pipeline.loading.reading.store_speed import measure_store
 from pipeline.loading.samples.step_choice import choice_problems
 from pipeline.loading.text import describe_texts
 from pipeline.sharing.pull import check_room
@@ -86,7 +87,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def diagnose(flags: Flags) -> list[Finding]:
-    """Checks a run without compiling it or reading a record; returns all findings.
+    """Checks a run without compiling it; returns all findings. It reads a few samples.
 
     Args:
       flags: The flags of the command line.
@@ -124,6 +125,8 @@ def diagnose(flags: Flags) -> list[Finding]:
     found.add("ok", "model", f"{describe_model(setup)}; {describe_devices(setup.mesh)}")
     found.attempt("weights", lambda: _account(setup))
     found.add("ok", "loader", f"{setup.loader.num_steps:,} steps; memory {setup.loader.memory}")
+    if flags.step_s > 0:  # otherwise an error is listed already
+        found.attempt("reads", lambda: _look_at_reads(found, flags.step_s, setup))
     _look_at_choice(found, setup)
     if continues:
         found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
@@ -226,6 +229,15 @@ def _account(setup: Setup) -> str:
     if report is None:
         return "none are loaded: all parameters are random, the language encoder's too"
     return f"{setup.config.weights_source}: {report.summary()}"
+
+
+def _look_at_reads(found: _Findings, step_s: float, setup: Setup) -> None:
+    """Measures a few samples, and warns if the loader cannot keep up with a training step."""
+    data = setup.config.data
+    keeps_up, text = measure_store(setup.loader).advice(
+        data.num_threads, data.prefetch_batches, step_s
+    )
+    found.add("ok" if keeps_up else "warning", "reads", text)
 
 
 def _look_at_schedule(found: _Findings, config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -37,6 +38,8 @@ class Flags:
     before the first one."""
     dry_run: bool = False
     """Check config, data, weights and machine, print all findings, and train nothing."""
+    step_s: float = 0.1
+    """With --dry_run: the seconds of a training step, to check that the loader keeps up with it."""
     overwrite: bool = False
     """Delete the run in save_dir and start from scratch."""
     new_mixture: bool = False
@@ -126,6 +129,13 @@ def check_flags(flags: Flags) -> None:
             expected="--new_mixture with --resume",
             found="it alone",
             remedy="A new run may use any mixture: leave the flag out.",
+        )
+    if not 0 < flags.step_s < math.inf:
+        raise UserError(
+            where="--step_s",
+            expected="a finite number of seconds above 0",
+            found=str(flags.step_s),
+            remedy="Give the time of a training step, such as 0.1.",
         )
 
 

@@ -42,13 +42,15 @@ class Args:
     action_horizon: int = 4
     """Number of actions in a chunk."""
     num_threads: int = 2
-    """Threads that make batches."""
+    """Threads that each read one sample at a time."""
     prefetch_batches: int = 4
     """Batches to prefetch."""
     num_batches: int = 20
     """Number of batches per round."""
     rounds: int = 5
     """Number of times that loader and floor are measured."""
+    step_s: float = 0.1
+    """Seconds of a training step, for the threads that are predicted to keep up with it."""
     compare: Annotated[
         Literal["tfds"] | None, tyro.conf.arg(metavar="tfds", help_behavior_hint="")
     ] = None
@@ -71,7 +73,9 @@ def _benchmark(args: Args) -> None:
     if args.compare is not None or args.rlds is not None:
         tfdata.check(args.compare, args.rlds)
     config = _config(args)
-    measurement, loader = measure(config, args.batch_size, args.num_batches, args.rounds)
+    measurement, loader = measure(
+        config, args.batch_size, args.num_batches, args.rounds, args.step_s
+    )
     figures: dict[str, Any] = dataclasses.asdict(measurement)
     if args.rlds is not None and args.compare is not None:
         figures[args.compare] = tfdata.measure(args.rlds, loader, args.num_batches)
@@ -104,6 +108,9 @@ def _rows(figures: dict[str, Any], args: Args) -> Iterator[tuple[str, str, str]]
     yield "first batch", f"{figures['first_batch_s']:.2f} s", "from opening the dataset"
     predicted = f"predicted {figures['predicted_rss_mb']:.0f}"
     yield "peak memory", f"{figures['peak_rss_mb']:.0f} MB", predicted
+    ahead = f"and {figures['prefetch_batches']} batches ahead keep up with {args.step_s:g} s steps"
+    yield "one sample", f"{figures['sample_ms']:.3g} ms", "reads and CPU of one thread"
+    yield "threads", f"{figures['num_threads']}", ahead
     for name, value in figures["stages"].items():
         yield f"  {name}", f"{value:.3f}", "CPU ms per sample, one thread"
     if args.compare is not None:
@@ -122,6 +129,13 @@ def _config(args: Args) -> DataConfig:
             found=f"--num_batches {args.num_batches}, --rounds {args.rounds}, "
             f"--batch_size {args.batch_size}",
             remedy="Raise them.",
+        )
+    if args.step_s <= 0:
+        raise UserError(
+            where="--step_s",
+            expected="seconds above 0",
+            found=str(args.step_s),
+            remedy="Give the time of a training step, such as 0.1.",
         )
     return DataConfig(
         datasets=(DatasetConfig(args.dst),),

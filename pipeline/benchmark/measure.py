@@ -21,6 +21,7 @@ from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.images import decode_depth, decode_image, decode_jpeg, image_format
 from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import LoadedBatch, Loader
+from pipeline.loading.reading.store_speed import measure_store
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.transforms.batch_transforms import name_of
 from pipeline.loading.window_reader import WindowReader
@@ -54,14 +55,26 @@ class Measurement:
     stages: dict[str, float]
     """CPU milliseconds per sample of each transform, on one thread; `read` and `decode` are the two
     parts of the floor."""
+    sample_ms: float
+    """Time that one thread takes for a sample: its reads, measured on a few, and its CPU time."""
+    num_threads: int
+    prefetch_batches: int
+    """Settings that are predicted to keep up with a training step."""
 
 
 def measure(
-    config: DataConfig, batch_size: int, num_batches: int, rounds: int
+    config: DataConfig, batch_size: int, num_batches: int, rounds: int, step_s: float = 0.1
 ) -> tuple[Measurement, Loader]:
     """Measures a loader, and returns it with the figures.
 
     Loader and floor take turns, so that a machine that slows down slows both.
+
+    Args:
+      config: Config of the loader.
+      batch_size: Samples of a batch.
+      num_batches: Batches of a round.
+      rounds: Number of times that loader and floor are measured.
+      step_s: Seconds of the training step that settings are predicted for.
 
     Raises:
       UserError: `open_dataset` or `Loader` rejects the config or the data.
@@ -71,10 +84,15 @@ def measure(
     datasets = [open_dataset(part.path, config.keys) for part in config.datasets]
     # Ids of instructions are looked up, one row per task: their values do not affect the speed.
     loader = Loader(config, batch_size, datasets, lambda text: [])
+    opened_s = time.perf_counter() - started
+    # Before the batches, whose threads would compete with these reads.
+    store = measure_store(loader)
+    settings = store.settings(step_s)
+    started = time.perf_counter()
     batches = loader.batches()
     try:
         held = [next(batches)]
-        first_batch_s = time.perf_counter() - started
+        first_batch_s = opened_s + time.perf_counter() - started
         held.append(next(batches))  # as a run: one in use, one on its way to the device
         _settle()
         peak_mb = _peak_rss_mb()
@@ -96,6 +114,9 @@ def measure(
         peak_rss_mb=peak_mb,
         predicted_rss_mb=before_mb + loader.memory.num_bytes / 1e6,
         stages=_stages(loader, num_batches),
+        sample_ms=store.sample_s * 1e3,
+        num_threads=settings.num_threads,
+        prefetch_batches=settings.prefetch_batches,
     )
     return measurement, loader
 

@@ -52,6 +52,17 @@ def test_a_run_that_can_start_has_no_errors(tiny_config, capsys):
     assert not pathlib.Path(config.save_dir).exists()
 
 
+def test_threads_that_cannot_keep_up_are_a_warning_with_those_that_can(tiny_config):
+    kept_up = "reads: a sample takes .* keep up with training steps of .* s or longer$"
+    assert any(re.match(kept_up, text) for text in texts(tiny_config, "ok", step_s=60.0))
+    (slow,) = (t for t in texts(tiny_config, "warning", step_s=1e-5) if t.startswith("reads"))
+    assert re.search(
+        r"For steps of 1e-05 s set data.num_threads=\d{3,} and data.prefetch_bat", slow
+    )
+    (error,) = texts(tiny_config, "error", step_s=0.0)
+    assert "--step_s: expected a finite number of seconds above 0; found 0.0" in error
+
+
 def test_what_a_flag_changed_is_marked(tiny_config, capsys):
     config = dataclasses.replace(tiny_config, batch_size=8)
     examine(Flags(config, unchanged=tiny_config))
