@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -23,6 +24,7 @@ from pipeline.files import (
     read_text,
     to_json_values,
 )
+from pipeline.terminal import first_few
 
 FORMAT_VERSION = 1
 FILE_NAME = "dataset.json"
@@ -380,15 +382,16 @@ def _column_problems(manifest: Manifest) -> Iterator[str]:
         place = f"column {column.name}"
         shards = manifest.shards[column.name]
         if not all(_is_inside(shard.file, column.name) for shard in shards):
-            yield f"{place}: expected files in its folder; found {[s.file for s in shards]}"
+            others = [s.file for s in shards if not _is_inside(s.file, column.name)]
+            yield f"{place}: expected files in its folder; found {_few(others)}"
         found = [shard.records for shard in shards]
         if sum(found) != counts[column.per] or min(found, default=0) < 0:
             expected = f"{counts[column.per]} records, one per {column.per}"
-            yield f"{place}: expected {expected}; found {sum(found)} in shards of {found}"
+            yield f"{place}: expected {expected}; found {sum(found)} in shards of {_few(found)}"
         elif found != borders[column.per]:
             # All columns have the same shards, so a shard of any column covers the same episodes.
-            expected = f"the episodes' shards, of {borders[column.per]} records"
-            yield f"{place}: expected {expected}; found {found}"
+            expected = f"the episodes' shards, of {_few(borders[column.per])} records"
+            yield f"{place}: expected {expected}; found {_few(found)}"
 
 
 def is_column_name(name: str) -> bool:
@@ -460,10 +463,15 @@ def _episode_problems(manifest: Manifest) -> Iterator[str]:
     if len(manifest.removed_steps) != rows.stop:
         yield f"removed_steps: expected one of each task; found {len(manifest.removed_steps)}"
     places = [(change.episode, change.step) for change in manifest.task_changes]
-    inside = all(0 <= e < len(lengths) and 1 <= step < lengths[e] for e, step in places)
+    wrong = [
+        (episode, step)
+        for episode, step in places
+        if not (0 <= episode < len(lengths) and 1 <= step < lengths[episode])
+    ]
     # In order and each once, as `task_index` reads them.
-    if not inside or places != sorted(set(places)):
-        yield f"task_changes: expected steps inside their episodes, in order; found {places}"
+    wrong = wrong or _out_of_order(places)
+    if wrong:
+        yield f"task_changes: expected steps inside their episodes, in order; found {_few(wrong)}"
 
 
 def _choice_problems(manifest: Manifest) -> Iterator[str]:
@@ -475,14 +483,25 @@ def _choice_problems(manifest: Manifest) -> Iterator[str]:
         "failed_episodes": manifest.failed_episodes or (),
     }
     for name, episodes in lists.items():
-        ends = (*episodes[:1], *episodes[-1:])
-        if list(episodes) != sorted({*episodes}) or not all(end in rows for end in ends):
+        wrong = [episode for episode in episodes if episode not in rows]
+        wrong = wrong or _out_of_order(episodes)
+        if wrong:
             expected = f"expected ascending numbers from 0 to {count - 1}"
-            yield f"{name}: {expected}; found {list(episodes)}"
+            yield f"{name}: {expected}; found {_few(wrong)}"
     if len(manifest.excluded_episodes) == count:
         yield f"excluded_episodes: expected at least one episode that is left; found all {count}"
     if manifest.excluded_episodes and not manifest.statistics_checksum:
         yield "statistics_checksum: expected one, as episodes are excluded; found none"
+
+
+def _out_of_order(values: Sequence[Any]) -> list[Any]:
+    """The neighbours that do not ascend, both of each pair."""
+    return [value for pair in itertools.pairwise(values) if not pair[0] < pair[1] for value in pair]
+
+
+def _few(values: Sequence[object]) -> str:
+    """A list whose first elements are shown: there may be a million."""
+    return f"[{first_few([*map(repr, values)])}]"
 
 
 def _encoder_problems(manifest: Manifest) -> Iterator[str]:

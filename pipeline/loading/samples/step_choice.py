@@ -13,10 +13,7 @@ from pipeline.loading.samples.dataset_config import DatasetConfig
 from pipeline.loading.samples.selection import Selection, Stratum
 from pipeline.loading.samples.success import success_problems, successes
 from pipeline.loading.samples.task_globs import TaskGlobs
-from pipeline.terminal import ranges
-
-_SHOWN = 5
-"""Segments and instructions that an error lists."""
+from pipeline.terminal import first_few, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +208,7 @@ def choice_problems(dataset: Dataset, part: DatasetConfig) -> Iterator[UserError
         yield UserError(
             where=f"{dataset.path}, segments",
             expected="ends of at most the steps of their episodes",
-            found=_listed([f"{e} {a} {z} of {lengths[e]} steps" for e, a, z in beyond]),
+            found=first_few([f"{e} {a} {z} of {lengths[e]} steps" for e, a, z in beyond]),
             remedy="Count the steps of each episode from 0; a segment ends before its last number.",
         )
     globs = {"tasks": part.tasks, "task_weights": tuple(glob for glob, _ in part.task_weights)}
@@ -295,12 +292,7 @@ def _glob_problems(dataset: Dataset, globs: Mapping[str, Sequence[str]]) -> Iter
         if next(known.rows(glob), None) is None:
             yield UserError(
                 where=f"{dataset.path}, {field}",
-                expected="a glob over its instructions: " + _listed(tasks, "; "),
+                expected="a glob over its instructions: " + first_few(tasks, "; "),
                 found=repr(glob),
                 remedy=did_you_mean(glob, tasks) + "Fix the glob, such as '*bowl*'.",
             )
-
-
-def _listed(texts: Sequence[str], separator: str = ", ") -> str:
-    more = f"{separator}and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
-    return separator.join(texts[:_SHOWN]) + more

@@ -499,4 +499,4 @@ def test_an_error_lists_a_few_of_many_instructions(path: pathlib.Path) -> None:
     (error,) = choice_problems(dataclasses.replace(dataset, manifest=manifest), part)
     expected = "a glob over its instructions: open drawer 0; open drawer 1; "
     assert error.expected.startswith(expected)
-    assert error.expected.endswith("; open drawer 4; and 995 more")
+    assert error.expected.endswith("; open drawer 4 and 995 more")
