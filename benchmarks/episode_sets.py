@@ -19,6 +19,7 @@ import tyro
 from etils import epath
 from PIL import Image
 
+from pipeline.data.action_hashes import hash_actions, to_texts
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset_writer import ShardWriter, write_manifest
 from pipeline.data.manifest import FORMAT_VERSION, Manifest, Shard
@@ -83,6 +84,7 @@ def write_episodes(directory: pathlib.Path, num_episodes: int) -> None:
       num_episodes: Number of episodes.
     """
     statistics = Accumulator()
+    hashes: list[int] = []
     shards: dict[str, list[Shard]] = {EPISODES: [], STEPS: []}
     images = list(_images())
     rng = np.random.default_rng(0)
@@ -92,6 +94,7 @@ def write_episodes(directory: pathlib.Path, num_episodes: int) -> None:
         # One by one, as a conversion does: the order of the pieces is part of the result.
         for action in actions:
             statistics.add(action)
+            hashes.append(hash_actions(action))
         names = {column: _file(column, number, len(sizes)) for column in shards}
         layouts = [RecordLayout(column) for column in _SCHEMA.columns]
         with ShardWriter(directory, names[EPISODES]) as writer:
@@ -105,7 +108,7 @@ def write_episodes(directory: pathlib.Path, num_episodes: int) -> None:
                 writer.write(layouts[1].encode((number, index), 1, values))
         shards[STEPS].append(writer.finished())
     lengths = np.full(num_episodes, _STEPS_PER_EPISODE)
-    _write_manifest(directory, lengths, shards, statistics.finish())
+    _write_manifest(directory, lengths, shards, hashes, statistics.finish())
 
 
 def write_without_records(directory: pathlib.Path, num_episodes: int, num_steps: int) -> None:
@@ -137,13 +140,15 @@ def write_without_records(directory: pathlib.Path, num_episodes: int, num_steps:
     statistics = Accumulator()
     statistics.add(values)
     found = dataclasses.replace(statistics.finish(), count=num_steps)
-    _write_manifest(directory, lengths, shards, found)
+    hashes = rng.integers(0, 2**64, num_episodes, np.uint64).tolist()
+    _write_manifest(directory, lengths, shards, hashes, found)
 
 
 def _write_manifest(
     directory: pathlib.Path,
     lengths: np.ndarray,
     shards: dict[str, list[Shard]],
+    hashes: list[int],
     statistics: FeatureStatistics,
 ) -> None:
     num_episodes = len(lengths)
@@ -163,6 +168,7 @@ def _write_manifest(
         conventions=_CONVENTIONS,
         licences=dict.fromkeys(shards, "CC0-1.0"),
         provenance={"source": "benchmarks/episode_sets.py"},
+        action_hashes=to_texts(hashes, shards[EPISODES]),
     )
     write_manifest(epath.Path(directory), manifest, {ACTION: statistics})
 
