@@ -137,7 +137,7 @@ class Setup:
 
     def estimate_memory(self) -> MemoryEstimate:
         """Estimates the memory of the training step on one device."""
-        return estimate_memory(self.config, self.state, self.batch, self.mesh.size)
+        return estimate_memory(self.config, self.state, self.batch, self.mesh.size, self.table)
 
     def encode_language(self, params: Any) -> LanguageTable:
         """Computes a frozen encoder's output for every instruction of the run, once."""

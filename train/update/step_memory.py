@@ -35,23 +35,34 @@ class MemoryEstimate:
     """Activations kept for the backward pass; approximate."""
     batches: int
     """Two batches: the current and the next one."""
+    instructions: int = 0
+    """Outputs of a frozen language encoder for all instructions of the run; exact."""
 
     @property
     def total(self) -> int:
         """Returns the sum of all parts."""
-        return self.state + self.gradients + self.activations + self.batches
+        return sum(dataclasses.astuple(self))
 
     def __str__(self) -> str:
-        """Returns e.g. `about 4.8 GB: state 0.8, gradients 0.1, activations 3.8, batches 0.1`."""
+        """Returns e.g. `about 4.8 GB (state 0.80, gradients 0.10, activations 3.80, batches 0.10)`.
+
+        Instructions are listed where there are so many that they count.
+        """
+        sizes = {name: f"{size / 1e9:.2f}" for name, size in dataclasses.asdict(self).items()}
         parts = ", ".join(
-            f"{field.name} {getattr(self, field.name) / 1e9:.2f}"
-            for field in dataclasses.fields(self)
+            f"{name} {size}"
+            for name, size in sizes.items()
+            if (name, size) != ("instructions", "0.00")
         )
         return f"about {self.total / 1e9:.1f} GB ({parts})"
 
 
 def estimate_memory(
-    config: TrainConfig, state: TrainState, batch: Any, num_devices: int
+    config: TrainConfig,
+    state: TrainState,
+    batch: Any,
+    num_devices: int,
+    table: jax.ShapeDtypeStruct | None = None,
 ) -> MemoryEstimate:
     """Estimates a training step's memory; the formula for activations was fitted to octo-small.
 
@@ -60,6 +71,7 @@ def estimate_memory(
       state: The state's shapes, with shardings.
       batch: The shapes of a batch.
       num_devices: Number of devices that the batch is sharded across.
+      table: The shape of the language table, which every device holds whole; None: there is none.
     """
     trained, _ = split_frozen(state.params, config.frozen)
     parts = num_devices * config.optimizer.accumulation_steps
@@ -72,6 +84,7 @@ def estimate_memory(
         activations=samples * activation_bytes(config.model, config.data.window_size),
         # The current batch and the one that is being transferred.
         batches=2 * batch_bytes // num_devices,
+        instructions=0 if table is None else table.size * table.dtype.itemsize,
     )
 
 

@@ -21,6 +21,8 @@ from train.update.optimizer import Parameters, join_frozen, split_frozen
 from train.update.train_state import TrainState
 
 _RGB = 3
+_TEXTS_AT_ONCE = 1024
+"""Maximum number of instructions that are encoded together: 100,000 take 20 GB in T5-base."""
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 LanguageTable = jax.Array | None
@@ -236,7 +238,22 @@ def make_language_table(config: OctoConfig, params: Any, tasks: TaskTable) -> La
     empty_ids, empty_mask = blank(config.language.max_length)
     ids = jnp.asarray(np.concatenate([tasks.input_ids, empty_ids[None]]))
     mask = jnp.asarray(np.concatenate([tasks.attention_mask, empty_mask[None]]))
-    return encode_texts(OctoModule(config), params, ids, mask)
+    return _in_parts(lambda *part: encode_texts(OctoModule(config), params, *part), ids, mask)
+
+
+def _in_parts(encode: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Encodes at most 1,024 rows at a time, and returns the results of all."""
+    rows = len(arrays[0])
+    if rows <= _TEXTS_AT_ONCE:
+        return encode(*arrays)
+    # Zeros fill the last part; their results are cut off.
+    fill = -rows % _TEXTS_AT_ONCE
+    parts = [
+        jnp.pad(one, ((0, fill), (0, 0))).reshape(-1, _TEXTS_AT_ONCE, *one.shape[1:])
+        for one in arrays
+    ]
+    encoded = jax.lax.map(lambda part: encode(*part), tuple(parts))
+    return encoded.reshape(-1, *encoded.shape[2:])[:rows]
 
 
 def look_up_language(batch: Batch, table: jax.Array) -> Batch:

@@ -17,6 +17,7 @@ from pipeline.loading.text import load_vocabulary
 from tests.parameters import random_params
 from tests.rounding import EPSILON, TERMS, assert_equal_but_for_rounding
 from train.flags import load_config
+from train.update import train_step
 from train.update.optimizer import learning_rate, make_optimizer, split_frozen
 from train.update.train_state import TrainState, averaged_params, first_state, shard_structs
 from train.update.train_step import (
@@ -83,6 +84,19 @@ def started(config) -> tuple[TrainState, object]:
 def table(config, loader):
     make = jax.jit(lambda params: make_language_table(config.model, params, loader.tasks))
     return make(random_params(config.model))
+
+
+def test_many_instructions_are_encoded_in_parts(config, loader, table, monkeypatch):
+    tasks = loader.tasks
+    five = np.arange(5) % len(tasks.texts)
+    many = dataclasses.replace(
+        tasks, input_ids=tasks.input_ids[five], attention_mask=tasks.attention_mask[five]
+    )
+    monkeypatch.setattr(train_step, "_TEXTS_AT_ONCE", 4)
+    make = jax.jit(lambda params: make_language_table(config.model, params, many))
+    found = make(random_params(config.model))
+    # The last row is the empty text.
+    np.testing.assert_allclose(found, table[np.append(five, -1)], rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
