@@ -1,23 +1,45 @@
 """Connects the processes of a multi-host run, and lets them agree on errors and signals."""
 
+import atexit
+import dataclasses
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import pathlib
+import socket
+import subprocess
+import sys
+import traceback
 import urllib.request
 from collections.abc import Callable
 from typing import TypeVar, cast
 
 import jax
 import numpy as np
+
+# Not public, but what Orbax uses as well: nothing public finds the address of process 0, and
+# nothing public exchanges a text without a collective.
+from jax._src import distributed as jax_distributed
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_INTERRUPTED, UserError
+from train.processes import relay
+from train.processes.liveness import Address, Liveness
+
+_log = logging.getLogger("train.run")
 
 _COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 _COUNT = "JAX_NUM_PROCESSES"
 _INDEX = "JAX_PROCESS_ID"
+_JOIN_S = 300
+"""How long a process waits for the others to start."""
+_KEY = "octograin/liveness"
+"""Where process 0 publishes how the others reach it."""
+_relays: list[subprocess.Popen[bytes]] = []
+_watches: list[Liveness] = []
 _METADATA_S = 5.0
 """Timeout of the metadata server, which runs on the host itself."""
 _ERROR_BYTES = 1 << 16
@@ -43,14 +65,20 @@ def join() -> None:
             found=f"{', '.join(missing)} missing",
             remedy="Set it for every process, or unset the others.",
         )
+    # A single task of a scheduler must not wait for others.
+    if missing and _slurm_tasks() == 1 and _tpu_hosts() == 1:
+        return
     try:
-        if not missing:
-            jax.distributed.initialize(
-                named[_COORDINATOR], int(named[_COUNT] or 0), int(named[_INDEX] or 0)
-            )
-        elif _slurm_tasks() > 1 or _tpu_hosts() > 1:
-            # jax finds the addresses by itself on both; a single task must not wait for others.
-            jax.distributed.initialize()
+        # On Slurm and TPUs, jax finds by itself what is not set.
+        address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            named[_COORDINATOR],
+            None if missing else int(named[_COUNT] or 0),
+            None if missing else int(named[_INDEX] or 0),
+            *(None, None, _JOIN_S),
+        )
+        # Process 0 hosts the service, so it outlives the connection of no other process.
+        reached = _relayed(address) if index and address else address
+        jax.distributed.initialize(reached, count, index, initialization_timeout=_JOIN_S)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             where="jax.distributed",
@@ -58,6 +86,72 @@ def join() -> None:
             found=" ".join(str(error).split()),
             remedy="Check that every process starts, and that they reach process 0.",
         ) from error
+    _watch_others(cast(str, address))
+
+
+def _relayed(address: str) -> str:
+    """Starts a relay to the service of process 0, and returns the relay's own address."""
+    host, _, port = address.rpartition(":")
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", relay.__file__, host.strip("[]"), port],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Or else Ctrl-C would end it.
+        start_new_session=True,
+    )
+    # It ends with this process, when its stdin is closed.
+    _relays.append(process)
+    assert process.stdout is not None
+    return f"localhost:{int(process.stdout.readline())}"
+
+
+def _watch_others(address: str) -> None:
+    """Ends this process from now on if another one dies; `address` is that of process 0."""
+    client = jax_distributed.global_state.client
+    assert client is not None
+    index, host = jax_distributed.global_state.process_id, socket.gethostname()
+    if index == 0:
+        liveness = Liveness(index, host)
+        zero = liveness.address(address.rpartition(":")[0].strip("[]"))
+        client.key_value_set(_KEY, json.dumps(dataclasses.astuple(zero)))
+    else:
+        zero = Address(*json.loads(client.blocking_key_value_get(_KEY, _JOIN_S * 1000)))
+        try:
+            liveness = Liveness(index, host, zero)
+        except OSError as error:
+            # The run itself needs other ports, which may be open.
+            _log.warning(
+                "process %d cannot reach port %d of %s (%s): if another process dies, it ends after "
+                "minutes instead of seconds",
+                *(index, zero.port, zero.host, error.strerror or error),
+            )
+            return
+    _watches.append(liveness)
+    # Before jax leaves the service: callbacks run in reverse order.
+    atexit.register(liveness.leave)
+
+
+def end_all(error: BaseException) -> None:
+    """Ends all processes of the run because of an error that this one alone has; then the run can
+    be resumed. Without other processes it returns at once.
+
+    If the error is a consequence of another process's death, this process reports that one.
+
+    Args:
+      error: The error; of a `KeyboardInterrupt` no traceback is printed.
+    """
+    if not _watches:
+        return
+    is_interrupt = isinstance(error, KeyboardInterrupt)
+    text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
+    _watches[0].fail("that it was interrupted" if is_interrupt else text)
+    if is_interrupt:
+        sys.stderr.write("interrupted; --resume continues from the last checkpoint\n")
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    # `os._exit`: jax and Orbax would wait for the other processes, which have ended.
+    os._exit(EXIT_INTERRUPTED if is_interrupt else 1)
 
 
 def is_writer() -> bool:

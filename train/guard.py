@@ -97,12 +97,31 @@ class Guard:
         self._watcher.start()
         return self
 
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Restores the previous signal handlers; logs a stop, now that the state is on disk."""
+        self._end_all(error)
         self.release()
         if isinstance(error, Stopped):
             by = error.by.name if error.by else "another process"
             _log.warning("stopped by %s; the state is saved: %s", by, error.remedy)
+
+    @contextlib.contextmanager
+    def unexpected(self) -> Iterator[None]:
+        """Ends all processes at an error in the block that no process agreed on.
+
+        The guard itself does so when it is left. Use this further inside, where what is left before
+        waits for the other processes, such as for their part of a checkpoint.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._end_all(error)
+            raise
+
+    def _end_all(self, error: BaseException | None) -> None:
+        """Ends all processes, unless the error is one that all of them have."""
+        if error is not None and not isinstance(error, (UserError, Stopped, SystemExit)):
+            distributed.end_all(error)
 
     def release(self) -> None:
         """Restores the previous signal handlers; to be called once a signal can lose nothing."""

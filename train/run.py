@@ -216,7 +216,7 @@ def _train(setup: Setup, position: int | None, directory: pathlib.Path, guard: G
             # A run may have been stopped between a save and its validation.
             if position and config.is_validated_after(step) and log.lacks_validation(step):
                 validate()
-            with contextlib.closing(loader.batches(step)) as batches:
+            with contextlib.closing(loader.batches(step)) as batches, guard.unexpected():
                 on_devices = device.one_ahead(batches, setup.sharding)
                 log.start_clock()
                 while step < config.num_steps:
