@@ -121,8 +121,8 @@ def _watch_others(address: str) -> None:
         except OSError as error:
             # The run itself needs other ports, which may be open.
             _log.warning(
-                "process %d cannot reach port %d of %s (%s): if another process dies, it ends after "
-                "minutes instead of seconds",
+                "process %d cannot reach port %d of %s (%s): if another process dies, this one "
+                "ends after minutes",
                 *(index, zero.port, zero.host, error.strerror or error),
             )
             return
@@ -132,10 +132,10 @@ def _watch_others(address: str) -> None:
 
 
 def end_all(error: BaseException) -> None:
-    """Ends all processes of the run because of an error that this one alone has; then the run can
-    be resumed. Without other processes it returns at once.
+    """Ends all processes of the run because of an error that this one alone has.
 
-    If the error is a consequence of another process's death, this process reports that one.
+    If it follows from another process's death, this process reports that one instead. A run of one
+    process continues: the function returns at once.
 
     Args:
       error: The error; of a `KeyboardInterrupt` no traceback is printed.

@@ -23,7 +23,7 @@ _BEAT_S = 1.0
 _SILENCE_S = 55.0
 """A process that sends none for this long counts as dead; then all others end within 60 s."""
 _SUSPECT_S = 3.0
-"""If a process fails while another has been silent for this long, the silent one may be the cause."""
+"""If a process fails while another has been silent for this long, that one may be the cause."""
 _CONNECT_S = 20.0
 _LONGEST_BYTES = 1 << 16
 """The longest message."""
