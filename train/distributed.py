@@ -36,6 +36,9 @@ _COUNT = "JAX_NUM_PROCESSES"
 _INDEX = "JAX_PROCESS_ID"
 _JOIN_S = 300
 """How long a process waits for the others to start."""
+_JAX_SILENCE_S = 240
+"""JAX aborts all processes after such a silence, or after half of it, as it hears each process only
+every 120 s. `Liveness` comes first, with one line instead of a stack trace."""
 _KEY = "octograin/liveness"
 """Where process 0 publishes how the others reach it."""
 _relays: list[subprocess.Popen[bytes]] = []
@@ -76,9 +79,13 @@ def join() -> None:
             None if missing else int(named[_INDEX] or 0),
             *(None, None, _JOIN_S),
         )
-        # Process 0 hosts the service, so it outlives the connection of no other process.
+        # Process 0 hosts the service itself.
         reached = _relayed(address) if index and address else address
-        jax.distributed.initialize(reached, count, index, initialization_timeout=_JOIN_S)
+        jax.distributed.initialize(
+            *(reached, count, index),
+            initialization_timeout=_JOIN_S,
+            heartbeat_timeout_seconds=_JAX_SILENCE_S,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             where="jax.distributed",

@@ -1,5 +1,7 @@
 import hashlib
 import http.server
+import signal
+import socket
 import threading
 
 import jax
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from tests.processes import Command
 from train import distributed
+from train.processes.liveness import EXIT_OTHER_DIED
 
 ENDPOINTS = "/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 VARIABLES = (
@@ -28,9 +32,16 @@ def joined(monkeypatch):
     monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
     monkeypatch.setattr(distributed, "_has_tpu", lambda: False)
     asked = []
+    # What jax finds out about a cluster is its own; here it finds one host, this one, of two.
     monkeypatch.setattr(
-        distributed.jax.distributed, "initialize", lambda *named: asked.append(named)
+        distributed.ClusterEnv,
+        "auto_detect_unset_distributed_params",
+        lambda address, *_: (address or "node0:1234", 2, 0, None),
     )
+    monkeypatch.setattr(
+        distributed.jax.distributed, "initialize", lambda *named, **_: asked.append(named)
+    )
+    monkeypatch.setattr(distributed, "_watch_others", lambda address: None)
     return asked
 
 
@@ -47,7 +58,7 @@ def test_tasks_of_a_step_are_joined_not_those_of_an_allocation(monkeypatch, join
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     distributed.join()
-    assert joined == [()] * is_joined
+    assert joined == [("node0:1234", 2, 0)] * is_joined
 
 
 def test_half_a_cluster_is_reported(monkeypatch, joined):
@@ -74,7 +85,7 @@ def test_hosts_of_a_slice_are_joined(monkeypatch, joined, env, is_joined):
     assert not joined  # there is no TPU
     monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
     distributed.join()
-    assert joined == [()] * is_joined
+    assert joined == [("node0:1234", 2, 0)] * is_joined
 
 
 @pytest.mark.parametrize(
@@ -110,7 +121,7 @@ def test_a_cloud_tpu_vm_learns_its_hosts_from_the_metadata_server(
         distributed.join()
         server.shutdown()
         thread.join()
-    assert joined == [()] * is_joined
+    assert joined == [("node0:1234", 2, 0)] * is_joined
 
 
 def test_device_files_without_the_library_are_no_tpu(monkeypatch):
@@ -146,3 +157,27 @@ def test_an_error_of_any_text_reaches_the_other_processes(monkeypatch, character
     received = distributed._error_of(0, UserError(**texts))
     assert received.where.startswith("process 0, ")
     assert len(received.remedy) == 2340
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_meet_the_same_error_and_end_when_one_dies(index):
+    """Process 0 hosts the service whose loss makes JAX abort with a stack trace."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    env |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    both = [
+        Command("tests.train.joined_pair", index, env=env | {"JAX_PROCESS_ID": str(one)})
+        for one in range(2)
+    ]
+    dying, other = both[index], both[1 - index]
+    dying.finish(-signal.SIGKILL)
+    other.finish(EXIT_OTHER_DIED)
+    for one in both:
+        assert "process 0, the claim: expected a; found b. Fix it." in one.stdout
+    # Gloo reports its connections on stdout or stderr, before.
+    errors = [line for line in other.stderr.splitlines() if not line.startswith("[Gloo]")]
+    assert len(errors) == 1, other.stderr
+    assert errors[0].startswith(f"error: process {index} on {socket.gethostname()}: ")
+    assert "found that it was killed (out of memory, for example)" in errors[0]

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 from pipeline.errors import UserError
 
@@ -152,6 +152,14 @@ class Liveness:
             dead = self._dead()
             if dead is not None:
                 self._conclude(dead)
+            if self._own.state == "leaving" and not any(link.is_open for link in self._links):
+                self._is_over.set()
+        self._close()
+
+    def _close(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            cast(socket.socket, key.fileobj).close()
+        self._selector.close()
 
     def _add(self, connection: socket.socket, other: _Member) -> None:
         # A process that does not read must not block the thread; messages are short.
