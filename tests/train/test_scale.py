@@ -17,11 +17,12 @@ import pytest
 
 from pipeline.loading.data_config import DatasetConfig
 from tests.processes import Command
-from tests.train.save_moments import signal_at_save
+from tests.train.save_moments import compile_in_turns, in_order, signal_at_save
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.checkpoints.run_directory import claimed
 from train.flags import Flags, load_config
 from train.metrics.step_metrics import read_metrics
+from train.processes.liveness import EXIT_OTHER_DIED
 from train.run import run
 from train.train_config import ValidationConfig
 
@@ -192,10 +193,17 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start_two(config_path, dataset, directory, *flags):
-    """Two processes of one run."""
-    env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+def start_all(count, config_path, dataset, directory, *flags, dies=None, at_save=0):
+    """The processes of one run; one of them may be killed while it writes a checkpoint."""
+    env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     env |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    compiled = directory.with_name(f"{directory.name} compiled by {count}")
+
+    def before(index):
+        turns = functools.partial(compile_in_turns, index, compiled)
+        killed = functools.partial(signal_at_save, at_save, signal.SIGKILL)
+        return functools.partial(in_order, turns, killed) if index == dies else turns
+
     return [
         start(
             config_path,
@@ -204,9 +212,13 @@ def start_two(config_path, dataset, directory, *flags):
             *flags,
             devices=1,
             env=env | {"JAX_PROCESS_ID": str(index)},
+            before=before(index),
         )
-        for index in range(2)
+        for index in range(count)
     ]
+
+
+start_two = functools.partial(start_all, 2)
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +283,7 @@ def test_a_corrupt_record_in_one_process_ends_both_which_continue_without_it(
     assert [row.step for row in read_metrics(directory)] == list(range(1, step + 4))
 
 
+@pytest.mark.slow
 def test_every_process_logs_who_is_at_work(undisturbed, tiny_config_path, mini_dataset):
     directory = undisturbed.with_name("in_use")
     config = dataclasses.replace(load_config(str(tiny_config_path)), save_dir=str(directory))
@@ -299,3 +312,28 @@ def test_a_second_signal_ends_a_process_that_waits_for_another(
     assert "SIGTERM: stopping; a second one after 5 s ends the run unsaved" in output
     assert "ended by a second SIGTERM; --resume continues from the last checkpoint" in output
     silent.kill()
+
+
+@pytest.mark.slow
+def test_a_run_of_eight_processes_of_which_one_is_killed_continues_on_four_and_on_one(
+    undisturbed, tiny_config_path, mini_dataset
+):
+    """Killed while it writes a checkpoint: with fewer processes, the batches are the same."""
+    alone, directory = undisturbed.with_name("of one"), undisturbed.with_name("of eight")
+    flags = ("--config.batch_size=8", "--config.save_interval=3", "--config.num_steps=12")
+    start(tiny_config_path, mini_dataset, alone, *flags, devices=1).finish()
+    for count, dies, at_save in ((8, 5, 6), (4, 0, 9)):
+        resume = ("--resume",) if count < 8 else ()
+        command = (count, tiny_config_path, mini_dataset, directory, *flags, *resume)
+        processes = start_all(*command, dies=dies, at_save=at_save)
+        processes[dies].finish(-signal.SIGKILL)
+        for index, process in enumerate(processes):
+            if index != dies:
+                process.finish(EXIT_OTHER_DIED)
+                (error,) = (line for line in process.stderr.splitlines() if "error: " in line)
+                assert error.startswith(f"error: process {dies} on {socket.gethostname()}: ")
+                assert "Traceback" not in process.stderr
+        for step in steps_of(directory):
+            read_checkpoint(directory, step)
+    start(tiny_config_path, mini_dataset, directory, *flags, "--resume", devices=1).finish()
+    close_to(directory, alone, 12)
