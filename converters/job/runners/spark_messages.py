@@ -105,8 +105,10 @@ def not_started(error: Exception, log: DriverLog) -> UserError:
 def failed(error: Exception, log: DriverLog) -> UserError:
     """The error of a job that did not run to its end."""
     found = reason(error)
-    if not _is_of_java(error) or "stopped SparkContext" in found or "was shut down" in found:
-        # It says only that the driver has ended, and not why.
+    if not _is_of_java(error):
+        found = log.cause() or f"that the driver has ended ({found})"
+    elif "stopped SparkContext" in found or "was shut down" in found:
+        # Why is in the log alone.
         found = log.cause() or found
     remedy = "See Spark's own log, and run the same command again: it resumes from here."
     if "ModuleNotFoundError" in found or "PYTHON_VERSION_MISMATCH" in found:

@@ -219,10 +219,20 @@ def _context(gateway: Any) -> Iterator[Any]:
     try:
         yield context
     finally:
-        with warnings.catch_warnings():
-            # That the driver has ended is the error of the job.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            # Also ends a job that still runs.
+        # Also ends a job that still runs.
+        _stop(context)
+
+
+def _stop(context: Any) -> None:
+    from py4j.protocol import Py4JError  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    with warnings.catch_warnings():
+        # That the driver has ended is the error of the job.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            context.stop()
+        except (Py4JError, ConnectionError, EOFError):
+            # Now it knows that the driver has ended, and stops what is in this process.
             context.stop()
 
 

@@ -143,6 +143,41 @@ def test_a_driver_without_java_is_explained(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "log", "found"),
+    [
+        (
+            "[Errno 111] refused",
+            b"",
+            "that the driver has ended ([Errno 111] refused). See Spark's",
+        ),
+        ("[Errno 111] refused", b"d t ERROR Shutdown: No room\n", "Shutdown: No room. See Spark's"),
+        (
+            "called\n: X: Cannot call methods on a stopped SparkContext.",
+            b"d t ERROR Backend: All masters are unresponsive! Giving up.\n",
+            "Backend: All masters are unresponsive! Giving up. See Spark's own log, and run the",
+        ),
+        (
+            "called\n: X: Job aborted: code 137",
+            b"d t ERROR Y: Z\n",
+            "X: Job aborted: code 137.",
+        ),
+        (
+            f"called\n: X: {_RAISED}",
+            b"",
+            "'octograin'. Executors run the interpreter that",
+        ),
+    ],
+)
+def test_a_job_that_fails_is_explained(error: str, log: bytes, found: str) -> None:
+    driver = DriverLog()
+    with driver.pipe() as descriptor:
+        os.write(descriptor, log)
+    message = str(spark_messages.failed(RuntimeError(error), driver))
+    assert message.startswith("--runner spark: expected its job to run to its end; found ")
+    assert found in message
+
+
 # --- on Spark
 
 
