@@ -42,6 +42,7 @@ from pipeline.files import (
     writing,
 )
 from pipeline.flag_help import joined_help
+from pipeline.loading.samples.success import recorded_successes
 from pipeline.terminal import count, program, ranges, show
 
 _OF_CONVERSION = ("no_ops", "no_op_threshold")
@@ -84,7 +85,8 @@ class Args:
         str | None, tyro.conf.arg(metavar="EPISODES", constructor=str, help_behavior_hint="")
     ] = None
     """Episodes that failed, such as 3,7-9, while all others succeeded; none: all succeeded;
-    unknown: nothing is declared."""
+    recorded: those that failed by the feature success, so that no run reads it again; unknown:
+    nothing is declared."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")
     ] = ()
@@ -154,10 +156,25 @@ def _changed(before: Manifest, args: Args, where: str) -> tuple[Manifest, list[E
         edited, found = with_instruction_of(edited, listed, new, day, where)
         made += found
     if args.failed is not None:
-        edited, found = with_failed(edited, args.failed, day)
+        failed = _recorded_failures(where) if args.failed == "recorded" else args.failed
+        edited, found = with_failed(edited, failed, day)
         made += found
     edited, found = with_excluded(edited, args.exclude, args.include, day, where)
     return edited, made + found
+
+
+def _recorded_failures(directory: str) -> str:
+    """The episodes that failed by the feature `success` of their trajectories, as for --failed."""
+    opened = open_dataset(directory, keys=())
+    undeclared = dataclasses.replace(opened.manifest, failed_episodes=None)
+    dataset = dataclasses.replace(opened, manifest=undeclared)
+    failed = []
+    with job_progress.shown("success", len(dataset.kept_episodes)) as on_progress:
+        # Not of excluded episodes, which may be corrupt and are not used.
+        for episode, is_success in recorded_successes(dataset, dataset.kept_episodes.tolist()):
+            failed += [] if is_success else [episode]
+            on_progress(1, 1)
+    return ranges(failed, None) or "none"
 
 
 def _hashed(directory: epath.Path, manifest: Manifest) -> tuple[Manifest, list[str]]:

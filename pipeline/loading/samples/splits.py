@@ -20,6 +20,7 @@ from pipeline.loading.samples.step_choice import (
     chosen_spans,
     find_record,
     raise_together,
+    run_weights,
     runs_of,
     stratify,
     wanted_tasks,
@@ -72,8 +73,10 @@ def _select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Select
     spans = chosen_spans(dataset, part)
     if part.has_parts:
         runs = runs.inside(spans)
-    if part.outcome != "any":
+    succeeded = np.ones(dataset.num_episodes, bool)
+    if part.uses_success:
         succeeded = successes(dataset, runs.episodes, part.excluded)
+    if part.outcome != "any":
         runs = runs.at(succeeded[runs.episodes] == (part.outcome == "success"))
     if not len(runs.starts):
         raise UserError(
@@ -84,7 +87,8 @@ def _select(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> Select
         )
     selection = Selection(runs.starts, runs.counts, spans=spans)
     selection = _without_records(selection, dataset, excluded, config)
-    selection = stratify(dataset, part, runs, selection)
+    weights = run_weights(dataset, part, runs, succeeded)
+    selection = stratify(runs, weights, selection)
     for stratum in selection.strata or (Stratum(1.0, selection),):
         weight = f", steps of the weight {stratum.weight:g}" if selection.strata else ""
         stratum.selection.check(f"{dataset.path}{weight}")

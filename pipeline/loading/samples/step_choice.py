@@ -11,7 +11,7 @@ from pipeline.data.schema import Column
 from pipeline.errors import UserError, did_you_mean
 from pipeline.loading.samples.dataset_config import DatasetConfig
 from pipeline.loading.samples.selection import Selection, Stratum
-from pipeline.loading.samples.success import success_problems, successes
+from pipeline.loading.samples.success import success_problems
 from pipeline.loading.samples.task_globs import TaskGlobs
 from pipeline.terminal import first_few, ranges
 
@@ -125,62 +125,53 @@ def wanted_tasks(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
     return wanted
 
 
-def stratify(dataset: Dataset, part: DatasetConfig, runs: Runs, whole: Selection) -> Selection:
-    """Returns a selection with its strata, by the weights of its runs.
+def run_weights(
+    dataset: Dataset, part: DatasetConfig, runs: Runs, succeeded: np.ndarray
+) -> np.ndarray:
+    """Returns how often each step of stretches is sampled; float64 (runs).
 
     Args:
-      dataset: The dataset; trajectories are read where its episodes' success is stored in them.
+      dataset: The dataset.
       part: The config.
       runs: The selected stretches.
-      whole: The selection of all of them.
-
-    Raises:
-      RecordError: A trajectory that is read is corrupt.
+      succeeded: bool (episodes): whether each episode succeeded.
     """
-    of_tasks = _task_weights(dataset, part)
-    weights = of_tasks[runs.tasks]
-    # Not `np.unique` of all runs, which takes seconds for a million.
-    distinct = np.unique(of_tasks)
-    if part.failure_weight != 1:
-        succeeded = successes(dataset, runs.episodes, part.excluded)
-        weights = np.where(succeeded[runs.episodes], weights, weights * part.failure_weight)
-        distinct = np.unique([distinct, distinct * part.failure_weight])
-    strata = []
-    # The largest weight first.
-    for weight, rows in reversed([*_grouped(weights, distinct)]):
-        own = runs.at(rows)
-        selection = dataclasses.replace(whole, starts=own.starts, counts=own.counts)
-        strata.append(Stratum(weight, selection))
-    if [stratum.weight for stratum in strata] == [1]:
-        return whole
-    return dataclasses.replace(whole, strata=tuple(strata))
-
-
-def _task_weights(dataset: Dataset, part: DatasetConfig) -> np.ndarray:
-    """Returns how often the steps of each task are sampled; float64 (tasks)."""
-    weights = np.ones(len(dataset.manifest.tasks))
+    of_tasks = np.ones(len(dataset.manifest.tasks))
     if part.task_weights:
         globs = TaskGlobs(dataset.manifest.tasks)
         # The first glob that matches counts, so it is written last.
         for glob, weight in reversed(part.task_weights):
-            weights[[*globs.rows(glob)]] = weight
-    return weights
+            of_tasks[[*globs.rows(glob)]] = weight
+    weights = of_tasks[runs.tasks]
+    return np.where(succeeded[runs.episodes], weights, weights * part.failure_weight)
 
 
-def _grouped(weights: np.ndarray, distinct: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields each weight that occurs, ascending, and its rows, ascending, int64 (n).
+def stratify(runs: Runs, weights: np.ndarray, whole: Selection) -> Selection:
+    """Returns a selection with its strata.
 
     Args:
-      weights: float64 (rows), each one of `distinct`.
-      distinct: float64 (d), ascending.
+      runs: The selected stretches.
+      weights: float64 (runs): how often each step of them is sampled.
+      whole: The selection of all of them.
     """
-    codes = np.searchsorted(distinct, weights)
-    ends = np.cumsum(np.bincount(codes, minlength=len(distinct)))
+    if (weights == 1).all():
+        return whole
+    strata = []
+    # The largest weight first.
+    for weight, rows in reversed([*_grouped(weights)]):
+        own = runs.at(rows)
+        selection = dataclasses.replace(whole, starts=own.starts, counts=own.counts)
+        strata.append(Stratum(weight, selection))
+    return dataclasses.replace(whole, strata=tuple(strata))
+
+
+def _grouped(weights: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+    """Yields each weight that occurs, ascending, and its rows, ascending, int64 (n)."""
     # Sorted once: a mask of all rows for each of a hundred weights takes seconds for a million.
-    order = np.argsort(codes.astype(np.min_scalar_type(len(distinct))), kind="stable")
-    for weight, rows in zip(distinct.tolist(), np.split(order, ends[:-1]), strict=True):
-        if len(rows):
-            yield weight, rows
+    order = np.argsort(weights, kind="stable")
+    ordered = weights[order]
+    firsts = np.flatnonzero(np.diff(ordered, prepend=-1.0))
+    yield from zip(ordered[firsts].tolist(), np.split(order, firsts[1:]), strict=True)
 
 
 # --- what does not fit the dataset

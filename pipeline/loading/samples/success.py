@@ -1,7 +1,9 @@
 """Whether an episode succeeded: declared in the manifest, or recorded as a feature."""
 
+import logging
 import math
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from pipeline.errors import UserError
 
 FEATURES = ("success", "next/success")
 """Trajectories that say it, the first that a dataset has; the second is LeRobot's."""
+_NOTICEABLE_S = 5.0
+"""Seconds of reading after which the log says how later runs read nothing."""
+_log = logging.getLogger(__name__)
 
 
 def success_problems(dataset: Dataset) -> Iterator[UserError]:
@@ -47,19 +52,46 @@ def successes(dataset: Dataset, episodes: np.ndarray, excluded: Collection[str])
     if dataset.manifest.failed_episodes is not None:
         succeeded[list(dataset.manifest.failed_episodes)] = False
         return succeeded
-    key = _feature(dataset)
-    if key is None:
-        raise next(success_problems(dataset))
-    reader = dataset.columns[EPISODES]
+    reader, started, is_logged = dataset.columns[EPISODES], time.monotonic(), False
     lost = {reader.find(name) for name in excluded}
     asked = np.zeros(dataset.num_episodes, bool)
     asked[episodes] = True
-    for episode in np.flatnonzero(asked).tolist():
-        if episode not in lost:
-            value = np.asarray(reader.read(episode)[key])[-1]
-            # NaN is no success.
-            succeeded[episode] = bool((value > 0).all())
+    for episode, is_success in recorded_successes(
+        dataset, (e for e in np.flatnonzero(asked).tolist() if e not in lost)
+    ):
+        succeeded[episode] = is_success
+        if not is_logged and time.monotonic() - started > _NOTICEABLE_S:
+            is_logged = True
+            _log.warning(
+                "%s: success is read from the trajectory of every episode at each start, %d of %d "
+                "so far; declare it once: %s %s --failed recorded",
+                dataset.path,
+                int(asked[: episode + 1].sum()),
+                int(asked.sum()),
+                EDIT,
+                dataset.path,
+            )
     return succeeded
+
+
+def recorded_successes(dataset: Dataset, episodes: Iterable[int]) -> Iterator[tuple[int, bool]]:
+    """Yields episodes and whether they succeeded by the feature of their trajectories.
+
+    Args:
+      dataset: The dataset.
+      episodes: Their numbers; each trajectory is read.
+
+    Raises:
+      UserError: The dataset has no such feature.
+      RecordError: A trajectory is corrupt.
+    """
+    key = _feature(dataset)
+    if key is None:
+        raise next(success_problems(dataset))
+    for episode in episodes:
+        value = np.asarray(dataset.columns[EPISODES].read(episode)[key])[-1]
+        # NaN is no success.
+        yield episode, bool((value > 0).all())
 
 
 def _feature(dataset: Dataset) -> str | None:

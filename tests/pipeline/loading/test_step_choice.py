@@ -218,6 +218,39 @@ def test_success_is_the_feature_at_the_last_step(tmp_path: pathlib.Path, key: st
         assert steps_of(open_dataset(out), outcome="success") == successes
 
 
+def test_recorded_success_is_declared_so_that_no_trajectory_is_read(
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = write_dataset(tmp_path / "out", SHAPES | {"success": ended(1, -1, 0, math.nan)})
+    settings = {"outcome": "failure", "failure_weight": 0.5}
+    monkeypatch.setattr("pipeline.loading.samples.success._NOTICEABLE_S", 0.0)
+    before = loader_of(out, settings).state(0)
+    (message,) = caplog.messages
+    assert message == (
+        f"{out}: success is read from the trajectory of every episode at each start, 1 of 4 so "
+        f"far; declare it once: octograin edit {out} --failed recorded"
+    )
+    edit(Args(str(out), failed="3"))
+    (line,) = edit(Args(str(out), failed="recorded")).splitlines()
+    assert line.endswith('failed_episodes: "3" -> "1-3"')
+    caplog.clear()
+    (out / "episodes" / "0.arrayrecord").write_bytes(
+        bytes((out / "episodes" / "0.arrayrecord").stat().st_size)
+    )
+    assert loader_of(out, settings).state(0) == before
+    assert not caplog.messages
+    # Excluded episodes may be corrupt; others may not.
+    with pytest.raises(DataError, match="expected 4 records"):
+        edit(Args(str(out), failed="recorded"))
+
+
+def test_no_feature_is_no_recorded_success(path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="neither declared failures nor a feature success"):
+        edit(Args(str(path), failed="recorded"))
+
+
 def test_unknown_success_is_an_error_that_says_how_to_declare_it(path: pathlib.Path) -> None:
     message = (
         r"outcome and failure_weight: expected to know which episodes succeeded; found neither "
