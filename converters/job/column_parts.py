@@ -19,7 +19,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from etils import epath
 
-from converters.job.file_ownership import children
 from pipeline.data.manifest import WORK
 from pipeline.errors import UserError
 from pipeline.files import locked
@@ -181,11 +180,13 @@ def claim_files(directory: epath.Path, column: str | None = None) -> list[epath.
 
 
 def _claims(directory: epath.Path) -> list[_Claim]:
-    found = []
-    for path in children(directory / WORK):
-        match = re.fullmatch(r"(.+)\.part-(\d{1,6})-of-(\d{1,6})\.lock", path.name)
+    """The lock files of parts in a dataset, of any column."""
+    work, found = pathlib.Path(directory) / WORK, []
+    # Names alone, as there may be a file for each of thousands of shards beside them.
+    for name in sorted(os.listdir(work)) if work.exists() else ():
+        match = re.fullmatch(r"(.+)\.part-(\d{1,6})-of-(\d{1,6})\.lock", name)
         if match and 1 <= int(match[2]) <= int(match[3]) <= _LARGEST_COUNT:
-            found.append(_Claim(pathlib.Path(path), match[1], Part(int(match[2]), int(match[3]))))
+            found.append(_Claim(work / name, match[1], Part(int(match[2]), int(match[3]))))
     return found
 
 
