@@ -4,6 +4,8 @@ import itertools
 import logging
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Callable, Sequence
 
 from pipeline.data.column_reader import ColumnReader
@@ -17,6 +19,9 @@ _WARN_LOOKS = 6
 """A read that this many looks find unfinished is logged."""
 _FAIL_LOOKS = 60
 """A read that this many looks find unfinished ends the batches."""
+
+_END_S = 5.0
+"""Seconds that closing waits for the reads that are under way."""
 
 ForEach = Callable[[Callable[[int], None], int], None]
 """Calls a function with 0, 1, ..., n - 1, given n, and returns when all calls have returned."""
@@ -35,7 +40,8 @@ class SampleThreads:
     store that takes 20 ms for a read, 48 threads read 48 samples in the time of one. Samples of a
     batch that was asked for earlier come first.
 
-    The threads are daemons: one that hangs in a read does not keep the program from ending.
+    The threads are daemons: one that hangs in a read keeps the program from ending for five seconds
+    at most.
 
     Args:
       num_threads: Number of threads; 0: the thread that asks for a batch reads its samples.
@@ -49,9 +55,9 @@ class SampleThreads:
         self._works: set[_Work] = set()
         self._warned: set[tuple[float, str]] = set()
         self._is_closed = False
-        for number in range(num_threads):
-            name = f"read-samples-{number}"
-            threading.Thread(target=_work, args=(self._queue,), name=name, daemon=True).start()
+        started = [_start(number, self._queue) for number in range(num_threads)]
+        # Also where nobody calls `close`: when this object is freed, or the program ends.
+        self._end = weakref.finalize(self, _end, self._queue, started)
 
     def __call__(self, read: Callable[[int], None], num_samples: int) -> None:
         """Calls `read` for every sample; safe to call from several threads at once.
@@ -75,12 +81,11 @@ class SampleThreads:
         work.check()
 
     def close(self) -> None:
-        """Ends the threads, except those that hang in a read, and every call."""
+        """Ends every call and the threads, except those that hang in a read."""
         self._is_closed = True
         for work in list(self._works):
             work.cancel()
-        for _ in range(self._num_threads):
-            self._queue.put(None)
+        self._end()
 
     def _wait(self, work: "_Work") -> None:
         # Counts looks, not seconds: a process that was stopped for an hour is no slow store.
@@ -165,6 +170,27 @@ class _Work:
             raise errors[min(errors)]
         if self._num_left:
             raise RuntimeError("the loader was closed while this batch was made")
+
+
+def _start(number: int, works: "queue.SimpleQueue[_Work | None]") -> threading.Thread:
+    name = f"read-samples-{number}"
+    thread = threading.Thread(target=_work, args=(works,), name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _end(works: "queue.SimpleQueue[_Work | None]", threads: Sequence[threading.Thread]) -> None:
+    """Ends threads, and waits for the reads that they are in.
+
+    A thread that returns from ArrayRecord while Python is being torn down aborts the process.
+    """
+    for _ in threads:
+        works.put(None)
+    last = time.monotonic() + _END_S
+    for thread in threads:
+        # One of them may have held the last reference.
+        if thread is not threading.current_thread():
+            thread.join(max(last - time.monotonic(), 0))
 
 
 def _work(works: "queue.SimpleQueue[_Work | None]") -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import logging
 import pathlib
@@ -27,6 +28,7 @@ def hung(monkeypatch: pytest.MonkeyPatch, mini_dataset: pathlib.Path) -> Callabl
     reader = open_dataset(str(mini_dataset)).columns["steps"]
     monkeypatch.setattr(ColumnReader, "_reader", lambda *_: answer.wait())
     monkeypatch.setattr(sample_threads, "_LOOK_S", 0.01)
+    monkeypatch.setattr(sample_threads, "_END_S", 0.01)
 
     def make(num_threads: int) -> tuple[SampleThreads, Callable[[int], object]]:
         return SampleThreads(num_threads, [reader]), lambda sample: reader.read(300 + sample)
@@ -104,6 +106,40 @@ def test_a_read_that_hangs_is_logged_once_and_then_ends_the_batches(
     threads.close()
 
 
+def running() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("read-samples")]
+
+
+def test_closing_waits_for_the_reads_under_way_and_begins_no_others() -> None:
+    threads, began, ended = SampleThreads(3, []), threading.Barrier(4), []
+
+    def read(sample: int) -> None:
+        began.wait(20)
+        time.sleep(0.1)
+        ended.append(sample)
+
+    def call() -> None:
+        with contextlib.suppress(RuntimeError):
+            threads(read, 9)
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    began.wait(20)
+    threads.close()
+    assert sorted(ended) == [0, 1, 2]
+    assert running() == []
+    calling.join(20)
+
+
+def test_threads_that_nobody_closes_end_with_what_they_read_for() -> None:
+    threads = SampleThreads(3, [])
+    threads(lambda _: None, 9)
+    assert len(running()) == 3
+    del threads
+    assert running() == []
+
+
 def test_closing_ends_a_call_whose_reads_hang(hung: Callable) -> None:
     threads, read = hung(2)
     caught = []
@@ -127,6 +163,8 @@ _HANGS = """
 import os, signal, sys, threading
 from octograin import open_loader
 from pipeline.data.column_reader import ColumnReader
+from pipeline.loading.reading import sample_threads
+sample_threads._END_S = 0.1
 def hang(*_):
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait()
