@@ -164,6 +164,7 @@ def _waits(loader: Loader, step_s: float, seconds: float) -> dict[str, float]:
         batches.close()
     return {
         "wait_percent": round(sum(waits[_WARM_UP_STEPS:]) / taken * 100, 2),
+        "longest_wait_s": round(max(waits[_WARM_UP_STEPS:]), 2),
         "first_batch_s": round(first_batch_s, 2),
         "cores": round(cpu / taken, 2),
     }

@@ -24,7 +24,9 @@ _CPU_SAMPLES = 3
 _MARGIN = 1.5
 """Threads for one that is busy all the time: some reads take longer than most."""
 _READY = 3
-"""Batches ahead that are ready, besides those being made: for reads that take longer than most."""
+"""Batches ahead that are ready, besides those being made."""
+_SLOWEST = 10
+"""How many times longer a read takes now and then: the batches ahead last for that time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +129,10 @@ class StoreSpeed:
         )
 
     def _batch_s(self, num_threads: int) -> float:
-        """Seconds in which threads read a batch: all samples at once, or as many as threads."""
-        return self.sample_s * max(self.batch_size / num_threads, 1)
+        """Seconds in which threads read a batch, one of whose reads takes longer than most."""
+        # All samples at once, or as many as there are threads.
+        usual_s = self.sample_s * max(self.batch_size / num_threads, 1)
+        return usual_s + _SLOWEST * max(one.read_s for one in self.columns)
 
     def __str__(self) -> str:
         """Such as `a sample takes 62 ms: episodes 20 ms, steps 2 x 20 ms, 1.2 ms of CPU`."""
