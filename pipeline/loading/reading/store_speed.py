@@ -23,10 +23,10 @@ _CPU_SAMPLES = 3
 """Samples that the CPU time is measured over."""
 _MARGIN = 1.5
 """Threads for one that is busy all the time: some reads take longer than most."""
-_READY = 3
+_READY = 2
 """Batches ahead that are ready, besides those being made."""
-_SLOWEST = 10
-"""How many times longer a read takes now and then: the batches ahead last for that time."""
+_STALL_S = 1.0
+"""Seconds for which the predicted batches ahead last while a store or a machine stalls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class StoreSpeed:
           step_s: Seconds of a training step.
         """
         num_threads = max(math.ceil(self.batch_size / step_s * self.sample_s * _MARGIN), 1)
-        prefetch = math.ceil(self._batch_s(num_threads) / step_s) + _READY
+        prefetch = math.ceil((self._batch_s(num_threads) + _STALL_S) / step_s) + _READY
         return Settings(num_threads, prefetch, self.memory.with_settings(num_threads, prefetch))
 
     def shortest_step_s(self, num_threads: int, prefetch_batches: int) -> float:
@@ -129,10 +129,8 @@ class StoreSpeed:
         )
 
     def _batch_s(self, num_threads: int) -> float:
-        """Seconds in which threads read a batch, one of whose reads takes longer than most."""
-        # All samples at once, or as many as there are threads.
-        usual_s = self.sample_s * max(self.batch_size / num_threads, 1)
-        return usual_s + _SLOWEST * max(one.read_s for one in self.columns)
+        """Seconds in which threads read a batch: all samples at once, or as many as threads."""
+        return self.sample_s * max(self.batch_size / num_threads, 1)
 
     def __str__(self) -> str:
         """Such as `a sample takes 62 ms: episodes 20 ms, steps 2 x 20 ms, 1.2 ms of CPU`."""
