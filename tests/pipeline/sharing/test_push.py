@@ -183,6 +183,7 @@ def test_excluded_episodes_stay_excluded(
 ) -> None:
     copy = pathlib.Path(shutil.copytree(dataset, tmp_path / "copy"))
     push(str(copy), NAME)
+    edit(Args(str(copy)))  # adds hashes of the actions
     edit(Args(str(copy), exclude="1"))
     push(str(copy), NAME)
     name = open_dataset(copy).manifest.statistics_name
@@ -191,6 +192,7 @@ def test_excluded_episodes_stay_excluded(
     pull(plan_pull(read_remote(pin(NAME)), tmp_path / "pulled"))
     pulled = open_dataset(tmp_path / "pulled")
     assert pulled.kept_episodes.tolist() == [0, 2, 3]
+    assert len(pulled.manifest.action_hashes[0]) == 4 * 16
     assert pulled.statistics["action"].count == 18
     # Episodes are taken back here as in any other dataset.
     edit(Args(str(tmp_path / "pulled"), include="1"))
