@@ -53,8 +53,6 @@ class Death:
     """The process that dies."""
     number: signal.Signals
     """SIGKILL, or SIGSTOP for a host that hangs."""
-    at_save: int | None = None
-    """The training step in whose checkpoint write it dies; None: between checkpoints."""
 
 
 def main() -> None:
@@ -80,12 +78,11 @@ def main() -> None:
         deaths = [
             Death(most, most - 1, signal.SIGKILL),
             Death(most, 0, signal.SIGKILL),
-            Death(most, most // 2, signal.SIGKILL, at_save=arguments.steps // 2),
             Death(most, most - 1, signal.SIGSTOP),
             Death(most, 0, signal.SIGSTOP),
         ]
+        tables.append(_table(runs.resume([most, most // 2, 1])))
         tables.append(_table([runs.end(death) for death in deaths]))
-        tables.append(_table(runs.resume(deaths[2], [most, most // 2, 1])))
     sys.stdout.write("\n" + "\n".join(tables))
 
 
@@ -134,63 +131,54 @@ class Runs:
         return figures
 
     def end(self, death: Death) -> dict[str, Any]:
-        """Returns how the other processes of a run end after one dies."""
-        directory = self._fresh(f"{death.number.name}-{death.index}-{death.at_save}")
-        processes = self._start(death.count, directory, _LONG, death)
+        """Returns how the other processes of a run end after one dies between checkpoints."""
+        directory = self._fresh(f"{death.number.name}-{death.index}")
+        processes = self._start(death.count, directory, _LONG)
         victim = processes[death.index]
-        others = [one for one in processes if one is not victim]
-        if death.at_save is None:
-            _wait(lambda: _num_rows(directory) >= self._num_steps, processes)
-            victim.send_signal(death.number)
-        else:
-            _wait(lambda: victim.poll() is not None, others)
-        died_s = time.monotonic()
-        codes = sorted({one.wait() for one in others})
-        ended_s = time.monotonic() - died_s
-        victim.kill()
-        victim.wait()
-        logs = [(directory / f"{i}.log").read_text() for i in range(death.count)]
-        of_others = [log for log, one in zip(logs, processes, strict=True) if one is not victim]
+        _wait(lambda: _num_rows(directory) >= self._num_steps, processes)
+        victim.send_signal(death.number)
         figures = {
             "processes": death.count,
-            "dies": f"{death.index}, {death.number.name}",
-            "when": f"in the save of step {death.at_save}" if death.at_save else "between saves",
-            "others_end_after_s": round(ended_s, 1),
-            "exit_codes": str(codes),
-            "lines": max(_num_lines_after_start(log) for log in of_others),
-            "tracebacks": sum("Traceback" in log or "***" in log for log in of_others),
-            "line": of_others[0].strip().rpartition("\n")[2].partition(". This")[0],
+            "dies": f"process {death.index}, {death.number.name}",
+            **_ending(directory, processes, victim),
         }
         print_figures(figures)
         return figures
 
-    def resume(self, death: Death, counts: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the figures of a run that dies once per count, and resumes on another count.
+    def resume(self, counts: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the figures of a run of which a process is killed while it writes a checkpoint.
 
         Args:
-          death: The death; it comes in the save of `at_save`, `2 * at_save` and so on.
-          counts: Numbers of processes, one after another; the run on the last one completes.
+          counts: Numbers of processes; the run starts on the first and resumes on each that
+            follows. On the last one it completes.
         """
-        assert death.at_save is not None
         directory = self._fresh("resumed")
         figures = []
-        flags = [f"--config.num_steps={self._num_steps}"]
-        flags += [f"--config.save_interval={max(1, death.at_save // 2)}"]
+        interval = self._num_steps // (len(counts) + 1)
+        flags = [f"--config.num_steps={self._num_steps}", f"--config.save_interval={interval}"]
         for number, count in enumerate(counts):
+            # The last one has nobody to die for.
             is_last = number == len(counts) - 1
-            at = None if is_last else death.at_save + number * max(1, death.at_save // 2)
-            dying = dataclasses.replace(death, count=count, index=count // 2, at_save=at)
-            first = _num_rows(directory)
+            death = None if is_last else Death(count, count // 2, signal.SIGKILL)
+            at = interval * (number + 2)
             resume = ["--resume"] if number else []
-            processes = self._start(count, directory, [*flags, *resume], dying)
-            codes = sorted({process.wait() for process in processes})
+            processes = self._start(count, directory, [*flags, *resume], death, at)
+            victim = processes[count // 2]
+            ending = {"others_end_after_s": "", "exit_codes": "", "lines": "", "line": ""}
+            if not is_last:
+                _wait(lambda: victim.poll() is not None, [])  # noqa: B023  (called at once)
+                ending = _ending(directory, processes, victim)
+            elif any(process.wait() for process in processes):
+                raise RuntimeError(f"{directory}: a process failed")
+            steps = _num_rows(directory)
             figures.append(
                 {
                     "processes": count,
-                    "rows_before": first,
-                    "rows_after": _num_rows(directory),
-                    "exit_codes": str(codes),
-                    **self._compare(directory, _num_rows(directory)),
+                    "dies": "none"
+                    if is_last
+                    else f"process {count // 2}, in the save of step {at}",
+                    **ending,
+                    **self._compare(directory, steps),
                 }
             )
             print_figures(figures[-1])
@@ -208,6 +196,7 @@ class Runs:
         directory: pathlib.Path,
         flags: Sequence[str],
         death: Death | None = None,
+        at_save: int | None = None,
     ) -> list[subprocess.Popen[bytes]]:
         flags = [*self._flags, f"--config.save_dir={directory / 'run'}", *flags]
         with socket.socket() as free:
@@ -224,11 +213,11 @@ class Runs:
         rows.mkdir()
         processes = []
         for index in range(count):
-            dies_at = death.at_save if death and death.index == index else None
+            dies_at = at_save if death and death.index == index else None
             settings = {"dies_at": dies_at, "index": index, "rows": rows.name}
             line = module("benchmarks.training_processes", "worker", str(directory))
             environment = shared | ({"JAX_PROCESS_ID": str(index)} if count > 1 else {})
-            with (directory / f"{index}.log").open("ab") as log:
+            with (rows / f"{index}.log").open("wb") as log:
                 processes.append(
                     subprocess.Popen(
                         [*line, json.dumps(settings), *flags],
@@ -340,11 +329,37 @@ def _num_rows(directory: pathlib.Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def _num_lines_after_start(log: str) -> int:
-    """Returns how many lines a process wrote from the one on that reports the death."""
-    lines = log.strip().splitlines()
-    places = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return len(lines) - places[0] if places else 0
+def _ending(
+    directory: pathlib.Path,
+    processes: Sequence[subprocess.Popen[bytes]],
+    victim: subprocess.Popen[bytes],
+) -> dict[str, Any]:
+    """Waits until the others have ended, and returns how they did."""
+    died_s = time.monotonic()
+    others = [index for index, one in enumerate(processes) if one is not victim]
+    codes = sorted({processes[index].wait() for index in others})
+    ended_s = time.monotonic() - died_s
+    victim.kill()
+    victim.wait()
+    logs = max(directory.glob("rows-*"))
+    errors = [_lines_of_death((logs / f"{index}.log").read_text()) for index in others]
+    return {
+        "others_end_after_s": round(ended_s, 1),
+        "exit_codes": str(codes),
+        "lines": max(map(len, errors)),
+        "line": errors[0][0].partition(". This")[0],
+    }
+
+
+def _lines_of_death(log: str) -> list[str]:
+    """Returns what a process wrote after its last line of progress: from its error on."""
+    lines = [line for line in log.splitlines() if line]
+    places = [
+        place
+        for place, line in enumerate(lines)
+        if line.startswith(("error: ", "Traceback", "E1", "F1"))
+    ]
+    return lines[places[0] :]
 
 
 def _wait(is_reached: Callable[[], bool], processes: Sequence[subprocess.Popen[bytes]]) -> None:
