@@ -170,13 +170,18 @@ class Liveness:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        connection, _ = self._listener.accept()
-        self._add(connection, _Member(-1, ""))
+        # A connection that was closed before it is accepted is an error.
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            self._add(connection, _Member(-1, ""))
 
     def _receive(self, link: _Link) -> None:
         """Reads the messages of one process that have arrived."""
         try:
             data = link.connection.recv(_LONGEST_BYTES)
+        except TimeoutError:
+            # Nothing had arrived after all.
+            return
         except OSError:
             # A connection that broke has ended like one that was closed.
             data = b""
@@ -262,7 +267,9 @@ def _error(dead: _Member) -> UserError:
 
 
 def _exit(line: str) -> None:
-    sys.stderr.write(line)
-    sys.stderr.flush()
-    # `os._exit`: the main thread may wait for the process that has died.
-    os._exit(EXIT_OTHER_DIED)
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    finally:
+        # `os._exit`: the main thread may wait for the process that has died.
+        os._exit(EXIT_OTHER_DIED)
