@@ -111,9 +111,9 @@ def _relayed(address: str) -> str:
     # It ends with this process, when its stdin is closed.
     _relays.append(process)
     assert process.stdout is not None
-    # Where a proxy is set, gRPC would look for this host behind it.
-    direct = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))
-    os.environ["no_grpc_proxy"] = f"{direct},localhost".lstrip(",")
+    # Where a proxy is set, gRPC would look for this host behind it. It reads these names only.
+    direct = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112
+    os.environ["no_grpc_proxy"] = f"{direct},localhost".lstrip(",")  # noqa: SIM112
     return f"localhost:{int(process.stdout.readline())}"
 
 
