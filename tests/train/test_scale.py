@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.loading.data_config import DatasetConfig
 from tests.processes import Command
-from tests.train.save_moments import compile_in_turns, in_order, signal_at_save
+from tests.train.save_moments import signal_at_save
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.checkpoints.run_directory import claimed
 from train.flags import Flags, load_config
@@ -197,13 +197,7 @@ def start_all(count, config_path, dataset, directory, *flags, dies=None, at_save
     """The processes of one run; one of them may be killed while it writes a checkpoint."""
     env = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     env |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    compiled = directory.with_name(f"{directory.name} compiled by {count}")
-
-    def before(index):
-        turns = functools.partial(compile_in_turns, index, compiled)
-        killed = functools.partial(signal_at_save, at_save, signal.SIGKILL)
-        return functools.partial(in_order, turns, killed) if index == dies else turns
-
+    killed = functools.partial(signal_at_save, at_save, signal.SIGKILL)
     return [
         start(
             config_path,
@@ -212,7 +206,7 @@ def start_all(count, config_path, dataset, directory, *flags, dies=None, at_save
             *flags,
             devices=1,
             env=env | {"JAX_PROCESS_ID": str(index)},
-            before=before(index),
+            before=killed if index == dies else None,
         )
         for index in range(count)
     ]
