@@ -20,6 +20,7 @@ from pipeline.loading.batch import table
 from pipeline.loading.device import DATA_AXIS, FSDP_AXIS
 from pipeline.parts.part import fields_of_parts
 from pipeline.parts.part_copies import write_copies
+from pipeline.terminal import shortened
 from train.checkpoints.run_directory import ENVIRONMENT_NAME
 from train.flags import Flags
 from train.octo.token_groups import draw_parameters, draw_tokens
@@ -32,6 +33,8 @@ DESCRIPTION_NAME = "description.txt"
 _MOST_LISTED = 4
 """Datasets, changed settings and truncated instructions that the start of a run lists; the
 description has all of them."""
+_MAX_VALUE = 400
+"""Maximum number of characters of a setting."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _TIMEOUT_S = 5.0
 _log = logging.getLogger("train.run")
@@ -143,7 +146,8 @@ def _settings(config: TrainConfig, unchanged: TrainConfig | None) -> list[str]:
 
 
 def _value(value: object) -> str:
-    return "none" if value is None else str(value)
+    # A list of episodes may have a million numbers; config.json has all of them.
+    return "none" if value is None else shortened(str(value), _MAX_VALUE)
 
 
 def describe_model(setup: Setup) -> str:

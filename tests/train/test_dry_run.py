@@ -17,7 +17,7 @@ from tests.train.conftest import rewrite_item, with_data, write_checkpoints
 from train.checkpoints.run_directory import claimed, how_to_train_on
 from train.dry_run import check_directory, diagnose, examine
 from train.flags import Flags
-from train.run_description import describe_short_warmup
+from train.run_description import changed_settings, describe_short_warmup
 from train.train_config import OptimizerConfig
 
 
@@ -73,6 +73,15 @@ def test_what_a_flag_changed_is_marked(tiny_config, capsys):
     output = capsys.readouterr().out
     assert "* batch_size = 8  (file: 4)" in output
     assert "  num_steps = 20\n" in output
+
+
+def test_a_long_setting_is_cut_with_a_count(tiny_config):
+    (part,) = tiny_config.data.datasets
+    part = dataclasses.replace(part, episode_list=(*range(100_000),))
+    data = dataclasses.replace(tiny_config.data, datasets=(part,))
+    (setting,) = changed_settings(dataclasses.replace(tiny_config, data=data), tiny_config)
+    assert len(setting) < 1000
+    assert re.search(r"\.\.\. \(\d{3},\d{3} characters in all\)  \(file: \[", setting)
 
 
 def test_all_that_is_wrong_is_reported_at_once(tiny_config, tmp_path, capsys):

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.data.conventions import grippers_of
 from pipeline.files import dump_json, write_text_atomically, writing
 from pipeline.inspection.feature_names import split_unit
-from pipeline.terminal import count
+from pipeline.terminal import count, shortened
 from train.checkpoints.run_directory import REPORT_NAME
 from train.metrics.step_metrics import StepMetrics
 from train.metrics.validation_files import EpisodePrediction
@@ -43,6 +43,10 @@ _MAX_DIMS = 32
 """Largest number of dimensions of a feature whose statistics are shown."""
 _MAX_CHUNKS = 40
 """Largest number of chunks drawn in a chart."""
+_MAX_TASKS = 500
+"""Largest number of tasks whose errors are listed."""
+_MAX_LINES, _MAX_LINE = 1000, 1000
+"""Maximum number of lines of the config, and of characters of each."""
 _MAX_FRAME_PIXELS = 256
 _MAX_VIEWS_PIXELS, _MAX_VIEWS_BYTES = 2240, 800_000
 """A larger PNG of views, which might outweigh the page, becomes a JPEG of that width."""
@@ -82,8 +86,16 @@ def to_page(run: RunFiles) -> str:
         weights=run.load_report and _weights(run.load_report.rows),
         source=_source(run),
         data=_datasets(run),
-        config=dump_json(run.config).rstrip(),
+        config=_cut(dump_json(run.config).rstrip()),
     )
+
+
+def _cut(text: str) -> str:
+    """Cuts long lines and many of them: a config may list a million episodes or segments."""
+    lines = text.splitlines()
+    more = len(lines) - _MAX_LINES
+    shown = [shortened(line, _MAX_LINE) for line in lines[:_MAX_LINES]]
+    return "\n".join([*shown, *([f"... and {count(more, 'more line')}"] if more > 0 else [])])
 
 
 def describe_origin(run: RunFiles) -> str:
@@ -227,6 +239,7 @@ def _quality(run: RunFiles) -> dict[str, Any]:
         "steps": [f"step {one.step:,}" for one in stages],
         "error": draw(words, _validated(run, "action_error"), _end(run), from_zero=True),
         "dims": dims,
+        "most_tasks": _MAX_TASKS,
         "tasks": [
             (text or "(no instruction)", three_digits(error), bar(error, tasks[0][1] or 1.0))
             for text, error in tasks

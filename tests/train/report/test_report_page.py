@@ -386,6 +386,17 @@ def test_tasks_are_sorted_by_error_and_the_rest_is_folded(run):
     assert "The last validation names fewer than two tasks." in found
 
 
+def test_many_tasks_and_long_lists_of_a_config_are_cut_with_a_count(run):
+    last = dataclasses.replace(run.validation[-1], by_task={f"task {n}": n for n in range(9000)})
+    part = {"episode_list": [*range(0, 1_000_000, 2)], "segments": [[n, 0, 1] for n in range(5000)]}
+    page = to_page(dataclasses.replace(run, validation=(last,), config={"datasets": [part]}))
+    assert len(page) < 1_000_000
+    assert "And 8,500 more in" in page
+    assert page.count(">task ") == 500
+    assert re.search(r"\[0, 2, 4, .*\.\.\. \([\d,]{9} characters in all\)\n", page)
+    assert re.search(r"\n\.\.\. and [\d,]+ more lines</pre>", page)
+
+
 @pytest.mark.slow
 def test_50000_steps_make_a_small_page(run_directory, tmp_path):
     rng = np.random.default_rng(0)
