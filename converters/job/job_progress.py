@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from pipeline.terminal import escaped
 
 _LOG_INTERVAL_S = 30.0
+_UPDATE_INTERVAL_S = 0.1
 _MB = 1e6
 
 
@@ -94,7 +95,7 @@ def shown(
     console = Console(stderr=True)
     status = Status(total, unit=unit)
     started = time.perf_counter()
-    logged = started
+    logged = updated = started
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -106,11 +107,15 @@ def shown(
         row = bar.add_task(escaped(name), total=total, status=status.text(0.0))
 
         def on_progress(num_episodes: int, num_bytes: int) -> None:
-            nonlocal logged
+            nonlocal logged, updated
             status.add(num_episodes, num_bytes)
-            now = time.perf_counter()
-            text = status.text(now - started) + beside(num_episodes)
-            bar.update(row, advance=num_episodes, status=text)
+            more, now = beside(num_episodes), time.perf_counter()
+            # Texts for each of a million episodes would take 10 s.
+            if now - updated < _UPDATE_INTERVAL_S and status.done < status.total:
+                return
+            updated = now
+            text = status.text(now - started) + more
+            bar.update(row, completed=status.done, status=text)
             # The bar redraws itself; a log gets a line every half minute.
             if not console.is_terminal and now - logged > _LOG_INTERVAL_S:
                 logged = now
