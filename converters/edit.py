@@ -43,9 +43,11 @@ from pipeline.files import (
 )
 from pipeline.flag_help import joined_help
 from pipeline.loading.samples.success import recorded_successes
-from pipeline.terminal import count, program, ranges, show
+from pipeline.terminal import count, program, ranges, shortened, show
 
 _OF_CONVERSION = ("no_ops", "no_op_threshold")
+_MAX_NOTE = 300
+"""Maximum number of characters of a change that are printed; the provenance has all of them."""
 _ONE_GRIPPER = ("gripper_dim", "gripper_open", "gripper_close")
 
 
@@ -132,7 +134,7 @@ def edit(args: Args) -> str:
         statistics = _statistics(directory, before, edited)
         sealed = _sealed(noted(edited, made), statistics)
         _check(sealed, directory)
-        lines += [f"{directory}: {change}" for change in made]
+        lines += [f"{directory}: {shortened(str(change), _MAX_NOTE)}" for change in made]
         if not before.statistics_checksum:
             lines.append(f"{directory}: checksums of {FILE_NAME} and {STATISTICS_NAME} added")
         if sealed.excluded_episodes != before.excluded_episodes:
