@@ -22,7 +22,7 @@ from pipeline.errors import UserError, user_errors_exit
 _LIMIT_MB = 60
 _WHEELS = (
     *("grain", "portpicker", "array_record", "simplejpeg", "google-crc32c", "tensorboardX"),
-    *("tyro", "docstring_parser", "typeguard"),
+    *("tyro", "docstring_parser", "typeguard", "cloudpickle"),
     *("pydantic", "pydantic_core", "annotated-types", "typing-inspection"),
 )
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")

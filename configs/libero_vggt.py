@@ -12,11 +12,11 @@ sets how the tokens are used, such as --config.model.vggt.fusion=gated (docs/ref
 Variants, after a colon:
 
     small      octo-small-1.5 (the default): 28.8 M trained parameters, in bfloat16 with remat. One
-               GPU of 24 GB: about 13.5 GB by the dry run's estimate. A sample of two steps is 2.6
+               GPU of 24 GB: about 9.5 GB by the dry run's estimate. A sample of two steps is 2.6
                MB, a batch 166 MB; the loader takes 1.2 GB of the host's memory.
-    base       octo-base-1.5: 96.4 M trained parameters, about 23 GB: one GPU of 40 GB.
+    base       octo-base-1.5: 96.4 M trained parameters, about 17 GB: one GPU of 24 GB.
     baseline   octo-small-1.5 on the same data without tokens, for comparison: 27.0 M trained
-               parameters, about 8 GB.
+               parameters, about 5 GB.
     demo       a laptop's size: the bundled set, with 21 tokens per step from untrained weights
                of VGGT's architecture (`vggt_tiny`), a random Octo of one layer, and an L1 head,
                which learns in 200 steps what diffusion needs thousands for: the mean loss of 20

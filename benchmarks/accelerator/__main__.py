@@ -10,10 +10,10 @@ the wheels for a machine without a network. Neither tensorflow-datasets nor pyar
 Cases are measured one after the other, each in a process of its own, the most telling first:
 
 - `card`: the machine, square matrix products, and a copy in its memory.
-- `step:MODEL:TOKENS:VARIANT:SIZES`: training steps in bfloat16, window 2, of octo-small or
-  octo-base, with 0 or 261 geometry tokens per step, for each batch size. Variants: `plain`, `remat`
-  (blocks are recomputed), `fused` (cuDNN's attention), `fused_remat`. Peak memory stands beside
-  what XLA planned and what the dry run estimates. What does not fit is noted and passed over.
+- `step:MODEL:TOKENS:VARIANT@BATCH_SIZE,...`: training steps in bfloat16, window 2, of octo-small
+  or octo-base, with 0 or 261 geometry tokens per step. Variants: `plain`, `remat` (blocks are
+  recomputed), `fused` (cuDNN's attention), `fused_remat`. Peak memory stands beside what XLA
+  planned and what the dry run estimates. What does not fit is noted and passed over.
 - `vggt`: frames per second of VGGT-1B with random weights, images of 224.
 - `run:TOKENS:VARIANT`: a run of octo-small by `train.run` at batch 64: the share of its time that
   the devices wait for the loader.
@@ -57,7 +57,7 @@ class Args:
     minutes: float = 8.0
     """Time for everything. Cases that no longer fit are skipped, the least telling last."""
     cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(all)")] = ()
-    """Cases to measure, such as `card step:small:0:fused:16,64`, in this order."""
+    """Cases to measure, such as `card step:small:0:fused@64,plain@64`, in this order."""
     compilation_cache: str | None = "~/.cache/octograin"
     """Folder of compiled programs, which a second run does not compile again."""
     smoke: bool = False
@@ -118,7 +118,7 @@ def _chosen(args: Args, sizes: Sizes) -> tuple[Case, ...]:
     if unknown:
         raise UserError(
             where="--cases",
-            expected=f"{', '.join(planned)}, or another step:MODEL:TOKENS:VARIANT:SIZES",
+            expected=f"{', '.join(planned)}, or another step:MODEL:TOKENS:VARIANT@BATCH_SIZE,...",
             found=", ".join(unknown),
             remedy="Name cases of the plan.",
         )
@@ -126,15 +126,15 @@ def _chosen(args: Args, sizes: Sizes) -> tuple[Case, ...]:
 
 
 def _is_step(name: str, sizes: Sizes) -> bool:
-    parts = name.split(":")
-    return (
-        len(parts) == 5
-        and parts[0] == "step"
-        and parts[1] in sizes.models
-        and parts[2] in ("0", str(sizes.tokens.num_tokens))
-        and parts[3] in VARIANTS
-        and all(size.isdecimal() and int(size) for size in parts[4].split(","))
-    )
+    match name.split(":"):
+        case ["step", model, tokens, programs]:
+            pairs = [program.partition("@") for program in programs.split(",")]
+            known = model in sizes.models and tokens in ("0", str(sizes.tokens.num_tokens))
+            return known and all(
+                variant in VARIANTS and size.isdecimal() and int(size) > 0
+                for variant, _, size in pairs
+            )
+    return False
 
 
 def _rows(
@@ -148,7 +148,7 @@ def _rows(
         "allowed_s": 60 * args.minutes,
     }
     started = time.monotonic()
-    if any(":" in case.name and case.name.split(":")[-2] != "0" for case in cases):
+    if any(f":{sizes.tokens.num_tokens}:" in case.name for case in cases):
         yield from _add_tokens(args, sizes, work)
     if args.smoke:
         for case in cases:
@@ -193,10 +193,13 @@ def _measure(args: Args, name: str, sizes: Sizes, work: str) -> Iterator[dict[st
     match name.split(":"):
         case ["card"]:
             yield from card_rates.measure_card(sizes)
-        case ["step", model, tokens, variant, batch_sizes]:
-            case = train_steps.StepCase(model, int(tokens), variant)
-            numbers = [int(size) for size in batch_sizes.split(",")]
-            yield from train_steps.time_steps(case, numbers, sizes, places)
+        case ["step", model, tokens, programs]:
+            pairs = [program.partition("@") for program in programs.split(",")]
+            steps = [
+                (train_steps.StepCase(model, int(tokens), variant), int(size))
+                for variant, _, size in pairs
+            ]
+            yield from train_steps.time_steps(steps, sizes, places)
         case ["vggt"]:
             yield from vggt_frames.measure_vggt(sizes)
         case ["run", tokens, variant]:

@@ -22,12 +22,15 @@ TOKENS = "vggt_tokens"
 """Column of the geometry tokens."""
 
 
+_FIRST = "fused@16,fused@64,fused@256,plain@64,remat@64,remat@256"
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What one process measures."""
 
     name: str
-    """Such as `step:small:0:plain:16,64`: model, tokens per step, variant, batch sizes."""
+    """Such as `step:small:0:plain@16,remat@64`: model, tokens per step, variants at batch sizes."""
     seconds: float
     """What it is expected to take on one H100 or H200, most of it compiling: a case that no longer
     fits into the time is skipped."""
@@ -99,30 +102,21 @@ def full_sizes(num_cpus: int) -> Sizes:
         num_predictions=200,
         cases=(
             Case("card", 20),
-            Case("step:small:0:fused:16,64,256", 75),
-            Case("step:small:0:plain:64", 50),
-            Case("step:small:0:remat:64,256", 40),
+            Case(f"step:small:0:{_FIRST}", 110),
             Case("vggt", 40),
-            Case("run:0:fused", 35),
-            Case("policy", 25),
-            Case("repeat:fused", 25),
-            Case("step:small:261:fused:64", 45),
-            Case("step:small:261:remat:64", 35),
-            Case("step:base:0:fused:64", 50),
-            Case("step:base:0:remat:64", 35),
+            Case("run:0:fused", 40),
+            Case("policy", 30),
+            Case("repeat:fused", 30),
+            Case("step:base:0:fused@16,fused@64,remat@64", 80),
+            Case("step:small:261:fused@16,fused@64,remat@64", 80),
             Case("run:261:fused", 40),
-            Case("repeat:plain", 25),
-            Case("step:base:261:fused_remat:64", 40),
-            Case("step:small:0:fused_remat:64,256", 40),
-            Case("step:small:0:plain:16,256", 75),
-            Case("step:base:0:plain:16,64", 75),
-            Case("step:base:0:fused:16,256", 75),
-            Case("step:small:0:fused:32,128", 60),
-            Case("step:small:261:fused:16,256", 75),
-            Case("step:small:261:plain:16,64", 75),
-            Case("step:base:261:remat:16,64", 60),
-            Case("step:base:261:fused:16,64", 75),
-            Case("step:small:0:plain:32,128", 75),
+            Case("repeat:plain", 30),
+            Case("step:base:261:fused@16,remat@64,fused_remat@64", 80),
+            Case("step:small:0:plain@16,fused@32,fused@128,fused_remat@64,fused_remat@256", 100),
+            Case("step:base:0:plain@16,plain@64,fused@256,remat@256,fused_remat@64", 100),
+            Case("step:small:261:plain@16,plain@64,fused@256,remat@256,fused_remat@256", 100),
+            Case("step:small:0:plain@32,plain@128,plain@256,remat@16,remat@32,remat@128", 110),
+            Case("step:base:261:plain@16,fused@64,remat@16,remat@256,fused_remat@256", 100),
         ),
     )
 
@@ -158,11 +152,11 @@ def smoke_sizes() -> Sizes:
         num_predictions=3,
         cases=(
             Case("card", 20),
-            Case("step:small:0:fused_remat:4", 75),
+            Case("step:small:0:fused_remat@4", 75),
             Case("vggt", 40),
             Case("run:0:fused_remat", 35),
             Case("policy", 25),
             Case("repeat:fused_remat", 25),
-            Case("step:base:21:plain:2,4", 75),
+            Case("step:base:21:plain@2,remat@4", 75),
         ),
     )

@@ -1,11 +1,12 @@
-"""Times training steps of an Octo, of as many batch sizes as a case has, in one process.
+"""Times training steps of an Octo in several variants and batch sizes, in one process.
 
-The programs of all batch sizes are compiled at the same time, then run from the smallest on: so the
-device's peak memory after each is its own. The batches are random numbers of the loader's shapes.
+All programs are compiled at the same time, then run in the order of the memory that XLA planned: so
+the device's peak memory after each is its own. Batches are random numbers of the loader's shapes.
 """
 
 import concurrent.futures
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -96,38 +97,56 @@ def make_config(case: StepCase, sizes: Sizes, places: Places, batch_size: int) -
 
 
 def time_steps(
-    case: StepCase, batch_sizes: list[int], sizes: Sizes, places: Places
+    cases: list[tuple[StepCase, int]], sizes: Sizes, places: Places
 ) -> Iterator[dict[str, Any]]:
-    """Yields the figures of each batch size; one that does not fit ends the case."""
-    setups = {}
-    for size in sorted(batch_sizes):
-        config = make_config(case, sizes, places, size)
+    """Yields the figures of each case at its batch size.
+
+    Args:
+      cases: Cases of one model and one number of tokens, with batch sizes.
+      sizes: Sizes of all measurements.
+      places: Where things are on this machine.
+    """
+    setups = []
+    for case, batch_size in cases:
+        config = make_config(case, sizes, places, batch_size)
         keep_compiled(config)
-        setups[size] = set_up(config, open_inputs(config))
+        setups.append(set_up(config, open_inputs(config)))
     with concurrent.futures.ThreadPoolExecutor(len(setups)) as pool:
-        programs = {size: pool.submit(_compile, setup) for size, setup in setups.items()}
-        # Meanwhile; a state and a table are the same for all batch sizes.
-        first = setups[min(setups)]
-        state = random_state(first)
-        table = first.encode_language(state.params)
-        for size, setup in setups.items():
-            figures: dict[str, Any] = {
-                "measurement": f"{case.name}:{size}",
-                **dataclasses.asdict(case),
-                "batch_size": size,
-                "window": WINDOW,
-                "estimated_gb": round(setup.estimate_memory().total / 1e9, 3),
-            }
-            try:
-                program, compiled = programs[size].result()
-                state, timed = _time(program, setup, state, table, sizes)
-            except Exception as error:
-                # Others are bugs; of these the smaller sizes are still worth their figures.
-                if not any(text in str(error) for text in _OUT_OF_MEMORY):
-                    raise
-                yield figures | {"failed": "out of memory"}
-                return
-            yield figures | compiled | timed
+        programs = [pool.submit(_compile, setup) for setup in setups]
+        # Meanwhile; the state and the table are those of all cases.
+        state = random_state(setups[0])
+        table = setups[0].encode_language(state.params)
+    # All are compiled, so that nothing else is at work while a step is timed.
+    order = sorted(range(len(cases)), key=lambda index: _planned_gb(programs[index]))
+    for index in order:
+        (case, batch_size), setup = cases[index], setups[index]
+        figures: dict[str, Any] = {
+            "measurement": f"{case.name}@{batch_size}",
+            **dataclasses.asdict(case),
+            "batch_size": batch_size,
+            "window": WINDOW,
+            "estimated_gb": round(setup.estimate_memory().total / 1e9, 3),
+        }
+        try:
+            program, compiled = programs[index].result()
+            figures |= compiled
+            state, timed = _time(program, setup, state, table, sizes)
+        except Exception as error:
+            # Other errors are bugs, and end the case.
+            if not any(text in str(error) for text in _OUT_OF_MEMORY):
+                raise
+            yield figures | {"failed": "out of memory"}
+            del state  # it was donated
+            state = random_state(setup)
+            continue
+        yield figures | timed
+
+
+def _planned_gb(program: concurrent.futures.Future[tuple[Any, dict[str, Any]]]) -> float:
+    """Returns the memory that XLA planned; infinite if it could not be compiled."""
+    if program.exception() is not None:
+        return math.inf
+    return program.result()[1].get("planned_gb", 0.0)
 
 
 def _compile(setup: Setup) -> tuple[jax.stages.Compiled, dict[str, Any]]:

@@ -32,7 +32,7 @@ VGGT = {"frames_s", "gflop_per_frame", "model_tflop_s", "percent_of_matmul", "pe
 EXPECTED = {
     "matmul": {"bfloat16_tflop_s", "float32_default_tflop_s", "float32_highest_tflop_s"},
     "copy": {"read_and_written_gb_s"},
-    "step:small:0:fused_remat:4": STEP,
+    "step:small:0:fused_remat@4": STEP,
     "vggt:bfloat16": VGGT,
     "vggt:float32_highest": VGGT,
     "run:0:fused_remat": {"step_ms", "samples_s", "loader_wait_percent", "estimated_gb"},
@@ -76,7 +76,7 @@ def test_a_smoke_run_takes_every_kind_of_figure(
     check(rows, EXPECTED)
     assert rows["repeat:fused_remat"]["losses_identical"] is True
     assert rows["repeat:fused_remat"]["parameters_identical"] is True
-    step = rows["step:small:0:fused_remat:4"]
+    step = rows["step:small:0:fused_remat@4"]
     assert step["samples_s"] == pytest.approx(4e3 / step["step_ms"], rel=0.01)
     # XLA also counts what is no matrix product, and what remat computes again.
     assert 1 < step["xla_gflop"] / step["model_gflop"] < 3
@@ -88,22 +88,22 @@ def test_a_smoke_run_takes_every_kind_of_figure(
 
 
 @pytest.mark.slow
-def test_a_smoke_run_has_steps_with_tokens_in_several_batch_sizes(
+def test_a_smoke_run_has_steps_with_tokens_in_several_variants(
     mini_dataset: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    rows = smoke(mini_dataset, tmp_path, "card", "step:base:21:plain:2,4")
-    check(rows, {f"step:base:21:plain:{size}": STEP for size in (2, 4)})
+    rows = smoke(mini_dataset, tmp_path, "card", "step:base:21:plain@2,remat@4")
+    check(rows, {f"step:base:21:{which}": STEP for which in ("plain@2", "remat@4")})
 
 
 def test_an_unknown_case_is_an_error_that_lists_the_plan(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)--cases.*policy.*found step:large:0:plain:4"):
-        measure_all(Args("none", str(tmp_path), cases=("step:large:0:plain:4",)))
+    with pytest.raises(UserError, match=r"(?s)--cases.*policy.*found step:large:0:plain@4"):
+        measure_all(Args("none", str(tmp_path), cases=("step:large:0:plain@4",)))
 
 
 def test_the_first_cases_of_the_plan_fit_into_its_time() -> None:
     planned = full_sizes(16).cases
     assert len({case.name for case in planned}) == len(planned)
-    assert sum(case.seconds for case in planned[:8]) < 0.8 * 60 * Args().minutes
+    assert sum(case.seconds for case in planned[:8]) < 0.95 * 60 * Args().minutes
 
 
 # --- operations
@@ -200,15 +200,15 @@ def test_rows_are_compared_with_the_rate_of_their_dtype_and_written_as_tables(
     tmp_path: pathlib.Path,
 ) -> None:
     matmul = {"measurement": "matmul", "bfloat16_tflop_s": 800, "float32_highest_tflop_s": 50}
-    step = with_share({"measurement": "step:small:0:plain:64", "model_tflop_s": 200}, [matmul])
+    step = with_share({"measurement": "step:small:0:plain@64", "model_tflop_s": 200}, [matmul])
     assert step["percent_of_matmul"] == 25
     frames = {"model_tflop_s": 30, "compared_with": "float32_highest_tflop_s"}
     assert with_share(frames, [matmul])["percent_of_matmul"] == 60
     assert with_share(frames, []) == frames
-    failed = {"measurement": "step:small:0:plain:256", "failed": "out of memory"}
+    failed = {"measurement": "step:small:0:plain@256", "failed": "out of memory"}
     write_files(tmp_path, [matmul, step, failed])
     assert json.loads((tmp_path / "accelerator.json").read_text()) == [matmul, step, failed]
     text = (tmp_path / "accelerator.md").read_text()
     assert text == to_markdown([matmul, step, failed])
-    assert "| step:small:0:plain:64 | 200 | 25.0 |  |" in text
-    assert "| step:small:0:plain:256 |  |  | out of memory |" in text
+    assert "| step:small:0:plain@64 | 200 | 25.0 |  |" in text
+    assert "| step:small:0:plain@256 |  |  | out of memory |" in text

@@ -1,6 +1,7 @@
 """Estimates the device memory of a training step, before it is compiled."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,15 +13,48 @@ from train.train_config import TrainConfig
 from train.update.optimizer import split_frozen
 from train.update.train_state import TrainState
 
-_MAPS = {"full": 2.75, "by_head": 0.05, "fused": 0.0}
-"""Float32 attention maps kept per block and head, as a multiple; measured on octo-small."""
-_TOKEN_COPIES = 16
-"""Copies of a block's tokens kept for the backward pass, besides its hidden layer."""
-_MLP_COPIES = 3
-"""Copies of a block's hidden layer kept for the backward pass."""
-_STEM_BYTES = 4 * 86
-"""Bytes per pixel of the stems' activations and of the images, in float32; measured on
-octo-small."""
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What XLA keeps for the backward pass; measured on octo-small and octo-base."""
+
+    maps: Mapping[str, float]
+    """Attention maps per block and head, in float32 maps, by `attention`; less in bfloat16."""
+    rounded_maps: float
+    """The same for `full` in bfloat16."""
+    tokens: int
+    """Copies of a block's tokens, besides its hidden layer."""
+    hidden: int
+    """Copies of a block's hidden layer."""
+    recomputed: float
+    """With remat: memory of a block's backward pass, in what a block keeps without."""
+    pixels: int
+    """Numbers per pixel of the stems' activations and of the images."""
+    has_bfloat16: bool
+    """Whether bfloat16 is computed as such, and not in float32."""
+
+
+_CPU = _Kept(
+    maps={"full": 2.75, "by_head": 0.05, "fused": 2.75},
+    rounded_maps=2.75,
+    tokens=16,
+    hidden=3,
+    recomputed=1.0,
+    pixels=86,
+    has_bfloat16=False,
+)
+_ACCELERATOR = _Kept(
+    maps={"full": 2.0, "by_head": 0.15, "fused": 0.0},
+    rounded_maps=1.5,
+    tokens=7,
+    hidden=3,
+    recomputed=1.3,
+    pixels=61,
+    has_bfloat16=True,
+)
+"""As XLA plans the step for an H200; it was compiled for it, not run on it."""
+_GEOMETRY_COPIES = 2
+"""Float32 copies of the geometry tokens: normalised ones and those that are projected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +98,7 @@ def estimate_memory(
     num_devices: int,
     table: jax.ShapeDtypeStruct | None = None,
 ) -> MemoryEstimate:
-    """Estimates a training step's memory; the formula for activations was fitted to octo-small.
+    """Estimates a training step's memory; the formula for activations was fitted to Octo's sizes.
 
     Args:
       config: The config of the run.
@@ -81,35 +115,41 @@ def estimate_memory(
         state=_local_bytes(state),
         # Accumulation holds a sum besides the gradients of one micro-batch.
         gradients=_local_bytes(trained) * (2 if config.optimizer.accumulation_steps > 1 else 1),
-        activations=samples * activation_bytes(config.model, config.data.window_size),
+        activations=samples
+        * activation_bytes(config.model, config.data.window_size, jax.default_backend()),
         # The current batch and the one that is being transferred.
         batches=2 * batch_bytes // num_devices,
         instructions=0 if table is None else table.size * table.dtype.itemsize,
     )
 
 
-def activation_bytes(model: OctoConfig, window: int) -> int:
+def activation_bytes(model: OctoConfig, window: int, backend: str) -> int:
     """Estimates the bytes of activations per sample that are kept for the backward pass.
 
     Args:
       model: The config of the model.
       window: Environment steps in the window.
+      backend: `cpu`, `gpu` or `tpu`; a CPU computes bfloat16 in float32, and keeps more.
     """
+    kept = _CPU if backend == "cpu" else _ACCELERATOR
     prefix, steps = group_spans(model)
     tokens = sum(s.num_tokens for s in prefix) + window * sum(s.num_tokens for s in steps)
-    width = 2 if model.compute_dtype == "bfloat16" else 4
-    copies = _TOKEN_COPIES * model.embedding_dim + _MLP_COPIES * model.transformer.mlp_dim
-    # Attention maps are float32 whatever the tokens are.
-    attention = _MAPS[model.attention] * model.transformer.num_heads * tokens**2 * 4
-    block = tokens * copies * width + attention
+    rounds = model.compute_dtype == "bfloat16" and kept.has_bfloat16
+    width = 2 if rounds else 4
+    copies = kept.tokens * model.embedding_dim + kept.hidden * model.transformer.mlp_dim
+    is_rounded = rounds and model.attention == "full"
+    maps = kept.rounded_maps if is_rounded else kept.maps[model.attention]
+    block = tokens * copies * width + maps * model.transformer.num_heads * tokens**2 * 4
     layers = model.transformer.num_layers
+    blocks = layers * block
     if model.remat:
-        # With remat only the input of each block is kept, and one block's activations at a time.
-        block = (block + layers * tokens * model.embedding_dim * width) / layers
+        # Only the input of each block is kept, and one block's activations at a time.
+        blocks = kept.recomputed * block + layers * tokens * model.embedding_dim * width
     # Images of any kind: RGB, depth.
     images = [leaf.shape for leaf in model.inputs.values() if len(leaf.shape) == 3]
     pixels = window * sum(height * width for height, width, _ in images)
-    return int(layers * block + pixels * _STEM_BYTES)
+    geometry = window * sum(vggt.num_tokens * vggt.token_dim for vggt in model.geometry)
+    return int(blocks + pixels * kept.pixels * width + geometry * _GEOMETRY_COPIES * 4)
 
 
 def _local_bytes(structs: object) -> int:

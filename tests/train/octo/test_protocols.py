@@ -149,7 +149,8 @@ def test_two_tokenizers_may_read_one_camera_of_any_shape() -> None:
     )
     sizes = {name: leaf.shape[2:4] for name, leaf in resized["observation"].items()}
     assert sizes == {"image_square": (8, 8), "image_top": (8, 12), "depth": (16, 16)}
-    more = activation_bytes(model, 2) - activation_bytes(dataclasses.replace(model, images=()), 2)
+    blind = dataclasses.replace(model, images=())
+    more = activation_bytes(model, 2, "cpu") - activation_bytes(blind, 2, "cpu")
     assert more > 2 * 8 * 8  # the pixels of the camera, and its tokens
 
 
