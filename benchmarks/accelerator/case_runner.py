@@ -33,7 +33,7 @@ def run_cases(
     """
     ends = time.monotonic() + seconds
     for case in cases:
-        left = ends - time.monotonic()
+        left = max(0.0, ends - time.monotonic())
         if left < case.seconds:
             reason = f"skipped: {left:.0f} s left, about {case.seconds:.0f} s needed"
             yield {"measurement": case.name, "failed": reason}

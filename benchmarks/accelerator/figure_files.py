@@ -17,6 +17,7 @@ _COLUMNS = {
         "float32_default_tflop_s": "float32 by default",
         "float32_highest_tflop_s": "float32 highest",
         "read_and_written_gb_s": "copied, GB/s",
+        "failed": "failed",
     },
     "step": {
         "measurement": "training step",
