@@ -52,7 +52,7 @@ _ACCELERATOR = _Kept(
     pixels=61,
     has_bfloat16=True,
 )
-"""As XLA plans the step for an H200; it was compiled for it, not run on it."""
+"""From programs that XLA compiled for an H200; none was run on one."""
 _GEOMETRY_COPIES = 2
 """Float32 copies of the geometry tokens: normalised ones and those that are projected."""
 
