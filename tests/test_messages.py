@@ -28,6 +28,7 @@ FOREIGN = {
     "--local-dir",
     "--revision",
     "--default_sdk_harness_log_level",
+    "--kill",
 }
 """Flags of other programs' commands, and of every one."""
 SETTINGS = {

@@ -484,11 +484,15 @@ def warn_without_checksums(path: str, checksum: str) -> None:
 
 
 def _check_size(path: epath.Path, shard: Shard, column: str) -> None:
+    remedy = "It is incomplete, or another file: copy or convert the dataset again."
     try:
         # One request of the store; `epath` makes two, and looks up the name of the file's owner.
         found = f"{os.stat(path).st_size} bytes"
     except FileNotFoundError:
         found = "no such file"
+    except PermissionError as error:
+        found = str(error.strerror)
+        remedy = "Allow reading it and the folders above it."
     except OSError as error:
         found = error.strerror or str(error)
     if found != f"{shard.num_bytes} bytes":
@@ -496,5 +500,5 @@ def _check_size(path: epath.Path, shard: Shard, column: str) -> None:
             where=f"{path}, column {column}",
             expected=f"{shard.num_bytes} bytes",
             found=found,
-            remedy="It is incomplete, or another file: copy or convert the dataset again.",
+            remedy=remedy,
         )

@@ -829,7 +829,11 @@ def test_a_dataset_that_is_corrupt_is_reported_by_every_reader(
     ("file", "message", "finding"),
     [
         (STEPS, NO_RECORDS.replace("0 records", "Permission denied"), rf"/{STEPS}: expected 6 rec"),
-        ("steps", rf"/{STEPS}, column steps: expected .*; found no such file\..*", "/steps: expec"),
+        (
+            "steps",
+            rf"/{STEPS}, column steps: expected .*; found Permission denied\. Allow reading .*",
+            "/steps: expec",
+        ),
         (
             "dataset.json",
             r"/dataset\.json: expected a JSON object; found .*Permission denied.* Allow reading.*",
