@@ -46,7 +46,7 @@ class Args:
 def main() -> None:
     """Parses the command line and prints one JSON object."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.conversion")
+        args = tyro.cli(Args, prog="python -m benchmarks.conversion", use_underscores=True)
         _run(args)
 
 

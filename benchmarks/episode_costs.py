@@ -50,7 +50,7 @@ class Args:
 def main() -> None:
     """Parses the command line and prints one JSON object."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.episode_costs")
+        args = tyro.cli(Args, prog="python -m benchmarks.episode_costs", use_underscores=True)
         work = CALLS[args.call](args.dst)
         _, cpu_s, _ = measuring.timed(work)
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

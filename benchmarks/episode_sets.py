@@ -69,7 +69,7 @@ class Args:
 def main() -> None:
     """Parses the command line and writes a dataset."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.episode_sets")
+        args = tyro.cli(Args, prog="python -m benchmarks.episode_sets", use_underscores=True)
         if args.num_steps is None:
             write_episodes(args.dst, args.num_episodes)
         else:

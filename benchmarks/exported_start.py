@@ -58,7 +58,7 @@ class Args:
 def main() -> None:
     """Starts the processes and prints a line for each kind and point."""
     with user_errors_exit():
-        args = tyro.cli(Args)
+        args = tyro.cli(Args, use_underscores=True)
         path = str(pathlib.Path(args.file).absolute())
         flags = os.environ.get("XLA_FLAGS", "")
         for same_flags in (True, False):

@@ -49,7 +49,7 @@ class Args:
 def main() -> None:
     """Parses the command line and prints one JSON object."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.lerobot_conversion")
+        args = tyro.cli(Args, prog="python -m benchmarks.lerobot_conversion", use_underscores=True)
         keep_freed_memory()  # as the command line does
         measuring.print_figures(_measured(open_lerobot(args.src), args))
 

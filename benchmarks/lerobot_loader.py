@@ -82,7 +82,7 @@ class Args:
 def main() -> None:
     """Parses the command line and prints one JSON object."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.lerobot_loader")
+        args = tyro.cli(Args, prog="python -m benchmarks.lerobot_loader", use_underscores=True)
         measuring.print_figures(_ours(args) if args.only else _compared(args))
 
 

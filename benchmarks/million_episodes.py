@@ -73,7 +73,7 @@ class Place:
 def main() -> None:
     """Parses the command line and prints figures, then a table."""
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.million_episodes")
+        args = tyro.cli(Args, prog="python -m benchmarks.million_episodes", use_underscores=True)
         args.directory.mkdir(parents=True, exist_ok=True)
         places = {f"{size:,} episodes": _written(args.directory, size) for size in args.sizes}
         if args.manifest_episodes:

@@ -39,7 +39,7 @@ class Args:
 def main() -> None:
     """Parses the command line and writes."""
     with user_errors_exit():
-        add_tokens(tyro.cli(Args, prog="python -m benchmarks.random_tokens"))
+        add_tokens(tyro.cli(Args, prog="python -m benchmarks.random_tokens", use_underscores=True))
 
 
 def add_tokens(args: Args) -> None:

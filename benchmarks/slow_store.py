@@ -75,7 +75,7 @@ def main() -> None:
     """Parses the command line, measures and prints."""
     keep_freed_memory()  # as a run does
     with user_errors_exit():
-        args = tyro.cli(Args, prog="python -m benchmarks.slow_store")
+        args = tyro.cli(Args, prog="python -m benchmarks.slow_store", use_underscores=True)
         for delay_ms in args.delays_ms:
             print_figures({"delay_ms": delay_ms, **_opening(args, delay_ms / 1e3)})
             for batch_size, step_s in itertools.product(args.batch_sizes, args.steps_s):
