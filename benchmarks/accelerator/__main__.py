@@ -7,7 +7,7 @@ The dataset is a converted one with the cameras image_primary and image_wrist, s
 `octograin convert octograin://libero_mini data/libero_mini`. `benchmarks/pack.py` collects it and
 the wheels for a machine without a network. Neither tensorflow-datasets nor pyarrow is imported.
 
-Cases are measured one after the other, each in a process of its own, the most telling first:
+Cases are measured one after the other, each in a process of its own, the most important first:
 
 - `card`: the machine, square matrix products, and a copy in its memory.
 - `step:MODEL:TOKENS:VARIANT@BATCH_SIZE,...`: training steps in bfloat16, window 2, of octo-small
@@ -16,8 +16,8 @@ Cases are measured one after the other, each in a process of its own, the most t
   planned and what the dry run estimates. What does not fit is noted and passed over.
 - `vggt`: frames per second of VGGT-1B with random weights, images of 224.
 - `run:TOKENS:VARIANT`: a run of octo-small by `train.run` at batch 64: the share of its time that
-  the devices wait for the loader.
-- `policy`: the time of one prediction with the checkpoint of that run.
+  the devices wait for the loader. Without tokens also `policy`: the time of one prediction with the
+  checkpoint of that run.
 - `repeat:VARIANT`: whether 20 training steps give the same bits twice, and which kernels of a
   training step take the time.
 
@@ -30,6 +30,7 @@ import dataclasses
 import os
 import pathlib
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -55,7 +56,7 @@ class Args:
     """Folder of the results, accelerator.json and accelerator.md, written after each figure, and of
     the logs."""
     minutes: float = 8.0
-    """Time for everything. Cases that no longer fit are skipped, the least telling last."""
+    """Time for everything. Cases that no longer fit are skipped, the least important last."""
     cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(all)")] = ()
     """Cases to measure, such as `card step:small:0:fused@64,plain@64`, in this order."""
     compilation_cache: str | None = "~/.cache/octograin"
@@ -63,13 +64,15 @@ class Args:
     smoke: bool = False
     """Measures everything at tiny sizes in this process: a test of this command on a CPU."""
     work: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Folder of a measurement in progress."""
+    """Folder of a measurement in progress, which the command passes to its own processes."""
     only: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Measure one case in this process, in that folder."""
+    """The one case that such a process measures."""
 
 
 def main() -> None:
     """Parses the command line; prints one JSON object per figure and, at the end, the tables."""
+    # Or else the process of a case would keep measuring after this one has been terminated.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with user_errors_exit():
         measure_all(tyro.cli(Args, prog="python -m benchmarks.accelerator", use_underscores=True))
 
@@ -87,7 +90,7 @@ def measure_all(args: Args) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory(prefix="accelerator_") as work,
-        # Closed at once by Ctrl-C as well, which ends the process of a case.
+        # Closed at once by Ctrl-C and SIGTERM as well, which ends the process of a case.
         contextlib.closing(_rows(args, cases, sizes, work)) as found,
     ):
         for row in found:
@@ -205,8 +208,8 @@ def _measure(args: Args, name: str, sizes: Sizes, work: str) -> Iterator[dict[st
         case ["run", tokens, variant]:
             case = train_steps.StepCase("small", int(tokens), variant)
             yield from training_run.measure_run(case, sizes, places)
-        case ["policy"]:
-            yield from training_run.measure_policy(sizes, places)
+            if case.num_tokens == 0:
+                yield from training_run.measure_policy(sizes, places)
         case ["repeat", variant]:
             case = train_steps.StepCase("small", 0, variant)
             yield from repeated_steps.measure_repeat(case, sizes, places)

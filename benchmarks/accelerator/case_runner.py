@@ -26,7 +26,7 @@ def run_cases(
     at the end is stopped: what it has yielded stays.
 
     Args:
-      cases: The cases, the most telling first.
+      cases: The cases, the most important first.
       command: Returns the command that prints the figures of a case, one JSON object per line.
       seconds: The time for all of them.
       logs: Folder for what the processes write beside their figures.
@@ -63,12 +63,12 @@ def _run(case: Case, command: Sequence[str], seconds: float, log: pathlib.Path) 
                 row = _parsed(line)
                 if row is not None:
                     yield row
+            # It has printed everything, and ends by itself.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
         finally:
             timer.cancel()
-            # Also where whoever reads the rows has stopped reading.
-            if process.poll() is None and not stopped.is_set():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=30)
+            # At once where whoever reads the rows has stopped reading.
             _kill(process)
             process.wait()
             if process.stdout is not None:

@@ -92,8 +92,8 @@ def write_files(directory: pathlib.Path, rows: Sequence[Row]) -> None:
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Returns one table per kind of measurement, and the largest kernels of each profile."""
-    machine = next((row for row in rows if row.get("measurement") == "machine"), {})
-    parts = ["# Figures of an accelerator", ", ".join(f"{k}: {v}" for k, v in machine.items())]
+    parts = ["# Figures of an accelerator"]
+    parts += [_machine(row) for row in rows if row.get("measurement") == "machine"]
     for kind, columns in _COLUMNS.items():
         of_kind = [row for row in rows if _kind(row) == kind]
         used = {key: title for key, title in columns.items() if any(key in row for row in of_kind)}
@@ -104,6 +104,13 @@ def to_markdown(rows: Sequence[Row]) -> str:
                 titles = {"kernel": row["measurement"], "ms": "ms", "percent": "%"}
                 parts.append(_table(row["largest"], titles))
     return "\n\n".join(parts) + "\n"
+
+
+def _machine(row: Row) -> str:
+    """Returns a line about the machine, such as `device: 1 x NVIDIA H200; host_cpus: 16; ...`."""
+    packages = ", ".join(f"{name} {version}" for name, version in row["packages"].items())
+    shown = {key: value for key, value in row.items() if key != "measurement" and value}
+    return "; ".join(f"{key}: {value}" for key, value in (shown | {"packages": packages}).items())
 
 
 def _kind(row: Row) -> str:

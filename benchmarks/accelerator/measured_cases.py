@@ -1,4 +1,4 @@
-"""What is measured, at the sizes of an accelerator or of a smoke test, the most telling first."""
+"""What is measured, at the sizes of an accelerator or of a smoke test, the most important first."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -104,8 +104,7 @@ def full_sizes(num_cpus: int) -> Sizes:
             Case("card", 20),
             Case(f"step:small:0:{_FIRST}", 110),
             Case("vggt", 40),
-            Case("run:0:fused", 40),
-            Case("policy", 30),
+            Case("run:0:fused", 70),
             Case("repeat:fused", 30),
             Case("step:base:0:fused@16,fused@64,remat@64", 80),
             Case("step:small:261:fused@16,fused@64,remat@64", 80),
@@ -154,8 +153,7 @@ def smoke_sizes() -> Sizes:
             Case("card", 20),
             Case("step:small:0:fused_remat@4", 75),
             Case("vggt", 40),
-            Case("run:0:fused_remat", 35),
-            Case("policy", 25),
+            Case("run:0:fused_remat", 60),
             Case("repeat:fused_remat", 25),
             Case("step:base:21:plain@2,remat@4", 75),
         ),

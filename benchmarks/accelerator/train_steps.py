@@ -166,7 +166,7 @@ def _compile(setup: Setup) -> tuple[jax.stages.Compiled, dict[str, Any]]:
 
 
 def _planned(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Returns the memory that XLA planned, where the backend tells it."""
+    """Returns the memory that XLA planned, where the backend reports it."""
     memory = compiled.memory_analysis()
     if memory is None:
         return {}
@@ -200,7 +200,7 @@ def _time(
         "step_ms": round(1e3 * step_s, 3),
         "step_ms_min": round(1e3 * min(rounds), 3),
         "step_ms_max": round(1e3 * max(rounds), 3),
-        # Until the host may go on: large where the host, not the device, limits the rate.
+        # Until the host continues: large where the host, not the device, limits the rate.
         "dispatch_ms": round(1e3 * dispatched / len(rounds) / sizes.timed_steps, 3),
         "samples_s": round(setup.config.batch_size / step_s, 1),
         "model_tflop_s": round(flops / step_s / 1e12, 4),

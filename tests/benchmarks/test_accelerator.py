@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -96,14 +97,14 @@ def test_a_smoke_run_has_steps_with_tokens_in_several_variants(
 
 
 def test_an_unknown_case_is_an_error_that_lists_the_plan(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)--cases.*policy.*found step:large:0:plain@4"):
+    with pytest.raises(UserError, match=r"(?s)--cases.*vggt.*found step:large:0:plain@4"):
         measure_all(Args("none", str(tmp_path), cases=("step:large:0:plain@4",)))
 
 
 def test_the_first_cases_of_the_plan_fit_into_its_time() -> None:
     planned = full_sizes(16).cases
     assert len({case.name for case in planned}) == len(planned)
-    assert sum(case.seconds for case in planned[:8]) < 0.95 * 60 * Args().minutes
+    assert sum(case.seconds for case in planned[:7]) < 0.95 * 60 * Args().minutes
 
 
 # --- operations
@@ -194,6 +195,19 @@ def test_a_case_that_fails_or_takes_too_long_loses_only_what_it_has_not_printed(
     assert rows[1]["failed"] == "ValueError: no memory"
     assert rows[3]["failed"].startswith("stopped after ")
     assert rows[4]["failed"].startswith("skipped: ")
+
+
+def test_who_stops_reading_ends_the_case_at_once(tmp_path: pathlib.Path) -> None:
+    cases, command = programs(
+        "import os, time; print('{\"pid\": %d}' % os.getpid(), flush=True); time.sleep(60)"
+    )
+    rows = run_cases(cases, command, 60.0, tmp_path)
+    pid = next(rows)["pid"]
+    started = time.monotonic()
+    rows.close()
+    assert time.monotonic() - started < 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_rows_are_compared_with_the_rate_of_their_dtype_and_written_as_tables(
