@@ -24,7 +24,11 @@ _SILENCE_S = 55.0
 """A process that sends none for this long counts as dead; then all others end within 60 s."""
 _SUSPECT_S = 3.0
 """If a process fails while another has been silent for this long, that one may be the cause."""
+_PAUSE_S = 5.0
+"""If this process has looked at no messages for this long, it was stopped itself: no silence of
+another one counts that it had no chance to hear, as when all processes were stopped together."""
 _CONNECT_S = 20.0
+"""How long connecting may take, and a connection may say nothing before its first message."""
 _LONGEST_BYTES = 1 << 16
 """The longest message."""
 _ENDED = "that it was killed (out of memory, for example), or that its host failed"
@@ -95,6 +99,8 @@ class Liveness:
         self._own = _Member(index, host)
         self._end = end or _exit
         self._token = zero.token if zero else secrets.token_hex(8)
+        self._sending = threading.Lock()
+        # Replaced, never changed in place where one is removed: two threads send.
         self._links: list[_Link] = []
         self._selector = selectors.DefaultSelector()
         self._listener = None
@@ -104,8 +110,9 @@ class Liveness:
         else:
             connection = socket.create_connection((zero.host, zero.port), _CONNECT_S)
             self._add(connection, _Member(0, zero.host))
+            # At once: process 0 sends nothing to those that it does not know.
+            self._send(self._own)
         self._none_failed_s = time.monotonic()
-        self._sending = threading.Lock()
         self._is_over = threading.Event()
         # A daemon: it ends with the process.
         threading.Thread(target=self._run, daemon=True, name="liveness").start()
@@ -139,13 +146,18 @@ class Liveness:
         self._is_over.wait(_SILENCE_S + _SUSPECT_S)
 
     def _run(self) -> None:
-        beaten_s = 0.0
+        beaten_s, looked_s = 0.0, time.monotonic()
         while not self._is_over.is_set():
             for key, _ in self._selector.select(_BEAT_S):
                 if key.data is None:
                     self._accept()
                 else:
                     self._receive(key.data)
+            now_s = time.monotonic()
+            if now_s - looked_s > _PAUSE_S:
+                self._excuse(now_s, now_s - looked_s)
+            looked_s = now_s
+            self._forget_strangers(now_s)
             if time.monotonic() - beaten_s >= _BEAT_S:
                 beaten_s = time.monotonic()
                 self._send(self._own)
@@ -155,6 +167,26 @@ class Liveness:
             if self._own.state == "leaving" and not any(link.is_open for link in self._links):
                 self._is_over.set()
         self._close()
+
+    def _excuse(self, now_s: float, pause_s: float) -> None:
+        """Does not count a silence while this process itself was stopped."""
+        for link in self._links:
+            link.heard_s = min(link.heard_s + pause_s, now_s)
+
+    def _forget_strangers(self, now_s: float) -> None:
+        """Drops connections that have ended, or say nothing, without belonging to the run."""
+        strangers = [link for link in self._links if link.other.index < 0]
+        gone = [s for s in strangers if not s.is_open or now_s - s.heard_s > _CONNECT_S]
+        if gone:
+            self._links = [link for link in self._links if link not in gone]
+        for link in gone:
+            self._shut(link)
+
+    def _shut(self, link: _Link) -> None:
+        if link.is_open:
+            self._selector.unregister(link.connection)
+            link.connection.close()
+            link.is_open = False
 
     def _close(self) -> None:
         for key in list(self._selector.get_map().values()):
@@ -188,24 +220,25 @@ class Liveness:
         *messages, link.unread = (link.unread + data).split(b"\n")
         is_known = all(self._take(link, message) for message in messages)
         if not data or not is_known or len(link.unread) > _LONGEST_BYTES:
-            self._selector.unregister(link.connection)
-            link.connection.close()
-            link.is_open = False
+            self._shut(link)
 
     def _take(self, link: _Link, message: bytes) -> bool:
         """Notes what a process says; returns whether it belongs to the run."""
+        # Before it is parsed: what a stranger sends may be anything.
+        if not message.startswith(json.dumps([self._token])[:-1].encode()):
+            return False
         with contextlib.suppress(ValueError, TypeError):
-            token, *fields = json.loads(message)
-            if token == self._token:
-                link.other, link.heard_s = _Member(*fields), time.monotonic()
-                return True
+            _, *fields = json.loads(message)
+            link.other, link.heard_s = _Member(*fields), time.monotonic()
+            return True
         return False
 
     def _send(self, about: _Member) -> None:
         """Sends every other process a message about a process."""
         message = json.dumps([self._token, *dataclasses.astuple(about)]).encode() + b"\n"
         with self._sending:
-            for link in self._links:
+            # Not to a stranger, who would learn the token.
+            for link in (one for one in self._links if one.other.index >= 0):
                 # Reading from a broken connection shows that it is.
                 with contextlib.suppress(OSError):
                     link.connection.sendall(message)

@@ -15,7 +15,8 @@ MEMBER = """
 import sys, threading
 from train.processes import liveness
 
-liveness._BEAT_S, liveness._SILENCE_S, liveness._SUSPECT_S = map(float, sys.argv[1].split())
+for name, seconds in zip(("_BEAT_S", "_SILENCE_S", "_SUSPECT_S", "_PAUSE_S"), sys.argv[1].split()):
+    setattr(liveness, name, float(seconds))
 index, port, token = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 own = liveness.Liveness(index, f"node{index}", liveness.Address("localhost", port, token))
 print("joined", flush=True)
@@ -33,7 +34,8 @@ class Member:
     """A process of its own that only joins process 0."""
 
     def __init__(self, index, address):
-        seconds = f"{liveness._BEAT_S} {liveness._SILENCE_S} {liveness._SUSPECT_S}"
+        seconds = f"{liveness._BEAT_S} {liveness._SILENCE_S} {liveness._SUSPECT_S} "
+        seconds += str(liveness._PAUSE_S)
         line = [sys.executable, "-c", MEMBER, seconds, str(index), str(address.port), address.token]
         self.process = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -109,7 +111,8 @@ def test_the_death_of_process_0_ends_the_others(start):
         link.connection.shutdown(socket.SHUT_RDWR)
     code, line = run.others[0].ended()
     assert code == EXIT_OTHER_DIED
-    assert line.startswith("error: process 0 on node0: ")
+    # Under the name of its host, once it has said it.
+    assert line.startswith(("error: process 0 on node0: ", "error: process 0 on localhost: "))
     assert KILLED in line
     assert line.count("\n") == 1
 
@@ -179,12 +182,56 @@ def test_processes_that_leave_one_after_another_end_nothing(start):
 def test_what_does_not_belong_to_the_run_is_turned_away(start):
     run = start(2)
     port = run.zero.address("localhost").port
-    for message in (b"GET / HTTP/1.1\r\n", b'["token", 1, "node1", "dead", "x"]\n', b"5\n"):
+    messages = (
+        b"GET / HTTP/1.1\r\n",
+        b'["token", 1, "node1", "dead", "x"]\n',
+        b"5\n",
+        # Too deep for the parser.
+        b"[" * 60_000 + b"\n",
+    )
+    for message in messages:
         with socket.create_connection(("localhost", port), 10) as stranger:
             stranger.sendall(message)
             stranger.shutdown(socket.SHUT_WR)
-            assert stranger.recv(10_000, socket.MSG_WAITALL).count(b"dead") == 0
+            assert stranger.recv(10_000, socket.MSG_WAITALL) == b""
     assert run.others[0].process.poll() is None
+    assert not run.lines
+
+
+def test_a_stranger_that_says_nothing_hears_nothing_and_is_turned_away(start, monkeypatch):
+    monkeypatch.setattr(liveness, "_CONNECT_S", 0.5)
+    run = start(2)
+    port = run.zero.address("localhost").port
+    # Several messages go to the others meanwhile, each with the token.
+    with socket.create_connection(("localhost", port), 10) as stranger:
+        assert stranger.recv(10_000, socket.MSG_WAITALL) == b""
+    assert [link.other.index for link in run.zero._links] == [1]
+    assert not run.lines
+
+
+def test_processes_that_are_stopped_together_continue(start, monkeypatch):
+    """A scheduler may stop all processes of a run, and let them continue after hours."""
+    monkeypatch.setattr(liveness, "_SILENCE_S", 0.9)
+    monkeypatch.setattr(liveness, "_PAUSE_S", 0.3)
+    run = start(2)
+    select = run.zero._selector.select
+    stopped = threading.Event()
+
+    def select_after_a_stop(timeout):
+        if stopped.is_set():
+            return select(timeout)
+        run.others[0].process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        run.others[0].process.send_signal(signal.SIGCONT)
+        stopped.set()
+        # So it is after a stop, whatever has arrived.
+        return []
+
+    monkeypatch.setattr(run.zero._selector, "select", select_after_a_stop)
+    assert stopped.wait(20)
+    run.others[0].call("own.leave()")
+    run.others[0].process.stdin.close()
+    assert run.others[0].ended() == (0, "")
     assert not run.lines
 
 
