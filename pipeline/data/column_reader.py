@@ -154,13 +154,14 @@ class ColumnReader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out open files, which are opened again in the other process."""
-        # Locks and open files cannot be pickled.
-        return self.__dict__ | {"_readers": [None] * len(self._shards), "_locks": None}
+        # Locks and open files cannot be pickled, nor can what other threads change meanwhile.
+        own = {"_readers": [None] * len(self._shards), "_locks": None, "_under_way": {}}
+        return self.__dict__ | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores the state with new locks of this process."""
         locks = [threading.Lock() for _ in state["_shards"]]
-        self.__dict__.update(state | {"_locks": locks, "_under_way": {}})
+        self.__dict__.update(state | {"_locks": locks})
 
     def _decode_into(
         self, index: int, feature: Feature, value: np.ndarray | bytes, out: np.ndarray
