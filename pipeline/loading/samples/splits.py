@@ -1,8 +1,6 @@
 """Selects the steps of a dataset that a run samples: splits, filters and excluded records."""
 
 import dataclasses
-import logging
-import time
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -14,6 +12,7 @@ from pipeline.data.schema import ACTION, EPISODES, Column
 from pipeline.errors import UserError
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.samples.selection import Selection, Stratum
+from pipeline.loading.samples.start_reading import noticed
 from pipeline.loading.samples.step_choice import (
     choice_problems,
     chosen_episodes,
@@ -29,9 +28,6 @@ from pipeline.loading.samples.success import successes
 
 # XXH3-64 below 2**64 becomes a fraction in [0, 1].
 _HASH_RANGE = 2.0**64
-_NOTICEABLE_S = 5.0
-"""Seconds of reading for a split after which the log says how later runs read nothing."""
-_log = logging.getLogger(__name__)
 _NONE = np.array([], np.int64)
 
 
@@ -179,25 +175,16 @@ def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
 
 def _read_places(dataset: Dataset, lost: Collection[int]) -> np.ndarray:
     """The same from the records, without those of some episodes, whose number is 1."""
-    reader, started, is_logged = dataset.columns[EPISODES], time.monotonic(), False
+    reader = dataset.columns[EPISODES]
     # 1 is beyond every fraction, so an episode that cannot be read is in the training split.
     places = np.ones(dataset.num_episodes)
-    for i in range(dataset.num_episodes):
-        if i in lost:
-            continue
-        # Actions alone: they tell episodes apart, and are small.
-        places[i] = hash_actions(np.asarray(reader.read(i)[ACTION])) / _HASH_RANGE
-        if not is_logged and time.monotonic() - started > _NOTICEABLE_S:
-            is_logged = True
-            _log.warning(
-                "%s: the split reads every trajectory at each start, %d of %d so far; store what "
-                "it needs once: %s %s",
-                dataset.path,
-                i + 1,
-                dataset.num_episodes,
-                EDIT,
-                dataset.path,
-            )
+    for episode in noticed(
+        [e for e in range(dataset.num_episodes) if e not in lost],
+        f"{dataset.path}: the split reads every trajectory at each start",
+        f"store what it needs once: {EDIT} {dataset.path}",
+    ):
+        # Actions alone: they distinguish episodes, and are small.
+        places[episode] = hash_actions(np.asarray(reader.read(episode)[ACTION])) / _HASH_RANGE
     return places
 
 

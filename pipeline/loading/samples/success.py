@@ -1,8 +1,6 @@
 """Whether an episode succeeded: declared in the manifest, or recorded as a feature."""
 
-import logging
 import math
-import time
 from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
@@ -11,12 +9,10 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import EDIT
 from pipeline.data.schema import EPISODES
 from pipeline.errors import UserError
+from pipeline.loading.samples.start_reading import noticed
 
 FEATURES = ("success", "next/success")
 """Trajectories that say it, the first that a dataset has; the second is LeRobot's."""
-_NOTICEABLE_S = 5.0
-"""Seconds of reading after which the log says how later runs read nothing."""
-_log = logging.getLogger(__name__)
 
 
 def success_problems(dataset: Dataset) -> Iterator[UserError]:
@@ -52,25 +48,14 @@ def successes(dataset: Dataset, episodes: np.ndarray, excluded: Collection[str])
     if dataset.manifest.failed_episodes is not None:
         succeeded[list(dataset.manifest.failed_episodes)] = False
         return succeeded
-    reader, started, is_logged = dataset.columns[EPISODES], time.monotonic(), False
-    lost = {reader.find(name) for name in excluded}
-    asked = np.zeros(dataset.num_episodes, bool)
-    asked[episodes] = True
-    for episode, is_success in recorded_successes(
-        dataset, (e for e in np.flatnonzero(asked).tolist() if e not in lost)
-    ):
+    lost = {dataset.columns[EPISODES].find(name) for name in excluded}
+    asked = noticed(
+        [e for e in np.unique(episodes).tolist() if e not in lost],
+        f"{dataset.path}: success is read from the trajectory of every episode at each start",
+        f"declare it once: {EDIT} {dataset.path} --failed recorded",
+    )
+    for episode, is_success in recorded_successes(dataset, asked):
         succeeded[episode] = is_success
-        if not is_logged and time.monotonic() - started > _NOTICEABLE_S:
-            is_logged = True
-            _log.warning(
-                "%s: success is read from the trajectory of every episode at each start, %d of %d "
-                "so far; declare it once: %s %s --failed recorded",
-                dataset.path,
-                int(asked[: episode + 1].sum()),
-                int(asked.sum()),
-                EDIT,
-                dataset.path,
-            )
     return succeeded
 
 

@@ -141,11 +141,11 @@ def test_places_are_stored_so_that_no_trajectory_is_read(
 def test_a_split_that_takes_long_says_how_later_ones_do_not(
     before: Dataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.loading.samples.splits._NOTICEABLE_S", 0.0)
+    monkeypatch.setattr("pipeline.loading.samples.start_reading._NOTICEABLE_S", 0.0)
     episode_places(before, lost=(0,))
     (line,) = (record.getMessage() for record in caplog.records)
     assert line == (
-        f"{before.path}: the split reads every trajectory at each start, 2 of 4 so far; store "
+        f"{before.path}: the split reads every trajectory at each start, 1 of 3 so far; store "
         f"what it needs once: octograin edit {before.path}"
     )
 

@@ -225,7 +225,7 @@ def test_recorded_success_is_declared_so_that_no_trajectory_is_read(
 ) -> None:
     out = write_dataset(tmp_path / "out", SHAPES | {"success": ended(1, -1, 0, math.nan)})
     settings = {"outcome": "failure", "failure_weight": 0.5}
-    monkeypatch.setattr("pipeline.loading.samples.success._NOTICEABLE_S", 0.0)
+    monkeypatch.setattr("pipeline.loading.samples.start_reading._NOTICEABLE_S", 0.0)
     before = loader_of(out, settings).state(0)
     (message,) = caplog.messages
     assert message == (
