@@ -60,11 +60,15 @@ def main() -> None:
     if sys.argv[1:2] == ["worker"]:
         _work(pathlib.Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:])
         return
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", help="dataset directory with the keys of the config")
     parser.add_argument("--directory", type=pathlib.Path, required=True, help="work directory")
-    parser.add_argument("--config", default=_CONFIG)
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--config", default=_CONFIG, help="FILE:VARIANT (default: %(default)s)")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of processes"
+    )
     parser.add_argument("--steps", type=int, default=12, help="training steps of each run")
     parser.add_argument("--deaths", action="store_true", help="the deaths and resumptions as well")
     arguments = parser.parse_args()
@@ -166,7 +170,7 @@ class Runs:
             victim = processes[count // 2]
             ending = {"others_end_after_s": "", "exit_codes": "", "lines": "", "line": ""}
             if not is_last:
-                _wait(lambda: victim.poll() is not None, [])  # noqa: B023  (called at once)
+                victim.wait()
                 ending = _ending(directory, processes, victim)
             elif any(process.wait() for process in processes):
                 raise RuntimeError(f"{directory}: a process failed")

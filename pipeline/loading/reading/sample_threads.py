@@ -13,13 +13,12 @@ from pipeline.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 10.0
-"""Seconds between two looks at the reads of a batch that is not finished."""
-_WARN_LOOKS = 6
-"""A read that this many looks find unfinished is logged."""
-_FAIL_LOOKS = 60
-"""A read that this many looks find unfinished ends the batches."""
-
+_CHECK_S = 10.0
+"""Seconds between two checks of the reads of a batch that is not finished."""
+_WARN_CHECKS = 6
+"""A read that this many checks find unfinished is logged."""
+_FAIL_CHECKS = 60
+"""A read that this many checks find unfinished ends the batches."""
 _END_S = 5.0
 """Seconds that closing waits for the reads that are under way."""
 
@@ -88,25 +87,26 @@ class SampleThreads:
         self._end()
 
     def _wait(self, work: "_Work") -> None:
-        # Counts looks, not seconds: a process that was stopped for an hour is no slow store.
-        looks, longest = 0, None
-        while not self._is_closed and not work.is_done.wait(_LOOK_S):
+        # Counts checks, not seconds: a process that was stopped for an hour is no slow store.
+        num_checks, longest = 0, None
+        while not self._is_closed and not work.is_done.wait(_CHECK_S):
             before, longest = longest, self._longest_read()
-            looks = looks + 1 if longest is not None and longest == before else 0
-            if longest is not None and looks >= _WARN_LOOKS:
-                self._report(longest, looks)
+            is_same = longest is not None and longest == before
+            num_checks = num_checks + 1 if is_same else 0
+            if longest is not None and num_checks >= _WARN_CHECKS:
+                self._report(longest, num_checks)
 
     def _longest_read(self) -> tuple[float, str] | None:
         """Start and place of the read that has been under way for the longest time."""
         found = [read for reader in self._readers if (read := reader.longest_read()) is not None]
         return min(found, default=None)
 
-    def _report(self, read: tuple[float, str], looks: int) -> None:
+    def _report(self, read: tuple[float, str], num_checks: int) -> None:
         _, place = read
-        if looks >= _FAIL_LOOKS:
+        if num_checks >= _FAIL_CHECKS:
             raise DataError(
                 where=place,
-                expected=f"a read within {_FAIL_LOOKS * _LOOK_S:.0f} s",
+                expected=f"a read within {_FAIL_CHECKS * _CHECK_S:.0f} s",
                 found="none yet",
                 remedy="The store does not answer: check its mount, then resume.",
             )
@@ -117,8 +117,8 @@ class SampleThreads:
                 "%s: a read has taken more than %.0f s; batches wait for the store, and end with "
                 "an error after %.0f s",
                 place,
-                _WARN_LOOKS * _LOOK_S,
-                _FAIL_LOOKS * _LOOK_S,
+                _WARN_CHECKS * _CHECK_S,
+                _FAIL_CHECKS * _CHECK_S,
             )
 
 

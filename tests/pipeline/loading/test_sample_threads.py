@@ -27,7 +27,7 @@ def hung(monkeypatch: pytest.MonkeyPatch, mini_dataset: pathlib.Path) -> Callabl
     answer = threading.Event()
     reader = open_dataset(str(mini_dataset)).columns["steps"]
     monkeypatch.setattr(ColumnReader, "_reader", lambda *_: answer.wait())
-    monkeypatch.setattr(sample_threads, "_LOOK_S", 0.01)
+    monkeypatch.setattr(sample_threads, "_CHECK_S", 0.01)
     monkeypatch.setattr(sample_threads, "_END_S", 0.01)
 
     def make(num_threads: int) -> tuple[SampleThreads, Callable[[int], object]]:
@@ -95,8 +95,8 @@ def test_nothing_refers_to_a_batch_that_is_made() -> None:
 def test_a_read_that_hangs_is_logged_once_and_then_ends_the_batches(
     hung: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sample_threads, "_WARN_LOOKS", 3)
-    monkeypatch.setattr(sample_threads, "_FAIL_LOOKS", 9)
+    monkeypatch.setattr(sample_threads, "_WARN_CHECKS", 3)
+    monkeypatch.setattr(sample_threads, "_FAIL_CHECKS", 9)
     threads, read = hung(1)
     message = r"steps/00001-of-00002.arrayrecord, record \d+: expected a read within 0 s; found non"
     with caplog.at_level(logging.WARNING), pytest.raises(DataError, match=message):
