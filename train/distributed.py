@@ -59,7 +59,8 @@ def join() -> None:
     of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` for each process.
 
     Raises:
-      UserError: Only some of these variables are set, or the processes cannot reach each other.
+      UserError: Only some of these variables are set, one is not what jax needs, or the processes
+        cannot reach each other.
     """
     named = {name: os.environ.get(name) for name in (_COORDINATOR, _COUNT, _INDEX)}
     missing = [name for name, value in named.items() if value is None]
@@ -73,12 +74,13 @@ def join() -> None:
     # A single task of a scheduler must not wait for others.
     if missing and _slurm_tasks() == 1 and _tpu_hosts() == 1:
         return
+    set_count, set_index = (
+        (None, None) if missing else _checked(*(value or "" for value in named.values()))
+    )
     try:
         # On Slurm and TPUs, jax finds by itself what is not set.
         address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            named[_COORDINATOR],
-            None if missing else int(named[_COUNT] or 0),
-            None if missing else int(named[_INDEX] or 0),
+            *(named[_COORDINATOR], set_count, set_index),
             *(None, None, _JOIN_S),
         )
         # Process 0 hosts the service itself.
@@ -98,6 +100,30 @@ def join() -> None:
     _watch_others(cast(str, address))
 
 
+def _checked(address: str, count: str, index: str) -> tuple[int, int]:
+    """Returns the number of processes and that of this one, from the three variables.
+
+    Raises:
+      UserError: One of them is not what jax needs.
+    """
+    host, _, port = address.rpartition(":")
+    size, own = (int(text) if text.isdecimal() else -1 for text in (count, index))
+    if not host or not port.isdecimal():
+        name, value, expected = _COORDINATOR, address, "HOST:PORT of process 0, such as host0:1234"
+    elif size < 1:
+        name, value, expected = _COUNT, count, "the number of processes"
+    elif not 0 <= own < size:
+        name, value, expected = _INDEX, index, f"a number from 0 to {size - 1}"
+    else:
+        return size, own
+    raise UserError(
+        where=f"environment, {name}",
+        expected=expected,
+        found=repr(value),
+        remedy="Set address and number alike for all processes, and JAX_PROCESS_ID for each.",
+    )
+
+
 def _relayed(address: str) -> str:
     """Starts a relay to the service of process 0, and returns the relay's own address."""
     host, _, port = address.rpartition(":")
@@ -114,6 +140,8 @@ def _relayed(address: str) -> str:
     # Where a proxy is set, gRPC would look for this host behind it. It reads these names only.
     direct = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112
     os.environ["no_grpc_proxy"] = f"{direct},localhost".lstrip(",")  # noqa: SIM112
+    # It would warn of this very name.
+    jax.config.update("jax_check_proxy_envs", False)  # noqa: FBT003  (jax has no keyword)
     return f"localhost:{int(process.stdout.readline())}"
 
 
