@@ -9,6 +9,7 @@ measured of the column (`NAME.column-encoders.json`) and a file for each shard t
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from etils import epath
@@ -52,6 +53,9 @@ DONE_SUFFIX = ".column-part.json"
 ENCODERS_SUFFIX = ".column-encoders.json"
 """Suffix of the file there that says what was measured of the column."""
 _EXPECTED = "a dataset that no other job is changing"
+_MOMENT_S = 1.0
+"""A part waits this long for the lock: one that had nothing to do holds it alone as it ends."""
+_RETRY_S = 0.02
 
 
 @contextlib.contextmanager
@@ -110,10 +114,20 @@ def _hold(directory: epath.Path, stack: contextlib.ExitStack, *, shared: bool) -
     """Leaves the lock of a dataset held until the end of `stack`."""
     # Before the lock's folder is made in it: a folder that is no dataset is left as it is.
     load_manifest(directory)
+    last = time.monotonic() + (_MOMENT_S if shared else 0)
     with writing(directory):
         check_no_links(directory, [WORK])
-        (directory / WORK).mkdir(exist_ok=True)
-        stack.enter_context(lock(directory, _EXPECTED, shared=shared))
+        while True:
+            # Made again each time: who held the lock may have removed it.
+            (directory / WORK).mkdir(exist_ok=True)
+            try:
+                stack.enter_context(lock(directory, _EXPECTED, shared=shared))
+            except UserError:
+                if time.monotonic() >= last:
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                return
 
 
 def _clean(directory: epath.Path) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from etils import epath
 
 from converters import edit
+from converters.job import columns
 from converters.job.column_job import ColumnJob
 from converters.job.column_parts import Part, shares
 from converters.job.columns import claimed, joined, remove_column
@@ -291,7 +293,20 @@ def test_other_jobs_are_refused_while_parts_are_at_work(
     compute(out, "3/3")
 
 
-def test_a_part_is_refused_while_another_job_is_at_work(out: pathlib.Path) -> None:
+def test_a_part_waits_for_the_moment_in_which_another_one_ends(out: pathlib.Path) -> None:
+    part = threading.Thread(target=compute, args=(out, "1/3"))
+    # The folder of the lock is removed meanwhile, as by a part that had nothing to do.
+    with claimed(epath.Path(out)):
+        part.start()
+        time.sleep(0.1)
+    part.join(20)
+    assert job_of(out).pending(Part(1, 3).shards(job_of(out).num_steps)) == []
+
+
+def test_a_part_is_refused_while_another_job_is_at_work(
+    out: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_MOMENT_S", 0.0)
     before = contents(out)
     with (
         claimed(epath.Path(out)),
@@ -323,6 +338,7 @@ def test_a_file_system_without_locks_is_reported(
     def no_locks(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
+    monkeypatch.setattr(columns, "_MOMENT_S", 0.0)
     monkeypatch.setattr(fcntl, "flock", no_locks)
     message = r"\.conversion/lock: expected a file system that can lock files; found No locks avai"
     with pytest.raises(UserError, match=message):
