@@ -5,6 +5,7 @@ provenance says what was changed. A directory of an earlier release gets what it
 and hashes of the actions for the split.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
 import difflib
@@ -32,7 +33,7 @@ from pipeline.data import statistics as stats
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import load_statistics, on_disk, open_dataset
 from pipeline.data.manifest import FILE_NAME, STATISTICS_NAME, Manifest, check_consistency
-from pipeline.errors import DataError, UserError, user_errors_exit
+from pipeline.errors import DataError, RecordError, UserError, user_errors_exit
 from pipeline.files import (
     dump_json,
     from_json_text,
@@ -170,13 +171,20 @@ def _recorded_failures(directory: str) -> str:
     opened = open_dataset(directory, keys=())
     undeclared = dataclasses.replace(opened.manifest, failed_episodes=None)
     dataset = dataclasses.replace(opened, manifest=undeclared)
+    excluded = dataset.manifest.excluded_episodes
     failed = []
-    with job_progress.shown("success", len(dataset.kept_episodes)) as on_progress:
-        # Not of excluded episodes, which may be corrupt and are not used.
+    with job_progress.shown("success", dataset.num_episodes) as on_progress:
         for episode, is_success in recorded_successes(dataset, dataset.kept_episodes.tolist()):
             failed += [] if is_success else [episode]
             on_progress(1, 1)
-    return ranges(failed, None) or "none"
+        # Excluded ones as well: they may be included again.
+        for episode in excluded:
+            # One that is corrupt stays undeclared; it may be what it was excluded for.
+            with contextlib.suppress(RecordError):
+                ((_, is_success),) = recorded_successes(dataset, [episode])
+                failed += [] if is_success else [episode]
+            on_progress(1, 1)
+    return ranges(sorted(failed), None) or "none"
 
 
 def _hashed(directory: epath.Path, manifest: Manifest) -> tuple[Manifest, list[str]]:

@@ -235,6 +235,11 @@ def test_recorded_success_is_declared_so_that_no_trajectory_is_read(
     edit(Args(str(out), failed="3"))
     (line,) = edit(Args(str(out), failed="recorded")).splitlines()
     assert line.endswith('failed_episodes: "3" -> "1-3"')
+    # An excluded one may be included again.
+    edit(Args(str(out), failed="none", exclude="1"))
+    edit(Args(str(out), failed="recorded"))
+    edit(Args(str(out), include="1"))
+    assert open_dataset(out).manifest.failed_episodes == (1, 2, 3)
     caplog.clear()
     (out / "episodes" / "0.arrayrecord").write_bytes(
         bytes((out / "episodes" / "0.arrayrecord").stat().st_size)
