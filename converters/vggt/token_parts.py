@@ -216,7 +216,7 @@ def _check_done(columns: ColumnJob) -> None:
     raise UserError(
         where=f"{columns.directory}, column {columns.column.name}",
         expected=f"all {len(columns.steps)} shards",
-        found=f"{len(missing)} missing: {ranges(missing)}",
+        found=f"{len(missing)} missing, by number {ranges(missing)}",
         remedy=f"{again if num_parts else 'Run'} the command that computes the column without "
         "--part, which does all that is missing.",
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -130,10 +131,10 @@ def _config(args: Args) -> DataConfig:
             f"--batch_size {args.batch_size}",
             remedy="Raise them.",
         )
-    if args.step_s <= 0:
+    if not 0 < args.step_s < math.inf:
         raise UserError(
             where="--step_s",
-            expected="seconds above 0",
+            expected="a finite number of seconds above 0",
             found=str(args.step_s),
             remedy="Give the time of a training step, such as 0.1.",
         )

@@ -25,7 +25,7 @@ Normalization = Literal["normal", "bounds", "quantile"]
 Conditioning = Literal["language_conditioned", "image_conditioned", "multimodal"]
 Split = Literal["train", "validation", "all"]
 Convention = Literal["control_frequency_hz", "rotation"]
-_MOST_THREADS = 1024
+MAX_THREADS = 1024
 """More reads at the same time than any store answers at once."""
 
 
@@ -198,10 +198,10 @@ class DataConfig:
         if not 0 <= self.seed < 2**63:
             yield Problem("seed", "0 to 2**63 - 1", self.seed, "Give any integer in this range.")
         yield from check_positive(self, "window_size", "action_horizon", "max_text_length")
-        if not 0 <= self.num_threads <= _MOST_THREADS:
+        if not 0 <= self.num_threads <= MAX_THREADS:
             yield Problem(
                 "num_threads",
-                f"0 to {_MOST_THREADS}",
+                f"0 to {MAX_THREADS}",
                 self.num_threads,
                 "Each reads one sample at a time: the dry run measures how many a store needs.",
             )

@@ -111,7 +111,7 @@ def test_json_is_one_object_on_stdout(mini_dataset: pathlib.Path) -> None:
         (["--compare", "tfds"], "--compare tfds and --rlds SRC, .*found one of them. Add the oth"),
         (["--rlds", "nowhere"], "--compare tfds and --rlds SRC, .*found one of them. Add the oth"),
         (["--num_batches", "4"], "each of more than the 4 batches made ahead, and samples in a b"),
-        (["--step_s", "0"], "--step_s: expected seconds above 0; found 0.0"),
+        (["--step_s", "nan"], "--step_s: expected a finite number of seconds above 0; found nan"),
         (["--batch_size", "0"], "found --num_batches 20, --rounds 5, --batch_size 0"),
         (["--observations", "propio"], "Did you mean observation/proprio"),
         (["--observations", "depth"], "expected a feature observation/depth"),

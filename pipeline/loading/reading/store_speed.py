@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.loading.data_config import MAX_THREADS
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.window_reader import WindowReader
 from pipeline.memory import LoaderMemory
@@ -80,10 +81,13 @@ class StoreSpeed:
     def settings(self, step_s: float) -> Settings:
         """Predicts the settings with which training waits for less than 2 % of the time.
 
+        With the most threads that there can be, it may wait for longer.
+
         Args:
           step_s: Seconds of a training step.
         """
-        num_threads = max(math.ceil(self.batch_size / step_s * self.sample_s * _MARGIN), 1)
+        wanted = math.ceil(self._threads_step_s(1) / step_s)
+        num_threads = min(max(wanted, 1), MAX_THREADS)
         prefetch = math.ceil((self._batch_s(num_threads) + _STALL_S) / step_s) + _READY
         return Settings(num_threads, prefetch, self.memory.with_settings(num_threads, prefetch))
 
@@ -94,7 +98,7 @@ class StoreSpeed:
           num_threads: Threads that read samples, at least 1.
           prefetch_batches: Batches made ahead.
         """
-        by_threads = self.batch_size * self.sample_s * _MARGIN / num_threads
+        by_threads = self._threads_step_s(num_threads)
         by_batches = self._batch_s(num_threads) / max(prefetch_batches - _READY, 1)
         return max(by_threads, by_batches, self.cpu_step_s)
 
@@ -123,10 +127,17 @@ class StoreSpeed:
         least = ""
         if self.cpu_step_s > step_s:
             least = f". The {num_cores()} cores make a batch in {self.cpu_step_s:.2g} s at best"
+        elif self._threads_step_s(MAX_THREADS) > step_s:
+            least_s = self._threads_step_s(MAX_THREADS)
+            least = f". More threads are not possible; these keep up with steps of {least_s:.2g} s"
         return (
             False,
             f"{self}; {found}. For steps of {step_s:g} s set {self.settings(step_s)}{least}",
         )
+
+    def _threads_step_s(self, num_threads: int) -> float:
+        """Seconds of a training step that threads keep up with, if there are batches for them."""
+        return self.batch_size * self.sample_s * _MARGIN / num_threads
 
     def _batch_s(self, num_threads: int) -> float:
         """Seconds in which threads read a batch: all samples at once, or as many as threads."""

@@ -211,7 +211,7 @@ def test_a_column_is_finished_once_all_parts_are_done(
         finish(out)
     compute(out, "1/3")
     message = (
-        r"expected all 5 shards; found 4 missing: 1-4\. Run these parts again: --part 2/3, "
+        r"expected all 5 shards; found 4 missing, by number 1-4\. Run these parts again: --part 2/3, "
         r"--part 3/3\. Or run the command that computes the column without --part"
     )
     with pytest.raises(UserError, match=where + message):
@@ -222,7 +222,9 @@ def test_a_column_is_finished_once_all_parts_are_done(
             finish(out)
 
     add_part(make_job(out), Part(2, 3), on_progress=too_early)
-    with pytest.raises(UserError, match=r"found 2 missing: 1,4\. .* again: --part 3/3\. Or run"):
+    with pytest.raises(
+        UserError, match=r"found 2 missing, by number 1,4\. .* again: --part 3/3\. Or run"
+    ):
         finish(out)
     compute(out, "3/3")
     # The encoder and its weights are not needed.

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.slow_store import delayed_reads
 from pipeline.data.column_reader import ColumnReader
+from pipeline.loading.data_config import MAX_THREADS
 from pipeline.loading.reading import store_speed
 from pipeline.loading.reading.store_speed import ColumnReads, StoreSpeed, measure_store
 from pipeline.loading.window_reader import WindowReader
@@ -71,6 +72,15 @@ def test_cores_that_are_too_few_are_reported() -> None:
     keeps_up, text = speed(0.05, cpu_ms=10).advice(32, 8, 0.1)
     assert not keeps_up
     assert text.endswith(". The 2 cores make a batch in 0.32 s at best")
+
+
+def test_no_more_threads_are_predicted_than_there_can_be() -> None:
+    slow = speed(100, cpu_ms=0.1, batch_size=512)
+    assert slow.settings(0.1).num_threads == MAX_THREADS
+    keeps_up, text = slow.advice(MAX_THREADS, 64, 0.1)
+    assert not keeps_up
+    assert "set data.num_threads=1024 and" in text
+    assert text.endswith(". More threads are not possible; these keep up with steps of 0.23 s")
 
 
 def test_a_loader_without_threads_makes_every_training_step_wait() -> None:
