@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 import tyro
 
 from benchmarks import measuring
-from pipeline.errors import user_errors_exit
+from pipeline.errors import UserError, user_errors_exit
 
 Figures = dict[str, float | str]
 _CONFIG = pathlib.Path(__file__).with_name("episode_config.py")
@@ -74,14 +74,31 @@ def main() -> None:
     """Parses the command line and prints figures, then a table."""
     with user_errors_exit():
         args = tyro.cli(Args, prog="python -m benchmarks.million_episodes", use_underscores=True)
+        rows = _chosen(args.only)
         args.directory.mkdir(parents=True, exist_ok=True)
         places = {f"{size:,} episodes": _written(args.directory, size) for size in args.sizes}
         if args.manifest_episodes:
             name = f"{args.manifest_episodes:,}, {_MANIFEST_STEPS / 1e6:,.0f} M steps"
             places[name] = _written(args.directory, args.manifest_episodes, _MANIFEST_STEPS)
-        rows = [row for row in _ROWS if row.name in args.only or not args.only]
         cells = {row.name: _measured(row, places, args) for row in rows}
         sys.stdout.write(_table(cells, list(places)))
+
+
+def _chosen(names: Sequence[str]) -> list[Row]:
+    """Returns the rows of some names, or all.
+
+    Raises:
+      UserError: There is no such row.
+    """
+    unknown = set(names) - {row.name for row in _ROWS}
+    if unknown:
+        raise UserError(
+            where="--only",
+            expected="; ".join(row.name for row in _ROWS),
+            found="; ".join(sorted(unknown)),
+            remedy="Name some of these.",
+        )
+    return [row for row in _ROWS if row.name in names or not names]
 
 
 def _written(directory: pathlib.Path, num_episodes: int, num_steps: int | None = None) -> Place:

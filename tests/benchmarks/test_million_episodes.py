@@ -7,9 +7,10 @@ import pytest
 
 from benchmarks.episode_costs import CALLS
 from benchmarks.episode_sets import write_episodes, write_without_records
-from benchmarks.million_episodes import _ROWS, _cell, _run, _table
+from benchmarks.million_episodes import _ROWS, _cell, _chosen, _run, _table
 from converters.verify.verifier import Verifier
 from pipeline.data.dataset import open_dataset
+from pipeline.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,12 @@ def test_every_call_runs(dst: pathlib.Path, name: str) -> None:
 
 def test_rows_without_a_command_are_calls() -> None:
     assert {row.name for row in _ROWS if row.command is None} == {*CALLS}
+
+
+def test_a_name_that_is_not_measured_is_an_error_before_any_set_is_written() -> None:
+    assert [row.name for row in _chosen(("inspect", "report"))] == ["inspect", "report"]
+    with pytest.raises(UserError, match=r"--only: expected open_dataset; .* found speed; x\. Name"):
+        _chosen(("x", "inspect", "speed"))
 
 
 def test_a_manifest_without_records_has_as_many_steps_as_wanted(tmp_path: pathlib.Path) -> None:

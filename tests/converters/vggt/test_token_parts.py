@@ -211,8 +211,8 @@ def test_a_column_is_finished_once_all_parts_are_done(
         finish(out)
     compute(out, "1/3")
     message = (
-        r"expected all 5 shards; found 4 missing, by number 1-4\. Run these parts again: --part 2/3, "
-        r"--part 3/3\. Or run the command that computes the column without --part"
+        r"expected all 5 shards; found 4 missing, by number 1-4\. Run these parts again: "
+        r"--part 2/3, --part 3/3\. Or run the command that computes the column without --part"
     )
     with pytest.raises(UserError, match=where + message):
         finish(out)
