@@ -1,6 +1,7 @@
 """Connects the processes of a multi-host run, and lets them agree on errors and signals."""
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -9,12 +10,14 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 import jax
@@ -27,7 +30,7 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pipeline.errors import EXIT_INTERRUPTED, UserError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from train.processes import relay
 from train.processes.liveness import Address, Liveness
 
@@ -38,6 +41,8 @@ _COUNT = "JAX_NUM_PROCESSES"
 _INDEX = "JAX_PROCESS_ID"
 _JOIN_S = 300
 """How long a process waits for the others to start."""
+_NOTICE_S = 20
+"""After how long it says that it waits."""
 _JAX_SILENCE_S = 240
 """JAX aborts all processes after such a silence, or after half of it, as it hears each process only
 every 120 s. `Liveness` comes first, with one line instead of a stack trace."""
@@ -85,11 +90,13 @@ def join() -> None:
         )
         # Process 0 hosts the service itself.
         reached = _relayed(address) if index and address else address
-        jax.distributed.initialize(
-            *(reached, count, index),
-            initialization_timeout=_JOIN_S,
-            heartbeat_timeout_seconds=_JAX_SILENCE_S,
-        )
+        with _waiting(f"process {index} of {count}", cast(str, address)):
+            jax.distributed.initialize(
+                *(reached, count, index),
+                # Then it aborts with a stack trace; `_waiting` comes first.
+                initialization_timeout=_JOIN_S + 60,
+                heartbeat_timeout_seconds=_JAX_SILENCE_S,
+            )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             where="jax.distributed",
@@ -98,6 +105,39 @@ def join() -> None:
             remedy="Check that every process starts, and that they reach process 0.",
         ) from error
     _watch_others(cast(str, address))
+
+
+@contextlib.contextmanager
+def _waiting(process: str, address: str) -> Iterator[None]:
+    """Says that this process waits for the others, and ends it after `_JOIN_S` or by Ctrl-C."""
+
+    def end() -> None:
+        error = UserError(
+            where=process,
+            expected=f"all processes of the run at {address} within {_JOIN_S} s",
+            found="that not all have come",
+            remedy="Start every process with this address, and check that each can reach it.",
+        )
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        # jax's call cannot be interrupted.
+        os._exit(EXIT_USER_ERROR)
+
+    notice = f"{process} waits for the others at {address}, at most {_JOIN_S} s"
+    timers = [threading.Timer(_NOTICE_S, _log.warning, [notice]), threading.Timer(_JOIN_S, end)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    is_main = threading.current_thread() is threading.main_thread()
+    # Python's own handler would run once jax's call returns.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if is_main else None
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _checked(address: str, count: str, index: str) -> tuple[int, int]:

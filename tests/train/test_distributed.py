@@ -1,14 +1,17 @@
 import hashlib
 import http.server
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import jax
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_USER_ERROR, UserError
 from tests.processes import Command
 from train import distributed
 from train.processes.liveness import EXIT_OTHER_DIED
@@ -179,6 +182,38 @@ def test_an_error_of_any_text_reaches_the_other_processes(monkeypatch, character
     received = distributed._error_of(0, UserError(**texts))
     assert received.where.startswith("process 0, ")
     assert len(received.remedy) == 2340
+
+
+ALONE = """
+import jax
+from pipeline.terminal import log_to_stderr
+from train import distributed
+log_to_stderr()
+distributed._NOTICE_S, distributed._JOIN_S = 0.5, 2
+distributed.join()
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_whose_others_never_come_ends_with_one_line(index):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    alone = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        env=env | {"JAX_PROCESS_ID": str(index)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert alone.returncode == EXIT_USER_ERROR, alone.stderr
+    assert alone.stderr.splitlines() == [
+        f"process {index} of 2 waits for the others at {address}, at most 2 s",
+        f"error: process {index} of 2: expected all processes of the run at {address} within 2 s; "
+        "found that not all have come. Start every process with this address, and check that each "
+        "can reach it.",
+    ]
 
 
 @pytest.mark.parametrize("index", [0, 1])
