@@ -43,6 +43,8 @@ class Address:
     port: int
     token: str
     """Part of every message, so that nothing else on the network is taken for a process."""
+    name: str
+    """What messages call the host: process 0 may die before it says so itself."""
 
 
 @dataclasses.dataclass
@@ -109,7 +111,7 @@ class Liveness:
             self._selector.register(self._listener, selectors.EVENT_READ)
         else:
             connection = socket.create_connection((zero.host, zero.port), _CONNECT_S)
-            self._add(connection, _Member(0, zero.host))
+            self._add(connection, _Member(0, zero.name))
             # At once: process 0 sends nothing to those that it does not know.
             self._send(self._own)
         self._none_failed_s = time.monotonic()
@@ -125,7 +127,7 @@ class Liveness:
         """
         if self._listener is None:
             raise ValueError(f"process {self._own.index} does not listen")
-        return Address(host, self._listener.getsockname()[1], self._token)
+        return Address(host, self._listener.getsockname()[1], self._token, self._own.host)
 
     def leave(self) -> None:
         """Reports that this process ends because its work is done."""

@@ -18,7 +18,7 @@ from train.processes import liveness
 for name, seconds in zip(("_BEAT_S", "_SILENCE_S", "_SUSPECT_S", "_PAUSE_S"), sys.argv[1].split()):
     setattr(liveness, name, float(seconds))
 index, port, token = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-own = liveness.Liveness(index, f"node{index}", liveness.Address("localhost", port, token))
+own = liveness.Liveness(index, f"node{index}", liveness.Address("localhost", port, token, "node0"))
 print("joined", flush=True)
 for line in sys.stdin:
     exec(line)
