@@ -95,7 +95,8 @@ def shown(
     console = Console(stderr=True)
     status = Status(total, unit=unit)
     started = time.perf_counter()
-    logged = updated = started
+    # The first call is always shown: it counts what earlier runs have done.
+    logged, updated = started, started - _UPDATE_INTERVAL_S
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
