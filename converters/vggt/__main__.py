@@ -102,7 +102,7 @@ class Args:
     overwrite: Annotated[bool, _Off] = False
     """Replace a computed column of that name, or an unfinished one of other settings."""
     remove: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
-    """Take a column out of the dataset and delete its files; other flags have no meaning then."""
+    """Take a column out of the dataset and delete its files; settings have no meaning then."""
     debug: Annotated[bool, _Off] = False
     """Show a traceback with an error."""
 
@@ -112,6 +112,7 @@ def main() -> None:
     log_to_stderr()
     with user_errors_exit(interrupted=_INTERRUPTED):
         args = tyro.cli(joined_help(Args), prog=program("converters.vggt"), use_underscores=True)
+        _check_mode(args)
         directory = on_disk(args.dataset)
         if args.remove is not None:
             folder = pathlib.Path(directory) / args.remove
@@ -121,7 +122,6 @@ def main() -> None:
             freed = f"{num_bytes / _MB:,.1f} MB are free again"
             show(f"removed {args.remove}: {freed}{note}\n")
             return
-        _check_mode(args)
         if args.finish:
             _finish(args, directory)
         else:
@@ -131,6 +131,7 @@ def main() -> None:
 def _check_mode(args: Args) -> None:
     """Raises `UserError` where flags contradict each other."""
     modes = {"--report": args.report, "--part": args.part is not None, "--finish": args.finish}
+    modes["--remove"] = args.remove is not None
     given = [flag for flag, is_given in modes.items() if is_given]
     if len(given) > 1:
         raise misused(f"one of {', '.join(modes)}", " and ".join(given))

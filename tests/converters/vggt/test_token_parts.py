@@ -312,9 +312,10 @@ def test_the_summary_of_a_part_says_what_is_left_and_what_comes_next(
         ([*TINY, "--part", "2"], "found 2. See"),
         (
             [*TINY, "--part", "1/2", "--finish"],
-            "expected one of --report, --part, --finish; found ",
+            "expected one of --report, --part, --finish, --remove; found ",
         ),
         ([*TINY, "--part", "1/2", "--report"], "found --report and --part. See"),
+        (["--remove", "vggt_tokens", "--finish"], "found --finish and --remove. See"),
         (["--finish", "--store", "int8"], "found --store without --weights. See"),
         (
             ["--finish"],
