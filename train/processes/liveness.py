@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, cast
 
 from pipeline.errors import UserError
@@ -231,21 +231,16 @@ class Liveness:
             return False
         with contextlib.suppress(ValueError, TypeError):
             _, *fields = json.loads(message)
-            is_new = link.other.index < 0
             link.other, link.heard_s = _Member(*fields), time.monotonic()
-            if is_new:
-                # At once, so that it knows the name of this host even if this process dies soon.
-                self._send(self._own, [link])
             return True
         return False
 
-    def _send(self, about: _Member, links: Sequence[_Link] | None = None) -> None:
-        """Sends every other process, or those of some links, a message about a process."""
+    def _send(self, about: _Member) -> None:
+        """Sends every other process a message about a process."""
         message = json.dumps([self._token, *dataclasses.astuple(about)]).encode() + b"\n"
         with self._sending:
             # Not to a stranger, who would learn the token.
-            known = [link for link in links or self._links if link.other.index >= 0]
-            for link in known:
+            for link in (one for one in self._links if one.other.index >= 0):
                 # Reading from a broken connection shows that it is.
                 with contextlib.suppress(OSError):
                     link.connection.sendall(message)
