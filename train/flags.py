@@ -118,6 +118,13 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
     load_parts(*flags.parts)
     if not flags.dry_run:
         _check_config(flags.config, known.config)
+        if flags.step_s != Flags.step_s:
+            raise UserError(
+                where="command line",
+                expected="--step_s with --dry_run",
+                found="it alone",
+                remedy="A run measures its training steps: leave the flag out.",
+            )
     return flags
 
 

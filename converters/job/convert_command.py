@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import pathlib
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from converters.sources.open_source import open_source
 from converters.sources.source import Source
 from pipeline.data.manifest import FILE_NAME, Manifest
 from pipeline.errors import UserError, install_extra, user_errors_exit
+from pipeline.files import is_remote
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import count, log_to_stderr, program, show
@@ -97,6 +99,10 @@ def main() -> None:
         )
         log_to_stderr()
         logging.getLogger("converters").setLevel(logging.INFO)
+        if args.runner != "local":
+            # Workers elsewhere have another current directory.
+            dst = args.dst and _absolute(args.dst)
+            args = dataclasses.replace(args, src=_absolute(args.src), dst=dst)
         source = open_source(args.src, args.split, args.image_quality)
         if args.describe:
             show(mapping_proposal.describe(source))
@@ -111,6 +117,11 @@ def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """The arguments before and after a lone `--`."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:end], tuple(arguments[end + 1 :])
+
+
+def _absolute(path: str) -> str:
+    """A local path from the root; an address as it is."""
+    return path if is_remote(path) else str(pathlib.Path(path).absolute())
 
 
 def _select(source: Source, episodes: str) -> Source:

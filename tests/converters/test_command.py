@@ -135,3 +135,10 @@ def test_help_names_each_flag_of_a_conversion() -> None:
     flags = ["--split NAME", "--episodes A:B", "--mapping FILE", "--image_quality N"]
     flags += ["--instruction TEXT", "--workers N"]
     assert shown == flags
+
+
+@pytest.mark.parametrize("runner", ["beam", "spark"])
+def test_workers_elsewhere_read_a_relative_source_by_its_absolute_path(runner: str) -> None:
+    job = run("nowhere/1.0.0", "out", "--runner", runner).finish(2)
+    where = job.stderr.partition("error: ")[2].partition(":")[0]
+    assert where == f"{Path.cwd()}/nowhere/1.0.0"

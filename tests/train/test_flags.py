@@ -55,6 +55,10 @@ def test_a_variant_is_an_entry_of_the_file(tiny_config_path):
         (["--config", "README.md"], "expected Python that defines VARIANTS.*found SyntaxError"),
         (["--config", "tests/data/make_vocabulary.py"], "found no VARIANTS"),
         (["--config", "{file}:big"], "a variant among default, untokened, shallow; found big"),
+        (
+            ["--config", "{file}", "--step_s=2"],
+            "expected --step_s with --dry_run; found it alone",
+        ),
     ],
 )
 def test_what_cannot_be_run_says_why(arguments, message, tiny_config_path):
