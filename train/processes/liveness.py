@@ -253,6 +253,9 @@ class Liveness:
             # From process 0, which tells the others who has died.
             if other.state == "dead":
                 return other
+            # Its connection may break before the word of process 0 about its failure arrives.
+            if other.state == "failed" and not link.is_open:
+                return other
             if other.index < 0 or other.state != "running":
                 continue
             if not link.is_open:
