@@ -29,6 +29,8 @@ _PAUSE_S = 5.0
 another one counts that it had no chance to hear, as when all processes were stopped together."""
 _CONNECT_S = 20.0
 """How long connecting may take, and a connection may say nothing before its first message."""
+_READING_S = 1.0
+"""How long process 0 waits until the others have read who has died."""
 _LONGEST_BYTES = 1 << 16
 """The longest message."""
 _ENDED = "that it was killed (out of memory, for example), or that its host failed"
@@ -163,7 +165,8 @@ class Liveness:
             if time.monotonic() - beaten_s >= _BEAT_S:
                 beaten_s = time.monotonic()
                 self._send(self._own)
-            dead = self._dead()
+            # As of the time of reading: this process may have been stopped since.
+            dead = self._dead(now_s)
             if dead is not None:
                 self._conclude(dead)
             if self._own.state == "leaving" and not any(link.is_open for link in self._links):
@@ -245,9 +248,8 @@ class Liveness:
                 with contextlib.suppress(OSError):
                     link.connection.sendall(message)
 
-    def _dead(self) -> _Member | None:
+    def _dead(self, now_s: float) -> _Member | None:
         """Returns the process that has died, if any: the first cause if there are several."""
-        now_s = time.monotonic()
         for link in self._links:
             other = link.other
             # From process 0, which tells the others who has died.
@@ -276,10 +278,29 @@ class Liveness:
         is_alone = all(now_s - one.heard_s < _SUSPECT_S for one in running)
         return failed[0] if is_alone and now_s - self._none_failed_s > _BEAT_S else None
 
+    def _await_reading(self) -> None:
+        """Waits until the others have closed their ends, for a second at most.
+
+        Closing a connection with unread messages discards what was sent last.
+        """
+        last_s = time.monotonic() + _READING_S
+        links = [link for link in self._links if link.is_open]
+        for link in links:
+            with contextlib.suppress(OSError):
+                link.connection.shutdown(socket.SHUT_WR)
+        for link in links:
+            # One that hangs is left behind.
+            with contextlib.suppress(OSError):
+                while (left_s := last_s - time.monotonic()) > 0:
+                    link.connection.settimeout(left_s)
+                    if not link.connection.recv(_LONGEST_BYTES):
+                        break
+
     def _conclude(self, dead: _Member) -> None:
         """Tells the others who has died, and ends this process unless it is itself the one."""
         if self._listener:
             self._send(dataclasses.replace(dead, state="dead"))
+            self._await_reading()
         if dead.index != self._own.index:
             self._end(f"error: {_error(dead)}\n")
         self._is_over.set()
