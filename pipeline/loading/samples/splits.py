@@ -168,7 +168,7 @@ def episode_places(dataset: Dataset, lost: Collection[int] = ()) -> np.ndarray:
     if hashes is None:
         return _read_places(dataset, {*lost, *excluded})
     places = hashes / _HASH_RANGE
-    # Those in `lost` keep theirs: a run may exclude a record on resume and go on with its split.
+    # Those in `lost` keep theirs: a run may exclude a record on resume and continue with its split.
     places[list(excluded)] = 1
     return places
 
