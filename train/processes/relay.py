@@ -16,6 +16,7 @@ import contextlib
 import socket
 import sys
 import threading
+from collections.abc import Callable
 
 _CHUNK_BYTES = 1 << 16
 
@@ -49,7 +50,7 @@ def _connect(connection: socket.socket, service: tuple[str, int]) -> None:
     _start(_carry, upstream, connection, _keep)
 
 
-def _carry(source: socket.socket, target: socket.socket, end) -> None:  # noqa: ANN001
+def _carry(source: socket.socket, target: socket.socket, end: Callable[..., None]) -> None:
     # A connection that breaks ends as one that is closed does.
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK_BYTES):
@@ -69,7 +70,7 @@ def _keep(*_: socket.socket) -> None:
     pass
 
 
-def _start(work, *arguments: object) -> None:  # noqa: ANN001
+def _start(work: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=work, args=arguments, daemon=True).start()
 
 
