@@ -33,8 +33,9 @@ class Args:
     """Dataset directory to write."""
     suite: Annotated[str, tyro.conf.arg(metavar="NAME")] = "libero_spatial"
     """Suite; several with commas between."""
-    tasks: Annotated[str | None, tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = None
-    """Indices of the tasks of each suite, from 0, with commas between; all without it."""
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = ()
+    """Indices of tasks, from 0, with commas between: once for all suites, or once per suite; all
+    without it."""
     episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 50
     """Initial states of each task, one episode each."""
     first_init: Annotated[int, tyro.conf.arg(metavar="K")] = 0
@@ -118,10 +119,10 @@ def _check(args: Args) -> None:
 
 def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
     """The initial states of each task, in order."""
-    indices = None if args.tasks is None else _indices(args.tasks)
+    suites = args.suite.split(",")
     wanted = range(args.first_init, args.first_init + args.episodes)
     trials = []
-    for suite in args.suite.split(","):
+    for suite, indices in zip(suites, _indices(args.tasks, len(suites)), strict=True):
         for task in select_tasks(installation.root, suite, indices):
             held = len(task.init_states(installation.root))
             if wanted.stop > held:
@@ -135,15 +136,27 @@ def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
     return tuple(trials)
 
 
-def _indices(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+def _indices(texts: tuple[str, ...], num_suites: int) -> list[tuple[int, ...] | None]:
+    """The tasks of each suite; None: all."""
+    if len(texts) not in (0, 1, num_suites):
         raise UserError(
             where="--tasks",
-            expected="indices with commas between, such as 0,2",
-            found=text,
-            remedy="Tasks are counted from 0.",
+            expected=f"indices once, or once per suite ({num_suites} times)",
+            found=f"{len(texts)} times: {' '.join(texts)}",
+            remedy="Write them in the order of the suites, such as --tasks 0,2 0,5.",
         )
-    return tuple(int(part) for part in text.split(","))
+    for text in texts:
+        if not re.fullmatch(r"\d+(,\d+)*", text):
+            raise UserError(
+                where="--tasks",
+                expected="indices with commas between, such as 0,2",
+                found=text,
+                remedy="Tasks are counted from 0.",
+            )
+    chosen = [tuple(int(part) for part in text.split(",")) for text in texts]
+    if len(chosen) == num_suites:
+        return [*chosen]
+    return [chosen[0] if chosen else None] * num_suites
 
 
 def _name(suites: str) -> str:

@@ -59,8 +59,23 @@ def test_without_a_simulator_the_command_that_installs_it_is_printed(
     assert capsys.readouterr().err == "error: sim: expected it; found none. make libero\n"
 
 
-def test_tasks_are_a_list_of_indices() -> None:
-    assert command._indices("0,2,10") == (0, 2, 10)
+@pytest.mark.parametrize(
+    ("texts", "tasks"),
+    [
+        ((), [None, None]),
+        (("0,2,10",), [(0, 2, 10), (0, 2, 10)]),
+        (("0,2", "5"), [(0, 2), (5,)]),
+    ],
+)
+def test_tasks_are_given_for_all_suites_or_for_each(
+    texts: tuple[str, ...], tasks: list[tuple[int, ...] | None]
+) -> None:
+    assert command._indices(texts, num_suites=2) == tasks
+
+
+def test_tasks_for_another_number_of_suites_are_refused() -> None:
+    with pytest.raises(UserError, match=r"once per suite \(1 times\); found 2 times: 0 1"):
+        command._indices(("0", "1"), num_suites=1)
 
 
 def test_the_name_is_one_that_the_built_in_mapping_takes() -> None:
