@@ -15,6 +15,7 @@ from pipeline.files import to_json_values, writing
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
+from train.evaluate.delayed_execution import DelayStrategy
 from train.evaluate.evaluation import Evaluation, Request
 from train.evaluate.evaluation_page import write_report
 from train.evaluate.libero.installation import Installation, find_installation
@@ -58,8 +59,11 @@ class Args:
     is the oldest."""
     delay: Annotated[int, tyro.conf.arg(metavar="D")] = 0
     """Number of steps that a prediction takes: a chunk takes effect this many steps after its
-    observation, and continues what the last one planned. At most execute_horizon, and at most what
-    is left of a chunk after it."""
+    observation. At most execute_horizon, and at most what is left of a chunk after it, unless the
+    robot holds still."""
+    execution: DelayStrategy = "real_time_chunking"
+    """What the robot does in these steps. It executes the last chunk, and the next one continues
+    what was planned (real_time_chunking) or not (naive_async); or it holds still (synchronous)."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of a diffusion head's noise, and of the positions of fixtures."""
     compare: Annotated[str | None, tyro.conf.arg(metavar="RUN2", help_behavior_hint="")] = None
@@ -169,6 +173,7 @@ def _request(args: Args, installation: Installation) -> Request:
         execute_horizon=args.execute_horizon,
         ensemble=args.ensemble,
         delay=args.delay,
+        execution=args.execution,
         dataset=args.dataset,
         num_workers=args.workers,
         videos=args.videos,

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.hub.hub_address import SCHEME, parse_repository
 from pipeline.terminal import escaped
 from train.checkpoints.checkpoint_store import Checkpoint
+from train.evaluate.delayed_execution import DelayStrategy, delay_execution
 from train.evaluate.delayed_policy import DelayedPolicy
 from train.evaluate.libero.environment import CAMERAS, LiberoEnv
 from train.evaluate.libero.installation import Installation
@@ -61,7 +62,9 @@ class Request:
     ensemble: float | None = None
     """Decay of a temporal ensemble; None: no ensemble."""
     delay: int = 0
-    """Steps that a prediction takes, during which the last chunk is executed; 0: none."""
+    """Steps that a prediction takes; 0: none."""
+    execution: DelayStrategy = "real_time_chunking"
+    """What the robot does in these steps; all are the same without a delay."""
     dataset: str | None = None
     """Path or name of the dataset whose statistics and conventions are used."""
     num_workers: int = 1
@@ -133,7 +136,8 @@ class Evaluation:
         horizon = self._spec.model.head.action_horizon
         # Made for its checks alone.
         self._new_execution()
-        if request.delay:
+        # A robot that holds still needs nothing of the last chunk.
+        if request.delay and request.execution != "synchronous":
             check_delay(request.delay, self._executed, horizon)
         name = f"{request.suite}-{self._checkpoint.step}"
         self.folder = _results_of(run) / name if folder is None else folder
@@ -182,7 +186,11 @@ class Evaluation:
 
             def on_result(result: TrialResult) -> None:
                 place = result.suite, result.task, result.init
-                self._file.add(dataclasses.replace(result, is_demonstrated=seen(place)))
+                self._file.add(
+                    dataclasses.replace(
+                        result, is_demonstrated=seen(place), num_workers=num_workers
+                    )
+                )
                 on_trial(result.success)
 
             try:
@@ -200,10 +208,21 @@ class Evaluation:
         of_chunk = 1 if is_ensemble else self._spec.model.head.action_horizon
         return request.execute_horizon or of_chunk
 
+    @property
+    def _steps_per_chunk(self) -> int:
+        """Returns the number of steps from one prediction to the next."""
+        request = self._request
+        return self._executed + (request.delay if request.execution == "synchronous" else 0)
+
+    @property
+    def _is_guided(self) -> bool:
+        """Returns whether chunks continue what was planned."""
+        return self._request.delay > 0 and self._request.execution == "real_time_chunking"
+
     def _actor(self, policy: Policy) -> Actor:
-        """Returns what acts: the policy, or the same with a delay."""
+        """Returns what acts: the policy, or the same with real-time chunking."""
         delay = self._request.delay
-        return DelayedPolicy(policy, self._executed, delay) if delay else policy
+        return DelayedPolicy(policy, self._executed, delay) if self._is_guided else policy
 
     def _settings(self) -> Settings:
         request = self._request
@@ -217,6 +236,7 @@ class Evaluation:
             ensemble=request.ensemble,
             simulator=str(self._installation),
             delay=request.delay,
+            execution=request.execution if request.delay else None,
         )
 
     def _make_policy(self) -> Policy:
@@ -227,7 +247,7 @@ class Evaluation:
         config = PolicyConfig(
             batch_size=len(groups(range(num_workers))[0]),
             seed=request.seed,
-            real_time_chunking=bool(request.delay),
+            real_time_chunking=self._is_guided,
         )
         policy = Policy(checkpoint, request.dataset, config, encoder)
         self._make_env(policy)()  # fails if it lacks observations; builds no simulator yet
@@ -249,8 +269,13 @@ class Evaluation:
         horizon = self._spec.model.head.action_horizon
         execution = make_execution(horizon, request.execute_horizon, request.ensemble)
         grippers = GripperCommands.of(self._spec)
-        # Still 1 = open, 0 = close, of which the simulator makes its own commands.
-        return lambda chunk: grippers.decide(execution(chunk))
+        return delay_execution(
+            # Still 1 = open, 0 = close, of which the simulator makes its own commands.
+            lambda chunk: grippers.decide(execution(chunk)),
+            request.execution,
+            self._executed,
+            request.delay,
+        )
 
     def _options(self) -> Options:
         request, folder = self._request, self.folder / VIDEOS_NAME
@@ -259,7 +284,7 @@ class Evaluation:
             make_execution=self._new_execution,
             make_film=None
             if request.videos == "none"
-            else lambda trial: Film(folder, trial, CONTROL_FREQUENCY_HZ / self._executed),
+            else lambda trial: Film(folder, trial, CONTROL_FREQUENCY_HZ / self._steps_per_chunk),
             kept=request.videos,
         )
 

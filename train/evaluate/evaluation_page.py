@@ -145,7 +145,14 @@ def _trials(results: Results, folder: pathlib.Path, home: pathlib.Path) -> list[
 
 def _settings(results: Results) -> dict[str, str]:
     """Returns the settings that determine the results, and the latency, by name."""
-    values, inference = {**to_json_values(results.settings), "inference": None}, results.inference
+    workers = sorted({trial.num_workers for trial in results.trials if trial.num_workers})
+    values = {
+        **to_json_values(results.settings),
+        # Not a setting of all trials: a resumed evaluation may have others.
+        "num_workers": ", ".join(map(str, workers)) or None,
+        "inference": None,
+    }
+    inference = results.inference
     if inference is not None:
         values["inference"] = (
             f"{inference.num_calls:,} batches of {inference.batch_size} on {inference.device}: "

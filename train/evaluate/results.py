@@ -18,6 +18,7 @@ from pipeline.files import (
 )
 from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
 from train.checkpoints.checkpoint_store import Checkpoint
+from train.evaluate.delayed_execution import DelayStrategy
 from train.evaluate.libero.suites import Trial
 
 Z_95 = 1.959963984540054
@@ -128,7 +129,14 @@ class Settings:
     simulator: str
     """Versions of the simulator's packages, and its renderer."""
     delay: int = dataclasses.field(default=0, metadata=LATER)
-    """Steps that a prediction takes, during which the last chunk is executed."""
+    """Steps that a prediction takes."""
+    execution: DelayStrategy | None = dataclasses.field(default=None, metadata=LATER)
+    """What the robot does in these steps; None without a delay."""
+
+    def __post_init__(self) -> None:
+        if self.delay and self.execution is None:
+            # Results of earlier versions do not name it, as there was no other.
+            object.__setattr__(self, "execution", "real_time_chunking")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +166,9 @@ class TrialResult:
     is_demonstrated: bool | None = None
     """Whether a training demonstration started from this initial state, so that the trial is not
     held out; None if a dataset does not record it."""
+    num_workers: int | None = dataclasses.field(default=None, metadata=LATER)
+    """Number of simulators, which sets the size of a batch, and so the last bits of actions; None
+    in results of earlier versions."""
 
     @property
     def place(self) -> tuple[int, int]:

@@ -107,24 +107,29 @@ class RealTimeChunking:
         execute_horizon: int,
         delay: int,
         when_late: Literal["continue", "wait"] = "continue",
+        is_guided: bool = True,
     ) -> "RealTimeChunking":
         """Makes it for one environment of a policy, whose chunks continue the planned actions.
 
         Args:
-          policy: A policy with `PolicyConfig(real_time_chunking=True)`.
+          policy: A policy; with `PolicyConfig(real_time_chunking=True)` if chunks are guided.
           env: Number of the environment; reset the policy's before the first call.
           execute_horizon: Steps from one prediction to the next.
           delay: Steps that a prediction may take.
           when_late: What is done if one takes longer.
+          is_guided: Whether chunks continue the planned actions. If not, the robot may jump where
+            one takes effect: naive asynchronous execution, to compare with.
 
         Raises:
-          UserError: The horizon or the delay is out of range, or the policy was made without
-            real-time chunking.
+          UserError: The horizon or the delay is out of range, or chunks are guided and the policy
+            was made without real-time chunking.
         """
-        # Now, and not at the second chunk, when the robot moves.
-        check_guided("RealTimeChunking", is_guided=policy.config.real_time_chunking)
+        predict = predict_with(policy, env)
+        if is_guided:
+            # Now, and not at the second chunk, when the robot moves.
+            check_guided("RealTimeChunking", is_guided=policy.config.real_time_chunking)
         return cls(
-            predict_with(policy, env),
+            predict if is_guided else lambda observations, planned: predict(observations, None),
             action_horizon=policy.action_horizon,
             execute_horizon=execute_horizon,
             delay=delay,

@@ -1,10 +1,11 @@
 """What a server and its clients agree on: the protocol, the keys of observations, sessions."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from pipeline.config_checks import Problem, check
 from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.policy.chunk_execution import Execution, check_delay, make_execution
@@ -50,6 +51,14 @@ class ServeConfig:
     delay: int = 0
     """Reply with one action while the next chunk is predicted, which takes effect so many steps
     after its observation. 0: the client waits for predictions."""
+
+    def __post_init__(self) -> None:
+        """Raises an error if a field has another type, or is none of its modes."""
+        check(self)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields nothing: `make_execution` checks the ranges, which depend on the policy."""
+        return iter(())
 
     @property
     def is_stepwise(self) -> bool:

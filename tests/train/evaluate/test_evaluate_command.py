@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import pickle
+import re
 import sys
 import zipfile
 from typing import Any
@@ -20,7 +21,7 @@ from train.evaluate import evaluate_command, evaluation
 from train.evaluate.evaluate_command import Args, evaluate
 from train.evaluate.libero.installation import Installation
 from train.evaluate.results import read_results
-from train.policy.policy import read_run
+from train.policy.policy import Policy, read_run
 
 TASK_MAP = 'libero_task_map = {"libero_spatial": ["lift_it", "push_it"]}'
 
@@ -66,6 +67,7 @@ def test_an_evaluation_from_start_to_end_and_once_more(
     assert results.settings.simulator == "mujoco 3.3, egl, images as sampled"
     assert results.inference is not None
     assert results.inference.batch_size == 1  # half of two workers
+    assert [trial.num_workers for trial in results.trials] == [2, 2, 2, 2]
     output = capsys.readouterr().out
     assert "all   2 of 4   50.0 %  15.0 to 85.0 %  5" in output
     assert "2 of 4" in (out / "report.html").read_text()
@@ -78,6 +80,10 @@ def test_an_evaluation_from_start_to_end_and_once_more(
     assert not evaluate(arguments(policy_run, out))
     again = read_results(out)
     assert [t.place for t in again.trials] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    # One simulator for the one trial that was left.
+    assert [trial.num_workers for trial in again.trials] == [2, 2, 1, 2]
+    page = (out / "report.html").read_text()
+    assert re.search(r">num_workers</th>\s*<td[^>]*>1, 2</td>", page)
     assert again.trials[:2] == results.trials[:2]
     assert again.trials[2].seconds != kept["seconds"]
     with pytest.raises(UserError, match=r"expected results of .*, step 1, execute_horizon 2; "):
@@ -100,10 +106,66 @@ def test_a_delay_is_a_setting_of_the_results(
         values.pop("checksum", None)
         assert values["settings"].get("delay", 0) == found
         other = dataclasses.replace(args, delay=wanted)
-        with pytest.raises(UserError, match=f"results of .*, delay {wanted}; .*, delay {found}"):
+        with pytest.raises(UserError, match=f"results of .*, delay {wanted}.*; .*, delay {found}"):
             evaluate(other)
         values["settings"].pop("delay", None)
         path.write_text(json.dumps(values))
+
+
+@pytest.mark.usefixtures("installation")
+def test_what_is_executed_during_a_delay_is_a_setting_of_the_results(
+    policy_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    args = arguments(policy_run, tmp_path / "out", tasks="0", execute_horizon=2, delay=1)
+    path = tmp_path / "out" / "results.json"
+    for execution in ("naive_async", "synchronous"):
+        path.unlink(missing_ok=True)
+        assert not evaluate(dataclasses.replace(args, execution=execution))
+        results = read_results(path.parent)
+        assert results.settings.execution == execution
+        assert [(t.success, t.steps) for t in results.trials] == [(True, 5), (False, 7)]
+        assert f">{execution}<" in (path.parent / "report.html").read_text()
+    with pytest.raises(
+        UserError, match=r"execution real_time_chunking; found .*, execution synchronous"
+    ):
+        evaluate(args)
+    # As an earlier version wrote it, for which there was real-time chunking alone.
+    values = json.loads(path.read_text())
+    del values["checksum"], values["settings"]["execution"]
+    path.write_text(json.dumps(values))
+    assert read_results(path.parent).settings.execution == "real_time_chunking"
+    assert not evaluate(args)
+    with pytest.raises(UserError, match=r"found .*, execution real_time_chunking"):
+        evaluate(dataclasses.replace(args, execution="naive_async"))
+
+
+def test_strategies_are_one_setting_without_a_delay_and_differ_with_one(
+    policy_run: pathlib.Path, installation: Installation, real_time_policy: Policy
+) -> None:
+    def made(**changes: Any) -> evaluation.Evaluation:
+        request = evaluation.Request("libero_spatial", (), execute_horizon=2, **changes)
+        return evaluation.Evaluation(str(policy_run), None, request, installation, policy_run)
+
+    chunks = [np.full((4, 7), value, np.float32) for value in (0.25, 0.75)]
+    for delay, expected in ((0, [2, 2, 2, 2]), (1, [2, 2, 2, 3])):
+        lengths = []
+        for execution in (None, "real_time_chunking", "naive_async", "synchronous"):
+            one = made(delay=delay, **({"execution": execution} if execution else {}))
+            settings = one._settings()
+            assert settings.execution == ((execution or "real_time_chunking") if delay else None)
+            is_guided = delay == 1 and settings.execution == "real_time_chunking"
+            assert (one._actor(real_time_policy) is not real_time_policy) == is_guided
+            execute = one._new_execution()
+            assert len(execute(chunks[0])) == 2
+            lengths.append(len(execute(chunks[1])))
+        assert lengths == expected
+    # A robot that holds still needs nothing of the last chunk, so the delay may be any.
+    execute = made(delay=5, execution="synchronous")._new_execution()
+    execute(chunks[1])
+    # The gripper's rule opens it above 0.5, and it stays as it was commanded.
+    held = [[0, 0, 0, 0, 0, 0, 1]] * 5
+    np.testing.assert_array_equal(execute(chunks[0])[:5], held)
+    np.testing.assert_array_equal(execute(chunks[0])[:5, 6], [0] * 5)
 
 
 @pytest.mark.usefixtures("installation")
@@ -192,6 +254,7 @@ def test_two_checkpoints_are_compared_on_the_same_trials(
         ({"execute_horizon": 5}, "execute_horizon: expected 1 to 4"),
         ({"delay": 1}, "delay: expected 0 to 0 steps: a chunk of 4 is predicted every 4 steps"),
         ({"delay": 3, "execute_horizon": 2}, "delay: expected 0 to 2 steps: .*; found 3"),
+        ({"delay": 3, "execute_horizon": 2, "execution": "naive_async"}, "0 to 2 .*; found 3"),
         ({"delay": -1}, "--delay: expected at least 0; found -1"),
         ({"delay": 1, "ensemble": 0.1}, r"expected no --ensemble as well; found --ensemble 0\.1"),
     ],

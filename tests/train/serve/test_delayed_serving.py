@@ -1,6 +1,7 @@
 """Replies at once while the next chunk is predicted, which takes effect at its step."""
 
 import copy
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -121,6 +122,23 @@ def test_another_task_waits_for_the_prediction_of_the_last_one(held):
 def test_delays_that_cannot_be_are_reported(real_time_policy, config, message):
     with pytest.raises(UserError, match=message):
         config.make_execution(real_time_policy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("protocol", "x", "protocol: expected one of 'openpi', 'vla-eval'; found 'x'"),
+        ("protocol", "vla_eval", "Did you mean 'vla-eval'?"),
+        ("delay", 1.5, "delay: expected an integer; found 1.5"),
+        ("execute_horizon", "2", "execute_horizon: expected an integer; found '2'"),
+    ],
+)
+def test_settings_of_another_type_are_reported(field, value, message):
+    # Set afterwards, as the type checker of the tests refuses it first.
+    config = ServeConfig()
+    object.__setattr__(config, field, value)
+    with pytest.raises(UserError, match=f"^ServeConfig, .*{re.escape(message)}"):
+        config.__post_init__()
 
 
 def test_a_policy_without_real_time_chunking_is_reported(served_policy):
