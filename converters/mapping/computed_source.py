@@ -29,7 +29,7 @@ from converters.sources.source import (
     SourceShard,
     WrappedSource,
 )
-from pipeline.data.schema import Blob
+from pipeline.data.schema import EPISODES, Blob
 from pipeline.errors import DataError, SchemaError, UserError, nearest_name
 from pipeline.files import json_checksum, parse_json, read_text
 
@@ -60,9 +60,12 @@ def compute_source(source: Source, mapping: SourceMapping) -> tuple[Source, Sour
     plain = [_plain(feature, names, source) for feature in kept]
     text = mapping.instruction_from
     has_text = text is not None and bool(_present(text, source))
+    columns = {EPISODES, *(feature.column for feature in kept)}
     of_source = dataclasses.replace(
         mapping,
         features=tuple(plain),
+        # An optional feature that is left out may be all of its column.
+        column_licences={n: text for n, text in mapping.column_licences.items() if n in columns},
         instruction_from=None,
         steps=StepSelection(),
         episodes=(),

@@ -316,9 +316,14 @@ def test_missing_and_unmapped_keys_are_reported_together() -> None:
     computed, plain = compute_source(source(), mapping(feature, ignore=("id", "s*/[il]*", "suc*")))
     with pytest.raises(SchemaError, match=r"unmapped: .*steps/grip.* missing: steps/gripp"):
         plain.schema(computed)
-    optional = dataclasses.replace(feature, optional=True)
-    computed, plain = compute_source(source(), mapping(STATE, optional))
+    optional = dataclasses.replace(
+        feature, key="observation/tokens", column="tokens", optional=True
+    )
+    licences = {"tokens": "MIT", "episodes": "CC0-1.0"}
+    with_licences = mapping(STATE, optional, column_licences=licences)
+    computed, plain = compute_source(source(), with_licences)
     assert plain.features == (STATE,)
+    assert plain.column_licences == {"episodes": "CC0-1.0"}
 
 
 def test_dims_are_those_of_the_result() -> None:
