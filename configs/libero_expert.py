@@ -10,11 +10,19 @@ r"""Trains a small Octo on the scripted expert's episodes of four tasks, on two 
 
 Variants, after a colon:
 
-    default    two cameras, the instruction and the robot's state; images are not augmented.
-    augmented  the same with crops of the third-person camera and strong changes of colour.
-    diffusion  the same as default with a diffusion head and chunks of 16 actions.
-    vggt       adds 21 tokens of an untrained miniature of VGGT. To compute them:
-               octograin tokens data/libero_expert --name vggt_tiny --weights random:tiny --size 56
+    default      two cameras, the instruction and the robot's state; images are not augmented.
+    augmented    the same with crops of the third-person camera and strong changes of colour.
+    diffusion    the same as default with a diffusion head and chunks of 16 actions.
+    lerobot_av1  the same as default on images that were frames of AV1 videos of LeRobot:
+                 octograin export data/libero_expert data/libero_expert_lerobot --to lerobot
+                 octograin convert data/libero_expert_lerobot data/libero_expert_av1
+    se3          learns poses relative to the current one, with rot6d, instead of the simulator's
+                 commands. Add --rlds data/libero_expert_rlds to the first command, and then:
+                 octograin convert data/libero_expert_rlds/1.0.0 data/libero_expert_poses \
+                     --mapping libero_poses
+    vggt         adds 21 tokens of an untrained miniature of VGGT. To compute them:
+                 octograin tokens data/libero_expert --name vggt_tiny \
+                     --weights random:tiny --size 56
 
 docs/results.md has the hours, the hardware and the success rates.
 """
@@ -22,6 +30,7 @@ docs/results.md has the hours, the hardware and the success rates.
 import dataclasses
 
 from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.transforms.rotation_transforms import RelativePose
 from train.octo.octo_config import (
     DiffusionConfig,
     ImageTokenizerConfig,
@@ -38,6 +47,12 @@ from train.train_config import AugmentConfig, OptimizerConfig, TrainConfig, Vali
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio")
 TOKENS = VGGTTokenizerConfig(num_tokens=21, token_dim=64, observation_key="vggt_tiny")
 STEM = (32, 64, 128, 192)
+
+EXPERT = (
+    "python -m examples.scripted_expert data/libero_expert --suite libero_spatial,libero_object "
+    "--tasks 0,2 0,5 --episodes 40 --noise 0.2 --waypoint_noise 0.03 --workers 2"
+)
+"""The command that makes the demonstrations."""
 
 MODEL = OctoConfig(
     embedding_dim=192,
@@ -65,16 +80,7 @@ MODEL = OctoConfig(
 
 DEFAULT = TrainConfig(
     data=DataConfig(
-        datasets=(
-            DatasetConfig(
-                "data/libero_expert",
-                commands=(
-                    "python -m examples.scripted_expert data/libero_expert "
-                    "--suite libero_spatial,libero_object --tasks 0,2 0,5 --episodes 40 "
-                    "--noise 0.2 --waypoint_noise 0.03 --workers 2",
-                ),
-            ),
-        ),
+        datasets=(DatasetConfig("data/libero_expert", commands=(EXPERT,)),),
         vocabulary="octograin://vocabulary.model",
         observations=OBSERVATIONS,
         max_text_length=20,
@@ -113,6 +119,52 @@ DIFFUSION = dataclasses.replace(
     save_dir="runs/libero_expert_diffusion",
 )
 
+LEROBOT_AV1 = dataclasses.replace(
+    DEFAULT,
+    data=dataclasses.replace(
+        DEFAULT.data,
+        datasets=(
+            DatasetConfig(
+                "data/libero_expert_av1",
+                commands=(
+                    EXPERT,
+                    "octograin export data/libero_expert data/libero_expert_lerobot --to lerobot",
+                    "octograin convert data/libero_expert_lerobot data/libero_expert_av1",
+                ),
+            ),
+        ),
+    ),
+    save_dir="runs/libero_expert_lerobot_av1",
+)
+
+SE3 = dataclasses.replace(
+    DEFAULT,
+    data=dataclasses.replace(
+        DEFAULT.data,
+        datasets=(
+            DatasetConfig(
+                "data/libero_expert_poses",
+                commands=(
+                    f"{EXPERT} --rlds data/libero_expert_rlds",
+                    "octograin convert data/libero_expert_rlds/1.0.0 data/libero_expert_poses "
+                    "--mapping libero_poses",
+                ),
+            ),
+        ),
+        transforms=(
+            RelativePose(
+                position=("x_m", "y_m", "z_m"),
+                rotation=tuple(f"rot6d_{number}" for number in range(6)),
+                representation="rot6d",
+                state_rotation=("rx_rad", "ry_rad", "rz_rad"),
+                state_representation="axis_angle",
+            ),
+        ),
+    ),
+    model=dataclasses.replace(MODEL, head=RegressionConfig("l1", action_horizon=8, action_dim=10)),
+    save_dir="runs/libero_expert_se3",
+)
+
 VGGT = dataclasses.replace(
     DEFAULT,
     data=dataclasses.replace(DEFAULT.data, observations=(*OBSERVATIONS, TOKENS.observation_key)),
@@ -120,4 +172,11 @@ VGGT = dataclasses.replace(
     save_dir="runs/libero_expert_vggt",
 )
 
-VARIANTS = {"default": DEFAULT, "augmented": AUGMENTED, "diffusion": DIFFUSION, "vggt": VGGT}
+VARIANTS = {
+    "default": DEFAULT,
+    "augmented": AUGMENTED,
+    "diffusion": DIFFUSION,
+    "lerobot_av1": LEROBOT_AV1,
+    "se3": SE3,
+    "vggt": VGGT,
+}

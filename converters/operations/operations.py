@@ -23,7 +23,12 @@ from converters.operations.gripper_operations import (
     GripperHysteresis,
     RelativeGripper,
 )
-from converters.operations.rotation_operations import ConvertRotation, ScaleByMotion, TurnInPlane
+from converters.operations.rotation_operations import (
+    AddToState,
+    ConvertRotation,
+    ScaleByMotion,
+    TurnInPlane,
+)
 from converters.operations.text_operations import (
     CodePoints,
     EpisodeText,
@@ -59,6 +64,7 @@ AnyOperation = Annotated[
     | Accumulate
     | SumAhead
     | ConvertRotation
+    | AddToState
     | TurnInPlane
     | ScaleByMotion
     | Turn

@@ -7,7 +7,12 @@ import numpy as np
 
 from converters.operations.array_operations import Columns
 from converters.operations.value_type import Others, SameFloats, Simple, ValueType, require_floats
-from pipeline.data.rotations import Representation, convert_rotation, num_values
+from pipeline.data.rotations import (
+    Representation,
+    absolute_rotation,
+    convert_rotation,
+    num_values,
+)
 
 _PLANE = 2
 
@@ -50,6 +55,55 @@ class ConvertRotation(Simple):
         turned = convert_rotation(values[..., places], self.source, self.target)
         before, after = values[..., : places[0]], values[..., places[-1] + 1 :]
         return np.concatenate([before, turned, after], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AddToState(SameFloats):
+    """Applies a change to the state at the same step: the target that a relative action commands.
+
+    Source: `pipeline.data.rotations.absolute_rotation`.
+    """
+
+    state: str
+    """Key of the state."""
+    columns: str = ""
+    """Columns of the state that are changed, such as `3:6`. Empty: all."""
+    rotation: Representation | None = None
+    """Representation of a rotation, of state and change. None: the numbers are added."""
+    frame: Literal["tool", "base"] = "base"
+    """Frame of a change that is a rotation. `base`: R_change R_state; `tool`: R_state R_change."""
+    op: Literal["add_to_state"] = "add_to_state"
+
+    def __post_init__(self) -> None:
+        """Checks the columns."""
+        Columns(self.columns or ":")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The state's."""
+        return (self.state,)
+
+    def output(self, given: ValueType) -> ValueType:
+        """The same."""
+        require_floats(given)
+        if self.rotation and given.shape[-1:] != (num_values(self.rotation),):
+            raise ValueError(f"{self.rotation} has {num_values(self.rotation)} values, not {given}")
+        return given
+
+    def apply(self, values: np.ndarray, others: Others) -> np.ndarray:
+        """The targets, in float64 until the end."""
+        held = np.asarray(others[self.state], np.float64)
+        state = held[..., Columns(self.columns or ":").indices(held.shape[-1])]
+        if state.shape != values.shape:
+            raise ValueError(
+                f"{self.state} has {list(state.shape[1:])} values per step in these columns, not "
+                f"{list(values.shape[1:])}"
+            )
+        change = values.astype(np.float64)
+        if self.rotation is None:
+            return (state + change).astype(values.dtype)
+        reached = absolute_rotation(state, change, self.rotation, self.frame)
+        return reached.astype(values.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,6 +126,9 @@ class Conventions:
     be given here too; it is kept in `gripper_dim`, `gripper_open` and `gripper_close`."""
     rotations: tuple[PoseRotation, ...] = dataclasses.field(default=(), metadata=LATER)
     """Where the features' poses have their rotations; empty if that is not known."""
+    target_poses: bool = dataclasses.field(default=False, metadata=LATER)
+    """Whether the action is a pose to reach: three numbers of position, then the rotation, in the
+    frame and unit of the state. Otherwise it is what the robot's controller takes."""
 
     def __post_init__(self) -> None:
         """Checks ranges, grippers and rotations."""

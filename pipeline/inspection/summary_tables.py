@@ -300,6 +300,7 @@ def conventions_text(summary: Mapping[str, Any]) -> dict[str, str]:
     threshold = conventions.no_op_threshold
     return {
         "image orientation": conventions.image_orientation,
+        **({"action": "target poses"} if conventions.target_poses else {}),
         "rotation": conventions.rotation,
         "control frequency": f"{conventions.control_frequency_hz:g} Hz",
         "no ops": conventions.no_ops + (f", below {threshold:g}" if threshold else ""),

@@ -170,7 +170,7 @@ def _check_meaning(dataset: Dataset, first: Dataset, may_differ: Collection[str]
 
 
 def _meaning(conventions: Conventions) -> dict[str, Any]:
-    names = ("image_orientation", "rotation", "control_frequency_hz")
+    names = ("image_orientation", "rotation", "control_frequency_hz", "target_poses")
     # Signs and kinds of grippers are not compared: `StandardizeGripper` maps all to 0..1.
     dims = sorted(gripper.dim for gripper in conventions.all_grippers)
     shown = dims if len(dims) > 1 else next(iter(dims), None)

@@ -11,6 +11,7 @@ import pytest
 import simplejpeg
 
 from converters.mapping.mapping_registry import registered
+from converters.operations.operations import computed
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
 from examples.scripted_expert.episodes import Noise, find_course
@@ -305,3 +306,24 @@ def test_trials_run_side_by_side_in_processes(
                 pool.act(reply.worker, chunks[reply.worker].pop(0))
     assert all(outcome.is_success for outcome in ends.values())
     assert [ends[n].num_steps for n in range(2)] == [len(course.executed) for course in courses]
+
+
+def test_a_demonstration_replayed_as_target_poses_ends_in_success(
+    installation: Installation, task: Task, shared: pathlib.Path
+) -> None:
+    """At each step the target becomes the command from the pose that the arm has."""
+    demo = np.load(shared / "libero" / "demos" / f"{task.suite}-0-0.npz")
+    mapping = registered("libero_poses")
+    source = {"steps/action": demo["action"], "steps/observation/state": demo["state"]}
+    parts = [computed(p.operations, source[p.source], source) for p in mapping.features[0].parts]
+    targets = standardize_gripper(np.concatenate(parts, axis=1), mapping.conventions)
+    env = LiberoEnv(installation, mapping.conventions, observations=("proprio",))
+    env.reset(Trial(task, 0))
+    outcome = None
+    for t, target in enumerate(targets):
+        assert np.abs(env.simulator.state - demo["state"][t]).max() < 1e-3
+        outcome = env.step(target)
+    env.close()
+    assert outcome is not None
+    assert outcome.is_success
+    assert outcome.num_steps == len(targets)

@@ -88,6 +88,8 @@ def _conventions_lines(conventions: Conventions) -> Iterator[str]:
     yield f"image_orientation = {quoted(conventions.image_orientation)}"
     yield f"rotation = {quoted(conventions.rotation)}"
     yield f"control_frequency_hz = {float(conventions.control_frequency_hz)!r}"
+    if conventions.target_poses:
+        yield "target_poses = true"
     if conventions.gripper_dim is not None:
         yield f"gripper_dim = {conventions.gripper_dim}"
         yield f"gripper_open = {float(conventions.gripper_open)!r}"

@@ -23,7 +23,9 @@ RECORDED = pathlib.Path(__file__).parents[2] / "data" / "golden" / "lerobot_expo
 NUM_EPISODES = 3
 TASKS = ("open the drawer", "prends la crêpe")
 CHANGE = TaskChange(episode=1, step=4, task=0)
-CONVENTIONS = Conventions("upright", "axis_angle", control_frequency_hz=12.5, no_ops="kept")
+CONVENTIONS = Conventions(
+    "upright", "axis_angle", control_frequency_hz=12.5, no_ops="kept", target_poses=True
+)
 DIMS = {"action": ("dx_m", "dy_m", "dz_m", "drx_rad", "dry_rad", "drz_rad", "gripper")}
 
 

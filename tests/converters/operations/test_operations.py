@@ -24,7 +24,12 @@ from converters.operations.gripper_operations import (
     RelativeGripper,
 )
 from converters.operations.operations import computed, output_type, steps_ahead
-from converters.operations.rotation_operations import ConvertRotation, ScaleByMotion, TurnInPlane
+from converters.operations.rotation_operations import (
+    AddToState,
+    ConvertRotation,
+    ScaleByMotion,
+    TurnInPlane,
+)
 from converters.operations.text_operations import CodePoints, Substitute, TextOfCode, Unzip
 from converters.operations.time_operations import (
     Accumulate,
@@ -90,6 +95,20 @@ ARRAYS = [
         [[5, 0, 0, 1], [6, 0, 0, 3]],
         [[5, 0, 0, 2], [6, 0, 0, 0]],
     ),
+    (AddToState("position"), [[1, 2], [3, 4]], [[2, 3], [4, 7]]),
+    (AddToState("position", "1"), [[2], [3]], [[3], [6]]),
+    # Beyond pi, as published LIBERO states are. Turned by another quarter about z: a half about x,
+    # then a quarter about z.
+    (
+        AddToState("pose", "1:", rotation="axis_angle"),
+        [[0, 0, QUARTER], [0, 0, 0]],
+        [[2 * QUARTER * HALF, 2 * QUARTER * HALF, 0], [-QUARTER, 0, 0]],
+    ),
+    (
+        AddToState("pose", "1:", rotation="axis_angle", frame="tool"),
+        [[0, 0, -QUARTER], [0, 0, 0]],
+        [[2 * QUARTER * HALF, 2 * QUARTER * HALF, 0], [-QUARTER, 0, 0]],
+    ),
     (TurnInPlane("yaw"), [[1, 0], [0, 2]], [[0, 1], [-2, 0]]),
     (TurnInPlane("yaw", inverse=True), [[1, 0], [0, 2]], [[0, -1], [2, 0]]),
     (ScaleByMotion("action", "position"), [[1, 2], [3, 4]], [[2.5, 5], [7.5, 10]]),
@@ -98,6 +117,7 @@ OTHERS = {
     "yaw": np.full((2, 1), QUARTER),
     "action": np.array([[3.0, 4.0], [0, 0]]),
     "position": np.array([[1.0, 1.0], [1, 3]]),
+    "pose": np.array([[9.0, 2 * QUARTER, 0, 0], [9, 3 * QUARTER, 0, 0]]),
 }
 
 
@@ -176,6 +196,7 @@ def test_texts_are_made() -> None:
         (ConvertRotation("euler_xyz", "matrix", "0:2, 3"), tensor(7), "not side by side"),
         (RotationDifference("rot6d"), tensor(3), "rot6d has 6 values, not 3"),
         (TurnInPlane("yaw"), tensor(3), "vectors of 2"),
+        (AddToState("pose", rotation="axis_angle"), tensor(7), r"3 values, not float32\[7\]"),
         (Unzip((7,)), tensor(7), "byte strings"),
         (CodePoints(), tensor(5), "vectors of integers"),
         (TextOfCode(("a",)), tensor(2, dtype="int32"), "one integer"),
@@ -216,6 +237,7 @@ def test_settings_that_cannot_be_are_refused(make, message: str) -> None:
         (Cast("float32", "size"), np.array([1e300]), r"float32 does not hold 1e\+300"),
         (ScaleByMotion("action", "still"), np.ones((2, 2)), "does not change from step 0 to 1"),
         (TurnInPlane("position"), np.ones((2, 2)), "2 values per step, not one angle"),
+        (AddToState("pose", "0:3"), np.ones((2, 4)), r"\[3\] values per step in these.*not \[4\]"),
         (ConvertRotation("quaternion_xyzw", "euler_xyz"), np.zeros((1, 4)), "norm 0"),
     ],
 )

@@ -113,7 +113,7 @@ def test_steps_that_were_left_out_have_a_column_of_their_own(summary: dict[str, 
     assert re.search(rf"no-ops removed +instruction\n.*\n +0 +2 +208 +7 +{BOWL}", text)
 
 
-def test_several_grippers_and_rotations_are_listed(summary: dict[str, Any]) -> None:
+def test_several_grippers_rotations_and_target_poses_are_listed(summary: dict[str, Any]) -> None:
     conventions = dataclasses.replace(
         summary["conventions"],
         gripper_dim=None,
@@ -121,11 +121,13 @@ def test_several_grippers_and_rotations_are_listed(summary: dict[str, Any]) -> N
         gripper_close=0.0,
         grippers=(Gripper(0), Gripper(6, 0.08, 0.0, "continuous")),
         rotations=(PoseRotation("observation/proprio", 3, "axis_angle"),),
+        target_poses=True,
     )
     text = to_text(summary | {"conventions": conventions}, plain(200))
     grippers = "0 (dx) binary, open 1, close 0; 6 (gripper) continuous, open 0.08, close 0"
     assert f"gripper             {grippers}\n" in text
     assert re.search(r"rotations +observation/proprio 3:6 axis_angle\n", text)
+    assert re.search(r"action +target poses\n", text)
 
 
 def test_dataset_without_a_gripper_says_so(summary: dict[str, Any]) -> None:

@@ -472,6 +472,7 @@ def test_action_must_be_a_trajectory(
     [
         ("image_orientation", "upright", "rotated_180"),
         ("control_frequency_hz", 5.0, "20.0"),
+        ("target_poses", True, "False"),
         ("gripper_dim", 5, 6),
     ],
 )

@@ -256,6 +256,12 @@ def test_euler_angles_are_not_taken_for_an_axis(policy):
         Conversion(policy, LIBERO)
 
 
+def test_a_policy_that_gives_target_poses_is_refused(policy):
+    with_conventions(policy, target_poses=True)
+    with pytest.raises(UserError, match=r"commands of its controller; found target poses\. Use"):
+        Conversion(policy, LIBERO)
+
+
 def test_actions_of_unknown_parts_are_not_described_as_a_pose(policy):
     assert specs(policy, rotation="none") == {"actions": "unknown"}
     assert specs(policy, rotation="quaternion_xyzw") == {"actions": "unknown"}

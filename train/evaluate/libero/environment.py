@@ -12,6 +12,7 @@ from train.evaluate.libero.simulator import Simulator
 from train.evaluate.libero.simulator_conventions import (
     check_conventions,
     frame_to_image,
+    target_to_action,
     to_command,
 )
 from train.evaluate.libero.suites import Trial
@@ -98,12 +99,18 @@ class LiberoEnv:
         return self._outcome
 
     def step(self, action: np.ndarray) -> Outcome:
-        """Executes an action (7), in the dataset's units with 1 = open, for 1/20 s.
+        """Executes an action, in the dataset's units with 1 = open, for 1/20 s.
+
+        Args:
+          action: (7), or with `target_poses` (a), a pose that becomes a change of the current one.
 
         Raises:
           UserError: An action that is not finite or has another width.
           RuntimeError: Where the trial is over.
         """
+        rotation = self._conventions.rotation
+        if self._conventions.target_poses and rotation != "none":
+            action = target_to_action(action, self.simulator.state, rotation)
         return self.execute(to_command(action))
 
     def execute(self, command: np.ndarray) -> Outcome:

@@ -2,7 +2,8 @@
 
 A policy's action has the dataset's units, with 1 = open for the gripper (`standardize_gripper`). A
 **command** is what the simulator's controller takes: seven numbers in [-1, 1], the gripper -1 to
-open and +1 to close. A **frame** is what the simulator renders: upside down.
+open and +1 to close. A **target** is a pose to reach, the action of a dataset with `target_poses`.
+A **frame** is what the simulator renders: upside down.
 """
 
 from typing import assert_never
@@ -10,11 +11,19 @@ from typing import assert_never
 import numpy as np
 
 from pipeline.data.conventions import Conventions, restore_gripper, standardize_gripper
+from pipeline.data.rotations import (
+    Representation,
+    convert_rotation,
+    num_values,
+    relative_rotation,
+)
 from pipeline.errors import UserError
 
 ACTION_DIM = 7
 """Translation, 1 is 0.05 m; rotation as axis times angle, 1 is 0.5 rad; gripper."""
+_UNIT_M, _UNIT_RAD = 0.05, 0.5
 GRIPPER_DIM = 6
+_POSITION_DIM = 3
 CONTROL_FREQUENCY_HZ = 20.0
 """The benchmark's rate, to which the controller's gains and the scale of an action are tuned."""
 
@@ -40,15 +49,20 @@ def check_conventions(conventions: Conventions, where: str) -> None:
     Raises:
       UserError: All fields that do not fit, together.
     """
-    held = {field: getattr(conventions, field) for field in _HONOURED}
+    honoured = dict(_HONOURED)
+    if conventions.target_poses and conventions.rotation != "none":
+        # Poses in any representation become commands.
+        honoured["rotation"] = conventions.rotation
+        honoured["gripper_dim"] = _POSITION_DIM + num_values(conventions.rotation)
+    held = {field: getattr(conventions, field) for field in honoured}
     if conventions.grippers:  # several, or a continuous one
         held["gripper_dim"] = ", ".join(f"{g.dim} ({g.kind})" for g in conventions.grippers)
-    misfits = {field: value for field, value in held.items() if value != _HONOURED[field]}
+    misfits = {field: value for field, value in held.items() if value != honoured[field]}
     if misfits:
         raise UserError(
             where=f"{where}, conventions",
             expected="what LIBERO's controller takes: "
-            + ", ".join(f"{field} = {_HONOURED[field]}" for field in misfits),
+            + ", ".join(f"{field} = {honoured[field]}" for field in misfits),
             found=", ".join(f"{field} = {value}" for field, value in misfits.items()),
             remedy="Evaluate a policy of a LIBERO dataset, or correct them with `octograin edit`.",
         )
@@ -69,19 +83,51 @@ def to_command(action: np.ndarray) -> np.ndarray:
 
     Source: OpenVLA's and Octo's rollouts (2a - 1, then its sign, then times -1).
     """
-    if action.shape[-1:] != (ACTION_DIM,) or not np.isfinite(action).all():
-        raise UserError(
-            where="the policy's action",
-            expected=f"{ACTION_DIM} finite numbers",
-            found=f"{action.dtype}{list(action.shape)}, such as {action.reshape(-1)[:8].tolist()}",
-            remedy="Check the policy and its statistics: a finite one trained on LIBERO fits.",
-        )
+    _check_action(action, ACTION_DIM)
     # float64, which the controller computes in.
     command = np.clip(action.astype(np.float64), -1.0, 1.0)
     is_open = action[..., GRIPPER_DIM] > _OPEN_THRESHOLD
     # The gripper has two commands; a policy's value lies between.
     command[..., GRIPPER_DIM] = np.where(is_open, OPEN, CLOSE)
     return command
+
+
+def target_to_action(target: np.ndarray, state: np.ndarray, rotation: Representation) -> np.ndarray:
+    """The action that sends the controller to a pose.
+
+    The controller adds a command to the pose that it has at that moment, which is measured 2 ms
+    after the state.
+
+    Args:
+      target: (..., 4 + n): position in m, rotation, gripper.
+      state: (..., 8) as the simulator observes it; the first six are the pose.
+      rotation: Representation of the target's rotation, of n numbers.
+
+    Returns:
+      float64 (..., 7) as `to_command` takes it, not clipped.
+
+    Raises:
+      UserError: Another width, or values that are not finite.
+
+    Source: robosuite 1.4.0, `set_goal_position` and `set_goal_orientation`, inverted.
+    """
+    _check_action(target, _POSITION_DIM + num_values(rotation) + 1)
+    wanted, now = target.astype(np.float64), state.astype(np.float64)
+    moved = wanted[..., :_POSITION_DIM] - now[..., :_POSITION_DIM]
+    turn = convert_rotation(wanted[..., _POSITION_DIM:-1], rotation, "axis_angle")
+    # About the axes of the world.
+    turned = relative_rotation(now[..., _POSITION_DIM:GRIPPER_DIM], turn, "axis_angle", "base")
+    return np.concatenate([moved / _UNIT_M, turned / _UNIT_RAD, wanted[..., -1:]], axis=-1)
+
+
+def _check_action(action: np.ndarray, num_values: int) -> None:
+    if action.shape[-1:] != (num_values,) or not np.isfinite(action).all():
+        raise UserError(
+            where="the policy's action",
+            expected=f"{num_values} finite numbers",
+            found=f"{action.dtype}{list(action.shape)}, such as {action.reshape(-1)[:8].tolist()}",
+            remedy="Check the policy and its statistics: a finite one trained on LIBERO fits.",
+        )
 
 
 def from_command(command: np.ndarray) -> np.ndarray:

@@ -144,7 +144,7 @@ class EnvPool:
 
         Args:
           worker: Its number.
-          actions: (n, 7), in the dataset's units with 1 = open for the gripper.
+          actions: (n, a), in the dataset's units with 1 = open for the gripper.
           num_observed: For how many of the last actions the answer holds the observation after it:
             as many as the policy's window has steps. Others are not rendered.
 

@@ -30,7 +30,7 @@ class Env(Protocol):
         ...
 
     def step(self, action: np.ndarray) -> Outcome:
-        """Executes an action (7)."""
+        """Executes an action (a)."""
         ...
 
     def observe(self) -> Observation:
@@ -60,7 +60,7 @@ class Act:
     """Executes actions until the trial is over, and observes after the last if it is not."""
 
     actions: np.ndarray
-    """(n, 7), at least one."""
+    """(n, a), at least one."""
     num_observed: int
     """After how many of the last it observes, while the trial is under way."""
 

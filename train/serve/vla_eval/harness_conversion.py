@@ -76,6 +76,13 @@ class Conversion:
         self.conventions: Conventions = policy.conventions
         if self._is_libero:
             check_conventions(policy.conventions, f"the benchmark {benchmark}")
+            if policy.conventions.target_poses:
+                raise UserError(
+                    where=f"the benchmark {benchmark}, actions",
+                    expected="commands of its controller",
+                    found="target poses",
+                    remedy="Use `octograin evaluate`, or train on the dataset's commands.",
+                )
             self._check_sizes(benchmark)
             # Whatever the dataset's commands are: the policy knows which of them opens.
             self.conventions = dataclasses.replace(

@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from converters.mapping.mapping_registry import registered
+from converters.operations.operations import computed
 from pipeline.data.conventions import Conventions, Gripper, standardize_gripper
 from pipeline.errors import UserError
 from train.evaluate.libero.simulator_conventions import (
@@ -16,12 +17,20 @@ from train.evaluate.libero.simulator_conventions import (
     frame_to_image,
     from_command,
     stored_to_command,
+    target_to_action,
     to_command,
 )
 
 PUBLISHED = registered("libero").conventions
+POSES = registered("libero_poses")
 OTHER_SIGN = dataclasses.replace(PUBLISHED, gripper_open=1.0, gripper_close=0.0)
 
+states = arrays(
+    # Angles up to 2 pi, as published states have them, about any axis.
+    np.float32,
+    (3, 8),
+    elements=st.floats(-3.5, 3.5, width=32),
+)
 arms = arrays(np.float32, (3, 6), elements=st.floats(-1, 1, width=32))
 grippers = arrays(np.float32, (3, 1), elements=st.sampled_from([0.0, 1.0]))
 
@@ -87,6 +96,42 @@ def test_an_action_that_is_none_is_refused(action: np.ndarray) -> None:
         to_command(action)
 
 
+def targets_of(action: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """The action that the mapping `libero_poses` makes, (t, 10)."""
+    source = {"steps/action": action, "steps/observation/state": state}
+    parts = POSES.features[0].parts
+    made = [computed(part.operations, source[part.source], source) for part in parts]
+    return np.concatenate(made, axis=1)
+
+
+def test_a_target_is_the_state_moved_and_turned_about_the_worlds_axes() -> None:
+    """The arm points down; half of the largest turn about z is 0.25 rad."""
+    state = np.array([[0.1, 0.2, 1.0, np.pi, 0, 0, 0.04, -0.04]], np.float32)
+    action = np.array([[1, -0.5, 0, 0, 0, 0.5, -1]], np.float32)
+    target = targets_of(action, state)
+    c, s = np.cos(0.25), np.sin(0.25)
+    assert np.allclose(target, [[0.15, 0.175, 1.0, c, s, 0, s, -c, 0, -1]], atol=1e-6)
+
+
+@given(arms, grippers, states)
+def test_a_target_sends_the_controller_where_the_command_did(
+    arm: np.ndarray, gripper: np.ndarray, state: np.ndarray
+) -> None:
+    action = np.concatenate([arm, gripper], axis=1)
+    target = targets_of(action, state)
+    assert target.dtype == np.float32
+    back = target_to_action(target, state, "rot6d")
+    # The rounding of metres and of the rotation to float32.
+    assert np.abs(back - action).max() < 1e-5
+
+
+def test_a_target_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match=r"action: expected 10 finite numbers; found float64\[7\]"):
+        target_to_action(np.zeros(7), np.zeros(8), "rot6d")
+    with pytest.raises(UserError, match=r"expected 7 finite numbers; found float64\[7\]"):
+        target_to_action(np.full(7, np.nan), np.zeros(8), "axis_angle")
+
+
 def test_orientations_are_those_that_format_md_names() -> None:
     frame = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     true = frame[::-1]
@@ -117,6 +162,12 @@ def test_all_that_cannot_be_honoured_is_reported_together() -> None:
     )
     with pytest.raises(UserError, match="found gripper_dim = None"):
         check_conventions(dataclasses.replace(PUBLISHED, gripper_dim=None), "x")
+    check_conventions(POSES.conventions, "x")
+    as_axis_angle = dataclasses.replace(PUBLISHED, target_poses=True)
+    check_conventions(as_axis_angle, "x")
+    nine = dataclasses.replace(as_axis_angle, rotation="rot6d")
+    with pytest.raises(UserError, match="gripper_dim = 9; found gripper_dim = 6"):
+        check_conventions(nine, "x")
     none = {"gripper_dim": None, "gripper_open": 1.0, "gripper_close": 0.0}
     width = dataclasses.replace(PUBLISHED, **none, grippers=(Gripper(6, kind="continuous"),))
     with pytest.raises(UserError, match=r"gripper_dim = 6; found gripper_dim = 6 \(continuous\)"):
