@@ -37,6 +37,7 @@ FORMATS = {
     "lerobot": "converters.export.lerobot_export",
     "octo": "train.checkpoints.export_run",
     "stablehlo": "train.exported.stablehlo_command",
+    "policy": "train.exported.policy_command",
 }
 """What `octograin export` writes, and the module that does."""
 HUB = {
@@ -101,9 +102,10 @@ def _export(arguments: Sequence[str]) -> None:
         prog="octograin export",
         add_help=False,
         allow_abbrev=False,
-        usage="octograin export SOURCE OUT --to {rlds,lerobot,octo,stablehlo} ...",
+        usage="octograin export SOURCE OUT --to {rlds,lerobot,octo,stablehlo,policy} ...",
         description="Writes a dataset as RLDS or LeRobot 3.0, a run as a checkpoint of the "
-        "original Octo, or its policy as one file that runs with jax and numpy alone (stablehlo); "
+        "original Octo, its policy as one file that runs with jax and numpy alone (stablehlo), or "
+        "as a small run directory to hand on (policy); "
         "`octograin export --to FORMAT --help` lists what each takes.",
     )
     parser.add_argument("--to", choices=tuple(FORMATS), required=True)

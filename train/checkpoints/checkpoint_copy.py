@@ -1,21 +1,73 @@
-"""Copies a checkpoint to be published: whole, or without what a policy does not need."""
+"""Copies a checkpoint to be published: whole, or what a policy needs of it."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
-import orbax.checkpoint as ocp
-from etils import epath
+import numpy as np
 
-from pipeline.files import writing
-from train.checkpoints.checkpoint_store import DIRECTORY, SavedStep, array_handler, check_arrays
+from pipeline.files import dump_json, temporary_path, writing
+from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
+from train.checkpoints.checkpoint_store import DIRECTORY, SavedStep, check_arrays
+from train.checkpoints.packed_arrays import FILE_NAME, write_arrays
+from train.update.train_state import averaged_params
 
-_OF_A_POLICY: tuple[str, ...] = ("params", "ema")
-"""What a policy reads of the training state."""
 _MARKER = "commit_success.txt"
 """File of Orbax that says that a folder is complete, and where it was written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyCheckpoint:
+    """What a policy needs of a checkpoint: without the optimizer state, in a few files."""
+
+    step: int
+    """Training steps taken."""
+    values: dict[str, Any]
+    """JSON values of its items `config`, `datasets` and `loader`."""
+    params: dict[str, Any]
+    """Nested numpy arrays: the averaged parameters if the run averages them."""
+    vocabulary: np.ndarray
+    """Bytes of the SentencePiece model, uint8."""
+
+    @classmethod
+    def of(cls, saved: SavedStep) -> "PolicyCheckpoint":
+        """Reads a checkpoint, and compares its content with its checksums.
+
+        Raises:
+          UserError: It cannot be read.
+          DataError: It is corrupt.
+        """
+        values = {name: json.loads(saved.text(name)) for name in ("config", "datasets", "loader")}
+        params, ema = saved.arrays("state", "params", "ema")
+        (vocabulary,) = saved.arrays("vocabulary", "bytes")
+        params = averaged_params(params, ema, saved.config().frozen)
+        return cls(saved.step, values, params, vocabulary)
+
+    def write(self, run_directory: pathlib.Path) -> pathlib.Path:
+        """Writes it as a checkpoint of a run directory, which appears once it is complete.
+
+        Returns:
+          The directory of the checkpoint.
+
+        Raises:
+          UserError: It cannot be written.
+        """
+        path = run_directory.absolute() / DIRECTORY / str(self.step)
+        trees = {"state": {"params": self.params}, "vocabulary": {"bytes": self.vocabulary}}
+        digests = {
+            "arrays": digest_arrays(trees),
+            "values": {name: digest_json(value) for name, value in self.values.items()},
+        }
+        unfinished = temporary_path(path)
+        with writing(path):
+            for name, value in {**self.values, "digests": digests}.items():
+                (unfinished / name).mkdir(parents=True)
+                (unfinished / name / "metadata").write_text(dump_json(value))
+            write_arrays(unfinished / FILE_NAME, trees)
+            unfinished.rename(path)
+        return path
 
 
 def copy_checkpoint(
@@ -26,9 +78,6 @@ def copy_checkpoint(
     with_optimizer: bool = False,
 ) -> pathlib.Path:
     """Copies a checkpoint after comparing its content with its checksums.
-
-    Without the optimizer state its arrays are written again, since all arrays of a checkpoint share
-    files. They stay bitwise identical, with the checksums that they had.
 
     Args:
       run_directory: The run directory.
@@ -46,24 +95,15 @@ def copy_checkpoint(
       DataError: The checkpoint is corrupt.
     """
     saved = SavedStep(run_directory, step)
+    if not with_optimizer:
+        return PolicyCheckpoint.of(saved).write(destination)
     copy = destination.absolute() / DIRECTORY / str(saved.step)
     for item in ("config", "datasets", "loader"):
         saved.text(item)
-    if with_optimizer:
-        saved.check_resumable()
-        check_arrays(run_directory, saved.step)
-        with writing(copy):
-            shutil.copytree(saved.path, copy)
-            _rename_in_markers(copy, destination)
-        return copy
-    saved.arrays("vocabulary", "bytes")
-    arrays = dict(zip(_OF_A_POLICY, saved.arrays("state", *_OF_A_POLICY), strict=True))
+    saved.check_resumable()
+    check_arrays(run_directory, saved.step)
     with writing(copy):
-        # Neither the state nor the checksums, which are of more arrays than the copy has.
-        shutil.copytree(saved.path, copy, ignore=lambda *_: {"state", "digests"})
-        _write_state(copy / "state", arrays)
-        if (saved.path / "digests").is_dir():
-            _write_digests(saved.path / "digests", copy / "digests")
+        shutil.copytree(saved.path, copy)
         _rename_in_markers(copy, destination)
     return copy
 
@@ -73,19 +113,3 @@ def _rename_in_markers(copy: pathlib.Path, destination: pathlib.Path) -> None:
     for marker in copy.rglob(_MARKER):
         place = marker.parent.relative_to(destination.absolute()).as_posix()
         marker.write_text(f"Checkpoint commit was successful to {place}")
-
-
-def _write_state(directory: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-    directory.mkdir()
-    handler, path = array_handler(), epath.Path(directory)
-    handler.save(path, args=ocp.args.PyTreeSave(arrays))
-    handler.finalize(path)
-
-
-def _write_digests(source: pathlib.Path, copy: pathlib.Path) -> None:
-    """Copies the checksums of what a policy's checkpoint has."""
-    shutil.copytree(source, copy)
-    digests = json.loads((source / "metadata").read_text())
-    kept = ("vocabulary/", *(f"state/{name}/" for name in _OF_A_POLICY))
-    arrays = {path: of for path, of in digests["arrays"].items() if path.startswith(kept)}
-    (copy / "metadata").write_text(json.dumps({**digests, "arrays": arrays}))

@@ -12,6 +12,7 @@ import jax
 
 from pipeline.errors import DataError, UserError
 from pipeline.hub.cache_places import cache_directories
+from train.checkpoints.packed_arrays import FILE_NAME as PACKED_NAME
 from train.checkpoints.pulled_run import read_pull
 
 _REMEDIES = {
@@ -56,6 +57,9 @@ def damage(path: pathlib.Path, expected: str, found: str) -> DataError:
     if pulled is not None and int(path.name) in pulled.steps:
         again = f"octograin pull {pulled.address} {path.parent.parent}"
         remedy = f"Move the run directory away, and pull it again: {again}"
+        return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
+    if (path / PACKED_NAME).is_file():
+        remedy = "Check the disk and read it again; if it stays so, copy or export it again."
         return DataError(where=str(path), expected=expected, found=found, remedy=remedy)
     earlier = [step for step in complete_steps(path.parent) if step < int(path.name)]
     if earlier:

@@ -30,6 +30,7 @@ from train.checkpoints.checkpoint_errors import (
     unwritten,
     writing,
 )
+from train.checkpoints.packed_arrays import FILE_NAME as PACKED_NAME, read_arrays
 from train.train_config import TrainConfig, parse_config
 from train.update.train_state import TrainState, averaged_params
 
@@ -58,7 +59,8 @@ class Checkpoint(Constants):
     step: int
     """Training steps taken so far."""
     params: dict[str, Any]
-    """Nested numpy arrays: the averaged parameters if the run averages them."""
+    """Nested numpy arrays: the averaged parameters if the run averages them. Those of a policy in
+    half precision are float32 again."""
     address: str | None = None
     """Where on a hub it came from, `hf://owner/name@commit`; None: it is of a directory."""
 
@@ -250,27 +252,40 @@ class SavedStep:
     def check_resumable(self) -> None:
         """Raises a `UserError` if the checkpoint has no optimizer state."""
         with reading(self.path):
-            if "opt_state" in self._tree("state"):
+            if not self._packed.is_file() and "opt_state" in self._tree("state"):
                 return
         run = self._run_directory
         raise UserError(
             where=str(self.path),
             expected="an optimizer state to resume from",
-            found="the parameters alone: it was pushed to a hub without --with_optimizer",
+            found="the parameters alone: it was exported as a policy, or pushed to a hub without "
+            "--with_optimizer",
             remedy=f"Start a new run from its weights, with --config.pretrained_path={run} and "
             "another --config.save_dir.",
         )
 
     def arrays(self, item: str, *names: str) -> list[Any]:
         """Returns parts of a saved tree as nested numpy arrays, whatever devices wrote them."""
-        with reading(self.path):
-            tree = self._tree(item)
-            wanted = {name: tree[name] for name in names}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        found = self.restore(item, wanted, as_numpy)
+        paths = [f"{item}/{name}" for name in names]
+        if self._packed.is_file():
+            with reading(self.path):
+                tree = read_arrays(self._packed, *paths).get(item, {})
+            # A policy has no average beside its parameters; the checksums show what is missing.
+            found = {name: tree.get(name, {}) for name in names}
+        else:
+            with reading(self.path):
+                tree = self._tree(item)
+                wanted = {name: tree[name] for name in names}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            found = self.restore(item, wanted, as_numpy)
         # Only what was read is compared: `params` alone must not need the optimizer state.
-        self.compare(digest_arrays({item: found}), *(f"{item}/{name}" for name in names))
+        self.compare(digest_arrays({item: found}), *paths)
         return [found[name] for name in names]
+
+    @property
+    def _packed(self) -> pathlib.Path:
+        """Returns the file with all arrays of a policy's checkpoint, which others lack."""
+        return self.path / PACKED_NAME
 
     def _tree(self, item: str) -> Any:
         """Returns the structure of a saved tree; no model has to be built to read its weights."""
@@ -350,8 +365,12 @@ def read_checkpoint(run_directory: pathlib.Path, step: int | None = None) -> Che
         vocabulary=vocabulary.tobytes(),
         step=saved.step,
         # A policy acts with the average where the run has one.
-        params=averaged_params(params, ema, config.frozen),
+        params=jax.tree.map(_in_single_precision, averaged_params(params, ema, config.frozen)),
     )
+
+
+def _in_single_precision(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def read_datasets(run_directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pipeline.loading.loader import Loader
 from pipeline.parts.part import without_sources
 from train.checkpoints.checkpoint_store import (
     SavedStep,
+    last_step,
     read_datasets,
     read_kept_config,
     read_loader_state,
@@ -78,6 +79,9 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> TrainConfig 
     if resume and overwrite:
         raise _refused(config, "--resume or --overwrite", "both", "Choose one.")
     with _writing(config):  # such as a name that is too long
+        # First: no other setting helps to resume a policy without its optimizer state.
+        if resume and last_step(directory) is not None:
+            SavedStep(directory).check_resumable()
         before, entries = read_config(directory), _entries(directory)
     if resume:
         _check_same_run(config, before)
@@ -260,7 +264,6 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
             found=", ".join(loader.normalized) or "none",
             remedy=f"Add --config.data.normalized {' '.join(before)}".rstrip() + ".",
         )
-    SavedStep(directory).check_resumable()
     check_same_encoders(read_datasets(directory), loader.describe_datasets())
     position = loader.restore(read_loader_state(directory), new_mixture=new_mixture)
     if position >= config.num_steps:

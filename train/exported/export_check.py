@@ -22,9 +22,9 @@ def example_of(policy: Policy) -> dict[str, np.ndarray]:
     }
 
 
-def _noisy(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def noisy(observation: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
     """Returns an observation whose images are noise: grey ones would hide differences."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return {
         name: rng.integers(0, 256, one.shape, np.uint8) if one.dtype == np.uint8 else one
         for name, one in observation.items()
@@ -47,7 +47,7 @@ def largest_difference(
       settings: Settings of the exported policy.
       rows: Its arrays with a row for each text.
     """
-    observation = _noisy(example_of(policy))
+    observation = noisy(example_of(policy))
     goal = {name: observation[name] for name in settings.goal_cameras}
     text = "" if goal else next(iter(settings.texts), "")
     size = policy.config.batch_size

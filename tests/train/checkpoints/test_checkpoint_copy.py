@@ -4,12 +4,18 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from pipeline.errors import DataError, UserError
-from tests.train.conftest import loader_of
+from tests.train.conftest import write_checkpoints
+from train.checkpoints import run_directory
 from train.checkpoints.checkpoint_copy import copy_checkpoint
 from train.checkpoints.checkpoint_store import SavedStep, check_arrays, read_checkpoint
-from train.checkpoints.run_directory import resume_position
+
+
+def contents(directory):
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +42,28 @@ def test_a_copy_keeps_the_checksums_of_what_it_has(policy_run, copied):
     assert after.items() <= before.items()
 
 
-def paths_of_this_machine(copy):
-    return [p for p in copy.rglob("*") if p.is_file() and b" to /" in p.read_bytes()]
+def test_a_copy_has_few_files_that_are_the_same_each_time(policy_run, copied, tmp_path):
+    items = ("config", "datasets", "digests", "loader")
+    copy_checkpoint(policy_run, tmp_path)
+    assert contents(copied) == contents(tmp_path)
+    assert contents(copied).keys() == {
+        "checkpoints/2/arrays.safetensors",
+        *(f"checkpoints/2/{item}/metadata" for item in items),
+    }
 
 
-def test_a_copy_has_no_path_of_this_machine(policy_run, copied):
-    assert paths_of_this_machine(policy_run / "checkpoints")
-    assert not paths_of_this_machine(copied)
-    marker = copied / "checkpoints" / "2" / "config" / "commit_success.txt"
-    assert marker.read_text().endswith(" to checkpoints/2/config")
+def test_a_copy_holds_the_average_in_place_of_the_last_parameters(policy_config, tmp_path):
+    optimizer = dataclasses.replace(policy_config.optimizer, ema_decay=0.9)
+    run = dataclasses.replace(policy_config, optimizer=optimizer, save_dir=str(tmp_path / "run"))
+    write_checkpoints(run, (1,))
+    copy_checkpoint(tmp_path / "run", tmp_path / "copy")
+    last, average = SavedStep(tmp_path / "run").arrays("state", "params", "ema")
+    before, after = read_checkpoint(tmp_path / "run"), read_checkpoint(tmp_path / "copy")
+    assert average
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    changed = traverse_util.flatten_dict(after.params, sep="/")
+    name = next(iter(average))
+    assert not np.array_equal(changed[name], traverse_util.flatten_dict(last, sep="/")[name])
 
 
 def test_a_copy_without_the_optimizer_says_that_no_run_resumes_from_it(copied, policy_config):
@@ -54,12 +73,15 @@ def test_a_copy_without_the_optimizer_says_that_no_run_resumes_from_it(copied, p
         match=r"expected an optimizer state .*; found the parameters alone: .* --with_optimizer\. "
         rf"Start a new run from its weights, with --config\.pretrained_path={copied} and",
     ):
-        resume_position(config, loader_of(config), new_mixture=False)
+        run_directory.check(config, resume=True, overwrite=False)
 
 
 def test_a_copy_with_the_optimizer_is_whole(policy_run, tmp_path):
     copy = copy_checkpoint(policy_run, tmp_path, 1, with_optimizer=True)
-    assert not paths_of_this_machine(copy)
+    assert any(b" to /" in content for content in contents(policy_run).values())
+    assert not any(b" to /" in content for content in contents(tmp_path).values())
+    marker = copy / "config" / "commit_success.txt"
+    assert marker.read_text().endswith(" to checkpoints/1/config")
     names = {path.name for path in (policy_run / "checkpoints" / "1" / "state").iterdir()}
     assert {path.name for path in (copy / "state").iterdir()} == names
     SavedStep(tmp_path).check_resumable()

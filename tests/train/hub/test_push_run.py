@@ -68,7 +68,8 @@ def test_one_commit_has_a_checkpoint_its_figures_and_a_card(as_writer, files):
     total = sum(map(len, repository.files.values())) - len(repository.files[".gitattributes"])
     assert str(files) == f"{len(repository.files) - 1} files, {size(total)}"
     assert repository.files["README.md"].startswith(b'---\nlicense: "apache-2.0"\n')
-    assert b"opt_state" not in repository.files["checkpoints/2/state/_METADATA"]
+    assert "checkpoints/2/arrays.safetensors" in repository.files
+    assert not any("/state/" in path for path in repository.files)
 
 
 def test_a_push_replaces_the_one_before_and_nothing_else(as_writer, files, run, capsys):

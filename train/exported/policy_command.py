@@ -1,0 +1,192 @@
+"""`octograin export RUN DST --to policy`: writes a checkpoint as a small directory to hand on.
+
+DST/checkpoints/N/arrays.safetensors     parameters and vocabulary
+DST/checkpoints/N/config/metadata        JSON, as in every checkpoint; datasets and loader as well
+DST/checkpoints/N/digests/metadata       checksums of all of it
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from pipeline.errors import UserError, user_errors_exit
+from pipeline.flag_help import PartsFlag, joined_help
+from pipeline.hub.hub_transfer import size
+from pipeline.parts.part_files import load_parts
+from pipeline.terminal import count, first_few, log_to_stderr, program, show
+from train.checkpoints.checkpoint_copy import PolicyCheckpoint
+from train.checkpoints.checkpoint_store import (
+    DIRECTORY,
+    Checkpoint,
+    SavedStep,
+    read_checkpoint,
+)
+from train.checkpoints.fetched_run import find_run
+from train.checkpoints.relative_paths import absolute_paths, shortest_names, with_relative_paths
+from train.exported.export_check import example_of, noisy
+from train.policy.parity import StoredTokens
+from train.policy.policy import Policy, read_run
+from train.policy.policy_spec import PolicySpec, datasets_to_choose
+from train.update.train_state import count_parameters
+
+Precision = Literal["float32", "float16"]
+_LARGEST = float(np.finfo(np.float16).max)
+_NUM_COMPARED = 8
+"""Observations for which the actions are compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Writes one checkpoint of a run, without its optimizer state, as a small directory to hand on.
+
+    Every command that takes RUN takes this directory too, but no run resumes from it. Absolute
+    paths become relative.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory, or hf://owner/name[@revision] for a policy on the hub."""
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Directory to create, or one without checkpoints."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Training step of the checkpoint; the last one by default."""
+    dtype: Precision = "float32"
+    """Type of the stored parameters. With float16 they take half the space, and the difference in
+    actions is printed; the policy computes in the run's own type."""
+    parts: PartsFlag = ()
+    """Python file, or module, that defines classes of your own which the run records; may be given
+    several times."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show a traceback with an error."""
+
+
+def main() -> None:
+    """Parses the command line and writes the directory."""
+    log_to_stderr()
+    with user_errors_exit():
+        name = program("train.exported.policy_command")
+        args = tyro.cli(joined_help(Args), prog=name, use_underscores=True)
+        load_parts(*args.parts)
+        dst = pathlib.Path(args.dst)
+        _check_free(dst)
+        before = read_run(args.run, args.step)
+        saved = SavedStep(find_run(args.run, before.step).directory, before.step)
+        names = export_directory(saved, dst, args.dtype)
+        after = read_checkpoint(dst)
+        show(describe(dst, after, args.dtype, names))
+        if args.dtype == "float16":
+            difference, largest = compare_actions(before, after)
+            show(
+                f"checked: actions, which are up to {largest:.3g}, differ from the run's by up to "
+                f"{difference:.2g} in {_NUM_COMPARED} chunks\n"
+            )
+        show(f"try it: octograin serve {dst}\n")
+
+
+def _check_free(directory: pathlib.Path) -> None:
+    is_free = directory.is_dir() or not directory.exists()
+    if not is_free or (directory / DIRECTORY).exists():
+        raise UserError(
+            where=str(directory),
+            expected="a new directory, or one without checkpoints",
+            found=DIRECTORY if is_free else "a file",
+            remedy="Name another, or move it away.",
+        )
+
+
+def export_directory(saved: SavedStep, directory: pathlib.Path, dtype: Precision) -> dict[str, str]:
+    """Writes what a policy needs of a checkpoint as the only checkpoint of a directory.
+
+    Args:
+      saved: The checkpoint.
+      directory: The directory, which is created if it is missing.
+      dtype: Type of the stored parameters.
+
+    Returns:
+      The name that each absolute path has now.
+
+    Raises:
+      UserError: The checkpoint cannot be read, a parameter is out of float16's range, or the
+        directory cannot be written.
+      DataError: The checkpoint is corrupt.
+    """
+    policy = PolicyCheckpoint.of(saved)
+    names = shortest_names(absolute_paths(policy.values))
+    if dtype == "float16":
+        halves = in_half_precision(policy.params, where=str(saved.path))
+        policy = dataclasses.replace(policy, params=halves)
+    values = with_relative_paths(policy.values, names)
+    dataclasses.replace(policy, values=values).write(directory)
+    return names
+
+
+def in_half_precision(params: Mapping[str, Any], *, where: str) -> Any:
+    """Returns nested parameters with float16 instead of float32.
+
+    Rounding changes a value by at most 2^-11 of it, bfloat16's by 2^-9; below 6e-5, by at most
+    3e-8.
+
+    Raises:
+      UserError: Values are beyond +-65504, or NaN.
+    """
+    flat = flatten_dict(params, sep="/")
+    large = {name: one for name, one in flat.items() if one.dtype == np.float32}
+    # "not <=" is true of NaN as well.
+    beyond = [name for name, one in large.items() if not np.abs(one).max(initial=0) <= _LARGEST]
+    if beyond:
+        raise UserError(
+            where=where,
+            expected=f"parameters within +-{_LARGEST:.0f}, the range of float16",
+            found=f"others in {first_few(beyond, most=3)}",
+            remedy="Export it without --dtype float16.",
+        )
+    halves = {name: one.astype(np.float16) for name, one in large.items()}
+    return unflatten_dict(flat | halves, sep="/")
+
+
+def compare_actions(before: Checkpoint, after: Checkpoint) -> tuple[float, float]:
+    """Returns the largest difference between actions of two policies, and the largest action.
+
+    Both predict chunks for the same images of noise, in the dataset's units.
+    """
+    chunks = [_chunks(checkpoint) for checkpoint in (before, after)]
+    return float(np.abs(chunks[0] - chunks[1]).max()), float(np.abs(chunks[0]).max())
+
+
+def _chunks(checkpoint: Checkpoint) -> np.ndarray:
+    """Returns chunks (n h a) that a policy predicts for images of noise."""
+    dataset = next(iter(datasets_to_choose(checkpoint)), None)
+    spec = PolicySpec.of(checkpoint, dataset)
+    # Tokens are shown as they are stored: their encoder is the same for both.
+    policy = Policy(checkpoint, dataset, encoder=StoredTokens(tuple(spec.tokens)))
+    example = example_of(policy)
+    needs_goal = spec.data.conditioning == "image_conditioned"
+    found = []
+    for env in range(_NUM_COMPARED):
+        shown = noisy(example, seed=env)
+        goal = {name: shown[name] for name in spec.cameras if needs_goal}
+        policy.reset(env, "" if needs_goal else "pick up the bowl", goal)
+        found.append(policy.infer({env: shown})[env])
+    return np.stack(found)
+
+
+def describe(
+    directory: pathlib.Path, checkpoint: Checkpoint, dtype: Precision, names: Mapping[str, str]
+) -> str:
+    """Returns what was written, as lines."""
+    files = [path for path in (directory / DIRECTORY).rglob("*") if path.is_file()]
+    num_bytes = sum(path.stat().st_size for path in files)
+    renamed = [f"path: {path} is now {name}\n" for path, name in names.items()]
+    return (
+        f"policy: {directory}, training step {checkpoint.step}, "
+        f"{count_parameters(checkpoint.params):,} parameters as {dtype}; "
+        f"{count(len(files), 'file')}, {size(num_bytes)}\n" + "".join(renamed)
+    )
+
+
+if __name__ == "__main__":
+    main()
