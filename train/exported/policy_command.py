@@ -32,7 +32,6 @@ from train.exported.export_check import example_of, noisy
 from train.policy.parity import StoredTokens
 from train.policy.policy import Policy, read_run
 from train.policy.policy_spec import PolicySpec, datasets_to_choose
-from train.update.train_state import count_parameters
 
 Precision = Literal["float32", "float16"]
 _LARGEST = float(np.finfo(np.float16).max)
@@ -180,12 +179,13 @@ def describe(
     """Returns what was written, as lines."""
     files = [path for path in (directory / DIRECTORY).rglob("*") if path.is_file()]
     num_bytes = sum(path.stat().st_size for path in files)
-    renamed = [f"path: {path} is now {name}\n" for path, name in names.items()]
-    return (
-        f"policy: {directory}, training step {checkpoint.step}, "
-        f"{count_parameters(checkpoint.params):,} parameters as {dtype}; "
-        f"{count(len(files), 'file')}, {size(num_bytes)}\n" + "".join(renamed)
-    )
+    num_parameters = sum(leaf.size for leaf in flatten_dict(checkpoint.params).values())
+    lines = [
+        f"policy: {directory}, training step {checkpoint.step}, {num_parameters:,} parameters as "
+        f"{dtype}; {count(len(files), 'file')}, {size(num_bytes)}",
+        *(f"path: {path} is now {name}" for path, name in names.items()),
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":
