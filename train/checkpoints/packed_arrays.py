@@ -19,8 +19,9 @@ FILE_NAME = "arrays.safetensors"
 def write_arrays(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
     """Writes nested dicts of arrays; each array is named by its path, joined by `/`."""
     # Not `np.ascontiguousarray`, which turns a scalar into a vector.
-    flat = {k: np.require(one, requirements="C") for k, one in flatten_dict(tree, sep="/").items()}
-    path.write_bytes(safetensors.numpy.save(flat))
+    flat: dict[str, Any] = flatten_dict(tree, sep="/")
+    arrays = {name: np.require(array, requirements="C") for name, array in flat.items()}
+    path.write_bytes(safetensors.numpy.save(arrays))
 
 
 def read_arrays(path: pathlib.Path, *roots: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -132,7 +133,7 @@ def in_half_precision(params: Mapping[str, Any], *, where: str) -> Any:
     Raises:
       UserError: Values are beyond +-65504, or NaN.
     """
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     large = {name: one for name, one in flat.items() if one.dtype == np.float32}
     # "not <=" is true of NaN as well.
     beyond = [name for name, one in large.items() if not np.abs(one).max(initial=0) <= _LARGEST]
@@ -179,7 +180,7 @@ def describe(
     """Returns what was written, as lines."""
     files = [path for path in (directory / DIRECTORY).rglob("*") if path.is_file()]
     num_bytes = sum(path.stat().st_size for path in files)
-    num_parameters = sum(leaf.size for leaf in flatten_dict(checkpoint.params).values())
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
     lines = [
         f"policy: {directory}, training step {checkpoint.step}, {num_parameters:,} parameters as "
         f"{dtype}; {count(len(files), 'file')}, {size(num_bytes)}",
