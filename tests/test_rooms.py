@@ -46,7 +46,8 @@ MAY_IMPORT = {
     },
     "pipeline/inspection": PIPELINE,
     "pipeline/benchmark": PIPELINE,
-    "train/evaluate/libero": {"pipeline", "pipeline/data"},
+    "train/evaluate/libero": {"pipeline", "pipeline/data", "train/evaluate/libero/scene"},
+    "train/evaluate/libero/scene": {"pipeline"},
     "train/policy": {
         *PIPELINE,
         "pipeline/inspection",

@@ -19,6 +19,7 @@ from train.evaluate.delayed_execution import DelayStrategy
 from train.evaluate.evaluation import Evaluation, Request
 from train.evaluate.evaluation_page import write_report
 from train.evaluate.libero.installation import Installation, find_installation
+from train.evaluate.libero.scene.perturbations import NONE, Perturbations
 from train.evaluate.libero.suites import Trial, select_tasks
 from train.evaluate.result_tables import COMPARISON_NAME, compare, paired_table, success_table
 from train.evaluate.results import claimed
@@ -66,6 +67,8 @@ class Args:
     what was planned (real_time_chunking) or not (naive_async); or it holds still (synchronous)."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of a diffusion head's noise, and of the positions of fixtures."""
+    perturb: Perturbations = NONE
+    """Perturbations of every trial's scene, by size; 0 means none."""
     compare: Annotated[str | None, tyro.conf.arg(metavar="RUN2", help_behavior_hint="")] = None
     """Another run, evaluated on the same trials and tested against the first."""
     compare_step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -75,7 +78,8 @@ class Args:
     predicts for the other, in one batch."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of results, report and videos; by default, RUN/evaluation/SUITE-STEP, or
-    evaluation/OWNER--NAME/SUITE-STEP here for a policy on the hub. Those of RUN2 go to
+    evaluation/OWNER--NAME/SUITE-STEP here for a policy on the hub, where the name also has the
+    perturbations, such as SUITE-STEP-camera10. Those of RUN2 go to
     DIR/compared, or to its own such folder."""
     videos: Kept = "all"
     """Trials whose videos are kept."""
@@ -157,7 +161,7 @@ def _summary(evaluations: list[Evaluation]) -> str:
     parts = []
     for evaluation in evaluations:
         results = evaluation.results
-        heading = f"{results.run}, step {results.settings.step}, {results.settings.suite}"
+        heading = f"{results.run}, step {results.settings.step}, {results.settings.conditions}"
         parts.append(f"{heading}\n{success_table(results)}")
     if len(evaluations) > 1:
         parts.append(paired_table(compare(evaluations[0].results, evaluations[1].results)))
@@ -174,6 +178,7 @@ def _request(args: Args, installation: Installation) -> Request:
         ensemble=args.ensemble,
         delay=args.delay,
         execution=args.execution,
+        perturbations=args.perturb,
         dataset=args.dataset,
         num_workers=args.workers,
         videos=args.videos,

@@ -20,6 +20,7 @@ from train.evaluate.delayed_execution import DelayStrategy, delay_execution
 from train.evaluate.delayed_policy import DelayedPolicy
 from train.evaluate.libero.environment import CAMERAS, LiberoEnv
 from train.evaluate.libero.installation import Installation
+from train.evaluate.libero.scene.perturbations import NONE, Perturbations
 from train.evaluate.libero.simulator_conventions import CONTROL_FREQUENCY_HZ, check_conventions
 from train.evaluate.libero.simulator_pool import EnvPool
 from train.evaluate.libero.simulator_worker import Env
@@ -65,6 +66,8 @@ class Request:
     """Steps that a prediction takes; 0: none."""
     execution: DelayStrategy = "real_time_chunking"
     """What the robot does in these steps; all are the same without a delay."""
+    perturbations: Perturbations = NONE
+    """Perturbations of every trial's scene."""
     dataset: str | None = None
     """Path or name of the dataset whose statistics and conventions are used."""
     num_workers: int = 1
@@ -110,8 +113,8 @@ class Evaluation:
       step: Training step of the checkpoint; None: the last one.
       request: The settings.
       installation: The simulator's installation.
-      folder: Folder of the results; None: one in the run directory, named by suite and step; of a
-        policy on a hub, one below `evaluation/` in the current directory.
+      folder: Folder of the results; None: one in the run directory, named by suite, step and
+        perturbations; of a policy on a hub, one below `evaluation/` in the current directory.
 
     Raises:
       UserError: There is no such checkpoint, or the simulator does not support its conventions.
@@ -139,8 +142,7 @@ class Evaluation:
         # A robot that holds still needs nothing of the last chunk.
         if request.delay and request.execution != "synchronous":
             check_delay(request.delay, self._executed, horizon)
-        name = f"{request.suite}-{self._checkpoint.step}"
-        self.folder = _results_of(run) / name if folder is None else folder
+        self.folder = folder or _results_of(run) / _folder_name(request, self._checkpoint.step)
         self._file = ResultsFile(self.folder, run, self._settings())
         self._pending: list[Trial] = []
         self._policy: Policy | None = None
@@ -175,7 +177,7 @@ class Evaluation:
         done = len(request.trials) - len(self._pending)
         wanted = {(trial.task.index, trial.init) for trial in request.trials}
         successes = sum(t.success for t in self.results.trials if t.place in wanted)
-        name = f"{self._run}, {request.suite}"
+        name = f"{self._run}, {self.results.settings.conditions}"
         seen = Demonstrated.of(self._checkpoint)
         # No more simulators than trials: each takes about 1 GB.
         num_workers = min(request.num_workers, len(self._pending))
@@ -237,6 +239,7 @@ class Evaluation:
             simulator=str(self._installation),
             delay=request.delay,
             execution=request.execution if request.delay else None,
+            perturbations=request.perturbations,
         )
 
     def _make_policy(self) -> Policy:
@@ -261,6 +264,7 @@ class Evaluation:
             observations=tuple(policy.expected),
             image_size=image_size(policy),
             seed=self._request.seed,
+            perturbations=self._request.perturbations,
         )
 
     def _new_execution(self) -> Execution:
@@ -350,6 +354,12 @@ def status(done: int, total: int, successes: int, num_now: int, seconds: float) 
         return text
     # From trials of this session alone: earlier ones took no time now.
     return f"{text}, {duration((total - done) * seconds / num_now)} left"
+
+
+def _folder_name(request: Request, step: int) -> str:
+    """Returns e.g. `libero_spatial-5000-camera10-start0.1`."""
+    sizes = request.perturbations.sizes
+    return "-".join([request.suite, str(step), *(f"{name}{sizes[name]:g}" for name in sizes)])
 
 
 def _results_of(run: str) -> pathlib.Path:

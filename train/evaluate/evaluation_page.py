@@ -58,9 +58,9 @@ def to_page(policies: Sequence[Evaluated], comparison: Comparison | None) -> str
     columns = [_settings(one) for one in results]
     return render(
         "evaluation.html.j2",
-        title=f"{first.run}: {first.settings.suite}",
+        title=f"{first.run}: {first.settings.conditions}",
         kind="Evaluation",
-        name=f"{first.run}, {first.settings.suite}",
+        name=f"{first.run}, {first.settings.conditions}",
         origin=f"Rollouts of {names[0]} in the LIBERO simulator: {trials} of {tasks}{compared}.",
         figures=_figures(first),
         names=names,
@@ -150,6 +150,7 @@ def _settings(results: Results) -> dict[str, str]:
         **to_json_values(results.settings),
         # Not a setting of all trials: a resumed evaluation may have others.
         "num_workers": ", ".join(map(str, workers)) or None,
+        "perturbations": str(results.settings.perturbations),
         "inference": None,
     }
     inference = results.inference

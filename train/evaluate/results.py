@@ -19,6 +19,7 @@ from pipeline.files import (
 from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.evaluate.delayed_execution import DelayStrategy
+from train.evaluate.libero.scene.perturbations import NONE, Perturbations
 from train.evaluate.libero.suites import Trial
 
 Z_95 = 1.959963984540054
@@ -132,11 +133,19 @@ class Settings:
     """Steps that a prediction takes."""
     execution: DelayStrategy | None = dataclasses.field(default=None, metadata=LATER)
     """What the robot does in these steps; None without a delay."""
+    perturbations: Perturbations = dataclasses.field(default=NONE, metadata=LATER)
+    """Perturbations of every trial's scene."""
 
     def __post_init__(self) -> None:
         if self.delay and self.execution is None:
             # Results of earlier versions do not name it, as there was no other.
             object.__setattr__(self, "execution", "real_time_chunking")
+
+    @property
+    def conditions(self) -> str:
+        """Returns the suite and what is perturbed, such as `libero_spatial, camera 10`."""
+        perturbed = self.perturbations.sizes
+        return f"{self.suite}, {self.perturbations}" if perturbed else self.suite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +349,7 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
 
 def _check_same(before: Results, now: Results, path: pathlib.Path) -> None:
     # Not as JSON, in which later fields may be absent.
-    then, wanted = dataclasses.asdict(before.settings), dataclasses.asdict(now.settings)
+    then, wanted = vars(before.settings), vars(now.settings)
     differing = [name for name in then if then[name] != wanted[name]]
     if differing:
         raise UserError(

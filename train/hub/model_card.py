@@ -214,7 +214,7 @@ def _successes(run: PublishedRun) -> Iterator[str]:
         low, high = rate.interval
         rows.append(
             (
-                code(results.settings.suite),
+                code(results.settings.conditions),
                 str(len(results.tasks)),
                 f"{rate.num_successes} of {rate.num_trials}",
                 f"{percent(rate.value)} ({percent(low)} to {percent(high)})",

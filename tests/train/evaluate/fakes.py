@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.evaluate.libero.environment import Observation, Outcome
+from train.evaluate.libero.scene.perturbations import Perturbations
 from train.evaluate.libero.suites import Task, Trial
 
 STEPS = 7
@@ -97,10 +98,12 @@ def make_env(
     observations: tuple[str, ...],
     image_size: tuple[int, int],
     seed: int,
+    perturbations: Perturbations,
 ) -> FakeEnv:
     """Stands in for `LiberoEnv`."""
     assert conventions.gripper_dim == 6
     assert set(observations) == {"image_primary", "image_wrist", "proprio"}
     assert image_size[0] == image_size[1]
     assert seed == 7
+    assert perturbations.start in (0, 0.1)
     return FakeEnv(str(installation.root), image_size[0])

@@ -20,6 +20,7 @@ from tests.train.evaluate.fakes import make_env
 from train.evaluate import evaluate_command, evaluation
 from train.evaluate.evaluate_command import Args, evaluate
 from train.evaluate.libero.installation import Installation
+from train.evaluate.libero.scene.perturbations import NONE, Perturbations
 from train.evaluate.results import read_results
 from train.policy.policy import Policy, read_run
 
@@ -166,6 +167,46 @@ def test_strategies_are_one_setting_without_a_delay_and_differ_with_one(
     held = [[0, 0, 0, 0, 0, 0, 1]] * 5
     np.testing.assert_array_equal(execute(chunks[0])[:5], held)
     np.testing.assert_array_equal(execute(chunks[0])[:5, 6], [0] * 5)
+
+
+@pytest.mark.usefixtures("installation")
+def test_perturbations_are_a_setting_of_the_results(
+    policy_run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    perturbed = Perturbations(camera=10, start=0.1)
+    assert not evaluate(arguments(policy_run, out, tasks="0", workers=1, perturb=perturbed))
+    assert read_results(out).settings.perturbations == perturbed
+    assert "step 2, libero_spatial, camera 10, start 0.1\n" in capsys.readouterr().out
+    assert "camera 10, start 0.1" in (out / "report.html").read_text()
+    # Results without the field are of the scenes as they are.
+    path = out / "results.json"
+    for found, wanted in ((perturbed, NONE), (NONE, Perturbations(light=0.5))):
+        with pytest.raises(UserError, match=f"perturbations {wanted}; .*, perturbations {found}"):
+            evaluate(arguments(policy_run, out, perturb=wanted))
+        values = json.loads(path.read_text())
+        values.pop("checksum", None)
+        values["settings"].pop("perturbations", None)
+        path.write_text(json.dumps(values))
+    assert read_results(out).settings.perturbations == NONE
+
+
+def test_perturbed_results_have_a_folder_of_their_own(
+    policy_run: pathlib.Path, installation: Installation
+) -> None:
+    folders = [
+        evaluation.Evaluation(str(policy_run), None, request, installation, None).folder.name
+        for request in (
+            evaluation.Request("libero_spatial", ()),
+            evaluation.Request("libero_spatial", (), perturbations=Perturbations(camera=20)),
+            evaluation.Request("libero_spatial", (), perturbations=Perturbations(5, 0.5, 1, 0.05)),
+        )
+    ]
+    assert folders == [
+        "libero_spatial-2",
+        "libero_spatial-2-camera20",
+        "libero_spatial-2-camera5-light0.5-texture1-start0.05",
+    ]
 
 
 @pytest.mark.usefixtures("installation")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from train.evaluate.libero.sampled_scene import SAMPLING
+from train.evaluate.libero.scene.sampled_scene import SAMPLING
 
 READ = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos")
 """The observables that a step returns."""

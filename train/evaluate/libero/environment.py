@@ -8,6 +8,8 @@ import numpy as np
 from pipeline.data.conventions import Conventions
 from pipeline.errors import UserError
 from train.evaluate.libero.installation import Installation
+from train.evaluate.libero.scene.perturbations import NONE, Perturbations
+from train.evaluate.libero.scene.perturbed_scene import THIRD_PERSON_CAMERA
 from train.evaluate.libero.simulator import Simulator
 from train.evaluate.libero.simulator_conventions import (
     check_conventions,
@@ -17,7 +19,7 @@ from train.evaluate.libero.simulator_conventions import (
 )
 from train.evaluate.libero.suites import Trial
 
-CAMERAS = {"image_primary": "agentview", "image_wrist": "robot0_eye_in_hand"}
+CAMERAS = {"image_primary": THIRD_PERSON_CAMERA, "image_wrist": "robot0_eye_in_hand"}
 """The simulator's camera for each image observation of a batch."""
 OBSERVATIONS = (*CAMERAS, "proprio", "joint_state")
 """Names of the available observations."""
@@ -50,6 +52,7 @@ class LiberoEnv:
       observations: Names among `OBSERVATIONS`.
       image_size: Height and width of the images, as the dataset stores them.
       seed: Seed of what a reset draws.
+      perturbations: Perturbations of every trial.
 
     Raises:
       UserError: Conventions that the simulator cannot honour, or an observation that it has not.
@@ -63,6 +66,7 @@ class LiberoEnv:
         observations: Sequence[str] = ("image_primary", "image_wrist", "proprio"),
         image_size: tuple[int, int] = (256, 256),
         seed: int = 0,
+        perturbations: Perturbations = NONE,
     ) -> None:
         check_conventions(conventions, "the simulator")
         strange = [name for name in observations if name not in OBSERVATIONS]
@@ -78,6 +82,7 @@ class LiberoEnv:
         self._observations = tuple(observations)
         self._image_size = image_size
         self._seed = seed
+        self._perturbations = perturbations
         self._simulator: Simulator | None = None
         self._trial: Trial | None = None
         self._outcome = Outcome(0, is_success=False, is_over=False)
@@ -93,7 +98,7 @@ class LiberoEnv:
             # The old one first: two would need twice the memory.
             self.close()
             self._simulator = Simulator(self._installation, trial.task, self._seed)
-        self._simulator.reset(trial.init)
+        self._simulator.reset(trial.init, self._perturbations)
         self._trial = trial
         self._outcome = Outcome(0, is_success=False, is_over=False)
         return self._outcome

@@ -10,7 +10,10 @@ import numpy as np
 from pipeline.errors import UserError
 from train.evaluate.libero.control_loop import ControlLoop
 from train.evaluate.libero.installation import ASSETS_COMMAND, Installation, import_simulator
-from train.evaluate.libero.sampled_scene import SampledScene
+from train.evaluate.libero.scene.perturbations import NONE, Draws, Perturbations
+from train.evaluate.libero.scene.perturbed_scene import PerturbedScene
+from train.evaluate.libero.scene.sampled_scene import SampledScene
+from train.evaluate.libero.scene.unseen_geoms import unseen_left_out
 from train.evaluate.libero.simulator_conventions import (
     ACTION_DIM,
     CONTROL_FREQUENCY_HZ,
@@ -18,7 +21,6 @@ from train.evaluate.libero.simulator_conventions import (
     axis_angle,
 )
 from train.evaluate.libero.suites import Task, Trial
-from train.evaluate.libero.unseen_geoms import unseen_left_out
 
 SETTLING_STEPS = 10
 """Commands without motion after a reset, in which objects come to rest.
@@ -67,13 +69,18 @@ class Simulator:
                 control_freq=CONTROL_FREQUENCY_HZ,
             )
         self._scene = SampledScene(self._env.env)
+        self._perturbed_scene = PerturbedScene(self._env.env)
         self._control_loop = ControlLoop(self._env.env)
         self._sensed: Any = None
 
-    def reset(self, init: int) -> None:
+    def reset(self, init: int, perturbations: Perturbations = NONE) -> None:
         """Starts a trial: an initial state, then the settling steps.
 
         Results are bitwise identical whatever the simulator did before.
+
+        Args:
+          init: Number of the initial state.
+          perturbations: Sizes of what is changed in this trial.
 
         Raises:
           UserError: No such initial state.
@@ -91,7 +98,16 @@ class Simulator:
         # A soft reset keeps the gripper's ramp of the trial before, which a hard one starts at 0.
         gripper = self._robot.gripper
         gripper.current_action = np.zeros_like(gripper.current_action)
-        self._sensed = self._env.set_init_state(self._init_states[init])
+        draws = Draws(self.seed, self.task.index, init)
+        self._perturbed_scene.change(perturbations, draws)
+        state = self._init_states[init]
+        if perturbations.start:
+            state = self._displaced(state, draws.joints_rad(perturbations.start))
+        self._sensed = self._env.set_init_state(state)
+        if perturbations.start:
+            # Or the arm would return to the pose that the controller was made in.
+            self._robot.controller.update(force=True)
+            self._robot.controller.reset_goal()
         for _ in range(SETTLING_STEPS):
             self.step(np.array(_SETTLING_COMMAND))
 
@@ -179,6 +195,7 @@ class Simulator:
         # Freeing another simulator's context would break that one.
         self._make_current()
         self._scene.close()
+        self._perturbed_scene.close()
         self._env.close()
 
     @property
@@ -188,6 +205,13 @@ class Simulator:
     @property
     def _robot(self) -> Any:
         return self._env.robots[0]
+
+    def _displaced(self, state: np.ndarray, joints_rad: np.ndarray) -> np.ndarray:
+        """Returns a copy of a state whose arm is displaced."""
+        displaced = state.copy()
+        # A state begins with the time.
+        displaced[1 + np.array(self._robot.controller.qpos_index)] += joints_rad
+        return displaced
 
     def _make_current(self) -> None:
         """Selects this simulator, of several in a process, to draw or to free its context."""

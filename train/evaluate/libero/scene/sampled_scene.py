@@ -37,7 +37,7 @@ class SampledScene:
         model, data = env.sim.model._model, env.sim.data._data  # noqa: SLF001
         # LIBERO lights a stove by the color of a site, and changes it after a step.
         self._present = [*(getattr(data, name) for name in _DRAWN), model.site_rgba]
-        self._sampled = _copies(self._present)
+        self._sampled = copies(self._present)
         # Not before the environment is made: MuJoCo reads once how to render.
         observables: Any = importlib.import_module("robosuite.utils.observables")
         # A function, as robosuite sets an attribute of it.
@@ -50,12 +50,12 @@ class SampledScene:
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """Has MuJoCo's model and data hold the sampled scene inside the block, to be drawn."""
-        present = _copies(self._present)
-        _write(self._present, self._sampled)
+        present = copies(self._present)
+        write(self._present, self._sampled)
         try:
             yield
         finally:
-            _write(self._present, present)
+            write(self._present, present)
 
     def close(self) -> None:
         """Frees MuJoCo's arrays: references of the environment to itself would keep them."""
@@ -63,14 +63,16 @@ class SampledScene:
 
     def _sample(self) -> float:
         """Copies the scene, in 5 microseconds; returns a number, as a sensor has to."""
-        _write(self._sampled, self._present)
+        write(self._sampled, self._present)
         return 0.0
 
 
-def _copies(arrays: list[np.ndarray]) -> list[np.ndarray]:
+def copies(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns a copy of each array."""
     return [array.copy() for array in arrays]
 
 
-def _write(into: list[np.ndarray], arrays: list[np.ndarray]) -> None:
+def write(into: list[np.ndarray], arrays: list[np.ndarray]) -> None:
+    """Overwrites each array of `into` in place."""
     for one, array in zip(into, arrays, strict=True):
         one[:] = array

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.evaluate.libero.unseen_geoms import BOX, PLANE, unseen_geoms, unseen_left_out
+from train.evaluate.libero.scene.unseen_geoms import BOX, PLANE, unseen_geoms, unseen_left_out
 
 MESH = 7
 AHEAD, BEHIND, LEFT = (0, 0, -5), (0, 0, 5), (-9, 0, -5)
