@@ -2,30 +2,36 @@
 
 import contextlib
 import contextvars
+import copy
 import dataclasses
 import functools
-import numbers
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
     Literal,
     Protocol,
+    Union,
     get_args,
     get_origin,
     get_type_hints,
     runtime_checkable,
 )
 
-from pipeline.errors import UserError, nearest_name, shown
+import numpy as np
+
+from pipeline.errors import UserError, nearest_name
 
 _PLAIN = {
-    int: (numbers.Integral, "an integer", "Give one, without quotes."),
-    float: (numbers.Real, "a number", "Give one, without quotes."),
+    int: (int, "an integer", "Give one, without quotes or a decimal point."),
+    float: (float | int, "a number", "Give one, without quotes."),
+    bool: (bool, "True or False", "Give one of them, without quotes."),
     str: (str, "a text", "Give it in quotes; str() makes a text of a path."),
 }
 """What a field for a number or a text accepts, in types and in words, and the remedy."""
+_MAPPINGS = (dict, Mapping)
 _is_deferred = contextvars.ContextVar("is_deferred", default=False)
 
 
@@ -115,9 +121,11 @@ class Mark(Protocol):
 def check(config: Checked) -> None:
     """Raises a `ConfigError` that lists all problems of a config, unless checks are deferred.
 
-    A list in a field for a tuple becomes a tuple, so that both ways of writing give equal configs.
+    Values are converted as if they had been written to JSON and read again: a list in a field for a
+    tuple becomes a tuple, an integer for a number a float, a NumPy scalar one of Python. Whatever a
+    config is read from, a value of another type than its field's is refused.
     """
-    _make_tuples(config)
+    _convert_fields(config)
     if _is_deferred.get():
         return
     found = _own_problems(config, after=[])
@@ -154,34 +162,65 @@ def check_positive(config: object, *fields: str) -> Iterator[Problem]:
     """
     for field in fields:
         value = getattr(config, field)
-        if value < 1:
+        if not isinstance(value, _Mistyped) and value < 1:
             yield Problem(field, "at least 1", value, "Give a whole number from 1.")
 
 
-def _make_tuples(config: object) -> None:
-    """Replaces lists in a config's fields for tuples."""
+def _convert_fields(config: object) -> None:
+    """Replaces the values of a config's fields for those that its JSON would give."""
     for field, hint in _hints(type(config)).items():
         value = getattr(config, field)
-        is_for_tuple = any(get_origin(kind) is tuple for kind in (hint, *get_args(hint)))
-        if is_for_tuple:
+        converted = _converted(hint, value)
+        if converted is not value:
             # The dataclass is frozen, and has just been made.
-            object.__setattr__(config, field, _as_tuple(value))
+            object.__setattr__(config, field, converted)
 
 
-def _as_tuple(value: Any) -> Any:
-    """Turns lists into tuples, at every depth of lists and tuples; other values stay."""
-    return tuple(map(_as_tuple, value)) if type(value) in (tuple, list) else value
+def _converted(hint: Any, value: Any) -> Any:
+    """Returns a value as its type has it; one that does not fit stays as it is.
+
+    list -> tuple, at every depth    int -> float, for a number    NumPy's scalars -> Python's
+    """
+    if _is_plainly(hint, value):
+        return value
+    kinds = _alternatives(hint)
+    plain: Any = value.item() if isinstance(value, np.generic) else value
+    if type(plain) is int and float in kinds and int not in kinds:
+        return float(plain)
+    inner = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), None)
+    if inner is None or not isinstance(plain, tuple | list):
+        return plain
+    hints = inner[:1] * len(plain) if inner[-1:] == (...,) else inner
+    # Of another length, which `_of_tuple` reports.
+    paired = itertools.zip_longest(hints, plain, fillvalue=Any)
+    return tuple(_converted(of_one, one) for of_one, one in itertools.islice(paired, len(plain)))
+
+
+class _Mistyped:
+    """Stands for a value of another type while the other fields are checked.
+
+    Whatever a check does with it fails, so that nothing is reported that only follows from it.
+    """
+
+    def _fail(self, *_: object) -> Any:
+        raise TypeError("a value of another type")
+
+    __bool__ = __eq__ = __str__ = __repr__ = _fail
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
 def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:
     """Lists the problems of one config; a check that fails because of earlier ones adds none."""
     found = [*_mistyped(config)]
-    if found:
-        # The other checks expect values of these types.
-        return found
+    fields = {_field_of(problem) for problem in found}
+    if fields:
+        config = copy.copy(config)
+    for field in fields:
+        object.__setattr__(config, field, _Mistyped())
     try:
         for problem in config.problems():
-            found.append(problem)  # noqa: PERF402  (keeps the problems before an exception)
+            if _field_of(problem) not in fields:
+                found.append(problem)  # noqa: PERF401  (keeps the problems before an exception)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         # A check that fails because of an earlier problem adds nothing.
         if not (found or after):
@@ -189,76 +228,155 @@ def _own_problems(config: Checked, after: list[Problem]) -> list[Problem]:
     return found
 
 
+def _field_of(problem: Problem) -> str:
+    return problem.field.partition(".")[0]
+
+
 def _mistyped(config: object) -> Iterator[Problem]:
-    """Yields fields whose value is no mode of theirs, no tuple of what they list, or no number."""
+    """Yields a problem for each value that is not of its field's type."""
     for field, hint in _hints(type(config)).items():
-        value = getattr(config, field)
-        marks = _marks(type(config))[field]
-        found = list(_no_parts(field, marks, value))
-        if found:
-            yield from found
-            continue
-        kinds = [hint, *(get_args(hint) if isinstance(hint, UnionType) else ())]
-        modes = [mode for kind in kinds if get_origin(kind) is Literal for mode in get_args(kind)]
-        if modes and value not in modes and not (value is None and NoneType in kinds):
-            nearest = nearest_name(str(value), [str(mode) for mode in modes])
-            remedy = f"Did you mean {nearest!r}?" if nearest else "Give one of them."
-            yield Problem(field, f"one of {', '.join(map(repr, modes))}", repr(value), remedy)
-        yield from _no_number(field, kinds, value)
-        elements = [get_args(k) for k in kinds if get_origin(k) is tuple and get_args(k)[-1] is ...]
-        if not elements or (value is None and NoneType in kinds):
-            continue
-        kind = elements[0][0]
-        is_tuple = isinstance(value, tuple | list)
-        if is_tuple and all(_is_of(kind, element) for element in value):
-            continue
-        # A pair is written like its value: (str, int).
-        names = [getattr(k, "__name__", str(k)) for k in get_args(kind)]
-        is_pair = get_origin(kind) is tuple
-        name = f"({', '.join(names)})" if is_pair else getattr(kind, "__name__", str(kind))
-        made = name if is_pair else f"{name}(...)"
-        example = f"({shown(value)},)" if name == "str" else f"({made},)"
-        found = f"{value!r:.80}" if is_tuple else f"{shown(value):.80}"
-        yield Problem(field, f"a tuple of {name}", found, f"Write {field}={example}.")
+        yield from _mismatches(field, hint, getattr(config, field))
 
 
-def _is_of(kind: Any, element: object) -> bool:
-    """Returns whether an element of a tuple has its type; a kind that is no class fits all."""
-    if get_origin(kind) is not tuple:
-        if kind is float and isinstance(element, int):
-            # As in annotations: 2 is written for 2.0. True is a number of Python's.
-            return not isinstance(element, bool)
-        # Any is a class, but not one for `isinstance`.
-        return kind is Any or not isinstance(kind, type) or isinstance(element, kind)
-    kinds = get_args(kind)
-    if not isinstance(element, tuple | list) or len(element) != len(kinds):
-        return False
-    return all(map(_is_of, kinds, element))
+def _mismatches(place: str, hint: Any, value: Any) -> Iterator[Problem]:
+    """Yields what keeps a value from having a type; nothing for a type that is not known here.
 
-
-def _no_parts(field: str, marks: list[tuple[Any, Mark]], value: object) -> Iterator[Problem]:
-    """Yields a problem for each value of a field of parts that is none."""
-    several = value if isinstance(value, tuple | list) else None
-    for number, each in enumerate((value,) if several is None else several):
-        for kind, mark in marks if each is not None else ():
-            place = field if several is None else f"{field}.{number}"
-            is_instance = dataclasses.is_dataclass(each) and not isinstance(each, type)
-            mistyped = [problem.below(place) for problem in _mistyped(each)] if is_instance else []
-            # A part is also read as it is written, even with fields that are out of range.
-            with deferred():
-                others = [Problem(place, *found) for found in mark.problems_of(kind, each)]
-            yield from mistyped or others
-
-
-def _no_number(field: str, kinds: list[Any], value: object) -> Iterator[Problem]:
-    """Yields the problem of a field for a number or a text that has a value of another type."""
-    plain = [kind for kind in kinds if kind is not NoneType and not isinstance(kind, UnionType)]
-    if len(plain) != 1 or plain[0] not in _PLAIN or (value is None and NoneType in kinds):
+    Args:
+      place: Dotted path of the value, from the field on.
+      hint: The type, with its annotations.
+      value: The value to check.
+    """
+    if _is_plainly(hint, value):
         return
-    accepted, expected, remedy = _PLAIN[plain[0]]
-    # True is a number of Python's.
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        yield Problem(field, expected, f"{shown(value):.80}", remedy)
+    kinds = _alternatives(hint)
+    if value is None and NoneType in kinds:
+        return
+    found = [[*_of_kind(place, kind, value)] for kind in kinds if kind is not NoneType]
+    if not found or not all(found):
+        return
+    if len(found) > 1:
+        expected = " or ".join(problems[0].expected for problems in found)
+        found = [[Problem(place, expected, _found(value), "Give one of them.")]]
+    for problem in found[0]:
+        none = ", or None" if NoneType in kinds and problem.field == place else ""
+        yield dataclasses.replace(problem, expected=problem.expected + none)
+
+
+def _of_kind(place: str, kind: Any, value: Any) -> Iterator[Problem]:
+    """Yields what keeps a value from having a type that is no union."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        yield from _of_part(place, *marks_of(kind)[0], value)
+    elif origin is Literal:
+        yield from _of_modes(place, get_args(kind), value)
+    elif origin is tuple:
+        yield from _of_tuple(place, kind, value)
+    elif origin in _MAPPINGS:
+        yield from _of_mapping(place, kind, value)
+    elif kind in _PLAIN:
+        accepted, expected, remedy = _PLAIN[kind]
+        # True is a number of Python's.
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            yield Problem(place, expected, _found(value), remedy)
+    elif not _is_instance(value, origin or kind):
+        name = _name(kind)
+        yield Problem(place, f"an instance of {name}", _found(value), f"Write {name}(...).")
+
+
+def _of_part(place: str, kind: Any, mark: Mark, value: Any) -> Iterator[Problem]:
+    """Yields why a value is no part of its kind."""
+    is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    mistyped = [problem.below(place) for problem in _mistyped(value)] if is_instance else []
+    # A part is also read as it is written, even with fields that are out of range.
+    with deferred():
+        others = [Problem(place, *found) for found in mark.problems_of(kind, value)]
+    yield from mistyped or others
+
+
+def _of_modes(place: str, modes: Sequence[Any], value: Any) -> Iterator[Problem]:
+    # 1 equals True.
+    if any(type(mode) is type(value) and mode == value for mode in modes):
+        return
+    nearest = nearest_name(str(value), [str(mode) for mode in modes])
+    remedy = f"Did you mean {nearest!r}?" if nearest else "Give one of them."
+    yield Problem(place, f"one of {', '.join(map(repr, modes))}", _found(value), remedy)
+
+
+def _of_tuple(place: str, kind: Any, value: Any) -> Iterator[Problem]:
+    inner = get_args(kind)
+    is_open = inner[-1:] == (...,)
+    is_tuple = isinstance(value, tuple | list)
+    # One pair in the place of several has no pairs inside.
+    are_pairs = is_open and get_origin(inner[0]) is tuple
+    is_pair = is_tuple and are_pairs and not any(isinstance(one, tuple | list) for one in value)
+    if is_tuple and (not value or not is_pair) and (is_open or len(value) == len(inner)):
+        hints = inner[:1] * len(value) if is_open else inner
+        for number, pair in enumerate(zip(hints, value, strict=True)):
+            yield from _mismatches(f"{place}.{number}", *pair)
+        return
+    of, example = "", _name(kind)
+    if is_open:
+        is_one = isinstance(value, str | int) and not any(_mismatches(place, inner[0], value))
+        of, example = "of ", f"({repr(value) if is_one else _example(inner[0])},)"
+    expected = f"a tuple {of}{_name(inner[0] if is_open else kind)}"
+    made = example if "." in place else f"{place}={example}"
+    yield Problem(place, expected, _found(value), f"Write {made}.")
+
+
+def _of_mapping(place: str, kind: Any, value: Any) -> Iterator[Problem]:
+    of_key, of_value = get_args(kind)
+    if not isinstance(value, Mapping):
+        expected = f"a dictionary of {_name(of_key)} to {_name(of_value)}"
+        yield Problem(place, expected, _found(value), f"Write {place}={{...}}.")
+        return
+    for key, inner in value.items():
+        yield from _mismatches(f"{place}, the key {key!r}", of_key, key)
+        yield from _mismatches(f"{place}.{key}", of_value, inner)
+
+
+def _is_plainly(hint: Any, value: Any) -> bool:
+    """Whether a value has exactly this type: a quick answer for most of them, such as (3, "x")."""
+    return type(value) is hint or (
+        type(value) is tuple and tuple(map(type, value)) == get_args(hint)
+    )
+
+
+def _is_instance(value: object, kind: Any) -> bool:
+    """Whether a value is of a class; true for what is no class, or none that can be checked."""
+    try:
+        return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
+    except TypeError:  # a protocol without `runtime_checkable`
+        return True
+
+
+def _name(hint: Any) -> str:
+    """The name of a type as it is written; a pair is written like its value: (str, int)."""
+    (kind, *others) = _alternatives(hint)
+    origin, inner = get_origin(kind), get_args(kind)
+    if others or kind is ...:
+        return "..." if kind is ... else str(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is tuple:
+        return f"({', '.join(map(_name, inner))})"
+    return getattr(inner[0] if origin is Annotated else kind, "__name__", str(kind))
+
+
+def _example(hint: Any) -> str:
+    """What is written for a value of a type."""
+    if get_origin(hint) is Literal:
+        return repr(get_args(hint)[0])
+    is_made = (isinstance(hint, type) and hint not in _PLAIN) or get_origin(hint) is Annotated
+    return f"{_name(hint)}(...)" if is_made else _name(hint)
+
+
+def _found(value: object) -> str:
+    """A value in one short line; of a class or a nested config its name, as it would be longer."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if dataclasses.is_dataclass(value):
+        return f"an instance of {type(value).__name__}"
+    return f"{' '.join(repr(value).split()):.80}"
 
 
 def marks_of(hint: Any) -> list[tuple[Any, Mark]]:
@@ -278,20 +396,25 @@ def is_typed(config: object) -> bool:
 
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
-    """The types of a config's fields, without what annotates them for the command line."""
-    return get_type_hints(kind)
-
-
-@functools.cache
-def _marks(kind: type) -> dict[str, list[tuple[Any, Mark]]]:
-    """The parts in the types of a config's fields."""
+    """The types of a dataclass's fields, with what annotates them."""
     hints = get_type_hints(kind, include_extras=True)
-    return {field: marks_of(hint) for field, hint in hints.items()}
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """The types of a union, or a type itself; of what annotates them, the marks are kept."""
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for each in get_args(hint) for kind in _alternatives(each)]
+    if get_origin(hint) is Annotated and not any(isinstance(e, Mark) for e in hint.__metadata__):
+        return _alternatives(hint.__origin__)
+    return [hint]
 
 
 def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yields (dotted path, config) for every config in a value, the value itself last."""
     parts: dict[str, Any] = {}
+    if isinstance(value, type):
+        return
     if isinstance(value, tuple):
         parts = {str(number): part for number, part in enumerate(value)}
     elif dataclasses.is_dataclass(value):

@@ -179,6 +179,14 @@ class WandbConfig:
     mode: Literal["online", "offline"] = "online"
     """`offline` writes into the run directory; `wandb sync` sends it later."""
 
+    def __post_init__(self) -> None:
+        """Raises an error if a field has a value of another type."""
+        check(self)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields nothing: any project and mode fit together."""
+        yield from ()
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

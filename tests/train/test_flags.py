@@ -292,6 +292,19 @@ def test_a_head_that_does_not_fit_is_one_line(own_head, head, message):
     assert "stesp" not in head or "num_steps" in text
 
 
+@pytest.mark.parametrize("flags", [(), ("--dry_run",), ("--config.validation.interval=3",)])
+def test_a_value_of_another_type_in_the_file_is_one_line(flags, tmp_path, tiny_config_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"import octograin\ntiny = octograin.load_config({str(tiny_config_path)!r})\n"
+        # Past the constructor, whose types the tests check.
+        "object.__setattr__(tiny, 'validation', None)\nVARIANTS = {'default': tiny}\n"
+    )
+    message = r"mine.py, validation: expected an instance of ValidationConfig; found None\. Write "
+    with pytest.raises(UserError, match=message):
+        parse_flags(["--config", str(path), *flags])
+
+
 def test_parts_are_loaded_after_the_config_that_may_import_them(own_head, tmp_path):
     arguments = ["--config", str(own_head()), "--parts", str(tmp_path / "my_heads.py")]
     config = parse_flags([*arguments, "--parts", "json"]).config

@@ -3,10 +3,9 @@
 import dataclasses
 import itertools
 import math
-import numbers
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import tyro
 
@@ -105,7 +104,7 @@ class DatasetConfig:
     def problems(self) -> Iterator[Problem]:
         """Yields each problem of the fields."""
         pair = self.episodes
-        if pair is not None and not (_is_pair(pair) and 0 <= pair[0] < pair[1]):
+        if pair is not None and not 0 <= pair[0] < pair[1]:
             yield Problem(
                 "episodes",
                 "the first episode and the one after the last",
@@ -126,7 +125,7 @@ class DatasetConfig:
         yield from self._check_weights()
 
     def _check_parts(self) -> Iterator[Problem]:
-        if not _is_pair(self.trim) or min(self.trim) < 0:
+        if min(self.trim) < 0:
             yield Problem(
                 "trim",
                 "two numbers of steps, of 0 or more",
@@ -176,12 +175,6 @@ class DatasetConfig:
                 ", ".join(map(repr, twice)),
                 "The first that matches an instruction counts: remove the others.",
             )
-
-
-def _is_pair(value: Any) -> bool:
-    """Whether a value is two whole numbers."""
-    is_tuple = isinstance(value, tuple) and len(value) == 2
-    return is_tuple and all(isinstance(number, numbers.Integral) for number in value)
 
 
 def _repeated(values: Sequence[T]) -> list[T]:

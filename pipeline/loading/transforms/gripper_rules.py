@@ -104,6 +104,14 @@ class ContinuousGripper:
     dim: str
     """Name of the gripper in the action."""
 
+    def __post_init__(self) -> None:
+        """Checks the type of the name."""
+        check(self)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields nothing: whether there is such a gripper, the dataset shows."""
+        yield from ()
+
     def decide(self, opening: float, last: float | None) -> float:
         """Returns the opening in [0, 1]."""
         del last

@@ -373,7 +373,7 @@ def test_a_weight_whose_steps_cannot_be_read_is_reported(tmp_path: pathlib.Path)
         ),
         ({"task_weights": (("a*", -1.0),)}, r"finite and above 0; found 'a\*' -1.0. To leave"),
         ({"task_weights": (("a*", 1.0), ("a*", 2.0))}, r"each glob once; found 'a\*'. The first"),
-        ({"task_weights": (("a*", True),)}, r"task_weights: expected a tuple of \(str, float\)"),
+        ({"task_weights": (("a*", True),)}, r"task_weights.0.1: expected a number; found True"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:

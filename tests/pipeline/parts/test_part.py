@@ -322,7 +322,7 @@ def changed(**fields: Any) -> Scale:
         (Bins(), "expected a dataclass with apply; found Bins, which lacks apply. Add it to the"),
         (Plain.Inner(), "expected a class at the top of a file; found Plain.Inner. Move the"),
         (Holding(), "expected fields that JSON holds: numbers, texts, tuples and dataclasses of"),
-        (changed(dims=("x", 3)), "dims: expected a tuple of str; found ('x', 3). Write dims=("),
+        (changed(dims=("x", 3)), "dims.1: expected a text; found 3. Give it in quotes"),
         (changed(factor="2"), "factor: expected a number; found '2'. Give one"),
     ],
     ids=("class", "function", "number", "thawed", "incomplete", "inner", "array", "dims", "text"),
