@@ -50,6 +50,20 @@ _RECORD_OVERHEAD_BYTES = 100
 _SHARD_OVERHEAD_BYTES = 128 << 10
 """Overhead of an ArrayRecord file; measured: 69 bytes per record and at most 2 x 64 KiB."""
 _MB = 1e6
+_FLAGS = {
+    "weights_digest": "--weights",
+    "licence": "--licence",
+    "cameras": "--cameras",
+    "layers": "--layers",
+    "views": "--views",
+    "image_size": "--size",
+    "keep": "--keep",
+    "store": "--store",
+    "compute_dtype": "--compute_dtype",
+    "precision": "--precision",
+    "digest": "the dataset's checksum",
+}
+"""What a user knows a field of a plan by."""
 
 Record = Mapping[str, np.ndarray | Blob]
 """Values of one step, by feature key."""
@@ -336,17 +350,34 @@ def _measured_path(directory: epath.Path, name: str) -> epath.Path:
 
 
 def plan_difference(noted: str, plan: str) -> str:
-    """The settings of a noted plan that differ in another one, with both values."""
+    """The flags of a noted plan that differ in another one, with both values."""
     try:
-        theirs = _flat(json.loads(noted))
+        theirs = _by_flag(json.loads(noted))
     except (*UNPARSABLE, AttributeError):
         # Valid JSON that is no object has no `items`.
         return "a plan that is corrupt"
-    ours = _flat(json.loads(plan))
-    keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    # Types of features follow from settings, and are lists.
-    keys = [key for key in keys if not key.startswith("column.")] or keys
-    return "; ".join(f"{key} {theirs.get(key)}, not {ours.get(key)}" for key in keys)
+    ours = _by_flag(json.loads(plan))
+    flags = [flag for flag in {**theirs, **ours} if theirs.get(flag) != ours.get(flag)]
+    # Types of features follow from settings.
+    flags = [flag for flag in flags if not flag.startswith("column.")] or flags
+    return "; ".join(
+        f"{flag} {theirs.get(flag, 'none')}, not {ours.get(flag, 'none')}" for flag in flags
+    )
+
+
+def _by_flag(values: Any) -> dict[str, str]:
+    """Values of a plan by the flag that decides them; several features have one flag."""
+    found: dict[str, dict[str, None]] = {}
+    for key, value in _flat(values).items():
+        leaf = key.rpartition(".")[2]
+        # What else is known of the weights follows from their checksum, and `kept` from `keep`.
+        if ".encoder.model." in key or leaf in ("camera", "kept"):
+            continue
+        between = "x" if leaf == "image_size" else ","
+        is_flag = leaf in _FLAGS and isinstance(value, list)
+        text = between.join(map(str, value)) if is_flag else str(value)
+        found.setdefault(_FLAGS.get(leaf, key), {})[text] = None
+    return {flag: ", ".join(texts) for flag, texts in found.items()}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

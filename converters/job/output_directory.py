@@ -7,6 +7,7 @@ refused. On an object store there is no lock; there the plan alone keeps jobs ap
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from converters.job.file_ownership import (
     owned,
     remove_folder,
 )
-from pipeline.data.manifest import FILE_NAME, WORK
+from pipeline.data.manifest import FILE_NAME, WORK, load_manifest
 from pipeline.errors import UserError
 from pipeline.files import (
     UNPARSABLE,
@@ -38,8 +39,11 @@ from pipeline.files import (
     writing,
 )
 
+_log = logging.getLogger(__name__)
+
 LOCK = "lock"
 _EMPTY = "an empty or new directory"
+_MB = 1e6
 
 _WORDS = {
     "format_version": "another format",
@@ -133,8 +137,10 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
         return True
     if (destination / FILE_NAME).exists():
         is_edited = b'"edit_1":' in (destination / FILE_NAME).read_bytes()
-        lost = ", which loses what `octograin edit` changed in it" if is_edited else ""
-        raise _in_use(destination, "a dataset", f"Replace it with --overwrite{lost}.")
+        lost = ["what `octograin edit` changed in it"] if is_edited else []
+        lost += [f"its computed {name}" for name in _computed(destination)]
+        loss = f", which loses {' and '.join(lost)}" if lost else ""
+        raise _in_use(destination, "a dataset", f"Replace it with --overwrite{loss}.")
     # A plan without any shard holds nothing that a new plan would lose.
     is_begun = any((destination / WORK).glob(f"[0-9]*{PART_SUFFIX}"))
     # In an object store another job may be running right now, before its first shard.
@@ -145,6 +151,19 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
             f"See {started}: finish that one, or start over with --overwrite.",
         )
     return False
+
+
+def _computed(destination: epath.Path) -> list[str]:
+    """The columns of a dataset that no conversion makes, such as `column vggt_tokens (24.1 MB)`."""
+    with contextlib.suppress(UserError):  # no dataset, or one that is corrupt
+        manifest = load_manifest(destination)
+        return [
+            f"column {column.name} ({sum(s.num_bytes for s in shards) / _MB:,.1f} MB)"
+            for column in manifest.schema.columns
+            for shards in [manifest.shards[column.name]]
+            if not any(feature.source for feature in column.features)
+        ]
+    return []
 
 
 def _difference(noted: str, plan: str) -> str:
@@ -164,6 +183,12 @@ def _clear(destination: epath.Path) -> None:
     """
     _remove_temporaries(destination)
     own = owned(destination)
+    if lost := _computed(destination):
+        _log.warning(
+            "%s: --overwrite also removes the computed %s; `octograin tokens` computes it again",
+            destination,
+            " and ".join(lost),
+        )
     paths = [str(path) for path in _files(destination)]
     if paths:
         # Before the first file goes.

@@ -246,7 +246,7 @@ def test_what_parts_have_left_is_removed_by_the_name_of_the_column(out: pathlib.
             "expected no parts at work but those of 2 of column t; found at work: part 2/3",
         ),
         ("1/3", {"name": "u"}, "but those of 3 of column u; found at work: part 2/3 of column t ("),
-        ("1/3", {"store": "int8"}, "found one with settings.store None, not int8. Finish that one"),
+        ("1/3", {"store": "int8"}, "found one with --store none, not int8. Finish that one"),
         (
             "1/3",
             {"store": "int8", "overwrite": True},

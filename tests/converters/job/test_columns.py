@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from converters.job.column_job import ColumnJob
+from converters.job.column_job import ColumnJob, plan_difference
 from converters.job.columns import check_free, check_name, claimed, remove_column
 from converters.job.convert import convert
 from converters.sources.open_source import open_source
@@ -97,6 +97,38 @@ def test_a_column_is_added_beside_the_others(out: pathlib.Path) -> None:
     assert [len(reader) for reader in dataset.columns.values()] == [4, 12, 12]
     (_, scales, _) = COLUMN.features[0].code.split(dataset.columns["t"].read(7)[KEY], (9, 64), "")
     assert set(scales.ravel()) == {7}
+
+
+def test_a_conversion_over_it_names_the_computed_column_that_goes(
+    out: pathlib.Path, toy: Any, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = files(out)
+    add(out)
+    source = toy.open(tmp_path / "source")
+    lost = r"column t \(0\.1 MB\)"
+    message = rf"Replace it with --overwrite, which loses its computed {lost}\."
+    with pytest.raises(UserError, match=message):
+        convert(source, out, toy.mapping)
+    convert(source, out, toy.mapping, overwrite=True)
+    assert files(out) == before
+    assert re.search(rf"{out}: --overwrite also removes the computed {lost}; `oct", caplog.text)
+    caplog.clear()
+    convert(source, out, toy.mapping, overwrite=True)
+    assert "computed" not in caplog.text
+
+
+def test_settings_of_tokens_that_differ_are_named_by_their_flags() -> None:
+    first = {"keep": "all", "store": "f16", "encoder": {"layers": [0], "image_size": [56, 70]}}
+    noted = {"settings": {"a_0": first, "a_1": first | {"encoder": {"layers": [1]}}}}
+    second = {"encoder": {"layers": [1], "image_size": [56, 56], "model": {"dim": 3}}}
+    plan = {"settings": {"a": first | second}, "column": {"name": "a"}}
+    assert plan_difference(json.dumps(noted), json.dumps(plan)) == (
+        "--layers 0, 1, not 1; --size 56x70, not 56x56"
+    )
+    other = {**noted, "source": {"digest": "b"}}
+    assert plan_difference(json.dumps(noted), json.dumps(other)) == (
+        "the dataset's checksum none, not b"
+    )
 
 
 def test_a_removed_column_leaves_the_dataset_as_it_was(out: pathlib.Path) -> None:
@@ -239,7 +271,7 @@ def test_an_unfinished_column_of_other_settings_is_reported_and_gives_way(
     interrupt(out, store="f16")
     message = (
         f"{out}, column t: expected no unfinished one, or one of these settings; found one with "
-        "settings.store f16, not int8. Finish that one (see "
+        "--store f16, not int8. Finish that one (see "
     )
     with pytest.raises(UserError, match=re.escape(message)):
         add(out, store="int8")

@@ -175,9 +175,7 @@ def test_an_unfinished_column_of_other_settings_gives_way_to_parts(
     out: pathlib.Path, whole: dict[str, str]
 ) -> None:
     compute(out, "1/2", store="int8")
-    message = (
-        r"found one with settings\.observation/t\.store int8, not f16\. .* start over with --o"
-    )
+    message = r"found one with --store int8, not f16\. .* start over with --o"
     with pytest.raises(UserError, match=message):
         compute(out, "2/2")
     for number in (2, 1):
@@ -251,8 +249,8 @@ def test_a_finish_that_was_killed_is_finished(
 def test_a_finish_with_other_settings_is_refused(out: pathlib.Path) -> None:
     compute(out, "1/1")
     message = (
-        r"column t: expected the settings of this command; found settings\.observation/t\.store "
-        r"f16, not int8\. Give --finish the settings of the parts, or --name alone"
+        r"column t: expected the settings of this command; found --store f16, not int8\. "
+        r"Give --finish the settings of the parts, or --name alone"
     )
     for is_published in (False, True):
         with pytest.raises(UserError, match=message):
