@@ -10,6 +10,9 @@ from collections.abc import Collection, Iterator
 from pipeline.terminal import OutputError, escaped, escaped_lines, printable_streams
 
 EXIT_USER_ERROR = 2
+EXIT_OTHER_DIED = 75
+"""The exit code of a process of a run that ends because another one died. It is `EX_TEMPFAIL` of
+sysexits.h: the same command with --resume may succeed."""
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141
 """The exit code that a shell reports for a program that was ended by SIGPIPE."""

@@ -239,13 +239,13 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def agree(*, flag: bool = False, error: UserError | None = None) -> bool:
-    """Returns whether the flag is set in any process; every process must call this.
+def agree(*, flag: int = 0, error: UserError | None = None) -> int:
+    """Returns the largest flag of all processes; every process must call this.
 
     It waits for the devices if they are busy.
 
     Args:
-      flag: This process's flag.
+      flag: This process's flag, from 0 = not set to 2**31 - 1.
       error: This process's error; None if it has none.
 
     Raises:
@@ -259,11 +259,11 @@ def agree(*, flag: bool = False, error: UserError | None = None) -> bool:
     count = jax.process_count()
     # The lowest number has the largest value, so that all report the same error.
     failure = 0 if error is None else count - jax.process_index()
-    is_flagged, first = _largest()(int(flag), failure)
+    flagged, first = _largest()(int(flag), failure)
     # Every process takes the same branch, because all see the same values.
     if first:
         raise _error_of(count - first, error) from error
-    return bool(is_flagged)
+    return flagged
 
 
 @functools.cache

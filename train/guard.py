@@ -12,12 +12,16 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
+import jax
+
 from pipeline.errors import RecordError, UserError
 from train import distributed
 from train.train_config import TrainConfig
 
 _log = logging.getLogger("train.run")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_MOST_SIGNALS = 128
+"""More than any system has."""
 _PATIENCE_S = 5.0
 """A scheduler may send one signal several times; within this many seconds they count as one."""
 T = TypeVar("T")
@@ -26,10 +30,12 @@ T = TypeVar("T")
 class Stopped(Exception):  # noqa: N818  (no error: the run was asked to)
     """Raised when a run was asked to stop; its state is saved."""
 
-    def __init__(self, by: signal.Signals | None, remedy: str) -> None:
+    def __init__(self, by: signal.Signals | None, remedy: str, cause: str) -> None:
         super().__init__()
         self.by = by
         """The signal that was received; None: another process received it."""
+        self.cause = cause
+        """That signal, and the process if it is another one, such as `SIGINT to process 1`."""
         self.remedy = remedy
         """What the user can do next."""
 
@@ -102,8 +108,7 @@ class Guard:
         self._end_all(error)
         self.release()
         if isinstance(error, Stopped):
-            by = error.by.name if error.by else "another process"
-            _log.warning("stopped by %s; the state is saved: %s", by, error.remedy)
+            _log.warning("stopped by %s; the state is saved: %s", error.cause, error.remedy)
 
     @contextlib.contextmanager
     def unexpected(self) -> Iterator[None]:
@@ -165,8 +170,10 @@ class Guard:
           Stopped: In every process, if any was asked to stop; the state is saved.
         """
         asked = self._first_signal
+        own = 0 if asked is None else jax.process_index() * _MOST_SIGNALS + asked
         try:
-            if not distributed.agree(flag=asked is not None, error=self._failure):
+            flag = distributed.agree(flag=own, error=self._failure)
+            if not flag:
                 return
         except UserError as error:
             save()
@@ -179,7 +186,9 @@ class Guard:
             raise self._resumable(error, step) from error
         is_last = step >= self._config.num_steps
         report = "the run is complete; `octograin report` writes the report"
-        raise Stopped(asked, report if is_last else "continue with --resume")
+        index, number = divmod(flag, _MOST_SIGNALS)
+        cause = f"{signal.Signals(number).name} to process {index}" if asked is None else asked.name
+        raise Stopped(asked, report if is_last else "continue with --resume", cause)
 
     def _resumable(self, error: UserError, step: int) -> UserError:
         """Adds to an error the training step that the run can resume from."""

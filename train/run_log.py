@@ -182,7 +182,7 @@ class RunLog:
             )
         )
         # Only the first process knows, and validation is a collective.
-        return distributed.agree(flag=is_lacking)
+        return bool(distributed.agree(flag=is_lacking))
 
 
 def _is_ready(array: Any) -> bool:

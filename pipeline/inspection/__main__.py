@@ -23,8 +23,9 @@ from pipeline.inspection.summary_tables import to_text
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import program
 
-Predict = Callable[[str, Dataset, int], Sequence[Chunk]]
-"""Returns the chunks that the policy of a run predicts along an episode."""
+Predict = Callable[[str, Dataset, int, int | None], Sequence[Chunk]]
+"""Returns the chunks that the policy of a run predicts along an episode, by the checkpoint of a
+training step; None: of the last one."""
 _PLAIN_WIDTH = 120
 """Width of a line, in characters, if stdout is no terminal."""
 
@@ -54,6 +55,8 @@ class Args:
     run: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """Run directory, or hf://owner/name[@revision], whose policy predicts chunks along that
     episode, beside the actions."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """With --run: training step of the checkpoint; the last one by default."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace the RRD file."""
     parts: PartsFlag = ()
@@ -99,7 +102,7 @@ def _inspect(args: Args, predict: Predict | None) -> None:
         _write("--plot", args.plot, draw_figure(dataset, args.episode))
     if args.rerun is not None:
         episode = args.episode or 0
-        chunks = predict(args.run, dataset, episode) if args.run and predict else ()
+        chunks = predict(args.run, dataset, episode, args.step) if args.run and predict else ()
         _write("--rerun", args.rerun, make_recording(dataset, episode, chunks))
     is_terminal = sys.stdout.isatty()
     console = Console(
@@ -155,6 +158,13 @@ def _check(args: Args, predict: Predict | None) -> None:
             expected="`octograin inspect DST --rerun FILE`, which shows what the run predicts",
             found="no --rerun" if args.rerun is None else "another command",
             remedy="Add --rerun FILE." if args.rerun is None else "Use `octograin inspect`.",
+        )
+    if args.step is not None and args.run is None:
+        raise UserError(
+            where=f"--step {args.step}",
+            expected="--run RUN, whose checkpoint it chooses",
+            found="no --run",
+            remedy="Add --run RUN and --rerun FILE. An episode is chosen by --episode.",
         )
 
 

@@ -27,6 +27,9 @@ Split = Literal["train", "validation", "all"]
 Convention = Literal["control_frequency_hz", "rotation"]
 MAX_THREADS = 1024
 """More reads at the same time than any store answers at once."""
+MAX_BATCHES = 1024
+"""More batches made ahead than hide any pause of a store; the batches of real runs fill a host's
+memory long before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +215,13 @@ class DataConfig:
                 self.prefetch_batches,
                 "The threads read the samples of these batches: prefetch some, or set "
                 "num_threads=0.",
+            )
+        if self.prefetch_batches > MAX_BATCHES:
+            yield Problem(
+                "prefetch_batches",
+                f"at most {MAX_BATCHES}",
+                self.prefetch_batches,
+                "Each is held in memory: the dry run measures how many a store needs.",
             )
         if not 0 <= self.keep_image_prob <= 1:
             yield Problem(

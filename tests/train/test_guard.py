@@ -1,4 +1,5 @@
 import concurrent.futures
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from pipeline.errors import RecordError, UserError
+from train import distributed
 from train.guard import Guard, Stopped
 
 WAITS = """
@@ -91,6 +93,26 @@ def test_a_signal_ends_a_loop_at_the_next_check(shallow_config, number, caplog):
     assert caught.value.by is number
     assert f"stopped by {number.name}; the state is saved: continue with --resume" in caplog.text
     assert signal.getsignal(number) is handler
+
+
+def test_a_signal_to_another_process_is_named(shallow_config, monkeypatch, caplog):
+    flags: list[int] = []
+    monkeypatch.setattr("jax.process_index", lambda: 3)
+    monkeypatch.setattr(distributed, "agree", lambda flag=0, error=None: flags.append(flag) or flag)
+    with Guard(shallow_config) as guard:
+        guard.record_ctrl_c()
+        guard.check(1, list)
+        os.kill(os.getpid(), signal.SIGINT)
+        with contextlib.suppress(Stopped):
+            guard.check(2, list)
+    none, sent, _ = flags
+    assert not none
+    # What the others receive.
+    monkeypatch.setattr(distributed, "agree", lambda flag=0, error=None: sent)
+    with pytest.raises(Stopped) as caught, Guard(shallow_config) as guard:
+        guard.check(2, list)
+    assert (caught.value.by, caught.value.cause) == (None, "SIGINT to process 3")
+    assert "stopped by SIGINT to process 3; the state is saved: continue with" in caplog.text
 
 
 def test_what_fails_in_the_save_of_a_stop_is_an_error(shallow_config):

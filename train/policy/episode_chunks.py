@@ -20,25 +20,28 @@ def main() -> None:
     inspect(predict_chunks)
 
 
-def predict_chunks(run: str | os.PathLike[str], dataset: Dataset, episode: int) -> list[Chunk]:
+def predict_chunks(
+    run: str | os.PathLike[str], dataset: Dataset, episode: int, step: int | None = None
+) -> list[Chunk]:
     """Returns a chunk for every `action_horizon` steps of an episode, so that none overlap.
 
-    The policy of the last checkpoint is shown every step as an environment would show it; the
-    tokens that it reads are those of the dataset.
+    The policy is shown every step as an environment would show it; the tokens that it reads are
+    those of the dataset.
 
     Args:
       run: Run directory, or hf://owner/name[@revision].
       dataset: The dataset of the episode: one of the run's, or one of the same features.
       episode: Number of the episode, from 0.
+      step: Training step of the checkpoint; None: the last one.
 
     Returns:
       (step, actions float32 (h a)) in the dataset's units, with its commands for grippers.
 
     Raises:
-      UserError: There is no run, or the dataset does not fit it.
+      UserError: There is no run or no such checkpoint, or the dataset does not fit it.
       DataError: A checkpoint or a record is corrupt.
     """
-    checkpoint = read_run(run)
+    checkpoint = read_run(run, step)
     spec = spec_for(checkpoint, dataset.path)
     _check_action(run, dataset, spec)
     policy = Policy(checkpoint, spec.dataset, encoder=StoredTokens(tuple(spec.tokens)))

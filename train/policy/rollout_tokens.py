@@ -161,12 +161,28 @@ def encoder_of(
         does not record how the tokens were made.
       DataError: The weights are corrupt.
     """
+    origins = _origins(checkpoint, PolicySpec.of(checkpoint, dataset))
+    return ColumnEncoder(origins, source) if origins else None
+
+
+def shown_observations(checkpoint: Checkpoint, dataset: str | None = None) -> tuple[str, ...]:
+    """Returns the names of the observations that a policy with `encoder_of` expects.
+
+    It reads no weights, so mistakes can be reported before they are loaded.
+
+    Raises:
+      UserError: As of `encoder_of`, except for the weights.
+    """
     spec = PolicySpec.of(checkpoint, dataset)
-    if not spec.tokens:
-        return None
+    origins = _origins(checkpoint, spec)
+    cameras = token_storage.merged_spec(origins).cameras if origins else ()
+    return tuple(dict.fromkeys((*spec.observed, *cameras)))
+
+
+def _origins(checkpoint: Checkpoint, spec: PolicySpec) -> dict[str, TokenOrigin]:
+    """Returns how the tokens that a policy reads were made, by feature key."""
     keys = [f"observation/{name}" for name in spec.tokens]
-    origins = {key: _origin(checkpoint, spec.dataset, key) for key in keys}
-    return ColumnEncoder(origins, source)
+    return {key: _origin(checkpoint, spec.dataset, key) for key in keys}
 
 
 def _origin(checkpoint: Checkpoint, path: str, key: str) -> TokenOrigin:

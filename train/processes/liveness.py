@@ -13,11 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Literal, cast
 
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_OTHER_DIED, UserError
 
-EXIT_OTHER_DIED = 75
-"""Exit code of a process that ends because another one died. It is `EX_TEMPFAIL` of sysexits.h: the
-same command with --resume may succeed."""
 _BEAT_S = 1.0
 """Each process sends the others a message this often."""
 _SILENCE_S = 55.0

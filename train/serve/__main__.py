@@ -19,9 +19,10 @@ from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.transforms.gripper_rules import GripperHysteresis
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program
+from train.checkpoints.checkpoint_store import Checkpoint
 from train.policy.observations import describe_one
 from train.policy.policy import Policy, PolicyConfig, read_run
-from train.policy.rollout_tokens import encoder_of
+from train.policy.rollout_tokens import encoder_of, shown_observations
 from train.serve.api_key import VARIABLE, read_api_key
 from train.serve.client_session import ProtocolName, ServeConfig, expected_keys
 from train.serve.in_thread import import_server
@@ -215,25 +216,12 @@ def _load(args: Args, config: ServeConfig) -> Policy:
     guided = args.real_time_chunking or bool(config.delay)
     policy_config = PolicyConfig(seed=args.seed, resize=args.resize, real_time_chunking=guided)
     checkpoint = read_run(args.run, args.step)
+    # Before an encoder's weights are loaded, which may take minutes.
+    _check_shown(args, config, checkpoint)
     encoder = encoder_of(checkpoint, args.dataset, source=args.weights)
     policy = Policy(checkpoint, args.dataset, policy_config, encoder)
     # Made for its checks: an unusable horizon is an error now, not at the first message.
     config.make_execution(policy)
-    unknown = sorted(set(config.keys.values()) - set(policy.expected))
-    if unknown:
-        raise UserError(
-            where="--keys",
-            expected=f"observations of the policy: {', '.join(policy.expected)}",
-            found=", ".join(unknown),
-            remedy="Use only these.",
-        )
-    if policy.spec.data.conditioning == "image_conditioned":
-        raise UserError(
-            where=args.run,
-            expected="a policy that takes an instruction",
-            found="one that takes goal images",
-            remedy="The protocol has no goal images: use train.policy.Policy from Python.",
-        )
     if policy.window_size > 1 and not config.is_stepwise:
         _log.warning(
             "the policy reads %d steps at once, one per message: a client that calls at every n-th "
@@ -250,6 +238,26 @@ def _load(args: Args, config: ServeConfig) -> Policy:
     for key, leaf in expected_keys(policy, config).items():
         _log.info("  %s %s", key, describe_one(leaf))
     return policy
+
+
+def _check_shown(args: Args, config: ServeConfig, checkpoint: Checkpoint) -> None:
+    """Checks that clients can show the policy what it expects."""
+    expected = shown_observations(checkpoint, args.dataset)
+    unknown = sorted(set(config.keys.values()) - set(expected))
+    if unknown:
+        raise UserError(
+            where="--keys",
+            expected=f"observations of the policy: {', '.join(expected)}",
+            found=", ".join(unknown),
+            remedy="Use only these.",
+        )
+    if checkpoint.config.data.conditioning == "image_conditioned":
+        raise UserError(
+            where=args.run,
+            expected="a policy that takes an instruction",
+            found="one that takes goal images",
+            remedy="The protocol has no goal images: use train.policy.Policy from Python.",
+        )
 
 
 async def _serve(

@@ -220,6 +220,10 @@ def test_the_command_writes_one_file_and_replaces_it_on_request(
             ("--rerun", "out.rrd", "--run", "runs/a"),
             r"--run runs/a: expected .* found another command. Use `octograin inspect`",
         ),
+        (
+            ("--rerun", "out.rrd", "--step", "5"),
+            r"--step 5: expected --run RUN, whose checkpoint it chooses; found no --run\. Add",
+        ),
     ],
 )
 def test_mistakes_are_errors_before_anything_is_read(

@@ -83,6 +83,7 @@ def test_sound_settings_pass(change: dict) -> None:
             "datasets.1.missing: expected some of the observations .*; found depth",
         ),
         ({"num_threads": -1}, r"num_threads: expected 0 to 1024; found -1. Each reads one"),
+        ({"prefetch_batches": 1025}, r"prefetch_batches: expected at most 1024; found 1025. Each"),
         (
             {"prefetch_batches": 0},
             r"prefetch_batches: expected at least 1, .* found 0",

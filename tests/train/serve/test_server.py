@@ -405,6 +405,16 @@ def test_mistakes_on_the_command_line_are_reported(
     assert message in capsys.readouterr().err
 
 
+def test_keys_are_checked_before_weights_are_loaded(policy_run, monkeypatch, capsys):
+    monkeypatch.setattr(serve_main, "encoder_of", None)
+    arguments = ["serve", str(policy_run), "--port", "0", "--keys", "a=depth"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        serve_main.main()
+    message = "--keys: expected observations of the policy: image_primary, image_wrist, proprio"
+    assert f"{message}; found depth. Use only these." in capsys.readouterr().err
+
+
 def test_missing_packages_are_reported(policy_run, monkeypatch, capsys):
     from train.serve.__main__ import main
 
