@@ -104,7 +104,7 @@ def test_a_conversion_over_it_names_the_computed_column_that_goes(
 ) -> None:
     before = files(out)
     add(out)
-    source = toy.open(tmp_path / "source")
+    source = toy.open(tmp_path / "again")
     lost = r"column t \(0\.1 MB\)"
     message = rf"Replace it with --overwrite, which loses its computed {lost}\."
     with pytest.raises(UserError, match=message):
