@@ -13,7 +13,6 @@ import numpy as np
 import pydantic
 import pytest
 
-import train.serve.server  # noqa: F401  (the last of what defines configs)
 from pipeline.config_checks import Checked, ConfigError
 from pipeline.loading.transforms.action_transforms import MaskActions, PadActions, RelativeActions
 from pipeline.loading.transforms.gripper_rules import (
@@ -31,6 +30,7 @@ from tests.data.tiny_config import TINY
 from train.exported.policy_export import ExportConfig
 from train.octo.octo_config import BinsConfig, LowdimTokenizerConfig, RegressionConfig
 from train.policy.policy import PolicyConfig
+from train.serve.client_session import ServeConfig
 
 POSE = tuple("xyzrpq")
 CONFIGS: tuple[Any, ...] = (
@@ -63,10 +63,22 @@ CONFIGS: tuple[Any, ...] = (
     GripperHysteresis("gripper"),
     ContinuousGripper("gripper"),
     PolicyConfig(),
+    ServeConfig(),
     ExportConfig(),
 )
 IN_JSON = (None, "x", 3, 2.5, True, [], ["x"], [1, 2], [3, None], [[1]], [["x", 1]])
-NEVER = ({}, object(), dataclasses, int, TINY, np.arange(2), pathlib.Path("x"), b"x", 1j, {"x"})
+NEVER = (
+    {"x": 3},
+    object(),
+    dataclasses,
+    int,
+    TINY,
+    np.arange(2),
+    pathlib.Path("x"),
+    b"x",
+    1j,
+    {"x"},
+)
 
 
 def changed(config: Any, field: str, value: Any) -> Any:

@@ -105,7 +105,7 @@ def test_a_conversion_over_it_names_the_computed_column_that_goes(
     before = files(out)
     add(out)
     source = toy.open(tmp_path / "again")
-    lost = r"column t \(0\.1 MB\)"
+    lost = r"column t \(0\.3 MB\)"
     message = rf"Replace it with --overwrite, which loses its computed {lost}\."
     with pytest.raises(UserError, match=message):
         convert(source, out, toy.mapping)
