@@ -130,7 +130,7 @@ def test_delays_that_cannot_be_are_reported(real_time_policy, config, message):
         ("protocol", "x", "protocol: expected one of 'openpi', 'vla-eval'; found 'x'"),
         ("protocol", "vla_eval", "Did you mean 'vla-eval'?"),
         ("delay", 1.5, "delay: expected an integer; found 1.5"),
-        ("execute_horizon", "2", "execute_horizon: expected an integer; found '2'"),
+        ("execute_horizon", "2", "execute_horizon: expected an integer, or None; found '2'"),
     ],
 )
 def test_settings_of_another_type_are_reported(field, value, message):
