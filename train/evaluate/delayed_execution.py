@@ -7,7 +7,7 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from train.evaluate.libero.simulator_conventions import GRIPPER_DIM
+from pipeline.data.conventions import Conventions
 from train.policy.chunk_execution import Execution
 
 DelayStrategy = Literal["real_time_chunking", "naive_async", "synchronous"]
@@ -51,15 +51,14 @@ class Synchronous:
         chunk of step 4                b0 b1 b2 b3        predicted from step 4
         executed           a0 a1 a2 a3 -- -- b0 b1 ...    the next is predicted from step 10
 
-    A held action moves the arm by zero, and repeats the last command to the gripper.
-
     Args:
-      execute: Returns a chunk's actions; those of LIBERO, whose arm moves relative to its pose.
+      execute: Executes the first `execute_horizon` actions of a chunk.
       delay: Number of steps that a prediction takes.
+      conventions: Conventions of the actions, which `check_conventions` of the simulator allows.
     """
 
-    def __init__(self, execute: Execution, delay: int) -> None:
-        self._execute, self._delay = execute, delay
+    def __init__(self, execute: Execution, delay: int, conventions: Conventions) -> None:
+        self._execute, self._delay, self._conventions = execute, delay, conventions
         self._last: np.ndarray | None = None
 
     def __call__(self, chunk: np.ndarray) -> np.ndarray:
@@ -68,13 +67,28 @@ class Synchronous:
         self._last = actions[-1]
         if last is None:
             return actions
-        held = np.zeros((self._delay, len(last)), actions.dtype)
-        held[:, GRIPPER_DIM] = last[GRIPPER_DIM]
-        return np.concatenate([held, actions])
+        held = hold_still(last, self._conventions)
+        return np.concatenate([np.repeat(held[None], self._delay, axis=0), actions])
+
+
+def hold_still(last: np.ndarray, conventions: Conventions) -> np.ndarray:
+    """Returns the action (a) that holds the arm still, and the gripper as the last action (a) did.
+
+    A change of the pose is zero; a pose to reach is the last one.
+    """
+    if conventions.target_poses:
+        return last
+    held = np.zeros_like(last)
+    held[conventions.gripper_dim] = last[conventions.gripper_dim]
+    return held
 
 
 def delay_execution(
-    execute: Execution, strategy: DelayStrategy, execute_horizon: int, delay: int
+    execute: Execution,
+    strategy: DelayStrategy,
+    execute_horizon: int,
+    delay: int,
+    conventions: Conventions,
 ) -> Execution:
     """Returns what an episode executes, where predictions take `delay` steps.
 
@@ -84,6 +98,7 @@ def delay_execution(
         come from a `DelayedPolicy`.
       execute_horizon: Number of actions that are executed of every chunk.
       delay: Number of steps that a prediction takes.
+      conventions: Conventions of the actions.
     """
     match strategy:
         case "real_time_chunking":
@@ -91,6 +106,6 @@ def delay_execution(
         case "naive_async":
             return NaiveAsync(execute, execute_horizon, delay)
         case "synchronous":
-            return Synchronous(execute, delay)
+            return Synchronous(execute, delay, conventions)
         case _:
             assert_never(strategy)

@@ -279,6 +279,7 @@ class Evaluation:
             request.execution,
             self._executed,
             request.delay,
+            self._spec.conventions,
         )
 
     def _options(self) -> Options:

@@ -4,13 +4,15 @@ An action of the fake policy holds the step that it was predicted from, its plac
 whether planned actions guided the chunk.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
 import numpy as np
 import pytest
 
+from converters.mapping.mapping_registry import registered
 from tests.train.evaluate.fakes import trial
-from train.evaluate.delayed_execution import DelayStrategy, delay_execution
+from train.evaluate.delayed_execution import DelayStrategy, delay_execution, hold_still
 from train.evaluate.delayed_policy import DelayedPolicy
 from train.evaluate.libero.environment import Observation, Outcome
 from train.evaluate.libero.simulator_pool import EnvPool, Reply
@@ -23,6 +25,7 @@ from train.policy.planned_actions import PlannedActions, Previous, with_committe
 from train.policy.policy import Policy
 
 HORIZON, EVERY, LIMIT = 16, 8, 60
+CONVENTIONS = registered("libero").conventions
 STRATEGIES: tuple[DelayStrategy, ...] = ("synchronous", "naive_async", "real_time_chunking")
 
 
@@ -125,7 +128,9 @@ def rolled_out(
     Rollouts(
         DelayedPolicy(policy, EVERY, delay) if is_guided and delay else policy,
         OneEnv(env),
-        Options(0, lambda: delay_execution(FirstActions(EVERY), strategy, EVERY, delay)),
+        Options(
+            0, lambda: delay_execution(FirstActions(EVERY), strategy, EVERY, delay, CONVENTIONS)
+        ),
         results.append,
     ).run([trial(0)])
     return env.executed, policy, results[0].steps
@@ -185,6 +190,14 @@ def test_all_strategies_are_the_same_without_a_delay() -> None:
     ((first, *others), _) = zip(*[rolled_out(s, 0)[::2] for s in STRATEGIES], strict=True)
     assert first == [action(step // EVERY * EVERY, step % EVERY) for step in range(LIMIT)]
     assert others == [first, first]
+
+
+def test_a_target_pose_is_held_and_a_change_of_the_pose_is_zero() -> None:
+    last = np.arange(1, 8, dtype=np.float32)
+    assert hold_still(last, CONVENTIONS).tolist() == [0, 0, 0, 0, 0, 0, 7]
+    poses = dataclasses.replace(CONVENTIONS, target_poses=True, rotation="rot6d", gripper_dim=9)
+    last = np.arange(1, 11, dtype=np.float32)
+    assert hold_still(last, poses).tolist() == last.tolist()
 
 
 @pytest.mark.parametrize("delay", [0, 2, 8])
