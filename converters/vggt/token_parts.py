@@ -189,9 +189,10 @@ def _check_asked(
     """Refuses settings that are not those of the column; the weights themselves are not read."""
     settings, source = asked
     known = next(iter(origins.values())).encoder
-    # Their checksum is taken as noted: to compare it, gigabytes would have to be read.
+    # Their checksum is taken as noted: to compare it, gigabytes would have to be read. So are the
+    # sizes of a file that is not on this host, or does not state them.
     weights = (known.weights, known.weights_digest, known.licence)
-    wanted = settings.origins(settings.spec(config_of(source), weights))
+    wanted = settings.origins(settings.spec(config_of(source, known.model), weights))
     name = columns.column.name
     plan = column_of(columns.directory, columns.manifest, name, wanted).plan
     if plan != columns.plan:

@@ -1,9 +1,10 @@
-"""Streams the weights of an aggregator to the device, tensor by tensor."""
+"""Streams the weights of an aggregator to the device, tensor by tensor, and writes them."""
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +13,10 @@ import numpy as np
 import xxhash
 from flax import traverse_util
 from jax.sharding import NamedSharding
+from safetensors.numpy import save_file
 
 from pipeline.errors import DataError, UserError
+from pipeline.files import sync, temporary_path, writing
 from pipeline.hub.hub_address import SCHEME
 from pipeline.vggt.aggregator import Aggregator
 from pipeline.vggt.encoder_spec import (
@@ -30,6 +33,7 @@ from pipeline.vggt.weight_sources import (
     Shape,
     config_of,
     find_file,
+    header,
     licence_of,
     places,
     read_tensors,
@@ -116,6 +120,44 @@ def load_weights(
     _log.info("%s: %d tensors, checksum %s, %s", source, len(digests), digest, licence)
     params = traverse_util.unflatten_dict(leaves, sep="/")
     return VggtWeights(source, config, params, num_layers, digest, licence, dtype)
+
+
+def save_weights(
+    path: pathlib.Path,
+    params: Mapping[str, Any],
+    config: VggtConfig,
+    *,
+    licence: str,
+    provenance: Mapping[str, str],
+) -> None:
+    """Writes an aggregator as a file that `load_weights` reads without further arguments.
+
+    Tensors have the names and shapes of VGGT's checkpoint. The file is complete or absent.
+
+    Args:
+      path: The file of safetensors.
+      params: Parameters with all pairs of blocks, nested, as in `VggtWeights`.
+      config: Sizes of the model.
+      licence: Licence of the weights.
+      provenance: How they arose; entries of the header, beside sizes and licence.
+
+    Raises:
+      UserError: The file cannot be written.
+    """
+    flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
+    leaves = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    tensors = {
+        key: _restore(
+            leaves[place.path] if place.index is None else leaves[place.path][place.index],
+            place.change,
+        )
+        for key, place in places({name: leaf.shape for name, leaf in leaves.items()}).items()
+    }
+    with writing(path):
+        temporary = temporary_path(path)
+        save_file(tensors, temporary, header(config, licence, provenance))
+        sync(temporary)
+        temporary.replace(path)
 
 
 def load_for(
@@ -225,3 +267,16 @@ def _change(tensor: jax.Array, change: Change) -> jax.Array:
         case "patches":
             # (out, 3, 14, 14) to (14 * 14 * 3, out), in the order of `to_patches`.
             return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+
+
+def _restore(leaf: np.ndarray, change: Change) -> np.ndarray:
+    """Inverts `_change`; contiguous, because a file takes the bytes as they lie."""
+    match change:
+        case "none":
+            tensor = leaf
+        case "transpose":
+            tensor = leaf.T
+        case "patches":
+            # (14 * 14 * 3, out) to (out, 3, 14, 14)
+            tensor = leaf.reshape(PATCH_SIZE, PATCH_SIZE, -1, leaf.shape[1]).transpose(3, 2, 0, 1)
+    return np.ascontiguousarray(tensor)

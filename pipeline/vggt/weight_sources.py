@@ -3,17 +3,19 @@
 They are read one at a time, from a file, the hub or a random generator: together they take 3.6 GB.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
 
 from pipeline.errors import DataError, UserError
+from pipeline.files import dump_json, from_json_text, to_json_values
 from pipeline.hub.hub_address import SCHEME, without_revision
 from pipeline.hub.hub_files import fetch
 from pipeline.vggt.encoder_spec import PATCH_SIZE, VggtConfig, tiny, vggt_1b
@@ -28,6 +30,9 @@ PRESETS: dict[str, Callable[[], VggtConfig]] = {"tiny": tiny, "vggt_1b": vggt_1b
 
 PREFIX = "aggregator."
 """Prefix of the keys that are read; the rest belong to the heads."""
+
+_MODEL, _LICENCE = "vggt_config", "licence"
+"""Entries in the header of a file that this project wrote: its sizes, as JSON, and its licence."""
 
 _LICENCES = {
     f"{SCHEME}facebook/VGGT-1B": "CC-BY-NC-4.0",
@@ -104,15 +109,48 @@ def _place(path: str, index: int | None, shape: Shape) -> Place:
     return Place(path, index, "transpose", (columns, rows))
 
 
+def header(config: VggtConfig, licence: str, provenance: Mapping[str, str]) -> dict[str, str]:
+    """The header of a file of weights: what `config_of` and `licence_of` read, and provenance."""
+    stated = {_MODEL: dump_json(to_json_values(config)), _LICENCE: licence}
+    return {**provenance, **stated}
+
+
+def _stated(source: str) -> dict[str, str]:
+    """The header of a file on a disk; empty for one of another program, and for other sources."""
+    if source.startswith((RANDOM, SCHEME)):
+        # A file on the hub would have to be downloaded first.
+        return {}
+    try:
+        path = find_file(source)
+    except DataError:
+        # A missing file is reported where its tensors are read.
+        return {}
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
 def config_of(source: str, config: VggtConfig | None = None) -> VggtConfig:
-    """The sizes of a source's weights; those of a file are VGGT-1B's unless they are given.
+    """The sizes of a source's weights: as its header states them, as given, or those of VGGT-1B.
 
     Raises:
-      UserError: Random weights of no known preset, or of another one than is asked for.
+      UserError: Random weights of no known preset; or weights of other sizes than are asked for.
+      DataError: The file or its header is corrupt.
     """
     if not source.startswith(RANDOM):
-        # A file does not say its sizes; those of VGGT-1B are the likely ones.
-        return config or vggt_1b()
+        stated = _stated(source).get(_MODEL)
+        if stated is None:
+            # A released file does not state its sizes; those of VGGT-1B are the likely ones.
+            return config or vggt_1b()
+        remedy = "Copy the file again, or write it again."
+        found = from_json_text(VggtConfig, stated, where=f"{source}, {_MODEL}", remedy=remedy)
+        if config not in (None, found):
+            raise UserError(
+                where=source,
+                expected=f"weights of {config}",
+                found=f"those of {found}",
+                remedy="Name the weights of this model.",
+            )
+        return found
     name = source.removeprefix(RANDOM)
     if name not in PRESETS or config not in (None, PRESETS[name]()):
         raise UserError(
@@ -126,7 +164,7 @@ def config_of(source: str, config: VggtConfig | None = None) -> VggtConfig:
 
 
 def licence_of(source: str, licence: str | None = None) -> str:
-    """The licence of a source's weights: as given, else as it is known.
+    """The licence of a source's weights: as given, as it is known, or as its header states it.
 
     Raises:
       UserError: It is neither.
@@ -134,6 +172,7 @@ def licence_of(source: str, licence: str | None = None) -> str:
     # A revision or the file's name do not change the licence.
     known = _LICENCES.get(without_revision(source).removesuffix(f"/{FILE}").rstrip("/"))
     found = licence or ("none: random numbers" if source.startswith(RANDOM) else known)
+    found = found or _stated(source).get(_LICENCE)
     if found is None:
         raise UserError(
             where=source,
@@ -174,18 +213,28 @@ def read_tensors(source: str, expected: Mapping[str, Place]) -> Tensors:
         _log.warning("%s: UNTRAINED weights, the tokens mean nothing", source)
         yield from random_tensors({key: place.shape for key, place in expected.items()})
         return
-    path = find_file(source)
+    with _opened(find_file(source)) as file:
+        # In the order of the file, so that it is read from front to back.
+        keys = [key for key in file.offset_keys() if key.startswith(PREFIX)]
+        slices = {key: file.get_slice(key) for key in keys}
+        found = {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
+        # All keys and shapes are checked before the first value is read.
+        _check(source, expected, found)
+        for key in keys:
+            yield key, file.get_tensor(key)
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    """A file of safetensors, to read inside the block.
+
+    Raises:
+      DataError: The file is corrupt.
+    """
     try:
         # By `pread`: of a file that is mapped into memory, every page read would stay there.
         with safetensors.safe_open(path, framework="numpy", backend="pread") as file:
-            # In the order of the file, so that it is read from front to back.
-            keys = [key for key in file.offset_keys() if key.startswith(PREFIX)]
-            slices = {key: file.get_slice(key) for key in keys}
-            found = {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
-            # All keys and shapes are checked before the first value is read.
-            _check(source, expected, found)
-            for key in keys:
-                yield key, file.get_tensor(key)
+            yield file
     except (safetensors.SafetensorError, OSError) as error:
         raise DataError(
             where=str(path),

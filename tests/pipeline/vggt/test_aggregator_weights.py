@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import DataError, UserError
 from pipeline.loading.device import make_mesh, replicated
 from pipeline.vggt import weight_sources
-from pipeline.vggt.aggregator_weights import load_weights
-from pipeline.vggt.encoder_spec import tiny, vggt_1b
+from pipeline.vggt.aggregator_weights import load_weights, save_weights
+from pipeline.vggt.encoder_spec import VggtConfig, tiny, vggt_1b
 
 LICENCE = "a licence"
 
@@ -192,3 +193,50 @@ def test_every_device_holds_the_weights(weights_file: pathlib.Path, config: Any)
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         assert leaf.is_fully_replicated
         assert leaf.sharding.num_devices == 2
+
+
+@pytest.fixture
+def written(golden_model: Callable, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The parameters of `dino70`, written by this project."""
+    model, path = golden_model("dino70"), tmp_path / "written.safetensors"
+    provenance = {"trained_on": "scenes"}
+    save_weights(path, model.params, model.config, licence=LICENCE, provenance=provenance)
+    return path
+
+
+def test_written_weights_are_the_tensors_they_were_read_from(
+    golden_model: Callable, weights_file: pathlib.Path, config: VggtConfig, written: pathlib.Path
+) -> None:
+    tensors = load_file(written)
+    assert tensors.keys() == golden_model("dino70").tensors.keys()
+    for key, tensor in golden_model("dino70").tensors.items():
+        np.testing.assert_array_equal(tensors[key], tensor)
+    original = load_weights(str(weights_file), config=config, licence=LICENCE)
+    assert load_weights(str(written)).digest == original.digest
+    assert [path.name for path in written.parent.iterdir()] == ["written.safetensors"]
+
+
+def test_written_weights_state_their_sizes_licence_and_provenance(
+    config: VggtConfig, written: pathlib.Path
+) -> None:
+    weights = load_weights(str(written))
+    assert weights.config == config
+    assert weights.licence == LICENCE
+    assert load_weights(str(written), licence="another").licence == "another"
+    with safe_open(written, framework="numpy") as file:
+        assert file.metadata()["trained_on"] == "scenes"
+    with pytest.raises(
+        UserError, match=r"written\.safetensors: expected weights of VggtConfig\(dim"
+    ):
+        load_weights(str(written), config=tiny())
+
+
+def test_a_header_with_other_sizes_is_reported(
+    written: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = str(tmp_path / "other.safetensors")
+    save_file(load_file(written), path, {"vggt_config": '{"dim": "64"}'})
+    with pytest.raises(
+        DataError, match=r"other\.safetensors, vggt_config: expected a valid VggtCon"
+    ):
+        load_weights(path)
