@@ -68,6 +68,8 @@ class Course:
     """float64 (t, 7): the expert's."""
     executed: np.ndarray
     """float64 (t, 7): with noise."""
+    states: np.ndarray
+    """float64 (t, n): the physics state before each command."""
 
 
 def find_course(env: LiberoEnv, trial: Trial, noise: Noise, seed: tuple[int, ...]) -> Course | None:
@@ -85,7 +87,7 @@ def find_course(env: LiberoEnv, trial: Trial, noise: Noise, seed: tuple[int, ...
     env.reset(trial)
     rng = np.random.default_rng(seed)
     expert = Expert(env.simulator, rng, noise.waypoint_m)
-    intended, executed = [], []
+    intended, executed, states = [], [], []
     draw = np.zeros(GRIPPER_DIM)
     while True:
         command = expert.command()
@@ -97,10 +99,13 @@ def find_course(env: LiberoEnv, trial: Trial, noise: Noise, seed: tuple[int, ...
         noisy[:GRIPPER_DIM] += draw * expert.phase.noise
         intended.append(command)
         executed.append(np.clip(noisy, -1.0, 1.0))
+        states.append(env.simulator.physics_state)
         outcome = env.execute(executed[-1])
         if outcome.is_over:
             break
-    return Course(np.array(intended), np.array(executed)) if outcome.is_success else None
+    if not outcome.is_success:
+        return None
+    return Course(np.array(intended), np.array(executed), np.array(states))
 
 
 def record(

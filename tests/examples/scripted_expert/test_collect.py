@@ -45,6 +45,8 @@ def test_without_noise_what_is_executed_is_intended() -> None:
     course = find_course(ToyEnv(), Trial(TASK, 0), Noise(), (0,))
     assert course is not None
     assert np.array_equal(course.executed, course.intended)
+    assert len(course.states) == len(course.executed)
+    np.testing.assert_allclose(course.states[0][:3], [-0.1, 0.0, 0.3])  # the hand, before it moves
 
 
 def test_noise_is_executed_and_not_recorded() -> None:

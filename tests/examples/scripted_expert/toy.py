@@ -71,6 +71,10 @@ class ToySimulator(Simulator):
     def end_effector(self) -> tuple[np.ndarray, np.ndarray]:
         return self.hand.copy(), DOWN.copy()
 
+    @property
+    def physics_state(self) -> np.ndarray:
+        return np.concatenate([self.hand, *self.places.values()])
+
     def body_id(self, name: str) -> int:
         return _NAMES.index(name)
 

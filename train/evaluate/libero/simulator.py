@@ -121,6 +121,25 @@ class Simulator:
 
         As robosuite's cameras see it, at the same instant as its sensors.
         """
+        return self._render(camera, height, width, depth=False)
+
+    def render_with_depth(
+        self, camera: str, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the frame of `render`, and its depth.
+
+        Depth is float32 (height, width), upside down as well: the distance in m of what a pixel
+        shows, along the camera's axis.
+        """
+        frame, nonlinear = self._render(camera, height, width, depth=True)
+        near, far = (
+            limit * self.model.stat.extent
+            for limit in (self.model.vis.map.znear, self.model.vis.map.zfar)
+        )
+        # A depth buffer is 0 at the near plane, 1 at the far one, and linear in 1 / distance.
+        return frame, (near / (1.0 - nonlinear * (1.0 - near / far))).astype(np.float32)
+
+    def _render(self, camera: str, height: int, width: int, *, depth: bool) -> Any:
         self._make_current()
         sim, options = self._sim, self._sim._render_context_offscreen.vopt  # noqa: SLF001
         number, aspect = sim.model.camera_name2id(camera), width / height
@@ -128,7 +147,7 @@ class Simulator:
         # The scene first, as the other looks at it when its block begins.
         with self._scene.shown(), unseen:
             # Upside down, as OpenGL's rows run.
-            return sim.render(camera_name=camera, height=height, width=width)
+            return sim.render(camera_name=camera, height=height, width=width, depth=depth)
 
     @property
     def state(self) -> np.ndarray:
