@@ -23,6 +23,8 @@ Variants, after a colon:
     vggt         adds 21 tokens of an untrained miniature of VGGT. To compute them:
                  octograin tokens data/libero_expert --name vggt_tiny \
                      --weights random:tiny --size 56
+    geometry     adds to both cameras' features those of an encoder that was trained on depth and
+                 poses of the simulator, and 5 tokens; examples/geometry_encoder has the commands.
 
 docs/results.md has the hours, the hardware and the success rates.
 """
@@ -172,6 +174,25 @@ VGGT = dataclasses.replace(
     save_dir="runs/libero_expert_vggt",
 )
 
+GEOMETRY = VGGTTokenizerConfig(
+    num_tokens=69, token_dim=256, observation_key="geometry_primary", fusion="features"
+)
+OF_WRIST = dataclasses.replace(
+    GEOMETRY, observation_key="geometry_wrist", name="vggt_wrist", camera="wrist"
+)
+# The pose of the hand's camera relative to the third-person one.
+OF_POSE = dataclasses.replace(OF_WRIST, name="vggt_pose", fusion="registers")
+
+LEARNED_GEOMETRY = dataclasses.replace(
+    DEFAULT,
+    data=dataclasses.replace(
+        DEFAULT.data,
+        observations=(*OBSERVATIONS, GEOMETRY.observation_key, OF_WRIST.observation_key),
+    ),
+    model=dataclasses.replace(MODEL, vggt=GEOMETRY, more_vggt=(OF_WRIST, OF_POSE)),
+    save_dir="runs/libero_expert_geometry",
+)
+
 VARIANTS = {
     "default": DEFAULT,
     "augmented": AUGMENTED,
@@ -179,4 +200,5 @@ VARIANTS = {
     "lerobot_av1": LEROBOT_AV1,
     "se3": SE3,
     "vggt": VGGT,
+    "geometry": LEARNED_GEOMETRY,
 }

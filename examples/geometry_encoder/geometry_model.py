@@ -114,7 +114,7 @@ def depth_loss(predicted_m: Depth, confidence: Depth, depth_m: Depth) -> Float[A
         )
         total = total + jnp.where(both, jnp.abs(jnp.roll(error, -1, axis) - error), 0.0)
     weighted = confidence * total - CONFIDENCE_WEIGHT * jnp.log(confidence)
-    return jnp.sum(jnp.where(real, weighted, 0.0)) / jnp.maximum(real.sum(), 1)
+    return jnp.sum(jnp.where(real, weighted, 0.0)) / jnp.maximum(real.sum(dtype=jnp.float32), 1.0)
 
 
 def is_real(depth_m: Depth) -> Bool[Array, "b v y x"]:

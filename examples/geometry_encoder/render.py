@@ -32,8 +32,9 @@ class Args:
     """Folder of the files."""
     suite: Annotated[str, tyro.conf.arg(metavar="NAME")] = "libero_spatial"
     """Suite; several with commas between."""
-    tasks: Annotated[str | None, tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = None
-    """Indices of the tasks of each suite, from 0, with commas between; all without it."""
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="0,2", help_behavior_hint="")] = ()
+    """Indices of tasks, from 0, with commas between: once for all suites, or once per suite; all
+    without it."""
     episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 40
     """Initial states of each task, one episode each."""
     first_init: Annotated[int, tyro.conf.arg(metavar="K")] = 0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 import time
 from typing import Annotated
 
@@ -11,12 +10,12 @@ import tyro
 from converters.job import job_progress
 from examples.scripted_expert.collect import Destination, collect
 from examples.scripted_expert.episodes import EpisodeFiles, Noise, Settings
+from examples.scripted_expert.trials import choose_trials
 from pipeline.data.manifest import Manifest
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.flag_help import joined_help
 from pipeline.terminal import program, show
-from train.evaluate.libero.installation import Installation, find_installation
-from train.evaluate.libero.suites import Trial, select_tasks
+from train.evaluate.libero.installation import find_installation
 
 _INTERRUPTED = "interrupted; run the same command again to resume"
 
@@ -73,7 +72,8 @@ def main() -> None:
         )
         _check(args)
         installation = find_installation(args.assets)
-        trials = _trials(args, installation)
+        wanted = range(args.first_init, args.first_init + args.episodes)
+        trials = choose_trials(installation.root, args.suite, args.tasks, wanted)
         destination = Destination(
             dataset=pathlib.Path(args.dst),
             rlds=None if args.rlds is None else pathlib.Path(args.rlds),
@@ -115,48 +115,6 @@ def _check(args: Args) -> None:
                 found=f"{getattr(args, name)}",
                 remedy=f"See `{program('examples.scripted_expert')} --help`.",
             )
-
-
-def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
-    """The initial states of each task, in order."""
-    suites = args.suite.split(",")
-    wanted = range(args.first_init, args.first_init + args.episodes)
-    trials = []
-    for suite, indices in zip(suites, _indices(args.tasks, len(suites)), strict=True):
-        for task in select_tasks(installation.root, suite, indices):
-            held = len(task.init_states(installation.root))
-            if wanted.stop > held:
-                raise UserError(
-                    where="--first_init and --episodes",
-                    expected=f"initial states of {task}, from 0 to {held - 1}",
-                    found=f"{wanted.start} to {wanted.stop - 1}",
-                    remedy="Name fewer.",
-                )
-            trials += [Trial(task, init) for init in wanted]
-    return tuple(trials)
-
-
-def _indices(texts: tuple[str, ...], num_suites: int) -> list[tuple[int, ...] | None]:
-    """The tasks of each suite; None: all."""
-    if len(texts) not in (0, 1, num_suites):
-        raise UserError(
-            where="--tasks",
-            expected=f"indices once, or once per suite ({num_suites} times)",
-            found=f"{len(texts)} times: {' '.join(texts)}",
-            remedy="Write them in the order of the suites, such as --tasks 0,2 0,5.",
-        )
-    for text in texts:
-        if not re.fullmatch(r"\d+(,\d+)*", text):
-            raise UserError(
-                where="--tasks",
-                expected="indices with commas between, such as 0,2",
-                found=text,
-                remedy="Tasks are counted from 0.",
-            )
-    chosen = [tuple(int(part) for part in text.split(",")) for text in texts]
-    if len(chosen) == num_suites:
-        return [*chosen]
-    return [chosen[0] if chosen else None] * num_suites
 
 
 def _name(suites: str) -> str:

@@ -72,10 +72,11 @@ def test_depth_takes_each_pixel_of_a_stored_view_to_its_place_in_another(orienta
 
 
 def test_the_camera_of_an_upright_image_does_not_explain_mirrored_ones() -> None:
-    image, depth, camera = stored(0.0)
-    other_image, _, _ = stored(0.4)
+    (image, depth, camera), (other_image, _, other) = stored(0.0), stored(0.4)
     upright = [mujoco_camera(*looking_down(turn), 45.0) for turn in (0.0, 0.4)]
-    assert not np.allclose(camera.rotation, upright[0].rotation)
+    # The one in the mirror's plane is its own mirror image; the moved one is on the other side.
+    np.testing.assert_allclose(camera.rotation, upright[0].rotation, atol=1e-12)
+    assert np.abs(other.rotation - upright[1].rotation).max() > 0.5
     pixels, _ = project(unproject(depth, upright[0]), upright[1], SIDE)
     column, row = np.clip(np.rint(pixels), 0, SIDE - 1).astype(int).reshape(-1, 2).T
     assert np.abs(image.reshape(-1, 3) - other_image[row, column]).mean() > 0.1

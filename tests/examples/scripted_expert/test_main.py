@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from examples.scripted_expert import __main__ as command
+from examples.scripted_expert import trials
 from pipeline.errors import UserError
 from train.evaluate.libero.installation import Installation
 
@@ -70,12 +71,12 @@ def test_without_a_simulator_the_command_that_installs_it_is_printed(
 def test_tasks_are_given_for_all_suites_or_for_each(
     texts: tuple[str, ...], tasks: list[tuple[int, ...] | None]
 ) -> None:
-    assert command._indices(texts, num_suites=2) == tasks
+    assert trials._indices(texts, num_suites=2) == tasks
 
 
 def test_tasks_for_another_number_of_suites_are_refused() -> None:
     with pytest.raises(UserError, match=r"once per suite \(1 times\); found 2 times: 0 1"):
-        command._indices(("0", "1"), num_suites=1)
+        trials._indices(("0", "1"), num_suites=1)
 
 
 def test_the_name_is_one_that_the_built_in_mapping_takes() -> None:
