@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from converters.vggt.token_job import TokenSettings
-from examples.geometry_encoder import train as command
+from examples.geometry_encoder import render, train
 from examples.geometry_encoder.batches import WRIST, choose, draw_batch
 from examples.geometry_encoder.cameras import Cameras
 from examples.geometry_encoder.geometry_model import (
@@ -179,12 +179,12 @@ def test_a_run_that_was_stopped_and_resumed_has_the_same_weights(
     def run(folder: str, interval: int) -> str:
         arguments = [str(views), str(tmp_path / folder), *sizes, "--steps", "4"]
         monkeypatch.setattr("sys.argv", ["train", *arguments, "--interval", str(interval)])
-        command.main()
+        train.main()
         return load_weights(str(tmp_path / folder / "model.safetensors")).digest
 
     whole = run("whole", 4)
     with monkeypatch.context() as stopped:
-        stopped.setattr(command.EncoderRun, "_note", _interrupt)
+        stopped.setattr(train.EncoderRun, "_note", _interrupt)
         with pytest.raises(SystemExit):
             run("resumed", 2)
     assert run("resumed", 2) == whole
@@ -201,21 +201,26 @@ def _interrupt(*_: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        (["--steps", "0"], "--steps: expected at least 1; found 0"),
-        (["--dim", "40"], "--dim: expected a multiple of 32; found 40"),
-        (["--learning_rate", "nan"], "--learning_rate: expected a positive number; found nan"),
-        ([], "views, --held_out 36: expected episodes from initial states below it and others"),
+        (train, ["--steps", "0"], "--steps: expected at least 1; found 0"),
+        (train, ["--dim", "40"], "--dim: expected a multiple of 32; found 40"),
+        (train, ["--learning_rate", "nan"], "--learning_rate: expected a positive number"),
+        (train, [], "views, --held_out 36: expected episodes from initial states below it"),
+        (render, ["--moved", "1"], "--moved: expected at least 2; found 1"),
+        (render, ["--image_size", "100"], "--image_size: expected a multiple of 14; found 100"),
+        (render, ["--azimuth", "nan"], "--azimuth: expected from 0.0 to 60.0; found nan"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    command: Any,
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["train", "views", "run", *arguments])
+    folders = ["views", "run"] if command is train else ["views"]
+    monkeypatch.setattr("sys.argv", ["command", *folders, *arguments])
     with pytest.raises(SystemExit, match="2"):
         command.main()
     error = capsys.readouterr().err

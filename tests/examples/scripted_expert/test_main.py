@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from examples.scripted_expert import __main__ as command
-from examples.scripted_expert import trials
+from examples.scripted_expert import __main__ as command, trials
 from pipeline.errors import UserError
 from train.evaluate.libero.installation import Installation
 
