@@ -14,7 +14,17 @@ from pipeline.flag_help import joined_help
 from pipeline.terminal import program, show
 
 _INTERRUPTED = "interrupted; run the same command again to resume at the last checkpoint"
-_LEAST = {"steps": 1, "num_images": 3, "interval": 1, "dim": 16, "layers": 1, "dino_layers": 1}
+_LEAST = {
+    "held_out": 1,
+    "steps": 1,
+    "num_images": 3,
+    "weight_decay": 0.0,
+    "dim": 32,
+    "layers": 1,
+    "dino_layers": 1,
+    "interval": 1,
+    "seed": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +72,7 @@ def main() -> None:
         _check(args)
         sets, held_out = _views(args)
         training = EncoderTraining(
+            num_moments=len(sets.images),
             model=small(sets.images.shape[2], args.dim, args.layers, args.dino_layers),
             num_steps=args.steps,
             num_images=args.num_images,
@@ -80,10 +91,11 @@ def main() -> None:
 def _check(args: Args) -> None:
     """Refuses numbers that have no meaning."""
     for name, least in _LEAST.items():
-        if getattr(args, name) < least:
+        # Written this way so that NaN fails too.
+        if not getattr(args, name) >= least:
             raise _refused(f"--{name}", f"at least {least}", str(getattr(args, name)))
-    if args.dim % 32 and args.dim != _LEAST["dim"]:
-        raise _refused("--dim", "a multiple of 32", str(args.dim))
+    if args.dim % _LEAST["dim"]:
+        raise _refused("--dim", f"a multiple of {_LEAST['dim']}", str(args.dim))
     if not 0 < args.learning_rate < float("inf"):
         raise _refused("--learning_rate", "a positive number", str(args.learning_rate))
 

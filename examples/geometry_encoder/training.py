@@ -47,8 +47,10 @@ State = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class EncoderTraining:
-    """Everything that decides the weights, beside the views."""
+    """Everything that decides the weights, beside the views themselves."""
 
+    num_moments: int
+    """Sets of views that are trained on."""
     model: VggtConfig
     """Sizes of the aggregator."""
     num_steps: int
@@ -74,8 +76,8 @@ class EncoderTraining:
 
 
 def small(image_size: int, dim: int = 128, num_layers: int = 4, dino_layers: int = 2) -> VggtConfig:
-    """An aggregator that learns on two CPU cores: tokens of width `2 * dim`."""
-    heads = max(dim // 32, 1)
+    """An aggregator that learns on two CPU cores: heads of 32 numbers, tokens of width `2 * dim`."""
+    heads = dim // 32
     return VggtConfig(
         dim=dim,
         num_layers=num_layers,

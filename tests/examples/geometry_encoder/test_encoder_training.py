@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_same_weights(
     views.mkdir()
     for init in (0, 36):
         sets(3, seed=init).write(views / f"libero_spatial-0-{init:02d}.npz")
-    sizes = ["--dim", "16", "--layers", "1", "--dino_layers", "1", "--num_images", "6"]
+    sizes = ["--dim", "32", "--layers", "1", "--dino_layers", "1", "--num_images", "6"]
 
     def run(folder: str, interval: int) -> str:
         arguments = [str(views), str(tmp_path / folder), *sizes, "--steps", "4"]
@@ -191,7 +191,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_same_weights(
     output = capsys.readouterr().out
     assert "3 moments to train on, 3 held out" in output
     assert "resumes after training step 2" in output
-    sizes[1] = "32"
+    sizes[1] = "64"
     with pytest.raises(SystemExit, match="2"):
         run("whole", 4)
 
