@@ -66,10 +66,13 @@ class GeometryModel(nn.Module):
         last = self.config.num_layers - 1
         tokens = Aggregator(self.config, (last,), name="aggregator")(images)[last]
         tokens = LayerNorm(epsilon=EPSILON, name="norm")(tokens)
-        logits = nn.Dense(2 * PATCH_SIZE**2, name="depth")(tokens[:, :, NUM_SPECIAL:])
+        # The heads start at zero: as constants of 1 m, and without wild first gradients.
+        start = nn.initializers.zeros
+        patches = tokens[:, :, NUM_SPECIAL:]
+        logits = nn.Dense(2 * PATCH_SIZE**2, kernel_init=start, name="depth")(patches)
         depth, confidence = to_images(logits, images.shape[2] // PATCH_SIZE)
         hidden = nn.gelu(nn.Dense(self.config.token_dim, name="camera_hidden")(tokens[:, :, 0]))
-        pose = nn.Dense(POSE_DIM, name="camera")(hidden)
+        pose = nn.Dense(POSE_DIM, kernel_init=start, name="camera")(hidden)
         return Prediction(jnp.exp(depth), 1 + jnp.exp(confidence), pose)
 
 

@@ -40,7 +40,7 @@ class Args:
     """Folder of checkpoints, metrics.jsonl and the weights."""
     held_out: Annotated[int, tyro.conf.arg(metavar="K")] = 36
     """The first initial state of each task whose episodes are not trained on."""
-    steps: Annotated[int, tyro.conf.arg(metavar="N")] = 6000
+    steps: Annotated[int, tyro.conf.arg(metavar="N")] = 8000
     """Training steps."""
     num_images: Annotated[int, tyro.conf.arg(metavar="N")] = 12
     """Images per training step, as sets of one, two or three."""

@@ -76,7 +76,7 @@ class EncoderTraining:
 
 
 def small(image_size: int, dim: int = 128, num_layers: int = 4, dino_layers: int = 2) -> VggtConfig:
-    """An aggregator that learns on two CPU cores: heads of 32 numbers, tokens of width `2 * dim`."""
+    """An aggregator for two CPU cores: heads of 32 numbers, stored tokens of width `2 * dim`."""
     heads = dim // 32
     return VggtConfig(
         dim=dim,
