@@ -9,7 +9,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +41,7 @@ _LOG_INTERVAL = 50
 _COLORS = AugmentConfig(cropped=())
 """A policy's augmentation of colors; geometry keeps its pixels."""
 
-State = dict[str, Any]
+State = Mapping[str, Any]
 """`params` and `opt_state`."""
 
 
@@ -196,14 +196,15 @@ def step_function(model: GeometryModel, training: EncoderTraining) -> Callable[.
 
     @functools.partial(jax.jit, donate_argnames="state")
     def update(state: State, batch: Batch, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        stored, depth_mm, pose = map(jnp.asarray, batch)
         # Draws depend on an index of the sample: that of its training step and row.
-        rows = step * training.num_images + jnp.arange(len(batch.images))
+        rows = step * training.num_images + jnp.arange(len(stored))
         colors = draw(_COLORS, jax.random.key(training.seed), rows)
-        images = apply(batch.images, colors, crops=False).astype(jnp.float32) / 255.0
-        depth_m = batch.depth_mm.astype(jnp.float32) / _MM
+        images = apply(stored, colors, crops=False).astype(jnp.float32) / 255.0
+        depth_m = depth_mm.astype(jnp.float32) / _MM
 
         def loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            parts = losses(model.apply({"params": params}, images), depth_m, batch.pose)
+            parts = losses(model.apply({"params": params}, images), depth_m, pose)
             return parts["loss"], parts
 
         gradients, parts = jax.grad(loss, has_aux=True)(state["params"])
