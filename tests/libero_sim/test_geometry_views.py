@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,7 +52,7 @@ def test_the_first_and_last_views_are_what_a_policy_sees(env: LiberoEnv, views: 
     env.simulator.physics_state = env.simulator.physics_state  # the cameras are sampled here
     seen = env.observe()
     for view, name in ((0, "image_primary"), (-1, "image_wrist")):
-        resized = np.asarray(resize_bicubic(seen[name][None], SIDE, SIDE))
+        resized = np.asarray(resize_bicubic(jnp.asarray(seen[name][None]), SIDE, SIDE))
         assert np.array_equal(views.images[:, view], resized)
 
 
