@@ -208,7 +208,8 @@ def step_function(model: GeometryModel, training: EncoderTraining) -> Callable[.
             return parts["loss"], parts
 
         gradients, parts = jax.grad(loss, has_aux=True)(state["params"])
-        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes Python and array scalars
+            updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "opt_state": opt_state}, parts
 
