@@ -18,6 +18,8 @@ from pipeline.data.rotations import from_matrix
 
 POSE_DIM = 8
 """Translation (3), quaternion x y z w (4), field of view in rad (1)."""
+TRANSLATION, QUATERNION = slice(0, 3), slice(3, 7)
+"""Their places in an encoded pose."""
 
 # MuJoCo's cameras look along -z, with y up.
 _MUJOCO_TO_OPENCV = np.diag([1.0, -1.0, -1.0])

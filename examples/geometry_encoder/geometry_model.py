@@ -10,7 +10,9 @@ those, and the heads are dropped.
 Source: Wang et al. 2025, "VGGT: Visual Geometry Grounded Transformer". Differences: VGGT's depth
 head is a DPT on four layers and its camera head a transformer, a linear map and a perceptron here;
 there are no point maps and no tracks; lengths stay in m, where VGGT divides by the scene's size,
-because a robot acts in m; the backbone is trained from scratch, without DINOv2's weights.
+because a robot acts in m; depth errs by its logarithm, because what the hand's camera sees is ten
+times nearer than the rest; a quaternion and its negative are one target, because the hand's camera
+is turned by about half a turn; the backbone is trained without DINOv2's weights.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from examples.geometry_encoder.cameras import POSE_DIM
+from examples.geometry_encoder.cameras import POSE_DIM, QUATERNION
 from pipeline.vggt.aggregator import Aggregator
 from pipeline.vggt.blocks import EPSILON, LayerNorm
 from pipeline.vggt.encoder_spec import NUM_SPECIAL, PATCH_SIZE, VggtConfig
@@ -97,17 +99,26 @@ def losses(prediction: Any, depth_m: Depth, pose: Float[Array, "b v 8"]) -> dict
       pose: True poses relative to the first view.
     """
     depth = depth_loss(prediction.depth_m, prediction.confidence, depth_m)
-    camera = jnp.mean(optax.huber_loss(prediction.pose, pose, delta=_HUBER))
+    nearer = nearer_sign(prediction.pose, pose)
+    camera = jnp.mean(optax.huber_loss(prediction.pose, nearer, delta=_HUBER))
     return {"loss": depth + CAMERA_WEIGHT * camera, "depth": depth, "camera": camera}
 
 
-def depth_loss(predicted_m: Depth, confidence: Depth, depth_m: Depth) -> Float[Array, ""]:
-    """The error of depth and of its slopes, where the model is confident.
+def nearer_sign(
+    predicted: Float[Array, "b v 8"], pose: Float[Array, "b v 8"]
+) -> Float[Array, "b v 8"]:
+    """The true poses, with the one of both quaternions of each rotation that is nearer."""
+    parts = (predicted[..., QUATERNION] * pose[..., QUATERNION]).sum(axis=-1, keepdims=True)
+    return pose.at[..., QUATERNION].multiply(jnp.where(parts < 0, -1.0, 1.0))
 
-    Source: Wang et al. 2025, equation 2 and the paragraph before it, with L1 norms.
+
+def depth_loss(predicted_m: Depth, confidence: Depth, depth_m: Depth) -> Float[Array, ""]:
+    """The error of log depth and of its slopes, weighted by the confidence.
+
+    Source: the depth loss of Wang et al. 2025, with L1 norms, on logarithms.
     """
     real = is_real(depth_m)
-    error = predicted_m - depth_m
+    error = jnp.log(predicted_m) - jnp.log(jnp.where(real, depth_m, 1.0))
     total = jnp.abs(error)
     for axis in (2, 3):
         # Slopes between neighbours that are both real, counted at the first of the two.

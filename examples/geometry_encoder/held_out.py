@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from examples.geometry_encoder.batches import WRIST, Batch, choose
+from examples.geometry_encoder.cameras import QUATERNION, TRANSLATION
 from examples.geometry_encoder.geometry_model import FAR_M
 from examples.geometry_encoder.view_sets import ViewSets
 from pipeline.data.rotations import rotation_angle
@@ -24,7 +25,6 @@ TOGETHER = np.array([1, 2, WRIST])
 """Two moved cameras and the hand's."""
 _BATCH = 4
 _MM = 1000
-_ROTATION, _TRANSLATION = slice(3, 7), slice(0, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,19 @@ class Constants:
         depth = total / np.maximum(count, 1)
         # A pixel that never had depth gets the mean of its view.
         means = total.sum(axis=(1, 2), keepdims=True) / count.sum(axis=(1, 2), keepdims=True)
-        return cls(np.where(count > 0, depth, means), batch.pose.mean(axis=0))
+        return cls(np.where(count > 0, depth, means), mean_pose(batch.pose))
+
+
+def mean_pose(poses: np.ndarray) -> np.ndarray:
+    """The mean (v, 8) of poses (n, v, 8), whatever the signs of their quaternions.
+
+    Source: Markley et al. 2007, "Averaging Quaternions".
+    """
+    mean, quaternions = poses.mean(axis=0), poses[..., QUATERNION]
+    _, vectors = np.linalg.eigh(np.einsum("nvi,nvj->vij", quaternions, quaternions))
+    # The direction in which most of them lie: that of the largest eigenvalue, the last.
+    mean[:, QUATERNION] = vectors[..., -1]
+    return mean
 
 
 def evaluate(predict: Predict, sets: ViewSets, constants: Constants) -> dict[str, dict[str, float]]:
@@ -100,9 +112,9 @@ def depth_error(predicted_m: np.ndarray, depth_mm: np.ndarray) -> float:
 def pose_error(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     """Mean angle in degrees between rotations, and mean distance in m between translations."""
     angle = rotation_angle(
-        predicted[..., _ROTATION], true[..., _ROTATION], representation="quaternion_xyzw"
+        predicted[..., QUATERNION], true[..., QUATERNION], representation="quaternion_xyzw"
     )
-    distance = np.linalg.norm(predicted[..., _TRANSLATION] - true[..., _TRANSLATION], axis=-1)
+    distance = np.linalg.norm(predicted[..., TRANSLATION] - true[..., TRANSLATION], axis=-1)
     return float(np.degrees(angle).mean()), float(distance.mean())
 
 

@@ -14,9 +14,16 @@ from examples.geometry_encoder.geometry_model import (
     FAR_M,
     GeometryModel,
     depth_loss,
+    nearer_sign,
     to_images,
 )
-from examples.geometry_encoder.held_out import Constants, depth_error, evaluate, pose_error
+from examples.geometry_encoder.held_out import (
+    Constants,
+    depth_error,
+    evaluate,
+    mean_pose,
+    pose_error,
+)
 from examples.geometry_encoder.view_sets import ViewSets, nearest, to_mm
 from pipeline.vggt.aggregator import Aggregator, to_patches
 from pipeline.vggt.aggregator_weights import load_weights, save_weights
@@ -103,13 +110,21 @@ def test_patches_are_laid_where_they_were_cut() -> None:
 
 
 def test_the_depth_loss_counts_errors_slopes_and_confidence_of_real_pixels() -> None:
-    true = jnp.asarray([[[[1.0, 1.0], [0.0, FAR_M + 1]]]])
-    predicted = jnp.asarray([[[[1.5, 1.1], [9.0, 9.0]]]])
+    true = jnp.asarray([[[[1.0, 2.0], [0.0, FAR_M + 1]]]])
+    predicted = true * jnp.exp(jnp.asarray([[[[0.5, 0.1], [9.0, 9.0]]]]))
     once = jnp.ones_like(true)
     # Errors 0.5 and 0.1 and, between these two alone, a slope that errs by 0.4.
+    predicted = jnp.where(true > 0, predicted, 9.0)
     assert float(depth_loss(predicted, once, true)) == pytest.approx((0.5 + 0.1 + 0.4) / 2)
     twice = float(depth_loss(predicted, 2 * once, true))
     assert twice == pytest.approx(2 * 0.5 - 0.2 * np.log(2))
+
+
+def test_a_quaternion_and_its_negative_are_one_target() -> None:
+    pose = jnp.asarray([[[1.0, 2.0, 3.0, 0.8, 0.0, 0.0, 0.6, 0.5]]])
+    negative = pose.at[..., 3:7].multiply(-1)
+    assert np.array_equal(nearer_sign(pose + 0.1, negative), pose)
+    assert np.array_equal(nearer_sign(negative + 0.1, negative), negative)
 
 
 def test_a_file_of_weights_makes_the_tokens_that_were_trained(tmp_path: pathlib.Path) -> None:
@@ -146,6 +161,16 @@ def test_errors_are_relative_in_depth_and_absolute_in_pose() -> None:
     rotation_deg, translation_m = pose_error(turned, still)
     assert rotation_deg == pytest.approx(np.degrees(0.1))
     assert translation_m == pytest.approx(0.5)
+
+
+def test_the_mean_of_poses_does_not_depend_on_the_signs_of_quaternions() -> None:
+    angles = np.array([-0.2, 0.0, 0.2])[:, None] + np.pi / 2  # half angles around half a turn
+    poses = np.zeros((3, 1, 8))
+    poses[..., 5], poses[..., 6], poses[..., 0] = np.sin(angles), np.cos(angles), [[1], [2], [6]]
+    poses[..., 3:7] *= np.where(poses[..., 6:7] < 0, -1, 1)
+    mean = mean_pose(poses)
+    np.testing.assert_allclose(np.abs(mean[0, 3:7]), [0, 0, 1, 0], atol=1e-9)
+    assert mean[0, 0] == pytest.approx(3)
 
 
 def test_a_perfect_prediction_has_no_error_and_constants_have_some() -> None:
