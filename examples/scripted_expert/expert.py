@@ -39,15 +39,26 @@ _DROP_M = 0.01
 """Above the rim of what it falls into."""
 _PRESS_M = 0.008
 """Below the surface on which it is put, to have it touch."""
-_CONE = 5.0
-"""Height over distance aside, within which it descends: fingers come down beside the object, not on
-it, and go up again where they did."""
+_CONE = 15.0
+_ASIDE_M = 0.006
+"""The cone within which it descends: its height over distance aside, and the distance at its tip.
+Fingers come down beside the object, not on it, and go up again where they did; a can of 66 mm
+leaves them 7 mm on each side."""
 _TAKE_M = 0.01
 """How near a grasp is taken: less and it would wait for a distance that friction leaves."""
+_PAST_M = 0.015
+"""How far below the grasp it aims, so that the hand still moves when the fingers begin to close.
+Where an expert slows down to nothing, a policy stops before."""
 _NEAR_M = 0.02
 _AT_M = 0.006
 
-_CLOSING_STEPS = 13
+_CLOSING_STEPS = 4
+_STILL_M = 0.0005
+"""Fingers that move less in a step hold something, or are closed."""
+_SQUEEZE_M = 0.012
+"""How far above the hand it aims while the grip gains strength, for this many steps. It rises
+slowly: a policy sees no time pass while the hand waits, and would wait forever."""
+_SQUEEZE_STEPS = 8
 _OPENING_STEPS = 12
 _LOWERING_STEPS = 30
 _PHASE_STEPS = 60
@@ -87,6 +98,10 @@ class Phase:
     """Whether the object is held."""
     noise: float = 1.0
     """Share of the action noise that it bears."""
+    arrival: Callable[[], np.ndarray] | None = None
+    """float64 (3): what the end effector has to be near; None: the waypoint."""
+    is_grasping: bool = False
+    """Whether the fingers have to stop before it ends."""
 
 
 def find_goal(simulator: Simulator) -> Goal:
@@ -132,6 +147,7 @@ class Expert:
         self._target_geoms = object_geoms(simulator, self._goal.target)
         self._grasp = find_grasp(simulator, self._goal.object)
         self._start_low = self._object.low
+        self._fingers = self._opening
         # Three displaced waypoints: reach, lift and carry.
         self._phases = self._plan(rng.uniform(-waypoint_noise_m, waypoint_noise_m, (3, 3)))
         self._begin(0)
@@ -145,6 +161,7 @@ class Expert:
         """float64 (7): the command in the present state; call it once a step."""
         self._advance()
         self._steps += 1
+        self._fingers = self._opening
         # In the world's axes, as the controller takes it.
         error = self.phase.waypoint() - self._position
         turn = rotation_vector(pointing_down(self._grasp.yaw) @ self._rotation.T)
@@ -155,9 +172,11 @@ class Expert:
     def _advance(self) -> None:
         """Continues when a phase is done; to the first again where the grasp failed, or all did."""
         phase = self.phase
-        distance = float(np.linalg.norm(phase.waypoint() - self._position))
-        # Some phases need time as well, such as closing the fingers.
+        arrival = phase.arrival or phase.waypoint
+        distance = float(np.linalg.norm(arrival() - self._position))
+        # Some phases need time as well, such as opening the fingers.
         is_there = distance < phase.tolerance_m and self._steps >= phase.least_steps
+        is_there &= not phase.is_grasping or abs(self._opening - self._fingers) < _STILL_M
         is_lost = phase.is_holding and self._is_lost()
         if not is_there and not is_lost and self._steps < phase.most_steps:
             return
@@ -187,8 +206,24 @@ class Expert:
         lower = self._over_rim if self._goal.is_inside else self._on_top
         return [
             Phase("reach", lambda: self._at_grasp() + _ABOVE + reach, OPEN, _NEAR_M),
-            Phase("descend", self._down_to_grasp, OPEN, _TAKE_M, noise=_DELICATE),
-            Phase("close", self._at_grasp, CLOSE, np.inf, _CLOSING_STEPS, noise=_DELICATE),
+            Phase(
+                "descend",
+                self._down_to_grasp,
+                OPEN,
+                _TAKE_M,
+                noise=_DELICATE,
+                arrival=self._at_grasp,
+            ),
+            Phase(
+                "close",
+                self._at_grasp,
+                CLOSE,
+                np.inf,
+                _CLOSING_STEPS,
+                noise=_DELICATE,
+                is_grasping=True,
+            ),
+            Phase("squeeze", self._slowly_up, CLOSE, np.inf, _SQUEEZE_STEPS, noise=_DELICATE),
             Phase("lift", lambda: self._lifted() + lift, CLOSE, 2 * _NEAR_M, is_holding=True),
             Phase("carry", lambda: self._over() + carry, CLOSE, 2 * _NEAR_M, is_holding=True),
             Phase("center", self._over, CLOSE, 2 * _AT_M, is_holding=True),
@@ -201,11 +236,14 @@ class Expert:
         return self._simulator.position(self._goal.object) + self._grasp.offset
 
     def _down_to_grasp(self) -> np.ndarray:
-        """Waypoint at the grasp, raised by more the farther the hand is beside it."""
+        """Waypoint below the grasp, raised by more the farther the hand is beside it."""
         at = self._at_grasp()
         aside = float(np.linalg.norm((at - self._position)[:2]))
         # Within a cone: a hand that is aside rises again instead of pressing on the rim.
-        return _with_height(at, at[2] + np.clip(_CONE * (aside - _TAKE_M), 0.0, _ABOVE[2]))
+        return _with_height(at, at[2] + np.clip(_CONE * (aside - _ASIDE_M), -_PAST_M, _ABOVE[2]))
+
+    def _slowly_up(self) -> np.ndarray:
+        return self._position + np.array([0.0, 0.0, _SQUEEZE_M])
 
     def _lifted(self) -> np.ndarray:
         """Over where it was taken, at the height at which it is carried."""
@@ -248,6 +286,11 @@ class Expert:
     @property
     def _target(self) -> Boxes:
         return boxes_of(self._simulator, self._target_geoms)
+
+    @property
+    def _opening(self) -> float:
+        """Position of one finger, in m; the other mirrors it."""
+        return float(self._simulator.state[-2])
 
     @property
     def _position(self) -> np.ndarray:

@@ -23,7 +23,7 @@ def phases_of(toy: ToySimulator, waypoint_noise_m: float = 0.0) -> list[str]:
     raise AssertionError(f"no success: {seen}")
 
 
-PHASES = ["reach", "descend", "close", "lift", "carry", "center", "lower", "open"]
+PHASES = ["reach", "descend", "close", "squeeze", "lift", "carry", "center", "lower", "open"]
 
 
 def test_the_cup_is_carried_onto_the_tray() -> None:
@@ -41,20 +41,36 @@ def test_a_hand_that_is_aside_of_the_grasp_goes_up_first() -> None:
     expert = Expert(toy, np.random.default_rng(0))
     while expert.phase.name == "reach":
         toy.step(expert.command())
-    toy.hand = toy.position("cup")
-    grasp = expert.phase.waypoint()
+    toy.hand = expert.phase.waypoint()  # above the grasp
+    grasp = expert.phase.waypoint() + np.array([0.0, 0.0, 0.015])  # it aims below
     toy.hand = grasp + np.array([0.03, 0.0, 0.0])
     assert expert.command()[:3] == pytest.approx([-0.6, 0.0, 0.94])  # up by 0.1 m, clipped
-    toy.hand = grasp + np.array([0.015, 0.0, 0.0])
-    assert expert.command()[:3] == pytest.approx([-0.3, 0.0, 0.5])
-    toy.hand = grasp + np.array([0.009, 0.0, 0.02])
-    assert expert.command()[:3] == pytest.approx([-0.18, 0.0, -0.4])
+    toy.hand = grasp + np.array([0.008, 0.0, 0.02])
+    assert expert.command()[:3] == pytest.approx([-0.16, 0.0, 0.2])  # to 15 times 2 mm above it
+    toy.hand = grasp + np.array([0.002, 0.0, 0.02])
+    assert expert.command()[:3] == pytest.approx([-0.04, 0.0, -0.7])
     assert expert.phase.name == "descend"
+
+
+def test_the_hand_moves_in_every_step_of_a_grasp_but_those_in_which_fingers_do() -> None:
+    toy = ToySimulator()
+    expert = Expert(toy, np.random.default_rng(0))
+    moved: dict[str, list[float]] = {}
+    while expert.phase.name != "lift":
+        command = expert.command()
+        before = np.append(toy.hand, toy.state[-2])
+        toy.step(command)
+        change = np.abs(np.append(toy.hand, toy.state[-2]) - before).max()
+        moved.setdefault(expert.phase.name, []).append(float(change))
+    # A policy sees no time pass: it would wait forever where nothing changes.
+    assert min(moved["descend"]) > 0.003
+    assert min(moved["squeeze"]) > 0.002
+    assert sum(change < 0.002 for change in moved["close"]) <= 1
 
 
 def test_a_cup_that_slips_is_taken_again() -> None:
     found = phases_of(ToySimulator(SLIPPERY))
-    assert found == [*PHASES[:4], *PHASES]
+    assert found == [*PHASES[:5], *PHASES]
 
 
 def test_what_falls_into_a_basket_is_let_go_above_its_rim() -> None:

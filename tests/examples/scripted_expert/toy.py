@@ -72,6 +72,12 @@ class ToySimulator(Simulator):
         return self.hand.copy(), DOWN.copy()
 
     @property
+    def state(self) -> np.ndarray:
+        """Fingers close by 5 mm per step, until they touch the cup."""
+        finger = 0.04 - 0.005 * min(self.closing, CLOSED_AFTER)
+        return np.array([*self.hand, 0.0, 0.0, 0.0, finger, -finger], np.float32)
+
+    @property
     def physics_state(self) -> np.ndarray:
         return np.concatenate([self.hand, *self.places.values()])
 
