@@ -1,0 +1,160 @@
+"""`python -m benchmarks.policy_trials`: the tables of docs/results.md, from all trials behind them.
+
+`policy_trials.csv` has one line per trial, so that every rate and every comparison can be computed
+again. To add the trials of an evaluation, name the policy, the condition, and the folders that hold
+its `results.json`:
+
+    python -m benchmarks.policy_trials augmented camera=10 runs/a/evaluation/libero_spatial-7500 ...
+
+Without arguments it prints the tables.
+"""
+
+import csv
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+from train.evaluate.results import Paired, Rate, read_results
+
+TRIALS = pathlib.Path(__file__).with_suffix(".csv")
+
+_T = TypeVar("_T")
+
+Place = tuple[str, int, int]
+"""(suite, task, initial state)."""
+
+
+class Row(NamedTuple):
+    """One trial of one policy under one condition."""
+
+    policy: str
+    """Variant of `configs/libero_expert.py`."""
+    condition: str
+    """What was changed in the scene or in the execution; `as trained`: nothing."""
+    suite: str
+    """Suite, such as `libero_spatial`."""
+    task: int
+    """Index of the task in the suite."""
+    init: int
+    """Index of the initial state."""
+    success: int
+    """1 if the goal was reached within the suite's limit; 0 otherwise."""
+    steps: int
+    """Number of executed actions."""
+
+    @property
+    def place(self) -> Place:
+        """Returns what a trial is paired by."""
+        return self.suite, self.task, self.init
+
+
+def read_rows(path: pathlib.Path = TRIALS) -> list[Row]:
+    """Returns all trials, in the order of the file."""
+    with path.open(newline="") as file:
+        _, *lines = csv.reader(file)
+    return [Row(p, c, s, *map(int, numbers)) for p, c, s, *numbers in lines]
+
+
+def write_rows(rows: Iterable[Row], path: pathlib.Path = TRIALS) -> None:
+    """Replaces all trials."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+
+
+def evaluated(policy: str, condition: str, folders: Iterable[pathlib.Path]) -> list[Row]:
+    """Returns the trials in folders of evaluations.
+
+    Raises:
+      ValueError: A trial had an error, or a training demonstration began where it did.
+    """
+    rows = []
+    for folder in folders:
+        for trial in read_results(folder).trials:
+            if trial.error is not None or trial.is_demonstrated is not False:
+                raise ValueError(f"{folder}: {trial} is no held-out trial that ended")
+            result = (int(trial.success), trial.steps)
+            rows.append(Row(policy, condition, trial.suite, *trial.place, *result))
+    return rows
+
+
+def rate_table(rows: Sequence[Row]) -> list[str]:
+    """Returns the lines of a Markdown table: successes by task, of each policy and condition."""
+    tasks = sorted({(row.suite, row.task) for row in rows})
+    header = ("policy", "condition", *(f"{suite} {task}" for suite, task in tasks))
+    lines = _header((*header, "all", "95 % interval"))
+    for policy, condition in _in_order((row.policy, row.condition) for row in rows):
+        chosen = [r for r in rows if (r.policy, r.condition) == (policy, condition)]
+        by_task = [_rate(r for r in chosen if (r.suite, r.task) == task) for task in tasks]
+        cells = [_counts(rate) if rate.num_trials else "" for rate in by_task]
+        low, high = _rate(chosen).interval
+        interval = f"{100 * low:.0f} to {100 * high:.0f} %"
+        lines.append(_line((policy, condition, *cells, _counts(_rate(chosen)), interval)))
+    return lines
+
+
+def paired_table(rows: Sequence[Row], first: str, second: str) -> list[str]:
+    """Returns the lines of a Markdown table: two policies on the same trials, by condition."""
+    lines = _header(
+        ("condition", "pairs", "both", f"only {first}", f"only {second}", "neither", "p")
+    )
+    for condition in _in_order(row.condition for row in rows):
+        ours, theirs = (
+            {r.place: bool(r.success) for r in rows if (r.policy, r.condition) == (name, condition)}
+            for name in (first, second)
+        )
+        places = sorted(ours.keys() & theirs.keys())
+        if not places:
+            continue
+        pairs = Paired.of([(ours[place], theirs[place]) for place in places])
+        counts = (pairs.both, pairs.only_first, pairs.only_second, pairs.neither)
+        cells = (pairs.num_trials, *counts, f"{pairs.p_value:.2g}")
+        lines.append(_line((condition, *map(str, cells))))
+    return lines
+
+
+def tables(rows: Sequence[Row]) -> list[list[str]]:
+    """Returns all tables: the rates, then each other policy beside `default`."""
+    others = [name for name in _in_order(row.policy for row in rows) if name != "default"]
+    return [rate_table(rows), *(paired_table(rows, "default", other) for other in others)]
+
+
+def main() -> None:
+    """Adds the trials of evaluations, or prints the tables."""
+    arguments = sys.argv[1:]
+    if arguments:
+        policy, condition, *folders = arguments
+        added = evaluated(policy, condition, map(pathlib.Path, folders))
+        kept = [r for r in read_rows() if (r.policy, r.condition) != (policy, condition)]
+        write_rows([*kept, *added])
+        return
+    for table in tables(read_rows()):
+        sys.stdout.write("\n".join([*table, "", ""]))
+
+
+def _rate(rows: Iterable[Row]) -> Rate:
+    successes = [row.success for row in rows]
+    return Rate(sum(successes), len(successes))
+
+
+def _counts(rate: Rate) -> str:
+    return f"{rate.num_successes} of {rate.num_trials}"
+
+
+def _in_order(values: Iterable[_T]) -> list[_T]:
+    """Returns the distinct values, in the order in which they first occur."""
+    return list(dict.fromkeys(values))
+
+
+def _header(cells: Sequence[str]) -> list[str]:
+    return [_line(cells), _line(["---"] * len(cells))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
