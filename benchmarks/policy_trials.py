@@ -124,6 +124,8 @@ def tables(rows: Sequence[Row]) -> list[list[str]]:
 def main() -> None:
     """Adds the trials of evaluations, or prints the tables."""
     arguments = sys.argv[1:]
+    if len(arguments) in (1, 2):
+        sys.exit("usage: python -m benchmarks.policy_trials [POLICY CONDITION FOLDER ...]")
     if arguments:
         policy, condition, *folders = arguments
         added = evaluated(policy, condition, map(pathlib.Path, folders))

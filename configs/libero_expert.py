@@ -4,9 +4,9 @@ r"""Trains a small Octo on the scripted expert's episodes of four tasks, on two 
         --tasks 0,2 0,5 --episodes 40 --noise 0.2 --waypoint_noise 0.03 --workers 2
     octograin train --config configs/libero_expert.py
     octograin evaluate runs/libero_expert --suite libero_spatial --tasks 0,2 \
-        --first_trial 40 --trials 10 --execute_horizon 4 --workers 2
+        --first_trial 40 --trials 10 --workers 2
     octograin evaluate runs/libero_expert --suite libero_object --tasks 0,5 \
-        --first_trial 40 --trials 10 --execute_horizon 4 --workers 2
+        --first_trial 40 --trials 10 --workers 2
 
 Variants, after a colon:
 
@@ -20,9 +20,6 @@ Variants, after a colon:
                  commands. Add --rlds data/libero_expert_rlds to the first command, and then:
                  octograin convert data/libero_expert_rlds/1.0.0 data/libero_expert_poses \
                      --mapping libero_poses
-    vggt         adds 21 tokens of an untrained miniature of VGGT. To compute them:
-                 octograin tokens data/libero_expert --name vggt_tiny \
-                     --weights random:tiny --size 56
     geometry     adds to both cameras' features those of an encoder that was trained on depth and
                  poses of the simulator, and 5 tokens; examples/geometry_encoder has the commands.
 
@@ -47,7 +44,6 @@ from train.octo.octo_config import (
 from train.train_config import AugmentConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
 OBSERVATIONS = ("image_primary", "image_wrist", "proprio")
-TOKENS = VGGTTokenizerConfig(num_tokens=21, token_dim=64, observation_key="vggt_tiny")
 STEM = (32, 64, 128, 192)
 
 EXPERT = (
@@ -167,29 +163,37 @@ SE3 = dataclasses.replace(
     save_dir="runs/libero_expert_se3",
 )
 
-VGGT = dataclasses.replace(
-    DEFAULT,
-    data=dataclasses.replace(DEFAULT.data, observations=(*OBSERVATIONS, TOKENS.observation_key)),
-    model=dataclasses.replace(MODEL, vggt=TOKENS),
-    save_dir="runs/libero_expert_vggt",
-)
-
-GEOMETRY = VGGTTokenizerConfig(
+OF_PRIMARY = VGGTTokenizerConfig(
     num_tokens=69, token_dim=256, observation_key="geometry_primary", fusion="features"
 )
 OF_WRIST = dataclasses.replace(
-    GEOMETRY, observation_key="geometry_wrist", name="vggt_wrist", camera="wrist"
+    OF_PRIMARY, observation_key="geometry_wrist", name="vggt_wrist", camera="wrist"
 )
 # The pose of the hand's camera relative to the third-person one.
 OF_POSE = dataclasses.replace(OF_WRIST, name="vggt_pose", fusion="registers")
 
-LEARNED_GEOMETRY = dataclasses.replace(
+GEOMETRY = dataclasses.replace(
     DEFAULT,
     data=dataclasses.replace(
         DEFAULT.data,
-        observations=(*OBSERVATIONS, GEOMETRY.observation_key, OF_WRIST.observation_key),
+        datasets=(
+            DatasetConfig(
+                "data/libero_expert",
+                commands=(
+                    EXPERT,
+                    "python -m examples.geometry_encoder.render data/geometry_views "
+                    "--suite libero_spatial,libero_object --tasks 0,2 0,5 --workers 2",
+                    "python -m examples.geometry_encoder.train data/geometry_views "
+                    "runs/geometry_encoder",
+                    "octograin tokens data/libero_expert --name geometry "
+                    "--weights runs/geometry_encoder/model.safetensors "
+                    "--cameras primary,wrist --views joint --size 112",
+                ),
+            ),
+        ),
+        observations=(*OBSERVATIONS, OF_PRIMARY.observation_key, OF_WRIST.observation_key),
     ),
-    model=dataclasses.replace(MODEL, vggt=GEOMETRY, more_vggt=(OF_WRIST, OF_POSE)),
+    model=dataclasses.replace(MODEL, vggt=OF_PRIMARY, more_vggt=(OF_WRIST, OF_POSE)),
     save_dir="runs/libero_expert_geometry",
 )
 
@@ -199,6 +203,5 @@ VARIANTS = {
     "diffusion": DIFFUSION,
     "lerobot_av1": LEROBOT_AV1,
     "se3": SE3,
-    "vggt": VGGT,
-    "geometry": LEARNED_GEOMETRY,
+    "geometry": GEOMETRY,
 }

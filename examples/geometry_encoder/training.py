@@ -130,11 +130,12 @@ class EncoderRun:
                 if done % _LOG_INTERVAL == 0:
                     self._log(done, metrics, (time.perf_counter() - started) / (done - first))
                 if done % self.save_interval == 0 or done == num_steps:
-                    manager.save(done, args=ocp.args.StandardSave(state))
                     of_state = functools.partial(predict, state["params"])
                     errors = evaluate(of_state, self.held_out, constants)
                     self._note(done, errors)
                     self._write_weights(state, errors)
+                    # Last: what a checkpoint counts as done is not done again.
+                    manager.save(done, args=ocp.args.StandardSave(state))
         return state
 
     def _initial(self, model: GeometryModel) -> State:

@@ -55,7 +55,8 @@ def _indices(texts: tuple[str, ...], num_suites: int) -> list[tuple[int, ...] | 
                 found=text,
                 remedy="Tasks are counted from 0.",
             )
-    chosen = [tuple(int(part) for part in text.split(",")) for text in texts]
+    # In the order that was given, each once.
+    chosen = [tuple(dict.fromkeys(map(int, text.split(",")))) for text in texts]
     if len(chosen) == num_suites:
         return [*chosen]
     return [chosen[0] if chosen else None] * num_suites

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -75,3 +76,6 @@ def test_the_results_have_the_tables_of_all_trials() -> None:
     lines = [line for table in tables(read_rows()) for line in table]
     assert len(lines) > 3
     assert [line for line in lines if line not in text] == []
+    # And no rate that no trial is behind.
+    rates = [line for line in text if re.match(r"\| \w+ \| .*\d+ to \d+ % \|$", line)]
+    assert rates == rate_table(read_rows())[2:]

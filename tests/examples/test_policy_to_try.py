@@ -5,7 +5,6 @@ import pathlib
 import tomllib
 
 import numpy as np
-import pytest
 
 from train.checkpoints.checkpoint_store import read_checkpoint
 from train.checkpoints.relative_paths import absolute_paths
@@ -15,12 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 POLICY = ROOT / "examples" / "policy"
 MOST_BYTES = 8_000_000
 
-is_there = pytest.mark.skipif(
-    not (POLICY / "checkpoints").is_dir(), reason="examples/policy has no checkpoint"
-)
 
-
-@is_there
 def test_it_has_few_small_files_without_paths_of_a_machine():
     (checkpoint,) = (POLICY / "checkpoints").iterdir()
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
@@ -30,7 +24,6 @@ def test_it_has_few_small_files_without_paths_of_a_machine():
         assert path.name != "metadata" or absolute_paths(json.loads(path.read_text())) == []
 
 
-@is_there
 def test_it_answers_an_observation():
     policy = Policy(read_checkpoint(POLICY))
     policy.reset(0, "pick up the black bowl")

@@ -1,6 +1,6 @@
 """The arrays of a policy's checkpoint in one file of safetensors.
 
-Orbax spreads them over a dozen files with random names. This file is the same each time it is
+Orbax spreads them over 30 files with random names. This file is the same each time it is
 written, so that a repository of git or of a hub sees no change where there is none.
 """
 
