@@ -52,14 +52,13 @@ Where an expert slows down to nothing, a policy stops before."""
 _NEAR_M = 0.02
 _AT_M = 0.006
 
-_CLOSING_STEPS = 4
+_FINGER_STEPS = 4
 _STILL_M = 0.0005
-"""Fingers that move less in a step hold something, or are closed."""
+"""Fingers that move less in a step, after these, hold something, or are closed or open."""
 _SQUEEZE_M = 0.012
 """How far above the hand it aims while the grip gains strength, for this many steps. It rises
 slowly: a policy sees no time pass while the hand waits, and would wait forever."""
 _SQUEEZE_STEPS = 8
-_OPENING_STEPS = 12
 _LOWERING_STEPS = 30
 _PHASE_STEPS = 60
 _DELICATE = 0.3
@@ -100,7 +99,7 @@ class Phase:
     """Share of the action noise that it bears."""
     arrival: Callable[[], np.ndarray] | None = None
     """float64 (3): what the end effector has to be near; None: the waypoint."""
-    is_grasping: bool = False
+    is_moving_fingers: bool = False
     """Whether the fingers have to stop before it ends."""
 
 
@@ -174,9 +173,9 @@ class Expert:
         phase = self.phase
         arrival = phase.arrival or phase.waypoint
         distance = float(np.linalg.norm(arrival() - self._position))
-        # Some phases need time as well, such as opening the fingers.
+        # Some phases need time as well, such as moving the fingers.
         is_there = distance < phase.tolerance_m and self._steps >= phase.least_steps
-        is_there &= not phase.is_grasping or abs(self._opening - self._fingers) < _STILL_M
+        is_there &= not phase.is_moving_fingers or abs(self._opening - self._fingers) < _STILL_M
         is_lost = phase.is_holding and self._is_lost()
         if not is_there and not is_lost and self._steps < phase.most_steps:
             return
@@ -219,16 +218,24 @@ class Expert:
                 self._at_grasp,
                 CLOSE,
                 np.inf,
-                _CLOSING_STEPS,
+                _FINGER_STEPS,
                 noise=_DELICATE,
-                is_grasping=True,
+                is_moving_fingers=True,
             ),
             Phase("squeeze", self._slowly_up, CLOSE, np.inf, _SQUEEZE_STEPS, noise=_DELICATE),
             Phase("lift", lambda: self._lifted() + lift, CLOSE, 2 * _NEAR_M, is_holding=True),
             Phase("carry", lambda: self._over() + carry, CLOSE, 2 * _NEAR_M, is_holding=True),
             Phase("center", self._over, CLOSE, 2 * _AT_M, is_holding=True),
             Phase("lower", lower, CLOSE, most_steps=_LOWERING_STEPS, noise=_DELICATE),
-            Phase("open", lambda: self._anchor, OPEN, np.inf, _OPENING_STEPS, noise=_DELICATE),
+            Phase(
+                "open",
+                lambda: self._anchor,
+                OPEN,
+                np.inf,
+                _FINGER_STEPS,
+                noise=_DELICATE,
+                is_moving_fingers=True,
+            ),
             Phase("retreat", lambda: self._anchor + _ABOVE, OPEN),
         ]
 

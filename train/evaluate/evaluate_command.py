@@ -66,7 +66,8 @@ class Args:
     """What the robot does in these steps. It executes the last chunk, and the next one continues
     what was planned (real_time_chunking) or not (naive_async); or it holds still (synchronous)."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Seed of a diffusion head's noise, of the positions of fixtures, and of what perturbations draw."""
+    """Seed of a diffusion head's noise, of the positions of fixtures, and of what perturbations
+    draw."""
     perturb: Perturbations = NONE
     """Perturbations of every trial's scene, by size; 0 means none."""
     compare: Annotated[str | None, tyro.conf.arg(metavar="RUN2", help_behavior_hint="")] = None
