@@ -1,10 +1,9 @@
 """Which episodes are made: the initial states of tasks, from the words of a command line."""
 
 import pathlib
-import re
 
 from pipeline.errors import UserError
-from train.evaluate.libero.suites import Trial, select_tasks
+from train.evaluate.libero.suites import Trial, parse_indices, trials_of
 
 
 def choose_trials(
@@ -23,18 +22,10 @@ def choose_trials(
       UserError: No such suite, task or initial state.
     """
     names = suites.split(",")
+    where = "--first_init and --episodes"
     trials = []
     for suite, indices in zip(names, _indices(tasks, len(names)), strict=True):
-        for task in select_tasks(root, suite, indices):
-            held = len(task.init_states(root))
-            if wanted.stop > held:
-                raise UserError(
-                    where="--first_init and --episodes",
-                    expected=f"initial states of {task}, from 0 to {held - 1}",
-                    found=f"{wanted.start} to {wanted.stop - 1}",
-                    remedy="Name fewer.",
-                )
-            trials += [Trial(task, init) for init in wanted]
+        trials += trials_of(root, suite, indices, wanted, where)
     return tuple(trials)
 
 
@@ -47,16 +38,7 @@ def _indices(texts: tuple[str, ...], num_suites: int) -> list[tuple[int, ...] | 
             found=f"{len(texts)} times: {' '.join(texts)}",
             remedy="Write them in the order of the suites, such as --tasks 0,2 0,5.",
         )
-    for text in texts:
-        if not re.fullmatch(r"\d+(,\d+)*", text):
-            raise UserError(
-                where="--tasks",
-                expected="indices with commas between, such as 0,2",
-                found=text,
-                remedy="Tasks are counted from 0.",
-            )
-    # In the order that was given, each once.
-    chosen = [tuple(dict.fromkeys(map(int, text.split(",")))) for text in texts]
+    chosen = [parse_indices(text) for text in texts]
     if len(chosen) == num_suites:
         return [*chosen]
     return [chosen[0] if chosen else None] * num_suites

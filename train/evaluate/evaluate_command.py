@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import pathlib
-import re
 import sys
 from typing import Annotated
 
@@ -20,7 +19,7 @@ from train.evaluate.evaluation import Evaluation, Request
 from train.evaluate.evaluation_page import write_report
 from train.evaluate.libero.installation import Installation, find_installation
 from train.evaluate.libero.scene.perturbations import NONE, Perturbations
-from train.evaluate.libero.suites import Trial, select_tasks
+from train.evaluate.libero.suites import Trial, parse_indices, trials_of
 from train.evaluate.result_tables import COMPARISON_NAME, compare, paired_table, success_table
 from train.evaluate.results import claimed
 from train.evaluate.videos import Kept
@@ -201,29 +200,10 @@ def _check(args: Args) -> None:
 
 def _trials(args: Args, installation: Installation) -> tuple[Trial, ...]:
     """Returns the trials of each task, in order."""
-    indices = None if args.tasks is None else _indices(args.tasks)
+    indices = None if args.tasks is None else parse_indices(args.tasks)
     wanted = range(args.first_trial, args.first_trial + args.trials)
-    trials: list[Trial] = []
-    for task in select_tasks(installation.root, args.suite, indices):
-        # All tasks are checked before the first trial.
-        held = len(task.init_states(installation.root))
-        if wanted.stop > held:
-            raise _refused(
-                "--first_trial and --trials",
-                f"initial states of {task}, from 0 to {held - 1}",
-                f"{wanted.start} to {wanted.stop - 1}",
-                "Name fewer.",
-            )
-        trials += [Trial(task, init) for init in wanted]
-    return tuple(trials)
-
-
-def _indices(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        expected = "indices with commas between, such as 0,2"
-        raise _refused("--tasks", expected, text, "Tasks are counted from 0.")
-    # In the order that was given, each once.
-    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    where = "--first_trial and --trials"
+    return tuple(trials_of(installation.root, args.suite, indices, wanted, where))
 
 
 def _refused(where: str, expected: str, found: str, remedy: str) -> UserError:

@@ -64,7 +64,7 @@ def test_without_a_simulator_the_command_that_installs_it_is_printed(
     [
         ((), [None, None]),
         (("0,2,10",), [(0, 2, 10), (0, 2, 10)]),
-        (("0,2", "5"), [(0, 2), (5,)]),
+        (("0,2,0", "5"), [(0, 2), (5,)]),
     ],
 )
 def test_tasks_are_given_for_all_suites_or_for_each(

@@ -178,6 +178,56 @@ def select_tasks(
     return tuple(tasks[index] for index in wanted)
 
 
+def parse_indices(text: str) -> tuple[int, ...]:
+    """The tasks that `--tasks` names, such as `0,2`: in the order given, each once.
+
+    Raises:
+      UserError: Anything but indices with commas between.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(
+            where="--tasks",
+            expected="indices with commas between, such as 0,2",
+            found=text,
+            remedy="Tasks are counted from 0.",
+        )
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
+def trials_of(
+    root: pathlib.Path,
+    suite: str,
+    indices: tuple[int, ...] | None,
+    wanted: range,
+    where: str,
+) -> list[Trial]:
+    """Some initial states of some tasks of a suite, or of all, in order.
+
+    Args:
+      root: Folder of the package `libero.libero`.
+      suite: Name of the suite.
+      indices: Indices of the tasks; None: all.
+      wanted: Numbers of the initial states, the same for each task.
+      where: Flags that chose them, for the error.
+
+    Raises:
+      UserError: No such suite, task or initial state.
+    """
+    trials = []
+    for task in select_tasks(root, suite, indices):
+        # All tasks are checked before the first trial.
+        held = len(task.init_states(root))
+        if wanted.stop > held:
+            raise UserError(
+                where=where,
+                expected=f"initial states of {task}, from 0 to {held - 1}",
+                found=f"{wanted.start} to {wanted.stop - 1}",
+                remedy="Name fewer.",
+            )
+        trials += [Trial(task, init) for init in wanted]
+    return trials
+
+
 def _task_map(path: pathlib.Path) -> dict[str, list[str]]:
     """The one assignment in a module that is a literal."""
     try:
