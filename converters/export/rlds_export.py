@@ -18,12 +18,14 @@ from converters.export.export_folder import export_folder, in_use, replacing
 from converters.export.rlds_restoration import Formats, declared_features, read_episode
 from converters.job import job_progress
 from converters.rlds.example_writing import serialize_episode
+from converters.rlds.rlds_files import OWN_FILE
 from converters.rlds.tfrecord import frame
+from converters.sources.recording_notes import PROVENANCE, recording_notes
 from pipeline.data.dataset import Dataset, excluded_note, open_dataset
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import EPISODES
 from pipeline.errors import user_errors_exit
-from pipeline.files import sync
+from pipeline.files import dump_json, sync
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
 from pipeline.terminal import program, show
@@ -33,7 +35,7 @@ _DEFAULT_VERSION = "1.0.0"
 _INFO = "dataset_info.json"
 _MARK = "Exported by python -m converters.export"
 """The description of what is written, by which --overwrite knows it."""
-_OWN_FILES = ("features.json", _INFO, "*.tfrecord-[0-9]*-of-[0-9]*")
+_OWN_FILES = ("features.json", _INFO, OWN_FILE, "*.tfrecord-[0-9]*-of-[0-9]*")
 _DEPTH = 2
 """Depth of these files: in the folder of a version."""
 
@@ -161,6 +163,9 @@ class _Export:
         # After all shards: only then the formats of all images are known.
         declared_features(manifest, self.formats).save_config(str(self.directory))
         info = _info(manifest, split, lengths, self.num_bytes)
+        if noted := recording_notes(manifest.provenance):
+            text = dump_json({PROVENANCE: noted})
+            (self.directory / OWN_FILE).write_text(text, encoding="utf-8")
         # Last: a folder without it is no version.
         (self.directory / _INFO).write_text(json.dumps(info, indent=2) + "\n")
         # The files, then their names.

@@ -13,9 +13,10 @@ from converters.lerobot.lerobot_features import (
     LeRobotFeature,
     declared_features,
 )
-from converters.lerobot.lerobot_info import LeRobotInfo, read_info
+from converters.lerobot.lerobot_info import OWN_FILE, LeRobotInfo, read_info
 from converters.lerobot.task_texts import read_subtasks, read_tasks
 from converters.sources.image_encoding import IMAGE_QUALITY
+from converters.sources.recording_notes import read_recording_notes
 from converters.sources.source import SourceKey
 from pipeline.hub.hub_files import fetch
 
@@ -37,6 +38,8 @@ class LeRobotDataset:
     """Texts of the subtasks by number; None where the dataset has none."""
     texts: tuple[str, ...] = ()
     """Keys of the texts that each episode has in `meta/episodes`."""
+    recording: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What an export notes of the recording."""
     image_quality: int = IMAGE_QUALITY
     """Quality of the JPEG images that frames of videos become."""
     hub: str = ""
@@ -88,6 +91,7 @@ def open_dataset(
         tasks=read_tasks(info, directory),
         subtasks=read_subtasks(directory),
         texts=texts,
+        recording=read_recording_notes(directory / OWN_FILE),
         image_quality=image_quality,
         hub=hub,
     )

@@ -14,6 +14,8 @@ from pipeline.files import parse_json, read_text
 VERSIONS = ("2.0", "2.1", "3.0")
 """Versions of the format that are read."""
 INFO = "meta/info.json"
+OWN_FILE = "meta/octograin.json"
+"""What an export of this project adds: the dataset's provenance, and the sizes of the files."""
 _OLDEST_INFO = "meta_data/info.json"
 """Where the first versions of the format had it."""
 _UPGRADE = (

@@ -10,6 +10,7 @@ from converters.lerobot.episode_places import EpisodePlace
 from converters.lerobot.episode_reader import EpisodeReader
 from converters.lerobot.lerobot_dataset import LeRobotDataset, open_dataset
 from converters.lerobot.lerobot_features import codec_words
+from converters.lerobot.lerobot_info import INFO, OWN_FILE
 from converters.lerobot.parquet_rows import schema_of
 from converters.lerobot.video_frames import VideoFrames
 from converters.sources.image_encoding import IMAGE_QUALITY, QUALITY_NOTE, check_quality
@@ -22,7 +23,8 @@ from pipeline.hub.hub_address import DATASETS, without_revision
 from pipeline.hub.hub_files import fetch_matching
 
 METADATA = (
-    "meta/info.json",
+    INFO,
+    OWN_FILE,
     "meta/tasks.*",
     "meta/subtasks.*",
     "meta/episodes.jsonl",
@@ -92,9 +94,9 @@ class LeRobotSource:
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """The format, the robot, and what the images were and became."""
+        """The recording, the format, the robot, and what the images were and became."""
         info = self.dataset.info
-        notes = {"format": self.format, "fps": f"{info.fps:g}"}
+        notes = {**self.dataset.recording, "format": self.format, "fps": f"{info.fps:g}"}
         if self.dataset.hub:
             notes["address"] = self.dataset.hub
         if info.robot_type:

@@ -9,6 +9,8 @@ from etils import epath
 from converters.sources.source import Source
 from pipeline.errors import DataError
 
+OWN_FILE = "octograin.json"
+"""What an export of this project adds where anything is known of the recording."""
 _MAX_NAMES = 5
 """Files that an error lists."""
 _MAX_RANGES = 3

@@ -12,9 +12,10 @@ from google.protobuf.json_format import ParseError
 
 from converters.rlds.declared_keys import UNKNOWN, declared_keys, one_line
 from converters.rlds.example_parsing import parse_episode
-from converters.rlds.rlds_files import check_files, find_version
+from converters.rlds.rlds_files import OWN_FILE, check_files, find_version
 from converters.rlds.tfrecord import scan_records
 from converters.sources.reading import readable_episodes, select_shards
+from converters.sources.recording_notes import read_recording_notes
 from converters.sources.source import Episode, Source, SourceEpisode, SourceKey, SourceShard
 from pipeline.data.images import image_size
 from pipeline.errors import DataError, SchemaError, UserError
@@ -145,6 +146,7 @@ def open_rlds(path: epath.Path, split: str | None = None) -> RldsSource:
         split=split,
         keys=declared_keys(info.features, str(directory / "features.json")),
         shards=_declared_shards(info, split, directory),
+        notes=read_recording_notes(directory / OWN_FILE),
     )
     # Only now, because it reads the first records.
     return dataclasses.replace(source, keys=sized_keys(source))

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from converters.job import workers
 from converters.job.convert import convert
 from converters.mapping.mapping_registry import registered
 from converters.mapping.standardize import SourceMapping
+from converters.rlds.rlds_files import OWN_FILE
 from converters.rlds.rlds_source import open_rlds
 from converters.rlds.tfrecord import frame, read_records
+from converters.sources.recording_notes import PROVENANCE
 from examples.scripted_expert.episodes import EpisodeFiles
 from pipeline.data.manifest import WORK, Manifest
 from pipeline.errors import UserError
-from pipeline.files import sync, temporary_path, writing
+from pipeline.files import dump_json, sync, temporary_path, writing
 from train.evaluate.libero.suites import INITIAL_STATES, Trial, to_text
 
 NO_OP_THRESHOLD = 1e-4
@@ -83,10 +85,10 @@ def collect(
                 found=f"none of {len(files.trials)}",
                 remedy=f"Lower --noise or name other tasks, and remove {files.folder}.",
             )
-        source = _placed_rlds(files, destination, tuple(made.values()))
+        source = _placed_rlds(files, destination, made)
         # Converted like any other source, with all its checks.
         manifest = convert(
-            dataclasses.replace(open_rlds(epath.Path(source)), notes=notes(files, made)),
+            open_rlds(epath.Path(source)),
             destination.dataset,
             mapping(destination.licence),
             overwrite=destination.overwrite,
@@ -149,7 +151,7 @@ def _check_free(destination: Destination) -> None:
 
 
 def _placed_rlds(
-    files: EpisodeFiles, destination: Destination, episodes: tuple[pathlib.Path, ...]
+    files: EpisodeFiles, destination: Destination, made: Mapping[Trial, pathlib.Path]
 ) -> pathlib.Path:
     """The folder of the RLDS, which appears whole; one that an earlier run placed stays."""
     folder = destination.rlds or files.folder / "kept"
@@ -161,8 +163,9 @@ def _placed_rlds(
             (files.folder / _PLACED).touch()  # from now on it is this job's
             temporary = temporary_path(folder.absolute())
             side = files.settings.image_size
+            said = notes(files, made)
             try:
-                write_rlds(temporary / VERSION, destination.name, episodes, side)
+                write_rlds(temporary / VERSION, destination.name, tuple(made.values()), side, said)
                 temporary.replace(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -209,7 +212,11 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
 
 
 def write_rlds(
-    directory: pathlib.Path, name: str, episodes: Sequence[pathlib.Path], image_size: int
+    directory: pathlib.Path,
+    name: str,
+    episodes: Sequence[pathlib.Path],
+    image_size: int,
+    provenance: Mapping[str, str],
 ) -> None:
     """Writes the folder of a version, file by file and what describes them last.
 
@@ -218,6 +225,7 @@ def write_rlds(
       name: Name of the dataset.
       episodes: TFRecord files of one episode each, in their order.
       image_size: Height and width of the images.
+      provenance: What a dataset made from it says of the recording.
     """
     directory.mkdir(parents=True)
     starts = range(0, len(episodes), _EPISODES_A_FILE)
@@ -239,6 +247,7 @@ def write_rlds(
     info = {"name": name, "version": VERSION, "fileFormat": "tfrecord", "splits": [split]}
     # Descriptions last: a folder without them is no RLDS.
     features(image_size).save_config(str(directory))
+    (directory / OWN_FILE).write_text(dump_json({PROVENANCE: dict(provenance)}), encoding="utf-8")
     (directory / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
     for path in (*directory.iterdir(), directory):
         sync(path)

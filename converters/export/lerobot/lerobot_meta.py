@@ -10,12 +10,12 @@ from converters.export.lerobot.lerobot_episodes import DATA, VIDEOS, EpisodeWrit
 from converters.export.lerobot.parquet_files import DATA_MB, FILES_PER_CHUNK, write_tasks
 from converters.export.lerobot.return_mapping import failed_of_export, return_mapping
 from converters.export.lerobot.video_writer import VIDEO_MB
+from converters.lerobot.lerobot_info import OWN_FILE
 from converters.mapping.mapping_registry import OWN_MAPPING
+from converters.sources.recording_notes import PROVENANCE
 from pipeline.data.dataset import Dataset
 from pipeline.files import dump_json, to_json_values
 
-OWN_FILE = "meta/octograin.json"
-"""Provenance of an export, and the sizes of its files, by which --overwrite knows them."""
 _EDITABLE = (".json", ".toml")
 
 
@@ -62,7 +62,7 @@ def write_meta(
     }
     own = {
         "name": manifest.name,
-        "provenance": dict(manifest.provenance),
+        PROVENANCE: dict(manifest.provenance),
         "licences": dict(manifest.licences),
         "skipped_episodes": [to_json_values(one) for one in manifest.skipped_episodes],
         "excluded_episodes": list(manifest.excluded_episodes),

@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from converters.export.export_folder import export_folder, in_use, replacing
 from converters.export.lerobot.lerobot_columns import ExportedFeature, Storage, exported_schema
 from converters.export.lerobot.lerobot_episodes import EpisodeWriter
-from converters.export.lerobot.lerobot_meta import OWN_FILE, checksum_of, write_meta
+from converters.export.lerobot.lerobot_meta import checksum_of, write_meta
 from converters.export.lerobot.video_writer import Codec, check_encoder, check_taken
+from converters.lerobot.lerobot_info import OWN_FILE
 from pipeline.data.dataset import Dataset
 from pipeline.errors import SchemaError
 from pipeline.files import sync
