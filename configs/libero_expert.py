@@ -91,9 +91,9 @@ DEFAULT = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=200),
     validation=ValidationConfig(interval=1000, num_batches=8),
     batch_size=16,
-    num_steps=7500,
-    save_interval=1500,
-    keep_every=1500,
+    num_steps=7000,
+    save_interval=1750,
+    keep_every=1750,
     save_dir="runs/libero_expert",
 )
 

@@ -78,9 +78,9 @@ class Args:
     predicts for the other, in one batch."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of results, report and videos; by default, RUN/evaluation/SUITE-STEP, or
-    evaluation/OWNER--NAME/SUITE-STEP here for a policy on the hub, where the name also has the
-    perturbations, such as SUITE-STEP-camera10. Those of RUN2 go to
-    DIR/compared, or to its own such folder."""
+    evaluation/OWNER--NAME/SUITE-STEP here for a policy on the hub, where the name also has what
+    differs from the defaults, such as SUITE-STEP-camera10. Those of RUN2 go to DIR/compared, or to
+    its own such folder."""
     videos: Kept = "all"
     """Trials whose videos are kept."""
     assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None

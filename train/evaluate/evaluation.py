@@ -113,8 +113,9 @@ class Evaluation:
       step: Training step of the checkpoint; None: the last one.
       request: The settings.
       installation: The simulator's installation.
-      folder: Folder of the results; None: one in the run directory, named by suite, step and
-        perturbations; of a policy on a hub, one below `evaluation/` in the current directory.
+      folder: Folder of the results; None: one in the run directory, named by suite, step and what
+        differs from the defaults; of a policy on a hub, one below `evaluation/` in the current
+        directory.
 
     Raises:
       UserError: There is no such checkpoint, or the simulator does not support its conventions.
@@ -358,9 +359,19 @@ def status(done: int, total: int, successes: int, num_now: int, seconds: float) 
 
 
 def _folder_name(request: Request, step: int) -> str:
-    """Returns e.g. `libero_spatial-5000-camera10-start0.1`."""
-    sizes = request.perturbations.sizes
-    return "-".join([request.suite, str(step), *(f"{name}{sizes[name]:g}" for name in sizes)])
+    """Returns e.g. `libero_spatial-5000-execute4-camera10-start0.1`."""
+    parts = [request.suite, str(step)]
+    # What differs from the defaults: these results do not go with those.
+    if request.seed:
+        parts.append(f"seed{request.seed}")
+    if request.execute_horizon is not None:
+        parts.append(f"execute{request.execute_horizon}")
+    if request.ensemble is not None:
+        parts.append(f"ensemble{request.ensemble:g}")
+    if request.delay:
+        parts.append(f"delay{request.delay}-{request.execution}")
+    parts.extend(f"{name}{size:g}" for name, size in request.perturbations.sizes.items())
+    return "-".join(parts)
 
 
 def _results_of(run: str) -> pathlib.Path:

@@ -264,6 +264,20 @@ def test_results_of_a_policy_on_a_hub_are_kept_outside_of_its_cache(
     assert made.results.run == f"hf://owner/name@{commit}"
 
 
+def test_results_of_other_settings_have_a_folder_of_their_own(
+    policy_run: pathlib.Path, installation: Installation
+) -> None:
+    def name(**settings: Any) -> str:
+        request = evaluation.Request("libero_spatial", (), **settings)
+        return evaluation.Evaluation(str(policy_run), 1, request, installation, None).folder.name
+
+    delayed = name(
+        execute_horizon=2, delay=1, execution="naive_async", perturbations=Perturbations(camera=10)
+    )
+    assert delayed == "libero_spatial-1-execute2-delay1-naive_async-camera10"
+    assert name(seed=3, ensemble=0.1) == "libero_spatial-1-seed3-ensemble0.1"
+
+
 @pytest.mark.usefixtures("installation")
 def test_two_checkpoints_are_compared_on_the_same_trials(
     policy_run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
