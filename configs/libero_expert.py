@@ -112,7 +112,9 @@ AUGMENTED = dataclasses.replace(
 DIFFUSION = dataclasses.replace(
     DEFAULT,
     data=dataclasses.replace(DEFAULT.data, action_horizon=16),
-    model=dataclasses.replace(MODEL, head=DiffusionConfig(action_horizon=16, pooling="map")),
+    model=dataclasses.replace(
+        MODEL, head=DiffusionConfig(action_horizon=16, pooling="map", n_diffusion_samples=8)
+    ),
     optimizer=dataclasses.replace(DEFAULT.optimizer, ema_decay=0.999),
     save_dir="runs/libero_expert_diffusion",
 )
