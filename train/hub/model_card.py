@@ -182,7 +182,9 @@ def _quality(run: PublishedRun) -> Iterator[str]:
             f"The mean loss of the last {averaged} training steps is {three_digits(loss)}"
             + (f", that of the validation {three_digits(last.loss)}." if last else ".")
         )
-    if last is None:
+    if last is None and loss is None:
+        yield "No losses or validation are recorded with it."
+    elif last is None:
         yield "It was not validated on held-out episodes."
     else:
         of = "held-out episodes" if run.files.holds_out else "episodes that it was trained on"

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.checksums import read_json
 from pipeline.errors import DataError, UserError
 from pipeline.files import from_json_text
+from train.checkpoints.checkpoint_store import DIRECTORY as CHECKPOINTS
 from train.checkpoints.run_directory import CONFIG_NAME, ENVIRONMENT_NAME, ONLY_A_RECORD
 from train.metrics.step_metrics import METRICS_NAME, StepMetrics, read_metrics
 from train.metrics.validation_files import (
@@ -103,6 +104,14 @@ def read_run(directory: pathlib.Path) -> RunFiles:
     """
     # A directory with none of these files is no run.
     if not any((directory / name).is_file() for name in _NAMES):
+        if (directory / CHECKPOINTS).is_dir():
+            raise UserError(
+                where=str(directory),
+                expected=f"a run directory with a record of its training, such as {METRICS_NAME}",
+                found="checkpoints alone, as in a policy that was handed on",
+                remedy="Report on the run that it came from, or measure it: octograin evaluate "
+                f"{directory}",
+            )
         raise UserError(
             where=str(directory),
             expected=f"a run directory with a {CONFIG_NAME}",

@@ -102,7 +102,7 @@ def test_figures_of_later_steps_are_left_out(run):
 
 def test_a_run_without_figures_says_so(checkpoint):
     text = card(bare(checkpoint))
-    assert "It was not validated on held-out episodes." in text
+    assert "No losses or validation are recorded with it." in text
     assert "No licence was given for the policy. Those of its data are in the table." in text
     assert "](" not in text
     assert "\nlicense" not in text

@@ -442,6 +442,9 @@ def test_a_directory_without_a_run_gets_no_page(tmp_path):
     with pytest.raises(UserError, match="none of a run's files in it"):
         write_report(tmp_path)
     assert not any(tmp_path.iterdir())
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="found checkpoints alone, as in a policy that was handed"):
+        write_report(tmp_path)
 
 
 def test_a_directory_that_does_not_exist_is_one_line_and_exit_code_2(monkeypatch, capsys):
