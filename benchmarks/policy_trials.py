@@ -19,6 +19,19 @@ from train.evaluate.results import Paired, Rate, read_results
 
 TRIALS = pathlib.Path(__file__).with_suffix(".csv")
 
+EARLIER = ", earlier expert"
+"""Ends the names of policies that were trained on episodes of the expert before decision 48."""
+COMPARED = (
+    (f"default{EARLIER}", "default"),
+    ("default", "diffusion"),
+    (f"default{EARLIER}", f"augmented{EARLIER}"),
+)
+"""Policies whose trials are paired, where both have trials of a condition."""
+AS_TRAINED = "as trained"
+_DELAY = "delay="
+NO_DELAY = f"{_DELAY}0"
+"""The condition that differs from those with a delay in the delay alone."""
+
 _T = TypeVar("_T")
 
 Place = tuple[str, int, int]
@@ -29,9 +42,9 @@ class Row(NamedTuple):
     """One trial of one policy under one condition."""
 
     policy: str
-    """Variant of `configs/libero_expert.py`."""
+    """Variant of `configs/libero_expert.py`, with `EARLIER` behind it where it applies."""
     condition: str
-    """What was changed in the scene or in the execution; `as trained`: nothing."""
+    """What was changed in the scene or in the execution, or `AS_TRAINED`."""
     suite: str
     """Suite, such as `libero_spatial`."""
     task: int
@@ -101,24 +114,36 @@ def paired_table(rows: Sequence[Row], first: str, second: str) -> list[str]:
         ("condition", "pairs", "both", f"only {first}", f"only {second}", "neither", "p")
     )
     for condition in _in_order(row.condition for row in rows):
-        ours, theirs = (
-            {r.place: bool(r.success) for r in rows if (r.policy, r.condition) == (name, condition)}
-            for name in (first, second)
-        )
-        places = sorted(ours.keys() & theirs.keys())
-        if not places:
+        pairs = _paired(rows, (first, condition), (second, condition))
+        if pairs.num_trials:
+            lines.append(_line((condition, *_cells(pairs))))
+    return lines
+
+
+def delay_table(rows: Sequence[Row]) -> list[str]:
+    """Returns the lines of a Markdown table: each policy with a delay beside itself without."""
+    lines = _header(
+        ("policy", "delay", "pairs", "both", "only without", "only with", "neither", "p")
+    )
+    for policy, condition in _in_order((row.policy, row.condition) for row in rows):
+        if not condition.startswith(_DELAY) or condition == NO_DELAY:
             continue
-        pairs = Paired.of([(ours[place], theirs[place]) for place in places])
-        counts = (pairs.both, pairs.only_first, pairs.only_second, pairs.neither)
-        cells = (pairs.num_trials, *counts, f"{pairs.p_value:.2g}")
-        lines.append(_line((condition, *map(str, cells))))
+        pairs = _paired(rows, (policy, NO_DELAY), (policy, condition))
+        lines.append(_line((policy, condition.removeprefix(_DELAY), *_cells(pairs))))
     return lines
 
 
 def tables(rows: Sequence[Row]) -> list[list[str]]:
-    """Returns all tables: the rates, then each other policy beside `default`."""
-    others = [name for name in _in_order(row.policy for row in rows) if name != "default"]
-    return [rate_table(rows), *(paired_table(rows, "default", other) for other in others)]
+    """Returns all tables: rates as trained, in changed scenes and with delays, then pairs."""
+    kinds: dict[str, list[Row]] = {AS_TRAINED: [], "changed": [], _DELAY: []}
+    for row in rows:
+        delayed = _DELAY if row.condition.startswith(_DELAY) else "changed"
+        kinds[AS_TRAINED if row.condition == AS_TRAINED else delayed].append(row)
+    return [
+        *(rate_table(chosen) for chosen in kinds.values()),
+        *(paired_table(rows, first, second) for first, second in COMPARED),
+        delay_table(rows),
+    ]
 
 
 def main() -> None:
@@ -134,6 +159,20 @@ def main() -> None:
         return
     for table in tables(read_rows()):
         sys.stdout.write("\n".join([*table, "", ""]))
+
+
+def _paired(rows: Sequence[Row], first: tuple[str, str], second: tuple[str, str]) -> Paired:
+    """Returns the pairs of two policies, each under a condition, by what they are paired by."""
+    ours, theirs = (
+        {r.place: bool(r.success) for r in rows if (r.policy, r.condition) == chosen}
+        for chosen in (first, second)
+    )
+    return Paired.of([(ours[place], theirs[place]) for place in sorted(ours.keys() & theirs)])
+
+
+def _cells(pairs: Paired) -> list[str]:
+    counts = (pairs.num_trials, pairs.both, pairs.only_first, pairs.only_second, pairs.neither)
+    return [*map(str, counts), f"{pairs.p_value:.2g}"]
 
 
 def _rate(rows: Iterable[Row]) -> Rate:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.policy_trials import (
     Row,
+    delay_table,
     evaluated,
     paired_table,
     rate_table,
@@ -38,6 +39,25 @@ def test_policies_are_paired_by_initial_state() -> None:
     rows = [*_rows("default", "c", "111111"), *_rows("other", "c", "100000"), *_rows("b", "d", "1")]
     assert paired_table(rows, "default", "other")[2:] == ["| c | 6 | 1 | 5 | 0 | 0 | 0.062 |"]
     assert paired_table(rows, "default", "b")[2:] == []
+
+
+def test_a_delay_is_paired_with_the_same_policy_without_it() -> None:
+    rows = [*_rows("a", "delay=0", "1110"), *_rows("a", "delay=4 naive_async", "1001")]
+    rows += _rows("b", "delay=0", "1111")
+    assert delay_table(rows)[2:] == ["| a | 4 naive_async | 4 | 1 | 2 | 1 | 0 | 1 |"]
+
+
+def test_rates_are_grouped_by_what_was_changed() -> None:
+    rows = [
+        *_rows("a", "delay=0", "1"),
+        *_rows("a", "as trained", "1"),
+        *_rows("a", "camera=5", "1"),
+    ]
+    assert [table[2].split(" | ")[1] for table in tables(rows)[:3]] == [
+        "as trained",
+        "camera=5",
+        "delay=0",
+    ]
 
 
 def test_rows_are_written_and_read(tmp_path: pathlib.Path) -> None:
@@ -77,5 +97,5 @@ def test_the_results_have_the_tables_of_all_trials() -> None:
     assert len(lines) > 3
     assert [line for line in lines if line not in text] == []
     # And no rate that no trial is behind.
-    rates = [line for line in text if re.match(r"\| \w+ \| .*\d+ to \d+ % \|$", line)]
-    assert rates == rate_table(read_rows())[2:]
+    rates = [line for line in text if re.match(r"\| [\w, ]+ \| .*\d+ to \d+ % \|$", line)]
+    assert rates == [line for table in tables(read_rows())[:3] for line in table[2:]]
