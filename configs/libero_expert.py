@@ -113,7 +113,14 @@ DIFFUSION = dataclasses.replace(
     DEFAULT,
     data=dataclasses.replace(DEFAULT.data, action_horizon=16),
     model=dataclasses.replace(
-        MODEL, head=DiffusionConfig(action_horizon=16, pooling="map", n_diffusion_samples=8)
+        MODEL,
+        head=DiffusionConfig(
+            action_horizon=16,
+            hidden_dim=512,
+            n_diffusion_samples=4,
+            pooling="map",
+            prediction="action",
+        ),
     ),
     optimizer=dataclasses.replace(DEFAULT.optimizer, ema_decay=0.999),
     save_dir="runs/libero_expert_diffusion",

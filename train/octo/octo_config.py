@@ -262,6 +262,9 @@ class DiffusionConfig:
     unused_dims: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     """Places of dimensions that are not learned, which stay noise in sampling, as in training. They
     are set for sampling from the data's transforms: leave it empty."""
+    prediction: Literal["noise", "action"] = dataclasses.field(default="noise", metadata=LATER)
+    """What the score network predicts: the noise, as in the released weights, or the actions, which
+    a short training from scratch learns sooner; diffusers calls these `epsilon` and `sample`."""
 
     def __post_init__(self) -> None:
         """Raises an error if a field is out of range."""

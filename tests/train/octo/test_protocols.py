@@ -14,7 +14,12 @@ from pipeline.errors import UserError
 from pipeline.loading.batch import LeafSpec
 from train.octo.functional import init_params, input_spec, sample_actions
 from train.octo.model import OctoModule
-from train.octo.octo_config import ImageTokenizerConfig, OctoConfig, TransformerConfig
+from train.octo.octo_config import (
+    DiffusionConfig,
+    ImageTokenizerConfig,
+    OctoConfig,
+    TransformerConfig,
+)
 from train.octo.released.config_differences import find_changed_meanings, find_differences
 from train.octo.released.released_config import parts_without_counterpart
 from train.octo.token_groups import TokenGroup
@@ -167,3 +172,6 @@ def test_differences_of_such_parts_are_found() -> None:
         "head.(action_horizon, action_dim) of 6 numbers": ((2, 3), (3, 2)),
     }
     assert parts_without_counterpart(MODEL) == ["Mean 'colour'", "Constant"]
+    model = dataclasses.replace(MODEL, head=DiffusionConfig(prediction="action"))
+    found = parts_without_counterpart(model)
+    assert found == ["Mean 'colour'", "DiffusionConfig that predicts the action"]

@@ -209,7 +209,7 @@ class MLPResNet(nn.Module):
 
 
 class ScoreNetwork(nn.Module):
-    """Predicts the noise in noisy actions."""
+    """Predicts the noise in noisy actions, or the actions, as `config.prediction` says."""
 
     config: DiffusionConfig
 
@@ -220,7 +220,7 @@ class ScoreNetwork(nn.Module):
         noisy_actions: Float[Array, "*batch c"],
         time: Int[Array, "*batch 1"],
     ) -> Float[Array, "*batch c"]:
-        """Returns the predicted noise.
+        """Returns the prediction.
 
         Args:
           readout: The embedding of each step, from the transformer.
@@ -249,13 +249,13 @@ class DiffusionHead(nn.Module):
         """Pools the readout tokens of each step to one embedding."""
         return self.map_head(readout) if self.config.pooling == "map" else readout.mean(axis=2)
 
-    def predict_noise(
+    def predict(
         self,
         embedding: Float[Array, "*batch d"],
         noisy_actions: Float[Array, "*batch c"],
         time: Int[Array, "*batch 1"],
     ) -> Float[Array, "*batch c"]:
-        """Predicts the noise with the score network; see `ScoreNetwork`."""
+        """Predicts with the score network; see `ScoreNetwork`."""
         return self.diffusion_model(embedding, noisy_actions, time)
 
     def loss(
@@ -265,7 +265,7 @@ class DiffusionHead(nn.Module):
         mask: Bool[Array, "b w h a"],
         noise: TrainingNoise,
     ) -> Float[Array, ""]:
-        """Returns the mean squared error of the predicted noise, times `action_dim`.
+        """Returns the mean squared error of the prediction, times `action_dim`.
 
         Args:
           readout: The readout tokens of each step.
@@ -285,7 +285,8 @@ class DiffusionHead(nn.Module):
         noisy = add_noise(schedule, flat, noise.time, noise.noise)
         # The transformer runs once; only the small score network sees all n samples.
         embedding = jnp.broadcast_to(embedding[None], (*samples, embedding.shape[-1]))
-        error = jnp.square(self.predict_noise(embedding, noisy, noise.time) - noise.noise)
+        target = noise.noise if self.config.prediction == "noise" else flat
+        error = jnp.square(self.predict(embedding, noisy, noise.time) - target)
         counts = jnp.broadcast_to(mask.reshape(1, *flat.shape[1:]), error.shape)
         # Octo sums over the dimensions of an action and means over the rest.
         return masked_mean(error, counts) * self.config.action_dim
@@ -346,12 +347,15 @@ class DiffusionHead(nn.Module):
 
             def predict(score: ScoreNetwork, x: jax.Array) -> jax.Array:
                 # One time for the whole batch, in the shape that training has: (b, w, 1).
-                return score(embedding, x, jnp.full((*x.shape[:-1], 1), time))
+                predicted = score(embedding, x, jnp.full((*x.shape[:-1], 1), time))
+                if config.prediction == "noise":
+                    return predicted
+                return (x - jnp.sqrt(remaining) * predicted) / jnp.sqrt(1 - remaining)
 
+            remaining = jnp.asarray(schedule.alpha_hats)[time]
             if guide is None:
                 eps = predict(score, x)
             else:
-                remaining = jnp.asarray(schedule.alpha_hats)[time]
                 eps = guided_noise(predict, score, x, remaining, guide, config.max_action)
             cleaner = scale * (x - shift * eps) + sigma * z
             if config.unused_dims:

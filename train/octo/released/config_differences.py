@@ -17,7 +17,7 @@ def _settings_named(fields: str) -> re.Pattern[str]:
 
 
 _MEANING = _settings_named(
-    r"repeat_task_tokens|legacy_attention|max_action|diffusion_steps|max_distance|spacing"
+    r"repeat_task_tokens|legacy_attention|max_action|diffusion_steps|prediction|max_distance|spacing"
     r"|(images|lowdims|tokenizers)\.\w+\.observation_key|more_layers|\(.*|.* of fusion .*"
 )
 """Settings that change what weights mean, but no shape. The order of the inputs is none of them:

@@ -21,6 +21,7 @@ from train.octo.octo_config import (
     T5Config,
     TransformerConfig,
 )
+from train.octo.protocols import HeadConfig
 
 Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -418,8 +419,13 @@ def parts_without_counterpart(config: OctoConfig) -> list[str]:
         for part in config.observations
         if type(part) not in _WRITERS
     ]
-    head = type(config.head)
-    return tokenizers + ([] if head in _WRITERS else [head.__name__])
+    return tokenizers + _head_without_counterpart(config.head)
+
+
+def _head_without_counterpart(head: HeadConfig) -> list[str]:
+    if isinstance(head, DiffusionConfig) and head.prediction != "noise":
+        return [f"DiffusionConfig that predicts the {head.prediction}"]
+    return [] if type(head) in _WRITERS else [type(head).__name__]
 
 
 def _text_processor(language_encoder: str, max_length: int) -> Json:

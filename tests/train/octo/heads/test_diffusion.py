@@ -18,6 +18,7 @@ from train.octo.heads.diffusion import (
     reverse_steps,
     unused_levels,
 )
+from train.octo.heads.guidance import Guide
 from train.octo.octo_config import DiffusionConfig
 
 HEAD = DiffusionConfig(hidden_dim=64)
@@ -65,7 +66,7 @@ def test_predicted_noise_is_the_recorded_one_at_every_step(
     denoiser = jax.tree.map(jnp.asarray, recorded["denoiser"])
     readout = jnp.broadcast_to(denoiser["embeddings"][None], (20, 3, 2, 64))
     inputs = (readout, denoiser["noisy_actions"], denoiser["time"])
-    predict = jax.jit(functools.partial(apply_head, method="predict_noise"))
+    predict = jax.jit(functools.partial(apply_head, method="predict"))
     eps = predict(weights, *inputs)
     np.testing.assert_allclose(eps, denoiser["eps"], atol=1e-5, rtol=0)
 
@@ -100,6 +101,36 @@ def test_masked_chunks_do_not_enter_the_loss(weights: dict[str, Any]) -> None:
 
     assert loss(action) == loss(action.at[1].set(3.0))
     assert loss(action) != loss(action.at[0].set(3.0))
+
+
+def test_a_head_that_predicts_actions_learns_them_and_samples_what_it_predicts(
+    weights: dict[str, Any],
+) -> None:
+    config = dataclasses.replace(HEAD, prediction="action")
+    head = DiffusionHead(config)
+    chunk = np.linspace(-2, 2, 28, dtype=np.float32)
+    # Whatever it reads, the network returns this chunk.
+    network = weights["params"]["diffusion_model"]["reverse_network"]
+    last = {"kernel": jnp.zeros_like(network["Dense_1"]["kernel"]), "bias": jnp.asarray(chunk)}
+    inner = weights["params"]["diffusion_model"] | {"reverse_network": network | {"Dense_1": last}}
+    constant = {"params": weights["params"] | {"diffusion_model": inner}}
+    readout, mask = jnp.ones((2, 1, 1, 64)), jnp.ones((2, 1, 4, 7), bool)
+    action = jnp.broadcast_to(jnp.asarray(chunk).reshape(4, 7), (2, 1, 4, 7))
+    noise = draw_training_noise(config, jax.random.key(0), (2, 1))
+    losses = [
+        head.apply(constant, readout, target, mask, noise, method="loss")
+        for target in (action, action + 0.5)
+    ]
+    np.testing.assert_allclose(losses, [0, 0.25 * 7], atol=1e-5)
+    draws = draw_sampling_noise(config, jax.random.key(4), (2, 1))
+    sampled = head.apply(constant, readout, draws, method="sample")
+    np.testing.assert_allclose(sampled, action[:, 0], atol=1e-4)
+    # A guide holds what is planned, and the rest is the prediction.
+    planned = np.zeros((2, 4, 7), np.float32)
+    weight = np.broadcast_to(np.float32([1, 1, 0, 0])[:, None], planned.shape)
+    guided = head.apply(constant, readout, draws, Guide(planned, weight), method="sample_guided")
+    np.testing.assert_allclose(guided[:, :2], 0, atol=1e-6)
+    np.testing.assert_allclose(guided[:, 2:], action[:, 0, 2:], atol=1e-4)
 
 
 def test_draws_have_their_ranges_and_depend_on_the_key_alone() -> None:

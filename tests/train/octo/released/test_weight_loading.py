@@ -101,6 +101,7 @@ PROPRIO = LowdimTokenizerConfig("proprio", "proprio", 8, BinsConfig(16, "uniform
         ("legacy_attention", True, "legacy_attention True", "legacy_attention False"),
         ("head.diffusion_steps", 10, "head.diffusion_steps 10", "head.diffusion_steps 20"),
         ("head.max_action", 1.0, "head.max_action 1.0", "head.max_action 5.0"),
+        ("head.prediction", "action", "head.prediction action", "head.prediction noise"),
         (
             "head",
             DiffusionConfig(7, 4, hidden_dim=64),
