@@ -4,7 +4,7 @@
 again. To add the trials of an evaluation, name the policy, the condition, and the folders that hold
 its `results.json`:
 
-    python -m benchmarks.policy_trials augmented camera=10 runs/a/evaluation/libero_spatial-7500 ...
+    python -m benchmarks.policy_trials augmented camera=10 runs/a/evaluation/libero_spatial-7000-camera10
 
 Without arguments it prints the tables.
 """
@@ -23,14 +23,14 @@ EARLIER = ", earlier expert"
 """Ends the names of policies that were trained on episodes of the expert before decision 48."""
 COMPARED = (
     (f"default{EARLIER}", "default"),
-    ("default", "diffusion"),
+    ("default", "se3"),
     (f"default{EARLIER}", f"augmented{EARLIER}"),
 )
 """Policies whose trials are paired, where both have trials of a condition."""
-AS_TRAINED = "as trained"
+WHOLE, HALF = "whole chunks", "half of each chunk"
+"""The conditions in which nothing was changed, by how much of each chunk is executed."""
 _DELAY = "delay="
-NO_DELAY = f"{_DELAY}0"
-"""The condition that differs from those with a delay in the delay alone."""
+"""Begins the conditions with a delay, in which half of each chunk is executed."""
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     policy: str
     """Variant of `configs/libero_expert.py`, with `EARLIER` behind it where it applies."""
     condition: str
-    """What was changed in the scene or in the execution, or `AS_TRAINED`."""
+    """What was changed in the scene or in the execution; `WHOLE` or `HALF`: nothing."""
     suite: str
     """Suite, such as `libero_spatial`."""
     task: int
@@ -126,21 +126,20 @@ def delay_table(rows: Sequence[Row]) -> list[str]:
         ("policy", "delay", "pairs", "both", "only without", "only with", "neither", "p")
     )
     for policy, condition in _in_order((row.policy, row.condition) for row in rows):
-        if not condition.startswith(_DELAY) or condition == NO_DELAY:
-            continue
-        pairs = _paired(rows, (policy, NO_DELAY), (policy, condition))
-        lines.append(_line((policy, condition.removeprefix(_DELAY), *_cells(pairs))))
+        if condition.startswith(_DELAY):
+            pairs = _paired(rows, (policy, HALF), (policy, condition))
+            lines.append(_line((policy, condition.removeprefix(_DELAY), *_cells(pairs))))
     return lines
 
 
 def tables(rows: Sequence[Row]) -> list[list[str]]:
     """Returns all tables: rates as trained, in changed scenes and with delays, then pairs."""
-    kinds: dict[str, list[Row]] = {AS_TRAINED: [], "changed": [], _DELAY: []}
-    for row in rows:
-        delayed = _DELAY if row.condition.startswith(_DELAY) else "changed"
-        kinds[AS_TRAINED if row.condition == AS_TRAINED else delayed].append(row)
+    plain = [row for row in rows if row.condition in (WHOLE, HALF)]
+    delayed = [row for row in rows if row.condition.startswith(_DELAY)]
+    known = {*plain, *delayed}
+    changed = [row for row in rows if row not in known]
     return [
-        *(rate_table(chosen) for chosen in kinds.values()),
+        *(rate_table(chosen) for chosen in (plain, changed, delayed)),
         *(paired_table(rows, first, second) for first, second in COMPARED),
         delay_table(rows),
     ]

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.policy_trials import (
+    HALF,
+    WHOLE,
     Row,
     delay_table,
     evaluated,
@@ -27,10 +29,10 @@ def _rows(policy: str, condition: str, successes: str) -> list[Row]:
 
 
 def test_each_policy_and_condition_has_its_rate_and_interval() -> None:
-    rows = [*_rows("default", "as trained", "1110"), *_rows("default", "camera=5", "0000")]
-    rows.append(Row("default", "as trained", "t", 0, 0, 1, 80))
+    rows = [*_rows("default", WHOLE, "1110"), *_rows("default", "camera=5", "0000")]
+    rows.append(Row("default", WHOLE, "t", 0, 0, 1, 80))
     assert rate_table(rows)[2:] == [
-        "| default | as trained | 3 of 4 | 1 of 1 | 4 of 5 | 38 to 96 % |",
+        "| default | whole chunks | 3 of 4 | 1 of 1 | 4 of 5 | 38 to 96 % |",
         "| default | camera=5 | 0 of 4 |  | 0 of 4 | 0 to 49 % |",
     ]
 
@@ -42,26 +44,26 @@ def test_policies_are_paired_by_initial_state() -> None:
 
 
 def test_a_delay_is_paired_with_the_same_policy_without_it() -> None:
-    rows = [*_rows("a", "delay=0", "1110"), *_rows("a", "delay=4 naive_async", "1001")]
-    rows += _rows("b", "delay=0", "1111")
+    rows = [*_rows("a", HALF, "1110"), *_rows("a", "delay=4 naive_async", "1001")]
+    rows += _rows("b", HALF, "1111")
     assert delay_table(rows)[2:] == ["| a | 4 naive_async | 4 | 1 | 2 | 1 | 0 | 1 |"]
 
 
 def test_rates_are_grouped_by_what_was_changed() -> None:
     rows = [
-        *_rows("a", "delay=0", "1"),
-        *_rows("a", "as trained", "1"),
+        *_rows("a", "delay=4", "1"),
+        *_rows("a", WHOLE, "1"),
         *_rows("a", "camera=5", "1"),
     ]
     assert [table[2].split(" | ")[1] for table in tables(rows)[:3]] == [
-        "as trained",
+        WHOLE,
         "camera=5",
-        "delay=0",
+        "delay=4",
     ]
 
 
 def test_rows_are_written_and_read(tmp_path: pathlib.Path) -> None:
-    rows = [*_rows("default", "as trained", "10"), *_rows("other", "camera=5 and light", "01")]
+    rows = [*_rows("default", WHOLE, "10"), *_rows("other", "camera=5 and light", "01")]
     write_rows(rows, tmp_path / "trials.csv")
     assert read_rows(tmp_path / "trials.csv") == rows
 
