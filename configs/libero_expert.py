@@ -4,9 +4,9 @@ r"""Trains a small Octo on the scripted expert's episodes of four tasks, on two 
         --tasks 0,2 0,5 --episodes 40 --noise 0.2 --waypoint_noise 0.03 --workers 2
     octograin train --config configs/libero_expert.py
     octograin evaluate runs/libero_expert --suite libero_spatial --tasks 0,2 \
-        --first_trial 40 --trials 10 --workers 2
+        --first_trial 40 --trials 10 --execute_horizon 4 --workers 2
     octograin evaluate runs/libero_expert --suite libero_object --tasks 0,5 \
-        --first_trial 40 --trials 10 --workers 2
+        --first_trial 40 --trials 10 --execute_horizon 4 --workers 2
 
 Variants, after a colon:
 
