@@ -4,7 +4,7 @@
 again. To add the trials of an evaluation, name the policy, the condition, and the folders that hold
 its `results.json`:
 
-    python -m benchmarks.policy_trials augmented camera=10 runs/a/evaluation/libero_spatial-7000-camera10
+    python -m benchmarks.policy_trials se3 camera=10 runs/a/evaluation/libero_spatial-7000-camera10
 
 Without arguments it prints the tables.
 """
