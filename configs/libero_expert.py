@@ -12,7 +12,7 @@ Variants, after a colon:
 
     default      two cameras, the instruction and the robot's state; images are not augmented.
     augmented    the same with crops of the third-person camera and strong changes of colour.
-    diffusion    the same as default with a diffusion head and chunks of 16 actions.
+    diffusion    the same as default with a diffusion head that predicts chunks of 16 actions.
     lerobot_av1  the same as default on images that were frames of AV1 videos of LeRobot:
                  octograin export data/libero_expert data/libero_expert_lerobot --to lerobot
                  octograin convert data/libero_expert_lerobot data/libero_expert_av1

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from converters.sources.image_encoding import QUALITY_NOTE
 from pipeline.errors import DataError
 from pipeline.files import parse_json, read_text
 
@@ -15,7 +16,7 @@ PROVENANCE = "provenance"
 """The field of an export's file that holds the dataset's provenance."""
 
 _OF_A_CONVERSION = frozenset(
-    {"address", "episodes", "format", "fps", "jpeg_quality", "source", "split", "version"}
+    {"address", "episodes", "format", "fps", QUALITY_NOTE, "source", "split", "version"}
 )
 _EDIT = "edit_"
 
