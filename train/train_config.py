@@ -57,8 +57,8 @@ class OptimizerConfig:
     """Number of micro-batches per batch (gradient accumulation): more need less memory, for the
     same result."""
     ema_decay: float | None = None
-    """Decay of the exponential moving average of the parameters, such as 0.999; policies then use
-    the average. None: no average."""
+    """Decay of the exponential moving average of the parameters, such as 0.999, with Adam's bias
+    correction; policies then use the average. None: no average."""
     max_skipped: int = 3
     """How many updates in a row may be skipped because the loss or gradient is not finite; one more
     ends the run."""

@@ -32,7 +32,8 @@ class TrainState:
     opt_state: optax.OptState
     """State of the optimizer, for the trained parameters by path."""
     ema: Parameters
-    """Float32 exponential moving average of the trained parameters, by path; empty if unused."""
+    """Float32 exponential moving average of the trained parameters, by path; the initial ones
+    before the first update, and empty if unused."""
 
 
 def count_parameters(params: Any) -> int:

@@ -1,5 +1,6 @@
 """One training step: resize and augment images, compute loss and gradients, update parameters."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -86,7 +87,7 @@ def make_train_step(
             # Minus: gradient descent.
             updates = jax.tree.map(lambda update: -rate * update, updates)
             after = cast(Parameters, optax.apply_updates(trained, updates))
-            ema = _average(config.optimizer.ema_decay, state.ema, after)
+            ema = _average(config.optimizer.ema_decay, state, after)
         # Before clipping, which happens inside the optimizer.
         grad_norm = optax.tree.norm(gradients)
         # Part of the compiled step, so no state with NaN ever exists.
@@ -166,10 +167,13 @@ def _accumulate(
     return total
 
 
-def _average(decay: float | None, ema: Parameters, after: Parameters) -> Parameters:
+def _average(decay: float | None, state: TrainState, after: Parameters) -> Parameters:
     if decay is None:
-        return ema
-    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, ema, after)
+        return state.ema
+    # Adam's bias correction, (1 - decay) / (1 - decay**(step + 1)): the first update replaces the
+    # initial parameters, which would else keep a weight of decay**step.
+    share = (1 - decay) / -jnp.expm1((state.step + 1) * math.log(decay))
+    return jax.tree.map(lambda mean, new: mean + share * (new - mean), state.ema, after)
 
 
 def augmentation_key(config: TrainConfig) -> jax.Array:

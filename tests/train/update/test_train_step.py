@@ -267,12 +267,15 @@ def test_what_is_not_finite_changes_nothing_but_the_training_step(
 
 
 def test_average_follows_the_trained_parameters(config, three_steps):
-    (state, _), (after, _) = three_steps[2:]
+    (before, _), *_, (after, _) = three_steps
     assert not any("hf_model" in path for path in after.ema)
+    params = [flat(state.params) for state, _ in three_steps[1:]]
     for path, mean in after.ema.items():
-        before, now = np.asarray(state.ema[path]), np.asarray(flat(after.params)[path])
-        assert_equal_but_for_rounding(mean, 0.75 * before + 0.25 * now, terms=4)
-        assert np.abs(mean - before).max() > 0, path
+        # Without the initial parameters, and the weights of a decay of 0.75 add up to one.
+        first, second, third = (np.asarray(one[path]) for one in params)
+        expected = (0.5625 * first + 0.75 * second + third) / 2.3125
+        assert_equal_but_for_rounding(mean, expected, terms=8)
+        assert np.abs(mean - before.ema[path]).max() > 0, path
     averaged = flat(averaged_params(after.params, after.ema, config.frozen))
     assert averaged.keys() == flat(after.params).keys()
     np.testing.assert_array_equal(averaged[path], after.ema[path])
