@@ -48,8 +48,8 @@ from train.train_config import TrainConfig
 
 Level = Literal["ok", "warning", "error"]
 _MARKS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
-_SMALLEST_STD = 1e-3
-"""Smallest std of a normalised dimension: below it, normalisation amplifies noise."""
+_SMALLEST_SCALE = 1e-3
+"""Smallest std, or p99 - p01, that a dimension is divided by: below it, noise is amplified."""
 T = TypeVar("T")
 
 
@@ -263,14 +263,17 @@ def _look_at_chunks(found: _Findings, setup: Setup) -> None:
 
 def _look_at_statistics(found: _Findings, setup: Setup) -> None:
     """Warns about dimensions that hardly vary, and lists the steps behind the statistics."""
+    is_normal = setup.config.data.normalization == "normal"
     for key, of_each in setup.loader.statistics.items():
         normalizer = setup.loader.normalizers[key]
         for dataset, part, mask in zip(
             setup.loader.datasets, of_each, normalizer.mask, strict=True
         ):
-            flat = np.flatnonzero((part.std < _SMALLEST_STD) & mask)
+            # What the values are divided by.
+            name, scale = ("std", part.std) if is_normal else ("p99 - p01", part.p99 - part.p01)
+            flat = np.flatnonzero((scale < _SMALLEST_SCALE) & mask)
             if len(flat):
-                where = ", ".join(f"{key}[{dim}] (std {part.std[dim]:.2g})" for dim in flat)
+                where = ", ".join(f"{key}[{dim}] ({name} {scale[dim]:.2g})" for dim in flat)
                 found.add(
                     "warning",
                     f"statistics of {dataset.path}",

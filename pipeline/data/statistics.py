@@ -21,6 +21,8 @@ _EXACT_BYTES = 8 << 20
 # Sign, 8 bits of exponent, 9 of mantissa: an error of at most 2 ** -10.
 _BIN_BITS = 18
 _MOMENTS = ("mean", "std", "min", "max", "p01", "p99")
+_SMALLEST_RANGE = 1e-3
+"""Smallest distance from the 1st to the 99th percentile, in standard deviations."""
 _KNOT_SHARES = (0.0, 0.01, 0.99, 1.0)
 """Shares of the values that lie below the minimum, the 1st and 99th percentile, and the maximum."""
 
@@ -111,6 +113,22 @@ def constant_dims(statistics: FeatureStatistics, mask: np.ndarray) -> list[int]:
       mask: bool (d): False where a dimension is not normalised.
     """
     return [int(dim) for dim in np.flatnonzero((statistics.std == 0) & mask)]
+
+
+def narrow_dims(statistics: FeatureStatistics, mask: np.ndarray) -> list[int]:
+    """Lists normalised dimensions that vary, but have nearly the same 1st and 99th percentile.
+
+    Hardly 2 % of their values differ from the others; mapping the percentiles to [-1, 1] would
+    make these huge.
+
+    Args:
+      statistics: Statistics of the feature.
+      mask: bool (d): False where a dimension is not normalised.
+    """
+    # float64, or a range of float32's largest values would overflow.
+    span = statistics.p99.astype(np.float64) - statistics.p01
+    narrow = (statistics.std > 0) & (span <= _SMALLEST_RANGE * statistics.std)
+    return [int(dim) for dim in np.flatnonzero(narrow & mask)]
 
 
 def compute(values: np.ndarray) -> FeatureStatistics:

@@ -131,8 +131,9 @@ class Loader:
         )
         check_datasets(self._window_reader)
         for key, normalizer in self.normalizers.items():
-            masks = list(normalizer.mask)
-            check_varying(self.datasets, key, self.statistics[key], masks, self._transformed)
+            used, masks = self.statistics[key], list(normalizer.mask)
+            kind = config.normalization
+            check_varying(self.datasets, key, used, masks, self._transformed, kind)
         # A dict keeps the first occurrence: the same text in two datasets is one row of the table.
         texts = tuple(dict.fromkeys(t for d in datasets for t in d.manifest.tasks))
         self.tasks: TaskTable = tokenize(texts, encode or _no_ids, config.max_text_length)

@@ -7,7 +7,13 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION
-from pipeline.data.statistics import FeatureStatistics, constant_dims, merge, unusable_dims
+from pipeline.data.statistics import (
+    FeatureStatistics,
+    constant_dims,
+    merge,
+    narrow_dims,
+    unusable_dims,
+)
 from pipeline.errors import DataError
 from pipeline.loading.batch import BatchSpec, LeafSpec
 from pipeline.loading.data_config import DataConfig, Normalization
@@ -141,8 +147,9 @@ def check_varying(
     used: Sequence[FeatureStatistics],
     masks: Sequence[np.ndarray],
     computed: Sequence[Mapping[str, FeatureStatistics]],
+    kind: Normalization,
 ) -> None:
-    """Checks that every normalised dimension varies.
+    """Checks that every normalised dimension varies, and where percentiles scale it, between them.
 
     Args:
       datasets: The datasets of the mixture.
@@ -150,13 +157,16 @@ def check_varying(
       used: The statistics that each dataset's samples are normalised by.
       masks: bool (d) of each dataset: False where a dimension is not normalised.
       computed: Statistics of each dataset of what the transforms change, by key.
+      kind: How the feature is normalised.
 
     Raises:
-      DataError: Some dimensions never vary; all of them are listed.
+      DataError: Some dimensions never vary, or too rarely; all of them are listed.
     """
+    pairs = zip(datasets, computed, strict=True)
+    origins = [_origin(dataset, key, own) for dataset, own in pairs]
     problems = [
-        f"{_origin(dataset, key, own)}, {key}[{dim}]: 0"
-        for dataset, statistics, mask, own in zip(datasets, used, masks, computed, strict=True)
+        f"{origin}, {key}[{dim}]: 0"
+        for origin, statistics, mask in zip(origins, used, masks, strict=True)
         for dim in constant_dims(statistics, mask)
     ]
     if problems:
@@ -172,6 +182,20 @@ def check_varying(
                 else "Do not normalise the observation: list only the others in data.normalized; "
                 "or remove it from data.observations."
             ),
+        )
+    problems = [
+        f"{origin}, {key}[{dim}]: p01 {one.p01[dim]:g}, p99 {one.p99[dim]:g}, std {one.std[dim]:g}"
+        for origin, one, mask in zip(origins, used, masks, strict=True)
+        for dim in narrow_dims(one, mask)
+    ]
+    if problems and kind != "normal":
+        raise DataError(
+            where="statistics that samples are normalised by",
+            expected=f"p01 below p99 in every dimension, which normalization={kind!r} maps to -1 "
+            "and 1",
+            found="; ".join(problems),
+            remedy='Set normalization="normal": the few values beyond them would become huge or be '
+            "clipped.",
         )
 
 

@@ -242,15 +242,22 @@ def test_statistics_of_another_dataset_are_an_error(tiny_config, mini_dataset, t
     assert "found those of 53000" in error
 
 
-def test_a_dimension_that_hardly_varies_is_a_warning(tiny_config, mini_dataset, tmp_path, reseal):
+@pytest.mark.parametrize(
+    ("kind", "found"), [("normal", "std 1e-05"), ("quantile", "p99 - p01 0.0005")]
+)
+def test_a_dimension_that_hardly_varies_is_a_warning(
+    tiny_config, mini_dataset, tmp_path, reseal, kind, found
+):
     other = copied(mini_dataset, tmp_path)
     statistics = json.loads((other / "statistics.json").read_text())
     statistics["action"]["std"][2] = 1e-5
+    statistics["action"]["p01"][2], statistics["action"]["p99"][2] = 0.0, 5e-4
     (other / "statistics.json").write_text(json.dumps(statistics))
     reseal(other)
     part = dataclasses.replace(tiny_config.data.datasets[0], path=str(other))
-    config = with_data(tiny_config, datasets=(part,), validation_fraction=0.3)
-    assert any("action[2] (std 1e-05) hardly varies" in text for text in texts(config, "warning"))
+    settings = {"normalization": kind, "validation_fraction": 0.3}
+    config = with_data(tiny_config, datasets=(part,), **settings)
+    assert any(f"action[2] ({found}) hardly varies" in text for text in texts(config, "warning"))
 
 
 @pytest.mark.parametrize(

@@ -452,6 +452,29 @@ def test_every_dimension_that_never_varies_is_reported_with_its_dataset(
     make_loader(*twice, parts=({}, {"missing": ("proprio",)}))
 
 
+@pytest.mark.parametrize("kind", ["bounds", "quantile"])
+def test_a_dimension_without_a_range_of_percentiles_is_refused(
+    make_loader: Callable, twice: tuple[pathlib.Path, pathlib.Path], edit_json: Callable, kind: str
+) -> None:
+    # Such as a base that moves in half a percent of the steps.
+    def narrow(statistics: dict) -> None:
+        rare = {"std": 0.5, "p01": 0.0, "p99": 0.0}
+        for dim, changed in ((1, rare), (3, rare | {"p99": 4e-4}), (4, rare | {"p99": 6e-4})):
+            for moment, value in changed.items():
+                statistics["action"][moment][dim] = value
+
+    edit_json(twice[1] / "statistics.json", narrow)
+    place = f"{twice[1]}/statistics.json"
+    message = (
+        rf"p01 below p99 in every dimension, .*={kind!r} .* found "
+        rf"{place}, action\[1\]: p01 0, p99 0, std 0\.5; "
+        rf"{place}, action\[3\]: p01 0, p99 0\.0004, std 0\.5\. Set normalization=\"normal\""
+    )
+    with pytest.raises(DataError, match=message):
+        make_loader(*twice, normalization=kind)
+    make_loader(*twice)
+
+
 def test_action_must_be_a_trajectory(
     make_loader: Callable, copied: pathlib.Path, edit_schema: Callable
 ) -> None:
