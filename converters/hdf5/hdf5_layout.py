@@ -130,10 +130,9 @@ def read_layout(path: pathlib.Path) -> FileLayout:
         demos = _demos(path, file)
         arrays: dict[str, ArrayType] = {}
         for demo in demos:
-            # Names alone: they are in every demo, and visiting them costs microseconds.
-            for name in _names(file[demo.group]):
+            for name, array in _arrays(path, file[demo.group]):
                 if name not in arrays:
-                    arrays[name] = array_type(file[demo.group][name])
+                    arrays[name] = array_type(array)
         data = file.get(_DATA, file)
         return FileLayout(
             path=path,
@@ -156,8 +155,7 @@ def _demos(path: pathlib.Path, file: Any) -> tuple[Demo, ...]:
             found=f"{', '.join(file)} at the root" if len(file) else "an empty file",
             remedy="Write the demonstrations as robomimic does: data/demo_0, data/demo_1, ...",
         )
-    # h5py lists demo_10 before demo_2.
-    numbers = sorted(int(match[1]) for name in data if (match := _DEMO.match(str(name))))
+    numbers = {name: int(match[1]) for name in data if (match := _DEMO.match(name))}
     if not numbers:
         raise DataError(
             where=f"{path}, {_DATA}",
@@ -165,14 +163,40 @@ def _demos(path: pathlib.Path, file: Any) -> tuple[Demo, ...]:
             found=f"{', '.join(data)}" if len(data) else "an empty group",
             remedy="Leave the file out of the folder, or write demonstrations to it.",
         )
-    return tuple(Demo(path, f"{_DATA}/demo_{number}") for number in numbers)
+    others = [name for name in data if name not in numbers and not _is_array(data.get(name))]
+    if others:
+        raise DataError(
+            where=f"{path}, {_DATA}",
+            expected="groups demo_0, demo_1, ... alone: each is an episode",
+            found=f"{', '.join(others)} beside {len(numbers)} of them",
+            remedy="Rename these groups if they are demonstrations, or remove them from the file.",
+        )
+    # h5py lists demo_10 before demo_2.
+    return tuple(Demo(path, f"{_DATA}/{name}") for name in sorted(numbers, key=numbers.__getitem__))
 
 
-def _names(group: Any) -> list[str]:
-    """The paths of the arrays below a group."""
-    names: list[str] = []
-    group.visititems(lambda name, item: names.append(name) if _is_array(item) else None)
-    return names
+def _arrays(
+    path: pathlib.Path, group: Any, above: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yields the arrays below a group by their paths in it, those behind links as well.
+
+    Raises:
+      DataError: A link without its target, or to a group that it lies in.
+    """
+    above = (*above, group)
+    for name in group:
+        item = group.get(name)
+        if _is_array(item):
+            yield name, item
+        elif isinstance(item, h5py.Group) and item not in above:
+            yield from ((f"{name}/{below}", array) for below, array in _arrays(path, item, above))
+        elif not isinstance(item, h5py.Datatype):
+            raise DataError(
+                where=f"{path}, {group.name}/{name}",
+                expected="a link to an array, or to a group that it is not part of",
+                found="a group that it lies in" if item else "a link whose target is missing",
+                remedy="Remove the link, or bring the file that it names.",
+            )
 
 
 def _is_array(item: Any) -> bool:

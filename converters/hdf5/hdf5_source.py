@@ -149,8 +149,8 @@ def open_hdf5(
     """
     check_quality(image_quality, str(path))
     root = pathlib.Path(path)
-    globbed = [sorted(root.glob(glob)) for glob in HDF5.globs]
-    files = next((found for found in globbed if found), []) if root.is_dir() else [root]
+    found = {file for glob in HDF5.globs for file in root.glob(glob)}
+    files = sorted(found) if root.is_dir() else [root]
     layouts = [read_layout(file) for file in files]
     formats = {_format(layout): layout for layout in layouts}
     if len(formats) > 1:
@@ -344,7 +344,8 @@ def _num_steps(arrays: Episode, group: Any, demo: Demo) -> int:
             where=demo.where,
             expected="the same number of steps for every array, and for num_samples",
             found=shown,
-            remedy="Fix the demo at the source, or leave such demos out: --bad_episodes skip.",
+            remedy="Ignore the keys that have no value per step in the mapping, fix the demo at the "
+            "source, or leave such demos out: --bad_episodes skip.",
         )
     if 0 in lengths.values():
         raise SchemaError(

@@ -115,6 +115,69 @@ def test_the_files_of_a_folder_are_one_source(tmp_path: pathlib.Path) -> None:
     assert selected.selection == "1:54 of 55"
 
 
+def test_files_of_both_endings_and_levels_are_one_source(tmp_path: pathlib.Path) -> None:
+    for number, name in enumerate(("a.hdf5", "b.h5", "sub/c.hdf5", "sub/d.h5")):
+        write(tmp_path / name, {0: libero_demo(number, 2), 1: libero_demo(number, 2)})
+    shards = [(shard.name, shard.num_episodes) for shard in opened(tmp_path).shards]
+    assert shards == [("a.hdf5", 2), ("b.h5", 2), ("sub/c.hdf5", 2), ("sub/d.h5", 2)]
+
+
+def test_arrays_behind_links_are_read(tmp_path: pathlib.Path) -> None:
+    elsewhere = write(tmp_path / "other" / BOWL, {0: libero_demo(7, 3)})
+    path = write(tmp_path / STOVE, {0: libero_demo(0, 3)})
+    with h5py.File(path, "a") as file:
+        obs = file["data/demo_0/obs"]
+        obs["soft"] = h5py.SoftLink("/data/demo_0/obs/ee_states")
+        obs["hard"] = obs["ee_states"]
+        file["data/demo_0/beside"] = h5py.ExternalLink(elsewhere, "/data/demo_0/obs")
+    source = opened(path)
+    ((_, episode),) = read_episodes(source, source.shards[0])
+    states = libero_demo(0, 3)["obs/ee_states"]
+    for name in ("ee_states", "soft", "hard"):
+        np.testing.assert_array_equal(episode[f"steps/obs/{name}"], states)
+    others = libero_demo(7, 3)["obs/ee_states"]
+    np.testing.assert_array_equal(episode["steps/beside/ee_states"], others)
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("/data/demo_0/nowhere", "a link whose target is missing"),
+        ("/data/demo_0", "a group that it lies in"),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_refused(
+    tmp_path: pathlib.Path, target: str, found: str
+) -> None:
+    path = write(tmp_path / STOVE, {0: libero_demo(0, 3)})
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/obs/link"] = h5py.SoftLink(target)
+    with pytest.raises(UserError, match=f"/data/demo_0/obs/link: expected a link .* found {found}"):
+        open_source(str(path))
+
+
+def test_demos_keep_their_names(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / STOVE, {0: libero_demo(0, 2), 1: libero_demo(1, 3)})
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_0", "data/demo_010")
+        file.move("data/demo_1", "data/demo_002")
+    source = opened(path)
+    episodes = list(read_episodes(source, source.shards[0]))
+    ids = [f"{STOVE}/demo_002".encode(), f"{STOVE}/demo_010".encode()]
+    assert [episode["episode_id"] for _, episode in episodes] == [[name] for name in ids]
+    assert [len(episode["steps/actions"]) for _, episode in episodes] == [3, 2]
+
+
+def test_groups_beside_the_demos_are_refused(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / STOVE, {0: libero_demo(0, 2)})
+    with h5py.File(path, "a") as file:
+        file.create_group("data/demo_extra_1")
+        file.create_group("data/episode_2")
+    message = "demo_1, ... alone: .* found demo_extra_1, episode_2 beside 1 of them"
+    with pytest.raises(UserError, match=message):
+        open_source(str(path))
+
+
 def test_the_two_forms_of_libero_are_told_apart(tmp_path: pathlib.Path) -> None:
     released = write(tmp_path / "a" / BOWL, {0: libero_demo(0, 2)}, LIBERO_ATTRIBUTES)
     assert opened(released).format == "LIBERO HDF5 as released"
@@ -243,6 +306,15 @@ def test_another_number_of_samples_than_declared_is_refused(tmp_path: pathlib.Pa
     (episode,) = source.episodes(source.shards[0])
     assert "found 3 of actions" in str(episode.values)
     assert "99 of num_samples" in str(episode.values)
+
+
+def test_an_array_without_a_row_per_step_can_be_ignored(tmp_path: pathlib.Path) -> None:
+    demo = {**libero_demo(0, 5), "obs/intrinsics": np.eye(3)}
+    source = opened(write(tmp_path / STOVE, {0: demo}))
+    (episode,) = source.episodes(source.shards[0], {"steps/actions", "steps/obs/intrinsics"})
+    assert "found 5 of actions; 3 of obs/intrinsics. Ignore the keys" in str(episode.values)
+    (episode,) = source.episodes(source.shards[0], {"steps/actions"})
+    assert isinstance(episode.values, dict)
 
 
 def cut(path: pathlib.Path) -> None:
