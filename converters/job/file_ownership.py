@@ -65,16 +65,12 @@ def owned(directory: epath.Path) -> Owned:
     A manifest that cannot be opened still names its files, as long as it is JSON.
     """
     work = directory / WORK
-    # Listed even where they are missing: their names are reserved in a dataset.
-    files = {
-        FILE_NAME,
-        STATISTICS_NAME,
-        TRANSFORMED_NAME,
-        NOTE_NAME,
-        WORK,
-        *listed(_read(directory / FILE_NAME)),
-    }
-    files |= set(_gone(directory))
+    files = {WORK, *_gone(directory)}
+    # Elsewhere a file of such a name, say statistics.json, is somebody else's.
+    if children(work) or _is_manifest(directory / FILE_NAME):
+        # Listed even where they are missing: their names are reserved in a dataset.
+        files |= {FILE_NAME, STATISTICS_NAME, TRANSFORMED_NAME, NOTE_NAME}
+        files |= set(listed(_read(directory / FILE_NAME)))
     # Files that a conversion would write, whether it got that far or not.
     files |= set(_planned(_read(work / PLAN)))
     jobs = set()
@@ -216,6 +212,12 @@ def _gone(directory: epath.Path) -> list[str]:
     # Those without a folder may be noted by `_clear`.
     files = noted if isinstance(noted, list) else []
     return [f for f in files if isinstance(f, str) and (_is_own(f) or is_inside(f))]
+
+
+def _is_manifest(path: epath.Path) -> bool:
+    """Whether a file is the manifest of a dataset, be it one that is truncated or damaged."""
+    content = path.read_bytes() if path.exists() and not path.is_dir() else b""
+    return all(field in content for field in (b'"format_version"', b'"schema"'))
 
 
 def _is_own(file: str) -> bool:

@@ -336,6 +336,10 @@ def test_overwrite_replaces_every_file(toy: Any, out: Path, tmp_path: Path) -> N
     "file",
     [
         "notes.txt",
+        "dataset.json",
+        "statistics.json",
+        "transformed_statistics.json",
+        "hub.json",
         "steps/notes.txt",
         "model.arrayrecord",
         "other_dataset/dataset.json",
