@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.data.manifest import Manifest
+from pipeline.files import UNPARSABLE
 from pipeline.terminal import ranges
 
 INSTRUCTION = "instruction"
 """The field of an `Edit` of a text wherever it occurs."""
-_JSON = r'("(?:[^"\\]|\\.)*"|-?[\d.]+(?:e-?\d+)?|null|\[.*?\])'
-_NOTE = re.compile(rf"(\d{{4}}-\d\d-\d\d) (\S+): {_JSON} -> {_JSON}")
+_DAY_AND_FIELD = re.compile(r"(\d{4}-\d\d-\d\d) (\S+): ")
+_ARROW = " -> "
 _OF_EPISODES = re.compile(rf"{INSTRUCTION}\[([\d,-]+)\]")
 
 
@@ -35,7 +36,8 @@ class Edit:
 
     def __str__(self) -> str:
         """Such as `2026-11-29 conventions.gripper_open: 1.0 -> 0.0`; the inverse of `edits`."""
-        return f"{self.day} {self.field}: {json.dumps(self.before)} -> {json.dumps(self.after)}"
+        values = f"{json.dumps(self.before)}{_ARROW}{json.dumps(self.after)}"
+        return f"{self.day} {self.field}: {values}"
 
 
 def edits(manifest: Manifest) -> Iterator[Edit]:
@@ -44,10 +46,25 @@ def edits(manifest: Manifest) -> Iterator[Edit]:
     # Numbered from 1 without a gap.
     while (text := manifest.provenance.get(f"edit_{number}")) is not None:
         # A note that somebody wrote by hand is left alone.
-        match = _NOTE.fullmatch(text)
-        if match:
-            yield Edit(match[1], match[2], json.loads(match[3]), json.loads(match[4]))
+        if (edit := _edit(text)) is not None:
+            yield edit
         number += 1
+
+
+def _edit(note: str) -> Edit | None:
+    """Returns the edit that `Edit.__str__` wrote; None for any other text."""
+    head = _DAY_AND_FIELD.match(note)
+    if head is None:
+        return None
+    decode = json.JSONDecoder().raw_decode
+    try:
+        before, end = decode(note, head.end())
+        if not note.startswith(_ARROW, end):
+            return None
+        after, end = decode(note, end + len(_ARROW))
+    except UNPARSABLE:
+        return None
+    return Edit(head[1], head[2], before, after) if end == len(note) else None
 
 
 def noted(manifest: Manifest, made: Sequence[Edit]) -> Manifest:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from etils import epath
 
-from converters.edit_notes import Edit, edits
+from converters.edit_notes import Edit, edits, noted
 from converters.job.column_job import ColumnJob
 from converters.job.columns import claimed
 from converters.job.convert import convert
@@ -72,6 +72,15 @@ def test_a_correction_is_sealed_and_noted(out: pathlib.Path, run: Run) -> None:
     assert run(out, "--set", "conventions.gripper_dim=null")[0] == 0
     last = list(edits(load_manifest(epath.Path(out))))[-1]
     assert dataclasses.replace(last, day="") == Edit("", "conventions.gripper_dim", 1, None)
+
+
+@pytest.mark.parametrize("value", [True, None, -2.5, 1e20, 'say "a -> b"', [{"dim": 1}], {"a": [0]}])
+def test_any_value_of_an_edit_is_read_back(out: pathlib.Path, value: Any) -> None:
+    made = [Edit("2026-11-29", "conventions.x", value, 0), Edit("2026-11-30", "y[3,7-9]", 0, value)]
+    manifest = noted(load_manifest(epath.Path(out)), made)
+    assert list(edits(manifest)) == made
+    by_hand = {f"edit_{n}": f"{edit}, so" for n, edit in enumerate(made, 1)}
+    assert list(edits(dataclasses.replace(manifest, provenance=by_hand))) == []
 
 
 def test_a_gripper_becomes_one_that_takes_any_width(out: pathlib.Path, run: Run) -> None:
@@ -194,6 +203,7 @@ def test_conventions_are_compared_with_the_mapping_as_edited(
     )
     assert "conventions.grippers: expected [{'dim': 1, 'open': 0.08" in printed
     run(out, "--set", "conventions.gripper_dim=0", "--instruction", "lift the cup", "lift it")
+    run(out, "--set", "conventions.target_poses=true")
     assert findings(GRIPPER) == ""
     manifest = json.loads((out / "dataset.json").read_text())
     manifest["conventions"]["gripper_dim"], manifest["tasks"] = 1, ["drop it"]
