@@ -27,6 +27,7 @@ from converters.job.file_ownership import (
     owned,
     remove_folder,
 )
+from converters.sources.image_encoding import QUALITY_NOTE
 from pipeline.data.manifest import FILE_NAME, WORK, load_manifest
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -52,6 +53,9 @@ _WORDS = {
     "schema_hash": "other types",
     "mapping": "another mapping",
     "check_images": "another --check_images",
+    QUALITY_NOTE: "another --image_quality",
+    "computation": "other computations in the mapping",
+    "step_ranges": "other step ranges",
 }
 """Descriptions of the fields of a plan."""
 
@@ -169,11 +173,13 @@ def _computed(destination: epath.Path) -> list[str]:
 def _difference(noted: str, plan: str) -> str:
     """What the plan that was noted does not share with this one, such as `another mapping`."""
     try:
-        theirs = json.loads(noted)
-    except UNPARSABLE:
+        theirs = dict(json.loads(noted))
+    except (*UNPARSABLE, TypeError):
+        # Valid JSON that is no object makes no dictionary.
         return "a plan that is corrupt"
     ours = json.loads(plan)
-    return " and ".join(words for key, words in _WORDS.items() if ours.get(key) != theirs.get(key))
+    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    return " and ".join(_WORDS.get(key, key) for key in different)
 
 
 def _clear(destination: epath.Path) -> None:

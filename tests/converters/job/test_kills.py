@@ -359,6 +359,17 @@ def test_an_unfinished_conversion_of_another_plan_is_not_continued(
     message = "an unfinished conversion with other shards or episodes of it.*start over with"
     with pytest.raises(UserError, match=message):
         convert(other, unfinished, toy.mapping)
+    plan = unfinished / ".conversion" / "plan.json"
+    noted = json.loads(plan.read_text())
+    for changed, difference in (
+        ({**noted, "jpeg_quality": "80"}, "another --image_quality"),
+        ({**noted, "step_ranges": "1f"}, "other step ranges"),
+        ({**noted, "computation": {}}, "other computations in the mapping"),
+        ([1], "a plan that is corrupt"),
+    ):
+        plan.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"an unfinished conversion with {difference}"):
+            convert(open_source(str(tmp_path / "toy")), unfinished, toy.mapping)
     convert(other, unfinished, toy.mapping, overwrite=True)
     convert(other, tmp_path / "fresh", toy.mapping)
     assert contents(unfinished) == contents(tmp_path / "fresh")
