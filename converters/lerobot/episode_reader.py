@@ -178,9 +178,10 @@ def _as_png(image: Blob, where: str) -> Blob:
 
 
 def _step_times(table: pa.Table, place: EpisodePlace, fps: float, where: str) -> np.ndarray:
-    """The timestamps of an episode's steps, float64 (t), once its rows are known to be its own.
+    """The times of an episode's steps in s, float64 (t), once its rows are known to be its own.
 
-    They are on the grid of the frame rate, which may begin at any time.
+    They are on the grid of the frame rate, which may begin at any time: more exact than the stored
+    timestamps, whose gaps in float32 are greater than the tolerance from 2,048 s on.
     """
     for name, expected in (
         (EPISODE_INDEX, np.full(place.length, place.index)),
@@ -198,7 +199,6 @@ def _step_times(table: pa.Table, place: EpisodePlace, fps: float, where: str) ->
     stored = table.column(TIMESTAMP).to_numpy()
     times = stored.astype(np.float64)
     grid = times[:1] + np.arange(place.length) / fps
-    # Float32 has gaps of more than the tolerance from 2,048 s on.
     off = np.flatnonzero(~(np.abs(times - grid) <= TOLERANCE_S + np.spacing(np.abs(stored))))
     if off.size:
         raise DataError(
@@ -207,7 +207,7 @@ def _step_times(table: pa.Table, place: EpisodePlace, fps: float, where: str) ->
             found=f"{times[off[0]]:.4f} s, and {off.size - 1} more such steps",
             remedy="Correct fps in meta/info.json, or resample the episode to it.",
         )
-    return times
+    return grid
 
 
 def _texts(column: pa.ChunkedArray, texts: Mapping[int, str], where: str) -> list[Blob]:

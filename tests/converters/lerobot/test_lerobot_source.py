@@ -21,6 +21,7 @@ from converters.sources.open_source import open_source
 from pipeline.errors import UserError
 from tests.converters.lerobot.lerobot_sets import (
     CAMERA,
+    FPS,
     LENGTHS,
     SIZE,
     WrittenSet,
@@ -69,6 +70,20 @@ def test_a_set_of_every_version_is_read(tmp_path: pathlib.Path, version: str) ->
     check_all(written, episodes)
     found = mean_colours([image for values in episodes for image in values[IMAGE]])
     assert np.abs(found - written.colours).max() < 4  # a neighbouring frame differs by 12
+
+
+def test_frames_are_found_where_float32_is_too_coarse_for_their_times(
+    tmp_path: pathlib.Path,
+) -> None:
+    written = write_set(tmp_path, lengths=(5,))
+    # More than an hour into a recording: some timestamps are 0.0002 s off the grid of 10 fps.
+    written.change_columns(timestamp=pa.array((4200 + np.arange(5) / FPS).astype(np.float32)))
+    path = tmp_path / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    (row,) = pq.read_table(path).to_pylist()
+    row |= {f"videos/{CAMERA}/from_timestamp": -4200.0, f"videos/{CAMERA}/to_timestamp": -4199.5}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    (values,) = read(open_lerobot(tmp_path))
+    assert np.abs(mean_colours(values[IMAGE]) - written.colours).max() < 4
 
 
 @pytest.mark.parametrize("version", ["2.1", "3.0"])
