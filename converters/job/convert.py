@@ -276,7 +276,8 @@ def _check_tasks(
 ) -> None:
     """Refuses a task that the no-op filter left without a step."""
     # A task whose steps were all no-ops would be in the vocabulary and never in a batch.
-    emptied = [index for index in range(len(texts)) if index not in set(used)]
+    kept = set(used)
+    emptied = [index for index in range(len(texts)) if index not in kept]
     if emptied:
         threshold = job.mapping.conventions.no_op_threshold
         raise DataError(
