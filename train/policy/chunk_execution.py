@@ -1,6 +1,7 @@
 """Decides which actions of the predicted chunks are executed, in one environment."""
 
 import collections
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -93,10 +94,10 @@ def make_execution(
       UserError: Both are given, or a value is out of range.
     """
     if ensemble is not None:
-        if execute_horizon is not None or ensemble < 0:
+        if execute_horizon is not None or not 0 <= ensemble < math.inf:
             raise UserError(
                 where="execution",
-                expected="a decay of at least 0, and no execute_horizon as well",
+                expected="a finite decay of at least 0, and no execute_horizon as well",
                 found=f"ensemble {ensemble}, execute_horizon {execute_horizon}",
                 remedy="Use one of the two.",
             )

@@ -42,6 +42,6 @@ def test_an_execution_is_made_of_flags():
     for horizon in (0, 9):
         with pytest.raises(UserError, match=rf"expected 1 to 8, .*; found {horizon}"):
             make_execution(8, execute_horizon=horizon)
-    for flags in ({"ensemble": -0.1}, {"ensemble": 0.1, "execute_horizon": 2}):
-        with pytest.raises(UserError, match="expected a decay of at least 0, and no execute"):
-            make_execution(8, **flags)
+    for ensemble, horizon in ((-0.1, None), (np.nan, None), (np.inf, None), (0.1, 2)):
+        with pytest.raises(UserError, match="expected a finite decay of at least 0, and no exec"):
+            make_execution(8, horizon, ensemble)
