@@ -85,7 +85,8 @@ class Loader:
                 batch["observation"]["proprio"]        # float32 (b w d), normalised
 
     Each `for` begins with the first batch; `batches` begins anywhere. The threads that read ahead
-    stop when the block or the program ends. `print(loader)` shows the chain of transforms.
+    stop when the `for`, the block or the program ends. `print(loader)` shows the chain of
+    transforms.
 
     Args:
       config: What is read, and how.
@@ -122,8 +123,9 @@ class Loader:
         self._seed: int | None = config.seed
         self._changes: tuple[MixtureChange, ...] = ()
         self._own: tuple[OwnTransform, ...] = ()
-        # Streams of `for` loops, to be closed with the loader: their threads would outlive it.
-        self._streams: list[Generator[LoadedBatch]] = []
+        # Streams of running `for` loops, to be closed with the loader: their threads would outlive
+        # it.
+        self._streams: set[Generator[LoadedBatch]] = set()
         self._has_ids = encode is not None
         self._selections = select_all(self.datasets, config)
         self._window_reader = WindowReader(
@@ -150,21 +152,26 @@ class Loader:
 
     def close(self) -> None:
         """Stops the threads that read ahead, and ends every `for` over the loader."""
-        for stream in self._streams:
-            stream.close()
-        self._streams.clear()
+        while self._streams:
+            self._streams.pop().close()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the arrays of each batch, nested, without end, from the first batch.
+
+        The threads that read ahead stop when the `for` ends, also by `break` or an exception.
 
         Raises:
           RecordError: A corrupt record or image, after the last batch that does not need it.
           DataError: A corrupt shard.
         """
         stream = self.batches()
-        self._streams.append(stream)
-        for batch in stream:
-            yield batch.arrays
+        self._streams.add(stream)
+        try:
+            for batch in stream:
+                yield batch.arrays
+        finally:
+            stream.close()
+            self._streams.discard(stream)
 
     def map(self, transform: Callable[[dict[str, Any]], dict[str, Any]]) -> "Loader":
         """Returns this loader with one more transform at the end of its chain.
@@ -188,13 +195,13 @@ class Loader:
             )
         # A shallow copy shares the readers and the pool; only the list of streams is its own.
         mapped = copy.copy(self)
-        mapped.__dict__.update(_own=(*self._own, OwnTransform(transform)), _streams=[])
+        mapped.__dict__.update(_own=(*self._own, OwnTransform(transform)), _streams=set())
         return mapped
 
     def without_random(self) -> "Loader":
         """Returns this loader without its random transforms, as for validation."""
         quiet = copy.copy(self)
-        quiet.__dict__.update(_seed=None, _streams=[])
+        quiet.__dict__.update(_seed=None, _streams=set())
         return quiet
 
     def over_whole_episodes(self) -> "Loader":
@@ -205,7 +212,7 @@ class Loader:
         whole = copy.copy(self)
         selections = tuple(selection.over_whole_episodes() for selection in self._selections)
         reader = dataclasses.replace(self._window_reader, selections=selections)
-        whole.__dict__.update(_window_reader=reader, _streams=[])
+        whole.__dict__.update(_window_reader=reader, _streams=set())
         return whole
 
     def __str__(self) -> str:

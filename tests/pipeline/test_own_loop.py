@@ -1,9 +1,11 @@
 """The loader in a training loop of one's own."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,23 @@ def test_every_loop_has_the_batches_of_the_order_from_the_first(loader: Loader) 
             for stream in (first, again):
                 np.testing.assert_array_equal(next(stream)["action"], batch["action"])
         expected.close()
+
+
+@pytest.mark.parametrize("ends_by_error", [False, True])
+def test_a_loop_that_ends_leaves_no_thread(loader: Loader, *, ends_by_error: bool) -> None:
+    def reading() -> set[threading.Thread]:
+        return {one for one in threading.enumerate() if one.name.startswith("read-samples")}
+
+    before = reading()
+    for _ in range(3):
+        with contextlib.suppress(ZeroDivisionError):
+            for batch in loader:
+                assert len(reading() - before) == 2
+                if ends_by_error:
+                    batch["action"].size / 0
+                break
+        assert reading() <= before
+    loader.close()
 
 
 def test_a_closed_loader_ends_its_loops(loader: Loader) -> None:
