@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 from converters.export.export_folder import export_folder, in_use, replacing
+from converters.export.lerobot.return_mapping import failed_lines
 from converters.export.rlds_restoration import Formats, declared_features, read_episode
 from converters.job import job_progress
 from converters.rlds.example_writing import serialize_episode
@@ -28,7 +29,7 @@ from pipeline.errors import user_errors_exit
 from pipeline.files import dump_json, sync
 from pipeline.flag_help import joined_help
 from pipeline.memory import keep_freed_memory
-from pipeline.terminal import program, show
+from pipeline.terminal import count, program, show
 
 _MB = 1e6
 _DEFAULT_VERSION = "1.0.0"
@@ -212,4 +213,21 @@ def _summary(dataset: Dataset, version: pathlib.Path, seconds: float) -> str:
         f"RLDS: {version}\n"
         f'with TensorFlow: tfds.builder_from_directory("{version}").as_dataset(split="{split}")\n'
         "without it: see Back to RLDS in docs/your_data.md\n"
+        + "".join(f"{line}\n" for line in _not_exported(dataset.manifest))
     )
+
+
+def _not_exported(manifest: Manifest) -> list[str]:
+    """A line for each thing that RLDS has no place for, with the way to have it again."""
+    lines = []
+    if not manifest.task_source and (texts := [text for text in manifest.tasks if text]):
+        lines.append(
+            f"not exported: {count(len(texts), 'instruction')}, for which the source has no key; "
+            "--instruction gives one to all episodes, and --to lerobot keeps them"
+        )
+    if tokens := [feature.key for _, feature in manifest.schema.features() if not feature.origins]:
+        lines.append(f"not exported: {', '.join(tokens)}; `octograin tokens` computes tokens again")
+    return lines + [
+        f"not exported: which episodes failed; once it is converted: {command}"
+        for command in failed_lines(manifest)
+    ]

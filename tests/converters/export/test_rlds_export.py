@@ -20,6 +20,7 @@ from etils import epath
 from flax import traverse_util
 from PIL import Image
 
+from converters.edit import Args, edit
 from converters.export import rlds_export as command
 from converters.export.rlds_export import export_rlds
 from converters.job.convert import convert
@@ -462,3 +463,19 @@ def test_the_command_tells_how_to_load_what_it_wrote(
     with pytest.raises(SystemExit, match="2"):
         command.main()
     assert re.fullmatch(r"error: .*found one that exists.*\n", capsys.readouterr().err)
+
+
+def test_the_command_lists_what_rlds_has_no_place_for(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mapping = toy.mapping.with_instruction("lift it")
+    convert(toy.open(tmp_path), tmp_path / "out", mapping)
+    edit(Args(str(tmp_path / "out"), failed="1-2"))
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "out"), "--to", "rlds"])
+    command.main()
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "not exported: 1 instruction, for which the source has no key; --instruction gives one to "
+        "all episodes, and --to lerobot keeps them",
+        "not exported: which episodes failed; once it is converted: octograin edit DST --failed "
+        "1-2",
+    ]
