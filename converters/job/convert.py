@@ -5,12 +5,13 @@ import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 from etils import epath
 
 from converters.job import workers
-from converters.job.bad_episodes import DEFAULT_CHECKS, Checks, refused
+from converters.job.bad_episodes import DEFAULT_CHECKS, BadEpisodes, Checks, refused
 from converters.job.output_directory import claim
 from converters.job.shard_conversion import Part, ShardJob
 from converters.mapping.computed_source import compute_source
@@ -38,18 +39,24 @@ from pipeline.errors import DataError, SchemaError, UserError
 from pipeline.files import is_remote, open_path, to_json_values, writing
 
 
-def convert_dataset(
+def convert_dataset(  # noqa: PLR0913  (the flags of `octograin convert`)
     source: str | Source,
     destination: str,
     mapping: str | None = None,
     *,
     split: str | None = None,
+    episodes: tuple[int, int] | None = None,
+    instruction: str | None = None,
+    bad_episodes: BadEpisodes = "stop",
+    check_images: bool = False,
+    image_quality: int | None = None,
+    workers: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Converts a source to a dataset directory, in this process.
+    """Converts a source to a dataset directory.
 
-    A job that was killed resumes where it stopped when it is called again. `octograin convert` does
-    the same in several processes, with a progress bar.
+    A job that was killed resumes where it stopped when it is called again. `octograin convert` has
+    the same options, and a progress bar.
 
     Args:
       source: Its directory or file, as `octograin convert` takes it; or an object that has the
@@ -58,14 +65,47 @@ def convert_dataset(
       mapping: TOML file that maps source keys to features, or a name that `octograin convert
         --list` prints; None: the one that has the dataset's name.
       split: Split of the source, where it is a path; None: `train` where its format has splits.
+      episodes: Range (a, b) of episodes, from a to before b; None: all.
+      instruction: The instruction of every episode, in place of those of the source.
+      bad_episodes: What is done about episodes that cannot be used: `stop` lists all of them in an
+        error and writes no dataset, `skip` leaves them out and notes them in it.
+      check_images: Whether every image is decoded; else its header alone is read.
+      image_quality: Quality of JPEG, 1 to 100, for frames of videos and pixels of HDF5, where the
+        source is a path; None: 95.
+      workers: Processes. With more than one, a script calls this below `if __name__ ==
+        "__main__":`, and the class of an own source has to be importable.
       overwrite: Whether what stands at the destination is replaced.
 
     Raises:
       UserError: The source or its mapping has problems, or the destination is in use.
     """
-    opened = open_source(source, split) if isinstance(source, str) else source
-    chosen = find_mapping(opened) if mapping is None else read_mapping(mapping)
-    convert(opened, destination, chosen, overwrite=overwrite)
+    if bad_episodes not in get_args(BadEpisodes):
+        raise _misused("stop or skip as bad_episodes", repr(bad_episodes))
+    if workers < 1:
+        raise _misused("at least 1 as workers", str(workers))
+    if isinstance(source, str):
+        source = open_source(source, split, image_quality)
+    elif split is not None or image_quality is not None:
+        raise _misused("split and image_quality with a path alone", f"a {type(source).__name__}")
+    if episodes is not None:
+        source = source.select(*episodes)
+    chosen = find_mapping(source) if mapping is None else read_mapping(mapping)
+    if instruction is not None:
+        chosen = chosen.with_instruction(instruction)
+    checks = Checks(bad_episodes, check_images)
+    convert(
+        source,
+        destination,
+        chosen,
+        overwrite=overwrite,
+        checks=checks,
+        runner=LocalRunner(workers),
+    )
+
+
+def _misused(expected: str, found: str) -> UserError:
+    remedy = "See help(octograin.convert_dataset)."
+    return UserError(where="convert_dataset", expected=expected, found=found, remedy=remedy)
 
 
 _log = logging.getLogger(__name__)

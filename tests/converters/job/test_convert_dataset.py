@@ -1,10 +1,13 @@
+import dataclasses
 import pathlib
+from typing import Any
 
+import numpy as np
 import pytest
 
 from converters.job.convert import convert_dataset
 from pipeline.data.dataset import open_dataset
-from pipeline.errors import SchemaError, UserError
+from pipeline.errors import DataError, SchemaError, UserError
 from tests.converters.conftest import Toy
 
 TOML = """
@@ -52,3 +55,34 @@ def test_a_directory_is_converted_by_a_mapping_in_a_file(toy: Toy, tmp_path: pat
     with pytest.raises(UserError, match="converted"):
         convert_dataset(source, destination, str(tmp_path / "toy.toml"))
     convert_dataset(source, destination, str(tmp_path / "toy.toml"), overwrite=True)
+
+
+def test_python_has_the_options_of_the_command(toy: Toy, tmp_path: pathlib.Path) -> None:
+    bad = {**toy.episodes[2], "steps/action": np.full((3, 2), np.nan, np.float32)}
+    toy = dataclasses.replace(toy, episodes=(*toy.episodes[:2], bad, toy.episodes[3]))
+    source, out, mapping = toy.open(tmp_path), str(tmp_path / "out"), str(tmp_path / "toy.toml")
+    (tmp_path / "toy.toml").write_text(TOML)
+    chosen = {"episodes": (1, 4), "instruction": "lift it", "check_images": True}
+    with pytest.raises(DataError, match=r"expected finite values.*bad_episodes skip"):
+        convert_dataset(source, out, mapping, **chosen)
+    convert_dataset(source, out, mapping, **chosen, bad_episodes="skip")
+    manifest = open_dataset(out).manifest
+    assert (len(manifest.episode_lengths), manifest.tasks) == (2, ("lift it",))
+    assert [skipped.episode for skipped in manifest.skipped_episodes] == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bad_episodes": "leave"}, "expected stop or skip as bad_episodes; found 'leave'"),
+        ({"workers": 0}, "expected at least 1 as workers; found 0"),
+        ({"split": "test"}, "expected split and image_quality with a path alone; found a Rlds"),
+        ({"episodes": (0, 5)}, "expected a range A:B of episodes with 0 <= A < B <= 4; found 0:5"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(
+    toy: Toy, tmp_path: pathlib.Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        convert_dataset(toy.open(tmp_path), str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
