@@ -344,7 +344,7 @@ def _num_steps(arrays: Episode, group: Any, demo: Demo) -> int:
             where=demo.where,
             expected="the same number of steps for every array, and for num_samples",
             found=shown,
-            remedy="Ignore the keys that have no value per step in the mapping, fix the demo at the "
+            remedy="Ignore keys without one value per step in the mapping, fix the demo at the "
             "source, or leave such demos out: --bad_episodes skip.",
         )
     if 0 in lengths.values():

@@ -74,7 +74,9 @@ def test_a_correction_is_sealed_and_noted(out: pathlib.Path, run: Run) -> None:
     assert dataclasses.replace(last, day="") == Edit("", "conventions.gripper_dim", 1, None)
 
 
-@pytest.mark.parametrize("value", [True, None, -2.5, 1e20, 'say "a -> b"', [{"dim": 1}], {"a": [0]}])
+@pytest.mark.parametrize(
+    "value", [True, None, -2.5, 1e20, 'say "a -> b"', [{"dim": 1}], {"a": [0]}]
+)
 def test_any_value_of_an_edit_is_read_back(out: pathlib.Path, value: Any) -> None:
     made = [Edit("2026-11-29", "conventions.x", value, 0), Edit("2026-11-30", "y[3,7-9]", 0, value)]
     manifest = noted(load_manifest(epath.Path(out)), made)

@@ -312,7 +312,7 @@ def test_an_array_without_a_row_per_step_can_be_ignored(tmp_path: pathlib.Path) 
     demo = {**libero_demo(0, 5), "obs/intrinsics": np.eye(3)}
     source = opened(write(tmp_path / STOVE, {0: demo}))
     (episode,) = source.episodes(source.shards[0], {"steps/actions", "steps/obs/intrinsics"})
-    assert "found 5 of actions; 3 of obs/intrinsics. Ignore the keys" in str(episode.values)
+    assert "found 5 of actions; 3 of obs/intrinsics. Ignore keys" in str(episode.values)
     (episode,) = source.episodes(source.shards[0], {"steps/actions"})
     assert isinstance(episode.values, dict)
 
