@@ -102,12 +102,6 @@ def require_floats(given: ValueType) -> None:
         )
 
 
-def require_vector(given: ValueType) -> None:
-    """Raises a `ValueError` unless the type is a tensor of one axis."""
-    if given.kind != "tensor" or len(given.shape) != 1:
-        raise ValueError(f"it takes a vector, not {given}; an operation reshape makes one")
-
-
 def require_size(given: ValueType, name: str, values: float | tuple[float, ...]) -> None:
     """Raises a `ValueError` where there is one number per column, but not for each column."""
     if isinstance(values, tuple) and given.shape[-1:] != (len(values),):
