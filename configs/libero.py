@@ -1,6 +1,6 @@
 """Finetunes octo-small-1.5 on the four published LIBERO suites, without VGGT tokens.
 
-octograin train --config configs/libero.py --config.save_dir=runs/libero
+octograin train --config configs/libero.py
 """
 
 import dataclasses

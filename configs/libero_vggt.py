@@ -1,6 +1,6 @@
 """Finetunes Octo with VGGT tokens on the four LIBERO suites.
 
-    octograin train --config configs/libero_vggt.py --config.save_dir=runs/libero_vggt
+    octograin train --config configs/libero_vggt.py
 
 reads data/libero_{spatial,object,goal,10}, converted from RLDS sets, with the column `vggt_tokens`
 that `octograin tokens` adds (float16 261x2048 per step), and starts from the released
@@ -44,17 +44,18 @@ OBSERVATIONS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 TOKENS = VGGTTokenizerConfig(num_tokens=261, token_dim=2048)
 TINY_TOKENS = VGGTTokenizerConfig(num_tokens=21, token_dim=64, observation_key="vggt_tiny")
+DOWNLOAD = (
+    "hf download openvla/modified_libero_rlds --repo-type dataset --local-dir data/rlds"
+    " --include '{suite}_no_noops/*'"
+)
+CONVERT = "octograin convert data/rlds/{suite}_no_noops data/{suite}"
+COMPUTE_TOKENS = "octograin tokens data/{suite} --weights hf://facebook/VGGT-1B"
 
 
 def suite_dataset(suite: str) -> DatasetConfig:
-    """One suite, with the commands that convert it and compute its tokens."""
-    return DatasetConfig(
-        f"data/{suite}",
-        commands=(
-            f"octograin convert data/rlds/{suite} data/{suite}",
-            f"octograin tokens data/{suite} --weights hf://facebook/VGGT-1B",
-        ),
-    )
+    """One suite, with the commands that fetch it, convert it and compute its tokens."""
+    commands = tuple(text.format(suite=suite) for text in (DOWNLOAD, CONVERT, COMPUTE_TOKENS))
+    return DatasetConfig(f"data/{suite}", commands=commands)
 
 
 SMALL = TrainConfig(
@@ -76,6 +77,7 @@ BASE = dataclasses.replace(
     SMALL,
     model=dataclasses.replace(octo_base(vggt=TOKENS), compute_dtype="bfloat16", remat=True),
     pretrained_path="hf://rail-berkeley/octo-base-1.5",
+    save_dir="runs/libero_vggt_base",
 )
 
 BASELINE = dataclasses.replace(
@@ -83,6 +85,7 @@ BASELINE = dataclasses.replace(
     data=dataclasses.replace(SMALL.data, observations=OBSERVATIONS[:-1]),
     model=dataclasses.replace(SMALL.model, vggt=None),
     pretrained_differs=(),
+    save_dir="runs/libero_vggt_baseline",
 )
 
 DEMO = TrainConfig(

@@ -518,11 +518,14 @@ def test_without_data_or_network_one_message_names_all_that_is_missing(name, tmp
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
     assert "3 that cannot be used" in done.stderr
-    suites = [f"data/libero_{suite}" for suite in ("spatial", "object", "goal", "10")]
-    missing = f"expected 4 dataset directories; found 0, without {', '.join(suites)}. Get them"
+    suites = [f"libero_{suite}" for suite in ("spatial", "object", "goal", "10")]
+    paths = ", ".join(f"data/{suite}" for suite in suites)
+    missing = f"expected 4 dataset directories; found 0, without {paths}. Get them"
     assert missing in done.stderr
     for suite in suites:
-        assert re.search(rf"^ +octograin convert data/rlds/\S+ {suite}$", done.stderr, re.MULTILINE)
+        assert f"--local-dir data/rlds --include '{suite}_no_noops/*'\n" in done.stderr
+        convert = f"octograin convert data/rlds/{suite}_no_noops data/{suite}\n"
+        assert convert in done.stderr
     assert "hf download google-t5/t5-base spiece.model" in done.stderr
     weights = "hf download rail-berkeley/octo-small-1.5 config.json 300000/default/checkpoint"
     assert weights in done.stderr

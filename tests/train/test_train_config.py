@@ -1,13 +1,18 @@
 import dataclasses
+import pathlib
 
 import pytest
 
+from pipeline.bundled import presets
 from pipeline.config_checks import ConfigError
 from pipeline.files import dump_json, to_json_values
+from pipeline.parts.part_files import run_file
 from train.flags import load_config
 from train.octo.octo_config import demo
 from train.octo.released.weight_loading import Pretrained
 from train.train_config import AugmentConfig, parse_config
+
+MY_ROBOT = pathlib.Path(__file__).parents[2] / "examples" / "my_robot" / "my_robot.py"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,12 @@ def test_the_real_config_is_octo_small_on_four_suites(monkeypatch, request):
     ]
     assert config.pretrained_path == "hf://rail-berkeley/octo-small-1.5"
     assert config.model.embedding_dim == 384
+
+
+@pytest.mark.parametrize("path", [*presets().values(), MY_ROBOT])
+def test_variants_of_a_config_file_share_no_save_dir(path):
+    configs = set(run_file(path).VARIANTS.values())
+    assert len({config.save_dir for config in configs}) == len(configs)
 
 
 @pytest.mark.parametrize(
