@@ -172,20 +172,19 @@ def set_up(config: TrainConfig, inputs: Inputs) -> Setup:
     # The rows of a micro-batch must be divisible by the devices as well.
     sharding = device.batch_sharding(mesh, config.batch_size, config.optimizer.accumulation_steps)
     shard = device.host_shard(sharding, config.batch_size)
-    encode = inputs.vocabulary.EncodeAsIds
     with exclusion_named(config):
         loader = Loader(
             config.data,
             config.batch_size,
             inputs.datasets,
-            encode,
+            inputs.vocabulary.EncodeAsIds,
             shard,
             config.model.image_sizes,
         )
     _check_inputs(config, loader)
     validator = None
     if config.data.validation_fraction:
-        validator = Validator(config, inputs.datasets, encode, shard, sharding)
+        validator = Validator(config, loader, sharding)
     optimizer = make_optimizer(config.optimizer)
     # Shapes only: no parameter is allocated before the checks have passed.
     init = functools.partial(init_state, config, optimizer)

@@ -16,7 +16,7 @@ from pipeline.data.statistics import FeatureStatistics
 from pipeline.errors import UserError, shown
 from pipeline.files import to_json_values
 from pipeline.loading.batch import INTERNAL, BatchSpec
-from pipeline.loading.data_config import DataConfig
+from pipeline.loading.data_config import DataConfig, Split
 from pipeline.loading.loader_description import (
     describe,
     describe_dataset,
@@ -203,6 +203,27 @@ class Loader:
         quiet = copy.copy(self)
         quiet.__dict__.update(_seed=None, _streams=set())
         return quiet
+
+    def over_split(self, split: Split) -> "Loader":
+        """Returns this loader over the episodes of another split, with the same statistics.
+
+        A loader that is opened for that split would merge those of a mixture by other shares.
+
+        Raises:
+          UserError: The split leaves nothing of a dataset.
+          RecordError: A trajectory is corrupt, and the split reads all of them.
+        """
+        config = dataclasses.replace(self.config, split=split)
+        selections = select_all(self.datasets, config)
+        reader = dataclasses.replace(self._window_reader, selections=selections, config=config)
+        other = copy.copy(self)
+        # What was computed of the selected steps, but for the statistics.
+        for name in ("_weights", "shares", "_mixture"):
+            other.__dict__.pop(name, None)
+        other.__dict__.update(
+            config=config, _selections=selections, _window_reader=reader, _streams=set()
+        )
+        return other
 
     def over_whole_episodes(self) -> "Loader":
         """Returns this loader with windows that reach the ends of their episodes.

@@ -2,19 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ACTION
 from pipeline.loading import device
 from pipeline.loading.loader import Loader
-from pipeline.loading.samples.sampling import HostShard
-from pipeline.loading.text import Encode
 from train import distributed
 from train.guard import exclusion_named
 from train.metrics.validation_files import EpisodePrediction, ValidationMetrics
@@ -33,27 +30,20 @@ class Validator:
     Args:
       config: The config of the run; its `data.validation_fraction` decides which episodes are held
         out.
-      datasets: The datasets of the run.
-      encode: Returns the token ids of an instruction.
-      shard: The rows of a batch that this process makes.
+      loader: The loader of the training batches, whose statistics normalise the held-out samples.
       sharding: The sharding of a batch.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        datasets: Sequence[Dataset],
-        encode: Encode,
-        shard: HostShard,
+        loader: Loader,
         sharding: jax.sharding.NamedSharding,
     ) -> None:
         # Without held-out episodes the chunks along an episode show one of training.
         split = "validation" if config.data.validation_fraction else "train"
-        data = dataclasses.replace(config.data, split=split)
         self._config = config
-        sizes = config.model.image_sizes
-        loader = Loader(data, config.batch_size, datasets, encode, shard, sizes)
-        self._loader = loader.without_random()
+        self._loader = loader.over_split(split).without_random()
         self._sharding = sharding
         # For sampling; the loss is the same.
         self._module = OctoModule(with_unused_dims(config.model, self._loader.spec[ACTION]))

@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError
+from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.device import batch_sharding, make_mesh
-from pipeline.loading.samples.sampling import WHOLE_BATCH
+from pipeline.loading.loader import Loader
 from pipeline.loading.samples.splits import episode_places
 from pipeline.loading.text import load_vocabulary
 from tests.parameters import random_params
@@ -27,7 +28,6 @@ from train.update.train_step import make_language_table
 
 @pytest.fixture(scope="module")
 def config(tiny_config_path, mini_dataset):
-    from pipeline.loading.data_config import DatasetConfig
     from train.flags import load_config
     from train.train_config import ValidationConfig
 
@@ -45,11 +45,20 @@ def dataset(mini_dataset):
     return open_dataset(str(mini_dataset))
 
 
+def loader_of(config, *datasets):
+    encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
+    sizes = config.model.image_sizes
+    return Loader(config.data, config.batch_size, datasets, encode, image_sizes=sizes)
+
+
+def validator_of(config, *datasets):
+    sharding = batch_sharding(make_mesh(), config.batch_size)
+    return Validator(config, loader_of(config, *datasets), sharding)
+
+
 @pytest.fixture(scope="module")
 def validator(config, dataset):
-    encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
-    sharding = batch_sharding(make_mesh(), 4)
-    return Validator(config, [dataset], encode, WHOLE_BATCH, sharding)
+    return validator_of(config, dataset)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +75,25 @@ def test_a_model_without_cameras_has_an_episode_without_frames(config, dataset):
     blind = dataclasses.replace(
         config, data=data, model=dataclasses.replace(config.model, vggt=vggt)
     )
-    encode = load_vocabulary(config.data.vocabulary).EncodeAsIds
-    sharding = batch_sharding(make_mesh(), 4)
-    validator = Validator(blind, [dataset], encode, WHOLE_BATCH, sharding)
+    validator = validator_of(blind, dataset)
     assert validator._frames(np.arange(3)) == ()
+
+
+def test_held_out_samples_have_the_statistics_of_the_training_mixture(
+    config, dataset, short_dataset
+):
+    parts = (*config.data.datasets, DatasetConfig(str(short_dataset)))
+    data = dataclasses.replace(config.data, datasets=parts, statistics="mixture")
+    mixed = dataclasses.replace(config, data=data)
+    datasets = (dataset, open_dataset(str(short_dataset)))
+    training, held_out = loader_of(mixed, *datasets), validator_of(mixed, *datasets)._loader
+    assert held_out.config.split == "validation"
+    assert held_out.num_steps + training.num_steps == sum(one.num_steps for one in datasets)
+    # A loader of its own would merge by these.
+    assert abs(held_out.shares[0] - training.shares[0]) > 0.01
+    for key, normalizer in training.normalizers.items():
+        np.testing.assert_array_equal(held_out.normalizers[key].offset, normalizer.offset)
+        np.testing.assert_array_equal(held_out.normalizers[key].scale, normalizer.scale)
 
 
 def test_the_same_samples_give_the_same_numbers_every_time(validator, model):
