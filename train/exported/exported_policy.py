@@ -8,7 +8,6 @@ policy.reset(env, "open the drawer")            # at the start of every episode
 chunks = policy.infer({env: observation})       # {env: float32 (h a)}
 """
 
-import collections
 import contextlib
 import importlib
 import pathlib
@@ -32,6 +31,7 @@ from train.policy.observations import (
     TASKS,
     History,
     Observation,
+    Steps,
     Task,
     check_environments,
     check_kind,
@@ -152,7 +152,7 @@ class ExportedPolicy:
         if not isinstance(env, int | np.integer) or not 0 <= env < _NUM_ENVS:
             raise ValueError(f"reset: expected an environment from 0 to 2**32 - 1; found {env!r}")
         task = self._task(instruction, goal)
-        self._histories[env] = History(task, collections.deque(maxlen=self.window_size))
+        self._histories[env] = History(task)
         # A chunk's noise depends on this count, so an episode's actions can be repeated.
         self._counts[env] = 0
 
@@ -178,13 +178,7 @@ class ExportedPolicy:
         Raises:
           ValueError: An observation does not fit, or an environment was not reset.
         """
-        with _value_errors():
-            check_environments(observations)
-            # All are checked before any history is changed.
-            histories = {env: self._history(env) for env in observations}
-            rows = check_observations(observations, self.expected, resize=self._resize)
-        for env, history in histories.items():
-            history.steps.append(rows[env])
+        self._push(observations)
 
     def infer(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Adds a step to histories and predicts what follows it: float32 (h a) by environment.
@@ -198,21 +192,25 @@ class ExportedPolicy:
             history; an environment was not reset; or actions are not finite, which clears the
             histories of their environments.
         """
-        self.observe(observations)
+        before = self._push(observations)
         envs, size = list(observations), self.settings.batch_size
         chunks: dict[int, np.ndarray] = {}
-        for begin in range(0, len(envs), size):
-            with _value_errors():
-                chunks |= self._infer(envs[begin : begin + size])
-        unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
-        for env in unusable:
-            # Cleared, as a value that is not finite would stay in the window.
-            self._histories[env].steps.clear()
-        if unusable:
-            raise ValueError(
-                f"actions of environments {unusable}: expected finite values; found NaN or "
-                "infinity. Check the units of what is observed against the dataset's."
-            )
+        try:
+            for begin in range(0, len(envs), size):
+                with _value_errors():
+                    chunks |= self._infer(envs[begin : begin + size])
+            unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
+            if unusable:
+                # Cleared, as a value that is not finite would stay in the window.
+                before |= dict.fromkeys(unusable, ())
+                raise ValueError(
+                    f"actions of environments {unusable}: expected finite values; found NaN or "
+                    "infinity. Check the units of what is observed against the dataset's."
+                )
+        except Exception:
+            for env, steps in before.items():
+                self._histories[env].steps = steps
+            raise
         # Only after success: a failed prediction may be repeated with the same noise.
         for env in envs:
             self._counts[env] += 1
@@ -237,6 +235,18 @@ class ExportedPolicy:
         """
         has = self.settings
         return GripperCommands(has.conventions, has.action_dims, has.gripper_rules)
+
+    def _push(self, observations: Mapping[int, Observation]) -> dict[int, Steps]:
+        """Adds a step to the histories of all, or of none; returns the steps that they had."""
+        with _value_errors():
+            check_environments(observations)
+            # All are checked before any history is changed.
+            histories = {env: self._history(env) for env in observations}
+            rows = check_observations(observations, self.expected, resize=self._resize)
+        before = {env: history.steps for env, history in histories.items()}
+        for env, history in histories.items():
+            history.push(rows[env], self.window_size)
+        return before
 
     def _infer(self, envs: list[int]) -> dict[int, np.ndarray]:
         """Predicts for at most one batch of environments."""

@@ -1,6 +1,5 @@
 """Checks what environments show against a policy's training data, and makes arrays of it."""
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping, Sequence
@@ -66,14 +65,22 @@ def check_task(text: object, goal: object) -> None:
         )
 
 
+Steps = tuple[dict[str, np.ndarray], ...]
+"""The last steps of an environment as they are read, oldest first; at most the window size."""
+
+
 @dataclasses.dataclass
 class History:
     """The last steps of one environment."""
 
     task: Task
     """Current task of the environment."""
-    steps: collections.deque[dict[str, np.ndarray]]
-    """Steps as they are read, oldest first; at most the window size."""
+    steps: Steps = ()
+    """Its last steps."""
+
+    def push(self, step: dict[str, np.ndarray], window_size: int) -> None:
+        """Adds a step, in place of the oldest one if there are as many as the window has."""
+        self.steps = (*self.steps, step)[-window_size:]
 
 
 def check_kind(task: Task, conditioning: str) -> None:

@@ -308,7 +308,8 @@ class Policy:
         """Adds a step to histories without predicting.
 
         A window of several steps also needs the steps just before a prediction: as in training,
-        they must be consecutive.
+        they must be consecutive. Transforms read them at the next `infer`; after one that is
+        refused for such a step, `reset` the environment.
 
         Raises:
           UserError: An observation does not fit, or an environment was not reset.
@@ -347,17 +348,18 @@ class Policy:
             self._clock.restart()
             # One order for all batches.
             envs = list(observations)
-            self._inputs.push(observations)
-            chunks: dict[int, np.ndarray] = {}
-            # One program is for environments with planned actions, the other for those without.
-            for group in ([e for e in envs if e not in plans], [e for e in envs if e in plans]):
-                # Batches of one size, for which the programs were compiled.
-                for begin in range(0, len(group), self.config.batch_size):
-                    chunks |= self._infer(group[begin : begin + self.config.batch_size], plans)
-            # After all batches, and inside the measurement: it waits for the device.
-            unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
-            if unusable:
-                raise self._not_finite(chunks, unusable)
+            before = self._inputs.push(observations)
+            try:
+                chunks = self._predict(envs, plans)
+                # After all batches, and inside the measurement: it waits for the device.
+                unusable = [env for env, chunk in chunks.items() if not np.isfinite(chunk).all()]
+                if unusable:
+                    # Cleared, as a value that is not finite would stay in the window.
+                    before |= dict.fromkeys(unusable, ())
+                    raise self._not_finite(chunks, unusable)
+            except Exception:
+                self._inputs.rewind(before)
+                raise
             # Only after success: a failed prediction may be repeated with the same noise.
             for env in envs:
                 self._asked[env] += 1
@@ -422,6 +424,18 @@ class Policy:
             check_guided("policy, previous", is_guided=self.config.real_time_chunking)
         return plans
 
+    def _predict(
+        self, envs: list[int], plans: Mapping[int, PlannedActions]
+    ) -> dict[int, np.ndarray]:
+        """Predicts for any number of environments."""
+        chunks: dict[int, np.ndarray] = {}
+        # One program is for environments with planned actions, the other for those without.
+        for group in ([e for e in envs if e not in plans], [e for e in envs if e in plans]):
+            # Batches of one size, for which the programs were compiled.
+            for begin in range(0, len(group), self.config.batch_size):
+                chunks |= self._infer(group[begin : begin + self.config.batch_size], plans)
+        return chunks
+
     def _infer(self, envs: list[int], plans: Mapping[int, PlannedActions]) -> dict[int, np.ndarray]:
         """Predicts for at most one batch of environments; all have planned actions, or none."""
         # Padded with the last environment; those rows are dropped below.
@@ -447,7 +461,7 @@ class Policy:
         return np.zeros(leaf.shape, leaf.dtype)
 
     def _not_finite(self, chunks: Mapping[int, np.ndarray], envs: list[int]) -> UserError:
-        """Clears histories; returns the error for actions that are not finite, with its cause."""
+        """Returns the error for actions of environments that are not finite, with its cause."""
         found = sum(int(np.count_nonzero(~np.isfinite(chunks[env]))) for env in envs)
         of_all = sum(chunks[env].size for env in envs)
         seen = self._inputs.batch(envs).arrays["observation"]
@@ -456,9 +470,6 @@ class Policy:
         }
         name = max(sizes, key=lambda name: sizes[name], default="")
         cause = f", with a normalised {name} of up to {sizes[name]:.3g}" if name else ""
-        # Cleared, as a value that is not finite would stay in the window.
-        for env in envs:
-            self._inputs.clear(env)
         return UserError(
             where="actions" + (f" of environments {envs}" if len(chunks) > 1 else ""),
             expected="finite values",

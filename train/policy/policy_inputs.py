@@ -4,7 +4,6 @@ What is read differs: the loader reads records, the policy keeps the last steps 
 From there on both run the same transforms on the same arrays.
 """
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from train.policy.latency import StageClock
 from train.policy.observations import (
     History,
     Observation,
+    Steps,
     Task,
     check_environments,
     check_kind,
@@ -90,8 +90,7 @@ class PolicyInputs:
           UserError: The task does not fit; see `instruct`.
         """
         task = self._checked(task)
-        # A full deque drops its oldest step.
-        self._histories[env] = History(task, collections.deque(maxlen=self.spec.data.window_size))
+        self._histories[env] = History(task)
 
     def instruct(self, env: int, task: Task) -> None:
         """Gives an environment another task; its history is kept.
@@ -109,7 +108,9 @@ class PolicyInputs:
         """Returns the task of an environment."""
         return self._history(env).task
 
-    def push(self, observations: Mapping[int, Observation], *, latest: bool = True) -> None:
+    def push(
+        self, observations: Mapping[int, Observation], *, latest: bool = True
+    ) -> dict[int, Steps]:
         """Adds a step to the history of each environment: of all of them, or of none.
 
         Args:
@@ -117,24 +118,30 @@ class PolicyInputs:
           latest: Whether a batch of this step will be made. Otherwise it is only part of the
             history, and tokens that are read only for the current step are not computed.
 
+        Returns:
+          The steps that each of these environments had before, for `rewind`.
+
         Raises:
           UserError: Observations do not fit, or an environment has no task.
         """
         check_environments(observations)
         # All are looked up and checked before any is changed.
-        histories = [self._history(env) for env in observations]
+        histories = {env: self._history(env) for env in observations}
+        before = {env: history.steps for env, history in histories.items()}
         rows = list(check_observations(observations, self.expected, resize=self._resize).values())
         # With a window of 1, only the step of a prediction needs tokens.
         longest = max(map(self.spec.data.window_of, self.spec.tokens), default=0)
         if self._encoder and (latest or longest > 1):
             with self._clock.measured("tokens_ms"):
                 rows = with_tokens(rows, self._encoder, self.spec.tokens, self._batch_size)
-        for history, row in zip(histories, rows, strict=True):
-            history.steps.append(self.spec.resize(row))
+        for history, row in zip(histories.values(), rows, strict=True):
+            history.push(self.spec.resize(row), self.spec.data.window_size)
+        return before
 
-    def clear(self, env: int) -> None:
-        """Drops the steps of a history."""
-        self._history(env).steps.clear()
+    def rewind(self, before: Mapping[int, Steps]) -> None:
+        """Gives environments the steps that they had before."""
+        for env, steps in before.items():
+            self._history(env).steps = steps
 
     def batch(self, envs: Sequence[int], plans: Sequence[PlannedActions] = ()) -> ModelInputs:
         """Returns the batch of environments that have observed a step: one row each.

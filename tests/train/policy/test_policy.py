@@ -122,10 +122,11 @@ def test_a_state_that_holds_a_quaternion_is_warmed_up_and_has_an_example(checkpo
     blank = shown() | {"proprio": np.zeros(8)}
     with pytest.raises(UserError, match="expected rotations; found quaternion_xyzw of norm 0"):
         policy.infer({0: blank})
-    policy.reset(0, TEXT)
     example = policy.example_observation()
     np.testing.assert_array_equal(example["proprio"], [0, 0, 0, 0, 0, 0, 1, 0])
     assert policy.infer({0: example})[0].shape == (4, 7)
+    # What a transform refuses is in no history.
+    assert policy.batch([0])["observation"]["timestep_pad_mask"].tolist() == [[False, True]]
     assert str(policy).endswith("action: float32[4,7]: dx, dy, dz, drx, dry, drz, gripper")
 
 
@@ -271,6 +272,20 @@ def test_every_observation_that_does_not_fit_is_named_at_once(policy):
         policy.infer({0: {"image_wrist": "wrist.png", "proprio": np.zeros(8)}})
     policy.infer({0: shown()})  # the first step: what did not fit is not in the history
     assert policy.batch([0])["observation"]["timestep_pad_mask"].tolist() == [[False, True]]
+
+
+def test_actions_that_are_not_finite_clear_the_histories_of_their_environments(policy):
+    for env in (0, 1):
+        policy.reset(env, TEXT)
+    policy.observe({0: shown(0), 1: shown(1)})
+    huge = shown(3) | {"proprio": np.full(8, 1e30)}
+    with pytest.raises(UserError, match=r"actions of environments \[1\]: expected finite values"):
+        policy.infer({0: shown(2), 1: huge})
+    policy.infer({0: shown(2), 1: shown(3)})
+    seen = policy.batch([0, 1])["observation"]
+    assert seen["timestep_pad_mask"].tolist() == [[True, True], [False, True]]
+    for place, seed in enumerate((0, 2)):
+        np.testing.assert_array_equal(seen["image_primary"][0, place], shown(seed)["image_primary"])
 
 
 def test_images_of_another_size_are_resized_only_on_request(checkpoint, policy):
