@@ -22,7 +22,7 @@ from pipeline.data.schema import ACTION
 from pipeline.errors import user_errors_exit
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.loading.batch import LeafSpec
-from pipeline.loading.data_config import DataConfig, DatasetConfig
+from pipeline.loading.data_config import DataConfig
 from pipeline.loading.loader import Loader
 from pipeline.loading.normalize import normalized_dims
 from pipeline.parts.part_files import load_parts
@@ -163,7 +163,8 @@ def _loader(data: DataConfig, spec: PolicySpec, dataset: Dataset) -> tuple[Loade
     # The dataset may have moved since training.
     parts[place] = dataclasses.replace(parts[place], path=dataset.path)
     if data.statistics == "dataset" and not (spec.missing or spec.resized):
-        parts, place = [DatasetConfig(dataset.path)], 0
+        # With its excluded records, which statistics after transforms leave out.
+        parts, place = [parts[place].whole()], 0
         data = dataclasses.replace(data, split="all")
     datasets = [
         dataset if number == place else open_dataset(part.path, data.keys_of(part))

@@ -309,3 +309,13 @@ def test_a_policy_observes_what_its_training_left_out_of_an_episode(
     part = DatasetConfig(str(short_dataset), trim=(3, 2), task_weights=(("*", 2.0),))
     config = with_data(whole_config, datasets=(part,), statistics="mixture")
     assert differing(without_params(config), dataset) == {}
+
+
+def test_statistics_after_transforms_are_without_the_records_that_training_excluded(
+    whole_config, short_dataset, dataset
+):
+    shard = dataset.manifest.shards["episodes"][0].file
+    part = DatasetConfig(str(short_dataset), excluded=(f"{shard}:0",))
+    transforms = (RelativeActions(POSITION, state_dims=STATE_POSITION),)
+    config = with_data(whole_config, datasets=(part,), transforms=transforms)
+    assert differing(without_params(config), dataset, episode=1) == {}
