@@ -61,7 +61,7 @@ from pipeline.loading.transforms.batch_transforms import (
 )
 from pipeline.loading.transforms.normalize_transforms import Normalizer, with_normalizers
 from pipeline.loading.transforms.transform_chain import TransformChain
-from pipeline.loading.window_reader import WindowReader
+from pipeline.loading.window_reader import Buffers, WindowReader
 from pipeline.memory import LoaderMemory
 
 
@@ -352,7 +352,9 @@ class Loader:
             step=np.asarray(steps, np.int64),
             draws=sample_draws(self.config.seed, 0, len(steps)),
         )
-        for transform in self.transforms(len(steps)):
+        # Blocks of its own: the pool would keep one for each number of steps that was ever read.
+        reader = dataclasses.replace(self._window_reader, buffers=Buffers())
+        for transform in (reader, *self.transforms(len(steps))[1:]):
             batch = transform(batch)
         # Without the fingerprint.
         return batch[0]

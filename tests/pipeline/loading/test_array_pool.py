@@ -2,11 +2,13 @@ import pathlib
 import pickle
 import sys
 import threading
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from pipeline.loading.loader_opening import open_loader
 from pipeline.loading.window_reader import Buffers
 from pipeline.memory import KEEP_FREED_MEMORY, REUSE_ARRAYS
 from tests.processes import Command
@@ -150,6 +152,17 @@ def test_batches_are_the_same_where_no_memory_is_reused(mini_dataset: pathlib.Pa
     ]
     assert lines[0] == lines[1]
     assert len(set(lines[0])) == 12
+
+
+def test_reads_of_any_number_of_steps_leave_no_memory_in_the_pool(
+    mini_dataset: pathlib.Path,
+) -> None:
+    loader = open_loader(mini_dataset, batch_size=8, observations=["image_primary"])
+    for num_steps in range(24, 28):
+        images = loader.read(0, range(num_steps))["observation"]["image_primary"]
+        assert images.nbytes == num_steps * 128 * 128 * 3 > 1 << 20
+    window_reader: Any = loader.transforms()[0]
+    assert window_reader.buffers.num_bytes == 0
 
 
 def test_the_pool_is_switched_off_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
