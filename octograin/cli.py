@@ -19,7 +19,11 @@ VERBS = {
         "show a dataset as text, JSON, images or a Rerun recording",
     ),
     "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
-    "export": (None, "write a dataset as RLDS or LeRobot, or a run as one file or for Octo"),
+    "export": (
+        None,
+        "write a dataset as RLDS or LeRobot, or a run as a small directory, one file or an Octo "
+        "checkpoint",
+    ),
     "pull": (None, "fetch a dataset or a policy from the Hugging Face hub"),
     "push": (None, "put a dataset or a policy on the Hugging Face hub"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),
@@ -102,7 +106,7 @@ def _export(arguments: Sequence[str]) -> None:
         prog="octograin export",
         add_help=False,
         allow_abbrev=False,
-        usage="octograin export SOURCE OUT --to {rlds,lerobot,octo,stablehlo,policy} ...",
+        usage="octograin export SOURCE [OUT] --to {rlds,lerobot,octo,stablehlo,policy} ...",
         description="Writes a dataset as RLDS or LeRobot 3.0, a run as a checkpoint of the "
         "original Octo, its policy as one file that runs with jax and numpy alone (stablehlo), or "
         "as a small run directory to hand on (policy); "

@@ -42,7 +42,7 @@ def test_the_version_is_that_of_the_package(
         (["edit"], "octograin edit [-h]"),
         (["verify"], "octograin verify [-h] SRC [DST]"),
         (["inspect"], "octograin inspect [-h] [OPTIONS] DST"),
-        (["export"], "octograin export SOURCE OUT --to {rlds,lerobot,octo,stablehlo,policy}"),
+        (["export"], "octograin export SOURCE [OUT] --to {rlds,lerobot,octo,stablehlo,policy}"),
         (["export", "--to", "rlds"], "octograin export --to rlds [-h] DST [OUT]"),
         (["export", "--to", "lerobot"], "octograin export --to lerobot [-h] [OPTIONS] DST [OUT]"),
         (["export", "--to=octo"], "octograin export --to octo [-h] RUN DST"),
