@@ -1,6 +1,7 @@
 """Statistics of what transforms change, computed once and kept beside the dataset."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import TRANSFORMED_NAME
 from pipeline.data.schema import ACTION, EPISODES
@@ -133,8 +135,14 @@ def _compute(
         conditioning="language_conditioned",
     )
     selection = select(datasets[number], parts[number], config)
-    # Only goals are looked for in the selections, and there are none here.
-    reader = WindowReader(tuple(datasets), (selection,) * len(datasets), config)
+    # Only goals are looked for in the selections, and there are none here. Steps ascend, so those
+    # of an episode share one read.
+    reader = WindowReader(
+        tuple(datasets),
+        (selection,) * len(datasets),
+        config,
+        read_episode=functools.lru_cache(maxsize=1)(ColumnReader.read),
+    )
     steps = np.setdiff1d(selection.all_steps, selection.unsampled)
     frames = [name for name in config.observations if name not in reader.trajectories]
     try:

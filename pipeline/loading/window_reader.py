@@ -9,8 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from pipeline.data.column_reader import ColumnReader
 from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import Dataset
+from pipeline.data.record import Values
 from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.loading.batch import DATASET_INDEX, KEEPS_TEXT, BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig
@@ -166,6 +168,11 @@ def read_spec(
     return spec
 
 
+def read_record(column: ColumnReader, index: int) -> Values:
+    """Returns what `ColumnReader.read` returns."""
+    return column.read(index)
+
+
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """The steps that each sample of a batch reads."""
@@ -208,6 +215,10 @@ class WindowReader:
     """Pool that holds the arrays of the batches."""
     for_each: ForEach = dataclasses.field(default=in_turn, compare=False, repr=False)
     """Reads the samples of a batch: one after the other, or in threads."""
+    read_episode: Callable[[ColumnReader, int], Values] = dataclasses.field(
+        default=read_record, compare=False, repr=False
+    )
+    """Reads the trajectory of a sample."""
 
     @functools.cached_property
     def features(self) -> tuple[Feature, ...]:
@@ -399,7 +410,8 @@ class WindowReader:
         """Fills the low-dimensional arrays of one sample from its episode's record."""
         place = windows.dataset[sample]
         # One record holds the whole trajectory: proprio and action of all steps cost one read.
-        record = self.datasets[place].columns[EPISODES].read(int(windows.episode[sample]))
+        column = self.datasets[place].columns[EPISODES]
+        record = self.read_episode(column, int(windows.episode[sample]))
         history = windows.history[sample]
         # (w, h, a): fancy indexing repeats padded steps.
         actions = np.asarray(record[ACTION])[windows.chunk[sample]]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from converters.edit import Args, edit
+from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import TRANSFORMED_NAME
+from pipeline.data.record import Values
 from pipeline.errors import SchemaError
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig, DatasetConfig
@@ -75,6 +77,20 @@ def test_they_are_those_of_the_changed_values_and_only_of_them(path: pathlib.Pat
     loader = loader_of(config)
     stored = dataset.statistics["observation/proprio"]
     np.testing.assert_array_equal(loader.statistics["observation/proprio"][0].mean, stored.mean)
+
+
+def test_each_trajectory_is_read_once(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, episodes = ColumnReader.read, []
+
+    def counted(reader: ColumnReader, index: int) -> Values:
+        episodes.append(index)
+        return read(reader, index)
+
+    monkeypatch.setattr(ColumnReader, "read", counted)
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    found = transformed_statistics([open_dataset(str(path))], 0, config)
+    assert found["action"].count == 4 * (4 * 3 + 2 + 1)
+    assert episodes == [0, 1, 2, 3]
 
 
 def test_they_are_computed_once_for_the_same_transforms(path: pathlib.Path) -> None:
