@@ -31,6 +31,7 @@ from pipeline.loading.loader_state import (
     config_fingerprint,
     continued,
     renewed,
+    renewed_fingerprint,
 )
 from pipeline.loading.mixture import check_datasets
 from pipeline.loading.normalize import (
@@ -562,7 +563,9 @@ class Loader:
         # Older checksums are translated first, so that `continued` compares like with like.
         manifests = [dataset.manifest for dataset in self.datasets]
         known = dataclasses.replace(
-            state, mixture=tuple(renewed(state.mixture, manifests, self._window_reader.columns))
+            state,
+            fingerprint=renewed_fingerprint(state.fingerprint, self.config, self.batch_size),
+            mixture=tuple(renewed(state.mixture, manifests, self._window_reader.columns)),
         )
         continuing = continued(known, self.state(0), new_mixture=new_mixture)
         self._changes = continuing.changes

@@ -36,6 +36,7 @@ _NOT_CONTENT = (
     "prefetch_batches",
     "ram_budget_gb",
     "may_differ",
+    "gripper_rules",
 )
 """Config fields that change no batch, or that the mixture's checksums already cover."""
 
@@ -159,9 +160,23 @@ def continued(kept: LoaderState, now: LoaderState, *, new_mixture: bool) -> Load
 
 def config_fingerprint(config: DataConfig, batch_size: int) -> str:
     """Returns the checksum of everything but the mixture that determines a batch."""
+    return _fingerprint(config, batch_size, _NOT_CONTENT)
+
+
+def renewed_fingerprint(kept: str, config: DataConfig, batch_size: int) -> str:
+    """Returns the checksum of a checkpoint, as `config_fingerprint` computes it.
+
+    In old checkpoints it covers the gripper rules: it is replaced if these are the config's.
+    """
+    left_out = [name for name in _NOT_CONTENT if name != "gripper_rules"]
+    is_old = kept == _fingerprint(config, batch_size, left_out)
+    return config_fingerprint(config, batch_size) if is_old else kept
+
+
+def _fingerprint(config: DataConfig, batch_size: int, left_out: Collection[str]) -> str:
     # Of a changed source a resumed run warns; a comment in it is no other batch.
     content = without_sources(to_json_values(config))
-    for name in _NOT_CONTENT:
+    for name in left_out:
         # What they decide is in the mixture, or does not reach a batch.
         content.pop(name, None)  # a later field may be absent
     content["batch_size"] = batch_size

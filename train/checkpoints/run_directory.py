@@ -52,6 +52,8 @@ _MAY_DIFFER = re.compile(
     | data\.(num_threads|prefetch_batches|ram_budget_gb)
     # Pretrained weights are read only at the start; the schedule's length is compared apart.
     | pretrained([_.].*)? | num_steps
+    # These decide what a robot is sent, at rollout.
+    | data\.gripper_rules
     # The data is compared by content, through the loader's state.
     | data\.(datasets|balance|split|validation_fraction|normalized|statistics|vocabulary|may_differ)
     """,

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import pathlib
 import shutil
@@ -19,6 +20,7 @@ from pipeline.loading.loader import LoadedBatch, Loader
 from pipeline.loading.samples.sampling import HostShard, SampleOrder
 from pipeline.loading.samples.selection import Selection
 from pipeline.loading.samples.windows import chunk_indices, history_indices
+from pipeline.loading.transforms.gripper_rules import GripperThreshold
 from tests.processes import Command
 
 TOKENS = ("image_primary", "image_wrist", "proprio", "vggt_tokens")
@@ -707,6 +709,19 @@ def test_state_of_the_same_config_is_restored(
     # These change how fast batches come, not what they hold.
     other = make_loader(mini_dataset, num_threads=2, prefetch_batches=8)
     assert other.restore(state) == 17
+
+
+def test_gripper_rules_change_no_batch_and_may_change_on_resume(
+    make_loader: Callable, mini_dataset: pathlib.Path
+) -> None:
+    rules = (GripperThreshold("gripper", 0.4),)
+    plain, ruled = make_loader(mini_dataset), make_loader(mini_dataset, gripper_rules=rules)
+    assert plain.fingerprint == ruled.fingerprint
+    # What version 0.10.0 wrote of these rules: its checksum covers them.
+    state = dataclasses.replace(ruled.state(17), fingerprint="fd96a31f6e3f2246")
+    assert ruled.restore(state) == 17
+    with pytest.raises(DataError, match=r"expected fingerprint .*found fd96a31f6e3f2246"):
+        plain.restore(state)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import temporary_path, to_json_values
 from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader_state import LoaderState
+from pipeline.loading.transforms.gripper_rules import GripperThreshold
 from train.checkpoints.checkpoint_store import Checkpoints, Constants
 from train.checkpoints.run_directory import check, check_usable, claimed
 from train.update.train_state import TrainState
@@ -162,6 +163,12 @@ def test_both_flags_are_refused(tiny_config):
 def test_a_resumed_run_may_differ_in_what_it_no_longer_reads(tiny_config, change):
     started(tiny_config)
     check(dataclasses.replace(tiny_config, **change), resume=True, overwrite=False)
+
+
+def test_a_resumed_run_may_have_other_gripper_rules(tiny_config):
+    started(tiny_config)
+    data = dataclasses.replace(tiny_config.data, gripper_rules=(GripperThreshold("gripper", 0.4),))
+    check(dataclasses.replace(tiny_config, data=data), resume=True, overwrite=False)
 
 
 def test_a_resumed_run_may_find_its_data_elsewhere(tiny_config):
