@@ -215,7 +215,7 @@ def _gone(directory: epath.Path) -> list[str]:
 
 
 def _is_manifest(path: epath.Path) -> bool:
-    """Whether a file is the manifest of a dataset, be it one that is truncated or damaged."""
+    """Whether a file is the manifest of a dataset, be it one that is truncated or corrupt."""
     content = path.read_bytes() if path.exists() and not path.is_dir() else b""
     return all(field in content for field in (b'"format_version"', b'"schema"'))
 
