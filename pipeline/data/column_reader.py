@@ -1,8 +1,11 @@
 """Reads records of one column: any record of any of its shards, checked and decoded."""
 
 import bisect
+import errno
 import functools
 import itertools
+import os
+import resource
 import threading
 import time
 from typing import Any
@@ -22,6 +25,11 @@ from pipeline.errors import DataError, RecordError, UserError
 _READER_BUFFER_BYTES = 32768
 """Measured: a 4 MiB buffer makes a random read of 64 KB eight times slower."""
 _COPY_AGAIN = "It is corrupt or may not be read: copy it again, or convert the dataset again."
+_TOO_MANY_FILES = os.strerror(errno.EMFILE)
+_ALLOW_MORE_FILES = (
+    "Every shard that is read stays open: allow the process more open files, such as with "
+    "`ulimit -n 65536`, and start it again."
+)
 
 
 class ColumnReader:
@@ -199,19 +207,37 @@ class ColumnReader:
         ArrayRecord opens a truncated or empty file without an error, as a file of 0 records.
         """
         path = self._directory / shard.file
+        _make_room()
         reader = array_record_module.ArrayRecordReader(
             str(path), file_reader_buffer_size=_READER_BUFFER_BYTES
         )
         # A reader that is not ok has no count to ask for.
         found = reader.num_records() if reader.ok() else 0
         if not reader.ok() or found != shard.records:
+            reason = describe_unreadable(path, found)
             raise DataError(
                 where=str(path),
                 expected=f"{shard.records} records in {shard.num_bytes} bytes",
-                found=describe_unreadable(path, found),
-                remedy=_COPY_AGAIN,
+                found=reason,
+                remedy=_ALLOW_MORE_FILES if reason == _TOO_MANY_FILES else _COPY_AGAIN,
             )
         return reader
+
+
+def _make_room() -> None:
+    """Doubles the limit of open files if half of it is used and the system allows more.
+
+    The usual limit of 1,024 is less than the shards of many datasets.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        # A new descriptor is the lowest number that is free.
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+    except OSError:  # none is free
+        lowest = soft
+    if soft < hard and lowest >= soft // 2:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * soft, hard), hard))
 
 
 def describe_unreadable(path: epath.Path, num_records: int) -> str:

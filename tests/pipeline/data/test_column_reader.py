@@ -1,6 +1,8 @@
 import os
 import pathlib
+import resource
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset import open_dataset
+from pipeline.errors import DataError
 
 
 def test_two_shards_are_opened_at_the_same_time(
@@ -41,6 +44,40 @@ def test_a_shard_is_opened_once(
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(reader.read, range(16)))
     assert len(shards) == 1
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Allows the process two more open files, and returns the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))
+    yield free + 2
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_limit_of_open_files_grows_with_the_shards(
+    mini_dataset: pathlib.Path, few_files: int
+) -> None:
+    # Two shards of each of three columns.
+    for reader in open_dataset(str(mini_dataset)).columns.values():
+        reader.read(0)
+        reader.read(len(reader) - 1)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > few_files
+
+
+def test_too_many_open_files_are_not_taken_for_a_corrupt_shard(
+    mini_dataset: pathlib.Path, few_files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = open_dataset(str(mini_dataset)).columns.values()
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    with pytest.raises(DataError, match=r"found Too many open files\. .* `ulimit -n 65536`"):
+        # More than the two that are allowed.
+        [reader.read(index) for reader in readers for index in (0, len(reader) - 1)]
+    assert few_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for reader in readers:
+        reader.close()
 
 
 def test_sizes_of_shards_are_asked_for_at_the_same_time(
