@@ -107,8 +107,8 @@ def _no_task_line(source: Source, texts: Sequence[str]) -> str:
     if texts:
         reason += f", unless it is {' or '.join(map(quoted, texts))}"
     return (
-        f'task = ""  # CHECK: {on_one_line(reason)}; goal images alone tell the task then, or give'
-        ' all episodes one: instruction = "..."'
+        f'task = ""  # CHECK: {on_one_line(reason)}; goal images alone specify the task then,'
+        ' or give all episodes one: instruction = "..."'
     )
 
 

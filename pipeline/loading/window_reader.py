@@ -338,7 +338,7 @@ class WindowReader:
             # Instructions may change inside an episode, so the task is looked up by step.
             for row in rows.tolist():
                 task[row] = dataset.task_index(int(episode[row]), int(t[row]))
-                # An empty text means that goal images alone tell the task.
+                # An empty text means that goal images alone specify the task.
                 has_text[row] = bool(dataset.manifest.tasks[task[row]])
         goal, has_goal = self._choose_goals(samples, first, t, end, has_text)
         # Steps before `begin` count as not recorded, like those of the episode before.

@@ -698,7 +698,7 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         },
         [
             'task = ""  # CHECK: the source has no text that could be the instruction; goal images'
-            ' alone tell the task then, or give all episodes one: instruction = "..."',
+            ' alone specify the task then, or give all episodes one: instruction = "..."',
             '    "steps/task_file",  # CHECK: is it the instruction? a text: only task and'
             " source_id are stored",
         ],
@@ -707,7 +707,7 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         {"steps/language_instruction": tensor(np.int64), "episode_metadata/id": TEXT, **ACTION},
         [
             'task = ""  # CHECK: steps/language_instruction is int64[], a code and not the'
-            " instruction; goal images alone tell the task then, or give all episodes one:"
+            " instruction; goal images alone specify the task then, or give all episodes one:"
             ' instruction = "..."',
             'source_id = "episode_metadata/id"',
         ],
@@ -716,14 +716,14 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         {"steps/language_instruction": tensor(np.str_, 3), **ACTION},
         [
             'task = ""  # CHECK: steps/language_instruction cannot be read as the instruction;'
-            ' goal images alone tell the task then, or give all episodes one: instruction = "..."',
+            ' goal images alone specify the task then, or give all episodes one: instruction = "..."',
         ],
     ),
     "a text of an episode that may be the instruction": (
         {"episode_metadata/operator": TEXT, **ACTION},
         [
             'task = ""  # CHECK: the source has no text that could be the instruction, unless it is'
-            ' "episode_metadata/operator"; goal images alone tell the task then, or give all'
+            ' "episode_metadata/operator"; goal images alone specify the task then, or give all'
             ' episodes one: instruction = "..."',
         ],
     ),
