@@ -104,11 +104,17 @@ def used_statistics(
         such problems are listed together, by dataset and dimension.
     """
     name = key.removeprefix("observation/")
-    own = {
-        number: of_dataset[key] if key in of_dataset else _find(datasets[number], key)
-        for number, of_dataset in enumerate(computed)
-        if name not in config.datasets[number].missing
-    }
+    is_transformed = any(key in of_dataset for of_dataset in computed)
+    own = {}
+    for number, (dataset, of_dataset) in enumerate(zip(datasets, computed, strict=True)):
+        is_stored = key in {feature.key for _, feature in dataset.manifest.schema.features()}
+        if name in config.datasets[number].missing:
+            continue
+        if key in of_dataset:
+            own[number] = of_dataset[key]
+        # Else a transform adds it to the others, and this one lacks what it is made of.
+        elif is_stored or not is_transformed:
+            own[number] = _find(dataset, key)
     mask = normalized_dims(leaf)
     problems = [
         f"{_origin(datasets[number], key, computed[number])}, {key}[{dim}]: {text}"
@@ -116,7 +122,6 @@ def used_statistics(
         for dim, text in unusable_dims(statistics, mask).items()
     ]
     if problems:
-        is_transformed = any(key in of_dataset for of_dataset in computed)
         raise DataError(
             where="statistics that samples are normalised by",
             expected="finite ones, with std at least 0 and p01 at most p99",

@@ -24,6 +24,7 @@ from tests.small_dataset import LENGTH, write_dataset
 
 NAMES = ("x_m", "y_m")
 CAMERA = "observation/image_primary"
+MASKS = "observation/pad_mask_dict"
 
 
 @pytest.fixture
@@ -155,6 +156,35 @@ def test_a_vector_made_of_images_is_normalised_too(path: pathlib.Path) -> None:
     values = loader.read(0, range(24))["observation"]["brightness"][:, -1]
     assert values.shape == (24, 1)
     np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """Adds the sum of the state, with a pad mask: False where the state is missing."""
+
+    def spec_after(self, spec: BatchSpec) -> BatchSpec:
+        state, mask = spec["observation/proprio"], spec[f"{MASKS}/proprio"]
+        leaf = LeafSpec("float32", (*state.shape[:2], 1), ("sum_m",))
+        return spec | {"observation/sum": leaf, f"{MASKS}/sum": mask}
+
+    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
+        total = batch["observation/proprio"].sum(axis=-1, keepdims=True)
+        return batch | {"observation/sum": total, f"{MASKS}/sum": batch[f"{MASKS}/proprio"].copy()}
+
+
+@pytest.mark.parametrize("statistics", ["dataset", "mixture"])
+def test_what_a_transform_makes_of_an_input_may_be_missing_with_it(
+    path: pathlib.Path, tmp_path: pathlib.Path, statistics: str
+) -> None:
+    other = write_dataset(tmp_path / "other", {"action": (2,), CAMERA: (4, 4, 3)})
+    config = config_of(path, Sum(), statistics=statistics)
+    lacking = DatasetConfig(str(other), missing=("proprio",))
+    loader = loader_of(dataclasses.replace(config, datasets=(*config.datasets, lacking)))
+    values, zeros = (loader.read(n, range(24))["observation"]["sum"][:, -1] for n in (0, 1))
+    np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-4)
+    np.testing.assert_array_equal(zeros, np.zeros((24, 1)))
+    first, second = loader.statistics["observation/sum"]
+    np.testing.assert_array_equal(first.mean, second.mean)
 
 
 def test_statistics_of_other_images_are_not_taken(tmp_path: pathlib.Path) -> None:
