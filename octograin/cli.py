@@ -19,7 +19,7 @@ VERBS = {
         "show a dataset as text, JSON, images or a Rerun recording",
     ),
     "edit": ("converters.edit", "exclude episodes, correct instructions and conventions"),
-    "export": (None, "write a dataset as RLDS or LeRobot, or a run as one file, to act or for Octo"),
+    "export": (None, "write a dataset as RLDS or LeRobot, or a run as a policy or for Octo"),
     "pull": (None, "fetch a dataset or a policy from the Hugging Face hub"),
     "push": (None, "put a dataset or a policy on the Hugging Face hub"),
     "tokens": ("converters.vggt.__main__", "compute VGGT tokens of the images of a dataset"),

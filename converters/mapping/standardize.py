@@ -73,7 +73,7 @@ class SourceMapping:
     """Where each claim of the mapping comes from."""
 
     def __post_init__(self) -> None:
-        """Checks that no two source keys become one feature, and that one field gives the instruction."""
+        """Checks that no two keys become one feature, and that one field gives the instruction."""
         keys = [SOURCE_ID, *(m.key for m in self.features)]
         doubled = sorted({key for key in keys if keys.count(key) > 1})
         if doubled:

@@ -716,7 +716,8 @@ ODD: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         {"steps/language_instruction": tensor(np.str_, 3), **ACTION},
         [
             'task = ""  # CHECK: steps/language_instruction cannot be read as the instruction;'
-            ' goal images alone specify the task then, or give all episodes one: instruction = "..."',
+            " goal images alone specify the task then, or give all episodes one: instruction ="
+            ' "..."',
         ],
     ),
     "a text of an episode that may be the instruction": (
