@@ -1,12 +1,14 @@
 """Exports the model of a policy as a program, with the parameters that acting needs."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from pipeline.data.schema import ACTION
 from pipeline.errors import UserError
@@ -42,7 +44,26 @@ class ExportedProgram:
             return None
         stablehlo = self.exported.mlir_module_serialized
         joined = join_program(split_program(self.exported), stablehlo, self.structs, self.output)
-        return compile_program(joined, self.structs)
+        with _without_cache():
+            return compile_program(joined, self.structs)
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """Compiles inside the block what the persistent compilation cache may have as well.
+
+    With jaxlib 0.10.2 a program for a CPU that comes from the cache lacks functions when it is
+    saved again: the first prediction of the process that loads it fails with NOT_FOUND.
+    """
+    directory = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    # jax keeps the cache that it has opened.
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        compilation_cache.reset_cache()
 
 
 def export_program(
