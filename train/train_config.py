@@ -293,6 +293,10 @@ class TrainConfig:
         counts = ("batch_size", "num_steps", "save_interval", "keep_checkpoints", "fsdp_devices")
         # None is no number to check.
         yield from check_positive(self, *counts, *(["keep_every"] * (self.keep_every is not None)))
+        # Of all that fit an int64, as runs may have begun with any of them.
+        if not -(2**63) <= self.seed < 2**63:
+            remedy = "Give any integer in this range."
+            yield Problem("seed", "-2**63 to 2**63 - 1", self.seed, remedy)
         # A checkpoint that is never saved cannot be kept.
         if self.keep_every is not None and self.keep_every % self.save_interval:
             yield Problem(

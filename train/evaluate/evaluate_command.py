@@ -23,6 +23,7 @@ from train.evaluate.libero.suites import Trial, parse_indices, trials_of
 from train.evaluate.result_tables import COMPARISON_NAME, compare, paired_table, success_table
 from train.evaluate.results import claimed
 from train.evaluate.videos import Kept
+from train.policy.policy import NUM_SEEDS
 
 EXIT_ERRORS = 1
 """Exit code if some trials ended with an error."""
@@ -62,8 +63,9 @@ class Args:
     observation. At most execute_horizon, and at most what is left of a chunk after it, unless the
     robot holds still."""
     execution: DelayStrategy = "real_time_chunking"
-    """What the robot does in these steps. It executes the last chunk, and the next one continues
-    what was planned (real_time_chunking) or not (naive_async); or it holds still (synchronous)."""
+    """What the robot does in the steps of a --delay. It executes the last chunk, and the next one
+    continues what was planned (real_time_chunking) or not (naive_async); or it holds still
+    (synchronous)."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of a diffusion head's noise, of the positions of fixtures, and of what perturbations
     draw."""
@@ -188,10 +190,14 @@ def _request(args: Args, installation: Installation) -> Request:
 
 def _check(args: Args) -> None:
     """Raises an error if a number is out of range."""
-    least = {"trials": 1, "first_trial": 0, "workers": 1, "seed": 0, "delay": 0}
+    least = {"trials": 1, "first_trial": 0, "workers": 1, "delay": 0}
     for name, value in least.items():
         if getattr(args, name) < value:
             raise _refused(f"--{name}", f"at least {value}", str(getattr(args, name)), _help())
+    if not 0 <= args.seed < NUM_SEEDS:
+        raise _refused("--seed", "0 to 2**32 - 1", str(args.seed), _help())
+    if not args.delay and args.execution != Args.execution:
+        raise _refused(f"--execution {args.execution}", "a --delay of 1 or more", "none", _help())
     if args.delay and args.ensemble is not None:
         raise _refused("--delay", "no --ensemble as well", f"--ensemble {args.ensemble}", _help())
     if args.compare_step is not None and args.compare is None:

@@ -44,7 +44,7 @@ TEXT_ARRAYS = ("has_text", "input_ids", "attention_mask", "embeddings")
 """Arrays with a row for each of the exported texts."""
 # POLICY.zip/exported_policy/train/exported/exported_policy.py, wherever the process goes later.
 _FILE = pathlib.Path(__file__).absolute().parents[3]
-_NUM_ENVS = 2**32
+_NUM_ENVS = _NUM_SEEDS = 2**32
 _NUM_TIMED = 10
 
 
@@ -60,10 +60,13 @@ class ExportedPolicy:
       resize: Whether images of other sizes are resized; otherwise they are errors.
 
     Raises:
-      ValueError: The file is corrupt, or its program does not fit the jax that is installed.
+      ValueError: The file is corrupt, its program does not fit the jax that is installed, or the
+        seed is not from 0 to 2**32 - 1.
     """
 
     def __init__(self, *, seed: int = 0, resize: bool = False) -> None:
+        if not 0 <= seed < _NUM_SEEDS:
+            raise ValueError(f"seed: expected 0 to 2**32 - 1; found {seed}")
         file = read_file(_FILE)
         settings: ExportedSettings = importlib.import_module("exported_policy.settings").SETTINGS
         self.settings = settings

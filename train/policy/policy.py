@@ -37,6 +37,8 @@ from train.update.train_state import count_parameters
 
 _log = logging.getLogger(__name__)
 
+NUM_SEEDS = 2**32
+"""Seeds are from 0 to one less: the keys of larger ones are those of smaller ones."""
 # The number is folded into a key as uint32.
 _NUM_ENVS = 2**32
 _SHOWN_RUNS = 4
@@ -72,6 +74,9 @@ class PolicyConfig:
     def problems(self) -> Iterator[Problem]:
         """Yields each problem of the fields."""
         yield from check_positive(self, "batch_size")
+        if not 0 <= self.seed < NUM_SEEDS:
+            remedy = "Give any integer in this range."
+            yield Problem("seed", "0 to 2**32 - 1", self.seed, remedy)
 
 
 class Policy:

@@ -311,6 +311,9 @@ def test_two_checkpoints_are_compared_on_the_same_trials(
         ({"delay": 3, "execute_horizon": 2}, "delay: expected 0 to 2 steps: .*; found 3"),
         ({"delay": 3, "execute_horizon": 2, "execution": "naive_async"}, "0 to 2 .*; found 3"),
         ({"delay": -1}, "--delay: expected at least 0; found -1"),
+        ({"execution": "naive_async"}, "--execution naive_async: expected a --delay of 1 or more"),
+        ({"seed": -1}, r"--seed: expected 0 to 2\*\*32 - 1; found -1"),
+        ({"seed": 2**32}, r"--seed: expected 0 to 2\*\*32 - 1; found 4294967296"),
         ({"delay": 1, "ensemble": 0.1}, r"expected no --ensemble as well; found --ensemble 0\.1"),
     ],
 )

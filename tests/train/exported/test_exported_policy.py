@@ -88,6 +88,7 @@ infer(3)
 found["gripper"] = policy.restore_gripper(found["0/3"])
 found["commands"] = policy.gripper_commands()(found["0/3"])
 for call in (
+    lambda: ExportedPolicy(seed=2**32),
     lambda: policy.reset(0, "fly"),
     lambda: policy.reset(-1, policy.instructions[0]),
     lambda: policy.reset(0, policy.instructions[0], {"image_primary": np.zeros(3)}),
@@ -221,7 +222,8 @@ def test_a_fresh_process_without_the_package_acts_bitwise_the_same(
     np.testing.assert_array_equal(found["gripper"], restore_gripper(last, policy.conventions))
     np.testing.assert_array_equal(found["commands"], GripperCommands.of(policy.spec)(last))
 
-    unknown, number, goal, not_reset, mistakes, unnumbered, rotation = said["errors"]
+    out_of_range, unknown, number, goal, not_reset, mistakes, unnumbered, rotation = said["errors"]
+    assert out_of_range == "seed: expected 0 to 2**32 - 1; found 4294967296"
     assert unknown == (
         "instruction: expected one that was exported: 'pick up the bowl', 'open the drawer'; "
         "found 'fly'"

@@ -330,6 +330,12 @@ def test_an_environment_needs_a_reset_and_a_number(policy):
         policy.infer({8: shown()})
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_has_no_key_of_its_own_is_refused(seed):
+    with pytest.raises(UserError, match=rf"seed: expected 0 to 2\*\*32 - 1; found {seed}\. "):
+        PolicyConfig(seed=seed)
+
+
 def test_latency_counts_calls_without_compiling(checkpoint):
     policy = Policy(checkpoint, config=PolicyConfig(seed=1))
     assert policy.latency.num_calls == 0
