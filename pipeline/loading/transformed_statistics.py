@@ -29,12 +29,16 @@ from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.samples.splits import select
 from pipeline.loading.transforms.batch_transforms import StandardizeGripper
+from pipeline.loading.transforms.rotation_transforms import ConvertActionRotation
+from pipeline.loading.transforms.transform import Transform
 from pipeline.loading.transforms.transform_chain import ACTION_MASK, TransformChain
 from pipeline.loading.window_reader import WindowReader
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
 """Incremented when the same data and transforms give other statistics."""
+_QUATERNION_VERSION = 2
+"""The version of actions with quaternions, whose real part is not negative."""
 _STEPS = 256
 """Steps that are read and transformed at once."""
 
@@ -84,19 +88,24 @@ def transformed_statistics(
 def _hash(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> str:
     """Hashes everything that the statistics depend on; 16 hex digits."""
     # The transforms with a user's own, whose source is part of their JSON.
-    described = to_json_values(config)
+    described, transforms = to_json_values(config), config.transforms
     names = ("transforms", "window_size", "action_horizon", "octo_action_mask", "observations")
     find = dataset.manifest.schema.find
     columns = {EPISODES, *(find(key, dataset.path)[0].name for key in config.keys_of(part))}
     content = {name: described.get(name) for name in (*names, "current_only", "windows")}
     content |= {
-        "version": _VERSION,
+        "version": _QUATERNION_VERSION if any(map(_gives_quaternions, transforms)) else _VERSION,
         # All columns: a transform may make a vector of images.
         "data": dataset.manifest.digest(columns),
         "missing": part.missing,
         "excluded": part.excluded,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _gives_quaternions(transform: Transform) -> bool:
+    is_of_actions = isinstance(transform, ConvertActionRotation)
+    return is_of_actions and transform.target.startswith("quaternion")
 
 
 def _read(path: epath.Path) -> dict[str, dict]:

@@ -83,7 +83,8 @@ class ConvertObservationRotation:
         rotation = np.zeros((*values.shape[:2], len(layout.names)))
         with rotations_of(self, key):
             old = layout.taken(values)[is_read]
-            turned = with_positive_real(convert_rotation(old, self.source, "quaternion_xyzw"))
+            turned = convert_rotation(old, self.source, "quaternion_xyzw")
+            turned = with_positive_real(turned, "quaternion_xyzw")
             rotation[is_read] = convert_rotation(turned, "quaternion_xyzw", self.target)
         return batch | {key: layout.replaced(values, rotation)}
 

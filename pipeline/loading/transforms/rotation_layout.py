@@ -94,9 +94,16 @@ def check_stated(
         )
 
 
-def with_positive_real(quaternions: np.ndarray) -> np.ndarray:
-    """The same rotations (..., 4), x y z w: of q and -q, a model can only learn one."""
-    return np.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
+def with_positive_real(values: np.ndarray, representation: Representation) -> np.ndarray:
+    """The same rotations (..., n): of quaternions q and -q, a model can only learn one."""
+    match representation:
+        case "quaternion_xyzw":
+            real = values[..., 3:]
+        case "quaternion_wxyz":
+            real = values[..., :1]
+        case _:
+            return values
+    return np.where(real < 0, -values, values)
 
 
 @contextlib.contextmanager

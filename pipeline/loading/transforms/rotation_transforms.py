@@ -128,7 +128,8 @@ class RelativePose:
             action[..., dims] = relative_position(
                 now[0], action[..., dims].astype(np.float64), now[1], _QUATERNION
             )
-            turned = with_positive_real(relative_rotation(now[1], future, _QUATERNION))
+            turned = relative_rotation(now[1], future, _QUATERNION)
+            turned = with_positive_real(turned, _QUATERNION)
             rotation = convert_rotation(turned, _QUATERNION, self.target)
         return batch | {
             ACTION: layout.replaced(action, rotation),
@@ -188,7 +189,10 @@ class RelativePose:
 
 @dataclasses.dataclass(frozen=True)
 class ConvertActionRotation:
-    """Writes a rotation of the action in another representation."""
+    """Writes a rotation of the action in another representation.
+
+    Of the two quaternions of a rotation it writes the one whose real part is not negative.
+    """
 
     rotation: tuple[str, ...]
     """The dimensions of the rotation, in the order of the representation."""
@@ -225,7 +229,8 @@ class ConvertActionRotation:
         del draws
         layout = _rotation(self, self.source, spec)
         with rotations_of(self, ACTION):
-            rotation = convert_rotation(layout.taken(batch[ACTION]), self.source, self.target)
+            turned = convert_rotation(layout.taken(batch[ACTION]), self.source, self.target)
+        rotation = with_positive_real(turned, self.target)
         return batch | {
             ACTION: layout.replaced(batch[ACTION], rotation),
             ACTION_MASK: layout.replaced_mask(batch[ACTION_MASK]),

@@ -12,6 +12,7 @@ from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset import open_dataset
 from pipeline.data.manifest import TRANSFORMED_NAME
 from pipeline.data.record import Values
+from pipeline.data.rotations import Representation
 from pipeline.errors import SchemaError
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
 from pipeline.loading.data_config import DataConfig, DatasetConfig
@@ -19,6 +20,7 @@ from pipeline.loading.loader import Loader
 from pipeline.loading.transformed_statistics import transformed_statistics
 from pipeline.loading.transforms.action_transforms import RelativeActions
 from pipeline.loading.transforms.input_transforms import StateNoise
+from pipeline.loading.transforms.rotation_transforms import ConvertActionRotation
 from pipeline.loading.transforms.transform import Draws
 from tests.small_dataset import LENGTH, write_dataset
 
@@ -198,6 +200,23 @@ def test_statistics_of_other_images_are_not_taken(tmp_path: pathlib.Path) -> Non
         loader = loader_of(config_of(path, Brightness()))
         means.append(loader.statistics["observation/brightness"][0].mean[0])
         assert means[-1] == pytest.approx(images.mean(), rel=1e-5)
+
+
+def test_statistics_of_quaternions_of_either_sign_are_not_taken(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    angles = ("rx_rad", "ry_rad", "rz_rad")
+    shapes = {"action": (3,), "observation/proprio": (2,), CAMERA: (4, 4, 3)}
+    path = write_dataset(tmp_path / "data", shapes, dims={"action": angles})
+    targets: dict[Representation, int] = {"quaternion_wxyz": 2, "rot6d": 1}
+    for target, num_kept in targets.items():
+        (path / TRANSFORMED_NAME).unlink(missing_ok=True)
+        config = config_of(path, ConvertActionRotation(angles, "euler_xyz", target))
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.loading.transformed_statistics._QUATERNION_VERSION", 1)
+            loader_of(config)
+        loader_of(config)
+        assert len(json.loads((path / TRANSFORMED_NAME).read_text())) == num_kept
 
 
 def test_datasets_must_name_dimensions_alike(path: pathlib.Path, tmp_path: pathlib.Path) -> None:

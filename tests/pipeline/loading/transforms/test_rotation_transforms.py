@@ -136,6 +136,25 @@ def test_dimensions_and_masks_follow_the_rotation() -> None:
     assert angles.dims[3:6] == ("euler_xyz_0_rad", "euler_xyz_1_rad", "euler_xyz_2_rad")
 
 
+@pytest.mark.parametrize("target", ["quaternion_xyzw", "quaternion_wxyz"])
+@pytest.mark.parametrize("source", ["euler_xyz", "quaternion_xyzw"])
+def test_of_the_two_quaternions_of_a_rotation_one_is_learned(
+    source: Representation, target: Representation
+) -> None:
+    # 0.002 rad apart; a roll beyond pi wraps, which negates the quaternion.
+    angles = np.array([[np.pi - 0.001, 0.5, 1.0], [-np.pi + 0.001, 0.5, 1.0]])
+    values = convert_rotation(angles, "euler_xyz", source)
+    reals = convert_rotation(values, source, "quaternion_xyzw")[:, 3]
+    np.testing.assert_allclose(reals, [0.119, -0.118], atol=1e-3)
+    dims = names("r", source)
+    spec = make_spec(dims, dims, sizes=(2, 1, 1))
+    batch = make_batch(spec) | {ACTION: values.astype(np.float32)[:, None, None]}
+    learned = ConvertActionRotation(dims, source, target).apply(batch, spec, None)[ACTION]
+    real = target.removeprefix("quaternion_").index("w")
+    np.testing.assert_allclose(learned[..., real].ravel(), [0.119, 0.118], atol=1e-3)
+    np.testing.assert_allclose(learned[0], learned[1], atol=2e-3)
+
+
 def test_two_arms_are_two_transforms() -> None:
     sides = ("left_", "right_")
     dims = tuple(f"{side}{name}" for side in sides for name in ARM)
