@@ -271,8 +271,8 @@ class Evaluation:
     def _new_execution(self) -> Execution:
         """Makes an execution for one episode, whose grippers are as their rules decide."""
         request = self._request
-        horizon = self._spec.model.head.action_horizon
-        execution = make_execution(horizon, request.execute_horizon, request.ensemble)
+        horizon, conventions = self._spec.model.head.action_horizon, self._spec.conventions
+        execution = make_execution(horizon, conventions, request.execute_horizon, request.ensemble)
         grippers = GripperCommands.of(self._spec)
         return delay_execution(
             # Still 1 = open, 0 = close, of which the simulator makes its own commands.
@@ -280,7 +280,7 @@ class Evaluation:
             request.execution,
             self._executed,
             request.delay,
-            self._spec.conventions,
+            conventions,
         )
 
     def _options(self) -> Options:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pipeline.data.conventions import Conventions
 from pipeline.errors import UserError
 
+_CONTINUOUS = ("rot6d", "rot6d_rows", "none")
+"""Rotations of which similar ones have similar numbers; none at all included."""
 Execution = Callable[[np.ndarray], np.ndarray]
 """Returns the actions (n a) to execute, in order, before the next chunk is predicted, for a chunk
 (h a) from `Policy.infer`. Each environment and episode needs a new one."""
@@ -81,17 +84,22 @@ class TemporalEnsemble:
 
 
 def make_execution(
-    action_horizon: int, execute_horizon: int | None = None, ensemble: float | None = None
+    action_horizon: int,
+    conventions: Conventions,
+    execute_horizon: int | None = None,
+    ensemble: float | None = None,
 ) -> Execution:
     """Makes a new execution, for one environment and episode.
 
     Args:
       action_horizon: Number of actions per chunk.
+      conventions: Meaning of the actions.
       execute_horizon: Number of actions to execute per chunk; None: all.
       ensemble: Decay of a temporal ensemble; None: no ensemble.
 
     Raises:
-      UserError: Both are given, or a value is out of range.
+      UserError: Both are given, a value is out of range, or an ensemble is of poses whose numbers
+        have no useful mean.
     """
     if ensemble is not None:
         if execute_horizon is not None or not 0 <= ensemble < math.inf:
@@ -101,10 +109,24 @@ def make_execution(
                 found=f"ensemble {ensemble}, execute_horizon {execute_horizon}",
                 remedy="Use one of the two.",
             )
+        _check_mean(conventions)
         return TemporalEnsemble(ensemble)
     num_actions = action_horizon if execute_horizon is None else execute_horizon
     _check_horizon(num_actions, action_horizon)
     return FirstActions(num_actions)
+
+
+def _check_mean(conventions: Conventions) -> None:
+    # Changes of a pose are small rotations, far from the angles at which numbers jump.
+    if conventions.target_poses and conventions.rotation not in _CONTINUOUS:
+        raise UserError(
+            where="ensemble",
+            expected=f"target poses with rotation {' or '.join(_CONTINUOUS)}, or changes of a pose",
+            found=f"target poses with rotation {conventions.rotation}: two that are nearly equal "
+            "can have a mean that is turned by 180 degrees",
+            remedy="Use execute_horizon without an ensemble, or convert the dataset with the "
+            "rotations of its actions as rot6d, and train on it.",
+        )
 
 
 def check_delay(delay: object, execute_horizon: int, action_horizon: int) -> None:

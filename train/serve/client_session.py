@@ -94,11 +94,14 @@ class ServeConfig:
 
         Raises:
           UserError: `execute_horizon`, `ensemble` or `delay` is out of range, or two do not go
-            together; or there is a delay, and the policy was made without real-time chunking.
+            together; there is an ensemble of poses whose numbers have no useful mean; or there is a
+            delay, and the policy was made without real-time chunking.
         """
         if self.delay:
             self._check_delay(policy)
-        made = make_execution(policy.action_horizon, self.execute_horizon, self.ensemble)
+        made = make_execution(
+            policy.action_horizon, policy.conventions, self.execute_horizon, self.ensemble
+        )
         return made if self.is_stepwise else None
 
     def _check_delay(self, policy: Policy) -> None:

@@ -336,6 +336,10 @@ def test_a_checkpoint_of_other_conventions_is_refused(
     monkeypatch.setattr(evaluation, "read_run", lambda run, step: checkpoint)
     with pytest.raises(UserError, match=r"control_frequency_hz = 20\.0; found .* = 10\.0"):
         evaluate(arguments(policy_run, tmp_path / "out"))
+    for values in checkpoint.datasets.values():
+        values["conventions"] |= {"control_frequency_hz": 20.0, "target_poses": True}
+    with pytest.raises(UserError, match=r"ensemble: expected target poses with rotation rot6d or"):
+        evaluate(arguments(policy_run, tmp_path / "out", ensemble=0.1))
 
 
 @pytest.mark.usefixtures("installation")

@@ -1,8 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from pipeline.data.conventions import Conventions
 from pipeline.errors import UserError
 from train.policy.chunk_execution import FirstActions, TemporalEnsemble, make_execution
+
+CHANGES = Conventions("upright", "axis_angle", 20.0, "kept")
 
 
 def chunk(*numbers: float) -> np.ndarray:
@@ -36,12 +41,25 @@ def test_an_ensemble_averages_what_all_chunks_say_of_a_step(decay, expected):
 
 def test_an_execution_is_made_of_flags():
     eight = chunk(*range(8))
-    assert len(make_execution(8)(eight)) == 8
-    assert len(make_execution(8, execute_horizon=3)(eight)) == 3
-    assert len(make_execution(8, ensemble=0.1)(eight)) == 1
+    assert len(make_execution(8, CHANGES)(eight)) == 8
+    assert len(make_execution(8, CHANGES, execute_horizon=3)(eight)) == 3
+    assert len(make_execution(8, CHANGES, ensemble=0.1)(eight)) == 1
     for horizon in (0, 9):
         with pytest.raises(UserError, match=rf"expected 1 to 8, .*; found {horizon}"):
-            make_execution(8, execute_horizon=horizon)
+            make_execution(8, CHANGES, execute_horizon=horizon)
     for ensemble, horizon in ((-0.1, None), (np.nan, None), (np.inf, None), (0.1, 2)):
         with pytest.raises(UserError, match="expected a finite decay of at least 0, and no exec"):
-            make_execution(8, horizon, ensemble)
+            make_execution(8, CHANGES, horizon, ensemble)
+
+
+@pytest.mark.parametrize("rotation", ["axis_angle", "euler_xyz", "quaternion_wxyz"])
+def test_poses_whose_numbers_jump_are_not_averaged(rotation):
+    poses = dataclasses.replace(CHANGES, rotation=rotation, target_poses=True)
+    assert len(make_execution(8, poses)(chunk(*range(8)))) == 8
+    with pytest.raises(
+        UserError, match=rf"ensemble: .* rot6d or .*; found target poses with rotation {rotation}:"
+    ):
+        make_execution(8, poses, ensemble=0.1)
+    for mean in ({"rotation": "rot6d"}, {"rotation": "none"}, {"target_poses": False}):
+        made = make_execution(8, dataclasses.replace(poses, **mean), ensemble=0.1)
+        assert len(made(chunk(*range(8)))) == 1

@@ -260,6 +260,8 @@ def test_a_policy_that_gives_target_poses_is_refused(policy):
     with_conventions(policy, target_poses=True)
     with pytest.raises(UserError, match=r"commands of its controller; found target poses\. Use"):
         Conversion(policy, LIBERO)
+    with pytest.raises(UserError, match="ensemble: expected target poses with rotation rot6d or"):
+        ServeConfig(ensemble=0.1).make_execution(policy)
 
 
 def test_actions_of_unknown_parts_are_not_described_as_a_pose(policy):
