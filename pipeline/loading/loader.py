@@ -290,10 +290,18 @@ class Loader:
         """Yields batches without end, starting with batch `position`; close it after use.
 
         Raises:
+          UserError: There is no such batch.
           RecordError: A record or image is corrupt; all batches before it are yielded first.
           DataError: A shard is corrupt.
           SchemaError: A batch breaks the contract.
         """
+        if not isinstance(position, int | np.integer) or position < 0:
+            raise UserError(
+                where="Loader.batches, position",
+                expected="an integer of at least 0",
+                found=shown(position),
+                remedy="Give the number of batches to leave out before the first one.",
+            )
         stream: Any = grain.MapDataset.source(self.order())
         columns = [reader for one in self.datasets for reader in one.columns.values()]
         threads = SampleThreads(self.config.num_threads, columns)
