@@ -28,10 +28,11 @@ from pipeline.loading.batch import FlatBatch
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.samples.splits import select
+from pipeline.loading.transforms.action_dims import ACTION_MASK
 from pipeline.loading.transforms.batch_transforms import StandardizeGripper
 from pipeline.loading.transforms.rotation_transforms import ConvertActionRotation
 from pipeline.loading.transforms.transform import Transform
-from pipeline.loading.transforms.transform_chain import ACTION_MASK, TransformChain
+from pipeline.loading.transforms.transform_chain import TransformChain
 from pipeline.loading.window_reader import WindowReader
 
 _log = logging.getLogger(__name__)

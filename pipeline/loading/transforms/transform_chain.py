@@ -13,9 +13,9 @@ import numpy as np
 from pipeline.data.schema import ACTION
 from pipeline.errors import SchemaError, UserError
 from pipeline.loading.batch import BatchSpec, FlatBatch, LeafSpec
+from pipeline.loading.transforms.action_dims import ACTION_MASK
 from pipeline.loading.transforms.transform import ActionTransform, Draws, Transform
 
-ACTION_MASK = "action_pad_mask"
 _ACTION_KEYS = {ACTION, ACTION_MASK}
 
 
