@@ -17,6 +17,7 @@ _PNG = ("PNG",)
 # Pillow's names of one channel of 16 bits; before release 11.1 such a file has 32 in memory.
 _MODES = ("I;16", "I;16B", "I")
 
+# SOI, the marker that begins every JPEG.
 _JPEG = b"\xff\xd8"
 _UNREADABLE = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
 """Errors of the decoders. Pillow raises the last two for a broken PNG, and for one whose header
@@ -240,6 +241,3 @@ def check_depth(encoded: Blob, shape: tuple[int, ...], where: str) -> None:
             found=f"one of the mode {mode}",
             remedy="Write depth as 16-bit grey PNG in millimetres at the source.",
         )
-
-
-# SOI, the marker that begins every JPEG.
