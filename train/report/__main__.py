@@ -17,6 +17,7 @@ from pipeline.flag_help import PartsFlag, joined_help, part_flags
 from pipeline.hub.hub_address import SCHEME
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
+from train.checkpoints.run_directory import read_config
 from train.end_of_run import make_up
 from train.report.report_page import write_report
 from train.train_config import TrainConfig
@@ -63,6 +64,9 @@ def main() -> None:
             )
         load_parts(*args.parts)
         _check_is_local(args.run)
+        # Also where nothing is made up, so that a mistake in a flag is never silent.
+        if changes and (config := read_config(args.run)) is not None:
+            _changed(config, changes, prog)
         try:
             make_up(args.run, lambda config: _changed(config, changes, prog))
         except UserError as error:

@@ -132,6 +132,7 @@ def main() -> None:
                 remedy="Add --benchmark, or leave it out.",
             )
         if args.benchmark is not None:
+            _check_serves_nobody(args)
             _benchmark(args, config, args.benchmark)
             return
         api_key = read_api_key(args.api_key_file)
@@ -181,13 +182,25 @@ def _benchmark(args: Args, config: ServeConfig, num_calls: int) -> None:
         sys.stdout.write(json.dumps(rounded) + "\n")
 
 
+def _check_serves_nobody(args: Args) -> None:
+    """Raises an error for flags of a server, which `--benchmark` does not start."""
+    flags = [n for n in ("host", "port", "api_key_file") if getattr(args, n) != getattr(Args, n)]
+    if flags:
+        raise UserError(
+            where="--benchmark",
+            expected="none of --host, --port and --api_key_file",
+            found=", ".join(f"--{name} {getattr(args, name)}" for name in flags),
+            remedy="Its client is on this machine, on a free port: leave them out.",
+        )
+
+
 def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
     """Returns the observation by key that pairs such as `front=image_primary` give.
 
     Raises:
-      UserError: A pair is not of the form KEY=NAME.
+      UserError: A pair is not of the form KEY=NAME, or two have the same key or observation.
     """
-    chosen = {}
+    chosen: dict[str, str] = {}
     for pair in pairs:
         key, _, name = pair.partition("=")
         if not key or not name:
@@ -196,6 +209,13 @@ def parse_keys(pairs: tuple[str, ...]) -> dict[str, str]:
                 expected="KEY=NAME",
                 found=pair,
                 remedy="Write, for example, --keys observation/front=image_primary.",
+            )
+        if key in chosen or name in chosen.values():
+            raise UserError(
+                where="--keys",
+                expected="each key and each observation once",
+                found=" ".join(pairs),
+                remedy=f"Keep one of those with {key if key in chosen else name}.",
             )
         chosen[key] = name
     return chosen

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, UserError
+from pipeline.files import to_json_values
 from train.metrics.step_metrics import StepMetrics
 from train.metrics.validation_files import EpisodePrediction, ValidationMetrics, append_validation
 from train.octo.released.weights_report import LoadReport, LoadRow
@@ -463,6 +464,28 @@ def test_the_command_prints_where_the_page_is(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.report", str(tmp_path)])
     main()
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--config.typo=1", "junk"], "--config.typo=1, junk"),
+        (["--config.seed", "1", "--sed", "2"], "--sed, 2"),
+        (["--config.seed=x"], "Error parsing --config.seed"),
+        (["--seed", "1"], "expected RUN and --config flags; found --seed"),
+    ],
+)
+def test_flags_that_change_no_field_are_refused(
+    policy_config, monkeypatch, capsys, tmp_path, words, found
+):
+    (tmp_path / "config.json").write_text(json.dumps(to_json_values(policy_config)))
+    monkeypatch.setattr(sys, "argv", ["train.report", str(tmp_path), *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert found in printed.err
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_page_is_the_same_each_time(run, page):

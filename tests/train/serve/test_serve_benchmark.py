@@ -40,6 +40,11 @@ def test_a_number_of_calls_is_expected(monkeypatch, capsys, number):
     assert number in capsys.readouterr().err
 
 
+def test_clients_of_vla_eval_are_not_measured(served_policy):
+    with pytest.raises(UserError, match="expected the protocol openpi"):
+        measure(served_policy, ServeConfig(protocol="vla-eval"), 1)
+
+
 def test_what_a_client_would_be_refused_is_an_error(served_policy, monkeypatch):
     def infer(shown):
         raise UserError(where="actions", expected="finite values", found="NaN", remedy="Stop.")

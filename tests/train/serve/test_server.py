@@ -319,6 +319,9 @@ def test_other_keys_may_be_named(policies):
     assert session.answer(CODEC.pack(message))["actions"].shape == (4, 7)
     with pytest.raises(UserError, match="expected KEY=NAME; found front"):
         parse_keys(("front",))
+    for pairs, shared in ((("a=image_wrist", "a=proprio"), "a"), (("a=depth", "b=depth"), "depth")):
+        with pytest.raises(UserError, match=rf"each key .* once; found a=.* with {shared}\."):
+            parse_keys(pairs)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +390,7 @@ def test_the_command_serves_until_it_is_stopped(policy_run, by, code):
         (["--json"], "--json: expected --benchmark, whose result it prints; found no --benchmark"),
         (["--keys", "a=depth"], "--keys: expected observations of the policy"),
         (["--dataset", "other"], "found other"),
-        (["--protocol", "vla-eval", "--benchmark", "9"], "expected the protocol openpi"),
+        (["--benchmark", "9"], "--benchmark: expected none of --host, --port and --api_key_file"),
         (["--protocol", "vla-eval", "--api_key_file", "KEY"], "KEY: expected no API key with"),
     ],
 )
