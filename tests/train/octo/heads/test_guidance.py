@@ -1,5 +1,6 @@
 """Guided chunks continue what is planned: exact weights, exact statistics, and one smooth path."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -89,6 +90,21 @@ def test_committed_actions_are_held_and_the_chunk_continues_them(
         assert np.abs(chunk[:, delay] - before).mean() < 0.5
         assert np.abs(new[:, delay] - before).mean() > 0.9
         assert np.abs(np.diff(chunk, axis=1)).mean() < 0.35
+
+
+def test_a_head_that_predicts_actions_samples_and_is_guided_like_one_that_predicts_noise() -> None:
+    noise = draw_sampling_noise(CONFIG, jax.random.key(5), (SIZE, 2))
+    readout = jnp.broadcast_to(EMBEDDING, (SIZE, 2, 1, 1))
+    head = SmoothHead(dataclasses.replace(CONFIG, prediction="action"))
+    sample = jax.jit(lambda *inputs: head.apply({}, readout, *inputs, method="sample"))
+    np.testing.assert_allclose(sample(noise), plain(5), atol=1e-4, rtol=0)
+    target, weights = plain(6), mask(8, 3)
+    continued = jax.jit(lambda *inputs: head.apply({}, readout, *inputs, method="sample_guided"))
+    expected = guided(5, target, weights)
+    assert np.abs(expected - plain(5)).max() > 1
+    np.testing.assert_allclose(
+        continued(noise, Guide(target, weights)), expected, atol=1e-4, rtol=0
+    )
 
 
 def test_without_weights_nothing_is_guided() -> None:
