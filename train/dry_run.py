@@ -28,10 +28,10 @@ from train.checkpoints.checkpoint_store import (
     DIRECTORY as CHECKPOINTS,
     check_arrays,
     checkpoint_bytes,
-    is_run,
     last_step,
     read_datasets,
 )
+from train.checkpoints.initial_weights import RunCheckpoint, find_source
 from train.checkpoints.run_directory import resume_position
 from train.flags import Flags, check_flags
 from train.hub_datasets import pin_datasets, to_fetch
@@ -297,9 +297,13 @@ def _look_at_statistics(found: _Findings, setup: Setup) -> None:
 def _look_at_origin(found: _Findings, setup: Setup) -> None:
     """Warns if the run whose weights are loaded was trained on different data."""
     path = setup.config.pretrained_path
-    if path is None or not is_run(pathlib.Path(path)):
+    # A resumed run has weights of its own, and fetches none.
+    if path is None or setup.inputs.weights is None:
         return
-    kept = read_datasets(pathlib.Path(path), setup.config.pretrained_step)
+    source = find_source(path, setup.config.pretrained_step)
+    if not isinstance(source, RunCheckpoint):
+        return
+    kept = read_datasets(source.directory, source.step)
     before, ours = list(kept.values()), setup.loader.describe_datasets()
     try:
         check_same_encoders(kept, ours)

@@ -288,8 +288,10 @@ def test_missing_token_column_and_missing_camera_are_errors(tiny_config):
     assert "expected a feature observation/vggt_layer_23" in error
 
 
-@pytest.mark.parametrize("field", ["conventions", "normalization"])
-def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_path, field):
+@pytest.mark.parametrize(("field", "is_on_hub"), [("conventions", False), ("normalization", True)])
+def test_weights_of_a_run_with_other_conventions_are_a_warning(
+    tiny_config, tmp_path, hub, field, is_on_hub
+):
     write_checkpoints(dataclasses.replace(tiny_config, num_steps=1), (1,))
     checkpoint = pathlib.Path(tiny_config.save_dir) / "checkpoints" / "1"
     datasets = json.loads((checkpoint / "datasets" / "metadata").read_text())
@@ -299,9 +301,10 @@ def test_weights_of_a_run_with_other_conventions_are_a_warning(tiny_config, tmp_
         else:
             dataset["normalization"] = "bounds"
     rewrite_item(checkpoint, "datasets", json.dumps(datasets))
-    config = dataclasses.replace(
-        tiny_config, save_dir=str(tmp_path / "later"), pretrained_path=tiny_config.save_dir
-    )
+    hub.model("owner/name").commit_folder(pathlib.Path(tiny_config.save_dir))
+    path = "hf://owner/name" if is_on_hub else tiny_config.save_dir
+    later = str(tmp_path / "later")
+    config = dataclasses.replace(tiny_config, save_dir=later, pretrained_path=path)
     warnings = texts(config, "warning")
     assert any(text.startswith(f"{field} of ") and "were trained with" in text for text in warnings)
     assert np.all([("ERROR" not in text) for text in warnings])
