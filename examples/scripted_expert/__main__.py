@@ -55,7 +55,8 @@ class Args:
     rlds: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder to keep the episodes in as RLDS, too."""
     assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of LIBERO's assets; by default where the package has or fetches them."""
+    """Folder of LIBERO's assets; by default LIBERO_ASSETS, the package's own folder, or
+    ~/.cache/libero/assets."""
     licence: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "CC-BY-4.0"
     """Licence of the data, as an SPDX identifier or in words."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

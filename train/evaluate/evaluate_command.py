@@ -86,7 +86,8 @@ class Args:
     videos: Kept = "all"
     """Trials whose videos are kept."""
     assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of LIBERO's assets; by default, where the package has or fetches them."""
+    """Folder of LIBERO's assets; by default LIBERO_ASSETS, the package's own folder, or
+    ~/.cache/libero/assets."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Where the weights of the token encoder are now; by default, where they were when the
     dataset's tokens were computed."""

@@ -44,8 +44,8 @@ _NUM_COMPARED = 8
 class Args:
     """Writes one checkpoint of a run, without its optimizer state, as a small directory to hand on.
 
-    Every command that takes RUN takes this directory too, but no run resumes from it. Absolute
-    paths become relative.
+    Every command that takes RUN takes this directory too, except `octograin report`; no run resumes
+    from it. Absolute paths become relative.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

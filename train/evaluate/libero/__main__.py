@@ -17,7 +17,8 @@ class Args:
     """Checks the LIBERO simulator: packages, versions, assets and rendering."""
 
     assets: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of LIBERO's assets; by default where the package has or fetches them."""
+    """Folder of LIBERO's assets; by default LIBERO_ASSETS, the package's own folder, or
+    ~/.cache/libero/assets."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show a traceback with an error."""
 
