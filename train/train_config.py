@@ -81,9 +81,10 @@ class OptimizerConfig:
             ("max_skipped", 0),
             ("weight_decay", 0),
         ):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if not least <= value < math.inf:
                 remedy = f"The smallest value is {least}."
-                yield Problem(name, f"at least {least}", getattr(self, name), remedy)
+                yield Problem(name, f"at least {least}, and finite", value, remedy)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             yield Problem(
                 "ema_decay",

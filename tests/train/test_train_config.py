@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import pathlib
 
 import pytest
@@ -135,6 +136,7 @@ def test_settings_of_a_run_that_cannot_be_are_named(tiny_config, change, message
         ({"ema_decay": 1.0}, r"ema_decay: expected more than 0 and less than 1; found 1.0"),
         ({"clip_norm": 0.0}, "clip_norm: expected a finite number above 0"),
         ({"max_skipped": -1}, "max_skipped: expected at least 0"),
+        ({"weight_decay": math.nan}, "weight_decay: expected at least 0, and finite; found nan"),
     ],
 )
 def test_settings_of_an_optimizer_that_cannot_be_are_named(tiny_config, change, message):

@@ -22,7 +22,8 @@ MAP_HEADS = 8
 
 
 def _check_max_action(max_action: float) -> Iterator[Problem]:
-    if max_action <= 0:
+    # "not >" is true of NaN as well.
+    if not max_action > 0:
         yield Problem("max_action", "more than 0", max_action, "5 clips at five deviations.")
 
 

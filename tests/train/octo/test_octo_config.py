@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -102,6 +103,7 @@ def test_a_part_that_cannot_be_built_is_an_error() -> None:
         (DiffusionConfig, (4, 7, 20, 32, 0), "hidden_dim: expected at least 1; found 0"),
         (DiffusionConfig, (4, 7, 20, 32, 8, 3, 5.0, 0), "n_diffusion_samples: expected at least 1"),
         (DiffusionConfig, (4, 7, 20, 32, 8, 3, 0.0), "max_action: expected more than 0; found 0.0"),
+        (DiffusionConfig, (4, 7, 20, 32, 8, 3, math.nan), "max_action: .* than 0; found nan"),
         (RegressionConfig, ("l1", 0), "action_horizon: expected at least 1; found 0"),
     ],
 )
