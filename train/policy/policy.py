@@ -60,7 +60,7 @@ class PolicyConfig:
     batch_size: int = 1
     """Environments per batch: fewer are padded, more are split into several batches."""
     seed: int = 0
-    """Seed of a diffusion head's noise."""
+    """Seed of a diffusion head's noise, from 0 to 2**32 - 1."""
     resize: bool = False
     """Resizes images of other sizes to the stored size, as training resizes to the model's;
     otherwise other sizes are errors."""
