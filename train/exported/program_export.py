@@ -55,7 +55,7 @@ def _without_cache() -> Iterator[None]:
     With jaxlib 0.10.2 a program for a CPU that comes from the cache lacks functions when it is
     saved again: the first prediction of the process that loads it fails with NOT_FOUND.
     """
-    directory = jax.config.jax_compilation_cache_dir
+    directory = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
     # jax keeps the cache that it has opened.
     compilation_cache.reset_cache()
