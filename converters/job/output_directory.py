@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -173,7 +174,7 @@ def _computed(destination: epath.Path) -> list[str]:
 def _difference(noted: str, plan: str) -> str:
     """What the plan that was noted does not share with this one, such as `another mapping`."""
     try:
-        theirs = dict(json.loads(noted))
+        theirs: dict[str, Any] = dict(json.loads(noted))
     except (*UNPARSABLE, TypeError):
         # Valid JSON that is no object makes no dictionary.
         return "a plan that is corrupt"
