@@ -155,15 +155,16 @@ def _demos(path: pathlib.Path, file: Any) -> tuple[Demo, ...]:
             found=f"{', '.join(file)} at the root" if len(file) else "an empty file",
             remedy="Write the demonstrations as robomimic does: data/demo_0, data/demo_1, ...",
         )
-    numbers = {name: int(match[1]) for name in data if (match := _DEMO.match(name))}
+    names = [str(name) for name in data]
+    numbers = {name: int(match[1]) for name in names if (match := _DEMO.match(name))}
     if not numbers:
         raise DataError(
             where=f"{path}, {_DATA}",
             expected="groups demo_0, demo_1, ...",
-            found=f"{', '.join(data)}" if len(data) else "an empty group",
+            found=", ".join(names) if names else "an empty group",
             remedy="Leave the file out of the folder, or write demonstrations to it.",
         )
-    others = [name for name in data if name not in numbers and not _is_array(data.get(name))]
+    others = [name for name in names if name not in numbers and not _is_array(data.get(name))]
     if others:
         raise DataError(
             where=f"{path}, {_DATA}",

@@ -178,7 +178,7 @@ def _difference(noted: str, plan: str) -> str:
     except (*UNPARSABLE, TypeError):
         # Valid JSON that is no object makes no dictionary.
         return "a plan that is corrupt"
-    ours = json.loads(plan)
+    ours: dict[str, Any] = json.loads(plan)
     different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     return " and ".join(_WORDS.get(key, key) for key in different)
 
