@@ -24,6 +24,8 @@ EARLIER = ", earlier expert"
 COMPARED = (
     (f"default{EARLIER}", "default"),
     ("default", "se3"),
+    ("default", "lerobot_av1"),
+    ("default", "diffusion"),
     (f"default{EARLIER}", f"augmented{EARLIER}"),
 )
 """Policies whose trials are paired, where both have trials of a condition."""
