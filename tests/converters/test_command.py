@@ -74,7 +74,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     toy.write(tmp_path)
     (tmp_path / "libero_mini").symlink_to(mini_rlds.parent)
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "dataset.json").write_text("{}")
+    (tmp_path / "taken" / "dataset.json").write_text('{"format_version": 1, "schema": []}')
     paths = [tmp_path / a if a in ("out", "taken") else a for a in arguments]
     result = run(tmp_path / source, *paths)
     assert result.returncode == 2
