@@ -255,7 +255,7 @@ def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
 
 
 @pytest.fixture
-def as_nobody(tmp_path: pathlib.Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+def as_nobody(tmp_path: pathlib.Path) -> Callable[[], AbstractContextManager[None]]:
     """A block under a user whom permissions hold back; root heeds none.
 
     `tmp_path` stays within the reach of that user.
@@ -271,16 +271,13 @@ def as_nobody(tmp_path: pathlib.Path) -> Iterator[Callable[[], AbstractContextMa
         finally:
             os.seteuid(user)
 
-    opened: list[tuple[pathlib.Path, int]] = []
     if os.geteuid() == 0:
+        # They stay open: the folders above are those of other workers' tests as well.
         for folder in (tmp_path, *tmp_path.parents):
             mode = folder.stat().st_mode & 0o7777
             if not mode & 0o001:
-                opened.append((folder, mode))
                 folder.chmod(mode | 0o011)
-    yield block
-    for folder, mode in opened:
-        folder.chmod(mode)
+    return block
 
 
 @pytest.fixture(scope="session")
