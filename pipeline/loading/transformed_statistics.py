@@ -55,9 +55,12 @@ def transformed_statistics(
     an image. The result is kept in the dataset directory, under a hash of everything that it
     depends on; where the directory cannot be written it is computed again each time.
 
+    Steps that would read an excluded record are left out. Statistics that were kept when fewer of
+    the records were excluded are used as they are.
+
     Args:
       datasets: The datasets of the mixture: what this one lacks has the type that the others give.
-      number: Index of the dataset; its excluded records are not read.
+      number: Index of the dataset.
       config: Config of the loader.
 
     Raises:
@@ -69,9 +72,9 @@ def transformed_statistics(
         return {}
     dataset = datasets[number]
     path = dataset.directory / TRANSFORMED_NAME
-    name = _hash(dataset, config.datasets[number], config)
-    kept = _read(path)
-    if name in kept:
+    names, kept = _names(dataset, config.datasets[number], config), _read(path)
+    # A run that excludes another record on resume keeps the statistics of its start.
+    for name in filter(kept.__contains__, names):
         values = kept[name]["statistics"]
         return {key: FeatureStatistics.from_json(value) for key, value in values.items()}
     _log.info("statistics of %s after the transforms", dataset.path)
@@ -80,14 +83,17 @@ def transformed_statistics(
     try:
         # Read again: another process may have added its own.
         entry = {"checksum": json_checksum(values), "statistics": values}
-        write_text_atomically(path, dump_json(_read(path) | {name: entry}))
+        write_text_atomically(path, dump_json(_read(path) | {names[0]: entry}))
     except OSError as error:
         _log.info("they are not kept: %s", error)
     return found
 
 
-def _hash(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> str:
-    """Hashes everything that the statistics depend on; 16 hex digits."""
+def _names(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> list[str]:
+    """Hashes everything that the statistics depend on, 16 hex digits.
+
+    The first is that of all excluded records; each further one leaves out the last of them.
+    """
     # The transforms with a user's own, whose source is part of their JSON.
     described, transforms = to_json_values(config), config.transforms
     names = ("transforms", "window_size", "action_horizon", "octo_action_mask", "observations")
@@ -99,9 +105,10 @@ def _hash(dataset: Dataset, part: DatasetConfig, config: DataConfig) -> str:
         # All columns: a transform may make a vector of images.
         "data": dataset.manifest.digest(columns),
         "missing": part.missing,
-        "excluded": part.excluded,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    fewer = [part.excluded[:count] for count in range(len(part.excluded), -1, -1)]
+    texts = [json.dumps(content | {"excluded": records}, sort_keys=True) for records in fewer]
+    return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 
 
 def _gives_quaternions(transform: Transform) -> bool:
@@ -144,29 +151,33 @@ def _compute(
         # Goal images have no statistics.
         conditioning="language_conditioned",
     )
-    selection = select(datasets[number], parts[number], config)
-    # Only goals are looked for in the selections, and there are none here. Steps ascend, so those
-    # of an episode share one read.
-    reader = WindowReader(
-        tuple(datasets),
-        (selection,) * len(datasets),
-        config,
-        read_episode=functools.lru_cache(maxsize=1)(ColumnReader.read),
-    )
-    steps = np.setdiff1d(selection.all_steps, selection.unsampled)
+    reader = _reader(datasets, number, config)
     frames = [name for name in config.observations if name not in reader.trajectories]
     try:
         if frames:
             kept = tuple(name for name in config.observations if name not in frames)
-            few = dataclasses.replace(reader, config=_reading(config, kept))
-            return _accumulate(few, number, steps, config)
+            few = _reader(datasets, number, _reading(config, kept))
+            return _accumulate(few, number, config)
     except UserError as error:
         # Anything else is an error of the transform.
         missing = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else None
         if missing not in {f"observation/{name}" for name in frames}:
             raise
         _log.info("every %s is read, as a transform reads it", missing)
-    return _accumulate(reader, number, steps, config)
+    return _accumulate(reader, number, config)
+
+
+def _reader(datasets: Sequence[Dataset], number: int, config: DataConfig) -> WindowReader:
+    """Returns a reader that selects the steps of a dataset that read no excluded record."""
+    selection = select(datasets[number], config.datasets[number], config)
+    # Only goals are looked for in the selections, and there are none here. Steps ascend, so those
+    # of an episode share one read.
+    return WindowReader(
+        tuple(datasets),
+        (selection,) * len(datasets),
+        config,
+        read_episode=functools.lru_cache(maxsize=1)(ColumnReader.read),
+    )
 
 
 def _reading(config: DataConfig, names: tuple[str, ...]) -> DataConfig:
@@ -187,9 +198,9 @@ def _reading(config: DataConfig, names: tuple[str, ...]) -> DataConfig:
 
 
 def _accumulate(
-    reader: WindowReader, number: int, steps: np.ndarray, config: DataConfig
+    reader: WindowReader, number: int, config: DataConfig
 ) -> dict[str, FeatureStatistics]:
-    """Returns the statistics of what a reader reads of some steps, where transforms change it.
+    """Returns the statistics of the steps that a reader selects, where transforms change them.
 
     An array that the dataset lacks has none.
     """
@@ -198,6 +209,8 @@ def _accumulate(
     standardize = StandardizeGripper(tuple(d.manifest.conventions for d in reader.datasets))
     keys = [k for k, leaf in chain.spec.items() if leaf.dtype == "float32" and leaf.dims]
     sums, changed = {key: Accumulator() for key in keys}, set[str]()
+    selection = reader.selections[number]
+    steps = np.setdiff1d(selection.all_steps, selection.unsampled)
     for begin in range(0, len(steps), _STEPS):
         read = standardize(reader(_samples(steps[begin : begin + _STEPS], number)))
         batch = chain.trace(read)[-1]

@@ -238,3 +238,40 @@ def test_excluded_episodes_are_not_in_them(path: pathlib.Path) -> None:
     # 15 real actions in the chunks of each of the 4 episodes.
     assert (before["action"].count, after["action"].count) == (4 * 15, 3 * 15)
     assert before["action"].mean.tolist() != after["action"].mean.tolist()
+
+
+def excluding(config: DataConfig, *records: str) -> DataConfig:
+    (part,) = config.datasets
+    return dataclasses.replace(config, datasets=(dataclasses.replace(part, excluded=records),))
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_an_excluded_image_does_not_change_those_of_trajectories(
+    path: pathlib.Path, *, is_kept: bool
+) -> None:
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    first = loader_of(config)
+    if not is_kept:
+        (path / TRANSFORMED_NAME).unlink()
+    resumed = loader_of(excluding(config, "steps/0.arrayrecord:3"))
+    assert resumed.statistics["action"][0].count == 60
+    assert resumed.restore(first.state(5)) == 5
+
+
+def test_a_record_that_is_excluded_on_resume_stays_in_them(path: pathlib.Path) -> None:
+    images = ("steps/0.arrayrecord:3", "steps/0.arrayrecord:9")
+    config = excluding(config_of(path, Brightness()), images[0])
+    first = loader_of(config)
+    # The window of the next step has the image of step 3 too.
+    assert first.statistics["observation/brightness"][0].count == 24 - 2
+    resumed = loader_of(excluding(config, *images))
+    assert resumed.restore(first.state(5)) == 5
+    (path / TRANSFORMED_NAME).unlink()
+    again = loader_of(excluding(config, *images))
+    assert again.statistics["observation/brightness"][0].count == 24 - 4
+
+
+def test_an_excluded_trajectory_is_not_in_them(path: pathlib.Path) -> None:
+    config = config_of(path, RelativeActions(NAMES[:1]))
+    excluded = excluding(config, "episodes/0.arrayrecord:0")
+    assert loader_of(excluded).statistics["action"][0].count == 3 * 15
