@@ -27,7 +27,7 @@ from train.checkpoints.checkpoint_store import (
     read_kept_config,
     read_loader_state,
 )
-from train.train_config import TrainConfig, parse_config
+from train.train_config import OptimizerConfig, TrainConfig, parse_config
 
 CONFIG_NAME = "config.json"
 REPORT_NAME = "report.html"
@@ -226,9 +226,8 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
     ]
-    # The whole schedule would change with `num_steps`.
-    decays = config.optimizer.schedule == "cosine" and config.optimizer.decay_steps is None
-    if before.num_steps != config.num_steps and decays:
+    steps = last_step(pathlib.Path(config.save_dir)) or 0
+    if before.num_steps != config.num_steps and not _may_be_extended(config.optimizer, steps):
         differing.append(
             f"num_steps: {before.num_steps} then, {config.num_steps} now, and the learning "
             "rate decays over num_steps unless optimizer.decay_steps is set"
@@ -239,6 +238,12 @@ def _check_same_run(config: TrainConfig, before: TrainConfig | None) -> None:
             f"one's weights with --config.pretrained_path={config.save_dir}."
         )
         raise _refused(config, "the config of the run", "; ".join(differing), remedy)
+
+
+def _may_be_extended(config: OptimizerConfig, steps: int) -> bool:
+    """Returns whether the rates of the first `steps` training steps do not depend on num_steps."""
+    # Without `decay_steps` the decay does, but not the warm-up before it, apart from rounding.
+    return config.schedule != "cosine" or bool(config.decay_steps) or steps <= config.warmup_steps
 
 
 def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -> int:
@@ -282,12 +287,12 @@ def resume_position(config: TrainConfig, loader: Loader, *, new_mixture: bool) -
 
 def how_to_train_on(config: TrainConfig) -> str:
     """Returns what to do to train a complete run further."""
-    end = config.optimizer.decay_steps or config.num_steps
-    if config.optimizer.schedule != "cosine":
-        return "To train on, raise --config.num_steps."
     # The cosine reaches 0 at `decay_steps`, so more steps than that train nothing.
-    if config.num_steps < end:
+    end = config.optimizer.decay_steps
+    if end is not None and config.num_steps < end:
         return f"To train on, raise --config.num_steps, to {end} at most."
+    if end is None and _may_be_extended(config.optimizer, config.num_steps):
+        return "To train on, raise --config.num_steps."
     return (
         "Its learning rate has decayed to 0; to train on from its weights, start a new run, with "
         f"--config.pretrained_path={config.save_dir} and another --config.save_dir."

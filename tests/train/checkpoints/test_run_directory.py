@@ -16,7 +16,8 @@ from pipeline.loading.data_config import DatasetConfig
 from pipeline.loading.loader_state import LoaderState
 from pipeline.loading.transforms.gripper_rules import GripperThreshold
 from train.checkpoints.checkpoint_store import Checkpoints, Constants
-from train.checkpoints.run_directory import check, check_usable, claimed
+from train.checkpoints.run_directory import check, check_usable, claimed, how_to_train_on
+from train.update.optimizer import learning_rate
 from train.update.train_state import TrainState
 
 
@@ -185,13 +186,32 @@ def test_a_resumed_run_must_be_the_same(tiny_config):
 
 
 def test_another_length_would_change_a_rate_that_decays_over_it(tiny_config):
-    optimizer = dataclasses.replace(tiny_config.optimizer, decay_steps=None)
+    optimizer = dataclasses.replace(tiny_config.optimizer, decay_steps=None, warmup_steps=4)
     config = dataclasses.replace(tiny_config, optimizer=optimizer)
-    started(config)
+    with_checkpoint(config)
     with pytest.raises(
         UserError, match=r"num_steps: 20 then, 30 now.*decay_steps.*pretrained_path="
     ):
         check(dataclasses.replace(config, num_steps=30), resume=True, overwrite=False)
+
+
+def test_a_run_is_extended_whose_rate_has_only_risen(tiny_config):
+    optimizer = dataclasses.replace(tiny_config.optimizer, decay_steps=None, warmup_steps=5)
+    trial = dataclasses.replace(tiny_config, optimizer=optimizer, num_steps=5)
+    with_checkpoint(trial)
+    assert how_to_train_on(trial) == "To train on, raise --config.num_steps."
+    check(dataclasses.replace(trial, num_steps=30), resume=True, overwrite=False)
+    short, long = (
+        [float(learning_rate(optimizer, num_steps)(step)) for step in range(5)]
+        for num_steps in (5, 30)
+    )
+    # Two programs of one ramp.
+    assert short == pytest.approx(long, rel=1e-6)
+    assert short[4] == pytest.approx(4 / 5 * optimizer.learning_rate)
+    # One step longer, and the rate has decayed.
+    longer = dataclasses.replace(trial, num_steps=6)
+    assert how_to_train_on(longer).startswith("Its learning rate has decayed to 0;")
+    assert float(learning_rate(optimizer, 6)(6)) == 0
 
 
 def test_a_corrupt_config_is_named(tiny_config):
