@@ -8,6 +8,7 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,15 @@ _ALLOW_MORE_FILES = (
 
 
 class ColumnReader:
-    """Reads single records of one column; safe to share between threads."""
+    """Reads single records of one column; safe to share between threads.
+
+    Args:
+      dataset: The dataset, as the user named it.
+      directory: Where it lies.
+      layout: Layout of the column's records.
+      shards: The column's shards.
+      lengths: Steps of each record of an episode column; None: they are not checked.
+    """
 
     def __init__(
         self,
@@ -41,11 +50,13 @@ class ColumnReader:
         directory: epath.PathLike,
         layout: RecordLayout,
         shards: tuple[Shard, ...],
+        lengths: Sequence[int] | None = None,
     ):
         self._dataset = dataset
         self._directory = epath.Path(directory)
         self._layout = layout
         self._shards = shards
+        self._lengths = lengths
         self._starts = [0, *itertools.accumulate(shard.records for shard in shards)]
         self._readers: list[Any] = [None] * len(shards)
         # Opening is lazy and may happen in several reading threads at once. Each shard has its own
@@ -82,8 +93,9 @@ class ColumnReader:
             ) from error
         finally:
             del self._under_way[thread]
+        num_steps = None if self._lengths is None else self._lengths[index]
         try:
-            return self._layout.decode(record, (shard, local), self._shards[shard].file)
+            return self._layout.decode(record, (shard, local), self._shards[shard].file, num_steps)
         except DataError as error:
             raise self.corrupt_record(
                 index, expected=error.expected, found=error.found, remedy=error.remedy

@@ -189,6 +189,7 @@ class Dataset:
                 self.directory,
                 RecordLayout(column),
                 self.manifest.shards[column.name],
+                self.manifest.episode_lengths if column.per == "episode" else None,
             )
             for column in self.manifest.schema.columns
         }

@@ -100,26 +100,32 @@ class RecordLayout:
         # "x" pads with zero bytes.
         return struct.Struct(f"{_HEADER.format}{num_blobs}I{padding}x")
 
-    def decode(self, record: bytes, place: Place, where: str) -> Values:
+    def decode(
+        self, record: bytes, place: Place, where: str, num_steps: int | None = None
+    ) -> Values:
         """Inverts `encode`, without a copy: tensors are read-only views of `record`.
 
         Args:
           record: The stored bytes.
           place: Number of the shard that it was read from, and its index there.
           where: Dataset, shard and record, for the error.
+          num_steps: Steps of the episode; None: any number.
 
         Returns:
           By feature key: tensors (*shape), in an episode column (t, *shape); bytes for blobs.
 
         Raises:
-          DataError: The bytes are no record of this column and place, or their length is wrong.
+          DataError: The bytes are no record of this column and place, or their length or the number
+            of steps is wrong.
         """
         # First, because sizes of another layout would be read as nonsense.
-        num_steps, lengths = self._read_header(record, place, where)
+        found_steps, lengths = self._read_header(record, place, where)
+        if num_steps is not None and found_steps != num_steps:
+            raise _foreign(where, f"an episode of {num_steps} steps", f"one of {found_steps}")
         offset = _aligned(_HEADER.size + 4 * len(lengths))
         values: Values = {}
         for feature in self.tensors:
-            shape = self._shape(feature, num_steps)
+            shape = self._shape(feature, found_steps)
             count = math.prod(shape)
             end = offset + count * feature.numpy_dtype.itemsize
             # `frombuffer` would raise too, without the file and record.

@@ -1,8 +1,9 @@
+import json
 import os
 import pathlib
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.data.column_reader import ColumnReader
 from pipeline.data.dataset import open_dataset
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RecordError
 
 
 def test_two_shards_are_opened_at_the_same_time(
@@ -93,3 +94,21 @@ def test_sizes_of_shards_are_asked_for_at_the_same_time(
     monkeypatch.setattr(os, "stat", stat_together)
     # Two shards of each of three columns.
     assert open_dataset(str(mini_dataset)).num_episodes == 4
+
+
+@pytest.mark.parametrize("change", [1, -1])
+def test_an_episode_of_another_length_than_the_manifest_says_is_refused(
+    copied: pathlib.Path, edit_json: Callable, change: int
+) -> None:
+    found = json.loads((copied / "dataset.json").read_text())["episode_lengths"][:2]
+
+    def lengthen(manifest: dict[str, Any]) -> None:
+        # The number of all steps stays: it is that of the column of images.
+        manifest["episode_lengths"][0] += change
+        manifest["episode_lengths"][1] -= change
+
+    edit_json(copied / "dataset.json", lengthen)
+    message = f"expected an episode of {found[0] + change} steps; found one of {found[0]}"
+    with pytest.raises(RecordError, match=message) as raised:
+        open_dataset(str(copied)).episode(0, keys=["action"])
+    assert raised.value.record == "episodes/00000-of-00002.arrayrecord:0"
