@@ -71,8 +71,8 @@ class DataConfig:
     """`normal`: zero mean, unit deviation; `bounds`: maps the 1st to 99th percentile to [-1, 1] and
     clips; `quantile`: the same without clipping."""
     normalized: tuple[str, ...] | None = None
-    """Observations to normalise; None: every float32 vector of the trajectories. Others enter the
-    batch unchanged."""
+    """Observations to normalise; None: every float32 vector of the trajectories, and those that
+    transforms add. Others enter the batch unchanged."""
     statistics: Literal["dataset", "mixture"] = "dataset"
     """Normalise each sample by its own dataset's statistics, or all by those of the mixture,
     merged by weight."""

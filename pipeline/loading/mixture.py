@@ -1,5 +1,6 @@
 """Checks that the datasets of a mixture agree in the types and meaning of what is read."""
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any, get_args
 
@@ -9,7 +10,9 @@ from pipeline.data.schema import ACTION, EPISODES, Column, Feature
 from pipeline.data.token_provenance import check_same_encoder
 from pipeline.errors import SchemaError, UserError
 from pipeline.loading.data_config import Convention
+from pipeline.loading.normalize import normalized_arrays
 from pipeline.loading.transforms.gripper_rules import rules_by_index
+from pipeline.loading.transforms.transform_chain import TransformChain
 from pipeline.loading.window_reader import WindowReader
 
 
@@ -103,12 +106,21 @@ def _how_to_differ(name: str, *, resizable: bool) -> str:
 
 def _check_normalized(window_reader: WindowReader) -> None:
     """Checks that normalised observations are float32 vectors: only these have statistics."""
-    unfit = sorted(set(window_reader.config.normalized or ()) - set(window_reader.lowdims))
+    config = window_reader.config
+    if config.normalized is None:
+        return
+    chain = TransformChain.bind(config.transforms, window_reader.spec(1), seed=None)
+    every = dataclasses.replace(config, normalized=None)
+    found = normalized_arrays(every, chain.spec, window_reader.lowdims)
+    names = (key.removeprefix("observation/") for key in found if key != ACTION)
+    # Stored ones that a transform takes out may be named, too.
+    fit = dict.fromkeys((*window_reader.lowdims, *names))
+    unfit = sorted(set(config.normalized) - fit.keys())
     if unfit:
         raise SchemaError(
             where="data.normalized",
-            expected="float32 vectors of the trajectories, of these: "
-            + (", ".join(window_reader.lowdims) or "none"),
+            expected="float32 vectors of the trajectories or of transforms, of these: "
+            + (", ".join(fit) or "none"),
             found=", ".join(unfit),
             remedy="Leave the others out of data.normalized.",
         )

@@ -160,6 +160,20 @@ def test_a_vector_made_of_images_is_normalised_too(path: pathlib.Path) -> None:
     np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-4)
 
 
+@pytest.mark.parametrize("names", [("brightness",), ("brightness", "proprio"), ("proprio",), ()])
+def test_what_a_transform_adds_may_be_named_among_what_is_normalised(
+    path: pathlib.Path, names: tuple[str, ...]
+) -> None:
+    loader = loader_of(config_of(path, Brightness(), normalized=names))
+    assert sorted(loader.normalized) == [*names]
+
+
+def test_what_no_transform_adds_cannot_be_normalised(path: pathlib.Path) -> None:
+    message = r"of these: proprio, brightness; found contrast, image_primary\. Leave"
+    with pytest.raises(SchemaError, match=message):
+        loader_of(config_of(path, Brightness(), normalized=("image_primary", "contrast")))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sum:
     """Adds the sum of the state, with a pad mask: False where the state is missing."""
