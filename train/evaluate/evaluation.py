@@ -37,6 +37,7 @@ from train.evaluate.rollouts import Actor, Options, Rollouts, groups
 from train.evaluate.videos import VIDEOS_NAME, Film, Kept
 from train.policy.chunk_execution import Execution, check_delay, make_execution
 from train.policy.gripper_commands import GripperCommands
+from train.policy.planned_actions import check_blended
 from train.policy.policy import Policy, PolicyConfig, read_run
 from train.policy.policy_spec import PolicySpec
 from train.policy.rollout_tokens import encoder_of
@@ -143,6 +144,8 @@ class Evaluation:
         # A robot that holds still needs nothing of the last chunk.
         if request.delay and request.execution != "synchronous":
             check_delay(request.delay, self._executed, horizon)
+        if self._is_guided:
+            check_blended(self._spec)
         self.folder = folder or _results_of(run) / _folder_name(request, self._checkpoint.step)
         self._file = ResultsFile(self.folder, run, self._settings())
         self._pending: list[Trial] = []

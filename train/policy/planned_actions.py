@@ -6,11 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.conventions import ROTATION_DIMS
 from pipeline.data.schema import ACTION
 from pipeline.errors import UserError
 from pipeline.loading.batch import BatchSpec, FlatBatch
+from pipeline.loading.transforms.rotation_layout import rotation_names
+from pipeline.loading.transforms.rotation_transforms import ConvertActionRotation, RelativePose
 from pipeline.loading.transforms.transform_chain import ACTION_MASK
 from train.octo.heads.guidance import Guide, soft_mask
+from train.policy.policy_spec import PolicySpec
+
+_CONTINUOUS = ("rot6d", "rot6d_rows", "matrix")
+"""Representations in which similar rotations have similar numbers."""
+_POSITION_SIZE = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +59,61 @@ def check_guided(where: str, *, is_guided: bool) -> None:
             found="PolicyConfig.real_time_chunking False",
             remedy="Make it with PolicyConfig(real_time_chunking=True).",
         )
+
+
+def check_blended(spec: PolicySpec) -> None:
+    """Checks that blended chunks are poses between the predicted and the planned ones.
+
+    Args:
+      spec: What the policy reads and predicts.
+
+    Raises:
+      UserError: The head's chunks are blended with planned actions, and the model learns target
+        poses with rotations whose numbers have no useful mean.
+    """
+    jumping = _target_rotations(spec) - set(_CONTINUOUS)
+    if jumping and not hasattr(spec.model.head.make_head(), "sample_guided"):
+        raise UserError(
+            where="real-time chunking",
+            expected="target poses whose rotations the model learns as "
+            f"{' or '.join(_CONTINUOUS)}, or relative to the current one, as its head's chunks are "
+            "blended with planned actions",
+            found=f"{', '.join(sorted(jumping))}: two that are nearly equal can have a mean that "
+            "is turned by 180 degrees",
+            remedy="Do without: evaluate with --execution naive_async or synchronous, serve "
+            "without --delay and --real_time_chunking, in Python leave out real_time_chunking. Or "
+            'train with ConvertActionRotation(..., target="rot6d") or RelativePose.',
+        )
+
+
+def _target_rotations(spec: PolicySpec) -> set[str]:
+    """Returns the representations in which a model learns the rotations of target poses.
+
+    Those that `RelativePose` makes are left out: they are small, far from the angles at which
+    numbers jump.
+    """
+    conventions = spec.conventions
+    if not conventions.target_poses or conventions.rotation == "none":
+        return set()
+    poses = [pose.dims for pose in conventions.rotations if pose.feature == ACTION]
+    # Otherwise the rotation is behind the position.
+    poses = poses or [range(_POSITION_SIZE, _POSITION_SIZE + ROTATION_DIMS[conventions.rotation])]
+    dims = spec.before[ACTION].dims
+    names = {name for pose in poses for name in dims[pose.start : pose.stop]}
+    for transform in spec.data.transforms:
+        match transform:
+            case RelativePose():
+                names -= {*transform.rotation}
+            # Where the representation stays the same, so do the names.
+            case ConvertActionRotation(source=source, target=target) if (
+                source != target and names.issuperset(transform.rotation)
+            ):
+                names -= {*transform.rotation}
+                names |= {*rotation_names(transform.prefix, target)}
+            case _:
+                pass
+    learned = spec.chain.spec[ACTION]
+    return {learned.rotations[name] for name in names & learned.rotations.keys() - learned.unused}
 
 
 def check_planned(

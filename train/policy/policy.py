@@ -26,6 +26,7 @@ from train.policy.observations import TASKS, Observation, Task, describe_one
 from train.policy.planned_actions import (
     PlannedActions,
     Previous,
+    check_blended,
     check_guided,
     check_planned,
     with_committed,
@@ -105,7 +106,8 @@ class Policy:
       encoder: Computes the tokens, if the model reads any; otherwise unused.
 
     Raises:
-      UserError: There is no such dataset, none is given and they differ, or the encoder is missing.
+      UserError: There is no such dataset, none is given and they differ, the encoder is missing, or
+        real-time chunking would blend rotations whose numbers have no useful mean.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class Policy:
         encoder: TokenEncoder | None = None,
     ) -> None:
         self.spec = PolicySpec.of(checkpoint, dataset)
+        if config.real_time_chunking:
+            check_blended(self.spec)
         self.config = config
         self.step, self.address = checkpoint.step, checkpoint.address
         self._clock = StageClock()

@@ -22,6 +22,7 @@ from train.evaluate.evaluate_command import Args, evaluate
 from train.evaluate.libero.installation import Installation
 from train.evaluate.libero.scene.perturbations import NONE, Perturbations
 from train.evaluate.results import read_results
+from train.octo.octo_config import RegressionConfig
 from train.policy.policy import Policy, read_run
 
 TASK_MAP = 'libero_task_map = {"libero_spatial": ["lift_it", "push_it"]}'
@@ -340,6 +341,11 @@ def test_a_checkpoint_of_other_conventions_is_refused(
         values["conventions"] |= {"control_frequency_hz": 20.0, "target_poses": True}
     with pytest.raises(UserError, match=r"ensemble: expected target poses with rotation rot6d or"):
         evaluate(arguments(policy_run, tmp_path / "out", ensemble=0.1))
+    regression = dataclasses.replace(checkpoint.config.model, head=RegressionConfig("l1", 4, 7))
+    config = dataclasses.replace(checkpoint.config, model=regression)
+    checkpoint = dataclasses.replace(checkpoint, config=config)
+    with pytest.raises(UserError, match=r"real-time chunking: .* found axis_angle: two that"):
+        evaluate(arguments(policy_run, tmp_path / "out", execute_horizon=2, delay=1))
 
 
 @pytest.mark.usefixtures("installation")

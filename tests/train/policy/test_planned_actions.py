@@ -1,15 +1,18 @@
 """A policy continues planned actions: exactly the committed ones, closely the others."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.loading.transforms.action_transforms import RelativeActions
-from tests.train.conftest import untrained, with_data
+from pipeline.loading.transforms.action_transforms import MaskActions, RelativeActions
+from pipeline.loading.transforms.rotation_transforms import ConvertActionRotation, RelativePose
+from tests.train.conftest import untrained, with_data, without_params
 from tests.train.policy.test_policy import shown
-from train.octo.octo_config import RegressionConfig
-from train.policy import PlannedActions, Policy, PolicyConfig, RealTimeChunking
-from train.policy.planned_actions import check_planned
+from train.octo.octo_config import DiffusionConfig, RegressionConfig
+from train.policy import PlannedActions, Policy, PolicyConfig, PolicySpec, RealTimeChunking
+from train.policy.planned_actions import check_blended, check_planned
 
 TEXT = "pick up the bowl"
 OFFSETS = ("dx", "dy", "dz")
@@ -34,6 +37,57 @@ def relative_policy(policy_config):
         model={"head": RegressionConfig("l1", 4, 7), "images": ()},
     )
     return Policy(untrained(config), config=PolicyConfig(batch_size=2, real_time_chunking=True))
+
+
+ANGLES, STATE_ANGLES = ("drx", "dry", "drz"), ("rx_rad", "ry_rad", "rz_rad")
+
+
+def converted(target, source="axis_angle"):
+    """Learns the rotation of the actions in another representation."""
+    return ConvertActionRotation(ANGLES, source, target)
+
+
+def relative_pose(target):
+    return RelativePose(
+        OFFSETS,
+        ANGLES,
+        "axis_angle",
+        state_position=STATE,
+        state_rotation=STATE_ANGLES,
+        target=target,
+    )
+
+
+@pytest.mark.parametrize(
+    ("transforms", "learned"),
+    [
+        ((), "axis_angle"),
+        ((converted("axis_angle"),), "axis_angle"),
+        ((converted("quaternion_wxyz"),), "quaternion_wxyz"),
+        ((converted("rot6d"),), None),
+        ((relative_pose("euler_xyz"),), None),
+        ((MaskActions(ANGLES),), None),
+    ],
+)
+def test_target_poses_are_blended_only_in_numbers_that_have_a_mean(
+    policy_config, transforms, learned
+):
+    width = 7 + sum(getattr(t, "target", "") == "rot6d" for t in transforms) * 3
+    head = RegressionConfig("l1", 4, width)
+    config = with_data(policy_config, transforms=transforms, model={"head": head})
+    checkpoint = without_params(config)
+    for values in checkpoint.datasets.values():
+        values["conventions"]["target_poses"] = True
+    spec = PolicySpec.of(checkpoint)
+    if learned is None:
+        check_blended(spec)
+        return
+    with pytest.raises(UserError, match=rf"found {learned}: .*--execution naive_async.*rot6d"):
+        Policy(checkpoint, config=PolicyConfig(real_time_chunking=True))
+    guided = dataclasses.replace(spec.model, head=DiffusionConfig(action_horizon=4, action_dim=7))
+    check_blended(dataclasses.replace(spec, model=guided))
+    changes = dataclasses.replace(spec.conventions, target_poses=False)
+    check_blended(dataclasses.replace(spec, conventions=changes))
 
 
 def chunks_of(policy, previous=None, *, seed=1, envs=(0,)):
