@@ -63,9 +63,11 @@ class Stage:
         draws = None
         if self.seed is not None:
             draws = Draws(self.seed, self.place, batch["sample_index"])
-        with _named(self.transform, "apply"), _read_only(batch):
-            changed = self.transform.apply(batch, self.before, draws)
-        problems = list(self._problems(batch, changed))
+        given = _read_only(batch)
+        with _named(self.transform, "apply"):
+            # A copy, as a transform may put a new array into the dictionary itself.
+            changed = self.transform.apply({**given}, self.before, draws)
+        problems = list(self._problems(given, changed))
         if problems:
             raise SchemaError(
                 where=f"transform {self.name}",
@@ -73,7 +75,8 @@ class Stage:
                 found="; ".join(problems),
                 remedy="Correct apply or spec_after.",
             )
-        return changed
+        passed = {id(view): batch[key] for key, view in given.items()}
+        return {key: passed.get(id(array), array) for key, array in changed.items()}
 
     def _problems(self, batch: FlatBatch, changed: Any) -> Iterator[str]:
         """Yields what does not fit the declared types, in the arrays that are new."""
@@ -126,18 +129,14 @@ def _named(transform: Transform, method: str) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _read_only(batch: FlatBatch) -> Iterator[None]:
-    """Lets nothing be written into the arrays of a batch inside the block."""
-    # Otherwise a change in place would be in no statistics, and in no inverse.
-    held = [array for array in batch.values() if array.flags.writeable]
-    for array in held:
-        array.flags.writeable = False
-    try:
-        yield
-    finally:
-        for array in held:
-            array.flags.writeable = True
+def _read_only(batch: FlatBatch) -> FlatBatch:
+    """Returns views of the arrays of a batch into which nothing can be written."""
+    # Otherwise a change in place would be in no statistics, and in no inverse. Views, because an
+    # array may be a view of another one, and its flag then depends on that of the other.
+    views = {key: array.view() for key, array in batch.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    return views
 
 
 def _declared(spec: Any, transform: Transform) -> BatchSpec:
@@ -215,8 +214,11 @@ class TransformChain:
         """
         for stage, batch in zip(reversed(self.stages), reversed(traced[:-1]), strict=True):
             if isinstance(stage.transform, ActionTransform):
-                with _named(stage.transform, "invert"), _read_only({**batch, "": action}):
-                    action = stage.transform.invert(action, batch, stage.before)
+                given = _read_only({**batch, "": action})
+                predicted = given.pop("")
+                with _named(stage.transform, "invert"):
+                    inverted = stage.transform.invert(predicted, given, stage.before)
+                action = action if inverted is predicted else inverted
                 size = stage.before[ACTION].shape[-1]
                 if action.dtype != np.float32 or action.shape[-1] != size:
                     raise SchemaError(

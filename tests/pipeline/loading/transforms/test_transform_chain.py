@@ -179,6 +179,34 @@ def test_what_a_transform_raises_names_it(change: Any, message: str) -> None:
     BATCH["observation/proprio"][0, 0, 0] = 1
 
 
+def test_an_array_and_a_view_of_it_pass_in_any_order() -> None:
+    state = SPEC["observation/proprio"]
+    half = dataclasses.replace(state, shape=(*state.shape[:-1], 1), dims=state.dims[:1])
+
+    def split(batch: FlatBatch, draws: Draws | None) -> FlatBatch:
+        whole = batch["observation/proprio"] * np.float32(2)
+        return batch | {"observation/proprio": whole[..., :1], "observation/whole": whole}
+
+    after = {"observation/proprio": half, "observation/whole": state}
+    transforms = [Inputs(split, after), Inputs(lambda batch, _: batch)]
+    split_batch, kept = TransformChain.bind(transforms, SPEC, seed=None).trace(BATCH)[1:]
+    # What is passed on is the array itself.
+    assert all(kept[key] is array for key, array in split_batch.items())
+    assert kept["action"] is BATCH["action"]
+    assert kept["observation/whole"].flags.writeable
+
+
+def test_a_transform_may_change_the_dictionary_alone() -> None:
+    def put(batch: FlatBatch, draws: Draws | None) -> FlatBatch:
+        batch["observation/proprio"] = batch["observation/proprio"] + np.float32(1)
+        return batch
+
+    before, after = TransformChain.bind([Inputs(put)], SPEC, seed=None).trace(BATCH)
+    np.testing.assert_array_equal(
+        after["observation/proprio"], before["observation/proprio"] + np.float32(1)
+    )
+
+
 def test_an_inverse_of_another_type_is_reported() -> None:
     chain = TransformChain.bind([times(2.0, dtype="float64")], SPEC, seed=None)
     with pytest.raises(SchemaError, match=r"invert: expected actions, float32 \(b h 2\)"):
