@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from etils import epath
@@ -24,7 +24,7 @@ from pipeline.files import (
     to_json_values,
     write_text_atomically,
 )
-from pipeline.loading.batch import FlatBatch
+from pipeline.loading.batch import DATASET_INDEX, FlatBatch
 from pipeline.loading.data_config import DataConfig, DatasetConfig
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.samples.splits import select
@@ -40,6 +40,7 @@ _VERSION = 1
 """Incremented when the same data and transforms give other statistics."""
 _QUATERNION_VERSION = 2
 """The version of actions with quaternions, whose real part is not negative."""
+_MASKS = "observation/pad_mask_dict"
 _STEPS = 256
 """Steps that are read and transformed at once."""
 
@@ -144,24 +145,21 @@ def _compute(
     datasets: Sequence[Dataset], number: int, config: DataConfig
 ) -> dict[str, FeatureStatistics]:
     parts = tuple(part.whole() for part in config.datasets)
-    config = dataclasses.replace(
-        config,
-        datasets=parts,
-        split="all",
-        # Goal images have no statistics.
-        conditioning="language_conditioned",
+    config = dataclasses.replace(config, datasets=parts, split="all")
+    # Goal images have no statistics, and actions after a goal count in them.
+    reader = _reader(
+        datasets, number, dataclasses.replace(config, conditioning="language_conditioned")
     )
-    reader = _reader(datasets, number, config)
     frames = [name for name in config.observations if name not in reader.trajectories]
     try:
         if frames:
             kept = tuple(name for name in config.observations if name not in frames)
-            few = _reader(datasets, number, _reading(config, kept))
+            few = _reader(datasets, number, _reading(reader.config, kept))
             return _accumulate(few, number, config)
     except UserError as error:
         # Anything else is an error of the transform.
         missing = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else None
-        if missing not in {f"observation/{name}" for name in frames}:
+        if missing not in {f"{of}/{name}" for of in ("observation", "task") for name in frames}:
             raise
         _log.info("every %s is read, as a transform reads it", missing)
     return _accumulate(reader, number, config)
@@ -207,12 +205,18 @@ def _accumulate(
     whole = WindowReader(reader.datasets, reader.selections, config)
     chain = TransformChain.bind(config.transforms, whole.spec(1), seed=None)
     standardize = StandardizeGripper(tuple(d.manifest.conventions for d in reader.datasets))
-    keys = [k for k, leaf in chain.spec.items() if leaf.dtype == "float32" and leaf.dims]
+    vectors = [k for k, leaf in chain.spec.items() if leaf.dtype == "float32" and leaf.dims]
+    keys = [key for key in vectors if key.startswith((ACTION, "observation/"))]
+    absent = set(config.observations) - set(reader.config.observations)
     sums, changed = {key: Accumulator() for key in keys}, set[str]()
     selection = reader.selections[number]
     steps = np.setdiff1d(selection.all_steps, selection.unsampled)
     for begin in range(0, len(steps), _STEPS):
         read = standardize(reader(_samples(steps[begin : begin + _STEPS], number)))
+        dataset = read[DATASET_INDEX]
+        read |= {f"{_MASKS}/{name}": whole.pad_mask(name, dataset) for name in absent}
+        if config.has_goals:
+            read |= _own_goals(read, whole.cameras)
         batch = chain.trace(read)[-1]
         for key in filter(batch.__contains__, keys):
             rows = _rows(batch, key)
@@ -221,6 +225,16 @@ def _accumulate(
                 if batch[key] is not read.get(key):
                     changed.add(key)
     return {key: sums[key].finish() for key in keys if key in changed}
+
+
+def _own_goals(batch: FlatBatch, cameras: Collection[str]) -> FlatBatch:
+    """Returns the arrays of goals, as if each sample's current step were its goal."""
+    goals = {"task/timestep": batch["observation/timestep"][:, -1]}
+    for name in cameras:
+        goals[f"task/pad_mask_dict/{name}"] = batch[f"{_MASKS}/{name}"][:, -1]
+        if f"observation/{name}" in batch:
+            goals[f"task/{name}"] = batch[f"observation/{name}"][:, -1]
+    return goals
 
 
 def _samples(steps: np.ndarray, number: int) -> Samples:
@@ -236,5 +250,5 @@ def _rows(batch: FlatBatch, key: str) -> np.ndarray:
     values = batch[key][:, -1]
     if key == ACTION:
         return values[batch[ACTION_MASK][:, -1].any(axis=-1)]
-    mask = batch.get(key.replace("observation/", "observation/pad_mask_dict/"))
+    mask = batch.get(key.replace("observation", _MASKS, 1))
     return values if mask is None else values[mask[:, -1]]

@@ -389,16 +389,26 @@ class WindowReader:
         # Back to steps that count from the episode's first one.
         return np.where(has_goal, goal - first, end - 1), has_goal
 
+    def pad_mask(self, name: str, dataset: np.ndarray) -> np.ndarray:
+        """Returns where samples have an observation; bool (b w).
+
+        Args:
+          name: Name of the observation.
+          dataset: int (b), index of each sample's dataset.
+        """
+        has_it = np.array([name not in part.missing for part in self.config.datasets])
+        mask = np.repeat(has_it[dataset][:, None], self.config.window_size, axis=1)
+        # A shorter window is real only at its end: the steps before it are not read.
+        mask[:, : -self.config.window_of(name)] = False
+        return mask
+
     def _mask_inputs(self, batch: FlatBatch, windows: Windows) -> None:
         """Fills the pad masks of single inputs, and zeroes the missing ones."""
         for name in self.config.observations:
-            missing = [name in part.missing for part in self.config.datasets]
-            # (b): samples whose dataset lacks this observation
-            rows = np.array(missing)[windows.dataset]
             mask = batch[f"observation/pad_mask_dict/{name}"]
-            mask[...] = ~rows[:, None]
-            # A shorter window is real only at its end: the steps before it are not read.
-            mask[:, : -self.config.window_of(name)] = False
+            mask[...] = self.pad_mask(name, windows.dataset)
+            # (b): samples whose dataset lacks this observation
+            rows = ~mask[:, -1]
             # Blocks are reused, so what is not read has to be zeroed.
             batch[f"observation/{name}"][rows] = 0
             if self.config.has_goals and name in self.cameras:

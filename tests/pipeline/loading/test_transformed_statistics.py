@@ -160,6 +160,68 @@ def test_a_vector_made_of_images_is_normalised_too(path: pathlib.Path) -> None:
     np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-4)
 
 
+@dataclasses.dataclass(frozen=True)
+class IsSeen:
+    """Adds whether the camera has an image, as a vector; reads its pad mask alone."""
+
+    def spec_after(self, spec: BatchSpec) -> BatchSpec:
+        leaf = LeafSpec("float32", (*spec[f"{MASKS}/image_primary"].shape, 1), ("is_seen",))
+        return spec | {"observation/is_seen": leaf}
+
+    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
+        mask = batch[f"{MASKS}/image_primary"]
+        return batch | {"observation/is_seen": mask[..., None].astype(np.float32)}
+
+
+def test_the_mask_of_a_camera_is_there_without_its_images(
+    path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("an image is read")
+
+    monkeypatch.setattr(ColumnReader, "read_into", refuse)
+    other = write_dataset(tmp_path / "other", {"action": (2,), "observation/proprio": (2,)})
+    config = config_of(path, IsSeen())
+    lacking = DatasetConfig(str(other), missing=("image_primary",))
+    config = dataclasses.replace(config, datasets=(*config.datasets, lacking))
+    datasets = [open_dataset(part.path, config.keys_of(part)) for part in config.datasets]
+    found = [transformed_statistics(datasets, n, config)["observation/is_seen"] for n in (0, 1)]
+    assert [one.mean.tolist() for one in found] == [[1.0], [0.0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlipGoal:
+    """Mirrors the camera and its goal image, and adds the brightness of the goal."""
+
+    def spec_after(self, spec: BatchSpec) -> BatchSpec:
+        assert spec["task/image_primary"].shape[1:] == (4, 4, 3)
+        leaf = LeafSpec("float32", (*spec[CAMERA].shape[:2], 1), ("brightness",))
+        return spec | {"observation/goal_brightness": leaf}
+
+    def apply(self, batch: FlatBatch, spec: BatchSpec, draws: Draws | None) -> FlatBatch:
+        keys = (CAMERA, "task/image_primary")
+        flipped = {key: np.ascontiguousarray(batch[key][..., ::-1, :]) for key in keys}
+        mean = batch[keys[1]].mean(axis=(1, 2, 3), dtype=np.float32) / 255
+        mean = np.repeat(mean[:, None, None], batch[CAMERA].shape[1], axis=1)
+        return batch | flipped | {"observation/goal_brightness": mean}
+
+
+@pytest.mark.parametrize("conditioning", ["image_conditioned", "multimodal"])
+def test_a_transform_of_goal_images_has_them(path: pathlib.Path, conditioning: str) -> None:
+    transforms = (RelativeActions(NAMES[:1]), FlipGoal())
+    config = config_of(path, *transforms, conditioning=conditioning)
+    loader = loader_of(config)
+    episodes = [open_dataset(str(path)).episode(number, keys=[CAMERA]) for number in range(4)]
+    images = np.concatenate([one["observation"]["image_primary"] for one in episodes])
+    found = loader.statistics["observation/goal_brightness"][0]
+    # Each step is its own goal.
+    assert found.count == len(images)
+    assert found.mean[0] == pytest.approx(images.mean() / 255, rel=1e-5)
+    # Actions after the goal count in the statistics.
+    assert loader.statistics["action"][0].count == 60
+    assert loader.read(0, [3])["task"]["image_primary"].shape == (1, 4, 4, 3)
+
+
 @pytest.mark.parametrize("names", [("brightness",), ("brightness", "proprio"), ("proprio",), ()])
 def test_what_a_transform_adds_may_be_named_among_what_is_normalised(
     path: pathlib.Path, names: tuple[str, ...]
