@@ -28,7 +28,7 @@ from train.checkpoints.checkpoint_store import (
     read_checkpoint,
 )
 from train.checkpoints.fetched_run import find_run
-from train.checkpoints.relative_paths import absolute_paths, shortest_names, with_relative_paths
+from train.checkpoints.relative_paths import shortest_names, with_relative_paths
 from train.exported.export_check import example_of, noisy
 from train.policy.parity import StoredTokens
 from train.policy.policy import Policy, read_run
@@ -110,12 +110,12 @@ def export_directory(saved: SavedStep, directory: pathlib.Path, dtype: Precision
       The name that each absolute path has now.
 
     Raises:
-      UserError: The checkpoint cannot be read, a parameter is out of float16's range, or the
-        directory cannot be written.
+      UserError: The checkpoint cannot be read, a parameter is out of float16's range, two paths
+        of datasets would become one, or the directory cannot be written.
       DataError: The checkpoint is corrupt.
     """
     policy = PolicyCheckpoint.of(saved)
-    names = shortest_names(absolute_paths(policy.values))
+    names = shortest_names(policy.values)
     if dtype == "float16":
         halves = in_half_precision(policy.params, where=str(saved.path))
         policy = dataclasses.replace(policy, params=halves)
