@@ -1,14 +1,16 @@
 """Copies a checkpoint to be published: whole, or what a policy needs of it."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from pipeline.files import dump_json, temporary_path, writing
+from pipeline.files import dump_json, sync, temporaries, temporary_path, writing
 from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
 from train.checkpoints.checkpoint_store import DIRECTORY, SavedStep, check_arrays
 from train.checkpoints.packed_arrays import FILE_NAME, write_arrays
@@ -60,13 +62,11 @@ class PolicyCheckpoint:
             "arrays": digest_arrays(trees),
             "values": {name: digest_json(value) for name, value in self.values.items()},
         }
-        unfinished = temporary_path(path)
-        with writing(path):
+        with _appearing(path) as unfinished:
             for name, value in {**self.values, "digests": digests}.items():
                 (unfinished / name).mkdir(parents=True)
                 (unfinished / name / "metadata").write_text(dump_json(value))
             write_arrays(unfinished / FILE_NAME, trees)
-            unfinished.rename(path)
         return path
 
 
@@ -102,14 +102,45 @@ def copy_checkpoint(
         saved.text(item)
     saved.check_resumable()
     check_arrays(run_directory, saved.step)
-    with writing(copy):
-        shutil.copytree(saved.path, copy)
-        _rename_in_markers(copy, destination)
+    with _appearing(copy) as unfinished:
+        shutil.copytree(saved.path, unfinished)
+        _rename_in_markers(unfinished, saved.step)
     return copy
 
 
-def _rename_in_markers(copy: pathlib.Path, destination: pathlib.Path) -> None:
+@contextlib.contextmanager
+def _appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a folder to make, which gets the name `path` at a normal end of the block.
+
+    At another end nothing stays, nor does what a killed process left beside it.
+
+    Raises:
+      UserError: It cannot be written.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    unfinished = temporary_path(path)
+    with writing(path):
+        for left in temporaries(path.parent) if path.parent.is_dir() else ():
+            shutil.rmtree(left)
+        try:
+            yield unfinished
+            # Content before the name, or a crash leaves a checkpoint of empty files.
+            for part in (unfinished, *unfinished.rglob("*")):
+                sync(part)
+            unfinished.rename(path)
+            for folder in (path, *made):
+                sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for folder in made:
+                # It is missing, or another process has put something into it.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+
+def _rename_in_markers(copy: pathlib.Path, step: int) -> None:
     """Replaces the paths of this machine in a copy, which others will read, by those in the run."""
     for marker in copy.rglob(_MARKER):
-        place = marker.parent.relative_to(destination.absolute()).as_posix()
+        place = pathlib.PurePosixPath(DIRECTORY, str(step), marker.parent.relative_to(copy))
         marker.write_text(f"Checkpoint commit was successful to {place}")

@@ -16,6 +16,7 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pipeline.errors import UserError, user_errors_exit
+from pipeline.files import temporary_of
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.hub.hub_transfer import size
 from pipeline.parts.part_files import load_parts
@@ -89,13 +90,21 @@ def main() -> None:
 
 def _check_free(directory: pathlib.Path) -> None:
     is_free = directory.is_dir() or not directory.exists()
-    if not is_free or (directory / DIRECTORY).exists():
+    if not is_free or _checkpoints(directory):
         raise UserError(
             where=str(directory),
             expected="a new directory, or one without checkpoints",
             found=DIRECTORY if is_free else "a file",
             remedy="Name another, or move it away.",
         )
+
+
+def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what a directory has as checkpoints, without what a killed export left."""
+    folder = directory / DIRECTORY
+    if not folder.is_dir():
+        return [folder] if folder.exists() else []
+    return [path for path in folder.iterdir() if temporary_of(path.name) is None]
 
 
 def export_directory(saved: SavedStep, directory: pathlib.Path, dtype: Precision) -> dict[str, str]:

@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from pipeline.errors import DataError, UserError
 from tests.train.conftest import write_checkpoints
-from train.checkpoints import run_directory
+from train.checkpoints import checkpoint_copy, run_directory
 from train.checkpoints.checkpoint_copy import copy_checkpoint
 from train.checkpoints.checkpoint_store import SavedStep, check_arrays, read_checkpoint
 
@@ -94,6 +94,22 @@ def test_an_unknown_step_and_a_missing_optimizer_are_refused(policy_run, copied,
     with pytest.raises(UserError, match="an optimizer state"):
         copy_checkpoint(copied, tmp_path, with_optimizer=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_a_copy_that_fails_leaves_nothing(policy_run, tmp_path, monkeypatch, with_optimizer):
+    def fail(path):
+        assert path.name.endswith(".tmp")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_copy, "sync", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        copy_checkpoint(policy_run, tmp_path / "a" / "b", with_optimizer=with_optimizer)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / "checkpoints" / ".2.01234567.4711.tmp" / "config").mkdir(parents=True)
+    copy_checkpoint(policy_run, tmp_path, with_optimizer=with_optimizer)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
 @pytest.mark.parametrize("with_optimizer", [False, True])

@@ -114,6 +114,13 @@ def test_what_is_in_the_way_is_not_replaced(policy_run, policy, tmp_path, monkey
     assert not (tmp_path / "to").exists()
 
 
+def test_a_killed_export_is_not_in_the_way(policy_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints" / ".2.01234567.4711.tmp").mkdir(parents=True)
+    assert call(monkeypatch, *export(policy_run, tmp_path)) == 0
+    assert "training step 2, " in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
 @pytest.mark.parametrize("value", [65520.0, -1e5, np.nan, np.inf])
 def test_values_out_of_range_of_float16_are_refused_by_name(value):
     head = {"kernel": np.array([1.0, value], np.float32), "bias": np.zeros(2, np.float32)}
