@@ -41,6 +41,7 @@ from pipeline.loading.normalize import (
     normalized_dims,
     used_statistics,
 )
+from pipeline.loading.reading.closable_stream import ClosableStream
 from pipeline.loading.reading.sample_threads import SampleThreads
 from pipeline.loading.samples.sampling import (
     WHOLE_BATCH,
@@ -126,7 +127,7 @@ class Loader:
         self._own: tuple[OwnTransform, ...] = ()
         # Streams of running `for` loops, to be closed with the loader: their threads would outlive
         # it.
-        self._streams: set[Generator[LoadedBatch]] = set()
+        self._streams: set[ClosableStream[LoadedBatch]] = set()
         self._has_ids = encode is not None
         self._selections = select_all(self.datasets, config)
         self._window_reader = WindowReader(
@@ -152,9 +153,13 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Stops the threads that read ahead, and ends every `for` over the loader."""
-        while self._streams:
-            self._streams.pop().close()
+        """Stops the threads that read ahead, and ends every `for` over the loader.
+
+        Any thread may call it. A `for` of another thread ends when the batch that it waits for is
+        there, and its threads stop with it.
+        """
+        for stream in list(self._streams):
+            stream.close()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the arrays of each batch, nested, without end, from the first batch.
@@ -165,7 +170,7 @@ class Loader:
           RecordError: A corrupt record or image, after the last batch that does not need it.
           DataError: A corrupt shard.
         """
-        stream = self.batches()
+        stream = ClosableStream(self.batches())
         self._streams.add(stream)
         try:
             for batch in stream:

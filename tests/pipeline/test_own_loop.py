@@ -80,6 +80,27 @@ def test_a_closed_loader_ends_its_loops(loader: Loader) -> None:
         assert next(iter(loader))["action"].shape == (4, 1, 1, 2)
 
 
+def test_another_thread_may_close_a_loader(loader: Loader) -> None:
+    is_reading, is_closed = threading.Event(), threading.Event()
+
+    def wait(batch: dict[str, Any]) -> dict[str, Any]:
+        is_reading.set()
+        is_closed.wait(20)
+        return batch
+
+    waiting = loader.map(wait)
+
+    def close() -> None:
+        is_reading.wait(20)
+        waiting.close()
+        is_closed.set()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    assert list(waiting) == []
+    thread.join()
+
+
 def test_a_program_may_end_in_the_middle_of_a_loop(directory: str) -> None:
     code = f"""
 from pipeline.loading.loader_opening import open_loader
