@@ -19,6 +19,7 @@ from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
 from train.checkpoints.run_directory import read_config
 from train.end_of_run import make_up
+from train.report.report_inputs import check_is_run
 from train.report.report_page import write_report
 from train.train_config import TrainConfig
 
@@ -64,6 +65,8 @@ def main() -> None:
             )
         load_parts(*args.parts)
         _check_is_local(args.run)
+        # Before anything is written into it: an exported policy has no record of a training.
+        check_is_run(args.run)
         # Also where nothing is made up, so that a mistake in a flag is never silent.
         if changes and (config := read_config(args.run)) is not None:
             _changed(config, changes, prog)

@@ -102,15 +102,20 @@ def read_run(directory: pathlib.Path) -> RunFiles:
       UserError: The directory does not exist, or has none of these files.
       DataError: A file is corrupt.
     """
-    # A directory with none of these files is no run.
+    check_is_run(directory)
+    return read_files(directory)
+
+
+def check_is_run(directory: pathlib.Path) -> None:
+    """Raises a `UserError` if a directory does not exist, or has none of a run's files."""
     if not any((directory / name).is_file() for name in _NAMES):
         if (directory / CHECKPOINTS).is_dir():
             raise UserError(
                 where=str(directory),
                 expected=f"a run directory with a record of its training, such as {METRICS_NAME}",
                 found="checkpoints alone, as in a policy that was handed on",
-                remedy="Report on the run that it came from, or measure it: octograin evaluate "
-                f"{directory}",
+                remedy="Report on the run that it came from; octograin evaluate "
+                f"{directory} measures a policy for LIBERO.",
             )
         raise UserError(
             where=str(directory),
@@ -118,7 +123,6 @@ def read_run(directory: pathlib.Path) -> RunFiles:
             found="none of a run's files in it" if directory.is_dir() else "no such directory",
             remedy="Give the save_dir of a run.",
         )
-    return read_files(directory)
 
 
 def read_files(directory: pathlib.Path) -> RunFiles:

@@ -101,6 +101,17 @@ def test_a_run_does_not_resume_from_it(policy, policy_config, tmp_path, monkeypa
     assert f"--config.pretrained_path={policy}" in error
 
 
+def test_it_gets_no_report(policy, monkeypatch, capsys):
+    before = files_of(policy)
+    assert call(monkeypatch, "report", policy) == 2
+    assert capsys.readouterr().err == (
+        f"error: {policy}: expected a run directory with a record of its training, such as "
+        "metrics.jsonl; found checkpoints alone, as in a policy that was handed on. Report on the "
+        f"run that it came from; octograin evaluate {policy} measures a policy for LIBERO.\n"
+    )
+    assert files_of(policy) == before
+
+
 def test_what_is_in_the_way_is_not_replaced(policy_run, policy, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     for directory, found in ((policy, "checkpoints"), (tmp_path / "file", "a file")):
