@@ -5,6 +5,7 @@ import fnmatch
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -21,6 +22,8 @@ FinetuningMode = Literal["full", "head_only", "head_mlp_only"]
 action head; `head_mlp_only`: in a head with attention pooling, trains only the layers after the
 attention."""
 
+_NO_TEXT = re.compile(r"[\ud800-\udfff]")
+"""What Python reads for bytes of a file name that are not UTF-8."""
 _FROZEN_BY_MODE: Mapping[FinetuningMode, tuple[str, ...]] = {
     "full": (),
     "head_only": ("octo_transformer/*",),
@@ -321,6 +324,7 @@ class TrainConfig:
                 self.weights_source,
                 "Keep one of the two.",
             )
+        yield from self._check_paths()
         yield from self._check_schedule()
         yield from self._check_mode()
         if self.data.window_size > self.model.max_horizon:
@@ -340,6 +344,20 @@ class TrainConfig:
         yield from self._check_language()
         yield from self._check_inputs()
         yield from self._check_crops()
+
+    def _check_paths(self) -> Iterator[Problem]:
+        paths = {
+            "name": self.name,
+            "save_dir": self.save_dir,
+            "pretrained_path": self.pretrained_path,
+            "compilation_cache": self.compilation_cache,
+            "data.vocabulary": self.data.vocabulary,
+        }
+        paths |= {f"data.datasets.{i}.path": part.path for i, part in enumerate(self.data.datasets)}
+        for field, path in paths.items():
+            if isinstance(path, str) and _NO_TEXT.search(path):
+                remedy = "Rename it, or name another."
+                yield Problem(field, "a name in UTF-8, which config.json can hold", path, remedy)
 
     def _check_mode(self) -> Iterator[Problem]:
         pooling = getattr(self.model.head, "pooling", None)

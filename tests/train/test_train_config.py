@@ -114,6 +114,10 @@ def test_variants_of_a_config_file_share_no_save_dir(path):
         ),
         ({"keep_every": 0}, "keep_every: expected at least 1"),
         ({"fsdp_devices": 0}, "fsdp_devices: expected at least 1"),
+        (
+            {"save_dir": "runs/a\udcff"},
+            r"save_dir: expected a name in UTF-8.*runs/a\\udcff\. Rename",
+        ),
         ({"seed": 2**63}, r"seed: expected -2\*\*63 to 2\*\*63 - 1; found 9223372036854775808"),
     ],
 )

@@ -16,6 +16,7 @@ from pipeline.files import (
     to_json_values,
     writing,
 )
+from pipeline.terminal import escaped
 from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.evaluate.delayed_execution import DelayStrategy
@@ -265,7 +266,8 @@ class ResultsFile:
 
     def __init__(self, folder: pathlib.Path, run: str, settings: Settings) -> None:
         self.folder = folder
-        self.results = Results(run, settings, None, ())
+        # JSON cannot hold a name that is not UTF-8.
+        self.results = Results(escaped(run), settings, None, ())
 
     def open(self) -> None:
         """Reads the existing results, if any.

@@ -35,6 +35,14 @@ def opened(folder: pathlib.Path, settings: Settings = SETTINGS) -> ResultsFile:
     return file
 
 
+def test_results_of_a_run_whose_name_is_no_text_are_read_again(tmp_path: pathlib.Path) -> None:
+    file = ResultsFile(tmp_path, "runs/a\udcff", SETTINGS)
+    file.add(result(0, 1))
+    file.open()
+    assert read_results(tmp_path) == file.results
+    assert file.results.run == "runs/a\\udcff"
+
+
 def evaluated(successes: list[bool], run: str = "runs/a") -> Results:
     """Returns trials of task 0, then as many of task 3."""
     half = len(successes) // 2
