@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,14 @@ class PolicyCheckpoint:
         params = averaged_params(params, ema, saved.config().frozen)
         return cls(saved.step, values, params, vocabulary)
 
-    def write(self, run_directory: pathlib.Path) -> pathlib.Path:
+    def write(
+        self, run_directory: pathlib.Path, replaced: Sequence[pathlib.Path] = ()
+    ) -> pathlib.Path:
         """Writes it as a checkpoint of a run directory, which appears once it is complete.
+
+        Args:
+          run_directory: The run directory.
+          replaced: Checkpoints in it that are deleted once this one is complete.
 
         Returns:
           The directory of the checkpoint.
@@ -62,7 +68,7 @@ class PolicyCheckpoint:
             "arrays": digest_arrays(trees),
             "values": {name: digest_json(value) for name, value in self.values.items()},
         }
-        with _appearing(path) as unfinished:
+        with _appearing(path, replaced) as unfinished:
             for name, value in {**self.values, "digests": digests}.items():
                 (unfinished / name).mkdir(parents=True)
                 (unfinished / name / "metadata").write_text(dump_json(value))
@@ -109,10 +115,11 @@ def copy_checkpoint(
 
 
 @contextlib.contextmanager
-def _appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def _appearing(path: pathlib.Path, replaced: Sequence[pathlib.Path] = ()) -> Iterator[pathlib.Path]:
     """Yields a folder to make, which gets the name `path` at a normal end of the block.
 
-    At another end nothing stays, nor does what a killed process left beside it.
+    It takes the place of folders beside it. At another end nothing of it stays, and they do. What a
+    killed process left beside it is deleted.
 
     Raises:
       UserError: It cannot be written.
@@ -127,7 +134,8 @@ def _appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             # Content before the name, or a crash leaves a checkpoint of empty files.
             for part in (unfinished, *unfinished.rglob("*")):
                 sync(part)
-            unfinished.rename(path)
+            with _aside(replaced):
+                unfinished.rename(path)
             for folder in (path, *made):
                 sync(folder.parent)
         except BaseException:
@@ -137,6 +145,26 @@ def _appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
+
+
+@contextlib.contextmanager
+def _aside(folders: Sequence[pathlib.Path]) -> Iterator[None]:
+    """Renames folders inside the block, as one that is not empty cannot be replaced in one step.
+
+    At a normal end they are deleted, at another they get their names back.
+    """
+    names = {folder: temporary_path(folder) for folder in folders}
+    try:
+        for folder, name in names.items():
+            folder.rename(name)
+        yield
+    except BaseException:
+        for folder, name in names.items():
+            if name.exists():
+                name.rename(folder)
+        raise
+    for name in names.values():
+        shutil.rmtree(name)
 
 
 def _rename_in_markers(copy: pathlib.Path, step: int) -> None:

@@ -7,7 +7,7 @@ DST/checkpoints/N/digests/metadata       checksums of all of it
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -29,6 +29,9 @@ from train.checkpoints.checkpoint_store import (
     read_checkpoint,
 )
 from train.checkpoints.fetched_run import find_run
+from train.checkpoints.hub_paths import CONFIG_NAME
+from train.checkpoints.packed_arrays import FILE_NAME as PACKED_NAME
+from train.checkpoints.pulled_run import NOTE_NAME
 from train.checkpoints.relative_paths import shortest_names, with_relative_paths
 from train.exported.export_check import example_of, noisy
 from train.policy.parity import StoredTokens
@@ -58,6 +61,8 @@ class Args:
     dtype: Precision = "float32"
     """Type of the stored parameters. With float16 they take half the space, and the difference in
     actions is printed; the policy computes in the run's own type."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the checkpoint of an exported policy in DST; other files in it stay."""
     parts: PartsFlag = ()
     """Python file, or module, that defines classes of your own which the run records; may be given
     several times."""
@@ -73,10 +78,10 @@ def main() -> None:
         args = tyro.cli(joined_help(Args), prog=name, use_underscores=True)
         load_parts(*args.parts)
         dst = pathlib.Path(args.dst)
-        _check_free(dst)
+        replaced = _replaced(dst, overwrite=args.overwrite)
         before = read_run(args.run, args.step)
         saved = SavedStep(find_run(args.run, before.step).directory, before.step)
-        names = export_directory(saved, dst, args.dtype)
+        names = export_directory(saved, dst, args.dtype, replaced)
         after = read_checkpoint(dst)
         show(describe(dst, after, args.dtype, names))
         if args.dtype == "float16":
@@ -88,15 +93,34 @@ def main() -> None:
         show(f"try it: octograin serve {dst}\n")
 
 
-def _check_free(directory: pathlib.Path) -> None:
-    is_free = directory.is_dir() or not directory.exists()
-    if not is_free or _checkpoints(directory):
-        raise UserError(
-            where=str(directory),
-            expected="a new directory, or one without checkpoints",
-            found=DIRECTORY if is_free else "a file",
-            remedy="Name another, or move it away.",
-        )
+def _replaced(directory: pathlib.Path, *, overwrite: bool) -> list[pathlib.Path]:
+    """Returns the checkpoints in a destination that are replaced, after checking that they may be.
+
+    Raises:
+      UserError: It is a file, or has checkpoints and `overwrite` is false or they are not those of
+        an exported policy.
+    """
+    there, found, remedy = _checkpoints(directory), "", "Name another, or move it away."
+    if directory.exists() and not directory.is_dir():
+        found = "a file"
+    elif there and not _is_exported(directory, there):
+        # First: --overwrite is no remedy for a run.
+        found = f"{DIRECTORY} that are not of an exported policy"
+    elif there and not overwrite:
+        found, remedy = "an exported policy", "Replace it with --overwrite, or name another."
+    if found:
+        expected = "a new directory, or one without checkpoints"
+        raise UserError(where=str(directory), expected=expected, found=found, remedy=remedy)
+    return there
+
+
+def _is_exported(directory: pathlib.Path, checkpoints: list[pathlib.Path]) -> bool:
+    """Returns whether checkpoints have what an export writes, and are not of a pulled run."""
+    is_run = any((directory / name).exists() for name in (CONFIG_NAME, NOTE_NAME))
+    return not is_run and all(
+        path.name.isdecimal() and not path.is_symlink() and (path / PACKED_NAME).is_file()
+        for path in checkpoints
+    )
 
 
 def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -107,13 +131,19 @@ def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
     return [path for path in folder.iterdir() if temporary_of(path.name) is None]
 
 
-def export_directory(saved: SavedStep, directory: pathlib.Path, dtype: Precision) -> dict[str, str]:
+def export_directory(
+    saved: SavedStep,
+    directory: pathlib.Path,
+    dtype: Precision,
+    replaced: Sequence[pathlib.Path] = (),
+) -> dict[str, str]:
     """Writes what a policy needs of a checkpoint as the only checkpoint of a directory.
 
     Args:
       saved: The checkpoint.
       directory: The directory, which is created if it is missing.
       dtype: Type of the stored parameters.
+      replaced: Checkpoints in the directory that are deleted once the new one is complete.
 
     Returns:
       The name that each absolute path has now.
@@ -129,7 +159,7 @@ def export_directory(saved: SavedStep, directory: pathlib.Path, dtype: Precision
         halves = in_half_precision(policy.params, where=str(saved.path))
         policy = dataclasses.replace(policy, params=halves)
     values = with_relative_paths(policy.values, names)
-    dataclasses.replace(policy, values=values).write(directory)
+    dataclasses.replace(policy, values=values).write(directory, replaced)
     return names
 
 

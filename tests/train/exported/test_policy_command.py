@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import pathlib
 import re
 import shutil
 
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.errors import DataError, UserError
 from tests.command_line import call
+from train.checkpoints import checkpoint_copy
 from train.checkpoints.checkpoint_copy import copy_checkpoint
 from train.checkpoints.checkpoint_store import SavedStep, read_checkpoint
 from train.checkpoints.initial_weights import load_pretrained
@@ -114,15 +116,57 @@ def test_it_gets_no_report(policy, monkeypatch, capsys):
 
 def test_what_is_in_the_way_is_not_replaced(policy_run, policy, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    for directory, found in ((policy, "checkpoints"), (tmp_path / "file", "a file")):
-        assert call(monkeypatch, *export(policy_run, directory)) == 2
+    other = tmp_path / "run"
+    shutil.copytree(policy_run, other)
+    pulled = tmp_path / "pulled"
+    shutil.copytree(policy, pulled)
+    (pulled / "hub.json").touch()
+    aside = "Name another, or move it away."
+    foreign = f"checkpoints that are not of an exported policy. {aside}"
+    for directory, found, flags in (
+        (policy, "an exported policy. Replace it with --overwrite, or name another.", ()),
+        (other, foreign, ("--overwrite",)),
+        (pulled, foreign, ("--overwrite",)),
+        (tmp_path / "file", f"a file. {aside}", ("--overwrite",)),
+    ):
+        before = files_of(directory)
+        assert call(monkeypatch, *export(policy_run, directory), *flags) == 2
         message = (
             f"{directory}: expected a new directory, or one without checkpoints; found {found}"
         )
         assert message in capsys.readouterr().err
+        assert files_of(directory) == before
     assert call(monkeypatch, *export(tmp_path / "none", tmp_path / "to")) == 2
     assert "none: expected the directory of a run" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
+
+
+def test_an_exported_policy_is_replaced_once_the_new_one_is_whole(
+    policy_run, policy, tmp_path, monkeypatch, capsys
+):
+    directory = tmp_path / "policy"
+    shutil.copytree(policy, directory)
+    before = {path: path.read_bytes() for path in files_of(directory)}
+
+    def fail(path, target=None):
+        # The new one is of step 1; the old one, of step 2, gets its name back.
+        if target is None or target.name == "1":
+            raise OSError(28, "No space left on device")
+        path.replace(target)
+
+    flags = ("--step", "1", "--overwrite")
+    for place, name in ((checkpoint_copy, "sync"), (pathlib.Path, "rename")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fail)
+            assert call(monkeypatch, *export(policy_run, directory), *flags) == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in files_of(directory)} == before
+    # Again, with the checkpoint of the same step in the way.
+    for _ in range(2):
+        assert call(monkeypatch, *export(policy_run, directory), *flags) == 0
+        assert [path.name for path in (directory / "checkpoints").iterdir()] == ["1"]
+    assert read_checkpoint(directory).step == 1
+    assert (directory / "README.md").read_text() == "mine"
 
 
 def test_a_killed_export_is_not_in_the_way(policy_run, tmp_path, monkeypatch, capsys):
