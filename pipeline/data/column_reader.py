@@ -146,7 +146,9 @@ class ColumnReader:
         file, _, local = name.rpartition(":")
         # `starts` has one more element, the total.
         for start, shard in zip(self._starts, self._shards, strict=False):
-            if shard.file == file and local.isdecimal() and int(local) < shard.records:
+            # Python makes no number of a text of thousands of digits.
+            is_number = local.isdecimal() and len(local) <= len(str(shard.records))
+            if shard.file == file and is_number and int(local) < shard.records:
                 return start + int(local)
         return None
 

@@ -300,14 +300,15 @@ class Loader:
           DataError: A shard is corrupt.
           SchemaError: A batch breaks the contract.
         """
-        if not isinstance(position, int | np.integer) or position < 0:
+        order = self.order()
+        if not isinstance(position, int | np.integer) or not 0 <= position < len(order):
             raise UserError(
                 where="Loader.batches, position",
-                expected="an integer of at least 0",
+                expected=f"an integer from 0 to {len(order) - 1}",
                 found=shown(position),
                 remedy="Give the number of batches to leave out before the first one.",
             )
-        stream: Any = grain.MapDataset.source(self.order())
+        stream: Any = grain.MapDataset.source(order)
         columns = [reader for one in self.datasets for reader in one.columns.values()]
         threads = SampleThreads(self.config.num_threads, columns)
         reader = dataclasses.replace(self._window_reader, for_each=threads)

@@ -184,7 +184,8 @@ def texts(batch: dict[str, Any]) -> dict[str, Any]:
         (lambda loader: loader.read(0, [-1]), "or more integers from 0 to 23; found -1"),
         (lambda loader: loader.read(0, []), "or more integers from 0 to 23; found none"),
         (lambda loader: loader.window(0, 1), "expected an index in the mixture, 0 to 0; found 1"),
-        (lambda loader: next(loader.batches(-1)), "an integer of at least 0; found -1"),
+        (lambda loader: next(loader.batches(-1)), r"an integer from 0 to \d+; found -1"),
+        (lambda loader: next(loader.batches(2**63)), r"an integer from 0 to \d+; found 92233720"),
         (
             lambda loader: loader.statistics["state_"],
             "statistics: expected one of .* found 'state_'. Did you mean observation/state",

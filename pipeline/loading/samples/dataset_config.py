@@ -15,6 +15,8 @@ from pipeline.terminal import count, ranges
 
 Outcome = Literal["any", "success", "failure"]
 T = TypeVar("T")
+_MOST = 2**63 - 1
+"""Larger numbers of episodes and steps fit into no array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +113,14 @@ class DatasetConfig:
                 self.episodes,
                 "Count from 0: (0, 10) are the first ten.",
             )
-        wrong = [number for number in self.episode_list if number < 0] or _repeated(
-            self.episode_list
-        )
+        beyond = [number for number in self.episode_list if not 0 <= number <= _MOST]
+        wrong = beyond or _repeated(self.episode_list)
         if wrong:
             yield Problem(
                 "episode_list",
                 "different numbers of episodes, counted from 0",
                 ", ".join(map(str, wrong)),
-                "Name each episode once.",
+                "Name episodes of the dataset, each once.",
             )
         yield from self._check_parts()
         yield from self._check_weights()
@@ -132,7 +133,11 @@ class DatasetConfig:
                 self.trim,
                 "(10, 5) leaves out the first ten and the last five steps of each episode.",
             )
-        wrong = [each for each in self.segments if min(each) < 0 or each[1] >= each[2]]
+        wrong = [
+            each
+            for each in self.segments
+            if min(each) < 0 or max(each) > _MOST or each[1] >= each[2]
+        ]
         if wrong:
             yield Problem(
                 "segments",

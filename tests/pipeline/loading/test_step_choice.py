@@ -362,6 +362,8 @@ def test_a_weight_whose_steps_cannot_be_read_is_reported(tmp_path: pathlib.Path)
     ("settings", "message"),
     [
         ({"episode_list": (1, -2)}, "episode_list: expected different numbers .*found -2"),
+        ({"episode_list": (1, 2**63)}, "episode_list: expected different .*found 922337203685477"),
+        ({"segments": ((2**63, 0, 3),)}, r"one after the last; found \(9223372036854775808, 0, 3"),
         ({"episode_list": (1, 3, 1)}, "episode_list: expected different numbers .*found 1. Name"),
         ({"trim": (-1, 0)}, r"trim: expected two numbers of steps, of 0 or more; found \(-1, 0\)"),
         ({"segments": ((0, 3, 3),)}, r"the one after the last; found \(0, 3, 3\). Count from 0"),
