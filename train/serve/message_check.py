@@ -22,12 +22,15 @@ class MessageCheck:
       policy: The policy that reads them.
       config: What clients send.
       prompt: Key of the instruction.
+      optional: What else a message may have, for errors; empty: nothing.
     """
 
-    def __init__(self, policy: Policy, config: ServeConfig, prompt: str) -> None:
+    def __init__(
+        self, policy: Policy, config: ServeConfig, prompt: str, optional: str = ""
+    ) -> None:
         self.expected = expected_keys(policy, config)
         self._names = dict(zip(self.expected, policy.expected, strict=True))
-        self._prompt = prompt
+        self._prompt, self._optional = prompt, optional
         # A policy that reads no text gets messages without an instruction.
         self._reads_text = policy.spec.model.language is not None
         # A policy of the stored sizes refuses others, unless it was started with --resize.
@@ -47,22 +50,28 @@ class MessageCheck:
           UserError: Something is missing or does not fit; it lists everything.
         """
         problems = find_problems(values, self.expected, resize=self._resize)
-        hints = self._hints(values) if problems else []
-        problems += self._prompt_problems(prompt)
-        self.refuse([*problems, *others], hints)
+        remedies = [REMEDY, *self._hints(values)] if problems else []
+        of_prompt = self._prompt_problems(prompt)
+        if of_prompt:
+            remedies.append(f"Give the instruction as a str, under the key {self._prompt}.")
+        if others and self._optional:
+            remedies.append("Leave out what is optional, or give it as expected.")
+        self.refuse([*problems, *of_prompt, *others], " ".join(remedies))
         return {name: values[key] for key, name in self._names.items()}, prompt or ""
 
-    def refuse(self, problems: Sequence[str], hints: Sequence[str] = ()) -> None:
-        """Raises a `UserError` with all problems, if there are any; hints follow the remedy."""
+    def refuse(self, problems: Sequence[str], remedy: str = REMEDY) -> None:
+        """Raises a `UserError` with all problems, if there are any."""
         expected = describe(self.expected)
         if self._reads_text:
             expected += f", {self._prompt} str of at most {MAX_PROMPT} characters"
+        if self._optional:
+            expected += f"; optionally {self._optional}"
         if problems:
             raise UserError(
                 where="message",
                 expected=expected,
                 found="; ".join(problems),
-                remedy=" ".join([REMEDY, *hints]),
+                remedy=remedy,
             )
 
     def _hints(self, values: Mapping[str, Any]) -> list[str]:

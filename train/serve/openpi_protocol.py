@@ -64,7 +64,10 @@ class OpenpiSession:
         self.greeting = CODEC.pack(describe_policy(policy, config))
         self._policy = policy
         self._continues = policy.config.real_time_chunking and not config.is_stepwise
-        self._check = MessageCheck(policy, config, PROMPT)
+        optional = f"{RESET} True or False"
+        if self._continues:
+            optional += f", {EXECUTED} and {DELAY} integers"
+        self._check = MessageCheck(policy, config, PROMPT, optional)
         self._episodes = Episodes(policy, config, numbers)
 
     def answer(self, data: bytes) -> dict[str, Any]:
@@ -80,7 +83,8 @@ class OpenpiSession:
         """
         message = CODEC.unpack(data)
         if not isinstance(message, dict):
-            self._check.refuse([f"a {type(message).__name__} instead of a map"])
+            found = f"a {type(message).__name__} instead of a map"
+            self._check.refuse([found], "Send one map, which has the values by these keys.")
         reset = message.get(RESET, False)
         wrong = [] if _is_flag(reset) else [f"{RESET}: {kind_of(reset)} instead of True or False"]
         executed = self._executed(message, wrong)

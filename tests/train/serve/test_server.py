@@ -153,14 +153,26 @@ def test_what_does_not_fit_is_reported_and_the_connection_stays(policies, expect
         assert str(caught.value).startswith(
             "message: expected observation/image uint8[128,128,3], "
             "observation/wrist_image uint8[128,128,3], observation/state float32[8], "
-            "prompt str of at most 4096 characters; "
+            "prompt str of at most 4096 characters; optionally reset True or False; "
             "found observation/image: uint8[64,128,3]; observation/wrist_image: missing; "
             "prompt: int. Give what the policy was trained on"
         )
         assert str(caught.value).endswith(
             "If it has another key, start the server with --keys KEY=image_wrist. "
-            "Start the server with --resize to resize images."
+            "Start the server with --resize to resize images. "
+            "Give the instruction as a str, under the key prompt."
         )
+        for change, found in (
+            ({"prompt": None}, "prompt: missing. Give the instruction as a str, under the key"),
+            (
+                {"reset": "yes"},
+                "reset: str instead of True or False. Leave out what is optional, or give it as",
+            ),
+        ):
+            with pytest.raises(RuntimeError) as caught:
+                client.ask(**(good | change))
+            assert f"; found {found}" in str(caught.value)
+            assert "images" not in str(caught.value)
         for raw, message in (
             (b"\xc1", "message: expected msgpack"),
             ("hello", "expected a binary frame of msgpack; found a text frame"),
