@@ -106,7 +106,7 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
 
     Raises:
       DataError: The bytes are no readable image.
-      SchemaError: The image has another size than `out`.
+      SchemaError: The image has another size than `out`, or grey values of 16 bits.
     """
     try:
         if image_format(encoded) == "jpeg":
@@ -115,14 +115,27 @@ def decode_image(encoded: Blob, out: np.ndarray, where: str) -> None:
             # Before decoding: Pillow would allocate whatever size the header claims.
             check_image(encoded, out.shape, where)
             found = out.shape
+            image = Image.open(io.BytesIO(encoded), formats=_PNG)
+            _check_mode(image.mode, where)
             # A palette, grey or alpha channel becomes RGB.
-            out[...] = np.asarray(Image.open(io.BytesIO(encoded), formats=_PNG).convert("RGB"))
+            out[...] = np.asarray(image.convert("RGB"))
     except _UNREADABLE as error:
         check_image(encoded, out.shape, where)  # a wrong size is reported as a wrong size
         raise _unreadable(encoded, error, where) from error
     if found != out.shape:
         # A smaller image fits into the buffer, so simplejpeg raises no error.
         check_image(encoded, out.shape, where)
+
+
+def _check_mode(mode: str, where: str) -> None:
+    # Pillow clips them to 255, which makes nearly every pixel white.
+    if mode in _MODES:
+        raise SchemaError(
+            where=where,
+            expected="an image of 8 bits per channel",
+            found="grey values of 16 bits",
+            remedy="Map it as depth if they are millimetres, or write 8 bits at the source.",
+        )
 
 
 def decode_jpeg(encoded: Blob, out: np.ndarray) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.loading.data_config import MAX_THREADS
+from pipeline.loading.data_config import MAX_BATCHES, MAX_THREADS
 from pipeline.loading.samples.sampling import Samples
 from pipeline.loading.window_reader import WindowReader
 from pipeline.memory import LoaderMemory
@@ -81,14 +81,15 @@ class StoreSpeed:
     def settings(self, step_s: float) -> Settings:
         """Predicts the settings with which training waits for less than 2 % of the time.
 
-        With the most threads that there can be, it may wait for longer.
+        With the most threads or batches ahead that there can be, it may wait for longer.
 
         Args:
           step_s: Seconds of a training step.
         """
         wanted = math.ceil(self._threads_step_s(1) / step_s)
         num_threads = min(max(wanted, 1), MAX_THREADS)
-        prefetch = math.ceil((self._batch_s(num_threads) + _STALL_S) / step_s) + _READY
+        wanted = math.ceil((self._batch_s(num_threads) + _STALL_S) / step_s) + _READY
+        prefetch = min(wanted, MAX_BATCHES)
         return Settings(num_threads, prefetch, self.memory.with_settings(num_threads, prefetch))
 
     def shortest_step_s(self, num_threads: int, prefetch_batches: int) -> float:

@@ -47,6 +47,14 @@ def test_grey_jpeg_has_three_equal_channels() -> None:
     assert np.abs(decoded[..., 0] - grey).mean() < 8
 
 
+def test_grey_image_of_sixteen_bits_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((12, 16), 1000, np.uint16)).save(buffer, "PNG")
+    message = "image_primary: expected an image of 8 bits per channel; found grey values of 16 bits"
+    with pytest.raises(SchemaError, match=message):
+        decode(buffer.getvalue())
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_image_is_decoded_into_a_part_of_a_batch(kind: str) -> None:
     batch = np.zeros((2, 2, 12, 16, 3), np.uint8)

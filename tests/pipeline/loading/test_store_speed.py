@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.slow_store import delayed_reads
 from pipeline.data.column_reader import ColumnReader
-from pipeline.loading.data_config import MAX_THREADS
+from pipeline.loading.data_config import MAX_BATCHES, MAX_THREADS, DataConfig, DatasetConfig
 from pipeline.loading.reading import store_speed
 from pipeline.loading.reading.store_speed import ColumnReads, StoreSpeed, measure_store
 from pipeline.loading.window_reader import WindowReader
@@ -81,6 +81,12 @@ def test_no_more_threads_are_predicted_than_there_can_be() -> None:
     assert not keeps_up
     assert "set data.num_threads=1024 and" in text
     assert text.endswith(". More threads are not possible; these keep up with steps of 0.23 s")
+
+
+def test_no_more_batches_ahead_are_predicted_than_a_config_allows() -> None:
+    found = speed(20, batch_size=1).settings(0.0005)
+    assert found.prefetch_batches == MAX_BATCHES
+    DataConfig((DatasetConfig("d"),), "", prefetch_batches=found.prefetch_batches)
 
 
 def test_a_loader_without_threads_makes_every_training_step_wait() -> None:
