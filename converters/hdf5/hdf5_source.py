@@ -129,7 +129,8 @@ class Hdf5Source:
         texts = {**self.texts[demo.path], EPISODE_ID: _episode_id(demo)}
         values: Episode = {**arrays, **flags}
         for key, text in texts.items():
-            values[key] = [text.encode()]
+            # Names of files may hold bytes that are no text.
+            values[key] = [text.encode(errors="backslashreplace")]
         return {key.key: values[key.key] for key in keys}
 
 
@@ -344,8 +345,8 @@ def _num_steps(arrays: Episode, group: Any, demo: Demo) -> int:
             where=demo.where,
             expected="the same number of steps for every array, and for num_samples",
             found=shown,
-            remedy="Ignore keys without one value per step in the mapping, fix the demo at the "
-            "source, or leave such demos out: --bad_episodes skip.",
+            remedy="Ignore keys without one value per step in the mapping, or fix the demo at the "
+            "source.",
         )
     if 0 in lengths.values():
         raise SchemaError(

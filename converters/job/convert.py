@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import logging
+import numbers
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import get_args
@@ -81,8 +83,12 @@ def convert_dataset(  # noqa: PLR0913  (the flags of `octograin convert`)
     """
     if bad_episodes not in get_args(BadEpisodes):
         raise _misused("stop or skip as bad_episodes", repr(bad_episodes))
-    if workers < 1:
-        raise _misused("at least 1 as workers", str(workers))
+    if not isinstance(workers, numbers.Integral) or workers < 1:
+        raise _misused("a whole number of at least 1 as workers", repr(workers))
+    if episodes is not None and not _is_range(episodes):
+        raise _misused("two whole numbers, such as (0, 2), as episodes", repr(episodes))
+    if not isinstance(mapping, str | os.PathLike | None):
+        raise _misused("a file or the name of a mapping as mapping", repr(mapping))
     if isinstance(source, str):
         source = open_source(source, split, image_quality)
     elif split is not None or image_quality is not None:
@@ -101,6 +107,11 @@ def convert_dataset(  # noqa: PLR0913  (the flags of `octograin convert`)
         checks=checks,
         runner=LocalRunner(workers),
     )
+
+
+def _is_range(episodes: object) -> bool:
+    is_pair = isinstance(episodes, tuple | list) and len(episodes) == 2
+    return is_pair and all(isinstance(end, numbers.Integral) for end in episodes)
 
 
 def _misused(expected: str, found: str) -> UserError:

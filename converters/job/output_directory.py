@@ -112,7 +112,19 @@ def _prepare(
 
 
 def _check_own(destination: epath.Path) -> None:
-    """Refuses a destination that holds what no conversion wrote, before anything is deleted."""
+    """Refuses a destination that holds what no conversion wrote, before anything is deleted.
+
+    And one whose name is not text, which no record writer opens.
+    """
+    try:
+        str(destination).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            where=str(destination),
+            expected="a destination whose name is UTF-8",
+            found="other bytes",
+            remedy="Name another destination.",
+        ) from error
     # A file at this path would make `mkdir` fail with a less helpful error.
     if destination.exists() and not destination.is_dir():
         raise _in_use(destination, "a file", "Name another destination.")

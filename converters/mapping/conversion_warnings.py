@@ -18,11 +18,18 @@ _log = logging.getLogger(__name__)
 _COARSE = 1.0
 """Gap between neighbouring float32 values above which storing a float64 loses too much."""
 _BINARY = 2
+_CHANNELS = 3
 _HALF = 0.5
 
 
 def report_cameras(source: Source, schema: Schema) -> None:
-    """Logs a warning where a dataset gets no camera of a source that has some."""
+    """Logs a warning where a dataset gets no camera of a source that has some, or one of floats."""
+    for _, feature in schema.features():
+        if feature.dtype == "float32" and feature.shape[2:] == (_CHANNELS,):
+            _log.warning(
+                f"warning: {feature.key}: float32 {feature.shape} is no camera, whose pixels are "
+                "uint8: no image tokenizer takes it. Write uint8 at the source"
+            )
     if any(feature.is_camera for _, feature in schema.features()):
         return
     cameras = [key.key for key in source.keys.values() if key.kind == "image" or key.has_images]

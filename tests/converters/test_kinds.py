@@ -548,3 +548,18 @@ def test_a_mapping_that_loses_what_training_needs_is_warned_of(
     mapping = dataclasses.replace(toy.mapping, ignore=("*",), source_id=None, **changes)
     convert(toy.open(tmp_path), tmp_path / "out", mapping)
     assert caplog.messages == messages
+
+
+def test_pixels_that_are_floats_are_warned_of(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    feature = Tensor(shape=(8, 8, 3), dtype=np.float32)
+    toy = toy.declaring("steps/front", feature)
+    toy = toy.holding("steps/front", np.zeros((3, 8, 8, 3), np.float32))
+    front = FeatureMapping("observation/front", "steps/front", "steps")
+    mapping = mapped(toy, ACTION, CAMERA, front).mapping
+    convert(toy.open(tmp_path), tmp_path / "out", mapping)
+    assert caplog.messages == [
+        "warning: observation/front: float32 (8, 8, 3) is no camera, whose pixels are uint8: "
+        "no image tokenizer takes it. Write uint8 at the source"
+    ]

@@ -1,6 +1,7 @@
 """Reading demonstrations in HDF5: LIBERO's two forms, robomimic's, and files of one episode."""
 
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -166,6 +167,14 @@ def test_demos_keep_their_names(tmp_path: pathlib.Path) -> None:
     ids = [f"{STOVE}/demo_002".encode(), f"{STOVE}/demo_010".encode()]
     assert [episode["episode_id"] for _, episode in episodes] == [[name] for name in ids]
     assert [len(episode["steps/actions"]) for _, episode in episodes] == [3, 2]
+
+
+def test_a_file_whose_name_is_no_text_has_an_escaped_id(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "demo.hdf5", {0: libero_demo(0, 2)})
+    path = path.rename(tmp_path / os.fsdecode(b"demo_\xff.hdf5"))
+    source = opened(path)
+    ((_, episode),) = read_episodes(source, source.shards[0])
+    assert episode["episode_id"] == [rb"demo_\udcff.hdf5/demo_0"]
 
 
 def test_groups_beside_the_demos_are_refused(tmp_path: pathlib.Path) -> None:

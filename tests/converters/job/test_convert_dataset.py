@@ -1,4 +1,6 @@
 import dataclasses
+import inspect
+import os
 import pathlib
 from typing import Any
 
@@ -75,7 +77,10 @@ def test_python_has_the_options_of_the_command(toy: Toy, tmp_path: pathlib.Path)
     ("options", "message"),
     [
         ({"bad_episodes": "leave"}, "expected stop or skip as bad_episodes; found 'leave'"),
-        ({"workers": 0}, "expected at least 1 as workers; found 0"),
+        ({"workers": 0}, "expected a whole number of at least 1 as workers; found 0"),
+        ({"workers": "2"}, "expected a whole number of at least 1 as workers; found '2'"),
+        ({"episodes": "0:2"}, r"two whole numbers, such as \(0, 2\), as episodes; found '0:2'"),
+        ({"mapping": {}}, "expected a file or the name of a mapping as mapping; found {}"),
         ({"split": "test"}, "expected split and image_quality with a path alone; found a Rlds"),
         ({"episodes": (0, 5)}, "expected a range A:B of episodes with 0 <= A < B <= 4; found 0:5"),
     ],
@@ -84,5 +89,14 @@ def test_options_that_do_nothing_are_refused(
     toy: Toy, tmp_path: pathlib.Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        convert_dataset(toy.open(tmp_path), str(tmp_path / "out"), **options)
+        # `unwrap`: where annotations are checked, wrong types are refused before.
+        inspect.unwrap(convert_dataset)(toy.open(tmp_path), str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_destination_that_is_not_utf_8_is_refused(toy: Toy, tmp_path: pathlib.Path) -> None:
+    destination = str(tmp_path / os.fsdecode(b"out_\xff"))
+    (tmp_path / "toy.toml").write_text(TOML)
+    with pytest.raises(UserError, match=r"out_\\udcff: expected a destination whose name is UTF-8"):
+        convert_dataset(toy.open(tmp_path), destination, str(tmp_path / "toy.toml"))
+    assert not os.path.lexists(destination)
