@@ -100,7 +100,7 @@ def diagnose(flags: Flags) -> list[Finding]:
         found.add("error", "config", str(problem))
     found.attempt("flags", lambda: check_flags(flags))
     # The directory is checked, not changed.
-    found.attempt("run directory", lambda: check_directory(flags), config.save_dir)
+    directory = found.attempt("run directory", lambda: check_directory(flags))
     continues = flags.resume and last_step(pathlib.Path(config.save_dir)) is not None
     if not problems:
         found.attempt("devices and batch", lambda: _check_batch(config), _describe_batch(config))
@@ -128,17 +128,15 @@ def diagnose(flags: Flags) -> list[Finding]:
     if flags.step_s > 0:  # otherwise an error is listed already
         found.attempt("reads", lambda: _look_at_reads(found, flags.step_s, setup))
     _look_at_choice(found, setup)
-    if continues:
-        found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
-    elif flags.resume:
-        found.add("warning", "checkpoint", "there is none yet: the run starts from scratch")
     _look_at_schedule(found, config)
     _look_at_chunks(found, setup)
     _look_at_statistics(found, setup)
     _look_at_origin(found, setup)
     _look_at_texts(found, setup)
     _look_at_validation(found, setup)
-    _look_at_disk(found, setup)
+    # An unusable directory is one finding: what follows from it would be others.
+    if directory is not None:
+        _look_at_directory(found, flags, setup, continues=continues)
     _look_at_memory(found, setup)
     return found.all
 
@@ -184,10 +182,24 @@ class _Findings:
         return done
 
 
-def check_directory(flags: Flags) -> None:
-    """Raises a `UserError` if the run cannot use its directory."""
+def check_directory(flags: Flags) -> str:
+    """Returns the path of the run's directory.
+
+    Raises:
+      UserError: The run cannot use it.
+    """
     run_directory.check(flags.config, resume=flags.resume, overwrite=flags.overwrite)
     run_directory.check_usable(flags.config)
+    return flags.config.save_dir
+
+
+def _look_at_directory(found: _Findings, flags: Flags, setup: Setup, *, continues: bool) -> None:
+    """Checks the checkpoint that the run would resume from, and the room for others."""
+    if continues:
+        found.attempt("checkpoint", lambda: _check_checkpoint(flags, setup))
+    elif flags.resume:
+        found.add("warning", "checkpoint", "there is none yet: the run starts from scratch")
+    _look_at_disk(found, setup)
 
 
 def _check_checkpoint(flags: Flags, setup: Setup) -> str:

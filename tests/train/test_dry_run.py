@@ -138,7 +138,7 @@ def test_what_two_parts_meet_is_one_finding(tiny_config):
         ("{file}/run/of/mine", "expected a directory at .*/file; found a file"),
         ("{link}", "expected a directory at .*/link; found a file"),
         ("/dev/full", "expected a new or empty directory; found a file"),
-        ("/proc/run", "expected a directory that can be written; found"),
+        ("/proc/run", "expected a directory that can be written; found .*: '/proc/run'"),
         ("{folder}/" + 300 * "x", "expected a directory that can be written; .*File name too long"),
         ("gs://bucket/run", "expected a local directory"),
     ],
@@ -334,6 +334,11 @@ def test_what_a_run_would_continue_from_is_looked_at(begun, tmp_path):
     assert "pretrained_path=runs/x and another" in how_to_train_on(
         dataclasses.replace(begun, optimizer=finished, save_dir="runs/x")
     )
+
+    (error,) = texts(dataclasses.replace(begun, batch_size=8), "error", resume=True)
+    assert "expected the config of the run; found batch_size: 4 then, 8 now" in error
+    (error,) = texts(dataclasses.replace(begun, save_dir="/proc/run"), "error")
+    assert error.startswith("run directory: save_dir /proc/run: expected a directory that can")
 
     with claimed(begun, resume=True, overwrite=False):
         (error,) = texts(begun, "error", resume=True)

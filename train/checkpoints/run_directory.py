@@ -170,6 +170,9 @@ def check_usable(config: TrainConfig) -> None:
     with _writing(config):
         try:
             (probe / directory.absolute().relative_to(place)).mkdir(parents=True)
+        except OSError as error:
+            error.filename = str(directory)  # a user knows no probe
+            raise
         finally:
             if probe.exists():
                 shutil.rmtree(probe)
