@@ -5,17 +5,23 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from pipeline.errors import UserError
 from pipeline.files import dump_json, sync, temporaries, temporary_path, writing
+from pipeline.terminal import first_few
 from train.checkpoints.checkpoint_checksums import digest_arrays, digest_json
 from train.checkpoints.checkpoint_store import DIRECTORY, SavedStep, check_arrays
 from train.checkpoints.packed_arrays import FILE_NAME, write_arrays
 from train.update.train_state import averaged_params
 
+Precision = Literal["float32", "float16"]
+"""Type of the parameters in a copy."""
+_LARGEST = float(np.finfo(np.float16).max)
 _MARKER = "commit_success.txt"
 """File of Orbax that says that a folder is complete, and where it was written."""
 
@@ -34,17 +40,23 @@ class PolicyCheckpoint:
     """Bytes of the SentencePiece model, uint8."""
 
     @classmethod
-    def of(cls, saved: SavedStep) -> "PolicyCheckpoint":
+    def of(cls, saved: SavedStep, dtype: Precision = "float32") -> "PolicyCheckpoint":
         """Reads a checkpoint, and compares its content with its checksums.
 
+        Args:
+          saved: The checkpoint.
+          dtype: Type of the parameters; with float32 they are as they are stored.
+
         Raises:
-          UserError: It cannot be read.
+          UserError: It cannot be read, or a parameter is out of float16's range.
           DataError: It is corrupt.
         """
         values = {name: json.loads(saved.text(name)) for name in ("config", "datasets", "loader")}
         params, ema = saved.arrays("state", "params", "ema")
         (vocabulary,) = saved.arrays("vocabulary", "bytes")
         params = averaged_params(params, ema, saved.config().frozen)
+        if dtype == "float16":
+            params = in_half_precision(params, where=str(saved.path))
         return cls(saved.step, values, params, vocabulary)
 
     def write(
@@ -76,12 +88,37 @@ class PolicyCheckpoint:
         return path
 
 
+def in_half_precision(params: Mapping[str, Any], *, where: str) -> Any:
+    """Returns nested parameters with float16 instead of float32.
+
+    Rounding changes a value by at most 2^-11 of it, bfloat16's by 2^-9; below 6e-5, by at most
+    3e-8.
+
+    Raises:
+      UserError: Values are beyond +-65504, or NaN.
+    """
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    large = {name: one for name, one in flat.items() if one.dtype == np.float32}
+    # "not <=" is true of NaN as well.
+    beyond = [name for name, one in large.items() if not np.abs(one).max(initial=0) <= _LARGEST]
+    if beyond:
+        raise UserError(
+            where=where,
+            expected=f"parameters within +-{_LARGEST:.0f}, the range of float16",
+            found=f"others in {first_few(beyond, most=3)}",
+            remedy="Leave out --dtype float16.",
+        )
+    halves = {name: one.astype(np.float16) for name, one in large.items()}
+    return unflatten_dict(flat | halves, sep="/")
+
+
 def copy_checkpoint(
     run_directory: pathlib.Path,
     destination: pathlib.Path,
     step: int | None = None,
     *,
     with_optimizer: bool = False,
+    dtype: Precision = "float32",
 ) -> pathlib.Path:
     """Copies a checkpoint after comparing its content with its checksums.
 
@@ -91,18 +128,27 @@ def copy_checkpoint(
       step: The checkpoint's training step; None: the last checkpoint.
       with_optimizer: Whether the copy has the optimizer state, without which no run resumes from
         it. With AdamW it is twice the size of the trained parameters.
+      dtype: Type of the parameters; with float32 they are as they are stored.
 
     Returns:
       The directory of the copy.
 
     Raises:
-      UserError: The checkpoint does not exist, cannot be read or has no optimizer state to copy; or
-        the copy cannot be written.
+      UserError: The checkpoint does not exist, cannot be read or has no optimizer state to copy; a
+        parameter is out of float16's range; float16 is wanted with the optimizer state; or the copy
+        cannot be written.
       DataError: The checkpoint is corrupt.
     """
+    if with_optimizer and dtype != "float32":
+        raise UserError(
+            where="--dtype",
+            expected="float32 with --with_optimizer, for the run to be resumed",
+            found=dtype,
+            remedy="Leave out one of the two.",
+        )
     saved = SavedStep(run_directory, step)
     if not with_optimizer:
-        return PolicyCheckpoint.of(saved).write(destination)
+        return PolicyCheckpoint.of(saved, dtype).write(destination)
     copy = destination.absolute() / DIRECTORY / str(saved.step)
     for item in ("config", "datasets", "loader"):
         saved.text(item)

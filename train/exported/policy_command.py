@@ -8,20 +8,18 @@ DST/checkpoints/N/digests/metadata       checksums of all of it
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import jax
-import numpy as np
 import tyro
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pipeline.errors import UserError, user_errors_exit
 from pipeline.files import temporary_of
 from pipeline.flag_help import PartsFlag, joined_help
 from pipeline.hub.hub_transfer import size
 from pipeline.parts.part_files import load_parts
-from pipeline.terminal import count, first_few, log_to_stderr, program, show
-from train.checkpoints.checkpoint_copy import PolicyCheckpoint
+from pipeline.terminal import count, log_to_stderr, program, show
+from train.checkpoints.checkpoint_copy import PolicyCheckpoint, Precision
 from train.checkpoints.checkpoint_store import (
     DIRECTORY,
     Checkpoint,
@@ -33,15 +31,8 @@ from train.checkpoints.hub_paths import CONFIG_NAME
 from train.checkpoints.packed_arrays import FILE_NAME as PACKED_NAME
 from train.checkpoints.pulled_run import NOTE_NAME
 from train.checkpoints.relative_paths import shortest_names, with_relative_paths
-from train.exported.export_check import example_of, noisy
-from train.policy.parity import StoredTokens
-from train.policy.policy import Policy, read_run
-from train.policy.policy_spec import PolicySpec, datasets_to_choose
-
-Precision = Literal["float32", "float16"]
-_LARGEST = float(np.finfo(np.float16).max)
-_NUM_COMPARED = 8
-"""Observations for which the actions are compared."""
+from train.exported.rounding_check import describe_difference
+from train.policy.policy import read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +76,7 @@ def main() -> None:
         after = read_checkpoint(dst)
         show(describe(dst, after, args.dtype, names))
         if args.dtype == "float16":
-            difference, largest = compare_actions(before, after)
-            show(
-                f"checked: actions, which are up to {largest:.3g}, differ from the run's by up to "
-                f"{difference:.2g} in {_NUM_COMPARED} chunks\n"
-            )
+            show(describe_difference(before, after))
         show(f"try it: octograin serve {dst}\n")
 
 
@@ -153,64 +140,11 @@ def export_directory(
         of datasets would become one, or the directory cannot be written.
       DataError: The checkpoint is corrupt.
     """
-    policy = PolicyCheckpoint.of(saved)
+    policy = PolicyCheckpoint.of(saved, dtype)
     names = shortest_names(policy.values)
-    if dtype == "float16":
-        halves = in_half_precision(policy.params, where=str(saved.path))
-        policy = dataclasses.replace(policy, params=halves)
     values = with_relative_paths(policy.values, names)
     dataclasses.replace(policy, values=values).write(directory, replaced)
     return names
-
-
-def in_half_precision(params: Mapping[str, Any], *, where: str) -> Any:
-    """Returns nested parameters with float16 instead of float32.
-
-    Rounding changes a value by at most 2^-11 of it, bfloat16's by 2^-9; below 6e-5, by at most
-    3e-8.
-
-    Raises:
-      UserError: Values are beyond +-65504, or NaN.
-    """
-    flat: dict[str, Any] = flatten_dict(params, sep="/")
-    large = {name: one for name, one in flat.items() if one.dtype == np.float32}
-    # "not <=" is true of NaN as well.
-    beyond = [name for name, one in large.items() if not np.abs(one).max(initial=0) <= _LARGEST]
-    if beyond:
-        raise UserError(
-            where=where,
-            expected=f"parameters within +-{_LARGEST:.0f}, the range of float16",
-            found=f"others in {first_few(beyond, most=3)}",
-            remedy="Export it without --dtype float16.",
-        )
-    halves = {name: one.astype(np.float16) for name, one in large.items()}
-    return unflatten_dict(flat | halves, sep="/")
-
-
-def compare_actions(before: Checkpoint, after: Checkpoint) -> tuple[float, float]:
-    """Returns the largest difference between actions of two policies, and the largest action.
-
-    Both predict chunks for the same images of noise, in the dataset's units.
-    """
-    chunks = [_chunks(checkpoint) for checkpoint in (before, after)]
-    return float(np.abs(chunks[0] - chunks[1]).max()), float(np.abs(chunks[0]).max())
-
-
-def _chunks(checkpoint: Checkpoint) -> np.ndarray:
-    """Returns chunks (n h a) that a policy predicts for images of noise."""
-    dataset = next(iter(datasets_to_choose(checkpoint)), None)
-    spec = PolicySpec.of(checkpoint, dataset)
-    # Tokens are shown as they are stored: their encoder is the same for both.
-    policy = Policy(checkpoint, dataset, encoder=StoredTokens(tuple(spec.tokens)))
-    example = example_of(policy)
-    needs_goal = spec.data.conditioning == "image_conditioned"
-    found = []
-    for env in range(_NUM_COMPARED):
-        shown = noisy(example, seed=env)
-        goal = {name: shown[name] for name in spec.cameras if needs_goal}
-        policy.reset(env, "" if needs_goal else "pick up the bowl", goal)
-        found.append(policy.infer({env: shown})[env])
-    return np.stack(found)
 
 
 def describe(

@@ -206,6 +206,11 @@ def _quality(run: PublishedRun) -> Iterator[str]:
             "action is the median: a policy below it has learned something."
         )
     yield from _successes(run)
+    if run.dtype == "float16":
+        yield (
+            "The parameters are stored as float16. Losses, errors and successes are those of the "
+            "run's float32 parameters."
+        )
 
 
 def _successes(run: PublishedRun) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.files import to_json_values
+from train.checkpoints.checkpoint_copy import Precision
 from train.checkpoints.checkpoint_store import Checkpoint
 from train.evaluate.results import RESULTS_NAME, Results, checkpoint_digest, read_results
 from train.policy.policy import read_run
@@ -28,10 +29,17 @@ class PublishedRun:
     """Results of this checkpoint in the simulator."""
     licence: str | None
     """Licence of the policy as the hub names it, such as `apache-2.0`; None: not given."""
+    dtype: Precision = "float32"
+    """Type of the published parameters; evaluations and figures are of those of the run."""
 
     @classmethod
     def of(
-        cls, directory: pathlib.Path, step: int | None, address: str, licence: str | None
+        cls,
+        directory: pathlib.Path,
+        step: int | None,
+        address: str,
+        licence: str | None,
+        dtype: Precision = "float32",
     ) -> "PublishedRun":
         """Reads a run.
 
@@ -40,6 +48,7 @@ class PublishedRun:
           step: The checkpoint's training step; None: the last checkpoint.
           address: Address on the hub, `hf://owner/name`.
           licence: Licence of the policy.
+          dtype: Type of the published parameters.
 
         Raises:
           UserError: The checkpoint does not exist or cannot be read.
@@ -58,7 +67,8 @@ class PublishedRun:
             # Chunks of the run's last checkpoint.
             episode=files.episode if is_last else None,
         )
-        return cls(address, checkpoint, files, _evaluations(directory, checkpoint), licence)
+        evaluations = _evaluations(directory, checkpoint)
+        return cls(address, checkpoint, files, evaluations, licence, dtype)
 
     @property
     def config(self) -> dict[str, Any]:

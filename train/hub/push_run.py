@@ -14,7 +14,10 @@ from pipeline.hub.hub_client import open_hub
 from pipeline.hub.hub_push import CARD_NAME, Pushed, keeps_card, parse_branch
 from pipeline.parts.part_files import load_parts
 from pipeline.terminal import log_to_stderr, program, show
+from train.checkpoints.checkpoint_copy import Precision
+from train.checkpoints.checkpoint_store import read_checkpoint
 from train.checkpoints.hub_paths import checkpoint_steps, own_paths
+from train.exported.rounding_check import describe_difference
 from train.hub.published_run import PublishedRun
 from train.hub.pushed_files import PushedFiles, pushed_files
 
@@ -36,6 +39,9 @@ class Args:
     """Training step of the checkpoint; the last one by default."""
     with_optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Push the optimizer state too, which is needed to resume the run but not to act."""
+    dtype: Precision = "float32"
+    """Type of the pushed parameters. With float16 they take half the space, and the difference in
+    actions is printed; the policy computes in the run's own type."""
     license: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None
     """Licence of the policy as the hub names it, such as apache-2.0; it has to suit those of the
     data and of the pretrained weights."""
@@ -64,16 +70,19 @@ def push_run(args: Args) -> Pushed:
     """Pushes a checkpoint in one commit.
 
     Raises:
-      UserError: There is no such checkpoint, or the repository has files that are not of a run.
+      UserError: There is no such checkpoint, it cannot be pushed with these options, or the
+        repository has files that are not of a run.
       DataError: The run is corrupt, or the hub refuses or is not reached.
     """
     repository = parse_branch(args.address, is_dataset=False)
     _check_is_no_dataset(args)
     directory, address = pathlib.Path(args.run), str(repository.at_revision(None))
-    run = PublishedRun.of(directory, args.checkpoint, address, args.license)
+    run = PublishedRun.of(directory, args.checkpoint, address, args.license, args.dtype)
     with pushed_files(directory, run, with_optimizer=args.with_optimizer) as files:
         state = "with" if args.with_optimizer else "without"
         show(f"training step {files.step} {state} its optimizer state: {files}\n")
+        if args.dtype == "float16":
+            show(describe_difference(run.checkpoint, read_checkpoint(files.folder)))
         return publish(files, repository, is_private=args.private, replace_card=args.replace_card)
 
 

@@ -23,6 +23,8 @@ class PushedFiles:
 
     step: int
     """Training step of the checkpoint."""
+    folder: pathlib.Path
+    """Folder of the files that were made for it, with the checkpoint as in a run directory."""
     paths: dict[str, pathlib.Path]
     """Where files lie, by their path in the repository, without the card."""
     card: str
@@ -50,7 +52,8 @@ def pushed_files(
       with_optimizer: Whether the checkpoint keeps the optimizer state.
 
     Raises:
-      UserError: The checkpoint cannot be read or copied, or has no optimizer state to push.
+      UserError: The checkpoint cannot be read, has no optimizer state to push, or cannot be copied
+        with this type of parameters.
       DataError: The checkpoint is corrupt.
     """
     step = run.checkpoint.step
@@ -59,7 +62,7 @@ def pushed_files(
     paths |= {f"{PARTS}/{path.name}": path for path in copies}
     with tempfile.TemporaryDirectory(prefix="octograin-push-") as folder:
         made = pathlib.Path(folder)
-        copy_checkpoint(directory, made, step, with_optimizer=with_optimizer)
+        copy_checkpoint(directory, made, step, with_optimizer=with_optimizer, dtype=run.dtype)
         figure = draw_card_figure(run.files)
         if figure is not None:
             (made / FIGURE_NAME).write_bytes(figure)
@@ -70,4 +73,4 @@ def pushed_files(
             figure=FIGURE_NAME if figure is not None else None,
             report=REPORT_NAME if REPORT_NAME in paths else None,
         )
-        yield PushedFiles(step, paths, card)
+        yield PushedFiles(step, made, paths, card)

@@ -14,11 +14,10 @@ import pytest
 from pipeline.errors import DataError, UserError
 from tests.command_line import call
 from train.checkpoints import checkpoint_copy
-from train.checkpoints.checkpoint_copy import copy_checkpoint
+from train.checkpoints.checkpoint_copy import copy_checkpoint, in_half_precision
 from train.checkpoints.checkpoint_store import SavedStep, read_checkpoint
 from train.checkpoints.initial_weights import load_pretrained
 from train.checkpoints.relative_paths import absolute_paths
-from train.exported.policy_command import in_half_precision
 from train.policy.policy_spec import PolicySpec
 
 

@@ -90,6 +90,16 @@ def test_a_card_has_the_figures_of_its_checkpoint(run):
         assert f"\n{line}\n" in text
     assert "at training step 2, on 32 samples of episodes that it was trained on" in text
     assert "No licence was given" not in text
+    assert "float16" not in text
+
+
+def test_a_card_of_half_precision_keeps_the_evaluations_of_the_run(run):
+    text = card(PublishedRun.of(run, None, ADDRESS, "mit", "float16"))
+    assert "| `libero_spatial` | 1 | 3 of 4 |" in text
+    assert (
+        "\nThe parameters are stored as float16. Losses, errors and successes are those of the "
+        "run's float32 parameters.\n"
+    ) in text
 
 
 def test_figures_of_later_steps_are_left_out(run):

@@ -89,6 +89,23 @@ def test_a_push_replaces_the_one_before_and_nothing_else(as_writer, files, run, 
     assert re.fullmatch(said, capsys.readouterr().out)
 
 
+def test_a_push_in_half_precision_says_how_far_its_actions_are_from_the_runs(
+    as_writer, run, files, capsys
+):
+    push_run(Args(str(run), ADDRESS, dtype="float16"))
+    pushed = as_writer.repositories["models", "owner/name"].files
+    name = "checkpoints/2/arrays.safetensors"
+    assert len(pushed[name]) < 0.6 * files.paths[name].stat().st_size
+    assert b"The parameters are stored as float16. Losses, errors and " in pushed["README.md"]
+    assert pushed.keys() >= files.paths.keys()
+    found = re.search(
+        r"checked: actions, which are up to (\S+), differ .* up to (\S+) in 8 chunks\n",
+        capsys.readouterr().out,
+    )
+    assert found is not None
+    assert 0 < float(found[2]) < 0.01 * float(found[1])
+
+
 def test_a_readme_of_the_users_own_is_replaced_only_where_that_is_said(as_writer, files):
     repository = as_writer.model()
     repository.commit({"README.md": OWN_CARD})
@@ -159,6 +176,10 @@ def test_a_run_that_cannot_be_pushed_is_refused_before_the_hub_is_asked(
         (tmp_path / "empty", to, {}, "expected a complete checkpoint; found none"),
         (run, to, {"checkpoint": 3}, r"a checkpoint of step 3; found the steps \[1, 2\]"),
         (tmp_path / "stripped", to, {"with_optimizer": True}, "expected an optimizer state"),
+        (
+            *(run, to, {"with_optimizer": True, "dtype": "float16"}),
+            "float32 with --with_optimizer, .*; found float16. Leave out one of the two",
+        ),
         (run, ("hf://datasets/owner/name",), {}, "policy to push to, .* found one of a dataset"),
         (run, (f"{ADDRESS}@{'0' * 40}",), {}, "policy to push to, .*; found one of a commit"),
         (run, (f"{ADDRESS}/file",), {}, r"expected hf://owner/name\[@branch\]"),
