@@ -16,7 +16,12 @@ import tyro
 
 from converters.export.export_folder import export_folder, in_use, replacing
 from converters.export.lerobot.return_mapping import failed_lines
-from converters.export.rlds_restoration import Formats, declared_features, read_episode
+from converters.export.rlds_restoration import (
+    Formats,
+    check_keys,
+    declared_features,
+    read_episode,
+)
 from converters.job import job_progress
 from converters.rlds.example_writing import serialize_episode
 from converters.rlds.rlds_files import OWN_FILE
@@ -99,8 +104,9 @@ def export_rlds(
 
     Raises:
       UserError: Where `out` is in use, inside the dataset, remote or may not be written, or the
-        dataset is corrupt.
+        dataset is corrupt, or has keys that RLDS cannot hold together.
     """
+    check_keys(dataset.manifest)
     folder = export_folder(dataset, out, "_rlds")
     with replacing(folder, _check_own, overwrite=overwrite) as temporary:
         _Export(dataset, temporary / _version(dataset.manifest)).write(on_progress)

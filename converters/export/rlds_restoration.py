@@ -15,6 +15,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.images import MM_PER_M, image_format, read_millimetres
 from pipeline.data.manifest import Manifest
 from pipeline.data.schema import Blob, Column, Feature, Schema, SourcePart, nest
+from pipeline.errors import UserError
 
 Formats = dict[str, set[str]]
 """Formats of the encoded bytes, by source key of an image."""
@@ -50,6 +51,37 @@ def declared_features(
       manifest: Names them.
       formats: By source key of an image, `jpeg` or `png`; with both, none is declared.
     """
+    leaves = _leaves(manifest, formats)
+    steps = {key.removeprefix(STEPS): leaf for key, leaf in leaves.items() if key.startswith(STEPS)}
+    others = {key: leaf for key, leaf in leaves.items() if not key.startswith(STEPS)}
+    tree = nest(others) | {"steps": tfds.features.Dataset(nest(steps))}
+    return tfds.features.FeaturesDict(tree)
+
+
+def check_keys(manifest: Manifest) -> None:
+    """Refuses a dataset whose source keys RLDS cannot hold together.
+
+    Raises:
+      UserError: A key has values and other keys below it, as `state` beside `state/joint`.
+    """
+    keys = _leaves(manifest, {})
+    clashes = [
+        f"{parent} beside {key}"
+        for key in keys
+        for parent in itertools.accumulate(key.split("/")[:-1], "{}/{}".format)
+        if parent in keys
+    ]
+    if clashes:
+        raise UserError(
+            where=manifest.name,
+            expected="source keys with values or with other keys below them, not both, as in RLDS",
+            found=", ".join(clashes),
+            remedy="Export it as LeRobot, which holds both: --to lerobot.",
+        )
+
+
+def _leaves(manifest: Manifest, formats: Mapping[str, set[str]]) -> dict[str, Any]:
+    """What is declared of each key."""
     leaves: dict[str, Any] = {}
     if manifest.task_source:
         leaves[manifest.task_source] = tfds.features.Text()
@@ -63,10 +95,7 @@ def declared_features(
         # The views become one sequence again, in the place of their keys.
         leaves = {name: leaf for name, leaf in leaves.items() if name not in views}
         leaves[key] = tfds.features.Sequence(_image(shape, encodings), length=num_views)
-    steps = {key.removeprefix(STEPS): leaf for key, leaf in leaves.items() if key.startswith(STEPS)}
-    others = {key: leaf for key, leaf in leaves.items() if not key.startswith(STEPS)}
-    tree = nest(others) | {"steps": tfds.features.Dataset(nest(steps))}
-    return tfds.features.FeaturesDict(tree)
+    return leaves
 
 
 def _pieces(schema: Schema) -> list[_Piece]:

@@ -25,11 +25,13 @@ from converters.export import rlds_export as command
 from converters.export.rlds_export import export_rlds
 from converters.job.convert import convert
 from converters.mapping.mapping_registry import registered
-from converters.mapping.standardize import FeatureMapping
+from converters.mapping.standardize import FeatureMapping, SourceMapping
 from converters.rlds.tfrecord import read_records
 from converters.sources.open_source import open_source
+from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import DataError, UserError
+from tests.converters.memory_source import MemorySource
 from tests.file_checksums import contents
 
 TYPES = {
@@ -237,6 +239,27 @@ def test_instructions_that_change_come_back(toy: Any, tmp_path: Path) -> None:
     toy = toy.holding("steps/language_instruction", [b"lift", b"lift", b"place"])
     dataset, source = converted(toy, tmp_path)
     assert check_same(export_of(dataset), source) == 4
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["parent first", "child first"])
+def test_a_key_with_values_and_keys_below_it_is_refused(out: Path, order: int) -> None:
+    state = "steps/observation/state"
+    keys = (state, f"{state}/joint", f"{state}/joint/left", "steps/action")[::order]
+    source = MemorySource(({key: np.zeros((3, 2), np.float32) for key in keys},))
+    features = tuple(FeatureMapping(key.removeprefix("steps/"), key) for key in keys)
+    conventions = Conventions("upright", "none", control_frequency_hz=10.0, no_ops="kept")
+    convert(source, out.parent / "both", SourceMapping(features, conventions, task=""))
+    version = export_of(out)
+    before = contents(version)
+    clashes = {
+        f"{state} beside {state}/joint",
+        f"{state} beside {state}/joint/left",
+        f"{state}/joint beside {state}/joint/left",
+    }
+    with pytest.raises(UserError, match=r"memory: .* not both; .* as LeRobot, .*--to lerobot") as e:
+        export_rlds(open_dataset(str(out.parent / "both")), str(version.parent), overwrite=True)
+    assert set(e.value.found.split(", ")) == clashes
+    assert contents(version) == before
 
 
 def test_split_name_and_version_are_those_of_the_source(
