@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import glob
 import json
 import math
 import os
@@ -221,6 +222,12 @@ def temporary_of(name: str) -> str | None:
 def temporaries(folder: pathlib.Path) -> list[pathlib.Path]:
     """Lists the temporary files that killed processes left in a folder."""
     return [path for path in sorted(folder.iterdir()) if temporary_of(path.name)]
+
+
+def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """Lists the paths in a folder that match a glob, such as `*/*.parquet`, in order."""
+    # epath takes the name of the folder as a pattern too, and `[` or `*` in it match others.
+    return sorted(epath.Path(glob.escape(os.fspath(folder))).glob(pattern))
 
 
 def sync(path: pathlib.Path) -> None:

@@ -35,6 +35,7 @@ from pipeline.files import (
     UNPARSABLE,
     is_remote,
     locked,
+    matching,
     temporary_of,
     temporary_path,
     write_text_atomically,
@@ -159,7 +160,7 @@ def _resumes(destination: epath.Path, plan: str) -> bool:
         loss = f", which loses {' and '.join(lost)}" if lost else ""
         raise _in_use(destination, "a dataset", f"Replace it with --overwrite{loss}.")
     # A plan without any shard holds nothing that a new plan would lose.
-    is_begun = any((destination / WORK).glob(f"[0-9]*{PART_SUFFIX}"))
+    is_begun = bool(matching(destination / WORK, f"[0-9]*{PART_SUFFIX}"))
     # In an object store another job may be running right now, before its first shard.
     if started.exists() and (is_begun or is_remote(destination)):
         raise _in_use(

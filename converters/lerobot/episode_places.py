@@ -13,6 +13,7 @@ from converters.lerobot.lerobot_info import LeRobotInfo
 from converters.lerobot.parquet_rows import read_columns, schema_of
 from converters.lerobot.task_texts import json_lines
 from pipeline.errors import DataError
+from pipeline.files import matching
 
 _FETCH = "Fetch the folder meta/ again."
 _HALF = 0.5
@@ -130,8 +131,7 @@ def _texts_in(path: epath.Path) -> list[str]:
 
 
 def _episode_files(directory: epath.Path) -> list[epath.Path]:
-    folder = directory / "meta" / "episodes"
-    return sorted(folder.glob("*/*.parquet")) if folder.exists() else []
+    return matching(directory / "meta" / "episodes", "*/*.parquet")
 
 
 def _packed_places(

@@ -8,6 +8,7 @@ from etils import epath
 
 from converters.sources.source import Source
 from pipeline.errors import DataError
+from pipeline.files import matching
 
 OWN_FILE = "octograin.json"
 """What an export of this project adds where anything is known of the recording."""
@@ -79,7 +80,7 @@ def _other_format(path: epath.Path) -> tuple[str, str] | None:
     for glob, words in _OTHER_FORMATS.items():
         if names is None:
             # Sorted, so that the example is the same on every disk.
-            example = next(iter(sorted(folder.glob(glob))), None)
+            example = next(iter(matching(folder, glob)), None)
         else:
             example = path if path.match(glob) else None
         if example is not None:

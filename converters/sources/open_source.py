@@ -8,7 +8,7 @@ from etils import epath
 from converters.sources.source import Source
 from pipeline.bundled import local_path
 from pipeline.errors import UserError, install_extra
-from pipeline.files import open_path
+from pipeline.files import matching, open_path
 from pipeline.hub.hub_address import DATASETS
 
 
@@ -34,7 +34,7 @@ class SourceFormat:
     def holds(self, path: epath.Path) -> bool:
         """Whether a directory or file looks like one of this format."""
         if path.is_dir():
-            return any(next(iter(path.glob(glob)), None) is not None for glob in self.globs)
+            return any(matching(path, glob) for glob in self.globs)
         return self.is_file and path.exists() and any(path.match(glob) for glob in self.globs)
 
     def open(self, path: epath.PathLike, split: str | None, image_quality: int | None) -> Source:

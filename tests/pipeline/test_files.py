@@ -16,6 +16,7 @@ from pipeline.files import (
     dump_json,
     from_json_text,
     is_remote,
+    matching,
     sync,
     temporary_of,
     temporary_path,
@@ -125,6 +126,19 @@ def test_a_temporary_is_hidden_beside_its_file_and_of_this_process_alone() -> No
     assert temporary_of(temporary.name) == path.name
     for other in (path.name, ".notes.tmp", ".a.0123abcd.tmp", "a.0123abcd.7.tmp", ".a.7.tmp.txt"):
         assert temporary_of(other) is None
+
+
+@pytest.mark.parametrize("name", ["set", "set[1]", "s*t?", "[!a]"])
+def test_the_name_of_a_folder_is_no_pattern(
+    tmp_path: pathlib.Path, object_store: epath.Path, name: str
+) -> None:
+    for root in (epath.Path(tmp_path), object_store):
+        for file in (f"{name}/b/2.txt", f"{name}/a/1.txt", f"{name}/a/1.json", "set1/a/3.txt"):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text("")
+        found = [root / name / "a" / "1.txt", root / name / "b" / "2.txt"]
+        assert matching(root / name, "*/*.txt") == found
+        assert matching(root / "missing", "*.txt") == []
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/set", "gs://bucket", epath.Path("gs://bucket/set")])

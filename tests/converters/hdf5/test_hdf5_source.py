@@ -117,9 +117,10 @@ def test_the_files_of_a_folder_are_one_source(tmp_path: pathlib.Path) -> None:
 
 
 def test_files_of_both_endings_and_levels_are_one_source(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "set [1]"  # no pattern
     for number, name in enumerate(("a.hdf5", "b.h5", "sub/c.hdf5", "sub/d.h5")):
-        write(tmp_path / name, {0: libero_demo(number, 2), 1: libero_demo(number, 2)})
-    shards = [(shard.name, shard.num_episodes) for shard in opened(tmp_path).shards]
+        write(folder / name, {0: libero_demo(number, 2), 1: libero_demo(number, 2)})
+    shards = [(shard.name, shard.num_episodes) for shard in open_source(str(folder)).shards]
     assert shards == [("a.hdf5", 2), ("b.h5", 2), ("sub/c.hdf5", 2), ("sub/d.h5", 2)]
 
 

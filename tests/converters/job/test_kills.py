@@ -375,6 +375,15 @@ def test_an_unfinished_conversion_of_another_plan_is_not_continued(
     assert contents(unfinished) == contents(tmp_path / "fresh")
 
 
+def test_an_unfinished_conversion_is_found_behind_any_name(
+    toy: Any, unfinished: Path, tmp_path: Path
+) -> None:
+    unfinished.rename(tmp_path / "out[1]*")
+    other = open_source(str(tmp_path / "toy")).select(0, 3)
+    with pytest.raises(UserError, match="an unfinished conversion with other shards"):
+        convert(other, tmp_path / "out[1]*", toy.mapping)
+
+
 def test_a_corrupt_plan_is_not_continued(toy: Any, unfinished: Path, tmp_path: Path) -> None:
     (unfinished / ".conversion" / "plan.json").write_text("{")
     source = open_source(str(tmp_path / "toy"))

@@ -195,7 +195,8 @@ def test_a_range_of_episodes_is_read_with_its_files_alone(tmp_path: pathlib.Path
 
 def test_a_directory_is_opened_as_what_lies_there(tmp_path: pathlib.Path, monkeypatch) -> None:
     write_set(tmp_path, lengths=(1,))
-    assert open_source(str(tmp_path)).format == "LeRobot 3.0"
+    write_set(tmp_path / "set [1]", lengths=(1,))  # no pattern
+    assert open_source(str(tmp_path / "set [1]")).format == "LeRobot 3.0"
     for name in [name for name in sys.modules if name.startswith("converters.lerobot.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "av", None)

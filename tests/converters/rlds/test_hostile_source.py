@@ -235,6 +235,14 @@ def test_a_file_is_no_source(refused: Callable[..., str]) -> None:
     assert "; found TFRecord files, but no features.json" in line
 
 
+def test_data_of_another_format_is_found_behind_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "set [1]"
+    folder.mkdir()
+    (folder / "steps.parquet").touch()
+    with pytest.raises(DataError, match=r"; found Parquet files \(such as steps.parquet\)"):
+        open_source(str(folder))
+
+
 def test_skipping_does_not_reach_beyond_the_file(toy: Any, tmp_path: Path) -> None:
     path = epath.Path(toy.write(tmp_path) / FIRST)
     path.write_bytes(frame_of(2**40) + path.read_bytes())
