@@ -353,7 +353,8 @@ def test_what_a_run_would_continue_from_is_looked_at(begun, tmp_path):
         + sound[len(sound) // 2 + 1 :]
     )
     (error,) = texts(begun, "error", resume=True)
-    assert "checkpoints/2: expected its content as saved; found state/" in error
+    # The order of the writes decides what lies in the middle: an array, or the index of arrays.
+    assert re.search(r"2: expected (its content as saved; found state/|a whole checkpoint)", error)
     assert "no earlier step is there: start the run from scratch with --overwrite" in error
     largest.write_bytes(sound)
 
