@@ -161,8 +161,6 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> EpisodeValue
     manifest = dataset.manifest
     num_steps = manifest.episode_lengths[index]
     values: EpisodeValues = {}
-    if manifest.task_source:
-        values[manifest.task_source] = _tasks(dataset, index, num_steps)
     # A column's records are read once for all of its pieces.
     for column, group in itertools.groupby(_pieces(manifest.schema), lambda piece: piece.column):
         pieces = list(group)
@@ -173,6 +171,9 @@ def read_episode(dataset: Dataset, index: int, formats: Formats) -> EpisodeValue
             if piece.feature.kind == "depth" and piece.feature.parts:
                 value = _depth(value, piece)
             values[piece.part.source] = piece.of(value) if isinstance(value, np.ndarray) else value
+    if manifest.task_source:
+        # In place of a feature of that key, which has no correction of an instruction.
+        values[manifest.task_source] = _tasks(dataset, index, num_steps)
     # Before views are joined: formats are looked up by view.
     _note_formats(values, dataset, formats)
     # A value of the whole episode was repeated for each step.

@@ -241,6 +241,17 @@ def test_instructions_that_change_come_back(toy: Any, tmp_path: Path) -> None:
     assert check_same(export_of(dataset), source) == 4
 
 
+def test_a_corrected_instruction_is_exported_though_a_feature_holds_the_old_one(
+    toy: Any, tmp_path: Path
+) -> None:
+    toy = toy.having("lang", tfds.features.Text(), [b"lift the cup"])
+    mapping = dataclasses.replace(toy.mapping, task="lang", ignore=("steps/language_instruction",))
+    dataset, _ = converted(dataclasses.replace(toy, mapping=mapping), tmp_path)
+    edit(Args(str(dataset), instruction=(("lift the cup", "place the cup"),)))
+    texts = [episode["lang"] for episode in decoded(export_of(dataset))]
+    assert texts == [[b"place the cup"]] * 4
+
+
 @pytest.mark.parametrize("order", [1, -1], ids=["parent first", "child first"])
 def test_a_key_with_values_and_keys_below_it_is_refused(out: Path, order: int) -> None:
     state = "steps/observation/state"
@@ -256,7 +267,7 @@ def test_a_key_with_values_and_keys_below_it_is_refused(out: Path, order: int) -
         f"{state} beside {state}/joint/left",
         f"{state}/joint beside {state}/joint/left",
     }
-    with pytest.raises(UserError, match=r"memory: .* not both; .* as LeRobot, .*--to lerobot") as e:
+    with pytest.raises(UserError, match=r"memory: .* not both, .* as LeRobot, .*--to lerobot") as e:
         export_rlds(open_dataset(str(out.parent / "both")), str(version.parent), overwrite=True)
     assert set(e.value.found.split(", ")) == clashes
     assert contents(version) == before
