@@ -7,6 +7,7 @@ images are the bytes that the source held. A converted export is the same datase
 import dataclasses
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -38,6 +39,7 @@ from pipeline.terminal import count, program, show
 
 _MB = 1e6
 _DEFAULT_VERSION = "1.0.0"
+_VERSION = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}")
 _INFO = "dataset_info.json"
 _MARK = "Exported by python -m converters.export"
 """The description of what is written, by which --overwrite knows it."""
@@ -114,7 +116,9 @@ def export_rlds(
 
 
 def _version(manifest: Manifest) -> str:
-    return manifest.provenance.get("version", _DEFAULT_VERSION)
+    version = manifest.provenance.get("version", "")
+    # tensorflow-datasets reads no other form, such as v2 or 2024-05.
+    return version if _VERSION.fullmatch(version) else _DEFAULT_VERSION
 
 
 # --- the destination

@@ -288,6 +288,19 @@ def test_split_name_and_version_are_those_of_the_source(
     assert source.shards[0].paths[0].name == "toy-val.tfrecord-00000-of-00002"
 
 
+@pytest.mark.parametrize("version", ["v2", "2024/05", "1.0", "1.02.0", "1.0.0\n"])
+def test_a_version_that_rlds_does_not_know_becomes_the_first(
+    out: Path, reseal: Callable[[Path], None], version: str
+) -> None:
+    manifest = json.loads((out / "dataset.json").read_text())
+    manifest["provenance"]["version"] = version
+    (out / "dataset.json").write_text(json.dumps(manifest))
+    reseal(out)
+    exported = export_of(out)
+    assert exported.relative_to(out.parent) == Path("out_rlds/1.0.0")
+    assert len(list(decoded(exported))) == 4
+
+
 def test_sizes_are_those_of_the_records(out: Path) -> None:
     version = export_of(out)
     (split,) = json.loads((version / "dataset_info.json").read_text())["splits"]
