@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import fnmatch
 import glob
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -83,9 +84,10 @@ class SourceMapping:
         if self.instruction_from and (self.instruction or self.task not in ("", _TASK)):
             raise ValueError("instruction_from stands in place of instruction and task")
         target = self.conventions.control_frequency_hz
-        if self.steps.resample_from_hz is not None and self.steps.resample_from_hz <= target:
+        recorded = self.steps.resample_from_hz
+        if recorded is not None and not target < recorded < math.inf:
             raise ValueError(
-                f"steps.resample_from_hz {self.steps.resample_from_hz} must be above "
+                f"steps.resample_from_hz {recorded} must be finite and above "
                 f"conventions.control_frequency_hz {target}: steps are left out, none is made up"
             )
         held = self.conventions

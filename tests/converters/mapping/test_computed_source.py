@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -351,7 +352,9 @@ def test_dims_are_those_of_the_result() -> None:
             lambda: mapping(STATE, instruction="a", instruction_from=InstructionFrom(("b",))),
             "place",
         ),
-        (lambda: mapping(STATE, steps=StepSelection(resample_from_hz=5)), "must be above"),
+        (lambda: mapping(STATE, steps=StepSelection(resample_from_hz=5)), "must be finite and abo"),
+        (lambda: mapping(STATE, steps=StepSelection(resample_from_hz=math.nan)), "hz nan must be"),
+        (lambda: mapping(STATE, steps=StepSelection(resample_from_hz=math.inf)), "hz inf must be"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make, message: str) -> None:
