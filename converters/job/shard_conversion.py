@@ -25,6 +25,7 @@ from converters.mapping.standardize import SourceMapping, Standardized, standard
 from converters.sources.image_encoding import QUALITY_NOTE
 from converters.sources.reading import check_boundaries
 from converters.sources.source import Source, SourceEpisode
+from pipeline.added_fields import LATER
 from pipeline.data.dataset_writer import ShardWriter
 from pipeline.data.images import check_pixels
 from pipeline.data.manifest import FORMAT_VERSION, WORK, Shard, TaskChange
@@ -35,6 +36,7 @@ from pipeline.files import (
     dump_json,
     from_json_text,
     is_remote,
+    json_checksum,
     to_json_values,
     write_text_atomically,
     writing,
@@ -86,6 +88,9 @@ class Part:
     """Images that were decoded."""
     image_seconds: float = 0.0
     """CPU seconds that decoding them took."""
+    digest: str = dataclasses.field(default="", metadata=LATER)
+    """Digest of the names and sizes of the source's files, where there are several. Where it is
+    another now, the shard is converted again; empty in notes of earlier releases too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +168,10 @@ class ShardJob:
                 report(0)
         # After the block: leaving it has renamed the files, and only then they are described.
         written = {writer.layout.column.name: writer.file.finished() for writer in writers}
-        part = notes.part(self.plan_digest, self._source(number), written)
-        if part.bad:
-            part = dataclasses.replace(part, modified=self._modified(number))
+        source, digest = self._source(number)
+        part = notes.part(self.plan_digest, source, written)
+        modified = self._modified(number) if part.bad else 0
+        part = dataclasses.replace(part, digest=digest, modified=modified)
         # Written last: this file marks the shard as done, and a kill before it repeats the shard.
         path = self._path(number, PART_SUFFIX)
         with writing(path):
@@ -221,11 +227,13 @@ class ShardJob:
         if not self._path(number, PART_SUFFIX).exists():
             return False
         part = self.part(number)
+        # The cheap comparisons come first; sizes of shards cost a request each in an object store.
+        if part.plan != self.plan_digest:
+            return False
+        source, digest = self._source(number)
         return (
-            # The cheap comparisons come first; sizes of shards cost a request each in an object
-            # store.
-            part.plan == self.plan_digest
-            and part.source == self._source(number)
+            part.source == source
+            and part.digest in ("", digest)
             # Time of change matters only here: a copied source has new times, and good shards stay
             # valid.
             and (not part.bad or part.modified == self._modified(number))
@@ -237,12 +245,19 @@ class ShardJob:
         # Size only: reading every shard for its checksum would take as long as converting.
         return path.exists() and path.stat().length == shard.num_bytes
 
-    def _source(self, number: int) -> tuple[int, int]:
-        """Bytes, -1 where a file is missing, and declared episodes of a shard of the source."""
+    def _source(self, number: int) -> tuple[tuple[int, int], str]:
+        """What a part notes of its shard of the source: `Part.source` and `Part.digest`.
+
+        The bytes are -1 where a file is missing.
+        """
         shard = self.source.shards[number]
-        sizes = [path.stat().length if path.exists() else None for path in shard.paths]
-        num_bytes = -1 if None in sizes else sum(size or 0 for size in sizes)
-        return int(num_bytes), shard.num_records
+        sizes = [int(path.stat().length) if path.exists() else -1 for path in shard.paths]
+        num_bytes = -1 if -1 in sizes else sum(sizes)
+        # Relative, since the source may be moved between a kill and the next run.
+        names = [os.path.relpath(path, self.source.directory) for path in shard.paths]
+        # The name of a shard, which is in the plan, tells a single file.
+        digest = json_checksum([names, sizes]) if len(names) > 1 else ""
+        return (num_bytes, shard.num_records), digest
 
     def _modified(self, number: int) -> int:
         """The time of the last change of a shard of the source; 0 if missing.

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +15,16 @@ from etils import epath
 
 from converters.hdf5.hdf5_source import Hdf5Source
 from converters.job.convert import convert
+from converters.job.shard_conversion import ShardJob
 from converters.mapping import mapping_registry
 from converters.mapping.computed_source import compute_source
-from converters.mapping.standardize import SourceMapping
+from converters.mapping.standardize import FeatureMapping, SourceMapping
 from converters.sources.image_encoding import encode_source
 from converters.sources.open_source import open_source
 from converters.sources.reading import read_episodes
 from converters.sources.source import Source
 from converters.verify.verifier import Verifier
+from pipeline.data.conventions import Conventions
 from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
 
@@ -183,7 +186,11 @@ def test_groups_beside_the_demos_are_refused(tmp_path: pathlib.Path) -> None:
     with h5py.File(path, "a") as file:
         file.create_group("data/demo_extra_1")
         file.create_group("data/episode_2")
-    message = "demo_1, ... alone: .* found demo_extra_1, episode_2 beside 1 of them"
+        file["data/demo_3"] = np.zeros(2)
+        file["data/demo_4"] = h5py.SoftLink("/nowhere")
+    message = (
+        "demo_1, ... alone: .* found demo_3, demo_4, demo_extra_1, episode_2 beside 1 of them"
+    )
     with pytest.raises(UserError, match=message):
         open_source(str(path))
 
@@ -244,6 +251,37 @@ def test_a_mask_without_demos_is_refused(tmp_path: pathlib.Path) -> None:
         open_source(str(path), "empty")
 
 
+@pytest.mark.parametrize(
+    ("mask", "num_demos"),
+    [(b"demo_1", 1), (["demo_0", "demo_1"], 2), ([1, 2], None), (h5py.Empty("S8"), None)],
+)
+def test_a_mask_is_one_name_or_several(
+    tmp_path: pathlib.Path, mask: Any, num_demos: int | None
+) -> None:
+    path = robomimic(tmp_path / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        file["mask/odd"] = mask
+    if num_demos:
+        assert opened(path, "odd").shards[0].num_episodes == num_demos
+    else:
+        with pytest.raises(UserError, match="expected a mask odd, .*; found the masks train, v"):
+            opened(path, "odd")
+
+
+def test_what_holds_no_names_of_demos_is_no_mask(tmp_path: pathlib.Path) -> None:
+    path = robomimic(tmp_path / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        file["mask/references"] = np.array([file["data/demo_0"].ref], h5py.ref_dtype)
+        file["mask/link"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(UserError, match="found the masks train, valid"):
+        opened(path, "link")
+    with h5py.File(path, "a") as file:
+        del file["mask"]
+        file["mask"] = np.array([b"demo_0"])
+    with pytest.raises(UserError, match="expected a mask train, .*; found no masks"):
+        opened(path, "train")
+
+
 def test_a_single_value_of_a_demo_can_only_be_ignored(tmp_path: pathlib.Path) -> None:
     single: dict[str, Any] = {"success": np.array(1.0), "note": np.bytes_(b"a")}
     path = write(tmp_path / STOVE, {0: {**libero_demo(0, 3), **single}})
@@ -264,6 +302,45 @@ def test_files_of_one_episode_share_a_shard(tmp_path: pathlib.Path) -> None:
     assert [(s.name, s.num_episodes) for s in source.shards] == [("episode_0.hdf5 and 2 more", 3)]
     actions = [e["steps/action"] for _, e in read_episodes(source, source.shards[0])]
     assert [float(np.asarray(action)[0, 0]) for action in actions] == [0.0, 1.0, 2.0]
+
+
+def write_episodes(folder: pathlib.Path, values: dict[str, int]) -> pathlib.Path:
+    """Writes files of one episode each, whose actions are a number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in values.items():
+        with h5py.File(folder / f"{name}.hdf5", "w") as file:
+            file["action"] = np.full((2, 3), value, np.float32)
+    return folder
+
+
+def test_files_that_share_a_shard_are_known_by_their_names_and_sizes(
+    tmp_path: pathlib.Path,
+) -> None:
+    features = (FeatureMapping("action", "steps/action"),)
+    conventions = Conventions("upright", "none", control_frequency_hz=10.0, no_ops="kept")
+    mapping = SourceMapping(features, conventions, "", "episode_id", ignore=("steps/is_*",))
+    out = epath.Path(tmp_path / "out")
+    (out / ".conversion").mkdir(parents=True)
+
+    def job(folder: pathlib.Path) -> ShardJob:
+        source = opened(folder)
+        return ShardJob(source, mapping, mapping.schema(source), out)
+
+    folder = write_episodes(tmp_path / "set", {"a": 0, "b": 1, "c": 2})
+    job(folder).convert(0, lambda num_bytes: None)
+    moved = write_episodes(tmp_path / "moved" / "set", {"a": 0, "b": 1, "c": 2})
+    assert job(folder).is_done(0)
+    assert job(moved).is_done(0)
+    # A recording that is removed and made again under another name: as many bytes and episodes.
+    (folder / "b.hdf5").unlink()
+    assert job(write_episodes(folder, {"b2": 1000})).plan_digest == job(moved).plan_digest
+    assert not job(folder).is_done(0)
+    # Notes of earlier releases have no digest.
+    part = out / ".conversion" / "00000.part.json"
+    noted = json.loads(part.read_text())
+    assert len(noted.pop("digest")) == 32
+    part.write_text(json.dumps(noted))
+    assert job(moved).is_done(0)
 
 
 def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -318,6 +395,31 @@ def test_another_number_of_samples_than_declared_is_refused(tmp_path: pathlib.Pa
     assert "99 of num_samples" in str(episode.values)
 
 
+@pytest.mark.parametrize(
+    ("declared", "found"),
+    [
+        (np.array([4, 4]), r"\[4, 4\]"),
+        ("four", "'four'"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (h5py.Empty("i8"), "Empty"),
+    ],
+    ids=["two", "a word", "nan", "inf", "empty"],
+)
+def test_a_number_of_samples_that_is_none_is_an_error_of_its_demo(
+    tmp_path: pathlib.Path, declared: Any, found: str
+) -> None:
+    path = write(tmp_path / STOVE, {number: libero_demo(number, 4) for number in range(2)})
+    with h5py.File(path, "a") as file:
+        file["data/demo_0"].attrs["num_samples"] = declared
+        file["data/demo_1"].attrs["num_samples"] = np.array([4])
+    source = opened(path)
+    first, second = source.episodes(source.shards[0])
+    message = f"demo_0, num_samples: expected the number of steps; found {found}"
+    assert re.search(message, str(first.values))
+    assert isinstance(second.values, dict)
+
+
 def test_an_array_without_a_row_per_step_can_be_ignored(tmp_path: pathlib.Path) -> None:
     demo = {**libero_demo(0, 5), "obs/intrinsics": np.eye(3)}
     source = opened(write(tmp_path / STOVE, {0: demo}))
@@ -341,6 +443,25 @@ def without_demos(path: pathlib.Path) -> None:
         del file["data/demo_0"]
 
 
+def with_deep_groups(path: pathlib.Path) -> None:
+    with h5py.File(path, "a") as file:
+        file["data/demo_0" + "/below" * 33 + "/array"] = np.zeros(3)
+
+
+def with_links_that_multiply(path: pathlib.Path) -> None:
+    """Every group has two links to the next, so the last has 2**20 paths."""
+    with h5py.File(path, "a") as file:
+        for level in range(20):
+            below = file.require_group(f"level_{level + 1}")
+            file[f"level_{level}/left"] = file[f"level_{level}/right"] = below
+        file["data/demo_0/links"] = file["level_0"]
+
+
+def with_a_name_of_other_bytes(path: pathlib.Path) -> None:
+    with h5py.File(path, "a") as file:
+        file["data/demo_0"][b"\xff"] = np.zeros(3)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -355,6 +476,9 @@ def without_demos(path: pathlib.Path) -> None:
             "episode; found episodes at the root",
         ),
         (without_demos, f"{STOVE}, data: expected groups demo_0, demo_1, .*; found an empty group"),
+        (with_deep_groups, "/below: expected at most 32 groups inside one another; found more"),
+        (with_links_that_multiply, "demo_0: expected at most 10,000 arrays and groups, .*; found m"),
+        (with_a_name_of_other_bytes, r"demo_0: expected names in UTF-8; found b'\\xff'\. Rename"),
     ],
 )
 def test_a_file_of_another_form_is_refused_when_it_is_opened(
