@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
+import numpy as np
 
 from pipeline.errors import DataError
 
@@ -23,6 +24,10 @@ _DATA = "data"
 _DEMO = re.compile(r"demo_(\d+)$")
 _ACTIONS = ("actions", "action")
 _INSTRUCTION = "language_instruction"
+_MAX_DEPTH = 32
+"""Maximum number of groups inside one another, below that of a demo."""
+_MAX_ITEMS = 10_000
+"""Maximum number of arrays and groups of a demo; links to groups with links multiply them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +157,7 @@ def _demos(path: pathlib.Path, file: Any) -> tuple[Demo, ...]:
             where=str(path),
             expected=f"a group {_DATA} with demos, or an array {' or '.join(_ACTIONS)} of one "
             "episode",
-            found=f"{', '.join(file)} at the root" if len(file) else "an empty file",
+            found=f"{', '.join(map(str, file))} at the root" if len(file) else "an empty file",
             remedy="Write the demonstrations as robomimic does: data/demo_0, data/demo_1, ...",
         )
     names = [str(name) for name in data]
@@ -164,33 +169,68 @@ def _demos(path: pathlib.Path, file: Any) -> tuple[Demo, ...]:
             found=", ".join(names) if names else "an empty group",
             remedy="Leave the file out of the folder, or write demonstrations to it.",
         )
-    others = [name for name in names if name not in numbers and not _is_array(data.get(name))]
+    kinds = {name: h5py.Group if name in numbers else h5py.Dataset for name in names}
+    others = [name for name, kind in kinds.items() if not isinstance(data.get(name), kind)]
     if others:
         raise DataError(
             where=f"{path}, {_DATA}",
             expected="groups demo_0, demo_1, ... alone: each is an episode",
-            found=f"{', '.join(others)} beside {len(numbers)} of them",
+            found=f"{', '.join(others)} beside {len(numbers.keys() - others)} of them",
             remedy="Rename these groups if they are demonstrations, or remove them from the file.",
         )
     # h5py lists demo_10 before demo_2.
     return tuple(Demo(path, f"{_DATA}/{name}") for name in sorted(numbers, key=numbers.__getitem__))
 
 
-def _arrays(
-    path: pathlib.Path, group: Any, above: tuple[Any, ...] = ()
-) -> Iterator[tuple[str, Any]]:
+def _arrays(path: pathlib.Path, group: Any) -> Iterator[tuple[str, Any]]:
     """Yields the arrays below a group by their paths in it, those behind links as well.
 
     Raises:
-      DataError: A link without its target, or to a group that it lies in.
+      DataError: There are too many, or one of them cannot be read; see `_items`.
     """
+    for number, (name, item) in enumerate(_items(path, group)):
+        if number == _MAX_ITEMS:
+            raise DataError(
+                where=f"{path}, {group.name}",
+                expected=f"at most {_MAX_ITEMS:,} arrays and groups, those behind links as well",
+                found="more",
+                remedy="Write one array of all steps per quantity, and remove links to groups.",
+            )
+        if _is_array(item):
+            yield name, item
+
+
+def _items(
+    path: pathlib.Path, group: Any, above: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yields the arrays and groups below a group by their paths in it.
+
+    Raises:
+      DataError: A link without its target, or to a group that it lies in; a name that is no text;
+        too many groups inside one another.
+    """
+    if len(above) > _MAX_DEPTH:
+        raise DataError(
+            where=f"{path}, {group.name}",
+            expected=f"at most {_MAX_DEPTH} groups inside one another",
+            found="more",
+            remedy="Write the arrays below fewer groups.",
+        )
     above = (*above, group)
     for name in group:
+        if isinstance(name, bytes):  # h5py gives what is not UTF-8 as it is
+            raise DataError(
+                where=f"{path}, {group.name}",
+                expected="names in UTF-8",
+                found=str(name),
+                remedy="Rename it, or remove it from the file.",
+            )
         item = group.get(name)
         if _is_array(item):
             yield name, item
         elif isinstance(item, h5py.Group) and item not in above:
-            yield from ((f"{name}/{below}", array) for below, array in _arrays(path, item, above))
+            yield name, item
+            yield from ((f"{name}/{below}", found) for below, found in _items(path, item, above))
         elif not isinstance(item, h5py.Datatype):
             raise DataError(
                 where=f"{path}, {group.name}/{name}",
@@ -213,9 +253,11 @@ def array_type(dataset: Any) -> ArrayType:
 
 
 def _masks(file: Any) -> dict[str, tuple[str, ...]]:
-    masks = file.get("mask", {})
+    group = file.get("mask")
+    masks = dict(group.items()) if isinstance(group, h5py.Group) else {}
     return {
-        name: tuple(bytes(demo).decode(errors="replace") for demo in masks[name][:])
-        for name in masks
-        if _is_array(masks[name]) and masks[name].dtype.kind in "SO"
+        str(name): tuple(bytes(demo).decode(errors="replace") for demo in np.ravel(mask[()]))
+        for name, mask in masks.items()
+        # Other arrays, such as those of references, and those declared empty name no demos.
+        if _is_array(mask) and mask.shape is not None and array_type(mask).dtype == "utf8"
     }

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ INSTRUCTION = "language_instruction"
 _DEMOS_PER_SHARD = 50
 """Demos that a worker converts at a time; LIBERO's files have as many."""
 _LIBERO_KEYS = {"obs/agentview_rgb", "obs/eye_in_hand_rgb", "obs/ee_states"}
+_NUM_SAMPLES = "num_samples"
+"""Attribute of a demo: its number of steps, in robomimic's files and LIBERO's."""
 _OPTIONAL = "next_obs/"
 """Arrays that robomimic writes for some of the demos alone."""
 
@@ -331,11 +334,12 @@ def _num_steps(arrays: Episode, group: Any, demo: Demo) -> int:
       SchemaError: Arrays of other lengths, another `num_samples`, or none at all.
     """
     lengths = {key.removeprefix(STEPS): len(values) for key, values in arrays.items()}
-    declared = group.attrs.get("num_samples")
+    declared = group.attrs.get(_NUM_SAMPLES)
     if declared is not None:
-        lengths["num_samples"] = int(declared)
+        lengths[_NUM_SAMPLES] = _whole_number(declared, demo)
     if not lengths:
-        lengths = {name: len(group[name]) for name in ("actions", "action") if name in group}
+        found = {name: getattr(group.get(name), "shape", None) for name in ("actions", "action")}
+        lengths = {name: shape[0] for name, shape in found.items() if shape}
     if len(set(lengths.values())) != 1:
         counts: dict[int, list[str]] = {}
         for name, length in lengths.items():
@@ -344,7 +348,7 @@ def _num_steps(arrays: Episode, group: Any, demo: Demo) -> int:
         raise SchemaError(
             where=demo.where,
             expected="the same number of steps for every array, and for num_samples",
-            found=shown,
+            found=shown or "no actions, one per step",
             remedy="Ignore keys without one value per step in the mapping, or fix the demo at the "
             "source.",
         )
@@ -356,6 +360,23 @@ def _num_steps(arrays: Episode, group: Any, demo: Demo) -> int:
             remedy="Write the file without it.",
         )
     return next(iter(lengths.values()))
+
+
+def _whole_number(declared: Any, demo: Demo) -> int:
+    """The number in an attribute, which may be an array of one.
+
+    Raises:
+      SchemaError: It is no number, or several.
+    """
+    try:
+        return int(np.asarray(declared).item())
+    except (TypeError, ValueError, OverflowError) as error:  # such as 'four', [4, 4], nan, inf
+        raise SchemaError(
+            where=f"{demo.where}, {_NUM_SAMPLES}",
+            expected="the number of steps",
+            found=reprlib.repr(np.asarray(declared).tolist()),
+            remedy="Write the number, or remove the attribute.",
+        ) from error
 
 
 def _num_bytes(values: Episode | DataError | SchemaError) -> int:
