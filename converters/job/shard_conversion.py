@@ -89,8 +89,9 @@ class Part:
     image_seconds: float = 0.0
     """CPU seconds that decoding them took."""
     digest: str = dataclasses.field(default="", metadata=LATER)
-    """Digest of the names and sizes of the source's files, where there are several. Where it is
-    another now, the shard is converted again; empty in notes of earlier releases too."""
+    """Digest of the names and sizes of the source's files, where there are several, and of
+    `SourceShard.digest`. Where it is another now, the shard is converted again; empty in notes of
+    earlier releases too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +257,8 @@ class ShardJob:
         # Relative, since the source may be moved between a kill and the next run.
         names = [os.path.relpath(path, self.source.directory) for path in shard.paths]
         # The name of a shard, which is in the plan, tells a single file.
-        digest = json_checksum([names, sizes]) if len(names) > 1 else ""
+        is_known_by_name = len(names) < 2 and not shard.digest
+        digest = "" if is_known_by_name else json_checksum([names, sizes, shard.digest])
         return (num_bytes, shard.num_records), digest
 
     def _modified(self, number: int) -> int:

@@ -18,7 +18,7 @@ from converters.sources.reading import select_shards
 from converters.sources.source import SourceEpisode, SourceKey, SourceShard
 from pipeline.bundled import local_path
 from pipeline.errors import DataError, SchemaError, UserError
-from pipeline.files import open_path
+from pipeline.files import json_checksum, open_path
 from pipeline.hub.hub_address import DATASETS, without_revision
 from pipeline.hub.hub_files import fetch_matching
 
@@ -193,14 +193,19 @@ def open_lerobot(
     else:
         dataset = open_dataset(open_path(local_path(str(path))), image_quality)
     ranges = shard_ranges([place.length for place in dataset.places])
+    info = dataset.info
+    # What in `meta` decides what the steps of any episode become.
+    declared = json_checksum([info.fps, info.features, dataset.tasks, dataset.subtasks])
     shards = {}
     for start, stop in ranges:
+        places = dataset.places[start:stop]
         name = f"episodes-{start:06d}-{stop:06d}"
         shards[start] = SourceShard(
             name=name,
             where=f"{dataset.directory}, episodes {start} to {stop - 1}",
-            paths=_paths(dataset.directory, dataset.places[start:stop]),
+            paths=_paths(dataset.directory, places),
             num_records=stop - start,
+            digest=json_checksum([declared, *map(vars, places)]),
         )
     first_episodes = {shard.name: start for start, shard in shards.items()}
     return LeRobotSource(dataset, dataset.keys, tuple(shards.values()), first_episodes)

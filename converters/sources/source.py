@@ -73,6 +73,9 @@ class SourceShard:
     """The first of them that is read."""
     stop: int | None = None
     """The first after `start` that is not read any more; None: all are."""
+    digest: str = ""
+    """Digest of what its episodes take from elsewhere than `paths`, such as the texts of tasks; a
+    shard is converted again where it changed. Empty where there is no such thing."""
 
     @property
     def num_episodes(self) -> int:

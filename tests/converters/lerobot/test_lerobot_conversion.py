@@ -102,6 +102,33 @@ def test_an_unfinished_conversion_is_not_resumed_in_another_quality(tmp_path) ->
     assert jobs[0].plan_digest != jobs[1].plan_digest  # what a resumed conversion compares
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "is_done"),
+    [
+        ("tasks.jsonl", TASKS[0], "pull the drawer", False),
+        ("info.json", '"names": null', '"names": null, "info": {"depth_scale": 2}', False),
+        ("info.json", '"panda"', '"ur5"', True),  # which no step holds
+    ],
+)
+def test_a_shard_is_converted_again_after_a_change_of_what_its_steps_mean(
+    tmp_path: pathlib.Path, file: str, old: str, new: str, *, is_done: bool
+) -> None:
+    write_set(tmp_path / "drawer", "2.1", storage="image", lengths=(2, 3))
+    source = open_source(str(tmp_path / "drawer"))
+    mapping = proposed(source, tmp_path)
+    schema = mapping.schema(source)
+    out = epath.Path(tmp_path / "out")
+    (out / ".conversion").mkdir(parents=True)
+    ShardJob(source, mapping, schema, out).convert(0, lambda num_bytes: None)
+    assert ShardJob(source, mapping, schema, out).is_done(0)
+    path = tmp_path / "drawer" / "meta" / file
+    changed = path.read_text().replace(old, new, 1)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    other = ShardJob(open_source(str(tmp_path / "drawer")), mapping, schema, out)
+    assert other.is_done(0) == is_done
+
+
 @pytest.mark.parametrize("quality", [0, 101])
 def test_a_quality_that_jpeg_lacks_is_refused(tmp_path: pathlib.Path, quality: int) -> None:
     write_set(tmp_path, lengths=(1,))
