@@ -110,8 +110,10 @@ def convert_dataset(  # noqa: PLR0913  (the flags of `octograin convert`)
 
 
 def _is_range(episodes: object) -> bool:
-    is_pair = isinstance(episodes, tuple | list) and len(episodes) == 2
-    return is_pair and all(isinstance(end, numbers.Integral) for end in episodes)
+    match episodes:
+        case (numbers.Integral(), numbers.Integral()):
+            return True
+    return False
 
 
 def _misused(expected: str, found: str) -> UserError:
