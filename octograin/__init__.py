@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-__version__ = "0.12.0"
+__version__ = "0.13.0"
 
 _PACKAGES = ("pipeline", "train", "converters")
 _FOLDER = pathlib.Path(__file__).resolve().parents[1]
