@@ -23,7 +23,7 @@ from pipeline.files import is_remote
 from pipeline.hub.hub_address import DATASETS, SCHEME, is_dataset_address
 from pipeline.sharing.cached_dataset import directory_of, fetch_dataset, pin_address
 from pipeline.sharing.pulled_note import not_pulled
-from pipeline.terminal import ranges
+from pipeline.terminal import count, ranges
 
 _log = logging.getLogger(__name__)
 _SHOWN_FEATURES, _SHOWN_TASKS = 9, 4
@@ -380,7 +380,8 @@ def describe(dataset: Dataset) -> str:
     """
     manifest = dataset.manifest
     rate = f"{manifest.conventions.control_frequency_hz:g} Hz"
-    sizes = f"{dataset.num_episodes:,} episodes, {dataset.num_steps:,} steps at {rate}"
+    episodes, steps = count(dataset.num_episodes, "episode"), count(dataset.num_steps, "step")
+    sizes = f"{episodes}, {steps} at {rate}"
     sizes += excluded_note(manifest)
     features = [feature for _, feature in manifest.schema.features() if feature.kind != "text"]
     # `sort` is stable: the action and observations first, each group in the order of the schema.
@@ -393,7 +394,7 @@ def describe(dataset: Dataset) -> str:
         [
             f"{manifest.name}: {sizes} ({dataset.path})",
             *_shortened(lines, _SHOWN_FEATURES, len(lines)),
-            f"{len(manifest.tasks):,} instructions:",
+            f"{count(len(manifest.tasks), 'instruction')}:",
             *_shortened(tasks, _SHOWN_TASKS, len(manifest.tasks)),
         ]
     )

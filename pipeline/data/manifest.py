@@ -274,12 +274,19 @@ def _read(path: epath.Path) -> str:
             found="the directory of a run",
             remedy="Its datasets.json lists its datasets; Policy.from_run opens its policy.",
         )
+    if path.parent.exists():
+        raise DataError(
+            where=str(path.parent),
+            expected=f"a dataset directory with a {FILE_NAME}",
+            found="none in it",
+            remedy=_datasets_in(path.parent)
+            or f"If it is a source, convert it: octograin convert {path.parent} DST",
+        )
     raise DataError(
         where=str(path.parent),
         expected=f"a dataset directory with a {FILE_NAME}",
-        found="none in it" if path.parent.exists() else "no such directory",
-        remedy=_datasets_in(path.parent)
-        or f"Convert a source: octograin convert SRC {path.parent}",
+        found="no such directory",
+        remedy=f"Convert a source: octograin convert SRC {path.parent}",
     )
 
 

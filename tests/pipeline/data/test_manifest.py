@@ -22,12 +22,12 @@ def test_manifest_survives_its_text(mini_dataset: pathlib.Path, tmp_path: pathli
 
 
 def test_directory_without_a_manifest_is_no_dataset(tmp_path: pathlib.Path) -> None:
-    message = (
-        "expected a dataset directory with a dataset.json; found {}. Convert .*octograin convert"
-    )
-    with pytest.raises(DataError, match=message.format("none in it")):
+    expected = "expected a dataset directory with a dataset.json; found"
+    remedy = rf"If it is a source, convert it: octograin convert {tmp_path} DST"
+    with pytest.raises(DataError, match=rf"{expected} none in it\. {remedy}"):
         load_manifest(epath.Path(tmp_path))
-    with pytest.raises(DataError, match=message.format("no such directory")):
+    remedy = rf"Convert a source: octograin convert SRC {tmp_path}/missing"
+    with pytest.raises(DataError, match=rf"{expected} no such directory\. {remedy}"):
         load_manifest(epath.Path(tmp_path / "missing"))
 
 
