@@ -204,7 +204,8 @@ def _selected(
             where=str(root),
             expected=f"a mask {split}, as --split names it",
             found=f"the masks {', '.join(masks)}" if masks else "no masks",
-            remedy=f"{'Name one of them, or leave' if masks else 'Leave'} --split out for all demos.",
+            remedy=("Name one of them, or leave" if masks else "Leave")
+            + " --split out for all demos.",
         )
     chosen = []
     for layout in layouts:
