@@ -247,7 +247,7 @@ def _summarize(manifest: Manifest, source: Source, args: Args, seconds: float) -
         alone = "by their headers alone; --check_images decodes them all"
         lines.append(f"images checked: {'to their ends' if args.check_images else alone}")
     if any(manifest.removed_steps):
-        lines.append(f"no-ops removed: {sum(manifest.removed_steps):,} steps")
+        lines.append(f"no-ops removed: {count(sum(manifest.removed_steps), 'step')}")
         lines += _removed(manifest)
     for column in manifest.schema.columns:
         num_bytes = sum(shard.num_bytes for shard in manifest.shards[column.name])

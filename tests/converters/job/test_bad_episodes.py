@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
+from converters.job import convert_command
 from converters.job.bad_episodes import BadEpisode, Checks, listed
 from converters.job.convert import LocalRunner, convert
 from converters.rlds.tfrecord import frame, read_records
@@ -28,6 +29,22 @@ from tests.file_checksums import contents
 FLAGS = {key: tfds.features.Scalar(np.bool_) for key in ("steps/is_first", "steps/is_last")}
 IMAGE = "steps/observation/image"
 SKIP = Checks("skip")
+TOML = """
+task = "steps/language_instruction"
+ignore = ["episode_metadata/file_path", "steps/observation/image"]
+
+[conventions]
+image_orientation = "upright"
+rotation = "none"
+control_frequency_hz = 10.0
+no_ops = "removed_at_conversion"
+no_op_threshold = 0.5
+
+[[features]]
+key = "action"
+source = "steps/action"
+dims = ["x", "y"]
+"""
 
 
 def with_flags(toy: Any) -> Any:
@@ -127,6 +144,21 @@ def test_stop_lists_every_bad_episode_and_skipping_finishes_what_was_written(
     assert open_dataset(str(tmp_path / "out")).num_steps == 6
     found, words = verified(directory, tmp_path / "out")
     assert (found, "skipped at conversion: 2 episodes" in words) == ("", True)
+
+
+def test_the_summary_of_a_conversion_says_what_was_left_out(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = np.array([[1, 0], [0, 0.1], [0, 1]], np.float32)
+    toy = changed(spoiled(toy), e0={"steps/action": still})
+    (tmp_path / "toy.toml").write_text(TOML)
+    command = f"convert {toy.write(tmp_path)} {tmp_path / 'out'} --mapping {tmp_path / 'toy.toml'}"
+    monkeypatch.setattr("sys.argv", [*command.split(), "--bad_episodes", "skip"])
+    convert_command.main()
+    output = capsys.readouterr().out
+    assert f"no-ops removed: 1 step\n  {1:6} of 'lift the cup'\n" in output
+    assert "skipped: 2 of the source, listed in dataset.json\n" in output
+    assert f"{NAMES[0]}, episode 1: {SKIPPED[0].reason}" in output
 
 
 def test_shards_in_any_order_are_the_same_bytes(toy: Any, tmp_path: Path) -> None:
