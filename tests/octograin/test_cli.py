@@ -46,7 +46,7 @@ def test_the_version_is_that_of_the_package(
         (["export", "--to", "rlds"], "octograin export --to rlds [-h] DST [OUT]"),
         (["export", "--to", "lerobot"], "octograin export --to lerobot [-h] [OPTIONS] DST [OUT]"),
         (["export", "--to=octo"], "octograin export --to octo [-h] RUN DST"),
-        (["export", "--to=policy"], "octograin export --to policy [-h] RUN DST"),
+        (["export", "--to=policy"], "octograin export --to policy [-h] [OPTIONS] RUN DST"),
         (["train"], "octograin train [-h] "),
         (["demo"], "octograin demo [-h] [--num_steps NUM_STEPS] [dir]"),
     ],
