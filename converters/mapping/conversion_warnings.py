@@ -24,8 +24,10 @@ _HALF = 0.5
 
 def report_cameras(source: Source, schema: Schema) -> None:
     """Logs a warning where a dataset gets no camera of a source that has some, or one of floats."""
-    for _, feature in schema.features():
-        if feature.dtype == "float32" and feature.shape[2:] == (_CHANNELS,):
+    for column, feature in schema.features():
+        # In the column of cameras alone: an array of a trajectory may hold points.
+        is_rgb = feature.dtype == "float32" and feature.shape[2:] == (_CHANNELS,)
+        if is_rgb and column.name != EPISODES:
             _log.warning(
                 f"warning: {feature.key}: float32 {feature.shape} is no camera, whose pixels are "
                 "uint8: no image tokenizer takes it. Write uint8 at the source"
